@@ -1,0 +1,1 @@
+"""Scans on disk, cohorts of them, and datasets: no networks here."""

@@ -1,0 +1,23 @@
+"""Ignite handlers of a training: average, checkpoints, progress, curves, pictures, tracking."""
+
+from monai_diffae.handlers.checkpoint import CheckpointKeeper
+from monai_diffae.handlers.curves import TrainingCurves, draw_curves
+from monai_diffae.handlers.ema import EMA
+from monai_diffae.handlers.mlflow import MLflowTracking
+from monai_diffae.handlers.pictures import ReconstructionPictures, draw_mosaic
+from monai_diffae.handlers.progress import TrainingProgress
+from monai_diffae.handlers.statistics import RunningStatistics
+from monai_diffae.handlers.validation import Validation
+
+__all__ = [
+    "EMA",
+    "CheckpointKeeper",
+    "MLflowTracking",
+    "ReconstructionPictures",
+    "RunningStatistics",
+    "TrainingCurves",
+    "TrainingProgress",
+    "Validation",
+    "draw_curves",
+    "draw_mosaic",
+]

@@ -1,0 +1,5 @@
+"""Encoding, inversion and decoding with a trained network. Tensors only."""
+
+from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
+
+__all__ = ["DiffusionAutoencoderInferer", "ReconstructionMode"]

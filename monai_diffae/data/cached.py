@@ -1,0 +1,305 @@
+"""A dataset that reads and preprocesses every scan once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from monai_diffae.data.failures import Failure
+from monai_diffae.errors import (
+    CohortError,
+    ConfigError,
+    DiffAEError,
+    MachineError,
+    ScanError,
+    find_diffae_error,
+    one_line,
+)
+
+logger = logging.getLogger(__name__)
+
+Item = dict[str, Any]
+
+
+class CachedCases(Dataset[Item]):
+    """Preprocessed cases in memory, or on disk where memory is too small for them.
+
+    The first use (or :meth:`prepare`) reads every case once. A bad scan is one warning line and one entry of
+    :attr:`failures`; the others go on. Random transforms get a seed that is a function of (seed, epoch, index), so
+    that neither the number of workers nor the order of the items changes what an item looks like.
+
+    Args:
+        data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item.
+        transform: the deterministic part, to ``[C, *S]`` under each of ``keys``.
+        random_transform: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only.
+        cache: ``"memory"`` (on disk all the same if it takes more than ``cache_gib``), ``"disk"``, or ``"none"``: every
+            scan is checked once and then read anew each time.
+        cache_dir: where the disk cache goes, in a folder of its own that is removed at the end; the system's
+            temporary folder by default.
+        cache_gib: the largest cache in memory, in GiB.
+        num_workers: processes that preprocess; 0 does it in this one.
+        seed: for ``random_transform``.
+        on_bad_scan: ``"skip"``, or ``"stop"`` to raise the first one's :class:`ScanError`.
+        keys: what is kept of the transform's result.
+        progress: show a bar on a terminal, a line in the log elsewhere.
+
+    Raises:
+        CohortError: no scan can be used (on first use).
+        MachineError: the disk is too small for the cache, or a worker died (on first use).
+
+    Example:
+        >>> read = lambda item: {"image": torch.full((1, 2, 2), item["image"])}
+        >>> cases = CachedCases([{"image": 1.0, "id": "a"}], read)
+        >>> cases[0]["image"].shape, cases[0]["id"], len(cases)
+        (torch.Size([1, 2, 2]), 'a', 1)
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Any], Any],
+        random_transform: Callable[[Any], Any] | None = None,
+        cache: Literal["memory", "disk", "none"] = "memory",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_gib: float = 4.0,
+        num_workers: int = 0,
+        seed: int = 0,
+        on_bad_scan: Literal["skip", "stop"] = "skip",
+        keys: Sequence[str] = ("image",),
+        progress: bool = True,
+    ) -> None:
+        if cache not in ("memory", "disk", "none"):
+            raise ConfigError(f"cache: '{cache}' is not one of memory, disk, none")
+        if on_bad_scan not in ("skip", "stop"):
+            raise ConfigError(f"on_bad_scan: '{on_bad_scan}' is not one of skip, stop")
+        self.data = [dict(item) for item in data]
+        self.transform, self.random_transform = transform, random_transform
+        self.cache, self.cache_dir, self.cache_gib = cache, cache_dir, cache_gib
+        self.num_workers, self.seed, self.on_bad_scan = num_workers, seed, on_bad_scan
+        self.keys, self.progress, self.epoch = tuple(keys), progress, 0
+        self.failures: list[Failure] = []
+        self._items: list[Item] | None = None
+        self._stores: dict[str, _Store] = {}
+
+    @property
+    def items(self) -> list[Item]:
+        """The items that could be used, in order."""
+        self.prepare()
+        return self._items or []
+
+    def prepare(self) -> CachedCases:
+        """Read and preprocess all cases, unless that is done; returns the dataset itself."""
+        if self._items is not None:
+            return self
+        if not self.data:
+            raise CohortError("there are no cases to read; check the cohort and its splits")
+        items: list[Item] = []
+        for index, result in enumerate(self._results()):
+            wrong = result if isinstance(result, Exception) else self._keep(result)
+            if wrong is None:
+                items.append(self.data[index])
+            elif (isinstance(wrong, DiffAEError) and not isinstance(wrong, ScanError)) or self.on_bad_scan == "stop":
+                raise wrong
+            else:
+                self._note(index, wrong)
+        if not items:
+            first = self.failures[0]
+            raise CohortError(f"all {len(self.data)} cases failed, the first '{first.case_id}': {first.reason}")
+        for store in self._stores.values():
+            store.close()
+        self._items = items
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of plain integer indices. Worker processes that live on learn it from (epoch, index) instead."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Item:
+        """One item: ``keys`` as plain float32 tensors ``[C, *S]``, its ``id``, and its ``index`` in the dataset.
+
+        Args:
+            index: a position, or (epoch or step, position); the first number only seeds the augmentation.
+        """
+        epoch, position = index if isinstance(index, tuple) else (self.epoch, index)
+        items = self.items
+        position = range(len(items))[position]
+        if self._stores:
+            arrays = {key: store[position] for key, store in self._stores.items()}
+        else:
+            arrays = _preprocess(self.transform, items[position], self.keys)
+        tensors: Item = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        if self.random_transform is not None:
+            _seed(self.random_transform, self.seed, epoch, position)
+            tensors = self.random_transform(tensors)
+        plain: Item = {key: _plain(tensors[key]) for key in self.keys}
+        return {**plain, "id": str(items[position].get("id", position)), "index": position}
+
+    def _results(self) -> Iterator[dict[str, NDArray[np.float32]] | Exception]:
+        reading = _Reading(self.data, self.transform, self.keys)
+        loader = DataLoader(reading, batch_size=None, num_workers=self.num_workers, collate_fn=_same)
+        with _shown(len(self.data), self.progress) as advance:
+            results = iter(loader)
+            for _ in self.data:
+                try:
+                    result = next(results)
+                except RuntimeError as error:  # torch says so when a worker is killed, mostly for want of memory
+                    raise MachineError(
+                        f"a worker died while reading ({one_line(error)}); use fewer num_workers"
+                    ) from error
+                advance()
+                yield result
+
+    def _keep(self, arrays: dict[str, NDArray[np.float32]]) -> ScanError | None:
+        """Store a result; a size that differs from the first one's is returned as an error."""
+        if self.cache == "none":
+            return None
+        if not self._stores:
+            count = len(self.data)
+            gib = count * sum(a.nbytes for a in arrays.values()) / 1024**3
+            on_disk = self.cache == "disk" or gib > self.cache_gib
+            folder = self._make_folder(gib) if on_disk else None
+            self._stores = {key: _Store(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()}
+        for key, array in arrays.items():
+            if array.shape != self._stores[key].shape:
+                expected, found = list(self._stores[key].shape), list(array.shape)
+                return ScanError(
+                    f"{key}: the size is {found} where others are {expected}; crop, pad or resize in the transform"
+                )
+        for key, array in arrays.items():
+            self._stores[key].append(array)
+        return None
+
+    def _make_folder(self, gib: float) -> Path:
+        try:
+            if self.cache_dir is not None:
+                Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="diffae-cache-", dir=self.cache_dir))
+        except OSError as error:
+            raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
+        # a worker process that ends must not take the folder with it
+        weakref.finalize(self, _remove_folder, folder, os.getpid())
+        free = shutil.disk_usage(folder).free / 1024**3
+        if free < gib:
+            raise MachineError(
+                f"cache_dir: the cache takes {gib:.1f} GiB and {free:.1f} GiB are free; choose another disk"
+            )
+        return folder
+
+    def _note(self, index: int, error: Exception) -> None:
+        item, reason = self.data[index], one_line(error)
+        image = item.get(self.keys[0], item.get("image", ""))
+        file = image[0] if isinstance(image, (list, tuple)) and image else image
+        failure = Failure(str(item.get("id", index)), Path(str(file)).name, reason)
+        self.failures.append(failure)
+        logger.warning("case %s left out: %s", failure.case_id, reason)
+
+
+class _Store:
+    """An array ``[N, *shape]`` that is filled one after the other, in memory or in a file."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], path: Path | None) -> None:
+        self.shape, self.path, self.filled = shape, path, 0
+        self._array = np.empty((count, *shape), np.float32) if path is None else None
+        # written and not mapped: a full disk is then an error and not a killed process
+        self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
+
+    def append(self, array: NDArray[np.float32]) -> None:
+        if self._array is not None:
+            self._array[self.filled] = array
+        elif self._stream is not None:
+            try:
+                self._stream.write(np.ascontiguousarray(array).tobytes())
+            except OSError as error:
+                raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error
+        self.filled += 1
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __getitem__(self, position: int) -> NDArray[np.float32]:
+        if self._array is None:
+            if self.path is None:
+                raise RuntimeError("a store without array and without file")
+            self._array = np.memmap(self.path, np.float32, "r", shape=(self.filled, *self.shape))
+        return np.array(self._array[position])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # to a worker that is spawned goes the file's name and not its contents
+        return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}
+
+
+class _Reading(Dataset[Any]):
+    """Errors as values: an exception in a worker would arrive as a traceback that stops all."""
+
+    def __init__(self, data: Sequence[Item], transform: Callable[[Any], Any], keys: tuple[str, ...]) -> None:
+        self.data, self.transform, self.keys = data, transform, keys
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, NDArray[np.float32]] | Exception:
+        try:
+            return _preprocess(self.transform, self.data[index], self.keys)
+        except Exception as error:
+            return find_diffae_error(error) or ScanError(one_line(error)[:200])
+
+
+def _preprocess(transform: Callable[[Any], Any], item: Item, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    result = transform(dict(item))
+    return {key: np.array(_plain(result[key]).numpy(), np.float32) for key in keys}
+
+
+def _plain(value: Any) -> torch.Tensor:
+    """Without MONAI's meta data, which hold paths."""
+    tensor = value.as_tensor() if hasattr(value, "as_tensor") else torch.as_tensor(value)
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:
+    if hasattr(transform, "set_random_state"):
+        digest = hashlib.sha256(f"{seed}:{epoch}:{index}".encode()).digest()
+        transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _remove_folder(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _shown(total: int, progress: bool) -> Iterator[Callable[[], None]]:
+    if not progress or total < 2 or not sys.stderr.isatty():
+        if progress and total > 1:
+            logger.info("reading and preprocessing %d scans", total)
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading scans", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,68 @@
+"""PNG and JPEG."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
+
+_PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "La": "LA"}
+
+
+def read(path: Path) -> Scan:
+    """Read a picture: array ``[C, H, W]`` in the file's own values (0..255, or 0..65535 for 16 bits), turned upright.
+
+    An alpha channel is dropped where it is opaque.
+
+    Raises:
+        ScanError: the file is damaged or no PNG or JPEG, or is partly transparent.
+    """
+    image = _opened(path)
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... for damaged files
+        raise problem(path, f"the picture is damaged ({error})", "copy it again") from error
+    array = np.atleast_3d(np.asarray(image)).astype(np.float32)
+    return Scan(np.moveaxis(_without_alpha(path, image.mode, array), -1, 0).copy(), np.eye(4))
+
+
+def read_header(path: Path) -> Header:
+    """Sizes ``(H, W)`` as displayed."""
+    image = _opened(path)
+    width, height = image.size
+    turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
+    return Header((width, height) if turned else (height, width), np.eye(4))
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own budget follows
+            image = Image.open(path, formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError as error:
+        raise problem(path, "its header declares far too many pixels", "scale it down") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise problem(path, "this is not a readable PNG or JPEG", "export it again") from error
+    except Exception as error:
+        raise problem(path, f"its header is damaged ({error})", "copy it again") from error
+    check_budget(path, image.size, len(image.getbands()))
+    if getattr(image, "n_frames", 1) > 1:
+        raise problem(path, f"it holds {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]
+    return image
+
+
+def _without_alpha(path: Path, mode: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    if mode not in ("LA", "RGBA"):
+        return array
+    if array[..., -1].min() < 255:
+        raise problem(path, "the picture is partly transparent", "save it without an alpha channel")
+    return array[..., :-1]

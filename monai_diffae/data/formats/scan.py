@@ -1,0 +1,99 @@
+"""What every format's reader gives: a scan, or one line that says why not."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffae.errors import ScanError
+
+MAX_BYTES = 2 * 1024**3
+"""The largest scan that is read, as float32 voxels: 2 GiB."""
+
+MAX_LINE = 200
+"""The longest error line, in characters."""
+
+
+@dataclass(eq=False)
+class Scan:
+    """One scan.
+
+    Attributes:
+        array: float32 ``[C, *S]``. Volumes are in the file's own voxel order ``[C, X, Y, Z]``; pictures and single
+            slices are ``[C, H, W]``, rows top to bottom as displayed.
+        affine: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to millimetres, RAS+. The
+            identity for PNG and JPEG, which know no millimetres.
+        modality: DICOM's modality such as ``"CT"``, ``"MR"``, ``"DX"``; None elsewhere.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    modality: str | None = None
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return self.array.ndim - 1
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance between neighbouring voxels along each of ``S``, in millimetres."""
+        return tuple(float(v) for v in np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its voxels before they are read: sizes ``S`` (2 or 3) and the affine, as in `Scan`."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
+def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
+    """The error ``file name: what is wrong; what to do``, one line of at most 200 characters, without folders.
+
+    Example:
+        >>> problem("/data/Doe^Jane/ct.nii", "the file is empty", "copy it again")
+        ScanError('ct.nii: the file is empty; copy it again')
+    """
+    name = " ".join(Path(path).name.split())
+    if len(name) > 48:
+        name = "..." + name[-45:]
+    room = MAX_LINE - len(name) - len(todo) - 4
+    wrong = " ".join(wrong.split())
+    if len(wrong) > room:
+        wrong = wrong[: max(room - 3, 0)] + "..."
+    return ScanError(f"{name}: {wrong}; {todo}")
+
+
+def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components: int = 1) -> None:
+    """Refuse sizes that are not positive, or that need more than :data:`MAX_BYTES`, before anything is allocated."""
+    if any(n < 1 for n in sizes):
+        raise problem(path, f"its header declares the size {_times(sizes)}", "export it again")
+    gib = math.prod(sizes) * components * 4 / 1024**3
+    if gib * 1024**3 > MAX_BYTES:
+        raise problem(
+            path, f"its header declares {_times(sizes)} voxels, {gib:.1f} GiB, over 2 GiB", "crop or resample it"
+        )
+
+
+def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
+    """Refuse spacings that are not positive numbers, and axes that do not span space."""
+    if not np.isfinite(affine).all():
+        raise problem(path, "its affine or spacing is not finite", "export it again with a valid spacing")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (spacing < 1e-9).any():
+        shown = " x ".join(f"{v:g}" for v in spacing)
+        raise problem(path, f"its voxel spacing is {shown} mm", "export it again with a valid spacing")
+    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
+        raise problem(path, "its affine is singular (two axes point the same way)", "repair its sform or direction")
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in sizes)

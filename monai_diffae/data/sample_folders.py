@@ -1,0 +1,75 @@
+"""Folders that this package fills with sample data: complete or not, ours or somebody else's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import ConfigError, MachineError
+
+RECORD = "sample-data.json"
+
+
+def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
+    """Whether ``directory`` holds all that these parameters give: the record, the table and every image."""
+    table = directory / "cohort.csv"
+    if _read_record(directory) != dict(parameters) or not table.is_file():
+        return False
+    rows = table.read_text().count("\n") - 1
+    return sum(1 for _ in (directory / "images").glob("*-*")) == rows
+
+
+def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make a folder ready to be filled, and note the parameters in it.
+
+    An unfinished or older set of sample data is cleared away; anything else is left alone and refused.
+
+    Args:
+        directory: created if missing; images go into ``directory / "images"``.
+        parameters: what the content depends on; plain JSON values.
+        overwrite: whether sample data of other parameters may be replaced.
+
+    Raises:
+        ConfigError: the folder holds sample data of other parameters and ``overwrite`` is off, or holds a
+            ``cohort.csv`` or ``images`` that this package did not write.
+        MachineError: the folder cannot be written.
+    """
+    images = directory / "images"
+    record = _read_record(directory)
+    if record is None:
+        if (directory / "cohort.csv").exists() or (images.is_dir() and any(images.iterdir())):
+            raise ConfigError(f"{directory}: holds a cohort.csv or images of your own; choose another folder")
+    elif record != dict(parameters) and not overwrite:
+        keys = sorted(key for key in {*record, *parameters} if record.get(key) != parameters.get(key))
+        changed = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in keys)
+        raise ConfigError(f"{directory}: holds sample data with {changed}; set overwrite or choose another folder")
+    try:
+        (directory / "cohort.csv").unlink(missing_ok=True)  # first: without it the set counts as unfinished
+        images.mkdir(parents=True, exist_ok=True)
+        for old in images.glob("*-*"):
+            old.unlink()
+    except OSError as error:
+        raise MachineError(f"{directory}: cannot be written ({error.strerror}); choose another folder") from error
+    text = json.dumps(dict(parameters), indent=2) + "\n"
+    write_atomic(directory / RECORD, lambda path: path.write_text(text))
+
+
+def write_image(path: Path, content: bytes) -> None:
+    """Write one of many images. Not one by one atomic: the table, written last, says that all are there."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
+
+
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((directory / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,158 @@
+"""A virtual cohort: one real brain template with simulated variation of known strength. No download, no patients.
+
+Every virtual patient is the same real MNI152 T1 template, seen through a smooth deformation and a grey-value curve of
+known strength (:data:`FACTORS`), plus a small random displacement that no factor describes. The factors are written
+beside the images, so that what a representation should have found is known.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pandas as pd
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.sample_folders import claim_folder, is_complete, write_image
+from monai_diffae.data.virtual_patients import FACTORS, FIELD_OF_VIEW_MM, draw_patient, read_template, render_patient
+from monai_diffae.errors import ConfigError
+
+__all__ = ["FACTORS", "make_virtual_cohort", "split_of"]
+
+_README = """\
+Virtual cohort: ONE real brain template with simulated variation. These are not patients.
+
+Every image is the MNI152 T1 template (ICBM 2009a, nonlinear, symmetric, brain only), deformed smoothly by known
+amounts, which cohort.csv lists for each image:
+
+{factors}
+
+Each virtual patient also has a small random smooth displacement (2 mm RMS along each axis) that no column describes.
+Use it to try software and to check a method against known causes. It says nothing about patients or disease.
+
+Please cite the template:
+  VS Fonov, AC Evans, K Botteron, CR Almli, RC McKinstry, DL Collins and BDCG. Unbiased average age-appropriate atlases
+  for pediatric studies. NeuroImage 54(1), 2011. doi:10.1016/j.neuroimage.2010.07.033
+  VS Fonov, AC Evans, RC McKinstry, CR Almli and DL Collins. Unbiased nonlinear average age-appropriate brain templates
+  from birth to adulthood. NeuroImage 47, Supplement 1, S102, 2009. doi:10.1016/S1053-8119(09)70884-5
+
+Licence: the template came to this machine inside the nilearn package, whose notes state its licence as "unknown".
+Its makers (Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University) publish
+it with a notice of their own; read that before you pass these images on.
+"""
+
+
+def make_virtual_cohort(
+    directory: str | os.PathLike[str],
+    *,
+    num_patients: int = 1000,
+    size: int = 48,
+    spatial_dims: int = 2,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.15,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """Write a virtual cohort: NIfTI images, a table with the known factors, and a README that says what it is.
+
+    The bytes depend on the parameters alone, and a patient on ``(seed, its number)`` alone: a larger cohort begins
+    with the smaller one, in the same splits. A second call on a complete cohort returns at once.
+
+    Args:
+        directory: where the cohort goes; created if missing.
+        num_patients: one image each.
+        size: voxels along each axis, at least 8; the field of view is always 224 mm.
+        spatial_dims: 2 for axial slices (NIfTI volumes of ``size x size x 1``), 3 for volumes.
+        seed: at least 0.
+        val_fraction: part of the patients in the split "val", 0 to 1.
+        test_fraction: part of the patients in the split "test", 0 to 1.
+        overwrite: replace a virtual cohort that was made with other parameters.
+        workers: threads; as many as there are processors, at most 8, when not given. They change no byte.
+
+    Returns:
+        The path of ``cohort.csv`` (columns ``id``, ``patient``, ``image`` relative to it, ``split``, and one for each
+        of :data:`FACTORS`), which is written last.
+
+    Raises:
+        ConfigError: a parameter out of range, or the folder holds something else.
+        MachineError: the template is not installed, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = make_virtual_cohort(folder, num_patients=4, size=32)
+        ...     print(table.name, len(list(table.parent.glob("images/*.nii"))))
+        cohort.csv 4
+    """
+    _check(num_patients, size, spatial_dims, seed, val_fraction, test_fraction)
+    directory = Path(directory)
+    parameters: dict[str, Any] = {
+        "kind": "virtual MNI152 cohort, version 1",
+        "num_patients": num_patients,
+        "size": size,
+        "spatial_dims": spatial_dims,
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+    }
+    if is_complete(directory, parameters) and not overwrite:
+        return directory / "cohort.csv"
+    read_template(FIELD_OF_VIEW_MM / size)  # fails, if it must, before the folder is touched
+    claim_folder(directory, parameters, overwrite=overwrite)
+    factors = "\n".join(f"  {f.name:<12} {f.low:g} to {f.high:g} {f.unit}: {f.meaning}" for f in FACTORS)
+    write_atomic(directory / "README.txt", lambda path: path.write_text(_README.format(factors=factors)))
+    write = partial(_write_patient, directory, size=size, spatial_dims=spatial_dims, seed=seed)
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
+        rows = list(pool.map(write, range(num_patients)))
+    for index, row in enumerate(rows):
+        row["split"] = split_of(index, val_fraction, test_fraction)
+    columns = ["id", "patient", "image", "split", *(factor.name for factor in FACTORS)]
+    table = pd.DataFrame(rows)[columns]
+    return write_atomic(directory / "cohort.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+
+
+def split_of(index: int, val_fraction: float, test_fraction: float) -> str:
+    """The split of a patient: a function of its number that keeps the fractions close at every size of cohort.
+
+    The multiples of the golden ratio fill [0, 1) evenly from the first on (a low-discrepancy sequence), where a draw
+    would leave a small cohort without a test set now and then.
+
+    Example:
+        >>> [split_of(index, 0.2, 0.2) for index in range(5)]
+        ['train', 'test', 'train', 'train', 'val']
+    """
+    place = (index + 0.5) * 0.6180339887498949 % 1
+    if place >= 1 - test_fraction:
+        return "test"
+    return "val" if place >= 1 - test_fraction - val_fraction else "train"
+
+
+def _check(
+    num_patients: int, size: int, spatial_dims: int, seed: int, val_fraction: float, test_fraction: float
+) -> None:
+    if spatial_dims not in (2, 3):
+        raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
+    for name, value, low in (("num_patients", num_patients, 1), ("size", size, 8), ("seed", seed, 0)):
+        if value < low:
+            raise ConfigError(f"{name}: {value} is below {low}")
+    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction > 1:
+        raise ConfigError(
+            f"val_fraction, test_fraction: {val_fraction:g} and {test_fraction:g}; "
+            "neither may be below 0, nor their sum above 1"
+        )
+
+
+def _write_patient(directory: Path, index: int, *, size: int, spatial_dims: int, seed: int) -> dict[str, Any]:
+    patient = draw_patient(seed, index)
+    array, affine = render_patient(patient, size=size, spatial_dims=spatial_dims)
+    name = f"mni-{index:06d}"
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    # uncompressed: gzip's bytes depend on the version of zlib
+    write_image(directory / "images" / f"{name}.nii", image.to_bytes())
+    return {"id": name, "patient": name, "image": f"images/{name}.nii", **patient.factors}

@@ -1,0 +1,228 @@
+"""One scan file, or DICOM series, to an array with its geometry, and back.
+
+All checks are made on reading: what comes out of :func:`read_scan` is complete, finite, not constant, of the wanted
+dimensions and channels, or it is one :class:`~monai_diffae.errors.ScanError` line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.formats import dicom, itk, nifti, pictures
+from monai_diffae.data.formats.scan import Header, Scan, problem
+from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume, to_ras
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError
+
+__all__ = [
+    "SUFFIXES",
+    "Axis",
+    "Scan",
+    "ScanError",
+    "read_scan",
+    "read_shape",
+    "scan_suffix",
+    "slice_volume",
+    "write_scan",
+]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SUFFIXES = (".nii.gz", ".nii", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
+"""What is read; DICOM files may also have no suffix."""
+
+# How the two axes of a 2D image without geometry lie in RAS: rows run to posterior, columns to the patient's left.
+_DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def read_scan(
+    path: str | os.PathLike[str],
+    *,
+    spatial_dims: int | None = None,
+    channels: int | None = None,
+    nonfinite: Literal["error"] | float = "error",
+) -> Scan:
+    """Read one scan.
+
+    NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file, a folder with one DICOM series, or ``folder#series=UID``.
+
+    Args:
+        path: the file or folder.
+        spatial_dims: 2 or 3 where the caller needs one of them. A volume with a single slice counts as 2D.
+        channels: the number of channels that the caller needs. Grey stored as RGB has one.
+        nonfinite: ``"error"``, or the value that NaN and infinite voxels are replaced with (their number is logged).
+
+    Returns:
+        Array float32 ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in mm, RAS+.
+
+    Raises:
+        ScanError: the scan cannot be used: ``file name: what is wrong; what to do``, at most 200 characters.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     array = np.arange(24.0).reshape(1, 2, 3, 4)
+        ...     path = write_scan(Path(folder) / "a.nii.gz", array, np.diag([1, 1, 3, 1.0]))
+        ...     scan = read_scan(path, spatial_dims=3, channels=1)
+        >>> scan.array.shape, scan.spacing_mm
+        ((1, 2, 3, 4), (1.0, 1.0, 3.0))
+    """
+    path = Path(path)
+    scan = _guarded(path, _format(path)[0])
+    scan = _fit_dims(path, scan, spatial_dims)
+    scan.array = _fit_channels(path, scan.array, channels)
+    scan.array = _fit_values(path, scan.array, nonfinite)
+    return scan
+
+
+def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Sizes from the header alone: ``(R, A, S)`` voxels of a volume brought to RAS, ``(H, W)`` of a 2D image.
+
+    Raises:
+        ScanError: the header cannot be read.
+    """
+    path = Path(path)
+    header = _guarded(path, _format(path)[1])
+    if len(header.shape) == 2:
+        return header.shape
+    shape = [0, 0, 0]
+    for size, axis in zip(header.shape, ras_axes(header.affine), strict=True):
+        shape[axis] = size
+    flat = flat_axis(shape)
+    return slice_shape(shape, flat) if flat else tuple(shape)
+
+
+def write_scan(
+    path: str | os.PathLike[str],
+    array: ArrayLike,
+    affine: NDArray[np.float64] | None = None,
+    *,
+    value_range: tuple[float, float] | None = None,
+) -> Path:
+    """Write an array as NIfTI (float32, nothing wraps or is clipped) or PNG (8 bit), atomically.
+
+    Args:
+        path: ``.nii``, ``.nii.gz`` or ``.png``.
+        array: ``[C, X, Y, Z]`` or ``[C, H, W]``; PNG takes ``[1, H, W]`` and ``[3, H, W]``.
+        affine: 4x4 in mm, RAS+, as in :class:`Scan`; 1 mm without one.
+        value_range: for PNG: the values shown as black and white (others are clipped); the array's own by default.
+
+    Raises:
+        ConfigError: the suffix and the array do not go together.
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    path, values = Path(path), np.asarray(array, np.float32)
+    if values.ndim not in (3, 4):
+        raise ConfigError(f"{path.name}: an array of {values.ndim} axes cannot be written, expected [C, *S]")
+    if path.name.endswith((".nii", ".nii.gz")):
+        if values.ndim == 3:
+            values = values[..., None]
+            affine = _DISPLAYED if affine is None else affine
+        stored = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+        image = nib.Nifti1Image(stored, np.eye(4) if affine is None else affine)
+        image.header.set_xyzt_units("mm")
+        return write_atomic(path, lambda temporary: nib.save(image, temporary))
+    if path.suffix.lower() != ".png" or values.ndim != 3 or len(values) not in (1, 3):
+        raise ConfigError(
+            f"{path.name}: cannot hold an array {list(values.shape)}; use .nii.gz (or .png for [1 or 3, H, W])"
+        )
+    low, high = value_range or (float(values.min()), float(values.max()))
+    grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
+    pixels = grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)
+    picture = Image.fromarray(np.round(pixels).astype(np.uint8))
+    return write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def scan_suffix(path: str | os.PathLike[str]) -> str:
+    """The file's suffix among :data:`SUFFIXES`, ``""`` for none of them."""
+    name = Path(path).name.lower()
+    return next((s for s in SUFFIXES if name.endswith(s)), "")
+
+
+def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header]]:
+    """How to read the scan and its header, after the checks that need no format."""
+    folder, uid = dicom.split_series(path)
+    if folder.is_dir():
+        return dicom.read_series, dicom.read_header
+    if uid is not None or not path.exists():
+        raise problem(folder, "there is no such file", "check the path")
+    if not path.stat().st_size:
+        raise problem(path, "the file is empty", "copy it again")
+    suffix = scan_suffix(path)
+    if suffix.startswith(".nii"):
+        return nifti.read, nifti.read_header
+    if suffix in (".png", ".jpg", ".jpeg"):
+        return pictures.read, pictures.read_header
+    if suffix in (".nrrd", ".mha", ".mhd"):
+        return itk.read, itk.read_header
+    if suffix in dicom.SUFFIXES or not os.access(path, os.R_OK) or dicom.is_dicom(path):
+        return dicom.read_file, dicom.read_header
+    raise problem(path, "its suffix names no format that is read here", "convert it to .nii.gz, .png or DICOM")
+
+
+def _guarded(path: Path, read: Callable[[Path], T]) -> T:
+    """Read; what the machine or a library raises becomes one line."""
+    try:
+        return read(path)
+    except DiffAEError:
+        raise
+    except PermissionError as error:
+        raise problem(path, "there is no permission to read it", "change its permissions (chmod u+r)") from error
+    except MemoryError as error:
+        raise problem(path, "it does not fit into memory", "crop or resample it") from error
+    except OSError as error:
+        raise problem(path, f"it cannot be read ({error.strerror or error})", "copy it again") from error
+    except Exception as error:  # bytes that were never a scan can fail anywhere in a library
+        raise problem(
+            path, f"it cannot be read ({type(error).__name__}: {error})", "copy or export it again"
+        ) from error
+
+
+def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
+    if scan.spatial_dims == 3:
+        flat = flat_axis(to_ras(scan).array.shape[1:]) if 1 in scan.array.shape[1:] else None
+        scan = slice_volume(scan, flat, 0) if flat else scan
+    if spatial_dims == 2 and scan.spatial_dims == 3:
+        sizes = " x ".join(map(str, scan.array.shape[1:]))
+        raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")
+    if spatial_dims == 3 and scan.spatial_dims == 2:
+        sizes = " x ".join(map(str, scan.array.shape[1:]))
+        raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", "give the whole series, or use a 2D model")
+    return scan
+
+
+def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None) -> NDArray[np.float32]:
+    # JPEG may round the three channels of a grey picture differently
+    if len(array) == 3 and channels in (None, 1) and float(np.ptp(array, axis=0).max()) <= 2:
+        array = array[:1]
+    if channels is not None and len(array) != channels:
+        colour = " (colour)" if len(array) == 3 else ""
+        raise problem(
+            path, f"it has {len(array)} channels{colour}, expected {channels}", "convert it, or train a model for them"
+        )
+    return array
+
+
+def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: Literal["error"] | float) -> NDArray[np.float32]:
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad and nonfinite == "error":
+        raise problem(path, f"{bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value")
+    if bad:
+        logger.warning("%s: %d voxels that are NaN or infinite replaced with %g", path.name, bad, nonfinite)
+        array = np.where(np.isfinite(array), array, np.float32(nonfinite))
+    if array.min() == array.max():
+        raise problem(
+            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export; leave it out"
+        )
+    return array

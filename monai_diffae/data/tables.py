@@ -1,0 +1,142 @@
+"""Tables and datalists to rows: images, and what else each row says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.data.cases import Images, Label, as_labels
+from monai_diffae.errors import CohortError
+
+WORDS = ("id", "patient", "split")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table, or one scan that was found."""
+
+    images: dict[str, Images]
+    id: str | None = None
+    patient: str | None = None
+    split: str | None = None
+    labels: dict[str, Label] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Path:
+        """The first file of ``"image"``."""
+        image = self.images["image"]
+        return image if isinstance(image, Path) else image[0]
+
+
+def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ...]) -> list[Row]:
+    """A CSV (comma or semicolon) or TSV with a header.
+
+    Raises:
+        CohortError: a column that is needed is not there, the table is empty, or it is no text.
+    """
+    header, lines = _read_lines(path)
+    names = {word: columns.get(word, word) for word in (*image_keys, *WORDS)}
+    for word, name in names.items():
+        if name not in header and (word in image_keys or word in columns):
+            todo = f"name it with columns, e.g. --columns#{word} {_likely(header)}"
+            raise CohortError(_fitted(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {todo}"))
+    if not lines:
+        raise CohortError(f"{path.name}: the table has no rows; add one line per scan")
+    cells = {name: [line[i].strip() if i < len(line) else "" for line in lines] for i, name in enumerate(header)}
+    labels = as_labels({name: column for name, column in cells.items() if name and name not in names.values()})
+    rows = []
+    for i in range(len(lines)):
+        images: dict[str, Images] = {k: path.parent / cells[names[k]][i] for k in image_keys if cells[names[k]][i]}
+        if len(images) < len(image_keys):
+            missing = next(k for k in image_keys if k not in images)
+            raise CohortError(
+                f'{path.name}: row {i + 1} has no file in column "{names[missing]}"; fill it or remove the row'
+            )
+        known = {word: cells[names[word]][i] or None for word in WORDS if names[word] in cells}
+        rows.append(Row(images, **known, labels={name: column[i] for name, column in labels.items()}))
+    return rows
+
+
+def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ...]) -> list[Row]:
+    """A MONAI datalist: lists of entries under ``training``, ``validation``, ``test``, or one list.
+
+    An entry is a mapping with ``image`` (a path, or a list of paths: channels), or a path alone.
+
+    Raises:
+        CohortError: it is no JSON, holds no such list, or an entry has no image.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
+    sections = {"": content} if isinstance(content, list) else content
+    if not isinstance(sections, dict):
+        raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
+    known = ("", "training", "train", "validation", "val", "test", "testing")
+    rows = [
+        _entry(path, section, n, entry, columns, image_keys)
+        for section in known
+        if isinstance(sections.get(section), list)
+        for n, entry in enumerate(sections[section])
+    ]
+    if not rows:
+        has = ", ".join(map(str, sections)) or "nothing"
+        raise CohortError(
+            _fitted(f"{path.name}: no entries under training, validation or test (has ", has, "); add them")
+        )
+    return rows
+
+
+def _entry(
+    path: Path, section: str, n: int, entry: Any, columns: Mapping[str, str], image_keys: tuple[str, ...]
+) -> Row:
+    entry = {columns.get("image", "image"): entry} if isinstance(entry, str) else entry
+    names = {word: columns.get(word, word) for word in (*image_keys, *WORDS)}
+    images: dict[str, Images] = {}
+    for key in image_keys:
+        value = entry.get(names[key]) if isinstance(entry, dict) else None
+        files: list[Any] = value if isinstance(value, list) else [value]
+        if not files or not all(isinstance(f, str) and f for f in files):
+            where = f"{section or 'entry'} {n + 1}"
+            raise CohortError(f'{path.name}: {where} has no "{names[key]}" path; add it, or name it with columns')
+        images[key] = tuple(path.parent / f for f in files) if isinstance(value, list) else path.parent / files[0]
+    words = {word: str(entry[names[word]]) for word in WORDS if entry.get(names[word]) is not None}
+    words.setdefault("split", section)
+    rest = {k: v for k, v in entry.items() if k not in names.values()}
+    labels = {k: v for k, v in rest.items() if v is None or isinstance(v, (str, int, float))}
+    return Row(images, words.get("id"), words.get("patient"), words["split"] or None, labels)
+
+
+def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            tab = path.suffix.lower() == ".tsv" or ("\t" in first and "," not in first)
+            lines = [line for line in csv.reader(stream, delimiter="\t" if tab else _comma(first)) if any(line)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
+    except OSError as error:
+        raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
+    if not lines:
+        raise CohortError(f"{path.name}: the table is empty; it needs a header with a column image, and rows")
+    return [name.strip() for name in lines[0]], lines[1:]
+
+
+def _comma(first: str) -> str:
+    return ";" if ";" in first and "," not in first else ","
+
+
+def _likely(header: list[str]) -> str:
+    """The column that most probably holds the images, for the hint."""
+    words = ("file", "path", "image", "img", "scan", "dicom", "nifti", "filename")
+    return next((name for name in header if any(w in name.lower() for w in words)), header[0] if header else "file")
+
+
+def _fitted(start: str, middle: str, end: str) -> str:
+    room = 200 - len(start) - len(end)
+    return f"{start}{middle if len(middle) <= room else middle[: max(room - 3, 0)] + '...'}{end}"

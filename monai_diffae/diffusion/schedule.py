@@ -1,0 +1,300 @@
+"""The noise schedule: how much signal and noise x_t holds, and how x0, eps and v follow from one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
+from torch import Tensor
+
+from monai_diffae.errors import ConfigError
+
+Prediction = Literal["eps", "x0", "v"]
+Spacing = Literal["leading", "trailing", "linspace"]
+TimestepSampling = Literal["uniform", "logit_normal"]
+LossWeighting = Literal["none", "min_snr"]
+
+RECTIFIED_FLOW = "rectified_flow"
+CLEAN = -1  # the "timestep" of x0 itself: all signal, no noise
+
+
+class DiffusionSchedule(Scheduler):
+    """x_t = alpha_t x0 + sigma_t eps, for variance-preserving schedules and for rectified flow alike.
+
+    It is a MONAI ``Scheduler``, so MONAI's inferers can use it, and mends what MONAI's own get wrong (1.6.1):
+    the tables stay in float64 whatever is cast, sampling and inversion step between the very levels that
+    ``set_timesteps`` chose, and eps is derived again when x0 is clipped.
+
+    With a variance-preserving schedule alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t), and
+    v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022). With ``rectified_flow`` (Liu et al. 2022)
+    alpha_t = 1 - s, sigma_t = s at s = (t + 1) / T, and v = eps - x0 is the velocity of the straight path.
+
+    Args:
+        num_train_timesteps: T, the number of noise levels.
+        schedule: one of MONAI's registered noise schedules (``linear_beta``, ``scaled_linear_beta``,
+            ``sigmoid_beta``, ``cosine``) or ``rectified_flow``.
+        prediction: what the network's output means: ``eps``, ``x0`` or ``v``.
+        zero_terminal_snr: rescale the betas so that x_T holds no signal at all (Lin et al. 2024, algorithm 1).
+        timestep_sampling: how training draws t: ``uniform``, or ``logit_normal`` (Esser et al. 2024), which
+            dwells on the middle levels.
+        loss_weighting: ``none``, or ``min_snr`` with gamma 5 (Hang et al. 2023).
+        spacing: which levels a run of few steps visits: ``leading`` 0, s, 2s, ... (the paper's),
+            ``trailing`` (always starts from pure noise) or ``linspace``. None: leading where the network predicts
+            eps, trailing otherwise.
+        clip_range: x0 is clipped to it during decoding and inversion; None: no clipping.
+        schedule_args: passed to MONAI's noise schedule, such as ``beta_start`` and ``beta_end``.
+
+    Raises:
+        ConfigError: an unknown name, or eps-prediction from a level without signal.
+
+    Example:
+        >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
+        >>> x0, eps = torch.zeros(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+        >>> t = torch.tensor([0, 999])
+        >>> x_t = schedule.q_sample(x0, eps, t)
+        >>> x0_again, eps_again = schedule.to_x0_eps(schedule.target(x0, eps, t), x_t, t)
+        >>> torch.allclose(x0_again, x0, atol=1e-6), torch.allclose(eps_again, eps, atol=1e-5)
+        (True, True)
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        schedule: str = "linear_beta",
+        prediction: Prediction = "v",
+        zero_terminal_snr: bool = False,
+        timestep_sampling: TimestepSampling = "uniform",
+        loss_weighting: LossWeighting = "none",
+        spacing: Spacing | None = None,
+        clip_range: tuple[float, float] | list[float] | None = None,
+        **schedule_args: Any,
+    ) -> None:
+        is_flow = schedule == RECTIFIED_FLOW
+        _check_choice("schedule", schedule, [*NoiseSchedules.components, RECTIFIED_FLOW])
+        _check_choice("prediction", prediction, ["eps", "x0", "v"])
+        _check_choice("timestep_sampling", timestep_sampling, ["uniform", "logit_normal"])
+        _check_choice("loss_weighting", loss_weighting, ["none", "min_snr"])
+        _check_choice("spacing", spacing, [None, "leading", "trailing", "linspace"])
+        super().__init__(num_train_timesteps, "linear_beta" if is_flow else schedule, **schedule_args)
+
+        if is_flow:
+            s = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+            alpha, sigma = 1 - s, s
+        else:
+            alpha_bar = torch.cumprod(1 - self.betas.double(), dim=0)
+            if zero_terminal_snr:
+                root = alpha_bar.sqrt()
+                alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        if prediction == "eps" and alpha[-1] < 1e-6:
+            raise ConfigError(
+                "prediction 'eps' cannot be used with rectified_flow or zero_terminal_snr: "
+                "x_T holds no signal there, so x0 does not follow from eps; use prediction 'v'"
+            )
+
+        # The tables have T + 1 entries: entry 0 is x0 itself, entry t + 1 is timestep t.
+        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        del self.betas, self.alphas, self.alphas_cumprod
+        self.register_buffer("alpha", torch.cat([one, alpha]), persistent=False)
+        self.register_buffer("sigma", torch.cat([zero, sigma]), persistent=False)
+        self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
+
+        self.schedule = schedule
+        self.prediction = prediction
+        self.timestep_sampling = timestep_sampling
+        self.loss_weighting = loss_weighting
+        self.spacing: Spacing = spacing or ("leading" if prediction == "eps" else "trailing")
+        self.clip_range = None if clip_range is None else (float(clip_range[0]), float(clip_range[1]))
+        self.set_timesteps(num_train_timesteps)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
+        # Follow the network to its device, never to its precision: half-precision tables give NaN.
+        device = fn(torch.zeros(1)).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        for name, table in self._buffers.items():
+            self._buffers[name] = table.to(device, dtype) if table is not None else None
+        return self
+
+    # -- levels ---------------------------------------------------------------------------------------------------
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t for timesteps ``t`` (B,), shaped to multiply ``like`` (B, C, *S); t = -1 is x0."""
+        shape = (-1, *[1] * (like.ndim - 1))
+        index = t.to(self.alpha.device).long() + 1
+        return (
+            self.alpha[index].to(like.device, like.dtype).view(shape),
+            self.sigma[index].to(like.device, like.dtype).view(shape),
+        )
+
+    def inference_timesteps(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
+        """The ``num_steps`` timesteps that a short run visits, ascending, in [0, T).
+
+        Raises:
+            ConfigError: ``num_steps`` is not in [1, T].
+        """
+        total = self.num_train_timesteps
+        if not 1 <= num_steps <= total:
+            raise ConfigError(f"num_steps is {num_steps}; it must be between 1 and {total}, the levels of the schedule")
+        spacing = spacing or self.spacing
+        if spacing == "leading":
+            return [i * (total // num_steps) for i in range(num_steps)]
+        if spacing == "trailing":
+            return [round((i + 1) * total / num_steps) - 1 for i in range(num_steps)]
+        return [round(i * (total - 1) / max(num_steps - 1, 1)) for i in range(num_steps)]
+
+    # -- x0, eps, v -----------------------------------------------------------------------------------------------
+
+    def q_sample(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x0 + sigma_t eps (B, C, *S); ``t`` (B,) in [-1, T)."""
+        alpha, sigma = self.coefficients(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def velocity(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """v: alpha_t eps - sigma_t x0, or eps - x0 on the straight path of rectified flow."""
+        a, b = self._velocity_coefficients(t, x0)
+        return a * eps - b * x0
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to give for x_t."""
+        if self.prediction == "eps":
+            return eps
+        return x0 if self.prediction == "x0" else self.velocity(x0, eps, t)
+
+    def to_x0_eps(
+        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: tuple[float, float] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The network's output as (x0, eps), computed in float32 at least.
+
+        Where x0 is clipped, eps is derived again from x_t and the clipped x0, so that the two still make up x_t.
+        """
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
+        output, x_t = output.to(dtype), x_t.to(dtype)
+        alpha, sigma = self.coefficients(t, x_t)
+        if self.prediction == "eps":
+            x0, eps = (x_t - sigma * output) / alpha, output
+        elif self.prediction == "x0":
+            x0, eps = output, (x_t - alpha * output) / sigma
+        else:
+            a, b = self._velocity_coefficients(t, x_t)
+            norm = a * alpha + b * sigma
+            x0, eps = (a * x_t - sigma * output) / norm, (b * x_t + alpha * output) / norm
+        if clip_range is not None:
+            x0 = x0.clamp(*clip_range)
+            eps = (x_t - alpha * x0) / sigma
+        return x0, eps
+
+    def _velocity_coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self.schedule == RECTIFIED_FLOW:
+            one = torch.ones((), dtype=like.dtype, device=like.device)
+            return one, one
+        return self.coefficients(t, like)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def sample_timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """``count`` training timesteps (count,) on the CPU, drawn as ``timestep_sampling`` says."""
+        if self.timestep_sampling == "uniform":
+            return torch.randint(0, self.num_train_timesteps, (count,), generator=generator)
+        s = torch.sigmoid(torch.randn(count, generator=generator))
+        return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
+
+    def stratified_timesteps(self, count: int) -> Tensor:
+        """``count`` timesteps (count,), one from the middle of each of ``count`` equal parts of [0, T)."""
+        return ((torch.arange(count, dtype=torch.float64) + 0.5) / count * self.num_train_timesteps).long()
+
+    def loss_weights(self, t: Tensor, gamma: float = 5.0) -> Tensor:
+        """The weight of each sample's squared error (B,), float32; min-SNR as in Hang et al. 2023, equation 5."""
+        if self.loss_weighting == "none":
+            return torch.ones(t.shape, device=t.device)
+        index = t.to(self.alpha.device).long() + 1
+        snr = (self.alpha[index] / self.sigma[index]) ** 2
+        weight = snr.clamp(max=gamma)
+        if self.prediction == "eps":
+            weight = weight / snr
+        elif self.prediction == "v":
+            weight = weight / (snr + 1)
+        return weight.to(t.device, torch.float32)
+
+    # -- MONAI's Scheduler interface ------------------------------------------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """MONAI's name for :meth:`q_sample`."""
+        return self.q_sample(original_samples, noise, timesteps)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """MONAI's name for :meth:`velocity`."""
+        return self.velocity(sample, noise, timesteps)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Choose the levels that ``step`` and ``reversed_step`` move between; ``timesteps`` is descending."""
+        self.num_inference_steps = num_inference_steps
+        ascending = self.inference_timesteps(num_inference_steps)
+        self._neighbours = {t: (below, above) for below, t, above in zip([CLEAN, *ascending], ascending, [*ascending[1:], ascending[-1]], strict=False)}
+        self.timesteps = torch.tensor(ascending[::-1], device=device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One DDIM step down from ``timestep`` to the next level that ``set_timesteps`` chose; (x_next, x0)."""
+        below, _ = self._level(timestep)
+        return self._move(model_output, int(timestep), below, sample, eta, generator)
+
+    def reversed_step(self, model_output: Tensor, timestep: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """One DDIM inversion step up from ``timestep``; the last level stays where it is. Gives (x_next, x0)."""
+        _, above = self._level(timestep)
+        return self._move(model_output, int(timestep), above, sample)
+
+    def _level(self, timestep: int) -> tuple[int, int]:
+        if int(timestep) not in self._neighbours:
+            raise ConfigError(f"timestep {int(timestep)} is not one of the levels that set_timesteps chose")
+        return self._neighbours[int(timestep)]
+
+    def _move(
+        self,
+        output: Tensor,
+        t: int,
+        t_next: int,
+        x_t: Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        batch = torch.full((x_t.shape[0],), t, device=x_t.device)
+        x0, eps = self.to_x0_eps(output, x_t, batch, self.clip_range)
+        return self.ddim_move(x0, eps, t, t_next, eta, generator), x0
+
+    def ddim_move(
+        self,
+        x0: Tensor,
+        eps: Tensor,
+        t: int,
+        t_next: int,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """x at ``t_next`` from (x0, eps) at ``t``: DDIM, equation 12 (Song et al. 2021); for rectified flow with
+        eta = 0 this is Euler's step. ``eta`` adds the fresh noise of equation 16."""
+        alpha_next, sigma_next = self.alpha[t_next + 1], self.sigma[t_next + 1]
+        if eta == 0:
+            return alpha_next.to(x0.dtype) * x0 + sigma_next.to(x0.dtype) * eps
+        alpha, sigma = self.alpha[t + 1], self.sigma[t + 1]
+        fresh = eta * sigma_next / sigma * (1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2).clamp(min=0).sqrt()
+        kept = (sigma_next**2 - fresh**2).clamp(min=0).sqrt()
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        return alpha_next.to(x0.dtype) * x0 + kept.to(x0.dtype) * eps + fresh.to(x0.dtype) * noise
+
+
+def _check_choice(key: str, value: object, choices: list[Any]) -> None:
+    if value not in choices:
+        names = ", ".join(str(c) for c in choices)
+        raise ConfigError(f"{key} is {value!r}; choose one of: {names}")

@@ -1,0 +1,78 @@
+"""Which images make up which batch: a function of the step, so that a resumed run sees what the whole run saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from monai_diffae.engines.seeding import seed_of
+
+
+class StepBatchSampler(Sampler[list[tuple[int, int]]]):
+    """An endless stream of batches; batch k is a function of (seed, k), whatever came before it in this process.
+
+    Each epoch is a permutation of the images, cut into batches of ``batch_size`` a rank; a last batch that would be
+    short is left out, and its images have their turn in other epochs. Items are (epoch, index), so that
+    augmentation can be seeded with both.
+
+    Args:
+        num_images: images in the data set; must hold at least one batch (``batch_size`` shrinks to fit).
+        batch_size: images a batch, on each rank.
+        seed: of the permutations.
+        rank: this process, in [0, world_size).
+        world_size: how many processes share each step.
+
+    Example:
+        >>> sampler = StepBatchSampler(num_images=5, batch_size=2, seed=0)
+        >>> len(sampler)
+        2
+        >>> batches = iter(sampler)
+        >>> first, second, third = next(batches), next(batches), next(batches)
+        >>> sampler.start = 2
+        >>> next(iter(sampler)) == third
+        True
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.num_images = num_images
+        self.batch_size = max(1, min(batch_size, num_images // world_size))
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = 0
+
+    def __len__(self) -> int:
+        return max(1, self.num_images // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch_of_order, order = -1, []
+        for step in count(self.start):
+            epoch, batch = divmod(step, len(self))
+            if epoch != epoch_of_order:
+                generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+                epoch_of_order, order = epoch, torch.randperm(self.num_images, generator=generator).tolist()
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, order[i % self.num_images]) for i in range(first, first + self.batch_size)]
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Any]:
+    """A loader over :class:`StepBatchSampler`; its length is the number of steps of an epoch."""
+    sampler = StepBatchSampler(len(dataset), batch_size, seed, rank, world_size)  # type: ignore[arg-type]
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

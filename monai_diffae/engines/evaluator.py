@@ -1,0 +1,66 @@
+"""Validation that two runs can compare: fixed noise levels and noise, with each image's own z_sem and another's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
+from torch import Tensor
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines.precision import Precision, resolve_precision
+
+
+class DiffusionEvaluator(SupervisedEvaluator):
+    """Evaluates the denoising loss of a diffusion autoencoder.
+
+    Its output per batch: ``loss`` (B,), the squared error with each image's own z_sem, and ``loss_other`` (B,), the
+    same with the z_sem of the image before it. Their ratio tells whether z_sem is used at all
+    (:class:`~monai_diffae.metrics.ZSemUsage`): 1 means that the decoder ignores it.
+
+    Args:
+        schedule: the training's noise schedule.
+        precision: as in training.
+        kwargs: everything that ``monai.engines.SupervisedEvaluator`` takes; ``prepare_batch`` is a
+            :class:`~monai_diffae.engines.FixedPrepareBatch`.
+    """
+
+    def __init__(self, *, schedule: DiffusionSchedule, precision: Precision = "auto", **kwargs: Any) -> None:
+        kwargs.setdefault("decollate", False)
+        super().__init__(**kwargs)
+        self.schedule = schedule.to(self.state.device)
+        self.dtype = resolve_precision(precision, self.state.device)
+        self._previous_z_sem: Tensor | None = None
+        self.add_event_handler(Events.STARTED, self._forget_previous)
+
+    def _forget_previous(self) -> None:
+        self._previous_z_sem = None
+
+    def _of_another_image(self, z_sem: Tensor) -> Tensor:
+        # the image before, over the borders of batches: so a batch of one works, and batch size does not matter
+        before = z_sem[-1:] if self._previous_z_sem is None else self._previous_z_sem
+        self._previous_z_sem = z_sem[-1:]
+        return torch.cat([before, z_sem[:-1]])
+
+    @torch.no_grad()
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        images, target, args, kwargs = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        self.network.eval()
+        with torch.autocast(engine.state.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            z_sem = self.network.encode(kwargs.pop("condition"))
+            own = self.inferer(images, self.network, *args, **kwargs, condition=z_sem)
+            other = self.inferer(images, self.network, *args, **kwargs, condition=self._of_another_image(z_sem))
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        output = {"loss": _squared_error(own, target), "loss_other": _squared_error(other, target)}
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+
+def _squared_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output.float() - target).square().flatten(1).mean(dim=1)

@@ -1,0 +1,45 @@
+"""Which precision a machine computes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from monai_diffae.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(precision: Precision, device: torch.device | str) -> torch.dtype:
+    """The dtype of autocast; ``auto`` is bf16 where the hardware computes in it, fp32 elsewhere.
+
+    A CPU without bf16 instructions emulates them, at a tenth of the speed of fp32 or less, so there ``auto`` means
+    fp32 although PyTorch would let bf16 pass.
+
+    Raises:
+        ConfigError: an unknown name.
+
+    Example:
+        >>> resolve_precision("bf16", "cpu")
+        torch.bfloat16
+    """
+    if precision != "auto":
+        if precision not in _DTYPES:
+            raise ConfigError(f"precision is {precision!r}; choose one of: auto, {', '.join(_DTYPES)}")
+        return _DTYPES[precision]
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 (AVX512-BF16 or AMX on x86, the bf16 extension on ARM)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    words = set(cpuinfo.read_text().split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,0 +1,193 @@
+"""The config that is running: read off MONAI's parser, checked for keys that nothing uses, cut down to the model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator
+from monai.utils import ensure_tuple
+
+from monai_diffae.errors import ConfigError, show_errors_as_one_line
+
+_NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
+# ids that MONAI or its applications look for, whether or not the config refers to them
+_STANDARD_IDS = {
+    "_meta_", "imports", "bundle_root", "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing",
+    "postprocessing", "network_def", "network", "inferer", "evaluator", "handlers", "train", "validate",
+    "val_interval", "initialize", "run", "finalize", "training", "evaluating", "tracking",
+}  # fmt: skip
+_REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
+
+
+def running_config() -> dict[str, Any]:
+    """The raw config of the bundle run that is evaluating the calling expression, with all overrides.
+
+    MONAI (1.6.1) hands an expression no handle on its parser, so it is found on the call stack.
+
+    Raises:
+        ConfigError: called from anywhere but a bundle's config.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigParser):
+            return deepcopy(owner.config)
+        frame = frame.f_back
+    raise ConfigError("running_config can only be called from an expression of a bundle's config")
+
+
+def check_running_config() -> None:
+    """Check the running config before anything is built; in ``python -m monai.bundle``, show errors as one line.
+
+    Raises:
+        ConfigError: see :func:`check_config`.
+    """
+    show_errors_as_one_line()
+    check_config(running_config())
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Refuse keys that nothing would read: a misspelt override would otherwise change nothing, silently.
+
+    A top-level key must be referred to by another entry or be one of MONAI's ids; a component's keys must be
+    parameters of its ``_target_``.
+
+    Raises:
+        ConfigError: names the key and the nearest known one.
+
+    Example:
+        >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the config uses it; did you mean 'lr'?
+    """
+    used = {name for text in _strings(config) for name in _REFERENCE.findall(text)} | _STANDARD_IDS
+    for key in config:
+        if key not in used:
+            raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
+    locator = ComponentLocator()
+    for path, component in _components(config):
+        parameters = _parameters(component["_target_"], locator)
+        if parameters is None:
+            continue
+        for key in component.keys() - _NO_ARGUMENTS:
+            if key not in parameters:
+                raise ConfigError(
+                    f"unknown config key '{path}#{key}': {component['_target_']} takes no such argument"
+                    f"{_nearest(key, parameters)}"
+                )
+
+
+def model_config(config: dict[str, Any], roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer")) -> dict[str, Any]:
+    """What a config says of the model alone: ``roots`` and, in turn, everything they refer to.
+
+    It can be laid over any config of the bundle, and is enough to load the trained model.
+
+    Example:
+        >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
+        {'network_def': {'_target_': 'N', 'z': '@z'}, 'z': 8}
+    """
+    wanted, todo = set(), [root for root in roots if root in config]
+    while todo:
+        key = todo.pop()
+        if key in wanted:
+            continue
+        wanted.add(key)
+        todo += [name for text in _strings(config[key]) for name in _REFERENCE.findall(text) if name in config]
+    keep_imports = {"imports"} if "imports" in config else set()
+    return {key: value for key, value in config.items() if key in wanted | keep_imports}
+
+
+def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Every plain value of a config under its id: ``{"train#trainer#max_epochs": 10, ...}``.
+
+    Expressions, references and lists of components are left out: they are in the config file itself.
+
+    Example:
+        >>> flat_parameters({"a": 1, "b": {"c": [2, 3], "d": "@a"}})
+        {'a': 1, 'b#c': [2, 3]}
+    """
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key not in ("_target_", "_meta_", "_desc_"):
+                    visit(f"{prefix}#{key}" if prefix else key, item)
+        elif isinstance(value, list) and any(isinstance(item, (dict, str)) for item in value):
+            for i, item in enumerate(value):
+                visit(f"{prefix}#{i}", item)
+        elif not (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+            flat[prefix] = value
+
+    visit("", config)
+    return flat
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, item in value.items():
+            if key != "_meta_":
+                yield from _components(item, f"{path}#{key}" if path else key)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _components(item, f"{path}#{i}")
+
+
+def _parameters(target: Any, locator: ComponentLocator) -> set[str] | None:
+    """The keyword parameters of a target; None where any keyword is taken, or where it cannot be told."""
+    if not isinstance(target, str):
+        return None
+    if "." not in target:
+        modules = ensure_tuple(locator.get_component_module_name(target))
+        if not modules or modules[0] is None:
+            return None
+        target = f"{modules[0]}.{target}"
+    module, _, name = target.rpartition(".")
+    try:
+        __import__(module)
+        signature = inspect.signature(getattr(sys.modules[module], name))
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None
+    names = signature.parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values()):
+        return _parameters_of_bases(getattr(sys.modules[module], name), set(names))
+    return set(names)
+
+
+def _parameters_of_bases(target: Any, names: set[str]) -> set[str] | None:
+    """Parameters of a class that hands ``**kwargs`` to its base, as ours do; None where even the base takes any."""
+    for base in getattr(target, "__mro__", (None, None))[1:]:
+        if base is None or base is object:
+            return None
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters
+            names |= set(parameters)
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+                return names
+    return None
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,129 @@
+"""The training step: MONAI's SupervisedTrainer with what it lacks for diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import EventEnum, Events
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
+from torch import Tensor, nn
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines.batches import StepBatchSampler
+from monai_diffae.engines.precision import Precision, resolve_precision
+from monai_diffae.errors import ConfigError
+
+
+class TrainingEvents(EventEnum):
+    """What a :class:`DiffusionTrainer` fires beside ignite's and MONAI's events."""
+
+    BEFORE_RUN = "before_run"  # ignite looks at the step to go on from before it fires STARTED
+    WEIGHTS_UPDATED = "weights_updated"
+    STATISTICS = "statistics"  # RunningStatistics has put fresh numbers into engine.state.statistics
+
+
+class DiffusionTrainer(SupervisedTrainer):
+    """Trains a diffusion autoencoder.
+
+    Beyond MONAI's trainer (1.6.1): autocast on any device (MONAI's is hard-coded to CUDA) with its gradient scaler
+    in ``scaler`` for checkpoints, gradient clipping, loss weights by noise level, a stop with the ids of the batch
+    where the loss is not finite, and a start from any step of the data (see
+    :class:`~monai_diffae.engines.StepBatchSampler`).
+
+    Args:
+        schedule: says how much each noise level's loss counts.
+        precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16`` or ``fp16``.
+        max_grad_norm: gradients are scaled down to this norm; None: no clipping.
+        channels_last: memory format of network and images; about twice as fast on CPUs for few channels.
+        kwargs: everything that ``monai.engines.SupervisedTrainer`` takes. ``loss_function`` must not reduce.
+
+    Raises:
+        ConfigError: an unknown precision, ``amp`` (use ``precision``), or a loss that reduces.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: DiffusionSchedule,
+        precision: Precision = "auto",
+        max_grad_norm: float | None = 1.0,
+        channels_last: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("amp", False):
+            raise ConfigError("train#trainer#amp: say precision 'bf16' or 'fp16' instead; 'auto' chooses for the machine")
+        if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
+            raise ConfigError("loss_function must have reduction 'none': the noise levels are weighted after it")
+        kwargs.setdefault("decollate", False)
+        kwargs.setdefault("optim_set_to_none", True)
+        super().__init__(**kwargs, event_names=[TrainingEvents])
+        self.schedule = schedule.to(self.state.device)
+        self.dtype = resolve_precision(precision, self.state.device)
+        self.max_grad_norm = max_grad_norm
+        self.memory_format = _memory_format(self.network) if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        # fp16 gradients underflow without a scaler; a disabled one passes everything through.
+        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(  # type: ignore[assignment]
+            self.state.device.type, enabled=self.dtype == torch.float16
+        )
+        self.add_event_handler(Events.STARTED, self._start_data_at_step)
+
+    def run(self) -> None:
+        """Train up to ``max_epochs``, from the step that a handler of ``BEFORE_RUN`` may have set."""
+        self.fire_event(TrainingEvents.BEFORE_RUN)
+        super().run()
+
+    def _start_data_at_step(self) -> None:
+        sampler = getattr(self.data_loader, "batch_sampler", None)
+        if isinstance(sampler, StepBatchSampler):
+            sampler.start = self.state.iteration
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> dict[str, Any]:
+        images, target, args, kwargs = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        images = images.to(memory_format=self.memory_format)
+        step = (engine.state.iteration - 1) % engine.state.epoch_length
+        is_last_of_group = (step + 1) % self.accumulation_steps == 0 or step + 1 == engine.state.epoch_length
+
+        self.network.train()
+        if step % self.accumulation_steps == 0:
+            self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+        with torch.autocast(engine.state.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.inferer(images, self.network, *args, **kwargs)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)  # (B,)
+        loss = (error * self.schedule.loss_weights(kwargs["timesteps"])).mean()
+        self._refuse_non_finite(loss, batchdata)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        self.scaler.scale(loss / self.accumulation_steps).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if is_last_of_group:
+            self._update_weights()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return {Keys.LOSS: loss.detach()}
+
+    def _update_weights(self) -> None:
+        if self.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
+
+    def _refuse_non_finite(self, loss: Tensor, batchdata: Mapping[str, Any]) -> None:
+        if not torch.isfinite(loss):
+            ids = ", ".join(map(str, batchdata.get("id", []))) or "unknown"
+            raise ConfigError(
+                f"the loss is not finite at step {self.state.iteration} (cases {ids}); the last checkpoint is kept: "
+                "lower learning_rate, or use precision fp32"
+            )
+
+
+def _memory_format(network: nn.Module) -> torch.memory_format:
+    ranks = {p.ndim for p in network.parameters()}
+    return torch.channels_last_3d if 5 in ranks else torch.channels_last

@@ -1,0 +1,156 @@
+"""Checkpoints of everything, written so that a full disk or a kill never costs the last good one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.errors import ConfigError
+from monai_diffae.handlers.ema import EMA
+from monai_diffae.handlers.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"  # everything that training needs to go on
+MODEL = "model.pt"  # the flat EMA state dict: what a bundle is loaded from
+
+
+class CheckpointKeeper:
+    """Saves and resumes a training: weights, EMA, optimiser, learning-rate schedule, scaler and step.
+
+    ``models/checkpoint.pt`` is everything, ``models/model.pt`` the flat EMA state dict that MONAI bundles load. Both
+    are written under another name, flushed to the disk and then renamed (MONAI's and ignite's savers remove the old
+    file first). They are saved at every epoch's end, every ``interval_minutes`` within an epoch, and when the
+    process is told to stop (SIGTERM, Ctrl-C), which ends it with exit code 143 or 130.
+
+    Args:
+        directory: the ``models`` folder.
+        network: the network that is trained (not its DDP wrapper).
+        ema: its average.
+        optimizer: its optimiser.
+        lr_scheduler: stepped every iteration.
+        validation: what early stopping remembers.
+        model_config: what describes the model; a resumed run must have the same. Written beside the weights.
+        interval_minutes: the longest time between two saves.
+        overwrite: start anew although there is a checkpoint.
+        enabled: False on ranks other than 0, which read but never write.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        network: nn.Module,
+        ema: EMA,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        validation: Validation,
+        model_config: dict[str, Any],
+        interval_minutes: float = 5.0,
+        overwrite: bool = False,
+        enabled: bool = True,
+    ) -> None:
+        self.directory = Path(directory)
+        self.parts: dict[str, Any] = {
+            "network": network,
+            "ema": ema,
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+            "validation": validation,
+        }
+        self.ema = ema
+        self.model_config = model_config
+        self.interval_s = interval_minutes * 60
+        self.overwrite = overwrite
+        self.enabled = enabled
+        self._saved_at = time.monotonic()
+        self._stop_signal: int | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Resume before the trainer runs; save as it goes on."""
+        engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write both files now."""
+        if not self.enabled:
+            return
+        state = engine.state
+        checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
+        checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
+        checkpoint["model_config"] = json.dumps(self.model_config, sort_keys=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.directory / CHECKPOINT, lambda path: torch.save(checkpoint, path))
+        write_atomic(self.directory / MODEL, lambda path: torch.save(self.ema.network.state_dict(), path))
+        self._saved_at = time.monotonic()
+
+    def _start(self, engine: Engine) -> None:
+        self._listen_for_signals()
+        self.parts["scaler"] = engine.scaler  # type: ignore[attr-defined]
+        path = self.directory / CHECKPOINT
+        if path.is_file() and not self.overwrite:
+            self._resume(engine, path)
+        if self.enabled:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.model_config, indent=2) + "\n"
+            write_atomic(self.directory / "config.json", lambda target: Path(target).write_text(text))
+
+    def _resume(self, engine: Engine, path: Path) -> None:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_other_model(json.loads(checkpoint["model_config"]), self.model_config, path)
+        for name, part in self.parts.items():
+            part.load_state_dict(checkpoint[name])
+        state, saved = engine.state, checkpoint["trainer"]
+        if saved["epoch_length"] != state.epoch_length:
+            raise ConfigError(
+                f"{path.name} is of a run with {saved['epoch_length']} steps an epoch, this one has "
+                f"{state.epoch_length}: use the same data and batch_size, or another output_dir"
+            )
+        if saved["iteration"] >= state.max_epochs * state.epoch_length:
+            raise ConfigError(
+                f"training is complete: {path.name} has {saved['iteration']} steps; raise max_epochs to go on, "
+                "choose another output_dir, or say overwrite to start anew"
+            )
+        state.iteration = saved["iteration"]
+        state.epoch = saved["iteration"] // state.epoch_length
+        logger.info("going on from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
+
+    def _after_iteration(self, engine: Engine) -> None:
+        if self._stop_signal is not None:
+            self.save(engine)
+            logger.info("stopped at step %d; the same command goes on from there", engine.state.iteration)
+            raise SystemExit(128 + self._stop_signal)
+        if time.monotonic() - self._saved_at > self.interval_s:
+            self.save(engine)
+
+    def _listen_for_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            self._stop_signal = number
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, remember)
+
+
+def _refuse_other_model(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    keys = sorted(key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key))
+    if keys:
+        raise ConfigError(
+            f"{path.name} is of another model: these config keys differ: {', '.join(keys)}; "
+            "use the same config, another output_dir, or say overwrite to start anew"
+        )

@@ -1,0 +1,101 @@
+"""The training curve as a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ignite.engine import Engine, Events
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.trainer import TrainingEvents
+
+TABLE = "curves.csv"
+PICTURE = "curves.png"
+
+
+class TrainingCurves:
+    """Writes ``curves.csv`` (a row a report or validation) and ``curves.png`` after every epoch.
+
+    A resumed run goes on with the rows up to the step that it resumes from.
+
+    Args:
+        directory: where to.
+        evaluator: whose metrics are written after each validation, as ``validation_<name>``.
+    """
+
+    def __init__(self, directory: str | Path, evaluator: Engine | None = None) -> None:
+        self.directory = Path(directory)
+        self.evaluator = evaluator
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, and with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
+        self._trainer = engine
+
+    def _start(self, engine: Engine) -> None:
+        table = self.directory / TABLE
+        if engine.state.iteration and table.is_file():
+            before = pd.read_csv(table)
+            rows = before[before["step"] <= engine.state.iteration].to_dict("records")
+            self.rows = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows]
+
+    def _add_training(self, engine: Engine) -> None:
+        s = engine.state.statistics
+        self.rows.append(
+            {
+                "step": s.step,
+                "images_seen": s.images_seen,
+                "loss": s.loss,
+                "images_per_s": round(s.images_per_s, 2),
+                "learning_rate": s.learning_rate,
+            }
+        )
+
+    def _add_validation(self, evaluator: Engine) -> None:
+        metrics = {f"validation_{name}": value for name, value in evaluator.state.metrics.items()}
+        s = self._trainer.state.statistics
+        self.rows.append({"step": s.step, "images_seen": s.images_seen, **metrics})
+
+    def write(self) -> None:
+        """Write table and picture."""
+        if not self.rows:
+            return
+        frame = pd.DataFrame(self.rows)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.directory / TABLE, lambda path: frame.to_csv(path, index=False))
+        write_atomic(self.directory / PICTURE, lambda path: draw_curves(frame, path))
+
+
+def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
+    """Losses and z_sem usage over images seen, as a PNG.
+
+    Args:
+        frame: the table that :class:`TrainingCurves` writes.
+        path: where to.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it holds on to figures and wants a display
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
+    if len(training):
+        window = max(1, len(training) // 50)
+        left.plot(training["images_seen"], training["loss"], color="0.8", linewidth=0.8)
+        smooth = training["loss"].rolling(window, min_periods=1).mean()
+        left.plot(training["images_seen"], smooth, color="C0", label="training")
+    if "validation_loss" in frame:
+        validation = frame.dropna(subset=["validation_loss"])
+        left.plot(validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3)
+        right.plot(validation["images_seen"], validation["validation_z_sem_usage"], "o-", color="C2", markersize=3)
+    left.set(xlabel="images seen", ylabel="denoising loss", yscale="log")
+    left.legend(frameon=False)
+    right.axhline(1, color="0.6", linestyle=":")
+    right.set(xlabel="images seen", ylabel="z_sem usage\n(loss with another's z_sem / own)")
+    figure.savefig(path, dpi=120, format="png")

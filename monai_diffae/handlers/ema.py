@@ -1,0 +1,59 @@
+"""The exponential moving average of the weights: what is validated, shown and kept."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from monai_diffae.engines.trainer import TrainingEvents
+
+
+class EMA:
+    """Averages a network's weights from the first update on.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the average forgets the random initial weights.
+    (ignite's EMAHandler warms up linearly, and updates tensor by tensor.)
+
+    Args:
+        network: the network that is trained (not its DDP wrapper).
+        decay: of the average in the long run.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> average = EMA(layer, decay=0.99)
+        >>> average.update()
+        >>> bool((average.network.weight == layer.weight).all())
+        True
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.9999) -> None:
+        self.source = network
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.num_updates = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Update after every optimiser step of a trainer."""
+        engine.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, self.update)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the current weights; buffers are copied."""
+        weight = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        torch._foreach_lerp_(list(self.network.parameters()), list(self.source.parameters()), weight)
+        for average, current in zip(self.network.buffers(), self.source.buffers(), strict=True):
+            average.copy_(current)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights and how many updates they hold."""
+        return {"network": self.network.state_dict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved average."""
+        self.network.load_state_dict(state["network"])
+        self.num_updates = state["num_updates"]

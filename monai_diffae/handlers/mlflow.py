@@ -1,0 +1,190 @@
+"""Tracking with MLflow: parameters, curves, pictures, the config that ran and the trained bundle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.run_config import flat_parameters
+from monai_diffae.engines.trainer import TrainingEvents
+
+logger = logging.getLogger(__name__)
+
+RUN_ID = "mlflow_run_id"  # a resumed training goes on with its run
+_PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
+
+
+def default_tracking_uri(output_dir: str | Path) -> str:
+    """``MLFLOW_TRACKING_URI`` where it is set, else a sqlite database in the output folder."""
+    from monai.utils import path_to_sqlite_uri
+
+    return os.environ.get("MLFLOW_TRACKING_URI") or path_to_sqlite_uri(str(Path(output_dir).absolute() / "mlflow.db"))
+
+
+class MLflowTracking:
+    """Ignite handler that tracks a training with MLflow, and lets it go on if tracking fails.
+
+    Parameters bear the names of the config's keys. Nothing that names a patient, file or folder is sent: ``private_keys``
+    of the config are left out, and the data are described by their fingerprint.
+
+    Args:
+        output_dir: the run's folder; the run's id is kept here for a resumed training, and artifacts are taken from here.
+        run_config: the raw config of the run.
+        tracking_uri: MLflow server or database; None: see :func:`default_tracking_uri`.
+        experiment_name: MLflow experiment.
+        run_name: MLflow run; None: MLflow makes one up.
+        tags: further facts, such as the data's fingerprint.
+        evaluator: whose metrics are logged after each validation.
+        export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged.
+        private_keys: top-level config keys whose values stay here.
+        enabled: False: track nothing.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        run_config: dict[str, Any],
+        tracking_uri: str | None = None,
+        experiment_name: str = "monai_diffae",
+        run_name: str | None = None,
+        tags: dict[str, Any] | None = None,
+        evaluator: Engine | None = None,
+        export_bundle: Callable[[Path], object] | None = None,
+        private_keys: tuple[str, ...] | list[str] = ("dataset_dir", "output_dir", "bundle_root", "patient_pattern"),
+        enabled: bool = True,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.config = {k: v for k, v in run_config.items() if k not in {*private_keys, "_meta_"}}
+        self.tracking_uri = tracking_uri or default_tracking_uri(output_dir)
+        self.experiment_name = experiment_name
+        self.run_name = run_name
+        self.tags = tags or {}
+        self.evaluator = evaluator
+        self.export_bundle = export_bundle
+        self.enabled = enabled
+        self.run_id: str | None = None
+        self._client: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, and with the evaluator."""
+        if not self.enabled:
+            return
+        self._trainer = engine
+        engine.add_event_handler(Events.STARTED, lambda: self._try(self._start))
+        engine.add_event_handler(TrainingEvents.STATISTICS, lambda: self._try(self._log_training))
+        engine.add_event_handler(Events.COMPLETED, lambda: self._try(self._finish))
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, lambda: self._try(self._log_validation))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """Run ``action``; the first failure is said once and ends tracking, never the training."""
+        if not self.enabled:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever a tracking server does, training goes on
+            self.enabled = False
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason)
+
+    def _start(self) -> None:
+        # MLflow reports usage to its makers, and prints its migrations, unless told not to
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("DO_NOT_TRACK", "true")
+        # a server that is down should cost seconds, not MLflow's minutes of retries
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(self.tracking_uri)
+        self.run_id = self._running_before() or self._create_run()
+        for key, value in self._parameters().items():
+            self._client.log_param(self.run_id, key, value)
+        for key, value in {**_versions(), **self.tags}.items():
+            self._client.set_tag(self.run_id, key, value)
+        self._client.log_text(self.run_id, json.dumps(self.config, indent=2), "config.json")
+
+    def _running_before(self) -> str | None:
+        note = self.output_dir / RUN_ID
+        if not self._trainer.state.iteration or not note.is_file():
+            return None
+        run_id = note.read_text().strip()
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except Exception:
+            return None  # that run is in another database
+        return run_id
+
+    def _create_run(self) -> str:
+        experiment = self._client.get_experiment_by_name(self.experiment_name)
+        if experiment is None:
+            is_local = self.tracking_uri.startswith("sqlite")
+            artifacts = (self.output_dir.absolute() / "mlruns").as_uri() if is_local else None
+            experiment_id = self._client.create_experiment(self.experiment_name, artifacts)
+        else:
+            experiment_id = experiment.experiment_id
+        tags = {"mlflow.user": "", "mlflow.source.name": "monai_diffae"}
+        run_id = str(self._client.create_run(experiment_id, run_name=self.run_name, tags=tags).info.run_id)
+        write_atomic(self.output_dir / RUN_ID, lambda path: path.write_text(run_id))
+        return run_id
+
+    def _parameters(self) -> dict[str, str]:
+        logged = self._client.get_run(self.run_id).data.params
+        # MLflow's names allow '/' but not '#'
+        parameters = {k.replace("#", "/"): str(v)[:500] for k, v in flat_parameters(self.config).items()}
+        return {k: v for k, v in parameters.items() if k not in logged}
+
+    def _log_training(self) -> None:
+        s = self._trainer.state.statistics
+        self._log({"loss": s.loss, "images_per_s": s.images_per_s, "images_seen": s.images_seen, "learning_rate": s.learning_rate})
+
+    def _log_validation(self) -> None:
+        assert self.evaluator is not None
+        self._log({f"validation_{name}": float(value) for name, value in self.evaluator.state.metrics.items()})
+        picture = self.output_dir / "pictures" / "latest.png"
+        if picture.is_file():
+            name = f"pictures/step_{self._trainer.state.iteration:07d}.png"
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / Path(name).name
+                copy.write_bytes(picture.read_bytes())
+                self._client.log_artifact(self.run_id, str(copy), "pictures")
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._client.log_metric(self.run_id, name, value, step=self._trainer.state.iteration)
+
+    def _finish(self) -> None:
+        if self.export_bundle is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                self.export_bundle(Path(folder))
+                self._client.log_artifacts(self.run_id, folder, "bundle")
+        self._client.set_terminated(self.run_id, "FINISHED")
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        if self._client is not None and self.run_id is not None:
+            status = "KILLED" if isinstance(error, (SystemExit, KeyboardInterrupt)) else "FAILED"
+            self._try(lambda: self._client.set_terminated(self.run_id, status))
+        raise error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[f"version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

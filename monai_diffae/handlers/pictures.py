@@ -1,0 +1,124 @@
+"""Pictures of what the model does to a few fixed images: input, z_sem alone, inverted x_T."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.seeding import image_noise
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+
+class ReconstructionPictures:
+    """Ignite handler for the evaluator: after a validation, draws a few reconstructions into ``pictures/``.
+
+    The images and their noise are the same each time, so that the pictures of a training tell its story. The newest
+    is also ``pictures/latest.png``.
+
+    Args:
+        directory: the run's folder.
+        network: the averaged network.
+        inferer: its number of steps is what a picture costs.
+        dataset: where the first ``num_images`` come from.
+        device: where to compute.
+        num_images: columns of the picture; 0: no pictures.
+        model_range: black and white.
+        image_key: the image that the decoder draws.
+        encoder_key: the image that the encoder sees.
+        seed: of the noise of the z_sem-only row.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        network: nn.Module,
+        inferer: DiffusionAutoencoderInferer,
+        dataset: Dataset[Any],
+        device: torch.device | str = "cpu",
+        num_images: int = 8,
+        model_range: tuple[float, float] = (-1.0, 1.0),
+        image_key: str = "image",
+        encoder_key: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.directory = Path(directory) / "pictures"
+        self.network = network
+        self.inferer = inferer
+        self.dataset = dataset
+        self.device = device
+        self.num_images = num_images
+        self.model_range = model_range
+        self.image_key = image_key
+        self.encoder_key = encoder_key or image_key
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        """Draw one picture."""
+        # spread over the set: neighbours may be slices of one volume
+        size = len(self.dataset)  # type: ignore[arg-type]
+        count = min(self.num_images, size)
+        if count == 0:
+            return
+        items = [self.dataset[i * size // count] for i in range(count)]
+        images = torch.stack([item[self.image_key] for item in items]).to(self.device)
+        seen = torch.stack([item[self.encoder_key] for item in items]).to(self.device)
+        noise = image_noise(tuple(images.shape[1:]), self.seed, [int(item["index"]) for item in items]).to(self.device)
+        z_sem = self.inferer.encode(seen, self.network)
+        rows = {
+            "input": images,
+            "z_sem only": self.inferer.decode(z_sem, noise, self.network),
+            "inverted x_T": self.inferer.decode(z_sem, self.inferer.invert(images, self.network, z_sem), self.network),
+        }
+        # the trainer's step: ignite's evaluators run their own, always epoch 1
+        step = getattr(engine.state, "trainer_step", None)
+        name = "latest" if step is None else f"step_{step:07d}"
+        path = write_atomic(self.directory / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))
+        if step is not None:
+            write_atomic(self.directory / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
+
+
+def draw_mosaic(
+    rows: Mapping[str, Tensor], path: str | Path, model_range: tuple[float, float] = (-1.0, 1.0)
+) -> None:
+    """A PNG with one labelled row of images for each entry.
+
+    Args:
+        rows: label -> images (B, C, H, W), or (B, C, D, H, W) of which the middle slice of the last axis is shown.
+            Three channels are shown in colour, of any other number the first.
+        path: where to.
+        model_range: black and white.
+    """
+    from matplotlib.figure import Figure
+
+    low, high = model_range
+    strips = {label: _strip((images.detach().float().cpu() - low) / (high - low)) for label, images in rows.items()}
+    height, width = next(iter(strips.values())).shape[:2]
+    scale = min(1.0, 12 / (width / 90))
+    figure = Figure(figsize=(width / 90 * scale + 0.4, len(strips) * (height / 90 * scale + 0.04)), layout="constrained")
+    for axes, (label, strip) in zip(figure.subplots(len(strips), squeeze=False)[:, 0], strips.items(), strict=True):
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(label, fontsize=9)
+        axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=180, format="png")
+
+
+def _strip(images: Tensor) -> Any:
+    if images.ndim == 5:
+        images = images[..., images.shape[-1] // 2]
+    images = images if images.shape[1] == 3 else images[:, :1]
+    images = nn.functional.pad(images, (1, 1, 1, 1), value=1.0).clamp(0, 1)
+    strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)
+    return strip.squeeze(-1).numpy()

@@ -1,0 +1,85 @@
+"""How far a training is: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from ignite.engine import Engine, Events
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.handlers.statistics import Statistics
+
+
+class TrainingProgress:
+    """Shows images seen, loss, images/s and time left, and each validation.
+
+    Args:
+        evaluator: whose metrics are shown after each validation.
+        plain_interval_s: seconds between two lines where there is no terminal.
+        console: where to; standard error when None.
+    """
+
+    def __init__(
+        self, evaluator: Engine | None = None, plain_interval_s: float = 20.0, console: Console | None = None
+    ) -> None:
+        self.evaluator = evaluator
+        self.plain_interval_s = plain_interval_s
+        self.console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, and with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
+        engine.add_event_handler(Events.COMPLETED, self._stop)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_and_raise)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
+
+    def _start(self, engine: Engine) -> None:
+        state = engine.state
+        if self.console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), TextColumn("{task.percentage:.0f} %  {task.fields[text]}"))
+            self._bar = Progress(*columns, console=self.console)
+            total = state.max_epochs * state.epoch_length
+            self._task = self._bar.add_task("", total=total, completed=state.iteration, text="")
+            self._bar.start()
+
+    def _show(self, engine: Engine) -> None:
+        text = describe(engine.state.statistics)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=engine.state.iteration, text=text)
+        elif time.monotonic() - self._last_line > self.plain_interval_s:
+            self._last_line = time.monotonic()
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _show_validation(self, evaluator: Engine) -> None:
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluator.state.metrics.items())
+        self.console.print(f"validation: {metrics}", highlight=False, soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _stop_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._stop()
+        raise error
+
+
+def describe(statistics: Statistics) -> str:
+    """One line for people.
+
+    Example:
+        >>> describe(Statistics(10, 320, 95.2, 0.1234, 1e-4, 75))
+        '320 images  loss 0.1234  95.2 images/s  1:15 left'
+    """
+    minutes, seconds = divmod(round(statistics.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return (
+        f"{statistics.images_seen:,} images  loss {statistics.loss:.4f}  "
+        f"{statistics.images_per_s:.1f} images/s  {left} left"
+    )

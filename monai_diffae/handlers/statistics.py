@@ -1,0 +1,83 @@
+"""The running numbers of a training, in one place for the progress bar, the curves and the tracker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from ignite.engine import Engine, Events
+
+from monai_diffae.engines.trainer import TrainingEvents
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the steps since the last report.
+
+    Attributes:
+        step: optimiser or accumulation steps done since the training began.
+        images_seen: images shown to the network since the training began, on all ranks.
+        images_per_s: reading and training, without validation.
+        loss: mean over the reported steps.
+        learning_rate: now.
+        seconds_left: to the end of the training at this speed, without validation.
+    """
+
+    step: int
+    images_seen: int
+    images_per_s: float
+    loss: float
+    learning_rate: float
+    seconds_left: float
+
+
+class RunningStatistics:
+    """Ignite handler: every ``every`` steps, puts :class:`Statistics` into ``engine.state.statistics``.
+
+    The loss is only read from the device then, so that a GPU is not held up every step.
+
+    Args:
+        images_per_step: the batch size times the number of ranks.
+        optimizer: whose learning rate is reported.
+        every: steps between reports.
+    """
+
+    def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
+        self.images_per_step = images_per_step
+        self.optimizer = optimizer
+        self.every = every
+        self._step_started = 0.0
+        self._reset()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a :class:`~monai_diffae.engines.DiffusionTrainer`."""
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
+
+    def _reset(self) -> None:
+        self._seconds, self._steps, self._loss = 0.0, 0, torch.zeros(())
+
+    def _start_step(self) -> None:
+        self._step_started = time.perf_counter()
+
+    def _end_step(self, engine: Engine) -> None:
+        state = engine.state
+        self._loss = self._loss.to(state.output["loss"].device) + state.output["loss"]
+        self._steps += 1
+        is_due = state.iteration % self.every == 0 or state.iteration % state.epoch_length == 0
+        loss = float(self._loss) / self._steps if is_due else 0.0  # waits for the GPU, so read it before the clock
+        self._seconds += time.perf_counter() - self._step_started
+        if not is_due:
+            return
+        steps_per_s = self._steps / max(self._seconds, 1e-9)
+        state.statistics = Statistics(
+            step=state.iteration,
+            images_seen=state.iteration * self.images_per_step,
+            images_per_s=steps_per_s * self.images_per_step,
+            loss=loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds_left=(state.max_epochs * state.epoch_length - state.iteration) / steps_per_s,
+        )
+        self._reset()
+        engine.fire_event(TrainingEvents.STATISTICS)

@@ -1,0 +1,38 @@
+"""How close a reconstruction is to its image, one number an image."""
+
+from __future__ import annotations
+
+import torch
+from monai.metrics.regression import SSIMMetric
+from torch import Tensor
+
+
+def reconstruction_errors(
+    images: Tensor, reconstructions: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)
+) -> dict[str, Tensor]:
+    """MSE, PSNR and SSIM of each image (B,), float32.
+
+    Args:
+        images: (B, C, *S) in ``model_range``.
+        reconstructions: the same shape.
+        model_range: SSIM and PSNR take its width as the range of the data; MSE is in its squared units.
+
+    Example:
+        >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
+        >>> errors = reconstruction_errors(images, images)
+        >>> [round(v, 3) for v in errors["ssim"].tolist()], errors["mse"].tolist()
+        ([1.0, 1.0], [0.0, 0.0])
+    """
+    images, reconstructions = images.detach().float(), reconstructions.detach().float()
+    width = model_range[1] - model_range[0]
+    spatial_dims = images.ndim - 2
+    # SSIM's usual window of 11 does not fit into very small images.
+    window = min(11, *images.shape[2:])
+    window -= 1 - window % 2
+    ssim = SSIMMetric(spatial_dims, data_range=width, win_size=window)
+    mse = (images - reconstructions).square().flatten(1).mean(dim=1)
+    return {
+        "mse": mse,
+        "psnr": 10 * torch.log10(width**2 / mse),
+        "ssim": ssim(reconstructions, images).flatten(),  # type: ignore[union-attr]
+    }

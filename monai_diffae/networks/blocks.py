@@ -1,0 +1,266 @@
+"""What the encoder and the UNet are made of; the same code in 2D and 3D.
+
+Every operation keeps the memory format of what it is given: in ``channels_last`` (2D) or ``channels_last_3d``
+nothing is copied back and forth between two convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Pool
+from torch import nn
+
+from monai_diffae.errors import ConfigError
+
+
+def group_count(channels: int) -> int:
+    """The number of GroupNorm groups for a width: the largest divisor that is at most 32.
+
+    At the widths of the official code this is its ``min(32, channels)``.
+
+    Example:
+        >>> [group_count(c) for c in (128, 96, 48, 20, 7)]
+        [32, 32, 24, 20, 7]
+    """
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
+
+def zero_initialised(module: nn.Module) -> nn.Module:
+    """Set a layer's parameters to 0, so that the branch that it ends starts as nothing, and return it."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """A convolution of size 3 that keeps the spatial size."""
+    return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisor: int, name: str) -> None:
+    """Refuse images that a network cannot take, in one line that says which would do.
+
+    Args:
+        x: images (B, C, *S).
+        spatial_dims: number of spatial axes.
+        channels: the C that the network was built for.
+        divisor: what every spatial size must be a multiple of.
+        name: what to call the images in the message.
+
+    Raises:
+        ConfigError: wrong number of axes or channels, or a size that the network's levels cannot divide.
+    """
+    if x.ndim != spatial_dims + 2:
+        shape = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, H, W, D)"
+        raise ConfigError(f"{name} has the shape {tuple(x.shape)}: a {spatial_dims}D network takes {shape}")
+    if x.shape[1] != channels:
+        raise ConfigError(f"{name} has {x.shape[1]} channels: the network was built for {channels}")
+    size = tuple(x.shape[2:])
+    if any(s % divisor or s == 0 for s in size):
+        near = [sorted({max(s // divisor, 1) * divisor, max(-(-s // divisor), 1) * divisor}) for s in size]
+        would_do = " x ".join(" or ".join(map(str, axis)) for axis in near)
+        raise ConfigError(
+            f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of {divisor}; "
+            f"crop, pad or resize to {would_do}"
+        )
+
+
+class ChannelGroupNorm(nn.GroupNorm):
+    """GroupNorm whose number of groups follows from the width, computed in float32 whatever the input's dtype.
+
+    Args:
+        channels: width C.
+
+    Example:
+        >>> ChannelGroupNorm(48)(torch.ones(1, 48, 4, 4, dtype=torch.bfloat16)).dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(group_count(channels), channels)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, C, *S); the output has the input's dtype. For float32 no conversion takes place."""
+        h = F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return h.to(input.dtype)
+
+
+class HalvingPool(nn.Module):
+    """The mean over 2 x 2 (x 2) neighbours.
+
+    In 3D it adds strided slices: PyTorch's ``avg_pool3d`` on the CPU knows neither ``channels_last_3d`` nor
+    bfloat16, and autocast sends it to float32.
+    """
+
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        self.pool = Pool[Pool.AVG, 2](kernel_size=2) if spatial_dims == 2 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *S) -> (B, C, *S/2)."""
+        if self.pool is not None:
+            return self.pool(x)
+        x = x[:, :, 0::2] + x[:, :, 1::2]
+        x = x[:, :, :, 0::2] + x[:, :, :, 1::2]
+        return (x[..., 0::2] + x[..., 1::2]) * 0.125
+
+
+def resampling(spatial_dims: int, resample: str) -> nn.Module:
+    """The layer for ``"down"`` (mean of neighbours), ``"up"`` (nearest) or ``"none"``."""
+    if resample == "down":
+        return HalvingPool(spatial_dims)
+    return nn.Upsample(scale_factor=2.0, mode="nearest") if resample == "up" else nn.Identity()
+
+
+def skip_connection(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """The identity, or a convolution of size 1 where the widths differ."""
+    if in_channels == out_channels:
+        return nn.Identity()
+    return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1)
+
+
+class PlainBlock(nn.Module):
+    """The encoder's residual block: ``skip(x) + conv3(SiLU(GN(x)))``.
+
+    A single convolution, as in the official code, where the second half of a block exists only if it is conditioned.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: width of the input.
+        out_channels: width of the output.
+        resample: ``"none"`` or ``"down"``; acts before the convolution and on the skip connection.
+
+    Example:
+        >>> PlainBlock(2, 32, 64, resample="down")(torch.zeros(1, 32, 8, 8)).shape
+        torch.Size([1, 64, 4, 4])
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, resample: str = "none") -> None:
+        super().__init__()
+        self.norm1 = ChannelGroupNorm(in_channels)
+        self.resample = resampling(spatial_dims, resample)
+        self.conv1 = conv3(spatial_dims, in_channels, out_channels)
+        self.skip = skip_connection(spatial_dims, in_channels, out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, *S) -> (B, C_out, *S or *S/2)."""
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        return self.skip(self.resample(x)) + h
+
+
+class TwoConditionBlock(nn.Module):
+    r"""The UNet's residual block with adaptive group normalisation by the time step and by z_sem.
+
+    ``h = conv3(resample(SiLU(GN(x))))``, then
+    ``h = conv3(Dropout(SiLU(z_s * (t_s * GN(h) + t_b))))`` and ``skip(resample(x)) + h``: Diff-AE (arXiv 2111.15640)
+    equation 7, with ``t_s = 1 + ...`` and ``z_s = 1 + ...`` as in the official code. The second convolution starts
+    at 0, so at initialisation the block is its skip connection.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: width of the input.
+        out_channels: width of the output.
+        time_channels: size of the time embedding.
+        z_channels: size of z_sem.
+        dropout: probability of dropping an element before the second convolution.
+        resample: ``"none"``, ``"down"`` or ``"up"``; acts before the first convolution and on the skip connection.
+
+    Example:
+        >>> block = TwoConditionBlock(2, 32, 64, time_channels=16, z_channels=8, resample="up")
+        >>> block(torch.zeros(1, 32, 4, 4), torch.zeros(1, 16), torch.zeros(1, 8)).shape
+        torch.Size([1, 64, 8, 8])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        z_channels: int,
+        dropout: float = 0.0,
+        resample: str = "none",
+    ) -> None:
+        super().__init__()
+        self.norm1 = ChannelGroupNorm(in_channels)
+        self.resample = resampling(spatial_dims, resample)
+        self.conv1 = conv3(spatial_dims, in_channels, out_channels)
+        self.time_projection = nn.Linear(time_channels, 2 * out_channels)
+        self.z_projection = nn.Linear(z_channels, out_channels)
+        self.norm2 = ChannelGroupNorm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_initialised(conv3(spatial_dims, out_channels, out_channels))
+        self.skip = skip_connection(spatial_dims, in_channels, out_channels)
+
+    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, *S), (B, time_channels), (B, z_channels) -> (B, C_out, *S, *S/2 or *2S)."""
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        time_scale, time_shift = self.time_projection(F.silu(time_embedding)).chunk(2, dim=1)
+        z_scale = 1 + self.z_projection(F.silu(z_sem))
+        # time first, then z_sem, as one multiply-add over the image: z (t_s h + t_b) = (z t_s) h + z t_b
+        per_channel = z_scale.shape + (1,) * (x.ndim - 2)
+        scale = (z_scale * (1 + time_scale)).view(per_channel)
+        shift = (z_scale * time_shift).view(per_channel)
+        h = torch.addcmul(shift, self.norm2(h), scale)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return self.skip(self.resample(x)) + h
+
+
+class PositionAttention(nn.Module):
+    """Self-attention between all positions of a feature map, added to it; starts as the identity.
+
+    Args:
+        channels: width C of the input and output.
+        num_heads: number of heads, a divisor of C.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``channels``.
+
+    Example:
+        >>> x = torch.randn(1, 32, 4, 4, 4)
+        >>> bool((PositionAttention(32, num_heads=2)(x) == x).all())
+        True
+    """
+
+    def __init__(self, channels: int, num_heads: int = 1) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ConfigError(f"num_heads={num_heads} does not divide a width of {channels} at a level with attention")
+        self.num_heads = num_heads
+        self.norm = ChannelGroupNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero_initialised(nn.Linear(channels, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *S) -> (B, C, *S)."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, L, C): a view, not a copy, in channels_last
+        batch, length, channels = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, self.num_heads, 3, channels // self.num_heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # 3 x (B, heads, L, C / heads)
+        # Always the fused kernel. Plain softmax against it, one CPU thread, float32, training, time ratio:
+        # 16 tokens 1.2-1.7, 64 tokens 1.0-1.1, 256 tokens 0.9-1.7, 1024 tokens 1.0-1.7, 4096 tokens 1.1-1.9
+        # (widths 256-64), and without its L x L matrices; in bfloat16 it is 1.4-3.5 times faster everywhere.
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, channels)
+        return x + self.out(h).transpose(1, 2).reshape(x.shape)
+
+
+def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:
+    """The width of every level, full resolution first.
+
+    Raises:
+        ConfigError: no level at all, a width that is not positive, or attention at a level that does not exist.
+
+    Example:
+        >>> level_widths(64, (1, 2, 4, 8), attention_levels=(2,))
+        [64, 128, 256, 512]
+    """
+    widths = [base_channels * mult for mult in channel_mult]
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"base_channels={base_channels} and channel_mult={list(channel_mult)} give no usable widths")
+    unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
+    if unknown:
+        raise ConfigError(f"attention at level {unknown[0]}: there are levels 0 to {len(widths) - 1} (0 is full size)")
+    return widths

@@ -1,0 +1,184 @@
+"""The conditional denoiser: a noisy image, its time step and z_sem -> what the diffusion process needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks.blocks import (
+    ChannelGroupNorm,
+    PositionAttention,
+    TwoConditionBlock,
+    check_images,
+    conv3,
+    level_widths,
+    zero_initialised,
+)
+
+
+class UNetStage(nn.Module):
+    """A block, at some levels attention, and a last block in the middle and where a level ends going up."""
+
+    def __init__(
+        self,
+        block: TwoConditionBlock,
+        attention: PositionAttention | None = None,
+        last_block: TwoConditionBlock | None = None,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+        self.last_block = last_block
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, *S), (B, time_embed_channels), (B, z_channels) -> (B, C_out, *S, *S/2 or *2S)."""
+        if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._apply_blocks, x, time_embedding, z_sem, use_reentrant=False)
+        return self._apply_blocks(x, time_embedding, z_sem)
+
+    def _apply_blocks(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
+        x = self.block(x, time_embedding, z_sem)
+        if self.attention is not None:
+            x = self.attention(x)
+        if self.last_block is not None:
+            x = self.last_block(x, time_embedding, z_sem)
+        return x
+
+
+class DenoisingUNet(nn.Module):
+    """A UNet for ``eps_theta(x_t, t, z_sem)`` (or v, or a velocity) with z_sem in every block.
+
+    The UNet of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its official code.
+    It answers ``unet(x=..., timesteps=..., context=...)`` as MONAI's inferers call it. At initialisation its
+    output is 0 everywhere.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of x_t.
+        out_channels: channels of the output; None: as many as ``in_channels``.
+        base_channels: width that ``channel_mult`` multiplies, also the width of the sinusoidal time embedding.
+        channel_mult: one multiplier a level, full resolution first.
+        num_res_blocks: blocks a level going down; going up there is one more.
+        attention_levels: levels with attention, 0 being full resolution; the middle always has it.
+        num_heads: attention heads.
+        z_channels: size of z_sem.
+        time_embed_channels: size of the time embedding.
+        dropout: probability of dropping an element inside the blocks.
+        use_checkpoint: recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+        ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
+
+    Example:
+        >>> unet = DenoisingUNet(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=24)
+        >>> unet(x=torch.zeros(2, 1, 8, 8), timesteps=torch.tensor([0, 999]), context=torch.zeros(2, 16)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int = 1,
+        out_channels: int | None = None,
+        base_channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (),
+        num_heads: int = 1,
+        z_channels: int = 512,
+        time_embed_channels: int = 512,
+        dropout: float = 0.0,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = level_widths(base_channels, channel_mult, attention_levels)
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.base_channels = base_channels
+        self.z_channels = z_channels
+        self.size_divisor = 2 ** (len(widths) - 1)
+
+        def block(c_in: int, c_out: int, resample: str = "none") -> TwoConditionBlock:
+            return TwoConditionBlock(spatial_dims, c_in, c_out, time_embed_channels, z_channels, dropout, resample)
+
+        def attention(level: int) -> PositionAttention | None:
+            return PositionAttention(widths[level], num_heads) if level in attention_levels else None
+
+        def stage(*layers: nn.Module | None) -> UNetStage:
+            return UNetStage(*layers, use_checkpoint=use_checkpoint)  # type: ignore[arg-type, misc]
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(base_channels, time_embed_channels),
+            nn.SiLU(),
+            nn.Linear(time_embed_channels, time_embed_channels),
+        )
+        self.stem = conv3(spatial_dims, in_channels, widths[0])
+        width = widths[0]
+        skip_widths = [width]
+        self.down_stages = nn.ModuleList()
+        for level, level_width in enumerate(widths):
+            if level > 0:
+                self.down_stages.append(stage(block(width, width, "down")))
+                skip_widths.append(width)
+            for _ in range(num_res_blocks):
+                self.down_stages.append(stage(block(width, level_width), attention(level)))
+                width = level_width
+                skip_widths.append(width)
+
+        self.middle_stage = stage(block(width, width), PositionAttention(width, num_heads), block(width, width))
+
+        self.up_stages = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            for i in range(num_res_blocks + 1):
+                upsampling = block(level_width, level_width, "up") if level > 0 and i == num_res_blocks else None
+                joined = block(width + skip_widths.pop(), level_width)
+                self.up_stages.append(stage(joined, attention(level), upsampling))
+                width = level_width
+
+        self.head = nn.Sequential(
+            ChannelGroupNorm(width), nn.SiLU(), zero_initialised(conv3(spatial_dims, width, self.out_channels))
+        )
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Predict from noisy images.
+
+        Args:
+            x: noisy images x_t (B, C, *S); every size a multiple of ``size_divisor``.
+            timesteps: (B,), integers or floats on the scale of the training's time steps (0 to 1000).
+            context: z_sem (B, z_channels), also (B, 1, z_channels) as MONAI's inferers give it.
+
+        Returns:
+            (B, out_channels, *S), in the dtype of ``x`` (under autocast too).
+
+        Raises:
+            ConfigError: wrong number of channels, a size that the levels cannot divide, or a z_sem of a wrong shape.
+        """
+        dtype = x.dtype
+        if context.ndim == 3 and context.shape[1] == 1:
+            context = context[:, 0]
+        if not torch.jit.is_scripting():
+            check_images(x, self.spatial_dims, self.in_channels, self.size_divisor, "the noisy image")
+            if context.ndim != 2 or context.shape[1] != self.z_channels or context.shape[0] != x.shape[0]:
+                raise ConfigError(
+                    f"context has the shape {tuple(context.shape)}: "
+                    f"the UNet takes z_sem of shape ({x.shape[0]}, {self.z_channels})"
+                )
+        # MONAI's sinusoid is the official one: [cos, sin], frequencies from 1 to 1 / 10000
+        t = self.time_embed(get_timestep_embedding(timesteps, self.base_channels).to(dtype))
+        h = self.stem(x)
+        skips = [h]
+        for stage in self.down_stages:
+            h = stage(h, t, context)
+            skips.append(h)
+        h = self.middle_stage(h, t, context)
+        for stage in self.up_stages:
+            h = stage(torch.cat([h, skips.pop()], dim=1), t, context)
+        return self.head(h).to(dtype)

@@ -1,0 +1,119 @@
+"""The semantic encoder: an image -> z_sem, the vector that says what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers.factories import Pool
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from monai_diffae.networks.blocks import (
+    ChannelGroupNorm,
+    PlainBlock,
+    PositionAttention,
+    check_images,
+    conv3,
+    level_widths,
+)
+
+
+class SemanticEncoder(nn.Module):
+    """Images (B, C, *S) -> z_sem (B, z_channels): the down half of a UNet without a time step, then a global mean.
+
+    The encoder of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its official code.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the images.
+        z_channels: size of z_sem.
+        base_channels: width that ``channel_mult`` multiplies.
+        channel_mult: one multiplier a level, full resolution first.
+        num_res_blocks: blocks a level.
+        attention_levels: levels with attention, 0 being full resolution; the middle always has it.
+        num_heads: attention heads.
+        use_checkpoint: recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+        ConfigError: settings that give no network; in ``forward``, images of a wrong shape.
+
+    Example:
+        >>> encoder = SemanticEncoder(3, 1, z_channels=16, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
+        >>> encoder(torch.zeros(2, 1, 8, 8, 6)).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int = 1,
+        z_channels: int = 512,
+        base_channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2, 4, 8, 8),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (),
+        num_heads: int = 1,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = level_widths(base_channels, channel_mult, attention_levels)
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.size_divisor = 2 ** (len(widths) - 1)
+        self.use_checkpoint = use_checkpoint
+
+        self.stem = conv3(spatial_dims, in_channels, widths[0])
+        self.stages = nn.ModuleList()
+        width = widths[0]
+        for level, level_width in enumerate(widths):
+            if level > 0:
+                self.stages.append(nn.Sequential(PlainBlock(spatial_dims, width, width, resample="down")))
+            for _ in range(num_res_blocks):
+                stage = nn.Sequential(PlainBlock(spatial_dims, width, level_width))
+                if level in attention_levels:
+                    stage.append(PositionAttention(level_width, num_heads))
+                self.stages.append(stage)
+                width = level_width
+        self.middle_stage = nn.Sequential(
+            PlainBlock(spatial_dims, width, width),
+            PositionAttention(width, num_heads),
+            PlainBlock(spatial_dims, width, width),
+        )
+        self.head = nn.Sequential(
+            ChannelGroupNorm(width),
+            nn.SiLU(),
+            Pool[Pool.ADAPTIVEAVG, spatial_dims](1),
+            nn.Flatten(),
+            nn.Linear(width, z_channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Encode images.
+
+        Args:
+            x: images (B, C, *S), normally in [-1, 1]; every size a multiple of ``size_divisor``.
+
+        Returns:
+            z_sem (B, z_channels), in the dtype of ``x`` (under autocast too).
+
+        Raises:
+            ConfigError: wrong number of channels, or a size that the levels cannot divide.
+        """
+        dtype = x.dtype
+        if not torch.jit.is_scripting():
+            check_images(x, self.spatial_dims, self.in_channels, self.size_divisor, "the image to encode")
+            if self.use_checkpoint and torch.is_grad_enabled():
+                return self._forward_recomputing(x)
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(self.middle_stage(x)).to(dtype)
+
+    @torch.jit.unused
+    def _forward_recomputing(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        for stage in self.stages:
+            h = checkpoint(stage, h, use_reentrant=False)
+        h = checkpoint(self.middle_stage, h, use_reentrant=False)
+        return self.head(h).to(x.dtype)

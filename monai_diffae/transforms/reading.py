@@ -1,0 +1,122 @@
+"""Checked reading as a MONAI transform."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from monai_diffae.data.formats.scan import problem
+from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
+from monai_diffae.errors import ConfigError
+
+
+class ReadScand(MapTransform):
+    """Reads the scan under each key with all checks of :func:`~monai_diffae.data.scans.read_scan`.
+
+    A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+); a list of paths gives the channels of
+    one image, on one grid. An item with ``"slice"`` gives that slice of the volume, laid out for display. The result's
+    meta data hold no path.
+
+    Args:
+        keys: the keys of the paths.
+        spatial_dims: 2 or 3, what the model takes.
+        channels: how many channels the model takes, of each key.
+        axis: what ``item["slice"]`` counts along: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        nonfinite: ``"error"``, or the value that replaces NaN and infinite voxels.
+        allow_missing_keys: leave out keys that an item lacks.
+
+    Raises:
+        ScanError: a scan cannot be used (on call).
+
+    Example:
+        >>> import tempfile
+        >>> from monai_diffae.data.scans import write_scan
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_scan(Path(folder) / "a.nii.gz", np.arange(24.0).reshape(1, 2, 3, 4))
+        ...     ReadScand("image", spatial_dims=2, channels=1)({"image": str(path), "slice": 3})["image"].shape
+        torch.Size([1, 3, 2])
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_dims: int,
+        channels: int = 1,
+        axis: Axis = "axial",
+        nonfinite: Literal["error"] | float = "error",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if spatial_dims not in (2, 3):
+            raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
+        self.spatial_dims, self.channels, self.axis, self.nonfinite = spatial_dims, channels, axis, nonfinite
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each path by its scan."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            paths = [item[key]] if isinstance(item[key], (str, os.PathLike)) else list(item[key])
+            scan = self._read(paths, item.get("slice"))
+            item[key] = MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_grid(scan)))
+        return item
+
+    def _read(self, paths: Sequence[str], index: int | None) -> Scan:
+        dims = self.spatial_dims if index is None or self.spatial_dims == 3 else None
+        each = self.channels if len(paths) == 1 else 1
+        if index is None or self.spatial_dims == 3:
+            scans = [read_scan(p, spatial_dims=dims, channels=each, nonfinite=self.nonfinite) for p in paths]
+        else:
+            # the slices of a volume mostly follow each other: it is read for the first of them only
+            volume = _read_volume(tuple(map(str, paths)), _changed(paths), each, self.nonfinite)
+            scans = [slice_volume(v, self.axis, int(index)) if v.spatial_dims == 3 else v for v in volume]
+        scan = _stacked(paths, scans)
+        if len(scan.array) != self.channels:
+            raise problem(
+                paths[0], f"there are {len(paths)} files, expected {self.channels}", "give one file a channel"
+            )
+        return scan
+
+
+ReadScanD = ReadScanDict = ReadScand
+
+
+@functools.lru_cache(maxsize=1)
+def _read_volume(
+    paths: tuple[str, ...], _changed: int, channels: int, nonfinite: Literal["error"] | float
+) -> tuple[Scan, ...]:
+    return tuple(read_scan(p, channels=channels, nonfinite=nonfinite) for p in paths)
+
+
+def _changed(paths: Sequence[str]) -> int:
+    return max((Path(p).stat().st_mtime_ns for p in paths if Path(p).exists()), default=0)
+
+
+def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
+    first = scans[0]
+    for path, other in zip(paths[1:], scans[1:], strict=True):
+        if other.array.shape[1:] != first.array.shape[1:]:
+            sizes = " x ".join(map(str, other.array.shape[1:]))
+            expected = " x ".join(map(str, first.array.shape[1:]))
+            raise problem(
+                path, f"its size is {sizes} where the first channel's is {expected}", "resample the channels alike"
+            )
+        if not np.allclose(other.affine, first.affine, atol=0.01):
+            raise problem(
+                path, "it lies elsewhere than the first channel (other affine)", "resample the channels alike"
+            )
+    return replace(first, array=np.concatenate([s.array for s in scans])) if len(scans) > 1 else first
+
+
+def _grid(scan: Scan) -> np.ndarray:
+    """The affine for MONAI: of a 2D image only the spacing, as MONAI takes the first two rows and columns of it."""
+    return scan.affine if scan.spatial_dims == 3 else np.diag([*scan.spacing_mm, 1.0, 1.0])

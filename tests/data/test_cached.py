@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
+from scan_files import save_nifti, values
+from torch.utils.data import DataLoader, default_collate
+
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.errors import CohortError, ConfigError, MachineError, ScanError
+from monai_diffae.transforms import ReadScand, ToModelRanged
+
+TRANSFORM = Compose([ReadScand("image", 3), Resized("image", (4, 4, 4)), ToModelRanged("image")])
+RANDOM = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.9)])
+
+
+def cohort(folder: Path, n: int = 6, bad: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    for i in range(n):
+        path = save_nifti(folder / f"c{i}.nii.gz", values(5, 6, 7) + i)
+        if i in bad:
+            path.write_bytes(path.read_bytes()[:-9])
+    return [case.item() for case in read_cohort(folder)]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_scans_are_one_line_and_the_others_go_on(
+    tmp_path: Path, cache: Any, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = cohort(tmp_path, bad=(1, 4))
+    cases = CachedCases(items, TRANSFORM, cache=cache, num_workers=workers)
+    assert len(cases) == 4
+    assert [i["id"] for i in cases.items] == ["c0", "c2", "c3", "c5"]
+    assert [(f.case_id, f.file) for f in cases.failures] == [("c1", "c1.nii.gz"), ("c4", "c4.nii.gz")]
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(lines) == 2
+    assert lines[0] == "case c1 left out: c1.nii.gz: the compressed file ends early; copy it again"
+    item = cases[1]
+    assert set(item) == {"image", "id", "index"}
+    assert (item["id"], item["index"]) == ("c2", 1)
+    assert type(item["image"]) is torch.Tensor
+    assert item["image"].dtype == torch.float32
+    np.testing.assert_array_equal(item["image"], TRANSFORM(items[2])["image"].as_tensor())
+    good = CachedCases([i for i in items if i["id"] not in ("c1", "c4")], TRANSFORM)
+    assert all(torch.equal(good[i]["image"], cases[i]["image"]) for i in range(4))
+    assert str(tmp_path).encode() not in pickle.dumps(default_collate([cases[0], cases[1]]))
+
+
+def test_items_are_copies(tmp_path: Path) -> None:
+    for cache in ("memory", "disk"):
+        cases = CachedCases(cohort(tmp_path, 2), TRANSFORM, cache=cache)  # type: ignore[arg-type]
+        before = cases[0]["image"].clone()
+        cases[0]["image"].zero_()
+        assert torch.equal(cases[0]["image"], before)
+    assert torch.equal(cases[-1]["image"], cases[1]["image"])
+    with pytest.raises(IndexError):
+        cases[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_raises_the_scan_error_itself(tmp_path: Path, workers: int) -> None:
+    cases = CachedCases(cohort(tmp_path, 3, bad=(1,)), TRANSFORM, num_workers=workers, on_bad_scan="stop")
+    with pytest.raises(ScanError, match=r"^c1\.nii\.gz: the compressed file ends early"):
+        cases.prepare()
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    cases = CachedCases(cohort(tmp_path, 2, bad=(0, 1)), TRANSFORM)
+    with pytest.raises(CohortError, match=r"all 2 cases failed, the first 'c0': c0\.nii\.gz"):
+        len(cases)
+    with pytest.raises(CohortError, match="no cases"):
+        len(CachedCases([], TRANSFORM))
+
+
+def test_sizes_must_agree(tmp_path: Path) -> None:
+    save_nifti(tmp_path / "a.nii")
+    save_nifti(tmp_path / "b.nii", values(5, 6, 8))
+    cases = CachedCases([c.item() for c in read_cohort(tmp_path)], ReadScand("image", 3))
+    assert len(cases) == 1
+    assert "[1, 5, 6, 8] where others are [1, 5, 6, 7]" in cases.failures[0].reason
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
+    items = cohort(tmp_path)
+
+    def images(workers: int, seed: int = 0, order: list[tuple[int, int]] | None = None) -> dict[Any, torch.Tensor]:
+        cases = CachedCases(items, TRANSFORM, RANDOM, seed=seed)
+        order = order or [(e, i) for e in range(2) for i in range(6)]
+        loader = DataLoader(cases, sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+        return {key: item["image"] for key, item in zip(order, loader, strict=True)}
+
+    first = images(0)
+    for other in (images(2), images(0, order=list(first)[::-1])):
+        assert all(torch.equal(first[k], other[k]) for k in first)
+    assert not torch.equal(first[0, 0], first[1, 0])
+    assert not torch.equal(first[0, 0], images(0, seed=1)[0, 0])
+    cases = CachedCases(items, TRANSFORM, RANDOM)
+    assert torch.equal(cases[3]["image"], first[0, 3])
+    cases.set_epoch(1)
+    assert torch.equal(cases[3]["image"], first[1, 3])
+    assert type(cases[3]["image"]) is torch.Tensor
+
+
+def test_disk_cache(tmp_path: Path) -> None:
+    items, folder = cohort(tmp_path / "scans" if (tmp_path / "scans").mkdir() is None else tmp_path), tmp_path / "cache"
+    cases = CachedCases(items, TRANSFORM, cache_dir=folder, cache_gib=1e-9).prepare()
+    (made,) = folder.iterdir()
+    assert (made / "image.f32").stat().st_size == 6 * 64 * 4
+    spawned = pickle.loads(pickle.dumps(cases))
+    assert torch.equal(spawned[4]["image"], cases[4]["image"])
+    memory = CachedCases(items, TRANSFORM)
+    assert torch.equal(memory[4]["image"], cases[4]["image"])
+    if (pid := os.fork()) == 0:  # a worker that ends leaves the cache alone
+        del cases, spawned
+        gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert made.exists()
+    del cases
+    gc.collect()
+    assert not made.exists()
+
+
+def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = cohort(tmp_path, 2)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(MachineError, match="GiB are free"):
+        CachedCases(items, TRANSFORM, cache="disk").prepare()
+
+
+def test_several_keys(tmp_path: Path) -> None:
+    items = [{**i, "t2": i["image"]} for i in cohort(tmp_path, 2)]
+    cases = CachedCases(items, Compose([ReadScand(["image", "t2"], 3)]), keys=("image", "t2"))
+    assert torch.equal(cases[1]["image"], cases[1]["t2"])
+
+
+def test_a_wrong_setting_is_no_bad_scan(tmp_path: Path) -> None:
+    def transform(item: dict[str, Any]) -> dict[str, Any]:
+        raise ConfigError("size: 7 cannot be divided; use 8")
+
+    with pytest.raises(ConfigError, match="size"):
+        CachedCases(cohort(tmp_path, 2), transform).prepare()
+    for wrong in ({"cache": "tape"}, {"on_bad_scan": "hide"}):
+        with pytest.raises(ConfigError):
+            CachedCases([], transform, **wrong)  # type: ignore[arg-type]
+
+
+def die(item: dict[str, Any]) -> dict[str, Any]:
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="a worker died"):
+        CachedCases(cohort(tmp_path, 2), die, num_workers=1).prepare()
+
+
+@pytest.mark.slow
+def test_1000_cases_with_50_defects(tmp_path: Path) -> None:
+    bad = tuple(range(0, 1000, 20))
+    items = cohort(tmp_path, 1000, bad=bad)
+    cases = CachedCases(items, TRANSFORM)
+    good = CachedCases(cases.items, TRANSFORM)
+    assert (len(cases), len(cases.failures), len(good)) == (950, 50, 950)
+    assert all(torch.equal(cases[i]["image"], good[i]["image"]) for i in range(950))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.medmnist import medmnist_to_cohort
+from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError
+
+COUNTS = {"train": 5, "val": 2, "test": 3}
+
+
+def write_npz(path, shape=(28, 28), num_labels=1, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in COUNTS.items():
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 2, (count, num_labels), dtype=np.uint8)
+    arrays.update(changes)
+    np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    return path, arrays
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (64, 64), (28, 28, 3)])
+def test_pictures(tmp_path, shape):
+    path, arrays = write_npz(tmp_path / "set.npz", shape)
+    csv = medmnist_to_cohort(path, tmp_path / "cohort")
+    table = pd.read_csv(csv)
+    assert table.columns.tolist() == ["id", "image", "split", "label"]
+    assert table["split"].value_counts().to_dict() == COUNTS
+    assert table["id"].is_unique
+    for split in COUNTS:
+        rows = table[table["split"] == split]
+        assert rows["label"].tolist() == arrays[f"{split}_labels"][:, 0].tolist()
+        for image, relative in zip(arrays[f"{split}_images"], rows["image"], strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(csv.parent / relative)), image)
+    assert len(read_cohort(csv)) == 10
+
+
+def test_several_labels(tmp_path):
+    path, arrays = write_npz(tmp_path / "chest.npz", num_labels=3)
+    table = pd.read_csv(medmnist_to_cohort(path, tmp_path / "cohort"))
+    labels = table.loc[table["split"] == "test", ["label_0", "label_1", "label_2"]]
+    np.testing.assert_array_equal(labels.to_numpy(), arrays["test_labels"])
+
+
+def test_volumes(tmp_path):
+    path, arrays = write_npz(tmp_path / "nodule.npz", (28, 28, 28))
+    csv = medmnist_to_cohort(path, tmp_path / "cohort")
+    first = nib.load(csv.parent / pd.read_csv(csv)["image"][0])
+    np.testing.assert_array_equal(np.asarray(first.dataobj), arrays["train_images"][0])
+
+
+def test_max_cases_idempotence_and_refused_overwrite(tmp_path):
+    path, _ = write_npz(tmp_path / "set.npz")
+    csv = medmnist_to_cohort(path, tmp_path / "cohort", max_cases=2)
+    assert len(pd.read_csv(csv)) == 6
+    written = csv.stat().st_mtime_ns
+    medmnist_to_cohort(path, tmp_path / "cohort", max_cases=2)
+    assert csv.stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match="max_cases 2 instead of None"):
+        medmnist_to_cohort(path, tmp_path / "cohort")
+    medmnist_to_cohort(path, tmp_path / "cohort", overwrite=True)
+    assert len(pd.read_csv(csv)) == 10
+
+
+def test_files_that_are_no_medmnist(tmp_path):
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(CohortError, match="copy it again"):
+        medmnist_to_cohort(broken, tmp_path / "cohort")
+    text = tmp_path / "text.npz"
+    text.write_text("hello")
+    with pytest.raises((CohortError, UnsafeInputError), match=r"text\.npz"):
+        medmnist_to_cohort(text, tmp_path / "cohort")
+    for changes, message in (
+        ({"val_images": None}, "val_images"),
+        ({"val_images": np.zeros((2, 28, 28))}, "float64"),
+        ({"val_labels": np.zeros((1, 1))}, "2 images and 1 labels"),
+    ):
+        path, _ = write_npz(tmp_path / "wrong.npz", **changes)
+        with pytest.raises(CohortError, match=message):
+            medmnist_to_cohort(path, tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    path, _ = write_npz(tmp_path / "evil.npz", val_labels=np.array([{}, {}], dtype=object))
+    with pytest.raises(UnsafeInputError, match="pickled"):
+        medmnist_to_cohort(path, tmp_path / "cohort")
+
+
+def test_names_without_the_package_or_the_network(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="no such file"):
+        medmnist_to_cohort(tmp_path / "missing.npz", tmp_path / "cohort")
+    medmnist = pytest.importorskip("medmnist")
+    with pytest.raises(ConfigError, match="pneumoniamnist"):
+        medmnist_to_cohort("pneumonia", tmp_path / "cohort")
+    with pytest.raises(ConfigError, match="no edition of 30"):
+        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort", size=30)
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("Automatic download failed!")
+
+    monkeypatch.setattr(medmnist.dataset.MedMNIST, "download", fail)
+    with pytest.raises(MachineError, match=r"pneumoniamnist\.npz"):
+        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort")
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+    with pytest.raises(MachineError, match=r"monai-diffae\[medmnist\]"):
+        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort")

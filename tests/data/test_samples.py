@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_diffae.data import virtual_patients
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.samples import FACTORS, make_virtual_cohort, split_of
+from monai_diffae.data.virtual_patients import draw_patient, render_patient
+from monai_diffae.errors import ConfigError, MachineError
+
+MIDDLE = {"head_size": 1.0, "tilt": 0.0, "contrast": 1.0, "slice_level": 15.0, "ventricles": 0.3}
+
+
+def everything(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def sweep(name, *, size=96, spatial_dims=2, patient=3):
+    """Values from low to high, and the images, all else (also the displacement) equal."""
+    factor = next(factor for factor in FACTORS if factor.name == name)
+    values = np.linspace(factor.low, factor.high, 7)
+    drawn = draw_patient(0, patient)
+    patients = [replace(drawn, factors={**MIDDLE, name: float(value)}) for value in values]
+    return values, [render_patient(p, size=size, spatial_dims=spatial_dims)[0].astype(float) for p in patients]
+
+
+def long_axis_degrees(image):
+    """Angle of the head's long axis from the front, positive towards the patient's left."""
+    x, y = (axis.astype(float) for axis in np.nonzero(image[..., 0]))
+    values, vectors = np.linalg.eigh(np.cov(x, y))
+    right, front = vectors[:, np.argmax(values)]
+    return np.rad2deg(np.arctan2(-right * np.sign(front), abs(front)))
+
+
+def dark_middle(image):
+    """Voxels of fluid in the middle 80 x 100 mm."""
+    width = image.shape[0]
+    across, along = int(width * 40 / 224), int(width * 50 / 224)
+    middle = image[width // 2 - across : width // 2 + across, width // 2 - along : width // 2 + along]
+    return np.sum((middle > 0) & (middle < 140))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_virtual_cohort(tmp_path_factory.mktemp("cohort"), num_patients=24, size=32, seed=5, workers=2)
+
+
+def test_the_table_says_what_was_drawn(cohort):
+    table = pd.read_csv(cohort)
+    assert table.columns.tolist() == ["id", "patient", "image", "split", *(factor.name for factor in FACTORS)]
+    assert len(table) == 24
+    for factor in FACTORS:
+        assert table[factor.name].between(factor.low, factor.high).all()
+    row = table.iloc[7]
+    patient = draw_patient(5, 7)
+    assert {name: row[name] for name in patient.factors} == patient.factors
+    image = nib.load(cohort.parent / row["image"])
+    array, affine = render_patient(patient, size=32)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), array)
+    np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+    assert "not patients" in (cohort.parent / "README.txt").read_text()
+
+
+def test_our_own_cohort_reader_takes_it(cohort):
+    cases = read_cohort(cohort)
+    assert len(cases) == 24
+    assert {case.split for case in cases} == {"train", "val", "test"}
+    assert set(cases[0].labels) == {factor.name for factor in FACTORS}
+
+
+def test_same_bytes_for_any_number_of_workers(cohort, tmp_path):
+    again = make_virtual_cohort(tmp_path, num_patients=24, size=32, seed=5, workers=1)
+    assert everything(again.parent) == everything(cohort.parent)
+
+
+def test_another_seed_gives_other_patients():
+    assert draw_patient(0, 0).factors != draw_patient(1, 0).factors
+    assert draw_patient(0, 1).factors != draw_patient(1, 0).factors
+
+
+def test_a_larger_cohort_begins_with_the_smaller(cohort, tmp_path):
+    larger = make_virtual_cohort(tmp_path, num_patients=30, size=32, seed=5)
+    before, after = everything(cohort.parent), everything(larger.parent)
+    images = [name for name in before if name.startswith("images/")]
+    assert len(images) == 24
+    assert all(before[name] == after[name] for name in images)
+    assert larger.read_text().startswith(cohort.read_text())
+
+
+@pytest.mark.parametrize("number", [10, 50, 1000])
+def test_splits_are_of_patients_and_of_the_size_asked(number):
+    splits = pd.Series([split_of(index, 0.1, 0.15) for index in range(number)]).value_counts()
+    assert abs(splits["test"] - 0.15 * number) < 2.5
+    assert abs(splits["val"] - 0.1 * number) < 2.5
+
+
+def test_no_held_out_patients_if_none_are_asked():
+    assert {split_of(index, 0, 0) for index in range(500)} == {"train"}
+
+
+def test_a_second_call_writes_nothing(cohort):
+    before = {path: path.stat().st_mtime_ns for path in cohort.parent.rglob("*")}
+    assert make_virtual_cohort(cohort.parent, num_patients=24, size=32, seed=5) == cohort
+    assert {path: path.stat().st_mtime_ns for path in cohort.parent.rglob("*")} == before
+
+
+def test_other_parameters_are_refused_unless_overwritten(tmp_path):
+    table = make_virtual_cohort(tmp_path, num_patients=6, size=16)
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError, match="num_patients 6 instead of 3"):
+        make_virtual_cohort(tmp_path, num_patients=3, size=16)
+    assert everything(tmp_path) == before
+    make_virtual_cohort(tmp_path, num_patients=3, size=16, overwrite=True)
+    assert len(pd.read_csv(table)) == len(list((tmp_path / "images").iterdir())) == 3
+
+
+def test_an_unfinished_cohort_is_finished(tmp_path):
+    table = make_virtual_cohort(tmp_path, num_patients=4, size=16)
+    whole = everything(tmp_path)
+    (tmp_path / "images" / "mni-000002.nii").unlink()
+    make_virtual_cohort(tmp_path, num_patients=4, size=16)
+    assert everything(tmp_path) == whole
+    table.unlink()
+    make_virtual_cohort(tmp_path, num_patients=4, size=16)
+    assert everything(tmp_path) == whole
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "images/mine-1.nii"])
+def test_files_of_the_user_are_never_replaced(tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match="of your own"):
+        make_virtual_cohort(tmp_path, num_patients=3, size=16, overwrite=True)
+    assert everything(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_patients": 0}, {"size": 4}, {"spatial_dims": 1}, {"seed": -1}, {"val_fraction": 0.9}]
+)
+def test_parameters_out_of_range(tmp_path, wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        make_virtual_cohort(tmp_path / "cohort", **wrong)
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_without_nilearn_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(virtual_patients.importlib.util, "find_spec", lambda name: None)
+    virtual_patients.read_template.cache_clear()
+    with pytest.raises(MachineError, match=r"pip install 'monai-diffae\[samples\]'"):
+        make_virtual_cohort(tmp_path / "cohort", num_patients=1)
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_head_size_scales_the_area():
+    sizes, images = sweep("head_size")
+    areas = np.array([np.sum(image > 20) for image in images])
+    assert np.corrcoef(sizes**2, areas)[0, 1] > 0.999
+    np.testing.assert_allclose(areas[-1] / areas[0], (sizes[-1] / sizes[0]) ** 2, rtol=0.05)
+
+
+def test_tilt_turns_the_head_to_the_left():
+    degrees, images = sweep("tilt")
+    measured = np.array([long_axis_degrees(image) for image in images])
+    np.testing.assert_allclose(measured - measured[3], degrees, atol=1.5)
+
+
+def test_contrast_darkens_without_moving():
+    gammas, images = sweep("contrast")
+    expected = 255 * (images[0] / 255) ** (gammas[-1] / gammas[0])
+    np.testing.assert_allclose(images[-1], expected, atol=2.5)
+    assert np.corrcoef(gammas, [image.mean() for image in images])[0, 1] < -0.99
+
+
+def test_slice_level_moves_through_the_template():
+    levels, images = sweep("slice_level")
+    for index, level in enumerate(levels):
+        distances = [np.abs(image - images[index]).mean() for image in images]
+        assert np.corrcoef(np.abs(levels - level), distances)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_ventricles_widen_and_the_head_stays(spatial_dims):
+    strengths, images = sweep("ventricles", size=64, spatial_dims=spatial_dims)
+    if spatial_dims == 3:
+        # a volume is centred 10 mm below the level; its voxels are 3.5 mm
+        images = [image[:, :, 34] for image in images]
+    fluid = [dark_middle(image) for image in images]
+    assert np.corrcoef(strengths, fluid)[0, 1] > 0.98
+    assert fluid[-1] > 1.5 * fluid[0]
+    areas = [np.sum(image > 20) for image in images]
+    assert max(areas) < 1.01 * min(areas)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_whole_brain_is_in_the_field_of_view(spatial_dims):
+    for index in range(100 if spatial_dims == 2 else 8):
+        image, _ = render_patient(draw_patient(1, index), size=48, spatial_dims=spatial_dims)
+        for axis in range(spatial_dims):
+            assert np.take(image, [0, -1], axis=axis).max() < 10
+        assert image.max() > 180
+
+
+def test_axes_are_where_the_affine_says():
+    """The template's voxel at the same world coordinates is the same tissue: no axis turned or swapped."""
+    plain = replace(draw_patient(0, 0), factors={**MIDDLE, "ventricles": 0.0}, amplitudes_mm=np.zeros((12, 3), "f4"))
+    template, to_index = virtual_patients.read_template(0.0)
+    for spatial_dims, size in ((2, 96), (3, 72)):
+        image, affine = render_patient(plain, size=size, spatial_dims=spatial_dims)
+        assert nib.aff2axcodes(affine) == ("R", "A", "S")
+        voxels = np.argwhere(image > 100)
+        places = np.rint(voxels @ affine[:3, :3].T + affine[:3, 3] + to_index.ravel()).astype(int)
+        grey = template[tuple(places.T)]
+        assert np.corrcoef(grey, image[tuple(voxels.T)])[0, 1] > 0.8
+        # 55 mm before zero lies frontal lobe, 115 mm behind it nothing more
+        inside = np.linalg.inv(affine) @ [12, 55, 15, 1]
+        outside = np.linalg.inv(affine) @ [12, -115, 15, 1]
+        assert image[tuple(np.rint(inside[:3]).astype(int))] > 50
+        assert image[tuple(np.rint(outside[:3]).astype(int))] == 0
+        if spatial_dims == 2:
+            assert affine[2, 3] == pytest.approx(15.0)
+
+
+def test_the_same_patient_at_every_size_and_in_volumes():
+    patient = draw_patient(0, 2)
+    small, _ = render_patient(patient, size=36)
+    large, affine = render_patient(patient, size=72)
+    binned = large.reshape(36, 2, 36, 2).mean(axis=(1, 3))
+    assert np.corrcoef(small.ravel(), binned.ravel())[0, 1] > 0.99
+    volume, volume_affine = render_patient(patient, size=72, spatial_dims=3)
+    layer = round((affine[2, 3] - volume_affine[2, 3]) / volume_affine[2, 2])
+    assert np.corrcoef(volume[:, :, layer].ravel(), large.ravel())[0, 1] > 0.98
+
+
+def test_volumes_are_written(tmp_path):
+    table = make_virtual_cohort(tmp_path, num_patients=2, size=32, spatial_dims=3)
+    image = nib.load(table.parent / pd.read_csv(table)["image"][0])
+    assert image.shape == (32, 32, 32)
+    assert image.header.get_zooms() == (7.0, 7.0, 7.0)
+    assert image.header.get_xyzt_units()[0] == "mm"

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from monai.networks.nets import DenseNet121, ViT, resnet18
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder
+
+SMALL = {
+    "base_channels": 8,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+    "z_channels": 12,
+    "time_embed_channels": 20,
+}
+
+
+def small(spatial_dims: int = 2, **overrides: object) -> DiffusionAutoencoder:
+    """A small network in which no layer is 0."""
+    torch.manual_seed(0)
+    network = DiffusionAutoencoder(spatial_dims, **{**SMALL, **overrides})
+    for parameter in network.parameters():
+        if parameter.abs().max() == 0:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def images(network: DiffusionAutoencoder, batch: int = 2, channels: int = 1) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    shape = (batch, channels, 8, 12, 4)[: network.spatial_dims + 2]
+    return torch.randn(shape), torch.randn(shape), torch.tensor([3, 700])[:batch]
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "encoder_in_channels"), [(1, None, None), (3, 6, None), (4, 4, 2)]
+)
+def test_shapes(spatial_dims, in_channels, out_channels, encoder_in_channels):
+    network = small(
+        spatial_dims, in_channels=in_channels, out_channels=out_channels, encoder_in_channels=encoder_in_channels
+    )
+    _, x_t, t = images(network, channels=in_channels)
+    x0 = torch.randn(2, encoder_in_channels or in_channels, *x_t.shape[2:])
+    assert network.encode(x0).shape == (2, 12)
+    assert network(x_t, t, x0).shape == (2, out_channels or in_channels, *x_t.shape[2:])
+
+
+@pytest.mark.parametrize("base_channels", [5, 12, 20])
+def test_any_width(base_channels):
+    network = small(base_channels=base_channels, channel_mult=(1, 1, 3), attention_levels=(0, 2), num_heads=1)
+    x0, x_t, t = images(network)
+    with pytest.raises(ConfigError):
+        network(x_t, t, x0)  # 12 is no multiple of 8, the encoder's deepest level
+    assert network(x_t[..., :8], t, x0[..., :8]).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_context_may_be_the_image_or_its_z(spatial_dims):
+    network = small(spatial_dims)
+    x0, x_t, t = images(network)
+    expected = network(x_t, t, x0)
+    z_sem = network.encode(x0)
+    torch.testing.assert_close(network(x_t, t, z_sem), expected)
+    torch.testing.assert_close(network(x_t, t, context=z_sem[:, None]), expected)
+    torch.testing.assert_close(network.unet(x=x_t, timesteps=t, context=z_sem), expected)
+    torch.testing.assert_close(network(x_t, t.float(), z_sem), expected)
+
+
+def test_the_image_alone_is_time_step_0_with_its_own_z():
+    network = small()
+    x, _, _ = images(network)
+    torch.testing.assert_close(network(x), network(x, torch.zeros(2, dtype=torch.long), network.encode(x)))
+
+
+def test_time_and_z_both_matter():
+    network = small()
+    x0, x_t, t = images(network)
+    out = network(x_t, t, x0)
+    assert not torch.allclose(out, network(x_t, t + 100, x0))
+    assert not torch.allclose(out, network(x_t, t, -x0))
+
+
+def test_output_is_0_at_initialisation_and_only_the_head_learns():
+    network = DiffusionAutoencoder(2, **SMALL)
+    x0, x_t, t = images(network)
+    out = network(x_t, t, x0)
+    assert out.abs().max() == 0
+    (out - x0).square().mean().backward()
+    assert network.unet.head[2].weight.grad.abs().max() > 0
+    assert all(parameter.grad.abs().max() == 0 for parameter in network.encoder.parameters())
+
+
+def test_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for use_checkpoint in (False, True):
+        network = small(use_checkpoint=use_checkpoint, dropout=0.2).train()
+        x0, x_t, t = images(network)
+        torch.manual_seed(5)
+        network(x_t, t, x0).square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_scripted_network_gives_the_same(spatial_dims):
+    network = small(spatial_dims, use_checkpoint=True)
+    x0, x_t, t = images(network)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(network), buffer)
+    buffer.seek(0)
+    scripted = torch.jit.load(buffer)
+    for arguments in [(x0,), (x_t, t, x0), (x_t, t.float(), network.encode(x0)), (x_t, t, network.encode(x0)[:, None])]:
+        torch.testing.assert_close(scripted(*arguments), network(*arguments))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_bfloat16_autocast_and_channels_last(spatial_dims):
+    network = small(spatial_dims).train()
+    x0, x_t, t = images(network)
+    expected = network(x_t, t, x0)
+    memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+    network = network.to(memory_format=memory_format)
+    x0, x_t = (x.contiguous(memory_format=memory_format) for x in (x0, x_t))
+    torch.testing.assert_close(network(x_t, t, x0), expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(x_t, t, x0)
+    assert out.dtype == torch.float32
+    assert (out - expected).std() < 0.05 * expected.std()
+    out.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_the_whole_network_in_bfloat16():
+    network = small().bfloat16()
+    x0, x_t, t = images(network)
+    assert network(x_t.bfloat16(), t, x0.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "build"),
+    [
+        (2, lambda: resnet18(spatial_dims=2, n_input_channels=1, num_classes=12)),
+        (3, lambda: resnet18(spatial_dims=3, n_input_channels=1, num_classes=12)),
+        (2, lambda: DenseNet121(spatial_dims=2, in_channels=1, out_channels=12)),
+        (2, lambda: ViT(1, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)),
+    ],
+    ids=["resnet18-2d", "resnet18-3d", "densenet121", "vit"],
+)
+def test_encoder_may_be_a_monai_network(spatial_dims, build):
+    network = small(spatial_dims, encoder=build())
+    assert network.size_divisor == 2
+    x = torch.randn(1, 1, *(32,) * spatial_dims)
+    assert network.encode(x).shape == (1, 12)
+    assert network(x, torch.tensor([3]), x).shape == x.shape
+    assert network.config["encoder"].startswith("monai.networks.nets.")
+
+
+def test_scripting_works_with_a_monai_encoder():
+    network = small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=12))
+    x = torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(torch.jit.script(network)(x), network(x))
+
+
+def test_config_builds_the_same_network_again():
+    network = small(encoder_base_channels=4, encoder_channel_mult=(1, 2, 2, 2), encoder_attention_levels=())
+    again = DiffusionAutoencoder(**json.loads(json.dumps(network.config))).eval()
+    again.load_state_dict(network.state_dict())
+    x = torch.randn(1, 1, 8, 16)
+    torch.testing.assert_close(again(x), network(x))
+    assert again.config == network.config
+
+
+def test_config_of_a_foreign_encoder_asks_for_it():
+    network = small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=12))
+    with pytest.raises(ConfigError, match=r"an encoder of its own .*ResNet.*: build it and give it as encoder="):
+        DiffusionAutoencoder(**network.config)
+
+
+def test_errors_name_sizes_that_both_networks_take():
+    network = small(channel_mult=(1, 2, 2))
+    x = torch.zeros(1, 1, 20, 24)  # the UNet's levels divide 20, the encoder's do not
+    for call in (network.encode, network, lambda x: network(x, torch.tensor([1]), torch.zeros(1, 12))):
+        with pytest.raises(ConfigError, match=r"20 x 24: .* multiples of 8; crop, pad or resize to 16 or 24 x 24$"):
+            call(x)
+
+
+def test_wrong_channels_and_wrong_z_are_one_line():
+    network = small()
+    x, t = torch.zeros(1, 1, 8, 8), torch.tensor([1])
+    with pytest.raises(ConfigError, match="the noisy image has 3 channels: the network was built for 1"):
+        network(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match=r"context has the shape \(1, 11\): the UNet takes z_sem of shape \(1, 12\)"):
+        network(x, t, torch.zeros(1, 11))
+    with pytest.raises(ConfigError, match=r"the encoder ResNet gives \(1, 5\): z_channels=12 needs \(B, 12\)"):
+        small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=5)).encode(torch.zeros(1, 1, 32, 32))
+
+
+def test_the_parts_check_their_own_input():
+    encoder = SemanticEncoder(2, base_channels=8, channel_mult=(1, 1), num_res_blocks=1, z_channels=4)
+    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1, 1), num_res_blocks=1, z_channels=4)
+    with pytest.raises(ConfigError, match="multiples of 2"):
+        encoder(torch.zeros(1, 1, 7, 8))
+    with pytest.raises(ConfigError, match="multiples of 2"):
+        unet(torch.zeros(1, 1, 7, 8), torch.tensor([1]), torch.zeros(1, 4))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks.blocks import (
+    ChannelGroupNorm,
+    HalvingPool,
+    PlainBlock,
+    PositionAttention,
+    TwoConditionBlock,
+    check_images,
+    group_count,
+    level_widths,
+)
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Zero-initialised layers too, so that every path shows."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+@pytest.mark.parametrize("channels", range(1, 130))
+def test_groups_are_the_largest_divisor_up_to_32(channels):
+    groups = group_count(channels)
+    assert channels % groups == 0
+    assert all(channels % larger for larger in range(groups + 1, 33))
+
+
+def test_group_norm_is_computed_in_float32():
+    x = torch.randn(2, 64, 8, 8) * 3 + 100  # in bfloat16 the variance of 100 +- 3 is badly off
+    norm = ChannelGroupNorm(64).bfloat16()
+    expected = F.group_norm(x.bfloat16().float(), 32).bfloat16()
+    torch.testing.assert_close(norm(x.bfloat16()), expected, rtol=0.004, atol=1e-4)  # the last bit of bfloat16
+
+
+def test_two_condition_block_is_time_first_then_z_before_silu():
+    """The equations of the official code, step by step."""
+    torch.manual_seed(0)
+    block = randomise(TwoConditionBlock(2, 8, 12, time_channels=6, z_channels=5)).eval()
+    x, t, z = torch.randn(2, 8, 4, 4), torch.randn(2, 6), torch.randn(2, 5)
+    h = block.conv1(F.silu(F.group_norm(x, 8, block.norm1.weight, block.norm1.bias)))
+    t_scale, t_shift = block.time_projection(F.silu(t))[..., None, None].chunk(2, dim=1)
+    h = F.group_norm(h, 12, block.norm2.weight, block.norm2.bias) * (1 + t_scale) + t_shift
+    h = h * (1 + block.z_projection(F.silu(z))[..., None, None])
+    expected = block.skip(x) + block.conv2(F.silu(h))
+    torch.testing.assert_close(block(x, t, z), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_halving_pool_is_the_mean_of_neighbours(spatial_dims):
+    x = torch.randn(2, 3, *(8, 6, 4)[:spatial_dims])
+    pool = F.avg_pool2d if spatial_dims == 2 else F.avg_pool3d
+    torch.testing.assert_close(HalvingPool(spatial_dims)(x), pool(x, 2))
+
+
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_attention_is_the_softmax_of_scaled_products(num_heads):
+    torch.manual_seed(0)
+    attention = randomise(PositionAttention(8, num_heads))
+    x = torch.randn(2, 8, 4, 3)
+    qkv = attention.qkv(attention.norm(x).flatten(2).transpose(1, 2)).transpose(1, 2)
+    q, k, v = qkv.reshape(2 * num_heads, 3 * 8 // num_heads, 12).chunk(3, dim=1)  # the official order of heads
+    weights = torch.softmax(q.transpose(1, 2) @ k * (8 // num_heads) ** -0.5, dim=-1)
+    h = (v @ weights.transpose(1, 2)).reshape(2, 8, 12)
+    expected = x + attention.out(h.transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 8"):
+        PositionAttention(8, 3)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("layer", ["plain", "down", "two_down", "two_up", "attention"])
+def test_channels_last_goes_through_every_layer(spatial_dims, layer):
+    memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+    x = torch.randn(2, 16, *(4,) * spatial_dims).contiguous(memory_format=memory_format)
+    conditions = (torch.randn(2, 4), torch.randn(2, 4))
+    module, arguments = {
+        "plain": (PlainBlock(spatial_dims, 16, 8), ()),
+        "down": (PlainBlock(spatial_dims, 16, 8, resample="down"), ()),
+        "two_down": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="down"), conditions),
+        "two_up": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="up"), conditions),
+        "attention": (PositionAttention(16), ()),
+    }[layer]
+    module = randomise(module).to(memory_format=memory_format)
+    formats = []
+
+    def note(inner, _inputs, out):
+        if isinstance(
+            inner, torch.nn.Conv2d | torch.nn.Conv3d
+        ):  # with one thread PyTorch's own conv3d drops the format
+            return out.contiguous(memory_format=memory_format)
+        if out.ndim == spatial_dims + 2:
+            formats.append(out.is_contiguous(memory_format=memory_format))
+        return out
+
+    for inner in module.modules():
+        inner.register_forward_hook(note)
+    module(x, *arguments)
+    assert formats
+    assert all(formats)
+
+
+def test_level_widths_refuses_what_gives_no_network():
+    with pytest.raises(ConfigError, match="attention at level 2: there are levels 0 to 1"):
+        level_widths(8, (1, 2), attention_levels=(2,))
+    with pytest.raises(ConfigError, match="give no usable widths"):
+        level_widths(8, (), attention_levels=())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 30, 32), "has the size 30 x 32: .* multiples of 8; crop, pad or resize to 24 or 32 x 32$"),
+        ((1, 1, 3, 32), "resize to 8 x 32$"),
+        ((1, 3, 32, 32), "has 3 channels: the network was built for 1"),
+        ((1, 32, 32), r"has the shape \(1, 32, 32\): a 2D network takes \(B, C, H, W\)"),
+        ((1, 1, 0, 32), "resize to 8 x 32"),
+    ],
+)
+def test_wrong_images_give_one_line_with_what_would_do(shape, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_images(torch.zeros(shape), 2, 1, 8, "the image")
+    assert "\n" not in str(caught.value)

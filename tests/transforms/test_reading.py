@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd, Spacingd
+
+from monai_diffae.data.scans import read_scan, slice_volume, write_scan
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error
+from monai_diffae.transforms import ReadScanD, ReadScand, ReadScanDict, reading
+
+
+def volume(path: Path, shape: tuple[int, ...] = (4, 5, 6), seed: int = 0, spacing: float = 2.0) -> str:
+    array = np.random.default_rng(seed).normal(100, 20, (1, *shape))
+    return str(write_scan(path, array, np.diag([-1, 1, spacing, 1.0])))
+
+
+def test_a_volume_with_its_affine_and_no_path(tmp_path: Path) -> None:
+    path = volume(tmp_path / "Doe^Jane.nii.gz")
+    image = ReadScand("image", 3)({"image": path, "id": "a"})["image"]
+    assert isinstance(image, MetaTensor)
+    assert (image.shape, image.dtype) == ((1, 4, 5, 6), torch.float32)
+    np.testing.assert_allclose(image.affine, np.diag([-1, 1, 2, 1]))
+    assert b"Doe" not in pickle.dumps(image.meta)
+    turned = Compose([ReadScand("image", 3), Orientationd("image", "RAS"), Spacingd("image", (1, 1, 1))])(
+        {"image": path}
+    )
+    assert turned["image"].shape == (1, 4, 5, 11)
+    assert ReadScanD is ReadScanDict is ReadScand
+
+
+def test_slices_read_their_volume_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls = volume(tmp_path / "a.nii.gz"), []
+    scan = read_scan(path)
+    monkeypatch.setattr(reading, "read_scan", lambda p, **k: calls.append(p) or read_scan(p, **k))
+    reading._read_volume.cache_clear()
+    for axis, n in (("axial", 6), ("coronal", 5), ("sagittal", 4)):
+        read = ReadScand("image", 2, axis=axis)  # type: ignore[arg-type]
+        for k in range(n):
+            image = read({"image": path, "slice": k})["image"]
+            np.testing.assert_array_equal(image.numpy(), slice_volume(scan, axis, k).array)  # type: ignore[arg-type]
+    assert len(calls) == 1
+    np.testing.assert_allclose(np.diag(image.affine), [2, 1, 1, 1])  # sagittal: rows 2 mm, columns 1 mm
+    with pytest.raises(ScanError, match="slice 9"):
+        ReadScand("image", 2)({"image": path, "slice": 9})
+    spaced = Compose([ReadScand("image", 2, axis="sagittal"), Spacingd("image", (1.0, 1.0))])(
+        {"image": path, "slice": 0}
+    )
+    assert spaced["image"].shape == (1, 11, 5)
+
+
+def test_files_as_channels(tmp_path: Path) -> None:
+    paths = [volume(tmp_path / f"{i}.nii", seed=i) for i in range(2)]
+    image = ReadScand("image", 3, channels=2)({"image": paths})["image"]
+    assert image.shape == (2, 4, 5, 6)
+    assert not torch.equal(image[0], image[1])
+    assert ReadScand("image", 2, channels=2)({"image": paths, "slice": 1})["image"].shape == (2, 5, 4)
+    with pytest.raises(ScanError, match="2 files, expected 1"):
+        ReadScand("image", 3)({"image": paths})
+    for other, text in (
+        (volume(tmp_path / "s.nii", (4, 5, 7)), "size"),
+        (volume(tmp_path / "o.nii", spacing=3), "affine"),
+    ):
+        with pytest.raises(ScanError, match=text):
+            ReadScand("image", 3, channels=2)({"image": [paths[0], other]})
+
+
+def test_refusals_pass_through_compose(tmp_path: Path) -> None:
+    path = volume(tmp_path / "a.nii")
+    with pytest.raises(RuntimeError) as caught:
+        Compose([ReadScand("image", 2)])({"image": path})
+    assert str(find_diffae_error(caught.value)).startswith("a.nii: a 3D volume (4 x 5 x 6)")
+    with pytest.raises(ConfigError):
+        ReadScand("image", 4)
+    assert ReadScand("other", 3, allow_missing_keys=True)({"image": path}) == {"image": path}
