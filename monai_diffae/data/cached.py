@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.failures import Failure
 from monai_diffae.errors import (
     CohortError,
@@ -93,7 +94,7 @@ class CachedCases(Dataset[Item]):
         self.keys, self.progress, self.epoch = tuple(keys), progress, 0
         self.failures: list[Failure] = []
         self._items: list[Item] | None = None
-        self._stores: dict[str, _Store] = {}
+        self._stores: dict[str, ArrayStore] = {}
 
     @property
     def items(self) -> list[Item]:
@@ -175,7 +176,9 @@ class CachedCases(Dataset[Item]):
             gib = count * sum(a.nbytes for a in arrays.values()) / 1024**3
             on_disk = self.cache == "disk" or gib > self.cache_gib
             folder = self._make_folder(gib) if on_disk else None
-            self._stores = {key: _Store(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()}
+            self._stores = {
+                key: ArrayStore(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()
+            }
         for key, array in arrays.items():
             if array.shape != self._stores[key].shape:
                 expected, found = list(self._stores[key].shape), list(array.shape)
@@ -209,42 +212,6 @@ class CachedCases(Dataset[Item]):
         failure = Failure(str(item.get("id", index)), Path(str(file)).name, reason)
         self.failures.append(failure)
         logger.warning("case %s left out: %s", failure.case_id, reason)
-
-
-class _Store:
-    """An array ``[N, *shape]`` that is filled one after the other, in memory or in a file."""
-
-    def __init__(self, count: int, shape: tuple[int, ...], path: Path | None) -> None:
-        self.shape, self.path, self.filled = shape, path, 0
-        self._array = np.empty((count, *shape), np.float32) if path is None else None
-        # written and not mapped: a full disk is then an error and not a killed process
-        self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
-
-    def append(self, array: NDArray[np.float32]) -> None:
-        if self._array is not None:
-            self._array[self.filled] = array
-        elif self._stream is not None:
-            try:
-                self._stream.write(np.ascontiguousarray(array).tobytes())
-            except OSError as error:
-                raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error
-        self.filled += 1
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def __getitem__(self, position: int) -> NDArray[np.float32]:
-        if self._array is None:
-            if self.path is None:
-                raise RuntimeError("a store without array and without file")
-            self._array = np.memmap(self.path, np.float32, "r", shape=(self.filled, *self.shape))
-        return np.array(self._array[position])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # to a worker that is spawned goes the file's name and not its contents
-        return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}
 
 
 class _Reading(Dataset[Any]):

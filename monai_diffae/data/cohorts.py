@@ -62,7 +62,7 @@ def read_cohort(
     path = Path(path)
     pattern = _compiled(patient_pattern)
     folder, uid = dicom.split_series(path)
-    if not folder.exists():
+    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises where a folder above is closed
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json"):
@@ -184,7 +184,8 @@ def _check_duplicates(source: str, rows: Sequence[Row], ids: Sequence[str]) -> N
 
 def _check_existence(source: str, rows: Sequence[Row]) -> None:
     """A file that is missing is its case's problem; if all are, the table's."""
-    if not any(dicom.split_series(p)[0].exists() for row in rows for p in _files(row.images["image"])):
+    files = (dicom.split_series(file)[0] for row in rows for file in _files(row.images["image"]))
+    if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
         raise CohortError(
             f"{source}: none of its {len(rows)} files exists (first: {rows[0].first.name}); check the paths"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import SUFFIXES, scan_suffix
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ def search_folder(root: Path) -> list[Found]:
     their suffix but cannot be read are found too: they fail when they are read, instead of vanishing.
     """
     found: list[Found] = []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         here = Path(folder)
         visible = [here / f for f in sorted(files) if not f.startswith(".")]
@@ -68,6 +71,10 @@ def _search_dicom(folder: Path, names: set[str], root: Path) -> Iterator[Found]:
             yield from (Found(folder / Path(f).name, name_within(Path(f), root), s.patient) for f in s.files)
     lost = names.difference(Path(f).name for s in series.values() for f in s.files)
     yield from (Found(folder / f, name_within(folder / f, root)) for f in sorted(lost))
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("%s: this folder is left out (%s)", Path(error.filename or "").name, error.strerror)
 
 
 def searched_for() -> str:

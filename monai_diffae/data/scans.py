@@ -79,7 +79,7 @@ def read_scan(
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
     path = Path(path)
-    scan = _guarded(path, _format(path)[0])
+    scan = _guarded(path, lambda p: _format(p)[0](p))
     scan = _fit_dims(path, scan, spatial_dims)
     scan.array = _fit_channels(path, scan.array, channels)
     scan.array = _fit_values(path, scan.array, nonfinite)
@@ -93,7 +93,7 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
         ScanError: the header cannot be read.
     """
     path = Path(path)
-    header = _guarded(path, _format(path)[1])
+    header = _guarded(path, lambda p: _format(p)[1](p))
     if len(header.shape) == 2:
         return header.shape
     shape = [0, 0, 0]
@@ -159,14 +159,15 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
         raise problem(folder, "there is no such file", "check the path")
     if not path.stat().st_size:
         raise problem(path, "the file is empty", "copy it again")
-    suffix = scan_suffix(path)
+    with open(path, "rb"):  # raises here, and not as a damaged file in a library, where there is no permission
+        suffix = scan_suffix(path)
     if suffix.startswith(".nii"):
         return nifti.read, nifti.read_header
     if suffix in (".png", ".jpg", ".jpeg"):
         return pictures.read, pictures.read_header
     if suffix in (".nrrd", ".mha", ".mhd"):
         return itk.read, itk.read_header
-    if suffix in dicom.SUFFIXES or not os.access(path, os.R_OK) or dicom.is_dicom(path):
+    if suffix in dicom.SUFFIXES or dicom.is_dicom(path):
         return dicom.read_file, dicom.read_header
     raise problem(path, "its suffix names no format that is read here", "convert it to .nii.gz, .png or DICOM")
 

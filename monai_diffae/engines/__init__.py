@@ -1,6 +1,6 @@
 """MONAI / Ignite engines that train and validate, and the seeds and batches that make them reproducible."""
 
-from monai_diffae.engines.batches import StepBatchSampler, training_loader
+from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.optimization import learning_rate_schedule
 from monai_diffae.engines.precision import resolve_precision
@@ -21,4 +21,5 @@ __all__ = [
     "resolve_precision",
     "seed_of",
     "training_loader",
+    "validation_loader",
 ]

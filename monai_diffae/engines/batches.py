@@ -76,3 +76,9 @@ def training_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def validation_loader(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+    """A loader over all images in a fixed, mixed order, so that neighbours are rarely slices of one volume."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
+    return DataLoader(dataset, batch_size=batch_size, sampler=order)

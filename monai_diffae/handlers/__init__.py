@@ -1,5 +1,6 @@
 """Ignite handlers of a training: average, checkpoints, progress, curves, pictures, tracking."""
 
+from monai_diffae.handlers.bad_scans import BadScans
 from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves, draw_curves
 from monai_diffae.handlers.ema import EMA
@@ -11,6 +12,7 @@ from monai_diffae.handlers.validation import Validation
 
 __all__ = [
     "EMA",
+    "BadScans",
     "CheckpointKeeper",
     "MLflowTracking",
     "ReconstructionPictures",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from monai_diffae.data.scans import read_scan
+from monai_diffae.errors import ScanError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -17,6 +23,38 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data {name} are not here")
     return path
+
+
+def refusal(path: Path | str, **wanted: object) -> str:
+    """The one line that refuses a file."""
+    with pytest.raises(ScanError) as caught:
+        read_scan(path, **wanted)  # type: ignore[arg-type]
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) <= 200
+    assert str(Path(path).parent) not in line
+    assert "; " in line
+    return line
+
+
+@contextlib.contextmanager
+def as_nobody(folder: Path | None = None) -> Iterator[None]:
+    """Without root's rights to everything; ``folder`` may then be entered, and not written."""
+    if folder is not None:
+        folder.chmod(0o555)
+    if os.geteuid():
+        yield
+        return
+    closed = [p for p in (folder, *folder.parents) if not p.stat().st_mode & 1] if folder is not None else []
+    for parent in closed:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for parent in closed:
+            parent.chmod(parent.stat().st_mode & ~0o011)
 
 
 def values(*shape: int) -> np.ndarray:

@@ -193,8 +193,9 @@ def test_datalist(tmp_path: Path) -> None:
 
 
 NASTY = [
-    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b", "CON", "nul.txt", "x" * 300, "ａ／ｂ", "a\u202eb", "..\\..\\x",
-    "C:\\x", "-rf", "~root", "a\nb", "名前", "é" * 200, "a/../b", "....//x", "$(x)", "a b", "LPT1", "%2e%2e%2f",
+    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b", "CON", "nul.txt", "x" * 300, "ａ／ｂ", "a\u202eb",
+    "..\\..\\x", "C:\\x", "-rf", "~root", "a\nb", "名前", "é" * 200,
+    "a/../b", "....//x", "$(x)", "a b", "LPT1", "%2e%2e%2f",
 ]  # fmt: skip
 
 

@@ -17,8 +17,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats import itk
+from monai_diffae.data.formats.elements import check_elements
 from monai_diffae.data.formats.pixel_data import check_pixel_data
 from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget, problem
+from monai_diffae.errors import ScanError
 
 SERIES = "#series="
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -118,13 +120,10 @@ def read_patient(path: Path) -> str | None:
 
 
 def _header_of(path: Path) -> sitk.ImageFileReader | None:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        return _opened(path)
+    except (ScanError, OSError):
         return None
-    return reader
 
 
 def read_file(path: Path) -> Scan:
@@ -204,8 +203,7 @@ def _files(path: Path) -> tuple[str, ...]:
 
 
 def _opened(path: Path) -> sitk.ImageFileReader:
-    if path.is_file() and not path.stat().st_size:
-        raise problem(path, "the file is empty", "copy it again")
+    check_elements(path)
     return itk.opened(path)
 
 

@@ -1,0 +1,151 @@
+"""Bundle folders: copying one out to work in, completing one after training, loading a trained one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+_PACKAGE = Path(__file__).parents[1]
+_STATIC = ("LICENSE", "docs", "configs")
+
+
+def shipped(kind: str) -> Path:
+    """The folder of the shipped ``bundles`` or config ``overlays``: in the wheel, or beside it in a checkout."""
+    in_wheel = _PACKAGE / kind
+    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
+
+
+def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
+    """Copy a shipped bundle to ``directory``, with the config overlays in ``configs/overlays``.
+
+    Raises:
+        ConfigError: no such bundle, or ``directory`` is not empty.
+    """
+    source, target = shipped("bundles") / bundle, Path(directory)
+    if not (source / "configs" / "train.json").is_file():
+        names = sorted(p.name for p in shipped("bundles").iterdir() if (p / "configs").is_dir())
+        raise ConfigError(f"bundle: there is no {bundle!r}; choose one of: {', '.join(names)}")
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target.name}: the folder is not empty; name a new one, so that nothing is overwritten")
+    _copy_static(source, target)
+    shutil.copytree(shipped("overlays"), target / "configs" / "overlays", dirs_exist_ok=True)
+    (target / "models").mkdir(exist_ok=True)
+    return target
+
+
+def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
+    """Make a bundle of an output folder elsewhere: the configs, docs and licence beside the weights."""
+    if Path(bundle_root).resolve() != Path(output_dir).resolve():
+        _copy_static(Path(bundle_root), Path(output_dir))
+
+
+def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:
+    """Fill ``folder`` with the trained bundle: configs, docs, licence and weights, nothing of the data."""
+    _copy_static(Path(bundle_root), folder)
+    (folder / "models").mkdir(exist_ok=True)
+    for name in ("model.pt", "config.json"):
+        shutil.copy2(Path(output_dir) / "models" / name, folder / "models" / name)
+
+
+@dataclass
+class TrainedBundle:
+    """A trained model with everything needed to use it.
+
+    Attributes:
+        network: in evaluation mode, on ``device``, with the averaged weights.
+        inferer: encodes, inverts, decodes.
+        preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
+        config: the values of the model's config keys, such as ``image_size``.
+        device: where the network is.
+    """
+
+    network: nn.Module
+    inferer: DiffusionAutoencoderInferer
+    preprocessing: Callable[[Any], Any]
+    config: dict[str, Any] = field(repr=False)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def model_range(self) -> tuple[float, float]:
+        """The intensities that the model works in."""
+        low, high = self.config["model_range"]
+        return float(low), float(high)
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The images of a case, as the cohort's table names them."""
+        return list(self.config["image_keys"])
+
+
+def load_bundle(directory: str | Path, device: str | torch.device | None = None, **overrides: Any) -> TrainedBundle:
+    """Load a trained bundle.
+
+    The model is what ``models/config.json`` says, which training writes beside the weights; a bundle without that
+    file is taken as its ``configs/train.json`` says.
+
+    Args:
+        directory: the bundle's folder.
+        device: where to; the GPU if there is one when None.
+        overrides: config ids and values, such as ``{"inferer#num_steps": 20}``.
+
+    Raises:
+        ConfigError: no trained weights there, or weights of another network.
+    """
+    from monai.bundle import ConfigParser
+
+    root = Path(directory)
+    weights = root / "models" / "model.pt"
+    if not weights.is_file():
+        raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or name a trained one")
+    ran = root / "models" / "config.json"
+    parser = ConfigParser()
+    parser.read_config(str(ran if ran.is_file() else root / "configs" / "train.json"))
+    parser.update(overrides)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(_read_weights(weights, network))
+    network.to(device).eval().requires_grad_(False)
+    inferer = parser.get_parsed_content("inferer")
+    inferer.schedule.to(device)
+    preprocessing = parser.get_parsed_content("preprocessing")
+    return TrainedBundle(network, inferer, preprocessing, parser.get(), device)
+
+
+def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
+    try:
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ScanError(f"{path.name}: cannot be read as weights; copy it again or train anew") from error
+    wanted = network.state_dict()
+    wrong = [k for k in wanted.keys() | state.keys() if k not in state or k not in wanted or state[k].shape != wanted[k].shape]
+    if wrong:
+        raise ConfigError(
+            f"{path.name}: {len(wrong)} of {len(wanted)} weights do not fit the config's network_def, the first is "
+            f"{min(wrong)!r}; use the config that the model was trained with (models/config.json)"
+        )
+    return state
+
+
+def _copy_static(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _STATIC:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        elif (source / name).is_file():
+            shutil.copy2(source / name, target / name)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON file for people to read."""
+    return write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))

@@ -1,0 +1,66 @@
+"""Many arrays of one shape, in memory or in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffae.errors import MachineError
+
+
+class ArrayStore:
+    """Equal float32 arrays that are appended one after the other, then read by position.
+
+    Args:
+        count: how many there are at most.
+        shape: the shape of each.
+        path: the file that holds them; None for memory.
+
+    Example:
+        >>> store = ArrayStore(3, (2,), None)
+        >>> store.append(np.ones(2, np.float32))
+        >>> store[0], store.filled
+        (array([1., 1.], dtype=float32), 1)
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...], path: Path | None) -> None:
+        self.shape, self.path, self.filled = shape, path, 0
+        self._array = np.empty((count, *shape), np.float32) if path is None else None
+        # written and not mapped: a full disk is then an error and not a killed process
+        self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
+
+    def append(self, array: NDArray[np.float32]) -> None:
+        """Add one array.
+
+        Raises:
+            MachineError: the disk is full.
+        """
+        if self._array is not None:
+            self._array[self.filled] = array
+        elif self._stream is not None:
+            try:
+                self._stream.write(np.ascontiguousarray(array).tobytes())
+            except OSError as error:
+                raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error
+        self.filled += 1
+
+    def close(self) -> None:
+        """End the filling; to be called before reading."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __getitem__(self, position: int) -> NDArray[np.float32]:
+        """A copy of one array."""
+        if self._array is None:
+            if self.path is None:
+                raise RuntimeError("a store without array and without file")
+            self._array = np.memmap(self.path, np.float32, "r", shape=(self.filled, *self.shape))
+        return np.array(self._array[position])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # to a worker that is spawned goes the file's name and not its contents
+        return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}

@@ -1,0 +1,125 @@
+"""Whether the elements of a DICOM file lie within it.
+
+GDCM believes the length that an element declares: one flipped bit made it take 23 GB of memory. The lengths are
+therefore walked through first (DICOM PS3.5, chapter 7).
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from pathlib import Path
+
+from monai_diffae.data.formats.scan import problem
+
+_LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_UNDEFINED = 0xFFFFFFFF
+_PIXELS, _SYNTAX = (0x7FE0, 0x0010), (0x0002, 0x0010)
+_ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_IMPLICIT, _BIG_ENDIAN, _DEFLATED = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
+_DEEPEST = 32
+
+
+def check_elements(path: Path) -> None:
+    """Walk through a DICOM file's elements, up to the pixels.
+
+    Raises:
+        ScanError: an element reaches beyond the file, or the file does not begin as DICOM does.
+    """
+    with open(path, "rb") as stream:
+        if not stream.seek(0, 2):
+            raise problem(path, "the file is empty", "copy it again")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                _check(data)
+            except _BrokenError as error:
+                raise problem(path, f"its DICOM structure is damaged ({error})", "copy it again") from error
+
+
+class _BrokenError(Exception):
+    """What is wrong with the structure."""
+
+
+def _check(data: mmap.mmap) -> None:
+    preamble = data[128:132] == b"DICM"
+    reader = _Elements(data)
+    at = 132 if preamble else 0
+    if preamble and reader.tag(at)[0] != 0x0002:
+        raise _BrokenError("it does not begin with group 2")
+    syntax = _IMPLICIT
+    while reader.tag(at)[0] == 0x0002:
+        tag, _, start, length = reader.element(at)
+        reader.require(start, length, len(data))
+        if tag == _SYNTAX:
+            syntax = data[start : start + length].strip(b" \0")
+        at = start + length
+    if syntax == _DEFLATED:
+        return  # the rest is one zlib stream
+    reader.order = "big" if syntax == _BIG_ENDIAN else "little"
+    # without a preamble the encoding is guessed element by element
+    reader.explicit = syntax != _IMPLICIT or not preamble
+    reader.walk(at, len(data), 0)
+
+
+class _Elements:
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.order, self.explicit = data, "little", True
+
+    def number(self, at: int, size: int) -> int:
+        return int.from_bytes(self.data[at : at + size], self.order)  # type: ignore[arg-type]
+
+    def tag(self, at: int) -> tuple[int, int]:
+        return self.number(at, 2), self.number(at + 2, 2)
+
+    def element(self, at: int) -> tuple[tuple[int, int], bytes, int, int]:
+        """Tag, value representation (empty where implicit), where the value starts, and its length."""
+        tag, kind = self.tag(at), self.data[at + 4 : at + 6]
+        if not self.explicit or tag[0] == 0xFFFE or not re.fullmatch(rb"[A-Z]{2}", kind):
+            return tag, b"", at + 8, self.number(at + 4, 4)
+        if kind in _LONG:
+            return tag, kind, at + 12, self.number(at + 8, 4)
+        if kind not in _SHORT:  # GDCM guesses a length for what it does not know
+            raise _BrokenError("an element is of an unknown kind")
+        return tag, kind, at + 8, self.number(at + 6, 2)
+
+    def require(self, start: int, length: int, end: int) -> None:
+        if start + length > end:
+            raise _BrokenError("an element is longer than the file")
+
+    def walk(self, at: int, end: int, depth: int) -> int:
+        """Through elements, to the end of their item or to the pixels of the file; returns where that is."""
+        if depth > _DEEPEST:
+            raise _BrokenError("its sequences are nested too deep")
+        while at + 8 <= end:
+            tag, kind, start, length = self.element(at)
+            if tag in (_ITEM_END, _SEQUENCE_END):
+                return start
+            if tag == _PIXELS and depth == 0:
+                if length != _UNDEFINED:
+                    self.require(start, length, end)
+                return end
+            if length == _UNDEFINED:
+                at = self.items(start, end, depth)
+                continue
+            self.require(start, length, end)
+            if kind == b"SQ" or (not kind and length >= 8 and self.tag(start) == _ITEM):
+                self.items(start, start + length, depth)
+            at = start + length
+        return end
+
+    def items(self, at: int, end: int, depth: int) -> int:
+        """Through the items of a sequence; returns where the sequence ends."""
+        while at + 8 <= end:
+            tag, _, start, length = self.element(at)
+            if tag == _SEQUENCE_END:
+                return start
+            if tag != _ITEM:
+                raise _BrokenError("a sequence holds something other than items")
+            if length == _UNDEFINED:
+                at = self.walk(start, end, depth + 1)
+                continue
+            self.require(start, length, end)
+            self.walk(start, start + length, depth + 1)
+            at = start + length
+        return end

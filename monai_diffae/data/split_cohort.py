@@ -1,0 +1,91 @@
+"""From what the user names as the data to the cases of each split: what a bundle's config calls ``cohort``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai_diffae.data.cases import Case
+from monai_diffae.data.cohorts import fingerprint, read_cohort
+from monai_diffae.data.failures import Failure
+from monai_diffae.data.slice_cases import expand_slices
+from monai_diffae.data.slices import Axis
+from monai_diffae.data.splits import assign_splits
+from monai_diffae.errors import CohortError
+
+
+@dataclass(frozen=True)
+class SplitCohort:
+    """A cohort whose every case has a split; for a 2D model its volumes are taken apart into slices.
+
+    Attributes:
+        cases: all of them, in order.
+        failures: volumes whose header cannot be read.
+        fingerprint: of the files, without their names.
+    """
+
+    cases: list[Case]
+    failures: list[Failure] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def split(self, name: str) -> list[Case]:
+        """The cases of ``train``, ``val`` or ``test``."""
+        return [case for case in self.cases if case.split == name]
+
+    def items(self, name: str) -> list[dict[str, Any]]:
+        """What MONAI's transforms take, for each case of a split.
+
+        Raises:
+            CohortError: the split is empty.
+        """
+        items = [case.item() for case in self.split(name)]
+        if not items:
+            raise CohortError(f"no case is in the split '{name}'; check the column split, val_fraction and test_fraction")
+        return items
+
+
+def split_cohort(
+    dataset_dir: str | os.PathLike[str],
+    spatial_dims: int = 2,
+    columns: Mapping[str, str] | None = None,
+    image_keys: Sequence[str] = ("image",),
+    patient_pattern: str | None = None,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    slice_axis: Axis = "axial",
+    slice_range: tuple[float, float] = (0.0, 1.0),
+    slice_step: int = 1,
+) -> SplitCohort:
+    """Read a cohort, split it by patient and, for a 2D model, take its volumes apart into slices.
+
+    Args:
+        dataset_dir: a folder, a CSV/TSV, a MONAI datalist JSON or one file: see
+            :func:`~monai_diffae.data.cohorts.read_cohort`, also for ``columns``, ``image_keys``, ``patient_pattern``.
+        spatial_dims: of the model.
+        columns: what the table calls our words.
+        image_keys: the columns that hold images.
+        patient_pattern: finds the patient in the image's path.
+        val_fraction: of the patients, where the table has no split.
+        test_fraction: of the patients.
+        seed: of the split.
+        slice_axis: ``axial``, ``coronal`` or ``sagittal``; see :func:`~monai_diffae.data.slice_cases.expand_slices`.
+        slice_range: the part of the axis that is used, in 0..1.
+        slice_step: every so manieth slice.
+
+    Raises:
+        CohortError: there is no usable set of cases.
+    """
+    cases = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
+    print_of_data = fingerprint(cases)
+    cases = assign_splits(cases, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    failures: list[Failure] = []
+    if spatial_dims == 2:
+        cases, failures = expand_slices(
+            cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step
+        )
+    if not cases:
+        raise CohortError(f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}")
+    return SplitCohort(cases, failures, print_of_data)

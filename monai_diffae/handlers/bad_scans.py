@@ -1,0 +1,53 @@
+"""Bad scans are left out, named once, and listed in a table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ignite.engine import Engine
+
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.engines.trainer import TrainingEvents
+
+logger = logging.getLogger(__name__)
+
+
+class BadScans:
+    """Ignite handler: before training, lists every case that was left out in ``failures.csv``.
+
+    Args:
+        directory: the run's folder.
+        datasets: whose failures are listed.
+        failures: those found before, while the cohort was read.
+        enabled: False on ranks other than 0.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        datasets: Sequence[CachedCases],
+        failures: Sequence[Failure] = (),
+        enabled: bool = True,
+    ) -> None:
+        self.path = Path(directory) / "failures.csv"
+        self.datasets = list(datasets)
+        self.failures = list(failures)
+        self.enabled = enabled
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(TrainingEvents.BEFORE_RUN, self)
+
+    def __call__(self) -> None:
+        """Read every scan, and write the table where some failed; an older table goes where none did."""
+        failures = self.failures + [f for dataset in self.datasets for f in dataset.prepare().failures]
+        if not self.enabled:
+            return
+        if failures:
+            write_failures(self.path, failures)
+            logger.warning("%d of the cases are left out; %s lists them with the reasons", len(failures), self.path.name)
+        else:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scan_files import refusal, save_series, shared
+
+from monai_diffae.data.scans import read_scan, read_shape
+
+
+@pytest.mark.parametrize("suffix", [".dcm", "", ".IMA"])
+def test_series_in_spatial_order(tmp_path: Path, suffix: str) -> None:
+    scan = read_scan(save_series(tmp_path / "ct", suffix=suffix), spatial_dims=3, channels=1)
+    assert scan.array.shape == (1, 6, 4, 5)
+    assert scan.modality == "CT"
+    np.testing.assert_allclose(scan.spacing_mm, (0.5, 0.75, 2))
+    assert [int(v) for v in scan.array[0, 0, 0]] == [0, 100, 200, 300, 400]
+    assert read_shape(tmp_path / "ct") == (6, 4, 5)
+
+
+def test_two_series_are_told_apart(tmp_path: Path) -> None:
+    save_series(tmp_path / "ct", 5, "1.2.3", "a")
+    save_series(tmp_path / "ct", 3, "1.2.4", "b")
+    assert "2 DICOM series" in refusal(tmp_path / "ct")
+    assert read_scan(f"{tmp_path / 'ct'}#series=1.2.4").array.shape == (1, 6, 4, 3)
+    assert "UID" in refusal(f"{tmp_path / 'ct'}#series=9")
+
+
+def test_defective_series(tmp_path: Path) -> None:
+    whole = save_series(tmp_path / "whole")
+    gap = shutil.copytree(whole, tmp_path / "gap")
+    (gap / "003.dcm").unlink()
+    assert "slice is missing" in refusal(gap)
+    doubled = shutil.copytree(whole, tmp_path / "doubled")
+    shutil.copy(doubled / "003.dcm", doubled / "copy.dcm")
+    assert "one position" in refusal(doubled)
+    cut = shutil.copytree(whole, tmp_path / "cut")
+    (cut / "002.dcm").write_bytes((cut / "002.dcm").read_bytes()[:-20])
+    assert "002.dcm" in refusal(cut)
+    junk = shutil.copytree(whole, tmp_path / "junk")
+    (junk / "006.dcm").write_bytes(b"not DICOM")
+    assert "not readable DICOM" in refusal(junk)
+    (tmp_path / "none").mkdir()
+    assert "no readable DICOM" in refusal(tmp_path / "none")
+
+
+def test_radiograph_and_monochrome1(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "dx", 1, modality="DX")
+    path = folder / "001.dcm"
+    scan = read_scan(path, spatial_dims=2)
+    assert scan.array.shape == (1, 4, 6) == (1, *read_shape(path))
+    np.testing.assert_array_equal(scan.array[0], np.arange(24).reshape(4, 6))
+    np.testing.assert_allclose(scan.spacing_mm, (0.75, 0.5))
+    data = path.read_bytes()
+    assert data.count(b"MONOCHROME2") == 1
+    path.write_bytes(data.replace(b"MONOCHROME2", b"MONOCHROME1"))
+    inverted = read_scan(path).array[0]
+    np.testing.assert_array_equal(inverted - inverted.min(), 23 - np.arange(24).reshape(4, 6))
+
+
+def test_real_dicom_is_read_whole() -> None:
+    scan = read_scan(shared("dicom_mr_brain_pgbm003") / "11-T1post-18670", spatial_dims=3, channels=1)
+    assert scan.array.shape == (1, 280, 320, 22)
+    np.testing.assert_allclose(scan.spacing_mm, (0.6875, 0.6875, 6.5), rtol=1e-4)
+    scan = read_scan(shared("hippocampus_hcrop_dicom") / "Study1_13_HCropVolume")
+    assert scan.array.shape == (1, 35, 51, 32)
+
+
+def test_real_dicom_cut_anywhere(tmp_path: Path) -> None:
+    file = next(shared("hippocampus_hcrop_dicom").glob("*/1.dcm"))
+    data = file.read_bytes()
+    for part in (0.0, 0.05, 0.3, 0.7, 0.999):
+        (tmp_path / "cut.dcm").write_bytes(data[: int(part * len(data))])
+        refusal(tmp_path / "cut.dcm")

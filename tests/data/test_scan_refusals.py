@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scan_files import as_nobody, refusal, save_nifti, save_series, values
+
+from monai_diffae.data.scans import read_scan, read_shape
+from monai_diffae.errors import ScanError
+
+
+def _write_header(path: Path, **fields: object) -> Path:
+    save_nifti(path)
+    image = nib.Nifti1Header.from_fileobj(io.BytesIO(path.read_bytes()), check=False)
+    for name, value in fields.items():
+        image[name] = value
+    data = path.read_bytes()
+    path.write_bytes(image.binaryblock + data[348:])
+    return path
+
+
+def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no.nii.gz").startswith("no.nii.gz: there is no such file")
+    for suffix in (".nii", ".nii.gz", ".png", ".dcm", ".mha", ".nrrd", ".jpg", ".xyz"):
+        (tmp_path / f"e{suffix}").write_bytes(b"")
+        assert "empty" in refusal(tmp_path / f"e{suffix}")
+        (tmp_path / f"junk{suffix}").write_bytes(b"garbage " * 100)
+        refusal(tmp_path / f"junk{suffix}")
+    (tmp_path / "page.nii.gz").write_bytes(b"<!DOCTYPE html><html>" + b" " * 500)
+    assert "web page" in refusal(tmp_path / "page.nii.gz")
+    (tmp_path / "lfs.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "git-lfs" in refusal(tmp_path / "lfs.nii.gz")
+    long = tmp_path / f"{'x' * 200}.nii"
+    long.write_bytes(b"garbage" * 100)
+    refusal(long)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png", ".dcm", ".mha", ""])
+def test_no_permission(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"x" * 500)
+    path.chmod(0)
+    with as_nobody(tmp_path):
+        assert "permission" in refusal(path)
+    tmp_path.chmod(0)
+    with as_nobody():
+        assert "permission" in refusal(path)
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("part", [0.01, 0.3, 0.9, 0.999])
+def test_truncated_nifti(tmp_path: Path, suffix: str, part: float) -> None:
+    path = save_nifti(tmp_path / f"a{suffix}", values(12, 12, 12))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    refusal(path)
+
+
+def test_200_bit_flips_in_a_gzip_stream(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "a.nii.gz", values(12, 12, 12))
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    # the ten bytes of gzip's own header hold a date and an operating system, which change nothing
+    for byte, bit in zip(rng.integers(10, len(data), 200), rng.integers(0, 8, 200), strict=True):
+        flipped = bytearray(data)
+        flipped[byte] ^= 1 << int(bit)
+        path.write_bytes(flipped)
+        try:
+            scan = read_scan(path)
+        except ScanError:
+            continue
+        # the file name within gzip's header, behind the fixed part, is no data either
+        assert byte < 10 + len("a.nii") + 1, byte
+        np.testing.assert_array_equal(scan.array[0], values(12, 12, 12))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("part", [0.1, 0.6, 0.99])
+def test_truncated_itk_files(tmp_path: Path, suffix: str, packed: bool, part: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(values(9, 9, 9)), str(path), packed)
+    data = next(iter(tmp_path.glob("a.*raw")), path)
+    data.write_bytes(data.read_bytes()[: int(part * data.stat().st_size)])
+    refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
+def test_truncated_pictures(tmp_path: Path, suffix: str, part: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    refusal(path)
+
+
+def test_wrong_dimensions_and_channels(tmp_path: Path) -> None:
+    assert "4D" in refusal(save_nifti(tmp_path / "four.nii.gz", values(4, 4, 4, 3)))
+    image = sitk.JoinSeries([sitk.GetImageFromArray(values(4, 4, 4))] * 2)
+    sitk.WriteImage(image, str(tmp_path / "four.nrrd"))
+    assert "4D" in refusal(tmp_path / "four.nrrd")
+    volume = save_nifti(tmp_path / "three.nii.gz")
+    assert "expected a 2D image" in refusal(volume, spatial_dims=2)
+    assert "1 channels, expected 2" in refusal(volume, channels=2)
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "two.png")
+    assert "expected a 3D volume" in refusal(tmp_path / "two.png", spatial_dims=3)
+    flat = save_nifti(tmp_path / "flat.nii.gz", values(6, 7, 1))
+    assert read_scan(flat, spatial_dims=2).array.shape == (1, 7, 6) == (1, *read_shape(flat))
+    assert "2D" in refusal(flat, spatial_dims=3)
+    alpha = np.full((4, 4, 2), 128, np.uint8)
+    alpha[0, 0] = 0
+    Image.fromarray(alpha, "LA").save(tmp_path / "alpha.png")
+    assert "transparent" in refusal(tmp_path / "alpha.png")
+
+
+def test_true_colour_dicom_is_refused(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "rgb.dcm"))
+    assert "3 channels" in refusal(tmp_path / "rgb.dcm", channels=1)
+    assert read_scan(tmp_path / "rgb.dcm", channels=3).array.shape == (3, 4, 6)
+
+
+def test_values_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    array = values(4, 4, 4)
+    array[0, 0, :2] = np.nan
+    array[1, 1, 1] = np.inf
+    path = save_nifti(tmp_path / "nan.nii.gz", array)
+    line = refusal(path)
+    assert "3 of its voxels" in line
+    assert "nonfinite" in line
+    assert read_scan(path, nonfinite=-1.0).array[0, 1, 1, 1] == -1
+    assert "3 voxels" in caplog.text
+    assert "same value" in refusal(save_nifti(tmp_path / "one.nii.gz", np.ones((4, 4, 4), np.float32)))
+    Image.new("L", (4, 4), 7).save(tmp_path / "one.png")
+    assert "same value (7)" in refusal(tmp_path / "one.png")
+
+
+@pytest.mark.parametrize("spacing", [0.0, -1.0, np.nan, np.inf])
+def test_wrong_spacing(tmp_path: Path, spacing: float) -> None:
+    path = _write_header(tmp_path / "a.nii", pixdim=[1, 1, spacing, 1, 0, 0, 0, 0])
+    assert f"spacing (pixdim) is 1 x {spacing:g} x 1 mm" in refusal(path)
+
+
+def test_wrong_geometry_and_types(tmp_path: Path) -> None:
+    path = _write_header(tmp_path / "a.nii", srow_x=[1, 1, 0, 0], srow_y=[1, 1, 0, 0])
+    assert "singular" in refusal(path)
+    path = _write_header(tmp_path / "z.nii", srow_x=[0, 0, 0, 0])
+    assert "spacing" in refusal(path)
+    nib.save(nib.Nifti1Image(values(4, 4, 4).astype(np.complex64), np.eye(4)), tmp_path / "c.nii.gz")
+    assert "complex" in refusal(tmp_path / "c.nii.gz")
+    rgb = np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii.gz")
+    assert "records" in refusal(tmp_path / "rgb.nii.gz")
+    sitk.WriteImage(
+        sitk.Cast(sitk.GetImageFromArray(values(4, 4, 4)), sitk.sitkComplexFloat32), str(tmp_path / "c.mha")
+    )
+    assert "2 channels, expected 1" in refusal(tmp_path / "c.mha", channels=1)
+    text = b"ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nElementSpacing = %s\n"
+    for spacing in (b"0 1 1", b"-1 1 1", b"nan 1 1", b"0.0 1 1"):
+        (tmp_path / "s.mha").write_bytes(text % spacing + b"ElementDataFile = LOCAL\n" + bytes(range(64)))
+        assert "spacing" in refusal(tmp_path / "s.mha")
+
+
+def test_sheared_affine_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    image = nib.Nifti1Image(values(4, 4, 4), None)
+    image.set_sform(affine, 1)
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(read_scan(tmp_path / "a.nii").affine, affine, rtol=1e-6)
+    assert "sheared" in caplog.text
+
+
+def test_header_bomb_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    path = _write_header(tmp_path / "bomb.nii", dim=[3, 30000, 30000, 3000, 1, 1, 1, 1])
+    packed = tmp_path / "bomb.nii.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "bomb.mha").write_bytes(
+        b"ObjectType = Image\nNDims = 3\nDimSize = 30000 30000 3000\nElementType = MET_FLOAT\n"
+        b"ElementDataFile = LOCAL\n0"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for bomb in (path, packed, tmp_path / "bomb.mha"):
+        assert "GiB" in refusal(bomb)
+        with pytest.raises(ScanError):
+            read_shape(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_gzip_bomb_behind_the_voxels(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "a.nii")
+    with gzip.open(tmp_path / "b.nii.gz", "wb", compresslevel=1) as stream:
+        stream.write(path.read_bytes())
+        for _ in range(80):
+            stream.write(bytes(1 << 20))
+    assert "far more data" in refusal(tmp_path / "b.nii.gz")
+
+
+def test_lengths_that_lie_in_dicom_take_no_memory(tmp_path: Path) -> None:
+    """Each byte of the file's beginning in turn: GDCM alone takes up to 23 GB for some of these files."""
+    data = (save_series(tmp_path / "ct", 1) / "001.dcm").read_bytes()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for at, value in itertools.product(range(128, 700), (0x5A, 0xFE)):
+        (tmp_path / "a.dcm").write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+        try:
+            read_scan(tmp_path / "a.dcm")
+        except ScanError:
+            continue
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_fuzzed_files_give_a_scan_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    suffix = data.draw(st.sampled_from([".nii", ".mha", ".nrrd", ".png", ".dcm"]))
+    good = tmp_path / f"good{suffix}"
+    if not good.exists():
+        if suffix == ".nii":
+            save_nifti(good)
+        elif suffix == ".png":
+            Image.fromarray(values(9, 9).astype(np.uint8)).save(good)
+        else:
+            shape = (1, 6, 7) if suffix == ".dcm" else (5, 6, 7)
+            sitk.WriteImage(sitk.GetImageFromArray(values(*shape).astype(np.int16)), str(good))
+    raw = bytearray(good.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, min(len(raw), 600) - 1))] = data.draw(st.integers(0, 255))
+    bad = tmp_path / f"bad{suffix}"
+    bad.write_bytes(raw)
+    try:
+        scan = read_scan(bad)
+    except ScanError:
+        refusal(bad)
+    else:
+        assert scan.array.dtype == np.float32
+        assert np.isfinite(scan.array).all()
+
+
+def test_simpleitk_and_nibabel_stay_silent(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "ct")
+    (folder / "006.dcm").write_bytes(b"junk")
+    (tmp_path / "a.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
+    bad = _write_header(tmp_path / "a.nii", pixdim=[1, -1, 1, 1, 0, 0, 0, 0])
+    code = (
+        "import sys\nfrom monai_diffae.data.scans import read_scan\nfrom monai_diffae.errors import ScanError\n"
+        "for p in sys.argv[1:]:\n    try: read_scan(p)\n    except ScanError: pass\n    else: raise SystemExit(p)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "a.mha"), str(bad)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
