@@ -128,7 +128,11 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     except Exception as error:
         raise ScanError(f"{path.name}: cannot be read as weights; copy it again or train anew") from error
     wanted = network.state_dict()
-    wrong = [k for k in wanted.keys() | state.keys() if k not in state or k not in wanted or state[k].shape != wanted[k].shape]
+    wrong = [
+        k
+        for k in wanted.keys() | state.keys()
+        if k not in state or k not in wanted or state[k].shape != wanted[k].shape
+    ]
     if wrong:
         raise ConfigError(
             f"{path.name}: {len(wrong)} of {len(wanted)} weights do not fit the config's network_def, the first is "

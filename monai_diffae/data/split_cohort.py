@@ -42,7 +42,9 @@ class SplitCohort:
         """
         items = [case.item() for case in self.split(name)]
         if not items:
-            raise CohortError(f"no case is in the split '{name}'; check the column split, val_fraction and test_fraction")
+            raise CohortError(
+                f"no case is in the split '{name}'; check the column split, val_fraction and test_fraction"
+            )
         return items
 
 
@@ -83,9 +85,9 @@ def split_cohort(
     cases = assign_splits(cases, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     failures: list[Failure] = []
     if spatial_dims == 2:
-        cases, failures = expand_slices(
-            cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step
-        )
+        cases, failures = expand_slices(cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step)
     if not cases:
-        raise CohortError(f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}")
+        raise CohortError(
+            f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}"
+        )
     return SplitCohort(cases, failures, print_of_data)

@@ -103,6 +103,7 @@ class DiffusionSchedule(Scheduler):
         del self.betas, self.alphas, self.alphas_cumprod
         self.register_buffer("alpha", torch.cat([one, alpha]), persistent=False)
         self.register_buffer("sigma", torch.cat([zero, sigma]), persistent=False)
+        # MONAI's name and length: T entries, without x0
         self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
 
         self.schedule = schedule
@@ -218,7 +219,8 @@ class DiffusionSchedule(Scheduler):
         if self.prediction == "eps":
             weight = weight / snr
         elif self.prediction == "v":
-            weight = weight / (snr + 1)
+            # the error of x0 that an error of v makes; sigma^2 = 1 / (snr + 1) where variance is preserved
+            weight = weight * self.sigma[index] ** 2
         return weight.to(t.device, torch.float32)
 
     # -- MONAI's Scheduler interface ------------------------------------------------------------------------------
@@ -235,7 +237,10 @@ class DiffusionSchedule(Scheduler):
         """Choose the levels that ``step`` and ``reversed_step`` move between; ``timesteps`` is descending."""
         self.num_inference_steps = num_inference_steps
         ascending = self.inference_timesteps(num_inference_steps)
-        self._neighbours = {t: (below, above) for below, t, above in zip([CLEAN, *ascending], ascending, [*ascending[1:], ascending[-1]], strict=False)}
+        self._neighbours = {
+            t: (below, above)
+            for below, t, above in zip([CLEAN, *ascending], ascending, [*ascending[1:], ascending[-1]], strict=False)
+        }
         self.timesteps = torch.tensor(ascending[::-1], device=device)
 
     def step(
@@ -282,8 +287,11 @@ class DiffusionSchedule(Scheduler):
         eta: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """x at ``t_next`` from (x0, eps) at ``t``: DDIM, equation 12 (Song et al. 2021); for rectified flow with
-        eta = 0 this is Euler's step. ``eta`` adds the fresh noise of equation 16."""
+        """The image at level ``t_next`` from (x0, eps) at level ``t``.
+
+        DDIM, equation 12 (Song et al. 2021); for rectified flow with eta = 0 this is Euler's step. ``eta`` adds the
+        fresh noise of equation 16.
+        """
         alpha_next, sigma_next = self.alpha[t_next + 1], self.sigma[t_next + 1]
         if eta == 0:
             return alpha_next.to(x0.dtype) * x0 + sigma_next.to(x0.dtype) * eps

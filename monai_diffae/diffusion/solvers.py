@@ -19,7 +19,7 @@ StepCallback = Callable[[int, int], None]
 def ddim(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
-    x_T: Tensor,  # noqa: N803 - the paper's name
+    x_T: Tensor,
     timesteps: Sequence[int],
     *,
     clip_range: tuple[float, float] | None = None,

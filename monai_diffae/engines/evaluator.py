@@ -53,7 +53,7 @@ class DiffusionEvaluator(SupervisedEvaluator):
         )
         self.network.eval()
         with torch.autocast(engine.state.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            z_sem = self.network.encode(kwargs.pop("condition"))
+            z_sem = self.network.encode(kwargs.pop("condition"))  # type: ignore[operator]
             own = self.inferer(images, self.network, *args, **kwargs, condition=z_sem)
             other = self.inferer(images, self.network, *args, **kwargs, condition=self._of_another_image(z_sem))
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)

@@ -23,9 +23,7 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
             or modality of the case that the transforms put under another key.
     """
 
-    def __init__(
-        self, schedule: DiffusionSchedule, image_key: str = "image", encoder_key: str | None = None
-    ) -> None:
+    def __init__(self, schedule: DiffusionSchedule, image_key: str = "image", encoder_key: str | None = None) -> None:
         super().__init__(num_train_timesteps=schedule.num_train_timesteps)
         self.schedule = schedule
         self.image_key = image_key
@@ -41,7 +39,7 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
 
     def __call__(
         self,
-        batchdata: Mapping[str, Tensor],  # type: ignore[override]
+        batchdata: Mapping[str, Tensor],
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
@@ -91,7 +89,7 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
         """The stratified timesteps (B,) of these images."""
         return self.timesteps[torch.tensor(self._indices)]
 
-    def __call__(self, batchdata: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(self, batchdata: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """As in training; the batch's ``index`` says which images these are."""
         self._indices = [int(i) for i in batchdata["index"]]
         return super().__call__(batchdata, *args, **kwargs)

@@ -38,7 +38,8 @@ def running_config() -> dict[str, Any]:
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigParser):
-            return deepcopy(owner.config)
+            config: dict[str, Any] = deepcopy(owner.get())
+            return config
         frame = frame.f_back
     raise ConfigError("running_config can only be called from an expression of a bundle's config")
 
@@ -85,7 +86,9 @@ def check_config(config: dict[str, Any]) -> None:
                 )
 
 
-def model_config(config: dict[str, Any], roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer")) -> dict[str, Any]:
+def model_config(
+    config: dict[str, Any], roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer")
+) -> dict[str, Any]:
     """What a config says of the model alone: ``roots`` and, in turn, everything they refer to.
 
     It can be laid over any config of the bundle, and is enough to load the trained model.
@@ -171,7 +174,9 @@ def _parameters(target: Any, locator: ComponentLocator) -> set[str] | None:
         return None
     names = signature.parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values()):
-        return _parameters_of_bases(getattr(sys.modules[module], name), set(names))
+        # ours hand ``**kwargs`` to their base; elsewhere it may go anywhere
+        is_ours = module.startswith("monai_diffae.")
+        return _parameters_of_bases(getattr(sys.modules[module], name), set(names)) if is_ours else None
     return set(names)
 
 

@@ -29,10 +29,10 @@ class TrainingEvents(EventEnum):
 class DiffusionTrainer(SupervisedTrainer):
     """Trains a diffusion autoencoder.
 
-    Beyond MONAI's trainer (1.6.1): autocast on any device (MONAI's is hard-coded to CUDA) with its gradient scaler
-    in ``scaler`` for checkpoints, gradient clipping, loss weights by noise level, a stop with the ids of the batch
-    where the loss is not finite, and a start from any step of the data (see
-    :class:`~monai_diffae.engines.StepBatchSampler`).
+    Beyond MONAI's trainer (1.6.1): autocast on any device (MONAI's is hard-coded to CUDA), with its gradient scaler
+    in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; loss weights by
+    noise level; a stop with the ids of the batch where the loss is not finite; and a start from any step of the data
+    (see :class:`~monai_diffae.engines.StepBatchSampler`).
 
     Args:
         schedule: says how much each noise level's loss counts.
@@ -55,7 +55,9 @@ class DiffusionTrainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         if kwargs.pop("amp", False):
-            raise ConfigError("train#trainer#amp: say precision 'bf16' or 'fp16' instead; 'auto' chooses for the machine")
+            raise ConfigError(
+                "train#trainer#amp: say precision 'bf16' or 'fp16' instead; 'auto' chooses for the machine"
+            )
         if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
             raise ConfigError("loss_function must have reduction 'none': the noise levels are weighted after it")
         kwargs.setdefault("decollate", False)
@@ -67,15 +69,24 @@ class DiffusionTrainer(SupervisedTrainer):
         self.memory_format = _memory_format(self.network) if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # fp16 gradients underflow without a scaler; a disabled one passes everything through.
-        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(  # type: ignore[assignment]
-            self.state.device.type, enabled=self.dtype == torch.float16
-        )
+        self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Train up to ``max_epochs``, from the step that a handler of ``BEFORE_RUN`` may have set."""
         self.fire_event(TrainingEvents.BEFORE_RUN)
         super().run()
+
+    @property
+    def is_between_updates(self) -> bool:
+        """Whether gradients are accumulated that no update has used yet; a checkpoint now would lose them."""
+        step = self.state.iteration % (self.state.epoch_length or 1)
+        return step % self.accumulation_steps != 0
+
+    def _handle_exception(self, e: BaseException) -> None:
+        # ignite leaves raising to the handlers, so the first one that raises would silence the others
+        self._fire_event(Events.EXCEPTION_RAISED, e)
+        raise e
 
     def _start_data_at_step(self) -> None:
         sampler = getattr(self.data_loader, "batch_sampler", None)
@@ -100,7 +111,7 @@ class DiffusionTrainer(SupervisedTrainer):
         loss = (error * self.schedule.loss_weights(kwargs["timesteps"])).mean()
         self._refuse_non_finite(loss, batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        self.scaler.scale(loss / self.accumulation_steps).backward()
+        self.grad_scaler.scale(loss / self.accumulation_steps).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if is_last_of_group:
             self._update_weights()
@@ -109,10 +120,10 @@ class DiffusionTrainer(SupervisedTrainer):
 
     def _update_weights(self) -> None:
         if self.max_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
         self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
 
     def _refuse_non_finite(self, loss: Tensor, batchdata: Mapping[str, Any]) -> None:

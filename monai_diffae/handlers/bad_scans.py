@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ignite.engine import Engine
-
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.engines.trainer import TrainingEvents
@@ -37,7 +35,7 @@ class BadScans:
         self.failures = list(failures)
         self.enabled = enabled
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self)
 
@@ -48,6 +46,8 @@ class BadScans:
             return
         if failures:
             write_failures(self.path, failures)
-            logger.warning("%d of the cases are left out; %s lists them with the reasons", len(failures), self.path.name)
+            logger.warning(
+                "%d of the cases are left out; %s lists them with the reasons", len(failures), self.path.name
+            )
         else:
             self.path.unlink(missing_ok=True)

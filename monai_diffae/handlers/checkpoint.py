@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
@@ -33,7 +34,8 @@ class CheckpointKeeper:
     ``models/checkpoint.pt`` is everything, ``models/model.pt`` the flat EMA state dict that MONAI bundles load. Both
     are written under another name, flushed to the disk and then renamed (MONAI's and ignite's savers remove the old
     file first). They are saved at every epoch's end, every ``interval_minutes`` within an epoch, and when the
-    process is told to stop (SIGTERM, Ctrl-C), which ends it with exit code 143 or 130.
+    process is told to stop (SIGTERM, Ctrl-C), which ends it with exit code 143 or 130; never while gradients are
+    accumulated.
 
     Args:
         directory: the ``models`` folder.
@@ -77,13 +79,13 @@ class CheckpointKeeper:
         self._saved_at = time.monotonic()
         self._stop_signal: int | None = None
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Resume before the trainer runs; save as it goes on."""
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
-    def save(self, engine: Engine) -> None:
+    def save(self, engine: Workflow) -> None:
         """Write both files now."""
         if not self.enabled:
             return
@@ -92,13 +94,14 @@ class CheckpointKeeper:
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["model_config"] = json.dumps(self.model_config, sort_keys=True)
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.directory / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        write_atomic(self.directory / MODEL, lambda path: torch.save(self.ema.network.state_dict(), path))
+        # the checkpoint last: a training that is killed between the two does its last steps again
+        write_atomic(self.directory / MODEL, lambda path: _write(self.ema.network.state_dict(), path))
+        write_atomic(self.directory / CHECKPOINT, lambda path: _write(checkpoint, path))
         self._saved_at = time.monotonic()
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Workflow) -> None:
         self._listen_for_signals()
-        self.parts["scaler"] = engine.scaler  # type: ignore[attr-defined]
+        self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]
         path = self.directory / CHECKPOINT
         if path.is_file() and not self.overwrite:
             self._resume(engine, path)
@@ -107,7 +110,7 @@ class CheckpointKeeper:
             text = json.dumps(self.model_config, indent=2) + "\n"
             write_atomic(self.directory / "config.json", lambda target: Path(target).write_text(text))
 
-    def _resume(self, engine: Engine, path: Path) -> None:
+    def _resume(self, engine: Workflow, path: Path) -> None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         _refuse_other_model(json.loads(checkpoint["model_config"]), self.model_config, path)
         for name, part in self.parts.items():
@@ -127,7 +130,9 @@ class CheckpointKeeper:
         state.epoch = saved["iteration"] // state.epoch_length
         logger.info("going on from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
 
-    def _after_iteration(self, engine: Engine) -> None:
+    def _after_iteration(self, engine: Workflow) -> None:
+        if engine.is_between_updates:  # type: ignore[attr-defined]
+            return
         if self._stop_signal is not None:
             self.save(engine)
             logger.info("stopped at step %d; the same command goes on from there", engine.state.iteration)
@@ -145,6 +150,14 @@ class CheckpointKeeper:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, remember)
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch hides the disk's OSError behind its own
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _refuse_other_model(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents
@@ -16,37 +17,38 @@ PICTURE = "curves.png"
 
 
 class TrainingCurves:
-    """Writes ``curves.csv`` (a row a report or validation) and ``curves.png`` after every epoch.
+    """Writes ``curves.csv`` (a row a report or validation) and ``curves.png``.
 
-    A resumed run goes on with the rows up to the step that it resumes from.
+    They are written after every epoch and validation, and when a training is stopped. A resumed run goes on with the rows up to the step that it resumes from.
 
     Args:
         directory: where to.
         evaluator: whose metrics are written after each validation, as ``validation_<name>``.
     """
 
-    def __init__(self, directory: str | Path, evaluator: Engine | None = None) -> None:
+    def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:
         self.directory = Path(directory)
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
         self._trainer = engine
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Workflow) -> None:
         table = self.directory / TABLE
         if engine.state.iteration and table.is_file():
             before = pd.read_csv(table)
             rows = before[before["step"] <= engine.state.iteration].to_dict("records")
             self.rows = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows]
 
-    def _add_training(self, engine: Engine) -> None:
+    def _add_training(self, engine: Workflow) -> None:
         s = engine.state.statistics
         self.rows.append(
             {
@@ -58,10 +60,11 @@ class TrainingCurves:
             }
         )
 
-    def _add_validation(self, evaluator: Engine) -> None:
+    def _add_validation(self, evaluator: Workflow) -> None:
         metrics = {f"validation_{name}": value for name, value in evaluator.state.metrics.items()}
         s = self._trainer.state.statistics
         self.rows.append({"step": s.step, "images_seen": s.images_seen, **metrics})
+        self.write()
 
     def write(self) -> None:
         """Write table and picture."""
@@ -92,7 +95,9 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
         left.plot(training["images_seen"], smooth, color="C0", label="training")
     if "validation_loss" in frame:
         validation = frame.dropna(subset=["validation_loss"])
-        left.plot(validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3)
+        left.plot(
+            validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3
+        )
         right.plot(validation["images_seen"], validation["validation_z_sem_usage"], "o-", color="C2", markersize=3)
     left.set(xlabel="images seen", ylabel="denoising loss", yscale="log")
     left.legend(frameon=False)

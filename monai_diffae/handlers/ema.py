@@ -6,7 +6,6 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from torch import nn
 
 from monai_diffae.engines.trainer import TrainingEvents
@@ -36,7 +35,7 @@ class EMA:
         self.decay = decay
         self.num_updates = 0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Update after every optimiser step of a trainer."""
         engine.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, self.update)
 

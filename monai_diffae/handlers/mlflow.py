@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.run_config import flat_parameters
@@ -34,11 +35,11 @@ def default_tracking_uri(output_dir: str | Path) -> str:
 class MLflowTracking:
     """Ignite handler that tracks a training with MLflow, and lets it go on if tracking fails.
 
-    Parameters bear the names of the config's keys. Nothing that names a patient, file or folder is sent: ``private_keys``
-    of the config are left out, and the data are described by their fingerprint.
+    Parameters bear the names of the config's keys. Nothing that names a patient, file or folder is sent:
+    ``private_keys`` of the config are left out, and the data are described by their fingerprint.
 
     Args:
-        output_dir: the run's folder; the run's id is kept here for a resumed training, and artifacts are taken from here.
+        output_dir: the run's folder; artifacts are taken from it, and it keeps the run's id for a resumed training.
         run_config: the raw config of the run.
         tracking_uri: MLflow server or database; None: see :func:`default_tracking_uri`.
         experiment_name: MLflow experiment.
@@ -58,7 +59,7 @@ class MLflowTracking:
         experiment_name: str = "monai_diffae",
         run_name: str | None = None,
         tags: dict[str, Any] | None = None,
-        evaluator: Engine | None = None,
+        evaluator: Workflow | None = None,
         export_bundle: Callable[[Path], object] | None = None,
         private_keys: tuple[str, ...] | list[str] = ("dataset_dir", "output_dir", "bundle_root", "patient_pattern"),
         enabled: bool = True,
@@ -75,7 +76,7 @@ class MLflowTracking:
         self.run_id: str | None = None
         self._client: Any = None
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the evaluator."""
         if not self.enabled:
             return
@@ -149,11 +150,18 @@ class MLflowTracking:
 
     def _log_training(self) -> None:
         s = self._trainer.state.statistics
-        self._log({"loss": s.loss, "images_per_s": s.images_per_s, "images_seen": s.images_seen, "learning_rate": s.learning_rate})
+        self._log(
+            {
+                "loss": s.loss,
+                "images_per_s": s.images_per_s,
+                "images_seen": s.images_seen,
+                "learning_rate": s.learning_rate,
+            }
+        )
 
     def _log_validation(self) -> None:
-        assert self.evaluator is not None
-        self._log({f"validation_{name}": float(value) for name, value in self.evaluator.state.metrics.items()})
+        metrics = {} if self.evaluator is None else self.evaluator.state.metrics
+        self._log({f"validation_{name}": float(value) for name, value in metrics.items()})
         picture = self.output_dir / "pictures" / "latest.png"
         if picture.is_file():
             name = f"pictures/step_{self._trainer.state.iteration:07d}.png"
@@ -173,11 +181,10 @@ class MLflowTracking:
                 self._client.log_artifacts(self.run_id, folder, "bundle")
         self._client.set_terminated(self.run_id, "FINISHED")
 
-    def _fail(self, engine: Engine, error: BaseException) -> None:
+    def _fail(self, engine: Workflow, error: BaseException) -> None:
         if self._client is not None and self.run_id is not None:
             status = "KILLED" if isinstance(error, (SystemExit, KeyboardInterrupt)) else "FAILED"
             self._try(lambda: self._client.set_terminated(self.run_id, status))
-        raise error
 
 
 def _versions() -> dict[str, str]:

@@ -89,9 +89,7 @@ class ReconstructionPictures:
             write_atomic(self.directory / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
 
 
-def draw_mosaic(
-    rows: Mapping[str, Tensor], path: str | Path, model_range: tuple[float, float] = (-1.0, 1.0)
-) -> None:
+def draw_mosaic(rows: Mapping[str, Tensor], path: str | Path, model_range: tuple[float, float] = (-1.0, 1.0)) -> None:
     """A PNG with one labelled row of images for each entry.
 
     Args:
@@ -106,7 +104,9 @@ def draw_mosaic(
     strips = {label: _strip((images.detach().float().cpu() - low) / (high - low)) for label, images in rows.items()}
     height, width = next(iter(strips.values())).shape[:2]
     scale = min(1.0, 12 / (width / 90))
-    figure = Figure(figsize=(width / 90 * scale + 0.4, len(strips) * (height / 90 * scale + 0.04)), layout="constrained")
+    figure = Figure(
+        figsize=(width / 90 * scale + 0.4, len(strips) * (height / 90 * scale + 0.04)), layout="constrained"
+    )
     for axes, (label, strip) in zip(figure.subplots(len(strips), squeeze=False)[:, 0], strips.items(), strict=True):
         axes.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set(xticks=[], yticks=[])

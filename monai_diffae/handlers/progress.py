@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -22,7 +23,7 @@ class TrainingProgress:
     """
 
     def __init__(
-        self, evaluator: Engine | None = None, plain_interval_s: float = 20.0, console: Console | None = None
+        self, evaluator: Workflow | None = None, plain_interval_s: float = 20.0, console: Console | None = None
     ) -> None:
         self.evaluator = evaluator
         self.plain_interval_s = plain_interval_s
@@ -30,16 +31,16 @@ class TrainingProgress:
         self._bar: Progress | None = None
         self._last_line = 0.0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
         engine.add_event_handler(Events.COMPLETED, self._stop)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_and_raise)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_at_error)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Workflow) -> None:
         state = engine.state
         if self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), TextColumn("{task.percentage:.0f} %  {task.fields[text]}"))
@@ -48,7 +49,7 @@ class TrainingProgress:
             self._task = self._bar.add_task("", total=total, completed=state.iteration, text="")
             self._bar.start()
 
-    def _show(self, engine: Engine) -> None:
+    def _show(self, engine: Workflow) -> None:
         text = describe(engine.state.statistics)
         if self._bar is not None:
             self._bar.update(self._task, completed=engine.state.iteration, text=text)
@@ -56,17 +57,13 @@ class TrainingProgress:
             self._last_line = time.monotonic()
             self.console.print(text, highlight=False, soft_wrap=True)
 
-    def _show_validation(self, evaluator: Engine) -> None:
+    def _show_validation(self, evaluator: Workflow) -> None:
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluator.state.metrics.items())
         self.console.print(f"validation: {metrics}", highlight=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-    def _stop_and_raise(self, engine: Engine, error: BaseException) -> None:
-        self._stop()
-        raise error
 
 
 def describe(statistics: Statistics) -> str:

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 
 from monai_diffae.engines.trainer import TrainingEvents
 
@@ -50,7 +51,7 @@ class RunningStatistics:
         self._step_started = 0.0
         self._reset()
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a :class:`~monai_diffae.engines.DiffusionTrainer`."""
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_step)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
@@ -61,7 +62,7 @@ class RunningStatistics:
     def _start_step(self) -> None:
         self._step_started = time.perf_counter()
 
-    def _end_step(self, engine: Engine) -> None:
+    def _end_step(self, engine: Workflow) -> None:
         state = engine.state
         self._loss = self._loss.to(state.output["loss"].device) + state.output["loss"]
         self._steps += 1

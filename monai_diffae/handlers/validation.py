@@ -6,7 +6,6 @@ import logging
 import math
 from typing import Any
 
-from ignite.engine import Engine
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
@@ -24,16 +23,16 @@ class Validation(ValidationHandler):
 
     def __init__(self, validator: Evaluator, interval: int = 1, patience: int | None = None) -> None:
         super().__init__(interval=interval, validator=validator)
+        self.evaluator = validator
         self.patience = patience
         self.best = math.inf
         self.validations_since_best = 0
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Validate; end the training if the patience is spent."""
-        assert self.validator is not None
-        self.validator.state.trainer_step = engine.state.iteration
+        self.evaluator.state.trainer_step = engine.state.iteration
         super().__call__(engine)
-        loss = self.validator.state.metrics["loss"]
+        loss = self.evaluator.state.metrics["loss"]
         if loss < self.best:
             self.best, self.validations_since_best = loss, 0
             return

@@ -85,7 +85,11 @@ class DiffusionAutoencoderInferer(Inferer):
 
     @torch.no_grad()
     def decode(
-        self, z_sem: Tensor, x_T: Tensor, network: nn.Module, callback: StepCallback | None = None  # noqa: N803
+        self,
+        z_sem: Tensor,
+        x_T: Tensor,
+        network: nn.Module,
+        callback: StepCallback | None = None,
     ) -> Tensor:
         """Images (B, C, *S) from both codes."""
         return ddim(
@@ -102,7 +106,7 @@ class DiffusionAutoencoderInferer(Inferer):
         images: Tensor,
         network: nn.Module,
         mode: ReconstructionMode = "x_T",
-        x_T: Tensor | None = None,  # noqa: N803
+        x_T: Tensor | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
         """Images (B, C, *S) encoded and decoded again.
@@ -117,9 +121,9 @@ class DiffusionAutoencoderInferer(Inferer):
         """
         z_sem = self.encode(images, network)
         if mode == "x_T":
-            x_T = self.invert(images, network, z_sem, callback)  # noqa: N806
+            x_T = self.invert(images, network, z_sem, callback)
         elif x_T is None:
-            x_T = torch.randn_like(images)  # noqa: N806
+            x_T = torch.randn_like(images)
         return self.decode(z_sem, x_T, network, callback)
 
     def _timesteps(self, num_steps: int) -> Sequence[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
@@ -19,8 +17,7 @@ class ValidationLoss(Metric):
     """
 
     def __init__(self, key: str = "loss", device: str | torch.device = "cpu") -> None:
-        self.key = key
-        super().__init__(device=device)
+        super().__init__(output_transform=lambda output: output[key], device=device)
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -29,9 +26,9 @@ class ValidationLoss(Metric):
         self.count = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
-    def update(self, output: Mapping[str, Tensor]) -> None:
+    def update(self, output: Tensor) -> None:
         """Add a batch: values (B,)."""
-        values = output[self.key].detach().double().to(self._device)
+        values = output.detach().double().to(self._device)
         self.total += values.sum()
         self.count += values.numel()
 
@@ -49,10 +46,12 @@ class ZSemUsage(Metric):
 
     Example:
         >>> usage = ZSemUsage()
-        >>> usage.update({"loss": torch.tensor([1.0, 1.0]), "loss_other": torch.tensor([2.0, 4.0])})
+        >>> usage.update((torch.tensor([1.0, 1.0]), torch.tensor([2.0, 4.0])))
         >>> usage.compute()
         3.0
     """
+
+    required_output_keys = ("loss", "loss_other")
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -61,10 +60,11 @@ class ZSemUsage(Metric):
         self.other = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
-    def update(self, output: Mapping[str, Tensor]) -> None:
-        """Add a batch of the evaluator's output."""
-        self.own += output["loss"].detach().double().sum().to(self._device)
-        self.other += output["loss_other"].detach().double().sum().to(self._device)
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Add a batch of the evaluator's output: own and other losses, (B,) each."""
+        own, other = output
+        self.own += own.detach().double().sum().to(self._device)
+        self.other += other.detach().double().sum().to(self._device)
 
     @sync_all_reduce("own", "other")
     def compute(self) -> float:
