@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,34 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     directory = init_bundle(root / "bundle", "diffae_2d")
     train(directory, cohort, overrides=TINY)
     return TinyBundle(directory, cohort)
+
+
+@pytest.fixture(scope="session")
+def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of 16 virtual patients of 16 x 16: 10 for training, 3 for validation, 3 for test."""
+    from monai_diffae.data.samples import make_virtual_cohort
+
+    folder = tmp_path_factory.mktemp("small") / "cohort"
+    return make_virtual_cohort(folder, num_patients=16, size=16, val_fraction=0.2, test_fraction=0.2)
+
+
+@pytest.fixture
+def make_workflow(small_cohort: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Builds the workflow of the 2D training bundle, tiny, with overrides as keyword ``{id: value}``."""
+    import warnings
+
+    from monai.bundle import ConfigWorkflow
+
+    root = Path(__file__).parents[1] / "bundles" / "diffae_2d"
+
+    def make(overrides: dict[str, Any] | None = None, initialize: bool = True) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            workflow = ConfigWorkflow(str(root / "configs" / "train.json"), logging_file=False, workflow_type="train")
+        values = {"bundle_root": str(root), "dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "out")}
+        workflow.parser.update({**TINY, **values, **(overrides or {})})
+        if initialize:
+            workflow.initialize()
+        return workflow
+
+    return make

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,14 @@ def train(
         values["dataset_dir"] = str(cohort)
     if out is not None:
         values["output_dir"] = str(out)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="parsing config_file")
+    # it warns of every overlay that lies in another folder, and of having no logging file
+    chatter = logging.getLogger("monai.bundle.workflows")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
         workflow = ConfigWorkflow([str(file) for file in files], logging_file=False, workflow_type="train")
+    finally:
+        chatter.setLevel(level)
     # not as ConfigWorkflow's keywords: there, `tracking` (MONAI 1.6.1) is another thing than our key
     workflow.parser.update(values)
     try:

@@ -296,7 +296,8 @@ class DiffusionSchedule(Scheduler):
         if eta == 0:
             return alpha_next.to(x0.dtype) * x0 + sigma_next.to(x0.dtype) * eps
         alpha, sigma = self.alpha[t + 1], self.sigma[t + 1]
-        fresh = eta * sigma_next / sigma * (1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2).clamp(min=0).sqrt()
+        # the deviation of q(x_next | x_t, x0), for any alpha and sigma
+        fresh = eta * sigma_next * (1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2).clamp(min=0).sqrt()
         kept = (sigma_next**2 - fresh**2).clamp(min=0).sqrt()
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return alpha_next.to(x0.dtype) * x0 + kept.to(x0.dtype) * eps + fresh.to(x0.dtype) * noise

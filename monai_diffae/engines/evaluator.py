@@ -19,7 +19,7 @@ class DiffusionEvaluator(SupervisedEvaluator):
     """Evaluates the denoising loss of a diffusion autoencoder.
 
     Its output per batch: ``loss`` (B,), the squared error with each image's own z_sem, and ``loss_other`` (B,), the
-    same with the z_sem of the image before it. Their ratio tells whether z_sem is used at all
+    same with the z_sem of the image before it (for the first, of the last). Their ratio tells whether z_sem is used at all
     (:class:`~monai_diffae.metrics.ZSemUsage`): 1 means that the decoder ignores it.
 
     Args:
@@ -42,9 +42,18 @@ class DiffusionEvaluator(SupervisedEvaluator):
 
     def _of_another_image(self, z_sem: Tensor) -> Tensor:
         # the image before, over the borders of batches: so a batch of one works, and batch size does not matter
-        before = z_sem[-1:] if self._previous_z_sem is None else self._previous_z_sem
+        before = self._z_sem_of_last_image() if self._previous_z_sem is None else self._previous_z_sem
         self._previous_z_sem = z_sem[-1:]
-        return torch.cat([before, z_sem[:-1]])
+        return torch.cat([before.to(z_sem.dtype), z_sem[:-1]])
+
+    def _z_sem_of_last_image(self) -> Tensor:
+        """Of the image that comes last in a validation: it is "before" the first."""
+        loader = self.data_loader
+        *_, last = iter(loader.sampler)  # type: ignore[union-attr]
+        batch = loader.collate_fn([loader.dataset[last]])  # type: ignore[union-attr]
+        _, _, _, kwargs = self.prepare_batch(batch, self.state.device, self.non_blocking, **self.to_kwargs)
+        z_sem: Tensor = self.network.encode(kwargs["condition"])  # type: ignore[operator]
+        return z_sem
 
     @torch.no_grad()
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:

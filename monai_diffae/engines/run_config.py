@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -23,6 +23,15 @@ _STANDARD_IDS = {
     "postprocessing", "network_def", "network", "inferer", "evaluator", "handlers", "train", "validate",
     "val_interval", "initialize", "run", "finalize", "training", "evaluating", "tracking",
 }  # fmt: skip
+# the same inside ``train`` and ``validate``
+_SECTION_IDS = {
+    "dataset", "dataloader", "handlers", "trainer", "evaluator", "inferer", "postprocessing", "preprocessing",
+    "key_metric", "additional_metrics", "handler",
+}  # fmt: skip
+# what may name a patient, a file or a folder: never tracked
+PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri")
+# a slash or backslash in plain text, or in an expression a quoted absolute path of at least two folders
+_PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
 _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 
@@ -54,11 +63,30 @@ def check_running_config() -> None:
     check_config(running_config())
 
 
+def check_image_size(network: object, image_size: Sequence[int]) -> None:
+    """Refuse a size that the network's levels cannot halve, before any scan is read.
+
+    Raises:
+        ConfigError: names the nearest sizes that can be used.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_image_size(SimpleNamespace(size_divisor=16), [50, 64])
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: image_size is [50, 64]; each must be a multiple of 16, such as [48, 64]
+    """
+    divisor = int(getattr(network, "size_divisor", 1))
+    if any(size % divisor or size < 1 for size in image_size):
+        nearest = [max(divisor, round(size / divisor) * divisor) for size in image_size]
+        raise ConfigError(f"image_size is {list(image_size)}; each must be a multiple of {divisor}, such as {nearest}")
+
+
 def check_config(config: dict[str, Any]) -> None:
     """Refuse keys that nothing would read: a misspelt override would otherwise change nothing, silently.
 
-    A top-level key must be referred to by another entry or be one of MONAI's ids; a component's keys must be
-    parameters of its ``_target_``.
+    A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry or be
+    one of MONAI's ids; a component's keys must be parameters of its ``_target_``.
 
     Raises:
         ConfigError: names the key and the nearest known one.
@@ -73,6 +101,13 @@ def check_config(config: dict[str, Any]) -> None:
     for key in config:
         if key not in used:
             raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
+    for section in ("train", "validate"):
+        used = _SECTION_IDS | {key for text in _strings(config) for key in re.findall(rf"[@%]{section}#(\w+)", text)}
+        for key in config.get(section, {}):
+            if "_target_" not in config[section] and key not in used:
+                raise ConfigError(
+                    f"unknown config key '{section}#{key}': nothing in the config uses it{_nearest(key, used)}"
+                )
     locator = ComponentLocator()
     for path, component in _components(config):
         parameters = _parameters(component["_target_"], locator)
@@ -106,6 +141,24 @@ def model_config(
         todo += [name for text in _strings(config[key]) for name in _REFERENCE.findall(text) if name in config]
     keep_imports = {"imports"} if "imports" in config else set()
     return {key: value for key, value in config.items() if key in wanted | keep_imports}
+
+
+def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_KEYS) -> dict[str, Any]:
+    """A config that can be shown to others: without ``private_keys``, data items and anything that looks like a path.
+
+    Example:
+        >>> without_paths({"dataset_dir": "doe", "a": {"cache_dir": "/doe/cache", "b": "$@output_dir + '/cache'"}})
+        {'a': {'cache_dir': '(path)', 'b': "$@output_dir + '/cache'"}}
+    """
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: "(data)" if k == "data" and isinstance(v, list) else clean(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return "(path)" if isinstance(value, str) and _PATH.search(value) else value
+
+    return {key: clean(value) for key, value in config.items() if key not in private_keys}
 
 
 def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:

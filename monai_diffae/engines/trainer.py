@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,8 @@ class DiffusionTrainer(SupervisedTrainer):
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # fp16 gradients underflow without a scaler; a disabled one passes everything through.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
+        self._told_of: BaseException | None = None
+        self.logger.addFilter(_is_no_echo)  # ignite logs an exception twice before it is raised
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
 
     def run(self) -> None:  # type: ignore[override]
@@ -84,8 +87,11 @@ class DiffusionTrainer(SupervisedTrainer):
         return step % self.accumulation_steps != 0
 
     def _handle_exception(self, e: BaseException) -> None:
-        # ignite leaves raising to the handlers, so the first one that raises would silence the others
-        self._fire_event(Events.EXCEPTION_RAISED, e)
+        # ignite leaves raising to the handlers, so the first one that raises would silence the others; and it comes
+        # here twice, from the epoch's loop and from the run's
+        if e is not self._told_of:
+            self._told_of = e
+            self._fire_event(Events.EXCEPTION_RAISED, e)
         raise e
 
     def _start_data_at_step(self) -> None:
@@ -133,6 +139,10 @@ class DiffusionTrainer(SupervisedTrainer):
                 f"the loss is not finite at step {self.state.iteration} (cases {ids}); the last checkpoint is kept: "
                 "lower learning_rate, or use precision fp32"
             )
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    return "terminating due to exception" not in record.getMessage()
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:

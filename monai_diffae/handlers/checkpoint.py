@@ -126,6 +126,11 @@ class CheckpointKeeper:
                 f"training is complete: {path.name} has {saved['iteration']} steps; raise max_epochs to go on, "
                 "choose another output_dir, or say overwrite to start anew"
             )
+        if self.parts["validation"].is_patience_spent:
+            raise ConfigError(
+                f"training is complete: it stopped early after {saved['iteration']} steps; raise early_stop_patience to "
+                "go on, choose another output_dir, or say overwrite to start anew"
+            )
         state.iteration = saved["iteration"]
         state.epoch = saved["iteration"] // state.epoch_length
         logger.info("going on from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.engines.run_config import flat_parameters
+from monai_diffae.engines.run_config import PRIVATE_KEYS, flat_parameters, without_paths
 from monai_diffae.engines.trainer import TrainingEvents
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class MLflowTracking:
         tags: further facts, such as the data's fingerprint.
         evaluator: whose metrics are logged after each validation.
         export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged.
-        private_keys: top-level config keys whose values stay here.
+        private_keys: top-level config keys whose values stay here; so does anything else that looks like a path.
         enabled: False: track nothing.
     """
 
@@ -61,11 +61,11 @@ class MLflowTracking:
         tags: dict[str, Any] | None = None,
         evaluator: Workflow | None = None,
         export_bundle: Callable[[Path], object] | None = None,
-        private_keys: tuple[str, ...] | list[str] = ("dataset_dir", "output_dir", "bundle_root", "patient_pattern"),
+        private_keys: Sequence[str] = PRIVATE_KEYS,
         enabled: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.config = {k: v for k, v in run_config.items() if k not in {*private_keys, "_meta_"}}
+        self.config = without_paths(run_config, private_keys)
         self.tracking_uri = tracking_uri or default_tracking_uri(output_dir)
         self.experiment_name = experiment_name
         self.run_name = run_name

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -98,27 +99,24 @@ def draw_mosaic(rows: Mapping[str, Tensor], path: str | Path, model_range: tuple
         path: where to.
         model_range: black and white.
     """
-    from matplotlib.figure import Figure
-
     low, high = model_range
-    strips = {label: _strip((images.detach().float().cpu() - low) / (high - low)) for label, images in rows.items()}
-    height, width = next(iter(strips.values())).shape[:2]
-    scale = min(1.0, 12 / (width / 90))
-    figure = Figure(
-        figsize=(width / 90 * scale + 0.4, len(strips) * (height / 90 * scale + 0.04)), layout="constrained"
-    )
-    for axes, (label, strip) in zip(figure.subplots(len(strips), squeeze=False)[:, 0], strips.items(), strict=True):
-        axes.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(label, fontsize=9)
-        axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=180, format="png")
+    strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
+    height, width = strips[0].size[1], strips[0].size[0]
+    enlarged = -(-1000 // width)  # whole pixels, so that what the model made is seen as it is
+    font = ImageFont.load_default(size=16)
+    margin = 10 + max(int(font.getlength(label)) for label in rows) + 10
+    mosaic = Image.new("RGB", (margin + width * enlarged, len(strips) * height * enlarged), "white")
+    for i, (label, strip) in enumerate(zip(rows, strips, strict=True)):
+        top = i * height * enlarged
+        mosaic.paste(strip.resize((width * enlarged, height * enlarged), Image.Resampling.NEAREST), (margin, top))
+        ImageDraw.Draw(mosaic).text((10, top + height * enlarged // 2), label, "black", font, anchor="lm")
+    mosaic.save(path, format="PNG")
 
 
-def _strip(images: Tensor) -> Any:
+def _strip(images: Tensor) -> Image.Image:
     if images.ndim == 5:
         images = images[..., images.shape[-1] // 2]
-    images = images if images.shape[1] == 3 else images[:, :1]
+    images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
     images = nn.functional.pad(images, (1, 1, 1, 1), value=1.0).clamp(0, 1)
     strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)
-    return strip.squeeze(-1).numpy()
+    return Image.fromarray((strip * 255).round().to(torch.uint8).numpy())

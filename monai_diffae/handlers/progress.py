@@ -36,7 +36,7 @@ class TrainingProgress:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
         engine.add_event_handler(Events.COMPLETED, self._stop)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_at_error)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop())
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
 

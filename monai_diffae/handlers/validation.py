@@ -37,9 +37,14 @@ class Validation(ValidationHandler):
             self.best, self.validations_since_best = loss, 0
             return
         self.validations_since_best += 1
-        if self.patience is not None and self.validations_since_best >= self.patience:
+        if self.is_patience_spent:
             logger.info("no lower validation loss in %d validations: stopping early", self.patience)
             engine.terminate()
+
+    @property
+    def is_patience_spent(self) -> bool:
+        """Whether validation has said to stop."""
+        return self.patience is not None and self.validations_since_best >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         """What early stopping remembers."""

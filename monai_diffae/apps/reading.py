@@ -1,0 +1,218 @@
+"""A cohort as a trained bundle sees it, and what the commands that read one have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from monai_diffae import __version__
+from monai_diffae.apps.bundles import TrainedBundle, load_bundle, write_json
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.split_cohort import SplitCohort, split_cohort
+from monai_diffae.errors import CohortError, ConfigError, MachineError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_COHORT_KEYS = (
+    "spatial_dims", "columns", "image_keys", "patient_pattern", "val_fraction", "test_fraction", "seed",
+    "slice_axis", "slice_range", "slice_step",
+)  # fmt: skip
+
+
+@dataclass
+class BundleCases:
+    """The cases of a cohort that a bundle could read, preprocessed.
+
+    Attributes:
+        cases: those that could be read, in the order of ``dataset``.
+        dataset: their images ``[C, *S]`` in the model's range, under the bundle's image keys.
+        failures: the others.
+        encoder_key: the image that the encoder sees; the decoder draws ``"image"``.
+    """
+
+    cases: list[Case]
+    dataset: CachedCases
+    failures: list[Failure] = field(default_factory=list)
+    encoder_key: str = "image"
+
+    def batches(self, batch_size: int, text: str) -> Iterator[tuple[list[Case], Tensor, Tensor]]:
+        """Cases, images (B, C, *S) and what the encoder sees (B, C', *S); the last batch may be smaller."""
+        starts = range(0, len(self.cases), batch_size)
+        for start in shown(starts, text):
+            items = [self.dataset[i] for i in range(start, min(start + batch_size, len(self.cases)))]
+            images = torch.stack([item["image"] for item in items])
+            seen = images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
+            yield self.cases[start : start + len(items)], images, seen
+
+
+def open_bundle(directory: str | os.PathLike[str], device: str | torch.device | None) -> TrainedBundle:
+    """:func:`~monai_diffae.apps.bundles.load_bundle`, with one line for a device that is not there.
+
+    Raises:
+        ConfigError: no trained bundle, or no such kind of device.
+        MachineError: the device is not there.
+    """
+    if device is not None:
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            kind = str(device).split(":")[0]
+            if kind not in ("cpu", "cuda", "mps", "xpu"):
+                raise ConfigError(f"device: there is no {str(device)!r}; choose cpu or cuda") from error
+            raise MachineError(f"device: {str(device)!r} is not usable on this machine; choose cpu") from error
+    return load_bundle(Path(directory), device)
+
+
+def read_split_cohort(
+    directory: str | os.PathLike[str],
+    trained: TrainedBundle,
+    cohort: str | os.PathLike[str],
+    columns: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[SplitCohort, str]:
+    """A cohort, split and sliced as the bundle's config says; and the encoder's image key.
+
+    Args:
+        directory: the bundle's folder; ``configs/train.json`` has the keys that are not the model's.
+        trained: the bundle.
+        cohort: a folder, table, datalist or scan.
+        columns: what the table calls our words; added to the config's.
+        overrides: values for the config's keys, such as ``{"slice_step": 4}``.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    config = Path(directory) / "configs" / "train.json"
+    if config.is_file():
+        parser.read_config(str(config))
+    parser.update({**trained.config, **(overrides or {})})
+    values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
+    named = {word: name for word, name in (values.get("columns") or {}).items() if word != name}
+    values["columns"] = {**named, **(columns or {})}
+    encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
+    return split_cohort(cohort, **values), str(encoder_key)
+
+
+def read_cases(
+    split: SplitCohort,
+    trained: TrainedBundle,
+    out: Path,
+    *,
+    encoder_key: str = "image",
+    only: Sequence[Case] | None = None,
+    workers: int = 0,
+) -> BundleCases:
+    """Read and preprocess cases once; those that fail are written to ``out/failures.csv``.
+
+    Raises:
+        CohortError: none can be used.
+    """
+    cases = list(split.cases if only is None else only)
+    dataset = CachedCases(
+        [case.item() for case in cases],
+        trained.preprocessing,
+        cache_dir=out / ".cache",
+        num_workers=workers,
+        keys=trained.image_keys,
+    )
+    failures_file = out / "failures.csv"
+    try:
+        dataset.prepare()
+    except CohortError:
+        if dataset.failures:
+            write_failures(failures_file, [*split.failures, *dataset.failures])
+        raise
+    failures = [*split.failures, *dataset.failures]
+    if failures:
+        write_failures(failures_file, failures)
+    else:
+        failures_file.unlink(missing_ok=True)
+    by_id = {case.id: case for case in cases}
+    return BundleCases([by_id[str(item["id"])] for item in dataset.items], dataset, failures, encoder_key)
+
+
+def checksum(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 of a bundle's weights."""
+    path = Path(directory) / "models" / "model.pt"
+    if not path.is_file():
+        raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")
+    with open(path, "rb") as stream:
+        digest = hashlib.sha256()
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_done(
+    record: Path, results: Sequence[Path], wanted: Mapping[str, Any], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """The record of a complete result that was made from the same things; None where the work is to be done.
+
+    Raises:
+        ConfigError: there is a result of other things, which only ``overwrite`` may replace.
+    """
+    if overwrite or not any(path.exists() for path in results):
+        return None
+    try:
+        content: dict[str, Any] = json.loads(record.read_text())
+    except (OSError, ValueError):
+        content = {}
+    made_from = content.get("made_from", {})
+    differ = sorted(key for key in wanted if made_from.get(key) != wanted[key])
+    if differ:
+        raise ConfigError(
+            f"{results[0].name}: is there already, made with other {', '.join(differ)}; "
+            "say --overwrite or name another --out"
+        )
+    return content if all(path.exists() for path in results) else None
+
+
+def write_record(path: Path, made_from: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write beside a result what it was made from: versions and checksums, no paths and no patients."""
+    import monai
+
+    versions = {"monai_diffae": __version__, "monai": monai.__version__, "torch": torch.__version__}
+    write_json(path, {"made_from": dict(made_from), "results": dict(results), "versions": versions})
+
+
+def shown(items: Sequence[T], text: str) -> Iterator[T]:
+    """The items, with a bar on a terminal (while INFO is logged), with a line in the log elsewhere."""
+    if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
+        logger.info("%s", text)
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=text, console=Console(stderr=True), transient=True)
+
+
+def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a trained bundle is, for people and as JSON.
+
+    Raises:
+        ConfigError: it is not trained.
+    """
+    digest = checksum(directory)
+    trained = load_bundle(Path(directory), "cpu")
+    keys = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
+    return {
+        **{key: trained.config[key] for key in keys if key in trained.config},
+        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        "decoding_steps": trained.inferer.num_steps,
+        "sha256": digest,
+    }

@@ -1,0 +1,201 @@
+"""A cohort encoded and decoded again: images, their errors, and a picture of the first ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.reading import checksum, is_done, open_bundle, read_cases, read_split_cohort, write_record
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cases import Case
+from monai_diffae.data.scans import scan_suffix, write_scan
+from monai_diffae.engines.seeding import image_noise, seed_of
+from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.handlers.pictures import draw_mosaic
+from monai_diffae.metrics.reconstruction import reconstruction_errors
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["x_T", "z_sem", "both"]
+_IN_MOSAIC = 8
+_LABELS = {"z_sem": "z_sem only", "x_T": "inverted x_T"}
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """What :func:`reconstruct` made.
+
+    Attributes:
+        folder: with the images in a folder for each mode, ``reconstructions.csv`` and ``mosaic.png``.
+        means: the mean of each of the table's numbers, such as ``mse_x_T``.
+        num_cases: the table's rows.
+        num_failed: cases that could not be used, listed in ``failures.csv``.
+        skipped: whether all was there already.
+    """
+
+    folder: Path
+    means: dict[str, float]
+    num_cases: int
+    num_failed: int
+    skipped: bool = False
+
+
+def reconstruct(
+    bundle: str | os.PathLike[str],
+    cohort: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    mode: Mode = "x_T",
+    steps: int = 100,
+    invert_steps: int | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> ReconstructResult:
+    """Reconstruct the cases of a cohort, in the model's own grid.
+
+    What is written has the model's size and intensities (``model_range``), NOT yet the scan's own shape, affine and
+    units: PNG (8 bit) for cases that are PNG or JPEG, NIfTI (float32, voxels of 1 mm) for all others, as
+    ``out/<mode>/<id>``. ``reconstructions.csv`` has a row a case: ``id``, ``mse``, ``psnr`` and ``ssim`` of each mode
+    in the model's range, and the mean and standard deviation of the inverted ``x_T`` (0 and 1 for perfect noise).
+    ``mosaic.png`` shows the first 8: input, z_sem alone, inverted x_T.
+
+    Args:
+        bundle: a trained bundle's folder.
+        cohort: a folder, table, datalist or scan.
+        out: the folder for the results.
+        mode: ``x_T``: with the case's own x_T; ``z_sem``: from z_sem alone; ``both``.
+        steps: network evaluations for decoding.
+        invert_steps: for inversion; as many as for decoding when None.
+        limit: only so many cases, the first ones.
+        split: only the cases of ``train``, ``val`` or ``test``.
+        seed: of the noise in mode ``z_sem``, which is a function of the seed and the case's id.
+        batch_size: images at once.
+        workers: processes that read and preprocess.
+        device: where to compute; the GPU if there is one when None.
+        columns: what the cohort's table calls our words.
+        overwrite: make it anew although it is there.
+        overrides: values for keys of the bundle's config, such as ``{"slice_step": 1}``.
+
+    Raises:
+        ConfigError: an argument out of range, no trained bundle, or ``out`` holds another model's reconstructions.
+        CohortError: no usable case.
+
+    Example:
+        >>> reconstruct("bundle", "cohort.csv", "out", mode="z")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: mode: 'z' is not one of x_T, z_sem, both
+    """
+    folder = Path(out)
+    _check(mode, steps, invert_steps, limit, batch_size, split)
+    made_from: dict[str, Any] = {"model": checksum(bundle)}
+    trained = open_bundle(bundle, device)
+    train_steps = int(trained.inferer.schedule.num_train_timesteps)
+    if max(steps, invert_steps or 0) > train_steps:
+        raise ConfigError(f"steps: {max(steps, invert_steps or 0)} is above the {train_steps} that the model knows")
+    trained.inferer.num_steps, trained.inferer.invert_steps = steps, invert_steps or steps
+    whole, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
+    made_from |= {
+        "cohort": whole.fingerprint, "mode": mode, "steps": steps, "invert_steps": invert_steps or steps,
+        "limit": limit, "split": split, "seed": seed,
+        "overrides": dict(overrides or {}),
+    }  # fmt: skip
+    table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
+    done = is_done(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
+    if done is not None:
+        logger.info("%s is complete; nothing to do (--overwrite makes it anew)", folder.name)
+        results = done["results"]
+        return ReconstructResult(folder, results["means"], results["num_cases"], results["num_failed"], skipped=True)
+    chosen = [case for case in whole.cases if split in (None, case.split)][:limit]
+    if not chosen:
+        raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
+    cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
+    rows: list[dict[str, Any]] = []
+    shown_images: dict[str, list[Tensor]] = {}
+    for batch, images, seen in cases.batches(batch_size, f"reconstructing {len(cases.cases)} cases"):
+        left = max(_IN_MOSAIC - len(rows), 0)
+        new_rows, pictures = _reconstruct_batch(trained, batch, images, seen, mode, seed, left)
+        for name in ("x_T", "z_sem") if mode == "both" else (mode,):
+            for case, image in zip(batch, pictures[name], strict=True):
+                _write(folder / name, case, image, trained.model_range)
+        for name, stack in pictures.items():
+            shown_images.setdefault(name, []).append(stack[:left])
+        rows += new_rows
+    rows_of_mosaic = {label: torch.cat(shown_images[key]) for key, label in {"input": "input", **_LABELS}.items()}
+    write_atomic(folder / "mosaic.png", lambda path: draw_mosaic(rows_of_mosaic, path, trained.model_range))
+    table = pd.DataFrame(rows)
+    write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+    means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
+    result = ReconstructResult(folder, means, len(table), len(cases.failures))
+    write_record(record, made_from, {"means": means, "num_cases": len(table), "num_failed": result.num_failed})
+    return result
+
+
+@torch.no_grad()
+def _reconstruct_batch(
+    trained: TrainedBundle, batch: list[Case], images: Tensor, seen: Tensor, mode: Mode, seed: int, in_mosaic: int
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The table's rows, and the images (B, C, *S) of each mode; of a mode for the mosaic only, the first ones."""
+    inferer, network = trained.inferer, trained.network
+    images, seen = images.to(trained.device), seen.to(trained.device)
+    z_sem = encode_exactly(seen, inferer, network, min(len(seen), 16))
+    pictures = {"input": images.cpu()}
+    columns: dict[str, Tensor] = {}
+    for name in ("z_sem", "x_T"):
+        wanted = mode in (name, "both")
+        count = len(images) if wanted else min(in_mosaic, len(images))
+        if count == 0:
+            pictures[name] = images[:0].cpu()
+            continue
+        if name == "x_T":
+            x_T = inferer.invert(images[:count], network, z_sem[:count])
+        else:
+            x_T = image_noise(tuple(images.shape[1:]), seed, [seed_of(case.id) for case in batch[:count]])
+        made = inferer.decode(z_sem[:count], x_T.to(trained.device), network)
+        pictures[name] = made.cpu()
+        if wanted:
+            errors = reconstruction_errors(images, made, trained.model_range)
+            columns |= {f"{metric}_{name}": values.cpu() for metric, values in errors.items()}
+            if name == "x_T":
+                flat = x_T.flatten(1).cpu()
+                columns |= {"x_T_mean": flat.mean(dim=1), "x_T_std": flat.std(dim=1)}
+    rows = [{"id": case.id, **{key: float(v[i]) for key, v in columns.items()}} for i, case in enumerate(batch)]
+    return rows, pictures
+
+
+def _write(folder: Path, case: Case, image: Tensor, model_range: tuple[float, float]) -> None:
+    is_picture = scan_suffix(case.file) in (".png", ".jpg", ".jpeg") and image.ndim == 3 and len(image) in (1, 3)
+    if is_picture:
+        write_scan(folder / f"{case.id}.png", image.numpy(), value_range=model_range)
+    else:
+        write_scan(folder / f"{case.id}.nii.gz", image.numpy())
+
+
+def _check(
+    mode: str, steps: int, invert_steps: int | None, limit: int | None, batch_size: int, split: str | None
+) -> None:
+    if mode not in get_args(Mode):
+        raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
+    if split not in (None, "train", "val", "test"):
+        raise ConfigError(f"split: {split!r} is not one of train, val, test")
+    numbers = {"steps": steps, "invert_steps": invert_steps, "limit": limit, "batch_size": batch_size}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: {value} is below 1")

@@ -1,0 +1,61 @@
+"""Writing results to files as a MONAI transform."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from monai_diffae.data.scans import write_scan
+from monai_diffae.errors import ConfigError
+
+
+class WriteScand(MapTransform):
+    """Writes each image to ``<directory>/<id>.nii.gz``, in the model's grid and range.
+
+    Args:
+        keys: images ``[C, *S]``; with several keys, each is written to a folder of its name.
+        directory: where to; created if missing.
+        overwrite: replace files that are there.
+        allow_missing_keys: leave out keys that an item lacks.
+
+    Raises:
+        ConfigError: the file is there and ``overwrite`` is False (on call).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = WriteScand("pred", folder)({"pred": torch.zeros(1, 4, 4), "id": "a"})
+        ...     print(*os.listdir(folder))
+        a.nii.gz
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        directory: str | os.PathLike[str],
+        overwrite: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.directory, self.overwrite = Path(directory), overwrite
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the item's images; the item itself is unchanged."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            folder = self.directory if len(self.keys) == 1 else self.directory / str(key)
+            path = folder / f"{item['id']}.nii.gz"
+            if path.exists() and not self.overwrite:
+                raise ConfigError(f"{path.name}: is there already; choose another output_dir, or say overwrite")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_scan(path, torch.as_tensor(item[key]).detach().float().cpu().numpy())
+        return item
+
+
+WriteScanD = WriteScanDict = WriteScand

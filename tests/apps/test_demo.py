@@ -1,0 +1,39 @@
+import pandas as pd
+import pytest
+
+from monai_diffae.apps.demo import WHAT_IT_IS, demo, show
+from monai_diffae.errors import ConfigError
+
+
+def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
+    overrides = {
+        "image_size": [16, 16],
+        "network_def#base_channels": 8,
+        "network_def#channel_mult": [1, 2],
+        "network_def#z_channels": 8,
+        "network_def#time_embed_channels": 16,
+        "max_epochs": 1,
+        "batch_size": 8,
+        "num_pictures": 0,
+        "tracking": False,
+        "val_interval": 1,
+    }
+    options = {"num_patients": 40, "size": 16, "steps": 2, "device": "cpu", "overrides": overrides}
+    first = demo(tmp_path, num_reconstructions=3, **options)
+    assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
+    assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels"}
+    assert len(pd.read_csv(first.paths["probes"])) == 10
+    assert first.z_sem_usage is not None
+    written = {path: path.stat().st_mtime_ns for path in first.paths.values()}
+    second = demo(tmp_path, num_reconstructions=3, **options)
+    assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written
+    assert second.reconstruction == first.reconstruction
+    show(second)
+    printed = capsys.readouterr().out
+    assert WHAT_IT_IS in printed
+    assert "ventricles" in printed
+
+
+def test_demo_names_the_overlays_that_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"choose one of: .*demo"):
+        demo(tmp_path, overlay="other")

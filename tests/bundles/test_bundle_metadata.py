@@ -1,0 +1,128 @@
+"""What the model zoo checks of a bundle, as far as it can be checked without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+import monai_diffae
+from monai_diffae.engines.run_config import check_config, model_config
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "bundles" / "diffae_2d"
+# of MONAI's meta_schema_20240725
+REQUIRED = {
+    "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+    "description", "authors", "copyright", "network_data_format",
+}  # fmt: skip
+TENSOR = {"type": str, "format": str, "num_channels": int, "spatial_shape": list, "dtype": str, "value_range": list}
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def config(*files: Path) -> dict[str, Any]:
+    parser = ConfigParser()
+    parser.read_config([str(f) for f in files])
+    merged: dict[str, Any] = parser.get()
+    merged.pop("_meta_", None)
+    return merged
+
+
+def test_metadata_has_what_the_schema_wants() -> None:
+    meta = read(BUNDLE / "configs" / "metadata.json")
+    assert meta.keys() >= REQUIRED
+    assert re.search(r"/meta_schema_\d{8}\.json$", meta["schema"])
+    assert meta["version"] in meta["changelog"]
+    assert meta["version"] == monai_diffae.__version__
+    pins = [meta["monai_version"], meta["pytorch_version"], meta["numpy_version"]]
+    assert all(re.fullmatch(r"\d+(\.\d+)+", p) for p in [*pins, *meta["required_packages_version"].values()])
+    assert meta["supported_apps"] == {}
+    for tensor in (meta["network_data_format"]["inputs"]["image"], meta["network_data_format"]["outputs"]["pred"]):
+        assert all(isinstance(tensor[key], kind) for key, kind in TENSOR.items())
+
+
+def test_pins_are_dependencies_of_the_package() -> None:
+    declared = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[0].lower()
+    for name in read(BUNDLE / "configs" / "metadata.json")["required_packages_version"]:
+        assert f'"{name.lower()}>=' in declared
+
+
+def test_network_gives_what_the_metadata_says() -> None:
+    form = read(BUNDLE / "configs" / "metadata.json")["network_data_format"]
+    assert form["inputs"]["image"]["spatial_shape"] == ["16*n", "16*n"]
+    parser = ConfigParser(config(BUNDLE / "configs" / "train.json"))
+    network = parser.get_parsed_content("network_def").eval()
+    image = torch.rand(1, form["inputs"]["image"]["num_channels"], 16, 48)
+    with torch.no_grad():
+        pred = network(image)
+    assert pred.shape == (1, form["outputs"]["pred"]["num_channels"], 16, 48)
+    assert str(pred.dtype) == "torch." + form["outputs"]["pred"]["dtype"]
+
+
+def test_training_and_inference_describe_the_same_model_and_data() -> None:
+    train, infer = read(BUNDLE / "configs" / "train.json"), read(BUNDLE / "configs" / "inference.json")
+    ours = {"imports", "output_dir", "initialize", "run", "batch_size"}
+    differ = {key for key in train.keys() & infer.keys() if train[key] != infer[key]}
+    assert differ <= ours
+    assert model_config(train).keys() <= infer.keys()
+    assert {"cohort", "columns", "encoder_key", "slice_axis", "slice_range", "slice_step"} <= infer.keys()
+
+
+@pytest.mark.parametrize("overlay", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)
+def test_overlays_use_known_keys(overlay: Path) -> None:
+    assert len(overlay.read_text().splitlines()) < 40
+    merged = config(BUNDLE / "configs" / "train.json", overlay)
+    check_config(merged)
+    assert not set(read(BUNDLE / "configs" / "train.json")) - set(merged)
+
+
+@pytest.mark.parametrize("overlay", ["medmnist", "ct", "volumes_mr", "paper_64"])
+def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
+    parser = ConfigParser(config(BUNDLE / "configs" / "train.json", ROOT / "configs" / f"{overlay}.json"))
+    with torch.device("meta"):
+        network = parser.get_parsed_content("network_def")
+    assert all(size % network.size_divisor == 0 for size in parser.get("image_size"))
+
+
+def test_multi_gpu_overlay_uses_known_keys() -> None:
+    merged = config(BUNDLE / "configs" / "train.json", BUNDLE / "configs" / "multi_gpu_train.json")
+    check_config(merged)
+    assert len(merged["imports"]) == 4
+    assert merged["train"]["trainer"]["network"]["module"] == "@network"
+
+
+def test_encoder_sees_another_view(tiny_bundle: Any) -> None:
+    parser = ConfigParser(config(BUNDLE / "configs" / "train.json", ROOT / "configs" / "encoder_view.json"))
+    parser.update({"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."})
+    item = parser.get_parsed_content("train#dataset")[0]
+    assert item["encoder_image"].shape == item["image"].shape == (1, 16, 16)
+    assert any(not torch.equal(i["image"], i["encoder_image"]) for i in parser.get_parsed_content("train#dataset"))
+    item = parser.get_parsed_content("validate#dataset")[0]
+    assert torch.equal(item["image"], item["encoder_image"])
+
+
+@pytest.mark.parametrize("mode", ["x_T", "z_sem"])
+def test_inference_with_the_trained_models_config(tiny_bundle: Any, tmp_path: Path, mode: str) -> None:
+    root = tiny_bundle.directory
+    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
+    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    out = tmp_path / "out"
+    values = {"bundle_root": str(root), "dataset_dir": str(tiny_bundle.cohort), "output_dir": str(out)}
+    workflow.parser.update({**values, "mode": mode, "split": "test", "device": "cpu", "inferer#num_steps": 2})
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    table = tiny_bundle.cohort.read_text().splitlines()
+    names = {line.split(",")[0] + ".nii.gz" for line in table if ",test," in line}
+    assert names
+    assert {p.name for p in out.iterdir()} == names

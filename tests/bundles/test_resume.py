@@ -1,0 +1,170 @@
+"""A training that is stopped anywhere and run again ends with the very weights of the uninterrupted one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from ignite.engine import Events
+
+from monai_diffae.errors import ConfigError, find_diffae_error
+
+# 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on
+RUN = {"max_epochs": 3, "batch_size": 2, "network_def#dropout": 0.2, "val_interval": 1, "report_every": 1, "warmup_steps": 2}
+
+
+def weights(folder):
+    return torch.load(Path(folder) / "models" / "model.pt", weights_only=True)
+
+
+def assert_same_weights(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+class Killed(Exception):
+    pass
+
+
+def train(make_workflow, out, stop_at=None, save_at=None, **overrides):
+    workflow = make_workflow({**RUN, "output_dir": str(out), **overrides})
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    if save_at is not None:  # as the clock would
+        keeper = next(h for h in workflow.parser.get_parsed_content("train#handlers") if hasattr(h, "interval_s"))
+
+        def save_soon(engine):
+            keeper._saved_at = -1e9 if engine.state.iteration == save_at else time.monotonic()
+
+        trainer.add_event_handler(Events.ITERATION_STARTED, save_soon)
+    if stop_at is not None:
+
+        def stop():
+            raise Killed
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop_at), stop)
+    workflow.run()
+    return workflow
+
+
+@pytest.fixture
+def whole(make_workflow, tmp_path):
+    train(make_workflow, tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize(("save_at", "stop_at"), [(None, 2), (None, 7), (8, 9), (6, 14)])
+def test_a_run_stopped_at_any_step_ends_as_the_whole_run(make_workflow, tmp_path, whole, save_at, stop_at):
+    out = tmp_path / "part"
+    with pytest.raises(Killed):
+        train(make_workflow, out, stop_at, save_at)
+    train(make_workflow, out)
+    assert_same_weights(whole, out)
+    curves = [pd.read_csv(folder / "curves.csv") for folder in (whole, out)]
+    losses = [c.dropna(subset=["loss"]).set_index("step")["loss"] for c in curves]
+    assert losses[1].index.is_unique
+    assert (losses[0].reindex(losses[1].index) == losses[1]).all()
+    validations = [c.dropna(subset=["validation_loss"])[["step", "validation_loss"]] for c in curves]
+    assert validations[0]["step"].tolist() == [5, 10, 15]
+    pd.testing.assert_frame_equal(*(v.reset_index(drop=True) for v in validations))
+
+
+def test_a_checkpoint_is_never_taken_between_accumulated_gradients(make_workflow, tmp_path):
+    train(make_workflow, tmp_path / "whole", accumulation_steps=2)
+    with pytest.raises(Killed):
+        train(make_workflow, tmp_path / "part", stop_at=8, save_at=6, accumulation_steps=2)
+    # steps 1+2, 3+4, 5 | 6+7, ...: saved after 7
+    train(make_workflow, tmp_path / "part", accumulation_steps=2)
+    assert_same_weights(tmp_path / "whole", tmp_path / "part")
+
+
+def test_a_complete_run_says_so_and_overwrite_starts_anew(make_workflow, whole):
+    before = weights(whole)
+    with pytest.raises(ConfigError, match="training is complete.*15 steps; raise max_epochs") as caught:
+        train(make_workflow, whole)
+    assert "\n" not in str(caught.value)
+    train(make_workflow, whole, overwrite=True)
+    after = weights(whole)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_more_epochs_go_on_from_a_complete_run(make_workflow, whole):
+    workflow = train(make_workflow, whole, max_epochs=4, lr_schedule="constant")
+    assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 20
+
+
+def test_another_model_config_is_refused_with_the_keys_that_differ(make_workflow, whole):
+    with pytest.raises(ConfigError, match="these config keys differ: network_def, percentiles;") as caught:
+        train(make_workflow, whole, **{"network_def#base_channels": 16, "percentiles": [1, 99]})
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_steps_is_refused(make_workflow, whole):
+    with pytest.raises(ConfigError, match="5 steps an epoch, this one has 2"):
+        train(make_workflow, whole, batch_size=5)
+
+
+def test_patience_stops_early_and_a_rerun_knows(make_workflow, tmp_path):
+    settings = {"max_epochs": 9, "early_stop_patience": 2, "learning_rate": 0.0}
+    workflow = train(make_workflow, tmp_path / "out", **settings)
+    assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 3
+    with pytest.raises(ConfigError, match="stopped early after 15 steps"):
+        train(make_workflow, tmp_path / "out", **settings)
+
+
+ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
+
+
+def bundle_command(cohort, out, **values):
+    settings = {
+        "bundle_root": ROOT, "dataset_dir": cohort, "output_dir": out, "image_size": [16, 16],
+        "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8,
+        "network_def#time_embed_channels": 16, "network_def#dropout": 0.2, "max_epochs": 60, "batch_size": 2,
+        "val_interval": 20, "num_pictures": 0, "tracking": False, "device": "cpu", "checkpoint_minutes": 0.0005, **values,
+    }  # fmt: skip
+    arguments = [str(x) for k, v in settings.items() for x in (f"--{k}", v)]
+    return [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(ROOT / "configs/train.json"), *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_goes_on_with_the_same_command(small_cohort, tmp_path, number):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    subprocess.run(bundle_command(small_cohort, whole), check=True, capture_output=True, env=env)
+    process = subprocess.Popen(bundle_command(small_cohort, part), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+    while not (part / "models" / "checkpoint.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.7)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    step = torch.load(part / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
+    assert 0 < step < 300
+    subprocess.run(bundle_command(small_cohort, part), check=True, capture_output=True, env=env)
+    assert_same_weights(whole, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"image_size": [15, 15]}, "image_size"), ({"learning_rat": 1}, "learning_rat"), ({"dataset_dir": "/gone.csv"}, "gone.csv")],
+)
+def test_bad_input_ends_in_one_line_on_the_command_line(small_cohort, tmp_path, wrong, message):
+    run = subprocess.run(bundle_command(small_cohort, tmp_path / "out", **wrong), capture_output=True, text=True)
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert run.returncode != 0
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in run.stderr
+
+
+def test_errors_are_found_below_monais_own(make_workflow):
+    with pytest.raises(Exception, match="") as caught:
+        make_workflow({"prediction": 1})
+    assert find_diffae_error(caught.value) is not None

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines import DiffusionEvaluator, FixedPrepareBatch, validation_loader
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.metrics import ValidationLoss, ZSemUsage
+from monai_diffae.networks import DiffusionAutoencoder
+
+
+class Images(Dataset):
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, i):
+        g = torch.Generator().manual_seed(i)
+        return {"image": torch.randn(1, 8, 8, generator=g).clamp(-1, 1), "id": str(i), "index": i}
+
+
+class Deaf(nn.Module):
+    """Draws without listening to z_sem."""
+
+    def encode(self, x):
+        return x.flatten(1)[:, :4]
+
+    def forward(self, x, t, context):
+        return x
+
+
+class Copier(nn.Module):
+    """z_sem is the image itself, and the network knows the noise schedule: no error with the right z_sem."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def encode(self, x):
+        return x.flatten(1)
+
+    def forward(self, x, t, context):
+        x0 = context.view_as(x)
+        alpha, sigma = self.schedule.coefficients(t, x)
+        return self.schedule.target(x0, (x - alpha * x0) / sigma, t)
+
+
+def network():
+    torch.manual_seed(0)
+    net = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5)
+    for p in net.parameters():
+        if p.abs().max() == 0:
+            nn.init.normal_(p, std=0.2)
+    return net
+
+
+def evaluator(net, batch_size=3, schedule=None):
+    schedule = schedule or DiffusionSchedule(schedule="rectified_flow", prediction="v")
+    data = Images()
+    return DiffusionEvaluator(
+        schedule=schedule,
+        precision="fp32",
+        device=torch.device("cpu"),
+        val_data_loader=validation_loader(data, batch_size),
+        network=net,
+        inferer=DiffusionAutoencoderInferer(schedule),
+        prepare_batch=FixedPrepareBatch(schedule, len(data)),
+        key_val_metric={"loss": ValidationLoss()},
+        additional_metrics={"other": ValidationLoss("loss_other"), "z_sem_usage": ZSemUsage()},
+    )
+
+
+def metrics(engine):
+    engine.run()
+    return dict(engine.state.metrics)
+
+
+def test_two_validations_of_the_same_weights_give_the_same_numbers_whatever_was_drawn_before():
+    engine = evaluator(network())
+    first = metrics(engine)
+    torch.manual_seed(99)
+    torch.rand(10)
+    assert metrics(engine) == first
+    assert metrics(evaluator(network())) == first
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_the_batch_size_does_not_matter(batch_size):
+    assert metrics(evaluator(network(), batch_size)) == pytest.approx(metrics(evaluator(network(), 3)), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_the_usage_of_z_sem_is_1_for_a_network_that_ignores_it(batch_size):
+    assert metrics(evaluator(Deaf(), batch_size))["z_sem_usage"] == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_every_image_is_compared_with_the_z_sem_of_another(batch_size):
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
+    found = metrics(evaluator(Copier(schedule), batch_size, schedule))
+    assert found["loss"] < 1e-6
+    assert found["other"] > 0.1

@@ -1,0 +1,172 @@
+import pytest
+import torch
+from ignite.engine import Events
+from torch.utils.data import Dataset
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines import (
+    AutoencoderPrepareBatch,
+    DiffusionTrainer,
+    StepSeeding,
+    TrainingEvents,
+    resolve_precision,
+    training_loader,
+)
+from monai_diffae.engines.precision import cpu_has_bf16
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.networks import DiffusionAutoencoder
+
+
+class Images(Dataset):
+    def __init__(self, count=8, value=None):
+        self.images = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+        if value is not None:
+            self.images[2] = value
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, item):
+        _, i = item
+        return {"image": self.images[i], "view": -self.images[i], "id": f"case-{i}", "index": i}
+
+
+class FixedNoise(AutoencoderPrepareBatch):
+    """Noise and timestep as functions of the image, so that batches can be cut differently."""
+
+    def get_noise(self, images):
+        return images.flip(-1)
+
+    def get_timesteps(self, images):
+        return (images.flatten(1).sum(1).abs() * 100).long() % 1000
+
+
+def make_trainer(batch_size=4, schedule=None, prepare=AutoencoderPrepareBatch, data=None, lr=0.0, network=None, **kwargs):
+    if network is None:
+        torch.manual_seed(0)
+        network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
+    schedule = schedule or DiffusionSchedule(prediction="v")
+    prepare_args = {k: kwargs.pop(k) for k in ("encoder_key",) if k in kwargs}
+    settings = {"device": torch.device("cpu"), "max_epochs": 1, "precision": "fp32", "channels_last": False, **kwargs}
+    trainer = DiffusionTrainer(
+        schedule=schedule,
+        network=network,
+        train_data_loader=training_loader(data or Images(), batch_size),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=lr, fused=True),
+        loss_function=torch.nn.MSELoss(reduction="none"),
+        inferer=DiffusionAutoencoderInferer(schedule),
+        prepare_batch=prepare(schedule, **prepare_args),
+        **settings,
+    )
+    StepSeeding(0).attach(trainer)
+    return trainer
+
+
+def gradients(trainer):
+    found = []
+
+    def keep():
+        found.append([p.grad.clone() for p in trainer.network.parameters() if p.grad is not None])
+
+    trainer.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, keep)
+    trainer.run()
+    return found
+
+
+def test_two_accumulated_batches_of_4_give_the_gradients_of_a_batch_of_8():
+    once = gradients(make_trainer(8, prepare=FixedNoise, max_grad_norm=None))
+    twice = gradients(make_trainer(4, prepare=FixedNoise, max_grad_norm=None, accumulation_steps=2))
+    assert len(once) == len(twice) == 1
+    torch.testing.assert_close(once[0], twice[0], atol=1e-6, rtol=1e-4)
+
+
+def test_clipping_limits_the_norm_of_all_gradients_together():
+    def norm(found):
+        return float(torch.cat([g.flatten() for g in found[0]]).norm())
+
+    free = norm(gradients(make_trainer(8, max_grad_norm=None)))
+    assert free > 0.01
+    assert norm(gradients(make_trainer(8, max_grad_norm=0.01))) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "auto"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_every_precision_trains_on_a_cpu(precision, channels_last, max_grad_norm):
+    trainer = make_trainer(lr=1e-3, precision=precision, channels_last=channels_last, max_grad_norm=max_grad_norm)
+    before = [p.clone() for p in trainer.network.parameters()]
+    trainer.run()
+    assert torch.isfinite(trainer.state.output["loss"])
+    assert trainer.grad_scaler.is_enabled() == (precision == "fp16")
+    after = list(trainer.network.parameters())
+    assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_auto_precision_is_what_the_machine_computes_in():
+    assert resolve_precision("auto", "cpu") == (torch.bfloat16 if cpu_has_bf16() else torch.float32)
+    with pytest.raises(ConfigError, match="precision is 'half'; choose one of"):
+        resolve_precision("half", "cpu")
+
+
+def test_min_snr_weighs_the_loss_of_each_image():
+    losses, seen = [], {}
+
+    def note(trainer):
+        losses.append(float(trainer.state.output["loss"]))
+
+    for weighting in ("none", "min_snr"):
+        schedule = DiffusionSchedule(prediction="v", loss_weighting=weighting)
+        trainer = make_trainer(1, schedule=schedule, prepare=FixedNoise)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+        trainer.run()
+        seen[weighting] = losses[:]
+        losses.clear()
+    order = [i for batch in [next(iter(trainer.data_loader.batch_sampler))] for _, i in batch]
+    t = FixedNoise(schedule).get_timesteps(Images().images[order])
+    weight = float(schedule.loss_weights(t))
+    assert seen["min_snr"][0] == pytest.approx(weight * seen["none"][0], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_cases():
+    trainer = make_trainer(2, data=Images(value=float("nan")), lr=1e-3)
+    with pytest.raises(ConfigError, match=r"not finite at step \d \(cases .*case-2.*lower learning_rate") as caught:
+        trainer.run()
+    assert "\n" not in str(caught.value)
+    assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
+
+
+def test_every_handler_learns_of_an_exception_and_it_is_raised_all_the_same():
+    trainer = make_trainer(2, data=Images(value=float("nan")))
+    heard = []
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: heard.append(("first", type(error))))
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: heard.append(("second", type(error))))
+    with pytest.raises(ConfigError):
+        trainer.run()
+    assert heard == [("first", ConfigError), ("second", ConfigError)]
+
+
+def test_the_encoder_can_see_another_image_than_the_decoder_draws():
+    seen = []
+    trainer = make_trainer(encoder_key="view")
+    trainer.network.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.batch["image"]))
+    trainer.run()
+    torch.testing.assert_close(seen[0], -seen[1])
+
+
+@pytest.mark.parametrize("wrong", [{"amp": True}, {"precision": "fp8"}])
+def test_settings_that_cannot_be_used_are_refused(wrong):
+    with pytest.raises(ConfigError, match="precision"):
+        make_trainer(**wrong)
+
+
+def test_a_loss_that_reduces_is_refused():
+    network = torch.nn.Conv2d(1, 1, 1)
+    with pytest.raises(ConfigError, match="reduction 'none'"):
+        DiffusionTrainer(
+            schedule=DiffusionSchedule(), loss_function=torch.nn.MSELoss(), network=network, device=torch.device("cpu"),
+            max_epochs=1, train_data_loader=[], optimizer=torch.optim.SGD(network.parameters()),
+        )  # fmt: skip

@@ -1,0 +1,100 @@
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from monai_diffae import cli
+
+COMMANDS = ["init", "train", "embed", "reconstruct", "probe", "samples", "demo", "info"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the program in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["monai-diffae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    start = time.monotonic()
+    code = (
+        "import sys; from monai_diffae import cli; print([m for m in ('torch', 'monai', 'pandas') if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+    assert time.monotonic() - start < 5  # 0.4 s on a free machine
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_shows_an_example(run, command):
+    code, printed, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: monai-diffae {command}" in " ".join(printed.split())
+
+
+def test_version(run):
+    assert run("--version")[1].startswith("monai-diffae ")
+
+
+def test_usage_errors_end_with_2(run, tmp_path):
+    assert run("embed")[0] == 2
+    code, _, error = run("embed", "--bundle", tmp_path / "none", "--cohort", tmp_path, "--out", tmp_path)
+    assert (code, error) == (2, "error: none: there is no models/model.pt; train the bundle first\n")
+    assert run("train", "--bundle", tmp_path, "--cohort", tmp_path, "--set", "x")[0] == 2
+
+
+def test_init_embed_and_probe_in_turn(run, tiny_bundle, tmp_path):
+    assert run("init", tmp_path / "new")[0] == 0
+    assert (tmp_path / "new" / "configs" / "train.json").is_file()
+    model = ["--bundle", tiny_bundle.directory, "--cohort", tiny_bundle.cohort, "--device", "cpu"]
+    code, printed, _ = run("--quiet", "embed", *model, "--out", tmp_path / "e")
+    assert (code, printed) == (0, f"{tmp_path / 'e' / 'embeddings.parquet'}\n")
+    code, printed, _ = run("probe", tmp_path / "e" / "embeddings.parquet", "--target", "tilt", "--json")
+    assert json.loads(printed)[0]["target"] == "tilt"
+    code, printed, _ = run("info", tiny_bundle.directory, "--json")
+    assert json.loads(printed)["image_size"] == [16, 16]
+    code, printed, _ = run("reconstruct", *model, "--out", tmp_path / "r", "--steps", 2, "--limit", 2)
+    assert code == 0
+    assert "mse_x_T" in printed
+
+
+def test_some_failed_cases_end_with_3_none_left_with_4(run, tiny_bundle, tmp_path):
+    table = pd.read_csv(tiny_bundle.cohort).iloc[:4]
+    (tmp_path / "bad.nii").write_bytes(b"bad")
+    good = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    options = ["--bundle", tiny_bundle.directory, "--device", "cpu", "--column", "image=file", "--cohort"]
+    for images, expected in (([*good[:3], "bad.nii"], 3), (["bad.nii"] * 4, 4)):
+        cohort = tmp_path / f"{expected}.csv"
+        pd.DataFrame({"file": images, "id": table["id"]}).to_csv(cohort, index=False)
+        code, _, error = run("embed", *options, cohort, "--out", tmp_path / f"out{expected}")
+        assert code == expected
+        assert "Traceback" not in error
+    assert "bad.nii" in (tmp_path / "out3" / "failures.csv").read_text()
+
+
+def test_a_device_that_is_not_there_ends_with_6(run, tiny_bundle, tmp_path):
+    options = ["--bundle", tiny_bundle.directory, "--cohort", tiny_bundle.cohort, "--out", tmp_path]
+    code, _, error = run("embed", *options, "--device", "cuda:99")
+    assert code == 6
+    assert error.startswith("error: device: 'cuda:99'")
+
+
+def test_samples(run, tmp_path):
+    assert run("samples", tmp_path / "v", "--num-patients", 3, "--size", 16)[0] == 0
+    assert len(pd.read_csv(tmp_path / "v" / "cohort.csv")) == 3
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["monai-diffae", "--debug", "info", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"no models/model\.pt"):
+        cli.main()

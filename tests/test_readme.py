@@ -1,0 +1,82 @@
+"""What README and docs tell people to type exists and runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[Any]:
+    found = []
+    for page in PAGES:
+        for number, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.S)):
+            found.append(pytest.param(text, id=f"{page.name}-{number}"))
+    return found
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.values[0].splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [w for w in words if w and w[0] == program]
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: str, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_bundle").symlink_to(tiny_bundle.directory)
+    (tmp_path / "scan.nii").symlink_to(next((tiny_bundle.cohort.parent / "images").iterdir()))
+    exec(compile(code, "block", "exec"), {})
+
+
+@pytest.mark.parametrize("words", commands("monai-diffae"), ids=" ".join)
+def test_commands_and_options_exist(words: list[str]) -> None:
+    cli = pytest.importorskip("monai_diffae.cli")
+    import typer
+
+    group: Any = typer.main.get_command(cli.app)
+    known = {option for p in group.params for option in p.opts} | {"--help"}
+    if not words[1].startswith("-"):
+        assert words[1] in group.commands
+        command = group.commands[words[1]]
+        known = {option for p in command.params for option in p.opts} | {"--help"}
+    assert {w for w in words if w.startswith("--")} <= known
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    wanted = {words[1] for words in commands("make")}
+    assert wanted
+    assert wanted <= targets
+
+
+def test_bundle_commands_name_files_that_ship() -> None:
+    runs = [w for program in ("python", "torchrun") for w in commands(program) if "monai.bundle" in w]
+    assert runs
+    for words in runs:
+        config_files = re.findall(r"my_bundle/([\w/.]+\.json)", " ".join(words))
+        configs = {}
+        for name in config_files:
+            if name == "models/config.json":  # training writes it
+                continue
+            is_overlay = name.startswith("configs/overlays/")
+            path = ROOT / "configs" / Path(name).name if is_overlay else ROOT / "bundles" / "diffae_2d" / name
+            configs.update(json.loads(path.read_text()))
+        assert words[words.index("run") + 1] in configs
+        keys = {w[2:] for w in words if w.startswith("--")} - {"config_file", "standalone"}
+        assert {k for k in keys if "=" not in k} <= configs.keys()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            # the picture is made by `make demo`
+            if "://" not in target and not target.endswith(".png"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
