@@ -5,6 +5,7 @@ Every message is a single line, so that it reads the same in a terminal, in ``fa
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import TracebackType
 
@@ -73,15 +74,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def show_errors_as_one_line() -> None:
-    """Make uncaught :class:`DiffAEError` end a ``python -m monai.bundle`` run with one line, without a traceback.
+def speak_plainly_in_bundle_runs() -> None:
+    """In ``python -m monai.bundle``: log lines of this package are shown, and errors are one line, no traceback.
 
-    Only in that program: a notebook or script that imports the package keeps Python's tracebacks.
+    Only in that program: a notebook or script that imports the package keeps its own logging and tracebacks.
     """
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is None or spec.name != "monai.bundle.__main__":
         return
+
+    log = logging.getLogger("monai_diffae")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if find_diffae_error(error) is None:

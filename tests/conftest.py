@@ -30,7 +30,7 @@ TINY = {
     "val_batch_size": 4,
     "num_pictures": 0,
     "picture_steps": 2,
-    "tracking": False,
+    "mlflow": False,
     "device": "cpu",
 }
 """Config ids and values that make a bundle of the 2D model train in a second or two on a CPU."""
@@ -59,9 +59,9 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_virtual_cohort(folder, num_patients=16, size=16, val_fraction=0.2, test_fraction=0.2)
 
 
-@pytest.fixture
-def make_workflow(small_cohort: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Builds the workflow of the 2D training bundle, tiny, with overrides as keyword ``{id: value}``."""
+@pytest.fixture(scope="session")
+def make_workflow_anywhere(small_cohort: Path) -> Callable[..., Any]:
+    """Builds the workflow of the 2D training bundle, tiny, with overrides ``{id: value}``; they name ``output_dir``."""
     import warnings
 
     from monai.bundle import ConfigWorkflow
@@ -72,10 +72,20 @@ def make_workflow(small_cohort: Path, tmp_path: Path) -> Callable[..., Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             workflow = ConfigWorkflow(str(root / "configs" / "train.json"), logging_file=False, workflow_type="train")
-        values = {"bundle_root": str(root), "dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "out")}
+        values = {"bundle_root": str(root), "dataset_dir": str(small_cohort)}
         workflow.parser.update({**TINY, **values, **(overrides or {})})
         if initialize:
             workflow.initialize()
         return workflow
+
+    return make
+
+
+@pytest.fixture
+def make_workflow(make_workflow_anywhere: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """The same, with ``tmp_path / "out"`` as the output folder."""
+
+    def make(overrides: dict[str, Any] | None = None, initialize: bool = True) -> Any:
+        return make_workflow_anywhere({"output_dir": str(tmp_path / "out"), **(overrides or {})}, initialize)
 
     return make

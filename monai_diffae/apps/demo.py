@@ -36,7 +36,7 @@ class DemoResult:
     """What :func:`demo` made.
 
     Attributes:
-        probes: rows as from :func:`~monai_diffae.apps.probe.probe`: z_sem beside PCA of the pixels.
+        probes: rows as from :func:`~monai_diffae.apps.probe.probe`: z_sem, PCA of the pixels, an untrained encoder.
         reconstruction: means over the test cases, such as ``mse_x_T``.
         z_sem_usage: how much the denoising loss grows with another image's z_sem; None where it was not measured.
         seconds: of each stage; near 0 where it was done before.
@@ -131,7 +131,10 @@ def _train(model: Path, cohort: Path, overlay: Path, values: Mapping[str, Any]) 
 
 
 def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: int) -> list[dict[str, Any]]:
-    """``probe.csv``: z_sem beside PCA of the pixels, with as many dimensions; made anew with newer embeddings."""
+    """``probe.csv``: z_sem beside PCA of the pixels and an untrained encoder, all with as many dimensions.
+
+    The two baselines keep the score honest: both carry much of what a linear probe can find.
+    """
     path = folder / "probe.csv"
     if path.is_file() and path.stat().st_mtime >= embeddings.stat().st_mtime:
         return [{str(key): value for key, value in row.items()} for row in pd.read_csv(path).to_dict("records")]
@@ -141,7 +144,10 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
     by_id = {case.id: i for i, case in enumerate(cases.cases)}
     ids = read_embeddings(embeddings)["id"]
     images = torch.stack([cases.dataset[by_id[case_id]][encoder_key] for case_id in ids]).numpy()
-    rows = probe(embeddings, images=images)
+    torch.manual_seed(0)
+    untrained = type(trained.network)(**trained.network.config).eval()  # type: ignore[arg-type]
+    z_untrained = np.concatenate([trained.inferer.encode(b, untrained).numpy() for b in torch.from_numpy(images).split(64)])
+    rows = probe(embeddings, images=images, baselines={"untrained encoder": z_untrained})
     write_atomic(path, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n"))
     return rows
 

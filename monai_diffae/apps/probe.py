@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ def probe(
     targets: Sequence[str] | str | None = None,
     *,
     images: ArrayLike | None = None,
+    baselines: Mapping[str, ArrayLike] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Probe each target: fitted to the cases of ``train``, judged on those of ``test`` (or ``val`` without any).
@@ -36,6 +37,7 @@ def probe(
         embeddings: ``embeddings.parquet``.
         targets: label columns; all that hold numbers when None.
         images: ``[N, ...]``, one a row of the table: adds PCA of the pixels, of as many dimensions, as a baseline.
+        baselines: further features ``[N, D]``, one a row of the table, by name.
         seed: of the bootstrap.
 
     Returns:
@@ -67,6 +69,8 @@ def probe(
     features: dict[str, NDArray[Any]] = {"z_sem": table[is_z].to_numpy(np.float64)}
     if images is not None:
         features["PCA of pixels"] = _pca_of_rows(np.asarray(images), train, len(is_z))
+    for name, values in (baselines or {}).items():
+        features[name] = np.asarray(values, np.float64)
     return [
         _row(table, target, name, values, train, test, seed) for target in wanted for name, values in features.items()
     ]

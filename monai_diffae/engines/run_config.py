@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
-from monai_diffae.errors import ConfigError, show_errors_as_one_line
+from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # ids that MONAI or its applications look for, whether or not the config refers to them
@@ -59,7 +59,7 @@ def check_running_config() -> None:
     Raises:
         ConfigError: see :func:`check_config`.
     """
-    show_errors_as_one_line()
+    speak_plainly_in_bundle_runs()
     check_config(running_config())
 
 
@@ -122,11 +122,13 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def model_config(
-    config: dict[str, Any], roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer")
+    config: dict[str, Any],
+    roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer", "encoder_key", "cohort"),
 ) -> dict[str, Any]:
-    """What a config says of the model alone: ``roots`` and, in turn, everything they refer to.
+    """What a config says of the model and of how its cohort was split: ``roots`` and everything they refer to.
 
-    It can be laid over any config of the bundle, and is enough to load the trained model.
+    It can be laid over any config of the bundle, and is enough to load the trained model and to tell which cases it
+    was trained on; where the data lie is left out.
 
     Example:
         >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
@@ -140,7 +142,7 @@ def model_config(
         wanted.add(key)
         todo += [name for text in _strings(config[key]) for name in _REFERENCE.findall(text) if name in config]
     keep_imports = {"imports"} if "imports" in config else set()
-    return {key: value for key, value in config.items() if key in wanted | keep_imports}
+    return {key: value for key, value in config.items() if key in (wanted | keep_imports) - {"dataset_dir"}}
 
 
 def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_KEYS) -> dict[str, Any]:

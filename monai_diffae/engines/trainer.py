@@ -76,9 +76,14 @@ class DiffusionTrainer(SupervisedTrainer):
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
 
     def run(self) -> None:  # type: ignore[override]
-        """Train up to ``max_epochs``, from the step that a handler of ``BEFORE_RUN`` may have set."""
+        """Train up to ``max_epochs``, from the step that a handler of ``BEFORE_RUN`` may have set.
+
+        Such a handler can also set ``is_complete``: then there is nothing to do.
+        """
+        self.is_complete = False
         self.fire_event(TrainingEvents.BEFORE_RUN)
-        super().run()
+        if not self.is_complete:
+            super().run()
 
     @property
     def is_between_updates(self) -> bool:

@@ -121,16 +121,16 @@ class CheckpointKeeper:
                 f"{path.name} is of a run with {saved['epoch_length']} steps an epoch, this one has "
                 f"{state.epoch_length}: use the same data and batch_size, or another output_dir"
             )
-        if saved["iteration"] >= state.max_epochs * state.epoch_length:
-            raise ConfigError(
-                f"training is complete: {path.name} has {saved['iteration']} steps; raise max_epochs to go on, "
-                "choose another output_dir, or say overwrite to start anew"
+        is_stopped_early = self.parts["validation"].is_patience_spent
+        if is_stopped_early or saved["iteration"] >= state.max_epochs * state.epoch_length:
+            engine.is_complete = True  # type: ignore[attr-defined]
+            logger.info(
+                "training is complete after %d steps, nothing to do; raise %s to go on, choose another output_dir, "
+                "or say overwrite to start anew",
+                saved["iteration"],
+                "early_stop_patience" if is_stopped_early else "max_epochs",
             )
-        if self.parts["validation"].is_patience_spent:
-            raise ConfigError(
-                f"training is complete: it stopped early after {saved['iteration']} steps; raise early_stop_patience to "
-                "go on, choose another output_dir, or say overwrite to start anew"
-            )
+            return
         state.iteration = saved["iteration"]
         state.epoch = saved["iteration"] // state.epoch_length
         logger.info("going on from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)

@@ -15,7 +15,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
         "max_epochs": 1,
         "batch_size": 8,
         "num_pictures": 0,
-        "tracking": False,
+        "mlflow": False,
         "val_interval": 1,
     }
     options = {"num_patients": 40, "size": 16, "steps": 2, "device": "cpu", "overrides": overrides}

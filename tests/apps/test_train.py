@@ -10,12 +10,12 @@ def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
     models = tiny_bundle.directory / "models"
     assert (models / "model.pt").is_file()
     assert json.loads((models / "config.json").read_text())["image_size"] == [16, 16]
-    assert not (tiny_bundle.directory / "mlflow.db").exists()  # our key `tracking`, not MONAI's argument
+    assert not (tiny_bundle.directory / "mlflow.db").exists()  # our key `mlflow`, not MONAI's argument
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"max_epoch": 1}, "did you mean 'max_epochs'"), ({"tracking": False, "device": "cpu"}, "another model")],
+    [({"max_epoch": 1}, "did you mean 'max_epochs'"), ({"mlflow": False, "device": "cpu"}, "another model")],
 )
 def test_train_raises_one_clear_error_of_ours(tiny_bundle, overrides, message):
     with pytest.raises(ConfigError, match=message):

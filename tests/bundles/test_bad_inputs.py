@@ -1,0 +1,107 @@
+"""Each wrong input ends in one line that names the key or the file, before or while the data are read."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_diffae.errors import find_diffae_error, one_line
+
+
+def complaint(make_workflow, overrides):
+    with pytest.raises(Exception, match="") as caught:  # noqa: PT011
+        make_workflow(overrides).run()
+    error = find_diffae_error(caught.value)
+    assert error is not None, repr(caught.value)
+    line = one_line(caught.value)
+    assert "\n" not in str(error)
+    assert line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"image_sise": [16, 16]}, ["image_sise", "did you mean 'image_size'"]),
+        ({"train#trainer#max_epoch": 3}, ["train#trainer#max_epoch", "did you mean 'max_epochs'"]),
+        ({"train#trainr": {"max_epochs": 3}}, ["train#trainr", "did you mean 'trainer'"]),
+        ({"dataset_dir": "/nowhere/cohort.csv"}, ["cohort.csv"]),
+        ({"precision": "fp8"}, ["precision", "bf16"]),
+        ({"diffusion#schedule": "linear"}, ["schedule", "linear_beta"]),
+        ({"lr_schedule": "step"}, ["lr_schedule"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
+    line = complaint(make_workflow, overrides)
+    assert all(word in line for word in words), line
+
+
+def test_a_size_that_the_network_cannot_halve_is_refused_before_the_data_are_looked_at(make_workflow):
+    line = complaint(make_workflow, {"image_size": [50, 50], "network_def#channel_mult": [1, 2, 4], "dataset_dir": "/gone"})
+    assert "image_size is [50, 50]; each must be a multiple of" in line
+
+
+def test_an_empty_folder_is_named(make_workflow, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in complaint(make_workflow, {"dataset_dir": str(tmp_path / "empty")})
+
+
+def volumes(folder, change=None, count=12):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        array = rng.random((16, 16, 6)).astype(np.float32)
+        nib.save(nib.Nifti1Image(array if change is None else change(array), np.eye(4)), folder / f"scan{i:02d}.nii.gz")
+    return folder
+
+
+def with_nan(array):
+    array[4, 4, :] = np.nan
+    return array
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(with_nan, "nan"), (lambda a: np.stack([a, a], -1), "4"), (lambda a: np.stack([a] * 3, -1)[..., None, :], "channel")],
+)
+def test_where_all_cases_are_bad_one_line_says_why(make_workflow, tmp_path, change, word):
+    line = complaint(make_workflow, {"dataset_dir": str(volumes(tmp_path / "scans", change))})
+    assert "scan" in line
+    assert word in line.lower()
+
+
+def test_truncated_files_are_all_bad(make_workflow, tmp_path):
+    folder = volumes(tmp_path / "scans")
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:-900])
+    assert "scan" in complaint(make_workflow, {"dataset_dir": str(folder)})
+
+
+def test_one_bad_scan_is_left_out_and_listed(make_workflow, tmp_path):
+    folder = volumes(tmp_path / "scans")
+    bad = sorted(folder.iterdir())[:12]
+    nib.save(nib.Nifti1Image(with_nan(np.ones((16, 16, 6), np.float32)), np.eye(4)), bad[3])
+    make_workflow({"dataset_dir": str(folder), "slice_range": [0, 1]}).run()
+    table = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert set(table["file"]) <= {bad[3].name}
+    assert (tmp_path / "out" / "models" / "model.pt").is_file()
+
+
+def test_a_table_without_images_is_refused(make_workflow, small_cohort, tmp_path):
+    pd.read_csv(small_cohort).drop(columns="image").to_csv(tmp_path / "t.csv", index=False)
+    line = complaint(make_workflow, {"dataset_dir": str(tmp_path / "t.csv")})
+    assert "image" in line
+    assert "t.csv" in line
+
+
+def test_a_patient_in_two_splits_is_refused(make_workflow, small_cohort, tmp_path):
+    table = pd.read_csv(small_cohort)
+    table["image"] = [str(small_cohort.parent / image) for image in table["image"]]
+    table["patient"] = "p1"
+    table.to_csv(tmp_path / "t.csv", index=False)
+    line = complaint(make_workflow, {"dataset_dir": str(tmp_path / "t.csv")})
+    assert "split" in line
+
+
+def test_a_wrong_number_of_channels_is_refused(make_workflow):
+    assert "channel" in complaint(make_workflow, {"in_channels": 3})

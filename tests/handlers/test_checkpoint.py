@@ -1,0 +1,80 @@
+import resource
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from monai_diffae.errors import MachineError
+from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
+from monai_diffae.handlers.checkpoint import CHECKPOINT, MODEL
+
+
+def keeper(directory, size=64):
+    network = nn.Linear(size, size)
+    optimizer = torch.optim.AdamW(network.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return CheckpointKeeper(directory, network, EMA(network), optimizer, scheduler, Validation(validator=None), {"a": 1})
+
+
+ENGINE = SimpleNamespace(state=SimpleNamespace(iteration=3, epoch_length=5))
+
+
+def test_both_files_load_without_pickle_and_the_model_is_a_flat_state_dict(tmp_path):
+    kept = keeper(tmp_path)
+    kept.save(ENGINE)
+    model = torch.load(tmp_path / MODEL, weights_only=True)
+    assert {k: v.shape for k, v in model.items()} == {"weight": (64, 64), "bias": (64,)}
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["trainer"]["iteration"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, MODEL]
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 10_000, 30_000])
+def test_a_full_disk_keeps_the_old_files_and_says_so_in_one_line(tmp_path, limit):
+    kept = keeper(tmp_path)
+    kept.save(ENGINE)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(MachineError, match=r"\.pt: cannot be written .*free space") as caught:
+            kept.save(ENGINE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert after[CHECKPOINT] == before[CHECKPOINT]
+    for name in after:
+        torch.load(tmp_path / name, weights_only=True)
+
+
+def test_other_ranks_never_write(tmp_path):
+    kept = keeper(tmp_path)
+    kept.enabled = False
+    kept.save(ENGINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_kill_while_saving_leaves_files_that_load(tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(__file__).rsplit('/', 1)[0]!r})
+from test_checkpoint import keeper, ENGINE
+kept = keeper({str(tmp_path)!r}, 512)
+kept.save(ENGINE); print("saved", flush=True)
+while True: kept.save(ENGINE)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.kill()
+    process.wait()
+    for name in (MODEL, CHECKPOINT):
+        torch.load(tmp_path / name, weights_only=True)

@@ -1,0 +1,102 @@
+import json
+import logging
+import sqlite3
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from monai_diffae.apps.bundles import export_bundle
+from monai_diffae.data.samples import make_virtual_cohort
+
+NAME = "Mustermann"
+
+
+def tracked(make_workflow, **overrides):
+    workflow = make_workflow({"mlflow": True, "val_interval": 1, "num_pictures": 2, "report_every": 1, **overrides})
+    workflow.run()
+    return workflow
+
+
+@pytest.fixture(scope="module")
+def private_cohort(tmp_path_factory):
+    """Patients' names in a folder, in file names and in a column of the table."""
+    folder = tmp_path_factory.mktemp("data") / NAME / "cohort"
+    table = make_virtual_cohort(folder, num_patients=10, size=16, val_fraction=0.2, test_fraction=0.2)
+    frame = pd.read_csv(table)
+    for i, image in enumerate(frame["image"]):
+        new = image.replace("mni-", f"{NAME}-")
+        (folder / image).rename(folder / new)
+        frame.loc[i, "image"] = new
+    frame["patient"] = [f"{NAME}, no. {i}" for i in range(len(frame))]
+    frame.to_csv(table, index=False)
+    return table
+
+
+def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(make_workflow, tmp_path, private_cohort, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = tmp_path / "out"
+    overrides = {"dataset_dir": str(private_cohort), "train#dataset#cache_dir": f"{private_cohort.parent}/cache"}
+    tracked(make_workflow, **overrides)
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    run = client.get_run((out / "mlflow_run_id").read_text())
+    assert run.info.status == "FINISHED"
+    assert run.data.params["max_epochs"] == "1"
+    assert run.data.params["network_def/base_channels"] == "8"
+    assert {"dataset_dir", "output_dir", "bundle_root"}.isdisjoint(run.data.params)
+    assert {"loss", "images_seen", "learning_rate", "validation_loss", "validation_z_sem_usage"} <= run.data.metrics.keys()
+    artifacts = {p.relative_to(out / "mlruns").as_posix().split("artifacts/")[-1] for p in (out / "mlruns").rglob("*") if p.is_file()}
+    assert {"config.json", "bundle/models/model.pt", "bundle/models/config.json", "bundle/configs/train.json"} <= artifacts
+    assert any(a.startswith("pictures/step_") for a in artifacts)
+    with_name = [p.name for p in out.rglob("*") if p.is_file() and NAME.encode() in p.read_bytes()]
+    assert with_name == []
+    assert [p for p in out.rglob("*") if NAME in p.name] == []
+    text = "\n".join(sqlite3.connect(out / "mlflow.db").iterdump())
+    assert str(private_cohort.parent) not in text
+
+
+def test_a_server_that_is_down_is_said_once_and_training_goes_on(make_workflow, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with caplog.at_level(logging.WARNING):
+        tracked(make_workflow, tracking_uri="http://127.0.0.1:9")
+    said = [r for r in caplog.records if "MLflow tracking failed" in r.getMessage()]
+    assert len(said) == 1
+    assert "\n" not in said[0].getMessage()
+    assert (tmp_path / "out" / "models" / "model.pt").is_file()
+
+
+def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_its_run(make_workflow, tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracked(make_workflow, lr_schedule="constant")
+    first = (tmp_path / "out" / "mlflow_run_id").read_text()
+    tracked(make_workflow, lr_schedule="constant", max_epochs=2)
+    assert (tmp_path / "out" / "mlflow_run_id").read_text() == first
+    assert not (tmp_path / "out" / "mlflow.db").exists()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("monai_diffae")
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    steps = [m.step for m in client.get_metric_history(first, "loss")]
+    assert steps == sorted(set(steps))
+    assert client.get_run(first).info.status == "FINISHED"
+
+
+def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RuntimeError):
+        tracked(make_workflow, learning_rate=float("nan"), max_epochs=3)
+    out = tmp_path / "out"
+    run = MlflowClient(f"sqlite:///{out / 'mlflow.db'}").get_run((out / "mlflow_run_id").read_text())
+    assert run.info.status == "FAILED"
+
+
+def test_paths_that_the_user_wrote_into_a_config_are_not_exported(tmp_path):
+    (tmp_path / "b" / "configs").mkdir(parents=True)
+    (tmp_path / "b" / "models").mkdir()
+    config = {"dataset_dir": f"/data/{NAME}", "output_dir": "@bundle_root", "lr": 1}
+    (tmp_path / "b" / "configs" / "train.json").write_text(json.dumps(config))
+    for name in ("model.pt", "config.json"):
+        (tmp_path / "b" / "models" / name).write_text("{}")
+    export_bundle(tmp_path / "b", tmp_path / "b", tmp_path / "e")
+    exported = json.loads((tmp_path / "e" / "configs" / "train.json").read_text())
+    assert exported == {"dataset_dir": "???", "output_dir": "@bundle_root", "lr": 1}
