@@ -96,9 +96,7 @@ def main() -> None:
         f"bf16 instructions: {'yes' if cpu_has_bf16() else 'no'}, {torch.backends.cpu.get_cpu_capability()}"
     )
     for name, median in medians.items():
-        print(
-            f"{name:20s} {median:.2f} s a step (all: {', '.join(f'{s:.2f}' for s in seconds[name])})"
-        )
+        print(f"{name:20s} {median:.2f} s a step (all: {', '.join(f'{s:.2f}' for s in seconds[name])})")
     plain, default = medians.values()
     print(f"the default is {plain / default:.2f} times as fast")
 

@@ -1,0 +1,1 @@
+"""What the commands do; the same functions serve bundle runs and Python."""

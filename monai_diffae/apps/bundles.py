@@ -59,7 +59,11 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     _copy_static(Path(bundle_root), folder)
     for file in (folder / "configs").rglob("*.json"):
         config = json.loads(file.read_text())
-        mine = {key for key in _DATA_KEYS & config.keys() if config[key] not in (None, "???", ".") and config[key][:1] not in "$@%"}
+        mine = {
+            key
+            for key in _DATA_KEYS & config.keys()
+            if config[key] not in (None, "???", ".") and config[key][:1] not in "$@%"
+        }
         if mine:
             write_json(file, {**config, **dict.fromkeys(mine, "???")})
     (folder / "models").mkdir(exist_ok=True)

@@ -56,7 +56,7 @@ def demo(
     overlay: str = "demo",
     num_patients: int = 3000,
     size: int = 48,
-    num_reconstructions: int = 64,
+    num_reconstructions: int = 32,
     steps: int = 100,
     device: str | None = None,
     workers: int = 0,
@@ -146,7 +146,9 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
     images = torch.stack([cases.dataset[by_id[case_id]][encoder_key] for case_id in ids]).numpy()
     torch.manual_seed(0)
     untrained = type(trained.network)(**trained.network.config).eval()  # type: ignore[arg-type]
-    z_untrained = np.concatenate([trained.inferer.encode(b, untrained).numpy() for b in torch.from_numpy(images).split(64)])
+    z_untrained = np.concatenate(
+        [trained.inferer.encode(b, untrained).numpy() for b in torch.from_numpy(images).split(64)]
+    )
     rows = probe(embeddings, images=images, baselines={"untrained encoder": z_untrained})
     write_atomic(path, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n"))
     return rows

@@ -19,8 +19,8 @@ class DiffusionEvaluator(SupervisedEvaluator):
     """Evaluates the denoising loss of a diffusion autoencoder.
 
     Its output per batch: ``loss`` (B,), the squared error with each image's own z_sem, and ``loss_other`` (B,), the
-    same with the z_sem of the image before it (for the first, of the last). Their ratio tells whether z_sem is used at all
-    (:class:`~monai_diffae.metrics.ZSemUsage`): 1 means that the decoder ignores it.
+    same with the z_sem of the image before it (for the first, of the last). Their ratio tells whether z_sem is used
+    at all (:class:`~monai_diffae.metrics.ZSemUsage`): 1 means that the decoder ignores it.
 
     Args:
         schedule: the training's noise schedule.

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai.engines import Workflow
+
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.engines.trainer import TrainingEvents

@@ -19,7 +19,8 @@ PICTURE = "curves.png"
 class TrainingCurves:
     """Writes ``curves.csv`` (a row a report or validation) and ``curves.png``.
 
-    They are written after every epoch and validation, and when a training is stopped. A resumed run goes on with the rows up to the step that it resumes from.
+    They are written after every epoch and validation, and when a training is stopped. A resumed run goes on with the
+    rows up to the step that it resumes from.
 
     Args:
         directory: where to.

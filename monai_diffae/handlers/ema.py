@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from monai.engines import Workflow
 from torch import nn
 
 from monai_diffae.engines.trainer import TrainingEvents

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -109,13 +110,16 @@ class MLflowTracking:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store").setLevel(logging.WARNING)
         from mlflow import MlflowClient
+        from mlflow.entities import Param, RunTag
 
         self._client = MlflowClient(self.tracking_uri)
         self.run_id = self._running_before() or self._create_run()
-        for key, value in self._parameters().items():
-            self._client.log_param(self.run_id, key, value)
-        for key, value in {**_versions(), **self.tags}.items():
-            self._client.set_tag(self.run_id, key, value)
+        # in batches: one by one, each would wait for the disk or the server
+        parameters = [Param(key, value) for key, value in self._parameters().items()]
+        for first in range(0, len(parameters), 100):
+            self._client.log_batch(self.run_id, params=parameters[first : first + 100])
+        tags = [RunTag(key, str(value)) for key, value in {**_versions(), **self.tags}.items()]
+        self._client.log_batch(self.run_id, tags=tags)
         self._client.log_text(self.run_id, json.dumps(self.config, indent=2), "config.json")
 
     def _running_before(self) -> str | None:
@@ -171,8 +175,10 @@ class MLflowTracking:
                 self._client.log_artifact(self.run_id, str(copy), "pictures")
 
     def _log(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._client.log_metric(self.run_id, name, value, step=self._trainer.state.iteration)
+        from mlflow.entities import Metric
+
+        now_ms, step = int(time.time() * 1000), self._trainer.state.iteration
+        self._client.log_batch(self.run_id, metrics=[Metric(k, v, now_ms, step) for k, v in metrics.items()])
 
     def _finish(self) -> None:
         if self.export_bundle is not None:

@@ -28,7 +28,7 @@ class Validation(ValidationHandler):
         self.best = math.inf
         self.validations_since_best = 0
 
-    def __call__(self, engine: Workflow) -> None:
+    def __call__(self, engine: Engine) -> None:
         """Validate; end the training if the patience is spent."""
         self.evaluator.state.trainer_step = engine.state.iteration
         super().__call__(engine)

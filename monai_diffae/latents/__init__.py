@@ -1,0 +1,1 @@
+"""What can be done with z_sem: probes. Arrays only."""

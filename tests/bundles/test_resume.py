@@ -16,7 +16,14 @@ from ignite.engine import Events
 from monai_diffae.errors import ConfigError
 
 # 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on
-RUN = {"max_epochs": 3, "batch_size": 2, "network_def#dropout": 0.2, "val_interval": 1, "report_every": 1, "warmup_steps": 2}
+RUN = {
+    "max_epochs": 3,
+    "batch_size": 2,
+    "network_def#dropout": 0.2,
+    "val_interval": 1,
+    "report_every": 1,
+    "warmup_steps": 2,
+}
 
 
 def weights(folder):
@@ -95,7 +102,7 @@ def test_a_checkpoint_is_never_taken_between_accumulated_gradients(make_workflow
 
 def test_a_complete_run_says_so_and_overwrite_starts_anew(make_workflow, whole):
     before = weights(whole)
-    with pytest.raises(ConfigError, match="training is complete.*15 steps; raise max_epochs") as caught:
+    with pytest.raises(ConfigError, match=r"training is complete.*15 steps; raise max_epochs") as caught:
         train(make_workflow, whole)
     assert "\n" not in str(caught.value)
     train(make_workflow, whole, overwrite=True)
@@ -138,7 +145,16 @@ def bundle_command(cohort, out, **values):
         "val_interval": 20, "num_pictures": 0, "mlflow": False, "device": "cpu", "checkpoint_minutes": 0.0005, **values,
     }  # fmt: skip
     arguments = [str(x) for k, v in settings.items() for x in (f"--{k}", v)]
-    return [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(ROOT / "configs/train.json"), *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "training",
+        "--config_file",
+        str(ROOT / "configs/train.json"),
+        *arguments,
+    ]
 
 
 @pytest.mark.slow
@@ -147,7 +163,9 @@ def test_a_killed_process_goes_on_with_the_same_command(small_cohort, tmp_path, 
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, part = tmp_path / "whole", tmp_path / "part"
     subprocess.run(bundle_command(small_cohort, whole), check=True, capture_output=True, env=env)
-    process = subprocess.Popen(bundle_command(small_cohort, part), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+    process = subprocess.Popen(
+        bundle_command(small_cohort, part), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env
+    )
     while not (part / "models" / "checkpoint.pt").is_file():
         assert process.poll() is None
         time.sleep(0.01)
@@ -163,7 +181,11 @@ def test_a_killed_process_goes_on_with_the_same_command(small_cohort, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"image_size": [15, 15]}, "image_size"), ({"learning_rat": 1}, "learning_rat"), ({"dataset_dir": "/gone.csv"}, "gone.csv")],
+    [
+        ({"image_size": [15, 15]}, "image_size"),
+        ({"learning_rat": 1}, "learning_rat"),
+        ({"dataset_dir": "/gone.csv"}, "gone.csv"),
+    ],
 )
 def test_bad_input_ends_in_one_line_on_the_command_line(small_cohort, tmp_path, wrong, message):
     run = subprocess.run(bundle_command(small_cohort, tmp_path / "out", **wrong), capture_output=True, text=True)
@@ -172,4 +194,3 @@ def test_bad_input_ends_in_one_line_on_the_command_line(small_cohort, tmp_path, 
     assert len(errors) == 1
     assert message in errors[0]
     assert "Traceback" not in run.stderr
-

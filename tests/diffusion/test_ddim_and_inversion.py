@@ -1,12 +1,20 @@
 """With the exact denoiser of Gaussian data everything is known in closed form."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from monai_diffae.diffusion import DiffusionSchedule, ddim, ddim_invert
 
 STD = 0.5
-KINDS = [("linear_beta", "eps"), ("linear_beta", "v"), ("cosine", "v"), ("rectified_flow", "v"), ("rectified_flow", "x0")]
+KINDS = [
+    ("linear_beta", "eps"),
+    ("linear_beta", "v"),
+    ("cosine", "v"),
+    ("rectified_flow", "v"),
+    ("rectified_flow", "x0"),
+]
 
 
 def exact(schedule, std=STD):
@@ -30,7 +38,7 @@ def true_x0(schedule, x_t, t, std=STD):
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 1, 4, 4, 4)])
 def test_decoding_converges_to_the_ode_at_first_order(name, prediction, shape):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, spacing="trailing")
-    x_T = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # noqa: N806
+    x_T = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = true_x0(schedule, x_T, 999)
     errors = []
     for steps in (25, 50, 100):
@@ -48,9 +56,9 @@ def test_the_round_trip_error_falls_as_one_over_steps(name, prediction):
     errors = []
     for steps in (20, 40, 80, 160):
         t = schedule.inference_timesteps(steps)
-        x_T = ddim_invert(exact(schedule), schedule, x0, t)  # noqa: N806
+        x_T = ddim_invert(exact(schedule), schedule, x0, t)
         errors.append(float((ddim(exact(schedule), schedule, x_T, t) - x0).abs().mean()))
-    ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+    ratios = [a / b for a, b in pairwise(errors)]
     assert errors[-1] < 0.02
     assert all(1.5 < ratio < 3 for ratio in ratios), (errors, ratios)
 
@@ -58,14 +66,14 @@ def test_the_round_trip_error_falls_as_one_over_steps(name, prediction):
 def test_inversion_of_data_gives_standard_noise():
     schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
     x0 = STD * torch.randn(500, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    x_T = ddim_invert(exact(schedule), schedule, x0, schedule.inference_timesteps(200))  # noqa: N806
+    x_T = ddim_invert(exact(schedule), schedule, x0, schedule.inference_timesteps(200))
     assert x_T.std() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "prediction"), [("linear_beta", "eps"), ("rectified_flow", "v")])
 def test_stochastic_decoding_follows_its_generator_and_keeps_the_spread(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, spacing="trailing")
-    x_T = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))  # noqa: N806
+    x_T = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def decode(seed):
         g = torch.Generator().manual_seed(seed)
@@ -81,7 +89,9 @@ def test_the_callback_counts_every_step(solver):
     schedule = DiffusionSchedule()
     calls = []
     t = schedule.inference_timesteps(4)
-    solver(exact(schedule), schedule, torch.randn(1, 1, 4, 4), t, callback=lambda done, total: calls.append((done, total)))
+    solver(
+        exact(schedule), schedule, torch.randn(1, 1, 4, 4), t, callback=lambda done, total: calls.append((done, total))
+    )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -106,6 +116,6 @@ def test_a_clipped_round_trip_still_converges():
     errors = []
     for steps in (20, 80):
         t = schedule.inference_timesteps(steps)
-        x_T = ddim_invert(exact(schedule), schedule, x0, t, clip_range=(-1, 1))  # noqa: N806
+        x_T = ddim_invert(exact(schedule), schedule, x0, t, clip_range=(-1, 1))
         errors.append(float((ddim(exact(schedule), schedule, x_T, t, clip_range=(-1, 1)) - x0).abs().mean()))
     assert errors[1] < 0.5 * errors[0]

@@ -1,4 +1,5 @@
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_the_target_gives_back_x0_and_eps(name, prediction, zero_snr):
 
 @pytest.mark.parametrize("settings", [{"schedule": "rectified_flow"}, {"zero_terminal_snr": True}])
 def test_eps_is_refused_where_x_T_has_no_signal(settings):
-    with pytest.raises(ConfigError, match="eps.*use prediction 'v'"):
+    with pytest.raises(ConfigError, match=r"eps.*use prediction 'v'"):
         DiffusionSchedule(prediction="eps", **settings)
 
 
@@ -72,7 +73,9 @@ def test_half_precision_images_do_not_change_the_tables():
     assert not schedule.state_dict()
 
 
-@pytest.mark.parametrize(("name", "prediction"), [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")])
+@pytest.mark.parametrize(
+    ("name", "prediction"), [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")]
+)
 def test_where_x0_is_clipped_eps_still_makes_up_x_t(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     t = torch.tensor([5, 400, 999])
@@ -96,14 +99,20 @@ def test_min_snr_weighs_every_parameterisation_by_the_same_error_of_x0(name, pre
     error_of_x0 = (x0_hat - x0).square().flatten(1).mean(1)
     error = (1e-3 * wrong).square().flatten(1).mean(1)
     snr = (schedule.alpha[t + 1] / schedule.sigma[t + 1]) ** 2
-    torch.testing.assert_close(schedule.loss_weights(t).double() * error, snr.clamp(max=5) * error_of_x0, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        schedule.loss_weights(t).double() * error, snr.clamp(max=5) * error_of_x0, rtol=1e-5, atol=0
+    )
 
 
 def test_min_snr_of_hang_et_al():
     t = torch.arange(0, 1000, 111)
     alpha_bar = DiffusionSchedule().alphas_cumprod[t]
     snr = alpha_bar / (1 - alpha_bar)
-    for prediction, formula in {"eps": snr.clamp(max=5) / snr, "x0": snr.clamp(max=5), "v": snr.clamp(max=5) / (snr + 1)}.items():
+    for prediction, formula in {
+        "eps": snr.clamp(max=5) / snr,
+        "x0": snr.clamp(max=5),
+        "v": snr.clamp(max=5) / (snr + 1),
+    }.items():
         schedule = DiffusionSchedule(prediction=prediction, loss_weighting="min_snr")
         torch.testing.assert_close(schedule.loss_weights(t), formula.float())
 
@@ -126,7 +135,14 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"schedule": "lin"}, {"prediction": "epsilon"}, {"timestep_sampling": "x"}, {"loss_weighting": "x"}, {"spacing": "x"}]
+    "wrong",
+    [
+        {"schedule": "lin"},
+        {"prediction": "epsilon"},
+        {"timestep_sampling": "x"},
+        {"loss_weighting": "x"},
+        {"spacing": "x"},
+    ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*choose one of"):
@@ -156,15 +172,19 @@ def _unet():
     return unet
 
 
-@pytest.mark.parametrize(("name", "prediction"), [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")])
+@pytest.mark.parametrize(
+    ("name", "prediction"), [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")]
+)
 def test_monais_inferer_samples_with_the_schedule_as_ddim_does(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, clip_range=(-1, 1))
-    unet, z_sem, x_T = _unet(), torch.randn(2, 1, 4), torch.randn(2, 1, 8, 8)  # noqa: N806
+    unet, z_sem, x_T = _unet(), torch.randn(2, 1, 4), torch.randn(2, 1, 8, 8)
     schedule.set_timesteps(7)
     inferer = DiffusionInferer(schedule)
     with torch.no_grad():
         sampled = inferer.sample(x_T, unet, schedule, conditioning=z_sem, mode="crossattn", verbose=False)
-        decoded = ddim(lambda x, t: unet(x, t, z_sem), schedule, x_T, schedule.inference_timesteps(7), clip_range=(-1, 1))
+        decoded = ddim(
+            lambda x, t: unet(x, t, z_sem), schedule, x_T, schedule.inference_timesteps(7), clip_range=(-1, 1)
+        )
     torch.testing.assert_close(sampled, decoded, atol=1e-5, rtol=1e-5)
 
 
@@ -206,7 +226,7 @@ def test_monais_ddim_scheduler_still_has_the_defects_that_we_step_around():
     chosen = scheduler.timesteps.tolist()
     # 1. the levels it chooses are further apart than the move of its step
     moves_by = 1000 // 5
-    gaps = {int(a - b) for a, b in zip(chosen, chosen[1:], strict=False)}
+    gaps = {int(a - b) for a, b in pairwise(chosen)}
     assert gaps != {moves_by}
     # 2. inversion fails on the last of its own levels
     with pytest.raises(IndexError):

@@ -47,7 +47,9 @@ class Copier(nn.Module):
 
 def network():
     torch.manual_seed(0)
-    net = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5)
+    net = DiffusionAutoencoder(
+        2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5
+    )
     for p in net.parameters():
         if p.abs().max() == 0:
             nn.init.normal_(p, std=0.2)

@@ -7,7 +7,11 @@ from monai_diffae.engines import StepSeeding, image_noise, seed_of
 
 def drawn(seed, rank=0, start=0, steps=4):
     values = []
-    engine = Engine(lambda engine, batch: values.append((float(torch.rand(1)), float(np.random.rand()))))
+
+    def draw(engine, batch):
+        values.append((float(torch.rand(1)), float(np.random.rand())))
+
+    engine = Engine(draw)
     StepSeeding(seed, rank).attach(engine)
     engine.state.iteration = start
     engine.run(range(steps), max_epochs=1, epoch_length=steps)

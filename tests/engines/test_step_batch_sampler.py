@@ -23,7 +23,12 @@ def test_ranks_share_each_step_without_overlap_and_see_every_image_but_the_remai
     per_epoch = len(ranks[0])
     streams = [steps(sampler, 2 * per_epoch) for sampler in ranks]
     for epoch in (0, 1):
-        seen = [item for stream in streams for batch in stream[epoch * per_epoch : (epoch + 1) * per_epoch] for item in batch]
+        seen = [
+            item
+            for stream in streams
+            for batch in stream[epoch * per_epoch : (epoch + 1) * per_epoch]
+            for item in batch
+        ]
         assert {e for e, _ in seen} == {epoch}
         indices = [i for _, i in seen]
         assert len(indices) == len(set(indices)) == 25 // (4 * world_size) * 4 * world_size

@@ -42,7 +42,9 @@ class FixedNoise(AutoencoderPrepareBatch):
         return (images.flatten(1).sum(1).abs() * 100).long() % 1000
 
 
-def make_trainer(batch_size=4, schedule=None, prepare=AutoencoderPrepareBatch, data=None, lr=0.0, network=None, **kwargs):
+def make_trainer(
+    batch_size=4, schedule=None, prepare=AutoencoderPrepareBatch, data=None, lr=0.0, network=None, **kwargs
+):
     if network is None:
         torch.manual_seed(0)
         network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)

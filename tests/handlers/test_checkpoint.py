@@ -17,7 +17,9 @@ def keeper(directory, size=64):
     network = nn.Linear(size, size)
     optimizer = torch.optim.AdamW(network.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return CheckpointKeeper(directory, network, EMA(network), optimizer, scheduler, Validation(validator=None), {"a": 1})
+    return CheckpointKeeper(
+        directory, network, EMA(network), optimizer, scheduler, Validation(validator=None), {"a": 1}
+    )
 
 
 ENGINE = SimpleNamespace(state=SimpleNamespace(iteration=3, epoch_length=5))
@@ -64,7 +66,7 @@ def test_other_ranks_never_write(tmp_path):
 @pytest.mark.slow
 def test_a_kill_while_saving_leaves_files_that_load(tmp_path):
     code = f"""
-import sys; sys.path.insert(0, {str(__file__).rsplit('/', 1)[0]!r})
+import sys; sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
 from test_checkpoint import keeper, ENGINE
 kept = keeper({str(tmp_path)!r}, 512)
 kept.save(ENGINE); print("saved", flush=True)

@@ -33,7 +33,9 @@ def private_cohort(tmp_path_factory):
     return table
 
 
-def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(make_workflow, tmp_path, private_cohort, monkeypatch):
+def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
+    make_workflow, tmp_path, private_cohort, monkeypatch
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "out"
     overrides = {"dataset_dir": str(private_cohort), "train#dataset#cache_dir": f"{private_cohort.parent}/cache"}
@@ -44,9 +46,24 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(mak
     assert run.data.params["max_epochs"] == "1"
     assert run.data.params["network_def/base_channels"] == "8"
     assert {"dataset_dir", "output_dir", "bundle_root"}.isdisjoint(run.data.params)
-    assert {"loss", "images_seen", "learning_rate", "validation_loss", "validation_z_sem_usage"} <= run.data.metrics.keys()
-    artifacts = {p.relative_to(out / "mlruns").as_posix().split("artifacts/")[-1] for p in (out / "mlruns").rglob("*") if p.is_file()}
-    assert {"config.json", "bundle/models/model.pt", "bundle/models/config.json", "bundle/configs/train.json"} <= artifacts
+    assert {
+        "loss",
+        "images_seen",
+        "learning_rate",
+        "validation_loss",
+        "validation_z_sem_usage",
+    } <= run.data.metrics.keys()
+    artifacts = {
+        p.relative_to(out / "mlruns").as_posix().split("artifacts/")[-1]
+        for p in (out / "mlruns").rglob("*")
+        if p.is_file()
+    }
+    assert {
+        "config.json",
+        "bundle/models/model.pt",
+        "bundle/models/config.json",
+        "bundle/configs/train.json",
+    } <= artifacts
     assert any(a.startswith("pictures/step_") for a in artifacts)
     with_name = [p.name for p in out.rglob("*") if p.is_file() and NAME.encode() in p.read_bytes()]
     assert with_name == []
@@ -65,7 +82,9 @@ def test_a_server_that_is_down_is_said_once_and_training_goes_on(make_workflow, 
     assert (tmp_path / "out" / "models" / "model.pt").is_file()
 
 
-def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_its_run(make_workflow, tmp_path, monkeypatch):
+def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_its_run(
+    make_workflow, tmp_path, monkeypatch
+):
     uri = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracked(make_workflow, lr_schedule="constant")
@@ -84,7 +103,7 @@ def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_i
 def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(RuntimeError):
-        tracked(make_workflow, learning_rate=float("nan"), max_epochs=3)
+        tracked(make_workflow, learning_rate=1e30, max_epochs=3, batch_size=2, warmup_steps=0)
     out = tmp_path / "out"
     run = MlflowClient(f"sqlite:///{out / 'mlflow.db'}").get_run((out / "mlflow_run_id").read_text())
     assert run.info.status == "FAILED"
