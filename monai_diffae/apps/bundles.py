@@ -113,7 +113,7 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
         overrides: config ids and values, such as ``{"inferer#num_steps": 20}``.
 
     Raises:
-        ConfigError: no trained weights there, or weights of another network.
+        ConfigError: no trained weights there, weights of another network, or an override of an unknown key.
     """
     from monai.bundle import ConfigParser
 
@@ -124,6 +124,9 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
     ran = root / "models" / "config.json"
     parser = ConfigParser()
     parser.read_config(str(ran if ran.is_file() else root / "configs" / "train.json"))
+    for key in overrides:
+        if (key.rpartition("#")[0] or key) not in parser:
+            raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
     parser.update(overrides)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = parser.get_parsed_content("network_def")

@@ -100,7 +100,7 @@ def embed(
         raise ConfigError(f"batch_size: {batch_size} is below 1")
     path = Path(out) if str(out).endswith(".parquet") else Path(out) / "embeddings.parquet"
     model = checksum(bundle)
-    trained = open_bundle(bundle, device)
+    trained = open_bundle(bundle, device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     made_from = {"model": model, "cohort": split.fingerprint, "overrides": dict(overrides or {})}
     record = path.with_suffix(".json")

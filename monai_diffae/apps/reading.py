@@ -59,13 +59,19 @@ class BundleCases:
             yield self.cases[start : start + len(items)], images, seen
 
 
-def open_bundle(directory: str | os.PathLike[str], device: str | torch.device | None) -> TrainedBundle:
+def open_bundle(
+    directory: str | os.PathLike[str],
+    device: str | torch.device | None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainedBundle:
     """:func:`~monai_diffae.apps.bundles.load_bundle`, with one line for a device that is not there.
 
     Raises:
-        ConfigError: no trained bundle, or no such kind of device.
+        ConfigError: no trained bundle, no such kind of device, or the device among the overrides.
         MachineError: the device is not there.
     """
+    if "device" in (overrides or {}):
+        raise ConfigError("device: this is no key of the model's config; say --device")
     if device is not None:
         try:
             torch.empty(1, device=device)
@@ -74,7 +80,7 @@ def open_bundle(directory: str | os.PathLike[str], device: str | torch.device | 
             if kind not in ("cpu", "cuda", "mps", "xpu"):
                 raise ConfigError(f"device: there is no {str(device)!r}; choose cpu or cuda") from error
             raise MachineError(f"device: {str(device)!r} is not usable on this machine; choose cpu") from error
-    return load_bundle(Path(directory), device)
+    return load_bundle(Path(directory), device, **(overrides or {}))
 
 
 def read_split_cohort(
@@ -127,7 +133,7 @@ def read_cases(
         trained.preprocessing,
         cache_dir=out / ".cache",
         num_workers=workers,
-        keys=trained.image_keys,
+        keys=list(dict.fromkeys([*trained.image_keys, encoder_key])),  # a transform may make the encoder's
     )
     failures_file = out / "failures.csv"
     try:

@@ -106,7 +106,7 @@ def reconstruct(
     folder = Path(out)
     _check(mode, steps, invert_steps, limit, batch_size, split)
     made_from: dict[str, Any] = {"model": checksum(bundle)}
-    trained = open_bundle(bundle, device)
+    trained = open_bundle(bundle, device, overrides)
     train_steps = int(trained.inferer.schedule.num_train_timesteps)
     if max(steps, invert_steps or 0) > train_steps:
         raise ConfigError(f"steps: {max(steps, invert_steps or 0)} is above the {train_steps} that the model knows")

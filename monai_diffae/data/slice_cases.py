@@ -31,7 +31,7 @@ def expand_slices(
         cases: the cohort.
         axis: the direction that the slices are stacked in, see :func:`~monai_diffae.data.slices.slice_volume`.
         range: the part of the axis that is used: (0.25, 0.75) is the middle half.
-        step: every so manieth slice.
+        step: every ``step``-th slice of that part.
         on_error: called with each failure as it happens.
 
     Returns:

@@ -75,7 +75,7 @@ def split_cohort(
         seed: of the split.
         slice_axis: ``axial``, ``coronal`` or ``sagittal``; see :func:`~monai_diffae.data.slice_cases.expand_slices`.
         slice_range: the part of the axis that is used, in 0..1.
-        slice_step: every so manieth slice.
+        slice_step: every ``slice_step``-th slice of that part.
 
     Raises:
         CohortError: there is no usable set of cases.

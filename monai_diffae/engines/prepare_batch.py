@@ -49,7 +49,9 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         noise = self.get_noise(images)
         timesteps = self.get_timesteps(images).to(images.device)
         target = self.get_target(images, noise, timesteps)
-        condition = batchdata[self.encoder_key].to(device, non_blocking=non_blocking, **kwargs)
+        condition = images
+        if self.encoder_key != self.image_key:
+            condition = batchdata[self.encoder_key].to(device, non_blocking=non_blocking, **kwargs)
         return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": condition}
 
 

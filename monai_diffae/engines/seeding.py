@@ -34,7 +34,7 @@ def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> torch.
 
 
 class StepSeeding:
-    """Ignite handler: before each iteration, seed every generator with (seed, rank, iteration).
+    """Ignite handler: before each iteration, seed torch and numpy with (seed, rank, iteration).
 
     Timesteps, noise and dropout of an iteration are then the same in a resumed run as in the whole one.
     """

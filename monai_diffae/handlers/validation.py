@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from ignite.engine import Engine
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
