@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
@@ -28,6 +28,14 @@ class Validation(ValidationHandler):
         self.patience = patience
         self.best = math.inf
         self.validations_since_best = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Validate every ``interval`` epochs, and after the last one whatever the interval."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_if_due)
+
+    def _validate_if_due(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            self(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Validate; end the training if the patience is spent."""
