@@ -21,7 +21,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
     options = {"num_patients": 40, "size": 16, "steps": 2, "device": "cpu", "overrides": overrides}
     first = demo(tmp_path, num_reconstructions=3, **options)
     assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
-    assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels"}
+    assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels", "untrained encoder"}
     assert len(pd.read_csv(first.paths["probes"])) == 10
     assert first.z_sem_usage is not None
     written = {path: path.stat().st_mtime_ns for path in first.paths.values()}

@@ -1,5 +1,6 @@
 """A training that is stopped anywhere and run again ends with the very weights of the uninterrupted one."""
 
+import logging
 import os
 import shutil
 import signal
@@ -100,12 +101,15 @@ def test_a_checkpoint_is_never_taken_between_accumulated_gradients(make_workflow
     assert_same_weights(tmp_path / "whole", tmp_path / "part")
 
 
-def test_a_complete_run_says_so_and_overwrite_starts_anew(make_workflow, whole):
+def test_a_complete_run_is_left_as_it_is_and_overwrite_starts_anew(make_workflow, whole, caplog):
+    saved_at = (whole / "models" / "checkpoint.pt").stat().st_mtime_ns
     before = weights(whole)
-    with pytest.raises(ConfigError, match=r"training is complete.*15 steps; raise max_epochs") as caught:
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(make_workflow, whole)
-    assert "\n" not in str(caught.value)
+    assert "training is complete after 15 steps, nothing to do; raise max_epochs" in caplog.text
+    assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns == saved_at
     train(make_workflow, whole, overwrite=True)
+    assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns > saved_at
     after = weights(whole)
     assert all(torch.equal(before[k], after[k]) for k in before)
 
@@ -126,12 +130,13 @@ def test_another_number_of_steps_is_refused(make_workflow, whole):
         train(make_workflow, whole, batch_size=5)
 
 
-def test_patience_stops_early_and_a_rerun_knows(make_workflow, tmp_path):
+def test_patience_stops_early_and_a_rerun_knows(make_workflow, tmp_path, caplog):
     settings = {"max_epochs": 9, "early_stop_patience": 2, "learning_rate": 0.0}
     workflow = train(make_workflow, tmp_path / "out", **settings)
     assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 3
-    with pytest.raises(ConfigError, match="stopped early after 15 steps"):
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(make_workflow, tmp_path / "out", **settings)
+    assert "training is complete after 15 steps, nothing to do; raise early_stop_patience" in caplog.text
 
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
