@@ -43,7 +43,8 @@ class SplitCohort:
         items = [case.item() for case in self.split(name)]
         if not items:
             raise CohortError(
-                f"no case is in the split '{name}'; check the column split, val_fraction and test_fraction"
+                f"no case is in the split '{name}': training takes two patients at least; "
+                f"check the column split and {name}_fraction"
             )
         return items
 

@@ -28,12 +28,11 @@ def assign_splits(
 
     Args:
         cases: the cohort.
-        val_fraction: of the patients; 0 for none, otherwise at least one patient.
+        val_fraction: of the patients; 0 for none, otherwise at least one patient, of two or more.
         test_fraction: of the patients; 0 for none.
         seed: another seed, another split.
 
     Raises:
-        CohortError: one patient alone cannot be split.
         ConfigError: the fractions are negative or add up to 1 or more.
 
     Example:
@@ -49,10 +48,6 @@ def assign_splits(
     val_given, test_given = "val" in given.values(), "test" in given.values()
     free = [p for p in {case.patient for case in cases} if p not in given]
     pool = free if val_given else free + [p for p, split in given.items() if split == "train"]
-    if not val_given and val_fraction and len(pool) == 1:
-        raise CohortError(
-            "only one patient is there to train on and to validate with; add cases or set val_fraction to 0"
-        )
     ranked = sorted(pool, key=lambda patient: _rank(seed, patient))
     n_val = 0 if val_given or not val_fraction else min(max(1, round(val_fraction * len(pool))), len(pool) - 1)
     chosen = dict.fromkeys(ranked[:n_val], "val")

@@ -78,12 +78,16 @@ class CheckpointKeeper:
         self.enabled = enabled
         self._saved_at = time.monotonic()
         self._stop_signal: int | None = None
+        self._handlers_before: dict[int, Any] = {}
 
     def attach(self, engine: Workflow) -> None:
         """Resume before the trainer runs; save as it goes on."""
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
+        engine.add_event_handler(Events.STARTED, self._listen_for_signals)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self._stop_listening)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop_listening())
 
     def save(self, engine: Workflow) -> None:
         """Write both files now."""
@@ -100,7 +104,6 @@ class CheckpointKeeper:
         self._saved_at = time.monotonic()
 
     def _start(self, engine: Workflow) -> None:
-        self._listen_for_signals()
         self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]
         path = self.directory / CHECKPOINT
         if path.is_file() and not self.overwrite:
@@ -154,7 +157,12 @@ class CheckpointKeeper:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, remember)
+            self._handlers_before[number] = signal.signal(number, remember)
+
+    def _stop_listening(self) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        self._handlers_before.clear()
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
