@@ -133,7 +133,7 @@ def _row(
     if not is_continuous and values.nunique() > 2 * _MOST_CLASSES:
         raise ConfigError(f"target: '{target}' is text of {values.nunique()} different values; choose another")
     y = values.to_numpy(np.float64) if is_continuous else values.astype(str).to_numpy(str)
-    groups = table["patient"].to_numpy()[test] if "patient" in table else None
+    groups = table["patient"].to_numpy()[test].tolist() if "patient" in table else None
     run = ridge_probe if is_continuous else classifier_probe
     try:
         result = run(features[train], y[train], features[test], y[test], groups_test=groups, seed=seed)
