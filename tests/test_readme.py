@@ -17,7 +17,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def blocks(language: str) -> list[Any]:
     found = []
     for page in PAGES:
-        for number, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.S)):
+        for number, text in enumerate(
+            re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+        ):
             found.append(pytest.param(text, id=f"{page.name}-{number}"))
     return found
 
@@ -51,7 +53,7 @@ def test_commands_and_options_exist(words: list[str]) -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
     wanted = {words[1] for words in commands("make")}
     assert wanted
     assert wanted <= targets
@@ -68,7 +70,7 @@ def test_bundle_commands_name_files_that_ship() -> None:
                 continue
             is_overlay = name.startswith("configs/overlays/")
             path = ROOT / "configs" / Path(name).name if is_overlay else ROOT / "bundles" / "diffae_2d" / name
-            configs.update(json.loads(path.read_text()))
+            configs.update(json.loads(path.read_text(encoding="utf-8")))
         assert words[words.index("run") + 1] in configs
         keys = {w[2:] for w in words if w.startswith("--")} - {"config_file", "standalone"}
         assert {k for k in keys if "=" not in k} <= configs.keys()
@@ -76,7 +78,7 @@ def test_bundle_commands_name_files_that_ship() -> None:
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
             # the picture is made by `make demo`
             if "://" not in target and not target.endswith(".png"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -22,7 +22,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
     first = demo(tmp_path, num_reconstructions=3, **options)
     assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
     assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels", "untrained encoder"}
-    assert len(pd.read_csv(first.paths["probes"])) == 10
+    assert len(pd.read_csv(first.paths["probes"])) == 15
     assert first.z_sem_usage is not None
     written = {path: path.stat().st_mtime_ns for path in first.paths.values()}
     second = demo(tmp_path, num_reconstructions=3, **options)
