@@ -110,10 +110,11 @@ class DiffusionTrainer(SupervisedTrainer):
         )
         images = images.to(memory_format=self.memory_format)
         step = (engine.state.iteration - 1) % engine.state.epoch_length
-        is_last_of_group = (step + 1) % self.accumulation_steps == 0 or step + 1 == engine.state.epoch_length
+        first_of_group = step - step % self.accumulation_steps
+        size_of_group = min(self.accumulation_steps, engine.state.epoch_length - first_of_group)
 
         self.network.train()
-        if step % self.accumulation_steps == 0:
+        if step == first_of_group:
             self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with torch.autocast(engine.state.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.inferer(images, self.network, *args, **kwargs)
@@ -122,9 +123,9 @@ class DiffusionTrainer(SupervisedTrainer):
         loss = (error * self.schedule.loss_weights(kwargs["timesteps"])).mean()
         self._refuse_non_finite(loss, batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        self.grad_scaler.scale(loss / self.accumulation_steps).backward()
+        self.grad_scaler.scale(loss / size_of_group).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if is_last_of_group:
+        if step + 1 == first_of_group + size_of_group:
             self._update_weights()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return {Keys.LOSS: loss.detach()}
@@ -133,9 +134,11 @@ class DiffusionTrainer(SupervisedTrainer):
         if self.max_grad_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
+        if self.grad_scaler.get_scale() >= scale:  # a smaller scale: fp16 overflowed, and the step was skipped
+            self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
 
     def _refuse_non_finite(self, loss: Tensor, batchdata: Mapping[str, Any]) -> None:
         if not torch.isfinite(loss):

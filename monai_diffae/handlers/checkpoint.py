@@ -35,7 +35,9 @@ class CheckpointKeeper:
     are written under another name, flushed to the disk and then renamed (MONAI's and ignite's savers remove the old
     file first). They are saved at every epoch's end, every ``interval_minutes`` within an epoch, and when the
     process is told to stop (SIGTERM, Ctrl-C), which ends it with exit code 143 or 130; never while gradients are
-    accumulated.
+    accumulated, and at an epoch's last step only after its validation.
+
+    A resumed run takes learning rate and weight decay from its own config, everything else from the checkpoint.
 
     Args:
         directory: the ``models`` folder.
@@ -85,7 +87,7 @@ class CheckpointKeeper:
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.STARTED, self._listen_for_signals)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         engine.add_event_handler(Events.COMPLETED, self._stop_listening)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop_listening())
 
@@ -108,6 +110,11 @@ class CheckpointKeeper:
         path = self.directory / CHECKPOINT
         if path.is_file() and not self.overwrite:
             self._resume(engine, path)
+        elif (self.directory / MODEL).is_file() and not self.overwrite:
+            raise ConfigError(
+                f"{MODEL}: trained weights are there already, and there is no {CHECKPOINT} beside it to go on from; "
+                "choose another output_dir, or say overwrite to replace them"
+            )
         if self.enabled:
             self.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.model_config, indent=2) + "\n"
@@ -116,8 +123,10 @@ class CheckpointKeeper:
     def _resume(self, engine: Workflow, path: Path) -> None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         _refuse_other_model(json.loads(checkpoint["model_config"]), self.model_config, path)
+        wanted = [(group["initial_lr"], group["weight_decay"]) for group in self.parts["optimizer"].param_groups]
         for name, part in self.parts.items():
             part.load_state_dict(checkpoint[name])
+        self._set_rates(wanted)
         state, saved = engine.state, checkpoint["trainer"]
         if saved["epoch_length"] != state.epoch_length:
             raise ConfigError(
@@ -138,15 +147,30 @@ class CheckpointKeeper:
         state.epoch = saved["iteration"] // state.epoch_length
         logger.info("going on from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
 
+    def _set_rates(self, wanted: list[tuple[float, float]]) -> None:
+        optimizer, scheduler = self.parts["optimizer"], self.parts["lr_scheduler"]
+        scheduler.base_lrs = [rate for rate, _ in wanted]
+        for group, (rate, decay), factor in zip(optimizer.param_groups, wanted, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["weight_decay"] = rate, decay
+            group["lr"] = rate * factor(scheduler.last_epoch)
+
     def _after_iteration(self, engine: Workflow) -> None:
-        if engine.is_between_updates:  # type: ignore[attr-defined]
+        # a checkpoint of an epoch's last step says that its validation was done
+        is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if is_last_of_epoch or engine.is_between_updates:  # type: ignore[attr-defined]
             return
-        if self._stop_signal is not None:
+        if self._stop_signal is not None or time.monotonic() - self._saved_at > self.interval_s:
             self.save(engine)
+        self._stop_if_told(engine)
+
+    def _after_epoch(self, engine: Workflow) -> None:
+        self.save(engine)
+        self._stop_if_told(engine)
+
+    def _stop_if_told(self, engine: Workflow) -> None:
+        if self._stop_signal is not None:
             logger.info("stopped at step %d; the same command goes on from there", engine.state.iteration)
             raise SystemExit(128 + self._stop_signal)
-        if time.monotonic() - self._saved_at > self.interval_s:
-            self.save(engine)
 
     def _listen_for_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():

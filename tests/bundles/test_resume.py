@@ -125,6 +125,38 @@ def test_another_model_config_is_refused_with_the_keys_that_differ(make_workflow
     assert "\n" not in str(caught.value)
 
 
+def test_a_changed_learning_rate_counts_from_the_resumed_step_on(make_workflow, tmp_path):
+    with pytest.raises(Killed):
+        train(make_workflow, tmp_path / "out", stop_at=7)
+    workflow = train(make_workflow, tmp_path / "out", learning_rate=3e-5, weight_decay=0.1, lr_schedule="constant")
+    (group,) = workflow.parser.get_parsed_content("optimizer").param_groups
+    assert group["lr"] == pytest.approx(3e-5)
+    assert group["weight_decay"] == 0.1
+
+
+def test_weights_without_a_checkpoint_are_not_trained_over(make_workflow, whole):
+    (whole / "models" / "checkpoint.pt").unlink()
+    before = (whole / "models" / "model.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"model\.pt: .* there is no checkpoint\.pt beside it to go on from"):
+        train(make_workflow, whole)
+    assert (whole / "models" / "model.pt").read_bytes() == before
+    train(make_workflow, whole, overwrite=True)
+
+
+def test_a_stop_at_an_epochs_last_step_is_validated_first(make_workflow, tmp_path):
+    workflow = make_workflow({**RUN, "output_dir": str(tmp_path / "out")})
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=5), lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises((SystemExit, RuntimeError)) as stopped:
+        workflow.run()
+    error = stopped.value if isinstance(stopped.value, SystemExit) else stopped.value.__cause__
+    assert isinstance(error, SystemExit)
+    assert error.code == 143
+    train(make_workflow, tmp_path / "out")
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv").dropna(subset=["validation_loss"])
+    assert curves["step"].tolist() == [5, 10, 15]
+
+
 def test_another_number_of_steps_is_refused(make_workflow, whole):
     with pytest.raises(ConfigError, match="5 steps an epoch, this one has 2"):
         train(make_workflow, whole, batch_size=5)

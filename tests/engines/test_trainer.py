@@ -84,6 +84,26 @@ def test_two_accumulated_batches_of_4_give_the_gradients_of_a_batch_of_8():
     torch.testing.assert_close(once[0], twice[0], atol=1e-6, rtol=1e-4)
 
 
+def test_a_short_last_group_of_accumulated_batches_counts_like_a_full_one():
+    # 5 batches in groups of 2: the last group is one batch, and its gradient is that batch's own
+    data = Images(20)
+    single = gradients(make_trainer(4, prepare=FixedNoise, data=data, max_grad_norm=None))
+    grouped = gradients(make_trainer(4, prepare=FixedNoise, data=data, max_grad_norm=None, accumulation_steps=2))
+    assert (len(single), len(grouped)) == (5, 3)
+    torch.testing.assert_close(grouped[2], single[4])
+
+
+def test_a_step_that_fp16_skips_moves_no_average():
+    trainer = make_trainer(lr=1e-3, precision="fp16")
+    updates = []
+    trainer.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, lambda: updates.append(1))
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)  # overflows for sure
+    before = [p.clone() for p in trainer.network.parameters()]
+    trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    assert updates == []
+
+
 def test_clipping_limits_the_norm_of_all_gradients_together():
     def norm(found):
         return float(torch.cat([g.flatten() for g in found[0]]).norm())
