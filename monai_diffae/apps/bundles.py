@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.run_config import without_private_values
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 _PACKAGE = Path(__file__).parents[1]
-_DATA_KEYS = {"dataset_dir", "output_dir", "bundle_root", "tracking_uri"}
 _STATIC = ("LICENSE", "docs", "configs")
 
 
@@ -54,21 +54,17 @@ def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
 def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:
     """Fill ``folder`` with the trained bundle: configs, docs, licence and weights, nothing of the data.
 
-    Where the user wrote paths into the configs, they are taken out again.
+    Where the user wrote paths or patterns into the configs, they are taken out again.
     """
     _copy_static(Path(bundle_root), folder)
-    for file in (folder / "configs").rglob("*.json"):
-        config = json.loads(file.read_text())
-        mine = {
-            key
-            for key in _DATA_KEYS & config.keys()
-            if config[key] not in (None, "???", ".") and config[key][:1] not in "$@%"
-        }
-        if mine:
-            write_json(file, {**config, **dict.fromkeys(mine, "???")})
     (folder / "models").mkdir(exist_ok=True)
     for name in ("model.pt", "config.json"):
         shutil.copy2(Path(output_dir) / "models" / name, folder / "models" / name)
+    for file in folder.rglob("*.json"):
+        config = json.loads(file.read_text())
+        shown = without_private_values(config)
+        if shown != config:
+            write_json(file, shown)
 
 
 @dataclass

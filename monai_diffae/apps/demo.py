@@ -99,7 +99,7 @@ def demo(
     named = {"num_workers": workers or None, "device": device}
     values = {**{key: value for key, value in named.items() if value is not None}, **(overrides or {})}
     with _timed("train", seconds):
-        _train(model, cohort, overlay_file, values)
+        _train(model, cohort, overlay_file, overrides or {}, values)
     with _timed("embed", seconds):
         embedded = embed(model, cohort, folder / "embeddings.parquet", device=device, workers=workers)
     with _timed("reconstruct", seconds):
@@ -117,17 +117,24 @@ def demo(
     return DemoResult(probes, made.means, _last_usage(model / "curves.csv"), seconds, found)
 
 
-def _train(model: Path, cohort: Path, overlay: Path, values: Mapping[str, Any]) -> None:
-    """Train into ``model``, unless that was completed with the same overlay and values."""
+def _train(model: Path, cohort: Path, overlay: Path, overrides: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Train into ``model`` with ``values``, unless that is complete.
+
+    Raises:
+        ConfigError: ``model`` is of another overlay or other overrides.
+    """
     record = model / "demo.json"
-    wanted = {"overlay": json.loads(overlay.read_text()), "overrides": dict(values)}
-    if record.is_file() and json.loads(record.read_text()) == wanted:
+    wanted = {"overlay": json.loads(overlay.read_text()), "overrides": dict(overrides)}
+    before = json.loads(record.read_text()) if record.is_file() else {"settings": wanted, "is_complete": False}
+    if before["settings"] != wanted:
+        raise ConfigError(f"{model.parent.name}: holds a demo of other settings; name another --out")
+    if before["is_complete"]:
         logger.info("training is complete; nothing to do")
         return
-    logger.info("training from scratch on the virtual cohort")
+    write_json(record, before)
     bundle = shipped("bundles") / "diffae_2d"
     train(bundle, cohort, model, overlays=[overlay], overrides=values)
-    write_json(record, wanted)
+    write_json(record, {**before, "is_complete": True})
 
 
 def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: int) -> list[dict[str, Any]]:

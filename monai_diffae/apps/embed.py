@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.reading import (
     BundleCases,
+    begin,
     checksum,
-    is_done,
+    cohort_record,
     open_bundle,
     read_cases,
     read_split_cohort,
@@ -102,12 +103,12 @@ def embed(
     model = checksum(bundle)
     trained = open_bundle(bundle, device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
-    made_from = {"model": model, "cohort": split.fingerprint, "overrides": dict(overrides or {})}
+    made_from = {"model": model, **cohort_record(split), "overrides": dict(overrides or {})}
     record = path.with_suffix(".json")
-    done = is_done(record, [path], made_from, overwrite=overwrite)
+    done = begin(record, [path], made_from, overwrite=overwrite)
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", path.name)
-        return EmbedResult(path, done["results"]["num_cases"], done["results"]["num_failed"], skipped=True)
+        return EmbedResult(path, done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(split, trained, path.parent, encoder_key=encoder_key, workers=workers)
     z_sem = _encode_all(cases, trained.inferer, trained.network, batch_size, trained.device)
     table = _table(cases.cases, z_sem)

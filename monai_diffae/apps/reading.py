@@ -21,6 +21,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.split_cohort import SplitCohort, split_cohort
+from monai_diffae.data.tables import table_header
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def read_split_cohort(
         directory: the bundle's folder; ``configs/train.json`` has the keys that are not the model's.
         trained: the bundle.
         cohort: a folder, table, datalist or scan.
-        columns: what the table calls our words; added to the config's.
+        columns: what the table calls our words; added to the config's, of which those count that the table has.
         overrides: values for the config's keys, such as ``{"slice_step": 4}``.
     """
     from monai.bundle import ConfigParser
@@ -107,10 +108,15 @@ def read_split_cohort(
         parser.read_config(str(config))
     parser.update({**trained.config, **(overrides or {})})
     values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
-    named = {word: name for word, name in (values.get("columns") or {}).items() if word != name}
-    values["columns"] = {**named, **(columns or {})}
+    values["columns"] = {**_fitting(values.get("columns") or {}, Path(cohort)), **(columns or {})}
     encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
     return split_cohort(cohort, **values), str(encoder_key)
+
+
+def _fitting(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
+    """The training table's names of our words, less those that this table has under our word alone."""
+    header = table_header(cohort) if cohort.suffix.lower() in (".csv", ".tsv") and cohort.is_file() else []
+    return {word: name for word, name in columns.items() if word != name and (name in header or word not in header)}
 
 
 def read_cases(
@@ -163,28 +169,39 @@ def checksum(directory: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def is_done(
-    record: Path, results: Sequence[Path], wanted: Mapping[str, Any], *, overwrite: bool
+def begin(
+    record: Path, results: Sequence[Path], made_from: Mapping[str, Any], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """The record of a complete result that was made from the same things; None where the work is to be done.
+    """The numbers of a complete result that was made from the same things; None where the work is to be done.
+
+    What it will be made from is then on record, so that the same command can go on after a kill.
 
     Raises:
         ConfigError: there is a result of other things, which only ``overwrite`` may replace.
     """
-    if overwrite or not any(path.exists() for path in results):
-        return None
-    try:
-        content: dict[str, Any] = json.loads(record.read_text())
-    except (OSError, ValueError):
-        content = {}
-    made_from = content.get("made_from", {})
-    differ = sorted(key for key in wanted if made_from.get(key) != wanted[key])
-    if differ:
-        raise ConfigError(
-            f"{results[0].name}: is there already, made with other {', '.join(differ)}; "
-            "say --overwrite or name another --out"
-        )
-    return content if all(path.exists() for path in results) else None
+    if not overwrite and any(path.exists() for path in results):
+        try:
+            content: dict[str, Any] = json.loads(record.read_text())
+        except (OSError, ValueError):
+            content = {}
+        before = content.get("made_from", {})
+        differ = sorted(key for key in made_from if before.get(key) != made_from[key])
+        if differ:
+            raise ConfigError(
+                f"{results[0].name}: is there already, made with other {', '.join(differ)}; "
+                "say --overwrite or name another --out"
+            )
+        if content["results"] and all(path.exists() for path in results):
+            return dict(content["results"])
+    write_record(record, made_from, {})
+    return None
+
+
+def cohort_record(split: SplitCohort) -> dict[str, str]:
+    """What a result's record says of its cohort: checksums of the files, and of what the table says about them."""
+    told = [(case.id, case.patient, case.split, case.labels) for case in split.cases]
+    text = json.dumps(told, sort_keys=True, default=str)
+    return {"cohort": split.fingerprint, "labels": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()}
 
 
 def write_record(path: Path, made_from: Mapping[str, Any], results: Mapping[str, Any]) -> None:

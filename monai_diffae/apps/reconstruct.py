@@ -15,7 +15,15 @@ from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.embed import encode_exactly
-from monai_diffae.apps.reading import checksum, is_done, open_bundle, read_cases, read_split_cohort, write_record
+from monai_diffae.apps.reading import (
+    begin,
+    checksum,
+    cohort_record,
+    open_bundle,
+    read_cases,
+    read_split_cohort,
+    write_record,
+)
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.scans import scan_suffix, write_scan
@@ -112,20 +120,19 @@ def reconstruct(
         raise ConfigError(f"steps: {max(steps, invert_steps or 0)} is above the {train_steps} that the model knows")
     trained.inferer.num_steps, trained.inferer.invert_steps = steps, invert_steps or steps
     whole, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
+    chosen = [case for case in whole.cases if split in (None, case.split)][:limit]
+    if not chosen:
+        raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
     made_from |= {
-        "cohort": whole.fingerprint, "mode": mode, "steps": steps, "invert_steps": invert_steps or steps,
+        **cohort_record(whole), "mode": mode, "steps": steps, "invert_steps": invert_steps or steps,
         "limit": limit, "split": split, "seed": seed,
         "overrides": dict(overrides or {}),
     }  # fmt: skip
     table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
-    done = is_done(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
+    done = begin(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", folder.name)
-        results = done["results"]
-        return ReconstructResult(folder, results["means"], results["num_cases"], results["num_failed"], skipped=True)
-    chosen = [case for case in whole.cases if split in (None, case.split)][:limit]
-    if not chosen:
-        raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
+        return ReconstructResult(folder, done["means"], done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
     rows: list[dict[str, Any]] = []
     shown_images: dict[str, list[Tensor]] = {}
@@ -155,7 +162,7 @@ def _reconstruct_batch(
     """The table's rows, and the images (B, C, *S) of each mode; of a mode for the mosaic only, the first ones."""
     inferer, network = trained.inferer, trained.network
     images, seen = images.to(trained.device), seen.to(trained.device)
-    z_sem = encode_exactly(seen, inferer, network, min(len(seen), 16))
+    z_sem = encode_exactly(seen, inferer, network)
     pictures = {"input": images.cpu()}
     columns: dict[str, Tensor] = {}
     for name in ("z_sem", "x_T"):

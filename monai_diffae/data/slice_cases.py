@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,6 @@ def expand_slices(
     axis: Axis = "axial",
     range: tuple[float, float] = (0.0, 1.0),
     step: int = 1,
-    on_error: Callable[[Failure], None] | None = None,
 ) -> tuple[list[Case], list[Failure]]:
     """One case for each slice of each volume; only headers are read. 2D images pass unchanged.
 
@@ -32,7 +31,6 @@ def expand_slices(
         axis: the direction that the slices are stacked in, see :func:`~monai_diffae.data.slices.slice_volume`.
         range: the part of the axis that is used: (0.25, 0.75) is the middle half.
         step: every ``step``-th slice of that part.
-        on_error: called with each failure as it happens.
 
     Returns:
         The cases, with ids such as ``case7_z041`` (x sagittal, y coronal, z axial), and those whose header cannot
@@ -54,8 +52,6 @@ def expand_slices(
             shape = read_shape(image if isinstance(image, Path) else image[0])
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
-            if on_error is not None:
-                on_error(failures[-1])
             continue
         if len(shape) == 2:
             expanded.append(case)

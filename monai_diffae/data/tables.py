@@ -111,6 +111,15 @@ def _entry(
     return Row(images, words.get("id"), words.get("patient"), words["split"] or None, labels)
 
 
+def table_header(path: Path) -> list[str]:
+    """The column names of a CSV or TSV.
+
+    Raises:
+        CohortError: it is empty, or no text.
+    """
+    return _read_lines(path)[0]
+
+
 def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:

@@ -147,7 +147,9 @@ class DiffusionSchedule(Scheduler):
             return [i * (total // num_steps) for i in range(num_steps)]
         if spacing == "trailing":
             return [round((i + 1) * total / num_steps) - 1 for i in range(num_steps)]
-        return [round(i * (total - 1) / max(num_steps - 1, 1)) for i in range(num_steps)]
+        if num_steps == 1:
+            return [total - 1]
+        return [round(i * (total - 1) / (num_steps - 1)) for i in range(num_steps)]
 
     # -- x0, eps, v -----------------------------------------------------------------------------------------------
 

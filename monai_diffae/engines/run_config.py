@@ -102,7 +102,9 @@ def check_config(config: dict[str, Any]) -> None:
         if key not in used:
             raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
     for section in ("train", "validate"):
-        used = _SECTION_IDS | {key for text in _strings(config) for key in re.findall(rf"[@%]{section}#(\w+)", text)}
+        used = _SECTION_IDS | {
+            key for text in _strings(config) for key in re.findall(rf"[@%]{section}(?:#|::)(\w+)", text)
+        }
         for key in config.get(section, {}):
             if "_target_" not in config[section] and key not in used:
                 raise ConfigError(
@@ -146,7 +148,9 @@ def model_config(
 
 
 def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_KEYS) -> dict[str, Any]:
-    """A config that can be shown to others: without ``private_keys``, data items and anything that looks like a path.
+    """A config that can be shown to others: without data items and anything that looks like a path.
+
+    ``private_keys`` are left out, except below the top where they only refer to another entry.
 
     Example:
         >>> without_paths({"dataset_dir": "doe", "a": {"cache_dir": "/doe/cache", "b": "$@output_dir + '/cache'"}})
@@ -155,12 +159,34 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: "(data)" if k == "data" and isinstance(v, list) else clean(v) for k, v in value.items()}
+            return {
+                k: "(data)" if k == "data" and isinstance(v, list) else clean(v)
+                for k, v in value.items()
+                if k not in private_keys or _is_formula(v)
+            }
         if isinstance(value, list):
             return [clean(item) for item in value]
         return "(path)" if isinstance(value, str) and _PATH.search(value) else value
 
     return {key: clean(value) for key, value in config.items() if key not in private_keys}
+
+
+def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that can be run elsewhere: what its user wrote under :data:`PRIVATE_KEYS` is blank again.
+
+    Example:
+        >>> without_private_values({"dataset_dir": "/doe", "a": {"dataset_dir": "@dataset_dir"}, "bundle_root": "."})
+        {'dataset_dir': '???', 'a': {'dataset_dir': '@dataset_dir'}, 'bundle_root': '.'}
+    """
+
+    def blank(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value if key == "_meta_" else {k: blank(k, v) for k, v in value.items()}
+        if key not in PRIVATE_KEYS or value in (None, "???", ".") or _is_formula(value):
+            return value
+        return None if key in ("patient_pattern", "tracking_uri") else "???"
+
+    return {key: blank(key, value) for key, value in config.items()}
 
 
 def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -182,11 +208,16 @@ def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list) and any(isinstance(item, (dict, str)) for item in value):
             for i, item in enumerate(value):
                 visit(f"{prefix}#{i}", item)
-        elif not (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+        elif not _is_formula(value):
             flat[prefix] = value
 
     visit("", config)
     return flat
+
+
+def _is_formula(value: Any) -> bool:
+    """Whether a value is an expression or a reference, not something that a user typed in plain."""
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def _strings(value: Any) -> Iterator[str]:

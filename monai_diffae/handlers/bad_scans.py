@@ -6,17 +6,18 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ignite.engine import Events
 from monai.engines import Workflow
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.engines.trainer import DiffusionTrainer, TrainingEvents
 
 logger = logging.getLogger(__name__)
 
 
 class BadScans:
-    """Ignite handler: before training, lists every case that was left out in ``failures.csv``.
+    """Ignite handler: before an engine runs, lists every case that was left out in ``failures.csv``.
 
     Args:
         directory: the run's folder.
@@ -38,8 +39,9 @@ class BadScans:
         self.enabled = enabled
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
-        engine.add_event_handler(TrainingEvents.BEFORE_RUN, self)
+        """Register with a trainer or an evaluator."""
+        is_trainer = isinstance(engine, DiffusionTrainer)
+        engine.add_event_handler(TrainingEvents.BEFORE_RUN if is_trainer else Events.STARTED, self)
 
     def __call__(self) -> None:
         """Read every scan, and write the table where some failed; an older table goes where none did."""

@@ -99,7 +99,8 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
         left.plot(
             validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3
         )
-        right.plot(validation["images_seen"], validation["validation_z_sem_usage"], "o-", color="C2", markersize=3)
+        if "validation_z_sem_usage" in validation:
+            right.plot(validation["images_seen"], validation["validation_z_sem_usage"], "o-", color="C2", markersize=3)
     left.set(xlabel="images seen", ylabel="denoising loss", yscale="log")
     left.legend(frameon=False)
     right.axhline(1, color="0.6", linestyle=":")

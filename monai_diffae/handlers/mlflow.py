@@ -166,13 +166,9 @@ class MLflowTracking:
     def _log_validation(self) -> None:
         metrics = {} if self.evaluator is None else self.evaluator.state.metrics
         self._log({f"validation_{name}": float(value) for name, value in metrics.items()})
-        picture = self.output_dir / "pictures" / "latest.png"
+        picture = self.output_dir / "pictures" / f"step_{self._trainer.state.iteration:07d}.png"
         if picture.is_file():
-            name = f"pictures/step_{self._trainer.state.iteration:07d}.png"
-            with tempfile.TemporaryDirectory() as folder:
-                copy = Path(folder) / Path(name).name
-                copy.write_bytes(picture.read_bytes())
-                self._client.log_artifact(self.run_id, str(copy), "pictures")
+            self._client.log_artifact(self.run_id, str(picture), "pictures")
 
     def _log(self, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric

@@ -82,7 +82,7 @@ class ReconstructionPictures:
             "z_sem only": self.inferer.decode(z_sem, noise, self.network),
             "inverted x_T": self.inferer.decode(z_sem, self.inferer.invert(images, self.network, z_sem), self.network),
         }
-        # the trainer's step: ignite's evaluators run their own, always epoch 1
+        # the trainer's step, which Validation sets: the evaluator's own counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"
         path = write_atomic(self.directory / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))

@@ -15,7 +15,7 @@ def reconstruction_errors(
     Args:
         images: (B, C, *S) in ``model_range``.
         reconstructions: the same shape.
-        model_range: SSIM and PSNR take its width as the range of the data; MSE is in its squared units.
+        model_range: black and white. MSE is in its squared units, PSNR and SSIM do not depend on it.
 
     Example:
         >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
@@ -23,8 +23,9 @@ def reconstruction_errors(
         >>> [round(v, 3) for v in errors["ssim"].tolist()], errors["mse"].tolist()
         ([1.0, 1.0], [0.0, 0.0])
     """
-    images, reconstructions = images.detach().float(), reconstructions.detach().float()
-    width = model_range[1] - model_range[0]
+    low, width = model_range[0], model_range[1] - model_range[0]
+    # SSIM compares mean brightnesses as a ratio: black must be 0
+    images, reconstructions = images.detach().float() - low, reconstructions.detach().float() - low
     spatial_dims = images.ndim - 2
     # SSIM's usual window of 11 does not fit into very small images.
     window = min(11, *images.shape[2:])

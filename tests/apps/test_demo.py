@@ -28,6 +28,8 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
     second = demo(tmp_path, num_reconstructions=3, **options)
     assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written
     assert second.reconstruction == first.reconstruction
+    with pytest.raises(ConfigError, match="holds a demo of other settings; name another --out"):
+        demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "learning_rate": 0.1}})
     show(second)
     printed = capsys.readouterr().out
     assert WHAT_IT_IS in printed

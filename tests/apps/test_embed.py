@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,32 @@ def test_complete_output_is_skipped_and_another_models_refused(embedded, tiny_bu
     with pytest.raises(ConfigError, match="made with other model; say --overwrite"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, embedded.path.parent, device="cpu")
     record.write_text(text)
+
+
+def test_another_label_in_the_table_is_not_silently_left_out(tiny_bundle, other_cohort, tmp_path):
+    cohort = other_cohort(lambda table: table)
+    embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
+    pd.read_csv(cohort).assign(sex="F").to_csv(cohort, index=False)
+    with pytest.raises(ConfigError, match="made with other labels; say --overwrite"):
+        embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
+
+
+def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path):
+    first = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
+    record = first.path.with_suffix(".json")
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "results": {}}))  # killed between the table and its record
+    again = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
+    assert not again.skipped
+    assert json.loads(record.read_text()) == content
+
+
+def test_a_new_table_with_our_own_words_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):
+    directory = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.directory, directory)
+    model = directory / "models" / "config.json"
+    model.write_text(json.dumps({**json.loads(model.read_text()), "columns": {"image": "file"}}))
+    assert embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu").num_cases == 12
 
 
 def test_bad_scans_are_listed_and_the_others_embedded(tiny_bundle, other_cohort, tmp_path):

@@ -45,7 +45,7 @@ def train(make_workflow, out, stop_at=None, save_at=None, **overrides):
     workflow = make_workflow({**RUN, "output_dir": str(out), **overrides})
     trainer = workflow.parser.get_parsed_content("train#trainer")
     if save_at is not None:  # as the clock would
-        keeper = next(h for h in workflow.parser.get_parsed_content("train#handlers") if hasattr(h, "interval_s"))
+        keeper = workflow.parser.get_parsed_content("train#checkpoint")
 
         def save_soon(engine):
             keeper._saved_at = -1e9 if engine.state.iteration == save_at else time.monotonic()

@@ -1,0 +1,101 @@
+"""Each shipped overlay trains for an epoch, on the kind of data that it is for."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from monai_diffae.apps.bundles import init_bundle, load_bundle
+from monai_diffae.apps.train import train
+from monai_diffae.data.medmnist import medmnist_to_cohort
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "image_size": [16, 16], "network_def#base_channels": 8, "network_def#channel_mult": [1, 2],
+    "network_def#z_channels": 8, "network_def#time_embed_channels": 16,
+}  # fmt: skip
+SMALL_PAPER = {
+    "image_size": [64, 64],
+    "network_def#base_channels": 16,
+}  # all their levels and attention, fewer channels
+SHORT = {
+    "max_epochs": 1, "batch_size": 4, "val_batch_size": 4, "num_pictures": 2, "picture_steps": 2, "mlflow": False,
+    "device": "cpu", "num_workers": 0,
+}  # fmt: skip
+
+
+def volumes(folder: Path, low: float, high: float) -> Path:
+    """Six patients' volumes with noise between two intensities."""
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        image = nib.Nifti1Image(rng.uniform(low, high, (20, 24, 12)).astype(np.float32), np.diag([1.0, 1, 3, 1]))
+        nib.save(image, folder / f"sub-{i}.nii.gz")
+    return folder
+
+
+def medmnist(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    counts = {"train": 8, "val": 4, "test": 4}
+    images = {f"{s}_images": rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for s, n in counts.items()}
+    labels = {f"{s}_labels": rng.integers(0, 2, (n, 1), dtype=np.uint8) for s, n in counts.items()}
+    np.savez(folder / "set.npz", **images, **labels)
+    return medmnist_to_cohort(folder / "set.npz", folder / "cohort")
+
+
+def two_modalities(folder: Path, table: Path) -> Path:
+    frame = pd.read_csv(table)
+    frame["image"] = [str(table.parent / image) for image in frame["image"]]
+    frame["encoder_image"] = frame["image"].to_numpy()[::-1]
+    frame.to_csv(folder / "pairs.csv", index=False)
+    return folder / "pairs.csv"
+
+
+@pytest.mark.parametrize("overlay", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)
+def test_overlay_trains_and_loads(overlay: Path, small_cohort: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    cohort = {
+        "ct": lambda: volumes(data, -1000, 1500),
+        "volumes_mr": lambda: volumes(data, 0, 900),
+        "medmnist": lambda: medmnist(data),
+        "second_modality": lambda: two_modalities(data, small_cohort),
+    }.get(overlay.stem, lambda: small_cohort)()
+    directory = init_bundle(tmp_path / "bundle", "diffae_2d")
+    size = SMALL_PAPER if overlay.stem.startswith("paper") else SMALL
+    train(directory, cohort, overlays=[directory / "configs" / "overlays" / overlay.name], overrides={**size, **SHORT})
+    curves = pd.read_csv(directory / "curves.csv")
+    assert np.isfinite(curves["validation_loss"].dropna()).all()
+    assert (directory / "pictures" / "latest.png").is_file()
+    trained = load_bundle(directory, "cpu")
+    z_sem = trained.inferer.encode(torch.zeros(1, 1, *size["image_size"]), trained.network)
+    assert torch.isfinite(z_sem).all()
+
+
+def test_what_a_training_in_a_checkout_writes_is_ignored_by_git(tiny_bundle) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    source = ROOT / "bundles" / "diffae_2d"
+    written = {p.relative_to(tiny_bundle.directory) for p in tiny_bundle.directory.rglob("*") if p.is_file()}
+    known = subprocess.run(
+        ["git", "ls-files", "bundles/diffae_2d"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    shipped = {Path(line).relative_to("bundles/diffae_2d") for line in known.stdout.splitlines()}
+    new = [
+        str((source / p).relative_to(ROOT)) for p in written - shipped if not str(p).startswith("configs/overlays")
+    ] + ["bundles/diffae_2d/mlflow.db", "bundles/diffae_2d/mlruns/1/a", "bundles/diffae_2d/pictures/latest.png"]
+    check = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT, input="\n".join(new), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert set(new) - set(check.stdout.splitlines()) == set()
+
+
+def test_monai_finds_every_training_property(make_workflow) -> None:
+    workflow = make_workflow()
+    assert workflow.check_properties() == []
