@@ -1,6 +1,6 @@
 """Which recipe a short training should use: eps, v or rectified flow, over several seeds.
 
-    python benchmarks/parameterisation.py COHORT.csv --out results.csv [--seeds 3 --steps 400 --threads 1]
+    python benchmarks/parameterisation.py COHORT.csv --out results.csv [--seeds 3 --steps 400 --threads 2]
 
 Every recipe trains the same small network on the same images in the same order for the same number of steps; then,
 on held-out patients: the error of z_sem-only and of inverted reconstructions, the inverted code's standard deviation,
@@ -26,6 +26,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.split_cohort import split_cohort
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import image_noise
+from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.handlers import EMA
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import DiffusionAutoencoder
@@ -62,6 +63,7 @@ def train(
     recipe: dict[str, object], images: torch.Tensor, seed: int, steps: int
 ) -> tuple[DiffusionSchedule, torch.nn.Module]:
     torch.manual_seed(seed)
+    dtype = resolve_precision("auto", "cpu")
     schedule = DiffusionSchedule(clip_range=(-1, 1), **recipe)  # type: ignore[arg-type]
     network = DiffusionAutoencoder(
         2, base_channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, z_channels=128, time_embed_channels=128
@@ -73,9 +75,10 @@ def train(
             group["lr"] = 1e-3 * min(1, (step + 1) / 50)
         x0 = images[torch.randint(len(images), (32,))]
         t, eps = schedule.sample_timesteps(32), torch.randn_like(x0)
-        output = network(schedule.q_sample(x0, eps, t), t, x0)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            output = network(schedule.q_sample(x0, eps, t), t, x0)
         optimizer.zero_grad()
-        (output - schedule.target(x0, eps, t)).square().mean().backward()
+        (output.float() - schedule.target(x0, eps, t)).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         average.update()
@@ -111,7 +114,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = load(args.cohort, dict(c.split("=", 1) for c in args.column), args.size, args.label)
