@@ -54,12 +54,15 @@ def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
 def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:
     """Fill ``folder`` with the trained bundle: configs, docs, licence and weights, nothing of the data.
 
-    Where the user wrote paths or patterns into the configs, they are taken out again.
+    Where the user wrote paths or patterns into the configs, they are taken out again; configs in YAML are left out.
     """
     _copy_static(Path(bundle_root), folder)
     (folder / "models").mkdir(exist_ok=True)
     for name in ("model.pt", "config.json"):
         shutil.copy2(Path(output_dir) / "models" / name, folder / "models" / name)
+    for file in (folder / "configs").rglob("*"):
+        if file.is_file() and file.suffix != ".json":
+            file.unlink()
     for file in folder.rglob("*.json"):
         config = json.loads(file.read_text())
         shown = without_private_values(config)

@@ -24,6 +24,7 @@ from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.apps.train import train
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.errors import CohortError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -124,17 +125,21 @@ def _train(model: Path, cohort: Path, overlay: Path, overrides: Mapping[str, Any
         ConfigError: ``model`` is of another overlay or other overrides.
     """
     record = model / "demo.json"
-    wanted = {"overlay": json.loads(overlay.read_text()), "overrides": dict(overrides)}
-    before = json.loads(record.read_text()) if record.is_file() else {"settings": wanted, "is_complete": False}
-    if before["settings"] != wanted:
+    # the overlay trains for longer where the machine computes in bf16
+    dtype = str(resolve_precision("auto", values.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))
+    settings = {"overlay": json.loads(overlay.read_text()), "overrides": dict(overrides), "computed_in": dtype}
+    settings = json.loads(json.dumps(settings, default=str))
+    before = json.loads(record.read_text()) if record.is_file() else {}
+    has_weights = (model / "models" / "checkpoint.pt").is_file()
+    if has_weights and before.get("settings") != settings:
         raise ConfigError(f"{model.parent.name}: holds a demo of other settings; name another --out")
-    if before["is_complete"]:
+    if has_weights and before["is_complete"]:
         logger.info("training is complete; nothing to do")
         return
-    write_json(record, before)
+    write_json(record, {"settings": settings, "is_complete": False})
     bundle = shipped("bundles") / "diffae_2d"
     train(bundle, cohort, model, overlays=[overlay], overrides=values)
-    write_json(record, {**before, "is_complete": True})
+    write_json(record, {"settings": settings, "is_complete": True})
 
 
 def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from monai_diffae.apps.reading import (
     BundleCases,
     begin,
     checksum,
-    cohort_record,
+    checksum_of,
     open_bundle,
     read_cases,
     read_split_cohort,
@@ -103,7 +103,8 @@ def embed(
     model = checksum(bundle)
     trained = open_bundle(bundle, device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
-    made_from = {"model": model, **cohort_record(split), "overrides": dict(overrides or {})}
+    labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
+    made_from = {"model": model, "cohort": split.fingerprint, "labels": labels, "overrides": dict(overrides or {})}
     record = path.with_suffix(".json")
     done = begin(record, [path], made_from, overwrite=overwrite)
     if done is not None:

@@ -21,7 +21,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.split_cohort import SplitCohort, split_cohort
-from monai_diffae.data.tables import table_header
+from monai_diffae.data.tables import column_names
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def read_split_cohort(
 
 def _fitting(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
     """The training table's names of our words, less those that this table has under our word alone."""
-    header = table_header(cohort) if cohort.suffix.lower() in (".csv", ".tsv") and cohort.is_file() else []
+    header = column_names(cohort) if cohort.suffix.lower() in (".csv", ".tsv", ".json") and cohort.is_file() else []
     return {word: name for word, name in columns.items() if word != name and (name in header or word not in header)}
 
 
@@ -179,12 +179,11 @@ def begin(
     Raises:
         ConfigError: there is a result of other things, which only ``overwrite`` may replace.
     """
-    if not overwrite and any(path.exists() for path in results):
-        try:
-            content: dict[str, Any] = json.loads(record.read_text())
-        except (OSError, ValueError):
-            content = {}
-        before = content.get("made_from", {})
+    content = _read_record(record)
+    if content is None and any(path.exists() for path in results):
+        content = {"made_from": {}, "results": {}}
+    if content is not None and not overwrite:
+        before = content["made_from"]
         differ = sorted(key for key in made_from if before.get(key) != made_from[key])
         if differ:
             raise ConfigError(
@@ -197,11 +196,27 @@ def begin(
     return None
 
 
-def cohort_record(split: SplitCohort) -> dict[str, str]:
-    """What a result's record says of its cohort: checksums of the files, and of what the table says about them."""
-    told = [(case.id, case.patient, case.split, case.labels) for case in split.cases]
-    text = json.dumps(told, sort_keys=True, default=str)
-    return {"cohort": split.fingerprint, "labels": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()}
+def checksum_of(values: Sequence[Any]) -> str:
+    """A SHA-256 of plain values, from which they cannot be read."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """A record that is there; None where there is none.
+
+    Raises:
+        ConfigError: the file is something else, which must not be overwritten.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not {"made_from", "results"} <= content.keys():
+        raise ConfigError(f"{path.name}: would be written beside the result, and is another file; name another --out")
+    return content
 
 
 def write_record(path: Path, made_from: Mapping[str, Any], results: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from monai_diffae.apps.embed import encode_exactly
 from monai_diffae.apps.reading import (
     begin,
     checksum,
-    cohort_record,
+    checksum_of,
     open_bundle,
     read_cases,
     read_split_cohort,
@@ -124,9 +124,8 @@ def reconstruct(
     if not chosen:
         raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
     made_from |= {
-        **cohort_record(whole), "mode": mode, "steps": steps, "invert_steps": invert_steps or steps,
-        "limit": limit, "split": split, "seed": seed,
-        "overrides": dict(overrides or {}),
+        "cohort": whole.fingerprint, "cases": checksum_of([case.id for case in chosen]), "mode": mode, "steps": steps,
+        "invert_steps": invert_steps or steps, "seed": seed, "overrides": dict(overrides or {}),
     }  # fmt: skip
     table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
     done = begin(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)

@@ -69,26 +69,7 @@ def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str,
     Raises:
         CohortError: it is no JSON, holds no such list, or an entry has no image.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
-    sections = {"": content} if isinstance(content, list) else content
-    if not isinstance(sections, dict):
-        raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
-    known = ("", "training", "train", "validation", "val", "test", "testing")
-    rows = [
-        _entry(path, section, n, entry, columns, image_keys)
-        for section in known
-        if isinstance(sections.get(section), list)
-        for n, entry in enumerate(sections[section])
-    ]
-    if not rows:
-        has = ", ".join(map(str, sections)) or "nothing"
-        raise CohortError(
-            _fitted(f"{path.name}: no entries under training, validation or test (has ", has, "); add them")
-        )
-    return rows
+    return [_entry(path, section, n, entry, columns, image_keys) for section, n, entry in _read_entries(path)]
 
 
 def _entry(
@@ -111,13 +92,40 @@ def _entry(
     return Row(images, words.get("id"), words.get("patient"), words["split"] or None, labels)
 
 
-def table_header(path: Path) -> list[str]:
-    """The column names of a CSV or TSV.
+def column_names(path: Path) -> list[str]:
+    """The column names of a CSV or TSV, or the keys of a datalist's entries.
 
     Raises:
         CohortError: it is empty, or no text.
     """
-    return _read_lines(path)[0]
+    if path.suffix.lower() != ".json":
+        return _read_lines(path)[0]
+    entries = [entry for _, _, entry in _read_entries(path) if isinstance(entry, dict)]
+    return list(dict.fromkeys(key for entry in entries for key in entry))
+
+
+def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
+    """Section, number and content of each entry of a datalist."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
+    sections = {"": content} if isinstance(content, list) else content
+    if not isinstance(sections, dict):
+        raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
+    known = ("", "training", "train", "validation", "val", "test", "testing")
+    entries = [
+        (section, n, entry)
+        for section in known
+        if isinstance(sections.get(section), list)
+        for n, entry in enumerate(sections[section])
+    ]
+    if not entries:
+        has = ", ".join(map(str, sections)) or "nothing"
+        raise CohortError(
+            _fitted(f"{path.name}: no entries under training, validation or test (has ", has, "); add them")
+        )
+    return entries
 
 
 def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:

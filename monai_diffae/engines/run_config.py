@@ -32,6 +32,8 @@ _SECTION_IDS = {
 PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri")
 # a slash or backslash in plain text, or in an expression a quoted absolute path of at least two folders
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
+_ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")
+_SEPARATOR = re.compile("#|::")  # in ids, as people write them and as MONAI keeps them
 _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 
@@ -103,7 +105,7 @@ def check_config(config: dict[str, Any]) -> None:
             raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
     for section in ("train", "validate"):
         used = _SECTION_IDS | {
-            key for text in _strings(config) for key in re.findall(rf"[@%]{section}(?:#|::)(\w+)", text)
+            key for text in _strings(config) for key in re.findall(rf"[@%]{section}(?:{_SEPARATOR.pattern})(\w+)", text)
         }
         for key in config.get(section, {}):
             if "_target_" not in config[section] and key not in used:
@@ -162,7 +164,7 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
             return {
                 k: "(data)" if k == "data" and isinstance(v, list) else clean(v)
                 for k, v in value.items()
-                if k not in private_keys or _is_formula(v)
+                if _SEPARATOR.split(k)[-1] not in private_keys or _is_formula(v)
             }
         if isinstance(value, list):
             return [clean(item) for item in value]
@@ -172,7 +174,7 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
 
 
 def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that can be run elsewhere: what its user wrote under :data:`PRIVATE_KEYS` is blank again.
+    """A config that can be run elsewhere: :data:`PRIVATE_KEYS` that its user filled in, and absolute paths, are blank.
 
     Example:
         >>> without_private_values({"dataset_dir": "/doe", "a": {"dataset_dir": "@dataset_dir"}, "bundle_root": "."})
@@ -181,10 +183,13 @@ def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
 
     def blank(key: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return value if key == "_meta_" else {k: blank(k, v) for k, v in value.items()}
-        if key not in PRIVATE_KEYS or value in (None, "???", ".") or _is_formula(value):
+            return {k: blank(k, v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [blank(key, item) for item in value]
+        if not isinstance(value, str) or value in ("???", "."):
             return value
-        return None if key in ("patient_pattern", "tracking_uri") else "???"
+        is_private = _SEPARATOR.split(key)[-1] in PRIVATE_KEYS and not _is_formula(value)
+        return "???" if is_private or _ABSOLUTE.match(value) else value
 
     return {key: blank(key, value) for key, value in config.items()}
 

@@ -39,7 +39,7 @@ class DiffusionTrainer(SupervisedTrainer):
         schedule: says how much each noise level's loss counts.
         precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16`` or ``fp16``.
         max_grad_norm: gradients are scaled down to this norm; None: no clipping.
-        channels_last: memory format of network and images: 3 to 9 % faster on CPUs with bf16, no slower elsewhere.
+        channels_last: memory format of network and images: 3 to 9 % faster in 2D on a CPU with bf16.
         kwargs: everything that ``monai.engines.SupervisedTrainer`` takes. ``loss_function`` must not reduce.
 
     Raises:

@@ -37,7 +37,8 @@ class CheckpointKeeper:
     process is told to stop (SIGTERM, Ctrl-C), which ends it with exit code 143 or 130; never while gradients are
     accumulated, and at an epoch's last step only after its validation.
 
-    A resumed run takes learning rate and weight decay from its own config, everything else from the checkpoint.
+    A resumed run goes on with the checkpoint's weights, averages, moments and step. What its own config says counts
+    from there on: ``max_epochs``, the learning rate and its schedule, weight decay, the average's decay, precision.
 
     Args:
         directory: the ``models`` folder.
@@ -100,9 +101,12 @@ class CheckpointKeeper:
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["model_config"] = json.dumps(self.model_config, sort_keys=True)
         self.directory.mkdir(parents=True, exist_ok=True)
-        # the checkpoint last: a training that is killed between the two does its last steps again
-        write_atomic(self.directory / MODEL, lambda path: _write(self.ema.network.state_dict(), path))
-        write_atomic(self.directory / CHECKPOINT, lambda path: _write(checkpoint, path))
+        contents = {MODEL: self.ema.network.state_dict(), CHECKPOINT: checkpoint}
+        # The checkpoint last: a training that is killed between the two does its last steps again. The first time
+        # it is the other way round, as weights without a checkpoint are taken for somebody's finished ones.
+        is_first = not (self.directory / CHECKPOINT).is_file()
+        for name in (CHECKPOINT, MODEL) if is_first else (MODEL, CHECKPOINT):
+            _save(contents[name], self.directory / name)
         self._saved_at = time.monotonic()
 
     def _start(self, engine: Workflow) -> None:
@@ -127,6 +131,9 @@ class CheckpointKeeper:
         for name, part in self.parts.items():
             part.load_state_dict(checkpoint[name])
         self._set_rates(wanted)
+        _lay_out_like_parameters(self.parts["optimizer"])
+        if self.enabled and not (self.directory / MODEL).is_file():
+            _save(self.ema.network.state_dict(), self.directory / MODEL)
         state, saved = engine.state, checkpoint["trainer"]
         if saved["epoch_length"] != state.epoch_length:
             raise ConfigError(
@@ -148,11 +155,13 @@ class CheckpointKeeper:
         logger.info("going on from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
 
     def _set_rates(self, wanted: list[tuple[float, float]]) -> None:
-        optimizer, scheduler = self.parts["optimizer"], self.parts["lr_scheduler"]
-        scheduler.base_lrs = [rate for rate, _ in wanted]
-        for group, (rate, decay), factor in zip(optimizer.param_groups, wanted, scheduler.lr_lambdas, strict=True):
+        """Go on with this run's learning rates and weight decays, at the schedule's place."""
+        self.parts["lr_scheduler"].base_lrs = [rate for rate, _ in wanted]
+        for group, (rate, decay) in zip(self.parts["optimizer"].param_groups, wanted, strict=True):
+            before = group["initial_lr"]
+            if rate != before:
+                group["lr"] = group["lr"] * rate / before if before else rate
             group["initial_lr"], group["weight_decay"] = rate, decay
-            group["lr"] = rate * factor(scheduler.last_epoch)
 
     def _after_iteration(self, engine: Workflow) -> None:
         # a checkpoint of an epoch's last step says that its validation was done
@@ -189,16 +198,27 @@ class CheckpointKeeper:
         self._handlers_before.clear()
 
 
-def _write(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:  # torch hides the disk's OSError behind its own
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+def _save(content: dict[str, Any], path: Path) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            try:
+                torch.save(content, stream)
+            except RuntimeError as error:  # torch hides the disk's OSError behind its own
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    write_atomic(path, write)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Fused optimisers walk through memory: moments saved in another memory format would meet other weights."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _refuse_other_model(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    keys = sorted(key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key))
+    keys = sorted(key for key in (saved.keys() | wanted.keys()) - {"imports"} if saved.get(key) != wanted.get(key))
     if keys:
         raise ConfigError(
             f"{path.name} is of another model: these config keys differ: {', '.join(keys)}; "

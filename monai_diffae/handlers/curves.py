@@ -85,6 +85,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
         path: where to.
     """
     from matplotlib.figure import Figure  # no pyplot: it holds on to figures and wants a display
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -101,6 +102,8 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
         )
         if "validation_z_sem_usage" in validation:
             right.plot(validation["images_seen"], validation["validation_z_sem_usage"], "o-", color="C2", markersize=3)
+    for panel in (left, right):
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: plain numbers would run into each other
     left.set(xlabel="images seen", ylabel="denoising loss", yscale="log")
     left.legend(frameon=False)
     right.axhline(1, color="0.6", linestyle=":")

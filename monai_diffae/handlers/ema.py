@@ -37,7 +37,9 @@ class EMA:
         self.num_updates = 0
 
     def attach(self, engine: Workflow) -> None:
-        """Update after every optimiser step of a trainer."""
+        """Update after every optimiser step of a trainer; in the trainer's memory format."""
+        memory_format = getattr(engine, "memory_format", torch.preserve_format)
+        self.network.to(memory_format=memory_format)  # type: ignore[call-overload]
         engine.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, self.update)
 
     @torch.no_grad()

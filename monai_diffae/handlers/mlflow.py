@@ -149,7 +149,8 @@ class MLflowTracking:
     def _parameters(self) -> dict[str, str]:
         logged = self._client.get_run(self.run_id).data.params
         # MLflow's names allow '/' but not '#'
-        parameters = {k.replace("#", "/"): str(v)[:500] for k, v in flat_parameters(self.config).items()}
+        config = {"max_epochs": self._trainer.state.max_epochs, **flat_parameters(self.config)}  # it may be a formula
+        parameters = {k.replace("#", "/"): str(v)[:500] for k, v in config.items()}
         return {k: v for k, v in parameters.items() if k not in logged}
 
     def _log_training(self) -> None:

@@ -19,6 +19,8 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
         "val_interval": 1,
     }
     options = {"num_patients": 40, "size": 16, "steps": 2, "device": "cpu", "overrides": overrides}
+    with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
+        demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "max_epoch": 2}})
     first = demo(tmp_path, num_reconstructions=3, **options)
     assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
     assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels", "untrained encoder"}

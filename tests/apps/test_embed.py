@@ -84,7 +84,9 @@ def test_complete_output_is_skipped_and_another_models_refused(embedded, tiny_bu
     assert embedded.path.stat().st_mtime_ns == before
     record = embedded.path.with_suffix(".json")
     text = record.read_text()
-    record.write_text(json.dumps({"made_from": {**json.loads(text)["made_from"], "model": "another"}}))
+    record.write_text(
+        json.dumps({**json.loads(text), "made_from": {**json.loads(text)["made_from"], "model": "another"}})
+    )
     with pytest.raises(ConfigError, match="made with other model; say --overwrite"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, embedded.path.parent, device="cpu")
     record.write_text(text)
@@ -98,11 +100,17 @@ def test_another_label_in_the_table_is_not_silently_left_out(tiny_bundle, other_
         embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
 
 
-def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path):
+def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path, monkeypatch):
     first = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     record = first.path.with_suffix(".json")
     content = json.loads(record.read_text())
-    record.write_text(json.dumps({**content, "results": {}}))  # killed between the table and its record
+    # stopped between the table and its record
+    monkeypatch.setattr("monai_diffae.apps.embed.EmbedResult", None)
+    with pytest.raises(TypeError):
+        embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="made with other overrides"):
+        embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", overrides={"slice_step": 3})
     again = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     assert not again.skipped
     assert json.loads(record.read_text()) == content
@@ -114,6 +122,17 @@ def test_a_new_table_with_our_own_words_needs_no_names_of_the_training_table(tin
     model = directory / "models" / "config.json"
     model.write_text(json.dumps({**json.loads(model.read_text()), "columns": {"image": "file"}}))
     assert embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu").num_cases == 12
+    images = [str(tiny_bundle.cohort.parent / image) for image in pd.read_csv(tiny_bundle.cohort)["image"]]
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"test": [{"image": image} for image in images]}))
+    assert embed(directory, datalist, tmp_path / "p", device="cpu").num_cases == 12
+
+
+def test_a_file_of_the_records_name_is_not_overwritten(tiny_bundle, tmp_path):
+    (tmp_path / "z.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"z\.json: would be written beside the result"):
+        embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "z.parquet", device="cpu", overwrite=True)
+    assert (tmp_path / "z.json").read_text() == "[]"
 
 
 def test_bad_scans_are_listed_and_the_others_embedded(tiny_bundle, other_cohort, tmp_path):

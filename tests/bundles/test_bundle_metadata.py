@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -108,6 +109,23 @@ def test_encoder_sees_another_view(tiny_bundle: Any) -> None:
     assert any(not torch.equal(i["image"], i["encoder_image"]) for i in parser.get_parsed_content("train#dataset"))
     item = parser.get_parsed_content("validate#dataset")[0]
     assert torch.equal(item["image"], item["encoder_image"])
+
+
+def test_inference_lists_bad_scans_and_goes_on(tiny_bundle: Any, tmp_path: Path) -> None:
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    table.loc[0, "image"] = str(tmp_path / "broken.nii")
+    (tmp_path / "broken.nii").write_bytes(b"no scan")
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    root, out = tiny_bundle.directory, tmp_path / "out"
+    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
+    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    values = {"bundle_root": str(root), "dataset_dir": str(tmp_path / "cohort.csv"), "output_dir": str(out)}
+    workflow.parser.update({**values, "device": "cpu", "inferer#num_steps": 2})
+    workflow.initialize()
+    workflow.run()
+    assert "broken.nii" in (out / "failures.csv").read_text()
+    assert len(list(out.glob("*.nii.gz"))) == len(table) - 1
 
 
 @pytest.mark.parametrize("mode", ["x_T", "z_sem"])

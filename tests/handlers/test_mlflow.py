@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from monai_diffae.apps.bundles import export_bundle
 from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.engines.run_config import without_paths
 
 NAME = "Mustermann"
 
@@ -109,13 +110,32 @@ def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path, monkeypatch):
     assert run.info.status == "FAILED"
 
 
-def test_paths_that_the_user_wrote_into_a_config_are_not_exported(tmp_path):
-    (tmp_path / "b" / "configs").mkdir(parents=True)
+PRIVATE = {
+    "dataset_dir": f"/data/{NAME}",
+    "cohort#dataset_dir": f"{NAME}/scans",
+    "cohort": {"dataset_dir": NAME, "patient_pattern": f"({NAME})"},
+    "train": {"handlers": [{"tracking_uri": f"https://{NAME}:secret@host"}, {"cache_dir": f"/home/{NAME}/cache"}]},
+    "bundle_root": f"$'/home/{NAME}/bundle'",
+    "cache": f"C:\\{NAME}",
+}
+PUBLIC = {"output_dir": "@bundle_root", "ckpt_path": "$@bundle_root + '/models/model.pt'", "lr": 1, "mode": "x_T"}
+
+
+def test_what_the_user_wrote_of_the_data_is_not_exported(tmp_path):
+    (tmp_path / "b" / "configs" / "overlays").mkdir(parents=True)
     (tmp_path / "b" / "models").mkdir()
-    config = {"dataset_dir": f"/data/{NAME}", "output_dir": "@bundle_root", "lr": 1}
-    (tmp_path / "b" / "configs" / "train.json").write_text(json.dumps(config))
-    for name in ("model.pt", "config.json"):
-        (tmp_path / "b" / "models" / name).write_text("{}")
+    (tmp_path / "b" / "models" / "model.pt").write_bytes(b"weights")
+    for name in ("configs/train.json", "configs/overlays/mine.json", "models/config.json"):
+        (tmp_path / "b" / name).write_text(json.dumps({**PRIVATE, **PUBLIC}))
+    (tmp_path / "b" / "configs" / "overlays" / "mine.yaml").write_text(f"dataset_dir: /data/{NAME}")
     export_bundle(tmp_path / "b", tmp_path / "b", tmp_path / "e")
-    exported = json.loads((tmp_path / "e" / "configs" / "train.json").read_text())
-    assert exported == {"dataset_dir": "???", "output_dir": "@bundle_root", "lr": 1}
+    exported = [p for p in (tmp_path / "e").rglob("*") if p.is_file()]
+    assert len(exported) == 4
+    assert [p.name for p in exported if NAME.encode() in p.read_bytes()] == []
+    assert PUBLIC.items() <= json.loads((tmp_path / "e" / "configs" / "train.json").read_text()).items()
+
+
+def test_what_the_user_wrote_of_the_data_is_not_tracked():
+    shown = json.dumps(without_paths({**PRIVATE, "bundle_root": "."}))
+    assert NAME not in shown
+    assert {"lr": 1, "mode": "x_T"}.items() <= without_paths(PUBLIC).items()
