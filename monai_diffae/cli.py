@@ -96,7 +96,12 @@ def train(
     overrides = {key: value for key, value in named.items() if value is not None}
     overrides |= {f"columns#{word}": name for word, name in _columns(column).items()}
     overrides |= _settings(settings) | ({"overwrite": True} if overwrite else {})
-    print(run(bundle, cohort, out, overlays=overlay or [], overrides=overrides))
+    folder = run(bundle, cohort, out, overlays=overlay or [], overrides=overrides)
+    print(folder)
+    failures = folder / "failures.csv"
+    if failures.is_file():
+        typer.echo(f"some cases were left out: see {failures.name}", err=True)
+        raise typer.Exit(3)
 
 
 @app.command(
@@ -195,12 +200,17 @@ def samples(
     if medmnist is not None:
         from monai_diffae.data.medmnist import medmnist_to_cohort
 
-        print(medmnist_to_cohort(medmnist, directory, size=size or 28, overwrite=overwrite))
+        print(medmnist_to_cohort(medmnist, directory, size=28 if size is None else size, overwrite=overwrite))
         return
     from monai_diffae.data.samples import make_virtual_cohort
 
     cohort = make_virtual_cohort(
-        directory, num_patients=num_patients, size=size or 48, spatial_dims=spatial_dims, seed=seed, overwrite=overwrite
+        directory,
+        num_patients=num_patients,
+        size=48 if size is None else size,
+        spatial_dims=spatial_dims,
+        seed=seed,
+        overwrite=overwrite,
     )
     print(cohort)
 
@@ -261,8 +271,9 @@ def _columns(texts: list[str] | None) -> dict[str, str]:
 def _settings(texts: list[str] | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in _pairs(texts, "--set").items():
+        words = {"true": True, "false": False, "none": None, "null": None}
         try:
-            values[name] = json.loads(text)
+            values[name] = words[text.lower()] if text.lower() in words else json.loads(text)
         except ValueError:
             values[name] = text
     return values

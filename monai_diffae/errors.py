@@ -70,8 +70,12 @@ def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
 def one_line(error: BaseException) -> str:
     """An exception as one line: the user's error in its chain if there is one, else its type and message."""
     known = find_diffae_error(error)
-    text = str(known) if known is not None else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    if known is not None:
+        return " ".join(str(known).split())
+    # MONAI wraps errors of transforms and components into others that name neither cause nor key
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def speak_plainly_in_bundle_runs() -> None:

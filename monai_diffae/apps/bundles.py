@@ -122,7 +122,14 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
         raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or name a trained one")
     ran = root / "models" / "config.json"
     parser = ConfigParser()
-    parser.read_config(str(ran if ran.is_file() else root / "configs" / "train.json"))
+    config = ran if ran.is_file() else root / "configs" / "train.json"
+    try:
+        parser.read_config(str(config))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{root.name}: {config.name} cannot be read; copy the bundle again") from error
+    lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
+    if lacks:
+        raise ConfigError(f"{root.name}: {config.name} lacks {lacks[0]!r}; copy the bundle again")
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
@@ -142,6 +149,12 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ScanError(f"{path.name}: cannot be read as weights; copy it again or train anew") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(
+            f"{path.name}: holds no state dict of weights; name a bundle that was trained with this package"
+        )
+    if any(not torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
+        raise ScanError(f"{path.name}: holds weights that are not finite; train anew, or copy it again")
     wanted = network.state_dict()
     wrong = [
         k

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.reading import (
     BundleCases,
-    begin,
     checksum,
     checksum_of,
+    finished,
     open_bundle,
     read_cases,
     read_split_cohort,
@@ -106,13 +106,14 @@ def embed(
     labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
     made_from = {"model": model, "cohort": split.fingerprint, "labels": labels, "overrides": dict(overrides or {})}
     record = path.with_suffix(".json")
-    done = begin(record, [path], made_from, overwrite=overwrite)
+    done = finished(record, [path], made_from, overwrite=overwrite)
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", path.name)
         return EmbedResult(path, done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(split, trained, path.parent, encoder_key=encoder_key, workers=workers)
     z_sem = _encode_all(cases, trained.inferer, trained.network, batch_size, trained.device)
     table = _table(cases.cases, z_sem)
+    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
     write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
     result = EmbedResult(path, len(table), len(cases.failures))
     write_record(record, made_from, {"num_cases": result.num_cases, "num_failed": result.num_failed})

@@ -22,7 +22,8 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.split_cohort import SplitCohort, split_cohort
 from monai_diffae.data.tables import column_names
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.engines.config_values import check_device
+from monai_diffae.errors import CohortError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +75,7 @@ def open_bundle(
     if "device" in (overrides or {}):
         raise ConfigError("device: this is no key of the model's config; say --device")
     if device is not None:
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            kind = str(device).split(":")[0]
-            if kind not in ("cpu", "cuda", "mps", "xpu"):
-                raise ConfigError(f"device: there is no {str(device)!r}; choose cpu or cuda") from error
-            raise MachineError(f"device: {str(device)!r} is not usable on this machine; choose cpu") from error
+        check_device(device)
     return load_bundle(Path(directory), device, **(overrides or {}))
 
 
@@ -149,10 +144,7 @@ def read_cases(
             write_failures(failures_file, [*split.failures, *dataset.failures])
         raise
     failures = [*split.failures, *dataset.failures]
-    if failures:
-        write_failures(failures_file, failures)
-    else:
-        failures_file.unlink(missing_ok=True)
+    write_failures(failures_file, failures)
     by_id = {case.id: case for case in cases}
     return BundleCases([by_id[str(item["id"])] for item in dataset.items], dataset, failures, encoder_key)
 
@@ -169,12 +161,10 @@ def checksum(directory: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def begin(
+def finished(
     record: Path, results: Sequence[Path], made_from: Mapping[str, Any], *, overwrite: bool
 ) -> dict[str, Any] | None:
     """The numbers of a complete result that was made from the same things; None where the work is to be done.
-
-    What it will be made from is then on record, so that the same command can go on after a kill.
 
     Raises:
         ConfigError: there is a result of other things, which only ``overwrite`` may replace.
@@ -192,7 +182,6 @@ def begin(
             )
         if content["results"] and all(path.exists() for path in results):
             return dict(content["results"])
-    write_record(record, made_from, {})
     return None
 
 

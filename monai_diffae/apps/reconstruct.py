@@ -16,9 +16,9 @@ from torch import Tensor
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.embed import encode_exactly
 from monai_diffae.apps.reading import (
-    begin,
     checksum,
     checksum_of,
+    finished,
     open_bundle,
     read_cases,
     read_split_cohort,
@@ -128,11 +128,12 @@ def reconstruct(
         "invert_steps": invert_steps or steps, "seed": seed, "overrides": dict(overrides or {}),
     }  # fmt: skip
     table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
-    done = begin(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
+    done = finished(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", folder.name)
         return ReconstructResult(folder, done["means"], done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
+    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
     rows: list[dict[str, Any]] = []
     shown_images: dict[str, list[Tensor]] = {}
     for batch, images, seen in cases.batches(batch_size, f"reconstructing {len(cases.cases)} cases"):

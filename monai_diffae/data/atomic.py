@@ -6,12 +6,17 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from monai_diffae.errors import MachineError
 
 # A disk that is full, a quota that is spent, a read-only disk, a forbidden folder: the machine's trouble, not a bug.
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+# So is a folder that is a file, or a name that the disk does not take.
+_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
+    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR,
+}  # fmt: skip
 
 
 def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
@@ -46,13 +51,14 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
         _flush(path.parent)
     except OSError as error:
         if error.errno in _MACHINE:
-            reason = os.strerror(error.errno)
+            reason = os.strerror(error.errno or 0)
             raise MachineError(
                 f"{path.name}: cannot be written ({reason}); free space or choose another folder"
             ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 

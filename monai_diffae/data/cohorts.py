@@ -16,7 +16,7 @@ from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
-from monai_diffae.data.tables import Row, read_datalist, read_table
+from monai_diffae.data.tables import WORDS, Row, read_datalist, read_table
 from monai_diffae.errors import CohortError, ConfigError
 
 __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
@@ -60,6 +60,10 @@ def read_cohort(
         {'age': 41}
     """
     path = Path(path)
+    unknown = sorted(set(columns or {}) - {*image_keys, *WORDS})
+    if unknown:
+        words = ", ".join((*image_keys, *WORDS))
+        raise ConfigError(f"columns: {unknown[0]!r} is none of our words, which are: {words}")
     pattern = _compiled(patient_pattern)
     folder, uid = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises where a folder above is closed
@@ -79,7 +83,7 @@ def read_cohort(
 
 
 def fingerprint(cases: Sequence[Case]) -> str:
-    """A SHA-256 of the cohort: hashes of the ids, slices and file sizes, in any order; no name can be read from it."""
+    """A SHA-256 of the cohort: hashes of ids, slices, splits and file sizes, in any order; it tells no name."""
     sizes: dict[Path, int] = {}
     lines = []
     for case in cases:
@@ -88,7 +92,9 @@ def fingerprint(cases: Sequence[Case]) -> str:
             if file not in sizes:
                 sizes[file] = _size(file)
         parts = [f"{key}={sizes[file]}" for key, file in files]
-        lines.append(" ".join([hashlib.sha256(case.id.encode()).hexdigest(), str(case.slice_index), *parts]))
+        lines.append(
+            " ".join([hashlib.sha256(case.id.encode()).hexdigest(), str(case.slice_index), str(case.split), *parts])
+        )
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

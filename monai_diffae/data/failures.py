@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import ConfigError
+
+_HEADER = "case_id,file,reason"
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class Failure:
     reason: str
 
 
-def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> Path:
-    """Write the failures as a CSV with the columns ``case_id, file, reason``.
+def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) -> Path:
+    """Write the failures as a CSV with the columns ``case_id, file, reason``; where there are none, an older one goes.
+
+    Raises:
+        ConfigError: a file of that name is there that is no such table.
 
     Example:
         >>> import tempfile
@@ -41,7 +47,18 @@ def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) ->
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             table = csv.writer(stream, lineterminator="\n")
-            table.writerow(["case_id", "file", "reason"])
+            stream.write(_HEADER + "\n")
             table.writerows([f.case_id, f.file, f.reason] for f in failures)
 
+    path = Path(path)
+    is_older_one = path.is_file() and path.read_bytes()[: len(_HEADER)] == _HEADER.encode()
+    if path.exists() and not is_older_one:
+        if not failures:
+            return path
+        raise ConfigError(
+            f"{path.name}: a file of this name is there, and no list of ours; move it or name another --out"
+        )
+    if not failures:
+        path.unlink(missing_ok=True)
+        return path
     return write_atomic(path, write)

@@ -30,9 +30,14 @@ def search_folder(root: Path) -> list[Found]:
     their suffix but cannot be read are found too: they fail when they are read, instead of vanishing.
     """
     found: list[Found] = []
+    seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         here = Path(folder)
+        if (real := os.path.realpath(folder)) in seen:  # another link to it: its scans must not count twice
+            folders.clear()
+            continue
+        seen.add(real)
         visible = [here / f for f in sorted(files) if not f.startswith(".")]
         plain = [p for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
         found += [Found(p, name_within(p, root)) for p in plain]

@@ -23,7 +23,7 @@ class SplitCohort:
     Attributes:
         cases: all of them, in order.
         failures: volumes whose header cannot be read.
-        fingerprint: of the files, without their names.
+        fingerprint: of the files and their splits, without their names.
     """
 
     cases: list[Case]
@@ -82,8 +82,8 @@ def split_cohort(
         CohortError: there is no usable set of cases.
     """
     cases = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
-    print_of_data = fingerprint(cases)
     cases = assign_splits(cases, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    print_of_data = fingerprint(cases)
     failures: list[Failure] = []
     if spatial_dims == 2:
         cases, failures = expand_slices(cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step)

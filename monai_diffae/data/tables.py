@@ -42,7 +42,9 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
     names = {word: columns.get(word, word) for word in (*image_keys, *WORDS)}
     for word, name in names.items():
         if name not in header and (word in image_keys or word in columns):
-            todo = f"name it with columns, e.g. --columns#{word} {_likely(header)}"
+            todo = (
+                f"name it, e.g. --column {word}={_likely(header)} (in a bundle run --columns#{word} {_likely(header)})"
+            )
             raise CohortError(_fitted(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {todo}"))
     if not lines:
         raise CohortError(f"{path.name}: the table has no rows; add one line per scan")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
+from monai_diffae.engines.config_values import check_values
 from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
@@ -59,10 +62,13 @@ def check_running_config() -> None:
     """Check the running config before anything is built; in ``python -m monai.bundle``, show errors as one line.
 
     Raises:
-        ConfigError: see :func:`check_config`.
+        ConfigError: see :func:`check_config` and :func:`~monai_diffae.engines.config_values.check_values`.
+        MachineError: the device is not there.
     """
     speak_plainly_in_bundle_runs()
-    check_config(running_config())
+    config = running_config()
+    check_config(config, known=_bundle_keys(config))
+    check_values(config)
 
 
 def check_image_size(network: object, image_size: Sequence[int]) -> None:
@@ -84,11 +90,15 @@ def check_image_size(network: object, image_size: Sequence[int]) -> None:
         raise ConfigError(f"image_size is {list(image_size)}; each must be a multiple of {divisor}, such as {nearest}")
 
 
-def check_config(config: dict[str, Any]) -> None:
+def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     """Refuse keys that nothing would read: a misspelt override would otherwise change nothing, silently.
 
     A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry or be
     one of MONAI's ids; a component's keys must be parameters of its ``_target_``.
+
+    Args:
+        config: the merged config.
+        known: top-level keys that need no reference: an override may have replaced the entry that refers to them.
 
     Raises:
         ConfigError: names the key and the nearest known one.
@@ -99,7 +109,7 @@ def check_config(config: dict[str, Any]) -> None:
         ...
         monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the config uses it; did you mean 'lr'?
     """
-    used = {name for text in _strings(config) for name in _REFERENCE.findall(text)} | _STANDARD_IDS
+    used = {name for text in _strings(config) for name in _REFERENCE.findall(text)} | _STANDARD_IDS | known
     for key in config:
         if key not in used:
             raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
@@ -218,6 +228,15 @@ def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
     visit("", config)
     return flat
+
+
+def _bundle_keys(config: dict[str, Any]) -> set[str]:
+    """The keys of the bundle's own config files; empty where they cannot be read."""
+    configs = Path(str(config.get("bundle_root", "."))) / "configs"
+    try:
+        return {key for file in configs.glob("*.json") for key in json.loads(file.read_text())}
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 def _is_formula(value: Any) -> bool:

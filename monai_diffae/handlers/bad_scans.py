@@ -48,10 +48,8 @@ class BadScans:
         failures = self.failures + [f for dataset in self.datasets for f in dataset.prepare().failures]
         if not self.enabled:
             return
+        write_failures(self.path, failures)
         if failures:
-            write_failures(self.path, failures)
             logger.warning(
                 "%d of the cases are left out; %s lists them with the reasons", len(failures), self.path.name
             )
-        else:
-            self.path.unlink(missing_ok=True)

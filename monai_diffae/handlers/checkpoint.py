@@ -18,7 +18,7 @@ from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.validation import Validation
 
@@ -48,6 +48,7 @@ class CheckpointKeeper:
         lr_scheduler: stepped every iteration.
         validation: what early stopping remembers.
         model_config: what describes the model; a resumed run must have the same. Written beside the weights.
+        fingerprint: of the data and their split; a resumed run must have the same.
         interval_minutes: the longest time between two saves.
         overwrite: start anew although there is a checkpoint.
         enabled: False on ranks other than 0, which read but never write.
@@ -62,6 +63,7 @@ class CheckpointKeeper:
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         validation: Validation,
         model_config: dict[str, Any],
+        fingerprint: str = "",
         interval_minutes: float = 5.0,
         overwrite: bool = False,
         enabled: bool = True,
@@ -76,9 +78,11 @@ class CheckpointKeeper:
         }
         self.ema = ema
         self.model_config = model_config
+        self.fingerprint = fingerprint
         self.interval_s = interval_minutes * 60
         self.overwrite = overwrite
         self.enabled = enabled
+        self._has_saved = False
         self._saved_at = time.monotonic()
         self._stop_signal: int | None = None
         self._handlers_before: dict[int, Any] = {}
@@ -99,8 +103,13 @@ class CheckpointKeeper:
         state = engine.state
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
+        checkpoint["fingerprint"] = self.fingerprint
         checkpoint["model_config"] = json.dumps(self.model_config, sort_keys=True)
         self.directory.mkdir(parents=True, exist_ok=True)
+        if not self._has_saved:  # with the first weights, and not before: they belong together
+            text = json.dumps(self.model_config, indent=2) + "\n"
+            write_atomic(self.directory / "config.json", lambda target: target.write_text(text))
+            self._has_saved = True
         contents = {MODEL: self.ema.network.state_dict(), CHECKPOINT: checkpoint}
         # The checkpoint last: a training that is killed between the two does its last steps again. The first time
         # it is the other way round, as weights without a checkpoint are taken for somebody's finished ones.
@@ -119,14 +128,15 @@ class CheckpointKeeper:
                 f"{MODEL}: trained weights are there already, and there is no {CHECKPOINT} beside it to go on from; "
                 "choose another output_dir, or say overwrite to replace them"
             )
-        if self.enabled:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.model_config, indent=2) + "\n"
-            write_atomic(self.directory / "config.json", lambda target: Path(target).write_text(text))
 
     def _resume(self, engine: Workflow, path: Path) -> None:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _read(path, {*self.parts, "trainer", "fingerprint", "model_config"})
         _refuse_other_model(json.loads(checkpoint["model_config"]), self.model_config, path)
+        if checkpoint["fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"{path.name} is of other data, or of another split of them: use the same dataset_dir, another "
+                "output_dir, or say overwrite to start anew"
+            )
         wanted = [(group["initial_lr"], group["weight_decay"]) for group in self.parts["optimizer"].param_groups]
         for name, part in self.parts.items():
             part.load_state_dict(checkpoint[name])
@@ -207,6 +217,19 @@ def _save(content: dict[str, Any], path: Path) -> None:
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     write_atomic(path, write)
+
+
+def _read(path: Path, parts: set[str]) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = parts - checkpoint.keys()
+    except Exception as error:  # torch raises what pickle, zip and its own checks raise
+        raise ScanError(f"{path.name}: cannot be read as a checkpoint; copy it again, or say overwrite") from error
+    if missing:
+        raise ConfigError(
+            f"{path.name}: lacks {min(missing)!r}, it is no checkpoint of ours; say overwrite to start anew"
+        )
+    return checkpoint
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

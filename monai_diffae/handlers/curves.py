@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from monai.engines import Workflow
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents
+
+logger = logging.getLogger(__name__)
 
 TABLE = "curves.csv"
 PICTURE = "curves.png"
@@ -45,8 +48,12 @@ class TrainingCurves:
     def _start(self, engine: Workflow) -> None:
         table = self.directory / TABLE
         if engine.state.iteration and table.is_file():
-            before = pd.read_csv(table)
-            rows = before[before["step"] <= engine.state.iteration].to_dict("records")
+            try:
+                before = pd.read_csv(table)
+                rows = before[before["step"] <= engine.state.iteration].to_dict("records")
+            except (ValueError, KeyError, TypeError):  # pandas' errors are ValueErrors
+                logger.warning("%s cannot be read; it starts anew", table.name)
+                return
             self.rows = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows]
 
     def _add_training(self, engine: Workflow) -> None:

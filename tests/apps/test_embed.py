@@ -8,7 +8,7 @@ import torch
 
 from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.embed import embed, encode_exactly, patient_hash
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, ScanError
 
 
 def z_of(table):
@@ -101,19 +101,43 @@ def test_another_label_in_the_table_is_not_silently_left_out(tiny_bundle, other_
 
 
 def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path, monkeypatch):
-    first = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
-    record = first.path.with_suffix(".json")
-    content = json.loads(record.read_text())
+    record = tmp_path / "embeddings.json"
     # stopped between the table and its record
     monkeypatch.setattr("monai_diffae.apps.embed.EmbedResult", None)
     with pytest.raises(TypeError):
-        embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", overwrite=True)
+        embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     monkeypatch.undo()
+    assert json.loads(record.read_text())["results"] == {}
     with pytest.raises(ConfigError, match="made with other overrides"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", overrides={"slice_step": 3})
     again = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     assert not again.skipped
-    assert json.loads(record.read_text()) == content
+    assert json.loads(record.read_text())["results"] == {"num_cases": 12, "num_failed": 0}
+
+
+def test_an_overwrite_that_fails_leaves_the_old_result_and_its_record(embedded, tiny_bundle, tmp_path):
+    before = embedded.path.with_suffix(".json").read_text(), embedded.path.read_bytes()
+    (tmp_path / "broken.nii").write_bytes(b"no scan")
+    with pytest.raises(CohortError):
+        embed(tiny_bundle.directory, tmp_path / "broken.nii", embedded.path.parent, device="cpu", overwrite=True)
+    assert (embedded.path.with_suffix(".json").read_text(), embedded.path.read_bytes()) == before
+    embedded.path.with_name("failures.csv").unlink(missing_ok=True)
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_bundle, tmp_path):
+    directory = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.directory, directory)
+    weights = torch.load(directory / "models" / "model.pt", weights_only=True)
+    next(iter(weights.values())).fill_(float("nan"))
+    torch.save(weights, directory / "models" / "model.pt")
+    with pytest.raises(ScanError, match=r"model\.pt: holds weights that are not finite"):
+        embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
+
+
+def test_a_users_own_failures_table_is_left_alone(tiny_bundle, other_cohort, tmp_path):
+    (tmp_path / "failures.csv").write_text("mine")
+    embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
+    assert (tmp_path / "failures.csv").read_text() == "mine"
 
 
 def test_a_new_table_with_our_own_words_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):

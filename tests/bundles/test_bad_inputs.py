@@ -27,6 +27,15 @@ def complaint(make_workflow, overrides):
         ({"train#trainr": {"max_epochs": 3}}, ["train#trainr", "did you mean 'trainer'"]),
         ({"dataset_dir": "/nowhere/cohort.csv"}, ["cohort.csv"]),
         ({"precision": "fp8"}, ["precision", "bf16"]),
+        ({"overwrite": "False"}, ["overwrite is 'False'", "True or False"]),
+        ({"batch_size": 0}, ["batch_size is 0", "at least 1"]),
+        ({"max_epochs": -1}, ["max_epochs is -1", "at least 1"]),
+        ({"max_grad_norm": -5}, ["max_grad_norm is -5", "above 0"]),
+        ({"ema_decay": 2}, ["ema_decay is 2", "below 1"]),
+        ({"learning_rate": "fast"}, ["learning_rate is 'fast'", "number"]),
+        ({"image_size": 16}, ["image_size is 16", "[64, 64]"]),
+        ({"percentiles": 99}, ["percentiles is 99"]),
+        ({"device": "banana"}, ["device", "'banana'"]),
         ({"diffusion#schedule": "linear"}, ["schedule", "linear_beta"]),
         ({"lr_schedule": "step"}, ["lr_schedule"]),
     ],
@@ -107,3 +116,7 @@ def test_a_patient_in_two_splits_is_refused(make_workflow, small_cohort, tmp_pat
 
 def test_a_wrong_number_of_channels_is_refused(make_workflow):
     assert "channel" in complaint(make_workflow, {"in_channels": 3})
+
+
+def test_an_override_of_what_refers_to_a_key_makes_the_key_no_unknown_one(make_workflow):
+    make_workflow({"train#trainer#max_epochs": 1, "train#dataloader#batch_size": 4, "optimizer#lr": 0.01})

@@ -14,7 +14,8 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.apps.bundles import load_bundle
+from monai_diffae.errors import ConfigError, ScanError
 
 # 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on
 RUN = {
@@ -155,6 +156,37 @@ def test_a_stop_at_an_epochs_last_step_is_validated_first(make_workflow, tmp_pat
     train(make_workflow, tmp_path / "out")
     curves = pd.read_csv(tmp_path / "out" / "curves.csv").dropna(subset=["validation_loss"])
     assert curves["step"].tolist() == [5, 10, 15]
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_an_unreadable_checkpoint_is_one_line(make_workflow, whole, content):
+    path = whole / "models" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(ScanError, match=r"checkpoint\.pt: cannot be read as a checkpoint"):
+        train(make_workflow, whole, max_epochs=4)
+
+
+def test_an_unreadable_table_of_curves_does_not_stop_a_training(make_workflow, whole):
+    (whole / "curves.csv").write_bytes(b"")
+    train(make_workflow, whole, max_epochs=4, lr_schedule="constant")
+    assert pd.read_csv(whole / "curves.csv").dropna(subset=["loss"])["step"].tolist() == [16, 17, 18, 19, 20]
+
+
+def test_other_patients_in_training_are_refused(make_workflow, whole, small_cohort, tmp_path):
+    table = pd.read_csv(small_cohort)
+    table["image"] = [str(small_cohort.parent / image) for image in table["image"]]
+    train_rows, val_rows = table.index[table["split"] == "train"], table.index[table["split"] == "val"]
+    table.loc[train_rows[: len(val_rows)], "split"], table.loc[val_rows, "split"] = "val", "train"
+    table.to_csv(tmp_path / "swapped.csv", index=False)
+    with pytest.raises(ConfigError, match="is of other data, or of another split of them"):
+        train(make_workflow, whole, dataset_dir=str(tmp_path / "swapped.csv"), max_epochs=4)
+
+
+def test_a_failed_overwrite_leaves_a_bundle_that_loads(make_workflow, whole):
+    with pytest.raises(ConfigError, match="not finite"):
+        train(make_workflow, whole, overwrite=True, learning_rate=1e30, **{"network_def#z_channels": 16})
+    shutil.copytree(ROOT / "configs", whole / "configs", dirs_exist_ok=True)
+    load_bundle(whole, "cpu")
 
 
 def test_another_number_of_steps_is_refused(make_workflow, whole):

@@ -98,7 +98,7 @@ def test_patients_from_paths(tmp_path: Path) -> None:
 
 def test_one_file_and_nothing(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii.gz")
-    assert [c.id for c in read_cohort(tmp_path / "a.nii.gz")] == ["a"]
+    assert [c.id for c in read_cohort(tmp_path / "a.nii.gz")] == ["data_a"]
     assert [c.id for c in read_cohort(save_series(tmp_path / "ct"))] == ["ct"]
     (tmp_path / "none").mkdir()
     assert ".nii.gz" in refusal(tmp_path / "none")
@@ -332,3 +332,16 @@ def test_no_private_tag_leaves_a_dicom_file(tmp_path: Path) -> None:
     everything = f"{cases}{[c.item() for c in cases]}{failures}{caught.value}{fingerprint(cases)}"
     for private in ("Dumbledore", "Albus", "'PGBM-003'", "19500101"):
         assert private not in everything
+
+
+def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    save_nifti(tmp_path / "data" / "a.nii")
+    (tmp_path / "latest").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "self").symlink_to(tmp_path / "data")
+    assert [c.id for c in read_cohort(tmp_path)] == ["data_a"]
+
+
+def test_an_unknown_word_in_columns_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="columns: 'imaje' is none of our words, which are: image, id, patient"):
+        read_cohort(tmp_path, columns={"imaje": "file"})
