@@ -98,7 +98,7 @@ def test_patients_from_paths(tmp_path: Path) -> None:
 
 def test_one_file_and_nothing(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii.gz")
-    assert [c.id for c in read_cohort(tmp_path / "a.nii.gz")] == ["data_a"]
+    assert [c.id for c in read_cohort(tmp_path / "a.nii.gz")] == ["a"]
     assert [c.id for c in read_cohort(save_series(tmp_path / "ct"))] == ["ct"]
     (tmp_path / "none").mkdir()
     assert ".nii.gz" in refusal(tmp_path / "none")
