@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Diffusion autoencoders for medical scans.\n\nExample: monai-diffae demo --out demo",
-    epilog="Exit codes: 0 done, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
+    epilog="Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
     "5 unsafe input refused, 6 disk or device.",
 )
 
@@ -34,7 +34,8 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at o
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read scans; 0: this one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make it anew although it is there.")]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="What the table calls our word, as image=file; may be repeated.")
+    list[str] | None,
+    typer.Option("--column", help="What the table calls image, id, patient or split, as image=file; may be repeated."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A config id and its value, as max_epochs=5; may be repeated.")
@@ -84,7 +85,10 @@ def train(
     device: Device = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="The config's by default.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=0, help="The config's by default.")] = None,
-    overlay: Annotated[list[Path] | None, typer.Option("--overlay", help="A config file laid over train.json.")] = None,
+    overlay: Annotated[
+        list[Path] | None,
+        typer.Option("--overlay", help="A config file laid over train.json; the bundle's configs/overlays has some."),
+    ] = None,
     column: Columns = None,
     settings: Settings = None,
     overwrite: Overwrite = False,
@@ -134,13 +138,17 @@ def reconstruct(
     bundle: Bundle,
     cohort: Cohort,
     out: Out,
-    mode: Annotated[str, typer.Option("--mode", help="x_T (near-exact), z_sem (from z_sem alone), or both.")] = "x_T",
+    mode: Annotated[
+        str, typer.Option("--mode", help="x_T (near-exact), z_sem (from z_sem alone), or both; mosaic.png shows both.")
+    ] = "x_T",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Network evaluations for decoding.")] = 100,
     invert_steps: Annotated[
         int | None, typer.Option("--invert-steps", min=1, help="For inversion; as for decoding by default.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first cases.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Only train, val or test.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only train, val or test; all by default, training cases too.")
+    ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     workers: Workers = 0,
@@ -167,7 +175,8 @@ def reconstruct(
 def probe(
     file: Annotated[Path, typer.Argument(help="embeddings.parquet", show_default=False)],
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="A label column; all numbers by default.")
+        list[str] | None,
+        typer.Option("--target", help="A label column (of the table that was embedded); all numbers by default."),
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,

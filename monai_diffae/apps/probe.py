@@ -61,7 +61,8 @@ def probe(
     if not wanted:
         wanted = [name for name in labels if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
     if not wanted:
-        raise ConfigError(f"{Path(embeddings).name}: there is no numeric label column to probe; name one with --target")
+        todo = "name one with --target" if labels else "embed a table that has label columns"
+        raise ConfigError(f"{Path(embeddings).name}: there is no numeric label column to probe; {todo}")
     for name in wanted:
         if name not in labels:
             raise ConfigError(f"target: there is no label column '{name}'; choose from: {', '.join(labels) or 'none'}")

@@ -150,6 +150,10 @@ def reconstruct(
     table = pd.DataFrame(rows)
     write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
     means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
+    if abs(means.get("x_T_std", 1.0) - 1) > 0.1:
+        logger.warning(
+            "x_T is no noise (standard deviation %.2f, not 1): the model is hardly trained", means["x_T_std"]
+        )
     result = ReconstructResult(folder, means, len(table), len(cases.failures))
     write_record(record, made_from, {"means": means, "num_cases": len(table), "num_failed": result.num_failed})
     return result

@@ -260,7 +260,7 @@ def _remove_folder(folder: Path, owner: int) -> None:
 def _shown(total: int, progress: bool) -> Iterator[Callable[[], None]]:
     if not progress or total < 2 or not sys.stderr.isatty():
         if progress and total > 1:
-            logger.info("reading and preprocessing %d scans", total)
+            logger.info("reading and preprocessing %d images", total)
         yield lambda: None
         return
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.slices import Axis
 from monai_diffae.data.splits import assign_splits
 from monai_diffae.errors import CohortError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,13 @@ def split_cohort(
     cases = assign_splits(cases, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     print_of_data = fingerprint(cases)
     failures: list[Failure] = []
+    num_scans, num_patients = len(cases), len({case.patient for case in cases})
     if spatial_dims == 2:
         cases, failures = expand_slices(cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step)
     if not cases:
         raise CohortError(
             f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}"
         )
+    parts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
+    logger.info("%d scans of %d patients: %s images", num_scans, num_patients, parts)
     return SplitCohort(cases, failures, print_of_data)
