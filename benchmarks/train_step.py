@@ -3,9 +3,8 @@
     python benchmarks/train_step.py [--preset paper_64 --batch-size 8 --size 64 --rounds 5]
 
 Plain: fp32, contiguous tensors, torch's default AdamW (a loop over tensors on CPUs), an EMA that loops over tensors.
-Default: what ``bundles/diffae_2d`` does on this machine: precision ``auto``, channels_last,
-fused AdamW, our EMA.
-Prints medians, the ratio and the machine, and the share of the optimiser and average in each.
+Default: what ``bundles/diffae_2d`` does on this machine: precision ``auto``, channels_last, fused AdamW, our EMA.
+Prints medians, the ratio and the machine.
 """
 
 from __future__ import annotations

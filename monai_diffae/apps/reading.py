@@ -110,8 +110,11 @@ def read_split_cohort(
 
 def _fitting(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
     """The training table's names of our words, less those that this table has under our word alone."""
-    header = column_names(cohort) if cohort.suffix.lower() in (".csv", ".tsv", ".json") and cohort.is_file() else []
-    return {word: name for word, name in columns.items() if word != name and (name in header or word not in header)}
+    named = {word: name for word, name in columns.items() if word != name}
+    if not named or cohort.suffix.lower() not in (".csv", ".tsv", ".json") or not cohort.is_file():
+        return named
+    header = column_names(cohort)
+    return {word: name for word, name in named.items() if name in header or word not in header}
 
 
 def read_cases(

@@ -51,7 +51,7 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
         _flush(path.parent)
     except OSError as error:
         if error.errno in _MACHINE:
-            reason = os.strerror(error.errno or 0)
+            reason = os.strerror(error.errno)
             raise MachineError(
                 f"{path.name}: cannot be written ({reason}); free space or choose another folder"
             ) from error

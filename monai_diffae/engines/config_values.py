@@ -79,7 +79,7 @@ def check_values(config: dict[str, Any]) -> None:
     """
     for key, rule in RULES.items():
         value = config.get(key)
-        if key not in config or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+        if key not in config or is_formula(value):
             continue
         try:
             is_right = rule.holds(value)
@@ -88,8 +88,13 @@ def check_values(config: dict[str, Any]) -> None:
         if not is_right:
             raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
     device = config.get("device")
-    if isinstance(device, str) and device[:1] not in ("$", "@", "%"):
+    if isinstance(device, str) and not is_formula(device):
         check_device(device)
+
+
+def is_formula(value: Any) -> bool:
+    """Whether a value is an expression or a reference, not something that a user typed in plain."""
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def check_device(device: str | torch.device) -> None:

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
-from monai_diffae.engines.config_values import check_values
+from monai_diffae.engines.config_values import check_values, is_formula
 from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
@@ -174,7 +174,7 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
             return {
                 k: "(data)" if k == "data" and isinstance(v, list) else clean(v)
                 for k, v in value.items()
-                if _SEPARATOR.split(k)[-1] not in private_keys or _is_formula(v)
+                if _SEPARATOR.split(k)[-1] not in private_keys or is_formula(v)
             }
         if isinstance(value, list):
             return [clean(item) for item in value]
@@ -198,7 +198,7 @@ def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
             return [blank(key, item) for item in value]
         if not isinstance(value, str) or value in ("???", "."):
             return value
-        is_private = _SEPARATOR.split(key)[-1] in PRIVATE_KEYS and not _is_formula(value)
+        is_private = _SEPARATOR.split(key)[-1] in PRIVATE_KEYS and not is_formula(value)
         return "???" if is_private or _ABSOLUTE.match(value) else value
 
     return {key: blank(key, value) for key, value in config.items()}
@@ -223,7 +223,7 @@ def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list) and any(isinstance(item, (dict, str)) for item in value):
             for i, item in enumerate(value):
                 visit(f"{prefix}#{i}", item)
-        elif not _is_formula(value):
+        elif not is_formula(value):
             flat[prefix] = value
 
     visit("", config)
@@ -237,11 +237,6 @@ def _bundle_keys(config: dict[str, Any]) -> set[str]:
         return {key for file in configs.glob("*.json") for key in json.loads(file.read_text())}
     except (OSError, ValueError, TypeError):
         return set()
-
-
-def _is_formula(value: Any) -> bool:
-    """Whether a value is an expression or a reference, not something that a user typed in plain."""
-    return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -137,6 +137,12 @@ class CheckpointKeeper:
                 f"{path.name} is of other data, or of another split of them: use the same dataset_dir, another "
                 "output_dir, or say overwrite to start anew"
             )
+        state, saved = engine.state, checkpoint["trainer"]
+        if saved["epoch_length"] != state.epoch_length:
+            raise ConfigError(
+                f"{path.name} is of a run with {saved['epoch_length']} steps an epoch, this one has "
+                f"{state.epoch_length}: use the same data and batch_size, or another output_dir"
+            )
         wanted = [(group["initial_lr"], group["weight_decay"]) for group in self.parts["optimizer"].param_groups]
         for name, part in self.parts.items():
             part.load_state_dict(checkpoint[name])
@@ -144,12 +150,6 @@ class CheckpointKeeper:
         _lay_out_like_parameters(self.parts["optimizer"])
         if self.enabled and not (self.directory / MODEL).is_file():
             _save(self.ema.network.state_dict(), self.directory / MODEL)
-        state, saved = engine.state, checkpoint["trainer"]
-        if saved["epoch_length"] != state.epoch_length:
-            raise ConfigError(
-                f"{path.name} is of a run with {saved['epoch_length']} steps an epoch, this one has "
-                f"{state.epoch_length}: use the same data and batch_size, or another output_dir"
-            )
         is_stopped_early = self.parts["validation"].is_patience_spent
         if is_stopped_early or saved["iteration"] >= state.max_epochs * state.epoch_length:
             engine.is_complete = True  # type: ignore[attr-defined]
