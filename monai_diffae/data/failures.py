@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
             f"{path.name}: a file of this name is there, and no list of ours; move it or name another --out"
         )
     if not failures:
-        path.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # who writes results there will say so
+            path.unlink(missing_ok=True)
         return path
     return write_atomic(path, write)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def check_values(config: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: names the key, its value and what it may be.
-        MachineError: ``device`` is not there.
+        MachineError: ``device`` is not there, or ``output_dir`` is a file.
 
     Example:
         >>> check_values({"batch_size": 0})
@@ -87,6 +88,9 @@ def check_values(config: dict[str, Any]) -> None:
             is_right = False
         if not is_right:
             raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
+    out = config.get("output_dir")
+    if isinstance(out, str) and Path(out).is_file():
+        raise MachineError(f"output_dir: {Path(out).name} is a file, not a folder; name another output_dir")
     device = config.get("device")
     if isinstance(device, str) and not is_formula(device):
         check_device(device)

@@ -97,7 +97,9 @@ class MLflowTracking:
             action()
         except Exception as error:  # whatever a tracking server does, training goes on
             self.enabled = False
-            reason = " ".join(str(error).split())[:200]
+            # an OSError's text has the path, which may name a patient
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = " ".join(text.split())[:200]
             logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason)
 
     def _start(self) -> None:

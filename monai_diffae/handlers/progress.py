@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from ignite.engine import Events
@@ -32,7 +33,9 @@ class TrainingProgress:
         self._last_line = 0.0
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer, and with the evaluator."""
+        """Register with a trainer, and with the evaluator; not where the package's logger is set to be quiet."""
+        if logging.getLogger("monai_diffae").level >= logging.WARNING:
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
         engine.add_event_handler(Events.COMPLETED, self._stop)

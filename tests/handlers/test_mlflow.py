@@ -83,6 +83,17 @@ def test_a_server_that_is_down_is_said_once_and_training_goes_on(make_workflow, 
     assert (tmp_path / "out" / "models" / "model.pt").is_file()
 
 
+def test_a_folder_that_cannot_be_written_is_said_without_its_path(make_workflow, tmp_path, caplog, monkeypatch):
+    def no_client(uri):
+        raise FileExistsError(17, "File exists", f"/data/{NAME}/mlflow.db")
+
+    monkeypatch.setattr("mlflow.MlflowClient", no_client)
+    with caplog.at_level(logging.WARNING):
+        tracked(make_workflow)
+    assert "MLflow tracking failed" in caplog.text
+    assert NAME not in caplog.text
+
+
 def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_its_run(
     make_workflow, tmp_path, monkeypatch
 ):
