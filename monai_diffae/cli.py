@@ -251,6 +251,35 @@ def demo(
     )
 
 
+@app.command(epilog="Example: monai-diffae import-official last.ckpt --out my_model")
+def import_official(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .ckpt of phizaz/diffae, or its weights as .safetensors.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the bundle.", show_default=False)],
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Pixels along a side; read off the checkpoint by default.")
+    ] = None,
+    latent_statistics: Annotated[
+        Path | None,
+        typer.Option("--latent-statistics", help="The official latent.pkl; those in the checkpoint by default."),
+    ] = None,
+    bundle: Annotated[str, typer.Option("--bundle", help="Which shipped bundle to fill.")] = "diffae_2d",
+    encoder_num_res_blocks: Annotated[
+        int | None, typer.Option("--encoder-num-res-blocks", min=1, help="Where more than one number fits.")
+    ] = None,
+    num_heads: Annotated[int, typer.Option("--num-heads", min=1, help="Attention heads of the model.")] = 1,
+) -> None:
+    """Make a trained bundle of a checkpoint of the official Diff-AE code."""
+    from monai_diffae.apps.import_official import import_official as run
+
+    folder = run(
+        checkpoint, out, image_size=image_size, latent_statistics=latent_statistics, bundle=bundle,
+        encoder_num_res_blocks=encoder_num_res_blocks, num_heads=num_heads,
+    )  # fmt: skip
+    print(folder)
+
+
 @app.command(epilog="Example: monai-diffae info my_model --json")
 def info(
     directory: Annotated[Path, typer.Argument(help="A trained bundle.", show_default=False)], as_json: AsJson = False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -48,6 +51,18 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     directory = init_bundle(root / "bundle", "diffae_2d")
     train(directory, cohort, overrides=TINY)
     return TinyBundle(directory, cohort)
+
+
+@pytest.fixture(scope="session")
+def official() -> ModuleType:
+    """``tests/networks/official_reference.py``: Diff-AE a second time, and random weights under official names."""
+    spec = spec_from_file_location("official_reference", Path(__file__).parent / "networks" / "official_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

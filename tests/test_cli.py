@@ -8,7 +8,7 @@ import pytest
 
 from monai_diffae import cli
 
-COMMANDS = ["init", "train", "embed", "reconstruct", "probe", "samples", "demo", "info"]
+COMMANDS = ["init", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info"]
 
 
 @pytest.fixture

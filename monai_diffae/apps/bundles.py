@@ -27,22 +27,44 @@ def shipped(kind: str) -> Path:
     return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
 
 
+def shipped_bundle(name: str) -> Path:
+    """The folder of a shipped bundle.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    folder = shipped("bundles") / name
+    if not (folder / "configs" / "train.json").is_file():
+        names = sorted(p.name for p in shipped("bundles").iterdir() if (p / "configs").is_dir())
+        raise ConfigError(f"bundle: there is no {name!r}; choose one of: {', '.join(names)}")
+    return folder
+
+
 def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     """Copy a shipped bundle to ``directory``, with the config overlays in ``configs/overlays``.
 
     Raises:
         ConfigError: no such bundle, or ``directory`` is not empty.
     """
-    source, target = shipped("bundles") / bundle, Path(directory)
-    if not (source / "configs" / "train.json").is_file():
-        names = sorted(p.name for p in shipped("bundles").iterdir() if (p / "configs").is_dir())
-        raise ConfigError(f"bundle: there is no {bundle!r}; choose one of: {', '.join(names)}")
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target.name}: the folder is not empty; name a new one, so that nothing is overwritten")
+    source, target = shipped_bundle(bundle), Path(directory)
+    check_new_folder(target)
     _copy_static(source, target)
     shutil.copytree(shipped("overlays"), target / "configs" / "overlays", dirs_exist_ok=True)
     (target / "models").mkdir(exist_ok=True)
     return target
+
+
+def check_new_folder(directory: str | Path) -> None:
+    """Refuse a folder that holds something already.
+
+    Raises:
+        ConfigError: it does, or is no folder.
+    """
+    target = Path(directory)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target.name}: is a file; name a new folder")
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target.name}: the folder is not empty; name a new one, so that nothing is overwritten")
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:

@@ -157,6 +157,11 @@ def checksum(directory: str | os.PathLike[str]) -> str:
     path = Path(directory) / "models" / "model.pt"
     if not path.is_file():
         raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")
+    return file_checksum(path)
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file."""
     with open(path, "rb") as stream:
         digest = hashlib.sha256()
         for block in iter(lambda: stream.read(1 << 20), b""):

@@ -23,8 +23,8 @@ _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # ids that MONAI or its applications look for, whether or not the config refers to them
 _STANDARD_IDS = {
     "_meta_", "imports", "bundle_root", "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing",
-    "postprocessing", "network_def", "network", "inferer", "evaluator", "handlers", "train", "validate",
-    "val_interval", "initialize", "run", "finalize", "training", "evaluating", "tracking",
+    "postprocessing", "network_def", "latent_network_def", "network", "inferer", "evaluator", "handlers", "train",
+    "validate", "val_interval", "initialize", "run", "finalize", "training", "evaluating", "tracking",
 }  # fmt: skip
 # the same inside ``train`` and ``validate``
 _SECTION_IDS = {

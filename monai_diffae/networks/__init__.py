@@ -1,11 +1,22 @@
-"""The networks of a diffusion autoencoder: semantic encoder, conditional denoiser, and both as one module."""
+"""The networks of a diffusion autoencoder: encoder, conditional denoiser, both as one module; the latent DDIM's MLP."""
 
 from __future__ import annotations
 
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
 from monai_diffae.networks.denoising_unet import DenoisingUNet
+from monai_diffae.networks.latent_mlp import LatentMLP
+from monai_diffae.networks.official_latent import load_official_latent
 from monai_diffae.networks.official_weights import load_official
 from monai_diffae.networks.presets import PRESETS, preset
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 
-__all__ = ["PRESETS", "DenoisingUNet", "DiffusionAutoencoder", "SemanticEncoder", "load_official", "preset"]
+__all__ = [
+    "PRESETS",
+    "DenoisingUNet",
+    "DiffusionAutoencoder",
+    "LatentMLP",
+    "SemanticEncoder",
+    "load_official",
+    "load_official_latent",
+    "preset",
+]

@@ -37,6 +37,7 @@ class DiffusionAutoencoder(nn.Module):
         dropout: probability of dropping an element inside the UNet's blocks.
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
         encoder_in_channels: channels of the images to encode; None: ``in_channels``.
+        encoder_num_res_blocks: the encoder's blocks a level; None: ``num_res_blocks``.
         encoder: any network (B, encoder_in_channels, *S) -> (B, z_channels) in place of :class:`SemanticEncoder`,
             for example MONAI's ``resnet18`` by a ``_target_`` in a bundle's config. If it returns several things,
             the first counts.
@@ -76,6 +77,7 @@ class DiffusionAutoencoder(nn.Module):
         dropout: float = 0.0,
         use_checkpoint: bool = False,
         encoder_in_channels: int | None = None,
+        encoder_num_res_blocks: int | None = None,
         encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +87,8 @@ class DiffusionAutoencoder(nn.Module):
             encoder_channel_mult = [*channel_mult, *channel_mult[-1:]]
         if encoder_attention_levels is None:
             encoder_attention_levels = attention_levels
+        if encoder_num_res_blocks is None:
+            encoder_num_res_blocks = num_res_blocks
         self.spatial_dims = spatial_dims
         self.z_channels = z_channels
         self.encoder_in_channels = in_channels if encoder_in_channels is None else encoder_in_channels
@@ -105,6 +109,7 @@ class DiffusionAutoencoder(nn.Module):
             "dropout": dropout,
             "use_checkpoint": use_checkpoint,
             "encoder_in_channels": self.encoder_in_channels,
+            "encoder_num_res_blocks": encoder_num_res_blocks,
             "encoder": None if encoder is None else f"{type(encoder).__module__}.{type(encoder).__qualname__}",
         }
         self.config = config  # not annotated here: TorchScript would try to compile it
@@ -129,7 +134,7 @@ class DiffusionAutoencoder(nn.Module):
                 z_channels,
                 config["encoder_base_channels"],
                 encoder_channel_mult,
-                num_res_blocks,
+                encoder_num_res_blocks,
                 encoder_attention_levels,
                 num_heads,
                 use_checkpoint,

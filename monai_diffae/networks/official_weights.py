@@ -1,4 +1,4 @@
-"""Weights of the official Diff-AE implementation in our networks.
+"""Weights of the official Diff-AE implementation (phizaz/diffae) in our networks.
 
 The configuration is read off the tensors, so a state dict is all it takes. Files are read without running any
 code that they may hold: ``.safetensors``, or PyTorch files by ``weights_only=True``; there is no other way in.
@@ -6,25 +6,17 @@ code that they may hold: ``.safetensors``, or PyTorch files by ``weights_only=Tr
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.errors import ConfigError
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
-
-StateDict = Mapping[str, torch.Tensor]
-
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+from monai_diffae.networks.checkpoint_files import read_weights
+from monai_diffae.networks.official_layout import StateDict, infer_config
 
 # the official modules by position -> ours by name; the order matters
 RENAMES = (
@@ -42,15 +34,25 @@ RENAMES = (
     (r"\.proj_out\.", ".out."),
 )
 
+# arguments of DiffusionAutoencoder that leave no trace in the weights, or only a faint one
+_OVERRIDES = ("num_heads", "dropout", "use_checkpoint", "encoder_num_res_blocks")
+# Lightning's own buffers beside the model
+_BESIDE = ("x_T", "conds_mean", "conds_std")
+
 
 def load_official(source: str | Path | StateDict, **overrides: Any) -> DiffusionAutoencoder:
     """The official code's model with its weights, in eval mode, as a :class:`DiffusionAutoencoder`.
 
+    Everything that the official code can be configured to is either taken over or refused by name, but for what
+    leaves no trace in the weights: ``num_heads`` is 1 unless it is given, and settings that only the official
+    code's history knows (``enc_tanh``, ``time_first``, ``condition_scale_bias``, ``cond_at``, ``time_at``) are taken
+    to be those of the released models.
+
     Args:
         source: a ``.safetensors`` file, a checkpoint of the official training (its ``ema_model`` is taken), or a
             state dict under the official names, with or without a prefix ``ema_model.`` or ``model.``.
-        **overrides: arguments of :class:`DiffusionAutoencoder` that leave no trace in the weights:
-            ``num_heads``, ``dropout``, ``use_checkpoint``.
+        **overrides: ``num_heads``, ``dropout``, ``use_checkpoint``, and ``encoder_num_res_blocks`` where more than
+            one number fits the weights.
 
     Raises:
         UnsafeInputError: a file that is damaged or that cannot be read without running code from it.
@@ -62,105 +64,100 @@ def load_official(source: str | Path | StateDict, **overrides: Any) -> Diffusion
         ...
         monai_diffae.errors.ConfigError: these are not the weights of an official Diff-AE: input_blocks.0.0.weight ...
     """
-    weights = official_state_dict(read_weights(source) if isinstance(source, (str, Path)) else source)
+    for name in overrides:
+        if name not in _OVERRIDES:
+            raise ConfigError(f"{name}: this is read off the weights; only {', '.join(_OVERRIDES)} can be given")
+    _, weights = select_model(read_weights(source) if isinstance(source, (str, Path)) else source)
+    if "layers.0.linear.weight" in weights or not weights:
+        raise ConfigError("there is no autoencoder in it, a latent DDIM at most; name the autoencoder's checkpoint")
     try:
-        config = infer_config(weights)
-        ours = rename(weights)
+        config = infer_config(weights, overrides.pop("encoder_num_res_blocks", None))
+        with torch.device("meta"):  # no time for random numbers that are replaced at once
+            network = DiffusionAutoencoder(**{**config, **overrides})
+    except ConfigError:
+        raise
     except KeyError as error:
         raise ConfigError(f"these are not the weights of an official Diff-AE: {error.args[0]} is missing") from error
-    network = DiffusionAutoencoder(**{**config, **overrides})
-    # linear layers instead of convolutions of size 1 over tokens and over the pooled vector
-    own = network.state_dict()
-    for key in own.keys() & ours.keys():
-        if own[key].numel() == ours[key].numel():
-            ours[key] = ours[key].reshape(own[key].shape)
-    try:
-        network.load_state_dict(ours)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"these weights do not fit the Diff-AE that their shapes describe: {reason}") from error
+    except (ValueError, IndexError, ArithmeticError) as error:  # the layout is read off shapes
+        raise ConfigError(
+            "these are not the weights of an official Diff-AE: a tensor lacks axes, or is empty"
+        ) from error
+    network.load_state_dict(fitted(weights, our_name, network.state_dict()), assign=True)
     return network.eval()
 
 
-def official_state_dict(weights: StateDict) -> dict[str, torch.Tensor]:
-    """The one model in a state dict: what is behind ``ema_model.``, else behind ``model.``, else all of it.
+def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, torch.Tensor]]:
+    """The one autoencoder in a state dict: behind ``ema_model.``, else behind ``model.``, else all of it.
 
-    A latent DDIM that the same checkpoint may hold is left out.
+    A latent DDIM that the same checkpoint may hold is left out, and so are the buffers beside the model.
     """
-    for prefix in ("ema_model.", "model."):
-        inner = {key[len(prefix) :]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
-        if inner:
-            weights = inner
+    which: Literal["ema_model", "model", "bare"] = "bare"
+    inner = {name: tensor for name, tensor in weights.items() if name not in _BESIDE}
+    for prefix in ("ema_model", "model"):
+        found = {n[len(prefix) + 1 :]: tensor for n, tensor in weights.items() if n.startswith(f"{prefix}.")}
+        if found:
+            which, inner = ("ema_model", found) if prefix == "ema_model" else ("model", found)
             break
-    return {key: tensor for key, tensor in weights.items() if not key.startswith("latent_net.")}
+    return which, {name: tensor for name, tensor in inner.items() if not name.startswith("latent_net.")}
 
 
-def infer_config(weights: StateDict) -> dict[str, Any]:
-    """The arguments of :class:`DiffusionAutoencoder` for official weights, from names and shapes alone.
+def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> dict[str, torch.Tensor]:
+    """Official tensors by our names, in our shapes, float32 and contiguous: exactly those of our network.
+
+    Args:
+        weights: under the official names.
+        rename: an official name -> ours.
+        own: the state dict of our network, of which the names and shapes count.
 
     Raises:
-        KeyError: a tensor is missing.
+        ConfigError: a tensor is missing or too many, has another shape or is no floating-point tensor, or holds a
+            value that is not finite (in float32).
     """
-    stem = weights["input_blocks.0.0.weight"]
-    base_channels, in_channels, spatial_dims = stem.shape[0], stem.shape[1], stem.ndim - 2
-    encoder_base, encoder_in_channels = weights["encoder.input_blocks.0.0.weight"].shape[:2]
-    # the first stage going up with a second residual block is the last one of its level
-    stages = _count(weights, "output_blocks")
-    upsampling = (i for i in range(stages) for j in (1, 2) if f"output_blocks.{i}.{j}.in_layers.0.weight" in weights)
-    num_res_blocks = next(upsampling, stages - 1)
-    mult, attention = _levels(weights, "", num_res_blocks, base_channels)
-    encoder_mult, encoder_attention = _levels(weights, "encoder.", num_res_blocks, encoder_base)
-    return {
-        "spatial_dims": spatial_dims,
-        "in_channels": in_channels,
-        "out_channels": weights["out.2.weight"].shape[0],
-        "base_channels": base_channels,
-        "channel_mult": mult,
-        "encoder_base_channels": encoder_base,
-        "encoder_channel_mult": encoder_mult,
-        "num_res_blocks": num_res_blocks,
-        "attention_levels": attention,
-        "encoder_attention_levels": encoder_attention,
-        "z_channels": weights["encoder.out.3.weight"].shape[0],
-        "time_embed_channels": weights["time_embed.time_embed.0.weight"].shape[0],
-        "encoder_in_channels": encoder_in_channels,
-    }
-
-
-def _count(weights: StateDict, blocks: str) -> int:
-    pattern = re.compile(re.escape(blocks) + r"\.(\d+)\.")
-    return len({match.group(1) for match in map(pattern.match, weights) if match})
-
-
-def _levels(weights: StateDict, prefix: str, num_res_blocks: int, base_channels: int) -> tuple[list[int], list[int]]:
-    """Multipliers and attention levels: input block 0 is the stem, then come num_res_blocks + 1 blocks a level."""
-    mult: list[int] = []
-    attention: list[int] = []
-    for first in range(1, _count(weights, f"{prefix}input_blocks"), num_res_blocks + 1):
-        level_width = weights[f"{prefix}input_blocks.{first}.0.in_layers.2.weight"].shape[0]
-        if f"{prefix}input_blocks.{first}.1.qkv.weight" in weights:
-            attention.append(len(mult))
-        mult.append(level_width // base_channels)
-    return mult, attention
-
-
-def rename(weights: StateDict) -> dict[str, torch.Tensor]:
-    """Official names -> ours, for the encoder and the UNet."""
-    renamed = {}
+    ours: dict[str, torch.Tensor] = {}
+    misfits = []
     for name, tensor in weights.items():
-        if name.startswith("encoder."):
-            key = re.sub(r"^input_blocks\.(\d+)\.", _encoder_stage, _rename_layers(name.removeprefix("encoder.")))
-            renamed["encoder." + key.replace("head.3.", "head.4.")] = tensor
-        else:
-            key = re.sub(r"^(\w+_blocks\.\d+|middle_stage)\.(\d)\.(\w+)", _unet_stage, _rename_layers(name))
-            renamed["unet." + key] = tensor
-    return renamed
+        key = rename(name)
+        if key in ours or key not in own or not _fits(tensor, own[key].shape):
+            misfits.append(name)
+            continue
+        tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if not tensor.isfinite().all():
+            raise ConfigError(f"{name}: holds values that are not finite; fetch the file again, or train anew")
+        ours[key] = tensor.reshape(own[key].shape)
+    missing = own.keys() - {rename(name) for name in weights}
+    if misfits or missing:
+        lists = [(_few(misfits), "too many or of another shape or kind"), (_few(missing), "missing (our names)")]
+        reasons = "; ".join(f"{few} {wrong}" for few, wrong in lists if few)
+        raise ConfigError(f"these weights do not fit the network that their shapes describe: {reasons}")
+    return ours
 
 
-def _rename_layers(key: str) -> str:
+def _fits(tensor: torch.Tensor, shape: torch.Size) -> bool:
+    """Whether it has the shape, or has it with axes of length 1 behind: convolutions of size 1 are linear layers."""
+    is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
+    return is_plain and tensor.shape == shape + (1,) * (tensor.ndim - len(shape))
+
+
+def _few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + more
+
+
+def our_name(name: str) -> str:
+    """The name in :class:`DiffusionAutoencoder` of an official tensor.
+
+    Example:
+        >>> our_name("encoder.input_blocks.3.0.in_layers.2.weight"), our_name("output_blocks.2.1.qkv.bias")
+        ('encoder.stages.2.0.conv1.weight', 'unet.up_stages.2.attention.qkv.bias')
+    """
+    key = name.removeprefix("encoder.")
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
-    return key
+    if name.startswith("encoder."):
+        key = re.sub(r"^input_blocks\.(\d+)\.", _encoder_stage, key)
+        return "encoder." + key.replace("head.3.", "head.4.")
+    return "unet." + re.sub(r"^(\w+_blocks\.\d+|middle_stage)\.(\d)\.(\w+)", _unet_stage, key)
 
 
 def _encoder_stage(match: re.Match[str]) -> str:
@@ -175,62 +172,3 @@ def _unet_stage(match: re.Match[str]) -> str:
     if position == "0":
         return f"{stage}.block.{layer}"
     return f"{stage}.{'attention' if layer in ('norm', 'qkv', 'out') else 'last_block'}.{layer}"
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` or PyTorch file; of a training's checkpoint, those of its ``state_dict``.
-
-    Raises:
-        ConfigError: there is no such file.
-        UnsafeInputError: the file is damaged, or could only be read by running code that it holds.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UnsafeInputError(
-            f"{path}: damaged, or holds more than tensors, and reading it could run code; "
-            "in a place that you trust, save its state_dict alone, or as .safetensors"
-        ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {key: tensor for key, tensor in content.items() if isinstance(tensor, torch.Tensor)}
-
-
-def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a ``.safetensors`` file and its metadata (https://huggingface.co/docs/safetensors).
-
-    Raises:
-        UnsafeInputError: a header that is no JSON or does not describe the bytes that follow.
-    """
-    content = bytearray(Path(path).read_bytes())
-    try:
-        start = 8 + int.from_bytes(content[:8], "little")
-        if start > len(content):
-            raise ValueError("a header longer than the file")
-        header = json.loads(content[8:start])
-        metadata = header.pop("__metadata__", {})
-        return {name: _tensor(entry, content, start) for name, entry in header.items()}, metadata
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UnsafeInputError(
-            f"{path}: no intact .safetensors file ({type(error).__name__}); fetch it again"
-        ) from error
-
-
-def _tensor(entry: dict[str, Any], content: bytearray, start: int) -> torch.Tensor:
-    dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
-    first, end = entry["data_offsets"]
-    count = math.prod(shape)
-    if (
-        not 0 <= first <= end <= len(content) - start
-        or end - first != count * dtype.itemsize
-        or min(shape, default=0) < 0
-    ):
-        raise ValueError("a tensor that lies outside of the file")
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    # a copy, so that one tensor does not keep the whole file in memory
-    return torch.frombuffer(content[start + first : start + end], dtype=dtype).reshape(shape)

@@ -168,7 +168,12 @@ def test_scripting_works_with_a_monai_encoder():
 
 
 def test_config_builds_the_same_network_again():
-    network = small(encoder_base_channels=4, encoder_channel_mult=(1, 2, 2, 2), encoder_attention_levels=())
+    network = small(
+        encoder_base_channels=4,
+        encoder_channel_mult=(1, 2, 2, 2),
+        encoder_attention_levels=(),
+        encoder_num_res_blocks=2,
+    )
     again = DiffusionAutoencoder(**json.loads(json.dumps(network.config))).eval()
     again.load_state_dict(network.state_dict())
     x = torch.randn(1, 1, 8, 16)

@@ -1,0 +1,171 @@
+"""Weights of the official Diff-AE code (phizaz/diffae) to a trained bundle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffae import __version__
+from monai_diffae.apps.bundles import check_new_folder, init_bundle, shipped_bundle, write_json
+from monai_diffae.apps.reading import file_checksum
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.run_config import check_image_size, model_config
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks import DiffusionAutoencoder, LatentMLP, load_official, load_official_latent
+from monai_diffae.networks.checkpoint_files import read_weights
+from monai_diffae.networks.official_latent import select_latent
+from monai_diffae.networks.official_weights import select_model
+
+logger = logging.getLogger(__name__)
+
+# the official code's diffusion, and its 8-bit images in [-1, 1]
+_OFFICIAL: dict[str, Any] = {
+    "intensity": "window",
+    "window_hu": [0, 255],
+    "model_range": [-1.0, 1.0],
+    "diffusion": {
+        "_target_": "monai_diffae.diffusion.DiffusionSchedule",
+        "num_train_timesteps": 1000,
+        "schedule": "linear_beta",
+        "prediction": "eps",
+        "timestep_sampling": "uniform",
+        "loss_weighting": "none",
+        "clip_range": "@model_range",
+    },
+}
+_ATTENTION_SIZE = 16  # where the official configurations attend
+
+
+def import_official(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    image_size: int | None = None,
+    latent_statistics: str | os.PathLike[str] | None = None,
+    bundle: str = "diffae_2d",
+    encoder_num_res_blocks: int | None = None,
+    num_heads: int = 1,
+) -> Path:
+    """Make a trained bundle of a checkpoint of the official code.
+
+    ``out`` gets the bundle's configs, ``models/model.pt``, ``models/config.json`` as a training writes it, and
+    ``models/provenance.json``; of a checkpoint with a latent DDIM also ``models/latent_model.pt``, which
+    ``latent_network_def`` in the config describes. Images are taken as in the official code: 0..255 to [-1, 1].
+
+    Args:
+        checkpoint: a ``.ckpt`` of the official training, or its weights as ``.safetensors``.
+        out: a new folder.
+        image_size: pixels along a side; None: those of the ``x_T`` that the checkpoint holds, or else the size at
+            which the network's attention sees 16 x 16, as in all official configurations.
+        latent_statistics: the official ``latent.pkl``; None: the statistics of z_sem in the checkpoint.
+        bundle: which shipped bundle to fill.
+        encoder_num_res_blocks: where more than one number fits the weights.
+        num_heads: attention heads, which leave no trace in the weights.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: no such file, weights of something else, an image size that is not known or does not fit, or
+            ``out`` is not empty.
+        UnsafeInputError: a file that is damaged or that cannot be read without running code from it.
+        MachineError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import_official("last.ckpt", "my_model")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: last.ckpt: there is no such file
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    check_new_folder(out)
+    weights = read_weights(checkpoint)
+    network = load_official(weights, encoder_num_res_blocks=encoder_num_res_blocks, num_heads=num_heads)
+    size = _image_size(weights, network) if image_size is None else [image_size] * network.spatial_dims
+    check_image_size(network, size)
+    latent = _latent(weights, latent_statistics, network.z_channels)
+    config = _config(bundle, network, size, latent)
+    models = init_bundle(out, bundle) / "models"
+    write_json(models / "config.json", config)
+    write_json(models / "provenance.json", {
+        "source": "official phizaz/diffae checkpoint",
+        "file_sha256": file_checksum(checkpoint),
+        "weights": select_model(weights)[0],
+        "monai_diffae": __version__,
+    })  # fmt: skip
+    if latent is not None:
+        _save(latent, models / "latent_model.pt")
+    _save(network, models / "model.pt")  # the last: with it the folder is a trained bundle
+    logger.info(
+        "%s: a Diff-AE of %.1f M parameters, images of %s with %d channels, z_sem of %d",
+        out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
+        network.config["in_channels"], network.z_channels,
+    )  # fmt: skip
+    return out
+
+
+def _image_size(weights: Mapping[str, Tensor], network: DiffusionAutoencoder) -> list[int]:
+    x_T = weights.get("x_T")
+    if x_T is not None and x_T.ndim == network.spatial_dims + 2:
+        size = list(x_T.shape[2:])
+        logger.info("image size %s, of the x_T in the checkpoint", " x ".join(map(str, size)))
+        return size
+    levels = network.config["attention_levels"]
+    if len(levels) != 1:
+        raise ConfigError(
+            f"the image size is not known: the checkpoint holds no x_T, and attention at {len(levels)} levels; "
+            "say --image-size"
+        )
+    side = _ATTENTION_SIZE * 2 ** levels[0]
+    logger.info("image size %d, at which the network's attention sees 16 x 16; --image-size says another", side)
+    return [side] * network.spatial_dims
+
+
+def _latent(
+    weights: Mapping[str, Tensor], statistics: str | os.PathLike[str] | None, z_channels: int
+) -> LatentMLP | None:
+    if select_latent(weights) is None:
+        if statistics is not None:
+            raise ConfigError("latent statistics: the checkpoint holds no latent DDIM that they could belong to")
+        logger.info("the checkpoint holds no latent DDIM: images can be encoded and decoded, not made from nothing")
+        return None
+    latent = load_official_latent(weights, None if statistics is None else Path(statistics))
+    if latent.z_channels != z_channels:
+        raise ConfigError(f"the latent DDIM is for a z_sem of {latent.z_channels}, the encoder gives {z_channels}")
+    if latent.z_std.isnan().any():
+        logger.warning("the mean and std of z_sem are not in the checkpoint: --latent-statistics latent.pkl adds them")
+    return latent
+
+
+def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], latent: LatentMLP | None) -> dict[str, Any]:
+    """What a training would have written beside the weights."""
+    shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
+    if shipped_config["spatial_dims"] != network.spatial_dims:
+        raise ConfigError(f"bundle: {bundle} is for {shipped_config['spatial_dims']}D, the weights are not")
+    arguments = {key: value for key, value in network.config.items() if key != "encoder"}
+    config = shipped_config | _OFFICIAL
+    config |= {
+        "in_channels": network.config["in_channels"],
+        "image_size": size,
+        "network_def": {
+            "_target_": "monai_diffae.networks.DiffusionAutoencoder",
+            **arguments,
+            "spatial_dims": "@spatial_dims",
+            "in_channels": "@in_channels",
+        },
+    }
+    described = model_config(config)
+    if latent is not None:
+        described["latent_network_def"] = {"_target_": "monai_diffae.networks.LatentMLP", **latent.config}
+    return described
+
+
+def _save(network: nn.Module, path: Path) -> None:
+    write_atomic(path, lambda temporary: torch.save(network.state_dict(), temporary))

@@ -1,0 +1,186 @@
+"""The latent DDIM's denoiser: a noisy z_sem and its time step -> what the diffusion process needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from torch import nn
+
+from monai_diffae.errors import ConfigError
+
+
+class LatentLayer(nn.Module):
+    """``Dropout(SiLU(LayerNorm(Linear(h) * (1 + Linear(SiLU(t))))))``; weights start Kaiming-normal.
+
+    Args:
+        in_channels: size of the input.
+        out_channels: size of the output.
+        time_channels: size of the time embedding.
+        dropout: probability of dropping an element of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels)
+        self.time_projection = nn.Linear(time_channels, out_channels)
+        self.norm = nn.LayerNorm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.linear, self.time_projection):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    def forward(self, h: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels), (B, time_channels) -> (B, out_channels)."""
+        h = self.linear(h) * (1 + self.time_projection(F.silu(time_embedding)))
+        return self.dropout(F.silu(self.norm(h)))
+
+
+class LatentMLP(nn.Module):
+    """An MLP with skips for ``eps_theta(z_t, t)``, z_t being a noisy z_sem, normalised per dimension.
+
+    The latent DDIM's network of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its
+    official code: z_t goes once more into every layer after the first, and the last layer is linear. It answers
+    ``network(x=..., timesteps=..., context=...)`` as :class:`~monai_diffae.networks.DenoisingUNet` does.
+
+    Args:
+        z_channels: D, the size of z_sem.
+        hidden_channels: width of the layers.
+        num_layers: how many, the last one included.
+        time_channels: width of the sinusoidal time embedding.
+        dropout: probability of dropping an element after each layer but the last.
+        skip_layers: the layers (0 is the first) that get ``[h, z_t]`` instead of ``h``; None: all after the first.
+
+    Attributes:
+        config: the arguments above as JSON can hold them: ``LatentMLP(**config)`` builds this network again.
+        z_mean: (D,), float32, the mean of the training set's z_sem; NaN while it is unknown. Saved with the weights.
+        z_std: (D,), its standard deviation.
+
+    Raises:
+        ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
+
+    Example:
+        >>> network = LatentMLP(z_channels=16, hidden_channels=32, num_layers=3)
+        >>> network(x=torch.zeros(2, 16), timesteps=torch.tensor([0, 999])).shape
+        torch.Size([2, 16])
+        >>> network.set_statistics(torch.zeros(16), torch.full((16,), 2.0))
+        >>> network.normalise(torch.ones(1, 16))[0, :3]
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    z_mean: torch.Tensor
+    z_std: torch.Tensor
+
+    def __init__(
+        self,
+        z_channels: int = 512,
+        hidden_channels: int = 2048,
+        num_layers: int = 10,
+        time_channels: int = 64,
+        dropout: float = 0.0,
+        skip_layers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        skips = list(range(1, num_layers)) if skip_layers is None else sorted(skip_layers)
+        if min(z_channels, hidden_channels) < 1 or time_channels < 2 or num_layers < 2:
+            raise ConfigError(
+                f"z_channels={z_channels}, hidden_channels={hidden_channels}, num_layers={num_layers} and "
+                f"time_channels={time_channels} give no network: they must be at least 1, 1, 2 and 2"
+            )
+        if any(not 0 <= i < num_layers for i in skips):
+            raise ConfigError(f"skip_layers={skips}: there are layers 0 to {num_layers - 1}")
+        self.config: dict[str, Any] = {
+            "z_channels": z_channels,
+            "hidden_channels": hidden_channels,
+            "num_layers": num_layers,
+            "time_channels": time_channels,
+            "dropout": dropout,
+            "skip_layers": skips,
+        }
+        self.z_channels = z_channels
+        self.time_channels = time_channels
+        self.skip_layers = frozenset(skips)
+        self.time_embed = nn.Sequential(
+            nn.Linear(time_channels, z_channels), nn.SiLU(), nn.Linear(z_channels, z_channels)
+        )
+        widths = [
+            (hidden_channels if i > 0 else z_channels) + (z_channels if i in skips else 0) for i in range(num_layers)
+        ]
+        self.layers = nn.ModuleList(LatentLayer(width, hidden_channels, z_channels, dropout) for width in widths[:-1])
+        self.head = nn.Linear(widths[-1], z_channels)
+        self.register_buffer("z_mean", torch.full((z_channels,), torch.nan))
+        self.register_buffer("z_std", torch.full((z_channels,), torch.nan))
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict from noisy z_sem.
+
+        Args:
+            x: z_t (B, D), normalised.
+            timesteps: (B,), integers or floats on the scale of the training's time steps (0 to 1000).
+            context: ignored: the latent DDIM has no condition.
+
+        Returns:
+            (B, D), in the dtype of ``x`` (under autocast too).
+
+        Raises:
+            ConfigError: a z_t of a wrong shape.
+        """
+        self._check(x)
+        # MONAI's sinusoid is the official one: [cos, sin], frequencies from 1 to 1 / 10000
+        time_embedding = self.time_embed(get_timestep_embedding(timesteps, self.time_channels).to(x.dtype))
+        h = x
+        for i, layer in enumerate(self.layers):
+            h = layer(torch.cat([h, x], dim=1) if i in self.skip_layers else h, time_embedding)
+        if len(self.layers) in self.skip_layers:
+            h = torch.cat([h, x], dim=1)
+        return self.head(h).to(x.dtype)
+
+    def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Keep the mean and standard deviation of the training set's z_sem: (D,) or (1, D) each.
+
+        Raises:
+            ConfigError: another shape, a value that is not finite, or a standard deviation that is not positive.
+        """
+        mean, std = mean.float(), std.float()
+        for name, values in {"mean": mean, "std": std}.items():
+            if tuple(values.shape) not in ((self.z_channels,), (1, self.z_channels)):
+                raise ConfigError(
+                    f"the {name} of z_sem has the shape {tuple(values.shape)}: this latent network needs "
+                    f"({self.z_channels},); use the statistics of its own autoencoder"
+                )
+            if not values.isfinite().all():
+                raise ConfigError(f"the {name} of z_sem holds values that are not finite; compute it again")
+        if not (std > 0).all():
+            raise ConfigError(f"the std of z_sem is not positive in {int((std <= 0).sum())} dimensions: z_sem is dead")
+        self.z_mean.copy_(mean.reshape(-1))
+        self.z_std.copy_(std.reshape(-1))
+
+    def normalise(self, z: torch.Tensor) -> torch.Tensor:
+        """z_sem (B, D) as an encoder gives it -> mean 0 and standard deviation 1 over the training set.
+
+        Raises:
+            ConfigError: the statistics are not known, or a wrong shape.
+        """
+        mean, std = self._statistics(z)
+        return (z - mean) / std
+
+    def denormalise(self, z: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`normalise`: what the diffusion made -> z_sem as a decoder takes it.
+
+        Raises:
+            ConfigError: the statistics are not known, or a wrong shape.
+        """
+        mean, std = self._statistics(z)
+        return z * std + mean
+
+    def _statistics(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check(z)
+        if self.z_std.isnan().any():
+            raise ConfigError("the mean and std of z_sem are not known: call set_statistics with the training set's")
+        return self.z_mean.to(z.dtype), self.z_std.to(z.dtype)
+
+    def _check(self, z: torch.Tensor) -> None:
+        if z.ndim != 2 or z.shape[1] != self.z_channels:
+            raise ConfigError(f"z has the shape {tuple(z.shape)}: the latent network takes (B, {self.z_channels})")
