@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.split_cohort import split_cohort
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion import DiffusionSchedule, ddim
 from monai_diffae.engines import image_noise
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.handlers import EMA
@@ -85,21 +85,30 @@ def train(
     return schedule, average.network
 
 
+@torch.no_grad()
 def measure(
     schedule: DiffusionSchedule, network: torch.nn.Module, data: dict, num_images: int = 32
 ) -> dict[str, float]:
     images = data["test"][0][:num_images]
     noise = image_noise(tuple(images.shape[1:]), 0, list(range(len(images))))
     row = {}
-    few = DiffusionAutoencoderInferer(schedule, num_steps=20)
-    z_only = few.reconstruct(images, network, mode="z_sem", x_T=noise)
-    row["z_sem only MSE, 20 steps"] = float((z_only - images).square().mean())
-    many = DiffusionAutoencoderInferer(schedule, num_steps=50)
-    z_sem = many.encode(images, network)
-    x_T = many.invert(images, network, z_sem)
-    row["inverted MSE, 50 + 50 steps"] = float((many.decode(z_sem, x_T, network) - images).square().mean())
+    inferer = DiffusionAutoencoderInferer(schedule)
+    z_sem = inferer.encode(images, network)
+    spacing = "leading" if schedule.prediction == "eps" else "trailing"
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(x, t, z_sem)
+
+    def decode(x_T: torch.Tensor, steps: int) -> torch.Tensor:
+        return ddim(denoise, schedule, x_T, schedule.decoding_levels(steps, spacing), clip_range=(-1, 1))
+
+    row["z_sem only MSE, 20 steps"] = float((decode(noise, 20) - images).square().mean())
+    x_T = ddim(denoise, schedule, images, schedule.inversion_levels(50, spacing), clip_range=(-1, 1))
+    row["inverted MSE, 50 + 50 steps"] = float((decode(x_T, 50) - images).square().mean())
     row["x_T std"] = float(x_T.std())
-    z = {name: torch.cat([many.encode(b, network) for b in part[0].split(256)]).numpy() for name, part in data.items()}
+    z = {
+        name: torch.cat([inferer.encode(b, network) for b in part[0].split(256)]).numpy() for name, part in data.items()
+    }
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(z["train"], data["train"][1])
     row["AUROC"] = float(roc_auc_score(data["test"][1], probe.decision_function(z["test"])))
     return row

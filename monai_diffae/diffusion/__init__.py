@@ -1,7 +1,22 @@
 """The diffusion mathematics: schedule, solvers, inversion. Tensors only."""
 
-from monai_diffae.diffusion.inversion import ddim_invert
+from monai_diffae.diffusion.inversion import implicit_inversion
 from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
-from monai_diffae.diffusion.solvers import ddim
+from monai_diffae.diffusion.solvers import SOLVERS, Solver, StepCallback, adams, ddim, dpmpp_2m, heun, unipc
+from monai_diffae.diffusion.timesteps import SPACINGS, Spacing
 
-__all__ = ["CLEAN", "DiffusionSchedule", "ddim", "ddim_invert"]
+__all__ = [
+    "CLEAN",
+    "SOLVERS",
+    "SPACINGS",
+    "DiffusionSchedule",
+    "Solver",
+    "Spacing",
+    "StepCallback",
+    "adams",
+    "ddim",
+    "dpmpp_2m",
+    "heun",
+    "implicit_inversion",
+    "unipc",
+]

@@ -1,53 +1,78 @@
-"""Inversion: from x0 up to the stochastic code x_T that the decoder turns back into x0."""
+"""Inversion: from x0 up to the stochastic code x_T that the decoder turns back into x0.
+
+The paper's inversion is DDIM run upwards, :func:`~monai_diffae.diffusion.solvers.ddim` along ascending levels: at each
+step it takes what the network says at the level below. Decoding takes it at the level above, so the two do not undo
+each other. Here the network is asked at the level above too: of a guess, extrapolated from the levels below, which the
+answer then corrects. One evaluation a step suffices, since the guess is good; more of them make the step exact.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
-from monai_diffae.diffusion.solvers import Denoiser, StepCallback
+from monai_diffae.diffusion.multistep import Node, interpolated_step, natural_quantity
+from monai_diffae.diffusion.schedule import DiffusionSchedule
+from monai_diffae.diffusion.solvers import ClipRange, Denoiser, StepCallback, ask
+from monai_diffae.errors import ConfigError
 
 
-def ddim_invert(
+def implicit_inversion(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
     x0: Tensor,
-    timesteps: Sequence[int],
+    levels: Sequence[int],
     *,
-    clip_range: tuple[float, float] | None = None,
+    evaluations: int | None = None,
+    order: int = 3,
+    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """The stochastic code x_T (B, C, *S) of x0 by first-order DDIM run backwards (Preechakul et al. 2022, equation 8).
+    """The stochastic code x_T (B, C, *S) of x0 (B, C, *S) by implicit steps, in constant memory.
 
-    It visits the levels of :func:`~monai_diffae.diffusion.solvers.ddim` in the opposite order, from x0 to the last
-    timestep, one network evaluation a step, nothing kept but the current x_t. Each step takes the network's
-    prediction from the level below (the exact one would be implicit), so the error falls as 1/steps.
+    Each is a fixed point: Adams-Moulton in log-SNR, started from Adams-Bashforth, the upward twin of
+    :func:`~monai_diffae.diffusion.solvers.adams`. With ``order`` 1 it is the implicit Euler step, whose fixed point
+    is the exact inverse of a DDIM step.
 
     Args:
         denoise: the network, with its context bound.
         schedule: the noise schedule that the network was trained with.
         x0: clean images in the model's range.
-        timesteps: ascending, the same as for decoding.
+        levels: ascending, -1 (x0 itself) first: those of the decoder, or the two do not undo each other.
+        evaluations: network evaluations in all, at least one a step; None: just that. More of them are spent evenly,
+            what remains at the cleanest levels, where the guess is poorest.
+        order: of the steps: 3 for a decoder of high order, 1 for DDIM.
         clip_range: clip x0 at every step, eps derived again; None: no clipping.
         callback: called after each step.
 
+    Raises:
+        ConfigError: fewer evaluations than steps.
+
     Example:
+        >>> import torch
         >>> schedule = DiffusionSchedule(prediction="eps")
         >>> x0 = torch.randn(1, 1, 4, 4)
-        >>> ddim_invert(lambda x, t: torch.zeros_like(x), schedule, x0, schedule.inference_timesteps(10)).shape
+        >>> implicit_inversion(lambda x, t: torch.zeros_like(x), schedule, x0, schedule.inversion_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
+    steps = len(levels) - 1
+    evaluations = steps if evaluations is None else evaluations
+    if evaluations < steps:
+        raise ConfigError(f"invert_steps is {evaluations}: the decoder's {steps} levels need one evaluation each")
+    quantity = natural_quantity(schedule)
     x = x0
-    levels = [CLEAN, *timesteps]
-    for i in range(len(timesteps)):
-        # x0 itself has no timestep; the network's lowest level is the nearest thing it knows.
-        t = max(levels[i], 0)
-        batch = torch.full((x.shape[0],), t, device=x.device)
-        x0_hat, eps = schedule.to_x0_eps(denoise(x, batch), x, batch, clip_range)
-        x = schedule.ddim_move(x0_hat, eps, t, levels[i + 1])
+    nodes: list[Node] = []
+    for i, (t, t_next) in enumerate(pairwise(levels)):
+        if nodes:
+            guess = interpolated_step(schedule, x, t, t_next, nodes[:3], quantity)
+        else:
+            guess = schedule.level(t_next)[0] * x0
+        for _ in range(evaluations // steps + (i < evaluations % steps)):
+            node = ask(denoise, schedule, guess, t_next, clip_range)
+            guess = interpolated_step(schedule, x, t, t_next, [node, *nodes[: order - 1]], quantity)
+        x, nodes = guess, [node, *nodes[:2]]
         if callback is not None:
-            callback(i + 1, len(timesteps))
+            callback(i + 1, steps, x)
     return x

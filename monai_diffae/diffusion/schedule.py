@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,15 +10,15 @@ import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
 from torch import Tensor
 
+from monai_diffae.diffusion.timesteps import SPACINGS, Spacing
 from monai_diffae.errors import ConfigError
 
 Prediction = Literal["eps", "x0", "v"]
-Spacing = Literal["leading", "trailing", "linspace"]
 TimestepSampling = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "min_snr"]
 
 RECTIFIED_FLOW = "rectified_flow"
-CLEAN = -1  # the "timestep" of x0 itself: all signal, no noise
+CLEAN = -1  # the level of x0 itself: all signal, no noise; T is the opposite, all noise
 
 
 class DiffusionSchedule(Scheduler):
@@ -40,9 +41,8 @@ class DiffusionSchedule(Scheduler):
         timestep_sampling: how training draws t: ``uniform``, or ``logit_normal`` (Esser et al. 2024), which
             dwells on the middle levels.
         loss_weighting: ``none``, or ``min_snr`` with gamma 5 (Hang et al. 2023).
-        spacing: which levels a run of few steps visits: ``leading`` 0, s, 2s, ... (the paper's),
-            ``trailing`` (always starts from pure noise) or ``linspace``. None: leading where the network predicts
-            eps, trailing otherwise.
+        spacing: which levels a run of few steps visits: ``logsnr`` (see :mod:`monai_diffae.diffusion.timesteps`),
+            ``leading`` 0, s, 2s, ... (the paper's), ``trailing`` or ``linspace``.
         clip_range: x0 is clipped to it during decoding and inversion; None: no clipping.
         schedule_args: passed to MONAI's noise schedule, such as ``beta_start`` and ``beta_end``.
 
@@ -71,7 +71,7 @@ class DiffusionSchedule(Scheduler):
         zero_terminal_snr: bool = False,
         timestep_sampling: TimestepSampling = "uniform",
         loss_weighting: LossWeighting = "none",
-        spacing: Spacing | None = None,
+        spacing: Spacing = "logsnr",
         clip_range: tuple[float, float] | list[float] | None = None,
         **schedule_args: Any,
     ) -> None:
@@ -80,7 +80,7 @@ class DiffusionSchedule(Scheduler):
         _check_choice("prediction", prediction, ["eps", "x0", "v"])
         _check_choice("timestep_sampling", timestep_sampling, ["uniform", "logit_normal"])
         _check_choice("loss_weighting", loss_weighting, ["none", "min_snr"])
-        _check_choice("spacing", spacing, [None, "leading", "trailing", "linspace"])
+        _check_choice("spacing", spacing, list(SPACINGS))
         super().__init__(num_train_timesteps, "linear_beta" if is_flow else schedule, **schedule_args)
 
         if is_flow:
@@ -98,11 +98,16 @@ class DiffusionSchedule(Scheduler):
                 "x_T holds no signal there, so x0 does not follow from eps; use prediction 'v'"
             )
 
-        # The tables have T + 1 entries: entry 0 is x0 itself, entry t + 1 is timestep t.
+        # The tables have T + 2 entries: entry t + 1 is timestep t, the first is x0 itself, the last is all noise.
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         del self.betas, self.alphas, self.alphas_cumprod
-        self.register_buffer("alpha", torch.cat([one, alpha]), persistent=False)
-        self.register_buffer("sigma", torch.cat([zero, sigma]), persistent=False)
+        self.register_buffer("alpha", torch.cat([one, alpha, zero]), persistent=False)
+        self.register_buffer("sigma", torch.cat([zero, sigma, one]), persistent=False)
+        # the same as plain numbers, which a solver can use without waiting for a GPU
+        self._levels = list(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))
+        # A network that gives eps has x0 only after a division by alpha, so the noisiest levels need the small steps
+        # that equal steps of log-SNR give them; others do not, and can have levels without any signal.
+        self.log_snr_cap = 0.0 if prediction == "eps" else 0.15
         # MONAI's name and length: T entries, without x0
         self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
 
@@ -110,7 +115,7 @@ class DiffusionSchedule(Scheduler):
         self.prediction = prediction
         self.timestep_sampling = timestep_sampling
         self.loss_weighting = loss_weighting
-        self.spacing: Spacing = spacing or ("leading" if prediction == "eps" else "trailing")
+        self.spacing: Spacing = spacing
         self.clip_range = None if clip_range is None else (float(clip_range[0]), float(clip_range[1]))
         self.set_timesteps(num_train_timesteps)
 
@@ -124,8 +129,22 @@ class DiffusionSchedule(Scheduler):
 
     # -- levels ---------------------------------------------------------------------------------------------------
 
+    def level(self, t: int) -> tuple[float, float]:
+        """alpha_t and sigma_t of one level, -1 (x0 itself) to T (all noise)."""
+        return self._levels[t + 1]
+
+    def log_snr(self, t: int) -> float:
+        """log(alpha_t / sigma_t) for a timestep in [0, T), kept finite where there is no signal.
+
+        With s = sigma / (alpha + sigma) and the cap c it is log((1 - s + c) / s); c is 0 where the network predicts
+        eps.
+        """
+        alpha, sigma = self.level(t)
+        s = sigma / (alpha + sigma)
+        return math.log((1 - s + self.log_snr_cap) / s)
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t for timesteps ``t`` (B,), shaped to multiply ``like`` (B, C, *S); t = -1 is x0."""
+        """alpha_t and sigma_t for levels ``t`` (B,), -1 to T, shaped to multiply ``like`` (B, C, *S)."""
         shape = (-1, *[1] * (like.ndim - 1))
         index = t.to(self.alpha.device).long() + 1
         return (
@@ -137,19 +156,31 @@ class DiffusionSchedule(Scheduler):
         """The ``num_steps`` timesteps that a short run visits, ascending, in [0, T).
 
         Raises:
-            ConfigError: ``num_steps`` is not in [1, T].
+            ConfigError: ``num_steps`` is not in [1, T], or there is no such spacing.
         """
         total = self.num_train_timesteps
         if not 1 <= num_steps <= total:
             raise ConfigError(f"num_steps is {num_steps}; it must be between 1 and {total}, the levels of the schedule")
         spacing = spacing or self.spacing
-        if spacing == "leading":
-            return [i * (total // num_steps) for i in range(num_steps)]
-        if spacing == "trailing":
-            return [round((i + 1) * total / num_steps) - 1 for i in range(num_steps)]
-        if num_steps == 1:
-            return [total - 1]
-        return [round(i * (total - 1) / (num_steps - 1)) for i in range(num_steps)]
+        _check_choice("spacing", spacing, list(SPACINGS))
+        return SPACINGS[spacing](num_steps, [self.log_snr(t) for t in range(total)])
+
+    def decoding_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
+        """The levels from x_T down to x0: ``num_steps`` steps."""
+        return [*self.inference_timesteps(num_steps, spacing)[::-1], CLEAN]
+
+    def inversion_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
+        """The same levels from x0 up to x_T."""
+        return self.decoding_levels(num_steps, spacing)[::-1]
+
+    def paper_inversion_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
+        """The levels of the paper's inversion: with its own spacing, ``leading``, from 0 to T, else the decoder's.
+
+        The official code takes x0 to be at timestep 0 already, and ends where no signal is left.
+        """
+        if (spacing or self.spacing) == "leading":
+            return [*self.inference_timesteps(num_steps, "leading"), self.num_train_timesteps]
+        return self.inversion_levels(num_steps, spacing)
 
     # -- x0, eps, v -----------------------------------------------------------------------------------------------
 
@@ -294,15 +325,16 @@ class DiffusionSchedule(Scheduler):
         DDIM, equation 12 (Song et al. 2021); for rectified flow with eta = 0 this is Euler's step. ``eta`` adds the
         fresh noise of equation 16.
         """
-        alpha_next, sigma_next = self.alpha[t_next + 1], self.sigma[t_next + 1]
+        alpha_next, sigma_next = self.level(t_next)
         if eta == 0:
-            return alpha_next.to(x0.dtype) * x0 + sigma_next.to(x0.dtype) * eps
-        alpha, sigma = self.alpha[t + 1], self.sigma[t + 1]
+            return alpha_next * x0 + sigma_next * eps
+        alpha, sigma = self.level(t)
         # the deviation of q(x_next | x_t, x0), for any alpha and sigma
-        fresh = eta * sigma_next * (1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2).clamp(min=0).sqrt()
-        kept = (sigma_next**2 - fresh**2).clamp(min=0).sqrt()
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        return alpha_next.to(x0.dtype) * x0 + kept.to(x0.dtype) * eps + fresh.to(x0.dtype) * noise
+        fresh = eta * sigma_next * max(1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2, 0) ** 0.5
+        kept = max(sigma_next**2 - fresh**2, 0) ** 0.5
+        drawn_on = x0.device if generator is None else generator.device
+        noise = torch.randn(x0.shape, generator=generator, device=drawn_on, dtype=x0.dtype).to(x0.device)
+        return alpha_next * x0 + kept * eps + fresh * noise
 
 
 def _check_choice(key: str, value: object, choices: list[Any]) -> None:

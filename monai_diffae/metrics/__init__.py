@@ -1,6 +1,7 @@
-"""Judgement: reconstruction errors, the validation loss, z_sem usage."""
+"""Judgement: reconstruction errors, the validation loss, z_sem usage, whether x_T is noise."""
 
+from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.metrics.validation_loss import ValidationLoss, ZSemUsage
 
-__all__ = ["ValidationLoss", "ZSemUsage", "reconstruction_errors"]
+__all__ = ["ValidationLoss", "ZSemUsage", "noise_statistics", "reconstruction_errors"]

@@ -7,7 +7,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDIMScheduler
 from torch import nn
 
-from monai_diffae.diffusion import DiffusionSchedule, ddim, ddim_invert
+from monai_diffae.diffusion import DiffusionSchedule, ddim
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet
 
@@ -40,8 +40,7 @@ def test_eps_is_refused_where_x_T_has_no_signal(settings):
 def test_zero_terminal_snr_leaves_no_signal_at_the_end_and_the_start_as_it_was(name):
     mended = DiffusionSchedule(schedule=name, zero_terminal_snr=True)
     plain = DiffusionSchedule(schedule=name)
-    assert mended.alpha[-1] == 0
-    assert mended.sigma[-1] == 1
+    assert mended.level(999) == (0, 1)
     torch.testing.assert_close(mended.alpha[:2], plain.alpha[:2])
     assert bool((mended.alpha.diff() <= 0).all())
 
@@ -117,23 +116,6 @@ def test_min_snr_of_hang_et_al():
         torch.testing.assert_close(schedule.loss_weights(t), formula.float())
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 64, 100, 333, 999, 1000])
-def test_inference_timesteps_are_as_many_as_asked_ascending_and_in_range(spacing, steps):
-    t = DiffusionSchedule().inference_timesteps(steps, spacing)
-    assert len(t) == steps
-    assert t == sorted(set(t))
-    assert 0 <= t[0] <= t[-1] <= 999
-    if spacing == "trailing":
-        assert t[-1] == 999
-
-
-@pytest.mark.parametrize("steps", [0, 1001])
-def test_impossible_numbers_of_steps_are_refused(steps):
-    with pytest.raises(ConfigError, match="num_steps"):
-        DiffusionSchedule().inference_timesteps(steps)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -182,9 +164,7 @@ def test_monais_inferer_samples_with_the_schedule_as_ddim_does(name, prediction)
     inferer = DiffusionInferer(schedule)
     with torch.no_grad():
         sampled = inferer.sample(x_T, unet, schedule, conditioning=z_sem, mode="crossattn", verbose=False)
-        decoded = ddim(
-            lambda x, t: unet(x, t, z_sem), schedule, x_T, schedule.inference_timesteps(7), clip_range=(-1, 1)
-        )
+        decoded = ddim(lambda x, t: unet(x, t, z_sem), schedule, x_T, schedule.decoding_levels(7), clip_range=(-1, 1))
     torch.testing.assert_close(sampled, decoded, atol=1e-5, rtol=1e-5)
 
 
@@ -197,16 +177,18 @@ def test_monais_inferer_trains_with_the_schedule():
     assert len(schedule.alphas_cumprod) == 1000
 
 
-def test_reversed_step_moves_between_the_same_levels_as_ddim_invert():
-    schedule = DiffusionSchedule(prediction="eps")
+def test_reversed_step_moves_between_the_same_levels_as_ddim():
+    schedule = DiffusionSchedule(prediction="eps", spacing="leading")
     x0 = torch.randn(2, 1, 4, 4)
     schedule.set_timesteps(5)
     levels = schedule.timesteps.flip(0).tolist()
-    assert levels[0] == 0  # leading spacing: ddim_invert's first move takes x0 as it is to level 0
+    assert levels[0] == 0  # leading spacing: the first move of ddim takes x0 as it is to level 0
     eps, x = torch.randn_like(x0), x0
     for t in levels:
         x, _ = schedule.reversed_step(eps, t, x)
-    torch.testing.assert_close(x, ddim_invert(lambda x, t: eps, schedule, x0, levels), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        x, ddim(lambda x, t: eps, schedule, x0, schedule.inversion_levels(5)), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_level_that_was_not_chosen_is_refused():

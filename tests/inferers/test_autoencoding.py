@@ -1,7 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, unipc
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.inferers.reconstructor import Reconstructor
@@ -57,10 +59,133 @@ def test_reconstruct_is_these_steps_in_one(inferer, network, images):
 
 
 def test_the_callback_sees_every_step_of_both_ways(inferer, network, images):
-    inferer.num_steps, inferer.invert_steps = 4, 6
     seen = []
-    inferer.reconstruct(images, network, callback=lambda *step: seen.append(step))
-    assert len(seen) == 10
+    DiffusionAutoencoderInferer(inferer.schedule, num_steps=4, invert_steps=4).reconstruct(
+        images, network, callback=lambda *step: seen.append(step[:2])
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
+
+
+@pytest.fixture
+def evaluations(network, monkeypatch):
+    """How many times the UNet was asked, and of how many images at most."""
+    sizes = []
+    forward = network.unet.forward
+    monkeypatch.setattr(network.unet, "forward", lambda x, *rest: (sizes.append(len(x)), forward(x, *rest))[1])
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("settings", "inversion", "decoding"),
+    [
+        ({}, 22, 18),
+        ({"num_steps": 20, "invert_steps": 20}, 20, 20),
+        ({"num_steps": 10, "invert_steps": 30}, 30, 10),
+        ({"num_steps": 10, "invert_steps": 5}, 5, 10),
+        ({"solver": "heun", "num_steps": 9}, 13, 9),
+        ({"solver": "ddim", "inversion": "ddim", "num_steps": 10}, 10, 10),
+        ({"solver": "ddim", "inversion": "ddim", "spacing": "leading", "num_steps": 10, "invert_steps": 25}, 25, 10),
+    ],
+)
+def test_steps_are_network_evaluations(inferer, network, images, evaluations, settings, inversion, decoding):
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, **settings)
+    x_T = inferer.invert(images, network)
+    assert len(evaluations) == inversion
+    inferer.decode(inferer.encode(images, network), x_T, network)
+    assert len(evaluations) == inversion + decoding
+
+
+# not eps: an untrained network that predicts it says nothing of x0 where there is hardly any signal
+@pytest.mark.parametrize(("name", "prediction"), [("linear_beta", "v"), ("rectified_flow", "v")])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_default_inversion_undoes_every_solver_better_than_the_papers(name, prediction, solver, network, images):
+    schedule = DiffusionSchedule(schedule=name, prediction=prediction)
+
+    def error(**settings):
+        inferer = DiffusionAutoencoderInferer(schedule, solver, **settings)
+        return float((inferer.reconstruct(images, network) - images).square().mean())
+
+    assert error(num_steps=21) < error(num_steps=21, inversion="ddim") / 3
+
+
+def test_a_solver_can_be_any_function_of_the_signature(inferer, network, images):
+    own = DiffusionAutoencoderInferer(inferer.schedule, partial(unipc, order=2), num_steps=5)
+    assert own.reconstruct(images, network).isfinite().all()
+
+
+def test_volumes_go_through_a_2d_network_slice_by_slice(inferer, network, images, evaluations):
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3, batch_size=4)
+    volumes = torch.rand(2, 1, 16, 16, 5) * 2 - 1
+    z_sem = inferer.encode(volumes, network)
+    x_T = inferer.invert(volumes, network, z_sem)
+    decoded = inferer.decode(z_sem, x_T, network)
+    assert z_sem.shape == (2, 5, 4)
+    assert x_T.shape == decoded.shape == volumes.shape
+    assert max(evaluations) == 4
+    one = volumes[1:, ..., 2]
+    torch.testing.assert_close(z_sem[1:, 2], inferer.encode(one, network))
+    torch.testing.assert_close(x_T[1:, ..., 2], inferer.invert(one, network), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded[1:, ..., 2], inferer.reconstruct(one, network), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(inferer.reconstruct(volumes, network), decoded)
+
+
+def test_a_3d_network_takes_volumes_whole():
+    torch.manual_seed(0)
+    network = DiffusionAutoencoder(3, base_channels=4, channel_mult=(1, 2), z_channels=4, time_embed_channels=8).eval()
+    volumes = torch.rand(2, 1, 8, 12, 8) * 2 - 1
+    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), num_steps=4)
+    assert inferer.encode(volumes, network).shape == (2, 4)
+    assert inferer.reconstruct(volumes, network).shape == volumes.shape
+
+
+def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, images):
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=10)
+    exact = inferer.reconstruct(images, network)
+    with torch.autocast("cpu", torch.bfloat16):
+        z_sem = inferer.encode(images, network)
+        x_T = inferer.invert(images, network, z_sem)
+        decoded = inferer.decode(z_sem, x_T, network)
+    assert z_sem.dtype == x_T.dtype == decoded.dtype == torch.float32
+    assert not torch.equal(decoded, exact)  # the network did compute in bfloat16
+    torch.testing.assert_close(decoded, exact, atol=0.1, rtol=0)
+
+
+def test_a_network_in_half_precision_is_asked_in_half_precision(inferer, network, images):
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=10)
+    decoded = inferer.reconstruct(images.bfloat16(), network.bfloat16())
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, images, atol=0.2, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_it_is_the_same(inferer, network, images):
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=10)
+    expected = inferer.reconstruct(images, network)
+    found = inferer.reconstruct(images.cuda(), network.cuda())
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "dpm"}, "solver is 'dpm'; choose one of: adams"),
+        ({"inversion": "exact"}, "inversion is 'exact'; choose one of: implicit, ddim"),
+        ({"spacing": "log"}, "spacing is 'log'; choose one of: logsnr"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"invert_steps": 0}, "invert_steps is 0"),
+        ({"num_steps": 1001}, "num_steps is 1001"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"inversion": "ddim", "invert_steps": 1001}, "num_steps is 1001"),
+    ],
+)
+def test_settings_that_give_no_inferer_are_refused_at_once(inferer, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DiffusionAutoencoderInferer(inferer.schedule, **settings)
+
+
+def test_an_unknown_mode_is_refused(inferer, network, images):
+    with pytest.raises(ConfigError, match="mode: 'z' is not one of x_T, z_sem"):
+        inferer.reconstruct(images, network, mode="z")
 
 
 def test_codes_carry_no_gradient(inferer, network, images):
@@ -70,7 +195,7 @@ def test_codes_carry_no_gradient(inferer, network, images):
 
 
 def test_the_bundles_reconstructor_gives_one_noise_to_all(inferer, network, images):
-    inferer.num_steps = 3
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3)
     from_z_sem = Reconstructor(inferer, mode="z_sem", seed=5)
     made = from_z_sem(images, network)
     torch.testing.assert_close(made[1:2], from_z_sem(images[1:2], network))

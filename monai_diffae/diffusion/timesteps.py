@@ -1,0 +1,61 @@
+"""Spacings: which of the training's timesteps a run of few steps visits.
+
+Each is a function of the number of steps and of the log-SNR of every timestep (falling), and gives that many different
+timesteps, ascending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+Spacing = Literal["logsnr", "leading", "trailing", "linspace"]
+
+CLEAN_ENOUGH = 4.2
+"""The log-SNR at which nothing is left to remove: noise of 1.5 % of the signal, two grey levels of 8 bits."""
+
+
+def logsnr(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+    """Equal steps of log-SNR from T - 1 to the timestep that is clean enough.
+
+    So the noisiest and the cleanest levels, between which most is decided, get their share. A run of so many steps
+    that they would meet at the clean end takes the next timesteps there.
+
+    Example:
+        >>> logsnr(5, np.linspace(4, -4, 1000))
+        [0, 250, 500, 749, 999]
+    """
+    falling = np.asarray(log_snr)
+    total = len(falling)
+    cleanest = min(int(np.searchsorted(-falling, -CLEAN_ENOUGH)), total - num_steps)
+    wanted = np.linspace(falling[-1], falling[cleanest], num_steps)[::-1]
+    t = np.round(np.interp(-wanted, -falling, np.arange(total))).astype(int)
+    apart = np.arange(num_steps)
+    t = np.maximum.accumulate(t - apart) + apart  # no timestep twice ...
+    return np.minimum(t, total - num_steps + apart).tolist()  # ... and none beyond the last
+
+
+def leading(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+    """0, s, 2s, ...: from the clean end on, as in the paper's code. The noisiest levels are left out."""
+    return [i * (len(log_snr) // num_steps) for i in range(num_steps)]
+
+
+def trailing(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+    """..., T - 1 - s, T - 1: from the noisy end on (Lin et al. 2024)."""
+    return [round((i + 1) * len(log_snr) / num_steps) - 1 for i in range(num_steps)]
+
+
+def linspace(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+    """From 0 to T - 1, both included."""
+    last = len(log_snr) - 1
+    return [last] if num_steps == 1 else [round(i * last / (num_steps - 1)) for i in range(num_steps)]
+
+
+SPACINGS: dict[str, Callable[[int, Sequence[float]], list[int]]] = {
+    "logsnr": logsnr,
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+}

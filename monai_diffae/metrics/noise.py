@@ -1,0 +1,33 @@
+"""Whether an inverted x_T is noise, as the decoder expects it and as editing needs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
+    """Mean, standard deviation and neighbour correlation of each stochastic code, (B,) float32: 0, 1 and 0 for noise.
+
+    A code of another spread, or one in which neighbours resemble each other, still holds the image's structure: it
+    decodes with its own z_sem, but not with an edited one.
+
+    Args:
+        x_T: stochastic codes (B, C, *S).
+
+    Example:
+        >>> noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> {name: f"{abs(float(value)):.1f}" for name, value in noise_statistics(noise).items()}
+        {'mean': '0.0', 'std': '1.0', 'neighbour_correlation': '0.0'}
+    """
+    x_T = x_T.detach().float()
+    mean, std = x_T.flatten(1).mean(dim=1), x_T.flatten(1).std(dim=1)
+    centred = x_T - mean.view(-1, *[1] * (x_T.ndim - 1))
+    products = [
+        (centred.narrow(axis, 1, x_T.shape[axis] - 1) * centred.narrow(axis, 0, x_T.shape[axis] - 1)).flatten(1)
+        for axis in range(2, x_T.ndim)
+        if x_T.shape[axis] > 1
+    ]
+    variance = centred.square().flatten(1).mean(dim=1)
+    correlation = torch.stack([p.mean(dim=1) for p in products]).mean(dim=0) / variance
+    return {"mean": mean, "std": std, "neighbour_correlation": correlation}

@@ -1,0 +1,131 @@
+"""Step by step the same as the solvers of the library ``diffusers``, which knows nothing of ours."""
+
+from functools import partial
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from monai_diffae.diffusion import DiffusionSchedule, ddim, dpmpp_2m, heun, unipc
+
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+THEIR_NAME = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def network(x, t):
+    """Something smooth, and different at every level and pixel."""
+    t = torch.as_tensor(t).reshape(-1, *[1] * (x.ndim - 1)) / 1000
+    return torch.tanh(x * (1.3 - t)) + 0.3 * torch.cos(3 * x + t)
+
+
+def ours(solver, schedule, x, levels):
+    on_the_way = []
+    solver(network, schedule, x, levels, callback=lambda done, total, x: on_the_way.append(x))
+    return on_the_way
+
+
+def theirs(scheduler, x, **step_arguments):
+    on_the_way = []
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, **step_arguments).prev_sample
+        on_the_way.append(x)
+    return on_the_way
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        torch.testing.assert_close(x, y, atol=2e-4, rtol=2e-4, msg=lambda m, i=i: f"step {i}: {m}")
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[(2, 1, 6, 6), (1, 2, 4, 4, 4)], ids=["2D", "3D"])
+def x_T(request):
+    return noise(*request.param)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("steps", [5, 10, 50])
+def test_ddim(x_T, prediction, steps):
+    scheduler = DDIMScheduler(
+        **BETAS, prediction_type=THEIR_NAME[prediction], clip_sample=False, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(steps)
+    schedule = DiffusionSchedule(prediction=prediction, spacing="trailing")
+    assert_same(ours(ddim, schedule, x_T, schedule.decoding_levels(steps)), theirs(scheduler, x_T))
+
+
+def test_ddim_with_eta(x_T):
+    scheduler = DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(10)
+    schedule = DiffusionSchedule(prediction="eps", spacing="trailing")
+    generator = torch.Generator().manual_seed(3)
+    stochastic = partial(ddim, eta=0.7, generator=torch.Generator().manual_seed(3))
+    # they draw noise in the last step too, of no variance at level 0 of theirs: x0 itself
+    assert_same(
+        ours(stochastic, schedule, x_T, schedule.decoding_levels(10)),
+        theirs(scheduler, x_T, eta=0.7, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "logsnr"])
+def test_dpmpp_2m(x_T, prediction, spacing):
+    schedule = DiffusionSchedule(prediction=prediction, spacing=spacing)
+    levels = schedule.decoding_levels(10)
+    scheduler = DPMSolverMultistepScheduler(
+        **BETAS, prediction_type=THEIR_NAME[prediction], algorithm_type="dpmsolver++", solver_order=2
+    )
+    scheduler.set_timesteps(timesteps=levels[:-1])
+    assert_same(ours(dpmpp_2m, schedule, x_T, levels), theirs(scheduler, x_T))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("quantity", ["x0", "eps"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(x_T, prediction, quantity, order):
+    schedule = DiffusionSchedule(prediction=prediction, spacing="trailing")
+    scheduler = UniPCMultistepScheduler(
+        **BETAS, prediction_type=THEIR_NAME[prediction], solver_order=order, predict_x0=quantity == "x0",
+        timestep_spacing="trailing",
+    )  # fmt: skip
+    scheduler.set_timesteps(10)
+    solver = partial(unipc, order=order, quantity=quantity)
+    found, wanted = ours(solver, schedule, x_T, schedule.decoding_levels(10)), theirs(scheduler, x_T)
+    if quantity == "eps":  # at sigma = 0 theirs is not finite: log-SNR is infinite there
+        found, wanted = found[:-1], wanted[:-1]
+    assert_same(found, wanted)
+
+
+def test_euler_for_rectified_flow(x_T):
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v", spacing="trailing")
+    levels = schedule.decoding_levels(10)
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    scheduler.set_timesteps(sigmas=[(t + 1) / 1000 for t in levels[:-1]])
+    their_way, x = [], x_T
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t - 1), t, x).prev_sample  # their timestep s * 1000 is our t + 1
+        their_way.append(x)
+    assert_same(ours(ddim, schedule, x_T, levels), their_way)
+
+
+def test_heun_for_rectified_flow(x_T):
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
+    scheduler = FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000)
+    scheduler.set_timesteps(10)
+    their_way, x = [], x_T
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t - 1), t, x).prev_sample
+        their_way.append(x)
+    levels = [*dict.fromkeys(round(float(t)) - 1 for t in scheduler.timesteps), -1]
+    # two of their steps are one of ours, but for the last
+    assert_same(ours(heun, schedule, x_T, levels), [*their_way[1:-1:2], their_way[-1]])

@@ -1,0 +1,110 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion
+from monai_diffae.errors import ConfigError
+
+STD = 0.5
+KINDS = [
+    ("linear_beta", "eps"),
+    ("linear_beta", "v"),
+    ("cosine", "v"),
+    ("rectified_flow", "v"),
+    ("rectified_flow", "x0"),
+]
+
+
+def bend(schedule):
+    """A denoiser that is no straight line in x: the exact one of N(0, std^2), bent."""
+
+    def denoise(x, t):
+        alpha, sigma = schedule.coefficients(t, x)
+        variance = alpha**2 * STD**2 + sigma**2
+        x0 = alpha * STD**2 / variance * x
+        x0 = x0 + 0.3 * torch.sin(3 * x0) * sigma**2
+        return schedule.target(x0, (x - alpha * x0) / sigma, t)
+
+    return denoise
+
+
+def data(*shape, seed=0):
+    return STD * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def error(a, b):
+    return float((a - b).abs().mean())
+
+
+@pytest.mark.parametrize(("name", "prediction"), KINDS)
+def test_the_papers_round_trip_error_falls_as_one_over_steps(name, prediction):
+    schedule = DiffusionSchedule(schedule=name, prediction=prediction, spacing="trailing")
+    x0, errors = data(2, 1, 4, 4), []
+    for steps in (20, 40, 80, 160):
+        x_T = ddim(bend(schedule), schedule, x0, schedule.inversion_levels(steps))
+        errors.append(error(ddim(bend(schedule), schedule, x_T, schedule.decoding_levels(steps)), x0))
+    ratios = [a / b for a, b in pairwise(errors)]
+    assert errors[-1] < 0.02
+    assert all(1.5 < ratio < 3 for ratio in ratios), (errors, ratios)
+
+
+@pytest.mark.parametrize(("name", "prediction"), KINDS)
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 1, 4, 4, 4)])
+def test_twenty_and_twenty_evaluations_beat_the_papers_250_and_100(name, prediction, shape):
+    schedule = DiffusionSchedule(schedule=name, prediction=prediction)
+    denoise, x0 = bend(schedule), data(*shape)
+    x_T = ddim(denoise, schedule, x0, schedule.paper_inversion_levels(250, "leading"))
+    papers = error(ddim(denoise, schedule, x_T, schedule.decoding_levels(100, "leading")), x0)
+    x_T = implicit_inversion(denoise, schedule, x0, schedule.inversion_levels(20))
+    assert error(adams(denoise, schedule, x_T, schedule.decoding_levels(20)), x0) < papers / 3
+
+
+@pytest.mark.parametrize(("name", "prediction"), KINDS)
+def test_with_many_evaluations_it_is_the_inverse_of_ddim_to_rounding(name, prediction):
+    schedule = DiffusionSchedule(schedule=name, prediction=prediction)
+    denoise, x0 = bend(schedule), data(2, 1, 4, 4)
+    errors = []
+    for evaluations in (20, 60, 600):
+        x_T = implicit_inversion(denoise, schedule, x0, schedule.inversion_levels(20), evaluations=evaluations, order=1)
+        errors.append(error(ddim(denoise, schedule, x_T, schedule.decoding_levels(20)), x0))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-12
+
+
+def test_x_T_of_data_is_standard_noise():
+    for name, prediction in KINDS:
+        schedule = DiffusionSchedule(schedule=name, prediction=prediction)
+
+        def exact(x, t, schedule=schedule):
+            alpha, sigma = schedule.coefficients(t, x)
+            variance = alpha**2 * STD**2 + sigma**2
+            return schedule.target(alpha * STD**2 / variance * x, sigma / variance * x, t)
+
+        x_T = implicit_inversion(exact, schedule, data(500, 1, 4, 4), schedule.inversion_levels(20))
+        assert x_T.std() == pytest.approx(1, abs=0.02), (name, prediction)
+
+
+def test_evaluations_beyond_one_a_step_go_to_the_cleanest_levels():
+    schedule = DiffusionSchedule()
+    asked = []
+
+    def denoise(x, t):
+        asked.append(int(t[0]))
+        return bend(schedule)(x, t)
+
+    levels = schedule.inversion_levels(4)
+    implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, evaluations=10)
+    counts = [3, 3, 2, 2]
+    assert asked == [t for t, count in zip(levels[1:], counts, strict=True) for _ in range(count)]
+    with pytest.raises(ConfigError, match="invert_steps is 3: the decoder's 4 levels need one evaluation each"):
+        implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, evaluations=3)
+
+
+def test_a_clipped_round_trip_returns_the_image_too():
+    for name, prediction in KINDS:
+        schedule = DiffusionSchedule(schedule=name, prediction=prediction)
+        x0 = data(2, 1, 4, 4).clamp(-1, 1)
+        clip = {"clip_range": (-1.0, 1.0)}
+        x_T = implicit_inversion(bend(schedule), schedule, x0, schedule.inversion_levels(20), **clip)
+        assert error(adams(bend(schedule), schedule, x_T, schedule.decoding_levels(20), **clip), x0) < 0.01

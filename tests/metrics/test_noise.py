@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from monai_diffae.metrics import noise_statistics
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 24, 24, 24)])
+def test_noise_is_noise_and_smooth_noise_of_the_same_spread_is_not(shape):
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = noise_statistics(noise)
+    assert {name: tuple(values.shape) for name, values in found.items()} == {
+        "mean": (2,), "std": (2,), "neighbour_correlation": (2,),
+    }  # fmt: skip
+    assert found["mean"].abs().max() < 0.05
+    assert (found["std"] - 1).abs().max() < 0.05
+    assert found["neighbour_correlation"].abs().max() < 0.05
+    smooth = sum(noise.roll(1, axis) for axis in range(2, noise.ndim)) + noise
+    smooth = smooth / smooth.std()
+    assert (noise_statistics(smooth)["std"] - 1).abs().max() < 0.05
+    assert noise_statistics(smooth)["neighbour_correlation"].min() > 0.2
+
+
+def test_each_image_has_its_own_and_an_offset_is_no_correlation():
+    noise = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = noise_statistics(torch.stack([noise[0], 2 * noise[1] + 5]))
+    assert found["mean"].tolist() == pytest.approx([0, 5], abs=0.1)
+    assert found["std"].tolist() == pytest.approx([1, 2], abs=0.1)
+    assert found["neighbour_correlation"].abs().max() < 0.05
