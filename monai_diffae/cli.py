@@ -141,9 +141,33 @@ def reconstruct(
     mode: Annotated[
         str, typer.Option("--mode", help="x_T (near-exact), z_sem (from z_sem alone), or both; mosaic.png shows both.")
     ] = "x_T",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Network evaluations for decoding.")] = 100,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Network evaluations for decoding; the bundle's by default.")
+    ] = None,
     invert_steps: Annotated[
-        int | None, typer.Option("--invert-steps", min=1, help="For inversion; as for decoding by default.")
+        int | None,
+        typer.Option(
+            "--invert-steps", min=1, help="Network evaluations for inversion; four more than --steps, or the bundle's."
+        ),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option("--solver", help="adams, ddim, euler, heun, dpmpp_2m or unipc; the bundle's by default."),
+    ] = None,
+    inversion: Annotated[
+        str | None,
+        typer.Option(
+            "--inversion",
+            help="implicit (undoes the solver) or ddim (first order; as in the paper with --spacing leading); "
+            "the bundle's by default.",
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing",
+            help="Levels visited: logsnr, leading (the paper's), trailing or linspace; the bundle's by default.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first cases.")] = None,
     split: Annotated[
@@ -161,9 +185,9 @@ def reconstruct(
     from monai_diffae.apps.reconstruct import reconstruct as run
 
     result = run(
-        bundle, cohort, out, mode=mode, steps=steps, invert_steps=invert_steps, limit=limit, split=split,  # type: ignore[arg-type]
-        seed=seed, batch_size=batch_size, workers=workers, device=device, columns=_columns(column), overwrite=overwrite,
-        overrides=_settings(settings),
+        bundle, cohort, out, mode=mode, steps=steps, invert_steps=invert_steps, solver=solver, inversion=inversion,  # type: ignore[arg-type]
+        spacing=spacing, limit=limit, split=split, seed=seed, batch_size=batch_size, workers=workers, device=device,
+        columns=_columns(column), overwrite=overwrite, overrides=_settings(settings),
     )  # fmt: skip
     for name, value in result.means.items():
         print(f"{name} {value:.6g}")
@@ -229,7 +253,10 @@ def demo(
     out: Out,
     overlay: Annotated[str, typer.Option("--overlay", help="Which shipped overlay says how to train.")] = "demo",
     num_patients: Annotated[int, typer.Option("--num-patients", min=20, help="Of the virtual cohort.")] = 3000,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Network evaluations.")] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Network evaluations to invert, and to decode; the bundle's by default."),
+    ] = None,
     workers: Workers = 0,
     device: Device = None,
     settings: Settings = None,

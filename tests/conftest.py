@@ -28,6 +28,7 @@ TINY = {
     "network_def#z_channels": 8,
     "network_def#time_embed_channels": 16,
     "inferer#num_steps": 3,
+    "inferer#invert_steps": 4,
     "max_epochs": 1,
     "batch_size": 4,
     "val_batch_size": 4,

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -66,6 +67,38 @@ def test_init_embed_and_probe_in_turn(run, tiny_bundle, tmp_path):
     code, printed, _ = run("reconstruct", *model, "--out", tmp_path / "r", "--steps", 2, "--limit", 2)
     assert code == 0
     assert "mse_x_T" in printed
+
+
+def test_reconstruct_takes_a_solver_and_names_those_that_there_are(run, tiny_bundle, tmp_path):
+    from monai_diffae.diffusion import SOLVERS, SPACINGS
+
+    model = ["reconstruct", "--bundle", tiny_bundle.directory, "--cohort", tiny_bundle.cohort, "--device", "cpu"]
+    official = ["--solver", "ddim", "--inversion", "ddim", "--spacing", "leading", "--steps", 2, "--invert-steps", 4]
+    code, _, error = run(*model, "--out", tmp_path / "official", "--limit", 1, *official)
+    assert code == 0, error
+    record = json.loads((tmp_path / "official" / "reconstructions.json").read_text())["made_from"]
+    said = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 2, "invert_steps": 4}
+    assert said.items() <= record.items()
+    for option in ("solver", "inversion", "spacing"):
+        code, _, error = run(*model, "--out", tmp_path / "no", f"--{option}", "magic")
+        assert code == 2
+        assert error.splitlines()[-1].startswith(f"error: {option} is 'magic'; choose one of: ")
+        assert len(error.splitlines()) == 1, error
+    code, _, error = run(*model, "--out", tmp_path / "no", "--steps", 5000)
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert not (tmp_path / "no").exists()
+    words = set(re.findall(r"\w+", run("reconstruct", "--help")[1]))
+    assert {*SOLVERS, *SPACINGS, "implicit", "evaluations"} <= words
+
+
+def test_info_says_how_the_bundle_decodes(run, tiny_bundle):
+    summary = json.loads(run("info", tiny_bundle.directory, "--json")[1])
+    assert list(summary) == [
+        "spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range", "parameters",
+        "decoding_steps", "inversion_steps", "solver", "sha256",
+    ]  # fmt: skip
+    assert (summary["decoding_steps"], summary["inversion_steps"], summary["solver"]) == (3, 4, "adams")
+    assert "solver: adams\n" in run("info", tiny_bundle.directory)[1]
 
 
 def test_some_failed_cases_end_with_3_none_left_with_4(run, tiny_bundle, tmp_path):

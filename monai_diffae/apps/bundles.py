@@ -7,15 +7,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.run_config import without_private_values
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error
 from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 _PACKAGE = Path(__file__).parents[1]
 _STATIC = ("LICENSE", "docs", "configs")
@@ -134,7 +137,8 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
         overrides: config ids and values, such as ``{"inferer#num_steps": 20}``.
 
     Raises:
-        ConfigError: no trained weights there, weights of another network, or an override of an unknown key.
+        ConfigError: no trained weights there, weights of another network, an override of an unknown key, or a value
+            that a component refuses, such as a solver that there is not.
     """
     from monai.bundle import ConfigParser
 
@@ -157,13 +161,24 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
             raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
     parser.update(overrides)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = parser.get_parsed_content("network_def")
+    network = _build(parser, "network_def")
     network.load_state_dict(_read_weights(weights, network))
     network.to(device).eval().requires_grad_(False)
-    inferer = parser.get_parsed_content("inferer")
+    inferer = _build(parser, "inferer")
     inferer.schedule.to(device)
-    preprocessing = parser.get_parsed_content("preprocessing")
+    preprocessing = _build(parser, "preprocessing")
     return TrainedBundle(network, inferer, preprocessing, parser.get(), device)
+
+
+def _build(parser: ConfigParser, key: str) -> Any:
+    """A component of a config. MONAI buries what its constructor raises; an error of ours is raised in its place."""
+    try:
+        return parser.get_parsed_content(key)
+    except Exception as error:
+        known = find_diffae_error(error)
+        if known is None:
+            raise
+        raise type(known)(str(known)) from error
 
 
 def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:

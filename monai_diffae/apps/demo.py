@@ -58,7 +58,7 @@ def demo(
     num_patients: int = 3000,
     size: int = 48,
     num_reconstructions: int = 32,
-    steps: int = 100,
+    steps: int | None = None,
     device: str | None = None,
     workers: int = 0,
     overrides: Mapping[str, Any] | None = None,
@@ -73,7 +73,7 @@ def demo(
         num_patients: of the virtual cohort.
         size: pixels along a side of its images; the overlay says what the model's is.
         num_reconstructions: test cases that are reconstructed in both modes.
-        steps: network evaluations for inversion and for decoding.
+        steps: network evaluations for inversion, and as many for decoding; what the bundle's config says when None.
         device: where to compute; the GPU if there is one when None.
         workers: processes that read scans.
         overrides: config ids and values, such as ``{"max_epochs": 2}``.

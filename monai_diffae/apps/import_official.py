@@ -58,6 +58,8 @@ def import_official(
     ``out`` gets the bundle's configs, ``models/model.pt``, ``models/config.json`` as a training writes it, and
     ``models/provenance.json``; of a checkpoint with a latent DDIM also ``models/latent_model.pt``, which
     ``latent_network_def`` in the config describes. Images are taken as in the official code: 0..255 to [-1, 1].
+    Decoding and inversion are the bundle's; :func:`~monai_diffae.apps.reconstruct.reconstruct` with ``solver="ddim",
+    inversion="ddim", spacing="leading"`` does what the official code does.
 
     Args:
         checkpoint: a ``.ckpt`` of the official training, or its weights as ``.safetensors``.

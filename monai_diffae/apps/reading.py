@@ -24,6 +24,7 @@ from monai_diffae.data.split_cohort import SplitCohort, split_cohort
 from monai_diffae.data.tables import column_names
 from monai_diffae.engines.config_values import check_device
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 logger = logging.getLogger(__name__)
 
@@ -236,6 +237,24 @@ def shown(items: Sequence[T], text: str) -> Iterator[T]:
     yield from track(items, description=text, console=Console(stderr=True), transient=True)
 
 
+def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
+    """How an inferer decodes and inverts, as plain values: what it does, whoever said so.
+
+    Example:
+        >>> from monai_diffae.diffusion import DiffusionSchedule
+        >>> inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="euler", num_steps=5))
+        {'solver': 'ddim', 'steps': 5, 'invert_steps': 5, 'inversion': 'implicit', 'spacing': 'logsnr'}
+    """
+    return {
+        # a config can give any callable, also one without a name, such as a functools.partial
+        "solver": getattr(inferer.solver, "__name__", type(inferer.solver).__name__),
+        "steps": inferer.num_steps,
+        "invert_steps": inferer.invert_steps,
+        "inversion": inferer.inversion,
+        "spacing": inferer.spacing or inferer.schedule.spacing,
+    }
+
+
 def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """What a trained bundle is, for people and as JSON.
 
@@ -244,10 +263,13 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     digest = checksum(directory)
     trained = load_bundle(Path(directory), "cpu")
+    settings = inferer_settings(trained.inferer)
     keys = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
     return {
         **{key: trained.config[key] for key in keys if key in trained.config},
         "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "decoding_steps": trained.inferer.num_steps,
+        "decoding_steps": settings["steps"],
+        "inversion_steps": settings["invert_steps"],
+        "solver": settings["solver"],
         "sha256": digest,
     }

@@ -19,6 +19,7 @@ from monai_diffae.apps.reading import (
     checksum,
     checksum_of,
     finished,
+    inferer_settings,
     open_bundle,
     read_cases,
     read_split_cohort,
@@ -30,6 +31,7 @@ from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.engines.seeding import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic
+from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 
 logger = logging.getLogger(__name__)
@@ -64,8 +66,11 @@ def reconstruct(
     out: str | os.PathLike[str],
     *,
     mode: Mode = "x_T",
-    steps: int = 100,
+    steps: int | None = None,
     invert_steps: int | None = None,
+    solver: str | None = None,
+    inversion: str | None = None,
+    spacing: str | None = None,
     limit: int | None = None,
     split: str | None = None,
     seed: int = 0,
@@ -81,8 +86,12 @@ def reconstruct(
     What is written has the model's size and intensities (``model_range``), NOT yet the scan's own shape, affine and
     units: PNG (8 bit) for cases that are PNG or JPEG, NIfTI (float32, voxels of 1 mm) for all others, as
     ``out/<mode>/<id>``. ``reconstructions.csv`` has a row a case: ``id``, ``mse``, ``psnr`` and ``ssim`` of each mode
-    in the model's range, and the mean and standard deviation of the inverted ``x_T`` (0 and 1 for perfect noise).
+    in the model's range, and the mean, standard deviation and neighbour correlation of the inverted ``x_T`` (0, 1 and
+    0 for perfect noise).
     ``mosaic.png`` shows the first 8: input, z_sem alone, inverted x_T.
+
+    How the model decodes and inverts is what the bundle's config says, where it is not said here; see
+    :class:`~monai_diffae.inferers.DiffusionAutoencoderInferer`.
 
     Args:
         bundle: a trained bundle's folder.
@@ -90,7 +99,10 @@ def reconstruct(
         out: the folder for the results.
         mode: ``x_T``: with the case's own x_T; ``z_sem``: from z_sem alone; ``both``.
         steps: network evaluations for decoding.
-        invert_steps: for inversion; as many as for decoding when None.
+        invert_steps: network evaluations for inversion; when None those that go with ``steps``, where that is given.
+        solver: ``adams``, ``ddim``, ``euler``, ``heun``, ``dpmpp_2m`` or ``unipc``.
+        inversion: ``implicit``, which undoes the solver's steps, or ``ddim``, the paper's.
+        spacing: the levels visited: ``logsnr``, ``leading`` (the paper's), ``trailing`` or ``linspace``.
         limit: only so many cases, the first ones.
         split: only the cases of ``train``, ``val`` or ``test``.
         seed: of the noise in mode ``z_sem``, which is a function of the seed and the case's id.
@@ -114,18 +126,16 @@ def reconstruct(
     folder = Path(out)
     _check(mode, steps, invert_steps, limit, batch_size, split)
     made_from: dict[str, Any] = {"model": checksum(bundle)}
-    trained = open_bundle(bundle, device, overrides)
-    train_steps = int(trained.inferer.schedule.num_train_timesteps)
-    if max(steps, invert_steps or 0) > train_steps:
-        raise ConfigError(f"steps: {max(steps, invert_steps or 0)} is above the {train_steps} that the model knows")
-    trained.inferer.num_steps, trained.inferer.invert_steps = steps, invert_steps or steps
+    said = _inferer_overrides(steps, invert_steps, solver=solver, inversion=inversion, spacing=spacing)
+    trained = open_bundle(bundle, device, {**(overrides or {}), **said})
+    settings = inferer_settings(trained.inferer)
     whole, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     chosen = [case for case in whole.cases if split in (None, case.split)][:limit]
     if not chosen:
         raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
     made_from |= {
-        "cohort": whole.fingerprint, "cases": checksum_of([case.id for case in chosen]), "mode": mode, "steps": steps,
-        "invert_steps": invert_steps or steps, "seed": seed, "overrides": dict(overrides or {}),
+        "cohort": whole.fingerprint, "cases": checksum_of([case.id for case in chosen]), "mode": mode, **settings,
+        "seed": seed, "overrides": dict(overrides or {}),
     }  # fmt: skip
     table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
     done = finished(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
@@ -150,10 +160,7 @@ def reconstruct(
     table = pd.DataFrame(rows)
     write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
     means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
-    if abs(means.get("x_T_std", 1.0) - 1) > 0.1:
-        logger.warning(
-            "x_T is no noise (standard deviation %.2f, not 1): the model is hardly trained", means["x_T_std"]
-        )
+    _warn_of_structure(means)
     result = ReconstructResult(folder, means, len(table), len(cases.failures))
     write_record(record, made_from, {"means": means, "num_cases": len(table), "num_failed": result.num_failed})
     return result
@@ -185,10 +192,32 @@ def _reconstruct_batch(
             errors = reconstruction_errors(images, made, trained.model_range)
             columns |= {f"{metric}_{name}": values.cpu() for metric, values in errors.items()}
             if name == "x_T":
-                flat = x_T.flatten(1).cpu()
-                columns |= {"x_T_mean": flat.mean(dim=1), "x_T_std": flat.std(dim=1)}
+                columns |= {f"x_T_{statistic}": v.cpu() for statistic, v in noise_statistics(x_T).items()}
     rows = [{"id": case.id, **{key: float(v[i]) for key, v in columns.items()}} for i, case in enumerate(batch)]
     return rows, pictures
+
+
+def _inferer_overrides(steps: int | None, invert_steps: int | None, **names: str | None) -> dict[str, Any]:
+    """What was said, as overrides of the bundle's config, so that the inferer's constructor checks it."""
+    for key, name in names.items():
+        # of a text with $, @ or % in front, MONAI would make something else
+        if name is not None and not name.isidentifier():
+            raise ConfigError(f"{key} is {name!r}; it must be a name")
+    values = {"num_steps": steps, "invert_steps": invert_steps, **names}
+    said = {f"inferer#{key}": value for key, value in values.items() if value is not None}
+    if steps is not None and invert_steps is None:
+        said["inferer#invert_steps"] = None  # those that go with ``steps``, not the bundle's
+    return said
+
+
+def _warn_of_structure(means: Mapping[str, float]) -> None:
+    std, correlation = means.get("x_T_std", 1.0), means.get("x_T_neighbour_correlation", 0.0)
+    if abs(std - 1) > 0.1 or abs(correlation) > 0.2:
+        logger.warning(
+            "x_T is no noise (standard deviation %.2f, not 1; neighbours correlate by %.2f, not 0) but still holds the "
+            "images, so with an edited z_sem it decodes badly; train for longer, or invert with more steps",
+            std, correlation,
+        )  # fmt: skip
 
 
 def _write(folder: Path, case: Case, image: Tensor, model_range: tuple[float, float]) -> None:
@@ -200,7 +229,7 @@ def _write(folder: Path, case: Case, image: Tensor, model_range: tuple[float, fl
 
 
 def _check(
-    mode: str, steps: int, invert_steps: int | None, limit: int | None, batch_size: int, split: str | None
+    mode: str, steps: int | None, invert_steps: int | None, limit: int | None, batch_size: int, split: str | None
 ) -> None:
     if mode not in get_args(Mode):
         raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")

@@ -33,7 +33,8 @@ class DiffusionAutoencoderInferer(Inferer):
         invert_steps: network evaluations for inversion; None: four more, for ``ddim`` as many. Where there are more
             than for decoding, the levels are still the decoder's, and the cleanest of them get more than one; where
             there are fewer, the levels differ, which costs accuracy.
-        inversion: ``implicit``, which undoes the solver's steps; ``ddim``: the paper's.
+        inversion: ``implicit``, which undoes the solver's steps; ``ddim``: first order, with spacing ``leading`` the
+            paper's.
         spacing: the levels that a run visits; None: the schedule's.
         clip: clip x0 to the schedule's ``clip_range`` at every step.
         batch_size: images at once; more are taken in turn.
@@ -65,8 +66,10 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         if inversion not in get_args(Inversion):
             raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(Inversion))}")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        counts = {"num_steps": num_steps, "invert_steps": invert_steps, "batch_size": batch_size}
+        for name, count in counts.items():
+            if count is not None and (type(count) is not int or count < 1):
+                raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
         self.schedule = schedule
         self.solver: Solver = SOLVERS[solver] if isinstance(solver, str) else solver
         self.num_steps = num_steps
@@ -76,12 +79,12 @@ class DiffusionAutoencoderInferer(Inferer):
         self.spacing = spacing
         self.clip_range = schedule.clip_range if clip else None
         self.batch_size = batch_size
-        for name, steps in {"num_steps": self.num_steps, "invert_steps": self.invert_steps}.items():
-            if steps < 1:
-                raise ConfigError(f"{name} is {steps}; it must be at least 1")
         schedule.inference_timesteps(self._num_intervals, spacing)
-        if inversion == "ddim":
-            schedule.paper_inversion_levels(self.invert_steps, spacing)
+        if inversion == "ddim" and self.invert_steps > schedule.num_train_timesteps:
+            raise ConfigError(
+                f"invert_steps is {self.invert_steps}; with inversion 'ddim' it must be at most "
+                f"{schedule.num_train_timesteps}, the levels of the schedule"
+            )
 
     @property
     def _num_intervals(self) -> int:

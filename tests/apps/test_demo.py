@@ -1,3 +1,5 @@
+import json
+
 import pandas as pd
 import pytest
 
@@ -17,8 +19,10 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
         "num_pictures": 0,
         "mlflow": False,
         "val_interval": 1,
+        "inferer#num_steps": 5,
+        "inferer#invert_steps": 6,
     }
-    options = {"num_patients": 40, "size": 16, "steps": 2, "device": "cpu", "overrides": overrides}
+    options = {"num_patients": 40, "size": 16, "device": "cpu", "overrides": overrides}
     with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
         demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "max_epoch": 2}})
     first = demo(tmp_path, num_reconstructions=3, **options)
@@ -26,6 +30,8 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
     assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels", "untrained encoder"}
     assert len(pd.read_csv(first.paths["probes"])) == 15
     assert first.z_sem_usage is not None
+    record = json.loads((tmp_path / "reconstructions" / "reconstructions.json").read_text())["made_from"]
+    assert (record["steps"], record["invert_steps"], record["solver"]) == (5, 6, "adams")  # the bundle's
     written = {path: path.stat().st_mtime_ns for path in first.paths.values()}
     second = demo(tmp_path, num_reconstructions=3, **options)
     assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written

@@ -112,7 +112,36 @@ def test_the_diffusion_is_the_official_one(save, tmp_path):
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
     assert (schedule.prediction, schedule.clip_range, schedule.timestep_sampling) == ("eps", (-1, 1), "uniform")
-    assert schedule.inference_timesteps(10) == list(range(0, 1000, 100))
+    assert schedule.inference_timesteps(10, "leading") == list(range(0, 1000, 100))
+
+
+def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
+    out = import_official(save(), tmp_path / "bundle")
+    images = pictures(tmp_path / "images", channels=3, count=1)
+    official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 20}
+    ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 18, "invert_steps": 22}
+    for name, said, expected in (("default", {}, ours), ("official", official, official)):
+        result = reconstruct(out, images, tmp_path / name, device="cpu", **said)
+        assert result.num_cases == 1
+        assert np.isfinite(list(result.means.values())).all()
+        record = json.loads((tmp_path / name / "reconstructions.json").read_text())["made_from"]
+        assert expected.items() <= record.items()
+
+
+@needs_parity_files
+def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
+    file = PARITY / "official_1ch_32px.safetensors"
+    out = import_official(file, tmp_path / "bundle")
+    values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "num_steps": 20, "invert_steps": 20}
+    trained = load_bundle(out, "cpu", **{f"inferer#{key}": value for key, value in values.items()})
+    tensors, _ = read_safetensors(file)
+    made = {
+        "ddim20_clip_x_T": trained.inferer.invert(tensors["x0"], trained.network),
+        "ddim20_clip_decoded_from_x_t": trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network),
+    }
+    for name, tensor in made.items():
+        expected = tensors[name]
+        assert (tensor - expected).abs().max() < 1e-3 * expected.abs().max(), name
 
 
 def test_the_latent_ddim_comes_along(save, tmp_path):

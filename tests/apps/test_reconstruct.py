@@ -1,11 +1,22 @@
+import json
+import logging
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from monai_diffae.apps.bundles import load_bundle
+from monai_diffae.apps.reading import bundle_summary
 from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.errors import ConfigError
+from monai_diffae.metrics import noise_statistics
+
+# what tests/conftest.py says of the tiny bundle, and what the bundle's config says
+DEFAULTS = {"solver": "adams", "steps": 3, "invert_steps": 4, "inversion": "implicit", "spacing": "logsnr"}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +30,7 @@ def test_both_modes_are_written_with_their_errors(both):
     result, _ = both
     table = pd.read_csv(result.folder / "reconstructions.csv")
     metrics = {f"{metric}_{mode}" for metric in ("mse", "psnr", "ssim") for mode in ("x_T", "z_sem")}
-    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", *metrics}
+    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbour_correlation", *metrics}
     assert len(table) == result.num_cases == 5
     assert (table["mse_x_T"] < table["mse_z_sem"]).all()
     for mode in ("x_T", "z_sem"):
@@ -64,7 +75,111 @@ def test_png_cases_give_png(tiny_bundle, tmp_path):
     assert Image.open(out / "x_T" / "a.png").size == (16, 16)
 
 
-@pytest.mark.parametrize("wrong", [{"mode": "z"}, {"steps": 0}, {"split": "all"}, {"steps": 5000}])
-def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong):
-    with pytest.raises(ConfigError):
+def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
+    result, _ = both
+    row = pd.read_csv(result.folder / "reconstructions.csv").iloc[0]
+    cohort = pd.read_csv(tiny_bundle.cohort).set_index("id")
+    values = {"inferer#num_steps": 3, "inferer#invert_steps": 3}
+    trained = load_bundle(tiny_bundle.directory, "cpu", **values)
+    file = tiny_bundle.cohort.parent / cohort.loc[row["id"], "image"]
+    image = trained.preprocessing({"image": str(file)})["image"].as_tensor()[None]
+    x_T = trained.inferer.invert(image, trained.network)
+    expected = {f"x_T_{name}": float(value) for name, value in noise_statistics(x_T).items()}
+    assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+
+
+def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatch, caplog):
+    cases = {"noise": (1.05, 0.1, False), "spread": (1.2, 0.0, True), "neighbours": (1.0, 0.25, True)}
+    for name, (std, correlation, is_warned) in cases.items():
+        found = {
+            "mean": torch.zeros(1),
+            "std": torch.tensor([std]),
+            "neighbour_correlation": torch.tensor([correlation]),
+        }
+        monkeypatch.setattr("monai_diffae.apps.reconstruct.noise_statistics", lambda x_T, found=found: found)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "monai_diffae"):
+            reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, limit=1, device="cpu")
+        assert ("x_T is no noise" in caplog.text) == is_warned, name
+
+
+def made_from(folder):
+    record = json.loads((folder / "reconstructions.json").read_text())["made_from"]
+    return {key: record[key] for key in DEFAULTS}
+
+
+@pytest.mark.parametrize(
+    ("said", "differs"),
+    [
+        ({}, {}),
+        ({"steps": 5}, {"steps": 5, "invert_steps": 9}),
+        ({"invert_steps": 6}, {"invert_steps": 6}),
+        ({"solver": "unipc", "steps": 2, "invert_steps": 7}, {"solver": "unipc", "steps": 2, "invert_steps": 7}),
+        ({"solver": "euler", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
+        ({"spacing": "trailing", "overrides": {"inferer#num_steps": 2}}, {"spacing": "trailing", "steps": 2}),
+    ],
+)
+def test_what_is_not_said_is_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path, said, differs):
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, limit=1, device="cpu", **said)
+    assert made_from(tmp_path) == {**DEFAULTS, **differs}
+
+
+def test_the_bundles_values_said_again_are_the_same_result(tiny_bundle, tmp_path):
+    options = {"limit": 1, "device": "cpu"}
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
+    assert reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **DEFAULTS).skipped
+    with pytest.raises(ConfigError, match="made with other solver;"):
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **{**DEFAULTS, "solver": "unipc"})
+
+
+def test_solver_inversion_and_spacing_reach_the_images(tiny_bundle, tmp_path):
+    found = {}
+    for said in ({}, {"solver": "ddim"}, {"inversion": "ddim"}, {"spacing": "leading"}):
+        name = "_".join(said) or "default"
+        result = reconstruct(
+            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, mode="both", limit=1, device="cpu", **said
+        )
+        image = nib.load(next((tmp_path / name / "z_sem").glob("*.nii.gz"))).get_fdata()
+        found[name] = image, result.means["x_T_std"]
+    images, stds = ({name: values[i] for name, values in found.items()} for i in (0, 1))
+    # a network that knows nothing yet is nearly linear, so the solvers agree nearly, but not to rounding
+    assert np.abs(images["solver"] - images["default"]).max() > 1e-5
+    np.testing.assert_array_equal(images["inversion"], images["default"])
+    assert abs(stds["inversion"] - stds["default"]) > 1e-3
+    assert np.abs(images["spacing"] - images["default"]).max() > 1e-5
+
+
+def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(tiny_bundle.directory, old)
+    config = json.loads((old / "models" / "config.json").read_text())
+    target = "monai_diffae.inferers.DiffusionAutoencoderInferer"
+    config["inferer"] = {"_target_": target, "schedule": "@diffusion", "num_steps": 100}
+    (old / "models" / "config.json").write_text(json.dumps(config))
+    summary = bundle_summary(old)
+    assert [summary[key] for key in ("solver", "decoding_steps", "inversion_steps")] == ["adams", 100, 104]
+    said = {"solver": "ddim", "steps": 2, "inversion": "ddim", "spacing": "leading"}
+    reconstruct(old, tiny_bundle.cohort, tmp_path / "out", limit=1, device="cpu", **said)
+    assert made_from(tmp_path / "out") == {**said, "invert_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mode": "z"}, "mode: 'z' is not one of x_T, z_sem, both"),
+        ({"steps": 0}, "steps: 0 is below 1"),
+        ({"invert_steps": 0}, "invert_steps: 0 is below 1"),
+        ({"split": "all"}, "split: 'all' is not one of"),
+        ({"steps": 5000}, "num_steps is 5000; it must be between 1 and 1000"),
+        ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
+        ({"solver": "magic"}, "solver is 'magic'; choose one of: adams, ddim, "),
+        ({"solver": "$print(1)"}, r"solver is '\$print\(1\)'; it must be a name"),
+        ({"inversion": "magic"}, "inversion is 'magic'; choose one of: implicit, ddim"),
+        ({"spacing": "magic"}, "spacing is 'magic'; choose one of: logsnr, leading, trailing, linspace"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", **wrong)
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())

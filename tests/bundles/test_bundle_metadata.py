@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_diffae
+from monai_diffae.apps.reading import inferer_settings
 from monai_diffae.engines.run_config import check_config, model_config
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,27 @@ def test_training_and_inference_describe_the_same_model_and_data() -> None:
     assert differ <= ours
     assert model_config(train).keys() <= infer.keys()
     assert {"cohort", "columns", "encoder_key", "slice_axis", "slice_range", "slice_step"} <= infer.keys()
+
+
+def test_the_inferer_of_the_inference_config_is_usable() -> None:
+    parser = ConfigParser(config(BUNDLE / "configs" / "inference.json"))
+    settings = parser.get_parsed_content("inferer")
+    assert inferer_settings(settings) == {
+        "solver": "adams", "steps": 18, "invert_steps": 22, "inversion": "implicit", "spacing": "logsnr",
+    }  # fmt: skip
+    parser.update({"inferer#num_steps": 4, "inferer#invert_steps": 4, "device": "cpu"})
+    inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network").eval()
+    assert inferer.clip_range == (-1, 1)
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z_sem = inferer.encode(images, network)
+    assert z_sem.shape == (2, 128)
+    x_T = inferer.invert(images, network, z_sem)
+    assert x_T.shape == images.shape
+    made = inferer.decode(z_sem, x_T, network)
+    torch.testing.assert_close(inferer.reconstruct(images, network, mode="x_T"), made)
+    from_noise = inferer.reconstruct(images, network, mode="z_sem", x_T=torch.ones_like(images))
+    assert from_noise.shape == images.shape
+    assert not torch.allclose(from_noise, made)
 
 
 @pytest.mark.parametrize("overlay", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)

@@ -175,7 +175,12 @@ def test_on_a_gpu_it_is_the_same(inferer, network, images):
         ({"invert_steps": 0}, "invert_steps is 0"),
         ({"num_steps": 1001}, "num_steps is 1001"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"inversion": "ddim", "invert_steps": 1001}, "num_steps is 1001"),
+        (
+            {"inversion": "ddim", "invert_steps": 1001},
+            "invert_steps is 1001; with inversion 'ddim' it must be at most 1000",
+        ),
+        ({"num_steps": "abc"}, "num_steps is 'abc'; it must be a whole number"),
+        ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
     ],
 )
 def test_settings_that_give_no_inferer_are_refused_at_once(inferer, settings, message):
