@@ -204,7 +204,7 @@ def _inferer_overrides(steps: int | None, invert_steps: int | None, **names: str
         if name is not None and not name.isidentifier():
             raise ConfigError(f"{key} is {name!r}; it must be a name")
     values = {"num_steps": steps, "invert_steps": invert_steps, **names}
-    said = {f"inferer#{key}": value for key, value in values.items() if value is not None}
+    said: dict[str, Any] = {f"inferer#{key}": value for key, value in values.items() if value is not None}
     if steps is not None and invert_steps is None:
         said["inferer#invert_steps"] = None  # those that go with ``steps``, not the bundle's
     return said
