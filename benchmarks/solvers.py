@@ -10,8 +10,8 @@ With a trained bundle, on images of held-out patients:
   neighbour correlation of x_T (0, 1, 0 for noise). "official" is the paper's code: first order, leading spacing.
 - memory: the highest resident memory of a process that inverts with so many steps.
 
-It writes decoding.csv, round_trip.csv, memory.csv and curves.png, and prints the tables. LPIPS (AlexNet) needs the
-extra ``lpips`` and its weights where torch looks for them (TORCH_HOME); without them the column is left out.
+It writes decoding.csv, round_trip.csv, memory.csv and curves.png, and prints the tables in Markdown. LPIPS (AlexNet)
+needs the extra ``lpips`` and its weights where torch looks for them (TORCH_HOME); without them the column is left out.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics, reconstruction_errors
 
 BUDGETS = (5, 10, 20, 50, 100)
-ADAMS = [(6, 4), (12, 8), (17, 13), (22, 18), (20, 20), (24, 16), (30, 10), (54, 46)]
-INVERSE_OF_DDIM = [(12, 8), (22, 18), (60, 20), (54, 46)]
+ADAMS = [(5, 5), (10, 10), (15, 15), (20, 20), (24, 16), (30, 10), (50, 50)]
+INVERSE_OF_DDIM = [(10, 10), (20, 20), (60, 20), (50, 50)]
 
 
 def round_trips() -> dict[str, dict[str, Any]]:
@@ -57,14 +57,14 @@ def round_trips() -> dict[str, dict[str, Any]]:
     for m, n in ADAMS:
         runs[f"adams {m} + {n}"] = {"solver": "adams", "num_steps": n, "invert_steps": m}
     for spacing in ("leading", "trailing", "linspace"):
-        runs[f"adams, {spacing}, 22 + 18"] = {
+        runs[f"adams, {spacing}, 20 + 20"] = {
             "solver": "adams",
-            "num_steps": 18,
-            "invert_steps": 22,
+            "num_steps": 20,
+            "invert_steps": 20,
             "spacing": spacing,
         }
     for solver in ("dpmpp_2m", "unipc"):
-        runs[f"{solver} 22 + 18"] = {"solver": solver, "num_steps": 18, "invert_steps": 22}
+        runs[f"{solver} 20 + 20"] = {"solver": solver, "num_steps": 20, "invert_steps": 20}
     return runs
 
 
@@ -145,9 +145,8 @@ def measure_round_trips(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
         if perceptual is not None:
             row["lpips"] = perceptual(images, decoded)
         row |= {f"x_T {name}": float(values.mean()) for name, values in noise_statistics(x_T).items()}
-        row["x_T std, all pixels"] = float(x_T.std())
         rows.append(row)
-        print(row, flush=True)
+        print(f"{method}: {row['mse']:.1e}", flush=True)
 
     for method, settings in round_trips().items():
         inferer = DiffusionAutoencoderInferer(schedule, **settings)
@@ -203,6 +202,18 @@ def measure_memory(directory: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table as README and docs show it, two digits a number."""
+
+    def shown(value: object) -> str:
+        if isinstance(value, float):
+            return "" if pd.isna(value) else f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.1e}"
+        return str(value)
+
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(map(shown, row)) + " |" for row in rows)
+
+
 def draw(decoding: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     best = decoding.loc[decoding.groupby(["solver", "evaluations"])["mse"].idxmin()]
@@ -210,7 +221,7 @@ def draw(decoding: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
         left.plot(group["evaluations"], group["mse"], "o-", label=str(solver))
     left.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="MSE to the exact trajectory")
     left.set_title("decoding from noise, each solver with its best spacing")
-    left.legend()
+    left.legend(fontsize=8)
     families = {
         "first order": "o-",
         "official": "s",
@@ -220,11 +231,12 @@ def draw(decoding: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
     }
     for family, style in families.items():
         group = table[table["method"].str.fullmatch(rf"{family} \d+ \+ \d+")]
+        group = group.loc[group.groupby("evaluations")["mse"].idxmin()]
         if len(group):
             right.plot(group["evaluations"], group["mse"], style, label=family)
     right.set(xscale="log", yscale="log", xlabel="network evaluations in all", ylabel="MSE to the image")
     right.set_title("inversion and decoding")
-    right.legend()
+    right.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -252,7 +264,8 @@ def main() -> None:
         table.to_csv(args.out / f"{name}.csv", index=False)
         if name == "decoding":
             table = table.pivot_table(index=["solver", "spacing"], columns="evaluations", values="mse", sort=False)
-        print(table.to_string(float_format="{:.3g}".format, na_rep="", index=name == "decoding"), flush=True)
+            table = table.reset_index()
+        print(as_markdown(table), flush=True)
     tables = [args.out / "decoding.csv", args.out / "round_trip.csv"]
     if all(table.is_file() for table in tables):
         draw(*map(pd.read_csv, tables), args.out / "curves.png")

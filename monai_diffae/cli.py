@@ -146,9 +146,7 @@ def reconstruct(
     ] = None,
     invert_steps: Annotated[
         int | None,
-        typer.Option(
-            "--invert-steps", min=1, help="Network evaluations for inversion; four more than --steps, or the bundle's."
-        ),
+        typer.Option("--invert-steps", min=1, help="Network evaluations for inversion; as --steps, or the bundle's."),
     ] = None,
     solver: Annotated[
         str | None,

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from monai_diffae.diffusion.multistep import Node, interpolated_step, natural_quantity
 from monai_diffae.diffusion.schedule import DiffusionSchedule
-from monai_diffae.diffusion.solvers import ClipRange, Denoiser, StepCallback, ask
+from monai_diffae.diffusion.solvers import ClipRange, Denoiser, StepCallback, ask, walk
 from monai_diffae.errors import ConfigError
+
+GUESS_ORDER = 3
 
 
 def implicit_inversion(
@@ -48,7 +50,7 @@ def implicit_inversion(
         callback: called after each step.
 
     Raises:
-        ConfigError: fewer evaluations than steps.
+        ConfigError: fewer evaluations than steps, levels that do not rise, or an order below 1.
 
     Example:
         >>> import torch
@@ -60,19 +62,25 @@ def implicit_inversion(
     steps = len(levels) - 1
     evaluations = steps if evaluations is None else evaluations
     if evaluations < steps:
-        raise ConfigError(f"invert_steps is {evaluations}: the decoder's {steps} levels need one evaluation each")
+        raise ConfigError(f"evaluations is {evaluations}; give at least {steps}, one for each step")
+    if order < 1 or any(t >= t_next for t, t_next in pairwise(levels)):
+        raise ConfigError(
+            f"implicit_inversion needs rising levels, from x0 up, and an order of at least 1, not {order}"
+        )
     quantity = natural_quantity(schedule)
-    x = x0
     nodes: list[Node] = []
-    for i, (t, t_next) in enumerate(pairwise(levels)):
+    left = [evaluations // steps + (i < evaluations % steps) for i in range(steps)]
+
+    def step(x: Tensor, t: int, t_next: int) -> Tensor:
+        nonlocal nodes
         if nodes:
-            guess = interpolated_step(schedule, x, t, t_next, nodes[:3], quantity)
+            guess = interpolated_step(schedule, x, t, t_next, nodes[:GUESS_ORDER], quantity)
         else:
-            guess = schedule.level(t_next)[0] * x0
-        for _ in range(evaluations // steps + (i < evaluations % steps)):
+            guess = schedule.level(t_next)[0] * x
+        for _ in range(left.pop(0)):
             node = ask(denoise, schedule, guess, t_next, clip_range)
             guess = interpolated_step(schedule, x, t, t_next, [node, *nodes[: order - 1]], quantity)
-        x, nodes = guess, [node, *nodes[:2]]
-        if callback is not None:
-            callback(i + 1, steps, x)
-    return x
+        nodes = [node, *nodes][: max(order - 1, GUESS_ORDER)]
+        return guess
+
+    return walk(x0, levels, step, callback)

@@ -79,7 +79,7 @@ def _weights(
     schedule: DiffusionSchedule, t: int, t_next: int, nodes: Sequence[Node], quantity: Quantity
 ) -> NDArray[np.float64]:
     """The integral of each node's Lagrange polynomial from t to t_next."""
-    if len(nodes) == 1:
+    if len(nodes) == 1:  # needs no log-SNR, which x0 itself does not have
         return np.array([_clock(schedule, t_next, quantity) - _clock(schedule, t, quantity)])
     start, end = schedule.log_snr(t), schedule.log_snr(t_next)
     w = start + (end - start) * (_POINTS + 1) / 2
@@ -109,22 +109,22 @@ def _lagrange(w: NDArray[np.float64], at: Sequence[float], i: int) -> NDArray[np
 
 
 def exponential_step(
-    schedule: DiffusionSchedule, x: Tensor, t: int, t_next: int, nodes: Sequence[Node], quantity: Quantity
+    schedule: DiffusionSchedule, x: Tensor, t_next: int, nodes: Sequence[Node], quantity: Quantity
 ) -> Tensor:
     """The same as published for UniPC (Zhao et al. 2023, equations 9 and 11, B2) and DPM-Solver++: x0 or eps only.
 
-    It differs from :func:`interpolated_step` in that the polynomial is one in plain log-SNR, and that through two
-    levels the slope counts by half, which is right to the order. Levels without signal, where log-SNR is infinite, are
+    It differs from :func:`interpolated_step` in that the polynomial is one in plain log-SNR, and that with two levels
+    the slope counts by half, which is right to second order. Levels without signal, where log-SNR is infinite, are
     left out of it.
 
     Args:
         schedule: says what the levels are.
-        x: at level ``t``.
-        t: the level of ``nodes[0]``.
-        t_next: above or below.
-        nodes: at ``t``, then where else the network was asked.
-        quantity: ``x0`` or ``eps``.
+        x: at the level of ``nodes[0]``.
+        t_next: another level.
+        nodes: where the network was asked.
+        quantity: ``x0``, or ``eps`` if there is signal at every level.
     """
+    t = nodes[0].t
     x_next = interpolated_step(schedule, x, t, t_next, nodes[:1], quantity)
     h = _plain_log_snr(schedule, t_next) - _plain_log_snr(schedule, t)
     others = [node for node in nodes[1:] if math.isfinite(_plain_log_snr(schedule, node.t))]

@@ -130,14 +130,20 @@ class DiffusionSchedule(Scheduler):
     # -- levels ---------------------------------------------------------------------------------------------------
 
     def level(self, t: int) -> tuple[float, float]:
-        """alpha_t and sigma_t of one level, -1 (x0 itself) to T (all noise)."""
+        """alpha_t and sigma_t of one level, -1 (x0 itself) to T (all noise).
+
+        Raises:
+            ConfigError: there is no such level.
+        """
+        if not CLEAN <= t <= self.num_train_timesteps:
+            raise ConfigError(f"level {t}: there are levels -1 (x0 itself) to {self.num_train_timesteps} (all noise)")
         return self._levels[t + 1]
 
     def log_snr(self, t: int) -> float:
-        """log(alpha_t / sigma_t) for a timestep in [0, T), kept finite where there is no signal.
+        """Half the log-SNR of a timestep in [0, T): log(alpha_t / sigma_t), capped so that it is finite without signal.
 
-        With s = sigma / (alpha + sigma) and the cap c it is log((1 - s + c) / s); c is 0 where the network predicts
-        eps.
+        With s = sigma / (alpha + sigma) and the cap c it is log((1 - s + c) / s), at every level; c is 0 where the
+        network predicts eps.
         """
         alpha, sigma = self.level(t)
         s = sigma / (alpha + sigma)

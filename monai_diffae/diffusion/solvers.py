@@ -2,7 +2,8 @@
 
 A solver moves x along ``levels``, from the first, where x is, to the last. A level is a timestep of the training, -1
 (``CLEAN``) for x0 itself or T for all noise; :meth:`DiffusionSchedule.decoding_levels` gives those from x_T down to x0.
-Nothing is kept but what the next steps need; whoever wants what is on the way takes it from the callback.
+Levels fall; ``ddim`` and ``heun`` also run upwards. Solvers compute in float32 at least. Nothing is kept but what the
+next steps need; whoever wants what is on the way takes it from the callback.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion.multistep import Node, Quantity, exponential_step, interpolated_step, natural_quantity
 from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
+from monai_diffae.errors import ConfigError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, *S), t (B,)) -> the network's output (B, C, *S), in whatever parameterisation the schedule says."""
@@ -49,6 +51,25 @@ class Solver(Protocol):
             clip_range: clip x0 at every step, eps derived again; None: no clipping.
             callback: called after each step.
         """
+
+
+def walk(
+    x: Tensor, levels: Sequence[int], step: Callable[[Tensor, int, int], Tensor], callback: StepCallback | None
+) -> Tensor:
+    """Take x (B, C, *S) to the last level, by ``step(x, t, t_next)`` from each to the next; float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
+        x = step(x, t, t_next)
+        if callback is not None:
+            callback(done, len(levels) - 1, x)
+    return x
+
+
+def _check(name: str, levels: Sequence[int], order: int = 1) -> None:
+    if any(t <= t_next for t, t_next in pairwise(levels)):
+        raise ConfigError(f"{name} needs falling levels, from x_T down; to invert, use implicit_inversion or ddim")
+    if order < 1:
+        raise ConfigError(f"order is {order}; it must be at least 1")
 
 
 def ask(denoise: Denoiser, schedule: DiffusionSchedule, x: Tensor, t: int, clip_range: ClipRange) -> Node:
@@ -90,12 +111,14 @@ def ddim(
         >>> ddim(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
-    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
+    if eta > 0:
+        _check("ddim with eta", levels)
+
+    def step(x: Tensor, t: int, t_next: int) -> Tensor:
         node = ask(denoise, schedule, x, t, clip_range)
-        x = schedule.ddim_move(node.x0, node.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
-        if callback is not None:
-            callback(done, len(levels) - 1, x)
-    return x
+        return schedule.ddim_move(node.x0, node.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
+
+    return walk(x, levels, step, callback)
 
 
 def heun(
@@ -117,17 +140,17 @@ def heun(
         >>> heun(lambda x, t: torch.zeros_like(x), schedule, torch.ones(1, 1, 2, 2), schedule.decoding_levels(5)).mean()
         tensor(1.)
     """
-    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
+
+    def step(x: Tensor, t: int, t_next: int) -> Tensor:
         here = ask(denoise, schedule, x, t, clip_range)
         x_next = schedule.ddim_move(here.x0, here.eps, t, t_next)
-        if t_next != CLEAN:
-            there = ask(denoise, schedule, x_next, t_next, clip_range)
-            mean = Node(t, (here.x0 + there.x0) / 2, (here.eps + there.eps) / 2)
-            x_next = interpolated_step(schedule, x, t, t_next, [mean], "velocity")
-        x = x_next
-        if callback is not None:
-            callback(done, len(levels) - 1, x)
-    return x
+        if t_next == CLEAN:
+            return x_next
+        there = ask(denoise, schedule, x_next, t_next, clip_range)
+        mean = Node(t, (here.x0 + there.x0) / 2, (here.eps + there.eps) / 2)
+        return interpolated_step(schedule, x, t, t_next, [mean], "velocity")
+
+    return walk(x, levels, step, callback)
 
 
 def adams(
@@ -142,9 +165,21 @@ def adams(
 ) -> Tensor:
     """Adams-Bashforth in log-SNR: each step goes on with what the network said at the last ``order`` levels.
 
-    One evaluation a step. It interpolates what the network predicts best, eps or the velocity; for eps it is UniPC's
-    predictor in noise form (UniP-3, Zhao et al. 2023). With few steps the closest to the exact trajectory of the
-    solvers here (``benchmarks/solvers.py``).
+    One evaluation a step. It interpolates eps where the network predicts that, as UniPC's predictor does in noise form
+    (Zhao et al. 2023), else the velocity. On the models of ``docs/decoding.md``, with few steps, the closest to the
+    exact trajectory of the solvers here; the step to x0 is first order.
+
+    Args:
+        denoise: see :class:`Solver`, also for the others.
+        schedule: the noise schedule.
+        x: x_T.
+        levels: visited in this order.
+        clip_range: clip x0 at every step.
+        callback: called after each step.
+        order: how many levels count; 1 is DDIM.
+
+    Raises:
+        ConfigError: levels that do not fall, or an order below 1.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="eps")
@@ -152,14 +187,16 @@ def adams(
         >>> adams(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
+    _check("adams", levels, order)
     quantity = natural_quantity(schedule)
     nodes: list[Node] = []
-    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
+
+    def step(x: Tensor, t: int, t_next: int) -> Tensor:
+        nonlocal nodes
         nodes = [ask(denoise, schedule, x, t, clip_range), *nodes[: order - 1]]
-        x = nodes[0].x0 if t_next == CLEAN else interpolated_step(schedule, x, t, t_next, nodes, quantity)
-        if callback is not None:
-            callback(done, len(levels) - 1, x)
-    return x
+        return nodes[0].x0 if t_next == CLEAN else interpolated_step(schedule, x, t, t_next, nodes, quantity)
+
+    return walk(x, levels, step, callback)
 
 
 def dpmpp_2m(
@@ -171,7 +208,7 @@ def dpmpp_2m(
     clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2): one evaluation a step, the last step first order.
+    """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2): one evaluation a step, the step to x0 first order.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="v")
@@ -179,13 +216,15 @@ def dpmpp_2m(
         >>> dpmpp_2m(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
+    _check("dpmpp_2m", levels)
     nodes: list[Node] = []
-    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
+
+    def step(x: Tensor, t: int, t_next: int) -> Tensor:
+        nonlocal nodes
         nodes = [ask(denoise, schedule, x, t, clip_range), *nodes[:1]]
-        x = nodes[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t, t_next, nodes, "x0")
-        if callback is not None:
-            callback(done, len(levels) - 1, x)
-    return x
+        return nodes[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, nodes, "x0")
+
+    return walk(x, levels, step, callback)
 
 
 def unipc(
@@ -220,20 +259,21 @@ def unipc(
         >>> unipc(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
-    steps = len(levels) - 1
+    _check("unipc", levels, order)
     nodes: list[Node] = []
-    x_before, used = x, 0
-    for i, (t, t_next) in enumerate(pairwise(levels)):
+    x_before, used, left = x, 0, len(levels) - 1
+
+    def step(x: Tensor, t: int, t_next: int) -> Tensor:
+        nonlocal nodes, x_before, used, left
         node = ask(denoise, schedule, x, t, clip_range)
         if nodes:
-            x = exponential_step(schedule, x_before, nodes[0].t, t, [*nodes[:used], node], quantity)
+            x = exponential_step(schedule, x_before, t, [*nodes[:used], node], quantity)
         nodes = [node, *nodes[: order - 1]]
-        used = min(order, len(nodes), steps - i)
-        x_before = x
-        x = node.x0 if t_next == CLEAN else exponential_step(schedule, x, t, t_next, nodes[:used], quantity)
-        if callback is not None:
-            callback(i + 1, steps, x)
-    return x
+        used, x_before = min(order, len(nodes), left), x
+        left -= 1
+        return node.x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, nodes[:used], quantity)
+
+    return walk(x, levels, step, callback)
 
 
 SOLVERS: dict[str, Solver] = {

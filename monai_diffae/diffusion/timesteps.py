@@ -6,6 +6,7 @@ timesteps, ascending.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,23 +14,27 @@ import numpy as np
 
 Spacing = Literal["logsnr", "leading", "trailing", "linspace"]
 
-CLEAN_ENOUGH = 4.2
-"""The log-SNR at which nothing is left to remove: noise of 1.5 % of the signal, two grey levels of 8 bits."""
+NOISE_LEFT = 0.15
+"""What a run of one step would leave of noise, as a share of the signal; one of n steps leaves a share n times smaller.
+
+The jump from there to x0 is of first order, and must not be coarser than the steps before. 10 steps end at 1.5 %: two
+grey levels of 8 bits.
+"""
 
 
 def logsnr(num_steps: int, log_snr: Sequence[float]) -> list[int]:
-    """Equal steps of log-SNR from T - 1 to the timestep that is clean enough.
+    """Equal steps of log-SNR from T - 1 to where hardly any noise is left (``NOISE_LEFT``).
 
-    So the noisiest and the cleanest levels, between which most is decided, get their share. A run of so many steps
-    that they would meet at the clean end takes the next timesteps there.
+    So the noisiest and the cleanest levels get their share, which equal steps of t do not give them. A run of so many
+    steps that they would meet at the clean end takes the next timesteps there.
 
     Example:
         >>> logsnr(5, np.linspace(4, -4, 1000))
-        [0, 250, 500, 749, 999]
+        [62, 296, 530, 765, 999]
     """
     falling = np.asarray(log_snr)
     total = len(falling)
-    cleanest = min(int(np.searchsorted(-falling, -CLEAN_ENOUGH)), total - num_steps)
+    cleanest = min(int(np.searchsorted(-falling, -math.log(num_steps / NOISE_LEFT))), total - num_steps)
     wanted = np.linspace(falling[-1], falling[cleanest], num_steps)[::-1]
     t = np.round(np.interp(-wanted, -falling, np.arange(total))).astype(int)
     apart = np.arange(num_steps)

@@ -9,7 +9,16 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, Solver, Spacing, StepCallback, ddim, implicit_inversion
+from monai_diffae.diffusion import (
+    SOLVERS,
+    DiffusionSchedule,
+    Solver,
+    Spacing,
+    StepCallback,
+    ddim,
+    heun,
+    implicit_inversion,
+)
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.slices import from_slices, to_slices
 
@@ -20,7 +29,7 @@ Inversion = Literal["implicit", "ddim"]
 class DiffusionAutoencoderInferer(Inferer):
     """Encoding, inversion and decoding with one schedule; called itself, it is the training forward.
 
-    The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 22 network evaluations to invert and 18 to
+    The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations to invert and 20 to
     decode bring an image back more exactly than the paper's 250 and 100.
 
     With a 2D network, images may also be volumes (B, C, H, W, D): they are taken slice by slice along the last axis,
@@ -29,10 +38,11 @@ class DiffusionAutoencoderInferer(Inferer):
     Args:
         schedule: the noise schedule that the network is trained with.
         solver: ``adams``, ``dpmpp_2m``, ``unipc``, ``heun``, ``ddim`` or ``euler``, or a function of their signature.
-        num_steps: network evaluations for decoding (Heun's method needs an odd number, and leaves an even one's last).
-        invert_steps: network evaluations for inversion; None: four more, for ``ddim`` as many. Where there are more
-            than for decoding, the levels are still the decoder's, and the cleanest of them get more than one; where
-            there are fewer, the levels differ, which costs accuracy.
+        num_steps: network evaluations for decoding. Heun's method takes two a step but one for the last, so of an even
+            number it leaves one.
+        invert_steps: network evaluations for inversion; None: as many. Where there are more than for decoding, the
+            levels are still the decoder's, and the cleanest of them get more than one; where there are fewer, the
+            levels differ, which costs accuracy.
         inversion: ``implicit``, which undoes the solver's steps; ``ddim``: first order, with spacing ``leading`` the
             paper's.
         spacing: the levels that a run visits; None: the schedule's.
@@ -55,14 +65,14 @@ class DiffusionAutoencoderInferer(Inferer):
         self,
         schedule: DiffusionSchedule,
         solver: str | Solver = "adams",
-        num_steps: int = 18,
+        num_steps: int = 20,
         invert_steps: int | None = None,
         inversion: Inversion = "implicit",
         spacing: Spacing | None = None,
         clip: bool = True,
         batch_size: int = 64,
     ) -> None:
-        if isinstance(solver, str) and solver not in SOLVERS:
+        if not callable(solver) and solver not in SOLVERS:
             raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         if inversion not in get_args(Inversion):
             raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(Inversion))}")
@@ -71,25 +81,23 @@ class DiffusionAutoencoderInferer(Inferer):
             if count is not None and (type(count) is not int or count < 1):
                 raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
         self.schedule = schedule
-        self.solver: Solver = SOLVERS[solver] if isinstance(solver, str) else solver
-        self.num_steps = num_steps
-        default = num_steps if inversion == "ddim" else num_steps + 4
-        self.invert_steps = default if invert_steps is None else invert_steps
+        self.solver: Solver = solver if callable(solver) else SOLVERS[solver]
+        # a functools.partial, for a solver's own options, is still that solver
+        algorithm = getattr(self.solver, "func", self.solver)
+        self.num_intervals = (num_steps + 1) // 2 if algorithm is heun else num_steps
+        self.num_steps = 2 * self.num_intervals - 1 if algorithm is heun else num_steps
+        self.invert_steps = self.num_steps if invert_steps is None else invert_steps
+        self.invert_order = 1 if algorithm is ddim else 3
         self.inversion = inversion
         self.spacing = spacing
         self.clip_range = schedule.clip_range if clip else None
         self.batch_size = batch_size
-        schedule.inference_timesteps(self._num_intervals, spacing)
+        schedule.inference_timesteps(self.num_intervals, spacing)
         if inversion == "ddim" and self.invert_steps > schedule.num_train_timesteps:
             raise ConfigError(
                 f"invert_steps is {self.invert_steps}; with inversion 'ddim' it must be at most "
                 f"{schedule.num_train_timesteps}, the levels of the schedule"
             )
-
-    @property
-    def _num_intervals(self) -> int:
-        """How many steps the evaluations for decoding make: Heun's method needs two each, but one for the last."""
-        return (self.num_steps + 1) // 2 if self.solver is SOLVERS["heun"] else self.num_steps
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, condition: Tensor, **_: Any
@@ -112,7 +120,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """z_sem (B, Z), float32, of images (B, C, *S); (B, D, Z) of volumes for a 2D network."""
 
         def run(images: Tensor) -> Tensor:
-            z_sem: Tensor = network.encode(images)  # type: ignore[operator]
+            z_sem: Tensor = network.encode(images.to(_precision(network)))  # type: ignore[operator]
             return z_sem.float()
 
         return self._in_batches(run, network, images)
@@ -121,7 +129,7 @@ class DiffusionAutoencoderInferer(Inferer):
     def invert(
         self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
     ) -> Tensor:
-        """The stochastic code x_T (B, C, *S), float32, of images, given their z_sem (encoded here when None).
+        """The stochastic code x_T (B, C, *S), float32 at least, of images, given their z_sem (encoded here when None).
 
         Args:
             images: (B, C, *S) in the model's range.
@@ -136,10 +144,10 @@ class DiffusionAutoencoderInferer(Inferer):
             if self.inversion == "ddim":
                 levels = schedule.paper_inversion_levels(self.invert_steps, self.spacing)
                 return ddim(denoise, schedule, images, levels, clip_range=clip_range, callback=callback)
-            levels = schedule.inversion_levels(min(self._num_intervals, self.invert_steps), self.spacing)
+            levels = schedule.inversion_levels(min(self.num_intervals, self.invert_steps), self.spacing)
             return implicit_inversion(
                 denoise, schedule, images, levels, evaluations=self.invert_steps,
-                order=1 if self.solver is ddim else 3, clip_range=clip_range, callback=callback,
+                order=self.invert_order, clip_range=clip_range, callback=callback,
             )  # fmt: skip
 
         z_sem = self.encode(images, network) if z_sem is None else z_sem
@@ -153,8 +161,8 @@ class DiffusionAutoencoderInferer(Inferer):
         network: nn.Module,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Images (B, C, *S), float32, from both codes: z_sem (B, Z) and x_T (B, C, *S); callback as for ``invert``."""
-        levels = self.schedule.decoding_levels(self._num_intervals, self.spacing)
+        """Images (B, C, *S), float32 at least, from z_sem (B, Z) and x_T (B, C, *S); callback as for ``invert``."""
+        levels = self.schedule.decoding_levels(self.num_intervals, self.spacing)
 
         def run(x_T: Tensor, z_sem: Tensor) -> Tensor:
             denoise = _denoiser(network, z_sem)
@@ -189,20 +197,40 @@ class DiffusionAutoencoderInferer(Inferer):
         if mode == "x_T":
             x_T = self.invert(images, network, z_sem, callback)
         elif x_T is None:
-            x_T = torch.randn_like(images)
+            x_T = torch.randn_like(images, dtype=torch.float32)
         return self.decode(z_sem, x_T, network, callback)
 
     def _in_batches(self, run: Callable[..., Tensor], network: nn.Module, images: Tensor, *codes: Tensor) -> Tensor:
         """``run`` over at most ``batch_size`` images at once; of volumes for a 2D network, over their slices."""
         is_sliced = images.ndim == getattr(network, "spatial_dims", images.ndim - 2) + 3
+        _check_inputs(images, codes, is_sliced)
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         batches = zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True)
         outputs = torch.cat([run(*batch) for batch in batches])
         return from_slices(outputs, images.shape[-1]) if is_sliced else outputs
 
 
+def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:
+    if not images.is_floating_point():
+        raise ConfigError(f"the images are {images.dtype}; give floating-point numbers in the model's range")
+    if images.numel() == 0:
+        raise ConfigError(f"the images have the shape {tuple(images.shape)}: there is nothing in them")
+    axes, first = ("(B, D, Z)", (images.shape[0], images.shape[-1])) if is_sliced else ("(B, Z)", images.shape[:1])
+    for z_sem in codes:
+        if z_sem.ndim != len(first) + 1 or tuple(z_sem.shape[:-1]) != tuple(first):
+            raise ConfigError(
+                f"z_sem has the shape {tuple(z_sem.shape)}: with images or codes of shape {tuple(images.shape)} it "
+                f"must be {axes} as encode gives it"
+            )
+
+
+def _precision(network: nn.Module) -> torch.dtype:
+    """The network's own: it is asked in it, while solvers compute in float32 at least."""
+    return next(network.parameters(), torch.empty(0)).dtype
+
+
 def _denoiser(network: nn.Module, z_sem: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network with its z_sem bound, asked in its own precision: solvers compute in float32 at least."""
-    dtype = next(network.parameters(), z_sem).dtype
+    """The network with its z_sem bound."""
+    dtype = _precision(network)
     z_sem = z_sem.to(dtype)
     return lambda x, t: network(x.to(dtype), t, z_sem)

@@ -119,7 +119,7 @@ def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
     out = import_official(save(), tmp_path / "bundle")
     images = pictures(tmp_path / "images", channels=3, count=1)
     official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 20}
-    ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 18, "invert_steps": 22}
+    ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 20, "invert_steps": 20}
     for name, said, expected in (("default", {}, ours), ("official", official, official)):
         result = reconstruct(out, images, tmp_path / name, device="cpu", **said)
         assert result.num_cases == 1

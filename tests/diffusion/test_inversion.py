@@ -8,6 +8,7 @@ from monai_diffae.errors import ConfigError
 
 STD = 0.5
 KINDS = [
+    ("linear_beta", "x0"),
     ("linear_beta", "eps"),
     ("linear_beta", "v"),
     ("cosine", "v"),
@@ -97,8 +98,15 @@ def test_evaluations_beyond_one_a_step_go_to_the_cleanest_levels():
     implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, evaluations=10)
     counts = [3, 3, 2, 2]
     assert asked == [t for t, count in zip(levels[1:], counts, strict=True) for _ in range(count)]
-    with pytest.raises(ConfigError, match="invert_steps is 3: the decoder's 4 levels need one evaluation each"):
+    with pytest.raises(ConfigError, match="evaluations is 3; give at least 4, one for each step"):
         implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, evaluations=3)
+
+
+def test_levels_that_do_not_rise_are_refused():
+    schedule = DiffusionSchedule()
+    for levels, order in (([5, 3, -1], 3), ([-1, 4, 4], 3), ([-1, 5], 0)):
+        with pytest.raises(ConfigError, match="implicit_inversion needs rising levels"):
+            implicit_inversion(bend(schedule), schedule, data(1, 1, 4, 4), levels, order=order)
 
 
 def test_a_clipped_round_trip_returns_the_image_too():

@@ -38,7 +38,9 @@ def test_logsnr_steps_are_equal_in_log_snr_and_end_where_noise_is_invisible(name
     steps = [a - b for a, b in zip(log_snr, log_snr[1:], strict=False)]
     assert max(steps) < 1.3 * min(steps)  # but for the rounding to timesteps
     alpha, sigma = schedule.level(t[0])
-    assert sigma / alpha < 0.03
+    assert sigma / alpha < 0.02
+    more = schedule.level(schedule.inference_timesteps(40)[0])
+    assert more[1] / more[0] < sigma / alpha * 0.6  # the more steps, the less is left
 
 
 def test_the_papers_levels():
