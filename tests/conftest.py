@@ -105,3 +105,18 @@ def make_workflow(make_workflow_anywhere: Callable[..., Any], tmp_path: Path) ->
         return make_workflow_anywhere({"output_dir": str(tmp_path / "out"), **(overrides or {})}, initialize)
 
     return make
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Runs the program in this process: (exit code, standard output, standard error)."""
+    from monai_diffae import cli
+
+    def call(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["monai-diffae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call

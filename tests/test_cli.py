@@ -12,20 +12,6 @@ from monai_diffae import cli
 COMMANDS = ["init", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info"]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the program in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["monai-diffae", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def test_help_answers_at_once_and_imports_nothing_heavy():
     start = time.monotonic()
     code = (

@@ -19,6 +19,7 @@ from monai_diffae.diffusion.solvers import ClipRange, Denoiser, StepCallback, as
 from monai_diffae.errors import ConfigError
 
 GUESS_ORDER = 3
+"""Levels that the first guess of a step is extrapolated from."""
 
 
 def implicit_inversion(

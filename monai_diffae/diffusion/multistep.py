@@ -54,7 +54,7 @@ def natural_quantity(schedule: DiffusionSchedule) -> Quantity:
 def interpolated_step(
     schedule: DiffusionSchedule, x: Tensor, t: int, t_next: int, nodes: Sequence[Node], quantity: Quantity
 ) -> Tensor:
-    """X at level ``t_next`` from x (B, C, *S) at level ``t``; of order ``len(nodes)``.
+    """Take x (B, C, *S) from level ``t`` to level ``t_next``; of order ``len(nodes)``.
 
     Args:
         schedule: says what the levels are.

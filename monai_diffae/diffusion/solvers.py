@@ -41,7 +41,7 @@ class Solver(Protocol):
         clip_range: ClipRange = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """X (B, C, *S) at the last of ``levels``, from x at the first.
+        """Take x (B, C, *S) from the first of ``levels`` to the last.
 
         Args:
             denoise: the network, with its context bound.
@@ -166,8 +166,8 @@ def adams(
     """Adams-Bashforth in log-SNR: each step goes on with what the network said at the last ``order`` levels.
 
     One evaluation a step. It interpolates eps where the network predicts that, as UniPC's predictor does in noise form
-    (Zhao et al. 2023), else the velocity. On the models of ``docs/decoding.md``, with few steps, the closest to the
-    exact trajectory of the solvers here; the step to x0 is first order.
+    (Zhao et al. 2023), else the velocity. The step to x0 is first order. For how close it comes to the exact trajectory
+    see ``docs/decoding.md``.
 
     Args:
         denoise: see :class:`Solver`, also for the others.

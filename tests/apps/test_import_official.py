@@ -15,7 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from monai_diffae import __version__, cli
+from monai_diffae import __version__
 from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.import_official import import_official
@@ -31,20 +31,6 @@ needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../share
 SIZE = 16
 TINY = {"base": 8, "mult": (1, 1), "enc_mult": (1, 1, 2), "blocks": 1, "enc_blocks": 1, "z": 12, "embed": 10}
 MEAN, STD = torch.arange(12.0), torch.linspace(0.5, 2, 12)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the program in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["monai-diffae", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
