@@ -7,20 +7,23 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from monai.transforms import Transform
 from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.run_config import without_private_values
-from monai_diffae.errors import ConfigError, ScanError, find_diffae_error
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 _PACKAGE = Path(__file__).parents[1]
+T = TypeVar("T")
+
 _STATIC = ("LICENSE", "docs", "configs")
 
 
@@ -161,24 +164,27 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
             raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
     parser.update(overrides)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = _build(parser, "network_def")
+    network = _build(parser, "network_def", nn.Module)
     network.load_state_dict(_read_weights(weights, network))
     network.to(device).eval().requires_grad_(False)
-    inferer = _build(parser, "inferer")
+    inferer = _build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
-    preprocessing = _build(parser, "preprocessing")
+    preprocessing = _build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
     return TrainedBundle(network, inferer, preprocessing, parser.get(), device)
 
 
-def _build(parser: ConfigParser, key: str) -> Any:
-    """A component of a config. MONAI buries what its constructor raises; an error of ours is raised in its place."""
+def _build(parser: ConfigParser, key: str, kind: type[T]) -> T:
+    """A component of a config. What its constructor raises, which MONAI buries, is raised as an error of ours."""
     try:
-        return parser.get_parsed_content(key)
+        component = parser.get_parsed_content(key)
     except Exception as error:
         known = find_diffae_error(error)
-        if known is None:
-            raise
-        raise type(known)(str(known)) from error
+        if known is not None:
+            raise type(known)(str(known)) from error
+        raise ConfigError(f"{key}: cannot be built from the config: {one_line(error)}") from error
+    if not isinstance(component, kind):
+        raise ConfigError(f"{key}: the config gives a {type(component).__name__}, no {kind.__name__}")
+    return component
 
 
 def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.split_cohort import SplitCohort, split_cohort
 from monai_diffae.data.tables import column_names
+from monai_diffae.diffusion import Solver
 from monai_diffae.engines.config_values import check_device
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -185,8 +187,9 @@ def finished(
         before = content["made_from"]
         differ = sorted(key for key in made_from if before.get(key) != made_from[key])
         if differ:
+            there = next((path for path in results if path.exists()), record.parent)
             raise ConfigError(
-                f"{results[0].name}: is there already, made with other {', '.join(differ)}; "
+                f"{there.name}: is there already, made with other {', '.join(differ)}; "
                 "say --overwrite or name another --out"
             )
         if content["results"] and all(path.exists() for path in results):
@@ -242,17 +245,26 @@ def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
-        >>> inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="euler", num_steps=5))
-        {'solver': 'ddim', 'steps': 5, 'invert_steps': 5, 'inversion': 'implicit', 'spacing': 'logsnr'}
+        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="euler", num_steps=5))
+        >>> settings["solver"], settings["steps"], settings["invert_steps"], settings["spacing"]
+        ('ddim', 5, 5, 'logsnr')
     """
     return {
-        # a config can give any callable, also one without a name, such as a functools.partial
-        "solver": getattr(inferer.solver, "__name__", type(inferer.solver).__name__),
+        "solver": _solver_name(inferer.solver),
         "steps": inferer.num_steps,
         "invert_steps": inferer.invert_steps,
         "inversion": inferer.inversion,
         "spacing": inferer.spacing or inferer.schedule.spacing,
+        "clip_range": None if inferer.clip_range is None else list(inferer.clip_range),
     }
+
+
+def _solver_name(solver: Solver | functools.partial[Tensor]) -> str:
+    """``unipc``, or ``unipc(order=2)`` of a functools.partial; a config can give any callable."""
+    if isinstance(solver, functools.partial):
+        options = ", ".join(f"{name}={value}" for name, value in solver.keywords.items())
+        return f"{_solver_name(solver.func)}({options})"
+    return str(getattr(solver, "__name__", type(solver).__name__))
 
 
 def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:

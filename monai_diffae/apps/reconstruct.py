@@ -28,9 +28,11 @@ from monai_diffae.apps.reading import (
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.scans import scan_suffix, write_scan
+from monai_diffae.diffusion import SOLVERS, Spacing
 from monai_diffae.engines.seeding import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic
+from monai_diffae.inferers import Inversion
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 
@@ -101,7 +103,8 @@ def reconstruct(
         steps: network evaluations for decoding.
         invert_steps: network evaluations for inversion; when None those that go with ``steps``, where that is given.
         solver: ``adams``, ``ddim``, ``euler``, ``heun``, ``dpmpp_2m`` or ``unipc``.
-        inversion: ``implicit``, which undoes the solver's steps, or ``ddim``, the paper's.
+        inversion: ``implicit``, which undoes the solver's steps, or ``ddim``: first order, with spacing ``leading``
+            the paper's.
         spacing: the levels visited: ``logsnr``, ``leading`` (the paper's), ``trailing`` or ``linspace``.
         limit: only so many cases, the first ones.
         split: only the cases of ``train``, ``val`` or ``test``.
@@ -126,8 +129,8 @@ def reconstruct(
     folder = Path(out)
     _check(mode, steps, invert_steps, limit, batch_size, split)
     made_from: dict[str, Any] = {"model": checksum(bundle)}
-    said = _inferer_overrides(steps, invert_steps, solver=solver, inversion=inversion, spacing=spacing)
-    trained = open_bundle(bundle, device, {**(overrides or {}), **said})
+    said = _inferer_overrides(overrides, steps, invert_steps, solver=solver, inversion=inversion, spacing=spacing)
+    trained = open_bundle(bundle, device, said)
     settings = inferer_settings(trained.inferer)
     whole, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     chosen = [case for case in whole.cases if split in (None, case.split)][:limit]
@@ -143,6 +146,7 @@ def reconstruct(
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", folder.name)
         return ReconstructResult(folder, done["means"], done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
+    _remove_images(folder)
     write_record(record, made_from, {})  # not finished: for a run that is killed before the end
     rows: list[dict[str, Any]] = []
     shown_images: dict[str, list[Tensor]] = {}
@@ -197,27 +201,36 @@ def _reconstruct_batch(
     return rows, pictures
 
 
-def _inferer_overrides(steps: int | None, invert_steps: int | None, **names: str | None) -> dict[str, Any]:
-    """What was said, as overrides of the bundle's config, so that the inferer's constructor checks it."""
+def _inferer_overrides(
+    overrides: Mapping[str, Any] | None, steps: int | None, invert_steps: int | None, **names: str | None
+) -> dict[str, Any]:
+    """The overrides of the bundle's config, with what was said in words of its own."""
+    choices = {"solver": SOLVERS, "inversion": get_args(Inversion), "spacing": get_args(Spacing)}
     for key, name in names.items():
-        # of a text with $, @ or % in front, MONAI would make something else
-        if name is not None and not name.isidentifier():
-            raise ConfigError(f"{key} is {name!r}; it must be a name")
+        if name is not None and name not in choices[key]:
+            raise ConfigError(f"{key} is {name!r}; choose one of: {', '.join(choices[key])}")
     values = {"num_steps": steps, "invert_steps": invert_steps, **names}
-    said: dict[str, Any] = {f"inferer#{key}": value for key, value in values.items() if value is not None}
-    if steps is not None and invert_steps is None:
-        said["inferer#invert_steps"] = None  # those that go with ``steps``, not the bundle's
-    return said
+    said = {f"inferer#{key}": value for key, value in values.items() if value is not None}
+    # those that go with ``steps``, not the bundle's
+    default = {} if steps is None else {"inferer#invert_steps": None}
+    return {**default, **(overrides or {}), **said}
 
 
 def _warn_of_structure(means: Mapping[str, float]) -> None:
     std, correlation = means.get("x_T_std", 1.0), means.get("x_T_neighbour_correlation", 0.0)
-    if abs(std - 1) > 0.1 or abs(correlation) > 0.2:
+    if not (abs(std - 1) <= 0.1 and abs(correlation) <= 0.2):  # NaN too
         logger.warning(
             "x_T is no noise (standard deviation %.2f, not 1; neighbours correlate by %.2f, not 0) but still holds the "
             "images, so with an edited z_sem it decodes badly; train for longer, or invert with more steps",
             std, correlation,
         )  # fmt: skip
+
+
+def _remove_images(folder: Path) -> None:
+    """What an earlier run wrote, of which other modes and cases would stay beside the new ones."""
+    for mode in _LABELS:
+        for image in [*(folder / mode).glob("*.png"), *(folder / mode).glob("*.nii.gz")]:
+            image.unlink()
 
 
 def _write(folder: Path, case: Case, image: Tensor, model_range: tuple[float, float]) -> None:

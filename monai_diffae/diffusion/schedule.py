@@ -47,7 +47,7 @@ class DiffusionSchedule(Scheduler):
         schedule_args: passed to MONAI's noise schedule, such as ``beta_start`` and ``beta_end``.
 
     Raises:
-        ConfigError: an unknown name, or eps-prediction from a level without signal.
+        ConfigError: an unknown name, a ``clip_range`` that is none, or eps-prediction from a level without signal.
 
     Example:
         >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
@@ -81,6 +81,7 @@ class DiffusionSchedule(Scheduler):
         _check_choice("timestep_sampling", timestep_sampling, ["uniform", "logit_normal"])
         _check_choice("loss_weighting", loss_weighting, ["none", "min_snr"])
         _check_choice("spacing", spacing, list(SPACINGS))
+        self.clip_range = _checked_range(clip_range)
         super().__init__(num_train_timesteps, "linear_beta" if is_flow else schedule, **schedule_args)
 
         if is_flow:
@@ -108,6 +109,7 @@ class DiffusionSchedule(Scheduler):
         # A network that gives eps has x0 only after a division by alpha, so the noisiest levels need the small steps
         # that equal steps of log-SNR give them; others do not, and can have levels without any signal.
         self.log_snr_cap = 0.0 if prediction == "eps" else 0.15
+        self._log_snrs = [self.log_snr(t) for t in range(num_train_timesteps)]
         # MONAI's name and length: T entries, without x0
         self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
 
@@ -116,7 +118,6 @@ class DiffusionSchedule(Scheduler):
         self.timestep_sampling = timestep_sampling
         self.loss_weighting = loss_weighting
         self.spacing: Spacing = spacing
-        self.clip_range = None if clip_range is None else (float(clip_range[0]), float(clip_range[1]))
         self.set_timesteps(num_train_timesteps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
@@ -167,9 +168,9 @@ class DiffusionSchedule(Scheduler):
         total = self.num_train_timesteps
         if not 1 <= num_steps <= total:
             raise ConfigError(f"num_steps is {num_steps}; it must be between 1 and {total}, the levels of the schedule")
-        spacing = spacing or self.spacing
+        spacing = self.spacing if spacing is None else spacing
         _check_choice("spacing", spacing, list(SPACINGS))
-        return SPACINGS[spacing](num_steps, [self.log_snr(t) for t in range(total)])
+        return SPACINGS[spacing](num_steps, self._log_snrs)
 
     def decoding_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
         """The levels from x_T down to x0: ``num_steps`` steps."""
@@ -184,7 +185,7 @@ class DiffusionSchedule(Scheduler):
 
         The official code takes x0 to be at timestep 0 already, and ends where no signal is left.
         """
-        if (spacing or self.spacing) == "leading":
+        if (self.spacing if spacing is None else spacing) == "leading":
             return [*self.inference_timesteps(num_steps, "leading"), self.num_train_timesteps]
         return self.inversion_levels(num_steps, spacing)
 
@@ -341,6 +342,18 @@ class DiffusionSchedule(Scheduler):
         drawn_on = x0.device if generator is None else generator.device
         noise = torch.randn(x0.shape, generator=generator, device=drawn_on, dtype=x0.dtype).to(x0.device)
         return alpha_next * x0 + kept * eps + fresh * noise
+
+
+def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tuple[float, float] | None:
+    if clip_range is None:
+        return None
+    try:
+        low, high = (float(value) for value in clip_range)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not low < high:
+        raise ConfigError(f"clip_range is {clip_range!r}; it must be the least and the greatest value, or null")
+    return low, high
 
 
 def _check_choice(key: str, value: object, choices: list[Any]) -> None:

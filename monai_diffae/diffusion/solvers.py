@@ -23,7 +23,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, *S), t (B,)) -> the network's output (B, C, *S), in whatever parameterisation the schedule says."""
 
 StepCallback = Callable[[int, int, Tensor], None]
-"""Called after each step with (steps done, steps in all, x at the level reached)."""
+"""Called after each step with (steps done, steps in all, x at the level reached), not to be changed in place."""
 
 ClipRange = tuple[float, float] | None
 
@@ -260,6 +260,8 @@ def unipc(
         torch.Size([1, 1, 4, 4])
     """
     _check("unipc", levels, order)
+    if quantity not in ("x0", "eps"):
+        raise ConfigError(f"quantity is {quantity!r}; choose one of: x0, eps")
     nodes: list[Node] = []
     x_before, used, left = x, 0, len(levels) - 1
 

@@ -1,5 +1,5 @@
 """Encoding, inversion and decoding with a trained network. Tensors only."""
 
-from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
+from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, Inversion, ReconstructionMode
 
-__all__ = ["DiffusionAutoencoderInferer", "ReconstructionMode"]
+__all__ = ["DiffusionAutoencoderInferer", "Inversion", "ReconstructionMode"]

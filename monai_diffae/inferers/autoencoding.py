@@ -72,7 +72,9 @@ class DiffusionAutoencoderInferer(Inferer):
         clip: bool = True,
         batch_size: int = 64,
     ) -> None:
-        if not callable(solver) and solver not in SOLVERS:
+        if not isinstance(schedule, DiffusionSchedule):
+            raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
+        if not callable(solver) and not (isinstance(solver, str) and solver in SOLVERS):
             raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         if inversion not in get_args(Inversion):
             raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(Inversion))}")
@@ -80,6 +82,8 @@ class DiffusionAutoencoderInferer(Inferer):
         for name, count in counts.items():
             if count is not None and (type(count) is not int or count < 1):
                 raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
+        if type(clip) is not bool:
+            raise ConfigError(f"clip is {clip!r}; it must be true or false")
         self.schedule = schedule
         self.solver: Solver = solver if callable(solver) else SOLVERS[solver]
         # a functools.partial, for a solver's own options, is still that solver
@@ -166,7 +170,12 @@ class DiffusionAutoencoderInferer(Inferer):
 
         def run(x_T: Tensor, z_sem: Tensor) -> Tensor:
             denoise = _denoiser(network, z_sem)
-            return self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
+            images = self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
+            if images.shape != x_T.shape:
+                raise ConfigError(
+                    f"the solver made {tuple(images.shape)} of x_T {tuple(x_T.shape)}; it must keep the shape"
+                )
+            return images
 
         return self._in_batches(run, network, x_T, z_sem)
 
@@ -189,10 +198,16 @@ class DiffusionAutoencoderInferer(Inferer):
             callback: called after each step of inversion and of decoding.
 
         Raises:
-            ConfigError: no such mode.
+            ConfigError: no such mode, x_T of another shape, or x_T given in mode ``x_T``, which inverts its own.
         """
         if mode not in get_args(ReconstructionMode):
             raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(ReconstructionMode))}")
+        if x_T is not None and mode == "x_T":
+            raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")
+        if x_T is not None and x_T.shape != images.shape:
+            raise ConfigError(
+                f"x_T has the shape {tuple(x_T.shape)}, the images {tuple(images.shape)}; they must agree"
+            )
         z_sem = self.encode(images, network)
         if mode == "x_T":
             x_T = self.invert(images, network, z_sem, callback)
@@ -204,6 +219,8 @@ class DiffusionAutoencoderInferer(Inferer):
         """``run`` over at most ``batch_size`` images at once; of volumes for a 2D network, over their slices."""
         is_sliced = images.ndim == getattr(network, "spatial_dims", images.ndim - 2) + 3
         _check_inputs(images, codes, is_sliced)
+        if network.training:
+            raise ConfigError("the network is in training mode, where it is not the same twice; call network.eval()")
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         batches = zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True)
         outputs = torch.cat([run(*batch) for batch in batches])
@@ -215,6 +232,8 @@ def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) ->
         raise ConfigError(f"the images are {images.dtype}; give floating-point numbers in the model's range")
     if images.numel() == 0:
         raise ConfigError(f"the images have the shape {tuple(images.shape)}: there is nothing in them")
+    if not all(tensor.isfinite().all() for tensor in (images, *codes)):
+        raise ConfigError("the images or codes hold values that are not finite; leave these cases out")
     axes, first = ("(B, D, Z)", (images.shape[0], images.shape[-1])) if is_sliced else ("(B, Z)", images.shape[:1])
     for z_sem in codes:
         if z_sem.ndim != len(first) + 1 or tuple(z_sem.shape[:-1]) != tuple(first):

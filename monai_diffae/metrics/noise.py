@@ -10,10 +10,11 @@ def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
     """Mean, standard deviation and neighbour correlation of each stochastic code, (B,) float32: 0, 1 and 0 for noise.
 
     A code of another spread, or one in which neighbours resemble each other, still holds the image's structure: it
-    decodes with its own z_sem, but not with an edited one.
+    decodes with its own z_sem, but not with an edited one. What a code of one voxel or of one value does not have is
+    NaN; channels do not count as neighbours.
 
     Args:
-        x_T: stochastic codes (B, C, *S).
+        x_T: stochastic codes (B, C, *S), with at least one spatial axis.
 
     Example:
         >>> noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -29,5 +30,6 @@ def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
         if x_T.shape[axis] > 1
     ]
     variance = centred.square().flatten(1).mean(dim=1)
-    correlation = torch.stack([p.mean(dim=1) for p in products]).mean(dim=0) / variance
+    covariance = torch.stack([p.mean(dim=1) for p in products]).mean(dim=0) if products else variance * torch.nan
+    correlation = covariance / variance
     return {"mean": mean, "std": std, "neighbour_correlation": correlation}

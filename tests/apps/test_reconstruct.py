@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.bundles import load_bundle
-from monai_diffae.apps.reading import bundle_summary
+from monai_diffae.apps.reading import bundle_summary, inferer_settings
 from monai_diffae.apps.reconstruct import reconstruct
+from monai_diffae.diffusion import DiffusionSchedule, unipc
 from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics
 
 # what tests/conftest.py says of the tiny bundle, and what the bundle's config says
@@ -89,7 +92,12 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
 
 
 def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatch, caplog):
-    cases = {"noise": (1.05, 0.1, False), "spread": (1.2, 0.0, True), "neighbours": (1.0, 0.25, True)}
+    cases = {
+        "noise": (1.05, 0.1, False),
+        "spread": (1.2, 0.0, True),
+        "neighbours": (1.0, 0.25, True),
+        "nan": (1.0, torch.nan, True),
+    }
     for name, (std, correlation, is_warned) in cases.items():
         found = {
             "mean": torch.zeros(1),
@@ -116,6 +124,7 @@ def made_from(folder):
         ({"invert_steps": 6}, {"invert_steps": 6}),
         ({"solver": "unipc", "steps": 2, "invert_steps": 7}, {"solver": "unipc", "steps": 2, "invert_steps": 7}),
         ({"solver": "euler", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
+        ({"steps": 5, "overrides": {"inferer#invert_steps": 7}}, {"steps": 5, "invert_steps": 7}),
         ({"spacing": "trailing", "overrides": {"inferer#num_steps": 2}}, {"spacing": "trailing", "steps": 2}),
     ],
 )
@@ -173,8 +182,12 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
         ({"steps": 5000}, "num_steps is 5000; it must be between 1 and 1000"),
         ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
         ({"solver": "magic"}, "solver is 'magic'; choose one of: adams, ddim, "),
-        ({"solver": "$print(1)"}, r"solver is '\$print\(1\)'; it must be a name"),
+        ({"solver": "$print(1)"}, r"solver is '\$print\(1\)'; choose one of: adams"),
         ({"inversion": "magic"}, "inversion is 'magic'; choose one of: implicit, ddim"),
+        ({"overrides": {"inferer#foo": 1}}, "inferer: cannot be built from the config: TypeError: .*'foo'"),
+        ({"overrides": {"inferer": 5}}, "inferer: the config gives a int, no DiffusionAutoencoderInferer"),
+        ({"overrides": {"inferer#schedule": None}}, "schedule is None; it must be a DiffusionSchedule"),
+        ({"overrides": {"diffusion#clip_range": [1, -1]}}, "clip_range is .1, -1.; it must be the least and"),
         ({"spacing": "magic"}, "spacing is 'magic'; choose one of: logsnr, leading, trailing, linspace"),
     ],
 )
@@ -183,3 +196,31 @@ def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, messag
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", **wrong)
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_overwriting_leaves_no_image_of_the_earlier_run(tiny_bundle, tmp_path):
+    options = {"steps": 2, "device": "cpu"}
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, mode="both", limit=3, **options)
+    own = tmp_path / "x_T" / "notes.txt"
+    own.write_text("the user's own")
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, mode="x_T", limit=1, overwrite=True, **options)
+    assert len(list(tmp_path.glob("*/*.nii.gz"))) == 1
+    assert own.is_file()
+
+
+def test_the_message_after_a_killed_run_names_what_is_there(tiny_bundle, tmp_path):
+    out = tmp_path / "out"
+    options = {"limit": 1, "device": "cpu", "steps": 2}
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, **options)
+    (out / "reconstructions.csv").unlink()
+    (out / "mosaic.png").unlink()
+    with pytest.raises(ConfigError, match="^out: is there already, made with other seed;"):
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, seed=1, **options)
+
+
+def test_the_record_names_a_solvers_options():
+    solver = partial(unipc, order=2)
+    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(clip_range=(-1, 1)), solver)
+    settings = inferer_settings(inferer)
+    assert settings["solver"] == "unipc(order=2)"
+    assert settings["clip_range"] == [-1.0, 1.0]  # as JSON gives it back

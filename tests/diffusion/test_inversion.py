@@ -2,19 +2,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from gaussian import KINDS, STD, exact
 
 from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion
 from monai_diffae.errors import ConfigError
-
-STD = 0.5
-KINDS = [
-    ("linear_beta", "x0"),
-    ("linear_beta", "eps"),
-    ("linear_beta", "v"),
-    ("cosine", "v"),
-    ("rectified_flow", "v"),
-    ("rectified_flow", "x0"),
-]
 
 
 def bend(schedule):
@@ -76,13 +67,7 @@ def test_with_many_evaluations_it_is_the_inverse_of_ddim_to_rounding(name, predi
 def test_x_T_of_data_is_standard_noise():
     for name, prediction in KINDS:
         schedule = DiffusionSchedule(schedule=name, prediction=prediction)
-
-        def exact(x, t, schedule=schedule):
-            alpha, sigma = schedule.coefficients(t, x)
-            variance = alpha**2 * STD**2 + sigma**2
-            return schedule.target(alpha * STD**2 / variance * x, sigma / variance * x, t)
-
-        x_T = implicit_inversion(exact, schedule, data(500, 1, 4, 4), schedule.inversion_levels(20))
+        x_T = implicit_inversion(exact(schedule), schedule, data(500, 1, 4, 4), schedule.inversion_levels(20))
         assert x_T.std() == pytest.approx(1, abs=0.02), (name, prediction)
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from gaussian import KINDS, STD, exact
 
 from monai_diffae.diffusion import (
     CLEAN,
@@ -15,29 +16,9 @@ from monai_diffae.diffusion import (
     ddim,
     implicit_inversion,
     timesteps,
+    unipc,
 )
 from monai_diffae.errors import ConfigError
-
-STD = 0.5
-KINDS = [
-    ("linear_beta", "x0"),
-    ("linear_beta", "eps"),
-    ("linear_beta", "v"),
-    ("cosine", "v"),
-    ("rectified_flow", "v"),
-    ("rectified_flow", "x0"),
-]
-
-
-def exact(schedule, std=STD):
-    """The best possible network for data from N(0, std^2): E[target | x_t]."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule.coefficients(t, x)
-        variance = alpha**2 * std**2 + sigma**2
-        return schedule.target(alpha * std**2 / variance * x, sigma / variance * x, t)
-
-    return denoise
 
 
 def along_the_ode(schedule, x_t, t, t_next, std=STD):
@@ -129,6 +110,8 @@ def test_solvers_that_only_go_down_say_so(solver):
     for levels in (schedule.inversion_levels(5), [5, 5, -1]):
         with pytest.raises(ConfigError, match=f"{solver} needs falling levels, from x_T down; to invert, use implicit"):
             SOLVERS[solver](exact(schedule), schedule, noise(1, 1, 4, 4), levels)
+    with pytest.raises(ConfigError, match="quantity is 'velocity'; choose one of: x0, eps"):
+        unipc(exact(schedule), schedule, noise(1, 1, 4, 4), schedule.decoding_levels(5), quantity="velocity")
     with pytest.raises(ConfigError, match="ddim with eta needs falling levels"):
         ddim(exact(schedule), schedule, noise(1, 1, 4, 4), schedule.inversion_levels(5), eta=0.5)
 

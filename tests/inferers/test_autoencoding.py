@@ -180,11 +180,42 @@ def test_on_a_gpu_it_is_the_same(inferer, network, images):
         ),
         ({"num_steps": "abc"}, "num_steps is 'abc'; it must be a whole number"),
         ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+        ({"solver": []}, "solver is \\[\\]; choose one of: adams"),
+        ({"spacing": ""}, "spacing is ''; choose one of: logsnr"),
+        ({"spacing": {}}, "spacing is {}; choose one of: logsnr"),
+        ({"clip": "maybe"}, "clip is 'maybe'; it must be true or false"),
     ],
 )
 def test_settings_that_give_no_inferer_are_refused_at_once(inferer, settings, message):
     with pytest.raises(ConfigError, match=message):
         DiffusionAutoencoderInferer(inferer.schedule, **settings)
+
+
+def test_a_schedule_must_be_one():
+    with pytest.raises(ConfigError, match="schedule is None; it must be a DiffusionSchedule"):
+        DiffusionAutoencoderInferer(None)
+
+
+def test_what_would_give_a_wrong_result_in_silence_is_refused(inferer, network, images):
+    z_sem, x_T = inferer.encode(images, network), torch.zeros_like(images)
+    wrong = torch.full_like(images, torch.nan)
+    for call in (
+        lambda: inferer.encode(wrong, network),
+        lambda: inferer.invert(wrong, network, z_sem),
+        lambda: inferer.decode(z_sem, wrong, network),
+        lambda: inferer.decode(z_sem / 0, x_T, network),
+    ):
+        with pytest.raises(ConfigError, match="hold values that are not finite"):
+            call()
+    with pytest.raises(ConfigError, match="x_T was given, but mode 'x_T' inverts each image's own"):
+        inferer.reconstruct(images, network, x_T=x_T)
+    with pytest.raises(ConfigError, match="x_T has the shape .3, 1, 8, 8., the images .3, 1, 16, 16."):
+        inferer.reconstruct(images, network, mode="z_sem", x_T=x_T[..., :8, :8])
+    halving = DiffusionAutoencoderInferer(inferer.schedule, lambda denoise, schedule, x, levels, **_: x[..., :8])
+    with pytest.raises(ConfigError, match="it must keep the shape"):
+        halving.decode(z_sem, x_T, network)
+    with pytest.raises(ConfigError, match=r"in training mode.*call network.eval\(\)"):
+        inferer.encode(images, network.train())
 
 
 def test_an_unknown_mode_is_refused(inferer, network, images):

@@ -26,3 +26,10 @@ def test_each_image_has_its_own_and_an_offset_is_no_correlation():
     assert found["mean"].tolist() == pytest.approx([0, 5], abs=0.1)
     assert found["std"].tolist() == pytest.approx([1, 2], abs=0.1)
     assert found["neighbour_correlation"].abs().max() < 0.05
+
+
+def test_what_a_single_voxel_or_a_constant_does_not_have_is_nan():
+    one_voxel = noise_statistics(torch.zeros(2, 4, 1, 1))
+    assert one_voxel["mean"].tolist() == [0, 0]
+    assert one_voxel["neighbour_correlation"].isnan().all()
+    assert noise_statistics(torch.ones(1, 1, 4, 4))["neighbour_correlation"].isnan().all()

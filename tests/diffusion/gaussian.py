@@ -1,0 +1,22 @@
+"""Data from N(0, STD^2), for which the best possible network is known in closed form."""
+
+STD = 0.5
+KINDS = [
+    ("linear_beta", "x0"),
+    ("linear_beta", "eps"),
+    ("linear_beta", "v"),
+    ("cosine", "v"),
+    ("rectified_flow", "v"),
+    ("rectified_flow", "x0"),
+]
+
+
+def exact(schedule, std=STD):
+    """The best possible network for data from N(0, std^2): E[target | x_t]."""
+
+    def denoise(x, t):
+        alpha, sigma = schedule.coefficients(t, x)
+        variance = alpha**2 * std**2 + sigma**2
+        return schedule.target(alpha * std**2 / variance * x, sigma / variance * x, t)
+
+    return denoise
