@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.run_config import without_private_values
-from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
+from monai_diffae.errors import ConfigError, MachineError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 if TYPE_CHECKING:
@@ -50,27 +51,38 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     """Copy a shipped bundle to ``directory``, with the config overlays in ``configs/overlays``.
 
     Raises:
-        ConfigError: no such bundle, or ``directory`` is not empty.
+        ConfigError: no such bundle, or ``directory`` is not empty, or is or lies below a file.
+        MachineError: the disk is full, or ``directory`` may not be written.
     """
     source, target = shipped_bundle(bundle), Path(directory)
     check_new_folder(target)
-    _copy_static(source, target)
-    shutil.copytree(shipped("overlays"), target / "configs" / "overlays", dirs_exist_ok=True)
-    (target / "models").mkdir(exist_ok=True)
+    try:
+        _copy_static(source, target)
+        shutil.copytree(shipped("overlays"), target / "configs" / "overlays", dirs_exist_ok=True)
+        (target / "models").mkdir(exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or "not all of the bundle's files could be copied"  # shutil gives a list of errors
+        raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
     return target
 
 
 def check_new_folder(directory: str | Path) -> None:
-    """Refuse a folder that holds something already.
+    """Refuse a folder that holds something already, or that cannot be made.
 
     Raises:
-        ConfigError: it does, or is no folder.
+        ConfigError: it is not empty, or is or lies below a file or a link that leads nowhere.
+        MachineError: it may not be written.
     """
     target = Path(directory)
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target.name}: is a file; name a new folder")
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target.name}: the folder is not empty; name a new one, so that nothing is overwritten")
+    name = target.name or str(target)
+    nearest = next((path for path in (target, *target.parents) if os.path.lexists(path)), Path())
+    if not nearest.is_dir():
+        what = "a file" if nearest.exists() else "a link that leads nowhere"
+        raise ConfigError(f"{nearest.name}: is {what}; name a new folder")
+    if not os.access(nearest, os.W_OK | os.X_OK | (os.R_OK if nearest == target else 0)):
+        raise MachineError(f"{name}: cannot be written (Permission denied); choose another folder")
+    if nearest == target and any(target.iterdir()):
+        raise ConfigError(f"{name}: the folder is not empty; name a new one, so that nothing is overwritten")
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.run_config import check_image_size, model_config
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DiffusionAutoencoder, LatentMLP, load_official, load_official_latent
-from monai_diffae.networks.checkpoint_files import read_weights
+from monai_diffae.networks.checkpoint_files import named_after, read_weights
 from monai_diffae.networks.official_latent import select_latent
 from monai_diffae.networks.official_weights import select_model
 
 logger = logging.getLogger(__name__)
 
-# the official code's diffusion, and its 8-bit images in [-1, 1]
+# the official code's diffusions, and its 8-bit images in [-1, 1]
 _OFFICIAL: dict[str, Any] = {
     "intensity": "window",
     "window_hu": [0, 255],
@@ -40,6 +42,18 @@ _OFFICIAL: dict[str, Any] = {
         "clip_range": "@model_range",
     },
 }
+_LATENT_DIFFUSION: dict[str, Any] = {
+    "_target_": "monai_diffae.diffusion.DiffusionSchedule",
+    "num_train_timesteps": 1000,
+    "schedule": "linear_beta",
+    "beta_start": 0.008,
+    "beta_end": 0.008,
+    "prediction": "eps",
+    "timestep_sampling": "uniform",
+    "loss_weighting": "none",
+    "clip_range": None,
+}
+_MAX_SIDE = 4096  # pixels: a mistyped number is told here, not by a machine out of memory
 _ATTENTION_SIZE = 16  # where the official configurations attend
 
 
@@ -57,9 +71,9 @@ def import_official(
 
     ``out`` gets the bundle's configs, ``models/model.pt``, ``models/config.json`` as a training writes it, and
     ``models/provenance.json``; of a checkpoint with a latent DDIM also ``models/latent_model.pt``, which
-    ``latent_network_def`` in the config describes. Images are taken as in the official code: 0..255 to [-1, 1].
-    Decoding and inversion are the bundle's; :func:`~monai_diffae.apps.reconstruct.reconstruct` with ``solver="ddim",
-    inversion="ddim", spacing="leading"`` does what the official code does.
+    ``latent_network_def`` and ``latent_diffusion`` in the config describe. Images are taken as in the official code:
+    0..255 to [-1, 1]. Decoding and inversion are the bundle's; :func:`~monai_diffae.apps.reconstruct.reconstruct` with
+    ``solver="ddim", inversion="ddim", spacing="leading"`` does what the official code does.
 
     Args:
         checkpoint: a ``.ckpt`` of the official training, or its weights as ``.safetensors``.
@@ -76,9 +90,9 @@ def import_official(
 
     Raises:
         ConfigError: no such file, weights of something else, an image size that is not known or does not fit, or
-            ``out`` is not empty.
+            ``out`` is not empty or lies below a file.
         UnsafeInputError: a file that is damaged or that cannot be read without running code from it.
-        MachineError: the disk is full, or the folder cannot be written.
+        MachineError: the disk is full, or the folder cannot be written; nothing is left of it.
 
     Example:
         >>> import_official("last.ckpt", "my_model")
@@ -88,23 +102,26 @@ def import_official(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_new_folder(out)
-    weights = read_weights(checkpoint)
-    network = load_official(weights, encoder_num_res_blocks=encoder_num_res_blocks, num_heads=num_heads)
-    size = _image_size(weights, network) if image_size is None else [image_size] * network.spatial_dims
-    check_image_size(network, size)
-    latent = _latent(weights, latent_statistics, network.z_channels)
+    weights = read_weights(checkpoint)  # stay on the disk, as each time that the file is read
+    network = load_official(checkpoint, encoder_num_res_blocks=encoder_num_res_blocks, num_heads=num_heads)
+    with named_after(checkpoint):
+        size = _image_size(weights, network) if image_size is None else [image_size] * network.spatial_dims
+    _check_size(network, size)
+    latent = _latent(checkpoint, select_latent(weights) is not None, latent_statistics, network.z_channels)
     config = _config(bundle, network, size, latent)
-    models = init_bundle(out, bundle) / "models"
-    write_json(models / "config.json", config)
-    write_json(models / "provenance.json", {
+    provenance = {
         "source": "official phizaz/diffae checkpoint",
         "file_sha256": file_checksum(checkpoint),
         "weights": select_model(weights)[0],
         "monai_diffae": __version__,
-    })  # fmt: skip
-    if latent is not None:
-        _save(latent, models / "latent_model.pt")
-    _save(network, models / "model.pt")  # the last: with it the folder is a trained bundle
+    }
+    with _removed_on_failure(out):
+        models = init_bundle(out, bundle) / "models"
+        write_json(models / "config.json", config)
+        write_json(models / "provenance.json", provenance)
+        if latent is not None:
+            _save(latent, models / "latent_model.pt")
+        _save(network, models / "model.pt")  # the last: with it the folder is a trained bundle
     logger.info(
         "%s: a Diff-AE of %.1f M parameters, images of %s with %d channels, z_sem of %d",
         out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
@@ -130,17 +147,29 @@ def _image_size(weights: Mapping[str, Tensor], network: DiffusionAutoencoder) ->
     return [side] * network.spatial_dims
 
 
+def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
+    if max(size) > _MAX_SIDE:
+        shown = " x ".join(map(str, size))
+        raise ConfigError(f"image size {shown}: more than the limit of {_MAX_SIDE} pixels along a side; say a smaller")
+    check_image_size(network, size)
+
+
 def _latent(
-    weights: Mapping[str, Tensor], statistics: str | os.PathLike[str] | None, z_channels: int
+    checkpoint: Path, has_latent: bool, statistics: str | os.PathLike[str] | None, z_channels: int
 ) -> LatentMLP | None:
-    if select_latent(weights) is None:
+    if not has_latent:
         if statistics is not None:
-            raise ConfigError("latent statistics: the checkpoint holds no latent DDIM that they could belong to")
+            raise ConfigError(
+                f"{checkpoint.name}: holds no latent DDIM that statistics could belong to; leave them out"
+            )
         logger.info("the checkpoint holds no latent DDIM: images can be encoded and decoded, not made from nothing")
         return None
-    latent = load_official_latent(weights, None if statistics is None else Path(statistics))
+    latent = load_official_latent(checkpoint, None if statistics is None else Path(statistics))
     if latent.z_channels != z_channels:
-        raise ConfigError(f"the latent DDIM is for a z_sem of {latent.z_channels}, the encoder gives {z_channels}")
+        raise ConfigError(
+            f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, the encoder gives "
+            f"{z_channels}; name a checkpoint of one training"
+        )
     if latent.z_std.isnan().any():
         logger.warning("the mean and std of z_sem are not in the checkpoint: --latent-statistics latent.pkl adds them")
     return latent
@@ -165,9 +194,36 @@ def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], latent:
     }
     described = model_config(config)
     if latent is not None:
-        described["latent_network_def"] = {"_target_": "monai_diffae.networks.LatentMLP", **latent.config}
+        # a bundle run takes only keys that another one refers to
+        belongs = {"_requires_": "@latent_diffusion"}
+        described["latent_network_def"] = {"_target_": "monai_diffae.networks.LatentMLP", **latent.config, **belongs}
+        described["latent_diffusion"] = _LATENT_DIFFUSION
     return described
 
 
 def _save(network: nn.Module, path: Path) -> None:
-    write_atomic(path, lambda temporary: torch.save(network.state_dict(), temporary))
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            try:
+                torch.save(network.state_dict(), stream)
+            except RuntimeError as error:  # torch hides the disk's OSError behind its own
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    write_atomic(path, write)
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    """Fill a new folder; if that fails, the folder is absent or empty again, as it was, and its parents as well."""
+    check_new_folder(folder)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the failure is what the user has to know
+            for content in folder.iterdir():
+                shutil.rmtree(content) if content.is_dir() else content.unlink()
+        for path in made:
+            with suppress(OSError):  # as when somebody else has put something there
+                path.rmdir()
+        raise

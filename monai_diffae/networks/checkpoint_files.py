@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,11 @@ class LightningName:
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``.safetensors`` or PyTorch file; of a training's checkpoint, those of its ``state_dict``.
 
-    A PyTorch file's tensors stay on the disk until they are used, so that the optimiser's state that a checkpoint
-    also holds costs no memory.
+    The tensors stay on the disk until they are used, so that the optimiser's state that a checkpoint also holds costs
+    no memory; not so those of PyTorch before 1.6.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or it holds something else, such as a list.
         MachineError: the file may not be read.
         UnsafeInputError: the file is damaged, or could only be read by running code that it holds.
 
@@ -59,7 +62,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{path.name}: is a folder; name the file in it")
+        raise ConfigError(f"{path.name or path}: is a folder; name the file in it")
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file")
     try:
@@ -68,11 +71,36 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         content = _read_pytorch(path)
     except OSError as error:
         raise MachineError(f"{path.name}: cannot be read ({error.strerror}); check who may read it") from error
-    if isinstance(content, Mapping):
-        content = content.get("state_dict", content)
+    place = ""
+    if isinstance(content, Mapping) and "state_dict" in content:
+        content, place = content["state_dict"], " as its state_dict"
     if not isinstance(content, Mapping):
-        content = {}
+        raise ConfigError(
+            f"{path.name}: holds a {type(content).__name__}{place}, no weights by name; name a checkpoint or state dict"
+        )
     return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+
+
+@contextmanager
+def named_after(source: object) -> Iterator[None]:
+    """Puts the name of the file before what a ConfigError says is wrong with its content.
+
+    Args:
+        source: the file's path; anything else names nothing.
+
+    Example:
+        >>> with named_after("folder/last.ckpt"):
+        ...     raise ConfigError("x_T is missing")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: last.ckpt: x_T is missing
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if not isinstance(source, (str, Path)):
+            raise
+        raise ConfigError(f"{Path(source).name}: {error}") from error
 
 
 def _read_pytorch(path: Path) -> Any:
@@ -86,7 +114,8 @@ def _read_pytorch(path: Path) -> Any:
                 f"{path.name}: holds {unknown[0]}, and reading that could run code; "
                 "in a place that you trust, save its state_dict alone, or as .safetensors"
             )
-        with torch.serialization.safe_globals([(LightningName, name) for name in names]):
+        with torch.serialization.safe_globals([(LightningName, name) for name in names]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they name folders, and the error says what there is to say
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (OSError, UnsafeInputError):
         raise
@@ -100,11 +129,14 @@ def _read_pytorch(path: Path) -> Any:
 def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a ``.safetensors`` file and its metadata (https://huggingface.co/docs/safetensors).
 
+    The tensors stay on the disk until they are used; what is written into them does not reach the file.
+
     Raises:
         UnsafeInputError: a header that is no JSON or does not describe the bytes that follow.
     """
-    content = bytearray(Path(path).read_bytes())
     try:
+        with Path(path).open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         start = 8 + int.from_bytes(content[:8], "little")
         if start > len(content):
             raise ValueError("a header longer than the file")
@@ -117,7 +149,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[st
         ) from error
 
 
-def _tensor(entry: dict[str, Any], content: bytearray, start: int) -> torch.Tensor:
+def _tensor(entry: dict[str, Any], content: mmap.mmap, start: int) -> torch.Tensor:
     dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
     first, end = entry["data_offsets"]
     count = math.prod(shape)
@@ -129,5 +161,6 @@ def _tensor(entry: dict[str, Any], content: bytearray, start: int) -> torch.Tens
         raise ValueError("a tensor that lies outside of the file")
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    # a copy, so that one tensor does not keep the whole file in memory
-    return torch.frombuffer(content[start + first : start + end], dtype=dtype).reshape(shape)
+    if (start + first) % dtype.itemsize:  # as some writers leave it
+        return torch.frombuffer(bytearray(content[start + first : start + end]), dtype=dtype).reshape(shape)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=start + first).reshape(shape)

@@ -141,9 +141,10 @@ class LatentMLP(nn.Module):
         """Keep the mean and standard deviation of the training set's z_sem: (D,) or (1, D) each.
 
         Raises:
-            ConfigError: another shape, a value that is not finite, or a standard deviation that is not positive.
+            ConfigError: no plain tensor, another shape, a value that is not finite, or a standard deviation that is
+                not positive, or so small that a division by it gives no number.
         """
-        mean, std = mean.float(), std.float()
+        mean, std = _plain("mean", mean), _plain("std", std)
         for name, values in {"mean": mean, "std": std}.items():
             if tuple(values.shape) not in ((self.z_channels,), (1, self.z_channels)):
                 raise ConfigError(
@@ -152,8 +153,11 @@ class LatentMLP(nn.Module):
                 )
             if not values.isfinite().all():
                 raise ConfigError(f"the {name} of z_sem holds values that are not finite; compute it again")
-        if not (std > 0).all():
-            raise ConfigError(f"the std of z_sem is not positive in {int((std <= 0).sum())} dimensions: z_sem is dead")
+        num_dead = int((std < torch.finfo(std.dtype).tiny).sum())
+        if num_dead:
+            raise ConfigError(
+                f"the std of z_sem is not positive in {num_dead} dimensions, or too small to divide by: z_sem is dead"
+            )
         self.z_mean.copy_(mean.reshape(-1))
         self.z_std.copy_(std.reshape(-1))
 
@@ -184,3 +188,14 @@ class LatentMLP(nn.Module):
     def _check(self, z: torch.Tensor) -> None:
         if z.ndim != 2 or z.shape[1] != self.z_channels:
             raise ConfigError(f"z has the shape {tuple(z.shape)}: the latent network takes (B, {self.z_channels})")
+
+
+def _plain(name: str, values: torch.Tensor) -> torch.Tensor:
+    """Statistics in float32, if they are numbers in memory."""
+    if not isinstance(values, torch.Tensor):
+        raise ConfigError(f"the {name} of z_sem is a {type(values).__name__}, no tensor; make a tensor of it")
+    if values.is_meta:
+        raise ConfigError(f"the {name} of z_sem has no values, it is on the meta device; compute it again")
+    if values.layout is not torch.strided or values.is_complex():
+        raise ConfigError(f"the {name} of z_sem is a sparse or complex tensor; give a plain one")
+    return values.float()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks.checkpoint_files import read_weights
+from monai_diffae.networks.checkpoint_files import named_after, read_weights
 from monai_diffae.networks.latent_mlp import LatentMLP
 from monai_diffae.networks.official_layout import StateDict
 from monai_diffae.networks.official_weights import fitted
@@ -44,6 +44,16 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
         monai_diffae.errors.ConfigError: there is no latent DDIM's MLP in it; name a checkpoint of the latent training
     """
     weights = read_weights(source) if isinstance(source, (str, Path)) else source
+    with named_after(source):
+        network = _network(weights)
+    known = read_weights(statistics) if isinstance(statistics, (str, Path)) else statistics
+    if known is not None or {"conds_mean", "conds_std"} & weights.keys():
+        with named_after(source if known is None else statistics):
+            network.set_statistics(*_statistics(weights if known is None else known))
+    return network.eval()
+
+
+def _network(weights: StateDict) -> LatentMLP:
     layers = select_latent(weights)
     if layers is None:
         raise ConfigError("there is no latent DDIM's MLP in it; name a checkpoint of the latent training")
@@ -60,11 +70,7 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
         ) from error
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("z_")}
     network.load_state_dict(fitted(layers, _renaming(network.config["num_layers"]), own), strict=False)
-    known = weights if statistics is None else statistics
-    known = read_weights(known) if isinstance(known, (str, Path)) else known
-    if statistics is not None or "conds_mean" in known:
-        network.set_statistics(*_statistics(known))
-    return network.eval()
+    return network
 
 
 def select_latent(weights: StateDict) -> dict[str, torch.Tensor] | None:
@@ -156,7 +162,7 @@ def _renaming(num_layers: int) -> Callable[[str], str]:
 
 
 def _statistics(weights: StateDict) -> tuple[torch.Tensor, torch.Tensor]:
-    lacks = [name for name in ("conds_mean", "conds_std") if name not in weights]
+    lacks = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
     if lacks:
-        raise ConfigError(f"there is no {lacks[0]} among the statistics of z_sem; name the official latent.pkl")
-    return weights["conds_mean"].float(), weights["conds_std"].float()
+        raise ConfigError(f"there is no tensor {lacks[0]} among the statistics of z_sem; name the official latent.pkl")
+    return weights["conds_mean"], weights["conds_std"]

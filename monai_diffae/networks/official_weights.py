@@ -15,7 +15,7 @@ import torch
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
-from monai_diffae.networks.checkpoint_files import read_weights
+from monai_diffae.networks.checkpoint_files import named_after, read_weights
 from monai_diffae.networks.official_layout import StateDict, infer_config
 
 # the official modules by position -> ours by name; the order matters
@@ -67,7 +67,12 @@ def load_official(source: str | Path | StateDict, **overrides: Any) -> Diffusion
     for name in overrides:
         if name not in _OVERRIDES:
             raise ConfigError(f"{name}: this is read off the weights; only {', '.join(_OVERRIDES)} can be given")
-    _, weights = select_model(read_weights(source) if isinstance(source, (str, Path)) else source)
+    weights = read_weights(source) if isinstance(source, (str, Path)) else source
+    with named_after(source):
+        return _network(select_model(weights)[1], overrides)
+
+
+def _network(weights: StateDict, overrides: dict[str, Any]) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
         raise ConfigError("there is no autoencoder in it, a latent DDIM at most; name the autoencoder's checkpoint")
     try:

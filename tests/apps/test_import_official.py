@@ -4,8 +4,12 @@ import hashlib
 import json
 import logging
 import os
+import re
+import resource
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +20,12 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from monai_diffae import __version__
-from monai_diffae.apps.bundles import load_bundle
+from monai_diffae.apps.bundles import check_new_folder, load_bundle
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.import_official import import_official
 from monai_diffae.apps.reading import bundle_summary
 from monai_diffae.apps.reconstruct import reconstruct
+from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.run_config import check_config
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
 from monai_diffae.networks import LatentMLP, load_official, load_official_latent
@@ -143,6 +148,11 @@ def test_the_latent_ddim_comes_along(save, tmp_path):
     z_t, t = torch.randn(2, 12), torch.tensor([3, 800])
     assert torch.equal(latent.eval()(z_t, t), expected(z_t, t))
     assert torch.equal(latent.denormalise(torch.zeros(1, 12))[0], MEAN)
+    schedule = parser.get_parsed_content("latent_diffusion")
+    assert isinstance(schedule, DiffusionSchedule)
+    expected_alphas = (1 - 0.008) ** torch.arange(1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alphas_cumprod, expected_alphas, rtol=1e-4, atol=0)
+    assert (schedule.prediction, schedule.clip_range, schedule.loss_weighting) == ("eps", None, "none")
 
 
 def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
@@ -150,8 +160,8 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
         out = import_official(save(latent=False), tmp_path / "bundle")
     assert "holds no latent DDIM" in caplog.text
     assert not (out / "models" / "latent_model.pt").exists()
-    assert "latent_network_def" not in json.loads((out / "models" / "config.json").read_text())
-    with pytest.raises(ConfigError, match="holds no latent DDIM that they could belong to"):
+    assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
+    with pytest.raises(ConfigError, match=r"^last\.ckpt: holds no latent DDIM that statistics could belong to"):
         import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
     assert not (tmp_path / "other").exists()
 
@@ -164,6 +174,24 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     out = import_official(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
     state = torch.load(out / "models" / "latent_model.pt", weights_only=True)
     assert torch.equal(state["z_std"], STD)
+
+
+def test_statistics_that_are_wrong_are_told_by_their_file(save, tmp_path):
+    for beside, lacking in (("conds_mean", "conds_std"), ("conds_std", "conds_mean")):
+        refused(tmp_path, save(beside=["x_T", beside]), ConfigError, rf"^last\.ckpt: there is no tensor {lacking}")
+    half = save(beside=["x_T", "conds_std"])
+    for content, message in (
+        ({"conds_mean": MEAN}, "there is no tensor conds_std"),
+        ({"conds_mean": MEAN.tolist(), "conds_std": STD.tolist()}, "there is no tensor conds_mean"),
+        ({"conds_mean": MEAN.to("meta"), "conds_std": STD}, "the mean of z_sem has no values"),
+        ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
+        ([MEAN, STD], "holds a list"),
+    ):
+        torch.save(content, tmp_path / "latent.pkl")
+        with pytest.raises(ConfigError, match=rf"^latent\.pkl: {message}"):
+            import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")
+    torch.save({"conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
+    import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")  # what the checkpoint lacks
 
 
 def test_provenance_has_checksums_and_no_paths(save, tmp_path):
@@ -200,6 +228,10 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; each must be a multiple of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
+    for size in (4100, 10**9):
+        with pytest.raises(ConfigError, match=f"^image size {size} x {size}: more than the limit of 4096"):
+            import_official(checkpoint, tmp_path / "no", image_size=size)
+    assert bundle_summary(import_official(checkpoint, tmp_path / "large", image_size=4096))["image_size"][0] == 4096
     assert not (tmp_path / "no").exists()
 
 
@@ -250,6 +282,7 @@ def refused(tmp_path, checkpoint, kind, message):
         import_official(checkpoint, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+    assert str(caught.value).startswith(f"{checkpoint.name}: ")
     assert not (tmp_path / "out").exists()
 
 
@@ -265,9 +298,21 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path
     refused(tmp_path, tmp_path / "latent.ckpt", ConfigError, "there is no autoencoder in it")
     torch.save({"a": os.system}, tmp_path / "code.ckpt")
     refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: holds (posix|nt).system")
-    refused(tmp_path, save(beside=["x_T", "conds_mean"]), ConfigError, "there is no conds_std")
+    for content, message in (
+        ([1, 2], "holds a list, no weights"),
+        (torch.zeros(3), "holds a Tensor, no weights"),
+        ({"state_dict": [1, 2]}, "holds a list as its state_dict, no weights"),
+        ({"conv.weight": torch.zeros(3)}, "these are not the weights of an official Diff-AE"),
+    ):
+        torch.save(content, tmp_path / "other.ckpt")
+        refused(tmp_path, tmp_path / "other.ckpt", ConfigError, message)
     weights = torch.load(save(), weights_only=True)["state_dict"]
     other = {f"ema_model.latent_net.{key}": tensor for key, tensor in official.random_latent(z=13).items()}
+    torch.save(weights | {"ema_model.more": torch.zeros(1)}, tmp_path / "more.ckpt")
+    refused(tmp_path, tmp_path / "more.ckpt", ConfigError, "more too many or of another shape")
+    less = {key: tensor for key, tensor in weights.items() if "latent_net.layers.1.norm.bias" not in key}
+    torch.save(less, tmp_path / "less.ckpt")
+    refused(tmp_path, tmp_path / "less.ckpt", ConfigError, r"layers\.1\.norm\.bias missing")
     kept = {key: tensor for key, tensor in weights.items() if "latent" not in key and "conds" not in key}
     torch.save({"state_dict": kept | other}, tmp_path / "mixed.ckpt")
     refused(
@@ -293,16 +338,73 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_pa
         import_official(tmp_path / "none.ckpt", tmp_path / "full" / "mine")
 
 
-def test_an_interrupted_import_is_no_trained_bundle(save, tmp_path, monkeypatch):
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out, message in (
+        ("file.txt/sub", r"^file\.txt: is a file; name a new folder$"),
+        ("file.txt/sub/sub", r"^file\.txt: is a file"),
+        ("link", "^link: is a link that leads nowhere; name a new folder$"),
+        ("link/sub", "^link: is a link that leads nowhere"),
+        ("loop", "^loop: is a link that leads nowhere"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            import_official(tmp_path / "none.ckpt", tmp_path / out)
+    assert (tmp_path / "file.txt").read_text() == "mine"
 
-    checkpoint = save(latent=False)
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(MachineError, match=r"model\.pt: cannot be written"):
-        import_official(checkpoint, tmp_path / "bundle")
-    with pytest.raises(ConfigError, match=r"there is no models/model\.pt"):
-        load_bundle(tmp_path / "bundle", "cpu")
+
+@pytest.fixture
+def forbidden():
+    """An empty folder that may not be written, where the tests run as root too."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        if is_root:
+            os.setresuid(65534, 65534, 0)
+        yield Path(folder)
+        if is_root:
+            os.setresuid(0, 0, 0)
+        Path(folder).chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_read(forbidden):
+    for out in (forbidden / "sub", forbidden / "sub" / "sub", forbidden):
+        with pytest.raises(MachineError, match=rf"^{out.name}: cannot be written \(Permission denied\); .* another"):
+            check_new_folder(out)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/sub"])
+def test_a_folder_that_the_disk_does_not_take_is_one_line(save, tmp_path, name):
+    with pytest.raises(MachineError, match=r"cannot be written \(File name too long\)") as caught:
+        import_official(save(), tmp_path / "new" / name)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+@contextmanager
+def full_disk(size: int):
+    """No file can grow beyond ``size`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (16_000, r"latent_model\.pt"), (100_000, r"model\.pt")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
+    checkpoint = save(latent="latent" in what)
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new" / "bundle", tmp_path / "empty"):
+        with full_disk(size), pytest.raises(MachineError, match="cannot be written") as caught:
+            import_official(checkpoint, out)
+        name = "(bundle|empty)" if what == "bundle" else what
+        assert re.match(rf"{name}: cannot be written \(File too large\); free space or choose", str(caught.value))
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+    load_bundle(import_official(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
 
 
 def test_the_command_ends_with_one_line_and_its_code(save, tmp_path):

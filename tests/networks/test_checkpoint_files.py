@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -170,12 +171,31 @@ def test_a_file_of_before_pytorch_1_6_or_of_another_pickle(tmp_path, monkeypatch
 def test_bare_state_dicts_and_other_content(tmp_path):
     for content, keys in (
         (STATE, STATE.keys()),
-        ([1, 2], set()),
-        ({"state_dict": [1]}, set()),
         ({"a": 1, 2: 3}, set()),
     ):
         torch.save(content, tmp_path / "a.pt")
         assert read_weights(tmp_path / "a.pt").keys() == set(keys)
+    for content, what in (
+        ([1, 2], "list"),
+        (torch.zeros(2), "Tensor"),
+        (None, "NoneType"),
+        ({"state_dict": [1]}, "list as its state_dict"),
+    ):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(ConfigError, match=rf"^a\.pt: holds a {what}, no weights by name; "):
+            read_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["old.pt", "plain.pt", "script.pt"])
+def test_no_warning_of_torchs_shows_where_things_lie(tmp_path, name):
+    torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False, pickle_protocol=4)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": [1]}, protocol=4))
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "script.pt"))
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with pytest.raises(UnsafeInputError):
+            read_weights(tmp_path / name)
+    assert shown == []
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 600, -1, -30])
@@ -206,6 +226,8 @@ def test_missing_files_and_folders(tmp_path):
         read_weights(tmp_path / "none.ckpt")
     with pytest.raises(ConfigError, match="is a folder; name the file in it"):
         read_weights(tmp_path)
+    with pytest.raises(ConfigError, match=r"^\.: is a folder; name the file in it"):
+        read_weights("")
 
 
 @pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
@@ -216,7 +238,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, name):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(torch, "load", refuse)
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(MachineError, match=rf"^{name}: cannot be read \(Permission denied\)"):
         read_weights(tmp_path / name)
 
@@ -248,3 +270,32 @@ def test_a_lying_safetensors_header_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UnsafeInputError, match=r"a\.safetensors: no intact"):
         read_safetensors(path)
+
+
+def test_a_safetensors_file_stays_on_the_disk_until_it_is_used(tmp_path):
+    size = 256 * 2**20
+    path = tmp_path / "a.safetensors"
+    with path.open("wb") as file:
+        file.write(header({"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}))
+        file.truncate(file.tell() + size)  # zeros that take no place on the disk
+    code = (
+        "import resource; from monai_diffae.networks.checkpoint_files import read_safetensors as read;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; tensors, _ = read('a.safetensors');"
+        "assert tensors['a'][-1] == 0; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(run.stdout) * 1024 < size / 8
+
+
+@pytest.mark.parametrize("padding", range(8))
+def test_tensors_that_begin_anywhere_in_a_file(tmp_path, padding):
+    values = torch.arange(5, dtype=torch.float64)
+    entries = {"a": {"dtype": "F64", "shape": [5], "data_offsets": [0, 40]}, "__metadata__": {"pad": "x" * padding}}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(header(entries) + values.numpy().tobytes())
+    content = path.read_bytes()
+    tensors, metadata = read_safetensors(path)
+    assert torch.equal(tensors["a"], values)
+    assert metadata == {"pad": "x" * padding}
+    tensors["a"].zero_()  # a tensor like any other, and the file stays as it is
+    assert path.read_bytes() == content

@@ -117,6 +117,12 @@ def test_unknown_statistics_are_one_line():
         (torch.zeros(6), torch.ones(2, 6), r"the std of z_sem has the shape \(2, 6\)"),
         (torch.zeros(6), torch.tensor([1.0, 1, 0, 1, -1, 1]), "the std of z_sem is not positive in 2 dimensions"),
         (torch.full((6,), torch.nan), torch.ones(6), "the mean of z_sem holds values that are not finite"),
+        ([0.0] * 6, torch.ones(6), "the mean of z_sem is a list, no tensor"),
+        (torch.zeros(6), 1.0, "the std of z_sem is a float, no tensor"),
+        (torch.zeros(6, device="meta"), torch.ones(6), "the mean of z_sem has no values"),
+        (torch.zeros(6), torch.full((6,), 1e-40), "not positive in 6 dimensions, or too small to divide by"),
+        (torch.zeros(6), torch.full((6,), 1e-60, dtype=torch.float64), "not positive in 6 dimensions"),
+        (torch.zeros(6), torch.ones(6).to_sparse(), "the std of z_sem is a sparse or complex tensor"),
         (torch.zeros(6), torch.full((6,), torch.inf), "the std of z_sem holds values that are not finite"),
     ],
 )

@@ -138,7 +138,11 @@ def without(pattern):
             lambda w: {n: torch.cat([t, t]) if re.search(r"cond_layers|linear_emb", n) else t for n, t in w.items()},
             "net_latent_condition_2x=True",
         ),
-        (changed(conds_mean=MEAN[None]), "there is no conds_std"),
+        (changed(conds_mean=MEAN[None]), "there is no tensor conds_std"),
+        (changed(conds_std=STD[None]), "there is no tensor conds_mean"),
+        (changed(conds_mean=MEAN.tolist(), conds_std=STD), "there is no tensor conds_mean"),
+        (changed(conds_mean=MEAN, conds_std=STD.to("meta")), "the std of z_sem has no values"),
+        (changed(conds_mean=MEAN, conds_std=STD * 0 + 1e-40), "not positive in 16 dimensions, or too small"),
         (changed(conds_mean=MEAN[None, :5], conds_std=STD[None]), r"the mean of z_sem has the shape \(1, 5\)"),
         (changed(conds_mean=MEAN, conds_std=STD * 0), "not positive in 16 dimensions"),
         (changed(conds_mean=MEAN, conds_std=STD * torch.nan), "not finite"),
@@ -165,5 +169,18 @@ def test_statistics_files_that_are_none(official, tmp_path):
         load_official_latent(weights, statistics=tmp_path / "latent.pkl")
     with pytest.raises(ConfigError, match=r"^none\.pkl: there is no such file"):
         load_official_latent(weights, statistics=tmp_path / "none.pkl")
-    with pytest.raises(ConfigError, match="there is no conds_mean among the statistics"):
+    with pytest.raises(ConfigError, match="there is no tensor conds_mean among the statistics"):
         load_official_latent(weights, statistics={"conds": torch.zeros(3, 16)})
+
+
+def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
+    weights = official.random_latent()
+    torch.save(weights, tmp_path / "mlp.pt")
+    torch.save({"conds_mean": MEAN}, tmp_path / "latent.pkl")
+    torch.save(without("norm")(weights), tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no tensor conds_std"):
+        load_official_latent(tmp_path / "mlp.pt", statistics=tmp_path / "latent.pkl")
+    with pytest.raises(ConfigError, match=r"^other\.pt: this latent DDIM cannot be taken over"):
+        load_official_latent(str(tmp_path / "other.pt"))
+    with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no latent DDIM's MLP in it"):
+        load_official_latent(tmp_path / "latent.pkl")

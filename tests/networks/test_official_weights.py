@@ -76,3 +76,18 @@ def test_a_missing_file_and_other_weights(tmp_path):
         ConfigError, match=r"not the weights of an official Diff-AE: input_blocks.0.0.weight is missing"
     ):
         load_official(DiffusionAutoencoder(2, base_channels=8, channel_mult=(1,), num_res_blocks=1).state_dict())
+
+
+def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
+    weights = official.random_weights(official.Official())
+    changes = {
+        "norm": (lambda w: {n: t for n, t in w.items() if "middle_block.0.in_layers.0.bias" not in n}, "do not fit"),
+        "mlp": (lambda _: official.random_latent(), "there is no autoencoder in it"),
+        "stem": (lambda w: {n: t for n, t in w.items() if n != "input_blocks.0.0.weight"}, "weight is missing"),
+        "cond": (lambda w: {n: t for n, t in w.items() if "cond_emb" not in n}, "one condition a block"),
+    }
+    for name, (change, message) in changes.items():
+        torch.save(change(weights), tmp_path / f"{name}.ckpt")
+        with pytest.raises(ConfigError, match=rf"^{name}\.ckpt: .*{message}") as caught:
+            load_official(tmp_path / f"{name}.ckpt")
+        assert "\n" not in str(caught.value)
