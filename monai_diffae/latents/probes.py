@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +13,9 @@ from monai_diffae.errors import ConfigError
 
 Floats = NDArray[np.float64]
 
-_ALPHAS = np.logspace(-3, 6, 19)
-_CS = np.logspace(-4, 2, 7)
+# strengths of regularisation that cross-validation chooses from
+RIDGE_ALPHAS = np.logspace(-3, 6, 19)
+LOGISTIC_CS = np.logspace(-4, 2, 7)
 _BOOTSTRAPS = 1000
 
 
@@ -80,7 +81,7 @@ def ridge_probe(
         raise ConfigError("probe: the target holds values that are not finite; leave out those cases")
     if np.ptp(y_train) == 0 or np.ptp(y_test) == 0:
         raise ConfigError("probe: the target is the same for all cases; choose one that varies")
-    model = make_pipeline(StandardScaler(), RidgeCV(_ALPHAS)).fit(x_train, y_train)
+    model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(x_train, y_train)
     predicted = model.predict(x_test)
     score, low, high = _with_interval(lambda w: _r2(y_test, predicted, w), len(y_test), groups_test, seed)
     return ProbeResult("r2", score, low, high, len(y_train), len(y_test), float(model[-1].alpha_))
@@ -132,7 +133,7 @@ def classifier_probe(
     scoring = "roc_auc" if len(classes) == 2 else "roc_auc_ovr"
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000)),
-        {"logisticregression__C": _CS},
+        {"logisticregression__C": LOGISTIC_CS},
         scoring=scoring,
         cv=StratifiedKFold(min(5, int(counts.min())), shuffle=True, random_state=seed),
     ).fit(x_train, y_train)
@@ -140,6 +141,43 @@ def classifier_probe(
     score, low, high = _with_interval(lambda w: _auroc(ranked, w), len(y_test), groups_test, seed)
     strength = float(search.best_params_["logisticregression__C"])
     return ProbeResult("auroc", score, low, high, len(y_train), len(y_test), strength)
+
+
+def score_with_interval(
+    metric: Literal["auroc", "r2"],
+    target: ArrayLike,
+    predicted: ArrayLike,
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """How well predictions that are there already tell a target, and the 95% interval from a bootstrap.
+
+    Args:
+        metric: ``auroc``, of a target of 0 and 1 and anything that ranks the cases, or ``r2``.
+        target: ``[N]``.
+        predicted: ``[N]``.
+        groups: ``[N]``, such as patients: the bootstrap then draws groups instead of cases.
+        seed: of the bootstrap.
+
+    Returns:
+        The score, and the lower and upper end.
+
+    Raises:
+        ConfigError: numbers of cases that differ, or a target that is the same for all cases.
+
+    Example:
+        >>> score_with_interval("auroc", [0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
+        (1.0, 1.0, 1.0)
+    """
+    y, scored = np.asarray(target, np.float64), np.asarray(predicted, np.float64)
+    if y.shape != scored.shape or y.ndim != 1:
+        raise ConfigError("score: as many predictions as targets are needed")
+    if len(y) == 0 or np.ptp(y) == 0:
+        raise ConfigError("score: the target is the same for all cases; choose cases in which it varies")
+    if metric == "r2":
+        return _with_interval(lambda w: _r2(y, scored, w), len(y), groups, seed)
+    ranked = [(y, np.unique(scored, return_inverse=True)[1])]
+    return _with_interval(lambda w: _auroc(ranked, w), len(y), groups, seed)
 
 
 def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> tuple[Floats, Floats]:

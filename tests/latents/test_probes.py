@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probes import _auroc, _ranked, classifier_probe, pca_features, ridge_probe
+from monai_diffae.latents.probes import (
+    _auroc,
+    _ranked,
+    classifier_probe,
+    pca_features,
+    ridge_probe,
+    score_with_interval,
+)
 
 
 @pytest.fixture
@@ -96,3 +103,19 @@ def test_weighted_auroc_with_ties_is_sklearns():
     weights = generator.integers(4, size=60).astype(float)
     ranked = _ranked(target, np.stack([1 - score, score], axis=1), np.array([0, 1]))
     assert _auroc(ranked, weights) == pytest.approx(roc_auc_score(target, score, sample_weight=weights))
+
+
+def test_scores_of_predictions_are_sklearns_with_an_interval_around():
+    from sklearn.metrics import r2_score, roc_auc_score
+
+    generator = np.random.default_rng(8)
+    value = generator.normal(size=200)
+    predicted = value + generator.normal(size=200)
+    for metric, target, sklearns in (("auroc", value > 0, roc_auc_score), ("r2", value, r2_score)):
+        score, low, high = score_with_interval(metric, target, predicted)
+        assert score == pytest.approx(sklearns(target, predicted))
+        assert low < score < high
+    with pytest.raises(ConfigError, match="same for all"):
+        score_with_interval("auroc", np.ones(5), np.arange(5))
+    with pytest.raises(ConfigError, match="as many predictions"):
+        score_with_interval("r2", np.arange(4), np.arange(5))

@@ -1,0 +1,97 @@
+"""What a direction's file may hold: every value checked, since such files travel between people and machines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.statistics import LatentStatistics
+
+FORMAT, VERSION = "monai_diffae.direction", 1
+_TEXTS = ("target", "model")
+_NUMBERS = ("intercept", "offset", "score")
+_POSITIVE = ("slope", "spread", "strength")
+_COUNTS = ("num_cases", "num_left_out")
+_KEYS = {"format", "version", "kind", "classes", "weight", "statistics", *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
+
+
+def checked_content(content: object) -> dict[str, Any]:
+    """The arguments of a :class:`~monai_diffae.latents.Direction`, from what was read from JSON.
+
+    Raises:
+        ConfigError: keys that are missing or not known, another version, wrong types or lengths, values that are not
+            finite or out of range.
+
+    Example:
+        >>> checked_content([1, 2])
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: this is no direction; make one with monai-diffae fit-direction
+    """
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise ConfigError("this is no direction; make one with monai-diffae fit-direction")
+    if content.get("version") != VERSION:
+        raise ConfigError(
+            f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "
+            "fit it again"
+        )
+    differing = sorted(map(repr, set(content) ^ _KEYS))
+    if differing:
+        raise ConfigError(f"keys are missing or not known: {', '.join(differing)[:200]}; fit the direction again")
+    _check_scalars(content)
+    statistics = _statistics(content["statistics"])
+    weight = _vector(content["weight"], "weight")
+    _require(len(weight) == statistics.z_channels, "weight", f"{statistics.z_channels} numbers, as the statistics")
+    _require(abs(float(np.linalg.norm(weight)) - 1) < 1e-6, "weight", "of length 1")
+    return {
+        **{key: content[key] for key in (*_TEXTS, *_COUNTS, "kind")},
+        **{key: float(content[key]) for key in (*_NUMBERS, *_POSITIVE)},
+        "classes": None if content["classes"] is None else tuple(content["classes"]),
+        "weight": weight,
+        "statistics": statistics,
+    }
+
+
+def _check_scalars(content: Mapping[str, Any]) -> None:
+    for key in _TEXTS:
+        _require(isinstance(content[key], str) and content[key] != "", key, "some text")
+    for key in (*_NUMBERS, *_POSITIVE):
+        _require(_is_number(content[key]), key, "a finite number")
+    for key in _POSITIVE:
+        _require(content[key] > 0, key, "above 0")
+    for key in _COUNTS:
+        _require(type(content[key]) is int and content[key] >= 0, key, "a whole number from 0")
+    kind, classes = content["kind"], content["classes"]
+    _require(kind in ("binary", "continuous"), "kind", "binary or continuous")
+    is_pair = isinstance(classes, list) and len(classes) == 2 and all(isinstance(name, str) for name in classes)
+    if kind == "binary":
+        _require(is_pair and classes[0] != classes[1], "classes", "two names")
+    else:
+        _require(classes is None, "classes", "null, as the target is continuous")
+
+
+def _statistics(content: object) -> LatentStatistics:
+    if not isinstance(content, Mapping) or set(content) != {"mean", "std"}:
+        raise ConfigError("statistics: must be mean and std; fit the direction again")
+    return LatentStatistics(*(_vector(content[key], f"statistics: {key}") for key in ("mean", "std")))
+
+
+def _vector(values: object, key: str) -> NDArray[Any]:
+    if not isinstance(values, list) or not all(map(_is_number, values)):
+        raise ConfigError(f"{key}: must be a list of finite numbers; fit the direction again")
+    return np.array(values, np.float64)
+
+
+def _is_number(value: object) -> bool:
+    """Finite, no boolean, and no integer beyond the range of floats."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _require(holds: bool, key: str, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key}: must be {wanted}; fit the direction again")

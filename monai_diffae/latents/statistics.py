@@ -1,0 +1,165 @@
+"""Statistics of z_sem over a training set: per dimension, what normalised z_sem is measured in."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_diffae.errors import ConfigError
+
+Codes = NDArray[np.floating[Any]]
+
+# of the median standard deviation: below it, a dimension holds a constant and its rounding errors
+_NEVER_VARIES = 1e-6
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentStatistics:
+    """Mean and standard deviation of the training set's z_sem, per dimension.
+
+    Attributes:
+        mean: ``[D]``, float32.
+        std: ``[D]``, float32, above 0.
+
+    Raises:
+        ConfigError: shapes that differ or are not ``[D]``, values that are not finite, or a std that is not above 0.
+
+    Example:
+        >>> statistics = LatentStatistics.of([[1.0, 0.0], [3.0, 4.0]])
+        >>> statistics.normalise([2.0, 4.0])
+        array([0., 1.])
+        >>> statistics.denormalise([0.0, 1.0])
+        array([2., 4.])
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            # beyond float32 becomes inf, which is refused below
+            with np.errstate(over="ignore"):
+                values = np.asarray(getattr(self, name)).astype(np.float32)
+            object.__setattr__(self, name, values)
+        if self.mean.ndim != 1 or self.mean.shape != self.std.shape or len(self.mean) == 0:
+            raise ConfigError(
+                f"statistics of z_sem: mean and std have the shapes {self.mean.shape} and {self.std.shape}; "
+                "both must be (D,)"
+            )
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all()):
+            raise ConfigError("statistics of z_sem: the mean or the std is not finite; compute them again")
+        if (self.std < np.finfo(np.float32).tiny).any():
+            raise ConfigError("statistics of z_sem: the std must be above 0 in every dimension; compute them again")
+
+    @classmethod
+    def of(cls, z: ArrayLike) -> LatentStatistics:
+        """The statistics of a training set's z_sem.
+
+        A dimension that never varies (its standard deviation is 0, or below 1e-6 of the median of those above 0) gets
+        the standard deviation 1, so that nothing is divided by its rounding errors; a warning says how many do.
+
+        Args:
+            z: ``[N, D]``, N at least 2.
+
+        Raises:
+            ConfigError: fewer than 2 cases, another shape, values that are not finite, or no dimension that varies.
+        """
+        codes = checked_codes(z, num_least=2).astype(np.float64)
+        std = codes.std(axis=0)
+        # the mean of equal values can be off by a rounding error, which leaves a tiny std
+        std[np.ptp(codes, axis=0) == 0] = 0
+        if not std.any():
+            raise ConfigError(f"z_sem is the same for all {len(codes)} cases; train the encoder, or embed other cases")
+        never = std < _NEVER_VARIES * np.median(std[std > 0])
+        if never.any():
+            logger.warning("%d of %d dimensions of z_sem never vary and are left alone", never.sum(), len(never))
+        return cls(codes.mean(axis=0), np.where(never, 1.0, std))
+
+    @property
+    def z_channels(self) -> int:
+        """D, the size of z_sem."""
+        return len(self.mean)
+
+    @property
+    def checksum(self) -> str:
+        """The first 16 digits of a SHA-256 over the float32 values: equal statistics have the same."""
+        values = np.concatenate([self.mean, self.std]).astype("<f4")
+        return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+    def normalise(self, z: ArrayLike) -> Codes:
+        """z_sem ``[N, D]`` or ``[D]`` -> mean 0 and standard deviation 1 over the training set, in the dtype of z.
+
+        Raises:
+            ConfigError: another shape, or values that are not finite.
+        """
+        codes = checked_codes(z, self.z_channels)
+        return (codes - self.mean) / self.std
+
+    def denormalise(self, z: ArrayLike) -> Codes:
+        """The inverse of :meth:`normalise`.
+
+        Raises:
+            ConfigError: another shape, or values that are not finite.
+        """
+        codes = checked_codes(z, self.z_channels)
+        return codes * self.std + self.mean
+
+    def moved(self, z: ArrayLike, step: NDArray[np.floating[Any]]) -> Codes:
+        """z_sem moved by a step of normalised z_sem: ``denormalise(normalise(z) + step)``, without the round trip.
+
+        Args:
+            z: ``[N, D]`` or ``[D]``, not normalised.
+            step: ``[D]``; where it is 0, z stays as it is, bit by bit.
+
+        Returns:
+            In the shape and dtype of ``z``.
+
+        Raises:
+            ConfigError: another shape, or values that are not finite.
+        """
+        codes = checked_codes(z, self.z_channels)
+        return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
+
+
+def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int | None = None) -> Codes:
+    """z_sem as an array of floats, if it is that.
+
+    Args:
+        z: ``[N, D]``; also ``[D]`` without ``num_least``.
+        z_channels: the D that is needed; None: any.
+        num_least: the N that is needed at least.
+
+    Raises:
+        ConfigError: no numbers, another shape, too few cases, or values that are not finite.
+
+    Example:
+        >>> checked_codes([[1, 2]]).dtype
+        dtype('float64')
+        >>> checked_codes([[1.0, float("nan")]])
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: z_sem: 1 of 1 cases hold values that are not finite; embed again
+    """
+    codes = np.asarray(z)
+    if codes.dtype.kind not in "fiu":
+        raise ConfigError(f"z_sem: holds {codes.dtype}, not numbers; give an array of floats")
+    if codes.dtype.kind != "f":
+        codes = codes.astype(np.float64)
+    wanted = "(N, D)" if z_channels is None else f"(N, {z_channels})"
+    if codes.ndim != 2 and not (codes.ndim == 1 and num_least is None):
+        raise ConfigError(f"z_sem: has the shape {codes.shape}; {wanted} is needed")
+    if codes.shape[-1] != (z_channels or codes.shape[-1]) or codes.shape[-1] == 0:
+        raise ConfigError(f"z_sem: has the shape {codes.shape}; {wanted} is needed, z_sem of the same model")
+    if num_least is not None and len(codes) < num_least:
+        raise ConfigError(f"z_sem: {len(codes)} cases are too few; {num_least} are the least")
+    broken = ~np.isfinite(codes).all(axis=-1)
+    if broken.any():
+        raise ConfigError(f"z_sem: {broken.sum()} of {broken.size} cases hold values that are not finite; embed again")
+    return codes

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents import Direction, LatentStatistics
+
+
+@pytest.fixture
+def binary():
+    return Direction(
+        target="ill", kind="binary", classes=("well", "ill"), weight=np.eye(6)[0], intercept=0.1, slope=2.0,
+        offset=0.0, spread=1.0, statistics=LatentStatistics(np.zeros(6), np.ones(6)), model="a" * 64, strength=1.0,
+        score=0.9, num_cases=20, num_left_out=1,
+    )  # fmt: skip
+
+
+def test_content_comes_back(binary):
+    assert Direction.from_json(binary.to_json()).to_json() == binary.to_json()
+
+
+BROKEN = [
+    (None, [], "no direction"),
+    ("format", "other", "no direction"),
+    ("version", 2, "version 1, not 2"),
+    ("weight", None, "weight: must be a list"),
+    ("weight", [1.0, 0.0], "weight: must be 6 numbers"),
+    ("weight", [1.0, 1.0, 0.0, 0.0, 0.0, 0.0], "of length 1"),
+    ("weight", [float("nan")] + [0.0] * 5, "weight: must be a list of finite"),
+    ("weight", ["1.0"] + [0.0] * 5, "weight: must be a list of finite"),
+    ("weight", [[1.0, 0.0]] * 3, "weight: must be a list of finite"),
+    ("slope", 0.0, "slope: must be above 0"),
+    ("spread", -1.0, "spread: must be above 0"),
+    ("score", float("inf"), "score: must be a finite number"),
+    ("intercept", 10**400, "intercept: must be a finite number"),
+    ("intercept", True, "intercept: must be a finite number"),
+    ("num_cases", 3.5, "num_cases: must be a whole number"),
+    ("kind", "ternary", "kind: must be binary or continuous"),
+    ("classes", None, "classes: must be two names"),
+    ("classes", ["a", "a"], "classes: must be two names"),
+    ("model", 7, "model: must be some text"),
+    ("statistics", {"mean": [0.0] * 6}, "statistics: must be mean and std"),
+    ("statistics", {"mean": [0.0] * 6, "std": [1.0] * 5}, "both must be"),
+    ("statistics", {"mean": [0.0] * 6, "std": [0.0] * 6}, "above 0"),
+    ("statistics", {"mean": [1e300] * 6, "std": [1.0] * 6}, "not finite"),
+    ("colour", "red", "missing or not known: 'colour'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BROKEN)
+def test_content_that_is_no_direction_is_refused(key, value, message, binary):
+    content = value if key is None else {**binary.to_json(), key: value}
+    with pytest.raises(ConfigError, match=message):
+        Direction.from_json(content)
+
+
+def test_every_key_is_needed(binary):
+    content = binary.to_json()
+    for key in content:
+        with pytest.raises(ConfigError):
+            Direction.from_json({name: value for name, value in content.items() if name != key})
