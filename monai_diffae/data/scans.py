@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from PIL import Image
 
 from monai_diffae.data.atomic import write_atomic
@@ -109,6 +109,7 @@ def write_scan(
     affine: NDArray[np.float64] | None = None,
     *,
     value_range: tuple[float, float] | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> Path:
     """Write an array as NIfTI (float32, nothing wraps or is clipped) or PNG (8 bit), atomically.
 
@@ -117,6 +118,7 @@ def write_scan(
         array: ``[C, X, Y, Z]`` or ``[C, H, W]``; PNG takes ``[1, H, W]`` and ``[3, H, W]``.
         affine: 4x4 in mm, RAS+, as in :class:`Scan`; 1 mm without one.
         value_range: for PNG: the values shown as black and white (others are clipped); the array's own by default.
+        dtype: for NIfTI: how the values are stored; integers are rounded, and must be able to hold them.
 
     Raises:
         ConfigError: the suffix and the array do not go together.
@@ -129,6 +131,7 @@ def write_scan(
         if values.ndim == 3:
             values = values[..., None]
             affine = _DISPLAYED if affine is None else affine
+        values = (np.round(values) if np.issubdtype(dtype, np.integer) else values).astype(dtype)
         stored = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
         image = nib.Nifti1Image(stored, np.eye(4) if affine is None else affine)
         image.header.set_xyzt_units("mm")

@@ -1,8 +1,18 @@
-"""MONAI dictionary transforms of our own: checked reading, and intensities to the model's range."""
+"""MONAI dictionary transforms of our own: checked reading, the model's range, and back to the scan."""
 
 from __future__ import annotations
 
 from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToModelRangeDict
+from monai_diffae.transforms.native import NativeSpace, write_native
 from monai_diffae.transforms.reading import ReadScanD, ReadScand, ReadScanDict
 
-__all__ = ["ReadScanD", "ReadScanDict", "ReadScand", "ToModelRangeD", "ToModelRangeDict", "ToModelRanged"]
+__all__ = [
+    "NativeSpace",
+    "ReadScanD",
+    "ReadScanDict",
+    "ReadScand",
+    "ToModelRangeD",
+    "ToModelRangeDict",
+    "ToModelRanged",
+    "write_native",
+]

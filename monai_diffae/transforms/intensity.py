@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError, ScanError
@@ -16,8 +17,11 @@ from monai_diffae.errors import ConfigError, ScanError
 Method = Literal["percentiles", "window", "minmax", "none"]
 
 
-class ToModelRanged(MapTransform):
+class ToModelRanged(MapTransform, InvertibleTransform):
     """Maps each image linearly to the model's range, by its own intensities or by a fixed window.
+
+    A MetaTensor remembers the intensities that became the ends of the range, so that :meth:`inverse` can bring it, or
+    another image with its ``applied_operations``, back to the scan's units.
 
     Args:
         keys: images ``[C, *S]``.
@@ -68,12 +72,25 @@ class ToModelRanged(MapTransform):
             item[key] = self._map(item[key], str(item.get("id", key)))
         return item
 
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Bring each image back to the intensities that it came from; what was clipped stays at the ends."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image = item[key]
+            ends = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
+            if self.method != "none":
+                low, high = ends["low"].to(image.device), ends["high"].to(image.device)
+                to_low, to_high = self.model_range
+                item[key] = (image - to_low) * ((high - low) / (to_high - to_low)) + low
+        return item
+
     def _map(self, image: Any, name: str) -> Any:
         image = torch.as_tensor(image).to(torch.float32) if not isinstance(image, torch.Tensor) else image.float()
+        low, high = self._ends(image, name)
+        to_low, to_high = self.model_range
         if self.method != "none":
-            low, high = self._ends(image, name)
-            to_low, to_high = self.model_range
             image = (image - low) * ((to_high - to_low) / (high - low)) + to_low
+        image = self.push_transform(image, extra_info={"low": low, "high": high})
         if self.clip:
             image = image.clamp(*self.model_range)
         if bool(image.min() == image.max()):
@@ -85,8 +102,9 @@ class ToModelRanged(MapTransform):
     def _ends(self, image: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The intensities that become the ends of the model's range, ``[C, 1, ...]`` each."""
         channels, ones = len(image), [1] * (image.ndim - 1)
-        if self.method == "window":
-            low, high = (np.full(channels, v, np.float64) for v in self.window_hu)
+        if self.method in ("window", "none"):
+            fixed = self.window_hu if self.method == "window" else self.model_range
+            low, high = (np.full(channels, v, np.float64) for v in fixed)
         else:
             values: NDArray[np.float32] = np.asarray(image.detach().cpu()).reshape(channels, -1)
             values = values if self.channel_wise else values.reshape(1, -1)

@@ -25,7 +25,7 @@ class ReadScand(MapTransform):
 
     A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+); a list of paths gives the channels of
     one image, on one grid. An item with ``"slice"`` gives that slice of the volume, laid out for display. The result's
-    meta data hold no path.
+    meta data hold no path. Of a 2D image MONAI's affine has the spacing only; the whole one is ``meta["scan_affine"]``.
 
     Args:
         keys: the keys of the paths.
@@ -67,7 +67,8 @@ class ReadScand(MapTransform):
         for key in self.key_iterator(item):
             paths = [item[key]] if isinstance(item[key], (str, os.PathLike)) else list(item[key])
             scan = self._read(paths, item.get("slice"))
-            item[key] = MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_grid(scan)))
+            meta = {"scan_affine": torch.from_numpy(scan.affine)}
+            item[key] = MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_grid(scan)), meta=meta)
         return item
 
     def _read(self, paths: Sequence[str], index: int | None) -> Scan:

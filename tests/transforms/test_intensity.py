@@ -80,3 +80,31 @@ def test_constant_results_are_refused_by_name(method: str) -> None:
 def test_wrong_parameters(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ToModelRanged("image", **wrong)
+
+
+@pytest.mark.parametrize("method", ["percentiles", "window", "minmax"])
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_back_to_the_scans_units(method: Any, channel_wise: bool) -> None:
+    image = MetaTensor(torch.cat([IMAGE, IMAGE * 50 - 300]))
+    transform = ToModelRanged("image", method=method, channel_wise=channel_wise, window_hu=(10, 20000))
+    result = transform({"image": image})
+    assert len(result["image"].applied_operations) == 1
+    back = transform.inverse(result)["image"]
+    assert not back.applied_operations
+    assert not image.applied_operations
+    inside = result["image"].abs() < 1
+    torch.testing.assert_close(back[inside], image[inside], rtol=1e-5, atol=0.01)
+    # what was clipped stays at the ends, which were inside the image's own
+    assert back.max() <= image.max()
+    assert back.min() >= image.min()
+
+
+def test_back_without_a_method_or_a_record() -> None:
+    transform = ToModelRanged("image", method="none", clip=False)
+    image = MetaTensor(IMAGE / 1000)
+    result = transform({"image": image})
+    assert torch.equal(transform.inverse(result)["image"], image)
+    assert not image.applied_operations
+    plain = transform({"image": IMAGE})
+    assert list(plain) == ["image"]  # nothing is recorded beside a tensor without meta data
+    assert type(plain["image"]) is torch.Tensor
