@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,6 +135,11 @@ class TrainedBundle:
         return float(low), float(high)
 
     @property
+    def z_channels(self) -> int:
+        """The size of z_sem."""
+        return int(self.network.z_channels)  # type: ignore[arg-type]
+
+    @property
     def image_keys(self) -> list[str]:
         """The images of a case, as the cohort's table names them."""
         return list(self.config["image_keys"])
@@ -176,16 +181,16 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
             raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
     parser.update(overrides)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network = _build(parser, "network_def", nn.Module)
-    network.load_state_dict(_read_weights(weights, network))
+    network = build(parser, "network_def", nn.Module)
+    network.load_state_dict(read_weights(weights, network))
     network.to(device).eval().requires_grad_(False)
-    inferer = _build(parser, "inferer", DiffusionAutoencoderInferer)
+    inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
-    preprocessing = _build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
+    preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
     return TrainedBundle(network, inferer, preprocessing, parser.get(), device)
 
 
-def _build(parser: ConfigParser, key: str, kind: type[T]) -> T:
+def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
     """A component of a config. What its constructor raises, which MONAI buries, is raised as an error of ours."""
     try:
         component = parser.get_parsed_content(key)
@@ -199,7 +204,13 @@ def _build(parser: ConfigParser, key: str, kind: type[T]) -> T:
     return component
 
 
-def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, network: nn.Module, may_be_unknown: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """A state dict for a network, checked; the tensors that may be unknown can hold NaN.
+
+    Raises:
+        ScanError: a damaged file, or weights that are not finite.
+        ConfigError: no state dict, or one of another network.
+    """
     try:
         state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -208,7 +219,8 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
         raise ConfigError(
             f"{path.name}: holds no state dict of weights; name a bundle that was trained with this package"
         )
-    if any(not torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
+    known = [value for name, value in state.items() if value.is_floating_point() and name not in may_be_unknown]
+    if not all(torch.isfinite(value).all() for value in known):
         raise ScanError(f"{path.name}: holds weights that are not finite; train anew, or copy it again")
     wanted = network.state_dict()
     wrong = [
@@ -218,8 +230,8 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     ]
     if wrong:
         raise ConfigError(
-            f"{path.name}: {len(wrong)} of {len(wanted)} weights do not fit the config's network_def, the first is "
-            f"{min(wrong)!r}; use the config that the model was trained with (models/config.json)"
+            f"{path.name}: {len(wrong)} of {len(wanted)} weights do not fit the config's network, the first is "
+            f"{min(wrong)!r}; use the config that the model was trained with, beside it"
         )
     return state
 

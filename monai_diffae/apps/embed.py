@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -151,6 +152,33 @@ def patient_hash(patient: str) -> str:
         '41c1ca2f53f4dd0b'
     """
     return hashlib.sha256(patient.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def model_of(embeddings: str | os.PathLike[str]) -> str:
+    """The SHA-256 of the weights that a table of embeddings was made with, from the record beside it.
+
+    Raises:
+        ConfigError: there is no such record.
+    """
+    path = Path(embeddings)
+    record = path.with_suffix(".json")
+    try:
+        return str(json.loads(record.read_text())["made_from"]["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path.name}: no record {record.name} beside it says which model made it; make both with "
+            "monai-diffae embed"
+        ) from error
+
+
+def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
+    """Refuse a table of embeddings that another model made.
+
+    Raises:
+        ConfigError: one did, or it is not known which.
+    """
+    if model_of(embeddings) != checksum(bundle):
+        raise ConfigError(f"{Path(embeddings).name}: another autoencoder made it; embed the cohort with this bundle")
 
 
 def _encode_all(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from monai_diffae import __version__
 from monai_diffae.apps.bundles import check_new_folder, init_bundle, shipped_bundle, write_json
-from monai_diffae.apps.reading import file_checksum
+from monai_diffae.apps.reading import checksum, file_checksum
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.run_config import check_image_size, model_config
 from monai_diffae.errors import ConfigError
@@ -71,7 +71,7 @@ def import_official(
 
     ``out`` gets the bundle's configs, ``models/model.pt``, ``models/config.json`` as a training writes it, and
     ``models/provenance.json``; of a checkpoint with a latent DDIM also ``models/latent_model.pt``, which
-    ``latent_network_def`` and ``latent_diffusion`` in the config describe. Images are taken as in the official code:
+    ``models/latent_config.json`` describes. Images are taken as in the official code:
     0..255 to [-1, 1]. Decoding and inversion are the bundle's; :func:`~monai_diffae.apps.reconstruct.reconstruct` with
     ``solver="ddim", inversion="ddim", spacing="leading"`` does what the official code does.
 
@@ -108,7 +108,7 @@ def import_official(
         size = _image_size(weights, network) if image_size is None else [image_size] * network.spatial_dims
     _check_size(network, size)
     latent = _latent(checkpoint, select_latent(weights) is not None, latent_statistics, network.z_channels)
-    config = _config(bundle, network, size, latent)
+    config = _config(bundle, network, size)
     provenance = {
         "source": "official phizaz/diffae checkpoint",
         "file_sha256": file_checksum(checkpoint),
@@ -121,7 +121,9 @@ def import_official(
         write_json(models / "provenance.json", provenance)
         if latent is not None:
             _save(latent, models / "latent_model.pt")
-        _save(network, models / "model.pt")  # the last: with it the folder is a trained bundle
+        _save(network, models / "model.pt")  # with it the folder is a trained bundle
+        if latent is not None:
+            write_json(models / "latent_config.json", _latent_config(latent, checksum(out)))
     logger.info(
         "%s: a Diff-AE of %.1f M parameters, images of %s with %d channels, z_sem of %d",
         out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
@@ -175,7 +177,7 @@ def _latent(
     return latent
 
 
-def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], latent: LatentMLP | None) -> dict[str, Any]:
+def _config(bundle: str, network: DiffusionAutoencoder, size: list[int]) -> dict[str, Any]:
     """What a training would have written beside the weights."""
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
@@ -192,13 +194,17 @@ def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], latent:
             "in_channels": "@in_channels",
         },
     }
-    described = model_config(config)
-    if latent is not None:
-        # a bundle run takes only keys that another one refers to
-        belongs = {"_requires_": "@latent_diffusion"}
-        described["latent_network_def"] = {"_target_": "monai_diffae.networks.LatentMLP", **latent.config, **belongs}
-        described["latent_diffusion"] = _LATENT_DIFFUSION
-    return described
+    return model_config(config)
+
+
+def _latent_config(latent: LatentMLP, autoencoder_sha256: str) -> dict[str, Any]:
+    """What a training of the latent DDIM would have written beside its weights."""
+    return {
+        "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
+        "latent_diffusion": _LATENT_DIFFUSION,
+        "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
+        "autoencoder_sha256": autoencoder_sha256,
+    }
 
 
 def _save(network: nn.Module, path: Path) -> None:

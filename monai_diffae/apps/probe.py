@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.data.embeddings import label_columns, read_embeddings, z_columns, z_of
+from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probes import classifier_probe, pca_features, ridge_probe
 
 _TEST_FRACTION = 0.3
@@ -55,8 +56,7 @@ def probe(
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     table = read_embeddings(embeddings)
-    is_z = [name for name in table.columns if _is_z(name)]
-    labels = [name for name in table.columns if name not in ("id", "patient", "split") and not _is_z(name)]
+    labels = label_columns(table)
     wanted = [targets] if isinstance(targets, str) else list(targets or [])
     if not wanted:
         wanted = [name for name in labels if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
@@ -67,36 +67,14 @@ def probe(
         if name not in labels:
             raise ConfigError(f"target: there is no label column '{name}'; choose from: {', '.join(labels) or 'none'}")
     train, test = _split(table, Path(embeddings).name)
-    features: dict[str, NDArray[Any]] = {"z_sem": table[is_z].to_numpy(np.float64)}
+    features: dict[str, NDArray[Any]] = {"z_sem": z_of(table).astype(np.float64)}
     if images is not None:
-        features["PCA of pixels"] = _pca_of_rows(np.asarray(images), train, len(is_z))
+        features["PCA of pixels"] = _pca_of_rows(np.asarray(images), train, len(z_columns(table)))
     for name, values in (baselines or {}).items():
         features[name] = np.asarray(values, np.float64)
     return [
         _row(table, target, name, values, train, test, seed) for target in wanted for name, values in features.items()
     ]
-
-
-def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table that :func:`~monai_diffae.apps.embed.embed` wrote.
-
-    Raises:
-        CohortError: it is not there, or is no such table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
-    try:
-        table = pd.read_parquet(path)
-    except Exception as error:
-        raise CohortError(f"{path.name}: this is not a Parquet table; make it with monai-diffae embed") from error
-    if not any(_is_z(name) for name in table.columns):
-        raise CohortError(f"{path.name}: it has no columns z_000, z_001, ...; make it with monai-diffae embed")
-    return table
-
-
-def _is_z(name: str) -> bool:
-    return name.startswith("z_") and name[2:].isdigit()
 
 
 def _split(table: pd.DataFrame, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,6 +218,30 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not {"made_from", "results"} <= content.keys():
         raise ConfigError(f"{path.name}: would be written beside the result, and is another file; name another --out")
     return content
+
+
+def run_once(
+    record: Path,
+    results: Sequence[Path],
+    made_from: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Any]],
+    *,
+    overwrite: bool,
+) -> tuple[dict[str, Any], bool]:
+    """The numbers that ``make`` gives, and whether they were there already: complete results are not made again.
+
+    Raises:
+        ConfigError: there is a result of other things, which only ``overwrite`` may replace.
+    """
+    done = finished(record, results, made_from, overwrite=overwrite)
+    if done is not None:
+        logger.info("%s is complete; nothing to do (--overwrite makes it anew)", results[0].name)
+        return done, True
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
+    numbers = dict(make())
+    write_record(record, made_from, numbers)
+    return numbers, False
 
 
 def write_record(path: Path, made_from: Mapping[str, Any], results: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.images import write_image
 from monai_diffae.apps.reading import (
     checksum,
     checksum_of,
@@ -27,7 +28,6 @@ from monai_diffae.apps.reading import (
 )
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.diffusion import SOLVERS, Spacing
 from monai_diffae.engines.seeding import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
@@ -155,7 +155,7 @@ def reconstruct(
         new_rows, pictures = _reconstruct_batch(trained, batch, images, seen, mode, seed, left)
         for name in ("x_T", "z_sem") if mode == "both" else (mode,):
             for case, image in zip(batch, pictures[name], strict=True):
-                _write(folder / name, case, image, trained.model_range)
+                write_image(folder / name / case.id, image, trained.model_range, case.file)
         for name, stack in pictures.items():
             shown_images.setdefault(name, []).append(stack[:left])
         rows += new_rows
@@ -231,14 +231,6 @@ def _remove_images(folder: Path) -> None:
     for mode in _LABELS:
         for image in [*(folder / mode).glob("*.png"), *(folder / mode).glob("*.nii.gz")]:
             image.unlink()
-
-
-def _write(folder: Path, case: Case, image: Tensor, model_range: tuple[float, float]) -> None:
-    is_picture = scan_suffix(case.file) in (".png", ".jpg", ".jpeg") and image.ndim == 3 and len(image) in (1, 3)
-    if is_picture:
-        write_scan(folder / f"{case.id}.png", image.numpy(), value_range=model_range)
-    else:
-        write_scan(folder / f"{case.id}.nii.gz", image.numpy())
 
 
 def _check(

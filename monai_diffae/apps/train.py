@@ -16,10 +16,11 @@ def train(
     cohort: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
+    config: str = "train",
     overlays: Sequence[str | os.PathLike[str]] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train a bundle with ``configs/train.json``; an interrupted training goes on from its checkpoint.
+    """Train a bundle with one of its configs; an interrupted training goes on from its checkpoint.
 
     The same as ``python -m monai.bundle run --config_file DIR/configs/train.json --bundle_root DIR --dataset_dir ...``.
 
@@ -27,7 +28,8 @@ def train(
         bundle: the bundle's folder.
         cohort: the data, ``dataset_dir`` in the config; what the config says when None.
         out: where the weights and curves go; into the bundle when None.
-        overlays: further config files, laid over ``train.json`` in this order.
+        config: which of the bundle's ``configs/*.json`` is run; ``train`` trains the autoencoder.
+        overlays: further config files, laid over it in this order.
         overrides: config ids and values, such as ``{"max_epochs": 3, "network_def#base_channels": 32}``.
 
     Returns:
@@ -44,11 +46,11 @@ def train(
         monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; name a bundle's folder, ...
     """
     root = Path(bundle)
-    files = [root / "configs" / "train.json", *map(Path, overlays)]
+    files = [root / "configs" / f"{config}.json", *map(Path, overlays)]
     for file in files:
         if not file.is_file():
             name = root.name if file is files[0] else file.name
-            what = "configs/train.json" if file is files[0] else "such config file"
+            what = f"configs/{config}.json" if file is files[0] else "such config file"
             raise ConfigError(f"{name}: there is no {what}; name a bundle's folder, made with monai-diffae init")
     from monai.bundle import ConfigWorkflow
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"  # everything that training needs to go on
 MODEL = "model.pt"  # the flat EMA state dict: what a bundle is loaded from
+CONFIG = "config.json"  # what describes the model
 
 
 class CheckpointKeeper:
@@ -49,6 +50,8 @@ class CheckpointKeeper:
         validation: what early stopping remembers.
         model_config: what describes the model; a resumed run must have the same. Written beside the weights.
         fingerprint: of the data and their split; a resumed run must have the same.
+        prefix: of the files' names, so that several models can share the folder: with ``latent_`` they are
+            ``latent_checkpoint.pt``, ``latent_model.pt`` and ``latent_config.json``.
         interval_minutes: the longest time between two saves.
         overwrite: start anew although there is a checkpoint.
         enabled: False on ranks other than 0, which read but never write.
@@ -64,11 +67,12 @@ class CheckpointKeeper:
         validation: Validation,
         model_config: dict[str, Any],
         fingerprint: str = "",
+        prefix: str = "",
         interval_minutes: float = 5.0,
         overwrite: bool = False,
         enabled: bool = True,
     ) -> None:
-        self.directory = Path(directory)
+        self.checkpoint, self.model, self.config = (Path(directory) / (prefix + n) for n in (CHECKPOINT, MODEL, CONFIG))
         self.parts: dict[str, Any] = {
             "network": network,
             "ema": ema,
@@ -105,28 +109,27 @@ class CheckpointKeeper:
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["fingerprint"] = self.fingerprint
         checkpoint["model_config"] = json.dumps(self.model_config, sort_keys=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if not self._has_saved:  # with the first weights, and not before: they belong together
             text = json.dumps(self.model_config, indent=2) + "\n"
-            write_atomic(self.directory / "config.json", lambda target: target.write_text(text))
+            write_atomic(self.config, lambda target: target.write_text(text))
             self._has_saved = True
-        contents = {MODEL: self.ema.network.state_dict(), CHECKPOINT: checkpoint}
+        contents = {self.model: self.ema.network.state_dict(), self.checkpoint: checkpoint}
         # The checkpoint last: a training that is killed between the two does its last steps again. The first time
         # it is the other way round, as weights without a checkpoint are taken for somebody's finished ones.
-        is_first = not (self.directory / CHECKPOINT).is_file()
-        for name in (CHECKPOINT, MODEL) if is_first else (MODEL, CHECKPOINT):
-            _save(contents[name], self.directory / name)
+        is_first = not self.checkpoint.is_file()
+        for path in (self.checkpoint, self.model) if is_first else (self.model, self.checkpoint):
+            _save(contents[path], path)
         self._saved_at = time.monotonic()
 
     def _start(self, engine: Workflow) -> None:
         self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]
-        path = self.directory / CHECKPOINT
-        if path.is_file() and not self.overwrite:
-            self._resume(engine, path)
-        elif (self.directory / MODEL).is_file() and not self.overwrite:
+        if self.checkpoint.is_file() and not self.overwrite:
+            self._resume(engine, self.checkpoint)
+        elif self.model.is_file() and not self.overwrite:
             raise ConfigError(
-                f"{MODEL}: trained weights are there already, and there is no {CHECKPOINT} beside it to go on from; "
-                "choose another output_dir, or say overwrite to replace them"
+                f"{self.model.name}: trained weights are there already, and there is no {self.checkpoint.name} beside "
+                "it to go on from; choose another output_dir, or say overwrite to replace them"
             )
 
     def _resume(self, engine: Workflow, path: Path) -> None:
@@ -148,8 +151,8 @@ class CheckpointKeeper:
             part.load_state_dict(checkpoint[name])
         self._set_rates(wanted)
         _lay_out_like_parameters(self.parts["optimizer"])
-        if self.enabled and not (self.directory / MODEL).is_file():
-            _save(self.ema.network.state_dict(), self.directory / MODEL)
+        if self.enabled and not self.model.is_file():
+            _save(self.ema.network.state_dict(), self.model)
         is_stopped_early = self.parts["validation"].is_patience_spent
         if is_stopped_early or saved["iteration"] >= state.max_epochs * state.epoch_length:
             engine.is_complete = True  # type: ignore[attr-defined]

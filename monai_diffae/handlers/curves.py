@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 
 TABLE = "curves.csv"
 PICTURE = "curves.png"
+_BESIDE_LOSSES = {
+    "validation_copying_ratio": "copying ratio\n(distance of samples to training / of held-out)",
+    "validation_z_sem_usage": "z_sem usage\n(loss with another's z_sem / own)",
+}
 
 
 class TrainingCurves:
@@ -85,7 +89,7 @@ class TrainingCurves:
 
 
 def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
-    """Losses and z_sem usage over images seen, as a PNG.
+    """Losses over images seen, and beside them z_sem usage, or of a latent DDIM the copying ratio, as a PNG.
 
     Args:
         frame: the table that :class:`TrainingCurves` writes.
@@ -96,6 +100,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
+    metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
     training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
     if len(training):
         window = max(1, len(training) // 50)
@@ -107,12 +112,12 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
         left.plot(
             validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3
         )
-        if "validation_z_sem_usage" in validation:
-            right.plot(validation["images_seen"], validation["validation_z_sem_usage"], "o-", color="C2", markersize=3)
+        if metric in validation:
+            right.plot(validation["images_seen"], validation[metric], "o-", color="C2", markersize=3)
     for panel in (left, right):
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: plain numbers would run into each other
     left.set(xlabel="images seen", ylabel="denoising loss", yscale="log")
     left.legend(frameon=False)
     right.axhline(1, color="0.6", linestyle=":")
-    right.set(xlabel="images seen", ylabel="z_sem usage\n(loss with another's z_sem / own)")
+    right.set(xlabel="images seen", ylabel=label)
     figure.savefig(path, dpi=120, format="png")

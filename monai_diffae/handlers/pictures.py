@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,12 @@ class ReconstructionPictures:
             write_atomic(self.directory / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
 
 
-def draw_mosaic(rows: Mapping[str, Tensor], path: str | Path, model_range: tuple[float, float] = (-1.0, 1.0)) -> None:
+def draw_mosaic(
+    rows: Mapping[str, Tensor],
+    path: str | Path,
+    model_range: tuple[float, float] = (-1.0, 1.0),
+    columns: Sequence[str] = (),
+) -> None:
     """A PNG with one labelled row of images for each entry.
 
     Args:
@@ -98,19 +103,44 @@ def draw_mosaic(rows: Mapping[str, Tensor], path: str | Path, model_range: tuple
             Three channels are shown in colour, of any other number the first.
         path: where to.
         model_range: black and white.
+        columns: what is written above the images.
     """
     low, high = model_range
     strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
-    height, width = strips[0].size[1], strips[0].size[0]
+    height, width = strips[0].height, max(strip.width for strip in strips)
     enlarged = -(-1000 // width)  # whole pixels, so that what the model made is seen as it is
     font = ImageFont.load_default(size=16)
     margin = 10 + max(int(font.getlength(label)) for label in rows) + 10
-    mosaic = Image.new("RGB", (margin + width * enlarged, len(strips) * height * enlarged), "white")
+    heading = 26 if columns else 0
+    mosaic = Image.new("RGB", (margin + width * enlarged, heading + len(strips) * height * enlarged), "white")
+    draw = ImageDraw.Draw(mosaic)
+    for i, text in enumerate(columns):
+        draw.text((margin + (i + 0.5) * width * enlarged / len(columns), 13), text, "black", font, anchor="mm")
     for i, (label, strip) in enumerate(zip(rows, strips, strict=True)):
-        top = i * height * enlarged
-        mosaic.paste(strip.resize((width * enlarged, height * enlarged), Image.Resampling.NEAREST), (margin, top))
-        ImageDraw.Draw(mosaic).text((10, top + height * enlarged // 2), label, "black", font, anchor="lm")
+        top = heading + i * height * enlarged
+        mosaic.paste(strip.resize((strip.width * enlarged, height * enlarged), Image.Resampling.NEAREST), (margin, top))
+        draw.text((10, top + height * enlarged // 2), label, "black", font, anchor="lm")
     mosaic.save(path, format="PNG")
+
+
+def in_colours(
+    values: Tensor, limit: float, palette: str = "RdBu_r", model_range: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    """Maps (B, C, *S) as colours (B, 3, *S) for :func:`draw_mosaic`: blue below 0, red above, by default.
+
+    Args:
+        values: differences, of which the mean over channels is shown; or values from 0 on with another palette.
+        limit: the value of the last colour.
+        palette: a colour map of matplotlib; one whose name ends in ``_r`` runs from ``-limit``, others from 0.
+        model_range: of the mosaic.
+    """
+    import matplotlib
+
+    shown = values.detach().float().cpu().mean(dim=1) / max(limit, 1e-12)
+    shown = (shown + 1) / 2 if palette.endswith("_r") else shown
+    rgb = torch.from_numpy(matplotlib.colormaps[palette](shown.clamp(0, 1).numpy())[..., :3]).movedim(-1, 1)
+    low, high = model_range
+    return rgb.float() * (high - low) + low
 
 
 def _strip(images: Tensor) -> Image.Image:

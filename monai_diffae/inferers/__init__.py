@@ -1,5 +1,6 @@
-"""Encoding, inversion and decoding with a trained network. Tensors only."""
+"""Encoding, inversion and decoding with a trained network, and sampling of z_sem. Tensors only."""
 
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, Inversion, ReconstructionMode
+from monai_diffae.inferers.generation import LatentInferer
 
-__all__ = ["DiffusionAutoencoderInferer", "Inversion", "ReconstructionMode"]
+__all__ = ["DiffusionAutoencoderInferer", "Inversion", "LatentInferer", "ReconstructionMode"]

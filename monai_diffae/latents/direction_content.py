@@ -17,7 +17,19 @@ _TEXTS = ("target", "model")
 _NUMBERS = ("intercept", "offset", "score")
 _POSITIVE = ("slope", "spread", "strength")
 _COUNTS = ("num_cases", "num_left_out")
-_KEYS = {"format", "version", "kind", "classes", "weight", "statistics", *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
+_KEYS = {
+    "format",
+    "version",
+    "kind",
+    "classes",
+    "weight",
+    "pattern",
+    "statistics",
+    *_TEXTS,
+    *_NUMBERS,
+    *_POSITIVE,
+    *_COUNTS,
+}
 
 
 def checked_content(content: object) -> dict[str, Any]:
@@ -48,11 +60,15 @@ def checked_content(content: object) -> dict[str, Any]:
     weight = _vector(content["weight"], "weight")
     _require(len(weight) == statistics.z_channels, "weight", f"{statistics.z_channels} numbers, as the statistics")
     _require(abs(float(np.linalg.norm(weight)) - 1) < 1e-6, "weight", "of length 1")
+    pattern = _vector(content["pattern"], "pattern")
+    _require(len(pattern) == len(weight), "pattern", f"{len(weight)} numbers, as the weight")
+    _require(abs(float(pattern @ weight) - 1) < 1e-6, "pattern", "of a product of 1 with the weight")
     return {
         **{key: content[key] for key in (*_TEXTS, *_COUNTS, "kind")},
         **{key: float(content[key]) for key in (*_NUMBERS, *_POSITIVE)},
         "classes": None if content["classes"] is None else tuple(content["classes"]),
         "weight": weight,
+        "pattern": pattern,
         "statistics": statistics,
     }
 

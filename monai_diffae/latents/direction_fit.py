@@ -84,11 +84,14 @@ def fit_direction(
     z_norm = statistics.normalise(codes).astype(np.float64)
     fit = _fit_binary if chosen.kind == "binary" else _fit_continuous
     fitted = fit(z_norm[chosen.rows], chosen.values, member, seed)
-    spread = float((z_norm @ fitted["weight"]).std())
+    centred = z_norm - z_norm.mean(axis=0)
+    distance = centred @ fitted["weight"]
+    spread = float(distance.std())
     if not spread > 0:
         raise ConfigError(f"target '{target}': no line in z_sem tells it; choose another target")
     return Direction(
-        target=target, kind=chosen.kind, classes=chosen.classes, spread=spread, statistics=statistics, model=model,
+        target=target, kind=chosen.kind, classes=chosen.classes, spread=spread,
+        pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
         num_cases=len(chosen.rows), num_left_out=len(labels) - len(known.rows), **fitted,
     )  # fmt: skip
 

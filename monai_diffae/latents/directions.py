@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from monai_diffae.latents.statistics import Codes, LatentStatistics, checked_cod
 from monai_diffae.latents.targets import Kind, class_name, missing, rest_of
 
 Floats = NDArray[np.float64]
+Along = Literal["pattern", "weight"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,16 +23,19 @@ class Direction:
     """A line through normalised z_sem for one label; made by :func:`~monai_diffae.latents.fit_direction`.
 
     A case's signed distance is ``z_norm @ weight + intercept``: 0 on the plane between two classes, or at the training
-    mean for a number. An edit moves a case along ``weight``. The official code of Diff-AE (Preechakul et al., CVPR
-    2022, arXiv 2111.15640, section 4.2) moves it by ``amplitude * sqrt(D) * weight``, amplitude about 0.3; here the
-    step is ``amount * spread * weight``, so that an amount counts standard deviations of the training cases, whatever
-    the label.
+    mean for a number. An edit moves a case along ``pattern``: how normalised z_sem differs, on average, between
+    training cases whose distance differs by 1 (Haufe et al. 2014). The official code of Diff-AE (Preechakul et al., CVPR 2022,
+    arXiv 2111.15640, section 4.2) moves it along ``weight`` itself, by ``amplitude * sqrt(D) * weight``, amplitude
+    about 0.3; but a classifier's weight also cancels what is of no use to it, and points to where no case lies. Here
+    the step is ``amount * spread``, so that an amount counts standard deviations of the training cases, whatever the
+    label; it changes the distance by as much along either line.
 
     Attributes:
         target: the label's name.
         kind: ``binary`` or ``continuous``.
         classes: the negative and the positive class; None of a number.
         weight: ``[D]``, of length 1.
+        pattern: ``[D]``; its product with ``weight`` is 1.
         intercept: of the signed distance.
         slope: above 0. Of two classes: ``logit = slope * distance + offset``; else ``value = slope * distance +
             offset``.
@@ -46,8 +50,8 @@ class Direction:
 
     Example:
         >>> direction = Direction(
-        ...     "age", "continuous", None, np.array([0.6, 0.8]), 0.0, 10.0, 50.0, 2.0,
-        ...     LatentStatistics(np.zeros(2), np.ones(2)), "a" * 64, 1.0, 0.9, 100, 0,
+        ...     "age", "continuous", None, np.array([0.6, 0.8]), np.array([1.0, 0.5]), 0.0, 10.0, 50.0,
+        ...     2.0, LatentStatistics(np.zeros(2), np.ones(2)), "a" * 64, 1.0, 0.9, 100, 0,
         ... )
         >>> z = np.array([[0.0, 0.0]])
         >>> direction.predict(z), direction.predict(direction.move(z, 1.5))
@@ -60,6 +64,7 @@ class Direction:
     kind: Kind
     classes: tuple[str, str] | None
     weight: Floats
+    pattern: Floats
     intercept: float
     slope: float
     offset: float
@@ -93,12 +98,23 @@ class Direction:
         said = self.slope * self.distance(z) + self.offset
         return np.asarray(expit(said)) if self.kind == "binary" else said
 
-    def move(self, z: ArrayLike, amount: float) -> Codes:
+    def line(self, along: Along) -> Floats:
+        """The ``[D]`` that an edit moves normalised z_sem along; a step of 1 changes the distance by 1.
+
+        Raises:
+            ConfigError: no such line.
+        """
+        if along not in get_args(Along):
+            raise ConfigError(f"along: {along!r} is not one of {', '.join(get_args(Along))}")
+        return self.pattern if along == "pattern" else self.weight
+
+    def move(self, z: ArrayLike, amount: float, along: Along = "pattern") -> Codes:
         """z_sem moved by ``amount`` standard deviations of the training cases, towards the positive class or more.
 
         Args:
             z: ``[N, D]`` or ``[D]``, not normalised.
             amount: such as -3 to 3; at 0, z comes back bit by bit.
+            along: ``pattern``, as training cases differ; ``weight``, as in the paper.
 
         Returns:
             In the shape and dtype of ``z``.
@@ -108,7 +124,7 @@ class Direction:
         """
         if not np.isfinite(amount):
             raise ConfigError(f"amount: {amount} is not finite; choose a number such as -3 to 3")
-        return self.statistics.moved(z, amount * self.spread * self.weight)
+        return self.statistics.moved(z, amount * self.spread * self.line(along))
 
     def truth(self, labels: Sequence[Any]) -> Floats:
         """What :meth:`predict` should say of labels: 1 and 0 for the two classes, or the numbers; ``[N]``.
@@ -165,7 +181,8 @@ class Direction:
         return {
             "format": "monai_diffae.direction", "version": 1,
             "target": self.target, "kind": self.kind, "classes": None if self.classes is None else list(self.classes),
-            "weight": self.weight.tolist(), "intercept": self.intercept, "slope": self.slope, "offset": self.offset,
+            "weight": self.weight.tolist(), "pattern": self.pattern.tolist(),
+            "intercept": self.intercept, "slope": self.slope, "offset": self.offset,
             "spread": self.spread,
             "statistics": {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()},
             "model": self.model, "strength": self.strength, "score": self.score,

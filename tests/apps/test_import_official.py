@@ -23,6 +23,7 @@ from monai_diffae import __version__
 from monai_diffae.apps.bundles import check_new_folder, load_bundle
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.import_official import import_official
+from monai_diffae.apps.latent import load_latent
 from monai_diffae.apps.reading import bundle_summary
 from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.diffusion import DiffusionSchedule
@@ -138,17 +139,15 @@ def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
 def test_the_latent_ddim_comes_along(save, tmp_path):
     checkpoint = save()
     out = import_official(checkpoint, tmp_path / "bundle")
-    parser = ConfigParser()
-    parser.read_config(str(out / "models" / "config.json"))
-    latent = parser.get_parsed_content("latent_network_def")
+    loaded = load_latent(out, "cpu")
+    latent = loaded.network
     assert isinstance(latent, LatentMLP)
-    state = torch.load(out / "models" / "latent_model.pt", weights_only=True)
-    latent.load_state_dict(state)
     expected = load_official_latent(checkpoint)
     z_t, t = torch.randn(2, 12), torch.tensor([3, 800])
     assert torch.equal(latent.eval()(z_t, t), expected(z_t, t))
     assert torch.equal(latent.denormalise(torch.zeros(1, 12))[0], MEAN)
-    schedule = parser.get_parsed_content("latent_diffusion")
+    assert loaded.inferer.sample(latent, 2).isfinite().all()
+    schedule = loaded.inferer.schedule
     assert isinstance(schedule, DiffusionSchedule)
     expected_alphas = (1 - 0.008) ** torch.arange(1, 1001, dtype=torch.float64)
     torch.testing.assert_close(schedule.alphas_cumprod, expected_alphas, rtol=1e-4, atol=0)
@@ -168,8 +167,10 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
 
 def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     checkpoint = save(beside=["x_T"])
-    import_official(checkpoint, tmp_path / "unknown")
+    out = import_official(checkpoint, tmp_path / "unknown")
     assert "--latent-statistics latent.pkl adds them" in caplog.text
+    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are not known; import"):
+        load_latent(out, "cpu")
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
     out = import_official(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
     state = torch.load(out / "models" / "latent_model.pt", weights_only=True)

@@ -129,3 +129,19 @@ while True: kept.save(ENGINE)
     process.wait()
     for name in (MODEL, CHECKPOINT):
         torch.load(tmp_path / name, weights_only=True)
+
+
+def test_with_a_prefix_another_models_files_stay_as_they_are(tmp_path):
+    keeper(tmp_path).save(ENGINE)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    network = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(network.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    parts = (network, EMA(network), optimizer, scheduler, Validation(validator=None))
+    kept = CheckpointKeeper(tmp_path, *parts, {"b": 2}, prefix="latent_")
+    kept.save(ENGINE)
+    after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert after.keys() - before.keys() == {"latent_checkpoint.pt", "latent_model.pt", "latent_config.json"}
+    assert {name: after[name] for name in before} == before
+    assert torch.load(tmp_path / "latent_model.pt", weights_only=True)["weight"].shape == (3, 3)
+    assert after["latent_config.json"] == b'{\n  "b": 2\n}\n'

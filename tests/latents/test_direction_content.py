@@ -8,9 +8,9 @@ from monai_diffae.latents import Direction, LatentStatistics
 @pytest.fixture
 def binary():
     return Direction(
-        target="ill", kind="binary", classes=("well", "ill"), weight=np.eye(6)[0], intercept=0.1, slope=2.0,
-        offset=0.0, spread=1.0, statistics=LatentStatistics(np.zeros(6), np.ones(6)), model="a" * 64, strength=1.0,
-        score=0.9, num_cases=20, num_left_out=1,
+        target="ill", kind="binary", classes=("well", "ill"), weight=np.eye(6)[0], pattern=np.ones(6), intercept=0.1,
+        slope=2.0, offset=0.0, spread=1.0, statistics=LatentStatistics(np.zeros(6), np.ones(6)), model="a" * 64,
+        strength=1.0, score=0.9, num_cases=20, num_left_out=1,
     )  # fmt: skip
 
 
@@ -28,6 +28,8 @@ BROKEN = [
     ("weight", [float("nan")] + [0.0] * 5, "weight: must be a list of finite"),
     ("weight", ["1.0"] + [0.0] * 5, "weight: must be a list of finite"),
     ("weight", [[1.0, 0.0]] * 3, "weight: must be a list of finite"),
+    ("pattern", [1.0, 0.0], "pattern: must be 6 numbers"),
+    ("pattern", [0.5] * 6, "pattern: must be of a product of 1"),
     ("slope", 0.0, "slope: must be above 0"),
     ("spread", -1.0, "spread: must be above 0"),
     ("score", float("inf"), "score: must be a finite number"),

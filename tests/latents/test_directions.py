@@ -100,8 +100,9 @@ def test_amounts_are_standard_deviations_of_the_training_cases(kind, z, request)
     direction = request.getfixturevalue(kind)
     assert direction.spread == pytest.approx(direction.distance(z).std(), rel=1e-6)
     for amount in (-3, 0.5, 2):
-        gone = direction.distance(direction.move(z, amount)) - direction.distance(z)
-        np.testing.assert_allclose(gone, amount * direction.spread, atol=1e-4)
+        for along in ("pattern", "weight"):
+            gone = direction.distance(direction.move(z, amount, along)) - direction.distance(z)
+            np.testing.assert_allclose(gone, amount * direction.spread, atol=1e-4)
 
 
 def test_moving_is_the_papers_arithmetic(binary, z):
@@ -110,7 +111,23 @@ def test_moving_is_the_papers_arithmetic(binary, z):
     amount = amplitude * np.sqrt(6) / binary.spread
     wide = z.astype(np.float64)
     expected = binary.statistics.denormalise(binary.statistics.normalise(wide) + amplitude * np.sqrt(6) * binary.weight)
-    np.testing.assert_allclose(binary.move(wide, amount), expected, rtol=1e-9)
+    np.testing.assert_allclose(binary.move(wide, amount, along="weight"), expected, rtol=1e-9)
+
+
+def test_the_pattern_is_how_cases_of_other_distances_differ_though_the_weight_is_not():
+    # one cause moves two dimensions alike, the second also noise that the first is free of: a classifier takes the
+    # difference of dimensions 1 and 2 to cancel the noise, along which no two cases ever differ alone
+    generator = np.random.default_rng(0)
+    cause, noise = generator.normal(size=(2, 4000))
+    z = np.stack([cause + noise, noise, generator.normal(size=4000)], axis=1).astype(np.float32)
+    direction = fit_direction(z, cause, target="cause", model=MODEL)
+    z_norm = direction.statistics.normalise(z).astype(np.float64)
+    slopes = np.polyfit(direction.distance(z), z_norm, 1)[0]
+    np.testing.assert_allclose(direction.pattern, slopes, rtol=1e-4, atol=1e-6)
+    assert direction.weight[1] < -0.3  # the classifier subtracts what is noise
+    assert abs(direction.pattern[1]) < 0.05  # which cases of more cause do not have less of
+    moved = direction.move(z, 1) - z
+    np.testing.assert_allclose(moved.mean(axis=0)[:2], [cause.std(), 0], atol=0.05)
 
 
 def test_amount_zero_changes_no_bit(binary, z):
@@ -146,6 +163,8 @@ def test_z_and_amounts_that_do_not_fit_are_refused(binary, z):
         binary.distance(z[:, :5])
     with pytest.raises(ConfigError, match="not finite"):
         binary.predict(np.full((1, 6), np.nan))
+    with pytest.raises(ConfigError, match="along: 'up' is not one of pattern, weight"):
+        binary.move(z, 1, along="up")
     with pytest.raises(ConfigError, match="amount: nan is not finite"):
         binary.move(z, float("nan"))
 

@@ -1,0 +1,143 @@
+"""Chosen cases of a cohort with their two codes: what interpolation, variation and editing start from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.reading import (
+    checksum,
+    checksum_of,
+    inferer_settings,
+    open_bundle,
+    read_cases,
+    read_split_cohort,
+    shown,
+)
+from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure
+from monai_diffae.data.split_cohort import SplitCohort
+from monai_diffae.errors import CohortError, ConfigError
+
+
+@dataclass(frozen=True)
+class CodedCase:
+    """One case with its codes.
+
+    Attributes:
+        case: which.
+        image: (1, C, *S) in the model's range.
+        z_sem: (1, D).
+        x_T: (1, C, *S), its own, inverted.
+    """
+
+    case: Case
+    image: Tensor
+    z_sem: Tensor
+    x_T: Tensor
+
+
+@dataclass
+class OpenedCohort:
+    """A trained bundle and a cohort as it sees it.
+
+    Attributes:
+        trained: the bundle.
+        cohort: split, and sliced for a 2D model.
+        encoder_key: the image that the encoder sees.
+        made_from: what results depend on, for their record.
+        failures: cases that :meth:`coded` could not read.
+    """
+
+    trained: TrainedBundle
+    cohort: SplitCohort
+    encoder_key: str
+    made_from: dict[str, Any]
+    failures: list[Failure] = field(default_factory=list)
+
+    def choose(
+        self, ids: Sequence[str] | None = None, split: str | None = None, limit: int | None = None
+    ) -> list[Case]:
+        """The cases of these ids, in their order; without ids the first ``limit`` of a split.
+
+        Raises:
+            CohortError: no case has the id, or none is in the split.
+        """
+        if ids:
+            by_id = {case.id: case for case in self.cohort.cases}
+            for name in ids:
+                if name not in by_id:
+                    near = difflib.get_close_matches(name, by_id, n=1, cutoff=0)
+                    raise CohortError(f"case: the cohort has no '{name}'; did you mean '{near[0]}'?")
+            return [by_id[name] for name in dict.fromkeys(ids)]
+        if split not in (None, "train", "val", "test"):
+            raise ConfigError(f"split: {split!r} is not one of train, val, test")
+        cases = [case for case in self.cohort.cases if split in (None, case.split)][:limit]
+        if not cases:
+            raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
+        return cases
+
+    def coded(self, cases: Sequence[Case], out: Path, text: str, workers: int = 0) -> Iterator[CodedCase]:
+        """Each case with its codes, on the bundle's device; those that cannot be read go to ``out/failures.csv``.
+
+        Every case is inverted by itself, so that its x_T does not depend on the others.
+        """
+        trained = self.trained
+        read = read_cases(self.cohort, trained, out, encoder_key=self.encoder_key, only=cases, workers=workers)
+        self.failures = read.failures
+        for i in shown(range(len(read.cases)), text):
+            item = read.dataset[i]
+            image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
+            z_sem = encode_exactly(seen, trained.inferer, trained.network)
+            yield CodedCase(read.cases[i], image, z_sem, trained.inferer.invert(image, trained.network, z_sem))
+
+    @torch.no_grad()
+    def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
+        """Images (N, C, *S) from codes; one x_T (1, C, *S) or z_sem (1, D) serves all."""
+        count = max(len(z_sem), len(x_T))
+        z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
+        return self.trained.inferer.decode(z_sem, x_T, self.trained.network)
+
+
+def open_cohort(
+    bundle: str | os.PathLike[str],
+    cohort: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    columns: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> OpenedCohort:
+    """Open a trained bundle and a cohort.
+
+    Args:
+        bundle: the bundle's folder.
+        cohort: a folder, table, datalist or scan.
+        device: where to compute; the GPU if there is one when None.
+        columns: what the cohort's table calls our words.
+        overrides: values for keys of the bundle's config, such as ``{"inferer#num_steps": 50}``.
+
+    Raises:
+        ConfigError: no trained bundle, or an override of an unknown key.
+        CohortError: no usable cohort.
+    """
+    trained = open_bundle(bundle, device, overrides)
+    split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
+    made_from = {
+        "model": checksum(bundle), "cohort": split.fingerprint, **inferer_settings(trained.inferer),
+        "overrides": dict(overrides or {}),
+    }  # fmt: skip
+    return OpenedCohort(trained, split, encoder_key, made_from)
+
+
+def checksum_of_cases(cases: Sequence[Case]) -> str:
+    """Which cases, without their names."""
+    return checksum_of([case.id for case in cases])

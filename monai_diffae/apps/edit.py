@@ -1,0 +1,233 @@
+"""Counterfactuals: a case moved along a direction in z_sem, decoded with its own x_T, in its native space."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_diffae.apps.coding import CodedCase, OpenedCohort, checksum_of_cases, open_cohort
+from monai_diffae.apps.directions import read_direction
+from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
+from monai_diffae.apps.reading import file_checksum, run_once
+from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.errors import ConfigError
+from monai_diffae.handlers.pictures import draw_mosaic, in_colours
+from monai_diffae.latents import Direction
+from monai_diffae.latents.directions import Along
+from monai_diffae.transforms import NativeSpace, write_native
+
+AMOUNTS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What :func:`edit` made.
+
+    Attributes:
+        folder: with ``images/``, ``differences/``, ``edits.csv`` and ``edits.png``.
+        num_cases: cases that were edited.
+        num_failed: cases that could not be used, listed in ``failures.csv``.
+        monotone: the share of cases whose prediction, read off the edited images, rises from each amount to the next.
+        skipped: whether all was there already.
+    """
+
+    folder: Path
+    num_cases: int
+    num_failed: int
+    monotone: float
+    skipped: bool = False
+
+
+def edit(
+    bundle: str | os.PathLike[str],
+    cohort: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    direction: str | os.PathLike[str],
+    amounts: Sequence[float] = AMOUNTS,
+    along: Along = "pattern",
+    cases: Sequence[str] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    watch: Sequence[str | os.PathLike[str]] = (),
+    embeddings: str | os.PathLike[str] | None = None,
+    workers: int = 0,
+    device: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> EditResult:
+    """Edit cases along a direction (the paper's section 4.3), and measure what moved and what should not have.
+
+    ``out/images/<id>_<amount>`` are the edited images and ``out/differences/`` what differs from the plain
+    reconstruction, both in the scan's own shape, affine and intensities; amount 0 is the plain reconstruction.
+    ``out/edits.png`` shows the first cases with their differences. ``out/edits.csv`` has a row a case and amount:
+
+    - ``asked``, ``prediction``: the probability of the positive class (or the value) of the moved z_sem, and of the
+      edited image when it is encoded again;
+    - ``mse``: to the plain reconstruction, in the model's range;
+    - ``identity``: how far the edited image's z_sem is from the case's own, across the direction, in normalised z;
+      ``nearest_other`` to the next patient's in ``embeddings``, and ``is_itself``, whether its own is nearer;
+    - ``drift_<target>`` for each direction in ``watch``: how far that went along, in its standard deviations.
+
+    Args:
+        bundle: a trained bundle's folder.
+        cohort: a folder, table, datalist or scan.
+        out: the folder for the results.
+        direction: a file of :func:`~monai_diffae.apps.directions.fit_direction`.
+        amounts: how far, in standard deviations of the training cases along the direction; negative: the other way.
+        along: ``pattern``, as training cases differ that differ along the direction; ``weight``, the classifier's own,
+            as in the paper: see :class:`~monai_diffae.latents.Direction`.
+        cases: ids; None: the first ``limit`` cases of ``split``.
+        split: ``train``, ``val`` or ``test``; None: all.
+        limit: at most so many cases.
+        watch: files of other directions, which should stay where they are.
+        embeddings: the cohort's ``embeddings.parquet``, for the distance to other patients.
+        workers: processes that read and preprocess.
+        device: where to compute; the GPU if there is one when None.
+        columns: what the cohort's table calls our words.
+        overwrite: make it anew although it is there.
+        overrides: values for keys of the bundle's config, such as ``{"inferer#num_steps": 50}``.
+
+    Raises:
+        ConfigError: no trained bundle, a direction of another model, or ``out`` holds another result.
+        CohortError: no case of such an id, or none can be read.
+
+    Example:
+        >>> edit("bundle", "cohort.csv", "out", direction="no.json")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
+    """
+    wanted, watched = read_direction(direction), [read_direction(file) for file in watch]
+    wanted.line(along)  # refuses one that there is not
+    amounts = _checked(amounts)
+    opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
+    for each in (wanted, *watched):
+        each.check_fits(opened.made_from["model"], opened.trained.z_channels)
+    others = None
+    if embeddings is not None:
+        others = _Patients.of(read_embeddings(embeddings), wanted)
+        check_made_with(embeddings, bundle)
+    chosen = opened.choose(cases, split, limit)
+    folder = Path(out)
+    table_file, picture = folder / "edits.csv", folder / "edits.png"
+    made_from = {
+        **opened.made_from, "cases": checksum_of_cases(chosen), "direction": file_checksum(direction),
+        "amounts": amounts, "along": along, "watch": [file_checksum(file) for file in watch],
+        "embeddings": None if embeddings is None else file_checksum(embeddings),
+    }  # fmt: skip
+
+    def make() -> dict[str, Any]:
+        tables: list[pd.DataFrame] = []
+        shown: list[tuple[Tensor, Tensor]] = []
+        for coded in opened.coded(chosen, folder, f"editing {len(chosen)} cases", workers):
+            z_moved = np.concatenate([wanted.move(coded.z_sem.cpu().numpy(), amount, along) for amount in amounts])
+            images = opened.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
+            differences = images - images[amounts.index(0)]
+            z_edited = encode_exactly(images, opened.trained.inferer, opened.trained.network).cpu().numpy()
+            tables.append(_rows(coded, amounts, wanted, along, watched, others, z_moved, z_edited, differences))
+            _write(folder, opened, coded, amounts, images, differences)
+            if len(shown) < _SHOWN:
+                shown.append((images, differences))
+        table = pd.concat(tables)
+        write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        _draw(picture, shown, amounts, opened.trained.model_range)
+        rises = table.groupby("id", sort=False)["prediction"].apply(lambda values: bool((np.diff(values) > 0).all()))
+        numbers = {"num_cases": len(rises), "num_failed": len(opened.failures), "monotone": float(rises.mean())}
+        log_to_open_run(numbers, [picture], "edits")
+        return numbers
+
+    numbers, skipped = run_once(folder / "edits.json", [table_file, picture], made_from, make, overwrite=overwrite)
+    return EditResult(folder, numbers["num_cases"], numbers["num_failed"], numbers["monotone"], skipped)
+
+
+@dataclass(frozen=True)
+class _Patients:
+    """The z_sem of a cohort, normalised, and whose each is."""
+
+    z_norm: NDArray[np.floating[Any]]
+    patients: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, direction: Direction) -> _Patients:
+        return cls(direction.statistics.normalise(z_of(table)), table["patient"].to_numpy(str))
+
+    def nearest_other(self, z_norm: NDArray[np.floating[Any]], patient: str) -> NDArray[np.floating[Any]]:
+        """The distance of each z (A, D) to the nearest of another patient (A,)."""
+        z_others = self.z_norm[self.patients != patient_hash(patient)]
+        return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
+
+
+def _rows(
+    coded: CodedCase,
+    amounts: Sequence[float],
+    wanted: Direction,
+    along: Along,
+    watched: Sequence[Direction],
+    others: _Patients | None,
+    z_moved: NDArray[Any],
+    z_edited: NDArray[Any],
+    differences: Tensor,
+) -> pd.DataFrame:
+    zero = amounts.index(0)
+    z_norm, own = wanted.statistics.normalise(z_edited), wanted.statistics.normalise(coded.z_sem.cpu().numpy())
+    gone = z_norm - own
+    across = gone - np.outer(gone @ wanted.weight, wanted.line(along))
+    columns = {
+        "asked": wanted.predict(z_moved),
+        "prediction": wanted.predict(z_edited),
+        "mse": differences.square().flatten(1).mean(dim=1).cpu().numpy(),
+        "identity": np.linalg.norm(across, axis=1),
+    }
+    if others is not None:
+        columns["nearest_other"] = others.nearest_other(z_norm, coded.case.patient)
+        columns["is_itself"] = np.linalg.norm(gone, axis=1) < columns["nearest_other"]
+    for other in watched:
+        distance = other.distance(z_edited)
+        columns[f"drift_{other.target}"] = (distance - distance[zero]) / other.spread
+    return pd.DataFrame({"id": coded.case.id, "amount": amounts, **columns})
+
+
+def _write(
+    folder: Path, opened: OpenedCohort, coded: CodedCase, amounts: Sequence[float], images: Tensor, differences: Tensor
+) -> None:
+    native = NativeSpace(opened.trained.preprocessing, coded.case.item())
+    for amount, image, difference in zip(amounts, images.cpu(), differences.cpu(), strict=True):
+        name = f"{coded.case.id}_{amount:+.2f}"
+        write_native(folder / "images" / f"{name}{native.suffix}", native.back(image), native.scan)
+        write_native(
+            folder / "differences" / f"{name}.nii.gz", native.back_difference(difference), native.scan, np.float32
+        )
+
+
+def _draw(
+    path: Path, shown: Sequence[tuple[Tensor, Tensor]], amounts: Sequence[float], model_range: tuple[float, float]
+) -> None:
+    limit = max(float(differences.abs().max()) for _, differences in shown)
+    rows: dict[str, Tensor] = {}
+    for i, (images, differences) in enumerate(shown, start=1):
+        rows[f"case {i}"] = images
+        rows[f"difference {i}"] = in_colours(differences, limit, model_range=model_range)
+    titles = [f"{amount:+g}" for amount in amounts]
+    write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles))
+
+
+def _checked(amounts: Sequence[float]) -> list[float]:
+    """In rising order, with 0: the plain reconstruction, which everything is compared with."""
+    values = [float(amount) for amount in amounts]
+    if not values or not np.isfinite(values).all():
+        raise ConfigError(f"amounts: {list(amounts)} are not numbers; give some, such as -2 and 2")
+    return sorted({*values, 0.0})

@@ -1,0 +1,115 @@
+"""Variations of a case: what its z_sem leaves open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_diffae.apps.coding import checksum_of_cases, open_cohort
+from monai_diffae.apps.images import write_image
+from monai_diffae.apps.reading import run_once
+from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.scans import write_scan
+from monai_diffae.engines.seeding import image_noise
+from monai_diffae.errors import ConfigError
+from monai_diffae.handlers.pictures import draw_mosaic, in_colours
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class VaryResult:
+    """What :func:`vary` made.
+
+    Attributes:
+        folder: with ``images/``, ``mean`` and ``std.nii.gz`` and ``variations.png``.
+        mean_std: the standard deviation over the variations, averaged over the image, in the model's range.
+        skipped: whether all was there already.
+    """
+
+    folder: Path
+    mean_std: float
+    skipped: bool = False
+
+
+def vary(
+    bundle: str | os.PathLike[str],
+    cohort: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    case: str,
+    num_images: int = 16,
+    seed: int = 0,
+    device: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> VaryResult:
+    """Decode a case's z_sem with new x_T: the same meaning, other details (the paper's section 4.1).
+
+    ``out/images/`` gets the variations in the model's grid, ``out/mean`` their mean and ``out/std.nii.gz`` their
+    standard deviation in each voxel: where it is large, the image is stochastic to the model, not semantic.
+    ``out/variations.png`` shows them.
+
+    Args:
+        bundle: a trained bundle's folder.
+        cohort: a folder, table, datalist or scan.
+        out: the folder for the results.
+        case: the case's id.
+        num_images: how many variations.
+        seed: of the noise; the i-th is a function of (seed, i).
+        device: where to compute; the GPU if there is one when None.
+        columns: what the cohort's table calls our words.
+        overwrite: make it anew although it is there.
+        overrides: values for keys of the bundle's config.
+
+    Raises:
+        ConfigError: no trained bundle, an argument out of range, or ``out`` holds another result.
+        CohortError: no case of that id, or it cannot be read.
+
+    Example:
+        >>> vary("bundle", "cohort.csv", "out", case="a", num_images=1)
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: num_images: 1 is below 2, without which nothing varies
+    """
+    if num_images < 2:
+        raise ConfigError(f"num_images: {num_images} is below 2, without which nothing varies")
+    opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
+    cases = opened.choose([case])
+    folder = Path(out)
+    picture = folder / "variations.png"
+    made_from = {**opened.made_from, "cases": checksum_of_cases(cases), "num_images": num_images, "seed": seed}
+    model_range = opened.trained.model_range
+
+    def make() -> dict[str, Any]:
+        coded = next(opened.coded(cases, folder, "inverting the case"))
+        noise = image_noise(tuple(coded.image.shape[1:]), seed, list(range(num_images))).to(coded.image.device)
+        images = opened.decode(coded.z_sem, noise)
+        for i, image in enumerate(images):
+            write_image(folder / "images" / f"{i:03d}", image, model_range, coded.case.file)
+        mean, std = images.mean(dim=0, keepdim=True), images.std(dim=0, keepdim=True)
+        write_image(folder / "mean", mean[0], model_range, coded.case.file)
+        write_scan(folder / "std.nii.gz", std[0].cpu().numpy())
+        reconstruction = opened.decode(coded.z_sem, coded.x_T)
+        limit = float(std.max())
+        rows = {
+            "input, own x_T": torch.cat([coded.image, reconstruction]),
+            "new x_T": images[:_SHOWN],
+            f"mean, std (to {limit:.2f})": torch.cat(
+                [mean.expand(-1, 3, *mean.shape[2:]).cpu(), in_colours(std, limit, "magma", model_range)]
+            ),
+        }
+        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range))
+        numbers = {"mean_std": float(std.mean())}
+        log_to_open_run(numbers, [picture], "variations")
+        return numbers
+
+    numbers, skipped = run_once(folder / "variations.json", [picture], made_from, make, overwrite=overwrite)
+    return VaryResult(folder, numbers["mean_std"], skipped)

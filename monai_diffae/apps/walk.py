@@ -1,0 +1,146 @@
+"""Walks along the principal components of a cohort's z_sem: what varies most, and how it looks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.coding import checksum_of_cases, open_cohort
+from monai_diffae.apps.directions import training_codes
+from monai_diffae.apps.embed import check_made_with
+from monai_diffae.apps.images import write_image
+from monai_diffae.apps.reading import checksum, file_checksum, inferer_settings, open_bundle, run_once, shown
+from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.seeding import image_noise
+from monai_diffae.errors import ConfigError
+from monai_diffae.handlers.pictures import draw_mosaic
+from monai_diffae.latents import LatentStatistics, principal_components
+
+
+@dataclass(frozen=True)
+class WalkResult:
+    """What :func:`walk` made.
+
+    Attributes:
+        folder: with ``images/``, ``components.csv`` and ``walk.png``.
+        explained: the share of the variance of normalised z_sem that each component has.
+        skipped: whether all was there already.
+    """
+
+    folder: Path
+    explained: list[float]
+    skipped: bool = False
+
+
+def walk(
+    bundle: str | os.PathLike[str],
+    embeddings: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    num_components: int = 3,
+    amounts: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
+    num_noises: int = 4,
+    cohort: str | os.PathLike[str] | None = None,
+    case: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> WalkResult:
+    """Walk from the mean z_sem, or from a case's, along the principal components of the training cases' z_sem.
+
+    ``out/images/`` gets the images in the model's grid, named by component and amount in standard deviations; each is
+    the mean over ``num_noises`` x_T, the same for all, or decoded with the case's own x_T. ``out/walk.png`` has a row a
+    component, ``out/components.csv`` their standard deviation and share of the variance.
+
+    Args:
+        bundle: a trained bundle's folder.
+        embeddings: the cohort's ``embeddings.parquet``, made with this bundle; its training cases count.
+        out: the folder for the results.
+        num_components: how many, the largest first.
+        amounts: how far, in standard deviations.
+        num_noises: x_T that an image is averaged over, where no case is named.
+        cohort: where ``case`` is.
+        case: the id of the case to start from; None: the mean z_sem.
+        seed: of the noise.
+        device: where to compute; the GPU if there is one when None.
+        columns: what the cohort's table calls our words.
+        overwrite: make it anew although it is there.
+        overrides: values for keys of the bundle's config.
+
+    Raises:
+        ConfigError: no trained bundle, embeddings of another one, an argument out of range, or ``out`` holds another
+            result.
+        CohortError: no table of embeddings, or no case of that id.
+
+    Example:
+        >>> walk("bundle", "embeddings.parquet", "out", case="a")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: case: name the cohort that it is in, too
+    """
+    if (case is None) != (cohort is None):
+        raise ConfigError(
+            "case: name the cohort that it is in, too" if cohort is None else "cohort: name the case to start from, too"
+        )
+    for name, value in {"num_components": num_components, "num_noises": num_noises, "amounts": len(amounts)}.items():
+        if value < 1:
+            raise ConfigError(f"{name}: at least one is needed")
+    z_train = training_codes(embeddings)
+    check_made_with(embeddings, bundle)
+    statistics = LatentStatistics.of(z_train)
+    found = principal_components(z_train, statistics, num_components)
+    folder = Path(out)
+    picture = folder / "walk.png"
+    if case is None or cohort is None:
+        trained = open_bundle(bundle, device, overrides)
+        opened, cases = None, []
+        settings: dict[str, Any] = {"model": checksum(bundle), **inferer_settings(trained.inferer)}
+    else:
+        opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
+        trained, cases, settings = opened.trained, opened.choose([case]), opened.made_from
+    made_from = {
+        **settings, "embeddings": file_checksum(embeddings), "num_components": num_components,
+        "amounts": list(map(float, amounts)), "num_noises": num_noises, "seed": seed,
+        "overrides": dict(overrides or {}), "cases": checksum_of_cases(cases),
+    }  # fmt: skip
+    model_range = trained.model_range
+
+    @torch.no_grad()
+    def make() -> dict[str, Any]:
+        shape = (int(trained.config["in_channels"]), *map(int, trained.config["image_size"]))
+        start = torch.from_numpy(statistics.mean)[None].to(trained.device)
+        x_T = image_noise(shape, seed, list(range(num_noises))).to(trained.device)
+        source = ".png"
+        if opened is not None:
+            coded = next(opened.coded(cases, folder, "inverting the case"))
+            start, x_T, source = coded.z_sem, coded.x_T, coded.case.file
+
+        def decode(z_sem: Tensor) -> Tensor:
+            images = trained.inferer.decode(z_sem[None].expand(len(x_T), -1), x_T, trained.network)
+            return images.mean(dim=0)
+
+        rows: dict[str, Tensor] = {}
+        for k in shown(range(len(found.directions)), f"walking along {len(found.directions)} components"):
+            z_walk = torch.from_numpy(found.walk(start.cpu().numpy(), k, amounts)).to(trained.device)
+            images = torch.stack([decode(z_sem) for z_sem in z_walk])
+            for amount, image in zip(amounts, images, strict=True):
+                write_image(folder / "images" / f"{k + 1:03d}_{amount:+.2f}", image, model_range, source)
+            rows[f"{k + 1}: {found.explained[k]:.0%}"] = images
+        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, [f"{a:+g}" for a in amounts]))
+        table = pd.DataFrame({"component": range(1, len(rows) + 1), "std": found.spreads, "explained": found.explained})
+        write_atomic(folder / "components.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        log_to_open_run({}, [picture], "walk")
+        return {"explained": [float(share) for share in found.explained]}
+
+    numbers, skipped = run_once(folder / "walk.json", [picture], made_from, make, overwrite=overwrite)
+    return WalkResult(folder, numbers["explained"], skipped)

@@ -1,0 +1,196 @@
+"""Commands that put a cohort through a model: samples, embed, reconstruct, probe, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monai_diffae.cli.options import (
+    AsJson,
+    BatchSize,
+    Bundle,
+    Cohort,
+    Columns,
+    Device,
+    Out,
+    Overwrite,
+    Seed,
+    Settings,
+    Workers,
+    columns_of,
+    end,
+    settings_of,
+)
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: monai-diffae samples virtual --num-patients 200")
+def samples(
+    directory: Annotated[Path, typer.Argument(help="Where the cohort goes.", show_default=False)],
+    num_patients: Annotated[int, typer.Option("--num-patients", min=1, help="Of the virtual cohort.")] = 1000,
+    size: Annotated[int | None, typer.Option("--size", help="Pixels along a side; 48, or 28 for MedMNIST.")] = None,
+    spatial_dims: Annotated[int, typer.Option("--spatial-dims", help="2: slices, 3: volumes.")] = 2,
+    medmnist: Annotated[str | None, typer.Option("--medmnist", help="Instead: a MedMNIST set's name or .npz.")] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write sample data: a virtual cohort (one real template, simulated variation), or a MedMNIST set."""
+    if medmnist is not None:
+        from monai_diffae.data.medmnist import medmnist_to_cohort
+
+        print(medmnist_to_cohort(medmnist, directory, size=28 if size is None else size, overwrite=overwrite))
+        return
+    from monai_diffae.data.samples import make_virtual_cohort
+
+    cohort = make_virtual_cohort(
+        directory,
+        num_patients=num_patients,
+        size=48 if size is None else size,
+        spatial_dims=spatial_dims,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    print(cohort)
+
+
+@commands.command(
+    epilog="Example: monai-diffae embed --bundle my_model --cohort scans.csv --out embedded --column image=file"
+)
+def embed(
+    bundle: Bundle,
+    cohort: Cohort,
+    out: Out,
+    batch_size: BatchSize = 64,
+    workers: Workers = 0,
+    device: Device = None,
+    column: Columns = None,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Encode every case to z_sem: embeddings.parquet."""
+    from monai_diffae.apps.embed import embed as run
+
+    result = run(
+        bundle, cohort, out, batch_size=batch_size, workers=workers, device=device, columns=columns_of(column),
+        overwrite=overwrite, overrides=settings_of(settings),
+    )  # fmt: skip
+    print(result.path)
+    end(result.num_failed, result.num_cases)
+
+
+@commands.command(epilog="Example: monai-diffae reconstruct --bundle my_model --cohort scans.csv --out rec --limit 8")
+def reconstruct(
+    bundle: Bundle,
+    cohort: Cohort,
+    out: Out,
+    mode: Annotated[
+        str, typer.Option("--mode", help="x_T (near-exact), z_sem (from z_sem alone), or both; mosaic.png shows both.")
+    ] = "x_T",
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Network evaluations for decoding; the bundle's by default.")
+    ] = None,
+    invert_steps: Annotated[
+        int | None,
+        typer.Option("--invert-steps", min=1, help="Network evaluations for inversion; as --steps, or the bundle's."),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option("--solver", help="adams, ddim, euler, heun, dpmpp_2m or unipc; the bundle's by default."),
+    ] = None,
+    inversion: Annotated[
+        str | None,
+        typer.Option(
+            "--inversion",
+            help="implicit (undoes the solver) or ddim (first order; as in the paper with --spacing leading); "
+            "the bundle's by default.",
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing",
+            help="Levels visited: logsnr, leading (the paper's), trailing or linspace; the bundle's by default.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first cases.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only train, val or test; all by default, training cases too.")
+    ] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    device: Device = None,
+    column: Columns = None,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Encode and decode again, in the model's grid: images, reconstructions.csv, mosaic.png."""
+    from monai_diffae.apps.reconstruct import reconstruct as run
+
+    result = run(
+        bundle, cohort, out, mode=mode, steps=steps, invert_steps=invert_steps, solver=solver, inversion=inversion,  # type: ignore[arg-type]
+        spacing=spacing, limit=limit, split=split, seed=seed, batch_size=batch_size, workers=workers, device=device,
+        columns=columns_of(column), overwrite=overwrite, overrides=settings_of(settings),
+    )  # fmt: skip
+    for name, value in result.means.items():
+        print(f"{name} {value:.6g}")
+    print(result.folder)
+    end(result.num_failed, result.num_cases)
+
+
+@commands.command(epilog="Example: monai-diffae probe embedded/embeddings.parquet --target age --target sex")
+def probe(
+    file: Annotated[Path, typer.Argument(help="embeddings.parquet", show_default=False)],
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="A label column (of the table that was embedded); all numbers by default."),
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """What z_sem tells of the labels: linear probes on held-out cases."""
+    from monai_diffae.apps.probe import probe as run
+
+    rows = run(file, target, seed=seed)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(
+            f"{row['target']}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
+            f"{row['num_train']} training and {row['num_test']} test cases)"
+        )
+
+
+@commands.command(epilog="Example: monai-diffae demo --out demo")
+def demo(
+    out: Out,
+    overlay: Annotated[str, typer.Option("--overlay", help="Which shipped overlay says how to train.")] = "demo",
+    num_patients: Annotated[int, typer.Option("--num-patients", min=20, help="Of the virtual cohort.")] = 3000,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Network evaluations to invert, and to decode; the bundle's by default."),
+    ] = None,
+    workers: Workers = 0,
+    device: Device = None,
+    settings: Settings = None,
+) -> None:
+    """All of it on a virtual cohort, without a download: train, embed, reconstruct, probe."""
+    from monai_diffae.apps.demo import demo as run
+    from monai_diffae.apps.demo import show
+
+    show(
+        run(
+            out,
+            overlay=overlay,
+            num_patients=num_patients,
+            steps=steps,
+            workers=workers,
+            device=device,
+            overrides=settings_of(settings),
+        )
+    )

@@ -1,0 +1,136 @@
+"""Tables of z_sem: reading one, what its columns are, and its vectors as a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from monai_diffae.errors import CohortError
+
+_Z = re.compile(r"z_\d+")
+_ABOUT_CASES = ("id", "patient", "split")
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a table that :func:`~monai_diffae.apps.embed.embed` wrote, or a CSV of it.
+
+    Raises:
+        CohortError: it is not there, or is no such table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
+    is_csv = path.suffix.lower() == ".csv"
+    try:
+        table = pd.read_csv(path, dtype={"id": str, "patient": str}) if is_csv else pd.read_parquet(path)
+    except Exception as error:
+        kind = "CSV" if is_csv else "Parquet"
+        raise CohortError(f"{path.name}: this is not a {kind} table; make it with monai-diffae embed") from error
+    if not z_columns(table):
+        raise CohortError(f"{path.name}: it has no columns z_000, z_001, ...; make it with monai-diffae embed")
+    return table
+
+
+def z_columns(table: pd.DataFrame) -> list[str]:
+    """The names of the columns that hold z_sem.
+
+    Example:
+        >>> z_columns(pd.DataFrame(columns=["id", "z_score", "z_000", "z_001"]))
+        ['z_000', 'z_001']
+    """
+    return [name for name in table.columns if _Z.fullmatch(name)]
+
+
+def label_columns(table: pd.DataFrame) -> list[str]:
+    """The names of the columns that are neither z_sem nor say which case it is.
+
+    Example:
+        >>> label_columns(pd.DataFrame(columns=["id", "patient", "split", "age", "z_000"]))
+        ['age']
+    """
+    return [name for name in table.columns if name not in _ABOUT_CASES and not _Z.fullmatch(name)]
+
+
+def z_of(table: pd.DataFrame) -> NDArray[np.float32]:
+    """z_sem (N, D), float32, in the order of the rows.
+
+    Raises:
+        CohortError: values that are no finite numbers.
+
+    Example:
+        >>> z_of(pd.DataFrame({"id": ["a"], "z_000": [1.0], "z_001": [2.0]}))
+        array([[1., 2.]], dtype=float32)
+    """
+    try:
+        z = table[z_columns(table)].to_numpy(np.float32)
+    except (TypeError, ValueError):
+        z = np.full((1, 1), np.nan, np.float32)
+    if not np.isfinite(z).all():
+        raise CohortError("the columns z_000, z_001, ... hold values that are no finite numbers; embed again")
+    return z
+
+
+def embeddings_fingerprint(table: pd.DataFrame) -> str:
+    """A SHA-256 of the z_sem and their splits; ids and labels do not count."""
+    digest = hashlib.sha256(z_of(table).astype("<f4").tobytes())
+    digest.update("\n".join(table["split"].astype(str)).encode())
+    return digest.hexdigest()
+
+
+class EmbeddedCases(Dataset[dict[str, Any]]):
+    """The z_sem of one split: items ``{"z": (D,) float32, "index": position, "id": case}``.
+
+    Args:
+        table: of embeddings, with a column ``split``.
+        split: ``train``, ``val`` or ``test``.
+        transform: of z_sem (N, D), such as :meth:`LatentStatistics.normalise
+            <monai_diffae.latents.statistics.LatentStatistics.normalise>`; None: as the encoder gave it.
+        draws: how many items each case makes, under indices of their own: a validation, whose noise is a function of
+            the index, then sees a case at several noise levels, and an epoch over few cases is long enough.
+
+    Attributes:
+        z: (N, D) float32, each case once.
+
+    Raises:
+        CohortError: no column ``split``, or no such case.
+
+    Example:
+        >>> table = pd.DataFrame({"id": ["a", "b"], "split": ["train", "val"], "z_000": [1.0, 2.0]})
+        >>> cases = EmbeddedCases(table, "val", draws=2)
+        >>> len(cases), cases[1]
+        (2, {'z': tensor([2.]), 'index': 1, 'id': 'b'})
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        split: str,
+        transform: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
+        draws: int = 1,
+    ) -> None:
+        rows = table[table["split"] == split] if "split" in table else table.iloc[:0]
+        if rows.empty:
+            raise CohortError(f"the embeddings have no case of the split '{split}'; embed a cohort that has one")
+        z = z_of(rows)
+        self.z = torch.tensor(z if transform is None else transform(z), dtype=torch.float32)
+        self.ids = [str(case) for case in rows["id"]]
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return len(self.ids) * self.draws
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """One item, by its position or by (epoch, position), as a training loader asks."""
+        position = range(len(self))[index[1] if isinstance(index, tuple) else index]
+        case = position // self.draws
+        return {"z": self.z[case], "index": position, "id": self.ids[case]}

@@ -1,0 +1,97 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from monai_diffae.data.embeddings import (
+    EmbeddedCases,
+    embeddings_fingerprint,
+    label_columns,
+    read_embeddings,
+    z_columns,
+    z_of,
+)
+from monai_diffae.engines import training_loader, validation_loader
+from monai_diffae.errors import CohortError
+
+
+@pytest.fixture
+def table():
+    z = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    columns = {
+        "id": [f"{i:03d}" for i in range(20)],
+        "patient": "0e1234567890abcd",
+        "split": ["train"] * 14 + ["val"] * 6,
+    }
+    return pd.DataFrame({**columns, "age": 3, "z_score": 1.0, **{f"z_{i:03d}": z[:, i] for i in range(3)}})
+
+
+def test_csv_and_parquet_give_the_same(table, tmp_path):
+    table.to_parquet(tmp_path / "e.parquet", index=False)
+    table.to_csv(tmp_path / "e.csv", index=False)
+    parquet, csv = read_embeddings(tmp_path / "e.parquet"), read_embeddings(tmp_path / "e.csv")
+    assert csv["id"].tolist() == parquet["id"].tolist() == table["id"].tolist()
+    assert csv["patient"].tolist() == table["patient"].tolist()
+    assert (z_of(csv) == z_of(parquet)).all()
+    assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
+
+
+def test_columns_are_told_apart(table):
+    assert z_columns(table) == ["z_000", "z_001", "z_002"]
+    assert label_columns(table) == ["age", "z_score"]
+    assert z_of(table).dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, "text"])
+def test_values_that_are_no_numbers_are_refused(table, value):
+    table["z_001"] = table["z_001"].astype(object)
+    table.loc[3, "z_001"] = value
+    with pytest.raises(CohortError, match="no finite numbers; embed again"):
+        z_of(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("e.csv", b"\xff\xfe\x00", "not a CSV"),
+        ("e.parquet", b"id", "not a Parquet"),
+        ("e.csv", b"id\n1\n", "no columns"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CohortError, match=message):
+        read_embeddings(tmp_path / name)
+
+
+def test_the_fingerprint_is_of_z_and_splits_only(table):
+    assert embeddings_fingerprint(table.assign(age=4)) == embeddings_fingerprint(table)
+    moved, other = table.copy(), table.copy()
+    moved.loc[0, "split"] = "val"
+    other.loc[0, "z_000"] += 1e-3
+    assert len({embeddings_fingerprint(t) for t in (table, moved, other)}) == 3
+
+
+def test_items_are_the_rows_of_a_split_under_both_loaders(table):
+    cases = EmbeddedCases(table, "train", transform=lambda z: z * 2)
+    assert torch.equal(cases.z, torch.from_numpy(z_of(table)[:14] * 2))
+    batch = next(iter(training_loader(cases, 4, seed=3)))
+    assert torch.equal(batch["z"], cases.z[batch["index"]])
+    assert batch["id"] == [f"{i:03d}" for i in batch["index"]]
+    seen = [int(i) for batch in validation_loader(cases, 4) for i in batch["index"]]
+    assert sorted(seen) == list(range(14))
+
+
+def test_each_draw_of_a_case_has_an_index_of_its_own(table):
+    cases = EmbeddedCases(table, "val", draws=3)
+    assert [cases[i]["index"] for i in range(18)] == list(range(18))
+    assert [cases[i]["id"] for i in (0, 2, 3, 17)] == ["014", "014", "015", "019"]
+    with pytest.raises(IndexError):
+        cases[18]
+
+
+def test_a_split_without_cases_is_named(table):
+    with pytest.raises(CohortError, match="no case of the split 'test'"):
+        EmbeddedCases(table, "test")
+    with pytest.raises(CohortError, match="no case of the split 'val'"):
+        EmbeddedCases(table.drop(columns="split"), "val")

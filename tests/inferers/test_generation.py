@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from monai_diffae.diffusion import DiffusionSchedule, ddim
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import LatentInferer
+from monai_diffae.networks import LatentMLP
+
+SCHEDULE = DiffusionSchedule(prediction="eps", schedule="linear_beta", beta_start=0.008, beta_end=0.008)
+
+
+def untrained(z_channels=6, mean=0.0, std=1.0):
+    torch.manual_seed(0)
+    network = LatentMLP(z_channels, hidden_channels=32, num_layers=3).eval()
+    network.set_statistics(torch.full((z_channels,), mean), torch.full((z_channels,), std))
+    return network
+
+
+class OfGaussian(LatentMLP):
+    """Knows eps exactly where normalised z_sem is N(m, s^2): the posterior mean, in closed form."""
+
+    def __init__(self, m, s):
+        super().__init__(z_channels=4, hidden_channels=4, num_layers=2)
+        self.m, self.s = m, s
+
+    def forward(self, x, timesteps, context=None):
+        alpha, sigma = SCHEDULE.coefficients(timesteps, x)
+        return sigma * (x - alpha * self.m) / (alpha**2 * self.s**2 + sigma**2)
+
+
+def test_the_constant_schedule_is_the_papers():
+    alpha_bar = 0.992 ** torch.arange(1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(SCHEDULE.alphas_cumprod, alpha_bar, rtol=1e-5, atol=0)
+    for num_steps in (1, 2, 20, 1000):
+        t = SCHEDULE.inference_timesteps(num_steps)
+        assert t == sorted(set(t))
+        assert t[-1] == 999
+        assert num_steps == 1 or t[0] == 0  # it starts with noise already: nothing is cleaner than t = 0
+
+
+def test_of_an_exactly_known_gaussian_samples_have_its_mean_and_spread():
+    network = OfGaussian(m=1.5, s=0.4).eval()
+    network.set_statistics(torch.full((4,), 10.0), torch.full((4,), 2.0))
+    z_sem = LatentInferer(SCHEDULE).sample(network, 4000, seed=0)
+    assert z_sem.dtype == torch.float32
+    assert float(z_sem.mean()) == pytest.approx(10 + 2 * 1.5, abs=0.02)
+    assert float(z_sem.std()) == pytest.approx(2 * 0.4, rel=0.03)
+
+
+def test_a_sample_does_not_depend_on_how_many_are_drawn_or_from_where():
+    network, inferer = untrained(mean=3.0, std=2.0), LatentInferer(SCHEDULE, num_steps=5)
+    whole = inferer.sample(network, 150, seed=4)
+    assert whole.shape == (150, 6)
+    for start, count in [(0, 1), (1, 1), (60, 10), (64, 64), (149, 1)]:
+        assert torch.equal(inferer.sample(network, count, seed=4, start=start), whole[start : start + count])
+    assert len(torch.unique(whole, dim=0)) == 150
+    assert not torch.isclose(inferer.sample(network, 3, seed=5), whole[:3]).any()
+
+
+def test_nothing_is_clipped_although_the_schedule_clips():
+    network = OfGaussian(m=50.0, s=1.0).eval()
+    network.set_statistics(torch.zeros(4), torch.ones(4))
+    clipping = DiffusionSchedule(
+        prediction="eps", schedule="linear_beta", beta_start=0.008, beta_end=0.008, clip_range=(-1, 1)
+    )
+    assert float(LatentInferer(clipping).sample(network, 8).mean()) == pytest.approx(50, abs=2)
+
+
+def test_the_default_comes_closer_to_the_whole_trajectory_than_first_order():
+    network = OfGaussian(m=0.5, s=0.3).eval()
+    network.set_statistics(torch.zeros(4), torch.ones(4))
+    exact = LatentInferer(SCHEDULE, "ddim", 1000).sample(network, 64)
+    errors = [
+        float((inferer.sample(network, 64) - exact).square().mean().sqrt())
+        for inferer in (LatentInferer(SCHEDULE), LatentInferer(SCHEDULE, "ddim", 20))
+    ]
+    assert errors[0] < errors[1] / 2
+
+
+def test_called_itself_it_asks_for_q_of_z_t():
+    network, inferer = untrained(), LatentInferer(SCHEDULE)
+    z, eps, t = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([0, 10, 500, 900, 999])
+    asked = inferer(z, network, noise=eps, timesteps=t, condition=z)
+    assert torch.equal(asked, network(SCHEDULE.q_sample(z, eps, t), t))
+
+
+def test_a_callback_sees_each_step_of_each_batch():
+    steps = []
+    inferer = LatentInferer(SCHEDULE, num_steps=3)
+    inferer.sample(untrained(), 65, callback=lambda done, total, z: steps.append((done, total, tuple(z.shape))))
+    assert steps == [(i, 3, (64, 6)) for i in (1, 2, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"solver": "newton"}, "solver is 'newton'"), ({"num_steps": 0}, "num_steps is 0"), ({"spacing": "x"}, "spacing")],
+)
+def test_wrong_settings_are_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        LatentInferer(SCHEDULE, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"num_samples": 0}, {"seed": -1}, {"start": 1.5}])
+def test_wrong_numbers_are_named(arguments):
+    with pytest.raises(ConfigError, match=f"{next(iter(arguments))} is .* whole number"):
+        LatentInferer(SCHEDULE).sample(untrained(), **{"num_samples": 1, **arguments})
+
+
+def test_a_network_that_cannot_sample_is_refused():
+    with pytest.raises(ConfigError, match=r"call network\.eval"):
+        LatentInferer(SCHEDULE).sample(untrained().train(), 1)
+    with pytest.raises(ConfigError, match="set_statistics"):
+        LatentInferer(SCHEDULE).sample(LatentMLP(6, 8, 2).eval(), 1)
+
+
+def test_ddim_of_all_levels_is_the_solver_itself():
+    network, inferer = untrained(), LatentInferer(SCHEDULE, "ddim", 1000)
+    seen = []
+    inferer.sample(network, 64, callback=lambda done, total, z: seen.append(z.clone()) if done in (1, total) else None)
+    with torch.no_grad():
+        again = ddim(network, SCHEDULE, seen[0], inferer.levels[1:])
+    torch.testing.assert_close(again, seen[1])
