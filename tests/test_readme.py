@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BUNDLE = ROOT / "bundles" / "diffae_2d"
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), BUNDLE / "docs" / "README.md"
+]  # fmt: skip
 
 
 def blocks(language: str) -> list[Any]:
@@ -59,21 +62,48 @@ def test_make_targets_exist() -> None:
     assert wanted <= targets
 
 
+def bundle_runs() -> list[list[str]]:
+    return [w for program in ("python", "torchrun") for w in commands(program) if "monai.bundle" in w]
+
+
 def test_bundle_commands_name_files_that_ship() -> None:
-    runs = [w for program in ("python", "torchrun") for w in commands(program) if "monai.bundle" in w]
-    assert runs
-    for words in runs:
-        config_files = re.findall(r"my_bundle/([\w/.]+\.json)", " ".join(words))
+    assert bundle_runs()
+    for words in bundle_runs():
+        # the bundle's own README is read in its folder
+        files = re.findall(r"((?:configs|models)/[\w/.]+\.json)", words[words.index("--config_file") + 1])
+        assert files
         configs = {}
-        for name in config_files:
+        for name in files:
             if name == "models/config.json":  # training writes it
                 continue
             is_overlay = name.startswith("configs/overlays/")
-            path = ROOT / "configs" / Path(name).name if is_overlay else ROOT / "bundles" / "diffae_2d" / name
+            path = ROOT / "configs" / Path(name).name if is_overlay else BUNDLE / name
             configs.update(json.loads(path.read_text(encoding="utf-8")))
         assert words[words.index("run") + 1] in configs
         keys = {w[2:] for w in words if w.startswith("--")} - {"config_file", "standalone"}
         assert {k for k in keys if "=" not in k} <= configs.keys()
+
+
+def test_bundle_commands_set_what_a_config_leaves_open() -> None:
+    for words in bundle_runs():
+        first = re.findall(r"configs/\w+\.json", words[words.index("--config_file") + 1])[0]
+        config = json.loads((BUNDLE / first).read_text(encoding="utf-8"))
+        is_open = {key for key, value in config.items() if value == "???"}
+        said = {w[2:] for w in words}
+        assert is_open - said <= ({"dataset_dir"} if "embeddings" in said else set())
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "synthesis.md", BUNDLE / "docs" / "README.md"], ids=lambda p: p.name)
+def test_every_config_that_makes_images_is_documented(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    runs = re.findall(r"run (\w+) --config_file \S*configs/(\w+)\.json", text)
+    actions = {
+        (json.loads(file.read_text())["run"].lstrip("%"), file.stem)
+        for file in (BUNDLE / "configs").glob("*.json")
+        if json.loads(file.read_text()).get("run", "%").lstrip("%") not in ("", "training", "evaluating")
+    }
+    assert len(actions) == 7
+    assert actions | {("training", "train_latent")} <= set(runs)
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,9 +1,10 @@
-"""What the plain values of a training config may be, said before any scan is read."""
+"""What the plain values of a config may be, said before any scan is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 
 from monai_diffae.errors import ConfigError, MachineError
+
+_REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,56 @@ def _number(low: float, high: float = math.inf, text: str = "", or_null: bool = 
 _BOOL = _Rule(lambda value: isinstance(value, bool), "True or False")
 _NAMES = _Rule(lambda value: isinstance(value, list) and bool(value), "a list of names")
 
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(*choices: Any) -> _Rule:
+    names = ["null" if choice is None else repr(choice) for choice in choices]
+    return _Rule(lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}")
+
+
 RULES: dict[str, _Rule] = {
     **dict.fromkeys(("overwrite", "mlflow", "channels_last"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size"), _whole(1)
+         "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises"),
+        _whole(1),
     ),
-    **dict.fromkeys(("seed", "num_workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
-    "early_stop_patience": _whole(1, or_null=True),
+    **dict.fromkeys(("seed", "num_workers", "workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
+    **dict.fromkeys(("early_stop_patience", "limit"), _whole(1, or_null=True)),
+    "max_cases": _whole(4, or_null=True),
     **dict.fromkeys(("learning_rate", "weight_decay", "checkpoint_minutes", "cache_gib"), _number(0)),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
-    **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
-    "spatial_dims": _Rule(lambda value: value in (2, 3), "2 or 3"),
+    **dict.fromkeys(
+        ("val_fraction", "test_fraction", "min_probability"), _number(0, 1, "a number from 0 to below 1")
+    ),
+    "spatial_dims": _one_of(2, 3),
     "image_keys": _NAMES,
     "image_size": _Rule(
         lambda value: isinstance(value, list) and len(value) in (2, 3) and all(_whole(1).holds(v) for v in value),
         "a list of whole numbers, such as [64, 64]",
     ),
-    "on_bad_scan": _Rule(lambda value: value in ("skip", "stop"), "'skip' or 'stop'"),
+    "on_bad_scan": _one_of("skip", "stop"),
     "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
     "percentiles": _Rule(
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,
         "two numbers from 0 to 100, the lower one first",
     ),
+    "amounts": _Rule(
+        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(map(_is_number, value)),
+        "a list of numbers, such as [-2, 0, 2]",
+    ),
+    "along": _one_of("pattern", "weight"),
+    "side": _one_of("positive", "negative"),
+    "image_format": _one_of("png", "nii.gz", None),
+    "split": _one_of("train", "val", "test", None),
+    "cases": _Rule(lambda value: value is None or _NAMES.holds(value), "a list of ids, such as ['a', 'b'], or null"),
+    "watch": _Rule(lambda value: isinstance(value, list), "a list of files, such as ['age.json']"),
+    "columns": _Rule(lambda value: isinstance(value, dict), "names by our words, such as {'image': 'file'}"),
+    "overrides": _Rule(lambda value: isinstance(value, dict), "values by ids, such as {'inferer#num_steps': 50}"),
 }  # fmt: skip
 
 
@@ -69,7 +98,7 @@ def check_values(config: dict[str, Any]) -> None:
     """Refuse values of the top-level keys that make no sense; formulas and references are not looked into.
 
     Raises:
-        ConfigError: names the key, its value and what it may be.
+        ConfigError: names the key, its value and what it may be; or a key that is used and still ``???``.
         MachineError: ``device`` is not there, or ``output_dir`` is a file.
 
     Example:
@@ -78,6 +107,7 @@ def check_values(config: dict[str, Any]) -> None:
         ...
         monai_diffae.errors.ConfigError: batch_size is 0; it must be a whole number of at least 1
     """
+    _check_all_set(config)
     for key, rule in RULES.items():
         value = config.get(key)
         if key not in config or is_formula(value):
@@ -96,9 +126,39 @@ def check_values(config: dict[str, Any]) -> None:
         check_device(device)
 
 
+def _check_all_set(config: dict[str, Any]) -> None:
+    missing = [key for key in config if config[key] == "???" and key in references(config)]
+    if config.get("embeddings"):  # train_latent takes either of the two
+        missing = [key for key in missing if key != "dataset_dir"]
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set; give it a value, as --{missing[0]}")
+
+
 def is_formula(value: Any) -> bool:
     """Whether a value is an expression or a reference, not something that a user typed in plain."""
     return isinstance(value, str) and value[:1] in ("$", "@", "%")
+
+
+def references(value: Any) -> set[str]:
+    """The top-level names that a part of a config refers to.
+
+    Example:
+        >>> sorted(references({"rate": "@lr", "steps": ["$@train#epochs * 2", "%gpu"]}))
+        ['gpu', 'lr', 'train']
+    """
+    return {name for text in strings(value) for name in _REFERENCE.findall(text)}
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a part of a config, keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
 
 
 def check_device(device: str | torch.device) -> None:

@@ -16,15 +16,16 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
-from monai_diffae.engines.config_values import check_values, is_formula
+from monai_diffae.engines.config_values import check_values, is_formula, references, strings
 from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
-# ids that MONAI or its applications look for, whether or not the config refers to them
-_STANDARD_IDS = {
-    "_meta_", "imports", "bundle_root", "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing",
-    "postprocessing", "network_def", "latent_network_def", "network", "inferer", "evaluator", "handlers", "train",
-    "validate", "val_interval", "initialize", "run", "finalize", "training", "evaluating", "tracking",
+# ids that a run itself looks for, and those that MONAI's applications do, whether or not the config refers to them
+_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
+_STANDARD_IDS = _RUN_IDS | {
+    "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
+    "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
+    "training", "evaluating", "tracking",
 }  # fmt: skip
 # the same inside ``train`` and ``validate``
 _SECTION_IDS = {
@@ -37,7 +38,6 @@ PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_p
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
 _ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")
 _SEPARATOR = re.compile("#|::")  # in ids, as people write them and as MONAI keeps them
-_REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 
 def running_config() -> dict[str, Any]:
@@ -67,7 +67,7 @@ def check_running_config() -> None:
     """
     speak_plainly_in_bundle_runs()
     config = running_config()
-    check_config(config, known=_bundle_keys(config))
+    check_config(config, known=_keys_of_files_read(config))
     check_values(config)
 
 
@@ -93,12 +93,13 @@ def check_image_size(network: object, image_size: Sequence[int]) -> None:
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     """Refuse keys that nothing would read: a misspelt override would otherwise change nothing, silently.
 
-    A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry or be
-    one of MONAI's ids; a component's keys must be parameters of its ``_target_``.
+    A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
+    of MONAI's ids or ``known``; a component's keys must be parameters of its ``_target_``.
 
     Args:
         config: the merged config.
-        known: top-level keys that need no reference: an override may have replaced the entry that refers to them.
+        known: the top-level keys of the files that were read, which need no reference: an override may have replaced
+            the entry that refers to them. With them, only the ids that a run itself looks for are MONAI's.
 
     Raises:
         ConfigError: names the key and the nearest known one.
@@ -109,13 +110,13 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
         ...
         monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the config uses it; did you mean 'lr'?
     """
-    used = {name for text in _strings(config) for name in _REFERENCE.findall(text)} | _STANDARD_IDS | known
+    used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:
         if key not in used:
             raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
     for section in ("train", "validate"):
         used = _SECTION_IDS | {
-            key for text in _strings(config) for key in re.findall(rf"[@%]{section}(?:{_SEPARATOR.pattern})(\w+)", text)
+            key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{_SEPARATOR.pattern})(\w+)", text)
         }
         for key in config.get(section, {}):
             if "_target_" not in config[section] and key not in used:
@@ -154,7 +155,7 @@ def model_config(
         if key in wanted:
             continue
         wanted.add(key)
-        todo += [name for text in _strings(config[key]) for name in _REFERENCE.findall(text) if name in config]
+        todo += references(config[key]) & config.keys()
     keep_imports = {"imports"} if "imports" in config else set()
     return {key: value for key, value in config.items() if key in (wanted | keep_imports) - {"dataset_dir"}}
 
@@ -230,24 +231,15 @@ def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _bundle_keys(config: dict[str, Any]) -> set[str]:
-    """The keys of the bundle's own config files; empty where they cannot be read."""
+def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
+    """The keys of those of the bundle's config files that are in the config whole; empty where none can be read."""
     configs = Path(str(config.get("bundle_root", "."))) / "configs"
     try:
-        return {key for file in configs.glob("*.json") for key in json.loads(file.read_text())}
+        files = [json.loads(file.read_text()) for file in configs.glob("*.json")]
+        keys = [{_SEPARATOR.split(key)[0].removeprefix("+") for key in content} for content in files]
     except (OSError, ValueError, TypeError):
         return set()
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+    return set().union(*(of_file for of_file in keys if of_file <= config.keys()))
 
 
 def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -24,11 +24,11 @@ class Direction:
 
     A case's signed distance is ``z_norm @ weight + intercept``: 0 on the plane between two classes, or at the training
     mean for a number. An edit moves a case along ``pattern``: how normalised z_sem differs, on average, between
-    training cases whose distance differs by 1 (Haufe et al. 2014). The official code of Diff-AE (Preechakul et al., CVPR 2022,
-    arXiv 2111.15640, section 4.2) moves it along ``weight`` itself, by ``amplitude * sqrt(D) * weight``, amplitude
-    about 0.3; but a classifier's weight also cancels what is of no use to it, and points to where no case lies. Here
-    the step is ``amount * spread``, so that an amount counts standard deviations of the training cases, whatever the
-    label; it changes the distance by as much along either line.
+    training cases whose distance differs by 1 (Haufe et al. 2014). The official code of Diff-AE (Preechakul et al.,
+    CVPR 2022, arXiv 2111.15640, section 4.2) moves it along ``weight`` itself, by ``amplitude * sqrt(D) * weight``,
+    amplitude about 0.3; but a classifier's weight also cancels what is of no use to it, and points to where no case
+    lies. Here the step is ``amount * spread``, so that an amount counts standard deviations of the training cases,
+    whatever the label; it changes the distance by as much along either line.
 
     Attributes:
         target: the label's name.

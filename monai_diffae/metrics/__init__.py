@@ -1,8 +1,8 @@
 """Judgement: reconstruction errors, the validation loss, z_sem usage, whether x_T is noise and samples are new."""
 
-from monai_diffae.metrics.copying import CopyingRatio, copying_ratio
+from monai_diffae.metrics.copying import CopyingRatio
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.metrics.validation_loss import ValidationLoss, ZSemUsage
 
-__all__ = ["CopyingRatio", "ValidationLoss", "ZSemUsage", "copying_ratio", "noise_statistics", "reconstruction_errors"]
+__all__ = ["CopyingRatio", "ValidationLoss", "ZSemUsage", "noise_statistics", "reconstruction_errors"]
