@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,10 @@ import pytest
 
 from monai_diffae import cli
 
-COMMANDS = ["init", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info"]
+COMMANDS = [
+    "init", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info", "train-latent",
+    "sample", "interpolate", "vary", "walk", "fit-direction", "edit", "grade",
+]  # fmt: skip
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy():
@@ -53,6 +57,50 @@ def test_init_embed_and_probe_in_turn(run, tiny_bundle, tmp_path):
     code, printed, _ = run("reconstruct", *model, "--out", tmp_path / "r", "--steps", 2, "--limit", 2)
     assert code == 0
     assert "mse_x_T" in printed
+
+
+def test_every_command_that_makes_images_in_turn(run, tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    of_bundle, quick = ["--bundle", bundle, "--device", "cpu"], ["--steps", 2]
+    model = [*of_bundle, "--cohort", tiny_bundle.cohort]
+    first, second = pd.read_csv(tiny_bundle.cohort)["id"][:2]
+    embeddings, direction = tmp_path / "e" / "embeddings.parquet", tmp_path / "tilt.json"
+
+    def succeeds(*arguments):
+        code, printed, error = run("--quiet", *arguments)
+        assert code == 0, error
+        return printed
+
+    succeeds("embed", *model, "--out", tmp_path / "e")
+    fit = ["fit-direction", "--embeddings", embeddings, "--target", "tilt", "--out", direction]
+    assert succeeds(*fit).splitlines()[-1] == str(direction)
+    assert json.loads(succeeds(*fit, "--json"))["kind"] == "continuous"
+    graded = ["grade", "--embeddings", embeddings, "--direction", direction, "--out", tmp_path / "g.csv"]
+    assert re.search(r"train: r2 .* \(95% interval .*, \d cases\)", succeeds(*graded))
+    assert json.loads(succeeds(*graded, "--json"))["train"]["metric"] == "r2"
+    edited = ["--direction", direction, "--amounts", "-1,1", "--limit", 2, "--watch", direction, "--along", "weight"]
+    assert "of 2 cases" in succeeds("edit", *model, *quick, *edited, "--out", tmp_path / "edit")
+    assert "drift_tilt" in pd.read_csv(tmp_path / "edit" / "edits.csv")
+    between = ["--from", first, "--to", second, "--n", 3]
+    succeeds("interpolate", *model, *quick, *between, "--out", tmp_path / "between")
+    assert len(list((tmp_path / "between" / "images").iterdir())) == 3
+    assert "mean_std" in succeeds("vary", *model, *quick, "--case", first, "--n", 2, "--out", tmp_path / "vary")
+    walked = ["--embeddings", embeddings, "--components", 1, "--amounts", "-1,1", "--noises", 1]
+    assert "component 1 explained" in succeeds("walk", *of_bundle, *quick, *walked, "--out", tmp_path / "walk")
+    latent = {
+        "max_epochs": 1, "batch_size": 4, "mlflow": "false", "latent_network_def#num_layers": 2,
+        "latent_network_def#hidden_channels": 16, "train#dataset#draws": 1,
+    }  # fmt: skip
+    settings = [word for key, value in latent.items() for word in ("--set", f"{key}={value}")]
+    assert run("sample", *of_bundle, "--out", tmp_path / "s")[0] == 2
+    assert succeeds("train-latent", *of_bundle, "--embeddings", embeddings, *settings) == f"{bundle}\n"
+    sampled = ["sample", *of_bundle, *quick, "--n", 2, "--format", "nii.gz", "--out", tmp_path / "s"]
+    assert succeeds(*sampled) == f"{tmp_path / 's'}\n"
+    assert len(list((tmp_path / "s" / "images").glob("*.nii.gz"))) == 2
+    code, _, error = run(*sampled[:-1], tmp_path / "few", "--direction", direction)
+    assert (code, error.splitlines()[-1][:30]) == (2, "error: direction: 'tilt' is a ")
+    code, _, error = run("walk", *of_bundle, *walked[:4], "--amounts", "1,b", "--out", tmp_path / "no")
+    assert (code, error) == (2, "error: --amounts: '1,b' is not numbers with commas between, such as -2,0,2\n")
 
 
 def test_reconstruct_takes_a_solver_and_names_those_that_there_are(run, tiny_bundle, tmp_path):

@@ -71,6 +71,7 @@ class OpenedCohort:
 
         Raises:
             CohortError: no case has the id, or none is in the split.
+            ConfigError: no such split, or a limit below 1.
         """
         if ids:
             by_id = {case.id: case for case in self.cohort.cases}
@@ -81,6 +82,8 @@ class OpenedCohort:
             return [by_id[name] for name in dict.fromkeys(ids)]
         if split not in (None, "train", "val", "test"):
             raise ConfigError(f"split: {split!r} is not one of train, val, test")
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit: {limit} is below 1")
         cases = [case for case in self.cohort.cases if split in (None, case.split)][:limit]
         if not cases:
             raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")

@@ -23,6 +23,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.latents import fit_direction as fit
 from monai_diffae.latents.probes import score_with_interval
+from monai_diffae.latents.targets import missing
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def fit_direction(
         positive=positive, max_cases=max_cases, seed=seed,
     )  # fmt: skip
     content = direction.to_json()
-    if path.exists() and not overwrite and json.loads(path.read_text()) != content:
-        raise ConfigError(f"{path.name}: is there already, with another direction; say --overwrite or name another")
+    if path.exists() and not overwrite and _content_of(path) != content:
+        raise ConfigError(f"{path.name}: is there already, with something else; say --overwrite or name another --out")
     if direction.num_left_out:
         logger.info("%d cases without the label '%s' were left out", direction.num_left_out, target)
     write_json(path, content)
@@ -92,14 +93,21 @@ def read_direction(path: str | os.PathLike[str]) -> Direction:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path.name}: this is no direction; make it with monai-diffae fit-direction") from error
+    content = _content_of(path)
+    if content is None:
+        raise ConfigError(f"{path.name}: this is no direction; make it with monai-diffae fit-direction")
     try:
         return Direction.from_json(content)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from error
+
+
+def _content_of(path: Path) -> Any:
+    """What a JSON file holds; None of another file."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def grade(
 
     ``out`` gets a row a case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training
     cases; above 0 on the positive side), ``prediction`` (the probability of the positive class, or the value), and the
-    label itself where the table has it.
+    label itself where the table has it, ``label_`` before its name if that is one of these.
 
     Args:
         embeddings: ``embeddings.parquet``, made with the direction's model.
@@ -154,10 +162,11 @@ def grade(
         graded = table[[name for name in ("id", "patient", "split") if name in table]].copy()
         graded["distance"] = chosen.distance(z_sem) / chosen.spread
         graded["prediction"] = chosen.predict(z_sem)
+        label = f"label_{chosen.target}" if chosen.target in graded else chosen.target
         if chosen.target in table:
-            graded[chosen.target] = table[chosen.target]
+            graded[label] = table[chosen.target]
         write_atomic(path, lambda temporary: graded.to_csv(temporary, index=False, lineterminator="\n"))
-        scores = _scores(graded, chosen, seed)
+        scores = _scores(graded, label, chosen, seed)
         log_to_open_run({f"{chosen.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
         return {"scores": scores}
 
@@ -165,15 +174,15 @@ def grade(
     return GradeResult(path, numbers["scores"], skipped)
 
 
-def _scores(graded: pd.DataFrame, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
+def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
     """How well the distance tells the label, for each split that has it."""
-    if direction.target not in graded:
+    if label not in graded:
         return {}
-    known = graded[graded[direction.target].notna()]
+    known = graded[~missing(graded[label].tolist())]
     splits = {"all": known} if "split" not in known else dict(iter(known.groupby("split")))
     scores = {}
     for name, rows in splits.items():
-        truth = direction.truth(rows[direction.target].tolist())
+        truth = direction.truth(rows[label].tolist())
         if len(np.unique(truth)) < 2:
             continue
         groups = rows["patient"].tolist() if "patient" in rows else None

@@ -17,11 +17,12 @@ from torch import Tensor
 from monai_diffae.apps.coding import CodedCase, OpenedCohort, checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
+from monai_diffae.apps.images import names_of, remove_images
 from monai_diffae.apps.reading import file_checksum, run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import read_embeddings, z_of
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic, in_colours
 from monai_diffae.latents import Direction
 from monai_diffae.latents.directions import Along
@@ -103,7 +104,7 @@ def edit(
 
     Raises:
         ConfigError: no trained bundle, a direction of another model, or ``out`` holds another result.
-        CohortError: no case of such an id, or none can be read.
+        CohortError: no case of such an id, none can be read, or ``embeddings`` has no other patient.
 
     Example:
         >>> edit("bundle", "cohort.csv", "out", direction="no.json")
@@ -113,14 +114,16 @@ def edit(
     """
     wanted, watched = read_direction(direction), [read_direction(file) for file in watch]
     wanted.line(along)  # refuses one that there is not
-    amounts = _checked(amounts)
+    amounts = _with_zero(amounts)
     opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
     for each in (wanted, *watched):
         each.check_fits(opened.made_from["model"], opened.trained.z_channels)
+    _check_names_differ(watched)
     others = None
     if embeddings is not None:
-        others = _Patients.of(read_embeddings(embeddings), wanted)
+        table = read_embeddings(embeddings)
         check_made_with(embeddings, bundle)
+        others = _Patients.of(table, wanted)
     chosen = opened.choose(cases, split, limit)
     folder = Path(out)
     table_file, picture = folder / "edits.csv", folder / "edits.png"
@@ -131,6 +134,8 @@ def edit(
     }  # fmt: skip
 
     def make() -> dict[str, Any]:
+        for name in ("images", "differences"):
+            remove_images(folder / name)
         tables: list[pd.DataFrame] = []
         shown: list[tuple[Tensor, Tensor]] = []
         for coded in opened.coded(chosen, folder, f"editing {len(chosen)} cases", workers):
@@ -145,7 +150,7 @@ def edit(
         table = pd.concat(tables)
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         _draw(picture, shown, amounts, opened.trained.model_range)
-        rises = table.groupby("id", sort=False)["prediction"].apply(lambda values: bool((np.diff(values) > 0).all()))
+        rises = table.groupby("id", sort=False)["prediction"].apply(_rises)
         numbers = {"num_cases": len(rises), "num_failed": len(opened.failures), "monotone": float(rises.mean())}
         log_to_open_run(numbers, [picture], "edits")
         return numbers
@@ -163,6 +168,8 @@ class _Patients:
 
     @classmethod
     def of(cls, table: pd.DataFrame, direction: Direction) -> _Patients:
+        if "patient" not in table or table["patient"].nunique() < 2:
+            raise CohortError("the embeddings hold no two patients to compare; embed a cohort with a column patient")
         return cls(direction.statistics.normalise(z_of(table)), table["patient"].to_numpy(str))
 
     def nearest_other(self, z_norm: NDArray[np.floating[Any]], patient: str) -> NDArray[np.floating[Any]]:
@@ -205,8 +212,8 @@ def _write(
     folder: Path, opened: OpenedCohort, coded: CodedCase, amounts: Sequence[float], images: Tensor, differences: Tensor
 ) -> None:
     native = NativeSpace(opened.trained.preprocessing, coded.case.item())
-    for amount, image, difference in zip(amounts, images.cpu(), differences.cpu(), strict=True):
-        name = f"{coded.case.id}_{amount:+.2f}"
+    names = [f"{coded.case.id}_{name}" for name in names_of(amounts)]
+    for name, image, difference in zip(names, images.cpu(), differences.cpu(), strict=True):
         write_native(folder / "images" / f"{name}{native.suffix}", native.back(image), native.scan)
         write_native(
             folder / "differences" / f"{name}.nii.gz", native.back_difference(difference), native.scan, np.float32
@@ -221,13 +228,26 @@ def _draw(
     for i, (images, differences) in enumerate(shown, start=1):
         rows[f"case {i}"] = images
         rows[f"difference {i}"] = in_colours(differences, limit, model_range=model_range)
-    titles = [f"{amount:+g}" for amount in amounts]
+    titles = [f"{amount:+g}" if amount else "0" for amount in amounts]
     write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles))
 
 
-def _checked(amounts: Sequence[float]) -> list[float]:
+def _rises(predictions: pd.Series[float]) -> bool:
+    """Whether each is above the one before; a probability of 0 or 1, to rounding, may stay so."""
+    values = predictions.to_numpy()
+    is_at_an_end = (np.maximum(values[:-1], values[1:]) < 1e-6) | (np.minimum(values[:-1], values[1:]) > 1 - 1e-6)
+    return bool(((np.diff(values) > 0) | is_at_an_end).all())
+
+
+def _with_zero(amounts: Sequence[float]) -> list[float]:
     """In rising order, with 0: the plain reconstruction, which everything is compared with."""
-    values = [float(amount) for amount in amounts]
-    if not values or not np.isfinite(values).all():
-        raise ConfigError(f"amounts: {list(amounts)} are not numbers; give some, such as -2 and 2")
-    return sorted({*values, 0.0})
+    rising = sorted({0.0, *map(float, amounts)})
+    names_of(rising)  # refuses what gives no names
+    return rising
+
+
+def _check_names_differ(watched: Sequence[Direction]) -> None:
+    targets = [direction.target for direction in watched]
+    twice = next((target for target in targets if targets.count(target) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"watch: two directions are for '{twice}', and would share a column; leave one out")

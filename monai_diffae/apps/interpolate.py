@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
-from monai_diffae.apps.images import write_image
+from monai_diffae.apps.images import remove_images, write_image
 from monai_diffae.apps.reading import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
@@ -75,9 +75,9 @@ def interpolate(
     """
     if num_images < 2:
         raise ConfigError(f"num_images: {num_images} is below 2, the two ends")
-    opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
     if first == second:
         raise ConfigError(f"case: '{first}' is both the first and the second; name two")
+    opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
     cases = opened.choose([first, second])
     folder = Path(out)
     picture = folder / "interpolation.png"
@@ -87,17 +87,19 @@ def interpolate(
     def make() -> dict[str, Any]:
         coded = list(opened.coded(cases, folder, "inverting 2 cases"))
         if len(coded) < 2:
-            raise CohortError(f"{opened.failures[0].case_id}: {opened.failures[0].reason}")
+            failure = next(failure for failure in opened.failures if failure.case_id in (first, second))
+            raise CohortError(f"{failure.case_id}: {failure.reason}")
         a, b = coded
         weights = np.linspace(0, 1, num_images).tolist()
         images = opened.decode(lerp(a.z_sem, b.z_sem, weights), slerp(a.x_T, b.x_T, weights))
-        names = [f"{weight:.3f}" for weight in weights]
-        for name, image in zip(names, images, strict=True):
-            write_image(folder / "images" / name, image, model_range, a.case.file)
+        digits = max(3, len(str(num_images)))  # so that no two names are alike
+        remove_images(folder / "images")
+        for weight, image in zip(weights, images, strict=True):
+            write_image(folder / "images" / f"{weight:.{digits}f}", image, model_range, a.case.file)
         rows = {"both codes": images, "pixels": lerp(a.image, b.image, weights)}
         write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, [f"{w:.2g}" for w in weights]))
         log_to_open_run({}, [picture], "interpolation")
-        return {}
+        return {"num_images": num_images}
 
     _, skipped = run_once(folder / "interpolation.json", [picture], made_from, make, overwrite=overwrite)
     return InterpolateResult(folder, skipped)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.embed import encode_exactly
-from monai_diffae.apps.images import write_image
+from monai_diffae.apps.images import remove_images, write_image
 from monai_diffae.apps.reading import (
     checksum,
     checksum_of,
@@ -146,7 +146,8 @@ def reconstruct(
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", folder.name)
         return ReconstructResult(folder, done["means"], done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
-    _remove_images(folder)
+    for name in _LABELS:
+        remove_images(folder / name)
     write_record(record, made_from, {})  # not finished: for a run that is killed before the end
     rows: list[dict[str, Any]] = []
     shown_images: dict[str, list[Tensor]] = {}
@@ -224,13 +225,6 @@ def _warn_of_structure(means: Mapping[str, float]) -> None:
             "images, so with an edited z_sem it decodes badly; train for longer, or invert with more steps",
             std, correlation,
         )  # fmt: skip
-
-
-def _remove_images(folder: Path) -> None:
-    """What an earlier run wrote, of which other modes and cases would stay beside the new ones."""
-    for mode in _LABELS:
-        for image in [*(folder / mode).glob("*.png"), *(folder / mode).glob("*.nii.gz")]:
-            image.unlink()
 
 
 def _check(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.directions import read_direction
-from monai_diffae.apps.images import write_image
+from monai_diffae.apps.images import is_picture, remove_images, write_image
 from monai_diffae.apps.latent import TrainedLatent, load_latent
 from monai_diffae.apps.reading import checksum, file_checksum, inferer_settings, open_bundle, run_once, shown
 from monai_diffae.apps.tracking import log_to_open_run
@@ -68,8 +68,8 @@ def sample(
 
     ``out/images/00000.png``, ...; ``samples.csv`` has a row an image (``id``, ``file``, ``seed``, ``candidate``, and
     the classifier's ``probability``), ``samples.parquet`` its z_sem in the columns of an embedding, and
-    ``samples.png`` shows the first 32. An image is a function of the weights, the seed and its place, so an interrupted
-    run goes on, and more images can be added later.
+    ``samples.png`` shows the first 32. An image is a function of the weights, the seed and its place (to about 1e-6,
+    whatever the batch), so an interrupted run goes on, and more images can be added later.
 
     With ``direction``, a linear classifier fitted to a few labels, only z_sem that it takes for the wanted class are
     decoded: the few-shot conditional sampling of the paper (section 4.5).
@@ -104,7 +104,7 @@ def sample(
     latent = load_latent(bundle, trained.device)
     chosen = None if direction is None else _classifier(direction, bundle, latent)
     shape = (int(trained.config["in_channels"]), *map(int, trained.config["image_size"]))
-    source = f".{image_format or ('png' if len(shape) == 3 and shape[0] in (1, 3) else 'nii.gz')}"
+    source = _suffix(image_format, shape)
     made_from = {
         "model": checksum(bundle), "latent_model": file_checksum(Path(bundle) / "models" / "latent_model.pt"),
         **inferer_settings(trained.inferer), "seed": seed, "image_format": source,
@@ -118,8 +118,7 @@ def sample(
 
     def make() -> dict[str, Any]:
         if overwrite:
-            for file in (folder / "images").glob(f"*{source}"):
-                file.unlink()
+            remove_images(folder / "images")
         z_sem, candidates, probabilities = _accepted_codes(latent, chosen, num_images, seed, side, min_probability)
         todo = [i for i, file in enumerate(files) if not file.exists()]
         starts = range(0, len(todo), batch_size)
@@ -145,7 +144,14 @@ def sample(
         return numbers
 
     numbers, skipped = run_once(record, [table_file, picture, *files], made_from, make, overwrite=overwrite)
-    return SampleResult(folder, num_images, float(numbers["accepted"]), skipped)
+    return SampleResult(folder, numbers["num_images"], float(numbers["accepted"]), skipped)
+
+
+def _suffix(image_format: Format | None, shape: tuple[int, ...]) -> str:
+    can_be_png = is_picture(torch.empty(shape, device="meta"))
+    if image_format == "png" and not can_be_png:
+        raise ConfigError(f"image_format: PNG cannot hold images of the size {list(shape)}; choose nii.gz")
+    return f".{image_format or ('png' if can_be_png else 'nii.gz')}"
 
 
 def _classifier(direction: str | os.PathLike[str], bundle: str | os.PathLike[str], latent: TrainedLatent) -> Direction:

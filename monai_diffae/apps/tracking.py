@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder:
     if mlflow is None or mlflow.active_run() is None:
         return
     try:
-        mlflow.log_metrics({f"{folder}/{name}": float(value) for name, value in metrics.items()})
+        # a table's column may have a name that MLflow refuses, such as "age (years)"
+        known = {re.sub(r"[^\w\-. /]", "_", f"{folder}/{name}"): float(value) for name, value in metrics.items()}
+        mlflow.log_metrics(known)
         for file in files:
             mlflow.log_artifact(str(file), folder)
     except Exception as error:  # whatever a tracking server does, the results are on disk

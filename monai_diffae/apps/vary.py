@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
-from monai_diffae.apps.images import write_image
+from monai_diffae.apps.images import remove_images, write_image
 from monai_diffae.apps.reading import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
@@ -63,7 +64,7 @@ def vary(
         out: the folder for the results.
         case: the case's id.
         num_images: how many variations.
-        seed: of the noise; the i-th is a function of (seed, i).
+        seed: of the noise; the i-th variation is a function of (seed, i), to the bit.
         device: where to compute; the GPU if there is one when None.
         columns: what the cohort's table calls our words.
         overwrite: make it anew although it is there.
@@ -91,7 +92,9 @@ def vary(
     def make() -> dict[str, Any]:
         coded = next(opened.coded(cases, folder, "inverting the case"))
         noise = image_noise(tuple(coded.image.shape[1:]), seed, list(range(num_images))).to(coded.image.device)
-        images = opened.decode(coded.z_sem, noise)
+        # one by one: the last bits of a convolution depend on how many images it gets
+        images = torch.cat([opened.decode(coded.z_sem, x_T[None]) for x_T in noise])
+        remove_images(folder / "images")
         for i, image in enumerate(images):
             write_image(folder / "images" / f"{i:03d}", image, model_range, coded.case.file)
         mean, std = images.mean(dim=0, keepdim=True), images.std(dim=0, keepdim=True)
@@ -103,7 +106,7 @@ def vary(
             "input, own x_T": torch.cat([coded.image, reconstruction]),
             "new x_T": images[:_SHOWN],
             f"mean, std (to {limit:.2f})": torch.cat(
-                [mean.expand(-1, 3, *mean.shape[2:]).cpu(), in_colours(std, limit, "magma", model_range)]
+                [_in_three_channels(mean).cpu(), in_colours(std, limit, "magma", model_range)]
             ),
         }
         write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range))
@@ -113,3 +116,8 @@ def vary(
 
     numbers, skipped = run_once(folder / "variations.json", [picture], made_from, make, overwrite=overwrite)
     return VaryResult(folder, numbers["mean_std"], skipped)
+
+
+def _in_three_channels(images: Tensor) -> Tensor:
+    """As the mosaic shows images (B, C, *S): in colour, or the first channel in grey."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])

@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import training_codes
 from monai_diffae.apps.embed import check_made_with
-from monai_diffae.apps.images import write_image
+from monai_diffae.apps.images import names_of, remove_images, write_image
 from monai_diffae.apps.reading import checksum, file_checksum, inferer_settings, open_bundle, run_once, shown
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
@@ -92,9 +92,10 @@ def walk(
         raise ConfigError(
             "case: name the cohort that it is in, too" if cohort is None else "cohort: name the case to start from, too"
         )
-    for name, value in {"num_components": num_components, "num_noises": num_noises, "amounts": len(amounts)}.items():
+    for name, value in {"num_components": num_components, "num_noises": num_noises}.items():
         if value < 1:
             raise ConfigError(f"{name}: at least one is needed")
+    names = names_of(amounts)
     z_train = training_codes(embeddings)
     check_made_with(embeddings, bundle)
     statistics = LatentStatistics.of(z_train)
@@ -129,14 +130,17 @@ def walk(
             images = trained.inferer.decode(z_sem[None].expand(len(x_T), -1), x_T, trained.network)
             return images.mean(dim=0)
 
+        remove_images(folder / "images")
         rows: dict[str, Tensor] = {}
         for k in shown(range(len(found.directions)), f"walking along {len(found.directions)} components"):
             z_walk = torch.from_numpy(found.walk(start.cpu().numpy(), k, amounts)).to(trained.device)
             images = torch.stack([decode(z_sem) for z_sem in z_walk])
-            for amount, image in zip(amounts, images, strict=True):
-                write_image(folder / "images" / f"{k + 1:03d}_{amount:+.2f}", image, model_range, source)
+            for name, image in zip(names, images, strict=True):
+                write_image(folder / "images" / f"{k + 1:03d}_{name}", image, model_range, source)
             rows[f"{k + 1}: {found.explained[k]:.0%}"] = images
-        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, [f"{a:+g}" for a in amounts]))
+        write_atomic(
+            picture, lambda path: draw_mosaic(rows, path, model_range, [f"{a:+g}" if a else "0" for a in amounts])
+        )
         table = pd.DataFrame({"component": range(1, len(rows) + 1), "std": found.spreads, "explained": found.explained})
         write_atomic(folder / "components.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         log_to_open_run({}, [picture], "walk")

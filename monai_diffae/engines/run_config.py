@@ -33,7 +33,7 @@ _SECTION_IDS = {
     "key_metric", "additional_metrics", "handler",
 }  # fmt: skip
 # what may name a patient, a file or a folder: never tracked
-PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri")
+PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri", "embeddings")
 # a slash or backslash in plain text, or in an expression a quoted absolute path of at least two folders
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
 _ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")

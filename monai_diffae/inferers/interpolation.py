@@ -33,15 +33,17 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
 
     Example:
         >>> first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-        >>> slerp(first, second, [0.5]).norm()
-        tensor(1.)
+        >>> slerp(first, second, [0, 0.5, 1])
+        tensor([[1.0000, 0.0000],
+                [0.7071, 0.7071],
+                [0.0000, 1.0000]])
     """
     _check(first, second)
     a, b = first.double().flatten(), second.double().flatten()
     angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
     if angle.sin() < 1e-6:  # one direction: the arc is the line
         return lerp(first, second, weights)
-    w = _column(weights, first).double()
+    w = _column(weights, first.double())
     arc = ((1 - w) * angle).sin() * first.double() + (w * angle).sin() * second.double()
     return (arc / angle.sin()).to(first.dtype)
 

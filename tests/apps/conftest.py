@@ -1,0 +1,73 @@
+"""What the tests of the commands that make images share: embeddings, a direction, a latent DDIM."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The tiny bundle's cohort with a label of two classes, ``wide``, and what is made of it.
+
+    Attributes:
+        bundle: the tiny bundle, its weights shaken so that z_sem tells cases apart and the decoder heeds it.
+        cohort: the table.
+        embeddings: its ``embeddings.parquet``.
+        direction: towards wide ventricles, fitted to it.
+    """
+
+    bundle: Path
+    cohort: Path
+    embeddings: Path
+    direction: Path
+
+
+@pytest.fixture(scope="session")
+def labelled(tiny_bundle, tmp_path_factory):
+    """A bundle that heeds z_sem, the embedded cohort, and a direction for a label of two classes."""
+    from monai_diffae.apps.directions import fit_direction
+    from monai_diffae.apps.embed import embed
+
+    root = tmp_path_factory.mktemp("labelled")
+    bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
+    _shake(bundle / "models" / "model.pt")
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    for _, rows in table.groupby("split"):
+        order = rows["ventricles"].rank()
+        table.loc[rows.index, "wide"] = (order > len(rows) / 2).map({True: "yes", False: "no"})
+    table.to_csv(root / "cohort.csv", index=False)
+    embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
+    fit_direction(embedded, "wide", root / "wide.json")
+    return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
+
+
+@pytest.fixture(scope="session")
+def latent_bundle(labelled, tmp_path_factory):
+    """A copy of the tiny bundle with a latent DDIM, trained for two short epochs."""
+    from monai_diffae.apps.latent import train_latent
+
+    folder = tmp_path_factory.mktemp("with_latent") / "bundle"
+    shutil.copytree(labelled.bundle, folder)
+    quick = {
+        "max_epochs": 2, "batch_size": 2, "val_interval": 1, "report_every": 1, "mlflow": False, "device": "cpu",
+        "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
+        "lr_schedule": "constant", "train#dataset#draws": 1,
+    }  # fmt: skip
+    train_latent(folder, embeddings=labelled.embeddings, overrides=quick)
+    return folder
+
+
+def _shake(model):
+    rng = torch.Generator().manual_seed(0)
+    state = torch.load(model, weights_only=True)
+    shaken = {name: value + 0.05 * torch.randn(value.shape, generator=rng) for name, value in state.items()}
+    head = {name: 100 * value for name, value in shaken.items() if name.startswith("encoder.head.4.")}
+    assert head
+    torch.save(shaken | head, model)

@@ -1,0 +1,240 @@
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from monai_diffae.apps.bundles import load_bundle
+from monai_diffae.apps.directions import fit_direction, read_direction
+from monai_diffae.apps.edit import edit
+from monai_diffae.apps.embed import embed
+from monai_diffae.apps.reconstruct import reconstruct
+from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.scans import read_scan
+from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.transforms import NativeSpace
+
+AMOUNTS = (-2, 0, 2, 4)
+COLUMNS = ["id", "amount", "asked", "prediction", "mse", "identity", "nearest_other", "is_itself", "drift_tilt"]
+
+
+def corners(affine, k, shape):
+    """Where the corners of a slice lie, in mm."""
+    return {tuple(np.round(affine @ [i, j, k, 1], 3)) for i in (0, shape[0] - 1) for j in (0, shape[1] - 1)}
+
+
+@pytest.fixture(scope="module")
+def tilt(labelled, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tilt") / "tilt.json"
+    fit_direction(labelled.embeddings, "tilt", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def options(labelled, tilt):
+    return {
+        "direction": labelled.direction, "amounts": AMOUNTS, "limit": 2, "watch": [tilt],
+        "embeddings": labelled.embeddings, "device": "cpu",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def edited(labelled, options, tmp_path_factory):
+    return edit(labelled.bundle, labelled.cohort, tmp_path_factory.mktemp("edited"), **options)
+
+
+@pytest.fixture(scope="module")
+def table(edited):
+    return pd.read_csv(edited.folder / "edits.csv")
+
+
+def test_rows_columns_and_files(edited, table, labelled):
+    ids = pd.read_csv(labelled.cohort)["id"][:2].tolist()
+    assert list(table.columns) == COLUMNS
+    assert table["id"].tolist() == [name for name in ids for _ in AMOUNTS]
+    assert table["amount"].tolist() == 2 * list(AMOUNTS)
+    expected = sorted(f"{name}_{amount:+.2f}.nii.gz" for name in ids for amount in AMOUNTS)
+    for folder in ("images", "differences"):
+        assert sorted(file.name for file in (edited.folder / folder).iterdir()) == expected
+    assert (edited.num_cases, edited.num_failed, edited.skipped) == (2, 0, False)
+    assert Image.open(edited.folder / "edits.png").width > 100
+
+
+def test_amount_0_is_the_plain_reconstruction_in_native_space(edited, table, labelled, tmp_path):
+    plain = reconstruct(labelled.bundle, labelled.cohort, tmp_path, limit=2, device="cpu").folder / "x_T"
+    trained = load_bundle(labelled.bundle, "cpu")
+    files = pd.read_csv(labelled.cohort).set_index("id")["image"]
+    for name in table["id"].unique():
+        native = NativeSpace(trained.preprocessing, {"image": files[name], "slice": 0})
+        image = torch.from_numpy(nib.load(plain / f"{name}.nii.gz").get_fdata(dtype=np.float32)[None, ..., 0])
+        made = nib.load(edited.folder / "images" / f"{name}_+0.00.nii.gz")
+        # the virtual patients are whole numbers, and so are their edits
+        assert np.abs(made.get_fdata()[..., 0] - native.back(image)[0]).max() <= 0.51
+        # in the same place, whichever way round a slice is stored
+        original = nib.load(files[name])
+        assert made.shape == original.shape == (16, 16, 1)
+        assert corners(made.affine, 0, made.shape) == corners(original.affine, 0, original.shape)
+
+
+def test_differences_are_between_the_images_and_exactly_0_at_0(edited, table):
+    for name in table["id"].unique():
+
+        def read(folder, amount, name=name):
+            return nib.load(edited.folder / folder / f"{name}_{amount}.nii.gz").get_fdata()
+
+        assert not read("differences", "+0.00").any()
+        difference = read("differences", "+4.00")
+        assert np.abs(difference).max() > 0.5
+        np.testing.assert_allclose(read("images", "+4.00") - read("images", "+0.00"), difference, atol=1.01)
+        assert nib.load(edited.folder / "differences" / f"{name}_+4.00.nii.gz").get_data_dtype() == np.float32
+    at_zero = table[table["amount"] == 0]
+    assert not at_zero[["mse", "drift_tilt"]].to_numpy().any()
+    assert (table[table["amount"] != 0]["mse"] > 0).all()
+
+
+def test_what_was_asked_rises_and_is_the_directions_own(edited, table, labelled):
+    embedded = read_embeddings(labelled.embeddings).set_index("id")
+    direction = read_direction(labelled.direction)
+    monotone = []
+    for name, rows in table.groupby("id"):
+        assert (np.diff(rows["asked"]) > 0).all()
+        z_sem = z_of(embedded.loc[[name]])
+        expected = direction.predict(np.concatenate([direction.move(z_sem, amount) for amount in AMOUNTS]))
+        np.testing.assert_allclose(rows["asked"], expected, atol=1e-4)
+        monotone.append((np.diff(rows["prediction"]) > 0).all())
+    assert edited.monotone == pytest.approx(np.mean(monotone))
+
+
+def test_identity_and_drift_are_those_of_the_edited_images(edited, table, labelled, tilt, tmp_path):
+    """Recomputed from the written files alone, so up to their rounding to whole numbers."""
+    names = table["id"] + table["amount"].map("_{:+.2f}.nii.gz".format)
+    images = pd.DataFrame({"image": str(edited.folder / "images") + "/" + names, "id": [f"e{i}" for i in table.index]})
+    images.to_csv(tmp_path / "edited.csv", index=False)
+    again = embed(labelled.bundle, tmp_path / "edited.csv", tmp_path / "e", device="cpu").path
+    z_edited = read_embeddings(again).set_index("id")
+    assert len(z_edited) == len(table)
+    embedded = read_embeddings(labelled.embeddings)
+    direction, watched = read_direction(labelled.direction), read_direction(tilt)
+    mean, std = direction.statistics.mean, direction.statistics.std
+    others = (z_of(embedded) - mean) / std
+    for name, rows in table.groupby("id"):
+        own_row = embedded["id"] == name
+        own = others[own_row][0]
+        ids = [f"e{i}" for i in rows.index]
+        z = (z_of(z_edited.loc[ids]) - mean) / std
+        gone = z - own
+        across = np.linalg.norm(gone - np.outer(gone @ direction.weight, direction.pattern), axis=1)
+        np.testing.assert_allclose(rows["identity"], across, atol=0.15)
+        nearest = np.array([min(np.linalg.norm(other - row) for other in others[~own_row]) for row in z])
+        np.testing.assert_allclose(rows["nearest_other"], nearest, atol=0.15)
+        assert (rows["is_itself"] == (np.linalg.norm(gone, axis=1) < nearest)).all()
+        said = watched.distance(z_of(z_edited.loc[ids])) / watched.spread
+        np.testing.assert_allclose(rows["drift_tilt"], said - said[list(rows["amount"]).index(0)], atol=0.15)
+
+
+def test_along_the_weight_is_another_edit_with_as_much_asked(edited, table, labelled, options, tmp_path):
+    weight = edit(labelled.bundle, labelled.cohort, tmp_path, **{**options, "along": "weight"})
+    other = pd.read_csv(weight.folder / "edits.csv")
+    np.testing.assert_allclose(other["asked"], table["asked"], atol=1e-4)
+    moved = table["amount"] != 0
+    assert (np.abs(other["mse"] / table["mse"] - 1)[moved] > 0.01).all()
+    with pytest.raises(ConfigError, match="along: 'sideways' is not one of pattern, weight"):
+        edit(labelled.bundle, labelled.cohort, tmp_path, **{**options, "along": "sideways"})
+
+
+def test_a_second_call_skips_and_overwriting_leaves_nothing_old(edited, labelled, options, tmp_path):
+    out = shutil.copytree(edited.folder, tmp_path / "out")
+    again = edit(labelled.bundle, labelled.cohort, out, **options)
+    assert (again.skipped, again.monotone, again.num_cases) == (True, edited.monotone, 2)
+    fewer = {**options, "amounts": (1,), "limit": 1}
+    with pytest.raises(ConfigError, match="made with other amounts, cases"):
+        edit(labelled.bundle, labelled.cohort, out, **fewer)
+    edit(labelled.bundle, labelled.cohort, out, **fewer, overwrite=True)
+    for folder in ("images", "differences"):
+        assert [file.name[-12:] for file in sorted((out / folder).iterdir())] == ["+0.00.nii.gz", "+1.00.nii.gz"]
+    record = (out / "edits.json").read_text()
+    assert "mni-" not in record
+    assert str(tmp_path) not in record
+
+
+def test_pictures_of_odd_size_and_slices_of_volumes_come_back_in_their_own_space(labelled, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(256, size=(21, 13), dtype=np.uint8)).save(tmp_path / "odd.png")
+    out = tmp_path / "png"
+    options = {"direction": labelled.direction, "amounts": (2,), "device": "cpu"}
+    edit(labelled.bundle, tmp_path / "odd.png", out, **options)
+    names = sorted(file.name for file in (out / "images").iterdir())
+    assert names == ["odd_+0.00.png", "odd_+2.00.png"]
+    images = [Image.open(out / "images" / name) for name in names]
+    assert all((image.size, image.mode) == ((13, 21), "L") for image in images)
+    at_zero, moved = (np.asarray(image, float) for image in images)
+    difference = read_scan(out / "differences" / "odd_+2.00.nii.gz").array.squeeze()
+    inside = (moved > 0) & (moved < 255) & (at_zero > 0) & (at_zero < 255)
+    shown = (moved - at_zero)[inside]
+    assert np.abs(shown - (difference if difference.shape == moved.shape else difference.T)[inside]).max() <= 1.01
+
+    affine = np.array([[0, -2.0, 0, 5], [3, 0, 0, -7], [0, 0, 4, 11], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(rng.normal(100, 30, (11, 18, 5)).astype(np.float32), affine), tmp_path / "vol.nii.gz")
+    out = tmp_path / "nii"
+    edit(labelled.bundle, tmp_path / "vol.nii.gz", out, **options, limit=2)
+    made = sorted((out / "images").iterdir())
+    assert len(made) == 4
+    for file in made:
+        image = nib.load(file)
+        assert image.shape == (11, 18, 1)
+        # its corners lie where a slice of the volume has them, whichever way round it is stored
+        places = [corners(affine, k, (11, 18)) for k in range(5)]
+        assert corners(image.affine, 0, image.shape) in places
+    assert len({str(nib.load(file).affine) for file in made}) == 2
+
+
+def test_a_case_that_cannot_be_read_costs_a_line_and_exit_code_3(labelled, run, tmp_path):
+    table = pd.read_csv(labelled.cohort).iloc[:2]
+    nib.save(nib.Nifti1Image(np.full((16, 16, 1), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
+    table.loc[1, "image"] = str(tmp_path / "nan.nii")
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    out = tmp_path / "out"
+    code, printed, error = run(
+        "-q", "edit", "--bundle", labelled.bundle, "--cohort", tmp_path / "cohort.csv", "--device", "cpu",
+        "--direction", labelled.direction, "--amounts", "0,1", "--steps", 2, "--out", out,
+    )  # fmt: skip
+    assert (code, printed.splitlines()[-1]) == (3, str(out))
+    assert "1 of 2 cases failed: see failures.csv" in error
+    failures = pd.read_csv(out / "failures.csv")
+    assert failures["case_id"].tolist() == [table["id"][1]]
+    assert pd.read_csv(out / "edits.csv")["id"].unique().tolist() == [table["id"][0]]
+
+
+def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
+    content = json.loads(labelled.direction.read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**content, "model": "0" * 64}))
+    alone = read_embeddings(labelled.embeddings).iloc[:1]
+    alone.to_parquet(tmp_path / "alone.parquet")
+    alone.drop(columns="patient").to_parquet(tmp_path / "nameless.parquet")
+    for name in ("alone", "nameless"):
+        shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path / f"{name}.json")
+    other_model = {"made_from": {"model": "0" * 64}, "results": {}}
+    shutil.copy(labelled.embeddings, tmp_path / "foreign.parquet")
+    (tmp_path / "foreign.json").write_text(json.dumps(other_model))
+    wrong = [
+        ({"direction": tmp_path / "other.json"}, ConfigError, "direction 'wide': was fitted to another model"),
+        ({"watch": [tmp_path / "other.json"]}, ConfigError, "direction 'wide': was fitted to another model"),
+        ({"watch": [labelled.direction] * 2}, ConfigError, "watch: two directions are for 'wide'"),
+        ({"embeddings": tmp_path / "foreign.parquet"}, ConfigError, "foreign.parquet: another autoencoder made it"),
+        ({"embeddings": tmp_path / "alone.parquet"}, CohortError, "the embeddings hold no two patients"),
+        ({"embeddings": tmp_path / "nameless.parquet"}, CohortError, "the embeddings hold no two patients"),
+        ({"cases": ["mni-000002y"]}, CohortError, "the cohort has no 'mni-000002y'; did you mean 'mni-000002'"),
+        ({"split": "all"}, ConfigError, "split: 'all' is not one of train, val, test"),
+        ({"limit": 0}, ConfigError, "limit: 0 is below 1"),
+        ({"amounts": (1, float("inf"))}, ConfigError, "amounts: .* are not numbers"),
+        ({"amounts": (0.001,)}, ConfigError, "amounts: two of them are .0.00"),
+    ]
+    for changed, error, message in wrong:
+        with pytest.raises(error, match=message) as caught:
+            edit(labelled.bundle, labelled.cohort, tmp_path / "out", **{**options, **changed})
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

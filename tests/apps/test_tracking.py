@@ -1,0 +1,100 @@
+import logging
+import subprocess
+import sys
+
+import mlflow
+import pandas as pd
+import pytest
+
+from monai_diffae.apps.directions import fit_direction, grade
+from monai_diffae.apps.edit import edit
+from monai_diffae.apps.interpolate import interpolate
+from monai_diffae.apps.sample import sample
+from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.apps.vary import vary
+from monai_diffae.apps.walk import walk
+
+FAST = {"device": "cpu", "overrides": {"inferer#num_steps": 2, "inferer#invert_steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The folder of a sqlite database and its artifacts; afterwards the address is what it was."""
+    folder, before = tmp_path_factory.mktemp("server"), mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    mlflow.create_experiment("synthesis", artifact_location=(folder / "artifacts").as_uri())
+    mlflow.set_experiment("synthesis")
+    yield folder
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def client(server):
+    yield mlflow.MlflowClient()
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, latent_bundle, client, server, tmp_path):
+    ids = pd.read_csv(labelled.cohort)["id"].tolist()
+    with mlflow.start_run() as run:
+        fit_direction(labelled.embeddings, "wide", tmp_path / "wide.json")
+        grade(labelled.embeddings, tmp_path / "wide.json", tmp_path / "grades.csv")
+        edit(
+            labelled.bundle, labelled.cohort, tmp_path / "e", direction=labelled.direction, amounts=(2,), limit=1,
+            embeddings=labelled.embeddings, **FAST,
+        )  # fmt: skip
+        interpolate(labelled.bundle, labelled.cohort, tmp_path / "i", first=ids[0], second=ids[1], **FAST)
+        made = vary(labelled.bundle, labelled.cohort, tmp_path / "v", case=ids[0], num_images=2, **FAST)
+        walk(labelled.bundle, labelled.embeddings, tmp_path / "w", num_components=1, amounts=(0,), **FAST)
+        sample(latent_bundle, tmp_path / "s", num_images=1, **FAST)
+    logged = client.get_run(run.info.run_id).data
+    assert logged.metrics.keys() == {
+        "directions/wide_score", "grades/wide_train", "grades/wide_val", "grades/wide_test", "edits/num_cases",
+        "edits/num_failed", "edits/monotone", "variations/mean_std", "samples/num_images", "samples/accepted",
+    }  # fmt: skip
+    assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)
+    files = [file for file in (server / "artifacts").rglob("*") if file.is_file()]
+    pictures = {"edits.png", "interpolation.png", "variations.png", "walk.png", "samples.png"}
+    assert {file.name for file in files} == pictures
+    assert not logged.params
+    # nothing that names a case or a folder, in the database or the pictures
+    contents = [file.read_bytes() for file in files]
+    contents.append(str((logged.metrics, [file.relative_to(server) for file in files])).encode())
+    for content in contents:
+        assert not any(secret.encode() in content for secret in (*ids, "mni-", str(tmp_path), "cohort.csv"))
+    database = (server / "mlflow.db").read_bytes()
+    assert not any(secret.encode() in database for secret in ("mni-", "cohort.csv", str(tmp_path)))
+
+
+def test_a_column_name_that_mlflow_refuses_is_logged_all_the_same(client):
+    with mlflow.start_run() as run:
+        log_to_open_run({"age (years)_score": 0.5}, [], "directions")
+    assert client.get_run(run.info.run_id).data.metrics == {"directions/age _years__score": 0.5}
+
+
+def test_without_an_open_run_nothing_happens(client, tmp_path):
+    experiment = client.get_experiment_by_name("synthesis").experiment_id
+    before = len(client.search_runs([experiment]))
+    log_to_open_run({"a": 1.0}, [], "directions")
+    assert len(client.search_runs([experiment])) == before
+    code = (
+        "import sys; from monai_diffae.apps.tracking import log_to_open_run; log_to_open_run({'a': 1.0}, [], 'b'); "
+        "print('mlflow' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert printed.stdout.strip() == "False"
+
+
+def test_a_server_that_fails_only_warns(client, server, labelled, tmp_path, caplog):
+    with mlflow.start_run(), caplog.at_level(logging.WARNING, "monai_diffae"):
+        log_to_open_run({"a": 1.0}, [tmp_path / "mni-000000.png"], "edits")  # which is not there
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'no' / 'folder' / 'x.db'}")
+        (tmp_path / "no").write_text("a file where a folder should be")
+        fit_direction(labelled.embeddings, "wide", tmp_path / "wide.json")
+        mlflow.set_tracking_uri(f"sqlite:///{server / 'mlflow.db'}")
+    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.tracking"]
+    assert len(warnings) == 2
+    assert all(text.startswith("MLflow tracking failed: ") for text in warnings)
+    assert "mni-" not in "".join(warnings)
+    assert (tmp_path / "wide.json").read_bytes() == labelled.direction.read_bytes()
