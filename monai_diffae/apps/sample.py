@@ -107,6 +107,7 @@ def sample(
     source = _suffix(image_format, shape)
     made_from = {
         "model": checksum(bundle), "latent_model": file_checksum(Path(bundle) / "models" / "latent_model.pt"),
+        "latent_config": file_checksum(Path(bundle) / "models" / "latent_config.json"),
         **inferer_settings(trained.inferer), "seed": seed, "image_format": source,
         "direction": None if direction is None else file_checksum(direction),
         "side": side, "min_probability": min_probability, "overrides": dict(overrides or {}),
