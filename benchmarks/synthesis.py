@@ -95,7 +95,7 @@ def measure_edits(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, A
     alongs: tuple[Along, ...] = ("pattern", "weight")
     test = opened.choose(split="test")
     chosen = [test[i] for i in np.linspace(0, len(test) - 1, min(args.num_cases, len(test))).astype(int)]
-    for coded in opened.coded(chosen, args.out, f"editing {len(chosen)} cases"):
+    for number, coded in enumerate(opened.coded(chosen, args.out, f"editing {len(chosen)} cases")):
         for along in alongs:
             z = np.concatenate([direction.move(coded.z_sem.numpy(), amount, along) for amount in AMOUNTS])
             images = opened.decode(torch.from_numpy(z), coded.x_T)
@@ -103,11 +103,10 @@ def measure_edits(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, A
             said, own = classifier(images)[:, 0].numpy(), direction.distance(again)
             mse = (images - images[AMOUNTS.index(0)]).square().flatten(1).mean(dim=1).numpy()
             rows += [
-                {"case": len(rows), "along": along, "amount": a, "logit": x, "distance": d, "mse": m}
+                {"case": number, "along": along, "amount": a, "logit": x, "distance": d, "mse": m}
                 for a, x, d, m in zip(AMOUNTS, said, own, mse, strict=True)
             ]
     table = pd.DataFrame(rows)
-    table["case"] = np.repeat(np.arange(len(table) // len(AMOUNTS)), len(AMOUNTS))
     table.to_csv(args.out / "edits.csv", index=False)
     found: dict[str, Any] = {"classifier_auroc": auroc, "num_cases": len(chosen)}
     for along, group in table.groupby("along"):

@@ -17,6 +17,7 @@ from monai_diffae.apps.embed import encode_exactly
 from monai_diffae.apps.reading import (
     checksum,
     checksum_of,
+    config_checksum,
     inferer_settings,
     open_bundle,
     read_cases,
@@ -56,6 +57,7 @@ class OpenedCohort:
         encoder_key: the image that the encoder sees.
         made_from: what results depend on, for their record.
         failures: cases that :meth:`coded` could not read.
+        are_named: whether cases were chosen by their ids.
     """
 
     trained: TrainedBundle
@@ -63,6 +65,7 @@ class OpenedCohort:
     encoder_key: str
     made_from: dict[str, Any]
     failures: list[Failure] = field(default_factory=list)
+    are_named: bool = False
 
     def choose(
         self, ids: Sequence[str] | None = None, split: str | None = None, limit: int | None = None
@@ -79,6 +82,7 @@ class OpenedCohort:
                 if name not in by_id:
                     near = difflib.get_close_matches(name, by_id, n=1, cutoff=0)
                     raise CohortError(f"case: the cohort has no '{name}'; did you mean '{near[0]}'?")
+            self.are_named = True
             return [by_id[name] for name in dict.fromkeys(ids)]
         if split not in (None, "train", "val", "test"):
             raise ConfigError(f"split: {split!r} is not one of train, val, test")
@@ -96,7 +100,8 @@ class OpenedCohort:
         """
         trained = self.trained
         read = read_cases(self.cohort, trained, out, encoder_key=self.encoder_key, only=cases, workers=workers)
-        self.failures = read.failures
+        named = {case.id for case in cases} if self.are_named else None  # other bad scans are no concern of theirs
+        self.failures = [failure for failure in read.failures if named is None or failure.case_id in named]
         for i in shown(range(len(read.cases)), text):
             item = read.dataset[i]
             image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
@@ -135,8 +140,8 @@ def open_cohort(
     trained = open_bundle(bundle, device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     made_from = {
-        "model": checksum(bundle), "cohort": split.fingerprint, **inferer_settings(trained.inferer),
-        "overrides": dict(overrides or {}),
+        "model": checksum(bundle), "config": config_checksum(bundle), "cohort": split.fingerprint,
+        **inferer_settings(trained.inferer), "overrides": dict(overrides or {}),
     }  # fmt: skip
     return OpenedCohort(trained, split, encoder_key, made_from)
 

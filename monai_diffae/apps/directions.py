@@ -23,7 +23,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.latents import fit_direction as fit
 from monai_diffae.latents.probes import score_with_interval
-from monai_diffae.latents.targets import missing
+from monai_diffae.latents.targets import class_name, missing, rest_of
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,11 @@ def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -
     if label not in graded:
         return {}
     known = graded[~missing(graded[label].tolist())]
+    if direction.classes is not None and direction.classes[0] != rest_of(direction.classes[1]):
+        is_one = known[label].map(class_name).isin(direction.classes)
+        if not is_one.all():
+            logger.info("%d cases of other classes are graded, and not scored", int((~is_one).sum()))
+        known = known[is_one]
     splits = {"all": known} if "split" not in known else dict(iter(known.groupby("split")))
     scores = {}
     for name, rows in splits.items():

@@ -18,7 +18,7 @@ from monai_diffae.apps.coding import CodedCase, OpenedCohort, checksum_of_cases,
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
 from monai_diffae.apps.images import names_of, remove_images
-from monai_diffae.apps.reading import file_checksum, run_once
+from monai_diffae.apps.reading import checksum_of, file_checksum, run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -26,6 +26,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic, in_colours
 from monai_diffae.latents import Direction
 from monai_diffae.latents.directions import Along
+from monai_diffae.latents.targets import Kind
 from monai_diffae.transforms import NativeSpace, write_native
 
 AMOUNTS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
@@ -131,6 +132,7 @@ def edit(
         **opened.made_from, "cases": checksum_of_cases(chosen), "direction": file_checksum(direction),
         "amounts": amounts, "along": along, "watch": [file_checksum(file) for file in watch],
         "embeddings": None if embeddings is None else file_checksum(embeddings),
+        "patients": checksum_of([case.patient for case in chosen]),
     }  # fmt: skip
 
     def make() -> dict[str, Any]:
@@ -150,7 +152,7 @@ def edit(
         table = pd.concat(tables)
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         _draw(picture, shown, amounts, opened.trained.model_range)
-        rises = table.groupby("id", sort=False)["prediction"].apply(_rises)
+        rises = table.groupby("id", sort=False)["prediction"].apply(_rises, kind=wanted.kind)
         numbers = {"num_cases": len(rises), "num_failed": len(opened.failures), "monotone": float(rises.mean())}
         log_to_open_run(numbers, [picture], "edits")
         return numbers
@@ -232,9 +234,11 @@ def _draw(
     write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles))
 
 
-def _rises(predictions: pd.Series[float]) -> bool:
+def _rises(predictions: pd.Series[float], kind: Kind) -> bool:
     """Whether each is above the one before; a probability of 0 or 1, to rounding, may stay so."""
     values = predictions.to_numpy()
+    if kind == "continuous":
+        return bool((np.diff(values) > 0).all())
     is_at_an_end = (np.maximum(values[:-1], values[1:]) < 1e-6) | (np.minimum(values[:-1], values[1:]) > 1 - 1e-6)
     return bool(((np.diff(values) > 0) | is_at_an_end).all())
 

@@ -163,12 +163,16 @@ def model_of(embeddings: str | os.PathLike[str]) -> str:
     path = Path(embeddings)
     record = path.with_suffix(".json")
     try:
-        return str(json.loads(record.read_text())["made_from"]["model"])
+        content = json.loads(record.read_text())
+        model, is_finished = str(content["made_from"]["model"]), bool(content["results"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path.name}: no record {record.name} beside it says which model made it; make both with "
             "monai-diffae embed"
         ) from error
+    if not is_finished:  # a run that was killed between the record and the table
+        raise ConfigError(f"{path.name}: was not finished; run monai-diffae embed again")
+    return model
 
 
 def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:

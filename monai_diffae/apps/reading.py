@@ -163,6 +163,12 @@ def checksum(directory: str | os.PathLike[str]) -> str:
     return file_checksum(path)
 
 
+def config_checksum(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 of what describes a bundle's model: ``models/config.json``, or without it ``configs/train.json``."""
+    ran = Path(directory) / "models" / "config.json"
+    return file_checksum(ran if ran.is_file() else Path(directory) / "configs" / "train.json")
+
+
 def file_checksum(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as stream:
@@ -237,7 +243,10 @@ def run_once(
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", results[0].name)
         return done, True
-    record.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; name a folder as --out") from error
     write_record(record, made_from, {})  # not finished: for a run that is killed before the end
     numbers = dict(make())
     write_record(record, made_from, numbers)

@@ -16,7 +16,15 @@ from torch import Tensor
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.images import is_picture, remove_images, write_image
 from monai_diffae.apps.latent import TrainedLatent, load_latent
-from monai_diffae.apps.reading import checksum, file_checksum, inferer_settings, open_bundle, run_once, shown
+from monai_diffae.apps.reading import (
+    checksum,
+    config_checksum,
+    file_checksum,
+    inferer_settings,
+    open_bundle,
+    run_once,
+    shown,
+)
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.scans import read_scan
@@ -106,7 +114,8 @@ def sample(
     shape = (int(trained.config["in_channels"]), *map(int, trained.config["image_size"]))
     source = _suffix(image_format, shape)
     made_from = {
-        "model": checksum(bundle), "latent_model": file_checksum(Path(bundle) / "models" / "latent_model.pt"),
+        "model": checksum(bundle), "config": config_checksum(bundle),
+        "latent_model": file_checksum(Path(bundle) / "models" / "latent_model.pt"),
         "latent_config": file_checksum(Path(bundle) / "models" / "latent_config.json"),
         **inferer_settings(trained.inferer), "seed": seed, "image_format": source,
         "direction": None if direction is None else file_checksum(direction),

@@ -16,7 +16,15 @@ from monai_diffae.apps.coding import checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import training_codes
 from monai_diffae.apps.embed import check_made_with
 from monai_diffae.apps.images import names_of, remove_images, write_image
-from monai_diffae.apps.reading import checksum, file_checksum, inferer_settings, open_bundle, run_once, shown
+from monai_diffae.apps.reading import (
+    checksum,
+    config_checksum,
+    file_checksum,
+    inferer_settings,
+    open_bundle,
+    run_once,
+    shown,
+)
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.seeding import image_noise
@@ -105,7 +113,11 @@ def walk(
     if case is None or cohort is None:
         trained = open_bundle(bundle, device, overrides)
         opened, cases = None, []
-        settings: dict[str, Any] = {"model": checksum(bundle), **inferer_settings(trained.inferer)}
+        settings: dict[str, Any] = {
+            "model": checksum(bundle),
+            "config": config_checksum(bundle),
+            **inferer_settings(trained.inferer),
+        }
     else:
         opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
         trained, cases, settings = opened.trained, opened.choose([case]), opened.made_from

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
+from monai_diffae.apps.reading import run_once
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -88,3 +89,10 @@ def test_what_results_depend_on_holds_no_names(opened, labelled):
     first, second = opened.choose(limit=2)
     digests = {checksum_of_cases(cases) for cases in ([first], [second], [first, second], [second, first])}
     assert len(digests) == 4
+
+
+def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
+    (tmp_path / "taken").write_text("")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(ConfigError, match="is a file, or lies below one; name a folder as --out"):
+            run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)

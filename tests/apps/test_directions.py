@@ -190,3 +190,10 @@ def test_a_direction_of_another_size_or_model_is_refused(labelled, changed, tmp_
     with pytest.raises(ConfigError, match="was fitted to another model"):
         grade(labelled.embeddings, tmp_path / "other.json", tmp_path / "g.csv")
     assert not (tmp_path / "g.csv").exists()
+
+
+def test_cases_of_a_class_that_it_does_not_know_are_graded_and_not_scored(labelled, table, changed, tmp_path):
+    odd = table["wide"].where(table.index != table.index[-1], "perhaps")
+    result = grade(changed("three", wide=odd), labelled.direction, tmp_path / "grades.csv")
+    assert len(pd.read_csv(tmp_path / "grades.csv")) == len(table)
+    assert sum(row["num_cases"] for row in result.scores.values()) <= len(table) - 1

@@ -10,7 +10,7 @@ from PIL import Image
 
 from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.directions import fit_direction, read_direction
-from monai_diffae.apps.edit import edit
+from monai_diffae.apps.edit import _rises, edit
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     alone.drop(columns="patient").to_parquet(tmp_path / "nameless.parquet")
     for name in ("alone", "nameless"):
         shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path / f"{name}.json")
-    other_model = {"made_from": {"model": "0" * 64}, "results": {}}
+    other_model = {"made_from": {"model": "0" * 64}, "results": {"num_cases": 1}}
     shutil.copy(labelled.embeddings, tmp_path / "foreign.parquet")
     (tmp_path / "foreign.json").write_text(json.dumps(other_model))
     wrong = [
@@ -238,3 +238,11 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
             edit(labelled.bundle, labelled.cohort, tmp_path / "out", **{**options, **changed})
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_monotone_is_strict_of_values_and_forgives_certain_probabilities():
+    certain = pd.Series([1e-9, 1e-9, 0.2, 0.9, 1 - 1e-9, 1 - 1e-9])
+    assert _rises(certain, "binary")
+    assert not _rises(certain, "continuous")
+    assert not _rises(pd.Series([50.0, 48.0, 52.0]), "continuous")
+    assert not _rises(pd.Series([0.3, 0.2, 0.9]), "binary")
