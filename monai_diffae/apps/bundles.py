@@ -135,6 +135,11 @@ class TrainedBundle:
         return float(low), float(high)
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, *S) of an image that the model takes and makes."""
+        return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
+
+    @property
     def z_channels(self) -> int:
         """The size of z_sem."""
         return int(self.network.z_channels)  # type: ignore[arg-type]

@@ -88,10 +88,7 @@ class OpenedCohort:
             raise ConfigError(f"split: {split!r} is not one of train, val, test")
         if limit is not None and limit < 1:
             raise ConfigError(f"limit: {limit} is below 1")
-        cases = [case for case in self.cohort.cases if split in (None, case.split)][:limit]
-        if not cases:
-            raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
-        return cases
+        return cases_of(self.cohort, split, limit)
 
     def coded(self, cases: Sequence[Case], out: Path, text: str, workers: int = 0) -> Iterator[CodedCase]:
         """Each case with its codes, on the bundle's device; those that cannot be read go to ``out/failures.csv``.
@@ -144,6 +141,18 @@ def open_cohort(
         **inferer_settings(trained.inferer), "overrides": dict(overrides or {}),
     }  # fmt: skip
     return OpenedCohort(trained, split, encoder_key, made_from)
+
+
+def cases_of(cohort: SplitCohort, split: str | None, limit: int | None) -> list[Case]:
+    """The first ``limit`` cases of a split; None: of all, and all of them.
+
+    Raises:
+        CohortError: there are none.
+    """
+    cases = [case for case in cohort.cases if split in (None, case.split)][:limit]
+    if not cases:
+        raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
+    return cases
 
 
 def checksum_of_cases(cases: Sequence[Case]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from monai_diffae.apps.coding import CodedCase, OpenedCohort, checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
-from monai_diffae.apps.images import names_of, remove_images
+from monai_diffae.apps.images import names_of, remove_images, titles_of
 from monai_diffae.apps.reading import checksum_of, file_checksum, run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
@@ -230,8 +230,7 @@ def _draw(
     for i, (images, differences) in enumerate(shown, start=1):
         rows[f"case {i}"] = images
         rows[f"difference {i}"] = in_colours(differences, limit, model_range=model_range)
-    titles = [f"{amount:+g}" if amount else "0" for amount in amounts]
-    write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles))
+    write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles_of(amounts)))
 
 
 def _rises(predictions: pd.Series[float], kind: Kind) -> bool:

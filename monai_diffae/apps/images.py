@@ -58,3 +58,13 @@ def names_of(amounts: Sequence[float]) -> list[str]:
     if twice is not None:
         raise ConfigError(f"amounts: two of them are {twice} to two digits, by which images are named; leave one out")
     return names
+
+
+def titles_of(amounts: Sequence[float]) -> list[str]:
+    """Amounts as they stand above a picture's columns.
+
+    Example:
+        >>> titles_of([-2, 0, 0.5])
+        ['-2', '0', '+0.5']
+    """
+    return [f"{amount:+g}" if amount else "0" for amount in amounts]

@@ -16,9 +16,9 @@ from monai_diffae.apps.bundles import build, complete_bundle, export_bundle, rea
 from monai_diffae.apps.embed import check_made_with, embed
 from monai_diffae.apps.reading import checksum
 from monai_diffae.apps.train import train
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, rows_of_split, z_of
 from monai_diffae.engines.run_config import model_config
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import LatentInferer
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.networks import LatentMLP
@@ -181,9 +181,7 @@ def training_statistics(table: pd.DataFrame) -> LatentStatistics:
     Raises:
         CohortError: there are no training cases.
     """
-    if "split" not in table or not (table["split"] == "train").any():
-        raise CohortError("the embeddings have no case of the split 'train'; embed a cohort that has one")
-    return LatentStatistics.of(z_of(table[table["split"] == "train"]))
+    return LatentStatistics.of(z_of(rows_of_split(table, "train")))
 
 
 def set_statistics(network: LatentMLP, statistics: LatentStatistics) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.split_cohort import SplitCohort, split_cohort
 from monai_diffae.data.tables import column_names
-from monai_diffae.diffusion import Solver
+from monai_diffae.diffusion import SOLVERS, Solver, Spacing
 from monai_diffae.engines.config_values import check_device
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.inferers import DiffusionAutoencoderInferer, Inversion
 
 logger = logging.getLogger(__name__)
 
@@ -271,6 +271,35 @@ def shown(items: Sequence[T], text: str) -> Iterator[T]:
     from rich.progress import track
 
     yield from track(items, description=text, console=Console(stderr=True), transient=True)
+
+
+def inferer_overrides(
+    overrides: Mapping[str, Any] | None, steps: int | None, invert_steps: int | None = None, **names: str | None
+) -> dict[str, Any]:
+    """The overrides of a bundle's config, with what was said in words of its own.
+
+    Args:
+        overrides: ids of the config and their values.
+        steps: network evaluations for decoding.
+        invert_steps: network evaluations for inversion; None: those that go with ``steps``, where that is given.
+        names: the inferer's ``solver``, ``inversion`` and ``spacing``; None: the bundle's.
+
+    Raises:
+        ConfigError: no such solver, inversion or spacing.
+
+    Example:
+        >>> inferer_overrides({}, 50, solver="unipc")
+        {'inferer#invert_steps': None, 'inferer#num_steps': 50, 'inferer#solver': 'unipc'}
+    """
+    choices = {"solver": SOLVERS, "inversion": get_args(Inversion), "spacing": get_args(Spacing)}
+    for key, name in names.items():
+        if name is not None and name not in choices[key]:
+            raise ConfigError(f"{key} is {name!r}; choose one of: {', '.join(choices[key])}")
+    values = {"num_steps": steps, "invert_steps": invert_steps, **names}
+    said = {f"inferer#{key}": value for key, value in values.items() if value is not None}
+    # those that go with ``steps``, not the bundle's
+    default = {} if steps is None else {"inferer#invert_steps": None}
+    return {**default, **(overrides or {}), **said}
 
 
 def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.coding import cases_of, checksum_of_cases
 from monai_diffae.apps.embed import encode_exactly
 from monai_diffae.apps.images import remove_images, write_image
 from monai_diffae.apps.reading import (
     checksum,
-    checksum_of,
     finished,
+    inferer_overrides,
     inferer_settings,
     open_bundle,
     read_cases,
@@ -28,11 +29,9 @@ from monai_diffae.apps.reading import (
 )
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.diffusion import SOLVERS, Spacing
 from monai_diffae.engines.seeding import image_noise, seed_of
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic
-from monai_diffae.inferers import Inversion
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 
@@ -129,15 +128,13 @@ def reconstruct(
     folder = Path(out)
     _check(mode, steps, invert_steps, limit, batch_size, split)
     made_from: dict[str, Any] = {"model": checksum(bundle)}
-    said = _inferer_overrides(overrides, steps, invert_steps, solver=solver, inversion=inversion, spacing=spacing)
+    said = inferer_overrides(overrides, steps, invert_steps, solver=solver, inversion=inversion, spacing=spacing)
     trained = open_bundle(bundle, device, said)
     settings = inferer_settings(trained.inferer)
     whole, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
-    chosen = [case for case in whole.cases if split in (None, case.split)][:limit]
-    if not chosen:
-        raise CohortError(f"no case is in the split '{split}'; choose another, or leave it out")
+    chosen = cases_of(whole, split, limit)
     made_from |= {
-        "cohort": whole.fingerprint, "cases": checksum_of([case.id for case in chosen]), "mode": mode, **settings,
+        "cohort": whole.fingerprint, "cases": checksum_of_cases(chosen), "mode": mode, **settings,
         "seed": seed, "overrides": dict(overrides or {}),
     }  # fmt: skip
     table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
@@ -200,21 +197,6 @@ def _reconstruct_batch(
                 columns |= {f"x_T_{statistic}": v.cpu() for statistic, v in noise_statistics(x_T).items()}
     rows = [{"id": case.id, **{key: float(v[i]) for key, v in columns.items()}} for i, case in enumerate(batch)]
     return rows, pictures
-
-
-def _inferer_overrides(
-    overrides: Mapping[str, Any] | None, steps: int | None, invert_steps: int | None, **names: str | None
-) -> dict[str, Any]:
-    """The overrides of the bundle's config, with what was said in words of its own."""
-    choices = {"solver": SOLVERS, "inversion": get_args(Inversion), "spacing": get_args(Spacing)}
-    for key, name in names.items():
-        if name is not None and name not in choices[key]:
-            raise ConfigError(f"{key} is {name!r}; choose one of: {', '.join(choices[key])}")
-    values = {"num_steps": steps, "invert_steps": invert_steps, **names}
-    said = {f"inferer#{key}": value for key, value in values.items() if value is not None}
-    # those that go with ``steps``, not the bundle's
-    default = {} if steps is None else {"inferer#invert_steps": None}
-    return {**default, **(overrides or {}), **said}
 
 
 def _warn_of_structure(means: Mapping[str, float]) -> None:

@@ -111,7 +111,7 @@ def sample(
     trained = open_bundle(bundle, device, overrides)
     latent = load_latent(bundle, trained.device)
     chosen = None if direction is None else _classifier(direction, bundle, latent)
-    shape = (int(trained.config["in_channels"]), *map(int, trained.config["image_size"]))
+    shape = trained.image_shape
     source = _suffix(image_format, shape)
     made_from = {
         "model": checksum(bundle), "config": config_checksum(bundle),

@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import training_codes
 from monai_diffae.apps.embed import check_made_with
-from monai_diffae.apps.images import names_of, remove_images, write_image
+from monai_diffae.apps.images import names_of, remove_images, titles_of, write_image
 from monai_diffae.apps.reading import (
     checksum,
     config_checksum,
@@ -130,9 +130,8 @@ def walk(
 
     @torch.no_grad()
     def make() -> dict[str, Any]:
-        shape = (int(trained.config["in_channels"]), *map(int, trained.config["image_size"]))
         start = torch.from_numpy(statistics.mean)[None].to(trained.device)
-        x_T = image_noise(shape, seed, list(range(num_noises))).to(trained.device)
+        x_T = image_noise(trained.image_shape, seed, list(range(num_noises))).to(trained.device)
         source = ".png"
         if opened is not None:
             coded = next(opened.coded(cases, folder, "inverting the case"))
@@ -150,9 +149,7 @@ def walk(
             for name, image in zip(names, images, strict=True):
                 write_image(folder / "images" / f"{k + 1:03d}_{name}", image, model_range, source)
             rows[f"{k + 1}: {found.explained[k]:.0%}"] = images
-        write_atomic(
-            picture, lambda path: draw_mosaic(rows, path, model_range, [f"{a:+g}" if a else "0" for a in amounts])
-        )
+        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, titles_of(amounts)))
         table = pd.DataFrame({"component": range(1, len(rows) + 1), "std": found.spreads, "explained": found.explained})
         write_atomic(folder / "components.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         log_to_open_run({}, [picture], "walk")

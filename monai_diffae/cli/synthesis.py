@@ -40,8 +40,9 @@ _AMOUNTS = "-3,-2,-1,0,1,2,3"
 
 
 def _decoding(settings: list[str] | None, steps: int | None, solver: str | None) -> dict[str, Any]:
-    said = {"inferer#num_steps": steps, "inferer#solver": solver}
-    return settings_of(settings) | {key: value for key, value in said.items() if value is not None}
+    from monai_diffae.apps.reading import inferer_overrides
+
+    return inferer_overrides(settings_of(settings), steps, solver=solver)
 
 
 @commands.command("train-latent", epilog="Example: monai-diffae train-latent --bundle my_model --cohort scans.csv")

@@ -80,6 +80,18 @@ def z_of(table: pd.DataFrame) -> NDArray[np.float32]:
     return z
 
 
+def rows_of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of ``train``, ``val`` or ``test``.
+
+    Raises:
+        CohortError: no column ``split``, or no such case.
+    """
+    rows = table[table["split"] == split] if "split" in table else table.iloc[:0]
+    if rows.empty:
+        raise CohortError(f"the embeddings have no case of the split '{split}'; embed a cohort that has one")
+    return rows
+
+
 def embeddings_fingerprint(table: pd.DataFrame) -> str:
     """A SHA-256 of the z_sem and their splits; ids and labels do not count."""
     digest = hashlib.sha256(z_of(table).astype("<f4").tobytes())
@@ -118,9 +130,7 @@ class EmbeddedCases(Dataset[dict[str, Any]]):
         transform: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
         draws: int = 1,
     ) -> None:
-        rows = table[table["split"] == split] if "split" in table else table.iloc[:0]
-        if rows.empty:
-            raise CohortError(f"the embeddings have no case of the split '{split}'; embed a cohort that has one")
+        rows = rows_of_split(table, split)
         z = z_of(rows)
         self.z = torch.tensor(z if transform is None else transform(z), dtype=torch.float32)
         self.ids = [str(case) for case in rows["id"]]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.direction_content import checked_content
+from monai_diffae.latents.direction_content import FORMAT, VERSION, checked_content
 from monai_diffae.latents.statistics import Codes, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, class_name, missing, rest_of
 
@@ -179,7 +179,7 @@ class Direction:
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it, without any loss."""
         return {
-            "format": "monai_diffae.direction", "version": 1,
+            "format": FORMAT, "version": VERSION,
             "target": self.target, "kind": self.kind, "classes": None if self.classes is None else list(self.classes),
             "weight": self.weight.tolist(), "pattern": self.pattern.tolist(),
             "intercept": self.intercept, "slope": self.slope, "offset": self.offset,
