@@ -18,6 +18,7 @@ from monai.utils import ensure_tuple
 
 from monai_diffae.engines.config_values import check_values, is_formula, references, strings
 from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
+from monai_diffae.networks.blocks import shown_divisors
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # ids that a run itself looks for, and those that MONAI's applications do, whether or not the config refers to them
@@ -79,15 +80,18 @@ def check_image_size(network: object, image_size: Sequence[int]) -> None:
 
     Example:
         >>> from types import SimpleNamespace
-        >>> check_image_size(SimpleNamespace(size_divisor=16), [50, 64])
+        >>> check_image_size(SimpleNamespace(size_divisors=(16, 16)), [50, 64])
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: image_size is [50, 64]; each must be a multiple of 16, such as [48, 64]
+        monai_diffae.errors.ConfigError: image_size is [50, 64]; the network needs multiples of 16, such as [48, 64]
     """
-    divisor = int(getattr(network, "size_divisor", 1))
-    if any(size % divisor or size < 1 for size in image_size):
-        nearest = [max(divisor, round(size / divisor) * divisor) for size in image_size]
-        raise ConfigError(f"image_size is {list(image_size)}; each must be a multiple of {divisor}, such as {nearest}")
+    divisors = getattr(network, "size_divisors", (1,) * len(image_size))
+    if len(image_size) != len(divisors):
+        raise ConfigError(f"image_size is {list(image_size)}; a {len(divisors)}D network takes {len(divisors)} sizes")
+    if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
+        nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
+        multiples = f"multiples of {shown_divisors(divisors)}"
+        raise ConfigError(f"image_size is {list(image_size)}; the network needs {multiples}, such as {nearest}")
 
 
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:

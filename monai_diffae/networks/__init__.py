@@ -9,6 +9,7 @@ from monai_diffae.networks.official_latent import load_official_latent
 from monai_diffae.networks.official_weights import load_official
 from monai_diffae.networks.presets import PRESETS, preset
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
+from monai_diffae.networks.strides import anisotropic_strides
 
 __all__ = [
     "PRESETS",
@@ -16,6 +17,7 @@ __all__ = [
     "DiffusionAutoencoder",
     "LatentMLP",
     "SemanticEncoder",
+    "anisotropic_strides",
     "load_official",
     "load_official_latent",
     "preset",

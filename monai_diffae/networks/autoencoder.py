@@ -41,11 +41,14 @@ class DiffusionAutoencoder(nn.Module):
         encoder: any network (B, encoder_in_channels, *S) -> (B, z_channels) in place of :class:`SemanticEncoder`,
             for example MONAI's ``resnet18`` by a ``_target_`` in a bundle's config. If it returns several things,
             the first counts.
+        strides: by how much each level but the first is smaller than the one before, a number or one an axis, for
+            the deeper of the two networks (the encoder, by default); None: 2. See
+            :func:`~monai_diffae.networks.strides.anisotropic_strides`.
 
     Attributes:
         config: the arguments above as JSON can hold them: ``DiffusionAutoencoder(**config)`` builds this network
             again. A foreign encoder is there by its class's name, and must then be given anew.
-        size_divisor: every spatial size must be a multiple of it.
+        size_divisors: what each spatial size must be a multiple of.
 
     Raises:
         ConfigError: settings that give no network; in ``encode`` and ``forward``, images of a wrong shape.
@@ -79,6 +82,7 @@ class DiffusionAutoencoder(nn.Module):
         encoder_in_channels: int | None = None,
         encoder_num_res_blocks: int | None = None,
         encoder: nn.Module | None = None,
+        strides: Sequence[int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(encoder, str):
@@ -111,6 +115,7 @@ class DiffusionAutoencoder(nn.Module):
             "encoder_in_channels": self.encoder_in_channels,
             "encoder_num_res_blocks": encoder_num_res_blocks,
             "encoder": None if encoder is None else f"{type(encoder).__module__}.{type(encoder).__qualname__}",
+            "strides": None if strides is None else [s if isinstance(s, int) else list(s) for s in strides],
         }
         self.config = config  # not annotated here: TorchScript would try to compile it
         self.unet = DenoisingUNet(
@@ -126,6 +131,7 @@ class DiffusionAutoencoder(nn.Module):
             time_embed_channels,
             dropout,
             use_checkpoint,
+            strides,
         )
         if encoder is None:
             encoder = SemanticEncoder(
@@ -138,10 +144,11 @@ class DiffusionAutoencoder(nn.Module):
                 encoder_attention_levels,
                 num_heads,
                 use_checkpoint,
+                strides,
             )
         self.encoder = encoder
-        encoder_divisor = encoder.size_divisor if isinstance(encoder, SemanticEncoder) else 1
-        self.size_divisor = max(self.unet.size_divisor, encoder_divisor)
+        own = encoder.size_divisors if isinstance(encoder, SemanticEncoder) else (1,) * spatial_dims
+        self.size_divisors = tuple(max(pair) for pair in zip(self.unet.size_divisors, own, strict=True))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Clean images (B, encoder_in_channels, *S), normally in [-1, 1] -> z_sem (B, z_channels).
@@ -151,7 +158,7 @@ class DiffusionAutoencoder(nn.Module):
                 is not (B, z_channels).
         """
         if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.encoder_in_channels, self.size_divisor, "the image to encode")
+            check_images(x, self.spatial_dims, self.encoder_in_channels, self.size_divisors, "the image to encode")
         z_sem = self.encoder(x)
         if isinstance(z_sem, (tuple, list)):  # MONAI's ViT also returns its hidden states
             z_sem = z_sem[0]
@@ -165,7 +172,7 @@ class DiffusionAutoencoder(nn.Module):
         """Predict from noisy images; ``forward(x)`` alone is the prediction for x at time step 0 with Enc(x).
 
         Args:
-            x: noisy images x_t (B, C, *S); every size a multiple of ``size_divisor``.
+            x: noisy images x_t (B, C, *S); every size a multiple of its ``size_divisors``.
             timesteps: (B,), integers or floats; None: 0 everywhere.
             context: z_sem (B, z_channels), or the clean images (B, encoder_in_channels, *S), which get encoded
                 here; None: x itself gets encoded.
@@ -177,7 +184,7 @@ class DiffusionAutoencoder(nn.Module):
             ConfigError: images or z_sem of a wrong shape.
         """
         if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.unet.in_channels, self.size_divisor, "the noisy image")
+            check_images(x, self.spatial_dims, self.unet.in_channels, self.size_divisors, "the noisy image")
         if context is None:
             context = x
         is_image = context.ndim == self.spatial_dims + 2

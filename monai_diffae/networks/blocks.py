@@ -35,19 +35,39 @@ def zero_initialised(module: nn.Module) -> nn.Module:
     return module
 
 
+class SameConv3d(nn.Conv3d):
+    """A 3D convolution of size 3 that keeps the spatial size, with right gradients for a first axis of 2 too.
+
+    oneDNN 3.12 (PyTorch 2.13) leaves part of the weights' gradient unwritten, in bfloat16 on a CPU, where the first
+    axis has 2 positions and is padded by the convolution; not where it is padded beforehand.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, *S) -> (B, C_out, *S)."""
+        if input.shape[2] == 2:
+            padded = F.pad(input, [0, 0, 0, 0, 1, 1])
+            return F.conv3d(padded, self.weight, self.bias, padding=[0, 1, 1])
+        return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
+
+
 def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """A convolution of size 3 that keeps the spatial size."""
+    if spatial_dims == 3:
+        return SameConv3d(in_channels, out_channels)
     return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisor: int, name: str) -> None:
+def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisors: Sequence[int], name: str) -> None:
     """Refuse images that a network cannot take, in one line that says which would do.
 
     Args:
         x: images (B, C, *S).
         spatial_dims: number of spatial axes.
         channels: the C that the network was built for.
-        divisor: what every spatial size must be a multiple of.
+        divisors: what each spatial size must be a multiple of.
         name: what to call the images in the message.
 
     Raises:
@@ -59,13 +79,23 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisor: int
     if x.shape[1] != channels:
         raise ConfigError(f"{name} has {x.shape[1]} channels: the network was built for {channels}")
     size = tuple(x.shape[2:])
-    if any(s % divisor or s == 0 for s in size):
-        near = [sorted({max(s // divisor, 1) * divisor, max(-(-s // divisor), 1) * divisor}) for s in size]
+    if any(s % d or s == 0 for s, d in zip(size, divisors, strict=True)):
+        near = [sorted({max(s // d, 1) * d, max(-(-s // d), 1) * d}) for s, d in zip(size, divisors, strict=True)]
         would_do = " x ".join(" or ".join(map(str, axis)) for axis in near)
         raise ConfigError(
-            f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of {divisor}; "
-            f"crop, pad or resize to {would_do}"
+            f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of "
+            f"{shown_divisors(divisors)}; crop, pad or resize to {would_do}"
         )
+
+
+def shown_divisors(divisors: Sequence[int]) -> str:
+    """What sizes must be multiples of, as a message says it.
+
+    Example:
+        >>> shown_divisors([16, 16]), shown_divisors([16, 16, 2])
+        ('16', '16 x 16 x 2')
+    """
+    return str(divisors[0]) if len(set(divisors)) == 1 else " x ".join(map(str, divisors))
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -89,30 +119,40 @@ class ChannelGroupNorm(nn.GroupNorm):
 
 
 class HalvingPool(nn.Module):
-    """The mean over 2 x 2 (x 2) neighbours.
+    """The mean over 2 x 2 (x 2) neighbours, or over two along some of the axes.
 
     In 3D it adds strided slices: PyTorch's ``avg_pool3d`` on the CPU knows neither ``channels_last_3d`` nor
     bfloat16, and autocast sends it to float32.
+
+    Args:
+        stride: for each spatial axis 2, or 1 where it keeps its size.
     """
 
-    def __init__(self, spatial_dims: int) -> None:
+    def __init__(self, stride: Sequence[int]) -> None:
         super().__init__()
-        self.pool = Pool[Pool.AVG, 2](kernel_size=2) if spatial_dims == 2 else None
+        self.pool = Pool[Pool.AVG, 2](kernel_size=tuple(stride)) if len(stride) == 2 else None
+        self.halved = [axis for axis, step in enumerate(stride, 2) if step == 2]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, *S) -> (B, C, *S/2)."""
+        """(B, C, *S) -> (B, C, *S / stride)."""
         if self.pool is not None:
             return self.pool(x)
-        x = x[:, :, 0::2] + x[:, :, 1::2]
-        x = x[:, :, :, 0::2] + x[:, :, :, 1::2]
-        return (x[..., 0::2] + x[..., 1::2]) * 0.125
+        if 2 in self.halved:
+            x = x[:, :, 0::2] + x[:, :, 1::2]
+        if 3 in self.halved:
+            x = x[:, :, :, 0::2] + x[:, :, :, 1::2]
+        if 4 in self.halved:
+            x = x[..., 0::2] + x[..., 1::2]
+        return x * 0.5 ** len(self.halved)
 
 
-def resampling(spatial_dims: int, resample: str) -> nn.Module:
+def resampling(resample: str, stride: Sequence[int]) -> nn.Module:
     """The layer for ``"down"`` (mean of neighbours), ``"up"`` (nearest) or ``"none"``."""
+    if resample == "none" or set(stride) == {1}:
+        return nn.Identity()
     if resample == "down":
-        return HalvingPool(spatial_dims)
-    return nn.Upsample(scale_factor=2.0, mode="nearest") if resample == "up" else nn.Identity()
+        return HalvingPool(stride)
+    return nn.Upsample(scale_factor=tuple(float(step) for step in stride), mode="nearest")
 
 
 def skip_connection(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
@@ -132,21 +172,29 @@ class PlainBlock(nn.Module):
         in_channels: width of the input.
         out_channels: width of the output.
         resample: ``"none"`` or ``"down"``; acts before the convolution and on the skip connection.
+        stride: by how much, for each axis; None: 2 along all.
 
     Example:
         >>> PlainBlock(2, 32, 64, resample="down")(torch.zeros(1, 32, 8, 8)).shape
         torch.Size([1, 64, 4, 4])
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, resample: str = "none") -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        resample: str = "none",
+        stride: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.norm1 = ChannelGroupNorm(in_channels)
-        self.resample = resampling(spatial_dims, resample)
+        self.resample = resampling(resample, stride or (2,) * spatial_dims)
         self.conv1 = conv3(spatial_dims, in_channels, out_channels)
         self.skip = skip_connection(spatial_dims, in_channels, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, *S) -> (B, C_out, *S or *S/2)."""
+        """(B, C_in, *S) -> (B, C_out, *S or *S / stride)."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         return self.skip(self.resample(x)) + h
 
@@ -167,6 +215,7 @@ class TwoConditionBlock(nn.Module):
         z_channels: size of z_sem.
         dropout: probability of dropping an element before the second convolution.
         resample: ``"none"``, ``"down"`` or ``"up"``; acts before the first convolution and on the skip connection.
+        stride: by how much, for each axis; None: 2 along all.
 
     Example:
         >>> block = TwoConditionBlock(2, 32, 64, time_channels=16, z_channels=8, resample="up")
@@ -183,10 +232,11 @@ class TwoConditionBlock(nn.Module):
         z_channels: int,
         dropout: float = 0.0,
         resample: str = "none",
+        stride: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = ChannelGroupNorm(in_channels)
-        self.resample = resampling(spatial_dims, resample)
+        self.resample = resampling(resample, stride or (2,) * spatial_dims)
         self.conv1 = conv3(spatial_dims, in_channels, out_channels)
         self.time_projection = nn.Linear(time_channels, 2 * out_channels)
         self.z_projection = nn.Linear(z_channels, out_channels)
@@ -196,7 +246,7 @@ class TwoConditionBlock(nn.Module):
         self.skip = skip_connection(spatial_dims, in_channels, out_channels)
 
     def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, *S), (B, time_channels), (B, z_channels) -> (B, C_out, *S, *S/2 or *2S)."""
+        """(B, C_in, *S), (B, time_channels), (B, z_channels) -> (B, C_out, *S, *S / stride or *S * stride)."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         time_scale, time_shift = self.time_projection(F.silu(time_embedding)).chunk(2, dim=1)
         z_scale = 1 + self.z_projection(F.silu(z_sem))

@@ -19,6 +19,7 @@ from monai_diffae.networks.blocks import (
     level_widths,
     zero_initialised,
 )
+from monai_diffae.networks.strides import level_strides, size_divisors
 
 
 class UNetStage(nn.Module):
@@ -38,7 +39,7 @@ class UNetStage(nn.Module):
         self.use_checkpoint = use_checkpoint
 
     def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, *S), (B, time_embed_channels), (B, z_channels) -> (B, C_out, *S, *S/2 or *2S)."""
+        """(B, C_in, *S), (B, time_embed_channels), (B, z_channels) -> (B, C_out, *S, *S / stride or *S * stride)."""
         if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(self._apply_blocks, x, time_embedding, z_sem, use_reentrant=False)
         return self._apply_blocks(x, time_embedding, z_sem)
@@ -72,6 +73,8 @@ class DenoisingUNet(nn.Module):
         time_embed_channels: size of the time embedding.
         dropout: probability of dropping an element inside the blocks.
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
+        strides: by how much each level but the first is smaller than the one before, a number or one an axis;
+            None: 2. See :func:`~monai_diffae.networks.strides.anisotropic_strides`.
 
     Raises:
         ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
@@ -96,6 +99,7 @@ class DenoisingUNet(nn.Module):
         time_embed_channels: int = 512,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
+        strides: Sequence[int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         widths = level_widths(base_channels, channel_mult, attention_levels)
@@ -104,10 +108,15 @@ class DenoisingUNet(nn.Module):
         self.out_channels = in_channels if out_channels is None else out_channels
         self.base_channels = base_channels
         self.z_channels = z_channels
-        self.size_divisor = 2 ** (len(widths) - 1)
+        each_stride = level_strides(spatial_dims, len(widths), strides)
+        self.size_divisors = size_divisors(spatial_dims, each_stride)
 
-        def block(c_in: int, c_out: int, resample: str = "none") -> TwoConditionBlock:
-            return TwoConditionBlock(spatial_dims, c_in, c_out, time_embed_channels, z_channels, dropout, resample)
+        def block(
+            c_in: int, c_out: int, resample: str = "none", stride: Sequence[int] | None = None
+        ) -> TwoConditionBlock:
+            return TwoConditionBlock(
+                spatial_dims, c_in, c_out, time_embed_channels, z_channels, dropout, resample, stride
+            )
 
         def attention(level: int) -> PositionAttention | None:
             return PositionAttention(widths[level], num_heads) if level in attention_levels else None
@@ -126,7 +135,7 @@ class DenoisingUNet(nn.Module):
         self.down_stages = nn.ModuleList()
         for level, level_width in enumerate(widths):
             if level > 0:
-                self.down_stages.append(stage(block(width, width, "down")))
+                self.down_stages.append(stage(block(width, width, "down", each_stride[level - 1])))
                 skip_widths.append(width)
             for _ in range(num_res_blocks):
                 self.down_stages.append(stage(block(width, level_width), attention(level)))
@@ -138,7 +147,8 @@ class DenoisingUNet(nn.Module):
         self.up_stages = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(widths))):
             for i in range(num_res_blocks + 1):
-                upsampling = block(level_width, level_width, "up") if level > 0 and i == num_res_blocks else None
+                ends_level = level > 0 and i == num_res_blocks
+                upsampling = block(level_width, level_width, "up", each_stride[level - 1]) if ends_level else None
                 joined = block(width + skip_widths.pop(), level_width)
                 self.up_stages.append(stage(joined, attention(level), upsampling))
                 width = level_width
@@ -151,7 +161,7 @@ class DenoisingUNet(nn.Module):
         """Predict from noisy images.
 
         Args:
-            x: noisy images x_t (B, C, *S); every size a multiple of ``size_divisor``.
+            x: noisy images x_t (B, C, *S); every size a multiple of its ``size_divisors``.
             timesteps: (B,), integers or floats on the scale of the training's time steps (0 to 1000).
             context: z_sem (B, z_channels), also (B, 1, z_channels) as MONAI's inferers give it.
 
@@ -165,7 +175,7 @@ class DenoisingUNet(nn.Module):
         if context.ndim == 3 and context.shape[1] == 1:
             context = context[:, 0]
         if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.in_channels, self.size_divisor, "the noisy image")
+            check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the noisy image")
             if context.ndim != 2 or context.shape[1] != self.z_channels or context.shape[0] != x.shape[0]:
                 raise ConfigError(
                     f"context has the shape {tuple(context.shape)}: "

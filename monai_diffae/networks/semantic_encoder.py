@@ -17,6 +17,7 @@ from monai_diffae.networks.blocks import (
     conv3,
     level_widths,
 )
+from monai_diffae.networks.strides import level_strides, size_divisors
 
 
 class SemanticEncoder(nn.Module):
@@ -34,6 +35,8 @@ class SemanticEncoder(nn.Module):
         attention_levels: levels with attention, 0 being full resolution; the middle always has it.
         num_heads: attention heads.
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
+        strides: by how much each level but the first is smaller than the one before, a number or one an axis;
+            None: 2.
 
     Raises:
         ConfigError: settings that give no network; in ``forward``, images of a wrong shape.
@@ -55,12 +58,14 @@ class SemanticEncoder(nn.Module):
         attention_levels: Sequence[int] = (),
         num_heads: int = 1,
         use_checkpoint: bool = False,
+        strides: Sequence[int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         widths = level_widths(base_channels, channel_mult, attention_levels)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
-        self.size_divisor = 2 ** (len(widths) - 1)
+        each_stride = level_strides(spatial_dims, len(widths), strides)
+        self.size_divisors = size_divisors(spatial_dims, each_stride)
         self.use_checkpoint = use_checkpoint
 
         self.stem = conv3(spatial_dims, in_channels, widths[0])
@@ -68,7 +73,9 @@ class SemanticEncoder(nn.Module):
         width = widths[0]
         for level, level_width in enumerate(widths):
             if level > 0:
-                self.stages.append(nn.Sequential(PlainBlock(spatial_dims, width, width, resample="down")))
+                self.stages.append(
+                    nn.Sequential(PlainBlock(spatial_dims, width, width, "down", each_stride[level - 1]))
+                )
             for _ in range(num_res_blocks):
                 stage = nn.Sequential(PlainBlock(spatial_dims, width, level_width))
                 if level in attention_levels:
@@ -92,7 +99,7 @@ class SemanticEncoder(nn.Module):
         """Encode images.
 
         Args:
-            x: images (B, C, *S), normally in [-1, 1]; every size a multiple of ``size_divisor``.
+            x: images (B, C, *S), normally in [-1, 1]; every size a multiple of its ``size_divisors``.
 
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (under autocast too).
@@ -102,7 +109,7 @@ class SemanticEncoder(nn.Module):
         """
         dtype = x.dtype
         if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.in_channels, self.size_divisor, "the image to encode")
+            check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the image to encode")
             if self.use_checkpoint and torch.is_grad_enabled():
                 return self._forward_recomputing(x)
         x = self.stem(x)

@@ -227,7 +227,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
         other = save(changes={"attention": levels}, beside=(), latent=False)
         with pytest.raises(ConfigError, match=f"no x_T, and attention at {len(levels)} levels; say --image-size"):
             import_official(other, tmp_path / "no")
-    with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; each must be a multiple of 4"):
+    with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
     for size in (4100, 10**9):
         with pytest.raises(ConfigError, match=f"^image size {size} x {size}: more than the limit of 4096"):

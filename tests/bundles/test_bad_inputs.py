@@ -49,7 +49,7 @@ def test_a_size_that_the_network_cannot_halve_is_refused_before_the_data_are_loo
     line = complaint(
         make_workflow, {"image_size": [50, 50], "network_def#channel_mult": [1, 2, 4], "dataset_dir": "/gone"}
     )
-    assert "image_size is [50, 50]; each must be a multiple of" in line
+    assert "image_size is [50, 50]; the network needs multiples of" in line
 
 
 def test_an_empty_folder_is_named(make_workflow, tmp_path):

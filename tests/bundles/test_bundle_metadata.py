@@ -114,7 +114,7 @@ def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
     parser = ConfigParser(config(BUNDLE / "configs" / "train.json", ROOT / "configs" / f"{overlay}.json"))
     with torch.device("meta"):
         network = parser.get_parsed_content("network_def")
-    assert all(size % network.size_divisor == 0 for size in parser.get("image_size"))
+    assert all(s % d == 0 for s, d in zip(parser.get("image_size"), network.size_divisors, strict=True))
 
 
 def test_multi_gpu_overlay_uses_known_keys() -> None:

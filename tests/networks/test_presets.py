@@ -32,9 +32,13 @@ def test_presets_exist_in_3d(name):
         assert preset(name, spatial_dims=3).unet.stem.weight.ndim == 5
 
 
-def test_size_divisor_is_the_encoders():
+def test_size_divisors_are_the_encoders():
     with torch.device("meta"):
-        assert [preset(name).size_divisor for name in ("tiny", "paper_64", "paper_128")] == [8, 16, 32]
+        assert [preset(name).size_divisors for name in ("tiny", "paper_64", "paper_128")] == [
+            (8, 8),
+            (16, 16),
+            (32, 32),
+        ]
 
 
 def test_bundle_target_builds_a_preset():
