@@ -95,7 +95,7 @@ def measure_edits(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, A
     alongs: tuple[Along, ...] = ("pattern", "weight")
     test = opened.choose(split="test")
     chosen = [test[i] for i in np.linspace(0, len(test) - 1, min(args.num_cases, len(test))).astype(int)]
-    for number, coded in enumerate(opened.coded(chosen, args.out, f"editing {len(chosen)} cases")):
+    for number, coded in enumerate(opened.coded(opened.read(chosen, args.out), f"editing {len(chosen)} cases")):
         for along in alongs:
             z = np.concatenate([direction.move(coded.z_sem.numpy(), amount, along) for amount in AMOUNTS])
             images = opened.decode(torch.from_numpy(z), coded.x_T)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from torch import Tensor
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.embed import encode_exactly
 from monai_diffae.apps.reading import (
+    BundleCases,
     checksum,
-    checksum_of,
     config_checksum,
     inferer_settings,
     open_bundle,
@@ -24,7 +23,8 @@ from monai_diffae.apps.reading import (
     read_split_cohort,
     shown,
 )
-from monai_diffae.data.cases import Case
+from monai_diffae.apps.records import checksum_of
+from monai_diffae.data.cases import Case, find_cases
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.errors import CohortError, ConfigError
@@ -56,7 +56,7 @@ class OpenedCohort:
         cohort: split, and sliced for a 2D model.
         encoder_key: the image that the encoder sees.
         made_from: what results depend on, for their record.
-        failures: cases that :meth:`coded` could not read.
+        failures: cases that :meth:`read` could not read.
         are_named: whether cases were chosen by their ids.
     """
 
@@ -67,6 +67,11 @@ class OpenedCohort:
     failures: list[Failure] = field(default_factory=list)
     are_named: bool = False
 
+    @property
+    def encoder_sees_what_is_drawn(self) -> bool:
+        """Whether the encoder can look at decoded images: not where it sees another file of the case."""
+        return self.encoder_key == "image" or self.encoder_key not in self.trained.image_keys
+
     def choose(
         self, ids: Sequence[str] | None = None, split: str | None = None, limit: int | None = None
     ) -> list[Case]:
@@ -74,31 +79,29 @@ class OpenedCohort:
 
         Raises:
             CohortError: no case has the id, or none is in the split.
-            ConfigError: no such split, or a limit below 1.
         """
         if ids:
-            by_id = {case.id: case for case in self.cohort.cases}
-            for name in ids:
-                if name not in by_id:
-                    near = difflib.get_close_matches(name, by_id, n=1, cutoff=0)
-                    raise CohortError(f"case: the cohort has no '{name}'; did you mean '{near[0]}'?")
             self.are_named = True
-            return [by_id[name] for name in dict.fromkeys(ids)]
-        if split not in (None, "train", "val", "test"):
-            raise ConfigError(f"split: {split!r} is not one of train, val, test")
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit: {limit} is below 1")
+            return find_cases(self.cohort.cases, ids)
         return cases_of(self.cohort, split, limit)
 
-    def coded(self, cases: Sequence[Case], out: Path, text: str, workers: int = 0) -> Iterator[CodedCase]:
-        """Each case with its codes, on the bundle's device; those that cannot be read go to ``out/failures.csv``.
+    def read(self, cases: Sequence[Case], out: Path, workers: int = 0) -> BundleCases:
+        """Read and preprocess cases; those that cannot be read go to ``out/failures.csv``.
+
+        Raises:
+            CohortError: none can be used.
+        """
+        read = read_cases(self.cohort, self.trained, out, encoder_key=self.encoder_key, only=cases, workers=workers)
+        named = {case.id for case in cases} if self.are_named else None  # other bad scans are no concern of theirs
+        self.failures = [failure for failure in read.failures if named is None or failure.case_id in named]
+        return read
+
+    def coded(self, read: BundleCases, text: str) -> Iterator[CodedCase]:
+        """Each case with its codes, on the bundle's device.
 
         Every case is inverted by itself, so that its x_T does not depend on the others.
         """
         trained = self.trained
-        read = read_cases(self.cohort, trained, out, encoder_key=self.encoder_key, only=cases, workers=workers)
-        named = {case.id for case in cases} if self.are_named else None  # other bad scans are no concern of theirs
-        self.failures = [failure for failure in read.failures if named is None or failure.case_id in named]
         for i in shown(range(len(read.cases)), text):
             item = read.dataset[i]
             image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
@@ -141,6 +144,18 @@ def open_cohort(
         **inferer_settings(trained.inferer), "overrides": dict(overrides or {}),
     }  # fmt: skip
     return OpenedCohort(trained, split, encoder_key, made_from)
+
+
+def check_choice(split: str | None, limit: int | None) -> None:
+    """Refuse a split that there is not, or a limit below 1, before anything is loaded.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if split not in (None, "train", "val", "test"):
+        raise ConfigError(f"split: {split!r} is not one of train, val, test")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: {limit} is below 1")
 
 
 def cases_of(cohort: SplitCohort, split: str | None, limit: int | None) -> list[Case]:

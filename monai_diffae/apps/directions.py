@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 
 from monai_diffae.apps.bundles import write_json
 from monai_diffae.apps.embed import model_of
-from monai_diffae.apps.reading import file_checksum, run_once
+from monai_diffae.apps.reading import file_checksum
+from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
+from monai_diffae.data.embeddings import label_columns, read_embeddings, rows_of_split, z_of
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.latents import fit_direction as fit
+from monai_diffae.latents.direction_content import FORMAT
 from monai_diffae.latents.probes import score_with_interval
 from monai_diffae.latents.targets import class_name, missing, rest_of
 
@@ -50,10 +53,10 @@ def fit_direction(
             it is set against all others.
         max_cases: only so many labelled cases, of all classes alike: for few-shot sampling.
         seed: of the folds of the cross-validation, and of the choice of ``max_cases``.
-        overwrite: write it anew although it is there.
+        overwrite: write it anew although there is another direction.
 
     Raises:
-        CohortError: no table of embeddings.
+        CohortError: no table of embeddings, or one with splits and without training cases.
         ConfigError: no such label column, one class only, too few cases, or ``out`` is there already.
 
     Example:
@@ -65,7 +68,9 @@ def fit_direction(
     path = Path(out)
     if path.suffix != ".json":
         raise ConfigError(f"{path.name}: a direction is written as .json; name such a file")
-    table = training_rows(read_embeddings(embeddings))
+    if path.exists() and not _is_direction(_content_of(path)):
+        raise ConfigError(f"{path.name}: is there already, and is no direction; name another --out")
+    table = training_rows(embeddings)
     labels = label_columns(table)
     if target not in labels:
         raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
@@ -91,6 +96,8 @@ def read_direction(path: str | os.PathLike[str]) -> Direction:
         ConfigError: it is not there, or no such file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path.resolve().name}: is a folder; name the direction's file in it")
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
     content = _content_of(path)
@@ -108,6 +115,10 @@ def _content_of(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _is_direction(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,7 @@ def grade(
         direction: a file of :func:`fit_direction`.
         out: the table, ``.csv``.
         seed: of the bootstrap over patients.
-        overwrite: make it anew although it is there.
+        overwrite: make it anew although there are other grades.
 
     Raises:
         ConfigError: a direction of another model, or ``out`` holds another result.
@@ -157,6 +168,8 @@ def grade(
     z_sem = z_of(table)
     chosen.check_fits(model_of(embeddings), z_sem.shape[1])
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
+    record = path.with_suffix(".json")
+    _check_graded(path, record, made_from)
 
     def make() -> dict[str, Any]:
         graded = table[[name for name in ("id", "patient", "split") if name in table]].copy()
@@ -170,8 +183,17 @@ def grade(
         log_to_open_run({f"{chosen.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
         return {"scores": scores}
 
-    numbers, skipped = run_once(path.with_suffix(".json"), [path], made_from, make, overwrite=overwrite)
+    numbers, skipped = run_once(record, [path], made_from, make, overwrite=overwrite)
     return GradeResult(path, numbers["scores"], skipped)
+
+
+def _check_graded(path: Path, record: Path, made_from: Mapping[str, Any]) -> None:
+    """Refuse to replace a table, or a record of its name, that is not of :func:`grade`: a cohort's, say."""
+    there = next((file for file in (path, record) if file.exists()), None)
+    content = _content_of(record)
+    before = content.get("made_from") if isinstance(content, dict) else None
+    if there is not None and not (isinstance(before, dict) and before.keys() == made_from.keys()):
+        raise ConfigError(f"{there.name}: is there already, and grade did not make it; name another --out")
 
 
 def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
@@ -198,20 +220,19 @@ def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -
     return scores
 
 
-def training_rows(table: pd.DataFrame) -> pd.DataFrame:
+def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
     """The training cases of a table of embeddings; all of them where it has no split.
 
     Raises:
-        CohortError: it has a split, and no training case.
+        CohortError: no table, or it has a split, and no training case.
     """
-    if "split" not in table:
-        return table
-    rows = table[table["split"] == "train"]
-    if rows.empty:
-        raise CohortError("the embeddings hold no case of the split train; embed the cohort that the model saw")
-    return rows
+    table = read_embeddings(embeddings)
+    try:
+        return rows_of_split(table, "train") if "split" in table else table
+    except CohortError as error:
+        raise CohortError(f"{Path(embeddings).name}: {error}") from error
 
 
 def training_codes(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
     """z_sem (N, D) of the training cases."""
-    return z_of(training_rows(read_embeddings(embeddings)))
+    return z_of(training_rows(embeddings))

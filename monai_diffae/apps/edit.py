@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.coding import CodedCase, OpenedCohort, checksum_of_cases, open_cohort
+from monai_diffae.apps.coding import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
 from monai_diffae.apps.images import names_of, remove_images, titles_of
-from monai_diffae.apps.reading import checksum_of, file_checksum, run_once
+from monai_diffae.apps.reading import file_checksum
+from monai_diffae.apps.records import checksum_of, run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -28,6 +30,8 @@ from monai_diffae.latents import Direction
 from monai_diffae.latents.directions import Along
 from monai_diffae.latents.targets import Kind
 from monai_diffae.transforms import NativeSpace, write_native
+
+logger = logging.getLogger(__name__)
 
 AMOUNTS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 _SHOWN = 4
@@ -41,14 +45,15 @@ class EditResult:
         folder: with ``images/``, ``differences/``, ``edits.csv`` and ``edits.png``.
         num_cases: cases that were edited.
         num_failed: cases that could not be used, listed in ``failures.csv``.
-        monotone: the share of cases whose prediction, read off the edited images, rises from each amount to the next.
+        monotone: the share of cases whose prediction, read off the edited images, rises from each amount to the next;
+            None with a single amount, or where the encoder cannot look at the edited images.
         skipped: whether all was there already.
     """
 
     folder: Path
     num_cases: int
     num_failed: int
-    monotone: float
+    monotone: float | None
     skipped: bool = False
 
 
@@ -84,6 +89,9 @@ def edit(
       ``nearest_other`` to the next patient's in ``embeddings``, and ``is_itself``, whether its own is nearer;
     - ``drift_<target>`` for each direction in ``watch``: how far that went along, in its standard deviations.
 
+    Where the encoder sees another image of the case than the decoder draws, such as a second modality, it cannot say
+    what became of the edited one: then ``asked`` and ``mse`` are all there is.
+
     Args:
         bundle: a trained bundle's folder.
         cohort: a folder, table, datalist or scan.
@@ -116,16 +124,18 @@ def edit(
     wanted, watched = read_direction(direction), [read_direction(file) for file in watch]
     wanted.line(along)  # refuses one that there is not
     amounts = _with_zero(amounts)
+    check_choice(split, limit)
+    _check_names_differ(watched)
     opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
     for each in (wanted, *watched):
         each.check_fits(opened.made_from["model"], opened.trained.z_channels)
-    _check_names_differ(watched)
     others = None
     if embeddings is not None:
         table = read_embeddings(embeddings)
         check_made_with(embeddings, bundle)
         others = _Patients.of(table, wanted)
     chosen = opened.choose(cases, split, limit)
+    trained, sees_edits = opened.trained, opened.encoder_sees_what_is_drawn
     folder = Path(out)
     table_file, picture = folder / "edits.csv", folder / "edits.png"
     made_from = {
@@ -136,28 +146,36 @@ def edit(
     }  # fmt: skip
 
     def make() -> dict[str, Any]:
+        read = opened.read(chosen, folder, workers)
+        NativeSpace(trained.preprocessing, read.cases[0].item())  # refuses one that cannot be undone, in time
+        if not sees_edits:
+            logger.warning(
+                "the encoder sees %s, which an edit does not make: prediction, identity and drift are left out",
+                opened.encoder_key,
+            )
         for name in ("images", "differences"):
             remove_images(folder / name)
         tables: list[pd.DataFrame] = []
         shown: list[tuple[Tensor, Tensor]] = []
-        for coded in opened.coded(chosen, folder, f"editing {len(chosen)} cases", workers):
+        for coded in opened.coded(read, f"editing {len(read.cases)} cases"):
             z_moved = np.concatenate([wanted.move(coded.z_sem.cpu().numpy(), amount, along) for amount in amounts])
             images = opened.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
             differences = images - images[amounts.index(0)]
-            z_edited = encode_exactly(images, opened.trained.inferer, opened.trained.network).cpu().numpy()
+            z_edited = encode_exactly(images, trained.inferer, trained.network).cpu().numpy() if sees_edits else None
             tables.append(_rows(coded, amounts, wanted, along, watched, others, z_moved, z_edited, differences))
             _write(folder, opened, coded, amounts, images, differences)
             if len(shown) < _SHOWN:
                 shown.append((images, differences))
         table = pd.concat(tables)
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-        _draw(picture, shown, amounts, opened.trained.model_range)
-        rises = table.groupby("id", sort=False)["prediction"].apply(_rises, kind=wanted.kind)
-        numbers = {"num_cases": len(rises), "num_failed": len(opened.failures), "monotone": float(rises.mean())}
-        log_to_open_run(numbers, [picture], "edits")
-        return numbers
+        _draw(picture, shown, amounts, trained.model_range)
+        numbers = {"num_cases": len(read.cases), "num_failed": len(opened.failures)}
+        monotone = _monotone(table, wanted.kind)
+        log_to_open_run(numbers if monotone is None else {**numbers, "monotone": monotone}, [picture], "edits")
+        return {**numbers, "monotone": monotone}
 
-    numbers, skipped = run_once(folder / "edits.json", [table_file, picture], made_from, make, overwrite=overwrite)
+    results = [table_file, picture, folder / "images", folder / "differences"]
+    numbers, skipped = run_once(folder / "edits.json", results, made_from, make, overwrite=overwrite)
     return EditResult(folder, numbers["num_cases"], numbers["num_failed"], numbers["monotone"], skipped)
 
 
@@ -188,26 +206,25 @@ def _rows(
     watched: Sequence[Direction],
     others: _Patients | None,
     z_moved: NDArray[Any],
-    z_edited: NDArray[Any],
+    z_edited: NDArray[Any] | None,
     differences: Tensor,
 ) -> pd.DataFrame:
+    columns = {"id": coded.case.id, "amount": amounts, "asked": wanted.predict(z_moved)}
+    mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
+    if z_edited is None:
+        return pd.DataFrame({**columns, "mse": mse})
     zero = amounts.index(0)
     z_norm, own = wanted.statistics.normalise(z_edited), wanted.statistics.normalise(coded.z_sem.cpu().numpy())
     gone = z_norm - own
     across = gone - np.outer(gone @ wanted.weight, wanted.line(along))
-    columns = {
-        "asked": wanted.predict(z_moved),
-        "prediction": wanted.predict(z_edited),
-        "mse": differences.square().flatten(1).mean(dim=1).cpu().numpy(),
-        "identity": np.linalg.norm(across, axis=1),
-    }
+    columns |= {"prediction": wanted.predict(z_edited), "mse": mse, "identity": np.linalg.norm(across, axis=1)}
     if others is not None:
         columns["nearest_other"] = others.nearest_other(z_norm, coded.case.patient)
         columns["is_itself"] = np.linalg.norm(gone, axis=1) < columns["nearest_other"]
     for other in watched:
         distance = other.distance(z_edited)
         columns[f"drift_{other.target}"] = (distance - distance[zero]) / other.spread
-    return pd.DataFrame({"id": coded.case.id, "amount": amounts, **columns})
+    return pd.DataFrame(columns)
 
 
 def _write(
@@ -231,6 +248,13 @@ def _draw(
         rows[f"case {i}"] = images
         rows[f"difference {i}"] = in_colours(differences, limit, model_range=model_range)
     write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles_of(amounts)))
+
+
+def _monotone(table: pd.DataFrame, kind: Kind) -> float | None:
+    """The share of cases whose prediction rises; None where there is none, or nothing to rise to."""
+    if "prediction" not in table or table["amount"].nunique() < 2:
+        return None
+    return float(table.groupby("id", sort=False)["prediction"].apply(_rises, kind=kind).mean())
 
 
 def _rises(predictions: pd.Series[float], kind: Kind) -> bool:

@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from monai_diffae.apps.reading import (
     BundleCases,
     checksum,
-    checksum_of,
-    finished,
     open_bundle,
     read_cases,
     read_split_cohort,
-    write_record,
 )
+from monai_diffae.apps.records import checksum_of, finished, write_record
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import ConfigError

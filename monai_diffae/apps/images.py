@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.errors import ConfigError
 
+_MOST = 100  # standard deviations
 
-def is_picture(image: Tensor, source: str = ".png") -> bool:
-    """Whether an image (C, *S) of a scan file becomes a PNG: grey or colour, 2D, from a PNG or JPEG."""
-    return scan_suffix(source) in (".png", ".jpg", ".jpeg") and image.ndim == 3 and len(image) in (1, 3)
+
+def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
+    """``.png`` for a grey or colour 2D image ``[C, *S]`` of a scan file that is a PNG or JPEG, else ``.nii.gz``.
+
+    Example:
+        >>> image_suffix((3, 16, 16), "a.jpeg"), image_suffix((1, 16, 16), "a.nii"), image_suffix((2, 16, 16), "a.png")
+        ('.png', '.nii.gz', '.nii.gz')
+    """
+    is_picture = scan_suffix(source) in (".png", ".jpg", ".jpeg") and len(shape) == 3 and shape[0] in (1, 3)
+    return ".png" if is_picture else ".nii.gz"
 
 
 def write_image(path: Path, image: Tensor, model_range: tuple[float, float], source: str = ".png") -> Path:
@@ -29,15 +42,30 @@ def write_image(path: Path, image: Tensor, model_range: tuple[float, float], sou
     Returns:
         The file.
     """
-    values = image.detach().float().cpu().numpy()
-    if is_picture(image, source):
-        return write_scan(path.with_name(f"{path.name}.png"), values, value_range=model_range)
-    return write_scan(path.with_name(f"{path.name}.nii.gz"), values)
+    values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
+    file = path.with_name(f"{path.name}{suffix}")
+    return write_scan(file, values, value_range=model_range if suffix == ".png" else None)
+
+
+def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
+    """What :func:`write_image` wrote, in the model's range: (C, *S); (C, H, W, 1) of a 2D image in NIfTI."""
+    low, high = model_range
+    values: NDArray[np.floating[Any]]
+    if path.suffix == ".png":
+        values, num_axes = np.asarray(Image.open(path), np.float32) / 255 * (high - low) + low, 2
+    else:
+        values, num_axes = nib.Nifti1Image.from_filename(path).get_fdata(dtype=np.float32), 3
+    return torch.from_numpy(values[None] if values.ndim == num_axes else np.moveaxis(values, -1, 0))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder; none if it is not there."""
+    return [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
 
 
 def remove_images(folder: Path) -> None:
     """What an earlier run wrote into a folder of images, which would stay beside the new ones."""
-    for image in [*folder.glob("*.png"), *folder.glob("*.nii.gz")]:
+    for image in images_in(folder):
         image.unlink()
 
 
@@ -45,7 +73,7 @@ def names_of(amounts: Sequence[float]) -> list[str]:
     """Amounts as images are named by them.
 
     Raises:
-        ConfigError: there are none, some are no finite numbers, or two have the same name.
+        ConfigError: there are none, some are no finite numbers or far beyond all cases, or two have the same name.
 
     Example:
         >>> names_of([-2, 0, 0.5])
@@ -53,6 +81,9 @@ def names_of(amounts: Sequence[float]) -> list[str]:
     """
     if not len(amounts) or not np.isfinite(amounts).all():
         raise ConfigError(f"amounts: {list(amounts)} are not numbers; give some, such as -2 and 2")
+    most = max(amounts, key=abs)
+    if abs(most) > _MOST:
+        raise ConfigError(f"amounts: {most:g} is beyond {_MOST} standard deviations; choose some from -3 to 3")
     names = [f"{amount:+.2f}" for amount in amounts]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
 from monai_diffae.apps.images import remove_images, write_image
-from monai_diffae.apps.reading import run_once
+from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import CohortError, ConfigError
@@ -85,7 +85,7 @@ def interpolate(
     model_range = opened.trained.model_range
 
     def make() -> dict[str, Any]:
-        coded = list(opened.coded(cases, folder, "inverting 2 cases"))
+        coded = list(opened.coded(opened.read(cases, folder), "inverting 2 cases"))
         if len(coded) < 2:
             failure = next(failure for failure in opened.failures if failure.case_id in (first, second))
             raise CohortError(f"{failure.case_id}: {failure.reason}")
@@ -101,5 +101,6 @@ def interpolate(
         log_to_open_run({}, [picture], "interpolation")
         return {"num_images": num_images}
 
-    _, skipped = run_once(folder / "interpolation.json", [picture], made_from, make, overwrite=overwrite)
+    results = [picture, folder / "images"]
+    _, skipped = run_once(folder / "interpolation.json", results, made_from, make, overwrite=overwrite)
     return InterpolateResult(folder, skipped)

@@ -56,7 +56,7 @@ def train_latent(
         The folder with the bundle.
 
     Raises:
-        ConfigError: no trained bundle, embeddings of another one, or an unknown key.
+        ConfigError: no trained bundle, no data, embeddings of another bundle, or an unknown key.
         CohortError: no usable set of cases.
 
     Example:
@@ -141,7 +141,7 @@ def _read_latent_config(root: Path) -> ConfigParser:
 
 def embedded_cohort(
     bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str],
+    cohort: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
     embeddings: str | os.PathLike[str] | None = None,
@@ -154,7 +154,7 @@ def embedded_cohort(
 
     Args:
         bundle: the trained bundle's folder.
-        cohort: what is embedded, if ``embeddings`` is None; so it is with the arguments that follow.
+        cohort: what is embedded, if ``embeddings`` is None; so it is with the arguments that follow. One is needed.
         out: the folder of the table.
         embeddings: a ready table.
         columns: what the cohort's table calls our words.
@@ -163,10 +163,15 @@ def embedded_cohort(
         overwrite: embed anew.
 
     Raises:
-        ConfigError: no trained bundle, or a table that another model made.
+        ConfigError: no trained bundle, neither cohort nor table, or a table that another model made.
         CohortError: no usable cohort or table.
     """
     if embeddings is None:
+        if cohort is None:
+            raise ConfigError(
+                "cohort: neither it nor embeddings are given; say --cohort or --embeddings (in a bundle run "
+                "--dataset_dir or --embeddings)"
+            )
         made = embed(bundle, cohort, out, columns=columns, workers=workers, device=device, overwrite=overwrite)
         return read_embeddings(made.path)
     path = Path(embeddings)
@@ -201,8 +206,10 @@ def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str 
     if source.resolve() == target.resolve():
         return
     complete_bundle(source, target)
-    for file in ("model.pt", "config.json"):
-        shutil.copy2(source / "models" / file, target / "models" / file)
+    shutil.copy2(source / "models" / "model.pt", target / "models" / "model.pt")
+    config = source / "models" / "config.json"
+    if config.is_file():  # else the model is what configs/train.json says
+        shutil.copy2(config, target / "models" / config.name)
 
 
 def export_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str], folder: Path) -> None:

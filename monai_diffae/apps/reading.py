@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,8 +15,7 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from monai_diffae import __version__
-from monai_diffae.apps.bundles import TrainedBundle, load_bundle, write_json
+from monai_diffae.apps.bundles import TrainedBundle, load_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
@@ -160,7 +158,13 @@ def checksum(directory: str | os.PathLike[str]) -> str:
     path = Path(directory) / "models" / "model.pt"
     if not path.is_file():
         raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")
-    return file_checksum(path)
+    state = path.stat()
+    return _checksum_in_state(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache
+def _checksum_in_state(path: Path, changed: int, size: int) -> str:
+    return file_checksum(path)  # once in a command, though several parts of it ask
 
 
 def config_checksum(directory: str | os.PathLike[str]) -> str:
@@ -176,89 +180,6 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def finished(
-    record: Path, results: Sequence[Path], made_from: Mapping[str, Any], *, overwrite: bool
-) -> dict[str, Any] | None:
-    """The numbers of a complete result that was made from the same things; None where the work is to be done.
-
-    Raises:
-        ConfigError: there is a result of other things, which only ``overwrite`` may replace.
-    """
-    content = _read_record(record)
-    if content is None and any(path.exists() for path in results):
-        content = {"made_from": {}, "results": {}}
-    if content is not None and not overwrite:
-        before = content["made_from"]
-        differ = sorted(key for key in made_from if before.get(key) != made_from[key])
-        if differ:
-            there = next((path for path in results if path.exists()), record.parent)
-            raise ConfigError(
-                f"{there.name}: is there already, made with other {', '.join(differ)}; "
-                "say --overwrite or name another --out"
-            )
-        if content["results"] and all(path.exists() for path in results):
-            return dict(content["results"])
-    return None
-
-
-def checksum_of(values: Sequence[Any]) -> str:
-    """A SHA-256 of plain values, from which they cannot be read."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """A record that is there; None where there is none.
-
-    Raises:
-        ConfigError: the file is something else, which must not be overwritten.
-    """
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or not {"made_from", "results"} <= content.keys():
-        raise ConfigError(f"{path.name}: would be written beside the result, and is another file; name another --out")
-    return content
-
-
-def run_once(
-    record: Path,
-    results: Sequence[Path],
-    made_from: Mapping[str, Any],
-    make: Callable[[], Mapping[str, Any]],
-    *,
-    overwrite: bool,
-) -> tuple[dict[str, Any], bool]:
-    """The numbers that ``make`` gives, and whether they were there already: complete results are not made again.
-
-    Raises:
-        ConfigError: there is a result of other things, which only ``overwrite`` may replace.
-    """
-    done = finished(record, results, made_from, overwrite=overwrite)
-    if done is not None:
-        logger.info("%s is complete; nothing to do (--overwrite makes it anew)", results[0].name)
-        return done, True
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; name a folder as --out") from error
-    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
-    numbers = dict(make())
-    write_record(record, made_from, numbers)
-    return numbers, False
-
-
-def write_record(path: Path, made_from: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Write beside a result what it was made from: versions and checksums, no paths and no patients."""
-    import monai
-
-    versions = {"monai_diffae": __version__, "monai": monai.__version__, "torch": torch.__version__}
-    write_json(path, {"made_from": dict(made_from), "results": dict(results), "versions": versions})
 
 
 def shown(items: Sequence[T], text: str) -> Iterator[T]:

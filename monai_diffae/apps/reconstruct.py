@@ -14,19 +14,18 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
-from monai_diffae.apps.coding import cases_of, checksum_of_cases
+from monai_diffae.apps.coding import cases_of, check_choice, checksum_of_cases
 from monai_diffae.apps.embed import encode_exactly
 from monai_diffae.apps.images import remove_images, write_image
 from monai_diffae.apps.reading import (
     checksum,
-    finished,
     inferer_overrides,
     inferer_settings,
     open_bundle,
     read_cases,
     read_split_cohort,
-    write_record,
 )
+from monai_diffae.apps.records import run_once
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.engines.seeding import image_noise, seed_of
@@ -137,35 +136,35 @@ def reconstruct(
         "cohort": whole.fingerprint, "cases": checksum_of_cases(chosen), "mode": mode, **settings,
         "seed": seed, "overrides": dict(overrides or {}),
     }  # fmt: skip
-    table_file, record = folder / "reconstructions.csv", folder / "reconstructions.json"
-    done = finished(record, [table_file, folder / "mosaic.png"], made_from, overwrite=overwrite)
-    if done is not None:
-        logger.info("%s is complete; nothing to do (--overwrite makes it anew)", folder.name)
-        return ReconstructResult(folder, done["means"], done["num_cases"], done["num_failed"], skipped=True)
-    cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
-    for name in _LABELS:
-        remove_images(folder / name)
-    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
-    rows: list[dict[str, Any]] = []
-    shown_images: dict[str, list[Tensor]] = {}
-    for batch, images, seen in cases.batches(batch_size, f"reconstructing {len(cases.cases)} cases"):
-        left = max(_IN_MOSAIC - len(rows), 0)
-        new_rows, pictures = _reconstruct_batch(trained, batch, images, seen, mode, seed, left)
-        for name in ("x_T", "z_sem") if mode == "both" else (mode,):
-            for case, image in zip(batch, pictures[name], strict=True):
-                write_image(folder / name / case.id, image, trained.model_range, case.file)
-        for name, stack in pictures.items():
-            shown_images.setdefault(name, []).append(stack[:left])
-        rows += new_rows
-    rows_of_mosaic = {label: torch.cat(shown_images[key]) for key, label in {"input": "input", **_LABELS}.items()}
-    write_atomic(folder / "mosaic.png", lambda path: draw_mosaic(rows_of_mosaic, path, trained.model_range))
-    table = pd.DataFrame(rows)
-    write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-    means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
-    _warn_of_structure(means)
-    result = ReconstructResult(folder, means, len(table), len(cases.failures))
-    write_record(record, made_from, {"means": means, "num_cases": len(table), "num_failed": result.num_failed})
-    return result
+    table_file, mosaic = folder / "reconstructions.csv", folder / "mosaic.png"
+    modes = ("x_T", "z_sem") if mode == "both" else (mode,)
+
+    def make() -> dict[str, Any]:
+        cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
+        for name in _LABELS:
+            remove_images(folder / name)
+        rows: list[dict[str, Any]] = []
+        shown_images: dict[str, list[Tensor]] = {}
+        for batch, images, seen in cases.batches(batch_size, f"reconstructing {len(cases.cases)} cases"):
+            left = max(_IN_MOSAIC - len(rows), 0)
+            new_rows, pictures = _reconstruct_batch(trained, batch, images, seen, mode, seed, left)
+            for name in modes:
+                for case, image in zip(batch, pictures[name], strict=True):
+                    write_image(folder / name / case.id, image, trained.model_range, case.file)
+            for name, stack in pictures.items():
+                shown_images.setdefault(name, []).append(stack[:left])
+            rows += new_rows
+        rows_of_mosaic = {label: torch.cat(shown_images[key]) for key, label in {"input": "input", **_LABELS}.items()}
+        write_atomic(mosaic, lambda path: draw_mosaic(rows_of_mosaic, path, trained.model_range))
+        table = pd.DataFrame(rows)
+        write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
+        _warn_of_structure(means)
+        return {"means": means, "num_cases": len(table), "num_failed": len(cases.failures)}
+
+    results = [table_file, mosaic, *(folder / name for name in modes)]
+    numbers, skipped = run_once(folder / "reconstructions.json", results, made_from, make, overwrite=overwrite)
+    return ReconstructResult(folder, numbers["means"], numbers["num_cases"], numbers["num_failed"], skipped)
 
 
 @torch.no_grad()
@@ -214,9 +213,8 @@ def _check(
 ) -> None:
     if mode not in get_args(Mode):
         raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
-    if split not in (None, "train", "val", "test"):
-        raise ConfigError(f"split: {split!r} is not one of train, val, test")
-    numbers = {"steps": steps, "invert_steps": invert_steps, "limit": limit, "batch_size": batch_size}
+    check_choice(split, limit)
+    numbers = {"steps": steps, "invert_steps": invert_steps, "batch_size": batch_size}
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}: {value} is below 1")

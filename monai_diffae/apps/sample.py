@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.directions import read_direction
-from monai_diffae.apps.images import is_picture, remove_images, write_image
+from monai_diffae.apps.images import image_suffix, images_in, read_image, remove_images, write_image
 from monai_diffae.apps.latent import TrainedLatent, load_latent
 from monai_diffae.apps.reading import (
     checksum,
@@ -22,12 +22,11 @@ from monai_diffae.apps.reading import (
     file_checksum,
     inferer_settings,
     open_bundle,
-    run_once,
     shown,
 )
+from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.scans import read_scan
 from monai_diffae.engines.seeding import image_noise
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic
@@ -118,13 +117,13 @@ def sample(
         "latent_model": file_checksum(Path(bundle) / "models" / "latent_model.pt"),
         "latent_config": file_checksum(Path(bundle) / "models" / "latent_config.json"),
         **inferer_settings(trained.inferer), "seed": seed, "image_format": source,
-        "direction": None if direction is None else file_checksum(direction),
-        "side": side, "min_probability": min_probability, "overrides": dict(overrides or {}),
+        "direction": None if direction is None else file_checksum(direction), "overrides": dict(overrides or {}),
     }  # fmt: skip
+    if direction is not None:
+        made_from |= {"side": side, "min_probability": min_probability}
     folder, model_range = Path(out), trained.model_range
-    table_file, picture = folder / "samples.csv", folder / "samples.png"
+    table_file, codes_file, picture = (folder / f"samples.{suffix}" for suffix in ("csv", "parquet", "png"))
     files = [folder / "images" / f"{i:05d}{source}" for i in range(num_images)]
-    record = folder / "samples.json"
 
     def make() -> dict[str, Any]:
         if overwrite:
@@ -145,7 +144,7 @@ def sample(
             table["probability"] = probabilities
         z_columns = {f"z_{i:03d}": z_sem[:, i].numpy() for i in range(z_sem.shape[1])}
         codes = pd.DataFrame({"id": names, **z_columns})
-        write_atomic(folder / "samples.parquet", lambda path: codes.to_parquet(path, index=False))
+        write_atomic(codes_file, lambda path: codes.to_parquet(path, index=False))
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         rows = _rows_of_picture(files[:_SHOWN], model_range)
         write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range))
@@ -153,15 +152,17 @@ def sample(
         log_to_open_run(numbers, [picture], "samples")
         return numbers
 
-    numbers, skipped = run_once(record, [table_file, picture, *files], made_from, make, overwrite=overwrite)
+    # a run goes on with the images that are there, so those of another one, even if it was killed, are refused
+    results = [table_file, codes_file, picture, *files, *images_in(folder / "images")]
+    numbers, skipped = run_once(folder / "samples.json", results, made_from, make, overwrite=overwrite)
     return SampleResult(folder, numbers["num_images"], float(numbers["accepted"]), skipped)
 
 
 def _suffix(image_format: Format | None, shape: tuple[int, ...]) -> str:
-    can_be_png = is_picture(torch.empty(shape, device="meta"))
-    if image_format == "png" and not can_be_png:
+    possible = image_suffix(shape)
+    if image_format == "png" and possible != ".png":
         raise ConfigError(f"image_format: PNG cannot hold images of the size {list(shape)}; choose nii.gz")
-    return f".{image_format or ('png' if can_be_png else 'nii.gz')}"
+    return possible if image_format is None else f".{image_format}"
 
 
 def _classifier(direction: str | os.PathLike[str], bundle: str | os.PathLike[str], latent: TrainedLatent) -> Direction:
@@ -204,12 +205,7 @@ def _candidates(latent: TrainedLatent, seed: int, at_once: int) -> Iterator[tupl
 
 
 def _rows_of_picture(files: list[Path], model_range: tuple[float, float]) -> dict[str, Tensor]:
-    low, high = model_range
-    images = []
-    for file in files:
-        values = torch.from_numpy(read_scan(file).array)
-        is_png = file.suffix == ".png"
-        images.append(values / 255 * (high - low) + low if is_png else values)
+    images = [read_image(file, model_range) for file in files]
     starts = range(0, len(images), _COLUMNS)
     return {f"{s} to {min(s + _COLUMNS, len(images)) - 1}": torch.stack(images[s : s + _COLUMNS]) for s in starts}
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
-from monai_diffae.apps.images import remove_images, write_image
-from monai_diffae.apps.reading import run_once
+from monai_diffae.apps.images import image_suffix, remove_images, write_image
+from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.scans import write_scan
@@ -85,12 +85,12 @@ def vary(
     opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
     cases = opened.choose([case])
     folder = Path(out)
-    picture = folder / "variations.png"
+    picture, mean_file, std_file = folder / "variations.png", folder / "mean", folder / "std.nii.gz"
     made_from = {**opened.made_from, "cases": checksum_of_cases(cases), "num_images": num_images, "seed": seed}
     model_range = opened.trained.model_range
 
     def make() -> dict[str, Any]:
-        coded = next(opened.coded(cases, folder, "inverting the case"))
+        coded = next(opened.coded(opened.read(cases, folder), "inverting the case"))
         noise = image_noise(tuple(coded.image.shape[1:]), seed, list(range(num_images))).to(coded.image.device)
         # one by one: the last bits of a convolution depend on how many images it gets
         images = torch.cat([opened.decode(coded.z_sem, x_T[None]) for x_T in noise])
@@ -98,8 +98,10 @@ def vary(
         for i, image in enumerate(images):
             write_image(folder / "images" / f"{i:03d}", image, model_range, coded.case.file)
         mean, std = images.mean(dim=0, keepdim=True), images.std(dim=0, keepdim=True)
-        write_image(folder / "mean", mean[0], model_range, coded.case.file)
-        write_scan(folder / "std.nii.gz", std[0].cpu().numpy())
+        for suffix in (".png", ".nii.gz"):  # an earlier case's may have the other
+            (folder / f"mean{suffix}").unlink(missing_ok=True)
+        write_image(mean_file, mean[0], model_range, coded.case.file)
+        write_scan(std_file, std[0].cpu().numpy())
         reconstruction = opened.decode(coded.z_sem, coded.x_T)
         limit = float(std.max())
         rows = {
@@ -114,7 +116,9 @@ def vary(
         log_to_open_run(numbers, [picture], "variations")
         return numbers
 
-    numbers, skipped = run_once(folder / "variations.json", [picture], made_from, make, overwrite=overwrite)
+    suffix = image_suffix(opened.trained.image_shape, cases[0].file)
+    results = [picture, mean_file.with_suffix(suffix), std_file, folder / "images"]
+    numbers, skipped = run_once(folder / "variations.json", results, made_from, make, overwrite=overwrite)
     return VaryResult(folder, numbers["mean_std"], skipped)
 
 

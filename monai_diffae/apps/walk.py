@@ -22,9 +22,9 @@ from monai_diffae.apps.reading import (
     file_checksum,
     inferer_settings,
     open_bundle,
-    run_once,
     shown,
 )
+from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.seeding import image_noise
@@ -94,11 +94,13 @@ def walk(
         >>> walk("bundle", "embeddings.parquet", "out", case="a")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: case: name the cohort that it is in, too
+        monai_diffae.errors.ConfigError: case: say --cohort, too: the cohort that it is in
     """
     if (case is None) != (cohort is None):
         raise ConfigError(
-            "case: name the cohort that it is in, too" if cohort is None else "cohort: name the case to start from, too"
+            "case: say --cohort, too: the cohort that it is in"
+            if cohort is None
+            else "cohort: say --case, too: the case to start from"
         )
     for name, value in {"num_components": num_components, "num_noises": num_noises}.items():
         if value < 1:
@@ -109,7 +111,7 @@ def walk(
     statistics = LatentStatistics.of(z_train)
     found = principal_components(z_train, statistics, num_components)
     folder = Path(out)
-    picture = folder / "walk.png"
+    picture, table_file = folder / "walk.png", folder / "components.csv"
     if case is None or cohort is None:
         trained = open_bundle(bundle, device, overrides)
         opened, cases = None, []
@@ -117,14 +119,15 @@ def walk(
             "model": checksum(bundle),
             "config": config_checksum(bundle),
             **inferer_settings(trained.inferer),
+            "num_noises": num_noises,
+            "seed": seed,
         }
     else:
         opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
         trained, cases, settings = opened.trained, opened.choose([case]), opened.made_from
     made_from = {
         **settings, "embeddings": file_checksum(embeddings), "num_components": num_components,
-        "amounts": list(map(float, amounts)), "num_noises": num_noises, "seed": seed,
-        "overrides": dict(overrides or {}), "cases": checksum_of_cases(cases),
+        "amounts": list(map(float, amounts)), "overrides": dict(overrides or {}), "cases": checksum_of_cases(cases),
     }  # fmt: skip
     model_range = trained.model_range
 
@@ -134,7 +137,7 @@ def walk(
         x_T = image_noise(trained.image_shape, seed, list(range(num_noises))).to(trained.device)
         source = ".png"
         if opened is not None:
-            coded = next(opened.coded(cases, folder, "inverting the case"))
+            coded = next(opened.coded(opened.read(cases, folder), "inverting the case"))
             start, x_T, source = coded.z_sem, coded.x_T, coded.case.file
 
         def decode(z_sem: Tensor) -> Tensor:
@@ -151,9 +154,10 @@ def walk(
             rows[f"{k + 1}: {found.explained[k]:.0%}"] = images
         write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, titles_of(amounts)))
         table = pd.DataFrame({"component": range(1, len(rows) + 1), "std": found.spreads, "explained": found.explained})
-        write_atomic(folder / "components.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         log_to_open_run({}, [picture], "walk")
         return {"explained": [float(share) for share in found.explained]}
 
-    numbers, skipped = run_once(folder / "walk.json", [picture], made_from, make, overwrite=overwrite)
+    results = [picture, table_file, folder / "images"]
+    numbers, skipped = run_once(folder / "walk.json", results, made_from, make, overwrite=overwrite)
     return WalkResult(folder, numbers["explained"], skipped)

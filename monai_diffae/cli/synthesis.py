@@ -280,7 +280,8 @@ def edit(
         cases=case, split=split, limit=limit, watch=watch or [], embeddings=embeddings, workers=workers, device=device,
         columns=columns_of(column), overwrite=overwrite, overrides=_decoding(settings, steps, solver),
     )  # fmt: skip
-    print(f"monotone {result.monotone:.4f} of {result.num_cases} cases")
+    if result.monotone is not None:
+        print(f"monotone {result.monotone:.4f} of {result.num_cases} cases")
     print(result.folder)
     end(result.num_failed, result.num_cases)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import unicodedata
@@ -11,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.errors import CohortError
+
 Label = float | int | str | None
 Images = Path | tuple[Path, ...]
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
+_SHOWN = 60  # of what a user typed
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,28 @@ class Case:
         if self.slice_index is not None:
             item["slice"] = self.slice_index
         return {**item, "id": self.id}
+
+
+def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
+    """The cases of these ids, in their order, each once.
+
+    Raises:
+        CohortError: no case has the id.
+
+    Example:
+        >>> find_cases([Case("sub-04", {"image": Path("a.nii")}, "sub-04")], ["sub-4"])
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.CohortError: case: the cohort has no 'sub-4'; did you mean 'sub-04'?
+    """
+    by_id = {case.id: case for case in cases}
+    for name in ids:
+        if name not in by_id:
+            near = difflib.get_close_matches(name, by_id, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else "check the ids, which embed lists in its table"
+            shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+            raise CohortError(f"case: the cohort has no '{shown}'; {advice}")
+    return [by_id[name] for name in dict.fromkeys(ids)]
 
 
 def safe_id(text: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 
 _Z = re.compile(r"z_\d+")
 _ABOUT_CASES = ("id", "patient", "split")
@@ -25,9 +25,12 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table that :func:`~monai_diffae.apps.embed.embed` wrote, or a CSV of it.
 
     Raises:
-        CohortError: it is not there, or is no such table.
+        CohortError: it is not there, is no such table, or holds no cases or values that are no finite numbers.
+        ConfigError: it is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path.resolve().name}: is a folder; name the table in it, such as embeddings.parquet")
     if not path.is_file():
         raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"
@@ -38,6 +41,12 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise CohortError(f"{path.name}: this is not a {kind} table; make it with monai-diffae embed") from error
     if not z_columns(table):
         raise CohortError(f"{path.name}: it has no columns z_000, z_001, ...; make it with monai-diffae embed")
+    if table.empty:
+        raise CohortError(f"{path.name}: there is no case in it; embed a cohort that has some")
+    try:
+        z_of(table)
+    except CohortError as error:
+        raise CohortError(f"{path.name}: {error}") from error
     return table
 
 

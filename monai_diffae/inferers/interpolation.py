@@ -26,10 +26,11 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     """The points (W, *) on the arc from ``first`` (1, *) to ``second`` (1, *) (Shoemake 1985).
 
     As in the paper's interpolation of x_T (section 4.2), each code taken as one vector: a straight line would leave
-    the sphere near which noise of so many dimensions lies, and decode to blurred images.
+    the sphere near which noise of so many dimensions lies, and decode to blurred images. Between codes of one direction
+    the arc is the line.
 
     Raises:
-        ConfigError: codes of different shapes.
+        ConfigError: codes of different shapes, or between which there is no one arc: opposite ones, zero, not finite.
 
     Example:
         >>> first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
@@ -40,8 +41,11 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     """
     _check(first, second)
     a, b = first.double().flatten(), second.double().flatten()
-    angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
-    if angle.sin() < 1e-6:  # one direction: the arc is the line
+    cosine = (a @ b / (a.norm() * b.norm())).clamp(-1, 1)
+    if not cosine > 1e-12 - 1:  # NaN, too
+        raise ConfigError("there is no arc between codes that are opposite, zero or not finite; give others")
+    angle = torch.arccos(cosine)
+    if angle.sin() < 1e-6:
         return lerp(first, second, weights)
     w = _column(weights, first.double())
     arc = ((1 - w) * angle).sin() * first.double() + (w * angle).sin() * second.double()

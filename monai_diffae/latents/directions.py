@@ -149,16 +149,17 @@ class Direction:
             )
         return (names == positive).astype(np.float64)
 
-    def check_fits(self, model_sha256: str, z_channels: int, statistics: LatentStatistics | None = None) -> None:
+    def check_fits(self, model_sha256: str, z_channels: int) -> None:
         """Refuse to be used with another model than it was fitted to.
+
+        Its statistics are not compared: it brings its own, and fits z_sem of its model from any cohort.
 
         Args:
             model_sha256: the SHA-256 of the model's weights.
             z_channels: the size of its z_sem.
-            statistics: of its training set, if they matter; None: not compared.
 
         Raises:
-            ConfigError: another size, other weights, or other statistics.
+            ConfigError: another size, or other weights.
         """
         if z_channels != self.statistics.z_channels:
             raise ConfigError(
@@ -169,11 +170,6 @@ class Direction:
             raise ConfigError(
                 f"direction '{self.target}': was fitted to another model ({self.model[:8]}, this one is "
                 f"{model_sha256[:8]}); fit it again to this model's embeddings"
-            )
-        if statistics is not None and statistics.checksum != self.statistics.checksum:
-            raise ConfigError(
-                f"direction '{self.target}': was fitted with other statistics of z_sem; fit it again to the "
-                "embeddings of this training set"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -87,14 +86,10 @@ class LatentStatistics:
         """D, the size of z_sem."""
         return len(self.mean)
 
-    @property
-    def checksum(self) -> str:
-        """The first 16 digits of a SHA-256 over the float32 values: equal statistics have the same."""
-        values = np.concatenate([self.mean, self.std]).astype("<f4")
-        return hashlib.sha256(values.tobytes()).hexdigest()[:16]
-
     def normalise(self, z: ArrayLike) -> Codes:
-        """z_sem ``[N, D]`` or ``[D]`` -> mean 0 and standard deviation 1 over the training set, in the dtype of z.
+        """z_sem ``[N, D]`` or ``[D]`` -> mean 0 and standard deviation 1 over the training set.
+
+        In the dtype of z; of float16 in float32.
 
         Raises:
             ConfigError: another shape, or values that are not finite.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,13 +11,17 @@ from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced
 from torch import Tensor
 
+from monai_diffae.errors import ConfigError
 from monai_diffae.latents import copying_ratio
+
+logger = logging.getLogger(__name__)
 
 
 class CopyingRatio(Metric):
     """:func:`~monai_diffae.latents.copying_ratio` of what the network samples after each validation.
 
-    The images of that validation are the held-out z_sem.
+    The images of that validation are the held-out z_sem. Where there is no ratio (half of the held-out cases are in the
+    training set, or z_sem is not finite) it is NaN, with one warning: a figure beside the loss ends no training.
 
     Args:
         sample: a number of samples -> normalised z_sem (N, D).
@@ -35,6 +41,7 @@ class CopyingRatio(Metric):
         self.sample = sample
         self.train = train
         self.num_samples = num_samples
+        self.has_warned = False
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -49,4 +56,10 @@ class CopyingRatio(Metric):
     def compute(self) -> float:
         """Draw samples and compare."""
         samples, held_out = self.sample(self.num_samples), torch.cat(self.held_out)
-        return copying_ratio(*(z.cpu().numpy() for z in (samples, self.train, held_out)))
+        try:
+            return copying_ratio(*(z.cpu().numpy() for z in (samples, self.train, held_out)))
+        except ConfigError as error:
+            if not self.has_warned:
+                logger.warning("copying_ratio is nan: %s", error)
+            self.has_warned = True
+            return math.nan

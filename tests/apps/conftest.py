@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,55 @@ def labelled(tiny_bundle, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def latent_bundle(labelled, tmp_path_factory):
+def quick_latent():
+    """What makes the training of a latent DDIM take a second or two."""
+    return {
+        "max_epochs": 2, "batch_size": 2, "val_interval": 1, "report_every": 1, "mlflow": False, "device": "cpu",
+        "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
+        "lr_schedule": "constant", "train#dataset#draws": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def latent_bundle(labelled, quick_latent, tmp_path_factory):
     """A copy of the tiny bundle with a latent DDIM, trained for two short epochs."""
     from monai_diffae.apps.latent import train_latent
 
     folder = tmp_path_factory.mktemp("with_latent") / "bundle"
     shutil.copytree(labelled.bundle, folder)
-    quick = {
-        "max_epochs": 2, "batch_size": 2, "val_interval": 1, "report_every": 1, "mlflow": False, "device": "cpu",
-        "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
-        "lr_schedule": "constant", "train#dataset#draws": 1,
-    }  # fmt: skip
-    train_latent(folder, embeddings=labelled.embeddings, overrides=quick)
+    train_latent(folder, embeddings=labelled.embeddings, overrides=quick_latent)
     return folder
+
+
+@pytest.fixture(scope="session", params=["colour", "two_modalities"])
+def unusual(request, tiny_bundle, tmp_path_factory):
+    """A bundle of colour pictures, or one whose encoder sees another image than the decoder draws; both untrained."""
+    from monai.bundle import ConfigParser
+
+    from monai_diffae.apps.directions import fit_direction
+    from monai_diffae.apps.embed import embed
+
+    root = tmp_path_factory.mktemp(request.param)
+    colour = request.param == "colour"
+    rng = np.random.default_rng(0)
+    splits = ["train"] * 8 + ["val"] * 2
+    table = pd.DataFrame({"id": [f"case-{i}" for i in range(10)], "wide": ["no", "yes"] * 5, "split": splits})
+    for key in ("image",) if colour else ("image", "encoder_image"):
+        table[key] = [f"{key}_{i}.png" for i in range(10)]
+        for file in table[key]:
+            pixels = rng.integers(256, size=(20, 24, 3) if colour else (20, 24), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / file)
+    table.to_csv(root / "cohort.csv", index=False)
+    bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
+    second = {"image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image"}
+    models = bundle / "models"
+    config = json.loads((models / "config.json").read_text()) | ({"in_channels": 3} if colour else second)
+    (models / "config.json").write_text(json.dumps(config))
+    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), models / "model.pt")
+    _shake(models / "model.pt")
+    embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
+    fit_direction(embedded, "wide", root / "wide.json")
+    return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
 
 
 def _shake(model):

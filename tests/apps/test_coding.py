@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae.apps.coding import checksum_of_cases, open_cohort
-from monai_diffae.apps.reading import run_once
+from monai_diffae.apps.coding import check_choice, checksum_of_cases, open_cohort
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -30,10 +29,10 @@ def test_wrong_choices_are_one_line(opened):
     with pytest.raises(CohortError, match="the cohort has no 'mni-00005z'; did you mean 'mni-00000"):
         opened.choose(["mni-00005z"])
     with pytest.raises(ConfigError, match="split: 'all' is not one of train, val, test"):
-        opened.choose(split="all")
+        check_choice("all", None)
     for limit in (0, -1):
         with pytest.raises(ConfigError, match=f"limit: {limit} is below 1"):
-            opened.choose(limit=limit)
+            check_choice(None, limit)
 
 
 def test_an_empty_split_is_one_line(labelled, tmp_path):
@@ -45,8 +44,8 @@ def test_an_empty_split_is_one_line(labelled, tmp_path):
 
 def test_codes_are_those_of_embed_and_decode_to_the_image_whatever_the_other_cases(opened, labelled, tmp_path):
     cases = opened.choose(limit=3)
-    coded = list(opened.coded(cases, tmp_path, "coding"))
-    alone = next(opened.coded(cases[2:], tmp_path, "coding"))
+    coded = list(opened.coded(opened.read(cases, tmp_path), "coding"))
+    alone = next(opened.coded(opened.read(cases[2:], tmp_path), "coding"))
     assert torch.equal(coded[2].z_sem, alone.z_sem)
     assert torch.equal(coded[2].x_T, alone.x_T)
     embedded = z_of(read_embeddings(labelled.embeddings))
@@ -74,7 +73,7 @@ def test_cases_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
     table.loc[1, "image"] = str(tmp_path / "nan.nii")
     table.to_csv(tmp_path / "cohort.csv", index=False)
     opened = open_cohort(labelled.bundle, tmp_path / "cohort.csv", device="cpu")
-    coded = list(opened.coded(opened.choose(), tmp_path / "out", "coding"))
+    coded = list(opened.coded(opened.read(opened.choose(), tmp_path / "out"), "coding"))
     assert [one.case.id for one in coded] == [table["id"][0], table["id"][2]]
     assert [failure.case_id for failure in opened.failures] == [table["id"][1]]
     assert pd.read_csv(tmp_path / "out" / "failures.csv")["case_id"].tolist() == [table["id"][1]]
@@ -89,10 +88,3 @@ def test_what_results_depend_on_holds_no_names(opened, labelled):
     first, second = opened.choose(limit=2)
     digests = {checksum_of_cases(cases) for cases in ([first], [second], [first, second], [second, first])}
     assert len(digests) == 4
-
-
-def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
-    (tmp_path / "taken").write_text("")
-    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(ConfigError, match="is a file, or lies below one; name a folder as --out"):
-            run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)

@@ -8,6 +8,8 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 from monai_diffae.apps.directions import fit_direction, grade, read_direction, training_codes
+from monai_diffae.apps.edit import edit
+from monai_diffae.apps.sample import sample
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -48,7 +50,7 @@ def test_a_table_without_splits_counts_as_a_whole(table, changed, tmp_path):
     path = changed()
     pd.read_parquet(path).drop(columns="split").to_parquet(path)
     assert fit_direction(path, "wide", tmp_path / "d.json").num_cases == len(table)
-    with pytest.raises(CohortError, match="hold no case of the split train"):
+    with pytest.raises(CohortError, match=r"^val\.parquet: the embeddings have no case of the split 'train'"):
         fit_direction(changed("val", split="val"), "wide", tmp_path / "d.json")
 
 
@@ -86,13 +88,32 @@ def test_another_file_is_not_overwritten_unasked(labelled, tmp_path):
     with pytest.raises(ConfigError, match="^d.json: is there already, with something else"):
         fit_direction(labelled.embeddings, "tilt", path)
     assert fit_direction(labelled.embeddings, "tilt", path, overwrite=True).target == "tilt"
-    for content in ('{"half', "", "[1]"):
-        path.write_text(content)
-        with pytest.raises(ConfigError, match="^d.json: is there already, with something else"):
-            fit_direction(labelled.embeddings, "wide", path)
-        assert path.read_text() == content
     fit_direction(labelled.embeddings, "wide", path, overwrite=True)
     assert path.read_bytes() == labelled.direction.read_bytes()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_direction_is_never_overwritten(labelled, changed, tmp_path, overwrite):
+    record = changed("embeddings").with_suffix(".json")
+    for content in (record.read_text(), '{"half', "", "[1]"):
+        record.write_text(content)
+        with pytest.raises(
+            ConfigError, match=r"^embeddings\.json: is there already, and is no direction; name another"
+        ):
+            fit_direction(labelled.embeddings, "wide", record, overwrite=overwrite)
+        assert record.read_text() == content
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_grades_replace_nothing_but_grades(labelled, changed, table, tmp_path, overwrite):
+    embeddings = changed("embeddings")
+    table.to_csv(tmp_path / "scans.csv", index=False)
+    shutil.copy(labelled.direction, tmp_path / "wide.json")
+    for name, there in {"embeddings": "embeddings.json", "scans": "scans.csv", "wide": "wide.json"}.items():
+        before = (tmp_path / there).read_bytes()
+        with pytest.raises(ConfigError, match=f"^{there}: is there already, and grade did not make it; name another"):
+            grade(embeddings, labelled.direction, tmp_path / f"{name}.csv", overwrite=overwrite)
+        assert (tmp_path / there).read_bytes() == before
 
 
 def test_a_damaged_direction_is_one_line(labelled, tmp_path):
@@ -109,6 +130,38 @@ def test_a_damaged_direction_is_one_line(labelled, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"no\.json: there is no such file; make it with monai-diffae fit-direction"):
         read_direction(tmp_path / "no.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="^folder: is a folder; name the direction's file in it"):
+        read_direction(tmp_path / "folder")
+
+
+# -- through the command ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_is_wrong_with_a_target(run, table, changed, tmp_path):
+    training = table.index[table["split"] == "train"]
+    path = changed(one="same", gaps=table["wide"].mask(table.index.isin(training[:2])))
+    fit = ["--quiet", "fit-direction", "--embeddings", path, "--out", tmp_path / "d.json", "--target"]
+    code, _, error = run(*fit, "gone")
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: target: there is no label column 'gone'; choose from: ")
+    count = len(training)
+    expected = f"error: target 'one': {count} of {count} cases have it, all 'same'; two classes or numbers that vary"
+    assert run(*fit, "one")[::2] == (2, f"{expected} are needed\n")
+    assert not (tmp_path / "d.json").exists()
+    code, printed, _ = run(*fit, "gaps")
+    assert code == 0
+    assert f"{count - 2} training cases, 2 without the label left out\n" in printed
+    assert json.loads(run(*fit, "gaps", "--json")[1])["num_left_out"] == 2
+
+
+def test_a_folder_for_a_file_ends_with_2(run, labelled, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for option in ("--embeddings", "--direction"):
+        files = {"--embeddings": labelled.embeddings, "--direction": labelled.direction, option: tmp_path / "folder"}
+        code, _, error = run("grade", *(word for pair in files.items() for word in pair), "--out", tmp_path / "g.csv")
+        assert (code, error.count("\n")) == (2, 1)
+        assert error.startswith("error: folder: is a folder; name the ")
 
 
 # -- grading ----------------------------------------------------------------------------------------------------------
@@ -180,16 +233,45 @@ def test_a_label_with_the_name_of_a_column_of_ours_does_not_replace_it(table, ch
     assert result.scores.keys() == {"train", "val", "test"}
 
 
-def test_a_direction_of_another_size_or_model_is_refused(labelled, changed, tmp_path):
-    path = changed()
-    pd.read_parquet(path).drop(columns="z_007").to_parquet(path)
-    with pytest.raises(ConfigError, match="is for z_sem of 8 numbers, this model has 7"):
-        grade(path, labelled.direction, tmp_path / "g.csv")
-    content = json.loads(labelled.direction.read_text())
-    (tmp_path / "other.json").write_text(json.dumps({**content, "model": "0" * 64}))
-    with pytest.raises(ConfigError, match="was fitted to another model"):
-        grade(labelled.embeddings, tmp_path / "other.json", tmp_path / "g.csv")
-    assert not (tmp_path / "g.csv").exists()
+def other_model(changed, table, fault):
+    """Embeddings of another model: z_sem of other statistics, or of another size."""
+    path = changed("other", z_000=3 * table["z_000"] + 1)
+    if fault == "size":
+        pd.read_parquet(path).drop(columns="z_007").to_parquet(path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    record["made_from"]["model"] = "0" * 64
+    path.with_suffix(".json").write_text(json.dumps(record))
+    return path
+
+
+@pytest.mark.parametrize("use", ["grade", "edit", "sample"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("statistics", "was fitted to another model"), ("size", "is for z_sem of 7 numbers, this model has 8")],
+)
+def test_a_direction_of_another_model_is_refused(
+    labelled, latent_bundle, table, changed, tmp_path, use, fault, message
+):
+    direction = tmp_path / "d.json"
+    fitted = fit_direction(other_model(changed, table, fault), "wide", direction)
+    own = read_direction(labelled.direction).statistics
+    assert fitted.statistics.std[0] == pytest.approx(3 * own.std[0], rel=1e-4)
+    uses = {
+        "grade": lambda: grade(labelled.embeddings, direction, tmp_path / "out.csv"),
+        "edit": lambda: edit(labelled.bundle, labelled.cohort, tmp_path / "out", direction=direction, device="cpu"),
+        "sample": lambda: sample(latent_bundle, tmp_path / "out", direction=direction, device="cpu"),
+    }
+    with pytest.raises(ConfigError, match=f"^direction 'wide': {message}"):
+        uses[use]()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_direction_fits_any_cohort_of_its_model(labelled, table, changed, tmp_path):
+    part = changed("part", split=table["split"].where(table.index % 5 != 0, "val"))
+    direction = fit_direction(part, "tilt", tmp_path / "tilt.json")
+    assert not np.array_equal(direction.statistics.std, read_direction(labelled.direction).statistics.std)
+    graded = pd.read_csv(grade(labelled.embeddings, tmp_path / "tilt.json", tmp_path / "g.csv").path)
+    np.testing.assert_allclose(graded["prediction"], direction.predict(z_of(table)))
 
 
 def test_cases_of_a_class_that_it_does_not_know_are_graded_and_not_scored(labelled, table, changed, tmp_path):

@@ -16,6 +16,7 @@ from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.transforms import NativeSpace
 
 AMOUNTS = (-2, 0, 2, 4)
@@ -150,6 +151,11 @@ def test_a_second_call_skips_and_overwriting_leaves_nothing_old(edited, labelled
     out = shutil.copytree(edited.folder, tmp_path / "out")
     again = edit(labelled.bundle, labelled.cohort, out, **options)
     assert (again.skipped, again.monotone, again.num_cases) == (True, edited.monotone, 2)
+    for folder in ("images", "differences"):
+        missing = sorted((out / folder).iterdir())[1]
+        missing.unlink()
+        assert not edit(labelled.bundle, labelled.cohort, out, **options).skipped
+        assert missing.read_bytes() == (edited.folder / folder / missing.name).read_bytes()
     fewer = {**options, "amounts": (1,), "limit": 1}
     with pytest.raises(ConfigError, match="made with other amounts, cases"):
         edit(labelled.bundle, labelled.cohort, out, **fewer)
@@ -230,6 +236,7 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
         ({"cases": ["mni-000002y"]}, CohortError, "the cohort has no 'mni-000002y'; did you mean 'mni-000002'"),
         ({"split": "all"}, ConfigError, "split: 'all' is not one of train, val, test"),
         ({"limit": 0}, ConfigError, "limit: 0 is below 1"),
+        ({"amounts": (1, -1e308)}, ConfigError, "amounts: -1e.308 is beyond 100 standard deviations"),
         ({"amounts": (1, float("inf"))}, ConfigError, "amounts: .* are not numbers"),
         ({"amounts": (0.001,)}, ConfigError, "amounts: two of them are .0.00"),
     ]
@@ -238,6 +245,77 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
             edit(labelled.bundle, labelled.cohort, tmp_path / "out", **{**options, **changed})
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_are_refused_before_anything_is_loaded(labelled, tmp_path):
+    for wrong in ({"split": "zzz"}, {"limit": 0}, {"watch": [labelled.direction] * 2}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            edit(tmp_path / "no_bundle", labelled.cohort, tmp_path / "out", direction=labelled.direction, **wrong)
+
+
+def test_a_preprocessing_that_cannot_be_undone_is_refused_before_the_network_runs(labelled, tmp_path, monkeypatch):
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
+    file = bundle / "models" / "config.json"
+    config = json.loads(file.read_text())
+    config["preprocessing"]["transforms"].append({"_target_": "ScaleIntensityd", "keys": "image"})
+    file.write_text(json.dumps(config))
+    monkeypatch.setattr(DiffusionAutoencoderInferer, "encode", None)
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="preprocessing: ScaleIntensityd cannot be undone"):
+        edit(bundle, labelled.cohort, out, direction=labelled.direction, device="cpu")
+    monkeypatch.undo()
+    # what it left refuses no run of other things
+    assert not edit(labelled.bundle, labelled.cohort, out, direction=labelled.direction, limit=1, device="cpu").skipped
+
+
+def test_of_one_amount_nothing_can_rise(labelled, run, tmp_path):
+    options = ["edit", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--device", "cpu", "--limit", 1]
+    code, printed, _ = run("-q", *options, "--direction", labelled.direction, "--amounts", 0, "--out", tmp_path / "o")
+    assert (code, printed.split()) == (0, [str(tmp_path / "o")])
+    result = edit(
+        labelled.bundle, labelled.cohort, tmp_path / "o", direction=labelled.direction, amounts=(0,), limit=1,
+        device="cpu", overrides={},
+    )  # fmt: skip
+    assert (result.monotone, result.skipped) == (None, True)
+
+
+def test_the_weights_are_read_for_their_checksum_once(labelled, options, monkeypatch, tmp_path):
+    from monai_diffae.apps import reading
+
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
+    hashed = []
+    whole = reading.file_checksum
+    monkeypatch.setattr(reading, "file_checksum", lambda path: hashed.append(str(path)) or whole(path))
+    edit(bundle, labelled.cohort, tmp_path / "out", **{**options, "limit": 1, "amounts": (1,)})
+    assert len([path for path in hashed if path.endswith("model.pt")]) == 1
+    with open(bundle / "models" / "model.pt", "ab") as weights:
+        weights.write(b"changed")
+    with pytest.raises(ConfigError, match="fitted to another model"):
+        edit(bundle, labelled.cohort, tmp_path / "out", **options)
+
+
+def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, caplog):
+    options = {"direction": unusual.direction, "amounts": (-2, 2), "limit": 2, "watch": [unusual.direction]}
+    folders = [
+        edit(unusual.bundle, unusual.cohort, tmp_path / f"{workers}", **options, workers=workers, device="cpu").folder
+        for workers in (0, 1)
+    ]
+    names = sorted(file.relative_to(folders[0]) for file in folders[0].glob("*/*"))
+    assert len(names) == 12
+    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names)
+    trained = load_bundle(unusual.bundle, "cpu")
+    shape = (trained.image_shape[0], 20, 24)
+    assert read_scan(folders[0] / "images" / "case-1_+2.00.png").array.shape == shape
+    difference = nib.load(folders[0] / "differences" / "case-1_+2.00.nii.gz").get_fdata()
+    assert difference.shape == ((20, 24, 1, 3) if shape[0] == 3 else (20, 24, 1))
+    table = pd.read_csv(folders[0] / "edits.csv")
+    z_sem = z_of(read_embeddings(unusual.embeddings))[:2]
+    asked = read_direction(unusual.direction).predict(z_sem)
+    np.testing.assert_allclose(table["asked"][table["amount"] == 0], asked, atol=1e-6)
+    # an encoder of another image cannot say what became of the drawn one
+    columns = [] if len(trained.image_keys) == 2 else ["prediction", "mse", "identity", "drift_wide"]
+    assert table.columns.tolist() == ["id", "amount", "asked", *(columns or ["mse"])]
+    assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
 
 
 def test_monotone_is_strict_of_values_and_forgives_certain_probabilities():

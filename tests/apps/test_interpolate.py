@@ -57,6 +57,9 @@ def test_a_second_call_skips_other_arguments_are_refused_and_overwriting_leaves_
         return interpolate(tiny_bundle.directory, tiny_bundle.cohort, out, **options)
 
     assert again().skipped
+    (out / "images" / "0.250.nii.gz").unlink()
+    assert not again().skipped
+    np.testing.assert_array_equal(image(out, "0.250"), image(strip, "0.250"))
     with pytest.raises(ConfigError, match="interpolation.png: is there already, made with other num_images"):
         again(num_images=3)
     with pytest.raises(ConfigError, match="made with other cases"):

@@ -86,6 +86,23 @@ def test_more_epochs_go_on_and_end_as_the_whole_run(trained, tiny_bundle, tmp_pa
     assert not (whole / "embeddings").exists()
 
 
+def test_a_bundle_that_configs_describe_needs_no_other_config(trained, tmp_path):
+    (trained / "models" / "config.json").rename(trained / "configs" / "train.json")
+    ready = trained / "embeddings" / "embeddings.parquet"
+    out = train_latent(trained, embeddings=ready, out=tmp_path / "out", overrides=QUICK)
+    assert load_latent(out, "cpu").network.z_channels == load_bundle(out, "cpu").z_channels
+
+
+def test_a_validation_set_that_is_the_training_set_does_not_stop_it(trained, tmp_path, caplog):
+    table = read_embeddings(trained / "embeddings" / "embeddings.parquet").query("split == 'train'")
+    pd.concat([table, table.assign(split="val")]).to_parquet(tmp_path / "twice.parquet")
+    shutil.copy(trained / "embeddings" / "embeddings.json", tmp_path / "twice.json")
+    with caplog.at_level(logging.WARNING, logger="monai_diffae"):
+        out = train_latent(trained, embeddings=tmp_path / "twice.parquet", out=tmp_path / "out", overrides=QUICK)
+    assert caplog.text.count("copying_ratio is nan: held_out: half of the cases or more are in the training set") == 1
+    assert pd.read_csv(out / "latent" / "curves.csv")["validation_copying_ratio"].isna().all()
+
+
 def test_a_dimension_that_never_varies_does_not_stop_it(trained, tmp_path):
     table = read_embeddings(trained / "embeddings" / "embeddings.parquet").assign(z_003=0.5)
     table.to_csv(tmp_path / "dead.csv", index=False)
@@ -143,8 +160,22 @@ def test_an_untrained_bundle_or_a_wrong_key_is_refused(tiny_bundle, trained, tmp
         train_latent(init_bundle(tmp_path / "new"), tiny_bundle.cohort)
     with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
         train_latent(trained, tiny_bundle.cohort, overrides={**QUICK, "max_epoch": 3})
+    table = read_embeddings(trained / "embeddings" / "embeddings.parquet").drop(columns="split")
+    table.to_parquet(tmp_path / "whole.parquet")
+    shutil.copy(trained / "embeddings" / "embeddings.json", tmp_path / "whole.json")
+    with pytest.raises(CohortError, match="have no case of the split 'train'"):
+        train_latent(trained, embeddings=tmp_path / "whole.parquet", out=tmp_path / "out", overrides=QUICK)
     with pytest.raises(CohortError, match="gone"):
         train_latent(trained, tmp_path / "gone.csv", out=tmp_path / "out", overrides=QUICK)
+
+
+def test_without_data_it_names_the_options_and_the_keys(run, trained):
+    code, _, error = run("--quiet", "train-latent", "--bundle", trained, "--set", "max_epochs=1")
+    assert code == 2
+    assert error == (
+        "error: cohort: neither it nor embeddings are given; say --cohort or --embeddings (in a bundle run "
+        "--dataset_dir or --embeddings)\n"
+    )
 
 
 def energy_distance(a, b):

@@ -49,6 +49,10 @@ def test_a_second_call_skips_and_other_steps_are_refused(both, tiny_bundle):
     again = reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **options)
     assert again.skipped
     assert again.means == result.means
+    missing = sorted((result.folder / "z_sem").iterdir())[1]
+    missing.unlink()
+    assert not reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **options).skipped
+    assert missing.is_file()
     with pytest.raises(ConfigError, match="made with other invert_steps, steps"):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **{**options, "steps": 2})
 
@@ -214,7 +218,7 @@ def test_the_message_after_a_killed_run_names_what_is_there(tiny_bundle, tmp_pat
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, **options)
     (out / "reconstructions.csv").unlink()
     (out / "mosaic.png").unlink()
-    with pytest.raises(ConfigError, match="^out: is there already, made with other seed;"):
+    with pytest.raises(ConfigError, match="^x_T: is there already, made with other seed;"):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, seed=1, **options)
 
 

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.directions import fit_direction, read_direction
+from monai_diffae.apps.latent import train_latent
 from monai_diffae.apps.sample import sample
 from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 
 EXACT = {"image_format": "nii.gz", "device": "cpu"}
@@ -83,6 +86,43 @@ def test_an_image_that_was_deleted_is_made_again(five, copied, latent_bundle):
     assert_same(images(copied), images(five.folder))
 
 
+def test_images_of_a_killed_run_with_another_seed_or_format_are_refused(copied, latent_bundle):
+    record = json.loads((copied / "samples.json").read_text())
+    (copied / "samples.json").write_text(json.dumps({**record, "results": {}}))
+    for name in ("samples.csv", "samples.parquet", "samples.png"):
+        (copied / name).unlink()
+    with pytest.raises(ConfigError, match="made with other seed"):
+        sample(latent_bundle, copied, num_images=5, seed=1, **EXACT)
+    with pytest.raises(ConfigError, match="made with other image_format"):
+        sample(latent_bundle, copied, num_images=5, device="cpu")
+    shutil.rmtree(copied / "images")
+    assert not sample(latent_bundle, copied, num_images=1, seed=1, **EXACT).skipped
+
+
+def test_options_of_a_direction_do_not_count_without_one(copied, latent_bundle):
+    options = {"num_images": 5, "side": "negative", "min_probability": 0.7, **EXACT}
+    assert sample(latent_bundle, copied, **options).skipped
+
+
+def test_the_codes_are_made_again_too(five, copied, latent_bundle):
+    (copied / "samples.parquet").unlink()
+    assert not sample(latent_bundle, copied, num_images=5, **EXACT).skipped
+    assert (copied / "samples.parquet").is_file()
+
+
+def test_in_colour_and_whatever_the_encoder_sees(unusual, quick_latent, tmp_path):
+    bundle = train_latent(unusual.bundle, embeddings=unusual.embeddings, out=tmp_path / "b", overrides=quick_latent)
+    sample(bundle, tmp_path / "png", num_images=2, device="cpu", direction=unusual.direction)
+    sample(bundle, tmp_path / "nii", num_images=2, direction=unusual.direction, **EXACT)
+    for i in range(2):
+        png = read_scan(tmp_path / "png" / "images" / f"0000{i}.png").array / 127.5 - 1
+        exact = nib.load(tmp_path / "nii" / "images" / f"0000{i}.nii.gz").get_fdata().reshape(16, 16, -1)
+        assert len(png) == exact.shape[-1] == load_bundle(unusual.bundle, "cpu").image_shape[0]
+        exact = np.moveaxis(exact, -1, 0)
+        apart = min(np.abs(png - np.clip(each, -1, 1)).max() for each in (exact, exact.swapaxes(1, 2)))
+        assert apart < 1.01 / 255
+
+
 def test_more_can_be_added_and_fewer_are_there_already(five, copied, latent_bundle):
     fewer = sample(latent_bundle, copied, num_images=2, **EXACT)
     assert (fewer.skipped, fewer.num_images) == (True, 5)
@@ -107,8 +147,6 @@ def test_other_arguments_are_refused_and_overwriting_leaves_nothing_old(copied, 
 
 def test_pngs_are_the_same_images(five, latent_bundle, tmp_path):
     sample(latent_bundle, tmp_path, num_images=2, device="cpu")
-    from monai_diffae.data.scans import read_scan
-
     for i in range(2):
         png = read_scan(tmp_path / "images" / f"0000{i}.png").array / 127.5 - 1
         exact = read_scan(five.folder / "images" / f"0000{i}.nii.gz").array

@@ -1,12 +1,17 @@
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.vary import vary
+from monai_diffae.data.scans import read_scan
+from monai_diffae.engines.seeding import image_noise
 from monai_diffae.errors import CohortError, ConfigError
 
 CASE = "mni-000003"
@@ -62,13 +67,39 @@ def test_a_second_call_skips_and_overwriting_leaves_nothing_old(tiny_bundle, tmp
     assert CASE not in json.dumps(json.loads((tmp_path / "variations.json").read_text()))
 
 
-def test_colour_pictures_give_pngs(tiny_bundle, tmp_path):
+@pytest.mark.parametrize("missing", ["images/002.nii.gz", "mean.nii.gz", "std.nii.gz"])
+def test_what_was_deleted_is_made_again(six, tiny_bundle, tmp_path, missing):
+    out = shutil.copytree(six.folder, tmp_path / "out")
+    (out / missing).unlink()
+    again = vary(tiny_bundle.directory, tiny_bundle.cohort, out, case=CASE, num_images=6, device="cpu")
+    assert not again.skipped
+    np.testing.assert_array_equal(nib.load(out / missing).get_fdata(), nib.load(six.folder / missing).get_fdata())
+
+
+def test_grey_pictures_give_pngs_and_leave_no_mean_of_another_format(tiny_bundle, tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(20, 24), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     out = tmp_path / "out"
-    vary(tiny_bundle.directory, tmp_path / "a.png", out, case="a", num_images=2, device="cpu")
+    vary(tiny_bundle.directory, tiny_bundle.cohort, out, case=CASE, num_images=2, device="cpu")
+    vary(tiny_bundle.directory, tmp_path / "a.png", out, case="a", num_images=2, device="cpu", overwrite=True)
+    assert [file.name for file in out.glob("mean*")] == ["mean.png"]
     assert [Image.open(out / name).size for name in ("images/000.png", "images/001.png", "mean.png")] == [(16, 16)] * 3
     assert nib.load(out / "std.nii.gz").shape == (16, 16, 1)
+
+
+def test_in_colour_and_of_what_the_encoder_sees(unusual, tmp_path):
+    vary(unusual.bundle, unusual.cohort, tmp_path, case="case-1", num_images=2, device="cpu")
+    trained = load_bundle(unusual.bundle, "cpu")
+    row = pd.read_csv(unusual.cohort).iloc[1]
+    item = trained.preprocessing({key: str(unusual.cohort.parent / row[key]) for key in trained.image_keys})
+    z_sem = trained.inferer.encode(item[trained.image_keys[-1]].as_tensor()[None], trained.network)
+    noise = image_noise(trained.image_shape, 0, [0, 1])
+    images = torch.cat([trained.inferer.decode(z_sem, x_T[None], trained.network) for x_T in noise])
+    for name, expected in {"images/000": images[0], "images/001": images[1], "mean": images.mean(dim=0)}.items():
+        made = read_scan(tmp_path / f"{name}.png").array / 127.5 - 1
+        assert np.abs(made - expected.clamp(-1, 1).numpy()).max() < 1.01 / 255, name
+    std = nib.load(tmp_path / "std.nii.gz").get_fdata().squeeze()
+    assert std.shape == ((16, 16, 3) if len(images[0]) == 3 else (16, 16))
 
 
 def test_wrong_arguments_are_one_line(tiny_bundle, tmp_path):

@@ -66,6 +66,9 @@ def test_from_a_case_amount_0_is_its_reconstruction(labelled, tmp_path):
         moved = nib.load(out / "images" / f"{component}_+2.00.nii.gz").get_fdata()
         assert np.abs(moved - made).max() > 1e-3
     assert case not in (out / "walk.json").read_text()
+    # its own x_T needs neither noise nor seed
+    options = {**QUICK, "cohort": labelled.cohort, "case": case, "num_noises": 3, "seed": 1}
+    assert walk(labelled.bundle, labelled.embeddings, out, **options).skipped
 
 
 def test_a_second_call_skips_and_overwriting_leaves_nothing_old(walked, labelled, tmp_path):
@@ -73,6 +76,10 @@ def test_a_second_call_skips_and_overwriting_leaves_nothing_old(walked, labelled
     again = walk(labelled.bundle, labelled.embeddings, out, **QUICK)
     assert again.skipped
     assert again.explained == walked.explained
+    for missing in ("images/002_+2.00.png", "components.csv"):
+        (out / missing).unlink()
+        assert not walk(labelled.bundle, labelled.embeddings, out, **QUICK).skipped
+        assert (out / missing).read_bytes() == (walked.folder / missing).read_bytes()
     with pytest.raises(ConfigError, match="made with other num_components"):
         walk(labelled.bundle, labelled.embeddings, out, **{**QUICK, "num_components": 1})
     walk(labelled.bundle, labelled.embeddings, out, **{**QUICK, "num_components": 1}, overwrite=True)
@@ -82,13 +89,14 @@ def test_a_second_call_skips_and_overwriting_leaves_nothing_old(walked, labelled
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"case": "a"}, "case: name the cohort that it is in, too"),
-        ({"cohort": "cohort.csv"}, "cohort: name the case to start from, too"),
+        ({"case": "a"}, "case: say --cohort, too: the cohort that it is in"),
+        ({"cohort": "cohort.csv"}, "cohort: say --case, too: the case to start from"),
         ({"num_components": 0}, "num_components: at least one"),
         ({"num_noises": 0}, "num_noises: at least one"),
         ({"num_components": 9}, "components: 9 cannot be found in"),
         ({"amounts": ()}, "amounts: .* are not numbers"),
         ({"amounts": (0, float("nan"))}, "amounts: .* are not numbers"),
+        ({"amounts": (0, 1e308)}, "amounts: 1e.308 is beyond 100 standard deviations"),
         ({"amounts": (0.001, 0.002)}, "amounts: two of them are .0.00 to two digits"),
     ],
 )
@@ -106,7 +114,7 @@ def test_embeddings_of_another_model_and_an_unknown_case_are_refused(labelled, t
     other.with_suffix(".json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"embeddings\.parquet: another autoencoder made it"):
         walk(labelled.bundle, other, tmp_path / "out", **QUICK)
-    with pytest.raises(CohortError, match="the cohort has no 'nobody'; did you mean 'mni-"):
+    with pytest.raises(CohortError, match="the cohort has no 'nobody'"):
         walk(labelled.bundle, labelled.embeddings, tmp_path / "out", **QUICK, cohort=labelled.cohort, case="nobody")
     with pytest.raises(CohortError, match="none.parquet: there is no such file"):
         walk(labelled.bundle, tmp_path / "none.parquet", tmp_path / "out", **QUICK)

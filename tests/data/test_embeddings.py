@@ -12,7 +12,7 @@ from monai_diffae.data.embeddings import (
     z_of,
 )
 from monai_diffae.engines import training_loader, validation_loader
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 
 
 @pytest.fixture
@@ -48,6 +48,27 @@ def test_values_that_are_no_numbers_are_refused(table, value):
     table.loc[3, "z_001"] = value
     with pytest.raises(CohortError, match="no finite numbers; embed again"):
         z_of(table)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("fault", ["nan", "empty"])
+def test_a_table_without_numbers_is_refused_by_its_name(table, tmp_path, suffix, fault):
+    table = table.assign(z_001=np.nan) if fault == "nan" else table.iloc[:0]
+    path = tmp_path / f"mine{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    message = {"nan": "hold values that are no finite numbers; embed again", "empty": "there is no case in it"}[fault]
+    with pytest.raises(CohortError, match=rf"^mine\{suffix}: .*{message}") as caught:
+        read_embeddings(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path, monkeypatch):
+    (tmp_path / "embedded").mkdir()
+    with pytest.raises(ConfigError, match="^embedded: is a folder; name the table in it, such as embeddings.parquet"):
+        read_embeddings(tmp_path / "embedded")
+    monkeypatch.chdir(tmp_path / "embedded")
+    with pytest.raises(ConfigError, match="^embedded: is a folder"):
+        read_embeddings(".")
 
 
 @pytest.mark.parametrize(

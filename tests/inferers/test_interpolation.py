@@ -55,6 +55,14 @@ def test_between_parallel_codes_the_arc_is_the_line(factor):
     assert made.isfinite().all()
 
 
+@pytest.mark.parametrize("factor", [-1.0, -2.0, 0.0, -1 - 1e-9, float("nan")])
+def test_codes_with_no_arc_between_them_are_refused(factor):
+    first = codes(3)[0].double()
+    for a, b in ((first, factor * first), (factor * first, first)):
+        with pytest.raises(ConfigError, match="no arc between codes that are opposite, zero or not finite"):
+            slerp(a, b, [0, 0.5, 1])
+
+
 @pytest.mark.parametrize("between", [lerp, slerp])
 def test_codes_that_do_not_match_are_refused(between):
     with pytest.raises(ConfigError, match=r"shape \(1, 4\) and \(1, 5\)"):

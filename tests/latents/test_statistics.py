@@ -68,13 +68,14 @@ def test_small_dimensions_that_vary_are_kept(z):
     np.testing.assert_allclose(LatentStatistics.of(z * 1e-6).std, z.std(axis=0) * 1e-6, rtol=1e-4)
 
 
-def test_checksum_tells_statistics_apart(z):
+@pytest.mark.parametrize(("given", "expected"), [("f2", "f4"), ("f4", "f4"), ("f8", "f8")])
+def test_half_precision_is_widened_since_its_range_and_digits_are_too_few(z, given, expected):
     statistics = LatentStatistics.of(z)
-    assert LatentStatistics(statistics.mean.copy(), statistics.std.copy()).checksum == statistics.checksum
-    other = statistics.mean.copy()
-    other[3] = np.nextafter(other[3], np.float32(1e9))
-    assert LatentStatistics(other, statistics.std).checksum != statistics.checksum
-    assert LatentStatistics(statistics.std, statistics.std).checksum != statistics.checksum
+    codes = z.astype(given)
+    for run in (statistics.normalise, statistics.denormalise):
+        assert run(codes).dtype == np.dtype(expected)
+    assert statistics.moved(codes, np.ones(5)).dtype == codes.dtype
+    np.testing.assert_array_equal(statistics.normalise(codes), statistics.normalise(codes.astype(expected)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from monai_diffae.data.cases import Case, find_cases
+from monai_diffae.errors import CohortError
+
+
+def cohort(*ids):
+    return [Case(id, {"image": Path(f"{id}.nii")}, id) for id in ids]
+
+
+def test_cases_come_in_the_order_of_the_ids_and_once():
+    assert [case.id for case in find_cases(cohort("a", "b", "c"), ["c", "a", "c"])] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sub-4", "case: the cohort has no 'sub-4'; did you mean 'sub-04'?"),
+        ("zebra", "case: the cohort has no 'zebra'; check the ids, which embed lists in its table"),
+        ("x" * 90, f"case: the cohort has no '{'x' * 60}...'; check the ids, which embed lists in its table"),
+        ("long-" + "y" * 90, f"case: the cohort has no 'long-{'y' * 55}...'; did you mean 'long-{'y' * 91}'?"),
+    ],
+)
+def test_a_near_id_is_suggested_and_none_where_none_is_near(name, message):
+    with pytest.raises(CohortError) as caught:
+        find_cases(cohort("sub-04", "sub-11", "long-" + "y" * 91), [name])
+    assert str(caught.value) == message
