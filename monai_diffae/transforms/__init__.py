@@ -5,12 +5,16 @@ from __future__ import annotations
 from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToModelRangeDict
 from monai_diffae.transforms.native import NativeSpace, write_native
 from monai_diffae.transforms.reading import ReadScanD, ReadScand, ReadScanDict
+from monai_diffae.transforms.smoothing import SmoothForSpacingD, SmoothForSpacingd, SmoothForSpacingDict
 
 __all__ = [
     "NativeSpace",
     "ReadScanD",
     "ReadScanDict",
     "ReadScand",
+    "SmoothForSpacingD",
+    "SmoothForSpacingDict",
+    "SmoothForSpacingd",
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",

@@ -19,9 +19,10 @@ from monai_diffae.data.scans import Scan, scan_suffix, write_scan
 from monai_diffae.errors import ConfigError, find_diffae_error
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand
+from monai_diffae.transforms.smoothing import SmoothForSpacingd
 
 _PICTURES = (".png", ".jpg", ".jpeg")
-_CHANGE_NOTHING = (CopyItemsd, EnsureTyped)
+_KEEP_PLACES = (CopyItemsd, EnsureTyped, SmoothForSpacingd)  # nothing to undo
 
 
 class NativeSpace:
@@ -175,7 +176,7 @@ def _check_invertible(transforms: list[Any]) -> None:
             "preprocessing: does not begin with ReadScand, which knows the scan's own space; put it first"
         )
     for transform in transforms[1:]:
-        if not isinstance(transform, (InvertibleTransform, *_CHANGE_NOTHING)):
+        if not isinstance(transform, (InvertibleTransform, *_KEEP_PLACES)):
             raise ConfigError(
                 f"preprocessing: {type(transform).__name__} cannot be undone, so no image can be brought back to the "
                 "scan's space; use ToModelRanged for intensities, and transforms that MONAI can invert"

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from monai_diffae.data.formats import itk
 from monai_diffae.data.formats.elements import check_elements
 from monai_diffae.data.formats.pixel_data import check_pixel_data
-from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget, problem
+from monai_diffae.data.formats.planes import Plane, Stack, make_stack, read_planes, straighten
+from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
 from monai_diffae.errors import ScanError
 
 SERIES = "#series="
@@ -27,15 +28,14 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 PROJECTIONS = frozenset({"CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA", "OP", "US", "XC", "SM", "ES"})
 """Modalities whose files are pictures of their own, even where they share a series."""
 
-_MODALITY, _PATIENT = "0008|0060", "0010|0020"
-_SERIES, _INSTANCE, _POSITION = "0020|000e", "0020|0013", "0020|0032"
+_MODALITY, _PATIENT, _SERIES = "0008|0060", "0010|0020", "0020|000e"
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series in spatial order, with what a cohort needs to know of it."""
+    """The files of one series, sorted by name, with what a cohort needs to know of it."""
 
-    files: tuple[str, ...]
+    files: tuple[Path, ...]
     modality: str | None
     patient: str | None
 
@@ -87,25 +87,14 @@ def _list_series(folder: str, _changed: int) -> dict[str, Series]:
             continue
         if (reader := _header_of(Path(entry.path))) is not None:
             groups.setdefault(_tag(reader, _SERIES) or "", []).append((entry.path, reader))
-    return {uid: _sorted_series(groups[uid]) for uid in sorted(groups)}
+    return {uid: _series(groups[uid]) for uid in sorted(groups)}
 
 
-def _sorted_series(group: list[tuple[str, sitk.ImageFileReader]]) -> Series:
-    """Files along the normal of the first slice; by instance number where positions are not given."""
-    normal = _normal(group[0][1])
-
-    def place(member: tuple[str, sitk.ImageFileReader]) -> tuple[float, float, str]:
-        position = _numbers(member[1], _POSITION, 3)
-        number = _numbers(member[1], _INSTANCE, 1) or [0.0]
-        return (float(np.dot(position, normal)) if position else 0.0, number[0], member[0])
-
+def _series(group: list[tuple[str, sitk.ImageFileReader]]) -> Series:
     first = group[0][1]
     patient = _tag(first, _PATIENT)
-    return Series(
-        tuple(file for file, _ in sorted(group, key=place)),
-        _tag(first, _MODALITY),
-        hash_patient(patient) if patient else None,
-    )
+    files = tuple(Path(file) for file, _ in group)
+    return Series(files, _tag(first, _MODALITY), hash_patient(patient) if patient else None)
 
 
 def read_patient(path: Path) -> str | None:
@@ -130,19 +119,10 @@ def read_file(path: Path) -> Scan:
     """One DICOM file: ``[C, H, W]``, or ``[C, X, Y, Z]`` for one of several frames.
 
     Raises:
-        ScanError: the file is damaged, incomplete, in a compression without decoder, or no picture.
+        ScanError: the file is damaged, incomplete, in a compression without decoder, no picture, or its frames are
+            no volume.
     """
-    reader = _opened(path)
-    check_pixel_data(path, reader)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise itk.unreadable(path, error) from error
-    array = itk.to_array(image)  # GDCM has turned MONOCHROME1, where small values are white, into MONOCHROME2
-    affine = itk.to_affine(image)
-    if array.shape[-1] == 1:  # [C, x, y, 1] -> rows, columns, as displayed
-        array, affine = array[..., 0].swapaxes(1, 2), affine[:, [1, 0, 2, 3]]
-    return Scan(np.ascontiguousarray(array), affine, _tag(reader, _MODALITY))
+    return _read(path, (path,))
 
 
 def read_series(path: Path) -> Scan:
@@ -151,38 +131,76 @@ def read_series(path: Path) -> Scan:
     Raises:
         ScanError: there is none, there are several, or slices are missing, doubled, damaged or of different sizes.
     """
-    files = _files(path)
-    if len(files) == 1:
-        return read_file(Path(files[0]))
-    readers = [_opened(Path(f)) for f in files]
-    _, affine = _series_geometry(path, readers)
-    for file, header in zip(files, readers, strict=True):
-        check_pixel_data(Path(file), header)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise itk.unreadable(path, error) from error
-    return Scan(itk.to_array(image), affine, _tag(readers[0], _MODALITY))
+    return _read(path, _files(path))
 
 
 def read_header(path: Path) -> Header:
     """Sizes and affine of a file or series, without its voxels."""
+    files, stack = read_stack(path)
+    if stack is not None:
+        return Header(stack.sizes, stack.affine)
+    reader = _opened(files[0])
+    return Header(reader.GetSize()[1::-1], _affine_2d(reader))
+
+
+def read_stack(path: Path) -> tuple[tuple[Path, ...], Stack | None]:
+    """The files of a scan, and how its planes, in the order of files and frames, make a volume; None for one plane."""
     folder, _ = split_series(path)
-    if folder.is_dir():
-        files = _files(path)
-        if len(files) > 1:
-            return Header(*_series_geometry(path, [_opened(Path(f)) for f in files]))
-        folder = Path(files[0])
-    reader = _opened(folder)
-    sizes, affine = reader.GetSize()[:3], itk.to_affine(reader)
-    if len(sizes) < 3 or sizes[2] == 1:
-        return Header((sizes[1], sizes[0]), affine[:, [1, 0, 2, 3]])
-    return Header(sizes, affine)
+    files = _files(path) if folder.is_dir() else (folder,)
+    return files, _stack(path, files, [_opened(file) for file in files])
 
 
-def _files(path: Path) -> tuple[str, ...]:
+def _read(path: Path, files: tuple[Path, ...]) -> Scan:
+    readers = [_opened(file) for file in files]
+    stack, modality = _stack(path, files, readers), _tag(readers[0], _MODALITY)
+    # one by one: ITK's reader of series casts all slices to the type of the first, which cuts their fractions
+    slices = [_decoded(file, reader) for file, reader in zip(files, readers, strict=True)]
+    if stack is None:  # rows, columns, as displayed
+        return Scan(np.ascontiguousarray(slices[0][..., 0].swapaxes(1, 2)), _affine_2d(readers[0]), modality)
+    if len(files) > 1:
+        array = np.concatenate([slices[k] for k in stack.order], axis=3)
+    else:
+        array = _rescaled(slices[0], read_planes(path))[..., stack.order]
+    return Scan(straighten(path, array, stack), stack.affine, modality)
+
+
+def _stack(path: Path, files: tuple[Path, ...], readers: list[sitk.ImageFileReader]) -> Stack | None:
+    kinds = {(*r.GetSize(), r.GetNumberOfComponents()) for r in readers}
+    if len(kinds) > 1:
+        raise problem(path, f"its slices have {len(kinds)} different sizes", "keep the files of one volume only")
+    ((columns, rows, frames, components),) = kinds
+    if len(files) * frames == 1:
+        return None
+    if len(files) > 1 and frames > 1:
+        raise problem(path, f"it has {len(files)} files of several frames", "give one of the files")
+    check_budget(path, (columns, rows, len(files) * frames), components)
+    planes = [plane for file in files for plane in read_planes(file)]
+    if len(planes) != len(files) * frames:
+        raise problem(path, f"it has {frames} frames and places for {len(planes)}", "export it again")
+    return make_stack(path, planes, columns, rows)
+
+
+def _decoded(path: Path, reader: sitk.ImageFileReader) -> NDArray[np.float32]:
+    """``[C, X, Y, frames]``; GDCM turns MONOCHROME1, where small values are white, into MONOCHROME2."""
+    check_pixel_data(path, reader)
+    try:
+        with itk.silent_stderr():
+            return itk.to_array(reader.Execute())
+    except RuntimeError as error:
+        raise itk.unreadable(path, error) from error
+
+
+def _rescaled(array: NDArray[np.float32], frames: list[Plane]) -> NDArray[np.float32]:
+    # GDCM gives every frame the first one's slope and intercept
+    slopes, intercepts = np.array([frame.rescale for frame in frames]).T
+    return ((array - intercepts[0]) / slopes[0] * slopes + intercepts).astype(np.float32)
+
+
+def _affine_2d(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
+    return itk.to_affine(reader)[:, [1, 0, 2, 3]]
+
+
+def _files(path: Path) -> tuple[Path, ...]:
     folder, uid = split_series(path)
     series = list_series(folder)
     if uid is not None:
@@ -196,7 +214,7 @@ def _files(path: Path) -> tuple[str, ...]:
         raise problem(folder, f"the folder holds {len(series)} DICOM series", todo)
     (only,) = series.values()
     lost = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
-    lost -= {Path(f).name for f in only.files}
+    lost -= {f.name for f in only.files}
     if lost:
         raise problem(folder, f"{len(lost)} of its files are not readable DICOM ({min(lost)})", "copy them again")
     return only.files
@@ -205,56 +223,6 @@ def _files(path: Path) -> tuple[str, ...]:
 def _opened(path: Path) -> sitk.ImageFileReader:
     check_elements(path)
     return itk.opened(path)
-
-
-def _series_geometry(
-    path: Path, readers: list[sitk.ImageFileReader]
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Sizes and affine of a series, from its headers; refuses gaps, doubles and mixed sizes or orientations."""
-    kinds = {(*r.GetSize()[:2], r.GetNumberOfComponents()) for r in readers}
-    if len(kinds) > 1:
-        raise problem(path, f"its slices have {len(kinds)} different sizes", "keep the files of one volume only")
-    ((width, height, components),) = kinds
-    sizes = (int(width), int(height), len(readers))
-    check_budget(path, sizes, components)
-    affine = itk.to_affine(readers[0])
-    positions = [_numbers(r, _POSITION, 3) for r in readers]
-    if all(positions):
-        normals = np.array([_normal(r) for r in readers])
-        if (normals @ normals[0] < 0.999).any():
-            raise problem(path, "its slices have different orientations", "split localisers from the volume")
-        points = np.array(positions)
-        _check_spacing(path, points @ normals[0])
-        affine[:3, 2] = (points[-1] - points[0]) / (len(points) - 1) * [-1, -1, 1]
-    check_affine(path, affine)
-    return sizes, affine
-
-
-def _check_spacing(path: Path, along: NDArray[np.float64]) -> None:
-    """``along``: each slice's position in mm along the series' normal, in the order of the files."""
-    steps = np.abs(np.diff(along))
-    usual = float(np.median(steps))
-    if steps.min() < max(0.01 * usual, 1e-3):
-        raise problem(path, "two of its slices lie at one position (doubled, or 4D)", "keep one file a position")
-    if steps.max() > 1.5 * usual:
-        gap = f"{steps.max():.3g} mm where others are {usual:.3g} mm"
-        raise problem(path, f"a slice is missing (a gap of {gap})", "copy the whole series again")
-    if steps.max() - steps.min() > 0.1 * usual:
-        shown = f"{steps.min():.3g} to {steps.max():.3g} mm"
-        raise problem(path, f"its slices are unevenly spaced ({shown})", "resample it to an even spacing")
-
-
-def _normal(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
-    """The unit vector across the slice, in DICOM's own axes (LPS)."""
-    return np.array(reader.GetDirection()[2::3]) if len(reader.GetDirection()) == 9 else np.array([0.0, 0.0, 1.0])
-
-
-def _numbers(reader: sitk.ImageFileReader, tag: str, count: int) -> list[float] | None:
-    try:
-        numbers = [float(v) for v in (_tag(reader, tag) or "").split("\\")]
-    except ValueError:
-        return None
-    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
 
 def _tag(reader: sitk.ImageFileReader, tag: str) -> str | None:

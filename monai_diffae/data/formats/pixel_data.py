@@ -22,7 +22,7 @@ def check_pixel_data(path: Path, reader: sitk.ImageFileReader) -> None:
         reader: has read the file's header.
 
     Raises:
-        ScanError: the file ends before its pixels do, or holds none.
+        ScanError: the file ends before its pixels do, holds none, or holds them in a way that GDCM gets wrong.
     """
     data = path.read_bytes()
     if _DEFLATED in data[:1024]:
@@ -32,15 +32,19 @@ def check_pixel_data(path: Path, reader: sitk.ImageFileReader) -> None:
     if any(_holds(data, at, expected) for at in starts):
         return
     if any(_holds(data, at, expected, "big") for at in _find(data, _TAG_BIG_ENDIAN)):
+        if _allocated(reader) > 16:  # GDCM exchanges the bytes of 16 bits each
+            raise problem(path, "its 32-bit big-endian values cannot be decoded", "export it as little endian")
         return
     wrong = "its pixel data end early" if starts else "it holds no pixel data"
     raise problem(path, wrong, "copy it again")
 
 
 def _expected_bytes(reader: sitk.ImageFileReader) -> int:
-    allocated = reader.GetMetaData("0028|0100") if reader.HasMetaDataKey("0028|0100") else "8"
-    bits = math.prod(reader.GetSize()[:3]) * _samples(reader) * int(allocated)
-    return (bits + 7) // 8
+    return (math.prod(reader.GetSize()[:3]) * _samples(reader) * _allocated(reader) + 7) // 8
+
+
+def _allocated(reader: sitk.ImageFileReader) -> int:
+    return int(reader.GetMetaData("0028|0100")) if reader.HasMetaDataKey("0028|0100") else 8
 
 
 def _samples(reader: sitk.ImageFileReader) -> int:

@@ -1,0 +1,202 @@
+"""An image made of a DICOM scan, written as a new DICOM series of the same study."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.formats import dicom
+from monai_diffae.data.formats.dicom_slices import read_slices
+from monai_diffae.errors import ConfigError
+
+Pixels = NDArray[np.int16] | NDArray[np.uint16]
+
+_WRITER = "MONAI_DIFFAE"
+"""The files' ImplementationVersionName: what may be replaced."""
+
+
+def write_series(
+    path: str | os.PathLike[str],
+    array: NDArray[np.float32],
+    source: str | os.PathLike[str],
+    *,
+    description: str = "monai_diffae reconstruction",
+    overwrite: bool = False,
+) -> Path:
+    r"""Write an image in a DICOM scan's own space as a new series of that scan's study.
+
+    **What is written is as private as its source**: it goes into the same patient's study, so the name, PatientID,
+    dates and other tags are the source's. New are the UIDs of series and instances, the series' number (1000 more) and
+    description, ``DERIVED\SECONDARY``, and what describes the pixels. Private tags and overlays are left out.
+
+    The UIDs are hashes of the source's series UID, the description and the stored voxels: to an archive the same
+    result written again is the same series, another result is another one.
+
+    Values are stored in 16 bits: with the source's slope and intercept where they fit, else with a slope of their own.
+    Nothing wraps or is clipped. Frames of an enhanced file become files.
+
+    Args:
+        path: a folder for a volume, a ``.dcm`` file for a 2D image. It appears when it is complete.
+        array: ``[1, X, Y, Z]`` or ``[1, H, W]`` in the source's units and size, as
+            :func:`~monai_diffae.data.scans.read_scan` gives the source.
+        source: the DICOM file, folder, or ``folder#series=UID`` that the image was made of.
+        description: the SeriesDescription (its first 64 characters) and DerivationDescription.
+        overwrite: replace what this function has written at ``path`` before.
+
+    Returns:
+        ``path``, which ``read_scan`` takes.
+
+    Raises:
+        ConfigError: ``array`` is not of the source's size or has infinite values, or ``path`` is there or of the wrong
+            kind.
+        ScanError: the source cannot be read, has colours, or is of a kind that has no slices.
+        MachineError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pydicom.data import get_testdata_file
+        >>> from monai_diffae.data.scans import read_scan
+        >>> source = get_testdata_file("MR_small.dcm", download=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_series(Path(folder) / "new.dcm", read_scan(source).array, source)
+        ...     read_scan(path).array.shape
+        (1, 64, 64)
+    """
+    path, source = Path(path), Path(source)
+    files, stack = dicom.read_stack(source)
+    _check_target(path, stack is not None, overwrite)
+    with disable_value_validation():
+        slices = read_slices(source, files, stack)
+        size = stack.sizes if stack is not None else (int(slices[0].Rows), int(slices[0].Columns))
+        if array.shape != (1, *size) or not np.isfinite(array).all():
+            wrong = f"an array {list(array.shape)} where the source has {[1, *size]}, or one that is not finite"
+            raise ConfigError(f"{path.name}: {wrong}; bring the image to the source's space")
+        planes = array if stack is None else array[0].transpose(2, 1, 0)
+        storage = _choose_storage(float(array.min()), float(array.max()), slices)
+        pixels = [storage.store(plane) for plane in planes]
+        series = _series_uid(slices[0], description, storage, pixels)
+        for k, dataset in enumerate(slices):
+            _describe(dataset, series, k, description)
+            _set_pixels(dataset, storage, pixels[k])
+        if stack is None:
+            return write_atomic(path, lambda file: _save(slices[0], file))
+        return write_atomic(path, lambda folder: _save_all(slices, folder, path))
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """How values are stored; ``new`` where slope and intercept are not the source's."""
+
+    slope: float
+    intercept: float
+    signed: bool
+    new: bool
+
+    def store(self, plane: NDArray[np.float32]) -> Pixels:
+        whole = np.rint((plane.astype(np.float64) - self.intercept) / self.slope)
+        return whole.astype("<i2") if self.signed else whole.astype("<u2")
+
+
+def _choose_storage(low: float, high: float, slices: list[Dataset]) -> _Storage:
+    rescales = {(float(d.get("RescaleSlope") or 1), float(d.get("RescaleIntercept") or 0)) for d in slices}
+    if len(rescales) == 1:
+        ((slope, intercept),) = rescales
+        ends = [round((value - intercept) / slope) for value in (low, high)]
+        was_signed = bool(slices[0].PixelRepresentation)
+        for signed in (was_signed, not was_signed):
+            limits = np.iinfo(np.int16 if signed else np.uint16)
+            if limits.min <= min(ends) and max(ends) <= limits.max:
+                return _Storage(slope, intercept, signed, new=False)
+    signed = low < 0
+    steps = 32767 if signed else 65535
+    slope = float(format_number_as_ds(max(-low, high) / steps)) or 1.0
+    return _Storage(slope, 0.0, signed, new=True)
+
+
+def _series_uid(first: Dataset, description: str, storage: _Storage, pixels: list[Pixels]) -> str:
+    digest = hashlib.sha256(repr(storage).encode())
+    for plane in pixels:
+        digest.update(plane.tobytes())
+    return generate_uid(entropy_srcs=["monai_diffae", str(first.SeriesInstanceUID), description, digest.hexdigest()])
+
+
+def _describe(dataset: Dataset, series: str, k: int, description: str) -> None:
+    origin = Dataset()
+    origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    dataset.SourceImageSequence = [origin]
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
+    dataset.SeriesInstanceUID = series
+    dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + 1000
+    dataset.InstanceNumber = k + 1
+    kinds = np.atleast_1d(dataset.get("ImageType") or [])
+    dataset.ImageType = ["DERIVED", "SECONDARY", *map(str, kinds[2:])]
+    dataset.SeriesDescription = description[:64]
+    dataset.DerivationDescription = description
+
+
+def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels) -> None:
+    if dataset.PhotometricInterpretation == "MONOCHROME1":  # read_scan has turned it, which the window was made for
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "PresentationLUTShape"):
+            dataset.pop(keyword, None)
+    if storage.new:
+        dataset.RescaleSlope, dataset.RescaleIntercept = storage.slope, storage.intercept
+        dataset.RescaleType = dataset.get("RescaleType") or "US"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, int(storage.signed)
+    dataset.add_new("PixelData", "OW", pixels.tobytes())
+
+
+def _save(dataset: Dataset, path: Path) -> None:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    meta.TransferSyntaxUID, meta.ImplementationVersionName = ExplicitVRLittleEndian, _WRITER
+    dataset.file_meta, dataset.preamble = meta, bytes(128)
+    pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
+
+
+def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:
+    """All files or none: a series that lacks its last slices would look like a whole one."""
+    try:
+        folder.mkdir()
+        for k, dataset in enumerate(slices):
+            _save(dataset, folder / f"{k + 1:04d}.dcm")
+        if old.exists():
+            shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _check_target(path: Path, is_volume: bool, overwrite: bool) -> None:
+    if is_volume == (path.suffix.lower() in dicom.SUFFIXES):
+        kind = "a volume is written into a folder" if is_volume else "a 2D image is written as one file"
+        raise ConfigError(f"{path.name}: {kind}; name {'it without .dcm' if is_volume else 'it .dcm'}")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{path.name}: is already there; choose another name, or overwrite it")
+    if not all(_is_ours(file) for file in (path.iterdir() if path.is_dir() else [path])):
+        raise ConfigError(f"{path.name}: holds what was not written here, and is not replaced; choose another name")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+    except (InvalidDicomError, OSError):
+        return False
+    return bool(meta.get("ImplementationVersionName") == _WRITER)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, points, positions, save_enhanced, save_planes
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileDataset
+from pydicom.uid import ExplicitVRBigEndian
+from scan_files import refusal, shared
+
+from monai_diffae.data.scans import read_scan, read_shape
+from monai_diffae.errors import ScanError
+from monai_diffae.transforms.reading import ReadScand
+
+ORIENTATIONS = {"axial": AXIAL, "sagittal": (0, 1, 0, 0, 0, -1), "feet first": (-1, 0, 0, 0, 1, 0), "oblique": OBLIQUE}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_every_voxel_lies_where_the_standard_says(tmp_path: Path, name: str, backwards: bool) -> None:
+    orientation = ORIENTATIONS[name]
+    places = positions(orientation)[:: -1 if backwards else 1]
+    scan = read_scan(save_planes(tmp_path / "series", places, orientation))
+    assert misplaced(scan.array[0], scan.affine) <= 1  # ramp is rounded, and so are the tags
+    np.testing.assert_allclose(scan.spacing_mm, (0.5, 0.75, 2), rtol=1e-6)
+    itk = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "series")))
+    corner = itk.TransformContinuousIndexToPhysicalPoint((9, 13, 4))
+    np.testing.assert_allclose((scan.affine @ [9, 13, 4, 1])[:3] * [-1, -1, 1], corner, atol=1e-4)
+
+
+def test_a_single_slice_lies_where_the_standard_says(tmp_path: Path) -> None:
+    place = positions(OBLIQUE)[2]
+    make_plane(place, OBLIQUE).save_as(tmp_path / "a.dcm")
+    affine = read_scan(tmp_path / "a.dcm", spatial_dims=2).affine
+    row, column = np.indices((14, 10)).reshape(2, -1)
+    lies = affine @ np.stack([row, column, np.zeros(140), np.ones(140)])
+    np.testing.assert_allclose(lies[:3].T * [-1, -1, 1], points(place, OBLIQUE).reshape(-1, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [("ImagePositionPatient", None), ("ImageOrientationPatient", ""), ("PixelSpacing", [0.5])]
+)
+def test_a_slice_that_does_not_say_where_it_lies_is_refused(tmp_path: Path, tag: str, value: object) -> None:
+    def lose(k: int, dataset: FileDataset) -> None:
+        if k == 2:
+            setattr(dataset, tag, value)
+
+    one = save_planes(tmp_path / "one", positions(), change=lose)
+    every = save_planes(tmp_path / "every", positions(), **{tag: value})
+    for series in (one, every):
+        assert f"no {tag}" in refusal(series)
+        with pytest.raises(ScanError, match=tag):
+            read_shape(series)
+
+
+def test_slices_that_do_not_belong_together(tmp_path: Path) -> None:
+    def of_third(tag: str, value: object) -> Path:
+        return save_planes(tmp_path / tag, positions(), change=lambda k, d: k == 2 and setattr(d, tag, value))
+
+    turned = of_third("ImageOrientationPatient", [0, 1, 0, -1, 0, 0])  # within the plane: the normal is the same
+    assert "different orientations" in refusal(turned)
+    assert "different PixelSpacings" in refusal(of_third("PixelSpacing", [1, 1]))
+    shifted = positions()
+    shifted[2, 0] += 5
+    assert "shifted against each other (by 5 mm)" in refusal(save_planes(tmp_path / "shifted", shifted))
+    skewed = save_planes(tmp_path / "skewed", positions(), (1, 0, 0, 0.5, 0.866, 0))
+    assert "perpendicular" in refusal(skewed)
+
+
+def test_uneven_missing_and_doubled_slices(tmp_path: Path) -> None:
+    drifting = positions(n=20)
+    drifting[10:, 2] += 0.19 * np.arange(10)  # each step within 10 %, 1 mm wrong in the middle
+    assert "unevenly spaced (2 to 2.19 mm)" in refusal(save_planes(tmp_path / "drifting", drifting))
+    uneven = positions()
+    uneven[1:, 2] += 0.6
+    assert "unevenly spaced" in refusal(save_planes(tmp_path / "uneven", uneven))
+    assert "a gap of 4 mm" in refusal(save_planes(tmp_path / "gap", positions()[[0, 1, 3, 4]]))
+    times = np.concatenate([positions(), positions()])
+    assert "doubled, or 4D" in refusal(save_planes(tmp_path / "times", times))
+    rounded = np.round(positions(OBLIQUE, step=0.625), 2)
+    assert read_scan(save_planes(tmp_path / "rounded", rounded, OBLIQUE)).array.shape == (1, 10, 14, 5)
+
+
+@pytest.mark.parametrize("tilt", [0.6, -0.6])
+@pytest.mark.parametrize("name", ["axial", "oblique"])
+def test_a_tilted_gantry_is_straightened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tilt: float, name: str
+) -> None:
+    orientation = ORIENTATIONS[name]
+    places = positions(orientation, n=6, tilt=tilt)
+    series = save_planes(tmp_path / "ct", places, orientation)
+    scan = read_scan(series)
+    assert "tilted by 16.7 degrees" in caplog.text
+    assert sorted(scan.array.shape[1:]) == sorted(read_shape(series)) == [6, 10, 18]
+    np.testing.assert_allclose(scan.spacing_mm, (0.5, 0.75, 2), rtol=1e-6)
+    axes = scan.affine[:3, :3] / scan.spacing_mm
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
+    # ramp is linear, so that interpolation between voxels of a plane brings it back
+    row = np.arange(18) - (4 if tilt < 0 else 0) - 0.8 * np.sign(tilt) * np.arange(6)[:, None]  # of plane k
+    covered = np.broadcast_to(((row > -1e-6) & (row < 13 + 1e-6)).T, scan.array.shape[1:])
+    assert misplaced(scan.array[0], scan.affine, where=covered) <= 1.5
+    beyond = np.broadcast_to(((row < -1) | (row > 14)).T, scan.array.shape[1:])
+    assert set(scan.array[0][beyond]) == {scan.array.min()}
+
+
+def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
+    """As in PET; ITK's reader of series casts them to the type of the first, an integer with a slope of 2."""
+    slopes = [2, 0.37, 0.5, 0.25, 1.5]
+    series = save_planes(
+        tmp_path / "pet", positions(), change=lambda k, d: setattr(d, "RescaleSlope", slopes[k]), RescaleIntercept=3
+    )
+    whole = read_scan(save_planes(tmp_path / "whole", positions())).array
+    np.testing.assert_allclose(read_scan(series).array, whole * np.array(slopes) + 3, rtol=1e-6)
+    enhanced = save_enhanced(tmp_path / "enhanced.dcm", positions(), slopes=slopes)
+    np.testing.assert_allclose(read_scan(enhanced).array, whole * np.array(slopes) + 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3, 1, 4, 0, 2]])
+def test_frames_of_an_enhanced_file(tmp_path: Path, order: list[int]) -> None:
+    path = save_enhanced(tmp_path / "mr.dcm", positions(OBLIQUE)[order], OBLIQUE)
+    scan = read_scan(path, spatial_dims=3)
+    assert scan.modality == "MR"
+    assert misplaced(scan.array[0], scan.affine, intercept=5) <= 1
+    assert sorted(read_shape(path)) == [5, 10, 14]
+
+
+def test_frames_that_are_no_volume(tmp_path: Path) -> None:
+    gap = save_enhanced(tmp_path / "gap.dcm", positions()[[0, 1, 3, 4]])
+    assert "a gap of 4 mm" in refusal(gap)
+    assert "4D" in refusal(save_enhanced(tmp_path / "times.dcm", positions()[[0, 0, 1, 1]]))
+    (tmp_path / "two").mkdir()
+    for name in ("a.dcm", "b.dcm"):
+        save_enhanced(tmp_path / "two" / name, positions())
+    assert "2 files of several frames" in refusal(tmp_path / "two")
+    fewer = pydicom.dcmread(tmp_path / "gap.dcm")
+    fewer.PerFrameFunctionalGroupsSequence.pop()
+    fewer.save_as(tmp_path / "fewer.dcm")
+    assert "4 frames and places for 3" in refusal(tmp_path / "fewer.dcm")
+    film = get_testdata_file("examples_ybr_color.dcm", download=False)
+    assert "a film" in refusal(str(film))
+
+
+@pytest.mark.parametrize("how", ["RLE", "implicit", "bigendian", "padded", "expb", "jp2klossless", "jpeg_ls_lossless"])
+def test_encodings(how: str) -> None:
+    plain, encoded = (get_testdata_file(f"MR_small{s}.dcm", download=False) for s in ("", f"_{how}"))
+    np.testing.assert_array_equal(read_scan(str(encoded)).array, read_scan(str(plain)).array)
+
+
+def test_what_gdcm_decodes_wrongly_is_refused(tmp_path: Path) -> None:
+    dataset = make_plane(positions()[0], BitsAllocated=32, BitsStored=32, HighBit=31)
+    dataset.PixelData = np.arange(140, dtype=">i4").tobytes()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    pydicom.dcmwrite(tmp_path / "a.dcm", dataset, implicit_vr=False, little_endian=False)
+    assert "32-bit big-endian" in refusal(tmp_path / "a.dcm")
+
+
+def test_bits_above_the_stored_ones_are_no_values(tmp_path: Path) -> None:
+    def set_overlay(k: int, dataset: FileDataset) -> None:
+        dataset.PixelData = (np.frombuffer(dataset.PixelData, np.int16) | 0x4000).tobytes()
+
+    bits = {"PixelRepresentation": 0, "BitsStored": 12, "HighBit": 11}
+    scan = read_scan(save_planes(tmp_path / "ct", positions(), change=set_overlay, **bits))
+    assert misplaced(scan.array[0], scan.affine) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The DICOM readers")
+@pytest.mark.parametrize(
+    "name", ["hippocampus_hcrop_dicom/Study2_14_HCropVolume", "dicom_mr_brain_pgbm003/36468-FLAIRreg-58706"]
+)
+def test_real_series_against_nibabel(name: str) -> None:
+    from nibabel.nicom import dicomwrappers
+
+    series = shared(name)
+    planes = [dicomwrappers.wrapper_from_file(file) for file in series.glob("*.dcm")]
+    planes.sort(key=lambda plane: -plane.slice_indicator)  # nibabel's normal points the other way
+    first, last = (np.diag([-1, -1, 1, 1]) @ planes[k].affine[:, [1, 0, 2, 3]] for k in (0, -1))
+    first[:, 2] = (last[:, 3] - first[:, 3]) / (len(planes) - 1)
+    scan = read_scan(series)
+    np.testing.assert_allclose(scan.affine, first, atol=1e-5)
+    np.testing.assert_array_equal(scan.array[0], np.stack([plane.get_data().T for plane in planes], axis=-1))
+
+
+def test_the_transform_takes_a_tilted_series(tmp_path: Path) -> None:
+    series = save_planes(tmp_path / "ct", positions(tilt=0.6))
+    image = ReadScand("image", 3)({"image": str(series)})["image"]
+    assert tuple(image.shape) == (1, 10, 18, 5)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from dicom_files import OBLIQUE, make_plane, positions, save_enhanced, save_planes
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileDataset
+from scan_files import as_nobody, shared
+
+from monai_diffae.data.dicom_series import write_series
+from monai_diffae.data.scans import Scan, read_scan
+from monai_diffae.errors import ConfigError, MachineError, ScanError
+
+
+def tags(path: Path) -> list[pydicom.Dataset]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [pydicom.dcmread(file) for file in files]
+
+
+def as_itk(folder: Path) -> sitk.Image:
+    return sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+
+
+def assert_same_place(written: Path, scan: Scan) -> None:
+    again = read_scan(written)
+    np.testing.assert_array_equal(again.affine, scan.affine)
+    assert (again.array.shape, again.modality) == (scan.array.shape, scan.modality)
+
+
+def test_round_trip_of_a_series(tmp_path: Path) -> None:
+    source = save_planes(tmp_path / "ct", positions(OBLIQUE)[::-1], OBLIQUE, RescaleSlope=2, RescaleIntercept=-1024)
+    scan = read_scan(source)
+    wanted = scan.array + np.random.default_rng(0).normal(0, 30, scan.array.shape).astype(np.float32)
+    written = write_series(tmp_path / "new", wanted, source)
+    assert_same_place(written, scan)
+    again = read_scan(written).array
+    assert np.abs(again - wanted).max() <= 1  # half a step of the source's slope
+    seen = as_itk(written)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(seen).transpose(2, 1, 0), again[0])
+    np.testing.assert_allclose(seen.GetOrigin(), scan.affine[:3, 3] * [-1, -1, 1], atol=1e-6)
+    pixels = np.stack([d.pixel_array.T * d.RescaleSlope + d.RescaleIntercept for d in tags(written)], axis=-1)
+    np.testing.assert_array_equal(pixels, again[0])
+
+
+def test_tags_of_a_new_series(tmp_path: Path) -> None:
+    def add(k: int, dataset: FileDataset) -> None:
+        dataset.add_new(0x60003000, "OW", bytes(20))
+        dataset.private_block(0x29, "SIEMENS CSA HEADER", create=True).add_new(8, "LO", "Planted^Private")
+        dataset.IconImageSequence = [pydicom.Dataset()]
+        dataset.LargestImagePixelValue = 7
+
+    source = save_planes(tmp_path / "ct", positions(), change=add)
+    before = sorted(tags(source), key=lambda d: d.InstanceNumber)
+    after = tags(write_series(tmp_path / "new", read_scan(source).array, source, description="z_sem of " + "x" * 70))
+    assert len(after) == len(before) == 5
+    for old, new in zip(before, after, strict=True):
+        for kept in (
+            "StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientID", "SOPClassUID", "Modality",
+            "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "WindowCenter", "WindowWidth",
+        ):  # fmt: skip
+            assert new[kept].value == old[kept].value, kept
+        assert new.SourceImageSequence[0].ReferencedSOPInstanceUID == old.SOPInstanceUID
+        assert new.ImageType == ["DERIVED", "SECONDARY", "AXIAL"]
+        assert new.SeriesNumber == 1007
+        assert len(new.SeriesDescription) == 64 < len(new.DerivationDescription)
+        assert new.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+        assert new.file_meta.MediaStorageSOPInstanceUID == new.SOPInstanceUID
+        assert "Planted^Private" not in str(new)
+        assert not any(k in new for k in ("IconImageSequence", "LargestImagePixelValue", (0x6000, 0x3000)))
+    assert len({d.SeriesInstanceUID for d in (*before, *after)}) == 2
+    assert len({d.SOPInstanceUID for d in (*before, *after)}) == 10
+    assert [d.InstanceNumber for d in after] == [1, 2, 3, 4, 5]
+
+
+def test_the_same_result_is_the_same_series(tmp_path: Path) -> None:
+    source = save_planes(tmp_path / "ct", positions())
+    array = read_scan(source).array
+    first, second = (write_series(tmp_path / name, array, source) for name in ("a", "b"))
+    for old, new in zip(sorted(first.iterdir()), sorted(second.iterdir()), strict=True):
+        assert old.read_bytes() == new.read_bytes()
+    other = write_series(tmp_path / "c", array + 1, source)
+    named = write_series(tmp_path / "d", array, source, description="else")
+    assert len({tags(p)[0].SeriesInstanceUID for p in (first, second, other, named)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "signed", "step"),
+    [(0, 65535, 0, 1), (-32768, 32767, 1, 1), (-5, 65535, 1, 2.0001), (0, 1e6, 0, 15.26), (-1e6, 2e5, 1, 30.6)],
+)
+def test_nothing_wraps(tmp_path: Path, low: float, high: float, signed: int, step: float) -> None:
+    source = save_planes(tmp_path / "ct", positions())
+    wanted = np.linspace(low, high, 10 * 14 * 5, dtype=np.float32).reshape(1, 10, 14, 5)
+    written = write_series(tmp_path / "new", wanted, source)
+    assert np.abs(read_scan(written).array - wanted).max() <= step / 2
+    assert {d.PixelRepresentation for d in tags(written)} == {signed}
+    np.testing.assert_allclose(sitk.GetArrayFromImage(as_itk(written)).T, read_scan(written).array[0], rtol=1e-6)
+
+
+def test_slopes_of_slices_become_one(tmp_path: Path) -> None:
+    slopes = [2, 0.37, 0.5, 0.25, 1.5]
+    source = save_planes(tmp_path / "pet", positions(), change=lambda k, d: setattr(d, "RescaleSlope", slopes[k]))
+    scan = read_scan(source)
+    written = write_series(tmp_path / "new", scan.array, source)
+    assert_same_place(written, scan)
+    (slope,) = {float(d.RescaleSlope) for d in tags(written)}
+    assert np.abs(read_scan(written).array - scan.array).max() <= slope / 2 * 1.001
+
+
+def test_monochrome1_becomes_monochrome2(tmp_path: Path) -> None:
+    source = tmp_path / "dx.dcm"
+    make_plane(positions()[0], PhotometricInterpretation="MONOCHROME1", Modality="DX").save_as(source)
+    scan = read_scan(source)
+    written = write_series(tmp_path / "new.dcm", scan.array, source)
+    assert_same_place(written, scan)
+    np.testing.assert_array_equal(read_scan(written).array, scan.array)
+    assert "WindowCenter" not in tags(written)[0]
+
+
+@pytest.mark.parametrize("how", ["", "_implicit", "_bigendian", "_jpeg_ls_lossless", "_padded"])
+def test_single_files_of_every_encoding(tmp_path: Path, how: str) -> None:
+    source = str(get_testdata_file(f"MR_small{how}.dcm", download=False))
+    scan = read_scan(source)
+    written = write_series(tmp_path / "new.dcm", scan.array, source)
+    assert_same_place(written, scan)
+    np.testing.assert_array_equal(read_scan(written).array, scan.array)
+    old, new = tags(Path(source))[0], tags(written)[0]
+    changed = {e.keyword for e in new if e.keyword not in old or e.value != old[e.keyword].value}
+    assert changed <= {
+        "ImageType", "SOPInstanceUID", "SourceImageSequence", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
+        "SeriesDescription", "DerivationDescription", "PixelData", "BitsStored", "HighBit",
+    }  # fmt: skip
+
+
+def test_frames_become_slices(tmp_path: Path) -> None:
+    places = positions(OBLIQUE)[[3, 1, 4, 0, 2]]
+    source = save_enhanced(tmp_path / "mr.dcm", places, OBLIQUE, slopes=[1, 2, 3, 4, 5])
+    scan = read_scan(source)
+    written = write_series(tmp_path / "new", scan.array, source)
+    assert_same_place(written, scan)
+    assert {d.SOPClassUID for d in tags(written)} == {pydicom.uid.MRImageStorage}
+    assert not any("PerFrameFunctionalGroupsSequence" in d or "NumberOfFrames" in d for d in tags(written))
+    np.testing.assert_allclose(sitk.GetArrayFromImage(as_itk(written)).T, read_scan(written).array[0], rtol=1e-6)
+
+
+def test_a_straightened_volume_is_written_straight(tmp_path: Path) -> None:
+    source = save_planes(tmp_path / "ct", positions(tilt=-0.6), GantryDetectorTilt=16.7)
+    scan = read_scan(source)
+    written = write_series(tmp_path / "new", scan.array, source)
+    np.testing.assert_allclose(read_scan(written).affine, scan.affine, atol=1e-6)
+    np.testing.assert_array_equal(read_scan(written).array, np.round(scan.array))
+    assert not any("GantryDetectorTilt" in d for d in tags(written))
+
+
+def test_what_is_there_stays(tmp_path: Path) -> None:
+    source = save_planes(tmp_path / "ct", positions())
+    array = read_scan(source).array
+    written = write_series(tmp_path / "new", array, source)
+    with pytest.raises(ConfigError, match="already there"):
+        write_series(written, array, source)
+    longer = save_planes(tmp_path / "longer", positions(n=7))
+    write_series(written, read_scan(longer).array, longer, overwrite=True)
+    assert len(list(written.iterdir())) == 7
+    write_series(written, array, source, overwrite=True)
+    assert len(list(written.iterdir())) == 5
+    with pytest.raises(ConfigError, match="not written here"):
+        write_series(source, array, source, overwrite=True)
+    (written / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not written here"):
+        write_series(written, array, source, overwrite=True)
+    assert len(list(source.iterdir())) == 5
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    source = save_planes(tmp_path / "ct", positions())
+    array = read_scan(source).array
+    for wrong in (array[..., :4], array.repeat(2, 0), np.full_like(array, np.nan)):
+        with pytest.raises(ConfigError, match="source's space"):
+            write_series(tmp_path / "new", wrong, source)
+    with pytest.raises(ConfigError, match="into a folder"):
+        write_series(tmp_path / "new.dcm", array, source)
+    with pytest.raises(ConfigError, match="one file"):
+        write_series(tmp_path / "new", array[..., 0], next(source.iterdir()))
+    colours = str(get_testdata_file("examples_rgb_color.dcm", download=False))
+    with pytest.raises(ScanError, match="colours"):
+        write_series(tmp_path / "new.dcm", read_scan(colours).array, colours)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    with as_nobody(closed), pytest.raises(MachineError, match="cannot be written"):
+        write_series(closed / "new", array, source)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["closed", "ct"]
+
+
+def test_nothing_is_left_of_a_series_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save_planes(tmp_path / "ct", positions())
+    array = read_scan(source).array
+    written = write_series(tmp_path / "new", array, source)
+    write, calls = pydicom.dcmwrite, []
+
+    def full_disk(path: Path, *args: object, **kwargs: object) -> None:
+        calls.append(path)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        write(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pydicom, "dcmwrite", full_disk)
+    with pytest.raises(MachineError, match="No space left"):
+        write_series(written, array + 1, source, overwrite=True)
+    np.testing.assert_array_equal(read_scan(written).array, array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ct", "new"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hippocampus_hcrop_dicom/Study2_14_HCropVolume", "dicom_mr_brain_pgbm003/11-T1post-18670"]
+)
+def test_real_series_there_and_back(tmp_path: Path, name: str) -> None:
+    source = shared(name)
+    scan = read_scan(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = write_series(tmp_path / "new", scan.array, source)
+    assert_same_place(written, scan)
+    np.testing.assert_array_equal(read_scan(written).array, scan.array)
+    seen, of_source = as_itk(written), as_itk(source)
+    np.testing.assert_allclose(seen.GetOrigin(), of_source.GetOrigin(), atol=1e-6)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(seen), sitk.GetArrayFromImage(of_source))
+    both = shutil.copytree(source, tmp_path / "both")
+    for file in written.iterdir():
+        shutil.copy(file, both / f"new_{file.name}")
+    assert len(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(both))) == 2
