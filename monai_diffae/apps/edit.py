@@ -18,7 +18,7 @@ from torch import Tensor
 from monai_diffae.apps.coding import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
-from monai_diffae.apps.images import names_of, remove_images, titles_of
+from monai_diffae.apps.images import names_of, remove_images, titles_of, write_in_space_of
 from monai_diffae.apps.reading import file_checksum
 from monai_diffae.apps.records import checksum_of, run_once
 from monai_diffae.apps.tracking import log_to_open_run
@@ -70,6 +70,7 @@ def edit(
     limit: int | None = None,
     watch: Sequence[str | os.PathLike[str]] = (),
     embeddings: str | os.PathLike[str] | None = None,
+    dicom: bool = False,
     workers: int = 0,
     device: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -105,6 +106,8 @@ def edit(
         limit: at most so many cases.
         watch: files of other directions, which should stay where they are.
         embeddings: the cohort's ``embeddings.parquet``, for the distance to other patients.
+        dicom: write edited images of DICOM cases also as new series of the same study, ``out/images/dicom/``; they hold
+            the patient's name as their sources do.
         workers: processes that read and preprocess.
         device: where to compute; the GPU if there is one when None.
         columns: what the cohort's table calls our words.
@@ -142,7 +145,7 @@ def edit(
         **opened.made_from, "cases": checksum_of_cases(chosen), "direction": file_checksum(direction),
         "amounts": amounts, "along": along, "watch": [file_checksum(file) for file in watch],
         "embeddings": None if embeddings is None else file_checksum(embeddings),
-        "patients": checksum_of([case.patient for case in chosen]),
+        "patients": checksum_of([case.patient for case in chosen]), "dicom": dicom,
     }  # fmt: skip
 
     def make() -> dict[str, Any]:
@@ -163,7 +166,7 @@ def edit(
             differences = images - images[amounts.index(0)]
             z_edited = encode_exactly(images, trained.inferer, trained.network).cpu().numpy() if sees_edits else None
             tables.append(_rows(coded, amounts, wanted, along, watched, others, z_moved, z_edited, differences))
-            _write(folder, opened, coded, amounts, images, differences)
+            _write(folder, opened, coded, amounts, images, differences, wanted.target if dicom else None)
             if len(shown) < _SHOWN:
                 shown.append((images, differences))
         table = pd.concat(tables)
@@ -228,15 +231,21 @@ def _rows(
 
 
 def _write(
-    folder: Path, opened: OpenedCohort, coded: CodedCase, amounts: Sequence[float], images: Tensor, differences: Tensor
+    folder: Path,
+    opened: OpenedCohort,
+    coded: CodedCase,
+    amounts: Sequence[float],
+    images: Tensor,
+    differences: Tensor,
+    target_in_dicom: str | None,
 ) -> None:
     native = NativeSpace(opened.trained.preprocessing, coded.case.item())
-    names = [f"{coded.case.id}_{name}" for name in names_of(amounts)]
-    for name, image, difference in zip(names, images.cpu(), differences.cpu(), strict=True):
-        write_native(folder / "images" / f"{name}{native.suffix}", native.back(image), native.scan)
-        write_native(
-            folder / "differences" / f"{name}.nii.gz", native.back_difference(difference), native.scan, np.float32
-        )
+    for amount, image, difference in zip(names_of(amounts), images.cpu(), differences.cpu(), strict=True):
+        name = f"{coded.case.id}_{amount}"
+        description = None if target_in_dicom is None else f"monai_diffae edit: {target_in_dicom} {amount}"
+        write_in_space_of(folder / "images", name, native, native.back(image), coded.case, description)
+        file = folder / "differences" / f"{name}.nii.gz"
+        write_native(file, native.back_difference(difference), native.scan, np.float32)
 
 
 def _draw(

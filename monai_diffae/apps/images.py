@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from monai_diffae.data.cases import Case
+from monai_diffae.data.dicom_series import write_series
+from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.errors import ConfigError
+from monai_diffae.transforms import NativeSpace, write_native
 
 _MOST = 100  # standard deviations
 
@@ -30,7 +34,25 @@ def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
     return ".png" if is_picture else ".nii.gz"
 
 
-def write_image(path: Path, image: Tensor, model_range: tuple[float, float], source: str = ".png") -> Path:
+def grid_affine(config: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """The affine of a volume in the grid of a model with this config, the first voxel at 0 mm; None for a 2D model.
+
+    Example:
+        >>> grid_affine({"spatial_dims": 3, "spacing_mm": [1.5, 1.5, 3.0]}).diagonal().tolist()
+        [1.5, 1.5, 3.0, 1.0]
+    """
+    if "spacing_mm" not in config:
+        return None
+    return np.diag([*map(float, config["spacing_mm"]), 1.0])
+
+
+def write_image(
+    path: Path,
+    image: Tensor,
+    model_range: tuple[float, float],
+    source: str = ".png",
+    affine: NDArray[np.float64] | None = None,
+) -> Path:
     """Write an image (C, *S) as PNG (8 bit), or as NIfTI (float32) if the scan file ``source`` was no picture.
 
     Args:
@@ -38,13 +60,42 @@ def write_image(path: Path, image: Tensor, model_range: tuple[float, float], sou
         image: in the model's range.
         model_range: black and white.
         source: the name of the scan's file.
+        affine: of the model's grid, for NIfTI; voxels of 1 mm without one.
 
     Returns:
         The file.
     """
     values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
     file = path.with_name(f"{path.name}{suffix}")
-    return write_scan(file, values, value_range=model_range if suffix == ".png" else None)
+    return write_scan(file, values, affine, value_range=model_range if suffix == ".png" else None)
+
+
+def write_in_space_of(
+    folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
+) -> None:
+    """Write an image in its scan's own space: ``folder/<name>.nii.gz`` or ``.png``.
+
+    Args:
+        folder: where to.
+        name: without a suffix.
+        native: the case's space.
+        array: what it brought back, ``[C, *native S]``.
+        case: whose image it is.
+        dicom: the series' description, to write a DICOM case also as ``folder/dicom/<name>``.
+    """
+    write_native(folder / f"{name}{native.suffix}", array, native.scan)
+    if dicom is not None and is_dicom_case(case):
+        target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
+        write_series(target, array, str(case.images["image"]), description=dicom, overwrite=True)
+
+
+def is_dicom_case(case: Case) -> bool:
+    """Whether a case is one whole DICOM file or series."""
+    image = case.images["image"]
+    if case.slice_index is not None or not isinstance(image, Path):
+        return False
+    folder, _ = split_series(image)
+    return folder.is_dir() or is_dicom(folder)
 
 
 def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:

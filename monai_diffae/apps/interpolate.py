@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
-from monai_diffae.apps.images import remove_images, write_image
+from monai_diffae.apps.images import grid_affine, remove_images, write_image
 from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
@@ -93,9 +93,10 @@ def interpolate(
         weights = np.linspace(0, 1, num_images).tolist()
         images = opened.decode(lerp(a.z_sem, b.z_sem, weights), slerp(a.x_T, b.x_T, weights))
         digits = max(3, len(str(num_images)))  # so that no two names are alike
+        affine = grid_affine(opened.trained.config)
         remove_images(folder / "images")
         for weight, image in zip(weights, images, strict=True):
-            write_image(folder / "images" / f"{weight:.{digits}f}", image, model_range, a.case.file)
+            write_image(folder / "images" / f"{weight:.{digits}f}", image, model_range, a.case.file, affine)
         rows = {"both codes": images, "pixels": lerp(a.image, b.image, weights)}
         write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, [f"{w:.2g}" for w in weights]))
         log_to_open_run({}, [picture], "interpolation")

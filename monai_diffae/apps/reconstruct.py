@@ -16,7 +16,7 @@ from torch import Tensor
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.coding import cases_of, check_choice, checksum_of_cases
 from monai_diffae.apps.embed import encode_exactly
-from monai_diffae.apps.images import remove_images, write_image
+from monai_diffae.apps.images import grid_affine, remove_images, write_image, write_in_space_of
 from monai_diffae.apps.reading import (
     checksum,
     inferer_overrides,
@@ -33,10 +33,12 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
+from monai_diffae.transforms import NativeSpace
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["x_T", "z_sem", "both"]
+Grid = Literal["native", "model"]
 _IN_MOSAIC = 8
 _LABELS = {"z_sem": "z_sem only", "x_T": "inverted x_T"}
 
@@ -71,6 +73,8 @@ def reconstruct(
     solver: str | None = None,
     inversion: str | None = None,
     spacing: str | None = None,
+    grid: Grid = "native",
+    dicom: bool = False,
     limit: int | None = None,
     split: str | None = None,
     seed: int = 0,
@@ -81,14 +85,14 @@ def reconstruct(
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> ReconstructResult:
-    """Reconstruct the cases of a cohort, in the model's own grid.
+    """Reconstruct the cases of a cohort.
 
-    What is written has the model's size and intensities (``model_range``), NOT yet the scan's own shape, affine and
-    units: PNG (8 bit) for cases that are PNG or JPEG, NIfTI (float32, voxels of 1 mm) for all others, as
-    ``out/<mode>/<id>``. ``reconstructions.csv`` has a row a case: ``id``, ``mse``, ``psnr`` and ``ssim`` of each mode
-    in the model's range, and the mean, standard deviation and neighbour correlation of the inverted ``x_T`` (0, 1 and
-    0 for perfect noise).
-    ``mosaic.png`` shows the first 8: input, z_sem alone, inverted x_T.
+    ``out/<mode>/<id>`` lie in the scan's own space: its shape, affine, units and, for NIfTI, type; with the resolution
+    of the model, and the scan's own values where the model's field does not reach. PNG for cases that are PNG or JPEG,
+    NIfTI for all others. ``reconstructions.csv`` has a row a case, measured in the model's grid and range: ``id``,
+    ``mse``, ``psnr`` and ``ssim`` of each mode, and the mean, standard deviation and neighbour correlation of the
+    inverted ``x_T`` (0, 1 and 0 for perfect noise). ``mosaic.png`` shows the first 8, volumes in three planes: input,
+    z_sem alone, inverted x_T.
 
     How the model decodes and inverts is what the bundle's config says, where it is not said here; see
     :class:`~monai_diffae.inferers.DiffusionAutoencoderInferer`.
@@ -104,6 +108,10 @@ def reconstruct(
         inversion: ``implicit``, which undoes the solver's steps, or ``ddim``: first order, with spacing ``leading``
             the paper's.
         spacing: the levels visited: ``logsnr``, ``leading`` (the paper's), ``trailing`` or ``linspace``.
+        grid: ``native``: as above; ``model``: the images as the model makes them, in its grid and ``model_range``
+            (NIfTI float32 or 8-bit PNG). A preprocessing that cannot be undone needs ``model``.
+        dicom: write cases that are DICOM also as new series of the same study, ``out/<mode>/dicom/<id>``; they hold the
+            patient's name as their sources do. See :func:`~monai_diffae.data.dicom_series.write_series`.
         limit: only so many cases, the first ones.
         split: only the cases of ``train``, ``val`` or ``test``.
         seed: of the noise in mode ``z_sem``, which is a function of the seed and the case's id.
@@ -126,6 +134,7 @@ def reconstruct(
     """
     folder = Path(out)
     _check(mode, steps, invert_steps, limit, batch_size, split)
+    _check_grid(grid, dicom)
     made_from: dict[str, Any] = {"model": checksum(bundle)}
     said = inferer_overrides(overrides, steps, invert_steps, solver=solver, inversion=inversion, spacing=spacing)
     trained = open_bundle(bundle, device, said)
@@ -134,13 +143,15 @@ def reconstruct(
     chosen = cases_of(whole, split, limit)
     made_from |= {
         "cohort": whole.fingerprint, "cases": checksum_of_cases(chosen), "mode": mode, **settings,
-        "seed": seed, "overrides": dict(overrides or {}),
+        "grid": grid, "dicom": dicom, "seed": seed, "overrides": dict(overrides or {}),
     }  # fmt: skip
     table_file, mosaic = folder / "reconstructions.csv", folder / "mosaic.png"
     modes = ("x_T", "z_sem") if mode == "both" else (mode,)
 
     def make() -> dict[str, Any]:
         cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
+        if grid == "native":
+            _check_can_go_back(trained, cases.cases[0])
         for name in _LABELS:
             remove_images(folder / name)
         rows: list[dict[str, Any]] = []
@@ -148,9 +159,9 @@ def reconstruct(
         for batch, images, seen in cases.batches(batch_size, f"reconstructing {len(cases.cases)} cases"):
             left = max(_IN_MOSAIC - len(rows), 0)
             new_rows, pictures = _reconstruct_batch(trained, batch, images, seen, mode, seed, left)
-            for name in modes:
-                for case, image in zip(batch, pictures[name], strict=True):
-                    write_image(folder / name / case.id, image, trained.model_range, case.file)
+            for i, case in enumerate(batch):
+                made = {name: pictures[name][i] for name in modes}
+                _write(folder, case, made, trained, grid, dicom)
             for name, stack in pictures.items():
                 shown_images.setdefault(name, []).append(stack[:left])
             rows += new_rows
@@ -165,6 +176,20 @@ def reconstruct(
     results = [table_file, mosaic, *(folder / name for name in modes)]
     numbers, skipped = run_once(folder / "reconstructions.json", results, made_from, make, overwrite=overwrite)
     return ReconstructResult(folder, numbers["means"], numbers["num_cases"], numbers["num_failed"], skipped)
+
+
+def _write(
+    folder: Path, case: Case, images: Mapping[str, Tensor], trained: TrainedBundle, grid: Grid, dicom: bool
+) -> None:
+    """One case's images (C, *S) of each mode."""
+    if grid == "model":
+        for name, image in images.items():
+            write_image(folder / name / case.id, image, trained.model_range, case.file, grid_affine(trained.config))
+        return
+    native = NativeSpace(trained.preprocessing, case.item())
+    for name, image in images.items():
+        description = f"monai_diffae reconstruction from {name}" if dicom else None
+        write_in_space_of(folder / name, case.id, native, native.back(image), case, description)
 
 
 @torch.no_grad()
@@ -206,6 +231,20 @@ def _warn_of_structure(means: Mapping[str, float]) -> None:
             "images, so with an edited z_sem it decodes badly; train for longer, or invert with more steps",
             std, correlation,
         )  # fmt: skip
+
+
+def _check_can_go_back(trained: TrainedBundle, case: Case) -> None:
+    try:
+        NativeSpace(trained.preprocessing, case.item())
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or say --grid model") from error
+
+
+def _check_grid(grid: str, dicom: bool) -> None:
+    if grid not in get_args(Grid):
+        raise ConfigError(f"grid: {grid!r} is not one of {', '.join(get_args(Grid))}")
+    if dicom and grid == "model":
+        raise ConfigError("dicom: a series lies in its scan's own space; leave out --grid model")
 
 
 def _check(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.directions import read_direction
-from monai_diffae.apps.images import image_suffix, images_in, read_image, remove_images, write_image
+from monai_diffae.apps.images import grid_affine, image_suffix, images_in, read_image, remove_images, write_image
 from monai_diffae.apps.latent import TrainedLatent, load_latent
 from monai_diffae.apps.reading import (
     checksum,
@@ -136,7 +136,7 @@ def sample(
             x_T = image_noise(shape, seed, [candidates[i] for i in batch]).to(trained.device)
             images = trained.inferer.decode(z_sem[batch].to(trained.device), x_T, trained.network)
             for i, image in zip(batch, images, strict=True):
-                write_image(files[i].with_name(f"{i:05d}"), image, model_range, source)
+                write_image(files[i].with_name(f"{i:05d}"), image, model_range, source, grid_affine(trained.config))
         names = [f"{i:05d}" for i in range(num_images)]
         table = pd.DataFrame({"id": names, "file": [f"images/{f.name}" for f in files], "seed": seed})
         table["candidate"] = candidates

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
-from monai_diffae.apps.images import image_suffix, remove_images, write_image
+from monai_diffae.apps.images import grid_affine, image_suffix, remove_images, write_image
 from monai_diffae.apps.records import run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
@@ -94,14 +94,15 @@ def vary(
         noise = image_noise(tuple(coded.image.shape[1:]), seed, list(range(num_images))).to(coded.image.device)
         # one by one: the last bits of a convolution depend on how many images it gets
         images = torch.cat([opened.decode(coded.z_sem, x_T[None]) for x_T in noise])
+        affine = grid_affine(opened.trained.config)
         remove_images(folder / "images")
         for i, image in enumerate(images):
-            write_image(folder / "images" / f"{i:03d}", image, model_range, coded.case.file)
+            write_image(folder / "images" / f"{i:03d}", image, model_range, coded.case.file, affine)
         mean, std = images.mean(dim=0, keepdim=True), images.std(dim=0, keepdim=True)
         for suffix in (".png", ".nii.gz"):  # an earlier case's may have the other
             (folder / f"mean{suffix}").unlink(missing_ok=True)
-        write_image(mean_file, mean[0], model_range, coded.case.file)
-        write_scan(std_file, std[0].cpu().numpy())
+        write_image(mean_file, mean[0], model_range, coded.case.file, affine)
+        write_scan(std_file, std[0].cpu().numpy(), affine)
         reconstruction = opened.decode(coded.z_sem, coded.x_T)
         limit = float(std.max())
         rows = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_diffae.apps.coding import checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import training_codes
 from monai_diffae.apps.embed import check_made_with
-from monai_diffae.apps.images import names_of, remove_images, titles_of, write_image
+from monai_diffae.apps.images import grid_affine, names_of, remove_images, titles_of, write_image
 from monai_diffae.apps.reading import (
     checksum,
     config_checksum,
@@ -150,7 +150,9 @@ def walk(
             z_walk = torch.from_numpy(found.walk(start.cpu().numpy(), k, amounts)).to(trained.device)
             images = torch.stack([decode(z_sem) for z_sem in z_walk])
             for name, image in zip(names, images, strict=True):
-                write_image(folder / "images" / f"{k + 1:03d}_{name}", image, model_range, source)
+                write_image(
+                    folder / "images" / f"{k + 1:03d}_{name}", image, model_range, source, grid_affine(trained.config)
+                )
             rows[f"{k + 1}: {found.explained[k]:.0%}"] = images
         write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, titles_of(amounts)))
         table = pd.DataFrame({"component": range(1, len(rows) + 1), "std": found.spreads, "explained": found.explained})

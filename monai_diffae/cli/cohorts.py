@@ -15,6 +15,7 @@ from monai_diffae.cli.options import (
     Cohort,
     Columns,
     Device,
+    Dicom,
     Out,
     Overwrite,
     Seed,
@@ -116,6 +117,10 @@ def reconstruct(
             help="Levels visited: logsnr, leading (the paper's), trailing or linspace; the bundle's by default.",
         ),
     ] = None,
+    grid: Annotated[
+        str, typer.Option("--grid", help="native: the scan's own shape, affine, units and type; model: the model's.")
+    ] = "native",
+    dicom: Dicom = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first cases.")] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Only train, val or test; all by default, training cases too.")
@@ -128,13 +133,14 @@ def reconstruct(
     settings: Settings = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Encode and decode again, in the model's grid: images, reconstructions.csv, mosaic.png."""
+    """Encode and decode again: images in the scan's own space, reconstructions.csv, mosaic.png."""
     from monai_diffae.apps.reconstruct import reconstruct as run
 
     result = run(
         bundle, cohort, out, mode=mode, steps=steps, invert_steps=invert_steps, solver=solver, inversion=inversion,  # type: ignore[arg-type]
-        spacing=spacing, limit=limit, split=split, seed=seed, batch_size=batch_size, workers=workers, device=device,
-        columns=columns_of(column), overwrite=overwrite, overrides=settings_of(settings),
+        spacing=spacing, grid=grid, dicom=dicom, limit=limit, split=split, seed=seed, batch_size=batch_size,  # type: ignore[arg-type]
+        workers=workers, device=device, columns=columns_of(column), overwrite=overwrite,
+        overrides=settings_of(settings),
     )  # fmt: skip
     for name, value in result.means.items():
         print(f"{name} {value:.6g}")

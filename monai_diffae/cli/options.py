@@ -37,6 +37,10 @@ Steps = Annotated[
 Solver = Annotated[
     str | None, typer.Option("--solver", help="adams, ddim, euler, heun, dpmpp_2m or unipc; the bundle's by default.")
 ]
+Dicom = Annotated[
+    bool,
+    typer.Option("--dicom", help="Write DICOM cases also as new series of the same study, patient's name and all."),
+]
 
 
 def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:

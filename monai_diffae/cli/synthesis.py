@@ -15,6 +15,7 @@ from monai_diffae.cli.options import (
     Cohort,
     Columns,
     Device,
+    Dicom,
     Embeddings,
     Out,
     Overwrite,
@@ -264,6 +265,7 @@ def edit(
     embeddings: Annotated[
         Path | None, typer.Option("--embeddings", help="embeddings.parquet, for the distance to other patients.")
     ] = None,
+    dicom: Dicom = False,
     steps: Steps = None,
     solver: Solver = None,
     workers: Workers = 0,
@@ -277,8 +279,8 @@ def edit(
 
     result = run(
         bundle, cohort, out, direction=direction, amounts=numbers_of(amounts, "--amounts"), along=along,  # type: ignore[arg-type]
-        cases=case, split=split, limit=limit, watch=watch or [], embeddings=embeddings, workers=workers, device=device,
-        columns=columns_of(column), overwrite=overwrite, overrides=_decoding(settings, steps, solver),
+        cases=case, split=split, limit=limit, watch=watch or [], embeddings=embeddings, dicom=dicom, workers=workers,
+        device=device, columns=columns_of(column), overwrite=overwrite, overrides=_decoding(settings, steps, solver),
     )  # fmt: skip
     if result.monotone is not None:
         print(f"monotone {result.monotone:.4f} of {result.num_cases} cases")

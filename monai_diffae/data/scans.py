@@ -110,6 +110,7 @@ def write_scan(
     *,
     value_range: tuple[float, float] | None = None,
     dtype: DTypeLike = np.float32,
+    header: nib.Nifti1Header | None = None,
 ) -> Path:
     """Write an array as NIfTI (float32, nothing wraps or is clipped) or PNG (8 bit), atomically.
 
@@ -119,6 +120,8 @@ def write_scan(
         affine: 4x4 in mm, RAS+, as in :class:`Scan`; 1 mm without one.
         value_range: for PNG: the values shown as black and white (others are clipped); the array's own by default.
         dtype: for NIfTI: how the values are stored; integers are rounded, and must be able to hold them.
+        header: for NIfTI, of a scan of the same size: its affine, type, units and codes are used instead of ``affine``
+            and ``dtype``. What its type cannot hold is cut off, and the number of such voxels is logged.
 
     Raises:
         ConfigError: the suffix and the array do not go together.
@@ -127,6 +130,19 @@ def write_scan(
     path, values = Path(path), np.asarray(array, np.float32)
     if values.ndim not in (3, 4):
         raise ConfigError(f"{path.name}: an array of {values.ndim} axes cannot be written, expected [C, *S]")
+    if header is not None:
+        num_cut = 0
+
+        def write(temporary: Path) -> None:
+            nonlocal num_cut
+            num_cut = nifti.write_like(temporary, values[0], header)
+
+        write_atomic(path, write)
+        if num_cut:
+            logger.warning(
+                "%s: %d voxels are beyond what %s holds, and were cut off", path.name, num_cut, header.get_data_dtype()
+            )
+        return path
     if path.name.endswith((".nii", ".nii.gz")):
         if values.ndim == 3:
             values = values[..., None]

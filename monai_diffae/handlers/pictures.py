@@ -99,7 +99,7 @@ def draw_mosaic(
     """A PNG with one labelled row of images for each entry.
 
     Args:
-        rows: label -> images (B, C, H, W), or (B, C, D, H, W) of which the middle slice of the last axis is shown.
+        rows: label -> images (B, C, H, W), or volumes (B, C, R, A, S), of which the three middle planes are shown.
             Three channels are shown in colour, of any other number the first.
         path: where to.
         model_range: black and white.
@@ -143,9 +143,38 @@ def in_colours(
     return rgb.float() * (high - low) + low
 
 
+def three_planes(volumes: Tensor) -> Tensor:
+    """The middle axial, coronal and sagittal plane of volumes in RAS order, side by side as a radiologist sees them.
+
+    They are laid out as :func:`~monai_diffae.data.slices.slice_volume` does: superior or anterior above, the patient's
+    right on the left.
+
+    Args:
+        volumes: (B, C, R, A, S).
+
+    Returns:
+        (B, C, H, W); what a smaller plane leaves free is white.
+
+    Example:
+        >>> three_planes(torch.zeros(2, 1, 8, 10, 6)).shape
+        torch.Size([2, 1, 10, 26])
+    """
+    right, anterior, superior = (size // 2 for size in volumes.shape[2:])
+    middle = (volumes[..., superior], volumes[..., anterior, :], volumes[:, :, right])
+    planes = [plane.flip(2, 3).transpose(2, 3) for plane in middle]
+    height = max(plane.shape[2] for plane in planes)
+    spare = [height - plane.shape[2] for plane in planes]
+    return torch.cat(
+        [
+            nn.functional.pad(plane, (0, 0, n // 2, n - n // 2), value=float("inf"))
+            for plane, n in zip(planes, spare, strict=True)
+        ],
+        dim=3,
+    )
+
+
 def _strip(images: Tensor) -> Image.Image:
-    if images.ndim == 5:
-        images = images[..., images.shape[-1] // 2]
+    images = three_planes(images) if images.ndim == 5 else images
     images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
     images = nn.functional.pad(images, (1, 1, 1, 1), value=1.0).clamp(0, 1)
     strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from monai_diffae.data.scans import Scan, scan_suffix, write_scan
 from monai_diffae.errors import ConfigError, find_diffae_error
 from monai_diffae.transforms.intensity import ToModelRanged
-from monai_diffae.transforms.reading import ReadScand
+from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -63,15 +63,17 @@ class NativeSpace:
         undoable = [t for t in reversed(transforms) if isinstance(t, InvertibleTransform)]
         self._intensities = [t for t in undoable if isinstance(t, ToModelRanged)]
         self._spatial = [t for t in undoable if not isinstance(t, ToModelRanged)]
+        reader: ReadScand = transforms[0]
+        scans = reader.read(item)
+        self.scan = scans[key]
         try:
-            read = self._preprocessing(dict(item), end=1)
+            read: dict[Any, Any] = {**item, **{name: as_tensor(scan) for name, scan in scans.items()}}
             self.image: MetaTensor = self._preprocessing(read, start=1)[key]
         except Exception as error:  # MONAI wraps it into one of many lines
             known = find_diffae_error(error)
             if known is None:
                 raise
             raise type(known)(str(known)) from error
-        self.scan = Scan(read[key].numpy(), read[key].meta["scan_affine"].numpy())
         # the zeros that MONAI pads with when it undoes a crop show what the model's image does not cover
         self._weight = self._undo(self._spatial, torch.ones(self.image.shape))
         self.field: NDArray[np.bool_] = np.all(self._weight > 0.5, axis=0)
@@ -129,10 +131,10 @@ def write_native(
     Args:
         path: ``.nii.gz`` or, for pictures, ``.png``: see :attr:`NativeSpace.suffix`.
         array: ``[C, *native S]`` in the scan's units. PNG holds them rounded and cut to 0..255: 37.2 becomes 37.
-        scan: whose space it is.
-        dtype: for NIfTI: how the values are stored. When None, a scan of whole numbers gives whole numbers, rounded,
-            in the smallest of uint8, int16, uint16, int32 that holds both the scan and the array; all else is float32,
-            as differences should be.
+        scan: whose space it is. If it is a volume of a NIfTI file, the image gets the file's type, units and codes, and
+            what its type cannot hold is cut off; otherwise a scan of whole numbers gives whole numbers, rounded, in the
+            smallest of uint8, int16, uint16, int32 that holds both the scan and the array; all else is float32.
+        dtype: for NIfTI: how the values are stored all the same; float32 for differences.
 
     Raises:
         ConfigError: ``array`` has another size than the scan, or the suffix does not go with it.
@@ -154,7 +156,12 @@ def write_native(
         return write_scan(path, array, value_range=(0, 255))
     without_geometry = scan.spatial_dims == 2 and np.array_equal(scan.affine, np.eye(4))  # pictures
     affine = None if without_geometry else scan.affine
-    return write_scan(path, array, affine, dtype=_stored_type(array, scan) if dtype is None else dtype)
+    header = scan.header
+    if header is not None and dtype is not None:
+        header = header.copy()
+        header.set_data_dtype(dtype)
+    stored = _stored_type(array, scan) if dtype is None and header is None else dtype
+    return write_scan(path, array, affine, dtype=np.float32 if stored is None else stored, header=header)
 
 
 def _stored_type(array: NDArray[np.float32], scan: Scan) -> DTypeLike:

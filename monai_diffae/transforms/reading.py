@@ -63,13 +63,15 @@ class ReadScand(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its scan."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            paths = [item[key]] if isinstance(item[key], (str, os.PathLike)) else list(item[key])
-            scan = self._read(paths, item.get("slice"))
-            meta = {"scan_affine": torch.from_numpy(scan.affine)}
-            item[key] = MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_grid(scan)), meta=meta)
-        return item
+        return {**data, **{key: as_tensor(scan) for key, scan in self.read(data).items()}}
+
+    def read(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
+        """The scan under each key."""
+        scans = {}
+        for key in self.key_iterator(dict(data)):
+            paths = [data[key]] if isinstance(data[key], (str, os.PathLike)) else list(data[key])
+            scans[key] = self._read(paths, data.get("slice"))
+        return scans
 
     def _read(self, paths: Sequence[str], index: int | None) -> Scan:
         dims = self.spatial_dims if index is None or self.spatial_dims == 3 else None
@@ -89,6 +91,12 @@ class ReadScand(MapTransform):
 
 
 ReadScanD = ReadScanDict = ReadScand
+
+
+def as_tensor(scan: Scan) -> MetaTensor:
+    """A scan as MONAI's transforms take it: ``[C, *S]`` with its affine, and nothing that tells where it came from."""
+    meta = {"scan_affine": torch.from_numpy(scan.affine)}
+    return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_grid(scan)), meta=meta)
 
 
 @functools.lru_cache(maxsize=1)
@@ -115,7 +123,7 @@ def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
             raise problem(
                 path, "it lies elsewhere than the first channel (other affine)", "resample the channels alike"
             )
-    return replace(first, array=np.concatenate([s.array for s in scans])) if len(scans) > 1 else first
+    return replace(first, array=np.concatenate([s.array for s in scans]), header=None) if len(scans) > 1 else first
 
 
 def _grid(scan: Scan) -> np.ndarray:

@@ -5,7 +5,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from monai_diffae.apps.bundles import load_bundle
@@ -17,7 +16,6 @@ from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.transforms import NativeSpace
 
 AMOUNTS = (-2, 0, 2, 4)
 COLUMNS = ["id", "amount", "asked", "prediction", "mse", "identity", "nearest_other", "is_itself", "drift_tilt"]
@@ -67,16 +65,15 @@ def test_rows_columns_and_files(edited, table, labelled):
 
 def test_amount_0_is_the_plain_reconstruction_in_native_space(edited, table, labelled, tmp_path):
     plain = reconstruct(labelled.bundle, labelled.cohort, tmp_path, limit=2, device="cpu").folder / "x_T"
-    trained = load_bundle(labelled.bundle, "cpu")
     files = pd.read_csv(labelled.cohort).set_index("id")["image"]
     for name in table["id"].unique():
-        native = NativeSpace(trained.preprocessing, {"image": files[name], "slice": 0})
-        image = torch.from_numpy(nib.load(plain / f"{name}.nii.gz").get_fdata(dtype=np.float32)[None, ..., 0])
-        made = nib.load(edited.folder / "images" / f"{name}_+0.00.nii.gz")
-        # the virtual patients are whole numbers, and so are their edits
-        assert np.abs(made.get_fdata()[..., 0] - native.back(image)[0]).max() <= 0.51
+        made, expected, original = (
+            nib.load(file)
+            for file in (edited.folder / "images" / f"{name}_+0.00.nii.gz", plain / f"{name}.nii.gz", files[name])
+        )
+        # whole numbers, as the virtual patients are; reconstruct decodes several cases at once
+        assert np.abs(made.get_fdata() - expected.get_fdata()).max() <= 1
         # in the same place, whichever way round a slice is stored
-        original = nib.load(files[name])
         assert made.shape == original.shape == (16, 16, 1)
         assert corners(made.affine, 0, made.shape) == corners(original.affine, 0, original.shape)
 

@@ -27,7 +27,10 @@ def strip(tiny_bundle, ends, tmp_path_factory):
 
 
 def test_the_ends_are_the_plain_reconstructions_and_between_them_is_something_else(strip, tiny_bundle, ends, tmp_path):
-    plain = reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, limit=2, device="cpu").folder / "x_T"
+    plain = (
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, limit=2, device="cpu", grid="model").folder
+        / "x_T"
+    )
     first, second = (nib.load(plain / f"{name}.nii.gz").get_fdata() for name in ends.values())
     np.testing.assert_allclose(image(strip, "0.000"), first, atol=1e-4)
     np.testing.assert_allclose(image(strip, "1.000"), second, atol=1e-4)

@@ -39,7 +39,7 @@ def test_both_modes_are_written_with_their_errors(both):
     for mode in ("x_T", "z_sem"):
         image = nib.load(result.folder / mode / f"{table['id'][0]}.nii.gz")
         assert image.shape == (16, 16, 1)
-        assert image.get_data_dtype() == np.float32
+        assert image.get_data_dtype() == np.uint8  # as the virtual patients are
     assert Image.open(result.folder / "mosaic.png").width > 100
     assert result.means["mse_x_T"] == pytest.approx(table["mse_x_T"].mean())
 
@@ -79,7 +79,32 @@ def test_png_cases_give_png(tiny_bundle, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     out = tmp_path / "out"
     reconstruct(tiny_bundle.directory, tmp_path / "a.png", out, steps=2, device="cpu", overrides={"val_fraction": 0.0})
-    assert Image.open(out / "x_T" / "a.png").size == (16, 16)
+    assert Image.open(out / "x_T" / "a.png").size == (24, 20)
+
+
+def test_in_the_models_grid(tiny_bundle, tmp_path):
+    options = {"limit": 1, "steps": 3, "device": "cpu"}
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "model", grid="model", **options)
+    (file,) = (tmp_path / "model" / "x_T").iterdir()
+    made = nib.load(file)
+    assert (made.shape, made.get_data_dtype()) == ((16, 16, 1), np.float32)
+    assert -1.5 < made.get_fdata().min() < 0 < made.get_fdata().max() < 1.5
+    with pytest.raises(ConfigError, match="other grid"):
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "model", **options)
+    for wrong in ({"grid": "scan"}, {"grid": "model", "dicom": True}):
+        with pytest.raises(ConfigError, match=r"grid|scan's own space"):
+            reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "other", **wrong, **options)
+
+
+def test_a_preprocessing_that_cannot_be_undone_needs_the_models_grid(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
+    config = json.loads((bundle / "models" / "config.json").read_text())
+    config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "@image_keys"})
+    (bundle / "models" / "config.json").write_text(json.dumps(config))
+    options = {"limit": 1, "steps": 2, "device": "cpu"}
+    with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or say --grid model$"):
+        reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
+    assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1
 
 
 def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):

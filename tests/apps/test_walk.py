@@ -57,7 +57,10 @@ def test_the_table_has_what_each_component_explains(walked, labelled):
 def test_from_a_case_amount_0_is_its_reconstruction(labelled, tmp_path):
     case = pd.read_csv(labelled.cohort)["id"][0]
     out = walk(labelled.bundle, labelled.embeddings, tmp_path / "w", **QUICK, cohort=labelled.cohort, case=case).folder
-    plain = reconstruct(labelled.bundle, labelled.cohort, tmp_path / "r", limit=1, device="cpu").folder / "x_T"
+    plain = (
+        reconstruct(labelled.bundle, labelled.cohort, tmp_path / "r", limit=1, device="cpu", grid="model").folder
+        / "x_T"
+    )
     expected = nib.load(plain / f"{case}.nii.gz").get_fdata()
     assert sorted(file.name.removesuffix(".nii.gz") for file in (out / "images").iterdir()) == NAMES
     for component in ("001", "002"):

@@ -49,7 +49,7 @@ def read(path: Path) -> Scan:
             )
         _read_to_end(path, stream)
     stored = np.frombuffer(body, dtype, count, offset).reshape(shape, order="F")
-    return Scan(_scaled(header, stored)[None], affine)
+    return Scan(_scaled(header, stored)[None], affine, header=header)
 
 
 def read_header(path: Path) -> Header:
@@ -57,6 +57,37 @@ def read_header(path: Path) -> Header:
     with _opened(path) as stream:
         header, _ = _header(path, stream)
         return Header(*_geometry(path, header))
+
+
+def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> int:
+    """Write a volume ``[X, Y, Z]`` with another file's size, affine, codes, units, type and scaling.
+
+    Integers are rounded, and cut off where the type ends. Texts of the header are not taken over: they may name anyone.
+
+    Returns:
+        How many voxels were cut off.
+    """
+    header = header.copy()
+    for text in ("descrip", "aux_file", "intent_name", "db_name"):
+        if text in header:  # NIfTI-2 has no db_name
+            header[text] = b""
+    slope, inter = header.get_slope_inter()
+    dtype, num_cut = header.get_data_dtype(), 0
+    if dtype.kind in "iu":
+        scaled = np.round((array.astype(np.float64) - (inter or 0.0)) / (slope or 1.0))
+        ends = np.iinfo(dtype)
+        num_cut = int(((scaled < ends.min) | (scaled > ends.max)).sum())
+        # float64 cannot hold the last integers of 64 bits
+        highest = np.nextafter(float(ends.max), 0) if dtype.itemsize == 8 else ends.max
+        stored = np.clip(scaled, ends.min, highest).astype(dtype)
+    else:
+        stored = array.astype(dtype)
+        slope, inter = None, None
+    image_class = nib.Nifti2Image if int(header["sizeof_hdr"]) == 540 else nib.Nifti1Image
+    image = image_class(stored.reshape(header.get_data_shape()), header.get_best_affine(), header)
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, path)
+    return num_cut
 
 
 @contextmanager

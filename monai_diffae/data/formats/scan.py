@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,11 +31,14 @@ class Scan:
         affine: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to millimetres, RAS+. The
             identity for PNG and JPEG, which know no millimetres.
         modality: DICOM's modality such as ``"CT"``, ``"MR"``, ``"DX"``; None elsewhere.
+        header: of a volume from a NIfTI file, what :func:`~monai_diffae.data.scans.write_scan` needs to write another
+            with the same type, units and codes; None elsewhere.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     modality: str | None = None
+    header: nib.Nifti1Header | None = None
 
     @property
     def spatial_dims(self) -> int:
