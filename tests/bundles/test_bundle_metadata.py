@@ -18,6 +18,10 @@ from monai_diffae.engines.run_config import check_config, model_config
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
+IN_3D = ROOT / "bundles" / "diffae_3d"
+BOTH = pytest.mark.parametrize("bundle", [BUNDLE, IN_3D], ids=lambda p: p.name)
+OVERLAYS = sorted((ROOT / "configs").glob("*.json"))
+OF_ANY_DIMENSION = ("encoder_view", "fp32", "gpu", "second_modality")
 # of MONAI's meta_schema_20240725
 REQUIRED = {
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
@@ -39,8 +43,9 @@ def config(*files: Path) -> dict[str, Any]:
     return merged
 
 
-def test_metadata_has_what_the_schema_wants() -> None:
-    meta = read(BUNDLE / "configs" / "metadata.json")
+@BOTH
+def test_metadata_has_what_the_schema_wants(bundle: Path) -> None:
+    meta = read(bundle / "configs" / "metadata.json")
     assert meta.keys() >= REQUIRED
     assert re.search(r"/meta_schema_\d{8}\.json$", meta["schema"])
     assert meta["version"] in meta["changelog"]
@@ -52,31 +57,54 @@ def test_metadata_has_what_the_schema_wants() -> None:
         assert all(isinstance(tensor[key], kind) for key, kind in TENSOR.items())
 
 
-def test_pins_are_dependencies_of_the_package() -> None:
+@BOTH
+def test_pins_are_dependencies_of_the_package(bundle: Path) -> None:
     declared = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[0].lower()
-    for name in read(BUNDLE / "configs" / "metadata.json")["required_packages_version"]:
+    for name in read(bundle / "configs" / "metadata.json")["required_packages_version"]:
         assert f'"{name.lower()}>=' in declared
 
 
-def test_network_gives_what_the_metadata_says() -> None:
-    form = read(BUNDLE / "configs" / "metadata.json")["network_data_format"]
-    assert form["inputs"]["image"]["spatial_shape"] == ["16*n", "16*n"]
-    parser = ConfigParser(config(BUNDLE / "configs" / "train.json"))
+@pytest.mark.parametrize(
+    ("bundle", "divisors", "size"), [(BUNDLE, [16, 16], (16, 48)), (IN_3D, [16, 8, 16], (32, 24, 16))], ids=["2d", "3d"]
+)
+def test_network_gives_what_the_metadata_says(bundle: Path, divisors: list[int], size: tuple[int, ...]) -> None:
+    form = read(bundle / "configs" / "metadata.json")["network_data_format"]
+    assert form["inputs"]["image"]["spatial_shape"] == [f"{d}*n" for d in divisors]
+    parser = ConfigParser(config(bundle / "configs" / "train.json"))
     network = parser.get_parsed_content("network_def").eval()
-    image = torch.rand(1, form["inputs"]["image"]["num_channels"], 16, 48)
+    assert list(network.size_divisors) == divisors
+    image = torch.rand(1, form["inputs"]["image"]["num_channels"], *size)
     with torch.no_grad():
         pred = network(image)
-    assert pred.shape == (1, form["outputs"]["pred"]["num_channels"], 16, 48)
+    assert pred.shape == (1, form["outputs"]["pred"]["num_channels"], *size)
     assert str(pred.dtype) == "torch." + form["outputs"]["pred"]["dtype"]
 
 
-def test_training_and_inference_describe_the_same_model_and_data() -> None:
-    train, infer = read(BUNDLE / "configs" / "train.json"), read(BUNDLE / "configs" / "inference.json")
+@BOTH
+def test_training_and_inference_describe_the_same_model_and_data(bundle: Path) -> None:
+    train, infer = read(bundle / "configs" / "train.json"), read(bundle / "configs" / "inference.json")
     ours = {"imports", "output_dir", "initialize", "run", "batch_size"}
     differ = {key for key in train.keys() & infer.keys() if train[key] != infer[key]}
     assert differ <= ours
     assert model_config(train).keys() <= infer.keys()
-    assert {"cohort", "columns", "encoder_key", "slice_axis", "slice_range", "slice_step"} <= infer.keys()
+    of_slices = {"slice_axis", "slice_range", "slice_step"} if bundle == BUNDLE else {"spacing_mm"}
+    assert {"cohort", "columns", "encoder_key", *of_slices} <= infer.keys()
+
+
+def test_both_bundles_differ_only_in_what_3d_needs() -> None:
+    """A change to one of them is meant for the other too."""
+    names = {bundle: sorted(p.name for p in (bundle / "configs").iterdir()) for bundle in (BUNDLE, IN_3D)}
+    assert names[BUNDLE] == names[IN_3D]
+    other = {
+        "imports", "slice_axis", "slice_range", "slice_step", "spacing_mm", "spatial_dims", "image_size", "batch_size",
+        "val_batch_size", "num_pictures", "network_def", "cohort", "preprocessing", "augmentation",
+    }  # fmt: skip
+    for name in set(names[BUNDLE]) - {"metadata.json"}:
+        flat, volume = read(BUNDLE / "configs" / name), read(IN_3D / "configs" / name)
+        differ = {key for key in flat.keys() | volume.keys() if flat.get(key) != volume.get(key)}
+        assert differ <= (other if name in ("train.json", "inference.json") else set())
+    two, three = (read(bundle / "configs" / "train.json")["network_def"] for bundle in (BUNDLE, IN_3D))
+    assert {key: value for key, value in three.items() if key != "strides"} == two
 
 
 def test_the_inferer_of_the_inference_config_is_usable() -> None:
@@ -101,12 +129,17 @@ def test_the_inferer_of_the_inference_config_is_usable() -> None:
     assert not torch.allclose(from_noise, made)
 
 
-@pytest.mark.parametrize("overlay", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)
-def test_overlays_use_known_keys(overlay: Path) -> None:
+@pytest.mark.parametrize(
+    ("bundle", "overlay"),
+    [(BUNDLE, overlay) for overlay in OVERLAYS]
+    + [(IN_3D, overlay) for overlay in OVERLAYS if overlay.stem in OF_ANY_DIMENSION],
+    ids=lambda p: p.stem,
+)
+def test_overlays_use_known_keys(bundle: Path, overlay: Path) -> None:
     assert len(overlay.read_text().splitlines()) < 40
-    merged = config(BUNDLE / "configs" / "train.json", overlay)
+    merged = config(bundle / "configs" / "train.json", overlay)
     check_config(merged)
-    assert not set(read(BUNDLE / "configs" / "train.json")) - set(merged)
+    assert not set(read(bundle / "configs" / "train.json")) - set(merged)
 
 
 @pytest.mark.parametrize("overlay", ["medmnist", "ct", "volumes_mr", "paper_64"])
@@ -117,10 +150,11 @@ def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
     assert all(s % d == 0 for s, d in zip(parser.get("image_size"), network.size_divisors, strict=True))
 
 
-def test_multi_gpu_overlay_uses_known_keys() -> None:
-    merged = config(BUNDLE / "configs" / "train.json", BUNDLE / "configs" / "multi_gpu_train.json")
+@BOTH
+def test_multi_gpu_overlay_uses_known_keys(bundle: Path) -> None:
+    merged = config(bundle / "configs" / "train.json", bundle / "configs" / "multi_gpu_train.json")
     check_config(merged)
-    assert len(merged["imports"]) == 4
+    assert len(merged["imports"]) == 2 + len(read(bundle / "configs" / "train.json")["imports"])
     assert merged["train"]["trainer"]["network"]["module"] == "@network"
 
 
