@@ -8,9 +8,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,15 +28,18 @@ from monai_diffae.apps.reading import (
 from monai_diffae.apps.records import checksum_of, finished, write_record
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.errors import ConfigError
+from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.slice_cases import gather_slices
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 logger = logging.getLogger(__name__)
 
-# Convolutions of other batch sizes may take other algorithms, which differ in the last bits (4e-7 on a CPU): the
-# encoder always runs on as many images, the last ones repeated where they do not suffice.
-_ENCODED_AT_ONCE = 16
-_OURS = re.compile(r"id|patient|split|z_\d+")
+Pool = Literal["none", "mean", "mean_std"]
+
+_MOST_AT_ONCE = 16
+_VOXELS_AT_ONCE = 2**17
+_OURS = re.compile(r"id|patient|split|slices|(z|std)_\d+")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class EmbedResult:
     Attributes:
         path: ``embeddings.parquet``.
         num_cases: its rows.
-        num_failed: cases that could not be used, listed in ``failures.csv`` beside it.
+        num_failed: cases (volumes where these are pooled) that could not be used, listed in ``failures.csv`` beside it.
         skipped: whether it was there already.
     """
 
@@ -61,6 +64,7 @@ def embed(
     cohort: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    pool: Pool = "none",
     batch_size: int = 64,
     workers: int = 0,
     device: str | torch.device | None = None,
@@ -73,13 +77,18 @@ def embed(
     Its columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: equal for equal patients; names or short
     numbers can be found from it by trying), ``split``, the cohort's label columns, and ``z_000``, ``z_001``, ...
     float32. A label column of one of these names gets ``label_`` before it. A z_sem does not depend on the other
-    cases, their order, or ``batch_size`` (from 16 on to the bit, below that to about 1e-6).
+    cases, their order, ``batch_size`` or ``workers``, to the bit; other machines or threads may change the last bits.
+
+    With ``pool`` the slices that a 2D bundle takes of a volume make one row, with the volume's id and labels:
+    ``slices`` (how many), ``z_000``, ... their mean, and with ``mean_std`` their standard deviation as ``std_000``, ...
+    A volume of which one slice fails is left out.
 
     Args:
         bundle: a trained bundle's folder.
         cohort: a folder, table, datalist or scan.
         out: a folder, or the ``.parquet`` file itself.
-        batch_size: images that are held on the device at once.
+        pool: ``none``: a row a slice; ``mean`` or ``mean_std``: a row a volume.
+        batch_size: images that are held on the device at once (a few more where the encoder takes more at once).
         workers: processes that read and preprocess; 0 does it in this one.
         device: where to compute; the GPU if there is one when None.
         columns: what the cohort's table calls our words, such as ``{"image": "file"}``.
@@ -87,7 +96,7 @@ def embed(
         overrides: values for keys of the bundle's config, such as ``{"slice_step": 1}``.
 
     Raises:
-        ConfigError: no trained bundle, or ``out`` holds embeddings of another model or cohort.
+        ConfigError: no trained bundle, no slices to pool, or ``out`` holds embeddings of another model or cohort.
         CohortError: no usable case.
 
     Example:
@@ -98,12 +107,18 @@ def embed(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is below 1")
+    if pool not in get_args(Pool):
+        raise ConfigError(f"pool: {pool!r} is not one of {', '.join(get_args(Pool))}")
     path = Path(out) if str(out).endswith(".parquet") else Path(out) / "embeddings.parquet"
     model = checksum(bundle)
     trained = open_bundle(bundle, device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
+    if pool != "none" and all(case.slice_index is None for case in split.cases):
+        raise ConfigError("pool: the bundle takes no volume of this cohort apart into slices; leave it out")
     labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
-    made_from = {"model": model, "cohort": split.fingerprint, "labels": labels, "overrides": dict(overrides or {})}
+    made_from = {
+        "model": model, "cohort": split.fingerprint, "labels": labels, "pool": pool, "overrides": dict(overrides or {})
+    }  # fmt: skip
     record = path.with_suffix(".json")
     done = finished(record, [path], made_from, overwrite=overwrite)
     if done is not None:
@@ -111,26 +126,31 @@ def embed(
         return EmbedResult(path, done["num_cases"], done["num_failed"], skipped=True)
     cases = read_cases(split, trained, path.parent, encoder_key=encoder_key, workers=workers)
     z_sem = _encode_all(cases, trained.inferer, trained.network, batch_size, trained.device)
-    table = _table(cases.cases, z_sem)
+    table, failures = _table(cases.cases, _columns("z", z_sem)), cases.failures
+    if pool != "none":
+        volumes, failures = gather_slices(split.cases, cases.failures)
+        write_failures(path.parent / "failures.csv", failures)
+        table = _pooled(volumes, failures, cases.cases, z_sem, pool)
     write_record(record, made_from, {})  # not finished: for a run that is killed before the end
     write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
-    result = EmbedResult(path, len(table), len(cases.failures))
+    result = EmbedResult(path, len(table), len(failures))
     write_record(record, made_from, {"num_cases": result.num_cases, "num_failed": result.num_failed})
     return result
 
 
 @torch.no_grad()
-def encode_exactly(
-    images: Tensor, inferer: DiffusionAutoencoderInferer, network: nn.Module, at_once: int = _ENCODED_AT_ONCE
-) -> Tensor:
-    """z_sem (B, D) in float32, to the bit the same for an image whatever the others are.
+def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network: nn.Module) -> Tensor:
+    """z_sem (B, D) in float32, to the bit the same for an image whatever the others are, and how many.
+
+    Convolutions of other batch sizes may take other algorithms, which differ in the last bits (4e-7 on a CPU): for
+    images of one size the encoder always runs on as many, the last one repeated where they do not suffice.
 
     Args:
         images: (B, C, *S) in the model's range, on the network's device.
         inferer: encodes.
         network: the autoencoder, in evaluation mode.
-        at_once: the size of every batch that the encoder gets.
     """
+    at_once = _at_once(images)
     parts = []
     for part in images.split(at_once):
         padded = torch.cat([part, part[-1:].expand(at_once - len(part), *part.shape[1:])])
@@ -140,6 +160,11 @@ def encode_exactly(
         ):
             parts.append(inferer.encode(padded.float(), network)[: len(part)])
     return torch.cat(parts)
+
+
+def _at_once(images: Tensor) -> int:
+    """How many images of a size (N, C, *S) the encoder takes: a function of the size alone; large ones go singly."""
+    return min(_MOST_AT_ONCE, max(1, _VOXELS_AT_ONCE // images.shape[2:].numel()))
 
 
 def patient_hash(patient: str) -> str:
@@ -158,11 +183,29 @@ def model_of(embeddings: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: there is no such record.
     """
+    return _model_and_pool(embeddings)[0]
+
+
+def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
+    """Refuse a table of embeddings that another model made, or that holds no z_sem which the model could decode.
+
+    Raises:
+        ConfigError: another model made it, or it is not known which, or its z_sem are pooled.
+    """
+    name, (model, pool) = Path(embeddings).name, _model_and_pool(embeddings)
+    if model != checksum(bundle):
+        raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
+    if pool != "none":
+        raise ConfigError(f"{name}: its z_sem are pooled, of no single image; embed the cohort without --pool")
+
+
+def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
     path = Path(embeddings)
     record = path.with_suffix(".json")
     try:
         content = json.loads(record.read_text())
-        model, is_finished = str(content["made_from"]["model"]), bool(content["results"])
+        made_from, is_finished = content["made_from"], bool(content["results"])
+        model, pool = str(made_from["model"]), str(made_from.get("pool", "none"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path.name}: no record {record.name} beside it says which model made it; make both with "
@@ -170,17 +213,7 @@ def model_of(embeddings: str | os.PathLike[str]) -> str:
         ) from error
     if not is_finished:  # a run that was killed between the record and the table
         raise ConfigError(f"{path.name}: was not finished; run monai-diffae embed again")
-    return model
-
-
-def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
-    """Refuse a table of embeddings that another model made.
-
-    Raises:
-        ConfigError: one did, or it is not known which.
-    """
-    if model_of(embeddings) != checksum(bundle):
-        raise ConfigError(f"{Path(embeddings).name}: another autoencoder made it; embed the cohort with this bundle")
+    return model, pool
 
 
 def _encode_all(
@@ -190,13 +223,42 @@ def _encode_all(
     batch_size: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    at_once = min(batch_size, _ENCODED_AT_ONCE)
-    batches = cases.batches(batch_size, f"encoding {len(cases.cases)} cases")
-    parts = [encode_exactly(seen.to(device), inferer, network, at_once).cpu() for _, _, seen in batches]
-    return torch.cat(parts).numpy()
+    at_once = _at_once(cases.dataset[0][cases.encoder_key][None])
+    whole = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
+    batches = cases.batches(whole, f"encoding {len(cases.cases)} cases")
+    return torch.cat([encode_exactly(seen.to(device), inferer, network).cpu() for _, _, seen in batches]).numpy()
 
 
-def _table(cases: Sequence[Case], z_sem: NDArray[np.float32]) -> pd.DataFrame:
+def _pooled(
+    volumes: Mapping[str, Sequence[Case]],
+    failures: Sequence[Failure],
+    cases: Sequence[Case],
+    z_sem: NDArray[np.float32],
+    pool: Pool,
+) -> pd.DataFrame:
+    """A row a volume, of the z_sem (N, D) of all slices; sums are in float64 and in the slices' order.
+
+    Raises:
+        CohortError: every volume has failed.
+    """
+    if not volumes:
+        first = failures[0]
+        raise CohortError(f"all {len(failures)} volumes failed, the first '{first.case_id}': {first.reason}")
+    row_of = {case.id: row for row, case in enumerate(cases)}
+    codes = [z_sem[[row_of[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
+    columns: dict[str, Any] = {"slices": [len(z) for z in codes]}
+    columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
+    if pool == "mean_std":
+        columns |= _columns("std", np.stack([z.std(axis=0) for z in codes]))
+    whole = [replace(slices[0], id=name, slice_index=None) for name, slices in volumes.items()]
+    return _table(whole, columns)
+
+
+def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
+    return {f"{prefix}_{i:03d}": column for i, column in enumerate(values.T.astype(np.float32))}
+
+
+def _table(cases: Sequence[Case], codes: Mapping[str, Any]) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "id": [case.id for case in cases],
         "patient": [patient_hash(case.patient) for case in cases],
@@ -207,5 +269,4 @@ def _table(cases: Sequence[Case], z_sem: NDArray[np.float32]) -> pd.DataFrame:
         values = [case.labels.get(name) for case in cases]
         is_number = all(value is None or isinstance(value, (int, float)) for value in values)
         columns[column] = values if is_number else [None if value is None else str(value) for value in values]
-    columns |= {f"z_{i:03d}": z_sem[:, i] for i in range(z_sem.shape[1])}
-    return pd.DataFrame(columns)
+    return pd.DataFrame({**columns, **codes})

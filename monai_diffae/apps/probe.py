@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.data.embeddings import label_columns, read_embeddings, z_columns, z_of
+from monai_diffae.data.embeddings import label_columns, read_embeddings, std_columns, z_columns
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probes import classifier_probe, pca_features, ridge_probe
 
@@ -32,7 +32,8 @@ def probe(
 
     A number with more than 10 values is continuous (ridge regression, R2), all else classes (logistic regression,
     AUROC). Intervals are bootstrapped over the test patients. A table without a column ``split`` is split by the
-    patients' hashes, 30% for the test.
+    patients' hashes, 30% for the test. Of a table pooled with ``mean_std`` both the means and
+    the standard deviations are features.
 
     Args:
         embeddings: ``embeddings.parquet``.
@@ -67,7 +68,8 @@ def probe(
         if name not in labels:
             raise ConfigError(f"target: there is no label column '{name}'; choose from: {', '.join(labels) or 'none'}")
     train, test = _split(table, Path(embeddings).name)
-    features: dict[str, NDArray[Any]] = {"z_sem": z_of(table).astype(np.float64)}
+    codes = table[[*z_columns(table), *std_columns(table)]]
+    features: dict[str, NDArray[Any]] = {"z_sem": codes.to_numpy(np.float32).astype(np.float64)}
     if images is not None:
         features["PCA of pixels"] = _pca_of_rows(np.asarray(images), train, len(z_columns(table)))
     for name, values in (baselines or {}).items():

@@ -65,6 +65,10 @@ def embed(
     bundle: Bundle,
     cohort: Cohort,
     out: Out,
+    pool: Annotated[
+        str,
+        typer.Option("--pool", help="Of volumes in a 2D model: mean or mean_std of the slices' z_sem, a row a volume."),
+    ] = "none",
     batch_size: BatchSize = 64,
     workers: Workers = 0,
     device: Device = None,
@@ -76,8 +80,8 @@ def embed(
     from monai_diffae.apps.embed import embed as run
 
     result = run(
-        bundle, cohort, out, batch_size=batch_size, workers=workers, device=device, columns=columns_of(column),
-        overwrite=overwrite, overrides=settings_of(settings),
+        bundle, cohort, out, pool=pool, batch_size=batch_size, workers=workers, device=device,  # type: ignore[arg-type]
+        columns=columns_of(column), overwrite=overwrite, overrides=settings_of(settings),
     )  # fmt: skip
     print(result.path)
     end(result.num_failed, result.num_cases)

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from monai_diffae.errors import CohortError, ConfigError
 
 _Z = re.compile(r"z_\d+")
-_ABOUT_CASES = ("id", "patient", "split")
+_STD = re.compile(r"std_\d+")
+_ABOUT_CASES = ("id", "patient", "split", "slices")
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -60,14 +61,20 @@ def z_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if _Z.fullmatch(name)]
 
 
+def std_columns(table: pd.DataFrame) -> list[str]:
+    """The names of the columns that hold the standard deviation of z_sem over a volume's slices; mostly none."""
+    return [name for name in table.columns if _STD.fullmatch(name)]
+
+
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns that are neither z_sem nor say which case it is.
+    """The names of the columns that are neither of z_sem nor say which case it is.
 
     Example:
         >>> label_columns(pd.DataFrame(columns=["id", "patient", "split", "age", "z_000"]))
         ['age']
     """
-    return [name for name in table.columns if name not in _ABOUT_CASES and not _Z.fullmatch(name)]
+    ours = {*_ABOUT_CASES, *z_columns(table), *std_columns(table)}
+    return [name for name in table.columns if name not in ours]
 
 
 def z_of(table: pd.DataFrame) -> NDArray[np.float32]:

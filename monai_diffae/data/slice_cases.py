@@ -1,4 +1,4 @@
-"""Volumes as cohorts of slices, for 2D models."""
+"""Volumes as cohorts of slices, for 2D models, and the slices by volume again."""
 
 from __future__ import annotations
 
@@ -61,3 +61,38 @@ def expand_slices(
         for k in itertools.islice(itertools.count(first, step), math.ceil((stop - first) / step)):
             expanded.append(replace(case, id=f"{case.id}_{LETTERS[axis]}{k:03d}", slice_index=k))
     return expanded, failures
+
+
+def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
+    """The slices of each volume: what :func:`expand_slices` took apart. A volume of which one fails, fails.
+
+    Args:
+        expanded: all cases of :func:`expand_slices`; a 2D image is a volume of one slice.
+        failures: those of them that could not be used, and volumes whose header cannot be read.
+
+    Returns:
+        The slices of each volume that is whole, by the volume's id; and one failure for each of the others.
+
+    Example:
+        >>> slices = [Case(f"a_z00{k}", {"image": Path("a.nii")}, "a", slice_index=k) for k in (4, 6)]
+        >>> gather_slices(slices, [])[0].keys()
+        dict_keys(['a'])
+        >>> gather_slices(slices, [Failure("a_z006", "a.nii", "constant")])
+        ({}, [Failure(case_id='a', file='a.nii', reason='slice 6: constant')])
+    """
+    volumes: dict[str, list[Case]] = {}
+    for case in expanded:
+        volumes.setdefault(_volume_of(case), []).append(case)
+    slices = {case.id: case for case in expanded if case.slice_index is not None}
+    failed: dict[str, Failure] = {}
+    for failure in failures:
+        if failure.case_id in slices:
+            case = slices[failure.case_id]
+            failure = replace(failure, case_id=_volume_of(case), reason=f"slice {case.slice_index}: {failure.reason}")
+        failed.setdefault(failure.case_id, failure)
+    return {name: cases for name, cases in volumes.items() if name not in failed}, list(failed.values())
+
+
+def _volume_of(case: Case) -> str:
+    """The id of the case that this slice is of; of a whole image its own."""
+    return case.id if case.slice_index is None else case.id.rpartition("_")[0]

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,28 @@ def labelled(tiny_bundle, tmp_path_factory):
     embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
     fit_direction(embedded, "wide", root / "wide.json")
     return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_3d(tmp_path_factory):
+    """A 3D bundle: ``directory`` and ``cohort``, 7 virtual patients of 16 x 16 x 16, one epoch, weights shaken."""
+    from monai_diffae.apps.bundles import init_bundle
+    from monai_diffae.apps.train import train
+    from monai_diffae.data.samples import make_virtual_cohort
+
+    root = tmp_path_factory.mktemp("tiny_3d")
+    sizes = {"num_patients": 7, "size": 16, "spatial_dims": 3}
+    cohort = make_virtual_cohort(root / "cohort", val_fraction=0.2, test_fraction=0.2, **sizes)
+    directory = init_bundle(root / "bundle", "diffae_3d")
+    settings = {
+        "image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "max_epochs": 1, "batch_size": 4,
+        "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8,
+        "network_def#time_embed_channels": 16, "inferer#num_steps": 3, "inferer#invert_steps": 4,
+        "num_pictures": 0, "mlflow": False, "device": "cpu",
+    }  # fmt: skip
+    train(directory, cohort, overrides=settings)
+    _shake(directory / "models" / "model.pt")
+    return SimpleNamespace(directory=directory, cohort=cohort)
 
 
 @pytest.fixture(scope="session")
