@@ -11,8 +11,8 @@ import pytest
 from monai_diffae import cli
 
 COMMANDS = [
-    "init", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info", "train-latent",
-    "sample", "interpolate", "vary", "walk", "fit-direction", "edit", "grade",
+    "init", "plan", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info",
+    "train-latent", "sample", "interpolate", "vary", "walk", "fit-direction", "edit", "grade",
 ]  # fmt: skip
 
 

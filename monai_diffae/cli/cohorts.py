@@ -1,4 +1,4 @@
-"""Commands that put a cohort through a model: samples, embed, reconstruct, probe, demo."""
+"""Commands that put a cohort through a model: samples, plan, embed, reconstruct, probe, demo."""
 
 from __future__ import annotations
 
@@ -56,6 +56,36 @@ def samples(
         overwrite=overwrite,
     )
     print(cohort)
+
+
+@commands.command(epilog="Example: monai-diffae plan scans/ --memory-gib 8")
+def plan(
+    cohort: Annotated[Path, typer.Argument(help="A folder, CSV/TSV, MONAI datalist or scan.", show_default=False)],
+    memory_gib: Annotated[
+        float | None, typer.Option("--memory-gib", help="What training may take; 80 % of what is free by default.")
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", help="A shipped one or a folder; what suits most scans by default.")
+    ] = None,
+    device: Device = None,
+    column: Columns = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """What to train a bundle with on these scans and this machine: grid, batch, width; only headers are read."""
+    from monai_diffae.apps.plan import plan as run
+    from monai_diffae.apps.plan import show
+
+    result = run(
+        cohort, bundle=bundle, memory_gib=memory_gib, device=device, columns=columns_of(column),
+        overrides=settings_of(settings),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2))
+    else:
+        show(result)
+    if result.survey.failures:
+        raise typer.Exit(3)
 
 
 @commands.command(

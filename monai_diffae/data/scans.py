@@ -28,6 +28,7 @@ __all__ = [
     "Axis",
     "Scan",
     "ScanError",
+    "read_geometry",
     "read_scan",
     "read_shape",
     "scan_suffix",
@@ -92,15 +93,34 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     Raises:
         ScanError: the header cannot be read.
     """
+    return read_geometry(path)[0]
+
+
+def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Sizes as of :func:`read_shape`, and the millimetres between voxels along the same axes (1 for PNG and JPEG).
+
+    Raises:
+        ScanError: the header cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_scan(Path(folder) / "a.nii", np.zeros((1, 4, 5, 6)), np.diag([1, 1, 3, 1.0]))
+        ...     read_geometry(path)
+        ((4, 5, 6), (1.0, 1.0, 3.0))
+    """
     path = Path(path)
     header = _guarded(path, lambda p: _format(p)[1](p))
+    spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:
-        return header.shape
-    shape = [0, 0, 0]
-    for size, axis in zip(header.shape, ras_axes(header.affine), strict=True):
-        shape[axis] = size
+        return header.shape, tuple(float(v) for v in spacing_mm)
+    order = np.argsort(ras_axes(header.affine))
+    shape, spacings = [header.shape[axis] for axis in order], [float(spacing_mm[axis]) for axis in order]
     flat = flat_axis(shape)
-    return slice_shape(shape, flat) if flat else tuple(shape)
+    if flat is None:
+        return tuple(shape), tuple(spacings)
+    rows, columns = slice_shape(range(3), flat)
+    return (shape[rows], shape[columns]), (spacings[rows], spacings[columns])
 
 
 def write_scan(

@@ -36,6 +36,11 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 
+def autocast(device: torch.device | str, dtype: torch.dtype) -> torch.autocast:
+    """The context in which networks compute in ``dtype``, on any device; in float32 it changes nothing."""
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for bf16 (AVX512-BF16 or AMX on x86, the bf16 extension on ARM)."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,0 +1,275 @@
+"""How much memory a network takes, found without computing anything: it is run once on tensors that hold no data."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from monai_diffae.engines.precision import Precision, resolve_precision
+from monai_diffae.errors import MachineError
+
+logger = logging.getLogger(__name__)
+
+GIB = 1024**3
+_MIB = 1024**2
+# glibc gives larger blocks back to the system once they are freed; what smaller ones took stays with the process,
+# with holes between those that live
+_LARGEST_KEPT = 32 * _MIB
+# fitted to what benchmarks/memory.py measures
+_CPU_LIBRARIES = 70 * _MIB
+_CPU_HOLES = 0.2
+_CUDA_BLOCKS = 0.1  # the caching allocator's rounding and cuDNN's workspaces: a guess, not measured
+_STATES_OF_SOLVERS = 10  # images that inversion and decoding keep: x, its predictions at the last levels, x0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a process takes beyond what it had after its imports.
+
+    Attributes:
+        states: weights and, for training, their average and AdamW's two moments.
+        kept: what the forward pass keeps for the backward one; 0 for inference.
+        passing: what comes on top at the fullest moment: gradients, recomputed activations, a layer's in- and output.
+        overhead: of libraries and allocator.
+    """
+
+    states: int
+    kept: int
+    passing: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.states + self.kept + self.passing + self.overhead
+
+    @property
+    def gib(self) -> float:
+        """All of it, in GiB."""
+        return self.total / GIB
+
+
+def training_memory(
+    network: nn.Module,
+    batch_shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Memory:
+    """The largest memory of a training step as :class:`~monai_diffae.engines.DiffusionTrainer` takes it.
+
+    With AdamW, an average of the weights, ``channels_last``, and gradients that are freed after each update.
+
+    Args:
+        network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`; it may lie on the ``meta`` device.
+        batch_shape: (B, C, *S) of the images.
+        device: where the training would run; it need not be there. The tensors without data are a CPU's always.
+        dtype: of autocast.
+
+    Example:
+        >>> from monai_diffae.networks import DiffusionAutoencoder
+        >>> net = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=8)
+        >>> one, two = (training_memory(net, (batch, 1, 32, 32)) for batch in (1, 2))
+        >>> one.states == two.states, round(two.kept / one.kept, 1)
+        (True, 2.0)
+    """
+    with FakeTensorMode():
+        step = _without_data(network, batch_shape)
+        with _LiveBytes() as live:
+            x0, x_t, target = (torch.empty(batch_shape) for _ in range(3))
+            loss = (_predict(step, x0, x_t, dtype).float() - target).square().mean()
+            kept = live.now
+            loss.backward()
+    return _memory(4 * _size(network), kept, live, torch.device(device))
+
+
+def inference_memory(
+    network: nn.Module,
+    batch_shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Memory:
+    """The largest memory while images are encoded, inverted and decoded; arguments as for :func:`training_memory`.
+
+    It does not grow with the number of steps.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        evaluation = _without_data(network, batch_shape)
+        with _LiveBytes() as live:
+            images = [torch.empty(batch_shape) for _ in range(_STATES_OF_SOLVERS)]
+            _predict(evaluation, images[0], images[1], dtype)
+    return _memory(_size(network), 0, live, torch.device(device))
+
+
+def free_memory(device: torch.device | str) -> int | None:
+    """Bytes that a process can still take on a device; None where that cannot be told.
+
+    On a CPU what Linux calls available, within the limit of the container (cgroup 2) that it may run in.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
+    if limit == "max":
+        return available
+    of_files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    used = int((group / "memory.current").read_text()) - int(of_files)
+    return min(available, int(limit) - used)
+
+
+def run_memory(
+    network: nn.Module,
+    image_shape: Sequence[int],
+    device: torch.device | str,
+    precision: Precision,
+    batch_size: int,
+    val_batch_size: int,
+    num_pictures: int,
+) -> Memory:
+    """The largest memory of a training run: of its steps, or of its validation or pictures if these take more.
+
+    Args:
+        network: the model.
+        image_shape: (C, *S).
+        device: where it runs.
+        precision: as in the config.
+        batch_size: of training.
+        val_batch_size: of validation.
+        num_pictures: images that are reconstructed at once, in float32.
+    """
+    dtype = resolve_precision(precision, device)
+    training = training_memory(network, (batch_size, *image_shape), device, dtype)
+    seen = (
+        (val_batch_size, dtype) if val_batch_size * dtype.itemsize >= num_pictures * 4 else (num_pictures, torch.float)
+    )
+    inference = inference_memory(network, (seen[0], *image_shape), device, seen[1])
+    between = Memory(training.states, 0, inference.passing, inference.overhead)
+    return max(training, between, key=lambda memory: memory.total)
+
+
+def check_memory(
+    network: nn.Module,
+    image_shape: Sequence[int],
+    device: torch.device | str,
+    precision: Precision,
+    batch_size: int,
+    val_batch_size: int,
+    num_pictures: int,
+) -> None:
+    """Refuse a training that cannot fit before its first step; arguments as for :func:`run_memory`.
+
+    Where more than 80 % of what is free would be taken, a warning says so. Nothing is said of a device whose free
+    memory is unknown, or of a network that cannot run on tensors without data.
+
+    Raises:
+        MachineError: the prediction exceeds what is free; names both and what to change.
+    """
+    free = free_memory(device)
+    if free is None:
+        return
+    try:
+        needed = run_memory(network, image_shape, device, precision, batch_size, val_batch_size, num_pictures)
+    except Exception as error:  # a foreign encoder may look at values, which these tensors have not
+        logger.debug("the memory that training takes is unknown: %s", error)
+        return
+    logger.info("training takes about %.2f GiB of %.2f GiB free", needed.gib, free / GIB)
+    amounts = f"about {needed.gib:.2f} GiB are needed on {device}, {free / GIB:.2f} GiB are free"
+    if needed.total > free:
+        raise MachineError(
+            f"not enough memory: {amounts}; lower batch_size, val_batch_size or image_size, set "
+            "network_def#use_checkpoint, or ask monai-diffae plan (check_memory=false trains nevertheless)"
+        )
+    if needed.total > 0.8 * free:
+        logger.warning("memory may run short: %s; monai-diffae plan proposes what fits", amounts)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are made while it is active and still alive, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.small = self.peak_of_small = self.peak_of_large = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return output
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        weakref.finalize(storage, self._forget, key, size)
+        self._add(size)
+        self.peak = max(self.peak, self.now)
+        self.peak_of_small = max(self.peak_of_small, self.small)
+        self.peak_of_large = max(self.peak_of_large, self.now - self.small)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._add(-size)
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        if abs(size) < _LARGEST_KEPT:
+            self.small += size
+
+
+def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
+    """A copy of the network whose parameters have a shape and a dtype, and no data."""
+    twins: dict[int, Any] = {}
+    for parameter in network.parameters():
+        twin = torch.empty(parameter.shape, dtype=parameter.dtype)
+        if twin.ndim == len(batch_shape):
+            twin = _channels_last(twin)
+        twins[id(parameter)] = nn.Parameter(twin, requires_grad=parameter.requires_grad)
+    for buffer in network.buffers():
+        twins[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(network, twins)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last_3d if tensor.ndim == 5 else torch.channels_last)
+
+
+def _predict(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
+    channels = getattr(network, "encoder_in_channels", x0.shape[1])
+    seen = x0 if channels == x0.shape[1] else torch.empty(len(x0), channels, *x0.shape[2:])
+    timesteps = torch.empty(len(x0))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output: Tensor = network(_channels_last(x_t), timesteps, _channels_last(seen))
+    return output
+
+
+def _size(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> Memory:
+    if device.type == "cpu":
+        resident = live.peak_of_large + (1 + _CPU_HOLES) * live.peak_of_small
+        overhead = _CPU_LIBRARIES + resident - live.peak
+    else:
+        overhead = _CUDA_BLOCKS * live.peak
+    return Memory(states, kept, live.peak - kept, int(overhead))
