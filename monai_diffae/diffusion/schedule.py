@@ -40,6 +40,9 @@ class DiffusionSchedule(Scheduler):
         zero_terminal_snr: rescale the betas so that x_T holds no signal at all (Lin et al. 2024, algorithm 1).
         timestep_sampling: how training draws t: ``uniform``, or ``logit_normal`` (Esser et al. 2024), which
             dwells on the middle levels.
+        timestep_shift: multiplies t / (T - t) of the drawn t (Esser et al. 2024, equation 23). The more voxels show a
+            thing, the more noise it takes to hide it, and z_sem is learnt where it is hidden: the square root of how
+            many times as many voxels as 64 x 64 an image has is a good value.
         loss_weighting: ``none``, or ``min_snr`` with gamma 5 (Hang et al. 2023).
         spacing: which levels a run of few steps visits: ``logsnr`` (see :mod:`monai_diffae.diffusion.timesteps`),
             ``leading`` 0, s, 2s, ... (the paper's), ``trailing`` or ``linspace``.
@@ -73,6 +76,7 @@ class DiffusionSchedule(Scheduler):
         loss_weighting: LossWeighting = "none",
         spacing: Spacing = "logsnr",
         clip_range: tuple[float, float] | list[float] | None = None,
+        timestep_shift: float = 1.0,
         **schedule_args: Any,
     ) -> None:
         is_flow = schedule == RECTIFIED_FLOW
@@ -82,6 +86,8 @@ class DiffusionSchedule(Scheduler):
         _check_choice("loss_weighting", loss_weighting, ["none", "min_snr"])
         _check_choice("spacing", spacing, list(SPACINGS))
         self.clip_range = _checked_range(clip_range)
+        if not (isinstance(timestep_shift, (int, float)) and 0 < timestep_shift < float("inf")):
+            raise ConfigError(f"timestep_shift is {timestep_shift!r}; it must be a number above 0, 1 for none")
         super().__init__(num_train_timesteps, "linear_beta" if is_flow else schedule, **schedule_args)
 
         if is_flow:
@@ -116,6 +122,7 @@ class DiffusionSchedule(Scheduler):
         self.schedule = schedule
         self.prediction = prediction
         self.timestep_sampling = timestep_sampling
+        self.timestep_shift = timestep_shift
         self.loss_weighting = loss_weighting
         self.spacing: Spacing = spacing
         self.set_timesteps(num_train_timesteps)
@@ -239,10 +246,14 @@ class DiffusionSchedule(Scheduler):
     # -- training -------------------------------------------------------------------------------------------------
 
     def sample_timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``count`` training timesteps (count,) on the CPU, drawn as ``timestep_sampling`` says."""
-        if self.timestep_sampling == "uniform":
+        """``count`` training timesteps (count,) on the CPU, as ``timestep_sampling`` and ``timestep_shift`` say."""
+        if self.timestep_sampling == "uniform" and self.timestep_shift == 1:
             return torch.randint(0, self.num_train_timesteps, (count,), generator=generator)
-        s = torch.sigmoid(torch.randn(count, generator=generator))
+        if self.timestep_sampling == "uniform":
+            s = torch.rand(count, generator=generator)
+        else:
+            s = torch.sigmoid(torch.randn(count, generator=generator))
+        s = self.timestep_shift * s / (1 + (self.timestep_shift - 1) * s)
         return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
 
     def stratified_timesteps(self, count: int) -> Tensor:

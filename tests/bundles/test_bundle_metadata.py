@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
 IN_3D = ROOT / "bundles" / "diffae_3d"
 BOTH = pytest.mark.parametrize("bundle", [BUNDLE, IN_3D], ids=lambda p: p.name)
-OVERLAYS = sorted((ROOT / "configs").glob("*.json"))
+ALL = pytest.mark.parametrize("bundle", [BUNDLE, IN_3D, ROOT / "bundles" / "autoencoder_kl_3d"], ids=lambda p: p.name)
+# latent_space is for volumes and a first stage: test_latent_space.py
+OVERLAYS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.stem != "latent_space")
 OF_ANY_DIMENSION = ("encoder_view", "fp32", "gpu", "second_modality")
 # of MONAI's meta_schema_20240725
 REQUIRED = {
@@ -43,7 +45,7 @@ def config(*files: Path) -> dict[str, Any]:
     return merged
 
 
-@BOTH
+@ALL
 def test_metadata_has_what_the_schema_wants(bundle: Path) -> None:
     meta = read(bundle / "configs" / "metadata.json")
     assert meta.keys() >= REQUIRED
@@ -57,7 +59,7 @@ def test_metadata_has_what_the_schema_wants(bundle: Path) -> None:
         assert all(isinstance(tensor[key], kind) for key, kind in TENSOR.items())
 
 
-@BOTH
+@ALL
 def test_pins_are_dependencies_of_the_package(bundle: Path) -> None:
     declared = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[0].lower()
     for name in read(bundle / "configs" / "metadata.json")["required_packages_version"]:
@@ -97,14 +99,15 @@ def test_both_bundles_differ_only_in_what_3d_needs() -> None:
     assert names[BUNDLE] == names[IN_3D]
     other = {
         "imports", "slice_axis", "slice_range", "slice_step", "spacing_mm", "spatial_dims", "image_size", "batch_size",
-        "val_batch_size", "num_pictures", "network_def", "cohort", "preprocessing", "augmentation",
+        "val_batch_size", "num_pictures", "network_def", "diffusion", "cohort", "preprocessing", "augmentation",
     }  # fmt: skip
     for name in set(names[BUNDLE]) - {"metadata.json"}:
         flat, volume = read(BUNDLE / "configs" / name), read(IN_3D / "configs" / name)
         differ = {key for key in flat.keys() | volume.keys() if flat.get(key) != volume.get(key)}
         assert differ <= (other if name in ("train.json", "inference.json") else set())
-    two, three = (read(bundle / "configs" / "train.json")["network_def"] for bundle in (BUNDLE, IN_3D))
-    assert {key: value for key, value in three.items() if key != "strides"} == two
+    for section, own in (("network_def", "strides"), ("diffusion", "timestep_shift")):
+        two, three = (read(bundle / "configs" / "train.json")[section] for bundle in (BUNDLE, IN_3D))
+        assert {key: value for key, value in three.items() if key != own} == two
 
 
 def test_the_inferer_of_the_inference_config_is_usable() -> None:
@@ -150,7 +153,7 @@ def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
     assert all(s % d == 0 for s, d in zip(parser.get("image_size"), network.size_divisors, strict=True))
 
 
-@BOTH
+@ALL
 def test_multi_gpu_overlay_uses_known_keys(bundle: Path) -> None:
     merged = config(bundle / "configs" / "train.json", bundle / "configs" / "multi_gpu_train.json")
     check_config(merged)

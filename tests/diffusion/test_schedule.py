@@ -216,3 +216,22 @@ def test_monais_ddim_scheduler_still_has_the_defects_that_we_step_around():
     # 3. one call in half precision recasts the table for good
     scheduler.add_noise(x.half(), x.half(), torch.tensor([5]))
     assert scheduler.alphas_cumprod.dtype == torch.float16
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_timestep_shift_multiplies_the_odds_of_t(sampling):
+    def drawn(shift):
+        schedule = DiffusionSchedule(timestep_sampling=sampling, timestep_shift=shift)
+        return schedule.sample_timesteps(100_000, torch.Generator().manual_seed(0)).double()
+
+    plain, shifted = drawn(1.0), drawn(3.0)
+    assert 0 <= shifted.min() < shifted.max() <= 999
+    # the median of both distributions is half of T: odds 1, which become 3
+    assert plain.median() == pytest.approx(500, abs=5)
+    assert shifted.median() == pytest.approx(750, abs=5)
+
+
+@pytest.mark.parametrize("shift", [0, -1.0, float("nan"), float("inf"), "2"])
+def test_a_timestep_shift_that_is_none(shift):
+    with pytest.raises(ConfigError, match="timestep_shift is"):
+        DiffusionSchedule(timestep_shift=shift)
