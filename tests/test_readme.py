@@ -12,8 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
+BUNDLES = [BUNDLE, ROOT / "bundles" / "diffae_3d"]
 PAGES = [
-    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), BUNDLE / "docs" / "README.md"
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
+    *(bundle / "docs" / "README.md" for bundle in [*BUNDLES, ROOT / "bundles" / "autoencoder_kl_3d"]),
 ]  # fmt: skip
 
 
@@ -77,8 +79,10 @@ def test_bundle_commands_name_files_that_ship() -> None:
             if name == "models/config.json":  # training writes it
                 continue
             is_overlay = name.startswith("configs/overlays/")
-            path = ROOT / "configs" / Path(name).name if is_overlay else BUNDLE / name
-            configs.update(json.loads(path.read_text(encoding="utf-8")))
+            for path in (
+                [ROOT / "configs" / Path(name).name] if is_overlay else sorted((ROOT / "bundles").glob(f"*/{name}"))
+            ):
+                configs.update(json.loads(path.read_text(encoding="utf-8")))
         assert words[words.index("run") + 1] in configs
         keys = {w[2:] for w in words if w.startswith("--")} - {"config_file", "standalone"}
         assert {k for k in keys if "=" not in k} <= configs.keys()
@@ -93,7 +97,9 @@ def test_bundle_commands_set_what_a_config_leaves_open() -> None:
         assert is_open - said <= ({"dataset_dir"} if "embeddings" in said else set())
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs" / "synthesis.md", BUNDLE / "docs" / "README.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "docs" / "synthesis.md", *(bundle / "docs" / "README.md" for bundle in BUNDLES)]
+)
 def test_every_config_that_makes_images_is_documented(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     runs = re.findall(r"run (\w+) --config_file \S*configs/(\w+)\.json", text)

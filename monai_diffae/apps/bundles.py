@@ -97,9 +97,7 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     Where the user wrote paths or patterns into the configs, they are taken out again; configs in YAML are left out.
     """
     _copy_static(Path(bundle_root), folder)
-    (folder / "models").mkdir(exist_ok=True)
-    for name in ("model.pt", "config.json"):
-        shutil.copy2(Path(output_dir) / "models" / name, folder / "models" / name)
+    copy_model(Path(output_dir) / "models", folder / "models")
     for file in (folder / "configs").rglob("*"):
         if file.is_file() and file.suffix != ".json":
             file.unlink()
@@ -108,6 +106,14 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
         shown = without_private_values(config)
         if shown != config:
             write_json(file, shown)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy what a trained model is from one ``models`` folder to another, with the first stage that it may have."""
+    target.mkdir(exist_ok=True)
+    for name in ("model.pt", "config.json", "first_stage_model.pt", "first_stage_config.json"):
+        if (source / name).is_file():  # without config.json, the model is what configs/train.json says
+            shutil.copy2(source / name, target / name)
 
 
 @dataclass
@@ -140,6 +146,11 @@ class TrainedBundle:
         return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
 
     @property
+    def x_T_shape(self) -> tuple[int, ...]:
+        """(C, *S) of an image's stochastic code: the image's, or that of its latents."""
+        return self.inferer.x_T_shape(self.image_shape)
+
+    @property
     def z_channels(self) -> int:
         """The size of z_sem."""
         return int(self.network.z_channels)  # type: ignore[arg-type]
@@ -165,34 +176,48 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
         ConfigError: no trained weights there, weights of another network, an override of an unknown key, or a value
             that a component refuses, such as a solver that there is not.
     """
-    from monai.bundle import ConfigParser
-
     root = Path(directory)
     weights = root / "models" / "model.pt"
     if not weights.is_file():
         raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or name a trained one")
     ran = root / "models" / "config.json"
-    parser = ConfigParser()
     config = ran if ran.is_file() else root / "configs" / "train.json"
-    try:
-        parser.read_config(str(config))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{root.name}: {config.name} cannot be read; copy the bundle again") from error
+    parser = read_model_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
     if lacks:
-        raise ConfigError(f"{root.name}: {config.name} lacks {lacks[0]!r}; copy the bundle again")
+        raise ConfigError(
+            f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or name a diffusion autoencoder"
+        )
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
     parser.update(overrides)
+    values = dict(parser.get())
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parser.update({"bundle_root": str(root), "device": device})  # a first stage lies in the bundle, too
     network = build(parser, "network_def", nn.Module)
     network.load_state_dict(read_weights(weights, network))
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
     preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-    return TrainedBundle(network, inferer, preprocessing, parser.get(), device)
+    return TrainedBundle(network, inferer, preprocessing, values, device)
+
+
+def read_model_config(path: Path) -> ConfigParser:
+    """A bundle's file that describes a model.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    try:
+        parser.read_config(str(path))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path.parents[1].name}: {path.name} cannot be read; copy the bundle again") from error
+    return parser
 
 
 def build(parser: ConfigParser, key: str, kind: type[T]) -> T:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from monai_diffae.apps.bundles import build, complete_bundle, export_bundle, read_weights
+from monai_diffae.apps.bundles import build, complete_bundle, copy_model, export_bundle, read_weights
 from monai_diffae.apps.embed import check_made_with, embed
 from monai_diffae.apps.reading import checksum
 from monai_diffae.apps.train import train
@@ -206,10 +206,7 @@ def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str 
     if source.resolve() == target.resolve():
         return
     complete_bundle(source, target)
-    shutil.copy2(source / "models" / "model.pt", target / "models" / "model.pt")
-    config = source / "models" / "config.json"
-    if config.is_file():  # else the model is what configs/train.json says
-        shutil.copy2(config, target / "models" / config.name)
+    copy_model(source / "models", target / "models")
 
 
 def export_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str], folder: Path) -> None:

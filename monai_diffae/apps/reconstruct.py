@@ -91,7 +91,8 @@ def reconstruct(
     of the model, and the scan's own values where the model's field does not reach. PNG for cases that are PNG or JPEG,
     NIfTI for all others. ``reconstructions.csv`` has a row a case, measured in the model's grid and range: ``id``,
     ``mse``, ``psnr`` and ``ssim`` of each mode, and the mean, standard deviation and neighbour correlation of the
-    inverted ``x_T`` (0, 1 and 0 for perfect noise). ``mosaic.png`` shows the first 8, volumes in three planes: input,
+    inverted ``x_T`` (0, 1 and 0 for perfect noise); of a model on a first stage's latents also ``mse``, ``psnr`` and
+    ``ssim`` of the first stage alone. ``mosaic.png`` shows the first 8, volumes in three planes: input,
     z_sem alone, inverted x_T.
 
     How the model decodes and inverts is what the bundle's config says, where it is not said here; see
@@ -211,7 +212,7 @@ def _reconstruct_batch(
         if name == "x_T":
             x_T = inferer.invert(images[:count], network, z_sem[:count])
         else:
-            x_T = image_noise(tuple(images.shape[1:]), seed, [seed_of(case.id) for case in batch[:count]])
+            x_T = image_noise(trained.x_T_shape, seed, [seed_of(case.id) for case in batch[:count]])
         made = inferer.decode(z_sem[:count], x_T.to(trained.device), network)
         pictures[name] = made.cpu()
         if wanted:
@@ -219,6 +220,10 @@ def _reconstruct_batch(
             columns |= {f"{metric}_{name}": values.cpu() for metric, values in errors.items()}
             if name == "x_T":
                 columns |= {f"x_T_{statistic}": v.cpu() for statistic, v in noise_statistics(x_T).items()}
+    if inferer.first_stage is not None:  # what is lost before the diffusion model sees anything
+        made = inferer.first_stage.decode(inferer.first_stage.encode(images))
+        errors = reconstruction_errors(images, made, trained.model_range)
+        columns |= {f"{metric}_first_stage": values.cpu() for metric, values in errors.items()}
     rows = [{"id": case.id, **{key: float(v[i]) for key, v in columns.items()}} for i, case in enumerate(batch)]
     return rows, pictures
 

@@ -133,7 +133,7 @@ def sample(
         starts = range(0, len(todo), batch_size)
         for start in shown(starts, f"decoding {len(todo)} samples"):
             batch = todo[start : start + batch_size]
-            x_T = image_noise(shape, seed, [candidates[i] for i in batch]).to(trained.device)
+            x_T = image_noise(trained.x_T_shape, seed, [candidates[i] for i in batch]).to(trained.device)
             images = trained.inferer.decode(z_sem[batch].to(trained.device), x_T, trained.network)
             for i, image in zip(batch, images, strict=True):
                 write_image(files[i].with_name(f"{i:05d}"), image, model_range, source, grid_affine(trained.config))

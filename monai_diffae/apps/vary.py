@@ -91,7 +91,7 @@ def vary(
 
     def make() -> dict[str, Any]:
         coded = next(opened.coded(opened.read(cases, folder), "inverting the case"))
-        noise = image_noise(tuple(coded.image.shape[1:]), seed, list(range(num_images))).to(coded.image.device)
+        noise = image_noise(opened.trained.x_T_shape, seed, list(range(num_images))).to(coded.image.device)
         # one by one: the last bits of a convolution depend on how many images it gets
         images = torch.cat([opened.decode(coded.z_sem, x_T[None]) for x_T in noise])
         affine = grid_affine(opened.trained.config)

@@ -134,7 +134,7 @@ def walk(
     @torch.no_grad()
     def make() -> dict[str, Any]:
         start = torch.from_numpy(statistics.mean)[None].to(trained.device)
-        x_T = image_noise(trained.image_shape, seed, list(range(num_noises))).to(trained.device)
+        x_T = image_noise(trained.x_T_shape, seed, list(range(num_noises))).to(trained.device)
         source = ".png"
         if opened is not None:
             coded = next(opened.coded(opened.read(cases, folder), "inverting the case"))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,12 @@ class CachedCases(Dataset[Item]):
             store.close()
         self._items = items
         return self
+
+    def without_augmentation(self) -> CachedCases:
+        """The same cases as they are, read and kept once for both."""
+        plain = copy(self.prepare())
+        plain.random_transform = None
+        return plain
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of plain integer indices. Worker processes that live on learn it from (epoch, index) instead."""

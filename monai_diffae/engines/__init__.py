@@ -2,17 +2,21 @@
 
 from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
 from monai_diffae.engines.evaluator import DiffusionEvaluator
+from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
 from monai_diffae.engines.optimization import learning_rate_schedule
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.engines.seeding import StepSeeding, image_noise, seed_of
-from monai_diffae.engines.trainer import DiffusionTrainer, TrainingEvents
+from monai_diffae.engines.trainer import DiffusionTrainer, ResumableTrainer, TrainingEvents
 
 __all__ = [
     "AutoencoderPrepareBatch",
     "DiffusionEvaluator",
     "DiffusionTrainer",
+    "FirstStageEvaluator",
+    "FirstStageTrainer",
     "FixedPrepareBatch",
+    "ResumableTrainer",
     "StepBatchSampler",
     "StepSeeding",
     "TrainingEvents",

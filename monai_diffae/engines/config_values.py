@@ -52,7 +52,7 @@ def _one_of(*choices: Any) -> _Rule:
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "dicom"), _BOOL),
+    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "dicom", "check_memory"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
          "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises"),

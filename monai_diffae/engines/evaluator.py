@@ -12,7 +12,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.precision import Precision, resolve_precision
+from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 
 
 class DiffusionEvaluator(SupervisedEvaluator):
@@ -57,11 +57,11 @@ class DiffusionEvaluator(SupervisedEvaluator):
 
     @torch.no_grad()
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        images, target, args, kwargs = engine.prepare_batch(
-            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
-        )
         self.network.eval()
-        with torch.autocast(engine.state.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.state.device, self.dtype):
+            images, target, args, kwargs = engine.prepare_batch(
+                batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+            )
             z_sem = self.network.encode(kwargs.pop("condition"))  # type: ignore[operator]
             own = self.inferer(images, self.network, *args, **kwargs, condition=z_sem)
             other = self.inferer(images, self.network, *args, **kwargs, condition=self._of_another_image(z_sem))

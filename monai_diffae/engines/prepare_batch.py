@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.seeding import image_noise
+from monai_diffae.networks import FirstStage
 
 
 class AutoencoderPrepareBatch(DiffusionPrepareBatch):
@@ -21,13 +22,21 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         image_key: the image that the decoder draws.
         encoder_key: the image that the encoder sees: the same one by default, or another augmented view, channel
             or modality of the case that the transforms put under another key.
+        first_stage: turns both images into latents, of which everything else is then made.
     """
 
-    def __init__(self, schedule: DiffusionSchedule, image_key: str = "image", encoder_key: str | None = None) -> None:
+    def __init__(
+        self,
+        schedule: DiffusionSchedule,
+        image_key: str = "image",
+        encoder_key: str | None = None,
+        first_stage: FirstStage | None = None,
+    ) -> None:
         super().__init__(num_train_timesteps=schedule.num_train_timesteps)
         self.schedule = schedule
         self.image_key = image_key
         self.encoder_key = encoder_key or image_key
+        self.first_stage = first_stage
 
     def get_timesteps(self, images: Tensor) -> Tensor:
         """Timesteps (B,) as the schedule's ``timestep_sampling`` draws them."""
@@ -45,13 +54,16 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Tensor]]:
         """(x0, target, (), {noise, timesteps, condition}) on ``device``."""
-        images = batchdata[self.image_key].to(device, non_blocking=non_blocking, **kwargs)
+
+        def x0_of(key: str) -> Tensor:
+            images = batchdata[key].to(device, non_blocking=non_blocking, **kwargs)
+            return images if self.first_stage is None else self.first_stage.encode(images)
+
+        images = x0_of(self.image_key)
         noise = self.get_noise(images)
         timesteps = self.get_timesteps(images).to(images.device)
         target = self.get_target(images, noise, timesteps)
-        condition = images
-        if self.encoder_key != self.image_key:
-            condition = batchdata[self.encoder_key].to(device, non_blocking=non_blocking, **kwargs)
+        condition = images if self.encoder_key == self.image_key else x0_of(self.encoder_key)
         return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": condition}
 
 
@@ -67,6 +79,7 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
         seed: of the noise.
         image_key: the image that the decoder draws.
         encoder_key: the image that the encoder sees.
+        first_stage: as in training.
     """
 
     def __init__(
@@ -76,8 +89,9 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
         seed: int = 0,
         image_key: str = "image",
         encoder_key: str | None = None,
+        first_stage: FirstStage | None = None,
     ) -> None:
-        super().__init__(schedule, image_key, encoder_key)
+        super().__init__(schedule, image_key, encoder_key, first_stage)
         order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
         self.timesteps = schedule.stratified_timesteps(num_images)[order]
         self.seed = seed

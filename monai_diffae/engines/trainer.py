@@ -1,8 +1,9 @@
-"""The training step: MONAI's SupervisedTrainer with what it lacks for diffusion."""
+"""The training step: MONAI's SupervisedTrainer with what it lacks for long trainings, and for diffusion."""
 
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,28 +16,27 @@ from torch import Tensor, nn
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
-from monai_diffae.engines.precision import Precision, resolve_precision
+from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import ConfigError
 
 
 class TrainingEvents(EventEnum):
-    """What a :class:`DiffusionTrainer` fires beside ignite's and MONAI's events."""
+    """What a :class:`ResumableTrainer` fires beside ignite's and MONAI's events."""
 
     BEFORE_RUN = "before_run"  # ignite looks at the step to go on from before it fires STARTED
     WEIGHTS_UPDATED = "weights_updated"
     STATISTICS = "statistics"  # RunningStatistics has put fresh numbers into engine.state.statistics
 
 
-class DiffusionTrainer(SupervisedTrainer):
-    """Trains a diffusion autoencoder.
+class ResumableTrainer(SupervisedTrainer):
+    """What our trainings share; a subclass says what each image's loss is.
 
     Beyond MONAI's trainer (1.6.1): autocast on any device (MONAI's is hard-coded to CUDA), with its gradient scaler
-    in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; loss weights by
-    noise level; a stop with the ids of the batch where the loss is not finite; and a start from any step of the data
+    in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; a stop with the
+    ids of the batch where the loss is not finite; and a start from any step of the data
     (see :class:`~monai_diffae.engines.StepBatchSampler`).
 
     Args:
-        schedule: says how much each noise level's loss counts.
         precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16`` or ``fp16``.
         max_grad_norm: gradients are scaled down to this norm; None: no clipping.
         channels_last: memory format of network and images: 3 to 9 % faster in 2D on a CPU with bf16.
@@ -49,7 +49,6 @@ class DiffusionTrainer(SupervisedTrainer):
     def __init__(
         self,
         *,
-        schedule: DiffusionSchedule,
         precision: Precision = "auto",
         max_grad_norm: float | None = 1.0,
         channels_last: bool = True,
@@ -60,11 +59,10 @@ class DiffusionTrainer(SupervisedTrainer):
                 "train#trainer#amp: say precision 'bf16' or 'fp16' instead; 'auto' chooses for the machine"
             )
         if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
-            raise ConfigError("loss_function must have reduction 'none': the noise levels are weighted after it")
+            raise ConfigError("loss_function must have reduction 'none': each image's loss is made of it")
         kwargs.setdefault("decollate", False)
         kwargs.setdefault("optim_set_to_none", True)
         super().__init__(**kwargs, event_names=[TrainingEvents])
-        self.schedule = schedule.to(self.state.device)
         self.dtype = resolve_precision(precision, self.state.device)
         self.max_grad_norm = max_grad_norm
         self.memory_format = _memory_format(self.network) if channels_last else torch.contiguous_format
@@ -105,10 +103,6 @@ class DiffusionTrainer(SupervisedTrainer):
             sampler.start = self.state.iteration
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> dict[str, Any]:
-        images, target, args, kwargs = engine.prepare_batch(
-            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
-        )
-        images = images.to(memory_format=self.memory_format)
         step = (engine.state.iteration - 1) % engine.state.epoch_length
         first_of_group = step - step % self.accumulation_steps
         size_of_group = min(self.accumulation_steps, engine.state.epoch_length - first_of_group)
@@ -116,11 +110,7 @@ class DiffusionTrainer(SupervisedTrainer):
         self.network.train()
         if step == first_of_group:
             self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
-        with torch.autocast(engine.state.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.inferer(images, self.network, *args, **kwargs)
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)  # (B,)
-        loss = (error * self.schedule.loss_weights(kwargs["timesteps"])).mean()
+        loss = self.image_losses(batchdata).mean()
         self._refuse_non_finite(loss, batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         self.grad_scaler.scale(loss / size_of_group).backward()
@@ -129,6 +119,10 @@ class DiffusionTrainer(SupervisedTrainer):
             self._update_weights()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return {Keys.LOSS: loss.detach()}
+
+    @abstractmethod
+    def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each image of a batch (B,), float32; fires ``FORWARD_COMPLETED`` after the network."""
 
     def _update_weights(self) -> None:
         if self.max_grad_norm is not None:
@@ -147,6 +141,31 @@ class DiffusionTrainer(SupervisedTrainer):
                 f"the loss is not finite at step {self.state.iteration} (cases {ids}); the last checkpoint is kept: "
                 "lower learning_rate, or use precision fp32"
             )
+
+
+class DiffusionTrainer(ResumableTrainer):
+    """Trains a diffusion autoencoder, or any diffusion model that its inferer and prepare_batch make one.
+
+    Args:
+        schedule: says how much each noise level's loss counts.
+        kwargs: everything that :class:`ResumableTrainer` takes.
+    """
+
+    def __init__(self, *, schedule: DiffusionSchedule, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.schedule = schedule.to(self.state.device)
+
+    def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each image (B,), weighted by its noise level."""
+        with autocast(self.state.device, self.dtype):  # a first stage, too, which prepare_batch may have
+            images, target, args, kwargs = self.prepare_batch(
+                batchdata, self.state.device, self.non_blocking, **self.to_kwargs
+            )
+            images = images.to(memory_format=self.memory_format)
+            output = self.inferer(images, self.network, *args, **kwargs)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
+        return error * self.schedule.loss_weights(kwargs["timesteps"])
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:

@@ -4,6 +4,7 @@ from monai_diffae.handlers.bad_scans import BadScans
 from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves, draw_curves
 from monai_diffae.handlers.ema import EMA
+from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentScale
 from monai_diffae.handlers.mlflow import MLflowTracking
 from monai_diffae.handlers.pictures import ReconstructionPictures, draw_mosaic
 from monai_diffae.handlers.progress import TrainingProgress
@@ -14,6 +15,9 @@ __all__ = [
     "EMA",
     "BadScans",
     "CheckpointKeeper",
+    "FirstStageKeeper",
+    "FirstStagePictures",
+    "LatentScale",
     "MLflowTracking",
     "ReconstructionPictures",
     "RunningStatistics",

@@ -11,7 +11,7 @@ from monai.engines import Workflow
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.engines.trainer import DiffusionTrainer, TrainingEvents
+from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class BadScans:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer or an evaluator."""
-        is_trainer = isinstance(engine, DiffusionTrainer)
+        is_trainer = isinstance(engine, ResumableTrainer)
         engine.add_event_handler(TrainingEvents.BEFORE_RUN if is_trainer else Events.STARTED, self)
 
     def __call__(self) -> None:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 TABLE = "curves.csv"
 PICTURE = "curves.png"
 _BESIDE_LOSSES = {
+    "validation_kl": "KL divergence of the latents\n(nats a value)",
     "validation_copying_ratio": "copying ratio\n(distance of samples to training / of held-out)",
     "validation_z_sem_usage": "z_sem usage\n(loss with another's z_sem / own)",
 }
@@ -89,7 +90,7 @@ class TrainingCurves:
 
 
 def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
-    """Losses over images seen, and beside them z_sem usage, or of a latent DDIM the copying ratio, as a PNG.
+    """Losses over images seen, and beside them z_sem usage, or what another kind of model is judged by, as a PNG.
 
     Args:
         frame: the table that :class:`TrainingCurves` writes.
@@ -116,7 +117,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
             right.plot(validation["images_seen"], validation[metric], "o-", color="C2", markersize=3)
     for panel in (left, right):
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: plain numbers would run into each other
-    left.set(xlabel="images seen", ylabel="denoising loss", yscale="log")
+    left.set(xlabel="images seen", ylabel="loss", yscale="log")
     left.legend(frameon=False)
     right.axhline(1, color="0.6", linestyle=":")
     right.set(xlabel="images seen", ylabel=label)

@@ -1,7 +1,8 @@
-"""Pictures of what the model does to a few fixed images: input, z_sem alone, inverted x_T."""
+"""Pictures of what the model does to a few fixed images."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,52 +18,44 @@ from monai_diffae.engines.seeding import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 
-class ReconstructionPictures:
-    """Ignite handler for the evaluator: after a validation, draws a few reconstructions into ``pictures/``.
+class Pictures:
+    """Ignite handler for the evaluator: after a validation, draws a few images into ``pictures/``.
 
-    The images and their noise are the same each time, so that the pictures of a training tell its story. The newest
-    is also ``pictures/latest.png``.
+    The images are the same each time, so that the pictures of a training tell its story. The newest is also
+    ``pictures/latest.png``. A subclass says what is drawn of them.
 
     Args:
         directory: the run's folder.
-        network: the averaged network.
-        inferer: its number of steps is what a picture costs.
         dataset: where the first ``num_images`` come from.
         device: where to compute.
         num_images: columns of the picture; 0: no pictures.
         model_range: black and white.
         image_key: the image that the decoder draws.
-        encoder_key: the image that the encoder sees.
-        seed: of the noise of the z_sem-only row.
     """
 
     def __init__(
         self,
         directory: str | Path,
-        network: nn.Module,
-        inferer: DiffusionAutoencoderInferer,
         dataset: Dataset[Any],
         device: torch.device | str = "cpu",
         num_images: int = 8,
         model_range: tuple[float, float] = (-1.0, 1.0),
         image_key: str = "image",
-        encoder_key: str | None = None,
-        seed: int = 0,
     ) -> None:
         self.directory = Path(directory) / "pictures"
-        self.network = network
-        self.inferer = inferer
         self.dataset = dataset
         self.device = device
         self.num_images = num_images
         self.model_range = model_range
         self.image_key = image_key
-        self.encoder_key = encoder_key or image_key
-        self.seed = seed
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
         engine.add_event_handler(Events.COMPLETED, self)
+
+    @abstractmethod
+    def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Label -> images (B, C, *S) of these items of the dataset."""
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
@@ -72,22 +65,55 @@ class ReconstructionPictures:
         count = min(self.num_images, size)
         if count == 0:
             return
-        items = [self.dataset[i * size // count] for i in range(count)]
-        images = torch.stack([item[self.image_key] for item in items]).to(self.device)
-        seen = torch.stack([item[self.encoder_key] for item in items]).to(self.device)
-        noise = image_noise(tuple(images.shape[1:]), self.seed, [int(item["index"]) for item in items]).to(self.device)
-        z_sem = self.inferer.encode(seen, self.network)
-        rows = {
-            "input": images,
-            "z_sem only": self.inferer.decode(z_sem, noise, self.network),
-            "inverted x_T": self.inferer.decode(z_sem, self.inferer.invert(images, self.network, z_sem), self.network),
-        }
+        rows = self.rows([self.dataset[i * size // count] for i in range(count)])
         # the trainer's step, which Validation sets: the evaluator's own counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"
         path = write_atomic(self.directory / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))
         if step is not None:
             write_atomic(self.directory / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
+
+    def _stack(self, items: Sequence[Mapping[str, Any]], key: str) -> Tensor:
+        return torch.stack([item[key] for item in items]).to(self.device)
+
+
+class ReconstructionPictures(Pictures):
+    """The pictures of a diffusion autoencoder: each image, decoded from z_sem alone, and with its own x_T.
+
+    Args:
+        network: the averaged network.
+        inferer: its number of steps is what a picture costs.
+        encoder_key: the image that the encoder sees; None: the one that is drawn.
+        seed: of the noise of the z_sem-only row, which is the same each time.
+        kwargs: everything that :class:`Pictures` takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        inferer: DiffusionAutoencoderInferer,
+        encoder_key: str | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.inferer = inferer
+        self.encoder_key = encoder_key or self.image_key
+        self.seed = seed
+
+    def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Label -> images (B, C, *S)."""
+        images = self._stack(items, self.image_key)
+        shape = self.inferer.x_T_shape(images.shape[1:])
+        noise = image_noise(shape, self.seed, [int(item["index"]) for item in items]).to(self.device)
+        z_sem = self.inferer.encode(self._stack(items, self.encoder_key), self.network)
+        return {
+            "input": images,
+            "z_sem only": self.inferer.decode(z_sem, noise, self.network),
+            "inverted x_T": self.inferer.decode(z_sem, self.inferer.invert(images, self.network, z_sem), self.network),
+        }
 
 
 def draw_mosaic(

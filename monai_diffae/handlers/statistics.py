@@ -52,7 +52,7 @@ class RunningStatistics:
         self._reset()
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a :class:`~monai_diffae.engines.DiffusionTrainer`."""
+        """Register with a :class:`~monai_diffae.engines.ResumableTrainer`."""
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_step)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
 

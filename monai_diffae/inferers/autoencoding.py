@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +21,7 @@ from monai_diffae.diffusion import (
 )
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.slices import from_slices, to_slices
+from monai_diffae.networks.first_stage import FirstStage
 
 ReconstructionMode = Literal["x_T", "z_sem"]
 Inversion = Literal["implicit", "ddim"]
@@ -35,6 +36,9 @@ class DiffusionAutoencoderInferer(Inferer):
     With a 2D network, images may also be volumes (B, C, H, W, D): they are taken slice by slice along the last axis,
     and z_sem is (B, D, Z).
 
+    With a first stage, the network works on its latents: images go in and come out all the same, and x_T is the
+    latents' noise. Latents have no bounds, so the schedule's ``clip_range`` should be None.
+
     Args:
         schedule: the noise schedule that the network is trained with.
         solver: ``adams``, ``dpmpp_2m``, ``unipc``, ``heun``, ``ddim`` or ``euler``, or a function of their signature.
@@ -48,9 +52,11 @@ class DiffusionAutoencoderInferer(Inferer):
         spacing: the levels that a run visits; None: the schedule's.
         clip: clip x0 to the schedule's ``clip_range`` at every step.
         batch_size: images at once; more are taken in turn.
+        first_stage: between the images and what the network works on; None: these are the images.
 
     Raises:
-        ConfigError: an unknown name, or a number of steps that the schedule does not have.
+        ConfigError: an unknown name, a number of steps that the schedule does not have, or latents that would be
+            clipped.
 
     Example:
         >>> from monai_diffae.networks import DiffusionAutoencoder
@@ -71,6 +77,7 @@ class DiffusionAutoencoderInferer(Inferer):
         spacing: Spacing | None = None,
         clip: bool = True,
         batch_size: int = 64,
+        first_stage: FirstStage | None = None,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
             raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
@@ -96,6 +103,11 @@ class DiffusionAutoencoderInferer(Inferer):
         self.spacing = spacing
         self.clip_range = schedule.clip_range if clip else None
         self.batch_size = batch_size
+        if first_stage is not None and self.clip_range is not None:
+            raise ConfigError(
+                f"clip_range is {list(self.clip_range)}; a first stage's latents have no bounds: set it to null"
+            )
+        self.first_stage = first_stage
         schedule.inference_timesteps(self.num_intervals, spacing)
         if inversion == "ddim" and self.invert_steps > schedule.num_train_timesteps:
             raise ConfigError(
@@ -109,7 +121,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """The training forward (B, C, *S): the network's output for q(x_t | inputs).
 
         Args:
-            inputs: clean images x0 (B, C, *S) in the model's range.
+            inputs: clean images x0 (B, C, *S) in the model's range; with a first stage, their latents.
             network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`.
             noise: eps (B, C, *S).
             timesteps: t (B,).
@@ -124,7 +136,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """z_sem (B, Z), float32, of images (B, C, *S); (B, D, Z) of volumes for a 2D network."""
 
         def run(images: Tensor) -> Tensor:
-            z_sem: Tensor = network.encode(images.to(_precision(network)))  # type: ignore[operator]
+            z_sem: Tensor = network.encode(self._from_images(images).to(_precision(network)))  # type: ignore[operator]
             return z_sem.float()
 
         return self._in_batches(run, network, images)
@@ -133,7 +145,9 @@ class DiffusionAutoencoderInferer(Inferer):
     def invert(
         self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
     ) -> Tensor:
-        """The stochastic code x_T (B, C, *S), float32 at least, of images, given their z_sem (encoded here when None).
+        """The stochastic code x_T, float32 at least, of images, given their z_sem (encoded here when None).
+
+        x_T is (B, C, *S); with a first stage, as :meth:`x_T_shape` says.
 
         Args:
             images: (B, C, *S) in the model's range.
@@ -145,6 +159,7 @@ class DiffusionAutoencoderInferer(Inferer):
 
         def run(images: Tensor, z_sem: Tensor) -> Tensor:
             denoise = _denoiser(network, z_sem)
+            images = self._from_images(images)
             if self.inversion == "ddim":
                 levels = schedule.paper_inversion_levels(self.invert_steps, self.spacing)
                 return ddim(denoise, schedule, images, levels, clip_range=clip_range, callback=callback)
@@ -165,17 +180,17 @@ class DiffusionAutoencoderInferer(Inferer):
         network: nn.Module,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Images (B, C, *S), float32 at least, from z_sem (B, Z) and x_T (B, C, *S); callback as for ``invert``."""
+        """Images (B, C, *S), float32 at least, from z_sem (B, Z) and x_T as ``invert`` gives it; callback as there."""
         levels = self.schedule.decoding_levels(self.num_intervals, self.spacing)
 
         def run(x_T: Tensor, z_sem: Tensor) -> Tensor:
             denoise = _denoiser(network, z_sem)
-            images = self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
-            if images.shape != x_T.shape:
+            x_0 = self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
+            if x_0.shape != x_T.shape:
                 raise ConfigError(
-                    f"the solver made {tuple(images.shape)} of x_T {tuple(x_T.shape)}; it must keep the shape"
+                    f"the solver made {tuple(x_0.shape)} of x_T {tuple(x_T.shape)}; it must keep the shape"
                 )
-            return images
+            return x_0 if self.first_stage is None else self.first_stage.decode(x_0)
 
         return self._in_batches(run, network, x_T, z_sem)
 
@@ -204,16 +219,22 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(ReconstructionMode))}")
         if x_T is not None and mode == "x_T":
             raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")
-        if x_T is not None and x_T.shape != images.shape:
-            raise ConfigError(
-                f"x_T has the shape {tuple(x_T.shape)}, the images {tuple(images.shape)}; they must agree"
-            )
+        shape = (images.shape[0], *self.x_T_shape(images.shape[1:]))
+        if x_T is not None and x_T.shape != shape:
+            raise ConfigError(f"x_T has the shape {tuple(x_T.shape)}; with these images it must be {shape}")
         z_sem = self.encode(images, network)
         if mode == "x_T":
             x_T = self.invert(images, network, z_sem, callback)
         elif x_T is None:
-            x_T = torch.randn_like(images, dtype=torch.float32)
+            x_T = torch.randn(shape, device=images.device)
         return self.decode(z_sem, x_T, network, callback)
+
+    def x_T_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the x_T of one image (C, *S): the same, or that of its latents."""
+        return tuple(image_shape) if self.first_stage is None else self.first_stage.latent_shape(image_shape)
+
+    def _from_images(self, images: Tensor) -> Tensor:
+        return images if self.first_stage is None else self.first_stage.encode(images)
 
     def _in_batches(self, run: Callable[..., Tensor], network: nn.Module, images: Tensor, *codes: Tensor) -> Tensor:
         """``run`` over at most ``batch_size`` images at once; of volumes for a 2D network, over their slices."""

@@ -54,6 +54,6 @@ class Reconstructor(Inferer):
             x_T = self.inferer.invert(inputs, network, z_sem)
         else:
             generator = torch.Generator().manual_seed(self.seed)
-            noise = torch.randn((1, *inputs.shape[1:]), generator=generator)
-            x_T = noise.to(inputs).expand_as(inputs)
+            noise = torch.randn((1, *self.inferer.x_T_shape(inputs.shape[1:])), generator=generator)
+            x_T = noise.to(inputs).expand(len(inputs), *noise.shape[1:])
         return self.inferer.decode(z_sem, x_T, network)

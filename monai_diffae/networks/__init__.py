@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
 from monai_diffae.networks.denoising_unet import DenoisingUNet
+from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
 from monai_diffae.networks.official_latent import load_official_latent
 from monai_diffae.networks.official_weights import load_official
@@ -15,6 +16,7 @@ __all__ = [
     "PRESETS",
     "DenoisingUNet",
     "DiffusionAutoencoder",
+    "FirstStage",
     "LatentMLP",
     "SemanticEncoder",
     "anisotropic_strides",

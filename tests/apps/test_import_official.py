@@ -325,7 +325,7 @@ def test_3d_weights_and_unknown_bundles_are_refused(save, official, tmp_path):
     weights = official.random_weights(official.Official(**TINY))
     torch.save({k: t[..., None] if t.ndim == 4 else t for k, t in weights.items()}, tmp_path / "volumes.ckpt")
     refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "3D, where the official code is for 2D images")
-    with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: diffae_2d"):
+    with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: .*diffae_2d"):
         import_official(save(), tmp_path / "out", bundle="diffae_4d")
     assert not (tmp_path / "out").exists()
 

@@ -171,3 +171,14 @@ def test_1000_cases_with_50_defects(tmp_path: Path) -> None:
     good = CachedCases(cases.items, TRANSFORM)
     assert (len(cases), len(cases.failures), len(good)) == (950, 50, 950)
     assert all(torch.equal(cases[i]["image"], good[i]["image"]) for i in range(950))
+
+
+def test_without_augmentation_the_same_cases_are_as_they_are_and_read_once(tmp_path: Path) -> None:
+    cases = CachedCases(cohort(tmp_path), TRANSFORM, RANDOM)
+    plain = cases.without_augmentation()
+    for file in tmp_path.glob("*.nii.gz"):
+        file.unlink()
+    expected = plain[0]["image"]
+    assert torch.equal(plain[(3, 0)]["image"], expected)
+    assert not torch.equal(cases[(3, 0)]["image"], expected)
+    assert cases.random_transform is RANDOM

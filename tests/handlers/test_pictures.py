@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_diffae.handlers.pictures import draw_mosaic, in_colours
+from monai_diffae.data.scans import Scan, slice_volume
+from monai_diffae.handlers.pictures import draw_mosaic, in_colours, three_planes
 
 
 def mosaic(tmp_path, rows, **options):
@@ -41,11 +42,26 @@ def test_columns_are_written_above_and_nothing_else_changes(tmp_path):
     assert (np.abs(places % 1 - 0.5) < 0.1).all()
 
 
-def test_volumes_show_their_middle_slice_and_many_channels_the_first(tmp_path):
-    volume = torch.full((1, 2, 8, 8, 5), 1.0)
-    volume[:, 0, :, :, 2] = -1.0
-    expected = mosaic(tmp_path, {"a": flat(-1.0)})
-    np.testing.assert_array_equal(mosaic(tmp_path, {"a": volume}), expected)
+def test_volumes_show_their_three_middle_planes_as_a_radiologist_sees_them():
+    volume = np.random.default_rng(0).random((1, 6, 10, 8)).astype(np.float32)  # R, A, S
+    shown = three_planes(torch.from_numpy(volume)[None])[0, 0].numpy()
+    scan = Scan(volume, np.eye(4))
+    left = 0
+    for axis, middle in (("axial", 4), ("coronal", 5), ("sagittal", 3)):
+        expected = slice_volume(scan, axis, middle).array[0]
+        height, width = expected.shape
+        top = (shown.shape[0] - height) // 2
+        np.testing.assert_array_equal(shown[top : top + height, left : left + width], expected)
+        assert np.isinf(shown[:top, left : left + width]).all()  # white
+        left += width
+    assert left == shown.shape[1]
+
+
+def test_of_many_channels_the_first_is_shown(tmp_path):
+    volume = torch.full((1, 2, 8, 8, 8), 1.0)
+    volume[:, 0] = -1.0
+    planes = torch.full((1, 1, 8, 24), -1.0)
+    np.testing.assert_array_equal(mosaic(tmp_path, {"a": volume}), mosaic(tmp_path, {"a": planes}))
 
 
 @pytest.mark.parametrize("model_range", [(-1.0, 1.0), (0.0, 2.0)])

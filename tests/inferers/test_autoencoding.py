@@ -209,7 +209,9 @@ def test_what_would_give_a_wrong_result_in_silence_is_refused(inferer, network, 
             call()
     with pytest.raises(ConfigError, match="x_T was given, but mode 'x_T' inverts each image's own"):
         inferer.reconstruct(images, network, x_T=x_T)
-    with pytest.raises(ConfigError, match="x_T has the shape .3, 1, 8, 8., the images .3, 1, 16, 16."):
+    with pytest.raises(
+        ConfigError, match="x_T has the shape .3, 1, 8, 8.; with these images it must be .3, 1, 16, 16."
+    ):
         inferer.reconstruct(images, network, mode="z_sem", x_T=x_T[..., :8, :8])
     halving = DiffusionAutoencoderInferer(inferer.schedule, lambda denoise, schedule, x, levels, **_: x[..., :8])
     with pytest.raises(ConfigError, match="it must keep the shape"):

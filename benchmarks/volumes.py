@@ -1,0 +1,103 @@
+"""What a trained 3D bundle's z_sem tells of measured volumes, and how its reconstructions are.
+
+    python benchmarks/volumes.py BUNDLE COHORT.csv --target hippocampus_mm3 [--target ...] --out results/
+
+On the cases that were not trained on (validation and test):
+
+- a ridge probe of z_sem for each target: R2 with a 95 % interval over patients; beside it the same probe of PCA of the
+  preprocessed voxels with as many dimensions, of an untrained encoder, of intensity statistics that know no size, and
+  of the sizes of the scan's box alone.
+- reconstructions: MSE, PSNR and SSIM with the inverted x_T and from z_sem alone, and what x_T looks like.
+
+It writes probes.csv and summary.json, and prints both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.embed import embed
+from monai_diffae.apps.probe import probe
+from monai_diffae.apps.reading import open_bundle, read_cases, read_split_cohort
+from monai_diffae.apps.reconstruct import reconstruct
+from monai_diffae.data.cases import Case
+from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.scans import read_scan
+from monai_diffae.networks import DiffusionAutoencoder
+
+
+def intensity_statistics(array: NDArray[np.float32]) -> list[float]:
+    """Moments and deciles of intensities between the 0.5th and 99.5th percentile: no size, no unit."""
+    low, high = np.percentile(array, [0.5, 99.5])
+    values = np.clip((array.ravel() - low) / (high - low), 0, 1)
+    moments = [values.mean(), values.std(), stats.skew(values), stats.kurtosis(values)]
+    return [float(v) for v in (*moments, *np.percentile(values, np.arange(10, 100, 10)))]
+
+
+@torch.no_grad()
+def untrained_codes(trained: TrainedBundle, images: torch.Tensor) -> NDArray[np.float32]:
+    torch.manual_seed(0)
+    network = DiffusionAutoencoder(**trained.network.config).eval()
+    return torch.cat([network.encode(batch) for batch in images.split(8)]).numpy()
+
+
+def features_of(
+    bundle: Path, cohort: Path, columns: dict[str, str], out: Path, ids: list[str]
+) -> tuple[torch.Tensor, dict[str, NDArray[Any]]]:
+    """The preprocessed images and the baselines' features, one row a case of ``ids``."""
+    trained = open_bundle(bundle, "cpu")
+    split, _ = read_split_cohort(bundle, trained, cohort, columns)
+    read = read_cases(split, trained, out)
+    by_id: dict[str, tuple[Case, int]] = {case.id: (case, i) for i, case in enumerate(read.cases)}
+    images = torch.stack([read.dataset[by_id[name][1]]["image"] for name in ids])
+    scans = [read_scan(str(by_id[name][0].images["image"])) for name in ids]
+    sizes = [[n * mm for n, mm in zip(s.array.shape[1:], s.spacing_mm, strict=True)] for s in scans]
+    return images, {
+        "untrained encoder": untrained_codes(trained, images),
+        "intensity statistics": np.array([intensity_statistics(scan.array) for scan in scans]),
+        "sizes of the box": np.array([[*size, np.prod(size)] for size in sizes]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("--target", action="append", required=True)
+    parser.add_argument("--column", action="append", default=[], help="word=name")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    columns = dict(pair.split("=", 1) for pair in args.column)
+    args.out.mkdir(parents=True, exist_ok=True)
+    embedded = embed(args.bundle, args.cohort, args.out / "embedded", columns=columns, device="cpu").path
+    table = read_embeddings(embedded)
+    table["split"] = table["split"].replace("val", "test")  # neither was trained on
+    judged = args.out / "judged.parquet"
+    table.to_parquet(judged)
+    images, baselines = features_of(args.bundle, args.cohort, columns, args.out, table["id"].tolist())
+    rows = pd.DataFrame(probe(judged, args.target, images=images.numpy(), baselines=baselines))
+    rows.to_csv(args.out / "probes.csv", index=False)
+    print(rows[["target", "features", "dims", "score", "low", "high", "num_test"]].round(3).to_string(index=False))
+    summary = {}
+    for split in ("val", "test"):
+        made = reconstruct(
+            args.bundle, args.cohort, args.out / f"reconstructed_{split}", mode="both", split=split, columns=columns,
+            device="cpu", batch_size=4,
+        )  # fmt: skip
+        summary[split] = {"num_cases": made.num_cases, **made.means}
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2))
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()

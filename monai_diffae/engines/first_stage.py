@@ -1,0 +1,79 @@
+"""Training and validation of a first stage: an autoencoder whose latents are drawn a little around their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
+from torch import Tensor
+
+from monai_diffae.engines.precision import Precision, autocast, resolve_precision
+from monai_diffae.engines.trainer import ResumableTrainer
+
+
+def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
+    """By how much each posterior N(mean, sigma) differs from N(0, 1), in nats a latent value: (B,), float32.
+
+    A mean, not a sum, so that the weight of this term does not depend on the size of the patches.
+
+    Example:
+        >>> kl_divergence(torch.zeros(1, 2, 4), torch.ones(1, 2, 4)).tolist()
+        [0.0]
+    """
+    mean, variance = mean.float(), sigma.float().square()
+    return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).mean(dim=1)
+
+
+class FirstStageTrainer(ResumableTrainer):
+    """Trains a :class:`~monai_diffae.networks.FirstStage`: the reconstruction's loss and a little KL divergence.
+
+    Args:
+        kl_weight: of :func:`kl_divergence`; enough to keep latents from drifting apart, too much blurs.
+        kwargs: everything that :class:`~monai_diffae.engines.ResumableTrainer` takes.
+    """
+
+    def __init__(self, *, kl_weight: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kl_weight = kl_weight
+
+    def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each image (B,)."""
+        images, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        images = images.to(memory_format=self.memory_format)
+        with autocast(self.state.device, self.dtype):
+            reconstruction, mean, sigma = self.inferer(images, self.network)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        error: Tensor = self.loss_function(reconstruction.float(), images).flatten(1).mean(dim=1)
+        return error + self.kl_weight * kl_divergence(mean, sigma)
+
+
+class FirstStageEvaluator(SupervisedEvaluator):
+    """Evaluates a first stage on whole images, encoded and decoded without any drawing.
+
+    Its output per batch: ``loss`` (B,), the mean absolute error, and ``kl`` (B,), :func:`kl_divergence`.
+
+    Args:
+        precision: as in training.
+        kwargs: everything that ``monai.engines.SupervisedEvaluator`` takes; ``inferer`` is a
+            :class:`~monai_diffae.inferers.FirstStageInferer`.
+    """
+
+    def __init__(self, *, precision: Precision = "auto", **kwargs: Any) -> None:
+        kwargs.setdefault("decollate", False)
+        super().__init__(**kwargs)
+        self.dtype = resolve_precision(precision, self.state.device)
+
+    @torch.no_grad()
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        images, *_ = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        self.network.eval()
+        with autocast(self.state.device, self.dtype):
+            reconstruction, mean, sigma = self.inferer(images, self.network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        error = (reconstruction.float() - images).abs().flatten(1).mean(dim=1)
+        output = {"loss": error, "kl": kl_divergence(mean, sigma)}
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output

@@ -1,0 +1,97 @@
+"""What trainings do for a first stage: its latents' scale, its pictures, its place beside the model on its latents."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import Workflow
+from torch import Tensor
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.engines.precision import autocast
+from monai_diffae.handlers.checkpoint import CONFIG, MODEL
+from monai_diffae.handlers.pictures import Pictures
+from monai_diffae.networks import FirstStage
+
+PREFIX = "first_stage_"  # of the files beside a model on its latents
+
+
+class LatentScale:
+    """Ignite handler for the evaluator: after a validation, measures the latents that the averaged weights give.
+
+    The scale is put into both networks, whose checkpoints so hold it. It is that of whole training images without
+    augmentation, spread over the set.
+
+    Args:
+        averaged: the averaged network, which encodes.
+        network: the network that is trained.
+        dataset: the training images.
+        num_images: how many of them; their voxels are many.
+    """
+
+    def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
+        self.averaged, self.network = averaged, network
+        self.dataset = dataset
+        self.num_images = num_images
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Measure, in the evaluator's precision."""
+        images = self.dataset.without_augmentation()
+        size = len(images)
+        count = min(self.num_images, size)
+        with autocast(engine.state.device, engine.dtype):  # type: ignore[attr-defined]
+            self.averaged.measure(images[i * size // count]["image"] for i in range(count))
+        for own, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
+            own.copy_(measured)
+
+
+class FirstStageKeeper:
+    """Ignite handler for the trainer of a model on a first stage's latents: puts the first stage beside the model.
+
+    So the model's bundle holds all that it needs. It is done when the training starts: a run that is refused changes
+    nothing.
+
+    Args:
+        source: the ``models`` folder of the first stage's own bundle.
+        target: that of the model.
+    """
+
+    def __init__(self, source: str | Path, target: str | Path) -> None:
+        self.source, self.target = Path(source), Path(target)
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self) -> None:
+        """Copy."""
+        for name in (CONFIG, MODEL):
+            write_atomic(self.target / f"{PREFIX}{name}", partial(shutil.copyfile, self.source / name))
+
+
+class FirstStagePictures(Pictures):
+    """Ignite handler for the evaluator: after a validation, draws a few images and their reconstructions.
+
+    Args:
+        network: the averaged network.
+        kwargs: everything that :class:`~monai_diffae.handlers.pictures.Pictures` takes.
+    """
+
+    def __init__(self, *, network: FirstStage, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+
+    def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Label -> images (B, C, *S)."""
+        images = self._stack(items, self.image_key)
+        return {"input": images, "reconstruction": self.network.decode(self.network.encode(images))}

@@ -1,0 +1,237 @@
+"""A first stage, and the diffusion autoencoder on its latents: the same commands, outputs in image space."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_diffae.apps.bundles import export_bundle, init_bundle, load_bundle
+from monai_diffae.apps.directions import fit_direction
+from monai_diffae.apps.edit import edit
+from monai_diffae.apps.embed import embed
+from monai_diffae.apps.first_stages import load_first_stage
+from monai_diffae.apps.interpolate import interpolate
+from monai_diffae.apps.latent import train_latent
+from monai_diffae.apps.reading import checksum
+from monai_diffae.apps.reconstruct import reconstruct
+from monai_diffae.apps.sample import sample
+from monai_diffae.apps.train import train
+from monai_diffae.apps.vary import vary
+from monai_diffae.apps.walk import walk
+from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.engines.run_config import check_config
+from monai_diffae.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+OVERLAY = ROOT / "configs" / "latent_space.json"
+SHAPE = (16, 16, 24)
+COMMON = {
+    "image_size": list(SHAPE), "spacing_mm": [14.0, 14.0, 10.0], "max_epochs": 1, "num_pictures": 1, "mlflow": False,
+    "device": "cpu", "batch_size": 4,
+}  # fmt: skip
+FIRST_STAGE = {
+    **COMMON, "patch_size": [16, 16, 16], "network_def#autoencoder#channels": [4, 8],
+    "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
+}  # fmt: skip
+MODEL = {
+    **COMMON, "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 4,
+    "network_def#time_embed_channels": 16, "inferer#num_steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("latent_space")
+    cohort = make_virtual_cohort(root / "cohort", num_patients=8, size=16, spatial_dims=3, val_fraction=0.2)
+    first_stage = init_bundle(root / "first_stage", "autoencoder_kl_3d")
+    train(first_stage, cohort, overrides=FIRST_STAGE)
+    bundle = init_bundle(root / "bundle", "diffae_3d")
+    overrides = {**MODEL, "first_stage_bundle": str(first_stage)}
+    train(bundle, cohort, overlays=[bundle / "configs" / "overlays" / OVERLAY.name], overrides=overrides)
+    moved = shutil.copytree(bundle, root / "elsewhere" / "bundle")  # it needs the first stage's own bundle no more
+    hidden = first_stage.rename(root / "hidden")
+    state = torch.load(moved / "models" / "model.pt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    shaken = {k: v + 0.05 * torch.randn(v.shape, generator=generator) for k, v in state.items()}
+    torch.save(shaken, moved / "models" / "model.pt")
+    table = pd.read_csv(cohort)
+    table["image"] = [str(cohort.parent / image) for image in table["image"]]
+    table["wide"] = (table["ventricles"].rank() > len(table) / 2).map({True: "yes", False: "no"})
+    table.to_csv(root / "cohort.csv", index=False)
+    embeddings = embed(moved, root / "cohort.csv", root / "embedded", device="cpu").path
+    return SimpleNamespace(
+        bundle=moved,
+        original=bundle,
+        first_stage=hidden,
+        cohort=root / "cohort.csv",
+        embeddings=embeddings,
+        table=table,
+    )
+
+
+def test_the_bundle_holds_its_first_stage_and_no_path(trained: Any) -> None:
+    models = trained.original / "models"
+    assert checksum(trained.first_stage) in (models / "config.json").read_text()
+    assert (models / "first_stage_model.pt").read_bytes() == (trained.first_stage / "models/model.pt").read_bytes()
+    for file in models.glob("*.json"):
+        assert str(trained.cohort.parent) not in file.read_text()
+    loaded = load_bundle(trained.bundle, "cpu")
+    assert loaded.inferer.first_stage is not None
+    assert loaded.inferer.clip_range is None
+    assert loaded.image_shape == (1, *SHAPE)
+    assert loaded.x_T_shape == (4, 8, 8, 12)
+    assert not any(parameter.requires_grad for parameter in loaded.inferer.first_stage.parameters())
+
+
+def test_the_network_works_on_latents(trained: Any) -> None:
+    loaded = load_bundle(trained.bundle, "cpu")
+    first_stage = load_first_stage(trained.first_stage / "models")
+    images = torch.rand(2, 1, *SHAPE) * 2 - 1
+    z_sem = loaded.network.encode(first_stage.encode(images))
+    torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
+
+
+def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(trained: Any, tmp_path: Path) -> None:
+    result = reconstruct(trained.bundle, trained.cohort, tmp_path, mode="both", limit=2, device="cpu")
+    table = pd.read_csv(tmp_path / "reconstructions.csv")
+    assert {"mse_x_T", "mse_z_sem", "mse_first_stage", "psnr_first_stage", "ssim_first_stage"} <= set(table)
+    assert (table["mse_first_stage"] > 0).all()
+    source = nib.load(trained.table["image"][0])
+    for mode in ("x_T", "z_sem"):
+        made = nib.load(result.folder / mode / f"{trained.table['id'][0]}.nii.gz")
+        assert made.shape == source.shape
+        assert np.array_equal(made.affine, source.affine)
+
+
+def test_every_command_makes_images(trained: Any, tmp_path: Path) -> None:
+    a, b = (str(name) for name in trained.table["id"][:2])
+    quick = {
+        "max_epochs": 1, "batch_size": 2, "report_every": 1, "mlflow": False, "device": "cpu",
+        "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
+        "train#dataset#draws": 1,
+    }  # fmt: skip
+    train_latent(trained.bundle, embeddings=trained.embeddings, out=tmp_path / "generator", overrides=quick)
+    fit_direction(trained.embeddings, "wide", tmp_path / "wide.json")
+    on, case = (trained.bundle, trained.cohort), {"device": "cpu"}
+    folders = [
+        sample(tmp_path / "generator", tmp_path / "s", num_images=2, **case).folder,
+        vary(*on, tmp_path / "v", case=a, num_images=2, **case).folder,
+        walk(
+            trained.bundle, trained.embeddings, tmp_path / "w", num_components=1, amounts=[1], num_noises=2, **case
+        ).folder,
+        interpolate(*on, tmp_path / "i", first=a, second=b, num_images=2, **case).folder,
+    ]
+    for folder in folders:
+        (image, *_) = (folder / "images").glob("*.nii.gz")
+        assert nib.load(image).shape == SHAPE
+    edited = edit(*on, tmp_path / "e", direction=tmp_path / "wide.json", cases=[a], amounts=[-1, 1], **case)
+    assert nib.load(edited.folder / "images" / f"{a}_+1.00.nii.gz").shape == nib.load(trained.table["image"][0]).shape
+    assert pd.read_csv(edited.folder / "edits.csv")["prediction"].notna().all()
+
+
+def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
+    root = trained.bundle
+    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
+    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    values = {
+        "bundle_root": str(root),
+        "dataset_dir": str(trained.cohort),
+        "output_dir": str(tmp_path),
+        "device": "cpu",
+    }
+    workflow.parser.update({**values, "split": "test", "mode": "z_sem"})
+    workflow.initialize()
+    workflow.run()
+    assert all(nib.load(file).shape[:3] == SHAPE for file in tmp_path.glob("*.nii.gz"))
+    assert list(tmp_path.glob("*.nii.gz"))
+
+
+def test_an_exported_bundle_loads(trained: Any, tmp_path: Path) -> None:
+    export_bundle(trained.original, trained.original, tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle", "cpu").inferer.first_stage is not None
+
+
+@pytest.mark.parametrize("what", ["absent", "other", "damaged", "unmeasured"])
+def test_a_first_stage_that_is_not_the_models_own_is_one_line(trained: Any, tmp_path: Path, what: str) -> None:
+    bundle = shutil.copytree(trained.bundle, tmp_path / "bundle")
+    file = bundle / "models" / "first_stage_model.pt"
+    content = torch.load(file, weights_only=True)
+    says = "first_stage_model.pt: is not the first stage that the model was trained with"
+    if what == "absent":
+        file.unlink()
+        says = "bundle: there is no models/first_stage_model.pt; copy the whole bundle again"
+    elif what == "other":
+        torch.save({**content, "latent_std": content["latent_std"] * 2}, file)
+    elif what == "damaged":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        shutil.copytree(trained.first_stage, tmp_path / "first")
+        torch.save({**content, "latent_std": torch.tensor(torch.nan)}, tmp_path / "first" / "models" / "model.pt")
+        with pytest.raises(ConfigError, match="the scale of its latents is not measured yet"):
+            load_first_stage(tmp_path / "first" / "models")
+        return
+    with pytest.raises(ConfigError, match=says) as error:
+        load_bundle(bundle, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_first_stage_is_refused(trained: Any) -> None:
+    with pytest.raises(ConfigError, match="there is no models/model.pt; train the first stage first"):
+        load_first_stage(trained.bundle / "configs")
+    with pytest.raises(ConfigError, match="bundle: is a DiffusionAutoencoder, no first stage"):
+        load_first_stage(trained.original / "models")
+    with pytest.raises(ConfigError, match="lacks 'inferer'.*name a diffusion autoencoder"):
+        load_bundle(trained.first_stage, "cpu")
+
+
+def start(trained: Any, out: Path, **overrides: Any) -> Path:
+    values = {**MODEL, "first_stage_bundle": str(trained.first_stage), **overrides}
+    return train(trained.original, trained.cohort, out, overlays=[OVERLAY], overrides=values)
+
+
+def test_image_size_is_checked_for_both_networks(trained: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"image_size is \[16, 17, 24\]; the network needs multiples of 8, such as"):
+        start(trained, tmp_path, image_size=[16, 17, 24])
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_path: Path) -> None:
+    start(trained, tmp_path / "out")
+    before = (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes()
+    shutil.copytree(trained.first_stage, tmp_path / "other")
+    weights = tmp_path / "other" / "models" / "model.pt"
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, "latent_std": content["latent_std"] * 2}, weights)
+    with pytest.raises(ConfigError, match="another model: these config keys differ: first_stage"):
+        start(trained, tmp_path / "out", first_stage_bundle=str(tmp_path / "other"), max_epochs=2)
+    assert (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes() == before
+    start(trained, tmp_path / "out", max_epochs=2)
+    assert len(pd.read_csv(tmp_path / "out" / "curves.csv")["validation_loss"].dropna()) == 2
+
+
+def test_an_intensity_that_the_first_stage_does_not_know_is_told(
+    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(trained, tmp_path, percentiles=[2, 98])
+    assert "the first stage was trained with other percentiles" in caplog.text
+
+
+def test_the_overlay_replaces_what_it_means_to() -> None:
+    plain = json.loads((ROOT / "bundles" / "diffae_3d" / "configs" / "train.json").read_text())
+    assert "check_image_size" in plain["initialize"][2]
+    assert "check_memory" in plain["initialize"][3]
+    assert len(OVERLAY.read_text().splitlines()) < 40
+    assert plain["validate"]["handlers"][0]["_target_"].endswith("ReconstructionPictures")
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "bundles" / "diffae_3d" / "configs" / "train.json"), str(OVERLAY)])
+    check_config({key: value for key, value in parser.get().items() if key != "_meta_"})

@@ -1,0 +1,110 @@
+"""Diff-AE on the latents of a first stage: images go in and come out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import AutoencoderKL
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines import AutoencoderPrepareBatch, FixedPrepareBatch
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.inferers.reconstructor import Reconstructor
+from monai_diffae.networks import DiffusionAutoencoder, FirstStage
+
+SCHEDULE = DiffusionSchedule(schedule="rectified_flow", prediction="v")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 1, 16, 16, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def first_stage(images):
+    torch.manual_seed(0)
+    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    autoencoder = AutoencoderKL(
+        3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, **plain
+    )
+    made = FirstStage(autoencoder).eval()
+    made.measure(images)
+    return made
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = DiffusionAutoencoder(
+        3, in_channels=3, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
+    )
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def inferer(first_stage):
+    return DiffusionAutoencoderInferer(SCHEDULE, num_steps=30, first_stage=first_stage)
+
+
+def test_images_go_in_and_come_out_as_through_the_first_stage_alone(inferer, first_stage, network, images):
+    plain = DiffusionAutoencoderInferer(SCHEDULE, num_steps=30)
+    latents = first_stage.encode(images)
+    z_sem = inferer.encode(images, network)
+    torch.testing.assert_close(z_sem, plain.encode(latents, network))
+    x_T = inferer.invert(images, network, z_sem)
+    assert x_T.shape == latents.shape == (3, *inferer.x_T_shape((1, 16, 16, 8)))
+    torch.testing.assert_close(x_T, plain.invert(latents, network, z_sem))
+    made = inferer.decode(z_sem, x_T, network)
+    assert made.shape == images.shape
+    torch.testing.assert_close(made, first_stage.decode(plain.decode(z_sem, x_T, network)))
+    error = (made - first_stage.decode(latents)).square().mean()
+    assert error < 1e-3 * first_stage.decode(latents).square().mean()
+
+
+@pytest.mark.parametrize("mode", ["x_T", "z_sem"])
+def test_reconstructions_have_the_images_shape(inferer, network, images, mode):
+    assert inferer.reconstruct(images, network, mode=mode).shape == images.shape
+    assert Reconstructor(inferer, mode=mode)(images, network).shape == images.shape
+    with pytest.raises(ConfigError, match=r"with these images it must be \(3, 3, 8, 8, 4\)"):
+        inferer.reconstruct(images, network, mode="z_sem", x_T=torch.zeros_like(images))
+
+
+def test_latents_are_never_clipped(first_stage):
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v", clip_range=(-1, 1))
+    with pytest.raises(ConfigError, match="latents have no bounds: set it to null"):
+        DiffusionAutoencoderInferer(schedule, first_stage=first_stage)
+    assert DiffusionAutoencoderInferer(schedule, clip=False, first_stage=first_stage).clip_range is None
+
+
+def test_a_2d_first_stage_takes_a_volumes_slices():
+    torch.manual_seed(0)
+    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    autoencoder = AutoencoderKL(
+        2, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, **plain
+    )
+    first_stage = FirstStage(autoencoder).eval()
+    volumes = torch.rand(2, 1, 16, 16, 3) * 2 - 1
+    first_stage.measure(volumes[..., 0])
+    network = DiffusionAutoencoder(
+        2, in_channels=3, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
+    )
+    inferer = DiffusionAutoencoderInferer(SCHEDULE, num_steps=2, first_stage=first_stage)
+    z_sem, x_T = inferer.encode(volumes, network.eval()), inferer.invert(volumes, network)
+    assert z_sem.shape == (2, 3, 4)
+    assert x_T.shape == (2, *inferer.x_T_shape((1, 16, 16, 3))) == (2, 3, 8, 8, 3)
+    assert inferer.decode(z_sem, x_T, network).shape == volumes.shape
+
+
+@pytest.mark.parametrize("kind", [AutoencoderPrepareBatch, FixedPrepareBatch])
+def test_a_batch_becomes_latents_before_noise_is_added(first_stage, images, kind):
+    counts = {} if kind is AutoencoderPrepareBatch else {"num_images": 3}
+    prepare = kind(SCHEDULE, encoder_key="seen", first_stage=first_stage, **counts)
+    batch = {"image": images, "seen": -images, "index": torch.arange(3)}
+    x0, target, _, more = prepare(batch, "cpu")
+    torch.testing.assert_close(x0, first_stage.encode(images))
+    torch.testing.assert_close(more["condition"], first_stage.encode(-images))
+    torch.testing.assert_close(target, SCHEDULE.target(x0, more["noise"], more["timesteps"]))

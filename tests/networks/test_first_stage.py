@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import AutoencoderKL
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks import FirstStage
+
+
+def make(spatial_dims=3, channels=(4, 8), **kwargs):
+    torch.manual_seed(0)
+    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    autoencoder = AutoencoderKL(
+        spatial_dims, channels=channels, attention_levels=(False,) * len(channels), num_res_blocks=1, latent_channels=2,
+        norm_num_groups=4, **plain, **kwargs,
+    )  # fmt: skip
+    return FirstStage(autoencoder).eval()
+
+
+def images(count=3, size=(8, 12, 16)):
+    return torch.rand(count, 1, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_measured_latents_have_mean_0_a_channel_and_std_1():
+    first_stage = make()
+    first_stage.measure(images(5))
+    latents = first_stage.encode(images(5))
+    assert latents.shape == (5, *first_stage.latent_shape((1, 8, 12, 16))) == (5, 2, 4, 6, 8)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3, 4)), torch.zeros(2), atol=1e-5, rtol=0)
+    assert float(latents.square().mean()) == pytest.approx(1, abs=1e-4)
+    assert latents.std(dim=(0, 2, 3, 4))[0] != latents.std(dim=(0, 2, 3, 4))[1]  # one scale for all channels
+
+
+def test_decode_undoes_the_scale():
+    first_stage = make()
+    first_stage.measure(images())
+    expected = first_stage.autoencoder.reconstruct(images())
+    torch.testing.assert_close(first_stage.decode(first_stage.encode(images())), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_scale_is_saved_with_the_weights():
+    first_stage, other = make(), make()
+    first_stage.measure(images())
+    other.load_state_dict(first_stage.state_dict())
+    assert torch.equal(other.encode(images()), first_stage.encode(images()))
+
+
+def test_an_image_has_the_same_latents_and_back_whatever_the_others_are():
+    first_stage = make()
+    first_stage.measure(images())
+    latents = first_stage.encode(images())
+    assert torch.equal(latents[1:2], first_stage.encode(images()[1:2]))
+    assert torch.equal(first_stage.decode(latents)[1:2], first_stage.decode(latents[1:2]))
+
+
+def test_latents_are_not_clipped():
+    first_stage = make()
+    first_stage.measure(images())
+    assert float(first_stage.encode(images()).abs().max()) > 2
+
+
+def test_decoded_images_are_clipped_to_their_range():
+    first_stage = make()
+    first_stage.measure(images())
+    free = first_stage.decode(first_stage.encode(images()))
+    first_stage.image_range = (0.0, 0.1)
+    assert float(free.max()) > 0.1
+    assert torch.equal(first_stage.decode(first_stage.encode(images())), free.clamp(0.0, 0.1))
+
+
+def test_what_cannot_be_used_is_refused():
+    first_stage = make()
+    with pytest.raises(ConfigError, match="scale of the latents is not known"):
+        first_stage.encode(images())
+    first_stage = make()
+    first_stage.measure(images())
+    with pytest.raises(ConfigError, match=r"multiples of 2"):
+        first_stage.encode(images(size=(8, 8, 7)))
+    with pytest.raises(ConfigError, match="built for 2"):
+        first_stage.decode(torch.zeros(1, 3, 4, 4, 4))
+    with pytest.raises(ConfigError, match="must be MONAI's AutoencoderKL"):
+        FirstStage(torch.nn.Identity())
+
+
+def test_latents_that_do_not_differ_have_no_scale():
+    first_stage = make()
+    for parameter in first_stage.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(ConfigError, match="standard deviation is 0"):
+        first_stage.measure(images())
+
+
+@pytest.mark.parametrize(
+    ("patch", "image", "says"),
+    [
+        ([16, 16], [16, 16, 16], "3 sizes"),
+        ([16, 18, 16], [32, 32, 32], "multiples of 4"),
+        ([8, 16, 16], [32, 32, 32], "above 8"),
+        ([32, 32, 32], [32, 32, 16], "larger than image_size"),
+    ],
+)
+def test_patches_that_cannot_be_trained_with_are_refused(patch, image, says):
+    first_stage = make(channels=(4, 8, 8))
+    first_stage.check_patch_size([12, 16, 16], [16, 16, 16])
+    with pytest.raises(ConfigError, match=says):
+        first_stage.check_patch_size(patch, image)
+
+
+def test_slices_of_a_2d_network_stay():
+    assert make(2).latent_shape((1, 16, 8, 5)) == (2, 8, 4, 5)
