@@ -18,7 +18,7 @@ from torch import Tensor
 from monai_diffae.apps.coding import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import read_direction
 from monai_diffae.apps.embed import check_made_with, encode_exactly, patient_hash
-from monai_diffae.apps.images import names_of, remove_images, titles_of, write_in_space_of
+from monai_diffae.apps.images import names_of, remove_images, titles_of, warn_without_dicom, write_in_space_of
 from monai_diffae.apps.reading import file_checksum
 from monai_diffae.apps.records import checksum_of, run_once
 from monai_diffae.apps.tracking import log_to_open_run
@@ -151,6 +151,8 @@ def edit(
     def make() -> dict[str, Any]:
         read = opened.read(chosen, folder, workers)
         NativeSpace(trained.preprocessing, read.cases[0].item())  # refuses one that cannot be undone, in time
+        if dicom:
+            warn_without_dicom(read.cases)
         if not sees_edits:
             logger.warning(
                 "the encoder sees %s, which an edit does not make: prediction, identity and drift are left out",

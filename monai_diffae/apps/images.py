@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms import NativeSpace, write_native
+
+logger = logging.getLogger(__name__)
 
 _MOST = 100  # standard deviations
 
@@ -87,6 +90,12 @@ def write_in_space_of(
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
         write_series(target, array, str(case.images["image"]), description=dicom, overwrite=True)
+
+
+def warn_without_dicom(cases: Sequence[Case]) -> None:
+    """Say that series were asked for, and none of the cases is one."""
+    if not any(map(is_dicom_case, cases)):
+        logger.warning("dicom: none of the cases is a DICOM file or series as a whole, so no series is written")
 
 
 def is_dicom_case(case: Case) -> bool:

@@ -138,8 +138,8 @@ def _listed(names: list[str]) -> str:
 
 def _budget(memory_gib: float | None, device: torch.device) -> int:
     if memory_gib is not None:
-        if memory_gib <= 0:
-            raise ConfigError(f"memory_gib is {memory_gib:g}; it must be above 0")
+        if not 0 < memory_gib < float("inf"):  # NaN too
+            raise ConfigError(f"memory_gib is {memory_gib:g}; it must be a number above 0")
         return int(memory_gib * GIB)
     check_device(device)
     free = free_memory(device)

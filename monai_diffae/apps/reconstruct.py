@@ -16,7 +16,7 @@ from torch import Tensor
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.coding import cases_of, check_choice, checksum_of_cases
 from monai_diffae.apps.embed import encode_exactly
-from monai_diffae.apps.images import grid_affine, remove_images, write_image, write_in_space_of
+from monai_diffae.apps.images import grid_affine, remove_images, warn_without_dicom, write_image, write_in_space_of
 from monai_diffae.apps.reading import (
     checksum,
     inferer_overrides,
@@ -153,6 +153,8 @@ def reconstruct(
         cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
         if grid == "native":
             _check_can_go_back(trained, cases.cases[0])
+        if dicom:
+            warn_without_dicom(cases.cases)
         for name in _LABELS:
             remove_images(folder / name)
         rows: list[dict[str, Any]] = []

@@ -73,6 +73,10 @@ RULES: dict[str, _Rule] = {
         lambda value: isinstance(value, list) and len(value) in (2, 3) and all(_whole(1).holds(v) for v in value),
         "a list of whole numbers, such as [64, 64]",
     ),
+    "spacing_mm": _Rule(
+        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(_is_number(v) and v > 0 for v in value),
+        "a list of numbers of mm above 0, one an axis, such as [1.5, 1.5, 3]",
+    ),
     "on_bad_scan": _one_of("skip", "stop"),
     "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
     "percentiles": _Rule(

@@ -137,6 +137,9 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
         )
     with pytest.raises(ConfigError, match="memory_gib is -1"):
         plan(volumes, memory_gib=-1)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="must be a number above 0"):
+            plan(volumes, memory_gib=wrong)
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'"):
         plan(volumes, bundle="diffae_4d")
     monkeypatch.setattr(planning, "free_memory", lambda device: None)

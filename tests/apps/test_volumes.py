@@ -20,9 +20,11 @@ from monai_diffae.apps.interpolate import interpolate
 from monai_diffae.apps.latent import train_latent
 from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.apps.sample import sample
+from monai_diffae.apps.train import train
 from monai_diffae.apps.vary import vary
 from monai_diffae.apps.walk import walk
 from monai_diffae.data.scans import read_scan
+from monai_diffae.errors import ConfigError
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])
 DESCRIPTION = "monai_diffae reconstruction from x_T"
@@ -151,3 +153,14 @@ def test_a_2d_image_is_refused_in_one_line(heads, tmp_path):
     result = reconstruct(heads.bundle, tmp_path / "c.csv", tmp_path / "out", device="cpu")
     assert (result.num_cases, result.num_failed) == (1, 1)
     assert "a 2D image (16 x 16), expected a 3D volume" in (tmp_path / "out" / "failures.csv").read_text()
+
+
+@pytest.mark.parametrize("spacing", ["abc", 14, [14, 0, 14], [14, float("nan"), 14]])
+def test_a_spacing_that_is_none_is_refused_in_one_line(heads, spacing, tmp_path):
+    with pytest.raises(ConfigError, match="spacing_mm is .*; it must be a list of numbers of mm above 0"):
+        train(heads.bundle, heads.cohort, tmp_path, overrides={"spacing_mm": spacing, "device": "cpu"})
+
+
+def test_asking_for_dicom_where_there_is_none_is_said(heads, tmp_path, caplog):
+    reconstruct(heads.bundle, heads.cohort, tmp_path, dicom=True, limit=1, device="cpu")
+    assert "none of the cases is a DICOM file" in caplog.text
