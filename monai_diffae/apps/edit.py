@@ -29,7 +29,7 @@ from monai_diffae.handlers.pictures import draw_mosaic, in_colours
 from monai_diffae.latents import Direction
 from monai_diffae.latents.directions import Along
 from monai_diffae.latents.targets import Kind
-from monai_diffae.transforms import NativeSpace, write_native
+from monai_diffae.transforms import NativeSpace, check_invertible, write_native
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def edit(
 
     def make() -> dict[str, Any]:
         read = opened.read(chosen, folder, workers)
-        NativeSpace(trained.preprocessing, read.cases[0].item())  # refuses one that cannot be undone, in time
+        check_invertible(trained.preprocessing)
         if dicom:
             warn_without_dicom(read.cases)
         if not sees_edits:

@@ -33,7 +33,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
-from monai_diffae.transforms import NativeSpace
+from monai_diffae.transforms import NativeSpace, check_invertible
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def reconstruct(
     def make() -> dict[str, Any]:
         cases = read_cases(whole, trained, folder, encoder_key=encoder_key, only=chosen, workers=workers)
         if grid == "native":
-            _check_can_go_back(trained, cases.cases[0])
+            _check_can_go_back(trained)
         if dicom:
             warn_without_dicom(cases.cases)
         for name in _LABELS:
@@ -240,9 +240,9 @@ def _warn_of_structure(means: Mapping[str, float]) -> None:
         )  # fmt: skip
 
 
-def _check_can_go_back(trained: TrainedBundle, case: Case) -> None:
+def _check_can_go_back(trained: TrainedBundle) -> None:
     try:
-        NativeSpace(trained.preprocessing, case.item())
+        check_invertible(trained.preprocessing)
     except ConfigError as error:
         raise ConfigError(f"{error}; or say --grid model") from error
 

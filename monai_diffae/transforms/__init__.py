@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToModelRangeDict
-from monai_diffae.transforms.native import NativeSpace, write_native
+from monai_diffae.transforms.native import NativeSpace, check_invertible, write_native
 from monai_diffae.transforms.reading import ReadScanD, ReadScand, ReadScanDict
 from monai_diffae.transforms.smoothing import SmoothForSpacingD, SmoothForSpacingd, SmoothForSpacingDict
 
@@ -18,5 +18,6 @@ __all__ = [
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",
+    "check_invertible",
     "write_native",
 ]

@@ -57,8 +57,7 @@ class NativeSpace:
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
-        transforms = Compose(preprocessing).flatten().transforms
-        _check_invertible(transforms)
+        transforms = check_invertible(preprocessing)
         self._key, self._preprocessing = key, Compose(transforms)
         undoable = [t for t in reversed(transforms) if isinstance(t, InvertibleTransform)]
         self._intensities = [t for t in undoable if isinstance(t, ToModelRanged)]
@@ -177,7 +176,13 @@ def _stored_type(array: NDArray[np.float32], scan: Scan) -> DTypeLike:
     return np.float32
 
 
-def _check_invertible(transforms: list[Any]) -> None:
+def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
+    """The transforms of a preprocessing that :class:`NativeSpace` can undo; no scan is read for it.
+
+    Raises:
+        ConfigError: one cannot be undone, or the first is not `ReadScand`.
+    """
+    transforms = list(Compose(preprocessing).flatten().transforms)
     if not (transforms and isinstance(transforms[0], ReadScand)):
         raise ConfigError(
             "preprocessing: does not begin with ReadScand, which knows the scan's own space; put it first"
@@ -188,3 +193,4 @@ def _check_invertible(transforms: list[Any]) -> None:
                 f"preprocessing: {type(transform).__name__} cannot be undone, so no image can be brought back to the "
                 "scan's space; use ToModelRanged for intensities, and transforms that MONAI can invert"
             )
+    return transforms
