@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from monai_diffae import __version__
-from monai_diffae.cli import cohorts, models, synthesis
+from monai_diffae.cli import cohorts, judgement, models, synthesis
 from monai_diffae.errors import find_diffae_error, one_line
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
     "5 unsafe input refused, 6 disk or device.",
 )
-for group in (models, cohorts, synthesis):
+for group in (models, cohorts, synthesis, judgement):
     app.add_typer(group.commands)
 
 

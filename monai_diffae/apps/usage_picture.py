@@ -1,0 +1,38 @@
+"""The report on z_sem's use as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def draw_usage(levels: pd.DataFrame, stability: pd.DataFrame, path: Path) -> None:
+    """Losses by noise level, what they are without the own z_sem, and how far changes move z_sem, as a PNG.
+
+    Args:
+        levels: the table ``usage.csv``.
+        stability: the table ``stability.csv``.
+        path: where to.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it holds on to figures and wants a display
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    names = {"own": "own z_sem", "mean": "the others' mean", "other": "another patient's"}
+    for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
+        left.plot(levels["timestep"], levels[f"loss_{name}"], "o-", color=colour, label=label, markersize=3)
+    for colour, name in (("C1", "usage_mean"), ("C2", "usage")):
+        middle.plot(levels["timestep"], levels[name], "o-", color=colour, markersize=3)
+    left.set(xlabel="timestep (right: all noise)", ylabel="denoising loss", yscale="log")
+    left.legend(frameon=False)
+    middle.axhline(1, color="0.6", linestyle=":")
+    middle.set(xlabel="timestep (right: all noise)", ylabel="loss / loss with own z_sem")
+    places = range(len(stability))
+    right.barh(places, stability["ratio"], color="C0", height=0.6)
+    right.hlines(places, stability["ratio"], stability["ratio_90"], color="0.3", linewidth=1)
+    right.set_yticks(places, [f"{row.change} ({row.rank_1:.0%})" for row in stability.itertuples()], fontsize=8)
+    right.invert_yaxis()
+    right.axvline(1, color="0.6", linestyle=":")
+    right.set(xlabel="z_sem moved (median; line to 90 %)\n1: as far as to another patient", title="change (rank-1)")
+    figure.savefig(path, dpi=120, format="png")

@@ -1,0 +1,49 @@
+"""What the decoder loses without a case's own z_sem, at one noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+
+@torch.no_grad()
+def level_losses(
+    x0: Tensor,
+    codes: Mapping[str, Tensor],
+    network: nn.Module,
+    inferer: DiffusionAutoencoderInferer,
+    timestep: int,
+    noise: Tensor,
+) -> dict[str, Tensor]:
+    """The denoising loss of each image (B,), float32, with several z_sem in turn.
+
+    All see the same noisy image, so that what differs between two losses comes from z_sem. The loss is the training's,
+    the squared error of the schedule's target, without its weights.
+
+    Args:
+        x0: what the network works on, (B, C, *S): images, or with a first stage their latents.
+        codes: z_sem (B, D) by name, such as the images' own and another's.
+        network: the autoencoder, in evaluation mode.
+        inferer: with the schedule.
+        timestep: the noise level, in [0, T).
+        noise: eps (B, C, *S).
+
+    Example:
+        >>> from monai_diffae.diffusion import DiffusionSchedule
+        >>> from monai_diffae.networks import DiffusionAutoencoder
+        >>> network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        >>> x0, codes = torch.zeros(2, 1, 16, 16), {"own": torch.zeros(2, 4)}
+        >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule())
+        >>> level_losses(x0, codes, network.eval(), inferer, 500, torch.randn_like(x0))["own"].shape
+        torch.Size([2])
+    """
+    t = torch.full((len(x0),), timestep, device=x0.device)
+    target = inferer.schedule.target(x0, noise, t)
+    outputs = {
+        name: inferer(x0, network, noise=noise, timesteps=t, condition=z_sem.to(x0)) for name, z_sem in codes.items()
+    }
+    return {name: (output.float() - target).square().flatten(1).mean(dim=1) for name, output in outputs.items()}
