@@ -106,7 +106,8 @@ class OpenedCohort:
             item = read.dataset[i]
             image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(seen, trained.inferer, trained.network)
-            yield CodedCase(read.cases[i], image, z_sem, trained.inferer.invert(image, trained.network, z_sem))
+            x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
+            yield CodedCase(read.cases[i], image, z_sem, x_T)
 
     @torch.no_grad()
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:

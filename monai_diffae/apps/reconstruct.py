@@ -212,10 +212,10 @@ def _reconstruct_batch(
             pictures[name] = images[:0].cpu()
             continue
         if name == "x_T":
-            x_T = inferer.invert(images[:count], network, z_sem[:count])
+            x_T, made = inferer.round_trip(images[:count], network, z_sem[:count])
         else:
             x_T = image_noise(trained.x_T_shape, seed, [seed_of(case.id) for case in batch[:count]])
-        made = inferer.decode(z_sem[:count], x_T.to(trained.device), network)
+            made = inferer.decode(z_sem[:count], x_T.to(trained.device), network)
         pictures[name] = made.cpu()
         if wanted:
             errors = reconstruction_errors(images, made, trained.model_range)

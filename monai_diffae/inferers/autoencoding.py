@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_diffae.diffusion import (
     SOLVERS,
+    Denoiser,
     DiffusionSchedule,
     Solver,
     Spacing,
@@ -18,6 +21,7 @@ from monai_diffae.diffusion import (
     ddim,
     heun,
     implicit_inversion,
+    refined_inversion,
 )
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.slices import from_slices, to_slices
@@ -25,6 +29,8 @@ from monai_diffae.networks.first_stage import FirstStage
 
 ReconstructionMode = Literal["x_T", "z_sem"]
 Inversion = Literal["implicit", "ddim"]
+
+logger = logging.getLogger(__name__)
 
 
 class DiffusionAutoencoderInferer(Inferer):
@@ -49,6 +55,8 @@ class DiffusionAutoencoderInferer(Inferer):
             levels differ, which costs accuracy.
         inversion: ``implicit``, which undoes the solver's steps; ``ddim``: first order, with spacing ``leading`` the
             paper's.
+        invert_tolerance: mean squared error, of what the network works on, up to which :meth:`round_trip` takes an
+            implicit inversion as it is; beyond, it is refined. None: whatever it is.
         spacing: the levels that a run visits; None: the schedule's.
         clip: clip x0 to the schedule's ``clip_range`` at every step.
         batch_size: images at once; more are taken in turn.
@@ -74,6 +82,7 @@ class DiffusionAutoencoderInferer(Inferer):
         num_steps: int = 20,
         invert_steps: int | None = None,
         inversion: Inversion = "implicit",
+        invert_tolerance: float | None = 1e-3,
         spacing: Spacing | None = None,
         clip: bool = True,
         batch_size: int = 64,
@@ -89,6 +98,8 @@ class DiffusionAutoencoderInferer(Inferer):
         for name, count in counts.items():
             if count is not None and (type(count) is not int or count < 1):
                 raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
+        if invert_tolerance is not None and not (type(invert_tolerance) in (int, float) and invert_tolerance > 0):
+            raise ConfigError(f"invert_tolerance is {invert_tolerance!r}; it must be a number above 0, or null")
         if type(clip) is not bool:
             raise ConfigError(f"clip is {clip!r}; it must be true or false")
         self.schedule = schedule
@@ -100,6 +111,7 @@ class DiffusionAutoencoderInferer(Inferer):
         self.invert_steps = self.num_steps if invert_steps is None else invert_steps
         self.invert_order = 1 if algorithm is ddim else 3
         self.inversion = inversion
+        self.invert_tolerance = invert_tolerance
         self.spacing = spacing
         self.clip_range = schedule.clip_range if clip else None
         self.batch_size = batch_size
@@ -135,11 +147,12 @@ class DiffusionAutoencoderInferer(Inferer):
     def encode(self, images: Tensor, network: nn.Module) -> Tensor:
         """z_sem (B, Z), float32, of images (B, C, *S); (B, D, Z) of volumes for a 2D network."""
 
-        def run(images: Tensor) -> Tensor:
+        def run(images: Tensor) -> tuple[Tensor]:
             z_sem: Tensor = network.encode(self._from_images(images).to(_precision(network)))  # type: ignore[operator]
-            return z_sem.float()
+            return (z_sem.float(),)
 
-        return self._in_batches(run, network, images)
+        (z_sem,) = self._in_batches(run, network, images)
+        return z_sem
 
     @torch.no_grad()
     def invert(
@@ -147,7 +160,8 @@ class DiffusionAutoencoderInferer(Inferer):
     ) -> Tensor:
         """The stochastic code x_T, float32 at least, of images, given their z_sem (encoded here when None).
 
-        x_T is (B, C, *S); with a first stage, as :meth:`x_T_shape` says.
+        Whether it decodes to the image is not asked here: :meth:`round_trip` does. x_T is (B, C, *S); with a first
+        stage, as :meth:`x_T_shape` says.
 
         Args:
             images: (B, C, *S) in the model's range.
@@ -155,22 +169,13 @@ class DiffusionAutoencoderInferer(Inferer):
             z_sem: (B, Z).
             callback: called after each step; with more images than ``batch_size``, after each step of each batch.
         """
-        schedule, clip_range = self.schedule, self.clip_range
 
-        def run(images: Tensor, z_sem: Tensor) -> Tensor:
-            denoise = _denoiser(network, z_sem)
-            images = self._from_images(images)
-            if self.inversion == "ddim":
-                levels = schedule.paper_inversion_levels(self.invert_steps, self.spacing)
-                return ddim(denoise, schedule, images, levels, clip_range=clip_range, callback=callback)
-            levels = schedule.inversion_levels(min(self.num_intervals, self.invert_steps), self.spacing)
-            return implicit_inversion(
-                denoise, schedule, images, levels, evaluations=self.invert_steps,
-                order=self.invert_order, clip_range=clip_range, callback=callback,
-            )  # fmt: skip
+        def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor]:
+            return (self._inverted(self._from_images(images), _denoiser(network, z_sem), callback),)
 
         z_sem = self.encode(images, network) if z_sem is None else z_sem
-        return self._in_batches(run, network, images, z_sem)
+        (x_T,) = self._in_batches(run, network, images, z_sem)
+        return x_T
 
     @torch.no_grad()
     def decode(
@@ -181,18 +186,43 @@ class DiffusionAutoencoderInferer(Inferer):
         callback: StepCallback | None = None,
     ) -> Tensor:
         """Images (B, C, *S), float32 at least, from z_sem (B, Z) and x_T as ``invert`` gives it; callback as there."""
-        levels = self.schedule.decoding_levels(self.num_intervals, self.spacing)
 
-        def run(x_T: Tensor, z_sem: Tensor) -> Tensor:
-            denoise = _denoiser(network, z_sem)
-            x_0 = self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
-            if x_0.shape != x_T.shape:
-                raise ConfigError(
-                    f"the solver made {tuple(x_0.shape)} of x_T {tuple(x_T.shape)}; it must keep the shape"
-                )
-            return x_0 if self.first_stage is None else self.first_stage.decode(x_0)
+        def run(x_T: Tensor, z_sem: Tensor) -> tuple[Tensor]:
+            return (self._to_images(self._decoded(x_T, _denoiser(network, z_sem), callback)),)
 
-        return self._in_batches(run, network, x_T, z_sem)
+        (images,) = self._in_batches(run, network, x_T, z_sem)
+        return images
+
+    @torch.no_grad()
+    def round_trip(
+        self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x_T as :meth:`invert` gives it, and what it decodes to; where that is not the image, x_T is refined.
+
+        An image that does not come back within ``invert_tolerance`` is inverted again by itself, with some hundred
+        evaluations or more (:func:`~monai_diffae.diffusion.refined_inversion`). If it does not come back then either,
+        a warning says so.
+
+        Args:
+            images: (B, C, *S) in the model's range.
+            network: the trained autoencoder.
+            z_sem: (B, Z); encoded here when None.
+            callback: called after each step of inversion and of decoding, but not of a refinement.
+
+        Returns:
+            x_T, and the reconstruction (B, C, *S).
+        """
+
+        def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor, Tensor]:
+            x_0, denoise = self._from_images(images), _denoiser(network, z_sem)
+            x_T = self._inverted(x_0, denoise, callback)
+            decoded = self._decoded(x_T, denoise, callback)
+            x_T, decoded = self._refined(x_0, z_sem, x_T, decoded, network)
+            return x_T, self._to_images(decoded)
+
+        z_sem = self.encode(images, network) if z_sem is None else z_sem
+        x_T, reconstruction = self._in_batches(run, network, images, z_sem)
+        return x_T, reconstruction
 
     def reconstruct(
         self,
@@ -207,8 +237,8 @@ class DiffusionAutoencoderInferer(Inferer):
         Args:
             images: (B, C, *S) in the model's range.
             network: the trained autoencoder.
-            mode: ``x_T``: with each image's own inverted x_T, near-exact; ``z_sem``: from z_sem alone, with the
-                noise given as ``x_T`` (drawn here when None), the same semantics with other details.
+            mode: ``x_T``: with each image's own inverted x_T, near-exact, by :meth:`round_trip`; ``z_sem``: from z_sem
+                alone, with the noise given as ``x_T`` (drawn here when None), the same semantics with other details.
             x_T: the stochastic codes for mode ``z_sem``.
             callback: called after each step of inversion and of decoding.
 
@@ -217,17 +247,16 @@ class DiffusionAutoencoderInferer(Inferer):
         """
         if mode not in get_args(ReconstructionMode):
             raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(ReconstructionMode))}")
-        if x_T is not None and mode == "x_T":
-            raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")
-        shape = (images.shape[0], *self.x_T_shape(images.shape[1:]))
-        if x_T is not None and x_T.shape != shape:
-            raise ConfigError(f"x_T has the shape {tuple(x_T.shape)}; with these images it must be {shape}")
-        z_sem = self.encode(images, network)
         if mode == "x_T":
-            x_T = self.invert(images, network, z_sem, callback)
-        elif x_T is None:
+            if x_T is not None:
+                raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")
+            return self.round_trip(images, network, callback=callback)[1]
+        shape = (images.shape[0], *self.x_T_shape(images.shape[1:]))
+        if x_T is None:
             x_T = torch.randn(shape, device=images.device)
-        return self.decode(z_sem, x_T, network, callback)
+        if x_T.shape != shape:
+            raise ConfigError(f"x_T has the shape {tuple(x_T.shape)}; with these images it must be {shape}")
+        return self.decode(self.encode(images, network), x_T, network, callback)
 
     def x_T_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the x_T of one image (C, *S): the same, or that of its latents."""
@@ -236,7 +265,55 @@ class DiffusionAutoencoderInferer(Inferer):
     def _from_images(self, images: Tensor) -> Tensor:
         return images if self.first_stage is None else self.first_stage.encode(images)
 
-    def _in_batches(self, run: Callable[..., Tensor], network: nn.Module, images: Tensor, *codes: Tensor) -> Tensor:
+    def _to_images(self, x_0: Tensor) -> Tensor:
+        return x_0 if self.first_stage is None else self.first_stage.decode(x_0)
+
+    def _inverted(self, x_0: Tensor, denoise: Denoiser, callback: StepCallback | None) -> Tensor:
+        """x_T of what the network works on."""
+        if self.inversion == "ddim":
+            levels = self.schedule.paper_inversion_levels(self.invert_steps, self.spacing)
+            return ddim(denoise, self.schedule, x_0, levels, clip_range=self.clip_range, callback=callback)
+        return implicit_inversion(
+            denoise, self.schedule, x_0,
+            self.schedule.inversion_levels(min(self.num_intervals, self.invert_steps), self.spacing),
+            evaluations=self.invert_steps, order=self.invert_order, clip_range=self.clip_range, callback=callback,
+        )  # fmt: skip
+
+    def _decoded(self, x_T: Tensor, denoise: Denoiser, callback: StepCallback | None = None) -> Tensor:
+        """What the network works on, of x_T."""
+        levels = self.schedule.decoding_levels(self.num_intervals, self.spacing)
+        x_0 = self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
+        if x_0.shape != x_T.shape:
+            raise ConfigError(f"the solver made {tuple(x_0.shape)} of x_T {tuple(x_T.shape)}; it must keep the shape")
+        return x_0
+
+    def _refined(
+        self, x_0: Tensor, z_sem: Tensor, x_T: Tensor, decoded: Tensor, network: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """x_T and what it decodes to, those that miss x_0 by more than the tolerance inverted again, one by one."""
+        tolerance = self.invert_tolerance
+        if tolerance is None or self.inversion == "ddim":
+            return x_T, decoded
+        x_T, decoded, errors = x_T.clone(), decoded.clone(), _mean_squares(decoded - x_0)
+        levels = self.schedule.inversion_levels(self.num_intervals, self.spacing)
+        for i in (~(errors <= tolerance)).nonzero().flatten().tolist():
+            denoise = _denoiser(network, z_sem[i : i + 1])
+            found, back = refined_inversion(
+                denoise, partial(self._decoded, denoise=denoise), self.schedule, x_0[i : i + 1], levels,
+                tolerance=tolerance, order=self.invert_order, clip_range=self.clip_range,
+            )  # fmt: skip
+            if (error := _mean_squares(back - x_0[i : i + 1])[0]) < errors[i]:
+                x_T[i], decoded[i], errors[i] = found[0], back[0], error
+        if missed := int((~(errors <= tolerance)).sum()):
+            logger.warning(
+                "inversion: %d of %d images do not come back within a mean squared error of %g (the worst: %.2g); "
+                "train for longer, or take more steps", missed, len(errors), tolerance, float(errors.max()),
+            )  # fmt: skip
+        return x_T, decoded
+
+    def _in_batches(
+        self, run: Callable[..., tuple[Tensor, ...]], network: nn.Module, images: Tensor, *codes: Tensor
+    ) -> list[Tensor]:
         """``run`` over at most ``batch_size`` images at once; of volumes for a 2D network, over their slices."""
         is_sliced = images.ndim == getattr(network, "spatial_dims", images.ndim - 2) + 3
         _check_inputs(images, codes, is_sliced)
@@ -244,8 +321,8 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError("the network is in training mode, where it is not the same twice; call network.eval()")
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         batches = zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True)
-        outputs = torch.cat([run(*batch) for batch in batches])
-        return from_slices(outputs, images.shape[-1]) if is_sliced else outputs
+        outputs = [torch.cat(parts) for parts in zip(*(run(*batch) for batch in batches), strict=True)]
+        return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs
 
 
 def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:
@@ -269,7 +346,12 @@ def _precision(network: nn.Module) -> torch.dtype:
     return next(network.parameters(), torch.empty(0)).dtype
 
 
-def _denoiser(network: nn.Module, z_sem: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def _mean_squares(differences: Tensor) -> Tensor:
+    """(B,) of (B, ...)."""
+    return differences.square().flatten(1).mean(dim=1)
+
+
+def _denoiser(network: nn.Module, z_sem: Tensor) -> Denoiser:
     """The network with its z_sem bound."""
     dtype = _precision(network)
     z_sem = z_sem.to(dtype)

@@ -51,9 +51,8 @@ class Reconstructor(Inferer):
         """
         z_sem = self.inferer.encode(inputs if condition is None else condition, network)
         if self.mode == "x_T":
-            x_T = self.inferer.invert(inputs, network, z_sem)
-        else:
-            generator = torch.Generator().manual_seed(self.seed)
-            noise = torch.randn((1, *self.inferer.x_T_shape(inputs.shape[1:])), generator=generator)
-            x_T = noise.to(inputs).expand(len(inputs), *noise.shape[1:])
+            return self.inferer.round_trip(inputs, network, z_sem)[1]
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn((1, *self.inferer.x_T_shape(inputs.shape[1:])), generator=generator)
+        x_T = noise.to(inputs).expand(len(inputs), *noise.shape[1:])
         return self.inferer.decode(z_sem, x_T, network)

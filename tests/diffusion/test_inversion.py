@@ -4,7 +4,7 @@ import pytest
 import torch
 from gaussian import KINDS, STD, exact
 
-from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion
+from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion, refined_inversion
 from monai_diffae.errors import ConfigError
 
 
@@ -101,3 +101,39 @@ def test_a_clipped_round_trip_returns_the_image_too():
         clip = {"clip_range": (-1.0, 1.0)}
         x_T = implicit_inversion(bend(schedule), schedule, x0, schedule.inversion_levels(20), **clip)
         assert error(adams(bend(schedule), schedule, x_T, schedule.decoding_levels(20), **clip), x0) < 0.01
+
+
+def two_modes(schedule, mode=0.7, std=0.15):
+    """The best possible network for data from N(mode, std^2) and N(-mode, std^2), by halves."""
+
+    def denoise(x, t):
+        alpha, sigma = schedule.coefficients(t, x)
+        variance = alpha**2 * std**2 + sigma**2
+        means = [m + alpha * std**2 / variance * (x - alpha * m) for m in (mode, -mode)]
+        upper = torch.sigmoid(2 * alpha * mode * x / variance)
+        x0 = upper * means[0] + (1 - upper) * means[1]
+        return schedule.target(x0, (x - alpha * x0) / sigma, t)
+
+    return denoise
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "solver", "order"),
+    [("rectified_flow", "v", adams, 3), ("cosine", "v", adams, 3), ("rectified_flow", "v", ddim, 1)],
+)
+def test_where_images_part_a_refined_inversion_finds_the_way_back(name, prediction, solver, order):
+    schedule = DiffusionSchedule(schedule=name, prediction=prediction)
+    denoise, levels = two_modes(schedule), schedule.inversion_levels(20)
+    signs = data(4, 1, 8, 8, seed=1).sign()
+    images = 0.7 * signs + 0.15 / STD * data(4, 1, 8, 8)
+
+    def decode(x_T):
+        return solver(denoise, schedule, x_T, schedule.decoding_levels(20))
+
+    plain = decode(implicit_inversion(denoise, schedule, images, levels, order=order))
+    errors = (plain - images).square().mean(dim=(1, 2, 3))
+    assert errors.max() > 5e-4
+    for x0 in images[errors > 1e-4].split(1):
+        x_T, back = refined_inversion(denoise, decode, schedule, x0, levels, tolerance=1e-4, order=order)
+        assert (back - x0).square().mean() < 1e-4
+        torch.testing.assert_close(decode(x_T), back)

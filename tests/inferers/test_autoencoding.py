@@ -58,6 +58,43 @@ def test_reconstruct_is_these_steps_in_one(inferer, network, images):
     torch.testing.assert_close(inferer.reconstruct(images, network, mode="z_sem", x_T=noise), expected)
 
 
+def test_a_round_trip_refines_the_images_that_do_not_come_back_and_only_those(inferer, network, images, evaluations):
+    z_sem = inferer.encode(images, network)
+
+    def trip(tolerance):
+        evaluations.clear()
+        few = DiffusionAutoencoderInferer(inferer.schedule, num_steps=5, invert_tolerance=tolerance)
+        x_T, back = few.round_trip(images, network, z_sem)
+        asked = len(evaluations)
+        torch.testing.assert_close(back, few.decode(z_sem, x_T, network), atol=1e-5, rtol=1e-5)
+        return x_T, (back - images).square().mean(dim=(1, 2, 3)), asked
+
+    plain, errors, num_plain = trip(None)
+    assert num_plain == 10
+    between = float(errors.sort().values[:2].mean())  # one image comes back, two do not
+    refined, refined_errors, num_refined = trip(between)
+    assert num_refined > num_plain
+    kept = errors <= between
+    assert kept.sum() == 1
+    assert torch.equal(refined[kept], plain[kept])
+    assert (refined_errors[~kept] <= between).all()
+    exact_errors = trip(1e-9)[1]
+    assert (exact_errors < errors / 10).all()
+
+
+def test_an_image_that_does_not_come_back_even_then_is_said(inferer, images, caplog):
+    class Rough(torch.nn.Module):  # a network that no solver can follow
+        def encode(self, x):
+            return torch.zeros(len(x), 4)
+
+        def forward(self, x, t, z):
+            return 20 * torch.sin(50 * x)
+
+    rough = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3)
+    rough.round_trip(images, Rough().eval())
+    assert "inversion: 3 of 3 images do not come back within a mean squared error of 0.001" in caplog.text
+
+
 def test_the_callback_sees_every_step_of_both_ways(inferer, network, images):
     seen = []
     DiffusionAutoencoderInferer(inferer.schedule, num_steps=4).reconstruct(
@@ -113,7 +150,7 @@ def test_a_solver_can_be_any_function_of_the_signature(inferer, network, images)
 
 
 def test_volumes_go_through_a_2d_network_slice_by_slice(inferer, network, images, evaluations):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3, batch_size=4)
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3, batch_size=4, invert_tolerance=None)
     volumes = torch.rand(2, 1, 16, 16, 5) * 2 - 1
     z_sem = inferer.encode(volumes, network)
     x_T = inferer.invert(volumes, network, z_sem)
