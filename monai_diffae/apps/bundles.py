@@ -15,6 +15,7 @@ from monai.transforms import Transform
 from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.config_values import references
 from monai_diffae.engines.run_config import without_private_values
 from monai_diffae.errors import ConfigError, MachineError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -48,7 +49,7 @@ def shipped_bundle(name: str) -> Path:
 
 
 def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
-    """Copy a shipped bundle to ``directory``, with the config overlays in ``configs/overlays``.
+    """Copy a shipped bundle to ``directory``, with the config overlays that go with it in ``configs/overlays``.
 
     Raises:
         ConfigError: no such bundle, or ``directory`` is not empty, or is or lies below a file.
@@ -58,12 +59,27 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     check_new_folder(target)
     try:
         _copy_static(source, target)
-        shutil.copytree(shipped("overlays"), target / "configs" / "overlays", dirs_exist_ok=True)
+        (target / "configs" / "overlays").mkdir()
+        for overlay in overlays_of(source):
+            shutil.copy2(overlay, target / "configs" / "overlays")
         (target / "models").mkdir(exist_ok=True)
     except OSError as error:
         reason = error.strerror or "not all of the bundle's files could be copied"  # shutil gives a list of errors
         raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
     return target
+
+
+def overlays_of(bundle: Path) -> list[Path]:
+    """The shipped overlays for a bundle: of its ``spatial_dims``, where they name any, and with keys that it has."""
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    fitting = []
+    for path in sorted(shipped("overlays").glob("*.json")):
+        overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
+        known = config.keys() | references(overlay)
+        is_of_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
+        if is_of_dims and {key.partition("#")[0] for key in overlay} <= known:
+            fitting.append(path)
+    return fitting
 
 
 def check_new_folder(directory: str | Path) -> None:

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 from monai_diffae.apps.bundles import build, read_model_config, read_weights
 from monai_diffae.apps.reading import file_checksum
-from monai_diffae.engines.run_config import check_image_size as check_size
+from monai_diffae.engines import config_values
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.checkpoint import CONFIG, MODEL
 from monai_diffae.handlers.first_stage import PREFIX
@@ -109,4 +108,4 @@ def check_image_size(first_stage: FirstStage, network: nn.Module, image_size: Se
     """
     factors = first_stage.size_divisors
     own: Sequence[int] = getattr(network, "size_divisors", [1] * len(factors))
-    check_size(SimpleNamespace(size_divisors=[f * d for f, d in zip(factors, own, strict=True)]), image_size)
+    config_values.check_image_size(image_size, [f * d for f, d in zip(factors, own, strict=True)])

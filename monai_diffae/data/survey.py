@@ -1,8 +1,9 @@
-"""What sizes and spacings a cohort's scans have, from their headers alone."""
+"""What sizes and spacings a cohort's scans have, from their headers; whether they can be read whole, on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
-from monai_diffae.data.scans import Axis, read_geometry
+from monai_diffae.data.scans import Axis, read_geometry, read_scan
 from monai_diffae.data.slices import slice_shape
 from monai_diffae.errors import CohortError, ScanError
 
@@ -27,7 +28,7 @@ class Survey:
         ids: of the scans.
         sizes: (N, D) voxels: along R, A and S of volumes, rows and columns of images.
         spacings_mm: (N, D) millimetres between voxels.
-        failures: cases whose header cannot be read, or that are of the other kind.
+        failures: cases whose header (or whole scan) cannot be read, or that are of the other kind.
     """
 
     ids: list[str]
@@ -67,13 +68,17 @@ class Survey:
         return {**counts, **percentiles, "outliers": self.outliers, "failures": failures}
 
 
-def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial") -> Survey:
+def survey_cohort(
+    cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial", read_whole: bool = False
+) -> Survey:
     """Read the header of each case's first image.
 
     Args:
         cases: the cohort.
         spatial_dims: 3 for volumes, 2 for images and the slices of volumes; when None what most of them are.
         slice_axis: the direction that the slices of volumes are stacked in.
+        read_whole: read every image of each case to its end, too, with all checks of
+            :func:`~monai_diffae.data.scans.read_scan`.
 
     Raises:
         CohortError: no scan of that kind can be read.
@@ -87,9 +92,8 @@ def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None, slice_
     found: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
     for case in cases:
-        image = case.images["image"]
         try:
-            found.append((case, *read_geometry(image if isinstance(image, Path) else image[0])))
+            found.append((case, *_read(case, read_whole)))
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
     if spatial_dims is None:
@@ -107,6 +111,14 @@ def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None, slice_
         )
     ids, sizes, spacings = zip(*used, strict=True)
     return Survey(list(ids), np.array(sizes), np.array(spacings), failures)
+
+
+def _read(case: Case, whole: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    files = [[image] if isinstance(image, Path) else image for image in case.images.values()]
+    for path in itertools.chain.from_iterable(files if whole else []):
+        read_scan(path)
+    image = case.images["image"]
+    return read_geometry(image if isinstance(image, Path) else image[0])
 
 
 def _of_slices(

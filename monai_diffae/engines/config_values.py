@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.networks.blocks import shown_divisors
 
 _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
@@ -128,6 +129,54 @@ def check_values(config: dict[str, Any]) -> None:
     device = config.get("device")
     if isinstance(device, str) and not is_formula(device):
         check_device(device)
+
+
+def check_dimensions(config: dict[str, Any]) -> None:
+    """Refuse sizes of another dimension than ``spatial_dims``, as an overlay for another bundle brings them.
+
+    Raises:
+        ConfigError: names the key.
+
+    Example:
+        >>> check_dimensions({"spatial_dims": 3, "image_size": [64, 64]})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: image_size is [64, 64], but spatial_dims is 3; give 3 numbers, or leave ...
+    """
+    dims = config.get("spatial_dims")
+    if dims not in (2, 3):
+        return
+    todo = "leave out the overlay that is for a bundle of other dimensions: configs/overlays has those that fit"
+    for key in ("spacing_mm", "image_size"):
+        value = config.get(key, [])
+        if isinstance(value, list) and value and len(value) != dims:
+            raise ConfigError(f"{key} is {value}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
+    if dims == 3 and "slice_axis" in config:
+        raise ConfigError(f"slice_axis is a key of 2D bundles, but spatial_dims is 3; {todo}")
+
+
+def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None:
+    """Refuse a size that a network's levels cannot halve, before any scan is read.
+
+    Args:
+        image_size: of each axis.
+        divisors: what each must be a multiple of.
+
+    Raises:
+        ConfigError: names the nearest sizes that can be used.
+
+    Example:
+        >>> check_image_size([50, 64], (16, 16))
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: image_size is [50, 64]; the network needs multiples of 16, such as [48, 64]
+    """
+    if len(image_size) != len(divisors):
+        raise ConfigError(f"image_size is {list(image_size)}; a {len(divisors)}D network takes {len(divisors)} sizes")
+    if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
+        nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
+        multiples = f"multiples of {shown_divisors(divisors)}"
+        raise ConfigError(f"image_size is {list(image_size)}; the network needs {multiples}, such as {nearest}")
 
 
 def _check_all_set(config: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from monai_diffae.engines.precision import Precision, resolve_precision
-from monai_diffae.errors import MachineError
-
-logger = logging.getLogger(__name__)
+from monai_diffae.networks import FirstStage
 
 GIB = 1024**3
 _MIB = 1024**2
@@ -111,6 +107,31 @@ def inference_memory(
     return _memory(_size(network), 0, live, torch.device(device))
 
 
+def first_stage_memory(
+    first_stage: FirstStage,
+    image_shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    decodes: bool = True,
+) -> Memory:
+    """The largest memory while images are encoded, and decoded again; it takes one at a time.
+
+    Args:
+        first_stage: it need not have measured the scale of its latents.
+        image_shape: (C, *S).
+        device: as for :func:`training_memory`.
+        dtype: of autocast.
+        decodes: whether latents are decoded, too, which takes more.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        autoencoder = _without_data(first_stage, ()).autoencoder
+        with _LiveBytes() as live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            latents = autoencoder.encode(torch.empty(1, *image_shape))[0]  # type: ignore[operator, union-attr]
+            if decodes:
+                autoencoder.decode(latents)  # type: ignore[operator, union-attr]
+    return _memory(_size(first_stage), 0, live, torch.device(device))
+
+
 def free_memory(device: torch.device | str) -> int | None:
     """Bytes that a process can still take on a device; None where that cannot be told.
 
@@ -132,72 +153,6 @@ def free_memory(device: torch.device | str) -> int | None:
     of_files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
     used = int((group / "memory.current").read_text()) - int(of_files)
     return min(available, int(limit) - used)
-
-
-def run_memory(
-    network: nn.Module,
-    image_shape: Sequence[int],
-    device: torch.device | str,
-    precision: Precision,
-    batch_size: int,
-    val_batch_size: int,
-    num_pictures: int,
-) -> Memory:
-    """The largest memory of a training run: of its steps, or of its validation or pictures if these take more.
-
-    Args:
-        network: the model.
-        image_shape: (C, *S).
-        device: where it runs.
-        precision: as in the config.
-        batch_size: of training.
-        val_batch_size: of validation.
-        num_pictures: images that are reconstructed at once, in float32.
-    """
-    dtype = resolve_precision(precision, device)
-    training = training_memory(network, (batch_size, *image_shape), device, dtype)
-    seen = (
-        (val_batch_size, dtype) if val_batch_size * dtype.itemsize >= num_pictures * 4 else (num_pictures, torch.float)
-    )
-    inference = inference_memory(network, (seen[0], *image_shape), device, seen[1])
-    between = Memory(training.states, 0, inference.passing, inference.overhead)
-    return max(training, between, key=lambda memory: memory.total)
-
-
-def check_memory(
-    network: nn.Module,
-    image_shape: Sequence[int],
-    device: torch.device | str,
-    precision: Precision,
-    batch_size: int,
-    val_batch_size: int,
-    num_pictures: int,
-) -> None:
-    """Refuse a training that cannot fit before its first step; arguments as for :func:`run_memory`.
-
-    Where more than 80 % of what is free would be taken, a warning says so. Nothing is said of a device whose free
-    memory is unknown, or of a network that cannot run on tensors without data.
-
-    Raises:
-        MachineError: the prediction exceeds what is free; names both and what to change.
-    """
-    free = free_memory(device)
-    if free is None:
-        return
-    try:
-        needed = run_memory(network, image_shape, device, precision, batch_size, val_batch_size, num_pictures)
-    except Exception as error:  # a foreign encoder may look at values, which these tensors have not
-        logger.debug("the memory that training takes is unknown: %s", error)
-        return
-    logger.info("training takes about %.2f GiB of %.2f GiB free", needed.gib, free / GIB)
-    amounts = f"about {needed.gib:.2f} GiB are needed on {device}, {free / GIB:.2f} GiB are free"
-    if needed.total > free:
-        raise MachineError(
-            f"not enough memory: {amounts}; lower batch_size, val_batch_size or image_size, set "
-            "network_def#use_checkpoint, or ask monai-diffae plan (check_memory=false trains nevertheless)"
-        )
-    if needed.total > 0.8 * free:
-        logger.warning("memory may run short: %s; monai-diffae plan proposes what fits", amounts)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -237,7 +192,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
-    """A copy of the network whose parameters have a shape and a dtype, and no data."""
+    """A copy of the network whose parameters have a shape and a dtype, no data, and lie as its batches do."""
     twins: dict[int, Any] = {}
     for parameter in network.parameters():
         twin = torch.empty(parameter.shape, dtype=parameter.dtype)

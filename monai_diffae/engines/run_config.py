@@ -16,9 +16,9 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
-from monai_diffae.engines.config_values import check_values, is_formula, references, strings
+from monai_diffae.engines import config_values
+from monai_diffae.engines.config_values import check_dimensions, check_values, is_formula, references, strings
 from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
-from monai_diffae.networks.blocks import shown_divisors
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # ids that a run itself looks for, and those that MONAI's applications do, whether or not the config refers to them
@@ -63,35 +63,24 @@ def check_running_config() -> None:
     """Check the running config before anything is built; in ``python -m monai.bundle``, show errors as one line.
 
     Raises:
-        ConfigError: see :func:`check_config` and :func:`~monai_diffae.engines.config_values.check_values`.
+        ConfigError: see :func:`check_config`, and ``check_dimensions`` and ``check_values`` of
+            :mod:`~monai_diffae.engines.config_values`.
         MachineError: the device is not there.
     """
     speak_plainly_in_bundle_runs()
     config = running_config()
+    check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
     check_values(config)
 
 
 def check_image_size(network: object, image_size: Sequence[int]) -> None:
-    """Refuse a size that the network's levels cannot halve, before any scan is read.
+    """Refuse a size that the network's levels cannot halve; of another network than ours nothing is known.
 
     Raises:
-        ConfigError: names the nearest sizes that can be used.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> check_image_size(SimpleNamespace(size_divisors=(16, 16)), [50, 64])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: image_size is [50, 64]; the network needs multiples of 16, such as [48, 64]
+        ConfigError: see :func:`~monai_diffae.engines.config_values.check_image_size`.
     """
-    divisors = getattr(network, "size_divisors", (1,) * len(image_size))
-    if len(image_size) != len(divisors):
-        raise ConfigError(f"image_size is {list(image_size)}; a {len(divisors)}D network takes {len(divisors)} sizes")
-    if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
-        nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
-        multiples = f"multiples of {shown_divisors(divisors)}"
-        raise ConfigError(f"image_size is {list(image_size)}; the network needs {multiples}, such as {nearest}")
+    config_values.check_image_size(image_size, getattr(network, "size_divisors", (1,) * len(image_size)))
 
 
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:

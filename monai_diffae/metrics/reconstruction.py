@@ -35,5 +35,6 @@ def reconstruction_errors(
     return {
         "mse": mse,
         "psnr": 10 * torch.log10(width**2 / mse),
-        "ssim": ssim(reconstructions, images).flatten(),  # type: ignore[union-attr]
+        # MONAI (1.6.1) computes it in float32, which rounds equal images to above 1
+        "ssim": ssim(reconstructions, images).flatten().clamp(max=1),  # type: ignore[union-attr]
     }

@@ -11,7 +11,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy.ndimage import gaussian_filter
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, ScanError
+
+_FEWEST_VOXELS = 2  # along an axis, at the new spacing
 
 
 class SmoothForSpacingd(MapTransform):
@@ -28,6 +30,7 @@ class SmoothForSpacingd(MapTransform):
 
     Raises:
         ConfigError: ``pixdim`` is not one positive number an axis.
+        ScanError: less than 2 voxels would be left of an image along an axis (on call).
 
     Example:
         >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
@@ -51,6 +54,7 @@ class SmoothForSpacingd(MapTransform):
                 raise ConfigError(
                     f"spacing_mm: {list(self.pixdim)} are not {len(spacing)} numbers, one for each axis of the image"
                 )
+            self._refuse_too_small(str(item.get("id", key)), image, spacing)
             sigma = [max(0.0, (new / old - 1) / 2) for new, old in zip(self.pixdim, spacing, strict=True)]
             if max(sigma) > 0:
                 smooth = gaussian_filter(image.numpy(), (0.0, *sigma), mode="nearest")
@@ -58,6 +62,15 @@ class SmoothForSpacingd(MapTransform):
                     torch.from_numpy(smooth), meta=image.meta, applied_operations=image.applied_operations
                 )
         return item
+
+    def _refuse_too_small(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
+        extent_mm = [size * old for size, old in zip(image.shape[1:], spacing, strict=True)]
+        if any(mm / new < _FEWEST_VOXELS - 1e-3 for mm, new in zip(extent_mm, self.pixdim, strict=True)):
+            shown, wanted = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
+            raise ScanError(
+                f"{name}: {shown} mm are less than {_FEWEST_VOXELS} voxels along an axis at spacing_mm {wanted}; "
+                "choose a finer one"
+            )
 
 
 SmoothForSpacingD = SmoothForSpacingDict = SmoothForSpacingd

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,8 @@ from monai_diffae.apps.proposals import grid_2d, grid_3d
 from monai_diffae.data.survey import Survey
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import ConfigError, MachineError
+
+ROOT = Path(__file__).parents[2]
 
 
 def survey(sizes, spacings):
@@ -74,11 +77,13 @@ def test_a_plan_of_volumes(volumes):
 def quick(monkeypatch):
     """Predictions by a rule of thumb in place of the network's run: 1 MiB a voxel and image, a tenth recomputed."""
 
-    def run_memory(network, image_shape, device, precision, batch_size, val_batch_size, num_pictures):
+    def run_memory(network, workload):
         share = 0.1 if network.config["use_checkpoint"] else 1
         width = network.config["base_channels"] / 16
-        training = batch_size * share * width
-        return Memory(0, int(np.prod(image_shape) * 2**20 * max(training, val_batch_size * 0.05)), 0, 0)
+        training = workload.batch_size * share * width
+        return Memory(
+            0, int(np.prod(workload.image_shape) * 2**20 * max(training, workload.val_batch_size * 0.05)), 0, 0
+        )
 
     monkeypatch.setattr(proposals, "run_memory", run_memory)
 
@@ -128,13 +133,14 @@ def test_what_is_settled_stays(volumes, quick):
 
 
 def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
-    with pytest.raises(MachineError, match="nothing fits 0.01 GiB"):
+    with pytest.raises(MachineError, match="nothing fits 0.01 GiB.* latent mode: monai-diffae init") as caught:
         plan(
             volumes,
             memory_gib=0.01,
             device="cpu",
             overrides={**SMALL, "image_size": [16, 16, 8], "spacing_mm": [9, 9, 9]},
         )
+    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="memory_gib is -1"):
         plan(volumes, memory_gib=-1)
     for wrong in (float("nan"), float("inf")):
@@ -142,6 +148,14 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
             plan(volumes, memory_gib=wrong)
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'"):
         plan(volumes, bundle="diffae_4d")
+    with pytest.raises(ConfigError, match="channel_mult: the config has no such key.*plan a diffusion autoencoder"):
+        plan(volumes, bundle="autoencoder_kl_3d", memory_gib=1)
+    with pytest.raises(ConfigError, match=r"gone\.json: there is no such config file"):
+        plan(volumes, overlays=["gone.json"], memory_gib=1)
+    with pytest.raises(ConfigError, match=r"ct\.json is for|but spatial_dims is 2"):
+        plan(volumes, overlays=[ROOT / "configs" / "ct.json"], memory_gib=1)
+    with pytest.raises(ConfigError, match="first_stage_bundle is not set; name a trained one, as --set"):
+        plan(volumes, overlays=[ROOT / "configs" / "latent_space.json"], memory_gib=1)
     monkeypatch.setattr(planning, "free_memory", lambda device: None)
     with pytest.raises(MachineError, match="give --memory-gib"):
         plan(volumes, device="cpu")
@@ -151,7 +165,8 @@ def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     options = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     code, printed, _ = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", *options)
     assert code == 0
-    assert "10 scans, 0 that cannot be used" in printed
+    assert "10 scans, 0 more that cannot be used" in printed
+    assert "time: not measured; --measure" in printed
     assert "1 scans are larger than this grid" in printed
     assert "predicted memory" in printed
     *_, init, train = printed.splitlines()
@@ -177,3 +192,23 @@ def test_json_of_images_and_a_bad_header(run, tmp_path):
     assert result["cohort"]["num_scans"] == 3
     assert result["cohort"]["failures"][0]["case_id"] == "bad"
     assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 2
+
+
+def test_every_scan_is_read_on_demand_and_all_failures_are_counted(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        image = nib.Nifti1Image(rng.integers(0, 1000, (16, 16, 8)).astype(np.int16), np.eye(4))
+        nib.save(image, tmp_path / f"{i}.nii.gz")
+        if i > 2:
+            file = tmp_path / f"{i}.nii.gz"
+            file.write_bytes(file.read_bytes()[:-50])
+    options = ["--memory-gib", 4, "--device", "cpu"]
+    options += [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    assert run("plan", tmp_path, *options)[0] == 0
+    code, printed, _ = run("plan", tmp_path, *options, "--check")
+    assert code == 3
+    assert "3 scans, 6 more that cannot be used" in printed
+    assert printed.count("the compressed file ends early") == 5
+    assert "failed, too: 1 more; --json lists them all" in printed
+    code, printed, _ = run("plan", tmp_path, *options, "--check", "--json")
+    assert len(json.loads(printed)["cohort"]["failures"]) == 6

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from monai_diffae.data.cases import Case
@@ -60,3 +61,42 @@ def test_a_cohort_without_a_usable_scan_is_refused(tmp_path):
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(CohortError, match="none of 1 scans can be planned for, the first is 'a': a.png: a 2D image"):
         survey_cohort([Case("a", {"image": tmp_path / "a.png"}, "a")], 3)
+
+
+def cut(case, num_bytes):
+    path = case.images["image"]
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    return case
+
+
+def noise(path, shape=(10, 12, 8)):
+    values = np.random.default_rng(0).integers(0, 1000, shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    return Case(path.name.split(".")[0], {"image": path}, path.name)
+
+
+def test_plain_files_that_are_shorter_than_their_header_says_fail_without_being_read(tmp_path):
+    cases = [noise(tmp_path / "whole.nii"), cut(noise(tmp_path / "cut.nii"), 1000)]
+    for name in ("cut.nrrd", "cut.mha"):
+        image = sitk.GetImageFromArray(np.zeros((8, 12, 10), np.int16))
+        sitk.WriteImage(image, str(tmp_path / name))
+        cases.append(cut(Case(name, {"image": tmp_path / name}, name), 1000))
+    survey = survey_cohort(cases)
+    assert survey.ids == ["whole"]
+    assert [failure.case_id for failure in survey.failures] == ["cut", "cut.nrrd", "cut.mha"]
+    assert all("early" in failure.reason for failure in survey.failures)
+
+
+def test_packed_files_and_values_are_read_to_the_end_on_demand(tmp_path):
+    whole, short = noise(tmp_path / "whole.nii.gz"), noise(tmp_path / "short.nii.gz")
+    cut(short, len(short.images["image"].read_bytes()) - 100)
+    flat = volume(tmp_path / "flat.nii.gz", (10, 12, 8), (1.0, 1.0, 1.0))  # one value everywhere
+    pair = Case("pair", {"image": whole.images["image"], "encoder_image": short.images["image"]}, "pair")
+    cases = [whole, short, flat, pair]
+    assert survey_cohort(cases).failures == []
+    survey = survey_cohort(cases, read_whole=True)
+    assert survey.ids == ["whole"]
+    reasons = {failure.case_id: failure.reason for failure in survey.failures}
+    assert "short.nii.gz: the compressed file ends early" in reasons["short"]
+    assert "same value" in reasons["flat"]
+    assert "short.nii.gz" in reasons["pair"]

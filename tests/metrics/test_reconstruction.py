@@ -45,3 +45,11 @@ def test_small_images_colour_and_volumes(shape):
     assert torch.isinf(same["psnr"]).all()
     assert (other["ssim"] < 0.9).all()
     assert all(values.shape == (len(images),) for values in other.values())
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 8, 8), (8, 1, 32, 32), (8, 1, 16, 16, 16)])
+@pytest.mark.parametrize("contrast", [2, 1e-2, 1e-4])
+def test_an_ssim_is_never_above_1(shape, contrast):
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * contrast - 1
+    for made in (images, images + 1e-7):
+        assert (reconstruction_errors(images, made)["ssim"] <= 1).all()

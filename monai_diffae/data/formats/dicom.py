@@ -185,7 +185,7 @@ def _decoded(path: Path, reader: sitk.ImageFileReader) -> NDArray[np.float32]:
     check_pixel_data(path, reader)
     try:
         with itk.silent_stderr():
-            return itk.to_array(reader.Execute())
+            return itk.to_array(path, reader.Execute())
     except RuntimeError as error:
         raise itk.unreadable(path, error) from error
 

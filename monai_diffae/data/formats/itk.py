@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget, problem
+from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem
 from monai_diffae.errors import DiffAEError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -35,19 +35,20 @@ def read(path: Path) -> Scan:
     """
     _check_spacing(path)
     reader = opened(path)
-    _check_complete(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _itemsize(path, reader))
+    _check_complete(path, reader)
     try:
         with silent_stderr():
             image = reader.Execute()
     except RuntimeError as error:
         raise unreadable(path, error) from error
-    return Scan(to_array(image), to_affine(image))
+    return Scan(to_array(path, image), to_affine(image))
 
 
 def read_header(path: Path) -> Header:
-    """Sizes and affine, without the voxels."""
+    """Sizes and affine, without the voxels; of those that are not compressed the length is compared, too."""
     _check_spacing(path)
     reader = opened(path)
+    _check_complete(path, reader, decompress=False)
     size = reader.GetSize()[:3]
     return Header(size[::-1] if len(size) == 2 else size, to_affine(reader))
 
@@ -90,14 +91,13 @@ def silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def to_array(image: sitk.Image) -> NDArray[np.float32]:
+def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
     """An image's values: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
     array = sitk.GetArrayViewFromImage(image)  # [z, y, x] or [y, x], then the components
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
     axes = (2, 1, 0) if image.GetDimension() == 3 else (0, 1)
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array.transpose(-1 % array.ndim, *axes), np.float32)
+    return np.ascontiguousarray(as_float32(path, array.transpose(-1 % array.ndim, *axes)))
 
 
 def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
@@ -145,8 +145,9 @@ def _check_spacing(path: Path) -> None:
             raise problem(path, f"its voxel spacing is {shown} mm", "export it again with a valid spacing")
 
 
-def _check_complete(path: Path, expected: int) -> None:
-    """Compare the bytes that are there with those that the header declares."""
+def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool = True) -> None:
+    """Compare the bytes that are there with those that the header declares; ``decompress`` those that are packed."""
+    expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _itemsize(path, reader)
     with open(path, "rb") as stream:
         fields = _text_header(stream)
         beside = fields.get("elementdatafile", "LOCAL")
@@ -158,6 +159,7 @@ def _check_complete(path: Path, expected: int) -> None:
             "data file" in fields
             or "datafile" in fields
             or fields.get("encoding", "raw").lower() not in ("raw", "gz", "gzip")
+            or (packed and not decompress)
         ):
             return  # detached or textual: ITK itself notices
         if beside.upper() == "LOCAL":

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import logging
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +19,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget, problem
+from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem, warn_once
 from monai_diffae.errors import DiffAEError
-
-logger = logging.getLogger(__name__)
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
@@ -40,23 +36,22 @@ def read(path: Path) -> Scan:
     with _opened(path) as stream:
         header, raw = _header(path, stream)
         shape, affine = _geometry(path, header)
-        dtype, count = header.get_data_dtype(), math.prod(shape)
-        offset = max(int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4)
-        body = raw + stream.read(offset + count * dtype.itemsize - len(raw))
-        if len(body) < offset + count * dtype.itemsize:
-            raise problem(
-                path, f"the file ends early ({len(body)} of {offset + count * dtype.itemsize} bytes)", "copy it again"
-            )
+        offset, end = _voxels(header, shape)
+        body = raw + stream.read(end - len(raw))
+        _check_length(path, len(body), end)
         _read_to_end(path, stream)
-    stored = np.frombuffer(body, dtype, count, offset).reshape(shape, order="F")
-    return Scan(_scaled(header, stored)[None], affine, header=header)
+    stored = np.frombuffer(body, header.get_data_dtype(), math.prod(shape), offset).reshape(shape, order="F")
+    return Scan(as_float32(path, _scaled(header, stored))[None], affine, header=header)
 
 
 def read_header(path: Path) -> Header:
-    """Sizes ``(X, Y, Z)`` and affine, from the first bytes of the file."""
+    """Sizes ``(X, Y, Z)`` and affine, from the first bytes of the file; of a plain one its length is compared, too."""
     with _opened(path) as stream:
         header, _ = _header(path, stream)
-        return Header(*_geometry(path, header))
+        shape, affine = _geometry(path, header)
+        if not isinstance(stream, gzip.GzipFile):
+            _check_length(path, path.stat().st_size, _voxels(header, shape)[1])
+        return Header(shape, affine)
 
 
 def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> int:
@@ -175,15 +170,27 @@ def _check_dtype(path: Path, header: nib.Nifti1Header) -> None:
 def _warn_of_shear(path: Path, affine: NDArray[np.float64]) -> None:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01:
-        logger.warning("%s: its affine is sheared; distances are approximate", os.fspath(path.name))
+        warn_once(path, "its affine is sheared; distances are approximate")
 
 
-def _scaled(header: nib.Nifti1Header, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+def _voxels(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Where they begin in the file, and where they end, in bytes."""
+    offset = max(int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4)
+    return offset, offset + math.prod(shape) * int(header.get_data_dtype().itemsize)
+
+
+def _check_length(path: Path, found: int, expected: int) -> None:
+    if found < expected:
+        raise problem(path, f"the file ends early ({found} of {expected} bytes)", "copy it again")
+
+
+def _scaled(header: nib.Nifti1Header, stored: NDArray[np.generic]) -> NDArray[np.generic]:
     slope, inter = header.get_slope_inter()
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is reported as non-finite
-        if slope is None or (slope == 1 and not inter):
-            return stored.astype(np.float32)
-        return (stored.astype(np.float64) * slope + (inter or 0.0)).astype(np.float32)
+    if slope is None or (slope == 1 and not inter):
+        return stored
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled: NDArray[np.float64] = stored.astype(np.float64) * slope + (inter or 0.0)
+    return scaled
 
 
 def _read_to_end(path: Path, stream: BinaryIO) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,11 +16,15 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import ScanError
 
+logger = logging.getLogger(__name__)
+
 MAX_BYTES = 2 * 1024**3
 """The largest scan that is read, as float32 voxels: 2 GiB."""
 
 MAX_LINE = 200
 """The longest error line, in characters."""
+
+_FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # of float32 between the lowest and the highest value
 
 
 @dataclass(eq=False)
@@ -74,6 +80,43 @@ def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
     if len(wrong) > room:
         wrong = wrong[: max(room - 3, 0)] + "..."
     return ScanError(f"{name}: {wrong}; {todo}")
+
+
+@functools.lru_cache(maxsize=100_000)
+def warn_once(path: Path, text: str) -> None:
+    """Log ``file name: text``, once in a process however often the file is read."""
+    logger.warning("%s: %s", path.name, text)
+
+
+def as_float32(path: Path, values: NDArray[np.generic]) -> NDArray[np.float32]:
+    """The values in the precision that scans are kept in; what overflows becomes infinite.
+
+    A small signal on a large offset, as a float64 file can hold, loses its steps: few that are left are warned of.
+
+    Raises:
+        ScanError: next to nothing of the signal is left.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as non-finite
+        rounded = values.astype(np.float32)
+    if values.dtype.itemsize <= 2 or values.dtype == np.float32:  # nothing is rounded
+        return rounded
+    finite = np.isfinite(rounded)
+    low, high = (
+        float(end(rounded, where=finite, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    num_steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    is_exact = num_steps >= _FEW_STEPS or bool(np.all((rounded == values) | ~finite))
+    if is_exact or bool(np.all(values == values.flat[0])):  # the same everywhere: said of all types alike
+        return rounded
+    if num_steps < _TOO_FEW_STEPS:
+        raise problem(
+            path,
+            f"its values, about {high:.2g}, are too close together for float32, which scans are kept in",
+            "subtract the offset and export it again",
+        )
+    kept = f"float32, which scans are kept in, tells {num_steps:.0f} steps apart; subtract the offset"
+    warn_once(path, f"its values, about {high:.2g}, are close together: {kept}")
+    return rounded
 
 
 def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components: int = 1) -> None:

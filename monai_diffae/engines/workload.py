@@ -1,0 +1,97 @@
+"""Whether a training fits into a machine's memory, said before its first step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from monai_diffae.engines.memory import (
+    GIB,
+    Memory,
+    first_stage_memory,
+    free_memory,
+    inference_memory,
+    training_memory,
+)
+from monai_diffae.engines.precision import Precision, resolve_precision
+from monai_diffae.errors import MachineError
+from monai_diffae.networks import FirstStage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a training run puts through its network at once.
+
+    Attributes:
+        image_shape: (C, *S).
+        device: where it runs.
+        precision: as in the config.
+        batch_size: of training.
+        val_batch_size: of validation.
+        num_pictures: images that are reconstructed at once, in float32.
+        first_stage: whose latents of the images the network works on; None: it works on the images.
+    """
+
+    image_shape: Sequence[int]
+    device: torch.device | str
+    precision: Precision
+    batch_size: int
+    val_batch_size: int
+    num_pictures: int
+    first_stage: FirstStage | None = None
+
+
+def run_memory(network: nn.Module, workload: Workload) -> Memory:
+    """The largest memory of a training run: of its steps, or of its validation or pictures if these take more."""
+    stage, device = workload.first_stage, workload.device
+    shape = tuple(workload.image_shape if stage is None else stage.latent_shape(workload.image_shape))
+    dtype = resolve_precision(workload.precision, device)
+    training = training_memory(network, (workload.batch_size, *shape), device, dtype)
+    of_validation, of_pictures = (workload.val_batch_size, dtype), (workload.num_pictures, torch.float32)
+    num_images, seen_in = max(of_validation, of_pictures, key=lambda seen: seen[0] * seen[1].itemsize)
+    inference = inference_memory(network, (num_images, *shape), device, seen_in)
+    moments = [training, inference]
+    image_bytes = 0
+    if stage is not None:
+        stage_dtype, decodes = (torch.float32, True) if workload.num_pictures else (dtype, False)
+        moments.append(first_stage_memory(stage, workload.image_shape, device, stage_dtype, decodes))
+        # the images whose latents the network has
+        image_bytes = 4 * math.prod(workload.image_shape) * max(workload.batch_size, num_images)
+    states = training.states + (0 if stage is None else moments[-1].states)
+    fullest = max(moments, key=lambda memory: memory.total - memory.states)
+    return replace(fullest, states=states, passing=fullest.passing + image_bytes)
+
+
+def check_memory(network: nn.Module, workload: Workload) -> None:
+    """Refuse a training that cannot fit before its first step.
+
+    Where more than 80 % of what is free would be taken, a warning says so. Nothing is said of a device whose free
+    memory is unknown, or of a network that cannot run on tensors without data.
+
+    Raises:
+        MachineError: the prediction exceeds what is free; names both and what to change.
+    """
+    free = free_memory(workload.device)
+    if free is None:
+        return
+    try:
+        needed = run_memory(network, workload)
+    except Exception as error:  # a foreign encoder may look at values, which these tensors have not
+        logger.debug("the memory that training takes is unknown: %s", error)
+        return
+    logger.info("training takes about %.2f GiB of %.2f GiB free", needed.gib, free / GIB)
+    amounts = f"about {needed.gib:.2f} GiB are needed on {workload.device}, {free / GIB:.2f} GiB are free"
+    if needed.total > free:
+        raise MachineError(
+            f"not enough memory: {amounts}; lower batch_size, val_batch_size or image_size, set "
+            "network_def#use_checkpoint, or ask monai-diffae plan (check_memory=false trains nevertheless)"
+        )
+    if needed.total > 0.8 * free:
+        logger.warning("memory may run short: %s; monai-diffae plan proposes what fits", amounts)
