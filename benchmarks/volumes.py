@@ -85,7 +85,9 @@ def main() -> None:
     judged = args.out / "judged.parquet"
     table.to_parquet(judged)
     images, baselines = features_of(args.bundle, args.cohort, columns, args.out, table["id"].tolist())
-    rows = pd.DataFrame(probe(judged, args.target, images=images.numpy(), baselines=baselines))
+    rows = pd.DataFrame(
+        probe(judged, args.target, evaluation="split", probes=["linear"], images=images.numpy(), baselines=baselines)
+    )
     rows.to_csv(args.out / "probes.csv", index=False)
     print(rows[["target", "features", "dims", "score", "low", "high", "num_test"]].round(3).to_string(index=False))
     summary = {}

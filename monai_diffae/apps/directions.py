@@ -25,7 +25,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.latents import fit_direction as fit
 from monai_diffae.latents.direction_content import FORMAT
-from monai_diffae.latents.probes import score_with_interval
+from monai_diffae.latents.scores import score_with_interval
 from monai_diffae.latents.targets import class_name, missing, rest_of
 
 logger = logging.getLogger(__name__)

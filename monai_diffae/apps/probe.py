@@ -1,7 +1,8 @@
-"""What z_sem tells of the labels: probes on a table of embeddings."""
+"""What z_sem tells of the labels: probes on a table of embeddings, on patients that they were not fitted to."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,45 +11,62 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from monai_diffae.apps.probe_features import FeatureSet, PixelBaselines, read_features
+from monai_diffae.apps.probe_folds import Evaluation
+from monai_diffae.apps.probe_judging import Judged, ProbeSettings, judge
+from monai_diffae.apps.probe_report import FILES, write_report
+from monai_diffae.apps.reading import file_checksum
+from monai_diffae.apps.records import run_once
 from monai_diffae.data.embeddings import label_columns, read_embeddings, std_columns, z_columns
-from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probes import classifier_probe, pca_features, ridge_probe
-
-_TEST_FRACTION = 0.3
-_MOST_CLASSES = 10
+from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.latents.probes import Probe
 
 
 def probe(
     embeddings: str | os.PathLike[str],
     targets: Sequence[str] | str | None = None,
     *,
+    evaluation: Evaluation | None = None,
+    splits: Sequence[str] = (),
+    probes: Sequence[Probe] = ("linear", "knn"),
     images: ArrayLike | None = None,
-    baselines: Mapping[str, ArrayLike] | None = None,
+    baselines: Mapping[str, ArrayLike | os.PathLike[str] | str] | None = None,
+    pixels: PixelBaselines | None = None,
+    out: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Probe each target: fitted to the cases of ``train``, judged on those of ``test`` (or ``val`` without any).
+    """Probe each target with z_sem and with the baselines, on patients that the probe was not fitted to.
 
-    A number with more than 10 values is continuous (ridge regression, R2), all else classes (logistic regression,
-    AUROC). Intervals are bootstrapped over the test patients. A table without a column ``split`` is split by the
-    patients' hashes, 30% for the test. Of a table pooled with ``mean_std`` both the means and
-    the standard deviations are features.
+    A number with more than 10 values is continuous (ridge regression; R2, MAE), all else classes (logistic regression;
+    AUROC, AUPRC, balanced accuracy, Brier score). Intervals are bootstrapped over the judged patients. Of a table
+    pooled with ``mean_std`` both the means and the standard deviations are features. All features are judged on the
+    same cases: those that have all of them.
 
     Args:
         embeddings: ``embeddings.parquet``.
         targets: label columns; all that hold numbers when None.
+        evaluation: ``split`` or ``cv``; as the table allows when None: see :class:`ProbeSettings`.
+        splits: only the cases of these splits, in cross-validation.
+        probes: ``linear``, ``knn``, ``boosting``.
         images: ``[N, ...]``, one a row of the table: adds PCA of the pixels, of as many dimensions, as a baseline.
-        baselines: further features ``[N, D]``, one a row of the table, by name.
-        seed: of the bootstrap.
+        baselines: further features by name: ``[N, D]``, one a row of the table, or a table's file with ids.
+        pixels: baselines that are computed of the cohort's images.
+        out: a folder for ``probes.csv``, ``predictions.parquet``, ``calibration.png``, ``few_labels.csv`` and
+            ``few_labels.png``; nothing is written, and no few labels are tried, when None.
+        seed: of everything random.
+        overwrite: make them anew although there are others.
 
     Returns:
-        A row for each target and kind of features: ``target, features, dims, metric, score, low, high, num_train,
-        num_test, strength``.
+        A row for each target, kind of features and probe: ``target, features, dims, probe``; the main ``metric`` with
+        ``score, low, high``; ``difference, difference_low, difference_high`` (of z_sem's score less this one, paired);
+        how it was judged; and each metric as ``auroc, auroc_low, auroc_high``. What does not apply is None.
 
     Raises:
-        CohortError: the file is no table of embeddings.
-        ConfigError: no such column, or too few cases for a probe.
+        CohortError: a file is no table of embeddings, or no table of features of its cases.
+        ConfigError: no such column, too few cases for a probe, or a patient among both training and test cases.
 
     Example:
         >>> probe("no.parquet")
@@ -56,68 +74,81 @@ def probe(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
+    settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed)
     table = read_embeddings(embeddings)
+    wanted = _targets(table, targets, Path(embeddings).name)
+    given = dict(baselines or {})
+
+    def judged(folder: Path | None) -> list[Judged]:
+        sets = [*_features(table, wanted, images, given), *(pixels.read(table, folder) if pixels else [])]
+        names = [features.name for features in sets]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"features: '{name}' are there twice; give one of them another name")
+        return judge(table, wanted, sets, settings, with_few=folder is not None)
+
+    if out is None:
+        return [result.row for result in judged(None)]
+    folder = Path(out)
+    made_from = {
+        "embeddings": file_checksum(embeddings), "targets": wanted, **asdict(settings),
+        "images": None if images is None else _checksum(images),
+        "features": {name: _checksum(values) for name, values in given.items()},
+        "pixels": pixels.made_from() if pixels else None,
+    }  # fmt: skip
+    made_from = {key: list(value) if isinstance(value, tuple) else value for key, value in made_from.items()}
+
+    def make() -> dict[str, Any]:
+        results = judged(folder)
+        write_report(folder, table, results)
+        return {"rows": [result.row for result in results]}
+
+    numbers, _ = run_once(
+        folder / "probe.json", [folder / name for name in FILES], made_from, make, overwrite=overwrite
+    )
+    return list(numbers["rows"])
+
+
+def _targets(table: pd.DataFrame, targets: Sequence[str] | str | None, name: str) -> list[str]:
     labels = label_columns(table)
-    wanted = [targets] if isinstance(targets, str) else list(targets or [])
+    wanted = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets or []))
     if not wanted:
         wanted = [name for name in labels if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
     if not wanted:
         todo = "name one with --target" if labels else "embed a table that has label columns"
-        raise ConfigError(f"{Path(embeddings).name}: there is no numeric label column to probe; {todo}")
-    for name in wanted:
-        if name not in labels:
-            raise ConfigError(f"target: there is no label column '{name}'; choose from: {', '.join(labels) or 'none'}")
-    train, test = _split(table, Path(embeddings).name)
-    codes = table[[*z_columns(table), *std_columns(table)]]
-    features: dict[str, NDArray[Any]] = {"z_sem": codes.to_numpy(np.float32).astype(np.float64)}
-    if images is not None:
-        features["PCA of pixels"] = _pca_of_rows(np.asarray(images), train, len(z_columns(table)))
-    for name, values in (baselines or {}).items():
-        features[name] = np.asarray(values, np.float64)
-    return [
-        _row(table, target, name, values, train, test, seed) for target in wanted for name, values in features.items()
-    ]
+        raise ConfigError(f"{name}: there is no numeric label column to probe; {todo}")
+    for target in wanted:
+        if target not in labels:
+            raise ConfigError(
+                f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
+            )
+    return wanted
 
 
-def _split(table: pd.DataFrame, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    if "split" in table and (table["split"] == "train").any():
-        splits = table["split"].to_numpy()
-        test = splits == ("test" if (splits == "test").any() else "val")
-        if not test.any():
-            raise ConfigError(f"{name}: no case is in the split test or val; embed a cohort that has one")
-        return splits == "train", test
-    if "patient" not in table:
-        raise ConfigError(f"{name}: it has neither training cases in a column split nor a column patient")
-    place = table["patient"].map(lambda patient: int(patient[:8], 16) / 16**8).to_numpy(np.float64)
-    return place >= _TEST_FRACTION, place < _TEST_FRACTION
-
-
-def _pca_of_rows(images: NDArray[Any], train: NDArray[np.bool_], dims: int) -> NDArray[np.float64]:
-    fitted, others = pca_features(images[train], images[~train], dims)
-    features = np.empty((len(images), fitted.shape[1]))
-    features[train], features[~train] = fitted, others
-    return features
-
-
-def _row(
+def _features(
     table: pd.DataFrame,
-    target: str,
-    name: str,
-    features: NDArray[Any],
-    train: NDArray[np.bool_],
-    test: NDArray[np.bool_],
-    seed: int,
-) -> dict[str, Any]:
-    values, known = table[target], table[target].notna().to_numpy()
-    train, test = train & known, test & known
-    is_continuous = pd.api.types.is_numeric_dtype(values) and values.nunique() > _MOST_CLASSES
-    if not is_continuous and values.nunique() > 2 * _MOST_CLASSES:
-        raise ConfigError(f"target: '{target}' is text of {values.nunique()} different values; choose another")
-    y = values.to_numpy(np.float64) if is_continuous else values.astype(str).to_numpy(str)
-    groups = table["patient"].to_numpy()[test].tolist() if "patient" in table else None
-    run = ridge_probe if is_continuous else classifier_probe
-    try:
-        result = run(features[train], y[train], features[test], y[test], groups_test=groups, seed=seed)
-    except ConfigError as error:
-        raise ConfigError(f"target '{target}': {error}") from error
-    return {"target": target, "features": name, "dims": features.shape[1], **asdict(result)}
+    targets: Sequence[str],
+    images: ArrayLike | None,
+    baselines: Mapping[str, ArrayLike | os.PathLike[str] | str],
+) -> list[FeatureSet]:
+    """z_sem first, then what is given beside it."""
+    codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
+    sets = [FeatureSet.of("z_sem", codes)]
+    if images is not None:
+        sets.append(FeatureSet.pca(np.asarray(images, np.float32), len(z_columns(table))))
+    for name, values in baselines.items():
+        if isinstance(values, (str, os.PathLike)):
+            sets.append(read_features(name, values, table, targets))
+        elif len(np.asarray(values)) != len(table):
+            raise ConfigError(f"{name}: there are {len(np.asarray(values))} rows for {len(table)} cases")
+        else:
+            sets.append(FeatureSet.of(name, np.asarray(values)))
+    return sets
+
+
+def _checksum(values: ArrayLike | os.PathLike[str] | str) -> str:
+    if isinstance(values, (str, os.PathLike)):
+        if not Path(values).is_file():
+            raise CohortError(f"{Path(values).name}: there is no such file of features")
+        return file_checksum(values)
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

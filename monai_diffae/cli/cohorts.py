@@ -23,8 +23,10 @@ from monai_diffae.cli.options import (
     Workers,
     columns_of,
     end,
+    pairs_of,
     settings_of,
 )
+from monai_diffae.errors import ConfigError
 
 commands = typer.Typer()
 
@@ -68,17 +70,26 @@ def plan(
         str | None, typer.Option("--bundle", help="A shipped one or a folder; what suits most scans by default.")
     ] = None,
     device: Device = None,
+    overlay: Annotated[
+        list[Path] | None, typer.Option("--overlay", help="A config file to be laid over train.json, as for train.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every scan to its end; without it, headers and sizes of files only.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train for some seconds, on noise, and say how long training takes.")
+    ] = False,
     column: Columns = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """What to train a bundle with on these scans and this machine: grid, batch, width; only headers are read."""
+    """What to train a bundle with on these scans and this machine: grid, batch, width."""
     from monai_diffae.apps.plan import plan as run
     from monai_diffae.apps.plan import show
 
     result = run(
         cohort, bundle=bundle, memory_gib=memory_gib, device=device, columns=columns_of(column),
-        overrides=settings_of(settings),
+        overlays=overlay or [], overrides=settings_of(settings), check=check, measure=measure,
     )  # fmt: skip
     if as_json:
         print(json.dumps(result.as_json(), indent=2))
@@ -182,28 +193,67 @@ def reconstruct(
     end(result.num_failed, result.num_cases)
 
 
-@commands.command(epilog="Example: monai-diffae probe embedded/embeddings.parquet --target age --target sex")
+@commands.command(
+    epilog="Example: monai-diffae probe embedded/embeddings.parquet --target age --target sex --out probed"
+)
 def probe(
     file: Annotated[Path, typer.Argument(help="embeddings.parquet", show_default=False)],
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="A label column (of the table that was embedded); all numbers by default."),
     ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluation",
+            help="split: fitted to train, judged on test; cv: nested cross-validation over patients. By default split "
+            "where there are enough test cases.",
+        ),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option("--splits", help="Cross-validation within these alone, such as val,test; all by default.")
+    ] = "",
+    probes: Annotated[str, typer.Option("--probes", help="Of linear, knn, boosting.")] = "linear,knn",
+    features: Annotated[
+        list[str] | None,
+        typer.Option("--features", help="To compare with: name=table.csv or .parquet, with ids; may be repeated."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", help="To compare with: pca or intensity, of the pixels; needs --bundle, --cohort."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="For --baseline: the table's bundle.")] = None,
+    cohort: Annotated[Path | None, typer.Option("--cohort", help="For --baseline: the table's cohort.")] = None,
+    column: Columns = None,
+    workers: Workers = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A folder for tables, predictions, calibration and few-label curves."),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """What z_sem tells of the labels: linear probes on held-out cases."""
+    """What z_sem tells of the labels: probes on patients that they were not fitted to, beside baselines."""
     from monai_diffae.apps.probe import probe as run
+    from monai_diffae.apps.probe_features import PixelBaselines
+    from monai_diffae.apps.probe_report import show
 
-    rows = run(file, target, seed=seed)
+    pixels = None
+    if baseline:
+        if bundle is None or cohort is None:
+            raise ConfigError("--baseline: the images are read through a bundle; give --bundle and --cohort too")
+        pixels = PixelBaselines(tuple(baseline), bundle, cohort, columns_of(column), workers)  # type: ignore[arg-type]
+    rows = run(
+        file, target, evaluation=evaluation, splits=_words(splits), probes=_words(probes),  # type: ignore[arg-type]
+        baselines=pairs_of(features, "--features"), pixels=pixels, out=out, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    for row in rows:
-        print(
-            f"{row['target']}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
-            f"{row['num_train']} training and {row['num_test']} test cases)"
-        )
+    show(rows)
+    if out is not None:
+        print(out)
 
 
 @commands.command(epilog="Example: monai-diffae demo --out demo")
@@ -234,3 +284,8 @@ def demo(
             overrides=settings_of(settings),
         )
     )
+
+
+def _words(text: str) -> list[str]:
+    """``val,test`` as words."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -43,7 +43,8 @@ Dicom = Annotated[
 ]
 
 
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+def pairs_of(texts: list[str] | None, option: str) -> dict[str, str]:
+    """``name=value`` as both."""
     for text in texts or []:
         if "=" not in text.strip("="):
             raise ConfigError(f"{option}: {text!r} is not of the form name=value")
@@ -52,13 +53,13 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
 
 def columns_of(texts: list[str] | None) -> dict[str, str]:
     """``image=file`` as our word and the table's."""
-    return _pairs(texts, "--column")
+    return pairs_of(texts, "--column")
 
 
 def settings_of(texts: list[str] | None) -> dict[str, Any]:
     """``max_epochs=5`` as a config id and its value: JSON, or else text."""
     values: dict[str, Any] = {}
-    for name, text in _pairs(texts, "--set").items():
+    for name, text in pairs_of(texts, "--set").items():
         words = {"true": True, "false": False, "none": None, "null": None}
         try:
             values[name] = words[text.lower()] if text.lower() in words else json.loads(text)

@@ -3,7 +3,10 @@
 from monai_diffae.latents.components import PrincipalComponents, principal_components
 from monai_diffae.latents.direction_fit import fit_direction
 from monai_diffae.latents.directions import Direction
-from monai_diffae.latents.probes import ProbeResult, classifier_probe, pca_features, ridge_probe, score_with_interval
+from monai_diffae.latents.nested import HeldOut, cross_validation, few_labels, held_out, train_and_test
+from monai_diffae.latents.probe_targets import ProbeTarget, read_probe_target
+from monai_diffae.latents.probes import FittedProbe, fit_probe, pca_features
+from monai_diffae.latents.scores import score_with_interval
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.latents.two_samples import (
     DifferenceInterval,
@@ -19,20 +22,26 @@ from monai_diffae.latents.two_samples import (
 __all__ = [
     "DifferenceInterval",
     "Direction",
+    "FittedProbe",
+    "HeldOut",
     "LatentStatistics",
     "PermutationTest",
     "PrincipalComponents",
-    "ProbeResult",
-    "classifier_probe",
+    "ProbeTarget",
     "copying_ratio",
+    "cross_validation",
     "difference_interval",
     "energy_distance",
+    "few_labels",
     "fit_direction",
+    "fit_probe",
+    "held_out",
     "mmd",
     "nearest_distances",
     "pca_features",
     "permutation_test",
     "principal_components",
-    "ridge_probe",
+    "read_probe_target",
     "score_with_interval",
+    "train_and_test",
 ]

@@ -1,10 +1,11 @@
-"""Probes: how much a linear model can read off features about a target, on cases that it was not fitted to."""
+"""Probes: small models that read a target off features, with a strength that cross-validation over patients chose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,175 +13,119 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.errors import ConfigError
 
 Floats = NDArray[np.float64]
+Probe = Literal["linear", "knn", "boosting"]
+Folds: TypeAlias = list[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and test cases
 
 # strengths of regularisation that cross-validation chooses from
 RIDGE_ALPHAS = np.logspace(-3, 6, 19)
 LOGISTIC_CS = np.logspace(-4, 2, 7)
-_BOOTSTRAPS = 1000
+NEIGHBOURS = (100, 30, 10, 3)
+_MOST_FOLDS = 5
+_FEW_IMAGES = 500
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """A probe's score on the test cases.
+@dataclass(frozen=True, eq=False)
+class FittedProbe:
+    """A probe, fitted.
 
     Attributes:
-        metric: ``r2`` or ``auroc``.
-        score: on all test cases.
-        low: lower end of the 95% interval, from a bootstrap over test cases (or patients).
-        high: its upper end.
-        num_train: cases that the probe was fitted to.
-        num_test: cases that it was judged on.
-        strength: of the regularisation that cross-validation chose: ridge's alpha, or logistic regression's C.
+        model: scikit-learn's, which standardises the features itself.
+        num_classes: None of a continuous target.
+        priors: ``[num_classes]``, how frequent each class is among the training cases.
+        strength: what cross-validation chose: logistic regression's C, ridge's alpha, how many neighbours; None where
+            there was nothing to choose.
     """
 
-    metric: str
-    score: float
-    low: float
-    high: float
-    num_train: int
-    num_test: int
-    strength: float
+    model: Any
+    num_classes: int | None
+    priors: Floats
+    strength: float | None
+
+    def predict(self, features: Floats) -> Floats:
+        """``[N, num_classes]`` probabilities, or ``[N]`` numbers."""
+        if self.num_classes is None:
+            return np.asarray(self.model.predict(features), np.float64)
+        return _probabilities(self.model, features, self.num_classes)
+
+    def classify(self, probabilities: Floats) -> NDArray[np.intp]:
+        """The class that is the most probable if all were equally frequent: the one for the best balanced accuracy."""
+        ratio = np.divide(probabilities, self.priors, out=np.zeros_like(probabilities), where=self.priors > 0)
+        return ratio.argmax(axis=1)
 
 
-def ridge_probe(
-    features_train: ArrayLike,
-    target_train: ArrayLike,
-    features_test: ArrayLike,
-    target_test: ArrayLike,
-    *,
-    groups_test: Sequence[Any] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """R2 of a ridge regression from standardised features to a continuous target.
+def fit_probe(
+    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0
+) -> FittedProbe:
+    """Fit a probe; its strength is the one with the least loss on held-out patients, the strongest of equals.
+
+    ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbours in standardised features, and
+    ``boosting`` scikit-learn's histogram gradient boosting with its defaults. The loss is the log loss of classes and
+    the squared error of numbers, in up to 5 folds that divide the patients.
 
     Args:
-        features_train: ``[N, D]``.
-        target_train: ``[N]``.
-        features_test: ``[M, D]``.
-        target_test: ``[M]``.
-        groups_test: ``[M]``, such as patients: the bootstrap then draws groups instead of cases.
-        seed: of the bootstrap.
+        probe: which.
+        features: ``[N, D]``.
+        target: ``[N]``, classes from 0, or numbers.
+        groups: ``[N]``, the patients.
+        num_classes: None of a continuous target.
+        seed: of the folds, and of the boosting.
 
     Raises:
-        ConfigError: too few cases, values that are not finite, or a target that is constant.
+        ConfigError: one class only.
 
     Example:
-        >>> x = np.random.default_rng(0).normal(size=(300, 3))
-        >>> result = ridge_probe(x[:200], x[:200, 0], x[200:], x[200:, 0])
-        >>> round(result.score, 2), result.low <= result.score <= result.high
-        (1.0, True)
+        >>> x = np.random.default_rng(0).normal(size=(200, 3))
+        >>> fitted = fit_probe("linear", x, (x[:, 0] > 0).astype(int), np.arange(200), 2)
+        >>> fitted.predict(x).shape, fitted.strength > 1
+        ((200, 2), True)
     """
-    from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x_train, x_test = _features(features_train, features_test)
-    y_train, y_test = np.asarray(target_train, np.float64), np.asarray(target_test, np.float64)
-    _check_sizes(x_train, y_train, x_test, y_test)
-    if not (np.isfinite(y_train).all() and np.isfinite(y_test).all()):
-        raise ConfigError("probe: the target holds values that are not finite; leave out those cases")
-    if np.ptp(y_train) == 0 or np.ptp(y_test) == 0:
-        raise ConfigError("probe: the target is the same for all cases; choose one that varies")
-    model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(x_train, y_train)
-    predicted = model.predict(x_test)
-    score, low, high = _with_interval(lambda w: _r2(y_test, predicted, w), len(y_test), groups_test, seed)
-    return ProbeResult("r2", score, low, high, len(y_train), len(y_test), float(model[-1].alpha_))
+    if num_classes is not None and len(np.unique(target)) < 2:
+        raise ConfigError("the training cases are all of one class; label more patients")
+    folds = grouped_folds(target, groups, num_classes, seed)
+    folds = [fold for fold in folds if num_classes is None or len(np.unique(target[fold[0]])) > 1]
+    most = min([len(train) for train, _ in folds], default=1)
+    model, parameter, strengths = _model(probe, num_classes is not None, most, seed)
+    strength = None
+    if parameter:
+        strength = _best(model, parameter, strengths, features, target, num_classes, folds)
+        model.set_params(**{parameter: strength})
+    priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
+    fitted = make_pipeline(StandardScaler(), model).fit(features, target)
+    return FittedProbe(fitted, num_classes, priors, None if strength is None else float(strength))
 
 
-def classifier_probe(
-    features_train: ArrayLike,
-    target_train: ArrayLike,
-    features_test: ArrayLike,
-    target_test: ArrayLike,
-    *,
-    groups_test: Sequence[Any] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """AUROC of a logistic regression with balanced class weights; of several classes the mean, one against the rest.
+def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
+    """Up to 5 folds that divide the patients, none in both parts, with classes as evenly in each as can be.
+
+    There are no more than the class with the fewest patients has; none where that leaves one.
 
     Args:
-        features_train: ``[N, D]``.
-        target_train: ``[N]``, numbers or text.
-        features_test: ``[M, D]``.
-        target_test: ``[M]``, of the same classes.
-        groups_test: ``[M]``, such as patients: the bootstrap then draws groups instead of cases.
-        seed: of the folds and of the bootstrap.
-
-    Raises:
-        ConfigError: too few cases, a single class, or a class with fewer than two training cases.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(300, 3))
-        >>> result = classifier_probe(x[:200], x[:200, 0] > 0, x[200:], x[200:, 0] > 0)
-        >>> result.score > 0.99
-        True
+        target: ``[N]``, classes from 0, or numbers.
+        groups: ``[N]``, the patients.
+        num_classes: None of a continuous target.
+        seed: which patients are together.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    x_train, x_test = _features(features_train, features_test)
-    y_train, y_test = np.asarray(target_train), np.asarray(target_test)
-    _check_sizes(x_train, y_train, x_test, y_test)
-    classes, counts = np.unique(y_train, return_counts=True)
-    if len(classes) < 2 or counts.min() < 2:
-        raise ConfigError(
-            "probe: training needs two classes or more, each with two cases or more; choose another target"
-        )
-    if not np.isin(y_test, classes).all() or len(np.unique(y_test)) < 2:
-        raise ConfigError("probe: the test cases must be of two classes or more that training has too")
-    scoring = "roc_auc" if len(classes) == 2 else "roc_auc_ovr"
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000)),
-        {"logisticregression__C": LOGISTIC_CS},
-        scoring=scoring,
-        cv=StratifiedKFold(min(5, int(counts.min())), shuffle=True, random_state=seed),
-    ).fit(x_train, y_train)
-    ranked = _ranked(y_test, search.predict_proba(x_test), classes)
-    score, low, high = _with_interval(lambda w: _auroc(ranked, w), len(y_test), groups_test, seed)
-    strength = float(search.best_params_["logisticregression__C"])
-    return ProbeResult("auroc", score, low, high, len(y_train), len(y_test), strength)
+    names, member = np.unique(groups, return_inverse=True)
+    least = len(names)
+    if num_classes is not None:
+        least = min(len(np.unique(member[target == label])) for label in np.unique(target))
+    num = min(_MOST_FOLDS, least)
+    if num < 2:
+        return []
+    if num_classes is None:
+        shuffled = np.random.default_rng(seed).permutation(len(names))[member]
+        return list(GroupKFold(num).split(member, groups=shuffled))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer cases than folds
+        return list(StratifiedGroupKFold(num, shuffle=True, random_state=seed).split(member, target, member))
 
 
-def score_with_interval(
-    metric: Literal["auroc", "r2"],
-    target: ArrayLike,
-    predicted: ArrayLike,
-    groups: Sequence[Any] | None = None,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """How well predictions that are there already tell a target, and the 95% interval from a bootstrap.
-
-    Args:
-        metric: ``auroc``, of a target of 0 and 1 and anything that ranks the cases, or ``r2``.
-        target: ``[N]``.
-        predicted: ``[N]``.
-        groups: ``[N]``, such as patients: the bootstrap then draws groups instead of cases.
-        seed: of the bootstrap.
-
-    Returns:
-        The score, and the lower and upper end.
-
-    Raises:
-        ConfigError: numbers of cases that differ, or a target that is the same for all cases.
-
-    Example:
-        >>> score_with_interval("auroc", [0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
-        (1.0, 1.0, 1.0)
-    """
-    y, scored = np.asarray(target, np.float64), np.asarray(predicted, np.float64)
-    if y.shape != scored.shape or y.ndim != 1:
-        raise ConfigError("score: as many predictions as targets are needed")
-    if len(y) == 0 or np.ptp(y) == 0:
-        raise ConfigError("score: the target is the same for all cases; choose cases in which it varies")
-    if metric == "r2":
-        return _with_interval(lambda w: _r2(y, scored, w), len(y), groups, seed)
-    ranked = [(y, np.unique(scored, return_inverse=True)[1])]
-    return _with_interval(lambda w: _auroc(ranked, w), len(y), groups, seed)
-
-
-def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> tuple[Floats, Floats]:
+def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """What a probe should be compared with: the principal components of the pixels, fitted to the training images.
 
     Args:
@@ -198,64 +143,69 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     """
     from sklearn.decomposition import PCA
 
-    train, test = (np.asarray(images, np.float64).reshape(len(images), -1) for images in (images_train, images_test))  # type: ignore[arg-type]
-    pca = PCA(min(dims, *train.shape), random_state=0).fit(train)
+    train, test = (np.asarray(images).reshape(len(images), -1) for images in (images_train, images_test))  # type: ignore[arg-type]
+    # of few images the random projections, which are faster, lose much of the last components
+    solver = "full" if min(train.shape) <= _FEW_IMAGES else "auto"
+    pca = PCA(min(dims, *train.shape), svd_solver=solver, random_state=0).fit(train)
     return pca.transform(train), pca.transform(test)
 
 
-def _features(train: ArrayLike, test: ArrayLike) -> tuple[Floats, Floats]:
-    x_train, x_test = np.asarray(train, np.float64), np.asarray(test, np.float64)
-    if not (np.isfinite(x_train).all() and np.isfinite(x_test).all()):
-        raise ConfigError("probe: the features hold values that are not finite; embed again")
-    return x_train, x_test
+def _model(probe: Probe, is_class: bool, num_cases: int, seed: int) -> tuple[Any, str, Sequence[float]]:
+    """The model, and the parameter that is to be chosen with its values, the strongest first."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    if probe == "linear":
+        if is_class:
+            return LogisticRegression(max_iter=2000), "C", LOGISTIC_CS.tolist()
+        return Ridge(), "alpha", RIDGE_ALPHAS[::-1].tolist()
+    if probe == "knn":
+        counts = list(dict.fromkeys(min(count, num_cases) for count in NEIGHBOURS))
+        return KNeighborsClassifier() if is_class else KNeighborsRegressor(), "n_neighbors", counts
+    # the cases that early stopping would hold out know no patients
+    boosting = HistGradientBoostingClassifier if is_class else HistGradientBoostingRegressor
+    return boosting(early_stopping=False, random_state=seed), "", ()
 
 
-def _check_sizes(x_train: Floats, y_train: NDArray[Any], x_test: Floats, y_test: NDArray[Any]) -> None:
-    if len(x_train) != len(y_train) or len(x_test) != len(y_test):
-        raise ConfigError("probe: as many targets as features are needed")
-    if len(y_train) < 4 or len(y_test) < 2:
-        raise ConfigError(
-            f"probe: {len(y_train)} training and {len(y_test)} test cases are too few; 4 and 2 are the least"
-        )
+def _best(
+    model: Any,
+    parameter: str,
+    strengths: Sequence[float],
+    features: Floats,
+    target: NDArray[Any],
+    num_classes: int | None,
+    folds: Folds,
+) -> float:
+    from sklearn import config_context
+    from sklearn.preprocessing import StandardScaler
+
+    losses = np.zeros(len(strengths))
+    # the checks of the same arrays again and again take longer than small fits
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for train, test in folds:
+            scaler = StandardScaler().fit(features[train])
+            seen, held_out = scaler.transform(features[train]), scaler.transform(features[test])
+            if parameter == "alpha":  # all strengths at once, each as a target of its own
+                model.set_params(alpha=np.array(strengths)).fit(seen, np.tile(target[train, None], len(strengths)))
+                losses += ((model.predict(held_out) - target[test, None]) ** 2).sum(axis=0)
+                continue
+            for i, strength in enumerate(strengths):
+                model.set_params(**{parameter: strength}).fit(seen, target[train])
+                losses[i] += _loss(model, held_out, target[test], num_classes)
+    return strengths[int(losses.argmin())]  # the first, and so the strongest, of equals
 
 
-def _r2(target: Floats, predicted: Floats, weights: Floats) -> float:
-    mean = np.average(target, weights=weights)
-    spread = float(weights @ (target - mean) ** 2)
-    return 1 - float(weights @ (target - predicted) ** 2) / spread if spread > 0 else float("nan")
+def _loss(model: Any, features: Floats, target: NDArray[Any], num_classes: int | None) -> float:
+    """The summed log loss, or squared error."""
+    if num_classes is None:
+        return float(((model.predict(features) - target) ** 2).sum())
+    p = _probabilities(model, features, num_classes)[np.arange(len(target)), target]
+    return float(-np.log(np.maximum(p, 1e-6)).sum())  # no neighbour of a class is no certainty
 
 
-def _ranked(target: NDArray[Any], probabilities: Floats, classes: NDArray[Any]) -> list[tuple[Floats, NDArray[Any]]]:
-    """For each class that is judged: whether a case is of it, and the rank of the case's probability."""
-    judged = [len(classes) - 1] if len(classes) == 2 else range(len(classes))
-    return [
-        ((target == classes[k]).astype(np.float64), np.unique(probabilities[:, k], return_inverse=True)[1])
-        for k in judged
-    ]
-
-
-def _auroc(ranked: list[tuple[Floats, NDArray[Any]]], weights: Floats) -> float:
-    """The mean AUROC of the classes that the weighted cases have; ties count half. 50 times faster than sklearn's."""
-    scores = []
-    for is_class, rank in ranked:
-        inside, outside = np.bincount(rank, weights * is_class), np.bincount(rank, weights * (1 - is_class))
-        pairs = inside.sum() * outside.sum()
-        if pairs > 0:
-            scores.append(inside @ (np.cumsum(outside) - outside / 2) / pairs)
-    return float(np.mean(scores)) if scores else float("nan")
-
-
-def _with_interval(
-    score: Callable[[Floats], float], num_cases: int, groups: Sequence[Any] | None, seed: int
-) -> tuple[float, float, float]:
-    """The score with equal weights, and the 2.5 and 97.5 percentiles over resampled groups."""
-    labels = np.arange(num_cases) if groups is None else np.asarray(groups)
-    _, member = np.unique(labels, return_inverse=True)
-    num_groups = int(member.max()) + 1
-    generator = np.random.default_rng(seed)
-    draws = (
-        np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups) for _ in range(_BOOTSTRAPS)
-    )
-    scores = [score(draw[member].astype(np.float64)) for draw in draws]
-    low, high = np.nanpercentile(scores, [2.5, 97.5]) if not np.isnan(scores).all() else (float("nan"),) * 2
-    return score(np.ones(num_cases)), float(low), float(high)
+def _probabilities(model: Any, features: Floats, num_classes: int) -> Floats:
+    """``[N, num_classes]``, 0 of classes that the model was not fitted to."""
+    probabilities = np.zeros((len(features), num_classes))
+    probabilities[:, model.classes_] = model.predict_proba(features)
+    return probabilities

@@ -2,69 +2,93 @@ import numpy as np
 import pytest
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probes import (
-    _auroc,
-    _ranked,
-    classifier_probe,
-    pca_features,
-    ridge_probe,
-    score_with_interval,
-)
+from monai_diffae.latents.probes import LOGISTIC_CS, RIDGE_ALPHAS, fit_probe, grouped_folds, pca_features
 
 
 @pytest.fixture
 def features():
-    return np.random.default_rng(1).normal(size=(400, 6))
+    return np.random.default_rng(1).normal(size=(300, 4))
 
 
-def split(x, y):
-    return x[:300], y[:300], x[300:], y[300:]
+@pytest.mark.parametrize("probe", ["linear", "knn", "boosting"])
+def test_each_probe_tells_classes_and_numbers(features, probe):
+    seen, unseen = features[:200], features[200:]
+    classes = np.digitize(features[:, 0], [-0.5, 0.5])
+    fitted = fit_probe(probe, seen, classes[:200], np.arange(200), 3)
+    p = fitted.predict(unseen)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    assert (p.argmax(axis=1) == classes[200:]).mean() > 0.7
+    number = fit_probe(probe, seen, seen[:, 0] * 5, np.arange(200), None)
+    assert np.corrcoef(number.predict(unseen), features[200:, 0])[0, 1] > 0.8
+    assert (number.strength is None) == (probe == "boosting")
 
 
-def test_ridge_recovers_known_r2(features):
-    # variance 1 explained, 1 not: R2 = 0.5
-    y = features[:, 2] + np.random.default_rng(2).normal(size=400)
-    result = ridge_probe(*split(features, y))
-    assert result.metric == "r2"
-    assert result.low < 0.5 < result.high
-    assert 0.05 < result.high - result.low < 0.5
-    assert (result.num_train, result.num_test) == (300, 100)
+def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one(features):
+    noise = np.random.default_rng(2).integers(2, size=300)
+    assert fit_probe("linear", features, noise, np.arange(300), 2).strength <= LOGISTIC_CS[1]
+    assert fit_probe("linear", features, (features[:, 0] > 0).astype(int), np.arange(300), 2).strength >= 10
+    assert fit_probe("linear", features, features[:, 0], np.arange(300), None).strength == RIDGE_ALPHAS[0]
+    assert fit_probe("knn", features, noise, np.arange(300), 2).strength == 100
 
 
-def test_ridge_does_not_depend_on_the_scale_of_features(features):
-    y = features[:, 0] + 0.1 * features[:, 1]
-    scores = [ridge_probe(*split(features * scale, y)).score for scale in (np.ones(6), np.logspace(-4, 4, 6))]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+def test_the_scale_of_features_does_not_matter(features):
+    scaled, target = features * np.logspace(-4, 4, 4), (features[:, 1] > 0.3).astype(int)
+    for probe in ("linear", "knn"):
+        first, second = (fit_probe(probe, x, target, np.arange(300), 2).predict(x) for x in (features, scaled))
+        np.testing.assert_allclose(first, second, atol=1e-4)
 
 
-def test_noise_has_no_r2_and_auroc_of_half(features):
-    y = np.random.default_rng(3).normal(size=400)
-    assert ridge_probe(*split(features, y)).low < 0.02
-    result = classifier_probe(*split(features, y > 0.8))
-    assert result.low < 0.5 < result.high
+def test_the_strength_is_chosen_across_patients():
+    # each patient has a signature and a class of their own: learnt by heart, it tells that of the patient's other cases
+    generator = np.random.default_rng(3)
+    x = np.repeat(generator.normal(size=(40, 60)), 5, axis=0) + 0.01 * generator.normal(size=(200, 60))
+    target, patients = np.repeat(generator.permutation(40) % 2, 5), np.repeat(np.arange(40), 5)
+    assert fit_probe("linear", x, target, np.arange(200), 2).strength >= 1
+    assert fit_probe("linear", x, target, patients, 2).strength <= 0.01
 
 
-def test_bootstrap_over_groups_is_wider_than_over_cases():
+def test_probabilities_are_calibrated_and_a_rare_class_is_predicted_all_the_same(features):
+    noisy = features[:, 0] + np.random.default_rng(4).normal(size=300)
+    rare = (noisy > 2).astype(int)
+    fitted = fit_probe("linear", features, rare, np.arange(300), 2)
+    p = fitted.predict(features)
+    assert p[:, 1].mean() == pytest.approx(rare.mean(), abs=0.01)
+    classified = fitted.classify(p)
+    np.testing.assert_array_equal(classified, p[:, 1] > rare.mean())
+    assert classified[rare == 1].mean() > 0.6 > p.argmax(axis=1)[rare == 1].mean()
+
+
+def test_a_class_without_training_cases_has_probability_0(features):
+    fitted = fit_probe("linear", features, np.where(features[:, 0] > 0, 2, 0), np.arange(300), 3)
+    p = fitted.predict(features)
+    assert p.shape == (300, 3)
+    assert not p[:, 1].any()
+    assert set(fitted.classify(p)) == {0, 2}
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_folds_divide_patients_and_do_not_depend_on_names_in_the_target(num_classes):
     generator = np.random.default_rng(4)
-    x = np.repeat(generator.normal(size=(40, 1)), 10, axis=0)
-    y = x[:, 0] + np.repeat(generator.normal(size=40), 10)
-    groups = np.repeat(np.arange(40), 10)[200:]
-    arguments = (x[:200], y[:200], x[200:], y[200:])
-    by_case, by_group = ridge_probe(*arguments), ridge_probe(*arguments, groups_test=groups)
-    assert by_case.score == by_group.score
-    assert by_group.high - by_group.low > 1.5 * (by_case.high - by_case.low)
+    patients = generator.integers(30, size=100).astype(str)
+    target = generator.integers(2, size=100)
+    folds = grouped_folds(target, patients, num_classes)
+    assert len(folds) == 5
+    assert sorted(np.concatenate([test for _, test in folds])) == list(range(100))
+    for train, test in folds:
+        assert not set(patients[train]) & set(patients[test])
+    others = grouped_folds(target, patients, num_classes, seed=1)
+    assert any(a.tolist() != b.tolist() for (_, a), (_, b) in zip(folds, others, strict=True))
 
 
-def test_classifier_of_three_classes_is_the_mean_of_one_against_the_rest(features):
-    y = np.digitize(features[:, 0], [-0.5, 0.5]).astype(str)
-    result = classifier_probe(*split(features, y))
-    assert result.metric == "auroc"
-    assert result.score > 0.8
+def test_there_are_no_more_folds_than_the_smallest_class_has_patients():
+    target, patients = np.r_[np.zeros(40, int), np.ones(6, int)], np.r_[np.arange(40), [50, 50, 51, 51, 52, 52]]
+    assert len(grouped_folds(target, patients, 2)) == 3
+    assert grouped_folds(target, np.r_[np.arange(40), [50] * 6], 2) == []
 
 
-def test_unbalanced_classes_are_weighed(features):
-    y = np.where(features[:, 0] > 1.5, "ill", "well")
-    assert classifier_probe(*split(features, y)).score > 0.95
+def test_training_cases_of_one_class_are_refused(features):
+    with pytest.raises(ConfigError, match="all of one class"):
+        fit_probe("linear", features, np.zeros(300, int), np.arange(300), 2)
 
 
 def test_pca_is_fitted_to_training_images_alone():
@@ -75,47 +99,9 @@ def test_pca_is_fitted_to_training_images_alone():
     assert pca_features(images[:20], images[20:], 500)[0].shape == (20, 20)
 
 
-@pytest.mark.parametrize(
-    ("run", "target", "message"),
-    [
-        (ridge_probe, np.zeros(20), "same for all"),
-        (ridge_probe, np.r_[np.nan, np.arange(19.0)], "not finite"),
-        (classifier_probe, np.zeros(20), "two classes"),
-        (classifier_probe, np.r_[np.arange(15) % 2, [7] * 5], "training has too"),
-    ],
-)
-def test_targets_that_cannot_be_probed_are_refused(run, target, message):
-    x = np.random.default_rng(6).normal(size=(20, 2))
-    with pytest.raises(ConfigError, match=message):
-        run(x[:15], target[:15], x[15:], target[15:])
-
-
-def test_too_few_cases_are_refused():
-    with pytest.raises(ConfigError, match="too few"):
-        ridge_probe(np.ones((2, 1)), [0, 1], np.ones((2, 1)), [0, 1])
-
-
-def test_weighted_auroc_with_ties_is_sklearns():
-    from sklearn.metrics import roc_auc_score
-
-    generator = np.random.default_rng(7)
-    target, score = generator.integers(2, size=60), generator.integers(6, size=60) / 6
-    weights = generator.integers(4, size=60).astype(float)
-    ranked = _ranked(target, np.stack([1 - score, score], axis=1), np.array([0, 1]))
-    assert _auroc(ranked, weights) == pytest.approx(roc_auc_score(target, score, sample_weight=weights))
-
-
-def test_scores_of_predictions_are_sklearns_with_an_interval_around():
-    from sklearn.metrics import r2_score, roc_auc_score
-
-    generator = np.random.default_rng(8)
-    value = generator.normal(size=200)
-    predicted = value + generator.normal(size=200)
-    for metric, target, sklearns in (("auroc", value > 0, roc_auc_score), ("r2", value, r2_score)):
-        score, low, high = score_with_interval(metric, target, predicted)
-        assert score == pytest.approx(sklearns(target, predicted))
-        assert low < score < high
-    with pytest.raises(ConfigError, match="same for all"):
-        score_with_interval("auroc", np.ones(5), np.arange(5))
-    with pytest.raises(ConfigError, match="as many predictions"):
-        score_with_interval("r2", np.arange(4), np.arange(5))
+def test_pca_of_few_images_is_exact():
+    images = np.random.default_rng(6).normal(size=(100, 1, 30, 30)) * np.logspace(0, -1, 30)
+    found, _ = pca_features(images, images[:1], 75)
+    centred = images.reshape(100, -1) - images.reshape(100, -1).mean(axis=0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(found), np.abs(u * s)[:, :75], atol=1e-8)

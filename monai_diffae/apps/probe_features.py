@@ -1,0 +1,230 @@
+"""What a probe of z_sem is compared with: further tables of features, and baselines from the pixels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_cases, read_split_cohort
+from monai_diffae.data.embeddings import std_columns, z_columns
+from monai_diffae.data.split_cohort import SplitCohort
+from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.latents.probes import Floats, pca_features
+
+logger = logging.getLogger(__name__)
+
+FromPixels = Literal["pca", "intensity"]
+Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
+
+PCA_NAME, INTENSITY_NAME = "PCA of pixels", "intensity statistics"
+_MUCH_GIB = 2
+_NOT_FEATURES = ("id", "patient", "split", "slices")
+_DECILES = np.arange(10, 100, 10)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Features of the cases of a table of embeddings.
+
+    Attributes:
+        name: for people.
+        there: ``[N]``, which of the table's cases have them.
+        extract: the features ``[N, D]`` of all cases (whatever it may be of those without), for the positions of the
+            training cases: what is fitted to the data sees those alone.
+    """
+
+    name: str
+    there: NDArray[np.bool_]
+    extract: Extract
+
+    @classmethod
+    def of(cls, name: str, values: NDArray[Any], there: NDArray[np.bool_] | None = None) -> FeatureSet:
+        """Features that are fitted to nothing.
+
+        Raises:
+            ConfigError: values that are not finite, or none at all.
+        """
+        x = np.asarray(values, np.float64)
+        there = np.ones(len(x), bool) if there is None else there
+        if x.ndim != 2 or x.shape[1] == 0:
+            raise ConfigError(f"{name}: it has no features; a row a case and a column a feature are needed")
+        if not np.isfinite(x[there]).all():
+            count = int((~np.isfinite(x[there])).any(axis=1).sum())
+            raise ConfigError(
+                f"{name}: the features of {count} cases hold values that are not finite; fill them in, or leave those "
+                "cases out of the table"
+            )
+        return cls(name, there, lambda train: x)
+
+    @classmethod
+    def pca(cls, images: NDArray[Any], dims: int, there: NDArray[np.bool_] | None = None) -> FeatureSet:
+        """Principal components of the pixels ``[N, ...]``, fitted to the training cases alone."""
+        there = np.ones(len(images), bool) if there is None else there
+        known: dict[bytes, Floats] = {}  # targets without missing labels have the same training cases
+
+        def extract(train: NDArray[np.intp]) -> Floats:
+            key = np.sort(train).tobytes()
+            if key not in known:
+                known.clear()
+                applied = pca_features(images[train], images[there], dims)[1]
+                x = np.full((len(images), applied.shape[1]), np.nan)
+                x[there] = applied
+                known[key] = x
+            return known[key]
+
+        return cls(PCA_NAME, there, extract)
+
+
+@dataclass(frozen=True)
+class PixelBaselines:
+    """Which baselines are to be computed of the pixels, and how these are read.
+
+    Attributes:
+        names: ``pca`` (of as many dimensions as z_sem), ``intensity`` (moments and deciles of the pixels).
+        bundle: whose preprocessing the images get.
+        cohort: where they are.
+        columns: what the cohort's table calls our words.
+        workers: processes that read.
+    """
+
+    names: tuple[FromPixels, ...]
+    bundle: str | os.PathLike[str]
+    cohort: str | os.PathLike[str]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.names if name not in get_args(FromPixels)]
+        if unknown:
+            raise ConfigError(f"baseline: {unknown[0]!r} is not one of {', '.join(get_args(FromPixels))}")
+
+    @cached_property
+    def _source(self) -> tuple[TrainedBundle, SplitCohort, str]:
+        trained = open_bundle(self.bundle, "cpu")
+        return trained, *read_split_cohort(self.bundle, trained, self.cohort, self.columns)
+
+    def made_from(self) -> dict[str, Any]:
+        """What they depend on, as checksums."""
+        return {
+            "baselines": list(self.names), "model": checksum(self.bundle), "config": config_checksum(self.bundle),
+            "cohort": self._source[1].fingerprint,
+        }  # fmt: skip
+
+    def read(self, table: pd.DataFrame, out: Path | None = None) -> list[FeatureSet]:
+        """The baselines of a table's cases.
+
+        Args:
+            table: of embeddings, a row a case.
+            out: a folder for ``failures.csv``, and for the images where they do not fit into memory.
+
+        Raises:
+            CohortError: none of the cases is in the cohort, or the table has a row a volume.
+        """
+        if "slices" in table:
+            raise CohortError(
+                "baseline: the table's z_sem are pooled, and the images of a slice each; embed without --pool, or "
+                "give the baseline's features as a table"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            images, there = self._images(_ids(table, "embeddings"), Path(folder) if out is None else out)
+        of_names = {
+            "pca": lambda: FeatureSet.pca(images, len(z_columns(table)), there),
+            "intensity": lambda: FeatureSet.of(INTENSITY_NAME, intensity_statistics(images), there),
+        }
+        return [of_names[name]() for name in dict.fromkeys(self.names)]
+
+    def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The images ``[N, C, *S]`` that the encoder sees, zeros for those that could not be read; and which could."""
+        trained, split, encoder_key = self._source
+        wanted = set(ids)
+        chosen = [case for case in split.cases if case.id in wanted]
+        if not chosen:
+            raise CohortError("baseline: no case of the table is in the cohort; name the one that was embedded")
+        cases = read_cases(split, trained, out, encoder_key=encoder_key, only=chosen, workers=self.workers)
+        place = {case.id: position for position, case in enumerate(cases.cases)}
+        first = cases.dataset[0][encoder_key]
+        gib = len(ids) * first.numel() * 4 / 1024**3
+        if gib > _MUCH_GIB:
+            logger.warning("the images of %d cases take %.1f GiB of memory, and PCA as much again", len(ids), gib)
+        images = np.zeros((len(ids), *first.shape), np.float32)
+        for row, name in enumerate(ids):
+            if name in place:
+                images[row] = cases.dataset[place[name]][encoder_key].numpy()
+        return images, np.array([name in place for name in ids])
+
+
+def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, targets: Sequence[str]) -> FeatureSet:
+    """Features of a CSV or Parquet table, joined to a table of embeddings by ``id``.
+
+    Of a table of embeddings they are its ``z_000``, ... (and ``std_000``, ...); of any other all columns of numbers
+    but ``patient``, ``split`` and the targets.
+
+    Args:
+        name: what they are called.
+        path: the file.
+        table: of embeddings.
+        targets: labels that are to be predicted, which are no features.
+
+    Raises:
+        CohortError: no such table, no ``id``, an id that is there twice, or none of the table's cases.
+        ConfigError: no features, or values that are not finite.
+    """
+    path = Path(path)
+    features = _read(path)
+    ids = _ids(features, path.name)
+    columns: list[str] = [*z_columns(features), *std_columns(features)]
+    if not columns:
+        left_out = {*_NOT_FEATURES, *targets}
+        columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in left_out]
+    by_id = features[columns].set_axis(ids, axis=0)
+    wanted = _ids(table, "embeddings")
+    there = np.isin(np.array(wanted, object).astype(str), np.array(ids, object).astype(str))
+    if not there.any():
+        raise CohortError(f"{path.name}: it has none of the cases of the embeddings; its column id must name them")
+    return FeatureSet.of(name, by_id.reindex(wanted).to_numpy(np.float64), there)
+
+
+def intensity_statistics(images: NDArray[np.floating[Any]]) -> Floats:
+    """Mean, standard deviation, skewness, kurtosis and deciles of each channel; ``[N, C * 13]`` of ``[N, C, *S]``.
+
+    Example:
+        >>> intensity_statistics(np.arange(32.0).reshape(2, 1, 4, 4)).shape
+        (2, 13)
+    """
+    from scipy import stats
+
+    def of(image: NDArray[Any]) -> Floats:
+        pixels = image.reshape(len(image), -1).astype(np.float64)
+        moments = [pixels.mean(axis=1), pixels.std(axis=1), stats.skew(pixels, axis=1), stats.kurtosis(pixels, axis=1)]
+        return np.nan_to_num(np.stack([*moments, *np.percentile(pixels, _DECILES, axis=1)])).ravel()
+
+    return np.stack([of(image) for image in images])
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise CohortError(f"{path.name}: there is no such file of features")
+    try:
+        return pd.read_csv(path, dtype={"id": str}) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+    except Exception as error:  # the readers' errors are of many kinds
+        raise CohortError(f"{path.name}: this is neither a CSV nor a Parquet table of features") from error
+
+
+def _ids(table: pd.DataFrame, name: str) -> list[str]:
+    if "id" not in table:
+        raise CohortError(f"{name}: it has no column id, by which features are joined to cases")
+    ids = table["id"].astype(str)
+    if ids.duplicated().any():
+        raise CohortError(f"{name}: {int(ids.duplicated().sum())} ids are there more than once; give each case its own")
+    return list(ids)

@@ -1,0 +1,160 @@
+"""Probes of a table's targets, each of several kinds of features on the same cases, and their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from monai_diffae.apps.probe_features import FeatureSet
+from monai_diffae.apps.probe_folds import Cases, Chosen, Evaluation, choose_folds
+from monai_diffae.apps.reading import shown
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.nested import HeldOut, few_labels, held_out
+from monai_diffae.latents.probes import Floats, Probe
+from monai_diffae.latents.scores import bootstrapped, interval
+
+FEW = (10, 30, 100, 300)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A probe of some features, judged.
+
+    Attributes:
+        row: its scores.
+        held_out: its predictions.
+        few: how well it does with few labels, a row a number of patients; none where that was not asked for.
+    """
+
+    row: dict[str, Any]
+    held_out: HeldOut
+    few: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe.
+
+    Attributes:
+        evaluation: ``split``: fitted to the training cases of the table, judged on its test cases (or ``val`` without
+            any); ``cv``: nested cross-validation. None: ``split`` where the table has training cases and enough test
+            patients (30, and 10 of each class), else ``cv``.
+        splits: only the cases of these, in cross-validation.
+        probes: ``linear``, ``knn``, ``boosting``.
+        seed: of everything random.
+    """
+
+    evaluation: Evaluation | None = None
+    splits: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ("linear", "knn")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
+            raise ConfigError(f"evaluation: {self.evaluation!r} is not one of {', '.join(get_args(Evaluation))}")
+        if self.splits and self.evaluation == "split":
+            raise ConfigError("splits: goes with cross-validation; leave it out, or say --evaluation cv")
+        unknown = [name for name in self.probes if name not in get_args(Probe)]
+        if unknown or not self.probes:
+            word = repr(unknown[0]) if unknown else "nothing"
+            raise ConfigError(f"probes: {word} is not one of {', '.join(get_args(Probe))}")
+
+
+def judge(
+    table: pd.DataFrame, targets: Sequence[str], sets: Sequence[FeatureSet], settings: ProbeSettings, *, with_few: bool
+) -> list[Judged]:
+    """Judge every target with every kind of features and every probe.
+
+    Args:
+        table: of embeddings.
+        targets: its label columns.
+        sets: the kinds of features, z_sem first: the others are compared with it.
+        settings: how.
+        with_few: also with few labels.
+    """
+    cases = Cases.of(table, np.all([features.there for features in sets], axis=0), settings.splits)
+    results: list[Judged] = []
+    for target in shown(list(targets), "probing"):
+        chosen = choose_folds(cases, table[target].tolist(), target, settings.evaluation, settings.seed)
+        of_z: dict[str, tuple[float, Floats]] = {}
+        for features in sets:
+            by_fold = _by_fold(features, chosen)
+            for name in settings.probes:
+                judged, draws = _judge_one(features.name, by_fold, chosen, name, settings.seed, with_few)
+                if features is sets[0]:
+                    of_z[name] = judged.row["score"], draws
+                else:
+                    judged.row.update(_difference(of_z[name], (judged.row["score"], draws)))
+                results.append(judged)
+    return results
+
+
+def _by_fold(features: FeatureSet, chosen: Chosen) -> list[Floats]:
+    """The features of the target's cases, for each fold as its training cases gave them."""
+    rows = chosen.target.rows
+    extracted = [features.extract(rows[train]) for train, _ in chosen.folds]
+    once = {id(x): x[rows] for x in extracted}  # mostly the same for all folds
+    return [once[id(x)] for x in extracted]
+
+
+def _judge_one(
+    features: str, by_fold: Sequence[Floats], chosen: Chosen, probe: Probe, seed: int, with_few: bool
+) -> tuple[Judged, Floats]:
+    """A probe's row, and its main metric in each draw of the bootstrap."""
+    target, folds = chosen.target, chosen.folds
+    made = held_out(by_fold, target, chosen.patients, folds, probe, seed)
+    judged = np.sort(np.concatenate([test for _, test in folds]))
+    scores = made.scores()
+    values, draws = scores(np.ones(len(judged))), bootstrapped(scores, chosen.patients[judged], seed)
+    ends = [interval(column) for column in draws.T]
+    metrics: dict[str, Any] = {}
+    for name, value, (low, high) in zip(scores.metrics, values, ends, strict=True):
+        metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
+    strengths = [strength for strength in made.strengths if strength is not None]
+    row = {
+        "target": target.name, "features": features, "dims": by_fold[0].shape[1], "probe": probe,
+        "metric": scores.metrics[0], **dict(zip(("score", "low", "high"), list(metrics.values())[:3], strict=True)),
+        "difference": None, "difference_low": None, "difference_high": None,
+        "evaluation": chosen.evaluation, "num_folds": len(folds),
+        "num_train": int(np.median([len(train) for train, _ in folds])), "num_test": len(judged),
+        "num_patients": len(np.unique(chosen.patients[judged])), "num_left_out": chosen.num_left_out,
+        "num_seen_by_autoencoder": chosen.num_seen,
+        "small_classes": "; ".join(f"{label}: {count}" for label, count in chosen.small_classes.items()) or None,
+        "strength": float(np.exp(np.mean(np.log(strengths)))) if strengths else None, **metrics,
+    }  # fmt: skip
+    few = _few(row, by_fold, chosen, seed) if with_few else []
+    return Judged(row, made, few), draws[:, 0]
+
+
+def _few(row: Mapping[str, Any], by_fold: Sequence[Floats], chosen: Chosen, seed: int) -> list[dict[str, Any]]:
+    rows = []
+    for num_patients in FEW:
+        scores = few_labels(
+            by_fold, chosen.target, chosen.patients, chosen.folds, row["probe"], num_patients=num_patients, seed=seed
+        )
+        scores = scores[np.isfinite(scores)]
+        if len(scores):
+            low, middle, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
+            rows.append({
+                **{key: row[key] for key in ("target", "features", "probe", "metric")}, "num_patients": num_patients,
+                "num_draws": len(scores), "median": middle, "low_quartile": low, "high_quartile": high,
+            })  # fmt: skip
+    return rows
+
+
+def _difference(of_z: tuple[float, Floats], other: tuple[float, Floats]) -> dict[str, Any]:
+    """z_sem's score less another's, over the same draws of patients."""
+    low, high = interval(of_z[1] - other[1])
+    return {
+        "difference": _plain(of_z[0] - other[0]), "difference_low": _plain(low), "difference_high": _plain(high)
+    }  # fmt: skip
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON has it, which knows no NaN."""
+    return float(value) if math.isfinite(value) else None
