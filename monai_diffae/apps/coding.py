@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
-from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.encoding import encode_exactly
 from monai_diffae.apps.reading import (
     BundleCases,
     checksum,

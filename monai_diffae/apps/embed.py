@@ -16,29 +16,24 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from monai_diffae.apps.reading import (
-    BundleCases,
-    checksum,
-    open_bundle,
-    read_cases,
-    read_split_cohort,
-)
-from monai_diffae.apps.records import checksum_of, finished, write_record
+from monai_diffae.apps.encoding import EncodedCohort, check_any, encode_cohort
+from monai_diffae.apps.parts import this_process
+from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_split_cohort
+from monai_diffae.apps.records import checksum_of, finished, versions, write_record
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.slice_cases import gather_slices
-from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.data.split_cohort import SplitCohort
+from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
 
-_MOST_AT_ONCE = 16
-_VOXELS_AT_ONCE = 2**17
+_FEW_CASES = 256
+_MOST_WORKERS = 8
 _OURS = re.compile(r"id|patient|split|slices|(z|std)_\d+")
 
 
@@ -66,7 +61,7 @@ def embed(
     *,
     pool: Pool = "none",
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = None,
     device: str | torch.device | None = None,
     columns: Mapping[str, str] | None = None,
     overwrite: bool = False,
@@ -83,13 +78,19 @@ def embed(
     ``slices`` (how many), ``z_000``, ... their mean, and with ``mean_std`` their standard deviation as ``std_000``, ...
     A volume of which one slice fails is left out.
 
+    Scans are read while others are encoded, and none is kept. A run that was killed goes on, and several processes
+    that ``torchrun`` starts (on several machines with a common disk) share the work: the table is the same, and the
+    first process writes it. A Parquet table's metadata, ``pandas.read_parquet(path).attrs["monai_diffae"]``, say what
+    it was made with: the model's checksum, the preprocessing and versions, as the ``.json`` beside the table does.
+
     Args:
         bundle: a trained bundle's folder.
         cohort: a folder, table, datalist or scan.
-        out: a folder, or the ``.parquet`` file itself.
+        out: a folder, or the file itself: ``.parquet``, or ``.csv``, which takes more room.
         pool: ``none``: a row a slice; ``mean`` or ``mean_std``: a row a volume.
         batch_size: images that are held on the device at once (a few more where the encoder takes more at once).
-        workers: processes that read and preprocess; 0 does it in this one.
+        workers: processes that read and preprocess ahead; 0 does it in this one; None: one a core, at most 8, for 256
+            cases or more.
         device: where to compute; the GPU if there is one when None.
         columns: what the cohort's table calls our words, such as ``{"image": "file"}``.
         overwrite: make it anew although it is there.
@@ -109,9 +110,9 @@ def embed(
         raise ConfigError(f"batch_size: {batch_size} is below 1")
     if pool not in get_args(Pool):
         raise ConfigError(f"pool: {pool!r} is not one of {', '.join(get_args(Pool))}")
-    path = Path(out) if str(out).endswith(".parquet") else Path(out) / "embeddings.parquet"
-    model = checksum(bundle)
-    trained = open_bundle(bundle, device, overrides)
+    path = Path(out) if Path(out).suffix in (".parquet", ".csv") else Path(out) / "embeddings.parquet"
+    model, process = checksum(bundle), this_process()
+    trained = open_bundle(bundle, device or process.device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     if pool != "none" and all(case.slice_index is None for case in split.cases):
         raise ConfigError("pool: the bundle takes no volume of this cohort apart into slices; leave it out")
@@ -124,47 +125,64 @@ def embed(
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", path.name)
         return EmbedResult(path, done["num_cases"], done["num_failed"], skipped=True)
-    cases = read_cases(split, trained, path.parent, encoder_key=encoder_key, workers=workers)
-    z_sem = _encode_all(cases, trained.inferer, trained.network, batch_size, trained.device)
-    table, failures = _table(cases.cases, _columns("z", z_sem)), cases.failures
-    if pool != "none":
-        volumes, failures = gather_slices(split.cases, cases.failures)
-        write_failures(path.parent / "failures.csv", failures)
-        table = _pooled(volumes, failures, cases.cases, z_sem, pool)
+    # the parts of a run that was killed are of use to the same one only
+    parts_folder = path.parent / f".{path.stem}-{checksum_of([made_from, config_checksum(bundle)])[:12]}"
+    encoded = encode_cohort(
+        split.cases, trained, parts_folder, encoder_key=encoder_key, batch_size=batch_size,
+        workers=_workers(workers, len(split.cases)), process=process,
+    )  # fmt: skip
+    if encoded is None:  # the first process gathers what this one has made
+        return EmbedResult(path, 0, 0)
+    table, failures = _gathered(split, encoded, pool, path.parent / "failures.csv")
+    table.attrs["monai_diffae"] = {
+        "made_from": made_from, "preprocessing": _preprocessing(trained.config), "versions": versions()
+    }  # fmt: skip
     write_record(record, made_from, {})  # not finished: for a run that is killed before the end
-    write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+    write_atomic(path, lambda temporary: _write(table, temporary))
     result = EmbedResult(path, len(table), len(failures))
     write_record(record, made_from, {"num_cases": result.num_cases, "num_failed": result.num_failed})
+    encoded.parts.remove()
     return result
 
 
-@torch.no_grad()
-def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network: nn.Module) -> Tensor:
-    """z_sem (B, D) in float32, to the bit the same for an image whatever the others are, and how many.
+def _gathered(
+    split: SplitCohort, encoded: EncodedCohort, pool: Pool, failures_file: Path
+) -> tuple[pd.DataFrame, list[Failure]]:
+    """The table, and what is not in it, which is written too.
 
-    Convolutions of other batch sizes may take other algorithms, which differ in the last bits (4e-7 on a CPU): for
-    images of one size the encoder always runs on as many, the last one repeated where they do not suffice.
-
-    Args:
-        images: (B, C, *S) in the model's range, on the network's device.
-        inferer: encodes.
-        network: the autoencoder, in evaluation mode.
+    Raises:
+        CohortError: nothing is in it.
     """
-    at_once = _at_once(images)
-    parts = []
-    for part in images.split(at_once):
-        padded = torch.cat([part, part[-1:].expand(at_once - len(part), *part.shape[1:])])
-        with (
-            torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            parts.append(inferer.encode(padded.float(), network)[: len(part)])
-    return torch.cat(parts)
+    failures = [*split.failures, *encoded.failures]
+    if pool == "none":
+        write_failures(failures_file, failures)
+        check_any(encoded.cases, failures, "cases")
+        return _table(encoded.cases, _columns("z", encoded.z_sem)), failures
+    volumes, failures = gather_slices(split.cases, failures)
+    write_failures(failures_file, failures)
+    check_any(volumes, failures, "volumes")
+    return _pooled(volumes, encoded.cases, encoded.z_sem, pool), failures
 
 
-def _at_once(images: Tensor) -> int:
-    """How many images of a size (N, C, *S) the encoder takes: a function of the size alone; large ones go singly."""
-    return min(_MOST_AT_ONCE, max(1, _VOXELS_AT_ONCE // images.shape[2:].numel()))
+def _workers(workers: int | None, num_cases: int) -> int:
+    """Reading ahead in one process a core, but not for what is read at once."""
+    if workers is not None:
+        return workers
+    return 0 if num_cases < _FEW_CASES else min(os.cpu_count() or 1, _MOST_WORKERS)
+
+
+def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The transforms as the bundle's config says them, and the keys that they refer to."""
+    transforms = config.get("preprocessing")
+    keys = sorted(set(re.findall(r"@(\w+)", json.dumps(transforms))))
+    return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path, index=False)
 
 
 def patient_hash(patient: str) -> str:
@@ -216,34 +234,10 @@ def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
     return model, pool
 
 
-def _encode_all(
-    cases: BundleCases,
-    inferer: DiffusionAutoencoderInferer,
-    network: nn.Module,
-    batch_size: int,
-    device: torch.device,
-) -> NDArray[np.float32]:
-    at_once = _at_once(cases.dataset[0][cases.encoder_key][None])
-    whole = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
-    batches = cases.batches(whole, f"encoding {len(cases.cases)} cases")
-    return torch.cat([encode_exactly(seen.to(device), inferer, network).cpu() for _, _, seen in batches]).numpy()
-
-
 def _pooled(
-    volumes: Mapping[str, Sequence[Case]],
-    failures: Sequence[Failure],
-    cases: Sequence[Case],
-    z_sem: NDArray[np.float32],
-    pool: Pool,
+    volumes: Mapping[str, Sequence[Case]], cases: Sequence[Case], z_sem: NDArray[np.float32], pool: Pool
 ) -> pd.DataFrame:
-    """A row a volume, of the z_sem (N, D) of all slices; sums are in float64 and in the slices' order.
-
-    Raises:
-        CohortError: every volume has failed.
-    """
-    if not volumes:
-        first = failures[0]
-        raise CohortError(f"all {len(failures)} volumes failed, the first '{first.case_id}': {first.reason}")
+    """A row a volume, of the z_sem (N, D) of all slices; sums are in float64 and in the slices' order."""
     row_of = {case.id: row for row, case in enumerate(cases)}
     codes = [z_sem[[row_of[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
     columns: dict[str, Any] = {"slices": [len(z) for z in codes]}

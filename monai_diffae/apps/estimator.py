@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
-from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.encoding import encode_exactly
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.coding import cases_of, check_choice, checksum_of_cases
-from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.encoding import encode_exactly
 from monai_diffae.apps.images import grid_affine, remove_images, warn_without_dicom, write_image, write_in_space_of
 from monai_diffae.apps.reading import (
     checksum,

@@ -94,11 +94,17 @@ def write_record(
         results: its numbers; none: it is not finished.
         files: how many images each of its folders holds.
     """
+    content = {
+        "made_from": dict(made_from), "results": dict(results), "files": dict(files or {}), "versions": versions()
+    }  # fmt: skip
+    write_json(path, content)
+
+
+def versions() -> dict[str, str]:
+    """What results depend on."""
     import monai
 
-    versions = {"monai_diffae": __version__, "monai": monai.__version__, "torch": torch.__version__}
-    content = {"made_from": dict(made_from), "results": dict(results), "files": dict(files or {}), "versions": versions}
-    write_json(path, content)
+    return {"monai_diffae": __version__, "monai": monai.__version__, "torch": torch.__version__}
 
 
 def checksum_of(values: Sequence[Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from monai_diffae.apps.coding import OpenedCohort, check_choice, checksum_of_cases, open_cohort
-from monai_diffae.apps.embed import encode_exactly
+from monai_diffae.apps.encoding import encode_exactly
 from monai_diffae.apps.reading import BundleCases
 from monai_diffae.apps.records import checksum_of, run_once
 from monai_diffae.apps.tracking import log_to_open_run

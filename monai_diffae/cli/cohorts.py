@@ -111,13 +111,19 @@ def embed(
         typer.Option("--pool", help="Of volumes in a 2D model: mean or mean_std of the slices' z_sem, a row a volume."),
     ] = "none",
     batch_size: BatchSize = 64,
-    workers: Workers = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Processes that read scans ahead; one a core by default; 0: none."),
+    ] = None,
     device: Device = None,
     column: Columns = None,
     settings: Settings = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Encode every case to z_sem: embeddings.parquet."""
+    """Encode every case to z_sem: embeddings.parquet, or the .csv or .parquet file that --out names.
+
+    A run that was stopped goes on. Under torchrun, processes share the work.
+    """
     from monai_diffae.apps.embed import embed as run
 
     result = run(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,24 +13,21 @@ from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.failures import Failure
-from monai_diffae.errors import (
-    CohortError,
-    ConfigError,
-    DiffAEError,
-    MachineError,
-    ScanError,
-    find_diffae_error,
-    one_line,
+from monai_diffae.data.streamed import (
+    Arrays,
+    check_size,
+    failure_of,
+    plain_tensor,
+    preprocessed,
+    progress,
+    read_in_turn,
 )
-
-logger = logging.getLogger(__name__)
+from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
 
 Item = dict[str, Any]
 
@@ -117,7 +112,7 @@ class CachedCases(Dataset[Item]):
             elif (isinstance(wrong, DiffAEError) and not isinstance(wrong, ScanError)) or self.on_bad_scan == "stop":
                 raise wrong
             else:
-                self._note(index, wrong)
+                self.failures.append(failure_of(self.data[index], index, self.keys[0], wrong))
         if not items:
             first = self.failures[0]
             raise CohortError(f"all {len(self.data)} cases failed, the first '{first.case_id}': {first.reason}")
@@ -151,30 +146,23 @@ class CachedCases(Dataset[Item]):
         if self._stores:
             arrays = {key: store[position] for key, store in self._stores.items()}
         else:
-            arrays = _preprocess(self.transform, items[position], self.keys)
+            arrays = preprocessed(self.transform, items[position], self.keys)
         tensors: Item = {key: torch.from_numpy(array) for key, array in arrays.items()}
         if self.random_transform is not None:
             _seed(self.random_transform, self.seed, epoch, position)
             tensors = self.random_transform(tensors)
-        plain: Item = {key: _plain(tensors[key]) for key in self.keys}
+        plain: Item = {key: plain_tensor(tensors[key]) for key in self.keys}
         return {**plain, "id": str(items[position].get("id", position)), "index": position}
 
-    def _results(self) -> Iterator[dict[str, NDArray[np.float32]] | Exception]:
-        reading = _Reading(self.data, self.transform, self.keys)
-        loader = DataLoader(reading, batch_size=None, num_workers=self.num_workers, collate_fn=_same)
-        with _shown(len(self.data), self.progress) as advance:
-            results = iter(loader)
-            for _ in self.data:
-                try:
-                    result = next(results)
-                except RuntimeError as error:  # torch says so when a worker is killed, mostly for want of memory
-                    raise MachineError(
-                        f"a worker died while reading ({one_line(error)}); use fewer num_workers"
-                    ) from error
+    def _results(self) -> Iterator[Arrays | Exception]:
+        count = len(self.data)
+        shown = progress(count, f"reading and preprocessing {count} images") if self.progress else _silence()
+        with shown as advance:
+            for result in read_in_turn(self.data, self.transform, self.keys, self.num_workers):
                 advance()
                 yield result
 
-    def _keep(self, arrays: dict[str, NDArray[np.float32]]) -> ScanError | None:
+    def _keep(self, arrays: Arrays) -> ScanError | None:
         """Store a result; a size that differs from the first one's is returned as an error."""
         if self.cache == "none":
             return None
@@ -186,12 +174,9 @@ class CachedCases(Dataset[Item]):
             self._stores = {
                 key: ArrayStore(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()
             }
-        for key, array in arrays.items():
-            if array.shape != self._stores[key].shape:
-                expected, found = list(self._stores[key].shape), list(array.shape)
-                return ScanError(
-                    f"{key}: the size is {found} where others are {expected}; crop, pad or resize in the transform"
-                )
+        wrong = check_size(arrays, {key: store.shape for key, store in self._stores.items()})
+        if wrong is not None:
+            return wrong
         for key, array in arrays.items():
             self._stores[key].append(array)
         return None
@@ -212,50 +197,11 @@ class CachedCases(Dataset[Item]):
             )
         return folder
 
-    def _note(self, index: int, error: Exception) -> None:
-        item, reason = self.data[index], one_line(error)
-        image = item.get(self.keys[0], item.get("image", ""))
-        file = image[0] if isinstance(image, (list, tuple)) and image else image
-        failure = Failure(str(item.get("id", index)), Path(str(file)).name, reason)
-        self.failures.append(failure)
-        logger.warning("case %s left out: %s", failure.case_id, reason)
-
-
-class _Reading(Dataset[Any]):
-    """Errors as values: an exception in a worker would arrive as a traceback that stops all."""
-
-    def __init__(self, data: Sequence[Item], transform: Callable[[Any], Any], keys: tuple[str, ...]) -> None:
-        self.data, self.transform, self.keys = data, transform, keys
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, NDArray[np.float32]] | Exception:
-        try:
-            return _preprocess(self.transform, self.data[index], self.keys)
-        except Exception as error:
-            return find_diffae_error(error) or ScanError(one_line(error)[:200])
-
-
-def _preprocess(transform: Callable[[Any], Any], item: Item, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
-    result = transform(dict(item))
-    return {key: np.array(_plain(result[key]).numpy(), np.float32) for key in keys}
-
-
-def _plain(value: Any) -> torch.Tensor:
-    """Without MONAI's meta data, which hold paths."""
-    tensor = value.as_tensor() if hasattr(value, "as_tensor") else torch.as_tensor(value)
-    return tensor.detach().to("cpu", torch.float32).contiguous()
-
 
 def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:
     if hasattr(transform, "set_random_state"):
         digest = hashlib.sha256(f"{seed}:{epoch}:{index}".encode()).digest()
         transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
@@ -264,16 +210,5 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 
 @contextlib.contextmanager
-def _shown(total: int, progress: bool) -> Iterator[Callable[[], None]]:
-    if not progress or total < 2 or not sys.stderr.isatty():
-        if progress and total > 1:
-            logger.info("reading and preprocessing %d images", total)
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading scans", total=total)
-        yield lambda: bar.advance(task)
+def _silence() -> Iterator[Callable[[], None]]:
+    yield lambda: None

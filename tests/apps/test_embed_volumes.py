@@ -25,9 +25,9 @@ def std_of(table):
 
 
 def cohort_of(folder, volumes, labels=None):
-    """Writes volumes ``{id: array}`` and their table."""
+    """Writes volumes ``{id: array}``, of 12 mm voxels, and their table."""
     for name, array in volumes.items():
-        nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), folder / f"{name}.nii")
+        nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([12, 12, 12, 1])), folder / f"{name}.nii")
     table = pd.DataFrame({"image": [f"{name}.nii" for name in volumes], "id": list(volumes), "split": "train"})
     table.assign(**(labels or {})).to_csv(folder / "cohort.csv", index=False)
     return folder / "cohort.csv"

@@ -1,0 +1,216 @@
+"""Cohorts of many scans: stopped and gone on with, shared among processes, with bad scans among them."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from monai_diffae.apps.embed import embed
+from monai_diffae.apps.parts import Parts, Process, this_process
+from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.failures import Failure
+from monai_diffae.errors import ConfigError, MachineError
+
+EMBED = ("monai_diffae.cli", "--quiet", "embed")
+
+
+def pictures(folder, count, start=0):
+    """Names of ``count`` PNGs of 16 x 16 noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"p{start + i:04d}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        noise = np.random.default_rng(start + i).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return names
+
+
+def table_of(folder, names):
+    pd.DataFrame({"image": names, "split": "test", "age": range(len(names))}).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """700 pictures: three parts."""
+    folder = tmp_path_factory.mktemp("many")
+    return table_of(folder, pictures(folder, 700))
+
+
+@pytest.fixture(scope="module")
+def whole(labelled, cohort, tmp_path_factory):
+    """They, embedded in one go with one thread."""
+    out = tmp_path_factory.mktemp("whole") / "z.parquet"
+    command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
+    subprocess.run([*map(str, command), "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return out
+
+
+def test_a_killed_run_goes_on_and_the_table_is_the_same_to_the_byte(labelled, cohort, whole, tmp_path):
+    out = tmp_path / "z.parquet"
+    command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
+    process = subprocess.Popen(
+        [*map(str, command), "--device", "cpu", "--workers", "0"], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while not (done := list(tmp_path.glob(".z-*/*.npz"))) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 1 <= len(done) < 3
+    assert not out.exists()
+    subprocess.run([*map(str, command), "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".z-*"))
+
+
+def test_what_is_there_is_not_encoded_again(labelled, cohort, tmp_path, monkeypatch):
+    encoded = []
+    real = Parts.write
+
+    def write(self, part, *content):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(part)
+        real(self, part, *content)
+
+    monkeypatch.setattr(Parts, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    monkeypatch.setattr(Parts, "write", lambda self, part, *content: (encoded.append(part), real(self, part, *content)))
+    assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_cases == 700
+    assert encoded == [0, 1, 2]
+
+
+def test_processes_share_a_cohort_and_the_table_is_the_same(labelled, cohort, whole, tmp_path):
+    out = tmp_path / "z.parquet"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *EMBED,
+        "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu", "--workers", "0",
+    ]  # fmt: skip
+    subprocess.run([*map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".z-*"))
+
+
+def test_worker_processes_give_the_same_table(labelled, cohort, whole, tmp_path):
+    made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=2, batch_size=7)
+    pd.testing.assert_frame_equal(pd.read_parquet(made.path), pd.read_parquet(whole), atol=1e-5)
+
+
+def test_a_csv_holds_the_same_numbers_to_the_bit(labelled, tmp_path):
+    made = embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu")
+    parquet = embed(labelled.bundle, labelled.cohort, tmp_path / "z2.parquet", device="cpu")
+    assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(parquet.path)))
+    assert embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu").skipped
+
+
+def test_a_tables_metadata_say_what_it_was_made_with(labelled):
+    said = pd.read_parquet(labelled.embeddings).attrs["monai_diffae"]
+    assert len(said["made_from"]["model"]) == 64
+    assert {"monai_diffae", "monai", "torch"} <= said["versions"].keys()
+    transforms = said["preprocessing"]["preprocessing"]["transforms"]
+    assert transforms[0]["_target_"] == "monai_diffae.transforms.ReadScand"
+    assert said["preprocessing"]["image_size"] == [16, 16]
+    assert str(labelled.cohort.parent) not in str(said)
+
+
+KINDS = {
+    "empty.png": lambda path: path.write_bytes(b""),
+    "text.png": lambda path: path.write_text("this is no picture"),
+    "cut.png": lambda path: _cut_picture(path),
+    "missing.nii": lambda path: None,
+    "html.nii.gz": lambda path: path.write_text("<html>404 Not Found</html>"),
+    "cut.nii.gz": lambda path: _cut_volume(path),
+    "flipped.nii.gz": lambda path: _flipped_volume(path),
+    "nan.nii": lambda path: nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), path),
+    "time.nii": lambda path: nib.save(nib.Nifti1Image(np.ones((16, 16, 3, 4), np.float32), np.eye(4)), path),
+    "header.nii": lambda path: path.write_bytes(b"\x5c\x01\x00\x00" + b"\xff" * 400),
+}
+
+
+def _cut_picture(path):
+    (name,) = pictures(path.parent / "whole", 1, start=9000)
+    path.write_bytes((path.parent / "whole" / name).read_bytes()[:100])
+
+
+def _volume():
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32), np.eye(4))
+    return bytearray(image.to_bytes())
+
+
+def _cut_volume(path):
+    path.write_bytes(gzip.compress(bytes(_volume()))[:-200])
+
+
+def _flipped_volume(path):
+    packed = bytearray(gzip.compress(bytes(_volume())))
+    packed[len(packed) // 2] ^= 1
+    path.write_bytes(packed)
+
+
+def test_fifty_bad_scans_of_ten_kinds_cost_fifty_lines_and_nothing_else(run, labelled, tmp_path):
+    good = pictures(tmp_path, 950)
+    bad = []
+    for i in range(5):
+        for kind, spoil in KINDS.items():
+            bad.append(f"{i}_{kind}")
+            spoil(tmp_path / bad[-1])
+    names = good + bad
+    np.random.default_rng(0).shuffle(names)
+    out = tmp_path / "embedded"
+    code, _, log = run(
+        "embed", "--bundle", labelled.bundle, "--cohort", table_of(tmp_path, names), "--out", out, "--device", "cpu"
+    )
+    assert code == 3
+    table, failures = pd.read_parquet(out / "embeddings.parquet"), pd.read_csv(out / "failures.csv")
+    assert len(table) == 950
+    assert table["id"].tolist() == [name.removesuffix(".png") for name in names if name in set(good)]
+    assert np.isfinite(z_of(table)).all()
+    assert sorted(failures["file"]) == sorted(bad)
+    assert Counter(file.split("_", 1)[1] for file in failures["file"]) == dict.fromkeys(KINDS, 5)
+    for reason in failures["reason"]:
+        assert "; " in reason
+        assert "\n" not in reason
+        assert str(tmp_path) not in reason
+    assert "Traceback" not in log
+
+
+def test_parts_hold_what_was_written_and_say_what_is_missing(tmp_path):
+    parts = Parts(tmp_path / "parts", 10, 4)
+    z = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert [list(parts.cases_of(part)) for part in range(len(parts))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    parts.write(0, [0, 1, 3], z, [Failure("c", "c.nii", "c.nii: is empty; copy it again")])
+    parts.write(2, [], np.empty((0, 2), np.float32), [Failure("i", "i", "é"), Failure("j", "j", "")])
+    assert parts.missing() == [1]
+    with pytest.raises(MachineError, match="1 of 3 parts did not come from the other processes"):
+        parts.wait(patience_s=0.3)
+    parts.write(1, [5], z[:1] + 100, [])
+    parts.wait(patience_s=0.3)
+    positions, codes, failures = parts.read()
+    assert positions == [0, 1, 3, 5]
+    assert np.array_equal(codes, np.concatenate([z, z[:1] + 100]))
+    assert [failure.case_id for failure in failures] == ["c", "i", "j"]
+    assert failures[1].reason == "é"
+    (tmp_path / "parts" / "000001.npz").write_bytes(b"broken")
+    with pytest.raises(MachineError, match=r"parts/000001\.npz: cannot be read; delete it and run again"):
+        parts.read()
+
+
+def test_a_process_is_what_torchrun_says(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_process() == Process(0, 1, 0)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert this_process() == Process(5, 8, 1)
+    monkeypatch.setenv("RANK", "8")
+    with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
+        this_process()
