@@ -13,6 +13,7 @@ from monai_diffae import cli
 COMMANDS = [
     "init", "plan", "train", "embed", "reconstruct", "probe", "samples", "demo", "import-official", "info",
     "train-latent", "sample", "interpolate", "vary", "walk", "fit-direction", "edit", "grade",
+    "neighbors", "usage",
 ]  # fmt: skip
 
 

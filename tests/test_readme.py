@@ -8,7 +8,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+
+from monai_diffae.apps.embed import embed
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
@@ -40,6 +43,9 @@ def test_python_blocks_run(code: str, tiny_bundle: Any, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_bundle").symlink_to(tiny_bundle.directory)
     (tmp_path / "scan.nii").symlink_to(next((tiny_bundle.cohort.parent / "images").iterdir()))
+    if "results/embeddings.parquet" in code:
+        made = embed("my_bundle", tiny_bundle.cohort, "results", device="cpu").path
+        pd.read_parquet(made).rename(columns={"head_size": "age"}).to_parquet(made)
     exec(compile(code, "block", "exec"), {})
 
 

@@ -1,0 +1,91 @@
+"""How long ``embed`` takes beside reading alone and encoding alone, and the memory it takes for more cases.
+
+    python benchmarks/embedding.py BUNDLE COHORT [--rounds 3] [--workers 1] [--times 1]
+
+Reading alone: every case read and preprocessed, in as many workers. Encoding alone: the same images, from memory.
+Each round runs all three, and medians are compared. ``--times 10`` lists the cohort ten times over (under other ids)
+and runs ``embed`` alone once more, for the largest resident set (VmHWM) of both, in processes of their own. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from monai_diffae.apps.embed import embed
+from monai_diffae.apps.encoding import encode_exactly
+from monai_diffae.apps.reading import open_bundle, read_split_cohort
+from monai_diffae.data.streamed import read_in_turn
+
+
+def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str, float]:
+    """Of one round."""
+    trained = open_bundle(bundle, "cpu")
+    split, key = read_split_cohort(bundle, trained, cohort)
+    start = time.perf_counter()
+    results = read_in_turn([case.item() for case in split.cases], trained.preprocessing, (key,), workers)
+    images = [torch.from_numpy(result[key]) for result in results if not isinstance(result, Exception)]
+    read = time.perf_counter() - start
+    start = time.perf_counter()
+    for i in range(0, len(images), 64):
+        encode_exactly(torch.stack(images[i : i + 64]), trained.inferer, trained.network)
+    encoded = time.perf_counter() - start
+    start = time.perf_counter()
+    embed(bundle, cohort, folder / "z.parquet", workers=workers, device="cpu", overwrite=True)
+    return {"cases": len(images), "read": read, "encode": encoded, "embed": time.perf_counter() - start}
+
+
+def memory_gib(bundle: Path, cohort: Path, times: int, workers: int, folder: Path) -> float:
+    """The largest resident set of ``embed`` on the cohort, listed so many times over."""
+    table = pd.read_csv(cohort)
+    table["image"] = [str((cohort.parent / image).resolve()) for image in table["image"]]
+    longer = pd.concat([table.assign(id=[f"{k}-{i}" for i in range(len(table))]) for k in range(times)])
+    longer.to_csv(folder / "longer.csv", index=False)
+    program = (
+        "import sys\nfrom monai_diffae.apps.embed import embed\n"
+        "embed(sys.argv[1], sys.argv[2], sys.argv[3], workers=int(sys.argv[4]), device='cpu', overwrite=True)\n"
+        "print(open('/proc/self/status').read())"
+    )
+    arguments = [bundle, folder / "longer.csv", folder / "m.parquet", workers]
+    status = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], check=True, capture_output=True, text=True
+    ).stdout
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024**2
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--times", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rounds = [
+            seconds(arguments.bundle, arguments.cohort, arguments.workers, folder) for _ in range(arguments.rounds)
+        ]
+        middle = {what: statistics.median(row[what] for row in rounds) for what in rounds[0]}
+        slower = max(middle["read"], middle["encode"])
+        result = {**middle, "embed over the slower": middle["embed"] / slower}
+        if arguments.times > 1:
+            for times in (1, arguments.times):
+                gib = memory_gib(arguments.bundle, arguments.cohort, times, arguments.workers, folder)
+                result[f"GiB of {times * int(middle['cases'])} cases"] = gib
+    print(json.dumps({**result, "threads": torch.get_num_threads(), "workers": arguments.workers}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
