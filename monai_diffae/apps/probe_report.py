@@ -127,7 +127,7 @@ def _draw_calibration(results: Sequence[Judged], path: Path) -> None:
         curve.plot(span, span, color="grey", linewidth=0.8, zorder=0)
         curve.set_title(name)
         curve.set_ylabel("share that is so" if is_class else "mean value")
-        curve.legend(fontsize=7)
+        curve.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         counts.set_xlabel("predicted probability" if is_class else "predicted value")
         counts.set_ylabel("predictions")
     figure.savefig(path, dpi=_DPI)
@@ -173,7 +173,7 @@ def _draw_few(few: pd.DataFrame, path: Path) -> None:
         axes.set_title(str(name))
         axes.set_xlabel("labelled patients")
         axes.set_ylabel(_HEADINGS[group["metric"].iloc[0]])
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=_DPI)
 
 
@@ -183,7 +183,7 @@ def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
 
     columns = min(num, _MOST_COLUMNS)
     rows = -(-num // columns)
-    figure = Figure(figsize=(4.5 * columns, (3 + 1.3 * (num_axes - 1)) * rows), layout="constrained")
+    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), layout="constrained")
     ratios = {"height_ratios": [3.0, 1.0][:num_axes]}
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()[:num]
     return figure, [part.subplots(num_axes, 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0] for part in parts]
