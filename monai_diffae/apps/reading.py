@@ -154,13 +154,12 @@ def read_cases(
 
 
 def checksum(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of a bundle's weights; with a first stage, of both SHA-256."""
-    models = Path(directory) / "models"
-    if not (models / "model.pt").is_file():
+    """SHA-256 of a bundle's weights. (A first stage of other weights than the model's own does not load.)"""
+    path = Path(directory) / "models" / "model.pt"
+    if not path.is_file():
         raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")
-    weights = [path for path in (models / "model.pt", models / "first_stage_model.pt") if path.is_file()]
-    digests = [_checksum_in_state(path.resolve(), path.stat().st_mtime_ns, path.stat().st_size) for path in weights]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    state = path.stat()
+    return _checksum_in_state(path.resolve(), state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache
