@@ -17,14 +17,14 @@ from torch import Tensor
 
 from monai_diffae.apps.coding import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
 from monai_diffae.apps.directions import read_direction
-from monai_diffae.apps.embed import check_made_with, patient_hash
+from monai_diffae.apps.embed import check_made_with
 from monai_diffae.apps.encoding import encode_exactly
 from monai_diffae.apps.images import names_of, remove_images, titles_of, warn_without_dicom, write_in_space_of
 from monai_diffae.apps.reading import file_checksum
 from monai_diffae.apps.records import checksum_of, run_once
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import patient_hash, read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.handlers.pictures import draw_mosaic, in_colours
 from monai_diffae.latents import Direction

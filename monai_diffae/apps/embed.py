@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-from monai_diffae.apps.encoding import EncodedCohort, check_any, encode_cohort
+from monai_diffae.apps.embedding_tables import gathered
+from monai_diffae.apps.encoding import encode_cohort
 from monai_diffae.apps.parts import this_process
+from monai_diffae.apps.patches import PatchCutter
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_split_cohort
 from monai_diffae.apps.records import checksum_of, finished, versions, write_record
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.slice_cases import gather_slices
-from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
 
-_FEW_CASES = 256
-_MOST_WORKERS = 8
-_OURS = re.compile(r"id|patient|split|slices|(z|std)_\d+")
+_OF_IMAGES = ("none", "patch")  # tables whose z_sem are of single images, which can be decoded
 
 
 @dataclass(frozen=True)
@@ -43,14 +38,16 @@ class EmbedResult:
 
     Attributes:
         path: ``embeddings.parquet``.
-        num_cases: its rows.
+        patches: ``embeddings_patches.parquet`` beside it, if scans were cut into patches.
+        num_cases: the rows of ``path``.
         num_failed: cases (volumes where these are pooled) that could not be used, listed in ``failures.csv`` beside it.
         skipped: whether it was there already.
     """
 
     path: Path
-    num_cases: int
-    num_failed: int
+    patches: Path | None = None
+    num_cases: int = 0
+    num_failed: int = 0
     skipped: bool = False
 
 
@@ -60,6 +57,8 @@ def embed(
     out: str | os.PathLike[str],
     *,
     pool: Pool = "none",
+    patches: bool = False,
+    overlap: float = 0.25,
     batch_size: int = 64,
     workers: int | None = None,
     device: str | torch.device | None = None,
@@ -78,6 +77,13 @@ def embed(
     ``slices`` (how many), ``z_000``, ... their mean, and with ``mean_std`` their standard deviation as ``std_000``, ...
     A volume of which one slice fails is left out.
 
+    With ``patches`` scans are not cropped to the model's field (after resampling, ``image_size``) but cut into
+    overlapping patches of it. A scan's row then has the mean z_sem of its patches and ``patches``, how many they are;
+    those of background alone (within 1 % of the model's range above its lowest value) are left out, and counted as
+    ``empty_patches``. Beside it, ``embeddings_patches.parquet`` has a row a patch: ``id``, ``patient``, ``split``,
+    ``patch`` (its number on the scan's grid), ``x_mm``, ``y_mm``, ``z_mm`` (its centre in the scan's world, RAS+; of
+    2D images also ``row_px``, ``column_px``, and NaN mm for pictures, which lie nowhere) and ``z_000``, ...
+
     Scans are read while others are encoded, and none is kept. A run that was killed goes on, and several processes
     that ``torchrun`` starts (on several machines with a common disk) share the work: the table is the same, and the
     first process writes it. A Parquet table's metadata, ``pandas.read_parquet(path).attrs["monai_diffae"]``, say what
@@ -88,6 +94,8 @@ def embed(
         cohort: a folder, table, datalist or scan.
         out: a folder, or the file itself: ``.parquet``, or ``.csv``, which takes more room.
         pool: ``none``: a row a slice; ``mean`` or ``mean_std``: a row a volume.
+        patches: cut scans into patches instead of cropping them to the model's field.
+        overlap: of neighbouring patches, the share along each axis, 0 to less than 1.
         batch_size: images that are held on the device at once (a few more where the encoder takes more at once).
         workers: processes that read and preprocess ahead; 0 does it in this one; None: one a core, at most 8, for 256
             cases or more.
@@ -97,7 +105,8 @@ def embed(
         overrides: values for keys of the bundle's config, such as ``{"slice_step": 1}``.
 
     Raises:
-        ConfigError: no trained bundle, no slices to pool, or ``out`` holds embeddings of another model or cohort.
+        ConfigError: no trained bundle, no slices to pool, a preprocessing that does not end with a crop that patches
+            could replace, or ``out`` holds embeddings of another model or cohort.
         CohortError: no usable case.
 
     Example:
@@ -110,65 +119,94 @@ def embed(
         raise ConfigError(f"batch_size: {batch_size} is below 1")
     if pool not in get_args(Pool):
         raise ConfigError(f"pool: {pool!r} is not one of {', '.join(get_args(Pool))}")
-    path = Path(out) if Path(out).suffix in (".parquet", ".csv") else Path(out) / "embeddings.parquet"
+    if patches and pool != "none":
+        raise ConfigError("pool: the z_sem of patches are averaged anyway; leave it out, or leave out patches")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"workers: {workers} is below 0")
+    path = _table_path(Path(out), Path(cohort))
     model, process = checksum(bundle), this_process()
     trained = open_bundle(bundle, device or process.device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     if pool != "none" and all(case.slice_index is None for case in split.cases):
         raise ConfigError("pool: the bundle takes no volume of this cohort apart into slices; leave it out")
+    cutter = PatchCutter(trained, encoder_key, overlap) if patches else None
     labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
     made_from = {
         "model": model, "cohort": split.fingerprint, "labels": labels, "pool": pool, "overrides": dict(overrides or {})
     }  # fmt: skip
-    record = path.with_suffix(".json")
-    done = finished(record, [path], made_from, overwrite=overwrite)
+    files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
+    of_patches = next((file for file in files if file != path), None)
+    done = _finished(files, overwrite)
     if done is not None:
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", path.name)
-        return EmbedResult(path, done["num_cases"], done["num_failed"], skipped=True)
-    # the parts of a run that was killed are of use to the same one only
-    parts_folder = path.parent / f".{path.stem}-{checksum_of([made_from, config_checksum(bundle)])[:12]}"
+        return EmbedResult(path, of_patches, done["num_cases"], done["num_failed"], skipped=True)
+    # the parts of a run that was killed are of use to the same one only, as long as no file is written anew
+    parts_of = checksum_of([files[path], config_checksum(bundle), [_written_at(case) for case in split.cases]])
+    parts_folder = path.parent / f".{path.stem}-{parts_of[:12]}"
     encoded = encode_cohort(
-        split.cases, trained, parts_folder, encoder_key=encoder_key, batch_size=batch_size,
-        workers=_workers(workers, len(split.cases)), process=process,
+        split.cases, trained, parts_folder, encoder_key=encoder_key, cutter=cutter, batch_size=batch_size,
+        workers=workers, process=process,
     )  # fmt: skip
     if encoded is None:  # the first process gathers what this one has made
-        return EmbedResult(path, 0, 0)
-    table, failures = _gathered(split, encoded, pool, path.parent / "failures.csv")
-    table.attrs["monai_diffae"] = {
-        "made_from": made_from, "preprocessing": _preprocessing(trained.config), "versions": versions()
-    }  # fmt: skip
-    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
-    write_atomic(path, lambda temporary: _write(table, temporary))
-    result = EmbedResult(path, len(table), len(failures))
-    write_record(record, made_from, {"num_cases": result.num_cases, "num_failed": result.num_failed})
+        return EmbedResult(path, of_patches)
+    tables, failures = gathered(split, encoded, pool, path.parent / "failures.csv")
+    _write(dict(zip(files, tables, strict=True)), files, trained.config)
+    result = EmbedResult(path, of_patches, len(tables[0]), len(failures))
+    for file, made in files.items():
+        numbers = {"num_cases": result.num_cases, "num_failed": result.num_failed}
+        write_record(file.with_suffix(".json"), made, numbers)
     encoded.parts.remove()
     return result
 
 
-def _gathered(
-    split: SplitCohort, encoded: EncodedCohort, pool: Pool, failures_file: Path
-) -> tuple[pd.DataFrame, list[Failure]]:
-    """The table, and what is not in it, which is written too.
+def _table_path(out: Path, cohort: Path) -> Path:
+    """The table's file, before anything is encoded for it in vain.
 
     Raises:
-        CohortError: nothing is in it.
+        ConfigError: it would be the cohort's own, of another format, or share a record with another table.
     """
-    failures = [*split.failures, *encoded.failures]
-    if pool == "none":
-        write_failures(failures_file, failures)
-        check_any(encoded.cases, failures, "cases")
-        return _table(encoded.cases, _columns("z", encoded.z_sem)), failures
-    volumes, failures = gather_slices(split.cases, failures)
-    write_failures(failures_file, failures)
-    check_any(volumes, failures, "volumes")
-    return _pooled(volumes, encoded.cases, encoded.z_sem, pool), failures
+    if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
+        raise ConfigError(f"{out.name}: tables are .parquet or .csv; name such a file, or a folder")
+    path = out if out.suffix in (".parquet", ".csv") else out / "embeddings.parquet"
+    other = path.with_suffix(".csv" if path.suffix == ".parquet" else ".parquet")
+    if path.resolve() == cohort.resolve():
+        raise ConfigError(f"{path.name}: this is the cohort; name another --out")
+    if other.exists() and path.with_suffix(".json").exists():
+        raise ConfigError(f"{path.name}: {other.name} is beside it, of the same record; name another --out")
+    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+        raise ConfigError(f"{path.name}: is a folder, or lies below a file; name another --out")
+    return path
 
 
-def _workers(workers: int | None, num_cases: int) -> int:
-    """Reading ahead in one process a core, but not for what is read at once."""
-    if workers is not None:
-        return workers
-    return 0 if num_cases < _FEW_CASES else min(os.cpu_count() or 1, _MOST_WORKERS)
+def _written_at(case: Case) -> list[int]:
+    """When the case's files were last written; 0 of one that is not there."""
+    files = [file for image in case.images.values() for file in (image if isinstance(image, tuple | list) else [image])]
+    return [file.stat().st_mtime_ns if file.exists() else 0 for file in map(Path, files)]
+
+
+def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:
+    """The table of the scans and that of their patches, and what each is made from."""
+    pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
+    return {file: {**made_from, "pool": pool, "overlap": overlap} for file, pool in pools.items()}
+
+
+def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str, Any] | None:
+    """The numbers of tables that are all complete."""
+    done = [finished(file.with_suffix(".json"), [file], made, overwrite=overwrite) for file, made in files.items()]
+    return None if None in done else done[0]
+
+
+def _write(
+    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], config: Mapping[str, Any]
+) -> None:
+    """Write tables that say what they were made from, and records of them that say so, too, but not finished."""
+    for file, table in tables.items():
+        table.attrs["monai_diffae"] = {
+            "made_from": made_from[file], "preprocessing": _preprocessing(config), "versions": versions()
+        }  # fmt: skip
+        write_record(file.with_suffix(".json"), made_from[file], {})  # for a run that is killed before the end
+        write = table.to_csv if file.suffix == ".csv" else table.to_parquet
+        write_atomic(file, functools.partial(write, index=False))
 
 
 def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,23 +214,6 @@ def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     transforms = config.get("preprocessing")
     keys = sorted(set(re.findall(r"@(\w+)", json.dumps(transforms))))
     return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    else:
-        table.to_parquet(path, index=False)
-
-
-def patient_hash(patient: str) -> str:
-    """The first 16 hexadecimal digits of a patient's SHA-256.
-
-    Example:
-        >>> patient_hash("sub-01")
-        '41c1ca2f53f4dd0b'
-    """
-    return hashlib.sha256(patient.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def model_of(embeddings: str | os.PathLike[str]) -> str:
@@ -213,8 +234,9 @@ def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLik
     name, (model, pool) = Path(embeddings).name, _model_and_pool(embeddings)
     if model != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
-    if pool != "none":
-        raise ConfigError(f"{name}: its z_sem are pooled, of no single image; embed the cohort without --pool")
+    if pool not in _OF_IMAGES:
+        option = "--patches" if pool == "patches" else "--pool"
+        raise ConfigError(f"{name}: its z_sem are pooled, of no single image; embed the cohort without {option}")
 
 
 def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
@@ -232,35 +254,3 @@ def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
     if not is_finished:  # a run that was killed between the record and the table
         raise ConfigError(f"{path.name}: was not finished; run monai-diffae embed again")
     return model, pool
-
-
-def _pooled(
-    volumes: Mapping[str, Sequence[Case]], cases: Sequence[Case], z_sem: NDArray[np.float32], pool: Pool
-) -> pd.DataFrame:
-    """A row a volume, of the z_sem (N, D) of all slices; sums are in float64 and in the slices' order."""
-    row_of = {case.id: row for row, case in enumerate(cases)}
-    codes = [z_sem[[row_of[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
-    columns: dict[str, Any] = {"slices": [len(z) for z in codes]}
-    columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
-    if pool == "mean_std":
-        columns |= _columns("std", np.stack([z.std(axis=0) for z in codes]))
-    whole = [replace(slices[0], id=name, slice_index=None) for name, slices in volumes.items()]
-    return _table(whole, columns)
-
-
-def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
-    return {f"{prefix}_{i:03d}": column for i, column in enumerate(values.T.astype(np.float32))}
-
-
-def _table(cases: Sequence[Case], codes: Mapping[str, Any]) -> pd.DataFrame:
-    columns: dict[str, Any] = {
-        "id": [case.id for case in cases],
-        "patient": [patient_hash(case.patient) for case in cases],
-        "split": [case.split for case in cases],
-    }
-    for name in dict.fromkeys(name for case in cases for name in case.labels):
-        column = f"label_{name}" if _OURS.fullmatch(name) else name
-        values = [case.labels.get(name) for case in cases]
-        is_number = all(value is None or isinstance(value, (int, float)) for value in values)
-        columns[column] = values if is_number else [None if value is None else str(value) for value in values]
-    return pd.DataFrame({**columns, **codes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,21 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.parts import Parts, Process
+from monai_diffae.apps.patches import PatchCutter
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.streamed import Arrays, check_size, failure_of, progress, read_in_turn
-from monai_diffae.errors import CohortError, DiffAEError, ScanError
+from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 _MOST_AT_ONCE = 16
 _VOXELS_AT_ONCE = 2**17
 _PART = 16  # times what the encoder takes at once: some seconds of work
+_SCANS_A_PART = 4  # where each makes many patches
+_FEW_CASES = 256
+_MOST_WORKERS = 8
+
+Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
+"""A scan's images ``[C, *S]``, each with the numbers that say where in the scan it lies."""
 
 PATIENCE_S = 3600.0
 """How long the first process waits for the next part of another."""
@@ -35,14 +44,16 @@ class EncodedCohort:
     """What :func:`encode_cohort` made.
 
     Attributes:
-        cases: those that could be used, in the cohort's order.
+        cases: those that could be used, in the cohort's order; with patches, each as often as it has some.
         z_sem: theirs, (N, D) float32.
+        places: of patches, where they lie: a row each, the columns as :attr:`PatchCutter.place_names` says.
         failures: the others.
         parts: to be removed when all is written.
     """
 
     cases: list[Case]
     z_sem: NDArray[np.float32]
+    places: pd.DataFrame | None
     failures: list[Failure]
     parts: Parts
 
@@ -82,8 +93,9 @@ def encode_cohort(
     parts_folder: Path,
     *,
     encoder_key: str = "image",
+    cutter: PatchCutter | None = None,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = None,
     process: Process,
 ) -> EncodedCohort | None:
     """Read, preprocess and encode cases in one go: no more than a batch of images is kept.
@@ -96,8 +108,9 @@ def encode_cohort(
         trained: the bundle.
         parts_folder: for the parts; its name should say what they depend on.
         encoder_key: the image that the encoder sees.
+        cutter: makes patches of scans; None: they are encoded whole.
         batch_size: images that are held on the device at once.
-        workers: processes that read ahead.
+        workers: processes that read ahead; None: one a core, at most 8, for 256 cases or more.
         process: which one this is.
 
     Returns:
@@ -107,22 +120,47 @@ def encode_cohort(
         MachineError: a worker died, or the parts of another process do not come.
     """
     at_once = _at_once(trained.image_shape[1:])
-    parts = Parts(parts_folder, len(cases), _PART * at_once)
+    parts = Parts(parts_folder, len(cases), _PART * at_once if cutter is None else _SCANS_A_PART)
     mine = [part for part in parts.missing() if part % process.world_size == process.rank]
     positions = [position for part in mine for position in parts.cases_of(part)]
     items = [cases[position].item() for position in positions]
-    keys = (encoder_key,)
-    read = iter(zip(positions, read_in_turn(items, trained.preprocessing, keys, workers), strict=True))
+    transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
+    read = read_in_turn(items, transform, keys, _workers(workers, len(cases)))
     batch_size = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
-        for part, results in groupby(read, lambda result: result[0] // parts.size):
-            used, z_sem, failures = _encoded(results, cases, trained, encoder_key, batch_size, advance)
-            parts.write(part, used, z_sem, failures)
+        in_turn = zip(positions, read, strict=True)
+        for part, results in groupby(in_turn, lambda result: result[0] // parts.size):
+            cut = _whole(trained, encoder_key) if cutter is None else cutter.cut
+            parts.write(part, *_encoded(results, cases, trained, encoder_key, cut, batch_size, advance))
     if process.rank > 0:
         return None
     parts.wait(PATIENCE_S)
-    used, z_sem, failures = parts.read()
-    return EncodedCohort([cases[position] for position in used], z_sem, failures, parts)
+    used, rows, failures = parts.read()
+    names = () if cutter is None else cutter.place_names
+    places = pd.DataFrame(rows[:, : len(names)], columns=names) if names and used else None
+    return EncodedCohort([cases[position] for position in used], rows[:, len(names) :], places, failures, parts)
+
+
+def _workers(workers: int | None, num_cases: int) -> int:
+    """Reading ahead in one process a core, but not for what is read at once."""
+    if workers is not None:
+        return workers
+    return 0 if num_cases < _FEW_CASES else min(os.cpu_count() or 1, _MOST_WORKERS)
+
+
+def _whole(trained: TrainedBundle, key: str) -> Cut:
+    """Takes scans as one image each, and refuses those of another size."""
+    # where the encoder sees another image than the decoder draws, its size is that of the part's first one
+    shapes = {key: trained.image_shape} if key == "image" else {}
+
+    def cut(scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
+        shapes.setdefault(key, scan[key].shape)
+        wrong = check_size(scan, shapes)
+        if wrong is not None:
+            raise wrong
+        yield np.empty(0, np.float32), torch.from_numpy(scan[key])
+
+    return cut
 
 
 def _encoded(
@@ -130,12 +168,14 @@ def _encoded(
     cases: Sequence[Case],
     trained: TrainedBundle,
     key: str,
+    cut: Cut,
     batch_size: int,
     advance: Callable[[], None],
 ) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
-    """The positions of a part's cases that could be used, their z_sem, and the others."""
+    """A row an image of a part's cases, (N, K + D), its place and z_sem; whose it is, and cases that make none."""
     used: list[int] = []
     failures: list[Failure] = []
+    places: list[NDArray[np.float32]] = []
     waiting: list[Tensor] = []
     codes: list[Tensor] = []
 
@@ -145,25 +185,31 @@ def _encoded(
             codes.append(encode_exactly(images, trained.inferer, trained.network).cpu())
             waiting.clear()
 
-    # where the encoder sees another image than the decoder draws, its size is that of the part's first one
-    shapes = {key: trained.image_shape} if key == "image" else {}
     for position, result in results:
-        if not isinstance(result, Exception):
-            shapes = shapes or {key: result[key].shape}
-            result = check_size(result, shapes) or result
-        if not isinstance(result, Exception):
+        for place, image in _images(result, cut, failures, cases[position], position, key):
             used.append(position)
-            waiting.append(torch.from_numpy(result[key]))
-        elif isinstance(result, DiffAEError) and not isinstance(result, ScanError):
-            raise result
-        else:
-            failures.append(failure_of(cases[position].item(), position, key, result))
-        if len(waiting) == batch_size:
-            encode()
+            places.append(place)
+            waiting.append(image)
+            if len(waiting) == batch_size:
+                encode()
         advance()
     encode()
-    z_sem = torch.cat(codes).numpy() if codes else np.empty((0, trained.z_channels), np.float32)
-    return used, z_sem, failures
+    if not codes:
+        return [], np.empty((0, 0), np.float32), failures
+    return used, np.concatenate([np.stack(places), torch.cat(codes).numpy()], axis=1), failures
+
+
+def _images(
+    result: Arrays | Exception, cut: Cut, failures: list[Failure], case: Case, position: int, key: str
+) -> list[tuple[NDArray[np.float32], Tensor]]:
+    """What a case's scan is cut into; nothing, and a failure more, where it cannot be used."""
+    try:
+        if isinstance(result, Exception):
+            raise result
+        return list(cut(result))
+    except ScanError as error:
+        failures.append(failure_of(case.item(), position, key, error))
+        return []
 
 
 def check_any(cases: Collection[Any], failures: Sequence[Failure], what: str) -> None:

@@ -90,8 +90,9 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> DiffAEEncoder:
         """Check the parameters, the bundle and what kind ``X`` is; scans are not opened. ``y`` is ignored."""
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size: {self.batch_size} is below 1")
+        for name, least in {"batch_size": 1, "workers": 0}.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is no whole number of at least {least}")
         if self.on_bad_scan not in get_args(OnBadScan):
             raise ConfigError(f"on_bad_scan: {self.on_bad_scan!r} is not one of {', '.join(get_args(OnBadScan))}")
         trained, model, config = self._open()

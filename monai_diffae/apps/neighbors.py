@@ -185,7 +185,9 @@ def _ask(
     rows = table
     if queries is not None:
         rows = _cases_in(queries)
-        is_same_kind = len(z_columns(rows)) == len(z_columns(table)) and ("slices" in rows) == ("slices" in table)
+        is_same_kind = len(z_columns(rows)) == len(z_columns(table)) and all(
+            (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
+        )
         if not is_same_kind or model_of(queries) != model_of(embeddings):
             raise ConfigError(f"{Path(queries).name}: made with another model, or another --pool; embed both alike")
     if query:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -83,13 +84,15 @@ class Parts:
         """Those that are not there yet."""
         return [part for part in range(len(self)) if not self._path(part).is_file()]
 
-    def write(self, part: int, positions: Sequence[int], z: NDArray[np.float32], failures: Sequence[Failure]) -> None:
-        """Keep a part: z (N, D) of the cases at ``positions`` (N), and the others."""
+    def write(
+        self, part: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]
+    ) -> None:
+        """Keep a part: numbers (N, D) of the cases at ``positions`` (N), each once or several times; and the others."""
         table = np.array([astuple(failure) for failure in failures], dtype=np.str_).reshape(len(failures), 3)
 
         def save(path: Path) -> None:
             with open(path, "wb") as stream:
-                np.savez(stream, positions=np.array(positions, np.int64), z=z, failures=table)
+                np.savez(stream, positions=np.array(positions, np.int64), rows=rows, failures=table)
 
         write_atomic(self._path(part), save)
 
@@ -100,20 +103,20 @@ class Parts:
             MachineError: one cannot be read.
         """
         positions: list[int] = []
-        codes: list[NDArray[np.float32]] = []
+        rows: list[NDArray[np.float32]] = []
         failures: list[Failure] = []
         for part in range(len(self)):
             try:
                 with np.load(self._path(part), allow_pickle=False) as content:
                     positions += content["positions"].tolist()
                     failures += [Failure(*map(str, row)) for row in content["failures"]]
-                    if len(content["z"]):
-                        codes.append(content["z"])
-            except (OSError, ValueError, KeyError) as error:
+                    if len(content["rows"]):
+                        rows.append(content["rows"])
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise MachineError(
                     f"{self.folder.name}/{self._path(part).name}: cannot be read; delete it and run again"
                 ) from error
-        return positions, np.concatenate(codes) if codes else np.empty((0, 0), np.float32), failures
+        return positions, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), failures
 
     def wait(self, patience_s: float) -> None:
         """Until the other processes have written theirs.

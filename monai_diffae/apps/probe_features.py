@@ -29,7 +29,7 @@ Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 PCA_NAME, INTENSITY_NAME = "PCA of pixels", "intensity statistics"
 _MUCH_GIB = 2
-_NOT_FEATURES = ("id", "patient", "split", "slices")
+_NOT_FEATURES = ("id", "patient", "split", "slices", "patches", "empty_patches")
 _DECILES = np.arange(10, 100, 10)
 
 
@@ -42,11 +42,13 @@ class FeatureSet:
         there: ``[N]``, which of the table's cases have them.
         extract: the features ``[N, D]`` of all cases (whatever it may be of those without), for the positions of the
             training cases: what is fitted to the data sees those alone.
+        standardise: whether a probe brings each feature to the same scale.
     """
 
     name: str
     there: NDArray[np.bool_]
     extract: Extract
+    standardise: bool = True
 
     @classmethod
     def of(cls, name: str, values: NDArray[Any], there: NDArray[np.bool_] | None = None) -> FeatureSet:
@@ -83,7 +85,7 @@ class FeatureSet:
                 known[key] = x
             return known[key]
 
-        return cls(PCA_NAME, there, extract)
+        return cls(PCA_NAME, there, extract, standardise=False)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def judge(
         for features in sets:
             by_fold = _by_fold(features, chosen)
             for name in settings.probes:
-                judged, draws = _judge_one(features.name, by_fold, chosen, name, settings.seed, with_few)
+                judged, draws = _judge_one(features, by_fold, chosen, name, settings.seed, with_few)
                 if features is sets[0]:
                     of_z[name] = judged.row["score"], draws
                 else:
@@ -103,11 +103,11 @@ def _by_fold(features: FeatureSet, chosen: Chosen) -> list[Floats]:
 
 
 def _judge_one(
-    features: str, by_fold: Sequence[Floats], chosen: Chosen, probe: Probe, seed: int, with_few: bool
+    features: FeatureSet, by_fold: Sequence[Floats], chosen: Chosen, probe: Probe, seed: int, with_few: bool
 ) -> tuple[Judged, Floats]:
     """A probe's row, and its main metric in each draw of the bootstrap."""
     target, folds = chosen.target, chosen.folds
-    made = held_out(by_fold, target, chosen.patients, folds, probe, seed)
+    made = held_out(by_fold, target, chosen.patients, folds, probe, seed, features.standardise)
     judged = np.sort(np.concatenate([test for _, test in folds]))
     scores = made.scores()
     values, draws = scores(np.ones(len(judged))), bootstrapped(scores, chosen.patients[judged], seed)
@@ -117,7 +117,7 @@ def _judge_one(
         metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
     strengths = [strength for strength in made.strengths if strength is not None]
     row = {
-        "target": target.name, "features": features, "dims": by_fold[0].shape[1], "probe": probe,
+        "target": target.name, "features": features.name, "dims": by_fold[0].shape[1], "probe": probe,
         "metric": scores.metrics[0], **dict(zip(("score", "low", "high"), list(metrics.values())[:3], strict=True)),
         "difference": None, "difference_low": None, "difference_high": None,
         "evaluation": chosen.evaluation, "num_folds": len(folds),
@@ -127,15 +127,24 @@ def _judge_one(
         "small_classes": "; ".join(f"{label}: {count}" for label, count in chosen.small_classes.items()) or None,
         "strength": float(np.exp(np.mean(np.log(strengths)))) if strengths else None, **metrics,
     }  # fmt: skip
-    few = _few(row, by_fold, chosen, seed) if with_few else []
+    few = _few(row, by_fold, chosen, seed, features.standardise) if with_few else []
     return Judged(row, made, few), draws[:, 0]
 
 
-def _few(row: Mapping[str, Any], by_fold: Sequence[Floats], chosen: Chosen, seed: int) -> list[dict[str, Any]]:
+def _few(
+    row: Mapping[str, Any], by_fold: Sequence[Floats], chosen: Chosen, seed: int, standardise: bool
+) -> list[dict[str, Any]]:
     rows = []
     for num_patients in FEW:
         scores = few_labels(
-            by_fold, chosen.target, chosen.patients, chosen.folds, row["probe"], num_patients=num_patients, seed=seed
+            by_fold,
+            chosen.target,
+            chosen.patients,
+            chosen.folds,
+            row["probe"],
+            num_patients=num_patients,
+            seed=seed,
+            standardise=standardise,
         )
         scores = scores[np.isfinite(scores)]
         if len(scores):

@@ -154,7 +154,7 @@ def read_cases(
 
 
 def checksum(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of a bundle's weights. (A first stage of other weights than the model's own does not load.)"""
+    """SHA-256 of a bundle's weights; a first stage of other weights than the model's own does not load."""
     path = Path(directory) / "models" / "model.pt"
     if not path.is_file():
         raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")

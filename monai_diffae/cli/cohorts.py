@@ -110,6 +110,10 @@ def embed(
         str,
         typer.Option("--pool", help="Of volumes in a 2D model: mean or mean_std of the slices' z_sem, a row a volume."),
     ] = "none",
+    patches: Annotated[
+        bool, typer.Option("--patches", help="Cut scans larger than the model's field; ..._patches has a row a patch.")
+    ] = False,
+    overlap: Annotated[float, typer.Option("--overlap", help="Of neighbouring patches, 0 to less than 1.")] = 0.25,
     batch_size: BatchSize = 64,
     workers: Annotated[
         int | None,
@@ -127,10 +131,13 @@ def embed(
     from monai_diffae.apps.embed import embed as run
 
     result = run(
-        bundle, cohort, out, pool=pool, batch_size=batch_size, workers=workers, device=device,  # type: ignore[arg-type]
-        columns=columns_of(column), overwrite=overwrite, overrides=settings_of(settings),
+        bundle, cohort, out, pool=pool, patches=patches, overlap=overlap,  # type: ignore[arg-type]
+        batch_size=batch_size, workers=workers, device=device, columns=columns_of(column), overwrite=overwrite,
+        overrides=settings_of(settings),
     )  # fmt: skip
     print(result.path)
+    if result.patches is not None:
+        print(result.patches)
     end(result.num_failed, result.num_cases)
 
 

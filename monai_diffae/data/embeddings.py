@@ -19,7 +19,8 @@ from monai_diffae.errors import CohortError, ConfigError
 
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_ABOUT_CASES = ("id", "patient", "split", "slices")
+_ABOUT_CASES = ("id", "patient", "split", "slices", "patches", "empty_patches")
+_ABOUT_PATCHES = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -36,7 +37,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"
     try:
-        table = pd.read_csv(path, dtype={"id": str, "patient": str}) if is_csv else pd.read_parquet(path)
+        table = _read_csv(path) if is_csv else pd.read_parquet(path)
     except Exception as error:
         kind = "CSV" if is_csv else "Parquet"
         raise CohortError(f"{path.name}: this is not a {kind} table; make it with monai-diffae embed") from error
@@ -49,6 +50,24 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     except CohortError as error:
         raise CohortError(f"{path.name}: {error}") from error
     return table
+
+
+def patient_hash(patient: str) -> str:
+    """The first 16 hexadecimal digits of a patient's SHA-256.
+
+    Example:
+        >>> patient_hash("sub-01")
+        '41c1ca2f53f4dd0b'
+    """
+    return hashlib.sha256(patient.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A case may be called NA."""
+    names = pd.read_csv(path, nrows=0).columns
+    missing = {name: ["", "NA", "NaN", "nan", "null", "None"] for name in names if name not in ("id", "patient")}
+    text = {name: str for name in ("id", "patient") if name in names}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
 
 
 def z_columns(table: pd.DataFrame) -> list[str]:
@@ -67,13 +86,14 @@ def std_columns(table: pd.DataFrame) -> list[str]:
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns that are neither of z_sem nor say which case it is.
+    """The names of the columns that are neither of z_sem nor say which case, or patch of it, it is.
 
     Example:
         >>> label_columns(pd.DataFrame(columns=["id", "patient", "split", "age", "z_000"]))
         ['age']
     """
-    ours = {*_ABOUT_CASES, *z_columns(table), *std_columns(table)}
+    places = _ABOUT_PATCHES if "patch" in table else ()
+    ours = {*_ABOUT_CASES, *places, *z_columns(table), *std_columns(table)}
     return [name for name in table.columns if name not in ours]
 
 

@@ -104,7 +104,13 @@ def train_and_test(
 
 
 def held_out(
-    features: Sequence[Floats], target: ProbeTarget, groups: NDArray[Any], folds: Folds, probe: Probe, seed: int = 0
+    features: Sequence[Floats],
+    target: ProbeTarget,
+    groups: NDArray[Any],
+    folds: Folds,
+    probe: Probe,
+    seed: int = 0,
+    standardise: bool = True,
 ) -> HeldOut:
     """Fit a probe to each fold's training cases, its strength chosen among them alone, and predict the test cases.
 
@@ -115,6 +121,7 @@ def held_out(
         folds: as from :func:`cross_validation` or :func:`train_and_test`.
         probe: which.
         seed: of the inner folds, and of the boosting.
+        standardise: each feature, see :func:`~monai_diffae.latents.probes.fit_probe`.
 
     Example:
         >>> from monai_diffae.latents.probe_targets import read_probe_target
@@ -127,7 +134,7 @@ def held_out(
     num_classes = _num_classes(target)
     parts, classes, strengths = [], [], []
     for x, (train, test) in zip(features, folds, strict=True):
-        fitted = fit_probe(probe, x[train], target.values[train], groups[train], num_classes, seed)
+        fitted = fit_probe(probe, x[train], target.values[train], groups[train], num_classes, seed, standardise)
         parts.append(fitted.predict(x[test]))
         if num_classes is not None:
             classes.append(fitted.classify(parts[-1]))
@@ -152,6 +159,7 @@ def few_labels(
     num_patients: int,
     num_draws: int = 20,
     seed: int = 0,
+    standardise: bool = True,
 ) -> Floats:
     """AUROC or R2 of a probe that was fitted to the labels of a few patients; ``[num_draws]``.
 
@@ -168,6 +176,7 @@ def few_labels(
         num_patients: how many are labelled, all of their cases.
         num_draws: how often.
         seed: of the draws.
+        standardise: each feature, see :func:`~monai_diffae.latents.probes.fit_probe`.
     """
     scores = []
     for draw in range(num_draws):
@@ -176,7 +185,7 @@ def few_labels(
         if chosen is None:
             scores.append(float("nan"))
             continue
-        one = held_out([x], target, groups, [(chosen, test)], probe, seed)
+        one = held_out([x], target, groups, [(chosen, test)], probe, seed, standardise)
         scores.append(float(one.scores()(np.ones(len(test)))[0]))
     return np.array(scores)
 

@@ -54,7 +54,13 @@ class FittedProbe:
 
 
 def fit_probe(
-    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0
+    probe: Probe,
+    features: Floats,
+    target: NDArray[Any],
+    groups: NDArray[Any],
+    num_classes: int | None,
+    seed: int = 0,
+    standardise: bool = True,
 ) -> FittedProbe:
     """Fit a probe; its strength is the one with the least loss on held-out patients, the strongest of equals.
 
@@ -69,6 +75,8 @@ def fit_probe(
         groups: ``[N]``, the patients.
         num_classes: None of a continuous target.
         seed: of the folds, and of the boosting.
+        standardise: bring each feature to a standard deviation of 1; not those whose scales say something, such as
+            principal components, of which the last are noise.
 
     Raises:
         ConfigError: one class only.
@@ -88,12 +96,13 @@ def fit_probe(
     folds = [fold for fold in folds if num_classes is None or len(np.unique(target[fold[0]])) > 1]
     most = min([len(train) for train, _ in folds], default=1)
     model, parameter, strengths = _model(probe, num_classes is not None, most, seed)
+    scaler = StandardScaler(with_std=standardise)
     strength = None
     if parameter:
-        strength = _best(model, parameter, strengths, features, target, num_classes, folds)
+        strength = _best(model, parameter, strengths, scaler, features, target, num_classes, folds)
         model.set_params(**{parameter: strength})
     priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
-    fitted = make_pipeline(StandardScaler(), model).fit(features, target)
+    fitted = make_pipeline(scaler, model).fit(features, target)
     return FittedProbe(fitted, num_classes, priors, None if strength is None else float(strength))
 
 
@@ -131,10 +140,10 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     Args:
         images_train: ``[N, ...]``.
         images_test: ``[M, ...]``, of the same shape each.
-        dims: components; fewer where there are not as many images or pixels.
+        dims: components; fewer where there are not as many images or pixels: N images span N - 1.
 
     Returns:
-        ``[N, dims]`` and ``[M, dims]``.
+        ``[N, dims]`` and ``[M, dims]``, together of a standard deviation of about 1 in training.
 
     Example:
         >>> images = np.random.default_rng(0).normal(size=(20, 1, 4, 4))
@@ -146,8 +155,10 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     train, test = (np.asarray(images).reshape(len(images), -1) for images in (images_train, images_test))  # type: ignore[arg-type]
     # of few images the random projections, which are faster, lose much of the last components
     solver = "full" if min(train.shape) <= _FEW_IMAGES else "auto"
-    pca = PCA(min(dims, *train.shape), svd_solver=solver, random_state=0).fit(train)
-    return pca.transform(train), pca.transform(test)
+    num = max(1, min(dims, len(train) - 1, train.shape[1]))
+    pca = PCA(num, svd_solver=solver, random_state=0).fit(train)
+    scale = np.sqrt(pca.explained_variance_.mean()) or 1.0
+    return pca.transform(train) / scale, pca.transform(test) / scale
 
 
 def _model(probe: Probe, is_class: bool, num_cases: int, seed: int) -> tuple[Any, str, Sequence[float]]:
@@ -172,19 +183,19 @@ def _best(
     model: Any,
     parameter: str,
     strengths: Sequence[float],
+    scaler: Any,
     features: Floats,
     target: NDArray[Any],
     num_classes: int | None,
     folds: Folds,
 ) -> float:
     from sklearn import config_context
-    from sklearn.preprocessing import StandardScaler
 
     losses = np.zeros(len(strengths))
     # the checks of the same arrays again and again take longer than small fits
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for train, test in folds:
-            scaler = StandardScaler().fit(features[train])
+            scaler.fit(features[train])
             seen, held_out = scaler.transform(features[train]), scaler.transform(features[test])
             if parameter == "alpha":  # all strengths at once, each as a target of its own
                 model.set_params(alpha=np.array(strengths)).fit(seen, np.tile(target[train, None], len(strengths)))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from monai_diffae.apps.bundles import load_bundle
-from monai_diffae.apps.embed import embed, patient_hash
+from monai_diffae.apps.embed import embed
 from monai_diffae.apps.encoding import encode_exactly
+from monai_diffae.data.embeddings import patient_hash
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 
 

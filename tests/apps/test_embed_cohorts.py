@@ -1,7 +1,9 @@
 """Cohorts of many scans: stopped and gone on with, shared among processes, with bad scans among them."""
 
 import gzip
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -199,9 +201,11 @@ def test_parts_hold_what_was_written_and_say_what_is_missing(tmp_path):
     assert np.array_equal(codes, np.concatenate([z, z[:1] + 100]))
     assert [failure.case_id for failure in failures] == ["c", "i", "j"]
     assert failures[1].reason == "é"
-    (tmp_path / "parts" / "000001.npz").write_bytes(b"broken")
-    with pytest.raises(MachineError, match=r"parts/000001\.npz: cannot be read; delete it and run again"):
-        parts.read()
+    whole = (tmp_path / "parts" / "000001.npz").read_bytes()
+    for broken in (b"broken", b"", whole[:-30]):
+        (tmp_path / "parts" / "000001.npz").write_bytes(broken)
+        with pytest.raises(MachineError, match=r"parts/000001\.npz: cannot be read; delete it and run again"):
+            parts.read()
 
 
 def test_a_process_is_what_torchrun_says(monkeypatch):
@@ -214,3 +218,62 @@ def test_a_process_is_what_torchrun_says(monkeypatch):
     monkeypatch.setenv("RANK", "8")
     with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
         this_process()
+
+
+def test_parts_of_scans_that_were_written_anew_are_not_used(labelled, tmp_path, monkeypatch):
+    cohort = table_of(tmp_path, pictures(tmp_path, 300))
+    real = Parts.write
+
+    def write(self, part, *content):
+        real(self, part, *content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    monkeypatch.undo()
+    for name in pictures(tmp_path / "other", 300, start=5000):  # of the same size in bytes, or nearly
+        number = int(name[1:5]) - 5000
+        (tmp_path / f"p{number:04d}.png").write_bytes((tmp_path / "other" / name).read_bytes())
+    again = pd.read_parquet(embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).path)
+    fresh = pd.read_parquet(embed(labelled.bundle, cohort, tmp_path / "fresh.parquet", device="cpu", workers=0).path)
+    pd.testing.assert_frame_equal(again, fresh)
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("cohort.csv", "cohort.csv: this is the cohort; name another --out"),
+        ("z.tsv", "z.tsv: tables are .parquet or .csv; name such a file, or a folder"),
+        ("folder.csv", "folder.csv: is a folder, or lies below a file; name another --out"),
+        ("file/z.csv", "z.csv: is a folder, or lies below a file; name another --out"),
+        ("z.csv", "z.csv: z.parquet is beside it, of the same record; name another --out"),
+    ],
+)
+def test_an_out_that_cannot_be_is_refused_before_anything_is_encoded(labelled, tmp_path, out, says):
+    cohort = table_of(tmp_path, pictures(tmp_path, 2))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "z.parquet").write_text("")
+    (tmp_path / "z.json").write_text("")
+    before = cohort.read_bytes()
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        embed(labelled.bundle, cohort, tmp_path / out, device="cpu", overwrite=True)
+    assert cohort.read_bytes() == before
+
+
+def test_labels_of_any_kind_are_kept_or_refused(labelled, tmp_path):
+    names = pictures(tmp_path, 3)
+    cases = [
+        {"image": name, "id": ["NA", "null", "1"][i], "mixed": [True, 3, "x"][i], "huge": 10**20 + i}
+        for i, name in enumerate(names)
+    ]
+    (tmp_path / "cohort.json").write_text(json.dumps({"training": cases}))
+    made = embed(labelled.bundle, tmp_path / "cohort.json", tmp_path / "z.csv", device="cpu")
+    table = read_embeddings(made.path)
+    assert table["id"].tolist() == ["NA", "null", "1"]
+    assert table["mixed"].tolist() == ["True", "3", "x"]
+    assert table["huge"].tolist() == [1e20] * 3
+    pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(ConfigError, match="two of the cohort's labels would both be 'label_z_000'; rename one"):
+        embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")

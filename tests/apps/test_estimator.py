@@ -308,7 +308,7 @@ def test_a_little_overshoot_of_the_models_range_is_taken(encoder):
     [
         ({"bundle": None}, "bundle: none is given; name a trained bundle's folder"),
         ({"bundle": "nowhere"}, r"nowhere: there is no models/model\.pt"),
-        ({"batch_size": 0}, "batch_size: 0 is below 1"),
+        ({"batch_size": 0}, "batch_size: 0 is no whole number of at least 1"),
         ({"on_bad_scan": "skip"}, "on_bad_scan: 'skip' is not one of raise, nan"),
         ({"device": "abacus"}, "device"),
     ],

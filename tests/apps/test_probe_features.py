@@ -96,7 +96,8 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     np.testing.assert_allclose(
         intensity.extract(np.arange(5))[::-1], pixels.read(table)[1].extract(np.arange(5)), atol=1e-6
     )
-    assert pca.extract(np.arange(5)).shape == (12, 5)  # of five images
+    assert pca.extract(np.arange(5)).shape == (12, 4)  # what five images span
+    assert not pca.standardise
     rows = probe(labelled.embeddings, "wide", pixels=pixels, out=tmp_path / "o", probes=["linear"])
     assert [row["features"] for row in rows] == ["z_sem", "PCA of pixels", "intensity statistics"]
     assert [row["dims"] for row in rows] == [8, 8, 13]

@@ -96,7 +96,7 @@ def test_pca_is_fitted_to_training_images_alone():
     train, _ = pca_features(images[:20], images[20:], 4)
     other, _ = pca_features(images[:20], images[20:] * 100, 4)
     np.testing.assert_array_equal(train, other)
-    assert pca_features(images[:20], images[20:], 500)[0].shape == (20, 20)
+    assert pca_features(images[:20], images[20:], 500)[0].shape == (20, 19)  # what 20 images span
 
 
 def test_pca_of_few_images_is_exact():
@@ -104,4 +104,18 @@ def test_pca_of_few_images_is_exact():
     found, _ = pca_features(images, images[:1], 75)
     centred = images.reshape(100, -1) - images.reshape(100, -1).mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    np.testing.assert_allclose(np.abs(found), np.abs(u * s)[:, :75], atol=1e-8)
+    expected = np.abs(u * s)[:, :75]
+    np.testing.assert_allclose(np.abs(found), expected / np.sqrt((expected**2).sum() / 99 / 75), atol=1e-8)
+
+
+@pytest.mark.parametrize("num_train", [40, 100])
+def test_pca_is_no_strawman_where_there_are_hardly_more_images_than_dimensions(num_train):
+    """The last components, which are noise or nothing, must not drown the first."""
+    rng = np.random.default_rng(7)
+    target = rng.integers(2, size=200)
+    images = rng.normal(size=(200, 20, 20)) + 3 * (2 * target - 1)[:, None, None] * rng.normal(size=(20, 20)) / 10
+    train, test = pca_features(images[:num_train], images[num_train:], 40)
+    for probe in ("linear", "knn"):
+        fitted = fit_probe(probe, train, target[:num_train], np.arange(num_train), 2, standardise=False)
+        right = fitted.predict(test).argmax(axis=1) == target[num_train:]
+        assert right.mean() > 0.9

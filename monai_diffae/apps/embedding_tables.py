@@ -1,0 +1,104 @@
+"""Encoded cases as tables: a row an image, a volume, or a scan and one a patch."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monai_diffae.apps.encoding import EncodedCohort, check_any
+from monai_diffae.data.cases import Case
+from monai_diffae.data.embeddings import patient_hash
+from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.slice_cases import gather_slices
+from monai_diffae.data.split_cohort import SplitCohort
+from monai_diffae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_OURS = re.compile(r"id|patient|split|slices|patch|patches|empty_patches|(z|std)_\d+")
+
+
+def gathered(
+    split: SplitCohort, encoded: EncodedCohort, pool: str, failures_file: Path
+) -> tuple[list[pd.DataFrame], list[Failure]]:
+    """The table, with patches also that of these; and what is in neither, which is written.
+
+    Raises:
+        CohortError: nothing is in them.
+    """
+    failures = [*split.failures, *encoded.failures]
+    if pool == "none":
+        write_failures(failures_file, failures)
+        check_any(encoded.cases, failures, "cases")
+        if encoded.places is not None:
+            return _of_patches(encoded.cases, encoded.z_sem, encoded.places), failures
+        return [_table(encoded.cases, _columns("z", encoded.z_sem))], failures
+    volumes, failures = gather_slices(split.cases, failures)
+    write_failures(failures_file, failures)
+    check_any(volumes, failures, "volumes")
+    return [_pooled(volumes, encoded.cases, encoded.z_sem, pool)], failures
+
+
+def _pooled(
+    volumes: Mapping[str, Sequence[Case]], cases: Sequence[Case], z_sem: NDArray[np.float32], pool: str
+) -> pd.DataFrame:
+    """A row a volume, of the z_sem (N, D) of all slices; sums are in float64 and in the slices' order."""
+    row_of = {case.id: row for row, case in enumerate(cases)}
+    codes = [z_sem[[row_of[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
+    columns: dict[str, Any] = {"slices": [len(z) for z in codes]}
+    columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
+    if pool == "mean_std":
+        columns |= _columns("std", np.stack([z.std(axis=0) for z in codes]))
+    whole = [replace(slices[0], id=name, slice_index=None) for name, slices in volumes.items()]
+    return _table(whole, columns)
+
+
+def _of_patches(cases: Sequence[Case], z_sem: NDArray[np.float32], places: pd.DataFrame) -> list[pd.DataFrame]:
+    """A row a scan, the mean z_sem of its patches; and a row a patch. ``cases`` (N) says whose patch each is."""
+    starts = [row for row, case in enumerate(cases) if row == 0 or case.id != cases[row - 1].id]
+    codes = np.split(z_sem.astype(np.float64), starts[1:])
+    counts = np.array([len(z) for z in codes])
+    on_grid = places["of"].to_numpy()[starts].astype(int)
+    if on_grid.max() == 1:
+        logger.warning("every scan is one patch: after the preprocessing none is larger than the model's field")
+    of_scans = {"patches": counts, "empty_patches": on_grid - counts}
+    scans = _table([cases[row] for row in starts], of_scans | _columns("z", np.stack([z.mean(axis=0) for z in codes])))
+    of_patches = dict(places.drop(columns="of").astype({"patch": int})) | _columns("z", z_sem)
+    return [scans, _table([replace(case, labels={}) for case in cases], of_patches)]
+
+
+def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
+    return {f"{prefix}_{i:03d}": column for i, column in enumerate(values.T.astype(np.float32))}
+
+
+def _table(cases: Sequence[Case], codes: Mapping[str, Any]) -> pd.DataFrame:
+    columns: dict[str, Any] = {
+        "id": [case.id for case in cases],
+        "patient": [patient_hash(case.patient) for case in cases],
+        "split": [case.split for case in cases],
+    }
+    for name in dict.fromkeys(name for case in cases for name in case.labels):
+        column = f"label_{name}" if _OURS.fullmatch(name) else name
+        if column in columns:
+            raise ConfigError(f"columns: two of the cohort's labels would both be {column!r}; rename one of them")
+        columns[column] = _as_column([case.labels.get(name) for case in cases])
+    return pd.DataFrame({**columns, **codes})
+
+
+def _as_column(values: list[Any]) -> list[Any]:
+    """Numbers as they are, all else as text: a column is of one type."""
+    there = [value for value in values if value is not None]
+    if all(isinstance(value, bool) for value in there):
+        return values
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in there):
+        too_large = any(isinstance(value, int) and abs(value) >= 2**63 for value in there)
+        return [value if value is None or not too_large else float(value) for value in values]
+    return [None if value is None else str(value) for value in values]
