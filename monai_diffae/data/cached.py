@@ -48,7 +48,7 @@ class CachedCases(Dataset[Item]):
         cache_dir: where the disk cache goes, in a folder of its own that is removed at the end; the system's
             temporary folder by default.
         cache_gib: the largest cache in memory, in GiB.
-        num_workers: processes that preprocess; 0 does it in this one.
+        num_workers: processes that preprocess; 0 or None does it in this one.
         seed: for ``random_transform``.
         on_bad_scan: ``"skip"``, or ``"stop"`` to raise the first one's :class:`ScanError`.
         keys: what is kept of the transform's result.
@@ -73,7 +73,7 @@ class CachedCases(Dataset[Item]):
         cache: Literal["memory", "disk", "none"] = "memory",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_gib: float = 4.0,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         seed: int = 0,
         on_bad_scan: Literal["skip", "stop"] = "skip",
         keys: Sequence[str] = ("image",),
@@ -86,7 +86,7 @@ class CachedCases(Dataset[Item]):
         self.data = [dict(item) for item in data]
         self.transform, self.random_transform = transform, random_transform
         self.cache, self.cache_dir, self.cache_gib = cache, cache_dir, cache_gib
-        self.num_workers, self.seed, self.on_bad_scan = num_workers, seed, on_bad_scan
+        self.num_workers, self.seed, self.on_bad_scan = num_workers or 0, seed, on_bad_scan
         self.keys, self.progress, self.epoch = tuple(keys), progress, 0
         self.failures: list[Failure] = []
         self._items: list[Item] | None = None

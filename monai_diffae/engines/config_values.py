@@ -53,20 +53,21 @@ def _one_of(*choices: Any) -> _Rule:
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "dicom", "check_memory"), _BOOL),
+    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "dicom", "check_memory", "patches"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
          "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises"),
         _whole(1),
     ),
-    **dict.fromkeys(("seed", "num_workers", "workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
+    **dict.fromkeys(("seed", "num_workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
+    "workers": _whole(0, or_null=True),
     **dict.fromkeys(("early_stop_patience", "limit"), _whole(1, or_null=True)),
     "max_cases": _whole(4, or_null=True),
     **dict.fromkeys(("learning_rate", "weight_decay", "checkpoint_minutes", "cache_gib"), _number(0)),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
     **dict.fromkeys(
-        ("val_fraction", "test_fraction", "min_probability"), _number(0, 1, "a number from 0 to below 1")
+        ("val_fraction", "test_fraction", "min_probability", "overlap"), _number(0, 1, "a number from 0 to below 1")
     ),
     "spatial_dims": _one_of(2, 3),
     "image_keys": _NAMES,
@@ -89,6 +90,7 @@ RULES: dict[str, _Rule] = {
         "a list of numbers, such as [-2, 0, 2]",
     ),
     "along": _one_of("pattern", "weight"),
+    "pool": _one_of("none", "mean", "mean_std"),
     "side": _one_of("positive", "negative"),
     "image_format": _one_of("png", "nii.gz", None),
     "split": _one_of("train", "val", "test", None),
