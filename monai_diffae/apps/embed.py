@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
-from monai_diffae.apps.embedding_tables import gathered
+from monai_diffae.apps.embedding_tables import gathered, preprocessing_of
 from monai_diffae.apps.encoding import encode_cohort
-from monai_diffae.apps.parts import this_process
+from monai_diffae.apps.parts import parts_folder, this_process
 from monai_diffae.apps.patches import PatchCutter
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_split_cohort
 from monai_diffae.apps.records import checksum_of, finished, versions, write_record
@@ -28,6 +27,7 @@ from monai_diffae.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
+OVERLAP = 0.25
 
 _OF_IMAGES = ("none", "patch")  # tables whose z_sem are of single images, which can be decoded
 
@@ -40,7 +40,7 @@ class EmbedResult:
         path: ``embeddings.parquet``.
         patches: ``embeddings_patches.parquet`` beside it, if scans were cut into patches.
         num_cases: the rows of ``path``.
-        num_failed: cases (volumes where these are pooled) that could not be used, listed in ``failures.csv`` beside it.
+        num_failed: cases (volumes where these are pooled) that could not be used, listed in ``failures``.
         skipped: whether it was there already.
     """
 
@@ -50,6 +50,11 @@ class EmbedResult:
     num_failed: int = 0
     skipped: bool = False
 
+    @property
+    def failures(self) -> Path:
+        """``failures.csv`` beside it; of a table of another name, such as ``z.parquet``, ``z_failures.csv``."""
+        return _failures_of(self.path)
+
 
 def embed(
     bundle: str | os.PathLike[str],
@@ -58,7 +63,7 @@ def embed(
     *,
     pool: Pool = "none",
     patches: bool = False,
-    overlap: float = 0.25,
+    overlap: float = OVERLAP,
     batch_size: int = 64,
     workers: int | None = None,
     device: str | torch.device | None = None,
@@ -84,10 +89,11 @@ def embed(
     ``patch`` (its number on the scan's grid), ``x_mm``, ``y_mm``, ``z_mm`` (its centre in the scan's world, RAS+; of
     2D images also ``row_px``, ``column_px``, and NaN mm for pictures, which lie nowhere) and ``z_000``, ...
 
-    Scans are read while others are encoded, and none is kept. A run that was killed goes on, and several processes
-    that ``torchrun`` starts (on several machines with a common disk) share the work: the table is the same, and the
-    first process writes it. A Parquet table's metadata, ``pandas.read_parquet(path).attrs["monai_diffae"]``, say what
-    it was made with: the model's checksum, the preprocessing and versions, as the ``.json`` beside the table does.
+    Scans are read while others are encoded, and none is kept. A run that was killed goes on, tries again what had
+    failed, and several processes that ``torchrun`` starts (on several machines with a common disk) share the work: the
+    table is the same, and the first process writes it. A Parquet table's metadata,
+    ``pandas.read_parquet(path).attrs["monai_diffae"]``, say what it was made with: the model's checksum, the
+    preprocessing and versions; the ``.json`` beside the table has the first and the last, too.
 
     Args:
         bundle: a trained bundle's folder.
@@ -121,6 +127,8 @@ def embed(
         raise ConfigError(f"pool: {pool!r} is not one of {', '.join(get_args(Pool))}")
     if patches and pool != "none":
         raise ConfigError("pool: the z_sem of patches are averaged anyway; leave it out, or leave out patches")
+    if overlap != OVERLAP and not patches:
+        raise ConfigError("overlap: is of patches; say patches, too, or leave it out")
     if workers is not None and workers < 0:
         raise ConfigError(f"workers: {workers} is below 0")
     path = _table_path(Path(out), Path(cohort))
@@ -142,14 +150,13 @@ def embed(
         return EmbedResult(path, of_patches, done["num_cases"], done["num_failed"], skipped=True)
     # the parts of a run that was killed are of use to the same one only, as long as no file is written anew
     parts_of = checksum_of([files[path], config_checksum(bundle), [_written_at(case) for case in split.cases]])
-    parts_folder = path.parent / f".{path.stem}-{parts_of[:12]}"
     encoded = encode_cohort(
-        split.cases, trained, parts_folder, encoder_key=encoder_key, cutter=cutter, batch_size=batch_size,
-        workers=workers, process=process,
+        split.cases, trained, parts_folder(path, parts_of), encoder_key=encoder_key, cutter=cutter,
+        batch_size=batch_size, workers=workers, process=process,
     )  # fmt: skip
     if encoded is None:  # the first process gathers what this one has made
         return EmbedResult(path, of_patches)
-    tables, failures = gathered(split, encoded, pool, path.parent / "failures.csv")
+    tables, failures = gathered(split, encoded, pool, _failures_of(path))
     _write(dict(zip(files, tables, strict=True)), files, trained.config)
     result = EmbedResult(path, of_patches, len(tables[0]), len(failures))
     for file, made in files.items():
@@ -178,6 +185,11 @@ def _table_path(out: Path, cohort: Path) -> Path:
     return path
 
 
+def _failures_of(path: Path) -> Path:
+    """The list of a table's failures: its own, for several tables may be in one folder."""
+    return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
+
+
 def _written_at(case: Case) -> list[int]:
     """When the case's files were last written; 0 of one that is not there."""
     files = [file for image in case.images.values() for file in (image if isinstance(image, tuple | list) else [image])]
@@ -202,18 +214,11 @@ def _write(
     """Write tables that say what they were made from, and records of them that say so, too, but not finished."""
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {
-            "made_from": made_from[file], "preprocessing": _preprocessing(config), "versions": versions()
+            "made_from": made_from[file], "preprocessing": preprocessing_of(config), "versions": versions()
         }  # fmt: skip
         write_record(file.with_suffix(".json"), made_from[file], {})  # for a run that is killed before the end
         write = table.to_csv if file.suffix == ".csv" else table.to_parquet
         write_atomic(file, functools.partial(write, index=False))
-
-
-def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The transforms as the bundle's config says them, and the keys that they refer to."""
-    transforms = config.get("preprocessing")
-    keys = sorted(set(re.findall(r"@(\w+)", json.dumps(transforms))))
-    return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
 
 
 def model_of(embeddings: str | os.PathLike[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +47,46 @@ def gathered(
     write_failures(failures_file, failures)
     check_any(volumes, failures, "volumes")
     return [_pooled(volumes, encoded.cases, encoded.z_sem, pool)], failures
+
+
+def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The transforms as a bundle's config says them, and the keys that they refer to."""
+    transforms = config.get("preprocessing")
+    keys = sorted(set(re.findall(r"@(\w+)", json.dumps(transforms))))
+    return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
+
+
+def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
+    """In what a bundle's preprocessing differs from that which a table's metadata name; nothing where there are none.
+
+    Example:
+        >>> table = pd.DataFrame()
+        >>> table.attrs["monai_diffae"] = {"preprocessing": {"image_size": [64, 64], "preprocessing": "@image_size"}}
+        >>> other_preprocessing(table, {"image_size": [32, 32], "preprocessing": "@image_size"})
+        ['image_size']
+    """
+    said = table.attrs.get("monai_diffae", {}).get("preprocessing")
+    if said is None:
+        return []
+    own = json.loads(json.dumps(preprocessing_of(config)))
+    return sorted(key for key in {*said, *own} if said.get(key) != own.get(key))
+
+
+def warn_of_another_cohort(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
+    """Log a line where a cohort's files are not those that a table's metadata name.
+
+    Args:
+        table: of embeddings.
+        split: the cohort, read.
+        cohort: its file or folder.
+        what: what the images are read for.
+    """
+    made_from = table.attrs.get("monai_diffae", {}).get("made_from", {})
+    if made_from.get("cohort", split.fingerprint) != split.fingerprint:
+        logger.warning(
+            "%s: %s is not as it was when the table was made (its cases, splits or the sizes of its files); an id may "
+            "be of another image now", what, Path(cohort).resolve().name,
+        )  # fmt: skip
 
 
 def _pooled(

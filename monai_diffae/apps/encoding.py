@@ -90,7 +90,7 @@ def _at_once(size: Sequence[int]) -> int:
 def encode_cohort(
     cases: Sequence[Case],
     trained: TrainedBundle,
-    parts_folder: Path,
+    folder: Path,
     *,
     encoder_key: str = "image",
     cutter: PatchCutter | None = None,
@@ -101,12 +101,13 @@ def encode_cohort(
     """Read, preprocess and encode cases in one go: no more than a batch of images is kept.
 
     What is done is in parts on the disk, so that a killed run goes on; several processes do every
-    ``world_size``-th part each, and the first one gathers them.
+    ``world_size``-th part each, and the first one gathers them. What failed in an earlier run is tried again, by the
+    first process: the disk or network may have been the reason.
 
     Args:
         cases: to be encoded.
         trained: the bundle.
-        parts_folder: for the parts; its name should say what they depend on.
+        folder: for the parts, as :func:`~monai_diffae.apps.parts.parts_folder` names it.
         encoder_key: the image that the encoder sees.
         cutter: makes patches of scans; None: they are encoded whole.
         batch_size: images that are held on the device at once.
@@ -120,9 +121,14 @@ def encode_cohort(
         MachineError: a worker died, or the parts of another process do not come.
     """
     at_once = _at_once(trained.image_shape[1:])
-    parts = Parts(parts_folder, len(cases), _PART * at_once if cutter is None else _SCANS_A_PART)
-    mine = [part for part in parts.missing() if part % process.world_size == process.rank]
-    positions = [position for part in mine for position in parts.cases_of(part)]
+    parts = Parts(folder, len(cases), _PART * at_once if cutter is None else _SCANS_A_PART)
+    again = _failed_before(parts) if process.rank == 0 else {}
+    if cutter is None and encoder_key != "image":  # a part's first image says of which size the others are to be
+        for part in again:
+            again[part] = list(parts.cases_of(part))
+    missing = [part for part in parts.missing() if part % process.world_size == process.rank]
+    todo = again | {part: list(parts.cases_of(part)) for part in missing}
+    positions = [position for part in sorted(todo) for position in todo[part]]
     items = [cases[position].item() for position in positions]
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
     read = read_in_turn(items, transform, keys, _workers(workers, len(cases)))
@@ -131,14 +137,21 @@ def encode_cohort(
         in_turn = zip(positions, read, strict=True)
         for part, results in groupby(in_turn, lambda result: result[0] // parts.size):
             cut = _whole(trained, encoder_key) if cutter is None else cutter.cut
-            parts.write(part, *_encoded(results, cases, trained, encoder_key, cut, batch_size, advance))
+            keep = parts.write if len(todo[part]) == len(parts.cases_of(part)) else parts.add
+            keep(part, *_encoded(results, cases, trained, encoder_key, cut, batch_size, advance))
     if process.rank > 0:
         return None
-    parts.wait(PATIENCE_S)
+    parts.wait(process.world_size, PATIENCE_S)
     used, rows, failures = parts.read()
     names = () if cutter is None else cutter.place_names
     places = pd.DataFrame(rows[:, : len(names)], columns=names) if names and used else None
     return EncodedCohort([cases[position] for position in used], rows[:, len(names) :], places, failures, parts)
+
+
+def _failed_before(parts: Parts) -> dict[int, list[int]]:
+    """The cases of parts that are there which an earlier run could not use; other processes leave these parts alone."""
+    there = set(range(len(parts))) - set(parts.missing())
+    return {part: failed for part in sorted(there) if (failed := parts.failed(part))}
 
 
 def _workers(workers: int | None, num_cases: int) -> int:

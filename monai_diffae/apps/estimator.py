@@ -30,6 +30,7 @@ Item = dict[str, Any]
 
 _OVERSHOOT = 0.05  # of the model's range: interpolation goes a little beyond what it interpolates
 _HINT = "give images of that size, or the paths of scans"
+_NO_ROW = "X: there is no row; give one a scan"
 
 
 class DiffAEEncoder(TransformerMixin, BaseEstimator):
@@ -148,6 +149,8 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
     def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
         """Images (N, F) as float32, a row each, checked as scikit-learn checks a table."""
         shape = tuple(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
+        if shape and shape[0] == 0:
+            raise ConfigError(_NO_ROW)
         if len(shape) > 2:
             expected = trained.image_shape
             if shape[1:] not in (expected, expected[1:] if expected[0] == 1 else expected):
@@ -225,7 +228,7 @@ def _items(X: Any, trained: TrainedBundle) -> list[Item] | None:
         raise ConfigError(f"X: the bundle also reads {missing[0]!r}; give a DataFrame with that column")
     count = len(columns[trained.image_keys[0]])
     if not count:
-        raise ConfigError("X: there is no row; give one a scan")
+        raise ConfigError(_NO_ROW)
     items: list[Item] = [{"id": f"row {row}"} for row in range(count)]
     for key in trained.image_keys:
         for row, path in enumerate(columns[key]):
@@ -244,13 +247,26 @@ def _path_columns(X: Any, image_keys: list[str]) -> Mapping[str, NDArray[Any]] |
     names = list(getattr(X, "columns", ()))
     if any(key in names for key in image_keys):
         return {key: np.asarray(X[key]) for key in (*image_keys, "slice") if key in names}
-    values = np.asarray(X)
+    values = _array(X)
     is_text = values.dtype.kind in "UT"
     if not is_text and not (values.dtype == object and any(isinstance(v, (str, os.PathLike)) for v in values.flat)):
+        if values.dtype == object and any(isinstance(v, (list, tuple, np.ndarray, Tensor)) for v in values.flat):
+            raise ConfigError("X: its rows make no single array; give images of one size, or the paths of scans")
         return None
     if values.ndim != 1 and values.shape[1:] != (1,):
         raise ConfigError(f"X: its paths have {values.ndim} dimensions; give one a row, or a DataFrame with 'image'")
     return {image_keys[0]: values.ravel()}
+
+
+def _array(X: Any) -> NDArray[Any]:
+    """``X`` as it is: of rows of several sizes or kinds, an array of objects."""
+    try:
+        values = np.asarray(X)
+    except ValueError:  # numpy's message names neither X nor a row
+        return np.fromiter(X, dtype=object)
+    if values.dtype.kind == "U" and isinstance(X, (list, tuple)):  # numpy makes text of numbers beside text, too
+        return np.array(X, dtype=object)
+    return values
 
 
 def _in_row(failure: Failure) -> str:

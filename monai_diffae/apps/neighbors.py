@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_diffae.apps.coding import check_choice, open_cohort
+from monai_diffae.apps.coding import OpenedCohort, check_choice, open_cohort
 from monai_diffae.apps.directions import training_rows
 from monai_diffae.apps.embed import check_made_with, model_of
+from monai_diffae.apps.embedding_tables import other_preprocessing, warn_of_another_cohort
 from monai_diffae.apps.neighbor_images import CaseImages
 from monai_diffae.apps.outliers import TrainingCases, patients_of, splits_of, unusual_shares, with_gaps
 from monai_diffae.apps.reading import file_checksum
@@ -25,6 +27,8 @@ from monai_diffae.data.failures import write_failures
 from monai_diffae.engines.seeding import seed_of
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.neighbours import nearest_neighbours, p_values
+
+logger = logging.getLogger(__name__)
 
 _IN_PICTURE = 8
 
@@ -139,6 +143,9 @@ def neighbors(
         opened = open_cohort(bundle, cohort, **options)
         other = opened if query_cohort is None else open_cohort(bundle, query_cohort, **options)
         images = CaseImages(other, opened, folder, workers)
+        _warn_of_other_images(asked.table, embeddings, bundle, opened, cohort)
+        if queries is not None:
+            _warn_of_other_images(asked.rows, queries, bundle, other, query_cohort or cohort)
     made_from = {
         "embeddings": file_checksum(embeddings), "queries": None if queries is None else file_checksum(queries),
         "cases": checksum_of(asked.rows["id"].tolist()), "k": k, "same_patient": same_patient,
@@ -258,6 +265,23 @@ def _with_gaps(
         return with_gaps(outliers, gaps, gaps.reindex(reference).dropna(), True)
     gaps = images.gaps(images.of_asked, ids, seed)
     return with_gaps(outliers, gaps, images.gaps(images.of_table, reference, seed), False)
+
+
+def _warn_of_other_images(
+    table: pd.DataFrame,
+    embeddings: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    opened: OpenedCohort,
+    cohort: str | os.PathLike[str],
+) -> None:
+    """Say in a line each in what the images that are read may not be those that the table was made of."""
+    differ = other_preprocessing(table, opened.trained.config)
+    if differ:
+        logger.warning(
+            "images: %s prepares them otherwise than when %s was made: %s",
+            Path(bundle).resolve().name, Path(embeddings).name, ", ".join(differ),
+        )  # fmt: skip
+    warn_of_another_cohort(table, opened.cohort, cohort, "images")
 
 
 def _check_images(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
 import shutil
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +22,13 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.failures import Failure
 from monai_diffae.errors import ConfigError, MachineError
 
+logger = logging.getLogger(__name__)
+
 _WAIT_SECONDS = 0.2
+_SILENT_S = 60.0  # a part is some seconds of work
+_REPEAT_S = 600.0
+_DIGITS = 12
+_GIVEN_UP_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,11 @@ def this_process() -> Process:
     return Process(int(rank), int(world_size), int(local_rank))
 
 
+def parts_folder(table: Path, made_from: str) -> Path:
+    """Where the parts of a table lie: beside it, hidden, by the checksum of what it is made from."""
+    return table.parent / f".{table.stem}-{made_from[:_DIGITS]}"
+
+
 class Parts:
     """The parts of a cohort of ``num_cases``, each of ``size`` cases, in a folder that all processes see.
 
@@ -96,6 +111,23 @@ class Parts:
 
         write_atomic(self._path(part), save)
 
+    def failed(self, part: int) -> list[int]:
+        """The positions of those of its cases that could not be used.
+
+        Raises:
+            MachineError: it cannot be read.
+        """
+        (used,) = self._load(part, "positions")
+        return sorted({*self.cases_of(part)} - {*used.tolist()})
+
+    def add(self, part: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]) -> None:
+        """Keep what became of a part's cases that had all failed and were tried again, beside its other cases."""
+        used, others = self._load(part, "positions", "rows")
+        both = [each for each in (others, rows) if len(each)]
+        of_both = np.array([*used, *positions], np.int64)
+        order = np.argsort(of_both, kind="stable")
+        self.write(part, of_both[order].tolist(), np.concatenate(both)[order] if both else rows, failures)
+
     def read(self) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
         """All of them together, in the order of the cohort.
 
@@ -106,38 +138,61 @@ class Parts:
         rows: list[NDArray[np.float32]] = []
         failures: list[Failure] = []
         for part in range(len(self)):
-            try:
-                with np.load(self._path(part), allow_pickle=False) as content:
-                    positions += content["positions"].tolist()
-                    failures += [Failure(*map(str, row)) for row in content["failures"]]
-                    if len(content["rows"]):
-                        rows.append(content["rows"])
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                raise MachineError(
-                    f"{self.folder.name}/{self._path(part).name}: cannot be read; delete it and run again"
-                ) from error
+            used, codes, failed = self._load(part, "positions", "rows", "failures")
+            positions += used.tolist()
+            failures += [Failure(*map(str, row)) for row in failed]
+            if len(codes):
+                rows.append(codes)
         return positions, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), failures
 
-    def wait(self, patience_s: float) -> None:
-        """Until the other processes have written theirs.
+    def wait(self, world_size: int, patience_s: float) -> None:
+        """Until the other processes have written theirs; from time to time, say which are waited for.
+
+        Args:
+            world_size: how many processes there are, each of which makes every ``world_size``-th part.
+            patience_s: how long to wait for the next part.
 
         Raises:
             MachineError: no part came for ``patience_s`` seconds.
         """
-        left, since = self.missing(), time.monotonic()
+        left, since, say_at = self.missing(), time.monotonic(), _SILENT_S
         while left:
             time.sleep(_WAIT_SECONDS)
-            now = self.missing()
+            now, waited = self.missing(), time.monotonic() - since
+            ranks = ", ".join(map(str, sorted({part % world_size for part in now})))
             if len(now) < len(left):
-                left, since = now, time.monotonic()
-            elif time.monotonic() - since > patience_s:
+                left, since, say_at = now, time.monotonic(), _SILENT_S
+            elif waited > patience_s:
                 raise MachineError(
-                    f"{len(now)} of {len(self)} parts did not come from the other processes; run it again, it goes on"
+                    f"{len(now)} of {len(self)} parts did not come from rank {ranks}; run it again, it goes on"
                 )
+            elif waited > say_at:
+                say_at += _REPEAT_S
+                logger.warning(
+                    "waiting for %d of %d parts of rank %s; if it has ended, stop this one too and run all again: it "
+                    "goes on", len(now), len(self), ranks,
+                )  # fmt: skip
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder, and those of the same table that other settings left and nothing was added to for a day.
+
+        Others may be of runs that go on.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
+        of_table = self.folder.name[:-_DIGITS]
+        for folder in self.folder.parent.glob(glob.escape(of_table) + "[0-9a-f]" * _DIGITS):
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _GIVEN_UP_S:
+                    shutil.rmtree(folder)
+
+    def _load(self, part: int, *names: str) -> list[NDArray[Any]]:
+        try:
+            with np.load(self._path(part), allow_pickle=False) as content:
+                return [content[name] for name in names]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise MachineError(
+                f"{self.folder.name}/{self._path(part).name}: cannot be read; delete it and run again"
+            ) from error
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.npz"

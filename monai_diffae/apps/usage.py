@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 Codes = NDArray[np.float32]
 
+_FEW_PATIENTS = 30
+
 UNCHANGED = "unchanged"
 RESCAN = "other scan"
 
@@ -126,6 +128,12 @@ def usage(
     def make() -> dict[str, Any]:
         read = opened.read(chosen, folder, workers)
         people = _People.of(read.cases)
+        num_patients = int(people.patients.max()) + 1
+        if num_patients < _FEW_PATIENTS:
+            logger.warning(
+                "%d cases of %d patients are few: other patients may give other figures; take %d patients or more",
+                len(read.cases), num_patients, _FEW_PATIENTS,
+            )  # fmt: skip
         codes = _encode(opened, read, batch_size, seed)
         levels = _levels(opened, read, people.with_others(codes[UNCHANGED]), num_levels, batch_size, seed)
         stable = _stability(codes, people)
@@ -153,12 +161,12 @@ def show(result: UsageResult) -> None:
     figures = result.figures
     print(
         f"loss with another patient's z_sem {figures['z_sem_usage']:.3f} times that with the own, "
-        f"with the mean {figures['z_sem_usage_mean']:.3f}"
+        f"with the mean {figures['z_sem_usage_mean']:.3f} ({result.num_cases} cases)"
     )
     dims = figures["dimensions"]
     print(
         f"{dims['active']} of {dims['dims']} dimensions active, participation ratio {dims['participation_ratio']:.1f}, "
-        f"{dims['dims_for_95_percent']} components for 95 % of the variance ({result.num_cases} cases)"
+        f"{dims['dims_for_95_percent']} components for 95 % of the variance"
     )
     for row in figures["stability"]:
         print(f"{row['change']}: moved {row['ratio']:.3f} of the way to another patient, rank-1 {row['rank_1']:.1%}")

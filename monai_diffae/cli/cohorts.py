@@ -113,7 +113,9 @@ def embed(
     patches: Annotated[
         bool, typer.Option("--patches", help="Cut scans larger than the model's field; ..._patches has a row a patch.")
     ] = False,
-    overlap: Annotated[float, typer.Option("--overlap", help="Of neighbouring patches, 0 to less than 1.")] = 0.25,
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", help="Of neighbouring patches, 0 to less than 1; .25 by default.")
+    ] = None,
     batch_size: BatchSize = 64,
     workers: Annotated[
         int | None,
@@ -128,17 +130,24 @@ def embed(
 
     A run that was stopped goes on. Under torchrun, processes share the work.
     """
+    from monai_diffae.apps.embed import OVERLAP
     from monai_diffae.apps.embed import embed as run
 
+    if overlap is not None and not patches:
+        raise ConfigError("--overlap: is of patches; say --patches, too, or leave it out")
     result = run(
-        bundle, cohort, out, pool=pool, patches=patches, overlap=overlap,  # type: ignore[arg-type]
+        bundle, cohort, out, pool=pool, patches=patches,  # type: ignore[arg-type]
+        overlap=OVERLAP if overlap is None else overlap,
         batch_size=batch_size, workers=workers, device=device, columns=columns_of(column), overwrite=overwrite,
         overrides=settings_of(settings),
     )  # fmt: skip
     print(result.path)
     if result.patches is not None:
         print(result.patches)
-    end(result.num_failed, result.num_cases)
+    if result.num_failed:  # a folder may hold several tables, each with its own list
+        total = result.num_failed + result.num_cases
+        typer.echo(f"{result.num_failed} of {total} cases failed: see {result.failures.name}", err=True)
+        raise typer.Exit(3)
 
 
 @commands.command(epilog="Example: monai-diffae reconstruct --bundle my_model --cohort scans.csv --out rec --limit 8")

@@ -112,7 +112,7 @@ def usage(
         overrides=settings_of(settings),
     )  # fmt: skip
     if as_json:
-        print(json.dumps(result.figures, indent=2))
+        print(json.dumps({"num_cases": result.num_cases, **result.figures}, indent=2))
     else:
         show(result)
         print(result.folder)

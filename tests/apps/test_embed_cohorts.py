@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from monai_diffae.apps import parts as parts_module
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.parts import Parts, Process, this_process
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -192,10 +195,10 @@ def test_parts_hold_what_was_written_and_say_what_is_missing(tmp_path):
     parts.write(0, [0, 1, 3], z, [Failure("c", "c.nii", "c.nii: is empty; copy it again")])
     parts.write(2, [], np.empty((0, 2), np.float32), [Failure("i", "i", "é"), Failure("j", "j", "")])
     assert parts.missing() == [1]
-    with pytest.raises(MachineError, match="1 of 3 parts did not come from the other processes"):
-        parts.wait(patience_s=0.3)
+    with pytest.raises(MachineError, match="^1 of 3 parts did not come from rank 1; run it again, it goes on$"):
+        parts.wait(2, patience_s=0.3)
     parts.write(1, [5], z[:1] + 100, [])
-    parts.wait(patience_s=0.3)
+    parts.wait(2, patience_s=0.3)
     positions, codes, failures = parts.read()
     assert positions == [0, 1, 3, 5]
     assert np.array_equal(codes, np.concatenate([z, z[:1] + 100]))
@@ -206,6 +209,27 @@ def test_parts_hold_what_was_written_and_say_what_is_missing(tmp_path):
         (tmp_path / "parts" / "000001.npz").write_bytes(broken)
         with pytest.raises(MachineError, match=r"parts/000001\.npz: cannot be read; delete it and run again"):
             parts.read()
+
+
+def test_the_first_process_says_now_and_then_which_others_it_waits_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(parts_module, "_SILENT_S", 0.5)
+    monkeypatch.setattr(parts_module, "_REPEAT_S", 1.0)
+    parts = Parts(tmp_path / "parts", 9, 1)
+    for part in (0, 1, 3, 4, 6, 7):
+        parts.write(part, [], np.empty((0, 2), np.float32), [])
+    with pytest.raises(MachineError, match="^3 of 9 parts did not come from rank 2; run it again, it goes on$"):
+        parts.wait(3, patience_s=2.2)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 2
+    assert set(lines) == {
+        "waiting for 3 of 9 parts of rank 2; if it has ended, stop this one too and run all again: it goes on"
+    }
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    caplog.clear()
+    parts = Parts(tmp_path / "two", 2, 1)
+    with pytest.raises(MachineError, match="did not come from rank 0, 1; run"):
+        parts.wait(3, patience_s=0.3)
+    assert not caplog.records
 
 
 def test_a_process_is_what_torchrun_says(monkeypatch):
@@ -277,3 +301,141 @@ def test_labels_of_any_kind_are_kept_or_refused(labelled, tmp_path):
     pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
     with pytest.raises(ConfigError, match="two of the cohort's labels would both be 'label_z_000'; rename one"):
         embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
+
+
+def interrupted(monkeypatch, *arguments, **options):
+    """A run that is stopped after its first part."""
+    real = Parts.write
+
+    def write(self, part, *content):
+        real(self, part, *content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        embed(*arguments, device="cpu", workers=0, **options)
+    monkeypatch.setattr(Parts, "write", real)
+
+
+def broken_for_now(folder, *names):
+    """NIfTI images without a finite voxel, and what mends them: their sizes and times stay, as when a disk fails."""
+    mended = {}
+    for i, name in enumerate(names):
+        noise = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
+        mended[folder / name] = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
+        nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), folder / name)
+        os.utime(folder / name, (1, 1))
+
+    def mend():
+        for path, content in mended.items():
+            assert len(content) == path.stat().st_size
+            path.write_bytes(content)
+            os.utime(path, (1, 1))
+
+    return mend
+
+
+def test_what_failed_in_an_earlier_run_is_tried_again_and_nothing_else(labelled, tmp_path, monkeypatch, caplog):
+    names = pictures(tmp_path, 297)  # two parts
+    mend = broken_for_now(tmp_path, "a.nii", "b.nii")
+    broken_for_now(tmp_path, "for_good.nii")
+    cohort = table_of(tmp_path, ["a.nii", *names[:100], "for_good.nii", "b.nii", *names[100:]])
+    interrupted(monkeypatch, labelled.bundle, cohort, tmp_path / "z.parquet")
+    mend()
+    caplog.set_level(logging.INFO, "monai_diffae")
+    made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    assert (made.num_cases, made.num_failed) == (299, 1)
+    assert f"encoding {300 - 256 + 3} cases" in caplog.text
+    fresh = embed(labelled.bundle, cohort, tmp_path / "fresh" / "z.parquet", device="cpu", workers=0)
+    assert made.path.read_bytes() == fresh.path.read_bytes()
+    assert made.failures.read_text() == fresh.failures.read_text()
+
+
+def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path, monkeypatch):
+    mend = broken_for_now(tmp_path, "a.nii")
+    names = pictures(tmp_path, 599)  # three parts, the second of which is the other process's
+    cohort = table_of(tmp_path, [*names[:300], "a.nii", *names[300:]])
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    mend()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("monai_diffae.apps.encoding.PATIENCE_S", 1.0)
+    assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_failed == 0
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    fresh = embed(labelled.bundle, cohort, tmp_path / "fresh.parquet", device="cpu", workers=0)
+    assert (tmp_path / "z.parquet").read_bytes() == fresh.path.read_bytes()
+
+
+@pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
+def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_again(unusual, tmp_path, monkeypatch):
+    config_file = unusual.bundle / "models" / "config.json"
+    bundle = shutil.copytree(unusual.bundle, tmp_path / "bundle")
+    config = json.loads(config_file.read_text())
+    for step in config["preprocessing"]["transforms"][1:]:  # what the encoder sees stays as large as it is
+        if "spatial_size" in step:
+            step["keys"] = ["image"]
+    (bundle / "models" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "c").mkdir()
+    names = pictures(tmp_path / "c", 300)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20), dtype=np.uint8)).save(tmp_path / "c" / names[7])
+    pd.DataFrame({"image": names, "encoder_image": names, "split": "test"}).to_csv(tmp_path / "c.csv", index=False)
+    cohort = (tmp_path / "c.csv").rename(tmp_path / "c" / "cohort.csv")
+    interrupted(monkeypatch, bundle, cohort, tmp_path / "z.parquet")
+    made = embed(bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    assert (made.num_cases, made.num_failed) == (299, 1)
+    assert "the size is [1, 16, 20] where others are [1, 16, 16]" in made.failures.read_text()
+
+
+def test_parts_of_patches_are_mended_in_the_cohorts_order(tmp_path):
+    parts = Parts(tmp_path / "parts", 6, 3)
+    z = np.arange(10, dtype=np.float32).reshape(5, 2)
+    failed = [Failure(name, name, "the disk; run it again") for name in "abc"]
+    parts.write(0, [], np.empty((0, 0), np.float32), failed)
+    parts.write(1, [3, 3, 5], z[:3], failed[:1])
+    assert (parts.failed(0), parts.failed(1)) == ([0, 1, 2], [4])
+    parts.add(0, [0, 2, 2], z[:3], failed[1:2])
+    parts.add(1, [4, 4], z[3:], [])
+    assert (parts.failed(0), parts.failed(1)) == ([1], [])
+    positions, rows, failures = parts.read()
+    assert positions == [0, 2, 2, 3, 3, 4, 4, 5]
+    np.testing.assert_array_equal(rows, np.concatenate([z[:3], z[:2], z[3:], z[2:3]]))
+    assert failures == failed[1:2]
+    parts.add(0, [], np.empty((0, 0), np.float32), failed[1:2])
+    assert parts.read()[0] == positions
+
+
+def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path):
+    out = tmp_path / "out"
+    for name in ("a", "b", "c"):
+        bad = [] if name == "c" else [f"{name}.png"]
+        for file in bad:
+            (tmp_path / file).write_bytes(b"")
+        cohort = table_of(tmp_path, [*pictures(tmp_path, 2), *bad])
+        options = ["--bundle", labelled.bundle, "--cohort", cohort, "--device", "cpu"]
+        code, _, error = run("-q", "embed", *options, "--out", out / f"{name}.csv")
+        assert code == (3 if bad else 0)
+        assert not bad or error.splitlines()[-1] == f"1 of 3 cases failed: see {name}_failures.csv"
+    for name in ("a", "b"):
+        assert pd.read_csv(out / f"{name}_failures.csv")["file"].tolist() == [f"{name}.png"]
+    assert len(list(out.glob("*failures.csv"))) == 2
+    code, _, error = run("-q", "embed", *options[:2], "--cohort", tmp_path, "--out", out, "--device", "cpu")
+    assert (code, error.splitlines()[-1].endswith("cases failed: see failures.csv")) == (3, True)
+    assert (out / "failures.csv").is_file()
+
+
+def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(labelled, tmp_path, monkeypatch):
+    cohort = table_of(tmp_path, pictures(tmp_path, 3))
+    out = tmp_path / "out" / "z.parquet"
+    for settings in ({"percentiles": [1, 99]}, {"percentiles": [2, 98]}):
+        interrupted(monkeypatch, labelled.bundle, cohort, out, overrides=settings)
+    old, new = out.parent.glob(".z-*")
+    others = [out.parent / name for name in (".zz-0123456789ab", ".z-0123456789ab-0123456789ab", ".z-mine")]
+    for folder in others:
+        folder.mkdir()
+    for folder in (old, *others):
+        os.utime(folder, (time.time() - 90_000,) * 2)
+    embed(labelled.bundle, cohort, out, device="cpu")
+    left = {path.name for path in out.parent.iterdir() if path.is_dir()}
+    assert left == {new.name, *(folder.name for folder in others)}

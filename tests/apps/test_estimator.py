@@ -290,6 +290,33 @@ def test_a_scan_that_the_preprocessing_refuses_is_named_too(encoder, tmp_path):
         ([["a.nii", "b.nii"]], "X: its paths have 2 dimensions; give one a row, or a DataFrame with 'image'"),
         ("a.nii", "X: its paths have 0 dimensions; give one a row"),
         (pd.DataFrame({"image": []}), "X: there is no row; give one a scan"),
+        ([], "X: there is no row; give one a scan"),
+        (np.array([]), "X: there is no row; give one a scan"),
+        (pd.Series([], dtype=str), "X: there is no row; give one a scan"),
+        (np.zeros((0, 256)), "X: there is no row; give one a scan"),
+        (np.zeros((0, 16, 16)), "X: there is no row; give one a scan"),
+        (
+            [[0.0] * 256, [0.0] * 255],
+            "X: its rows make no single array; give images of one size",
+        ),
+        (
+            [np.zeros((16, 16)), np.zeros((16, 17))],
+            "X: its rows make no single array; give images of one size",
+        ),
+        (
+            [[[0.0, 1.0], [0.0]], [[0.0], [0.0]]],
+            "X: its rows make no single array; give images of one size",
+        ),
+        (["a.nii", np.zeros(256)], "X: row 1 has a ndarray for 'image'; give the path of a scan"),
+        ([np.zeros(256), "a.nii"], "X: row 0 has a ndarray for 'image'; give the path of a scan"),
+        ([np.zeros((16, 16)), "a.nii"], "X: row 0 has a ndarray for 'image'; give the path of a scan"),
+        (["a.nii", 3.0], "X: row 1 has a float for 'image'; give the path of a scan"),
+        ([["a.nii"], [3.0]], "X: row 1 has a float for 'image'; give the path of a scan"),
+        (
+            [["a.nii", "b.nii"], ["c.nii"]],
+            "X: its rows make no single array; give images of one size",
+        ),
+        (pd.Series([np.zeros(256), np.zeros(256)]), "X: its rows make no single array; give images of one size"),
     ],
 )
 def test_what_is_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder, table, X, message):

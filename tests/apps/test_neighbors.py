@@ -178,6 +178,23 @@ def test_the_picture_and_what_decoding_gets_wrong(labelled, tmp_path):
     assert set(pd.read_csv(tmp_path / "few" / "outliers.csv")["p_mse_both"]) <= {0.5, 1.0}
 
 
+def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, caplog):
+    options = {"bundle": labelled.bundle, "device": "cpu", "k": 2, "limit": 1}
+    neighbors(labelled.embeddings, tmp_path / "same", cohort=labelled.cohort, **options)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    cohort = pd.read_csv(labelled.cohort)
+    Image.linear_gradient("L").resize((16, 16)).save(tmp_path / "other.png")
+    cohort.loc[3, "image"] = str(tmp_path / "other.png")
+    cohort.to_csv(tmp_path / "changed.csv", index=False)
+    overrides = {"percentiles": [10, 90]}
+    neighbors(labelled.embeddings, tmp_path / "o", cohort=tmp_path / "changed.csv", overrides=overrides, **options)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "images: bundle prepares them otherwise than when embeddings.parquet was made: percentiles",
+        "images: changed.csv is not as it was when the table was made (its cases, splits or the sizes of its files); "
+        "an id may be of another image now",
+    ]
+
+
 def test_images_of_another_cohort_and_scans_that_have_gone(run, labelled, tmp_path):
     """Noise, and a picture whose scan is not there any more."""
     rng = np.random.default_rng(0)

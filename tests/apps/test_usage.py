@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from monai_diffae.apps import usage as usage_module
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.usage import usage
 from monai_diffae.errors import CohortError, ConfigError
@@ -105,6 +106,17 @@ def test_the_encoders_own_image_is_what_changes(unusual, tmp_path):
     assert result.figures["dimensions"]["dims"] == len(table.filter(regex=r"z_\d+").columns)
 
 
+def test_few_patients_are_said(labelled, tmp_path, monkeypatch, caplog):
+    of(labelled, tmp_path / "few", num_levels=1)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "12 cases of 12 patients are few: other patients may give other figures; take 30 patients or more"
+    ]
+    caplog.clear()
+    monkeypatch.setattr(usage_module, "_FEW_PATIENTS", 12)
+    of(labelled, tmp_path / "enough", num_levels=1)
+    assert "are few" not in caplog.text
+
+
 def test_wrong_arguments_are_one_line(labelled, tmp_path):
     with pytest.raises(ConfigError, match="batch_size: 0 is below 1"):
         of(labelled, tmp_path, batch_size=0)
@@ -116,8 +128,11 @@ def test_the_command(run, labelled, tmp_path):
     model = ["--bundle", labelled.bundle, "--cohort", labelled.cohort, "--device", "cpu", "--levels", 1]
     code, printed, error = run("usage", *model, "--split", "train", "--out", tmp_path / "o")
     assert code == 0, error
-    assert "times that with the own" in printed
+    assert "times that with the own" in printed.splitlines()[0]
+    num_train = (pd.read_csv(labelled.cohort)["split"] == "train").sum()
+    assert printed.splitlines()[0].endswith(f"({num_train} cases)")
     assert "dimensions active" in printed
     code, printed, _ = run("--quiet", "usage", *model, "--split", "train", "--out", tmp_path / "o", "--json")
     assert json.loads(printed)["dimensions"]["dims"] == 8
+    assert json.loads(printed)["num_cases"] == num_train
     assert "Example: monai-diffae usage" in " ".join(run("usage", "--help")[1].split())
