@@ -16,7 +16,7 @@ from torch import nn
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.config_values import references
-from monai_diffae.engines.run_config import without_private_values
+from monai_diffae.engines.run_config import check_arguments, model_config, without_private_values
 from monai_diffae.errors import ConfigError, MachineError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
@@ -204,10 +204,15 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
         raise ConfigError(
             f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or name a diffusion autoencoder"
         )
-    for key in overrides:
-        if (key.rpartition("#")[0] or key) not in parser:
-            raise ConfigError(f"{key}: the model's config has no such key; see models/config.json for those it has")
-    parser.update(overrides)
+    for key, value in overrides.items():
+        try:
+            if "#" not in key:
+                parser[key]  # has to be there already, unlike an argument of a component
+            parser[key] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{key}: the model's config has no such key; see models/config.json for those it has"
+            ) from error
     values = dict(parser.get())
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parser.update({"bundle_root": str(root), "device": device})  # a first stage lies in the bundle, too
@@ -244,6 +249,7 @@ def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
         known = find_diffae_error(error)
         if known is not None:
             raise type(known)(str(known)) from error
+        check_arguments(model_config(parser.get(), roots=(key,)))
         raise ConfigError(f"{key}: cannot be built from the config: {one_line(error)}") from error
     if not isinstance(component, kind):
         raise ConfigError(f"{key}: the config gives a {type(component).__name__}, no {kind.__name__}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.apps.probe_features import FeatureSet, PixelBaselines, read_features
 from monai_diffae.apps.probe_folds import Evaluation
@@ -135,15 +135,22 @@ def _features(
     codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
     sets = [FeatureSet.of("z_sem", codes)]
     if images is not None:
-        sets.append(FeatureSet.pca(np.asarray(images, np.float32), len(z_columns(table))))
+        pixels = _rows("images", images, len(table)).astype(np.float32)
+        sets.append(FeatureSet.pca(pixels, len(z_columns(table))))
     for name, values in baselines.items():
         if isinstance(values, (str, os.PathLike)):
             sets.append(read_features(name, values, table, targets))
-        elif len(np.asarray(values)) != len(table):
-            raise ConfigError(f"{name}: there are {len(np.asarray(values))} rows for {len(table)} cases")
         else:
-            sets.append(FeatureSet.of(name, np.asarray(values)))
+            sets.append(FeatureSet.of(name, _rows(name, values, len(table))))
     return sets
+
+
+def _rows(name: str, values: ArrayLike, num_cases: int) -> NDArray[Any]:
+    array = np.asarray(values)
+    num = len(array) if array.ndim else 0
+    if num != num_cases:
+        raise ConfigError(f"{name}: there are {num} rows for {num_cases} cases; give one a row of the embeddings")
+    return array
 
 
 def _checksum(values: ArrayLike | os.PathLike[str] | str) -> str:

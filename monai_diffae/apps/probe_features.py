@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.embedding_tables import other_preprocessing, warn_of_another_cohort
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_cases, read_split_cohort
 from monai_diffae.data.embeddings import std_columns, z_columns
 from monai_diffae.data.split_cohort import SplitCohort
@@ -29,6 +30,7 @@ Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 PCA_NAME, INTENSITY_NAME = "PCA of pixels", "intensity statistics"
 _MUCH_GIB = 2
+_LARGEST = 1e100  # the squares of many larger ones, summed, overflow
 _NOT_FEATURES = ("id", "patient", "split", "slices", "patches", "empty_patches")
 _DECILES = np.arange(10, 100, 10)
 
@@ -43,31 +45,36 @@ class FeatureSet:
         extract: the features ``[N, D]`` of all cases (whatever it may be of those without), for the positions of the
             training cases: what is fitted to the data sees those alone.
         standardise: whether a probe brings each feature to the same scale.
+        columns: the features' names, where they have some.
     """
 
     name: str
     there: NDArray[np.bool_]
     extract: Extract
     standardise: bool = True
+    columns: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, values: NDArray[Any], there: NDArray[np.bool_] | None = None) -> FeatureSet:
+    def of(
+        cls, name: str, values: NDArray[Any], there: NDArray[np.bool_] | None = None, columns: Sequence[str] = ()
+    ) -> FeatureSet:
         """Features that are fitted to nothing.
 
         Raises:
-            ConfigError: values that are not finite, or none at all.
+            ConfigError: values that are not finite or above 1e100, or none at all.
         """
         x = np.asarray(values, np.float64)
         there = np.ones(len(x), bool) if there is None else there
         if x.ndim != 2 or x.shape[1] == 0:
             raise ConfigError(f"{name}: it has no features; a row a case and a column a feature are needed")
-        if not np.isfinite(x[there]).all():
-            count = int((~np.isfinite(x[there])).any(axis=1).sum())
+        is_usable = np.abs(x[there]) <= _LARGEST  # no NaN is
+        if not is_usable.all():
+            count = int((~is_usable).any(axis=1).sum())
             raise ConfigError(
-                f"{name}: the features of {count} cases hold values that are not finite; fill them in, or leave those "
-                "cases out of the table"
+                f"{name}: the features of {count} cases hold values that are too large or not finite; fill them in, or "
+                "leave those cases out of the table"
             )
-        return cls(name, there, lambda train: x)
+        return cls(name, there, lambda train: x, columns=tuple(columns))
 
     @classmethod
     def pca(cls, images: NDArray[Any], dims: int, there: NDArray[np.bool_] | None = None) -> FeatureSet:
@@ -132,12 +139,21 @@ class PixelBaselines:
 
         Raises:
             CohortError: none of the cases is in the cohort, or the table has a row a volume.
+            ConfigError: the bundle prepares images otherwise than the one that made the table.
         """
         if "slices" in table:
             raise CohortError(
                 "baseline: the table's z_sem are pooled, and the images of a slice each; embed without --pool, or "
                 "give the baseline's features as a table"
             )
+        trained, split, _ = self._source
+        differ = other_preprocessing(table, trained.config)
+        if differ:
+            raise ConfigError(
+                f"baseline: {Path(self.bundle).resolve().name} prepares images otherwise than the bundle that made the "
+                f"table did: {', '.join(differ)}; name that bundle, or give the features as a table"
+            )
+        warn_of_another_cohort(table, split, self.cohort, "baseline")
         with tempfile.TemporaryDirectory() as folder:
             images, there = self._images(_ids(table, "embeddings"), Path(folder) if out is None else out)
         of_names = {
@@ -194,7 +210,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     there = np.isin(np.array(wanted, object).astype(str), np.array(ids, object).astype(str))
     if not there.any():
         raise CohortError(f"{path.name}: it has none of the cases of the embeddings; its column id must name them")
-    return FeatureSet.of(name, by_id.reindex(wanted).to_numpy(np.float64), there)
+    return FeatureSet.of(name, by_id.reindex(wanted).to_numpy(np.float64), there, columns)
 
 
 def intensity_statistics(images: NDArray[np.floating[Any]]) -> Floats:

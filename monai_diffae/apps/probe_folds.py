@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.nested import cross_validation, train_and_test
-from monai_diffae.latents.probe_targets import ProbeTarget, read_probe_target
+from monai_diffae.latents.probe_targets import ProbeTarget, far_off, read_probe_target
 from monai_diffae.latents.probes import Folds
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,7 @@ def choose_folds(
     patients = cases.patients[target.rows]
     how: Evaluation = evaluation or ("split" if _is_split_enough(cases, target, patients) else "cv")
     if how == "split":
-        is_train, is_test = _sides(cases, target)
-        kept, folds = train_and_test(target, patients, is_train, is_test)
+        kept, folds = train_and_test(target, patients, *_sides(cases, target.rows))
         num_considered = int(sum(side.sum() for side in _sides(cases, cases.positions)))
     else:
         kept, folds = cross_validation(target, patients, seed)
@@ -137,21 +136,21 @@ def choose_folds(
     return chosen
 
 
-def _sides(cases: Cases, which: ProbeTarget | NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which cases are for training, and which to judge by."""
+def _sides(cases: Cases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of some rows of the table are for training, and which to judge by."""
     if cases.splits is None or not cases.has_split():
         raise ConfigError(
             "evaluation: the table has no training cases, or none in test or val; say --evaluation cv, or embed a "
             "cohort with splits"
         )
-    splits = cases.splits[which.rows if isinstance(which, ProbeTarget) else which]
+    splits = cases.splits[rows]
     return splits == "train", splits == ("test" if "test" in cases.splits else "val")
 
 
 def _is_split_enough(cases: Cases, target: ProbeTarget, patients: NDArray[np.str_]) -> bool:
     if cases.is_restricted or not cases.has_split():
         return False
-    is_train, is_test = _sides(cases, target)
+    is_train, is_test = _sides(cases, target.rows)
     if len(np.unique(patients[is_test])) < _ENOUGH_PATIENTS or not is_train.any():
         return False
     return all(n >= _ENOUGH_OF_CLASS for n in target.patients_of_classes(patients, np.flatnonzero(is_test)).values())
@@ -172,6 +171,12 @@ def _say(chosen: Chosen, before: ProbeTarget, num_judged: int) -> None:
         logger.warning("target '%s': too few patients of %s, which is left out", name, ", ".join(dropped))
     for label, count in chosen.small_classes.items():
         logger.warning("target '%s': only %d judged patients are of '%s'; its scores say little", name, count, label)
+    if target.classes is None and (is_far := far_off(target.values)).any():
+        outliers = target.values[is_far]
+        logger.warning(
+            "target '%s': %d of %d values are far from all others, such as %g, and the scores hang on them; correct or "
+            "empty those that are errors or codes", name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
+        )  # fmt: skip
     if chosen.num_seen:
         logger.warning(
             "target '%s': %d of the %d judged cases are of patients that the autoencoder was trained on (without "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from monai_diffae.apps.probe_folds import Cases, Chosen, Evaluation, choose_fold
 from monai_diffae.apps.reading import shown
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.nested import HeldOut, few_labels, held_out
+from monai_diffae.latents.probe_targets import copies_of
 from monai_diffae.latents.probes import Floats, Probe
 from monai_diffae.latents.scores import bootstrapped, interval
+
+logger = logging.getLogger(__name__)
 
 FEW = (10, 30, 100, 300)
 
@@ -84,6 +88,12 @@ def judge(
         of_z: dict[str, tuple[float, Floats]] = {}
         for features in sets:
             by_fold = _by_fold(features, chosen)
+            for column in copies_of(chosen.target, by_fold[0]):
+                which = repr(features.columns[column]) if features.columns else f"number {column + 1}"
+                logger.warning(
+                    "features '%s': %s says the target '%s' one to one; if it was made from it, leave it out",
+                    features.name, which, target,
+                )  # fmt: skip
             for name in settings.probes:
                 judged, draws = _judge_one(features, by_fold, chosen, name, settings.seed, with_few)
                 if features is sets[0]:
@@ -112,13 +122,14 @@ def _judge_one(
     scores = made.scores()
     values, draws = scores(np.ones(len(judged))), bootstrapped(scores, chosen.patients[judged], seed)
     ends = [interval(column) for column in draws.T]
+    main = scores.metrics[0]
     metrics: dict[str, Any] = {}
     for name, value, (low, high) in zip(scores.metrics, values, ends, strict=True):
         metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
     strengths = [strength for strength in made.strengths if strength is not None]
     row = {
         "target": target.name, "features": features.name, "dims": by_fold[0].shape[1], "probe": probe,
-        "metric": scores.metrics[0], **dict(zip(("score", "low", "high"), list(metrics.values())[:3], strict=True)),
+        "metric": main, "score": metrics[main], "low": metrics[f"{main}_low"], "high": metrics[f"{main}_high"],
         "difference": None, "difference_low": None, "difference_high": None,
         "evaluation": chosen.evaluation, "num_folds": len(folds),
         "num_train": int(np.median([len(train) for train, _ in folds])), "num_test": len(judged),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,15 @@ def write_report(folder: Path, table: pd.DataFrame, results: Sequence[Judged]) -
     few = pd.DataFrame([row for result in results for row in result.few], columns=list(_FEW_COLUMNS))
     predictions = pd.concat([_predictions(table, result) for result in results], ignore_index=True)
     scores = pd.DataFrame([result.row for result in results])
-    write_atomic(folder / FILES[0], lambda path: scores.to_csv(path, index=False, lineterminator="\n"))
-    write_atomic(folder / FILES[1], lambda path: predictions.to_parquet(path, index=False))
-    write_atomic(folder / FILES[2], lambda path: _draw_calibration(results, path))
-    write_atomic(folder / FILES[3], lambda path: few.to_csv(path, index=False, lineterminator="\n"))
-    write_atomic(folder / FILES[4], lambda path: _draw_few(few, path))
+    writers: tuple[Callable[[Path], object], ...] = (
+        lambda path: scores.to_csv(path, index=False, lineterminator="\n"),
+        lambda path: predictions.to_parquet(path, index=False),
+        lambda path: _draw_calibration(results, path),
+        lambda path: few.to_csv(path, index=False, lineterminator="\n"),
+        lambda path: _draw_few(few, path),
+    )
+    for name, write in zip(FILES, writers, strict=True):
+        write_atomic(folder / name, write)
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

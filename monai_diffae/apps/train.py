@@ -68,7 +68,13 @@ def train(
     finally:
         chatter.setLevel(level)
     # not as ConfigWorkflow's keywords: there, `tracking` (MONAI 1.6.1) is another thing than our key
-    workflow.parser.update(values)
+    for key, value in values.items():
+        try:
+            workflow.parser[key] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{key}: the config has no such key; see configs/{config}.json for those it has"
+            ) from error
     try:
         workflow.initialize()
         workflow.run()

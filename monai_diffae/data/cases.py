@@ -120,6 +120,8 @@ def safe_ids(texts: Sequence[str]) -> list[str]:
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
     """Columns of text as numbers where every cell that is filled is one; empty cells (and NaN) as None.
 
+    ``01_02`` is text, although Python reads it as 102.
+
     Example:
         >>> as_labels({"age": ["41", ""], "score": ["1", "2.5"], "sex": ["F", "M"]})
         {'age': [41, None], 'score': [1.0, 2.5], 'sex': ['F', 'M']}
@@ -129,7 +131,8 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
 
 def _as_numbers(cells: list[str]) -> list[Label]:
     empty = {"", "nan", "NaN", "NA", "n/a"}
-    for kind in (int, float):
+    kinds = () if any("_" in cell for cell in cells) else (int, float)
+    for kind in kinds:
         try:
             return [None if cell in empty else kind(cell) for cell in cells]
         except ValueError:

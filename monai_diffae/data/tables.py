@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from monai_diffae.data.cases import Images, Label, as_labels
 from monai_diffae.errors import CohortError
+
+logger = logging.getLogger(__name__)
 
 WORDS = ("id", "patient", "split")
 
@@ -68,10 +71,22 @@ def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str,
 
     An entry is a mapping with ``image`` (a path, or a list of paths: channels), or a path alone.
 
+    Its other keys are labels where they hold numbers or text; that those with lists or mappings are not, is logged.
+
     Raises:
         CohortError: it is no JSON, holds no such list, or an entry has no image.
     """
-    return [_entry(path, section, n, entry, columns, image_keys) for section, n, entry in _read_entries(path)]
+    entries = _read_entries(path)
+    rows = [_entry(path, section, n, entry, columns, image_keys) for section, n, entry in entries]
+    mappings = [entry for *_, entry in entries if isinstance(entry, dict)]
+    nested = {key for entry in mappings for key, value in entry.items() if isinstance(value, (list, dict))}
+    nested -= {columns.get(word, word) for word in (*image_keys, *WORDS)}
+    if nested:
+        logger.warning(
+            "%s: lists and mappings are no labels: those of %s are left out; give each value a key of its own",
+            path.name, ", ".join(sorted(nested)),
+        )  # fmt: skip
+    return rows
 
 
 def _entry(

@@ -116,6 +116,21 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
                 raise ConfigError(
                     f"unknown config key '{section}#{key}': nothing in the config uses it{_nearest(key, used)}"
                 )
+    check_arguments(config)
+
+
+def check_arguments(config: dict[str, Any]) -> None:
+    """Refuse arguments that a component's ``_target_`` does not take.
+
+    Raises:
+        ConfigError: names the key, and the arguments that there are.
+
+    Example:
+        >>> check_arguments({"act": {"_target_": "torch.nn.ELU", "beta": 1}})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: unknown config key 'act#beta': torch.nn.ELU takes alpha, inplace
+    """
     locator = ComponentLocator()
     for path, component in _components(config):
         parameters = _parameters(component["_target_"], locator)
@@ -123,8 +138,9 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
             continue
         for key in component.keys() - _NO_ARGUMENTS:
             if key not in parameters:
+                named = ", ".join(sorted(parameters - {"self", "args", "kwargs"})) or "no arguments"
                 raise ConfigError(
-                    f"unknown config key '{path}#{key}': {component['_target_']} takes no such argument"
+                    f"unknown config key '{path}#{key}': {component['_target_']} takes {named}"
                     f"{_nearest(key, parameters)}"
                 )
 

@@ -92,7 +92,7 @@ def train_and_test(
         target.only(used), groups[used], {name: (np.flatnonzero(side[used]), n) for name, (side, n) in sides.items()}
     )
     left = np.isin(target.rows, kept.rows)
-    train, test = (np.flatnonzero(side[left & used]) for side in (is_train, is_test))
+    train, test = (np.flatnonzero(side[left]) for side in (is_train, is_test))
     if len(train) < _LEAST_TRAINING or len(test) < _LEAST_JUDGED:
         raise ConfigError(
             f"target '{target.name}': {len(train)} training and {len(test)} test cases are too few; "

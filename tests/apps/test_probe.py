@@ -206,6 +206,44 @@ def test_complete_results_are_not_made_again_and_others_not_replaced(table, writ
     assert str(tmp_path) not in json.dumps(record)
 
 
+def test_a_typing_error_in_a_target_is_said_and_a_skewed_one_is_not(table, write, caplog):
+    table["marker"] = np.exp(table["z_001"])
+    probe(write(table), ["age", "marker"], **LINEAR)
+    assert "far from all others" not in caplog.text
+    table.loc[[8, 13], "age"] = [99999.0, -999.0]
+    rows = probe(write(table), ["age", "marker"], **LINEAR)
+    assert rows[0]["r2"] < 0
+    assert [message for message in caplog.messages if "far" in message] == [
+        "target 'age': 2 of 200 values are far from all others, such as 99999, and the scores hang on them; correct or "
+        "empty those that are errors or codes"
+    ]
+    table["age"] = table["age"].astype(float)
+    table.loc[8, "age"] = 1e300
+    with pytest.raises(ConfigError, match="^target 'age': holds values that are infinite or too large to reckon"):
+        probe(write(table), "age")
+
+
+def test_features_that_say_the_target_are_said(table, write, tmp_path, caplog):
+    noise = np.random.default_rng(5).normal(size=(200, 2))
+    rank = table["age"].rank().to_numpy()
+    table["age"] += np.random.default_rng(6).normal(size=200)
+    clinic = np.c_[noise, table["age"].rank(), table["sex"] == "F"]
+    probe(write(table), ["age", "sex"], baselines={"clinic": clinic, "good": rank[:, None]}, **LINEAR)
+    assert [message for message in caplog.messages if "one to one" in message] == [
+        f"features 'clinic': number {number} says the target '{target}' one to one; if it was made from it, leave it "
+        "out"
+        for number, target in ((3, "age"), (4, "sex"))
+    ]
+    table.rename(columns={"age": "years"})[["id", "site", "years"]].to_csv(tmp_path / "clinic.csv", index=False)
+    probe(write(table), ["age"], baselines={"clinic": tmp_path / "clinic.csv"}, **LINEAR)
+    assert "features 'clinic': 'years' says the target 'age' one to one" in caplog.text
+
+
+def test_features_too_large_to_reckon_with_are_refused(table, write):
+    with pytest.raises(ConfigError, match="^large: the features of 200 cases hold values that are too large or not"):
+        probe(write(table), "age", baselines={"large": np.full((200, 1), 1e300)})
+
+
 def test_so_few_patients_that_none_are_few(table, write, tmp_path):
     rows = probe(write(table[:11].drop(columns="split")), ["age"], out=tmp_path / "o", **LINEAR)
     assert rows[0]["num_test"] == 11
@@ -226,6 +264,10 @@ def test_errors_say_what_there_is(table, write, tmp_path):
         probe(write(table.drop(columns="split")), "age", evaluation="split")
     with pytest.raises(ConfigError, match="^short: there are 3 rows for 200 cases"):
         probe(write(table), "age", baselines={"short": np.zeros((3, 1))})
+    with pytest.raises(ConfigError, match="^images: there are 199 rows for 200 cases; give one a row of the embedd"):
+        probe(write(table), "age", images=np.zeros((199, 1, 4, 4)))
+    with pytest.raises(ConfigError, match="^images: there are 0 rows for 200 cases"):
+        probe(write(table), "age", images=3.0)
     (tmp_path / "no.parquet").write_text("text")
     with pytest.raises(CohortError, match="not a Parquet table"):
         probe(tmp_path / "no.parquet")

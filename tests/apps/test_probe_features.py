@@ -1,6 +1,11 @@
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from monai_diffae.apps import probe_features
 from monai_diffae.apps.probe import probe
@@ -48,7 +53,7 @@ def test_all_features_are_judged_on_the_cases_that_have_all(table, tmp_path, cap
         ("id,x\nother,1\n", "f.csv: it has none of the cases"),
         ("x\n1\n", "f.csv: it has no column id"),
         ("id,x\nc1,1\nc1,2\n", "f.csv: 1 ids are there more than once"),
-        ("id,x\nc1,1\nc2,\n", "f: the features of 1 cases hold values that are not finite; fill them in"),
+        ("id,x\nc1,1\nc2,\n", "f: the features of 1 cases hold values that are too large or not finite; fill them in"),
         ("id,x\nc1,word\n", "f: it has no features"),
         ("\x00", "f.csv: "),
     ],
@@ -106,6 +111,41 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     with pytest.raises(ConfigError, match="made with other pixels"):
         probe(labelled.embeddings, "wide", pixels=fewer, out=tmp_path / "o", probes=["linear"])
     assert str(tmp_path.parent) not in (tmp_path / "o" / "probe.json").read_text()
+
+
+def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog):
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
+    table = read_embeddings(labelled.embeddings)
+    pixels = PixelBaselines(("intensity",), bundle, labelled.cohort)
+    pixels.read(table)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    config = json.loads((bundle / "models" / "config.json").read_text())
+    (bundle / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
+    other = PixelBaselines(("intensity",), bundle, labelled.cohort)
+    message = (
+        "^baseline: bundle prepares images otherwise than the bundle that made the table did: percentiles; name that "
+        "bundle, or give the features as a table$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        probe(labelled.embeddings, "wide", pixels=other, out=tmp_path / "o", probes=["linear"])
+    table.to_csv(tmp_path / "z.csv", index=False)  # does not say what it was made with
+    other.read(read_embeddings(tmp_path / "z.csv"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_other_images_under_the_same_ids_are_noticed(labelled, tmp_path, caplog):
+    cohort = pd.read_csv(labelled.cohort)
+    Image.linear_gradient("L").resize((16, 16)).save(tmp_path / "other.png")
+    cohort.loc[1, "image"] = str(tmp_path / "other.png")
+    cohort.to_csv(tmp_path / "cohort.csv", index=False)
+    table = read_embeddings(labelled.embeddings)
+    PixelBaselines(("intensity",), labelled.bundle, tmp_path / "cohort.csv").read(table)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "baseline: cohort.csv is not as it was when the table was made (its cases, splits or the sizes of its files); "
+        "an id may be of another image now"
+    ]
 
 
 def test_baselines_that_cannot_be_read_are_one_line(labelled, tmp_path):

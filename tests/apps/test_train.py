@@ -15,7 +15,12 @@ def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"max_epoch": 1}, "did you mean 'max_epochs'"), ({"mlflow": False, "device": "cpu"}, "another model")],
+    [
+        ({"max_epoch": 1}, "did you mean 'max_epochs'"),
+        ({"mlflow": False, "device": "cpu"}, "another model"),
+        ({"nope#x": 1}, "nope#x: the config has no such key"),
+        ({"max_epochs#x": 1}, "max_epochs#x: the config has no such key"),
+    ],
 )
 def test_train_raises_one_clear_error_of_ours(tiny_bundle, overrides, message):
     with pytest.raises(ConfigError, match=message):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_diffae.data.cases import Case, find_cases
+from monai_diffae.data.cases import Case, as_labels, find_cases
 from monai_diffae.errors import CohortError
 
 
@@ -27,3 +27,7 @@ def test_a_near_id_is_suggested_and_none_where_none_is_near(name, message):
     with pytest.raises(CohortError) as caught:
         find_cases(cohort("sub-04", "sub-11", "long-" + "y" * 91), [name])
     assert str(caught.value) == message
+
+
+def test_a_label_with_underscores_is_text():
+    assert as_labels({"visit": ["01_02", "7"], "count": ["1", "2"]}) == {"visit": ["01_02", "7"], "count": [1, 2]}

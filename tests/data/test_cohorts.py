@@ -192,6 +192,26 @@ def test_datalist(tmp_path: Path) -> None:
         refusal(tmp_path / "list.json")
 
 
+def test_labels_that_are_lists_or_mappings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "c.nii")
+    entry = {"label": [1, 0], "age": 3, "box": {"x": 1}, "id": "1"}
+    content = {"training": [{"image": ["a.nii"], **entry}, {"image": "b.nii", "label": 1}], "test": ["c.nii"]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    cases = read_cohort(tmp_path / "list.json")
+    assert [case.labels for case in cases] == [{"age": 3}, {"label": 1}, {}]
+    assert caplog.messages == [
+        "list.json: lists and mappings are no labels: those of box, label are left out; give each value a key of its "
+        "own"
+    ]
+    caplog.clear()
+    read_cohort(tmp_path / "list.json", columns={"id": "age"}, image_keys=["image"])
+    assert "those of box, label are" in caplog.text
+    (tmp_path / "list.json").write_text(json.dumps([{"image": ["a.nii"], "second": ["b.nii"], "age": 3, "sex": None}]))
+    caplog.clear()
+    read_cohort(tmp_path / "list.json", image_keys=["image", "second"])
+    assert not caplog.messages
+
+
 NASTY = [
     "../../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b", "CON", "nul.txt", "x" * 300, "ａ／ｂ", "a\u202eb",
     "..\\..\\x", "C:\\x", "-rf", "~root", "a\nb", "名前", "é" * 200,
