@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -88,6 +89,10 @@ class DiffusionSchedule(Scheduler):
         self.clip_range = _checked_range(clip_range)
         if not (isinstance(timestep_shift, (int, float)) and 0 < timestep_shift < float("inf")):
             raise ConfigError(f"timestep_shift is {timestep_shift!r}; it must be a number above 0, 1 for none")
+        takes = [] if is_flow else list(inspect.signature(NoiseSchedules[schedule]).parameters)[1:]
+        unknown = [name for name in schedule_args if name not in takes]
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: the schedule {schedule} takes {', '.join(takes) or 'no such argument'}")
         super().__init__(num_train_timesteps, "linear_beta" if is_flow else schedule, **schedule_args)
 
         if is_flow:

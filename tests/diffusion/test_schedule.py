@@ -235,3 +235,16 @@ def test_timestep_shift_multiplies_the_odds_of_t(sampling):
 def test_a_timestep_shift_that_is_none(shift):
     with pytest.raises(ConfigError, match="timestep_shift is"):
         DiffusionSchedule(timestep_shift=shift)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "cosine", "beta_start": 0.1}, "beta_start: the schedule cosine takes s"),
+        ({"schedule": "linear_beta", "nope": 1}, "nope: the schedule linear_beta takes beta_start, beta_end"),
+        ({"schedule": "rectified_flow", "beta_end": 1}, "beta_end: the schedule rectified_flow takes no such argument"),
+    ],
+)
+def test_arguments_that_a_schedule_does_not_take_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DiffusionSchedule(**settings)
