@@ -40,6 +40,12 @@ TINY = {
 """Config ids and values that make a bundle of the 2D model train in a second or two on a CPU."""
 
 
+@pytest.fixture
+def tiny_settings() -> dict[str, Any]:
+    """``TINY``, for tests that train a bundle of their own."""
+    return dict(TINY)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     """A trained 2D bundle: 12 virtual patients of 16 x 16, one epoch, weights that know nothing."""
