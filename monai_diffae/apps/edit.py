@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 AMOUNTS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 _SHOWN = 4
+_HARDLY = 0.2  # of what was asked
+_FAINT = 0.1  # of the model's range: an image that differs by less should not look as though it differed much
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class EditResult:
         monotone: the share of cases whose prediction, read off the edited images, rises from each amount to the next;
             None with a single amount, or where the encoder cannot look at the edited images.
         skipped: whether all was there already.
+        moved: how far the edited images went along the direction, over the amount: the median, 1 for as far as asked;
+            None where there is no amount but 0, or the encoder cannot look at them.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class EditResult:
     num_failed: int
     monotone: float | None
     skipped: bool = False
+    moved: float | None = None
 
 
 def edit(
@@ -86,6 +91,8 @@ def edit(
 
     - ``asked``, ``prediction``: the probability of the positive class (or the value) of the moved z_sem, and of the
       edited image when it is encoded again;
+    - ``moved``: how far the edited image went along the direction from the plain reconstruction, in standard
+      deviations, as ``amount`` counts them; a warning says so if that is hardly as far as was asked;
     - ``mse``: to the plain reconstruction, in the model's range;
     - ``identity``: how far the edited image's z_sem is from the case's own, across the direction, in normalised z;
       ``nearest_other`` to the next patient's in ``embeddings``, and ``is_itself``, whether its own is nearer;
@@ -156,7 +163,7 @@ def edit(
             warn_without_dicom(read.cases)
         if not sees_edits:
             logger.warning(
-                "the encoder sees %s, which an edit does not make: prediction, identity and drift are left out",
+                "the encoder sees %s, which an edit does not make: prediction, moved, identity and drift are left out",
                 opened.encoder_key,
             )
         for name in ("images", "differences"):
@@ -175,14 +182,18 @@ def edit(
         table = pd.concat(tables)
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         _draw(picture, shown, amounts, trained.model_range)
-        numbers = {"num_cases": len(read.cases), "num_failed": len(opened.failures)}
-        monotone = _monotone(table, wanted.kind)
-        log_to_open_run(numbers if monotone is None else {**numbers, "monotone": monotone}, [picture], "edits")
-        return {**numbers, "monotone": monotone}
+        numbers = {
+            "num_cases": len(read.cases), "num_failed": len(opened.failures),
+            "monotone": _monotone(table, wanted.kind), "moved": _moved(table),
+        }  # fmt: skip
+        log_to_open_run({name: value for name, value in numbers.items() if value is not None}, [picture], "edits")
+        return numbers
 
     results = [table_file, picture, folder / "images", folder / "differences"]
     numbers, skipped = run_once(folder / "edits.json", results, made_from, make, overwrite=overwrite)
-    return EditResult(folder, numbers["num_cases"], numbers["num_failed"], numbers["monotone"], skipped)
+    moved = numbers.get("moved")  # not in the record of a first version
+    _warn_if_hardly_moved(moved, along)
+    return EditResult(folder, numbers["num_cases"], numbers["num_failed"], numbers["monotone"], skipped, moved)
 
 
 @dataclass(frozen=True)
@@ -223,7 +234,9 @@ def _rows(
     z_norm, own = wanted.statistics.normalise(z_edited), wanted.statistics.normalise(coded.z_sem.cpu().numpy())
     gone = z_norm - own
     across = gone - np.outer(gone @ wanted.weight, wanted.line(along))
-    columns |= {"prediction": wanted.predict(z_edited), "mse": mse, "identity": np.linalg.norm(across, axis=1)}
+    distance = wanted.distance(z_edited)
+    columns |= {"prediction": wanted.predict(z_edited), "moved": (distance - distance[zero]) / wanted.spread}
+    columns |= {"mse": mse, "identity": np.linalg.norm(across, axis=1)}
     if others is not None:
         columns["nearest_other"] = others.nearest_other(z_norm, coded.case.patient)
         columns["is_itself"] = np.linalg.norm(gone, axis=1) < columns["nearest_other"]
@@ -254,11 +267,12 @@ def _write(
 def _draw(
     path: Path, shown: Sequence[tuple[Tensor, Tensor]], amounts: Sequence[float], model_range: tuple[float, float]
 ) -> None:
-    limit = max(float(differences.abs().max()) for _, differences in shown)
+    low, high = model_range
+    limit = max(_FAINT * (high - low), *(float(differences.abs().max()) for _, differences in shown))
     rows: dict[str, Tensor] = {}
     for i, (images, differences) in enumerate(shown, start=1):
         rows[f"case {i}"] = images
-        rows[f"difference {i}"] = in_colours(differences, limit, model_range=model_range)
+        rows[f"difference {i} (±{limit:.2g})"] = in_colours(differences, limit, model_range=model_range)
     write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, titles_of(amounts)))
 
 
@@ -267,6 +281,24 @@ def _monotone(table: pd.DataFrame, kind: Kind) -> float | None:
     if "prediction" not in table or table["amount"].nunique() < 2:
         return None
     return float(table.groupby("id", sort=False)["prediction"].apply(_rises, kind=kind).mean())
+
+
+def _moved(table: pd.DataFrame) -> float | None:
+    """The median share of the amount that images went; None where there is none, or no amount but 0."""
+    if "moved" not in table or not table["amount"].any():
+        return None
+    away = table[table["amount"] != 0]
+    return float((away["moved"] / away["amount"]).median())
+
+
+def _warn_if_hardly_moved(moved: float | None, along: Along) -> None:
+    if moved is None or moved >= _HARDLY:
+        return
+    why = {
+        "pattern": "the decoder hardly heeds z_sem: see monai-diffae usage",
+        "weight": "the weight may lead to where no case lies: compare along the pattern, and see monai-diffae usage",
+    }
+    logger.warning("the edited images moved %.1f %% of what was asked; %s", 100 * moved, why[along])
 
 
 def _rises(predictions: pd.Series[float], kind: Kind) -> bool:

@@ -27,6 +27,9 @@ def draw_usage(levels: pd.DataFrame, stability: pd.DataFrame, path: Path) -> Non
     left.set(xlabel="timestep (right: all noise)", ylabel="denoising loss", yscale="log")
     left.legend(frameon=False)
     middle.axhline(1, color="0.6", linestyle=":")
+    lowest, highest = middle.get_ylim()
+    middle.set_ylim(min(lowest, 0.99), max(highest, 1.05))  # so that a ratio of 1 looks like 1
+    middle.ticklabel_format(axis="y", useOffset=False)
     middle.set(xlabel="timestep (right: all noise)", ylabel="loss / loss with own z_sem")
     places = range(len(stability))
     right.barh(places, stability["ratio"], color="C0", height=0.6)

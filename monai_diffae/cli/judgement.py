@@ -105,6 +105,7 @@ def usage(
     """Whether the decoder uses z_sem, how many dimensions are active, and what leaves z_sem as it is."""
     from monai_diffae.apps.usage import show
     from monai_diffae.apps.usage import usage as run
+    from monai_diffae.handlers.progress import warn_if_unheeded
 
     result = run(
         bundle, cohort, out, split=split, limit=limit, num_levels=num_levels, seed=seed, batch_size=batch_size,
@@ -116,4 +117,5 @@ def usage(
     else:
         show(result)
         print(result.folder)
+    warn_if_unheeded(result.figures["z_sem_usage"])
     end(result.num_failed, result.num_cases)

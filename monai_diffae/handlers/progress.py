@@ -13,9 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.statistics import Statistics
 
+logger = logging.getLogger(__name__)
+
+_HEEDED = 1.02
+
 
 class TrainingProgress:
-    """Shows images seen, loss, images/s and time left, and each validation.
+    """Shows images seen, loss, images/s and time left, and each validation; at the end, whether z_sem is used.
 
     Args:
         evaluator: whose metrics are shown after each validation.
@@ -33,12 +37,12 @@ class TrainingProgress:
         self._last_line = 0.0
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer, and with the evaluator; not where the package's logger is set to be quiet."""
+        """Register with a trainer, and with the evaluator; where the package's logger is quiet, for a warning alone."""
+        engine.add_event_handler(Events.COMPLETED, self._end)
         if logging.getLogger("monai_diffae").level >= logging.WARNING:
             return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
-        engine.add_event_handler(Events.COMPLETED, self._stop)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop())
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
@@ -64,9 +68,29 @@ class TrainingProgress:
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluator.state.metrics.items())
         self.console.print(f"validation: {metrics}", highlight=False, soft_wrap=True)
 
+    def _end(self, engine: Workflow) -> None:
+        self._stop()
+        if self.evaluator is not None and "z_sem_usage" in self.evaluator.state.metrics:
+            warn_if_unheeded(self.evaluator.state.metrics["z_sem_usage"])
+
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def warn_if_unheeded(z_sem_usage: float) -> None:
+    """Say so where the decoder does as well with another's z_sem.
+
+    Args:
+        z_sem_usage: the loss with another's z_sem over that with the own.
+
+    Example:
+        >>> warn_if_unheeded(1.3)  # heeded: nothing is said
+    """
+    if z_sem_usage < _HEEDED:
+        logger.warning(
+            "z_sem_usage %.3f: the decoder does not heed z_sem yet; train longer, or see docs/neighbors.md", z_sem_usage
+        )
 
 
 def describe(statistics: Statistics) -> str:

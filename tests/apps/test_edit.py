@@ -5,8 +5,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from monai_diffae.apps import edit as edit_module
 from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.directions import fit_direction, read_direction
 from monai_diffae.apps.edit import _rises, edit
@@ -15,10 +17,13 @@ from monai_diffae.apps.reconstruct import reconstruct
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.handlers.pictures import in_colours
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 AMOUNTS = (-2, 0, 2, 4)
-COLUMNS = ["id", "amount", "asked", "prediction", "mse", "identity", "nearest_other", "is_itself", "drift_tilt"]
+COLUMNS = [
+    "id", "amount", "asked", "prediction", "moved", "mse", "identity", "nearest_other", "is_itself", "drift_tilt",
+]  # fmt: skip
 
 
 def corners(affine, k, shape):
@@ -130,8 +135,11 @@ def test_identity_and_drift_are_those_of_the_edited_images(edited, table, labell
         nearest = np.array([min(np.linalg.norm(other - row) for other in others[~own_row]) for row in z])
         np.testing.assert_allclose(rows["nearest_other"], nearest, atol=0.15)
         assert (rows["is_itself"] == (np.linalg.norm(gone, axis=1) < nearest)).all()
-        said = watched.distance(z_of(z_edited.loc[ids])) / watched.spread
-        np.testing.assert_allclose(rows["drift_tilt"], said - said[list(rows["amount"]).index(0)], atol=0.15)
+        for each, column in ((watched, "drift_tilt"), (direction, "moved")):
+            said = each.distance(z_of(z_edited.loc[ids])) / each.spread
+            np.testing.assert_allclose(rows[column], said - said[list(rows["amount"]).index(0)], atol=0.15)
+    away = table[table["amount"] != 0]
+    assert edited.moved == pytest.approx(np.median(away["moved"] / away["amount"]))
 
 
 def test_along_the_weight_is_another_edit_with_as_much_asked(edited, table, labelled, options, tmp_path):
@@ -273,7 +281,7 @@ def test_of_one_amount_nothing_can_rise(labelled, run, tmp_path):
         labelled.bundle, labelled.cohort, tmp_path / "o", direction=labelled.direction, amounts=(0,), limit=1,
         device="cpu", overrides={},
     )  # fmt: skip
-    assert (result.monotone, result.skipped) == (None, True)
+    assert (result.monotone, result.moved, result.skipped) == (None, None, True)
 
 
 def test_the_weights_are_read_for_their_checksum_once(labelled, options, monkeypatch, tmp_path):
@@ -310,9 +318,67 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
     asked = read_direction(unusual.direction).predict(z_sem)
     np.testing.assert_allclose(table["asked"][table["amount"] == 0], asked, atol=1e-6)
     # an encoder of another image cannot say what became of the drawn one
-    columns = [] if len(trained.image_keys) == 2 else ["prediction", "mse", "identity", "drift_wide"]
+    columns = [] if len(trained.image_keys) == 2 else ["prediction", "moved", "mse", "identity", "drift_wide"]
     assert table.columns.tolist() == ["id", "amount", "asked", *(columns or ["mse"])]
     assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
+
+
+@pytest.fixture(scope="module")
+def unheeding(labelled, tmp_path_factory):
+    """The labelled bundle, but its decoder is told a ten-thousandth of z_sem; and a direction for it."""
+    root = tmp_path_factory.mktemp("unheeding")
+    bundle = shutil.copytree(labelled.bundle, root / "bundle", ignore=shutil.ignore_patterns("cache"))
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    told = [name for name in weights if "z_proj" in name]
+    assert told, sorted(weights)
+    for name in told:
+        weights[name] *= 1e-4
+    torch.save(weights, bundle / "models" / "model.pt")
+    embedded = embed(bundle, labelled.cohort, root / "embedded", device="cpu").path
+    fit_direction(embedded, "wide", root / "wide.json")
+    return bundle, root / "wide.json"
+
+
+@pytest.mark.parametrize(
+    ("along", "why"), [("pattern", "the decoder hardly heeds z_sem"), ("weight", "the weight may")]
+)
+def test_images_that_hardly_move_are_said_to_and_do_not_look_as_though_they_did(
+    labelled, unheeding, tmp_path, caplog, along, why
+):
+    bundle, direction = unheeding
+    options = {"direction": direction, "amounts": (-2, 2), "limit": 1, "along": along, "device": "cpu"}
+    for skipped in (False, True):
+        caplog.clear()
+        result = edit(bundle, labelled.cohort, tmp_path / "o", **options)
+        assert result.skipped == skipped
+        assert abs(result.moved) < 0.05
+        (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert line.startswith(f"the edited images moved {100 * result.moved:.1f} % of what was asked; {why}")
+    assert pd.read_csv(tmp_path / "o" / "edits.csv")["mse"].between(0, 1e-5, inclusive="right").sum() == 2
+    with Image.open(tmp_path / "o" / "edits.png") as picture:
+        assert (np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2) < 20).all()
+
+
+def test_the_scale_of_differences_is_theirs_or_a_tenth_of_the_range(monkeypatch, tmp_path):
+    drawn = {}
+    whole = edit_module.draw_mosaic
+    monkeypatch.setattr(edit_module, "draw_mosaic", lambda rows, *rest: drawn.update(rows) or whole(rows, *rest))
+    images = torch.zeros(1, 1, 4, 4)
+    for largest, model_range, scale in ((0.05, (-1.0, 1.0), 0.2), (0.5, (-1.0, 1.0), 0.5), (0.05, (0.0, 1.0), 0.1)):
+        drawn.clear()
+        differences = torch.full_like(images, -largest)
+        edit_module._draw(tmp_path / "edits.png", [(images, differences)], [0], model_range)
+        assert list(drawn) == ["case 1", f"difference 1 (±{scale})"]
+        expected = in_colours(differences, scale, model_range=model_range)
+        torch.testing.assert_close(drawn[f"difference 1 (±{scale})"], expected)
+
+
+def test_an_edit_that_moves_as_asked_is_no_warning(caplog):
+    for moved in (None, 0.2, 1.0):
+        edit_module._warn_if_hardly_moved(moved, "pattern")
+    assert not caplog.records
+    edit_module._warn_if_hardly_moved(0.19, "pattern")
+    assert "moved 19.0 % of what was asked" in caplog.text
 
 
 def test_monotone_is_strict_of_values_and_forgives_certain_probabilities():

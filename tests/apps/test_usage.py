@@ -4,11 +4,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_diffae.apps import usage as usage_module
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.usage import usage
+from monai_diffae.apps.usage_picture import draw_usage
+from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -124,6 +127,39 @@ def test_wrong_arguments_are_one_line(labelled, tmp_path):
         of(labelled, tmp_path, limit=1)
 
 
+def test_a_ratio_of_1_looks_like_1(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure) or save(figure, *a, **k))
+    stability = pd.DataFrame({"change": ["noise"], "ratio": [0.1], "ratio_90": [0.2], "rank_1": [1.0]})
+    for ratios in ([1 + 1.6e-5, 1 + 2e-6], [0.9, 1.6]):
+        losses = {"timestep": [250, 750], "loss_own": [1.0, 1.0], "loss_mean": ratios, "loss_other": ratios}
+        levels = pd.DataFrame({**losses, "usage": ratios, "usage_mean": ratios})
+        draw_usage(levels, stability, tmp_path / "usage.png")
+    flat, steep = (figure.axes[1] for figure in drawn)
+    assert flat.get_ylim() == (0.99, 1.05)
+    assert flat.yaxis.get_major_formatter().get_offset() == ""
+    assert "1.00" in [label.get_text() for label in flat.get_yticklabels()]
+    lowest, highest = steep.get_ylim()
+    assert lowest < 0.9
+    assert highest > 1.6
+
+
+def test_the_command_calls_a_usage_near_1_bad(run, labelled, tmp_path, caplog):
+    for as_json in ((), ("--json",)):
+        caplog.clear()
+        code, _, error = run(
+            "-q", "usage", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--split", "train", "--levels", 1,
+            "--device", "cpu", "--out", tmp_path / "o", *as_json,
+        )  # fmt: skip
+        assert code == 0, error
+        figure = json.loads((tmp_path / "o" / "usage.json").read_text())["results"]["figures"]["z_sem_usage"]
+        assert figure < 1.02
+        said = [record.message for record in caplog.records if "does not heed z_sem" in record.message]
+        assert len(said) == 1
+        assert said[0].startswith(f"z_sem_usage {figure:.3f}: ")
+
+
 def test_the_command(run, labelled, tmp_path):
     model = ["--bundle", labelled.bundle, "--cohort", labelled.cohort, "--device", "cpu", "--levels", 1]
     code, printed, error = run("usage", *model, "--split", "train", "--out", tmp_path / "o")
@@ -136,3 +172,17 @@ def test_the_command(run, labelled, tmp_path):
     assert json.loads(printed)["dimensions"]["dims"] == 8
     assert json.loads(printed)["num_cases"] == num_train
     assert "Example: monai-diffae usage" in " ".join(run("usage", "--help")[1].split())
+
+
+def test_unreadable_scans_are_listed_beside_the_list_of_embed(run, labelled, tmp_path):
+    cohort = pd.read_csv(labelled.cohort)
+    cohort["image"] = [str(labelled.cohort.parent / image) for image in cohort["image"]]
+    (tmp_path / "bad.png").write_bytes(b"no scan")
+    cohort.loc[0, "image"] = str(tmp_path / "bad.png")
+    cohort.assign(split="val").to_csv(tmp_path / "cohort.csv", index=False)
+    write_failures(tmp_path / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])
+    options = ["--bundle", labelled.bundle, "--cohort", tmp_path / "cohort.csv", "--device", "cpu", "--levels", 1]
+    code, _, error = run("-q", "usage", *options, "--out", tmp_path)
+    assert (code, error.splitlines()[-1]) == (3, "1 of 12 cases failed: see usage_failures.csv")
+    assert pd.read_csv(tmp_path / "failures.csv")["case_id"].tolist() == ["c"]
+    assert pd.read_csv(tmp_path / "usage_failures.csv")["file"].tolist() == ["bad.png"]
