@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.split_cohort import SplitCohort, split_cohort
-from monai_diffae.data.tables import column_names
+from monai_diffae.data.tables import WORDS, column_names
 from monai_diffae.diffusion import SOLVERS, Solver, Spacing
 from monai_diffae.engines.config_values import check_device
 from monai_diffae.errors import CohortError, ConfigError
@@ -89,12 +90,17 @@ def read_split_cohort(
 ) -> tuple[SplitCohort, str]:
     """A cohort, split and sliced as the bundle's config says; and the encoder's image key.
 
+    That a split is drawn anew, as the training's cohort was another, is logged.
+
     Args:
         directory: the bundle's folder; ``configs/train.json`` has the keys that are not the model's.
         trained: the bundle.
         cohort: a folder, table, datalist or scan.
         columns: what the table calls our words; added to the config's, of which those count that the table has.
         overrides: values for the config's keys, such as ``{"slice_step": 4}``.
+
+    Raises:
+        CohortError: no usable cohort.
     """
     from monai.bundle import ConfigParser
 
@@ -104,9 +110,18 @@ def read_split_cohort(
         parser.read_config(str(config))
     parser.update({**trained.config, **(overrides or {})})
     values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
-    values["columns"] = {**_fitting(values.get("columns") or {}, Path(cohort)), **(columns or {})}
+    of_training = {word: name for word, name in (values.get("columns") or {}).items() if word not in (columns or {})}
+    values["columns"] = {**_fitting(of_training, Path(cohort)), **(columns or {})}
     encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
-    return split_cohort(cohort, **values), str(encoder_key)
+    split = split_cohort(cohort, **values)
+    trained_on = trained.config.get("_meta_", {}).get("data_fingerprint")
+    if split.is_drawn and trained_on and split.fingerprint != trained_on:
+        logger.warning(
+            "%s is not the cohort as it was listed in training: its split is drawn anew, and its val and test cases "
+            "may have been trained on; use the training's table, or a column split",
+            Path(cohort).name,
+        )
+    return split, str(encoder_key)
 
 
 def _fitting(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
@@ -115,6 +130,15 @@ def _fitting(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
     if not named or cohort.suffix.lower() not in (".csv", ".tsv", ".json") or not cohort.is_file():
         return named
     header = column_names(cohort)
+    lacking = [word for word, name in named.items() if word not in header and name not in header]
+    if lacking and cohort.suffix.lower() != ".json":
+        word = lacking[0]
+        has = textwrap.shorten(", ".join(header), 80, placeholder=" ...")
+        otherwise = f", or add an empty column {word} for none" if word in WORDS else ""
+        raise CohortError(
+            f'{cohort.name}: no column "{named[word]}", which was {word} in the bundle\'s training (has {has}); '
+            f"name this table's with --column {word}=...{otherwise}"
+        )
     return {word: name for word, name in named.items() if name in header or word not in header}
 
 

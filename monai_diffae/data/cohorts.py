@@ -78,7 +78,7 @@ def read_cohort(
         root = path if folder.is_dir() and uid is None else folder.parent
     cases = _to_cases(path.name, rows, root, pattern)
     check_splits(cases, path.name)
-    _check_existence(path.name, rows)
+    _check_existence(path, rows)
     return cases
 
 
@@ -188,12 +188,16 @@ def _check_duplicates(source: str, rows: Sequence[Row], ids: Sequence[str]) -> N
         by_file[files] = id
 
 
-def _check_existence(source: str, rows: Sequence[Row]) -> None:
+def _check_existence(path: Path, rows: Sequence[Row]) -> None:
     """A file that is missing is its case's problem; if all are, the table's."""
     files = (dicom.split_series(file)[0] for row in rows for file in _files(row.images["image"]))
     if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
+        first = rows[0].first
+        name = first.relative_to(path.parent).as_posix() if first.is_relative_to(path.parent) else first.name
+        shown = name if len(name) <= 100 else f"...{name[-97:]}"
         raise CohortError(
-            f"{source}: none of its {len(rows)} files exists (first: {rows[0].first.name}); check the paths"
+            f"{path.name}: none of its {len(rows)} files exists (first: {shown}); "
+            "paths are relative to the table's folder: check them"
         )
 
 

@@ -27,11 +27,13 @@ class SplitCohort:
         cases: all of them, in order.
         failures: volumes whose header cannot be read.
         fingerprint: of the files and their splits, without their names.
+        is_drawn: whether cases of ``val`` or ``test`` were drawn, as no table says their split.
     """
 
     cases: list[Case]
     failures: list[Failure] = field(default_factory=list)
     fingerprint: str = ""
+    is_drawn: bool = False
 
     def split(self, name: str) -> list[Case]:
         """The cases of ``train``, ``val`` or ``test``."""
@@ -84,8 +86,9 @@ def split_cohort(
     Raises:
         CohortError: there is no usable set of cases.
     """
-    cases = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
-    cases = assign_splits(cases, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    listed = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
+    cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    is_drawn = any(a.split is None and b.split != "train" for a, b in zip(listed, cases, strict=True))
     print_of_data = fingerprint(cases)
     failures: list[Failure] = []
     num_scans, num_patients = len(cases), len({case.patient for case in cases})
@@ -97,4 +100,4 @@ def split_cohort(
         )
     parts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
     logger.info("%d scans of %d patients: %s images", num_scans, num_patients, parts)
-    return SplitCohort(cases, failures, print_of_data)
+    return SplitCohort(cases, failures, print_of_data, is_drawn)

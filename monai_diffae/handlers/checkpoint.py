@@ -49,7 +49,8 @@ class CheckpointKeeper:
         lr_scheduler: stepped every iteration.
         validation: what early stopping remembers.
         model_config: what describes the model; a resumed run must have the same. Written beside the weights.
-        fingerprint: of the data and their split; a resumed run must have the same.
+        fingerprint: of the data and their split; a resumed run must have the same. Written with ``model_config``,
+            among what is only said of a config (``_meta_``): no bundle run takes it for a key of its own.
         prefix: of the files' names, so that several models can share the folder: with ``latent_`` they are
             ``latent_checkpoint.pt``, ``latent_model.pt`` and ``latent_config.json``.
         interval_minutes: the longest time between two saves.
@@ -111,7 +112,8 @@ class CheckpointKeeper:
         checkpoint["model_config"] = json.dumps(self.model_config, sort_keys=True)
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if not self._has_saved:  # with the first weights, and not before: they belong together
-            text = json.dumps(self.model_config, indent=2) + "\n"
+            about = {"_meta_": {"data_fingerprint": self.fingerprint}} if self.fingerprint else {}
+            text = json.dumps({**about, **self.model_config}, indent=2) + "\n"
             write_atomic(self.config, lambda target: target.write_text(text))
             self._has_saved = True
         contents = {self.model: self.ema.network.state_dict(), self.checkpoint: checkpoint}

@@ -156,7 +156,11 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     line = refusal(table(tmp_path, "image,patient,split\na.nii,SECRET,train\nb.nii,SECRET,val\n"))
     assert "'a' (train) and 'b' (val)" in line
     assert "SECRET" not in line
-    assert "none of its 2 files exists (first: x.nii)" in refusal(table(tmp_path, "image\nx.nii\ny.nii\n"))
+    line = refusal(table(tmp_path, "image\nd/x.nii\nd/y.nii\n"))
+    assert "none of its 2 files exists (first: d/x.nii); paths are relative to the table's folder" in line
+    assert "(first: d/x.nii)" in refusal(table(tmp_path, f"image\n{tmp_path}/d/x.nii\n"))
+    assert "(first: x.nii)" in refusal(table(tmp_path, "image\n/d/x.nii\n"))
+    assert f"(first: ...{'y' * 91}/x.nii)" in refusal(table(tmp_path, f"image\n{'y' * 200}/x.nii\n"))
     assert len(read_cohort(table(tmp_path, "image\na.nii\ny.nii\n"))) == 2
     (tmp_path / "bin.csv").write_bytes(b"\xff\xfe\x00image")
     assert "UTF-8" in refusal(tmp_path / "bin.csv")

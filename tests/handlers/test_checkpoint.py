@@ -1,3 +1,4 @@
+import json
 import resource
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from torch import nn
 
 from monai_diffae.errors import MachineError
 from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
-from monai_diffae.handlers.checkpoint import CHECKPOINT, MODEL
+from monai_diffae.handlers.checkpoint import CHECKPOINT, CONFIG, MODEL
 
 
 def keeper(directory, size=64):
@@ -103,6 +104,15 @@ def test_moments_saved_in_another_memory_format_meet_their_own_weights(tmp_path,
     kept._start(engine)
     step(resumed, kept, 1)
     torch.testing.assert_close(resumed.weight, layer.weight)
+
+
+def test_the_data_are_told_by_their_fingerprint_beside_the_weights(tmp_path):
+    kept = keeper(tmp_path)
+    kept.fingerprint = "f" * 64
+    kept.save(ENGINE)
+    described = json.loads((tmp_path / CONFIG).read_text())
+    assert described == {"_meta_": {"data_fingerprint": "f" * 64}, "a": 1}
+    assert json.loads(torch.load(tmp_path / CHECKPOINT, weights_only=True)["model_config"]) == {"a": 1}
 
 
 def test_other_ranks_never_write(tmp_path):
