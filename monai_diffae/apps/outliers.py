@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.embeddings import z_of
+from monai_diffae.engines.seeding import seed_of
 from monai_diffae.latents import LatentStatistics
 from monai_diffae.latents.neighbours import nearest_neighbours, p_values
 from monai_diffae.latents.whitening import whitening
@@ -46,7 +47,10 @@ class TrainingCases:
         return self.statistics.normalise(z_of(rows))
 
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
-        """The mean distance (N,) of cases that are not for training to their k nearest training cases.
+        """The mean distance (N,) of cases to their k nearest training cases.
+
+        Whitened, each case is measured in units fitted to nine tenths of the training patients, never to its own: a
+        training case as if it were none, and others in the same way, so that their scores can be compared.
 
         Args:
             rows: the cases; of training patients, only others count.
@@ -56,9 +60,20 @@ class TrainingCases:
         Raises:
             ConfigError: there are not as many.
         """
-        z_train = self.normalised(self.rows)
-        axes = whitening(z_train) if whitened else np.eye(z_train.shape[1])
-        return self._distances(rows, k, axes)
+        if not whitened:
+            return self._distances(rows, k, np.eye(z_of(self.rows).shape[1]))
+        names, place = np.unique(patients_of(self.rows), return_inverse=True)
+        num_folds = min(_FOLDS, len(names))
+        fold_of = {str(name): i % num_folds for i, name in enumerate(names)}
+        fold = np.array([
+            fold_of[name] if name in fold_of else seed_of("units", name) % num_folds
+            for name in patients_of(rows).tolist()
+        ])  # fmt: skip
+        scores = np.empty(len(rows))
+        for i in np.unique(fold):
+            axes = whitening(self.normalised(self.rows[place % num_folds != i]))
+            scores[fold == i] = self._distances(rows[fold == i], k, axes)
+        return scores
 
     def own_distances(self, k: int, whitened: bool) -> Floats:
         """The same of the training cases themselves, as if they were not: of others' cases, and in others' units.
@@ -66,15 +81,7 @@ class TrainingCases:
         Raises:
             ConfigError: there are not as many.
         """
-        if not whitened:
-            return self.distances(self.rows, k, False)
-        patient = np.unique(patients_of(self.rows), return_inverse=True)[1]
-        fold = patient % _FOLDS
-        scores = np.empty(len(fold))
-        for i in np.unique(fold):
-            axes = whitening(self.normalised(self.rows[fold != i]))
-            scores[fold == i] = self._distances(self.rows[fold == i], k, axes)
-        return scores
+        return self.distances(self.rows, k, whitened)
 
     def _distances(self, rows: pd.DataFrame, k: int, axes: Floats) -> Floats:
         z_norm, z_train = (self.normalised(each) @ axes for each in (rows, self.rows))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.nested import cross_validation, train_and_test
 from monai_diffae.latents.probe_targets import ProbeTarget, far_off, read_probe_target
-from monai_diffae.latents.probes import Folds
+from monai_diffae.latents.probes import Folds, inner_folds
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def choose_folds(
         small_classes={label: count for label, count in counts.items() if count < _ENOUGH_OF_CLASS},
         num_seen=_num_seen(cases, patients[judged]),
     )  # fmt: skip
-    _say(chosen, target, len(judged))
+    _say(chosen, target, judged, seed)
     return chosen
 
 
@@ -162,7 +162,7 @@ def _num_seen(cases: Cases, patients: NDArray[np.str_]) -> int:
     return int(np.isin(patients, cases.patients[cases.splits == "train"]).sum())
 
 
-def _say(chosen: Chosen, before: ProbeTarget, num_judged: int) -> None:
+def _say(chosen: Chosen, before: ProbeTarget, judged: NDArray[np.intp], seed: int) -> None:
     target, name = chosen.target, chosen.target.name
     if chosen.num_left_out:
         logger.info("target '%s': %d cases without a label that counts are left out", name, chosen.num_left_out)
@@ -171,6 +171,18 @@ def _say(chosen: Chosen, before: ProbeTarget, num_judged: int) -> None:
         logger.warning("target '%s': too few patients of %s, which is left out", name, ", ".join(dropped))
     for label, count in chosen.small_classes.items():
         logger.warning("target '%s': only %d judged patients are of '%s'; its scores say little", name, count, label)
+    num_patients = len(np.unique(chosen.patients[judged]))
+    if target.classes is None and num_patients < _ENOUGH_OF_CLASS:
+        logger.warning("target '%s': only %d patients are judged; its scores say little", name, num_patients)
+    num_classes = None if target.classes is None else len(target.classes)
+    without = sum(
+        not inner_folds(target.values[train], chosen.patients[train], num_classes, seed) for train, _ in chosen.folds
+    )
+    if without:
+        logger.warning(
+            "target '%s': in %d of %d folds the training patients are too few to choose a strength of the probes, and "
+            "the strongest is taken; label more patients", name, without, len(chosen.folds),
+        )  # fmt: skip
     if target.classes is None and (is_far := far_off(target.values)).any():
         outliers = target.values[is_far]
         logger.warning(
@@ -180,5 +192,5 @@ def _say(chosen: Chosen, before: ProbeTarget, num_judged: int) -> None:
     if chosen.num_seen:
         logger.warning(
             "target '%s': %d of the %d judged cases are of patients that the autoencoder was trained on (without "
-            "labels), which can flatter z_sem; --splits val,test leaves them out", name, chosen.num_seen, num_judged,
+            "labels), which can flatter z_sem; --splits val,test leaves them out", name, chosen.num_seen, len(judged),
         )  # fmt: skip

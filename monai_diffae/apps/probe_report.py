@@ -154,7 +154,7 @@ def _bins(predicted: NDArray[np.float64], truth: NDArray[Any], is_class: bool) -
     if is_class:
         share, mean = calibration_curve(truth, predicted, n_bins=num, strategy="quantile")
         return mean, share
-    bins = pd.qcut(predicted, num, labels=False, duplicates="drop")
+    bins = np.nan_to_num(pd.qcut(predicted, num, labels=False, duplicates="drop"))  # NaN of all where all are equal
     means = pd.DataFrame({"predicted": predicted, "truth": truth}).groupby(bins).mean()
     return means["predicted"].to_numpy(), means["truth"].to_numpy()
 

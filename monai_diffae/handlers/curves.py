@@ -116,6 +116,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
         if metric in validation:
             right.plot(validation["images_seen"], validation[metric], "o-", color="C2", markersize=3)
     for panel in (left, right):
+        panel.ticklabel_format(axis="y", useOffset=False)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: plain numbers would run into each other
     left.set(xlabel="images seen", ylabel="loss", yscale="log")
     left.legend(frameon=False)

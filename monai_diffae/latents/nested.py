@@ -16,6 +16,7 @@ from monai_diffae.latents.scores import ClassScores, NumberScores
 
 _LEAST_TRAINING, _LEAST_JUDGED = 4, 2
 _LEAST_PATIENTS = 3  # of a class, in cross-validation: two train, of whom one chooses the strength
+_LEAST_PATIENTS_A_SIDE = 2  # of a split: of one, neither a strength nor an interval can be told
 _LEAST_LABELLED = 2  # patients of each class, in a draw of a few labels
 
 
@@ -78,7 +79,7 @@ def train_and_test(
         is_test: ``[K]``, which it is judged on.
 
     Raises:
-        ConfigError: a patient is on both sides, or too few cases of a class, or altogether.
+        ConfigError: a patient is on both sides, or too few cases of a class, or too few cases or patients altogether.
     """
     shared = len(np.intersect1d(groups[is_train], groups[is_test]))
     if shared:
@@ -97,6 +98,12 @@ def train_and_test(
         raise ConfigError(
             f"target '{target.name}': {len(train)} training and {len(test)} test cases are too few; "
             f"{_LEAST_TRAINING} and {_LEAST_JUDGED} are the least"
+        )
+    of_train, of_test = (len(np.unique(groups[left][side])) for side in (train, test))
+    if min(of_train, of_test) < _LEAST_PATIENTS_A_SIDE:
+        raise ConfigError(
+            f"target '{target.name}': {of_train} training and {of_test} test patients are too few; "
+            f"{_LEAST_PATIENTS_A_SIDE} of each are the least; choose another target or label more patients"
         )
     if any(len(np.unique(kept.values[side])) < 2 for side in (train, test)):
         raise ConfigError(f"target '{target.name}': is the same for all training or test cases; choose another")

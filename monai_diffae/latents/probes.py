@@ -64,6 +64,8 @@ def fit_probe(
 ) -> FittedProbe:
     """Fit a probe; its strength is the one with the least loss on held-out patients, the strongest of equals.
 
+    Where the patients allow no folds it is the strongest that there is.
+
     ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbours in standardised features, and
     ``boosting`` scikit-learn's histogram gradient boosting with its defaults. The loss is the log loss of classes and
     the squared error of numbers, in up to 5 folds that divide the patients.
@@ -92,18 +94,36 @@ def fit_probe(
 
     if num_classes is not None and len(np.unique(target)) < 2:
         raise ConfigError("the training cases are all of one class; label more patients")
-    folds = grouped_folds(target, groups, num_classes, seed)
-    folds = [fold for fold in folds if num_classes is None or len(np.unique(target[fold[0]])) > 1]
-    most = min([len(train) for train, _ in folds], default=1)
+    folds = inner_folds(target, groups, num_classes, seed)
+    most = min([len(train) for train, _ in folds], default=len(target))
     model, parameter, strengths = _model(probe, num_classes is not None, most, seed)
     scaler = StandardScaler(with_std=standardise)
     strength = None
     if parameter:
-        strength = _best(model, parameter, strengths, scaler, features, target, num_classes, folds)
-        model.set_params(**{parameter: strength})
+        if folds:
+            strength = _best(model, parameter, strengths, scaler, features, target, num_classes, folds)
+        model.set_params(**{parameter: strengths[0] if strength is None else strength})
     priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
     fitted = make_pipeline(scaler, model).fit(features, target)
     return FittedProbe(fitted, num_classes, priors, None if strength is None else float(strength))
+
+
+def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
+    """The folds that choose a probe's strength: those of :func:`grouped_folds` that train on two classes or more.
+
+    Args:
+        target: ``[N]`` of the training cases, classes from 0, or numbers.
+        groups: ``[N]``, the patients.
+        num_classes: None of a continuous target.
+        seed: which patients are together.
+
+    Example:
+        >>> target = np.array([0, 0, 1, 1])
+        >>> len(inner_folds(target, np.array([1, 2, 3, 4]), 2)), len(inner_folds(target, np.array([1, 2, 3, 3]), 2))
+        (2, 0)
+    """
+    folds = grouped_folds(target, groups, num_classes, seed)
+    return [fold for fold in folds if num_classes is None or len(np.unique(target[fold[0]])) > 1]
 
 
 def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:

@@ -93,6 +93,14 @@ def test_a_patient_on_both_sides_is_refused_and_counted():
         train_and_test(target, patients, is_train, ~is_train)
 
 
+@pytest.mark.parametrize("is_single", [np.arange(12) < 5, np.arange(12) > 6])
+def test_a_single_patient_on_a_side_is_refused(is_single):
+    target, patients = read_probe_target(list(np.arange(12) * 1.0), "age"), np.where(is_single, 99, np.arange(12))
+    for is_train, counts in ((is_single, "1 training and 7 test"), (~is_single, "7 training and 1 test")):
+        with pytest.raises(ConfigError, match=f"^target 'age': {counts} patients are too few; 2 of each"):
+            train_and_test(target, patients, is_train, ~is_train)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [(np.arange(12) * 1.0, "11 training and 1 test cases are too few"), ([1, 2] * 6, "large enough")],

@@ -86,6 +86,16 @@ def test_there_are_no_more_folds_than_the_smallest_class_has_patients():
     assert grouped_folds(target, np.r_[np.arange(40), [50] * 6], 2) == []
 
 
+def test_where_nothing_can_be_chosen_a_probe_is_the_strongest_there_is(features):
+    x, patient = features[:40], np.zeros(40)
+    for target, num_classes in ((np.arange(40) % 4 == 0).astype(int), 2), (x[:, 0], None):
+        knn, linear = (fit_probe(probe, x, target, patient, num_classes) for probe in ("knn", "linear"))
+        assert (knn.strength, linear.strength) == (None, None)
+        np.testing.assert_allclose(knn.predict(x), np.broadcast_to(knn.predict(x[:1]), knn.predict(x).shape))
+        np.testing.assert_allclose(linear.predict(x), np.broadcast_to(linear.predict(x[:1]), linear.predict(x).shape),
+                                   atol=0.01)  # fmt: skip
+
+
 def test_training_cases_of_one_class_are_refused(features):
     with pytest.raises(ConfigError, match="all of one class"):
         fit_probe("linear", features, np.zeros(300, int), np.arange(300), 2)
