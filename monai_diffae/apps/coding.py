@@ -85,13 +85,18 @@ class OpenedCohort:
             return find_cases(self.cohort.cases, ids)
         return cases_of(self.cohort, split, limit)
 
-    def read(self, cases: Sequence[Case], out: Path, workers: int = 0) -> BundleCases:
-        """Read and preprocess cases; those that cannot be read go to ``out/failures.csv``.
+    def read(
+        self, cases: Sequence[Case], out: Path, workers: int = 0, failures_name: str = "failures.csv"
+    ) -> BundleCases:
+        """Read and preprocess cases; those that cannot be read go to ``out``, to the file ``failures_name``.
 
         Raises:
             CohortError: none can be used.
         """
-        read = read_cases(self.cohort, self.trained, out, encoder_key=self.encoder_key, only=cases, workers=workers)
+        read = read_cases(
+            self.cohort, self.trained, out, encoder_key=self.encoder_key, only=cases, workers=workers,
+            failures_name=failures_name,
+        )  # fmt: skip
         named = {case.id for case in cases} if self.are_named else None  # other bad scans are no concern of theirs
         self.failures = [failure for failure in read.failures if named is None or failure.case_id in named]
         return read

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,7 @@ from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, re
 from monai_diffae.apps.records import checksum_of, finished, versions, write_record
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
+from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,8 @@ def embed(
     cutter = PatchCutter(trained, encoder_key, overlap) if patches else None
     labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
     made_from = {
-        "model": model, "cohort": split.fingerprint, "labels": labels, "pool": pool, "overrides": dict(overrides or {})
+        "model": model, "config": config_checksum(bundle), "cohort": split.fingerprint, "labels": labels, "pool": pool,
+        "overrides": dict(overrides or {}),
     }  # fmt: skip
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
     of_patches = next((file for file in files if file != path), None)
@@ -149,7 +151,7 @@ def embed(
         logger.info("%s is complete; nothing to do (--overwrite makes it anew)", path.name)
         return EmbedResult(path, of_patches, done["num_cases"], done["num_failed"], skipped=True)
     # the parts of a run that was killed are of use to the same one only, as long as no file is written anew
-    parts_of = checksum_of([files[path], config_checksum(bundle), [_written_at(case) for case in split.cases]])
+    parts_of = checksum_of([files[path], versions(), _written_at(split.cases)])
     encoded = encode_cohort(
         split.cases, trained, parts_folder(path, parts_of), encoder_key=encoder_key, cutter=cutter,
         batch_size=batch_size, workers=workers, process=process,
@@ -190,10 +192,17 @@ def _failures_of(path: Path) -> Path:
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
 
 
-def _written_at(case: Case) -> list[int]:
-    """When the case's files were last written; 0 of one that is not there."""
-    files = [file for image in case.images.values() for file in (image if isinstance(image, tuple | list) else [image])]
-    return [file.stat().st_mtime_ns if file.exists() else 0 for file in map(Path, files)]
+def _written_at(cases: Sequence[Case]) -> list[int]:
+    """When the cases' files were last written: of a folder the newest one in it; 0 of what is not there."""
+    images = [image for case in cases for image in case.images.values()]
+    files = [file for image in images for file in (image if isinstance(image, tuple | list) else [image])]
+    last_written = functools.cache(_last_written)  # slices of a volume, or series of a folder, are many
+    return [last_written(split_series(file)[0]) for file in files]
+
+
+def _last_written(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0)
 
 
 def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:

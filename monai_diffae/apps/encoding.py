@@ -131,7 +131,7 @@ def encode_cohort(
     positions = [position for part in sorted(todo) for position in todo[part]]
     items = [cases[position].item() for position in positions]
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
-    read = read_in_turn(items, transform, keys, _workers(workers, len(cases)))
+    read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process))
     batch_size = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
         in_turn = zip(positions, read, strict=True)
@@ -154,11 +154,13 @@ def _failed_before(parts: Parts) -> dict[int, list[int]]:
     return {part: failed for part in sorted(there) if (failed := parts.failed(part))}
 
 
-def _workers(workers: int | None, num_cases: int) -> int:
-    """Reading ahead in one process a core, but not for what is read at once."""
+def _workers(workers: int | None, num_cases: int, process: Process) -> int:
+    """Reading ahead in one process a core of this process's share, but not for what is read at once."""
     if workers is not None:
         return workers
-    return 0 if num_cases < _FEW_CASES else min(os.cpu_count() or 1, _MOST_WORKERS)
+    if num_cases < _FEW_CASES:
+        return 0
+    return min(max((os.cpu_count() or 1) // process.local_world_size, 1), _MOST_WORKERS)
 
 
 def _whole(trained: TrainedBundle, key: str) -> Cut:

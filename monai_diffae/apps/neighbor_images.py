@@ -20,6 +20,7 @@ from monai_diffae.engines.seeding import image_noise
 from monai_diffae.errors import CohortError
 from monai_diffae.handlers.pictures import three_planes
 
+FAILURES_NAME = "neighbors_failures.csv"
 _INCHES = 1.4
 
 
@@ -84,7 +85,7 @@ class CaseImages:
         if not left:
             first = broken[ids[0]]
             raise CohortError(f"none of {len(set(ids))} images can be read, the first '{ids[0]}': {first.reason}")
-        read = opened.read(opened.choose(left), self.folder, self.workers)
+        read = opened.read(opened.choose(left), self.folder, self.workers, FAILURES_NAME)
         self.failures.update({failure.case_id: failure for failure in opened.failures})
         return read
 

@@ -16,7 +16,7 @@ from monai_diffae.apps.coding import OpenedCohort, check_choice, open_cohort
 from monai_diffae.apps.directions import training_rows
 from monai_diffae.apps.embed import check_made_with, model_of
 from monai_diffae.apps.embedding_tables import other_preprocessing, warn_of_another_cohort
-from monai_diffae.apps.neighbor_images import CaseImages
+from monai_diffae.apps.neighbor_images import FAILURES_NAME, CaseImages
 from monai_diffae.apps.outliers import TrainingCases, patients_of, splits_of, unusual_shares, with_gaps
 from monai_diffae.apps.reading import file_checksum
 from monai_diffae.apps.records import checksum_of, run_once
@@ -42,7 +42,7 @@ class NeighborsResult:
         unusual: for each score and split, the share of cases with a p-value below .05: by the distances of all
             cases, by the gaps of those that were asked about.
         num_cases: how many were asked about.
-        num_failed: images that could not be read, listed in ``failures.csv``.
+        num_failed: images that could not be read, listed in ``neighbors_failures.csv``.
         skipped: whether all was there already.
     """
 
@@ -171,7 +171,7 @@ def neighbors(
         write_atomic(table_file, lambda path: near.to_csv(path, index=False, lineterminator="\n"))
         write_atomic(outlier_file, lambda path: outliers.to_csv(path, index=False, lineterminator="\n"))
         if images is not None:
-            write_failures(folder / "failures.csv", failures)  # of all that was read, not of the last reading alone
+            write_failures(folder / FAILURES_NAME, failures)  # of all that was read, not of the last reading alone
         figures = {f"{score}_{name}": share for score, shares in unusual.items() for name, share in shares.items()}
         log_to_open_run(figures, [] if images is None else [picture], "neighbors")
         return {"unusual": unusual, "num_cases": len(outliers), "num_failed": len(failures)}

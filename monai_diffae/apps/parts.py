@@ -39,11 +39,13 @@ class Process:
         rank: which one.
         world_size: of how many.
         local_rank: which one on its machine.
+        local_world_size: of how many on its machine.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1
 
     @property
     def device(self) -> str | None:
@@ -66,7 +68,14 @@ def this_process() -> Process:
         raise ConfigError(
             f"RANK is {rank!r}, WORLD_SIZE {world_size!r} and LOCAL_RANK {local_rank!r}; start processes with torchrun"
         )
-    return Process(int(rank), int(world_size), int(local_rank))
+    return Process(int(rank), int(world_size), int(local_rank), _local_world_size())
+
+
+def _local_world_size() -> int:
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")  # other launchers leave it out
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"LOCAL_WORLD_SIZE is {text!r}; start processes with torchrun")
+    return int(text)
 
 
 def parts_folder(table: Path, made_from: str) -> Path:
@@ -146,21 +155,27 @@ class Parts:
         return positions, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), failures
 
     def wait(self, world_size: int, patience_s: float) -> None:
-        """Until the other processes have written theirs; from time to time, say which are waited for.
+        """Of the first process, until the others have written theirs; from time to time, say which are waited for.
 
         Args:
             world_size: how many processes there are, each of which makes every ``world_size``-th part.
             patience_s: how long to wait for the next part.
 
         Raises:
-            MachineError: no part came for ``patience_s`` seconds.
+            MachineError: no part came for ``patience_s`` seconds, or parts of the first process itself are gone.
         """
         left, since, say_at = self.missing(), time.monotonic(), _SILENT_S
         while left:
+            gone = [part for part in left if part % world_size == 0]
+            if gone:
+                raise MachineError(
+                    f"{self.folder.name}: another run of this table has removed {len(gone)} of {len(self)} parts; run "
+                    "the command again"
+                )
             time.sleep(_WAIT_SECONDS)
             now, waited = self.missing(), time.monotonic() - since
             ranks = ", ".join(map(str, sorted({part % world_size for part in now})))
-            if len(now) < len(left):
+            if len(now) != len(left):
                 left, since, say_at = now, time.monotonic(), _SILENT_S
             elif waited > patience_s:
                 raise MachineError(

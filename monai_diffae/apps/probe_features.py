@@ -135,16 +135,21 @@ class PixelBaselines:
 
         Args:
             table: of embeddings, a row a case.
-            out: a folder for ``failures.csv``, and for the images where they do not fit into memory.
+            out: a folder for ``probe_failures.csv``, and for the images where they do not fit into memory.
 
         Raises:
-            CohortError: none of the cases is in the cohort, or the table has a row a volume.
+            CohortError: none of the cases is in the cohort, or the table's z_sem are pooled.
             ConfigError: the bundle prepares images otherwise than the one that made the table.
         """
         if "slices" in table:
             raise CohortError(
                 "baseline: the table's z_sem are pooled, and the images of a slice each; embed without --pool, or "
                 "give the baseline's features as a table"
+            )
+        if "patches" in table:
+            raise CohortError(
+                "baseline: the table's z_sem are means over whole scans, and the images their centres; embed without "
+                "--patches, or give the baseline's features as a table"
             )
         trained, split, _ = self._source
         differ = other_preprocessing(table, trained.config)
@@ -169,7 +174,10 @@ class PixelBaselines:
         chosen = [case for case in split.cases if case.id in wanted]
         if not chosen:
             raise CohortError("baseline: no case of the table is in the cohort; name the one that was embedded")
-        cases = read_cases(split, trained, out, encoder_key=encoder_key, only=chosen, workers=self.workers)
+        cases = read_cases(
+            split, trained, out, encoder_key=encoder_key, only=chosen, workers=self.workers,
+            failures_name="probe_failures.csv",
+        )  # fmt: skip
         place = {case.id: position for position, case in enumerate(cases.cases)}
         first = cases.dataset[0][encoder_key]
         gib = len(ids) * first.numel() * 4 / 1024**3

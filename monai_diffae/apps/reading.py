@@ -150,8 +150,9 @@ def read_cases(
     encoder_key: str = "image",
     only: Sequence[Case] | None = None,
     workers: int = 0,
+    failures_name: str = "failures.csv",
 ) -> BundleCases:
-    """Read and preprocess cases once; those that fail are written to ``out/failures.csv``.
+    """Read and preprocess cases once; those that fail are written to ``out``, to the file ``failures_name``.
 
     Raises:
         CohortError: none can be used.
@@ -164,7 +165,7 @@ def read_cases(
         num_workers=workers,
         keys=list(dict.fromkeys([*trained.image_keys, encoder_key])),  # a transform may make the encoder's
     )
-    failures_file = out / "failures.csv"
+    failures_file = out / failures_name
     try:
         dataset.prepare()
     except CohortError:

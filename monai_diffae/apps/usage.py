@@ -49,7 +49,7 @@ class UsageResult:
         figures: ``z_sem_usage`` and ``z_sem_usage_mean``, the loss with another patient's and with the mean z_sem over
             that with a case's own; ``levels``, ``dimensions`` and ``stability``: all else.
         num_cases: how many were looked at.
-        num_failed: cases that could not be used, listed in ``failures.csv``.
+        num_failed: cases that could not be used, listed in ``usage_failures.csv``.
         skipped: whether all was there already.
     """
 
@@ -126,7 +126,7 @@ def usage(
     levels_file, stability_file, picture = (folder / name for name in ("usage.csv", "stability.csv", "usage.png"))
 
     def make() -> dict[str, Any]:
-        read = opened.read(chosen, folder, workers)
+        read = opened.read(chosen, folder, workers, "usage_failures.csv")
         people = _People.of(read.cases)
         num_patients = int(people.patients.max()) + 1
         if num_patients < _FEW_PATIENTS:

@@ -266,6 +266,9 @@ def probe(
         if bundle is None or cohort is None:
             raise ConfigError("--baseline: the images are read through a bundle; give --bundle and --cohort too")
         pixels = PixelBaselines(tuple(baseline), bundle, cohort, columns_of(column), workers)  # type: ignore[arg-type]
+    elif bundle is not None or cohort is not None:
+        there = "--cohort" if bundle is None else "--bundle"
+        raise ConfigError(f"{there}: is for --baseline; give that too, or leave it out")
     rows = run(
         file, target, evaluation=evaluation, splits=_words(splits), probes=_words(probes),  # type: ignore[arg-type]
         baselines=pairs_of(features, "--features"), pixels=pixels, out=out, seed=seed, overwrite=overwrite,

@@ -81,7 +81,7 @@ def neighbors(
                 print(f"{score}: p < .05 for {share:.1%} of {name}")
         print(result.folder)
     if result.num_failed:  # of training cases, too: no share of the cases asked about
-        typer.echo(f"{result.num_failed} images could not be read: see failures.csv", err=True)
+        typer.echo(f"{result.num_failed} images could not be read: see neighbors_failures.csv", err=True)
         raise typer.Exit(3)
 
 
@@ -118,4 +118,4 @@ def usage(
         show(result)
         print(result.folder)
     warn_if_unheeded(result.figures["z_sem_usage"])
-    end(result.num_failed, result.num_cases)
+    end(result.num_failed, result.num_cases, "usage_failures.csv")

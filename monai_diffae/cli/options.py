@@ -68,10 +68,10 @@ def settings_of(texts: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def end(num_failed: int, num_cases: int) -> None:
-    """Exit with 3 where cases failed."""
+def end(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> None:
+    """Exit with 3 where cases failed, and say which file lists them."""
     if num_failed:
-        typer.echo(f"{num_failed} of {num_failed + num_cases} cases failed: see failures.csv", err=True)
+        typer.echo(f"{num_failed} of {num_failed + num_cases} cases failed: see {failures_name}", err=True)
         raise typer.Exit(3)
 
 

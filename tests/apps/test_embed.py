@@ -180,3 +180,13 @@ def test_columns_and_labels_of_our_names(tiny_bundle, other_cohort, tmp_path):
     table = pd.read_parquet(embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu", columns=columns).path)
     assert {"label_z_000", "label_id", "sex"} < set(table.columns)
     assert table["z_000"].dtype == np.float32
+
+
+def test_a_bundle_whose_config_was_changed_is_another_one(tiny_bundle, tmp_path):
+    directory = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.directory, directory)
+    embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
+    model = directory / "models" / "config.json"
+    model.write_text(json.dumps({**json.loads(model.read_text()), "percentiles": [20, 80]}))
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is there already, made with other config; "):
+        embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")

@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps import parts as parts_module
-from monai_diffae.apps.embed import embed
+from monai_diffae.apps.embed import _written_at, embed
+from monai_diffae.apps.encoding import _workers
 from monai_diffae.apps.parts import Parts, Process, this_process
+from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.data.failures import Failure
 from monai_diffae.errors import ConfigError, MachineError
@@ -226,8 +228,9 @@ def test_the_first_process_says_now_and_then_which_others_it_waits_for(tmp_path,
     }
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     caplog.clear()
-    parts = Parts(tmp_path / "two", 2, 1)
-    with pytest.raises(MachineError, match="did not come from rank 0, 1; run"):
+    parts = Parts(tmp_path / "two", 3, 1)
+    parts.write(0, [], np.empty((0, 2), np.float32), [])
+    with pytest.raises(MachineError, match="did not come from rank 1, 2; run"):
         parts.wait(3, patience_s=0.3)
     assert not caplog.records
 
@@ -439,3 +442,47 @@ def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(l
     embed(labelled.bundle, cohort, out, device="cpu")
     left = {path.name for path in out.parent.iterdir() if path.is_dir()}
     assert left == {new.name, *(folder.name for folder in others)}
+
+
+def test_parts_of_other_versions_are_not_used(labelled, tmp_path, monkeypatch):
+    cohort, out = table_of(tmp_path, pictures(tmp_path, 3)), tmp_path / "out" / "z.parquet"
+    for version in ("1", "2"):
+        monkeypatch.setattr("monai_diffae.apps.records.__version__", version)
+        interrupted(monkeypatch, labelled.bundle, cohort, out)
+        monkeypatch.undo()
+    assert len(list(out.parent.glob(".z-*"))) == 2
+
+
+def test_a_folders_newest_file_says_when_a_series_was_written(tmp_path):
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, ns=(5, 5))
+    os.utime(tmp_path, ns=(9, 9))
+    series = [Case(name, {"image": f"{tmp_path}#series={name}"}, name) for name in ("1.2", "1.3")]
+    others = [Case(path.name, {"image": path}, "p") for path in (tmp_path, tmp_path / "a.dcm")]
+    assert _written_at([*series, *others]) == [5, 5, 5, 5]
+    os.utime(tmp_path / "b.dcm", ns=(7, 7))
+    assert _written_at([*series, *others]) == [7, 7, 7, 5]
+    assert _written_at([Case("gone", {"image": tmp_path / "gone"}, "p")]) == [0]
+
+
+def test_the_first_process_does_not_wait_for_its_own_parts_that_another_run_removed(tmp_path):
+    parts = Parts(tmp_path / "parts", 4, 1)
+    for part in (0, 1, 3):
+        parts.write(part, [], np.empty((0, 2), np.float32), [])
+    start = time.monotonic()
+    with pytest.raises(MachineError, match=r"^parts: another run of this table has removed 1 of 4 parts; run the "):
+        parts.wait(2, patience_s=60)
+    assert time.monotonic() - start < 10
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert _workers(None, 300, this_process()) == 3
+    assert _workers(7, 300, this_process()) == 7
+    assert _workers(None, 3, this_process()) == 0
+    assert _workers(None, 300, Process()) == 8
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert _workers(None, 300, this_process()) == 1

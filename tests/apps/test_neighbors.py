@@ -12,6 +12,7 @@ from monai_diffae.apps.embed import embed
 from monai_diffae.apps.neighbor_images import draw_cells
 from monai_diffae.apps.neighbors import neighbors
 from monai_diffae.apps.outliers import unusual_shares
+from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -204,6 +205,7 @@ def test_images_of_another_cohort_and_scans_that_have_gone(run, labelled, tmp_pa
     pd.DataFrame({"image": ["noise.png", "gone.png", "more.png"], "id": ["noise", "gone", "more"]}).to_csv(new)
     queries = embed(labelled.bundle, new, tmp_path / "new", device="cpu").path
     (tmp_path / "gone.png").write_bytes(b"no scan")
+    write_failures(tmp_path / "o" / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])  # of embed
     result = neighbors(
         labelled.embeddings, tmp_path / "o", queries=queries, bundle=labelled.bundle, cohort=labelled.cohort,
         query_cohort=new, gap=True, k=3, device="cpu",
@@ -212,10 +214,11 @@ def test_images_of_another_cohort_and_scans_that_have_gone(run, labelled, tmp_pa
     assert result.num_failed == 1
     assert outliers["mse_both"].isna().tolist() == [False, True, False]
     assert outliers["p_distance"].notna().all()
-    assert pd.read_csv(tmp_path / "o" / "failures.csv")["case_id"].tolist() == ["gone"]
+    assert pd.read_csv(tmp_path / "o" / "neighbors_failures.csv")["case_id"].tolist() == ["gone"]
+    assert pd.read_csv(tmp_path / "o" / "failures.csv")["case_id"].tolist() == ["c"]
     files = ["--queries", queries, "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--query-cohort", new]
     code, _, error = run("-q", "neighbors", labelled.embeddings, *files, "--device", "cpu", "--out", tmp_path / "c")
-    assert (code, error.splitlines()[-1]) == (3, "1 images could not be read: see failures.csv")
+    assert (code, error.splitlines()[-1]) == (3, "1 images could not be read: see neighbors_failures.csv")
 
 
 def test_gross_outliers_have_the_least_p_and_unseen_heads_have_not(labelled, tmp_path):

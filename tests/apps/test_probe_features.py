@@ -11,6 +11,7 @@ from monai_diffae.apps import probe_features
 from monai_diffae.apps.probe import probe
 from monai_diffae.apps.probe_features import FeatureSet, PixelBaselines, intensity_statistics, read_features
 from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -155,6 +156,10 @@ def test_baselines_that_cannot_be_read_are_one_line(labelled, tmp_path):
     table = read_embeddings(labelled.embeddings)
     with pytest.raises(CohortError, match="^baseline: the table's z_sem are pooled"):
         pixels.read(table.assign(slices=2))
+    with pytest.raises(
+        CohortError, match="^baseline: the table's z_sem are means over whole scans.* without --patches"
+    ):
+        pixels.read(table.assign(patches=2))
     with pytest.raises(CohortError, match="^baseline: no case of the table is in the cohort"):
         pixels.read(table.assign(id=[f"other {i}" for i in range(12)]))
 
@@ -193,8 +198,22 @@ def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):
     assert "R2" in printed
     for words, message in (
         (["--baseline", "pca"], "--baseline: the images are read through a bundle; give --bundle and --cohort too"),
+        (pixels[2:4], "--bundle: is for --baseline; give that too, or leave it out"),
+        (pixels[4:], "--cohort: is for --baseline; give that too, or leave it out"),
         (["--features", "mine"], "--features: 'mine' is not of the form name=value"),
         (["--probes", ","], "probes: nothing is not one of linear, knn, boosting"),
     ):
         code, _, error = run("probe", labelled.embeddings, "--target", "wide", *words)
         assert (code, error) == (2, f"error: {message}\n")
+
+
+def test_unreadable_images_are_listed_beside_the_list_of_embed(labelled, tmp_path):
+    table, cohort = read_embeddings(labelled.embeddings), pd.read_csv(labelled.cohort)
+    cohort["image"] = [str(labelled.cohort.parent / image) for image in cohort["image"]]
+    (tmp_path / "bad.png").write_bytes(b"no scan")
+    cohort.loc[0, "image"] = str(tmp_path / "bad.png")
+    cohort.to_csv(tmp_path / "cohort.csv", index=False)
+    write_failures(tmp_path / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])
+    PixelBaselines(("intensity",), labelled.bundle, tmp_path / "cohort.csv").read(table, tmp_path)
+    assert pd.read_csv(tmp_path / "failures.csv")["case_id"].tolist() == ["c"]
+    assert pd.read_csv(tmp_path / "probe_failures.csv")["case_id"].tolist() == [str(table["id"][0])]
