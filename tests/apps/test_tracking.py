@@ -51,7 +51,8 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
     logged = client.get_run(run.info.run_id).data
     assert logged.metrics.keys() == {
         "directions/wide_score", "grades/wide_train", "grades/wide_val", "grades/wide_test", "edits/num_cases",
-        "edits/num_failed", "edits/monotone", "edits/moved", "variations/mean_std", "samples/num_images", "samples/accepted",
+        "edits/num_failed", "edits/monotone", "edits/moved",
+        "variations/mean_std", "samples/num_images", "samples/accepted",
     }  # fmt: skip
     assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)
     files = [file for file in (server / "artifacts").rglob("*") if file.is_file()]
