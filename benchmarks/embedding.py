@@ -3,7 +3,7 @@
     python benchmarks/embedding.py BUNDLE COHORT [--rounds 3] [--workers 1] [--times 1]
 
 Reading alone: every case read and preprocessed, in as many workers. Encoding alone: the same images, from memory.
-Each round runs all three, and medians are compared. ``--times 10`` lists the cohort ten times over (under other ids)
+Each round runs all three, and medians are compared. ``--times 10`` copies the cohort ten times over (under other ids)
 and runs ``embed`` alone once more, for the largest resident set (VmHWM) of both, in processes of their own. Linux only.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,10 +47,21 @@ def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str,
 
 
 def memory_gib(bundle: Path, cohort: Path, times: int, workers: int, folder: Path) -> float:
-    """The largest resident set of ``embed`` on the cohort, listed so many times over."""
+    """The largest resident set of ``embed`` on the cohort, copied so many times over."""
     table = pd.read_csv(cohort)
-    table["image"] = [str((cohort.parent / image).resolve()) for image in table["image"]]
-    longer = pd.concat([table.assign(id=[f"{k}-{i}" for i in range(len(table))]) for k in range(times)])
+    copies = []
+    for k in range(times):
+        folder_k = folder / f"{times}-{k}"
+        folder_k.mkdir()
+        names = [f"{i}{''.join(Path(image).suffixes)}" for i, image in enumerate(table["image"])]
+        for image, name in zip(table["image"], names, strict=True):
+            shutil.copyfile(cohort.parent / image, folder_k / name)
+        copies.append(
+            table.assign(
+                image=[f"{folder_k.name}/{name}" for name in names], id=[f"{k}-{i}" for i in range(len(table))]
+            )
+        )
+    longer = pd.concat(copies)
     longer.to_csv(folder / "longer.csv", index=False)
     program = (
         "import sys\nfrom monai_diffae.apps.embed import embed\n"
