@@ -131,8 +131,8 @@ def encode_cohort(
     positions = [position for part in sorted(todo) for position in todo[part]]
     items = [cases[position].item() for position in positions]
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
-    read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process))
     batch_size = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
+    read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process), ahead=batch_size)
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
         in_turn = zip(positions, read, strict=True)
         for part, results in groupby(in_turn, lambda result: result[0] // parts.size):

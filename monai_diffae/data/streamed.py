@@ -30,6 +30,7 @@ def read_in_turn(
     transform: Callable[[Any], Any],
     keys: tuple[str, ...],
     num_workers: int = 0,
+    ahead: int = 2,
 ) -> Iterator[Arrays | Exception]:
     """Each item's images ``[C, *S]``, float32, by key, in order; or what is wrong with it.
 
@@ -40,6 +41,8 @@ def read_in_turn(
         transform: the preprocessing.
         keys: what is kept of its result.
         num_workers: processes; 0 reads in this one.
+        ahead: how many items they read ahead, together and at least 2 each; a caller that takes them by batches needs
+            a batch, or they wait while it works on one.
 
     Raises:
         MachineError: a worker died.
@@ -49,7 +52,10 @@ def read_in_turn(
         >>> [arrays["image"].shape for arrays in read_in_turn([{"image": 1.0}, {"image": 2.0}], read, ("image",))]
         [(1, 2, 2), (1, 2, 2)]
     """
-    loader = DataLoader(_Reading(data, transform, keys), batch_size=None, num_workers=num_workers, collate_fn=_same)
+    loader = DataLoader(
+        _Reading(data, transform, keys), batch_size=None, num_workers=num_workers, collate_fn=_same,
+        prefetch_factor=max(2, -(-ahead // num_workers)) if num_workers else None,
+    )  # fmt: skip
     results = iter(loader)
     for _ in data:
         try:
