@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -204,15 +204,10 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
         raise ConfigError(
             f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or name a diffusion autoencoder"
         )
-    for key, value in overrides.items():
-        try:
-            if "#" not in key:
-                parser[key]  # has to be there already, unlike an argument of a component
-            parser[key] = value
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{key}: the model's config has no such key; see models/config.json for those it has"
-            ) from error
+    unknown = [key for key in overrides if "#" not in key and key not in parser]  # unlike a component's arguments
+    if unknown:
+        raise ConfigError(no_such_key(unknown[0], "the model's config", "models/config.json"))
+    set_values(parser, overrides, "the model's config", "models/config.json")
     values = dict(parser.get())
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parser.update({"bundle_root": str(root), "device": device})  # a first stage lies in the bundle, too
@@ -239,6 +234,30 @@ def read_model_config(path: Path) -> ConfigParser:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path.parents[1].name}: {path.name} cannot be read; copy the bundle again") from error
     return parser
+
+
+def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
+    """Give a config these values, by their ids, such as ``{"inferer#num_steps": 20}``.
+
+    Args:
+        parser: of the config.
+        values: ids and values.
+        what: what the config is called,
+        file: and where its keys can be seen; for the message.
+
+    Raises:
+        ConfigError: an id leads to nothing.
+    """
+    for key, value in values.items():
+        try:
+            parser[key] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(no_such_key(key, what, file)) from error
+
+
+def no_such_key(key: str, what: str, file: str) -> str:
+    """What to say of an id that a config does not have."""
+    return f"{key}: {what} has no such key; see {file} for those it has"
 
 
 def build(parser: ConfigParser, key: str, kind: type[T]) -> T:

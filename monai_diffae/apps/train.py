@@ -54,6 +54,8 @@ def train(
             raise ConfigError(f"{name}: there is no {what}; name a bundle's folder, made with monai-diffae init")
     from monai.bundle import ConfigWorkflow
 
+    from monai_diffae.apps.bundles import set_values
+
     values: dict[str, Any] = {"bundle_root": str(root), **(overrides or {})}
     if cohort is not None:
         values["dataset_dir"] = str(cohort)
@@ -68,13 +70,7 @@ def train(
     finally:
         chatter.setLevel(level)
     # not as ConfigWorkflow's keywords: there, `tracking` (MONAI 1.6.1) is another thing than our key
-    for key, value in values.items():
-        try:
-            workflow.parser[key] = value
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{key}: the config has no such key; see configs/{config}.json for those it has"
-            ) from error
+    set_values(workflow.parser, values, "the config", f"configs/{config}.json")
     try:
         workflow.initialize()
         workflow.run()

@@ -15,6 +15,29 @@ import torch
 from PIL import Image
 
 
+class WrittenParts(list):
+    """The parts that ``embed`` has written, in order; after ``stop_after`` of them it is as if Ctrl-C was pressed."""
+
+    stop_after: int | None = None
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What ``embed`` writes, and a way to stop it."""
+    from monai_diffae.apps.parts import Parts
+
+    parts, real = WrittenParts(), Parts.write
+
+    def write(self, part, *content):
+        real(self, part, *content)
+        parts.append(part)
+        if len(parts) == parts.stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "write", write)
+    return parts
+
+
 @dataclass(frozen=True)
 class Labelled:
     """The tiny bundle's cohort with a label of two classes, ``wide``, and what is made of it.

@@ -78,22 +78,17 @@ def test_a_killed_run_goes_on_and_the_table_is_the_same_to_the_byte(labelled, co
     assert not list(tmp_path.glob(".z-*"))
 
 
-def test_what_is_there_is_not_encoded_again(labelled, cohort, tmp_path, monkeypatch):
-    encoded = []
-    real = Parts.write
-
-    def write(self, part, *content):
-        if len(encoded) == 2:
-            raise KeyboardInterrupt
-        encoded.append(part)
-        real(self, part, *content)
-
-    monkeypatch.setattr(Parts, "write", write)
+def interrupted(written, num_parts, *arguments, **options):
+    """A run that is stopped after so many parts."""
+    written.stop_after = len(written) + num_parts
     with pytest.raises(KeyboardInterrupt):
-        embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
-    monkeypatch.setattr(Parts, "write", lambda self, part, *content: (encoded.append(part), real(self, part, *content)))
+        embed(*arguments, device="cpu", workers=0, **options)
+
+
+def test_what_is_there_is_not_encoded_again(labelled, cohort, tmp_path, written):
+    interrupted(written, 2, labelled.bundle, cohort, tmp_path / "z.parquet")
     assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_cases == 700
-    assert encoded == [0, 1, 2]
+    assert written == [0, 1, 2]
 
 
 def test_processes_share_a_cohort_and_the_table_is_the_same(labelled, cohort, whole, tmp_path):
@@ -247,18 +242,9 @@ def test_a_process_is_what_torchrun_says(monkeypatch):
         this_process()
 
 
-def test_parts_of_scans_that_were_written_anew_are_not_used(labelled, tmp_path, monkeypatch):
+def test_parts_of_scans_that_were_written_anew_are_not_used(labelled, tmp_path, written):
     cohort = table_of(tmp_path, pictures(tmp_path, 300))
-    real = Parts.write
-
-    def write(self, part, *content):
-        real(self, part, *content)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Parts, "write", write)
-    with pytest.raises(KeyboardInterrupt):
-        embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
-    monkeypatch.undo()
+    interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
     for name in pictures(tmp_path / "other", 300, start=5000):  # of the same size in bytes, or nearly
         number = int(name[1:5]) - 5000
         (tmp_path / f"p{number:04d}.png").write_bytes((tmp_path / "other" / name).read_bytes())
@@ -306,20 +292,6 @@ def test_labels_of_any_kind_are_kept_or_refused(labelled, tmp_path):
         embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
 
 
-def interrupted(monkeypatch, *arguments, **options):
-    """A run that is stopped after its first part."""
-    real = Parts.write
-
-    def write(self, part, *content):
-        real(self, part, *content)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Parts, "write", write)
-    with pytest.raises(KeyboardInterrupt):
-        embed(*arguments, device="cpu", workers=0, **options)
-    monkeypatch.setattr(Parts, "write", real)
-
-
 def broken_for_now(folder, *names):
     """NIfTI images without a finite voxel, and what mends them: their sizes and times stay, as when a disk fails."""
     mended = {}
@@ -338,12 +310,12 @@ def broken_for_now(folder, *names):
     return mend
 
 
-def test_what_failed_in_an_earlier_run_is_tried_again_and_nothing_else(labelled, tmp_path, monkeypatch, caplog):
+def test_what_failed_in_an_earlier_run_is_tried_again_and_nothing_else(labelled, tmp_path, written, caplog):
     names = pictures(tmp_path, 297)  # two parts
     mend = broken_for_now(tmp_path, "a.nii", "b.nii")
     broken_for_now(tmp_path, "for_good.nii")
     cohort = table_of(tmp_path, ["a.nii", *names[:100], "for_good.nii", "b.nii", *names[100:]])
-    interrupted(monkeypatch, labelled.bundle, cohort, tmp_path / "z.parquet")
+    interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
     mend()
     caplog.set_level(logging.INFO, "monai_diffae")
     made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
@@ -372,7 +344,7 @@ def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path
 
 
 @pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
-def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_again(unusual, tmp_path, monkeypatch):
+def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_again(unusual, tmp_path, written):
     config_file = unusual.bundle / "models" / "config.json"
     bundle = shutil.copytree(unusual.bundle, tmp_path / "bundle")
     config = json.loads(config_file.read_text())
@@ -385,7 +357,7 @@ def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_a
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20), dtype=np.uint8)).save(tmp_path / "c" / names[7])
     pd.DataFrame({"image": names, "encoder_image": names, "split": "test"}).to_csv(tmp_path / "c.csv", index=False)
     cohort = (tmp_path / "c.csv").rename(tmp_path / "c" / "cohort.csv")
-    interrupted(monkeypatch, bundle, cohort, tmp_path / "z.parquet")
+    interrupted(written, 1, bundle, cohort, tmp_path / "z.parquet")
     made = embed(bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
     assert (made.num_cases, made.num_failed) == (299, 1)
     assert "the size is [1, 16, 20] where others are [1, 16, 16]" in made.failures.read_text()
@@ -428,11 +400,11 @@ def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_
     assert (out / "failures.csv").is_file()
 
 
-def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(labelled, tmp_path, monkeypatch):
+def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(labelled, tmp_path, written):
     cohort = table_of(tmp_path, pictures(tmp_path, 3))
     out = tmp_path / "out" / "z.parquet"
     for settings in ({"percentiles": [1, 99]}, {"percentiles": [2, 98]}):
-        interrupted(monkeypatch, labelled.bundle, cohort, out, overrides=settings)
+        interrupted(written, 1, labelled.bundle, cohort, out, overrides=settings)
     old, new = out.parent.glob(".z-*")
     others = [out.parent / name for name in (".zz-0123456789ab", ".z-0123456789ab-0123456789ab", ".z-mine")]
     for folder in others:
@@ -444,12 +416,11 @@ def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(l
     assert left == {new.name, *(folder.name for folder in others)}
 
 
-def test_parts_of_other_versions_are_not_used(labelled, tmp_path, monkeypatch):
+def test_parts_of_other_versions_are_not_used(labelled, tmp_path, written, monkeypatch):
     cohort, out = table_of(tmp_path, pictures(tmp_path, 3)), tmp_path / "out" / "z.parquet"
     for version in ("1", "2"):
         monkeypatch.setattr("monai_diffae.apps.records.__version__", version)
-        interrupted(monkeypatch, labelled.bundle, cohort, out)
-        monkeypatch.undo()
+        interrupted(written, 1, labelled.bundle, cohort, out)
     assert len(list(out.parent.glob(".z-*"))) == 2
 
 

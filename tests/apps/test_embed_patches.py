@@ -16,7 +16,6 @@ from scan_files import shared
 
 from monai_diffae.apps.bundles import load_bundle
 from monai_diffae.apps.embed import check_made_with, embed
-from monai_diffae.apps.parts import Parts
 from monai_diffae.apps.patches import PatchCutter
 from monai_diffae.apps.walk import walk
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
@@ -202,20 +201,11 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
 
 
-def test_a_stopped_run_goes_on_and_a_complete_one_is_skipped(cut, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_and_a_complete_one_is_skipped(cut, tmp_path, written):
     cohort = write(tmp_path / "c", {f"v{i}": noise((20, 20, 16), i) for i in range(10)})
-    written, real = [], Parts.write
-
-    def stop(self, part, *content):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(part)
-        real(self, part, *content)
-
-    monkeypatch.setattr(Parts, "write", stop)
+    written.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         cut(cohort)
-    monkeypatch.setattr(Parts, "write", lambda self, part, *content: (written.append(part), real(self, part, *content)))
     result, scans, patches = cut(cohort)
     assert written == [0, 1, 2]
     assert not result.skipped
