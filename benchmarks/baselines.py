@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from monai_diffae.apps.reading import checksum, open_bundle, read_cases, read_sp
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.engines import training_loader
 from monai_diffae.engines.first_stage import kl_divergence
 from monai_diffae.engines.precision import resolve_precision
@@ -78,19 +79,23 @@ class Data:
 
 def open_data(bundle: Path, cohort: Path, columns: dict[str, str], out: Path) -> Data:
     """Embed the cohort and read its images."""
-    embedded = embed(bundle, cohort, out / "embedded", columns=columns, device="cpu").path
-    table = read_embeddings(embedded)
+    table = read_embeddings(embed(bundle, cohort, out / "embedded", columns=columns, device="cpu").path)
     trained = open_bundle(bundle, "cpu")
     split, _ = read_split_cohort(bundle, trained, cohort, columns)
-    read = read_cases(split, trained, out)
-    place = {case.id: i for i, case in enumerate(read.cases)}
-    images = torch.stack([read.dataset[place[name]]["image"] for name in table["id"]])
+    images = images_of(trained, split, table["id"], out)
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "train.json"))
     parser.update(trained.config)
     augmentation = parser.get_parsed_content("augmentation")
     augmented = CachedCases(split.items("train"), trained.preprocessing, augmentation)
     return Data(trained, table, images, augmented)
+
+
+def images_of(trained: TrainedBundle, split: SplitCohort, ids: Iterable[str], out: Path) -> Tensor:
+    """The images (N, C, *S) of these cases, as the bundle prepares them."""
+    read = read_cases(split, trained, out)
+    place = {case.id: i for i, case in enumerate(read.cases)}
+    return torch.stack([read.dataset[place[name]]["image"] for name in ids])
 
 
 def train_for(
@@ -202,10 +207,10 @@ def validation_score(target: ProbeTarget, said: NDArray[np.float32], rows: NDArr
     return float(np.mean(each))
 
 
-def untrained(data: Data) -> NDArray[np.float32]:
+def untrained_codes(trained: TrainedBundle, images: Tensor) -> NDArray[np.float32]:
+    """What the encoder gives before any training."""
     torch.manual_seed(0)
-    network = DiffusionAutoencoder(**data.trained.network.config).eval()
-    return in_batches(network.encode, data.images)
+    return in_batches(DiffusionAutoencoder(**trained.network.config).eval().encode, images)
 
 
 def imagenet(weights: Path, bundle: Path, cohort: Path, columns: dict[str, str], data: Data, out: Path) -> NDArray:
@@ -216,8 +221,7 @@ def imagenet(weights: Path, bundle: Path, cohort: Path, columns: dict[str, str],
     network.load_state_dict(torch.load(weights, weights_only=True))
     trained = open_bundle(bundle, "cpu", {"image_size": [224, 224]})
     split, _ = read_split_cohort(bundle, trained, cohort, columns)
-    read = read_cases(split, trained, out)
-    place = {case.id: i for i, case in enumerate(read.cases)}
+    images = images_of(trained, split, data.table["id"], out)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     low, high = trained.model_range
 
@@ -230,11 +234,7 @@ def imagenet(weights: Path, bundle: Path, cohort: Path, columns: dict[str, str],
                 found.append(x.mean(dim=(2, 3)))
         return torch.cat(found, dim=1)
 
-    chunks = [
-        in_batches(features, torch.stack([read.dataset[place[name]]["image"] for name in names]))
-        for names in np.array_split(data.table["id"].to_numpy(), max(1, len(data.table) // 64))
-    ]
-    return np.concatenate(chunks)
+    return in_batches(features, images)
 
 
 def main() -> None:
@@ -270,7 +270,7 @@ def main() -> None:
     makers: dict[str, Callable[[], NDArray[np.float32]]] = {
         "AutoencoderKL": partial(autoencoder_kl, data, args.minutes),
         **{f"supervised, {name}": partial(supervised, data, args.supervised_minutes, name) for name in args.target},
-        "untrained encoder": partial(untrained, data),
+        "untrained encoder": partial(untrained_codes, data.trained, data.images),
         "pixels": lambda: data.images.flatten(1).numpy(),
     }
     if args.imagenet:

@@ -22,33 +22,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from baselines import images_of, untrained_codes
 from numpy.typing import NDArray
 from scipy import stats
 
-from monai_diffae.apps.bundles import TrainedBundle
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.probe import probe
-from monai_diffae.apps.reading import open_bundle, read_cases, read_split_cohort
+from monai_diffae.apps.reading import open_bundle, read_split_cohort
 from monai_diffae.apps.reconstruct import reconstruct
-from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.scans import read_scan
-from monai_diffae.networks import DiffusionAutoencoder
 
 
-def intensity_statistics(array: NDArray[np.float32]) -> list[float]:
+def scale_free_statistics(array: NDArray[np.float32]) -> list[float]:
     """Moments and deciles of intensities between the 0.5th and 99.5th percentile: no size, no unit."""
     low, high = np.percentile(array, [0.5, 99.5])
     values = np.clip((array.ravel() - low) / (high - low), 0, 1)
     moments = [values.mean(), values.std(), stats.skew(values), stats.kurtosis(values)]
     return [float(v) for v in (*moments, *np.percentile(values, np.arange(10, 100, 10)))]
-
-
-@torch.no_grad()
-def untrained_codes(trained: TrainedBundle, images: torch.Tensor) -> NDArray[np.float32]:
-    torch.manual_seed(0)
-    network = DiffusionAutoencoder(**trained.network.config).eval()
-    return torch.cat([network.encode(batch) for batch in images.split(8)]).numpy()
 
 
 def features_of(
@@ -57,14 +48,13 @@ def features_of(
     """The preprocessed images and the baselines' features, one row a case of ``ids``."""
     trained = open_bundle(bundle, "cpu")
     split, _ = read_split_cohort(bundle, trained, cohort, columns)
-    read = read_cases(split, trained, out)
-    by_id: dict[str, tuple[Case, int]] = {case.id: (case, i) for i, case in enumerate(read.cases)}
-    images = torch.stack([read.dataset[by_id[name][1]]["image"] for name in ids])
-    scans = [read_scan(str(by_id[name][0].images["image"])) for name in ids]
+    images = images_of(trained, split, ids, out)
+    files = {case.id: str(case.images["image"]) for case in split.cases}
+    scans = [read_scan(files[name]) for name in ids]
     sizes = [[n * mm for n, mm in zip(s.array.shape[1:], s.spacing_mm, strict=True)] for s in scans]
     return images, {
         "untrained encoder": untrained_codes(trained, images),
-        "intensity statistics": np.array([intensity_statistics(scan.array) for scan in scans]),
+        "intensity statistics": np.array([scale_free_statistics(scan.array) for scan in scans]),
         "sizes of the box": np.array([[*size, np.prod(size)] for size in sizes]),
     }
 
