@@ -28,7 +28,6 @@ from monai_diffae.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
-OVERLAP = 0.25
 
 _OF_IMAGES = ("none", "patch")  # tables whose z_sem are of single images, which can be decoded
 
@@ -64,7 +63,7 @@ def embed(
     *,
     pool: Pool = "none",
     patches: bool = False,
-    overlap: float = OVERLAP,
+    overlap: float | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     device: str | torch.device | None = None,
@@ -102,7 +101,7 @@ def embed(
         out: a folder, or the file itself: ``.parquet``, or ``.csv``, which takes more room.
         pool: ``none``: a row a slice; ``mean`` or ``mean_std``: a row a volume.
         patches: cut scans into patches instead of cropping them to the model's field.
-        overlap: of neighbouring patches, the share along each axis, 0 to less than 1.
+        overlap: of neighbouring patches, the share along each axis, 0 to less than 1; None: a quarter.
         batch_size: images that are held on the device at once (a few more where the encoder takes more at once).
         workers: processes that read and preprocess ahead; 0 does it in this one; None: one a core, at most 8, for 256
             cases or more.
@@ -128,7 +127,7 @@ def embed(
         raise ConfigError(f"pool: {pool!r} is not one of {', '.join(get_args(Pool))}")
     if patches and pool != "none":
         raise ConfigError("pool: the z_sem of patches are averaged anyway; leave it out, or leave out patches")
-    if overlap != OVERLAP and not patches:
+    if overlap is not None and not patches:
         raise ConfigError("overlap: is of patches; say patches, too, or leave it out")
     if workers is not None and workers < 0:
         raise ConfigError(f"workers: {workers} is below 0")
@@ -138,6 +137,7 @@ def embed(
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     if pool != "none" and all(case.slice_index is None for case in split.cases):
         raise ConfigError("pool: the bundle takes no volume of this cohort apart into slices; leave it out")
+    overlap = 0.25 if overlap is None else overlap
     cutter = PatchCutter(trained, encoder_key, overlap) if patches else None
     labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
     made_from = {

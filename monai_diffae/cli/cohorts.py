@@ -130,14 +130,10 @@ def embed(
 
     A run that was stopped goes on. Under torchrun, processes share the work.
     """
-    from monai_diffae.apps.embed import OVERLAP
     from monai_diffae.apps.embed import embed as run
 
-    if overlap is not None and not patches:
-        raise ConfigError("--overlap: is of patches; say --patches, too, or leave it out")
     result = run(
-        bundle, cohort, out, pool=pool, patches=patches,  # type: ignore[arg-type]
-        overlap=OVERLAP if overlap is None else overlap,
+        bundle, cohort, out, pool=pool, patches=patches, overlap=overlap,  # type: ignore[arg-type]
         batch_size=batch_size, workers=workers, device=device, columns=columns_of(column), overwrite=overwrite,
         overrides=settings_of(settings),
     )  # fmt: skip

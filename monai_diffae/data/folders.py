@@ -27,12 +27,18 @@ def search_folder(root: Path) -> list[Found]:
     """All scans in a folder and the folders below it, in the order of their names; hidden ones are left out.
 
     DICOM files of one series become one scan, the radiographs of a folder one each. Files that look like DICOM by
-    their suffix but cannot be read are found too: they fail when they are read, instead of vanishing.
+    their suffix but cannot be read are found too: they fail when they are read, instead of vanishing. ``labelsTr``
+    beside ``imagesTr``, as in the Medical Segmentation Decathlon's and nnU-Net's folders, holds no scans.
     """
     found: list[Found] = []
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        for labels in [f for f in folders if f.startswith("labels")]:
+            images = labels.replace("labels", "images", 1)
+            if images in folders:
+                folders.remove(labels)
+                logger.warning("%s: left out: the label maps of %s, not scans", labels, images)
         here = Path(folder)
         if (real := os.path.realpath(folder)) in seen:  # another link to it: its scans must not count twice
             folders.clear()

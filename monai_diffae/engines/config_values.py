@@ -67,8 +67,9 @@ RULES: dict[str, _Rule] = {
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
     **dict.fromkeys(
-        ("val_fraction", "test_fraction", "min_probability", "overlap"), _number(0, 1, "a number from 0 to below 1")
+        ("val_fraction", "test_fraction", "min_probability"), _number(0, 1, "a number from 0 to below 1")
     ),
+    "overlap": _number(0, 1, "a number from 0 to below 1, or null", or_null=True),
     "spatial_dims": _one_of(2, 3),
     "image_keys": _NAMES,
     "image_size": _Rule(

@@ -72,6 +72,16 @@ def test_names_that_differ_in_the_suffix_only(tmp_path: Path) -> None:
     assert {"a.png", "a.nii.gz"} < set(ids)
 
 
+def test_label_maps_beside_the_images_are_no_scans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("imagesTr/a", "labelsTr/a", "imagesTs/b", "predictions/a", "other/labels/c"):
+        touch(tmp_path / f"{name}.nii.gz")
+    assert [c.id for c in read_cohort(tmp_path)] == ["imagesTr_a", "imagesTs_b", "other_labels_c", "predictions_a"]
+    assert [r.getMessage() for r in caplog.records] == ["labelsTr: left out: the label maps of imagesTr, not scans"]
+    caplog.clear()
+    assert [c.id for c in read_cohort(tmp_path / "labelsTr")] == ["a"]
+    assert not caplog.records
+
+
 def test_dicom_folders(tmp_path: Path) -> None:
     save_series(tmp_path / "p1", 4, "1.2.3", "a", patient="MRN-1")
     save_series(tmp_path / "p1", 3, "1.2.4", "b", patient="MRN-1")
