@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -134,11 +134,11 @@ def encode_cohort(
     batch_size = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
     read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process), ahead=batch_size)
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
-        in_turn = zip(positions, read, strict=True)
+        in_turn = zip(positions, items, read, strict=True)
         for part, results in groupby(in_turn, lambda result: result[0] // parts.size):
-            cut = _whole(trained, encoder_key) if cutter is None else cutter.cut
+            cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut
             keep = parts.write if len(todo[part]) == len(parts.cases_of(part)) else parts.add
-            keep(part, *_encoded(results, cases, trained, encoder_key, cut, batch_size, advance))
+            keep(part, *encode_in_turn(results, trained, encoder_key, cut, batch_size, advance))
     if process.rank > 0:
         return None
     parts.wait(process.world_size, PATIENCE_S)
@@ -163,9 +163,9 @@ def _workers(workers: int | None, num_cases: int, process: Process) -> int:
     return min(max((os.cpu_count() or 1) // process.local_world_size, 1), _MOST_WORKERS)
 
 
-def _whole(trained: TrainedBundle, key: str) -> Cut:
+def whole_images(trained: TrainedBundle, key: str) -> Cut:
     """Takes scans as one image each, and refuses those of another size."""
-    # where the encoder sees another image than the decoder draws, its size is that of the part's first one
+    # where the encoder sees another image than the decoder draws, its size is that of the first one
     shapes = {key: trained.image_shape} if key == "image" else {}
 
     def cut(scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
@@ -178,16 +178,28 @@ def _whole(trained: TrainedBundle, key: str) -> Cut:
     return cut
 
 
-def _encoded(
-    results: Iterator[tuple[int, Arrays | Exception]],
-    cases: Sequence[Case],
+def encode_in_turn(
+    results: Iterator[tuple[int, Mapping[str, Any], Arrays | Exception]],
     trained: TrainedBundle,
     key: str,
     cut: Cut,
     batch_size: int,
     advance: Callable[[], None],
 ) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
-    """A row an image of a part's cases, (N, K + D), its place and z_sem; whose it is, and cases that make none."""
+    """Encode scans as they are read; no more than a batch of images is kept.
+
+    Args:
+        results: positions, items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, and what
+            :func:`~monai_diffae.data.streamed.read_in_turn` made of them.
+        trained: the bundle.
+        key: the image that the encoder sees.
+        cut: makes images of a scan, such as :func:`whole_images`.
+        batch_size: images that are held on the device at once.
+        advance: called after each scan.
+
+    Returns:
+        A row an image, (N, K + D) float32, its place and z_sem; whose position each has; scans that make none.
+    """
     used: list[int] = []
     failures: list[Failure] = []
     places: list[NDArray[np.float32]] = []
@@ -200,8 +212,15 @@ def _encoded(
             codes.append(encode_exactly(images, trained.inferer, trained.network).cpu())
             waiting.clear()
 
-    for position, result in results:
-        for place, image in _images(result, cut, failures, cases[position], position, key):
+    for position, item, result in results:
+        try:
+            if isinstance(result, Exception):
+                raise result
+            images = list(cut(result))
+        except ScanError as error:
+            failures.append(failure_of(item, position, key, error))
+            images = []
+        for place, image in images:
             used.append(position)
             places.append(place)
             waiting.append(image)
@@ -212,19 +231,6 @@ def _encoded(
     if not codes:
         return [], np.empty((0, 0), np.float32), failures
     return used, np.concatenate([np.stack(places), torch.cat(codes).numpy()], axis=1), failures
-
-
-def _images(
-    result: Arrays | Exception, cut: Cut, failures: list[Failure], case: Case, position: int, key: str
-) -> list[tuple[NDArray[np.float32], Tensor]]:
-    """What a case's scan is cut into; nothing, and a failure more, where it cannot be used."""
-    try:
-        if isinstance(result, Exception):
-            raise result
-        return list(cut(result))
-    except ScanError as error:
-        failures.append(failure_of(case.item(), position, key, error))
-        return []
 
 
 def check_any(cases: Collection[Any], failures: Sequence[Failure], what: str) -> None:

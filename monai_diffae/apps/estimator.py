@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,11 +19,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from monai_diffae.apps.bundles import TrainedBundle
-from monai_diffae.apps.encoding import encode_exactly
+from monai_diffae.apps.encoding import encode_exactly, encode_in_turn, whole_images
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle
-from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure
-from monai_diffae.errors import CohortError, ConfigError, ScanError
+from monai_diffae.data.streamed import progress, read_in_turn
+from monai_diffae.errors import ConfigError, ScanError
 
 OnBadScan = Literal["raise", "nan"]
 Item = dict[str, Any]
@@ -116,13 +116,8 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             )
         items = _items(X, trained)
         if items is None:
-            images = self._images(self._numbers(X, trained, reset=False), trained)
-            return self._encode(trained, len(images), lambda i: torch.tensor(images[i]))
-        scans, rows = self._read(items, trained)
-        z_sem = np.full((len(items), trained.z_channels), np.nan, np.float32)
-        if rows:
-            z_sem[rows] = self._encode(trained, len(rows), lambda i: scans[i][_encoder_key(trained)])
-        return z_sem
+            return self._of_images(self._images(self._numbers(X, trained, reset=False), trained), trained)
+        return self._of_scans(items, trained)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """``z_000``, ``z_001``, ...: as in a table of embeddings. ``input_features`` is ignored."""
@@ -175,43 +170,39 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             )
         return numbers.reshape(-1, *shape)
 
-    def _read(self, items: list[Item], trained: TrainedBundle) -> tuple[CachedCases, list[int]]:
-        """The scans that can be used, preprocessed, and their rows.
+    def _of_images(self, images: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
+        batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
+        z_sem = [encode_exactly(torch.tensor(b).to(trained.device), trained.inferer, trained.network) for b in batches]
+        return torch.cat(z_sem).cpu().numpy()
+
+    def _of_scans(self, items: list[Item], trained: TrainedBundle) -> NDArray[np.float32]:
+        """z_sem (N, D) of scans as they are read, NaN for those that cannot be used.
 
         Raises:
             ScanError: one cannot be used, and ``on_bad_scan`` is ``raise``.
         """
-        scans = CachedCases(items, trained.preprocessing, num_workers=self.workers, keys=[_encoder_key(trained)])
-        row_of = {item["id"]: row for row, item in enumerate(items)}
-        try:
-            rows = [row_of[item["id"]] for item in scans.items]
-        except CohortError:
-            if not scans.failures:
-                raise
-            rows = []
-        if scans.failures:
-            bad = f"{len(scans.failures)} of {len(items)} scans cannot be used"
-            first = f"the first is {_in_row(scans.failures[0])}"
+        key = str(trained.config.get("encoder_key", "image"))
+        read = read_in_turn(items, trained.preprocessing, (key,), self.workers, ahead=self.batch_size)
+        in_turn = zip(range(len(items)), items, read, strict=True)
+        with progress(len(items), f"encoding {len(items)} scans") as advance:
+            rows, codes, failures = encode_in_turn(
+                in_turn, trained, key, whole_images(trained, key), self.batch_size, advance
+            )
+        if failures:
+            bad = f"{len(failures)} of {len(items)} scans cannot be used"
+            first = f"the first is {_in_row(failures[0])}"
             if self.on_bad_scan == "raise":
                 raise ScanError(f"X: {bad}; {first}")
             warnings.warn(f"X: {bad} and are rows of NaN; {first}", stacklevel=3)
-        return scans, rows
-
-    def _encode(self, trained: TrainedBundle, count: int, image: Callable[[int], Tensor]) -> NDArray[np.float32]:
-        parts = []
-        for start in range(0, count, self.batch_size):
-            batch = torch.stack([image(i) for i in range(start, min(start + self.batch_size, count))])
-            parts.append(encode_exactly(batch.to(trained.device), trained.inferer, trained.network).cpu())
-        return torch.cat(parts).numpy()
+        z_sem = np.full((len(items), trained.z_channels), np.nan, np.float32)
+        if rows:
+            z_sem[rows] = codes
+        return z_sem
 
 
 @functools.lru_cache(maxsize=1)  # the folds of a cross-validation, and copies, share it
 def _opened(folder: Path, _model: str, _config: str, device: str | torch.device | None) -> TrainedBundle:
     return open_bundle(folder, device)
-
-
-def _encoder_key(trained: TrainedBundle) -> str:
-    return str(trained.config.get("encoder_key", "image"))
 
 
 def _items(X: Any, trained: TrainedBundle) -> list[Item] | None:
