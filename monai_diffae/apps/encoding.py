@@ -132,7 +132,8 @@ def encode_cohort(
     items = [cases[position].item() for position in positions]
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
     batch_size = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
-    read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process), ahead=batch_size)
+    ahead = batch_size if cutter is None else 1  # a scan that is cut is a whole volume, and keeps the encoder busy
+    read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process), ahead)
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
         in_turn = zip(positions, items, read, strict=True)
         for part, results in groupby(in_turn, lambda result: result[0] // parts.size):

@@ -1,5 +1,7 @@
 import json
 import shutil
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from monai_diffae.apps import usage as usage_module
 from monai_diffae.apps.embed import embed
 from monai_diffae.apps.usage import usage
 from monai_diffae.apps.usage_picture import draw_usage
+from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -107,6 +110,21 @@ def test_the_encoders_own_image_is_what_changes(unusual, tmp_path):
     assert rows["flip left-right"]["ratio"] > rows["noise 1 %"]["ratio"] > 0
     table = pd.read_parquet(embed(unusual.bundle, unusual.cohort, tmp_path / "e", device="cpu").path)
     assert result.figures["dimensions"]["dims"] == len(table.filter(regex=r"z_\d+").columns)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_cases():
+    n = 3000
+    cases = [Case(f"c{i}", {"image": Path(f"{i}.png")}, patient=f"p{i // 3}") for i in range(n)]
+    z = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        people = usage_module._People.of(cases)
+        people.with_others(z)
+        usage_module._stability({usage_module.UNCHANGED: z, "noise": z + np.float32(0.1)}, people)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * n**2  # bytes; a mask of all pairs of cases and their distances take 17 n**2
 
 
 def test_few_patients_are_said(labelled, tmp_path, monkeypatch, caplog):
