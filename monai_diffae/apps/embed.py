@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
 
+_SUFFIXES = (".parquet", ".csv")
 _OF_IMAGES = ("none", "patch")  # tables whose z_sem are of single images, which can be decoded
 
 
@@ -176,12 +177,13 @@ def _table_path(out: Path, cohort: Path) -> Path:
     """
     if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
         raise ConfigError(f"{out.name}: tables are .parquet or .csv; name such a file, or a folder")
-    path = out if out.suffix in (".parquet", ".csv") else out / "embeddings.parquet"
-    other = path.with_suffix(".csv" if path.suffix == ".parquet" else ".parquet")
+    path = out if out.suffix.lower() in _SUFFIXES else out / "embeddings.parquet"
+    alike = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
+    others = [file for file in alike if file.suffix.lower() != path.suffix.lower()]
     if path.resolve() == cohort.resolve():
         raise ConfigError(f"{path.name}: this is the cohort; name another --out")
-    if other.exists() and path.with_suffix(".json").exists():
-        raise ConfigError(f"{path.name}: {other.name} is beside it, of the same record; name another --out")
+    if others and path.with_suffix(".json").exists():
+        raise ConfigError(f"{path.name}: {others[0].name} is beside it, of the same record; name another --out")
     if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
         raise ConfigError(f"{path.name}: is a folder, or lies below a file; name another --out")
     return path
@@ -226,7 +228,7 @@ def _write(
             "made_from": made_from[file], "preprocessing": preprocessing_of(config), "versions": versions()
         }  # fmt: skip
         write_record(file.with_suffix(".json"), made_from[file], {})  # for a run that is killed before the end
-        write = table.to_csv if file.suffix == ".csv" else table.to_parquet
+        write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
         write_atomic(file, functools.partial(write, index=False))
 
 

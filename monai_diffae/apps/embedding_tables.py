@@ -26,6 +26,7 @@ from monai_diffae.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _OURS = re.compile(r"id|patient|split|slices|patch|patches|empty_patches|(z|std)_\d+")
+_KEY = re.compile(r"[A-Za-z]\w*")  # of the config itself, not within a component
 
 
 def gathered(
@@ -70,6 +71,29 @@ def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[
         return []
     own = json.loads(json.dumps(preprocessing_of(config)))
     return sorted(key for key in {*said, *own} if said.get(key) != own.get(key))
+
+
+def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
+    """The values of a bundle's config that a table was made with, as its metadata say, where they are plain.
+
+    A table must not run code: what MONAI would evaluate, and what is of a component, is left out.
+
+    Example:
+        >>> table = pd.DataFrame()
+        >>> said = {"slice_step": 1, "slice_range": "$print()", "inferer#num_steps": 5}
+        >>> table.attrs["monai_diffae"] = {"made_from": {"overrides": said}}
+        >>> overrides_of(table)
+        {'slice_step': 1}
+    """
+    said = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides")
+    values = said if isinstance(said, dict) else {}
+    return {key: value for key, value in values.items() if _KEY.fullmatch(key) and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, (int, float)) or (isinstance(value, str) and not set("$@%") & set(value))
 
 
 def warn_of_another_cohort(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +24,27 @@ from monai_diffae.data.embeddings import label_columns, read_embeddings, std_col
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probes import Probe
 
+logger = logging.getLogger(__name__)
+
+
+class ProbeRows(list[dict[str, Any]]):
+    """The rows of :func:`probe`, and what is not in them.
+
+    Attributes:
+        left_out: of the targets that cannot be probed, why.
+        num_failed: images that could not be read, listed in ``probe_failures.csv``.
+    """
+
+    left_out: dict[str, str]
+    num_failed: int
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any]) -> ProbeRows:
+        """Of what the record beside the results says."""
+        rows = cls(numbers["rows"])
+        rows.left_out, rows.num_failed = dict(numbers.get("left_out", {})), int(numbers.get("num_failed", 0))
+        return rows
+
 
 def probe(
     embeddings: str | os.PathLike[str],
@@ -37,13 +59,15 @@ def probe(
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     overwrite: bool = False,
-) -> list[dict[str, Any]]:
+) -> ProbeRows:
     """Probe each target with z_sem and with the baselines, on patients that the probe was not fitted to.
 
     A number with more than 10 values is continuous (ridge regression; R2, MAE), all else classes (logistic regression;
     AUROC, AUPRC, balanced accuracy, Brier score). Intervals are bootstrapped over the judged patients. Of a table
     pooled with ``mean_std`` both the means and the standard deviations are features. All features are judged on the
     same cases: those that have all of them.
+
+    A target that cannot be probed is left out and logged, unless none is left. So are images that cannot be read.
 
     Args:
         embeddings: ``embeddings.parquet``.
@@ -63,10 +87,12 @@ def probe(
         A row for each target, kind of features and probe: ``target, features, dims, probe``; the main ``metric`` with
         ``score, low, high``; ``difference, difference_low, difference_high`` (of z_sem's score less this one, paired);
         how it was judged; and each metric as ``auroc, auroc_low, auroc_high``. What does not apply is None.
+        ``left_out`` and ``num_failed`` of the list say what is not in it.
 
     Raises:
         CohortError: a file is no table of embeddings, or no table of features of its cases.
-        ConfigError: no such column, too few cases for a probe, or a patient among both training and test cases.
+        ConfigError: no such column, or no target can be probed: too few cases, or a patient among both training and
+            test cases.
 
     Example:
         >>> probe("no.parquet")
@@ -79,34 +105,44 @@ def probe(
     wanted = _targets(table, targets, Path(embeddings).name)
     given = dict(baselines or {})
 
-    def judged(folder: Path | None) -> list[Judged]:
+    def judged(folder: Path | None) -> tuple[list[Judged], dict[str, Any]]:
         sets = [*_features(table, wanted, images, given), *(pixels.read(table, folder) if pixels else [])]
         names = [features.name for features in sets]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"features: '{name}' are there twice; give one of them another name")
-        return judge(table, wanted, sets, settings, with_few=folder is not None)
+        results, left_out = judge(table, wanted, sets, settings, with_few=folder is not None)
+        num_failed = len(pixels.failures) if pixels else 0
+        return results, {
+            "rows": [result.row for result in results], "left_out": left_out, "num_failed": num_failed
+        }  # fmt: skip
 
     if out is None:
-        return [result.row for result in judged(None)]
+        return _said(ProbeRows.of(judged(None)[1]))
     folder = Path(out)
     made_from = {
         "embeddings": file_checksum(embeddings), "targets": wanted, **asdict(settings),
         "images": None if images is None else _checksum(images),
         "features": {name: _checksum(values) for name, values in given.items()},
-        "pixels": pixels.made_from() if pixels else None,
+        "pixels": pixels.made_from(table) if pixels else None,
     }  # fmt: skip
     made_from = {key: list(value) if isinstance(value, tuple) else value for key, value in made_from.items()}
 
     def make() -> dict[str, Any]:
-        results = judged(folder)
+        results, numbers = judged(folder)
         write_report(folder, table, results)
-        return {"rows": [result.row for result in results]}
+        return numbers
 
     numbers, _ = run_once(
         folder / "probe.json", [folder / name for name in FILES], made_from, make, overwrite=overwrite
     )
-    return list(numbers["rows"])
+    return _said(ProbeRows.of(numbers))
+
+
+def _said(rows: ProbeRows) -> ProbeRows:
+    for target, reason in rows.left_out.items():
+        logger.warning("target '%s' is left out: %s", target, reason)
+    return rows
 
 
 def _targets(table: pd.DataFrame, targets: Sequence[str] | str | None, name: str) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,9 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.bundles import TrainedBundle
-from monai_diffae.apps.embedding_tables import other_preprocessing, warn_of_another_cohort
+from monai_diffae.apps.embedding_tables import other_preprocessing, overrides_of, warn_of_another_cohort
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_cases, read_split_cohort
 from monai_diffae.data.embeddings import std_columns, z_columns
+from monai_diffae.data.failures import Failure
 from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probes import Floats, pca_features
@@ -105,6 +106,7 @@ class PixelBaselines:
         cohort: where they are.
         columns: what the cohort's table calls our words.
         workers: processes that read.
+        failures: what :meth:`read` could not read.
     """
 
     names: tuple[FromPixels, ...]
@@ -112,22 +114,31 @@ class PixelBaselines:
     cohort: str | os.PathLike[str]
     columns: Mapping[str, str] = field(default_factory=dict)
     workers: int = 0
+    failures: list[Failure] = field(default_factory=list, init=False, compare=False)
+    _opened: dict[str, tuple[TrainedBundle, SplitCohort, str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.names if name not in get_args(FromPixels)]
         if unknown:
             raise ConfigError(f"baseline: {unknown[0]!r} is not one of {', '.join(get_args(FromPixels))}")
 
-    @cached_property
-    def _source(self) -> tuple[TrainedBundle, SplitCohort, str]:
-        trained = open_bundle(self.bundle, "cpu")
-        return trained, *read_split_cohort(self.bundle, trained, self.cohort, self.columns)
+    def _source(self, table: pd.DataFrame) -> tuple[TrainedBundle, SplitCohort, str]:
+        """The bundle and its cohort, with the values of the config that the table was made with."""
+        overrides = overrides_of(table)
+        key = json.dumps(overrides, sort_keys=True)
+        if key not in self._opened:
+            trained = open_bundle(self.bundle, "cpu", overrides)
+            split = read_split_cohort(self.bundle, trained, self.cohort, self.columns, overrides)
+            self._opened[key] = trained, *split
+        return self._opened[key]
 
-    def made_from(self) -> dict[str, Any]:
-        """What they depend on, as checksums."""
+    def made_from(self, table: pd.DataFrame) -> dict[str, Any]:
+        """What those of a table depend on, as checksums."""
         return {
             "baselines": list(self.names), "model": checksum(self.bundle), "config": config_checksum(self.bundle),
-            "cohort": self._source[1].fingerprint,
+            "cohort": self._source(table)[1].fingerprint,
         }  # fmt: skip
 
     def read(self, table: pd.DataFrame, out: Path | None = None) -> list[FeatureSet]:
@@ -151,7 +162,7 @@ class PixelBaselines:
                 "baseline: the table's z_sem are means over whole scans, and the images their centres; embed without "
                 "--patches, or give the baseline's features as a table"
             )
-        trained, split, _ = self._source
+        trained, split, _ = self._source(table)
         differ = other_preprocessing(table, trained.config)
         if differ:
             raise ConfigError(
@@ -160,16 +171,17 @@ class PixelBaselines:
             )
         warn_of_another_cohort(table, split, self.cohort, "baseline")
         with tempfile.TemporaryDirectory() as folder:
-            images, there = self._images(_ids(table, "embeddings"), Path(folder) if out is None else out)
+            images, there = self._images(table, Path(folder) if out is None else out)
         of_names = {
             "pca": lambda: FeatureSet.pca(images, len(z_columns(table)), there),
             "intensity": lambda: FeatureSet.of(INTENSITY_NAME, intensity_statistics(images), there),
         }
         return [of_names[name]() for name in dict.fromkeys(self.names)]
 
-    def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _images(self, table: pd.DataFrame, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The images ``[N, C, *S]`` that the encoder sees, zeros for those that could not be read; and which could."""
-        trained, split, encoder_key = self._source
+        trained, split, encoder_key = self._source(table)
+        ids = _ids(table, "embeddings")
         wanted = set(ids)
         chosen = [case for case in split.cases if case.id in wanted]
         if not chosen:
@@ -178,6 +190,7 @@ class PixelBaselines:
             split, trained, out, encoder_key=encoder_key, only=chosen, workers=self.workers,
             failures_name="probe_failures.csv",
         )  # fmt: skip
+        self.failures[:] = cases.failures
         place = {case.id: position for position, case in enumerate(cases.cases)}
         first = cases.dataset[0][encoder_key]
         gib = len(ids) * first.numel() * 4 / 1024**3
@@ -242,7 +255,12 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise CohortError(f"{path.name}: there is no such file of features")
     try:
-        return pd.read_csv(path, dtype={"id": str}) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+        if path.suffix.lower() != ".csv":
+            return pd.read_parquet(path)
+        features = pd.read_csv(path)
+        if "id" in features:  # a case may be called NA
+            features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
+        return features
     except Exception as error:  # the readers' errors are of many kinds
         raise CohortError(f"{path.name}: this is neither a CSV nor a Parquet table of features") from error
 

@@ -71,7 +71,7 @@ class ProbeSettings:
 
 def judge(
     table: pd.DataFrame, targets: Sequence[str], sets: Sequence[FeatureSet], settings: ProbeSettings, *, with_few: bool
-) -> list[Judged]:
+) -> tuple[list[Judged], dict[str, str]]:
     """Judge every target with every kind of features and every probe.
 
     Args:
@@ -80,27 +80,45 @@ def judge(
         sets: the kinds of features, z_sem first: the others are compared with it.
         settings: how.
         with_few: also with few labels.
+
+    Returns:
+        The probes, judged; and of the targets that cannot be probed, why.
+
+    Raises:
+        ConfigError: no target can be probed.
     """
     cases = Cases.of(table, np.all([features.there for features in sets], axis=0), settings.splits)
     results: list[Judged] = []
+    errors: dict[str, ConfigError] = {}
     for target in shown(list(targets), "probing"):
-        chosen = choose_folds(cases, table[target].tolist(), target, settings.evaluation, settings.seed)
-        of_z: dict[str, tuple[float, Floats]] = {}
-        for features in sets:
-            by_fold = _by_fold(features, chosen)
-            for column in copies_of(chosen.target, by_fold[0]):
-                which = repr(features.columns[column]) if features.columns else f"number {column + 1}"
-                logger.warning(
-                    "features '%s': %s says the target '%s' one to one; if it was made from it, leave it out",
-                    features.name, which, target,
-                )  # fmt: skip
-            for name in settings.probes:
-                judged, draws = _judge_one(features, by_fold, chosen, name, settings.seed, with_few)
-                if features is sets[0]:
-                    of_z[name] = judged.row["score"], draws
-                else:
-                    judged.row.update(_difference(of_z[name], (judged.row["score"], draws)))
-                results.append(judged)
+        try:
+            chosen = choose_folds(cases, table[target].tolist(), target, settings.evaluation, settings.seed)
+            results += _judge_target(chosen, sets, settings, with_few)
+        except ConfigError as error:
+            errors[target] = error
+    if not results:
+        raise next(iter(errors.values()))
+    return results, {target: str(error).removeprefix(f"target '{target}': ") for target, error in errors.items()}
+
+
+def _judge_target(chosen: Chosen, sets: Sequence[FeatureSet], settings: ProbeSettings, with_few: bool) -> list[Judged]:
+    results: list[Judged] = []
+    of_z: dict[str, tuple[float, Floats]] = {}
+    for features in sets:
+        by_fold = _by_fold(features, chosen)
+        for column in copies_of(chosen.target, by_fold[0]):
+            which = repr(features.columns[column]) if features.columns else f"number {column + 1}"
+            logger.warning(
+                "features '%s': %s says the target '%s' one to one; if it was made from it, leave it out",
+                features.name, which, chosen.target.name,
+            )  # fmt: skip
+        for name in settings.probes:
+            judged, draws = _judge_one(features, by_fold, chosen, name, settings.seed, with_few)
+            if features is sets[0]:
+                of_z[name] = judged.row["score"], draws
+            else:
+                judged.row.update(_difference(of_z[name], (judged.row["score"], draws)))
+            results.append(judged)
     return results
 
 

@@ -271,10 +271,15 @@ def probe(
     )  # fmt: skip
     if as_json:
         print(json.dumps(rows, indent=2))
-        return
-    show(rows)
-    if out is not None:
-        print(out)
+    else:
+        show(rows)
+        if out is not None:
+            print(out)
+    if rows.num_failed:
+        where = "name a folder with --out for their list" if out is None else "see probe_failures.csv"
+        typer.echo(f"{rows.num_failed} images could not be read: {where}", err=True)
+    if rows.num_failed or rows.left_out:  # a warning says why
+        raise typer.Exit(3)
 
 
 @commands.command(epilog="Example: monai-diffae demo --out demo")

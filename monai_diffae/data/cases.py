@@ -17,6 +17,9 @@ from monai_diffae.errors import CohortError
 Label = float | int | str | None
 Images = Path | tuple[Path, ...]
 
+MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
+"""What stands for no label in a table. ``None`` does not: it can be a class, such as no treatment."""
+
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
 _SHOWN = 60  # of what a user typed
@@ -118,7 +121,7 @@ def safe_ids(texts: Sequence[str]) -> list[str]:
 
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
-    """Columns of text as numbers where every cell that is filled is one; empty cells (and NaN) as None.
+    """Columns of text as numbers where every cell that is filled is one; :data:`MISSING_WORDS` as None.
 
     ``01_02`` is text, although Python reads it as 102.
 
@@ -130,14 +133,13 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
 
 
 def _as_numbers(cells: list[str]) -> list[Label]:
-    empty = {"", "nan", "NaN", "NA", "n/a"}
     kinds = () if any("_" in cell for cell in cells) else (int, float)
     for kind in kinds:
         try:
-            return [None if cell in empty else kind(cell) for cell in cells]
+            return [None if cell in MISSING_WORDS else kind(cell) for cell in cells]
         except ValueError:
             continue
-    return [cell or None for cell in cells]
+    return [None if cell in MISSING_WORDS else cell for cell in cells]
 
 
 def _short_hash(text: str) -> str:

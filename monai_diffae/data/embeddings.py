@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from monai_diffae.data.cases import MISSING_WORDS
 from monai_diffae.errors import CohortError, ConfigError
 
 _Z = re.compile(r"z_\d+")
@@ -25,6 +28,9 @@ _ABOUT_PATCHES = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table that :func:`~monai_diffae.apps.embed.embed` wrote, or a CSV of it.
+
+    Its rows are counted from 0. Labels that are :data:`~monai_diffae.data.cases.MISSING_WORDS` are missing. Of a CSV,
+    ``attrs["monai_diffae"]["made_from"]`` is what the record beside it says.
 
     Raises:
         CohortError: it is not there, is no such table, or holds no cases or values that are no finite numbers.
@@ -37,7 +43,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"
     try:
-        table = _read_csv(path) if is_csv else pd.read_parquet(path)
+        table = (_read_csv(path) if is_csv else pd.read_parquet(path)).reset_index(drop=True)
     except Exception as error:
         kind = "CSV" if is_csv else "Parquet"
         raise CohortError(f"{path.name}: this is not a {kind} table; make it with monai-diffae embed") from error
@@ -49,6 +55,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         z_of(table)
     except CohortError as error:
         raise CohortError(f"{path.name}: {error}") from error
+    for name in table[label_columns(table)].select_dtypes(exclude=["number", "bool"]):
+        is_missing = [isinstance(value, str) and value in MISSING_WORDS for value in table[name]]
+        table[name] = table[name].mask(np.array(is_missing))
     return table
 
 
@@ -63,11 +72,15 @@ def patient_hash(patient: str) -> str:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """A case may be called NA."""
     names = pd.read_csv(path, nrows=0).columns
-    missing = {name: ["", "NA", "NaN", "nan", "null", "None"] for name in names if name not in ("id", "patient")}
+    missing = {name: list(MISSING_WORDS) for name in names if name not in ("id", "patient")}  # a case may be called NA
     text = {name: str for name in ("id", "patient") if name in names}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is one, too
+        content = json.loads(path.with_suffix(".json").read_text())
+        if content["results"]:  # else it is of a run that was killed
+            table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"])}
+    return table
 
 
 def z_columns(table: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.cases import Images, Label, as_labels
+from monai_diffae.data.cases import MISSING_WORDS, Images, Label, as_labels
 from monai_diffae.errors import CohortError
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,9 @@ def _entry(
     words = {word: str(entry[names[word]]) for word in WORDS if entry.get(names[word]) is not None}
     words.setdefault("split", section)
     rest = {k: v for k, v in entry.items() if k not in names.values()}
-    labels = {k: v for k, v in rest.items() if v is None or isinstance(v, (str, int, float))}
+    plain = {k: v for k, v in rest.items() if v is None or isinstance(v, (str, int, float))}
+    # JSON from pandas has NaN for no text, too
+    labels = {k: None if str(v).strip() in MISSING_WORDS else v for k, v in plain.items()}
     return Row(images, words.get("id"), words.get("patient"), words["split"] or None, labels)
 
 

@@ -292,6 +292,35 @@ def test_labels_of_any_kind_are_kept_or_refused(labelled, tmp_path):
         embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_words_for_nothing_are_no_labels_and_none_is_a_class(labelled, tmp_path, kind, suffix):
+    cohort = tmp_path / f"cohort.{kind}"
+    columns = {"drug": ["None", "NA", "null", "ill"], "sex": ["F", np.nan, "M", "F"], "age": [1, 2, 3, np.nan]}
+    table = pd.DataFrame({"image": pictures(tmp_path, 4), "split": "test", **columns})
+    if kind == "csv":
+        table.to_csv(cohort, index=False)
+    else:
+        cohort.write_text(json.dumps(table.astype(object).to_dict("records")))  # with NaN
+    made = embed(labelled.bundle, cohort, tmp_path / f"z.{suffix}", device="cpu").path
+    written = pd.read_parquet(made) if suffix == "parquet" else pd.read_csv(made, keep_default_na=False, na_values=[""])
+    for read in (written, read_embeddings(made)):
+        assert read["drug"].dropna().tolist() == ["None", "ill"]
+        assert read["sex"].dropna().tolist() == ["F", "M", "F"]
+        assert read["age"].dropna().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["T.CSV", "T.PARQUET"])
+def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
+    made = embed(labelled.bundle, labelled.cohort, tmp_path / name, device="cpu")
+    assert made.path == tmp_path / name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
+    assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(labelled.embeddings)))
+    other = "T.parquet" if name == "T.CSV" else "T.csv"
+    with pytest.raises(ConfigError, match=re.escape(f"{name} is beside it, of the same record")):
+        embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
+
+
 def broken_for_now(folder, *names):
     """NIfTI images without a finite voxel, and what mends them: their sizes and times stay, as when a disk fails."""
     mended = {}

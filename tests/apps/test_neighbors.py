@@ -112,6 +112,17 @@ def test_a_table_without_splits_or_patients_is_all_for_training(table, write, tm
     assert list(pd.read_csv(tmp_path / "o" / "neighbors.csv")) == ["id", "rank", "neighbour", "distance"]
 
 
+@pytest.mark.parametrize("change", ["sorted", "filtered"])
+def test_the_index_that_a_table_was_written_with_does_not_matter(table, write, tmp_path, change):
+    table = table.sort_values("z_000") if change == "sorted" else table[table["rank"] % 3 > 0]
+    path = write(table)
+    neighbors(path, tmp_path / "plain")
+    table.to_parquet(path)  # with its index
+    neighbors(path, tmp_path / "indexed")
+    for name in ("outliers.csv", "neighbors.csv"):
+        assert (tmp_path / "indexed" / name).read_text() == (tmp_path / "plain" / name).read_text()
+
+
 def test_queries_of_another_table(table, write, tmp_path):
     path = write(table)
     new = table.iloc[:2].assign(id=["n1", "c003"], patient=["n1", "n2"]).drop(columns=["split", "site"])

@@ -206,6 +206,36 @@ def test_complete_results_are_not_made_again_and_others_not_replaced(table, writ
     assert str(tmp_path) not in json.dumps(record)
 
 
+def test_a_target_that_cannot_be_probed_costs_a_line(table, write, tmp_path, caplog):
+    table["name"] = table["id"]
+    asked = ["name", "age", "site", "grade"]
+    for _ in range(2):  # the second time it is complete already
+        caplog.clear()
+        rows = probe(write(table), asked, out=tmp_path / "o", **LINEAR)
+        assert [row["target"] for row in rows] == ["age", "grade"]
+        assert list(rows.left_out) == ["name", "site"]
+        assert [message for message in caplog.messages if "left out" in message] == [
+            "target 'name' is left out: is text of 200 different values; choose another",
+            "target 'site' is left out: 200 of 200 cases have it, and it is the same for all; choose one that varies",
+        ]
+    assert pd.read_csv(tmp_path / "o" / "probes.csv")["target"].tolist() == ["age", "grade"]
+    table.loc[:197, "grade"] = None
+    assert list(probe(write(table), **LINEAR).left_out) == ["grade"]  # of all that are numbers
+    with pytest.raises(ConfigError, match="^target 'name': is text of 200"):
+        probe(write(table), ["name", "site"])
+    with pytest.raises(ConfigError, match="there is no label column 'ages'"):
+        probe(write(table), ["age", "ages"])
+
+
+def test_a_target_that_cannot_be_probed_ends_the_command_with_3(run, table, write, tmp_path):
+    words = ["--probes", "linear", "--out", tmp_path / "o"]
+    code, printed, _ = run("-q", "probe", write(table), "--target", "age", "--target", "site", *words)
+    assert code == 3
+    assert printed.endswith(f"{tmp_path / 'o'}\n")
+    assert (tmp_path / "o" / "probes.csv").is_file()
+    assert run("-q", "probe", write(table), "--target", "site", *words, "--overwrite")[0] == 2
+
+
 def test_a_typing_error_in_a_target_is_said_and_a_skewed_one_is_not(table, write, caplog):
     table["marker"] = np.exp(table["z_001"])
     probe(write(table), ["age", "marker"], **LINEAR)

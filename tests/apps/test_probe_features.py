@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps import probe_features
+from monai_diffae.apps.embed import embed
 from monai_diffae.apps.probe import probe
 from monai_diffae.apps.probe_features import FeatureSet, PixelBaselines, intensity_statistics, read_features
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -32,6 +34,15 @@ def test_features_are_joined_by_id_and_the_target_is_none_of_them(table, tmp_pat
     np.testing.assert_allclose(
         read_features("f", tmp_path / "f.csv", table, []).extract(np.arange(3))[:, 0], table["age"]
     )
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "nan", "None", "007"])
+def test_a_case_may_have_any_name(table, tmp_path, name):
+    table.loc[3, "id"] = name
+    pd.DataFrame({"id": table["id"], "x": range(60)}).to_csv(tmp_path / "f.csv", index=False)
+    features = read_features("f", tmp_path / "f.csv", table, [])
+    assert features.there.all()
+    assert features.extract(np.arange(3))[:, 0].tolist() == list(range(60))
 
 
 def test_of_another_table_of_embeddings_only_the_codes_are_features(table, tmp_path):
@@ -136,6 +147,33 @@ def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
+@pytest.mark.parametrize("name", ["e.parquet", "e.csv"])
+def test_pixels_are_of_the_slices_that_the_table_has(labelled, tmp_path, name):
+    cohort = make_virtual_cohort(tmp_path / "heads", num_patients=3, size=16, spatial_dims=3)
+    overrides = {"slice_step": 1, "percentiles": [10, 90], "inferer#num_steps": 2}
+    path = embed(labelled.bundle, cohort, tmp_path / name, device="cpu", overrides=overrides).path
+    table = read_embeddings(path)
+    (intensity,) = PixelBaselines(("intensity",), labelled.bundle, cohort).read(table)
+    assert len(table) == 18
+    assert intensity.there.all()
+
+
+def test_what_a_tables_metadata_say_is_not_run(labelled, tmp_path):
+    cohort = make_virtual_cohort(tmp_path / "heads", num_patients=3, size=16, spatial_dims=3)
+    table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "e", device="cpu").path)
+    touch = f"$__import__('pathlib').Path({str(tmp_path / 'run')!r}).touch()"
+    component = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "run")}
+    for overrides in (
+        {"slice_step": touch}, {"slice_range": [0, touch]}, {"slice_range": component}, {"columns": {"id": touch}},
+        {"preprocessing#transforms#0#_target_": "pathlib.Path.touch"}, {"slice_axis": "@preprocessing"},
+        {"slice_axis": "%/etc/passwd"}, ["slice_step"], None,
+    ):  # fmt: skip
+        table.attrs["monai_diffae"]["made_from"]["overrides"] = overrides
+        (intensity,) = PixelBaselines(("intensity",), labelled.bundle, cohort).read(table)
+        assert intensity.there.all()
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_images_under_the_same_ids_are_noticed(labelled, tmp_path, caplog):
     cohort = pd.read_csv(labelled.cohort)
     Image.linear_gradient("L").resize((16, 16)).save(tmp_path / "other.png")
@@ -207,13 +245,36 @@ def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):
         assert (code, error) == (2, f"error: {message}\n")
 
 
-def test_unreadable_images_are_listed_beside_the_list_of_embed(labelled, tmp_path):
-    table, cohort = read_embeddings(labelled.embeddings), pd.read_csv(labelled.cohort)
-    cohort["image"] = [str(labelled.cohort.parent / image) for image in cohort["image"]]
+@pytest.fixture
+def with_a_bad_scan(labelled, tmp_path):
+    """The cohort, but for its first picture."""
+    cohort = pd.read_csv(labelled.cohort)
     (tmp_path / "bad.png").write_bytes(b"no scan")
     cohort.loc[0, "image"] = str(tmp_path / "bad.png")
     cohort.to_csv(tmp_path / "cohort.csv", index=False)
+    return tmp_path / "cohort.csv"
+
+
+def test_unreadable_images_are_listed_beside_the_list_of_embed(labelled, with_a_bad_scan, tmp_path):
+    table = read_embeddings(labelled.embeddings)
     write_failures(tmp_path / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])
-    PixelBaselines(("intensity",), labelled.bundle, tmp_path / "cohort.csv").read(table, tmp_path)
+    PixelBaselines(("intensity",), labelled.bundle, with_a_bad_scan).read(table, tmp_path)
     assert pd.read_csv(tmp_path / "failures.csv")["case_id"].tolist() == ["c"]
     assert pd.read_csv(tmp_path / "probe_failures.csv")["case_id"].tolist() == [str(table["id"][0])]
+
+
+def test_unreadable_images_end_the_command_with_3(run, labelled, with_a_bad_scan, tmp_path):
+    pixels = PixelBaselines(("intensity",), labelled.bundle, with_a_bad_scan)
+    rows = probe(labelled.embeddings, "wide", pixels=pixels, probes=["linear"])
+    assert (rows.num_failed, [row["num_test"] for row in rows]) == (1, [11, 11])
+    words = ["--target", "wide", "--probes", "linear", "--baseline", "intensity"]
+    words += ["--bundle", labelled.bundle, "--cohort", with_a_bad_scan]
+    out = ["--out", tmp_path / "o"]
+    for more, where in (
+        ([], "name a folder with --out for their list"), (out, "see probe_failures.csv"),
+        ([*out, "--json"], "see probe_failures.csv"),  # complete already
+    ):  # fmt: skip
+        code, printed, error = run("-q", "probe", labelled.embeddings, *words, *more)
+        assert (code, error.splitlines()[-1:]) == (3, [f"1 images could not be read: {where}"])
+        assert "intensity statistics" in printed
+    assert len(pd.read_csv(tmp_path / "o" / "probe_failures.csv")) == 1

@@ -31,3 +31,12 @@ def test_a_near_id_is_suggested_and_none_where_none_is_near(name, message):
 
 def test_a_label_with_underscores_is_text():
     assert as_labels({"visit": ["01_02", "7"], "count": ["1", "2"]}) == {"visit": ["01_02", "7"], "count": [1, 2]}
+
+
+@pytest.mark.parametrize("word", ["", " ", "NA", "N/A", "n/a", "NaN", "nan", "null"])
+def test_a_word_for_nothing_is_no_class(word):
+    assert as_labels({"sex": ["F", word], "age": ["41", word]}) == {"sex": ["F", None], "age": [41, None]}
+
+
+def test_none_is_a_class():
+    assert as_labels({"drug": ["None", "aspirin"]}) == {"drug": ["None", "aspirin"]}

@@ -36,6 +36,43 @@ def test_csv_and_parquet_give_the_same(table, tmp_path):
     assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
 
 
+def test_csv_and_parquet_give_the_same_labels(table, tmp_path):
+    words = ["None", "ill", "", "NA", "N/A", "n/a", "NaN", "nan", "null", None]
+    table = table.assign(drug=words * 2, size=[1.5, None] * 10, id=["NA", "null", "None", *table["id"][3:]])
+    table.to_parquet(tmp_path / "e.parquet", index=False)
+    table.to_csv(tmp_path / "e.csv", index=False)
+    parquet, csv = read_embeddings(tmp_path / "e.parquet"), read_embeddings(tmp_path / "e.csv")
+    for read in (parquet, csv):
+        assert read["drug"].dropna().tolist() == ["None", "ill"] * 2
+        assert read["drug"].notna().tolist() == [True, True, *[False] * 8] * 2
+        assert read["id"].tolist() == table["id"].tolist()
+    pd.testing.assert_series_equal(csv["size"], parquet["size"])
+
+
+def test_rows_are_counted_from_0_and_metadata_kept(table, tmp_path):
+    table.attrs["monai_diffae"] = {"made_from": {"model": "m"}}
+    table[::-2].to_parquet(tmp_path / "e.parquet")
+    read = read_embeddings(tmp_path / "e.parquet")
+    assert read.index.tolist() == list(range(10))
+    assert read["id"].tolist() == table["id"][::-2].tolist()
+    assert read.attrs == table.attrs
+
+
+def test_of_a_csv_the_record_beside_it_says_what_it_was_made_from(table, tmp_path):
+    table.to_csv(tmp_path / "e.csv", index=False)
+    record = tmp_path / "e.json"
+    for other in (
+        "no record",
+        "[]",
+        '{"made_from": 3, "results": {"num_cases": 1}}',
+        '{"made_from": {}, "results": {}}',
+    ):
+        record.write_text(other)
+        assert read_embeddings(tmp_path / "e.csv").attrs == {}
+    record.write_text('{"made_from": {"model": "m"}, "results": {"num_cases": 1}}')
+    assert read_embeddings(tmp_path / "e.csv").attrs == {"monai_diffae": {"made_from": {"model": "m"}}}
+
+
 def test_columns_are_told_apart(table):
     assert z_columns(table) == ["z_000", "z_001", "z_002"]
     assert label_columns(table) == ["age", "z_score"]
