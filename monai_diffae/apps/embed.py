@@ -179,7 +179,7 @@ def _table_path(out: Path, cohort: Path) -> Path:
         raise ConfigError(f"{out.name}: tables are .parquet or .csv; name such a file, or a folder")
     path = out if out.suffix.lower() in _SUFFIXES else out / "embeddings.parquet"
     alike = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
-    others = [file for file in alike if file.suffix.lower() != path.suffix.lower()]
+    others = [file for file in alike if file.name != path.name]
     if path.resolve() == cohort.resolve():
         raise ConfigError(f"{path.name}: this is the cohort; name another --out")
     if others and path.with_suffix(".json").exists():

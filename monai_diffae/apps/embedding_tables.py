@@ -73,8 +73,14 @@ def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[
     return sorted(key for key in {*said, *own} if said.get(key) != own.get(key))
 
 
+def made_with(table: pd.DataFrame) -> dict[str, Any]:
+    """The values of a bundle's config that a table was made with, as its metadata say."""
+    said = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides")
+    return said if isinstance(said, dict) else {}
+
+
 def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
-    """The values of a bundle's config that a table was made with, as its metadata say, where they are plain.
+    """Those of :func:`made_with` that are plain values of the config itself.
 
     A table must not run code: what MONAI would evaluate, and what is of a component, is left out.
 
@@ -85,9 +91,7 @@ def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
         >>> overrides_of(table)
         {'slice_step': 1}
     """
-    said = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides")
-    values = said if isinstance(said, dict) else {}
-    return {key: value for key, value in values.items() if _KEY.fullmatch(key) and _is_plain(value)}
+    return {key: value for key, value in made_with(table).items() if _KEY.fullmatch(key) and _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

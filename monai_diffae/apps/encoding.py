@@ -131,8 +131,8 @@ def encode_cohort(
     positions = [position for part in sorted(todo) for position in todo[part]]
     items = [cases[position].item() for position in positions]
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
-    batch_size = -(-batch_size // at_once) * at_once  # of what the encoder takes at once, so that nothing is repeated
-    ahead = batch_size if cutter is None else 1  # a scan that is cut is a whole volume, and keeps the encoder busy
+    # a batch; but a scan that is cut is a whole volume, and keeps the encoder busy
+    ahead = max(batch_size, at_once) if cutter is None else 1
     read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process), ahead)
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
         in_turn = zip(positions, items, read, strict=True)
@@ -187,7 +187,7 @@ def encode_in_turn(
     batch_size: int,
     advance: Callable[[], None],
 ) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
-    """Encode scans as they are read; no more than a batch of images is kept.
+    """Encode scans as they are read; no more than a batch of images, and those of a scan, are kept.
 
     Args:
         results: positions, items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, and what
@@ -201,6 +201,8 @@ def encode_in_turn(
     Returns:
         A row an image, (N, K + D) float32, its place and z_sem; whose position each has; scans that make none.
     """
+    at_once = _at_once(trained.image_shape[1:])
+    batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats nothing
     used: list[int] = []
     failures: list[Failure] = []
     places: list[NDArray[np.float32]] = []

@@ -32,18 +32,13 @@ class ProbeRows(list[dict[str, Any]]):
 
     Attributes:
         left_out: of the targets that cannot be probed, why.
-        num_failed: images that could not be read, listed in ``probe_failures.csv``.
+        num_failed: cases of the table whose images could not be read for a baseline.
     """
 
-    left_out: dict[str, str]
-    num_failed: int
-
-    @classmethod
-    def of(cls, numbers: Mapping[str, Any]) -> ProbeRows:
-        """Of what the record beside the results says."""
-        rows = cls(numbers["rows"])
-        rows.left_out, rows.num_failed = dict(numbers.get("left_out", {})), int(numbers.get("num_failed", 0))
-        return rows
+    def __init__(self, rows: Sequence[dict[str, Any]], left_out: Mapping[str, str], num_failed: int) -> None:
+        super().__init__(rows)
+        self.left_out = left_out
+        self.num_failed = num_failed
 
 
 def probe(
@@ -106,19 +101,19 @@ def probe(
     given = dict(baselines or {})
 
     def judged(folder: Path | None) -> tuple[list[Judged], dict[str, Any]]:
-        sets = [*_features(table, wanted, images, given), *(pixels.read(table, folder) if pixels else [])]
+        of_pixels = pixels.read(table, folder) if pixels else []
+        sets = [*_features(table, wanted, images, given), *of_pixels]
         names = [features.name for features in sets]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"features: '{name}' are there twice; give one of them another name")
         results, left_out = judge(table, wanted, sets, settings, with_few=folder is not None)
-        num_failed = len(pixels.failures) if pixels else 0
-        return results, {
-            "rows": [result.row for result in results], "left_out": left_out, "num_failed": num_failed
-        }  # fmt: skip
+        num_failed = int((~of_pixels[0].there).sum()) if of_pixels else 0
+        rows = [result.row for result in results]
+        return results, {"rows": rows, "left_out": left_out, "num_failed": num_failed}
 
     if out is None:
-        return _said(ProbeRows.of(judged(None)[1]))
+        return _said(ProbeRows(**judged(None)[1]))
     folder = Path(out)
     made_from = {
         "embeddings": file_checksum(embeddings), "targets": wanted, **asdict(settings),
@@ -136,7 +131,7 @@ def probe(
     numbers, _ = run_once(
         folder / "probe.json", [folder / name for name in FILES], made_from, make, overwrite=overwrite
     )
-    return _said(ProbeRows.of(numbers))
+    return _said(ProbeRows(**numbers))
 
 
 def _said(rows: ProbeRows) -> ProbeRows:

@@ -16,10 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.bundles import TrainedBundle
-from monai_diffae.apps.embedding_tables import other_preprocessing, overrides_of, warn_of_another_cohort
+from monai_diffae.apps.embedding_tables import made_with, other_preprocessing, overrides_of, warn_of_another_cohort
 from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_cases, read_split_cohort
 from monai_diffae.data.embeddings import std_columns, z_columns
-from monai_diffae.data.failures import Failure
 from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probes import Floats, pca_features
@@ -106,7 +105,6 @@ class PixelBaselines:
         cohort: where they are.
         columns: what the cohort's table calls our words.
         workers: processes that read.
-        failures: what :meth:`read` could not read.
     """
 
     names: tuple[FromPixels, ...]
@@ -114,7 +112,6 @@ class PixelBaselines:
     cohort: str | os.PathLike[str]
     columns: Mapping[str, str] = field(default_factory=dict)
     workers: int = 0
-    failures: list[Failure] = field(default_factory=list, init=False, compare=False)
     _opened: dict[str, tuple[TrainedBundle, SplitCohort, str]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -129,6 +126,12 @@ class PixelBaselines:
         overrides = overrides_of(table)
         key = json.dumps(overrides, sort_keys=True)
         if key not in self._opened:
+            others = [name for name in made_with(table) if name not in overrides and not name.startswith("inferer#")]
+            if others:
+                logger.warning(
+                    "baseline: the table was made with --set %s, which is not taken over; its images may be others",
+                    ", ".join(others),
+                )  # fmt: skip
             trained = open_bundle(self.bundle, "cpu", overrides)
             split = read_split_cohort(self.bundle, trained, self.cohort, self.columns, overrides)
             self._opened[key] = trained, *split
@@ -190,7 +193,6 @@ class PixelBaselines:
             split, trained, out, encoder_key=encoder_key, only=chosen, workers=self.workers,
             failures_name="probe_failures.csv",
         )  # fmt: skip
-        self.failures[:] = cases.failures
         place = {case.id: position for position, case in enumerate(cases.cases)}
         first = cases.dataset[0][encoder_key]
         gib = len(ids) * first.numel() * 4 / 1024**3

@@ -276,8 +276,9 @@ def probe(
         if out is not None:
             print(out)
     if rows.num_failed:
-        where = "name a folder with --out for their list" if out is None else "see probe_failures.csv"
-        typer.echo(f"{rows.num_failed} images could not be read: {where}", err=True)
+        where = "name a folder with --out for a list" if out is None else "probe_failures.csv"
+        why = f"their images cannot be read ({where}) or are not in the cohort"
+        typer.echo(f"{rows.num_failed} cases are left out, for {why}", err=True)
     if rows.num_failed or rows.left_out:  # a warning says why
         raise typer.Exit(3)
 

@@ -102,11 +102,11 @@ def _entry(
             where = f"{section or 'entry'} {n + 1}"
             raise CohortError(f'{path.name}: {where} has no "{names[key]}" path; add it, or name it with columns')
         images[key] = tuple(path.parent / f for f in files) if isinstance(value, list) else path.parent / files[0]
-    words = {word: str(entry[names[word]]) for word in WORDS if entry.get(names[word]) is not None}
+    given = {word: entry.get(names[word]) for word in WORDS}
+    words = {word: str(value) for word, value in given.items() if value is not None and value == value}  # NaN: pandas'
     words.setdefault("split", section)
     rest = {k: v for k, v in entry.items() if k not in names.values()}
     plain = {k: v for k, v in rest.items() if v is None or isinstance(v, (str, int, float))}
-    # JSON from pandas has NaN for no text, too
     labels = {k: None if str(v).strip() in MISSING_WORDS else v for k, v in plain.items()}
     return Row(images, words.get("id"), words.get("patient"), words["split"] or None, labels)
 

@@ -316,9 +316,9 @@ def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
     assert made.path == tmp_path / name
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
     assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(labelled.embeddings)))
-    other = "T.parquet" if name == "T.CSV" else "T.csv"
-    with pytest.raises(ConfigError, match=re.escape(f"{name} is beside it, of the same record")):
-        embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
+    for other in ("T.parquet", "T.csv"):
+        with pytest.raises(ConfigError, match=re.escape(f"{name} is beside it, of the same record")):
+            embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
 
 
 def broken_for_now(folder, *names):

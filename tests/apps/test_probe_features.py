@@ -218,6 +218,28 @@ def test_a_case_whose_image_is_gone_is_left_out(labelled, tmp_path):
     assert np.isnan(pca.extract(np.flatnonzero(pca.there))).any(axis=1).sum() == 1
 
 
+def test_what_is_left_out_is_counted_among_the_tables_cases(labelled, tmp_path):
+    cohort = pd.read_csv(labelled.cohort).assign(image=lambda t: [str(labelled.cohort.parent / f) for f in t["image"]])
+    (tmp_path / "bad.png").write_bytes(b"no scan")
+    bad = cohort[:1].assign(id="another", patient="another", image=str(tmp_path / "bad.png"))
+    for name, rows, num in (("more", pd.concat([cohort, bad]), 0), ("fewer", cohort[1:], 1)):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+        pixels = PixelBaselines(("intensity",), labelled.bundle, tmp_path / f"{name}.csv")
+        assert probe(labelled.embeddings, "wide", pixels=pixels, probes=["linear"]).num_failed == num
+
+
+def test_values_of_a_component_are_not_taken_over_which_is_said(labelled, caplog):
+    table = read_embeddings(labelled.embeddings)
+    said = {"inferer#num_steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
+    table.attrs["monai_diffae"]["made_from"]["overrides"] = said
+    PixelBaselines(("intensity",), labelled.bundle, labelled.cohort).read(table)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        "baseline: the table was made with --set preprocessing#transforms#0#axis, which is not taken over; its images "
+        "may be others"
+    ]
+
+
 def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):
     pd.DataFrame({"id": read_embeddings(labelled.embeddings)["id"], "x": range(12)}).to_csv(
         tmp_path / "f.csv", index=False
@@ -271,10 +293,11 @@ def test_unreadable_images_end_the_command_with_3(run, labelled, with_a_bad_scan
     words += ["--bundle", labelled.bundle, "--cohort", with_a_bad_scan]
     out = ["--out", tmp_path / "o"]
     for more, where in (
-        ([], "name a folder with --out for their list"), (out, "see probe_failures.csv"),
-        ([*out, "--json"], "see probe_failures.csv"),  # complete already
+        ([], "name a folder with --out for a list"), (out, "probe_failures.csv"),
+        ([*out, "--json"], "probe_failures.csv"),  # complete already
     ):  # fmt: skip
         code, printed, error = run("-q", "probe", labelled.embeddings, *words, *more)
-        assert (code, error.splitlines()[-1:]) == (3, [f"1 images could not be read: {where}"])
+        left_out = f"1 cases are left out, for their images cannot be read ({where}) or are not in the cohort"
+        assert (code, error.splitlines()[-1:]) == (3, [left_out])
         assert "intensity statistics" in printed
     assert len(pd.read_csv(tmp_path / "o" / "probe_failures.csv")) == 1

@@ -201,6 +201,10 @@ def test_datalist(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps([{"image": "a.nii", "id": 7, "patient": "p"}]))
     (case,) = read_cohort(tmp_path / "list.json")
     assert (case.id, case.patient, case.split) == ("7", "p", None)
+    nothing = float("nan")  # as pandas writes what is missing
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "a.nii", "patient": nothing, "split": nothing}]))
+    (case,) = read_cohort(tmp_path / "list.json")
+    assert (case.patient, case.split) == ("a", None)
     for bad in ("{", "3", "{}", '{"training": []}', '{"training": [{"file": "a.nii"}]}', '[{"image": 3}]', "[null]"):
         (tmp_path / "list.json").write_text(bad)
         refusal(tmp_path / "list.json")
