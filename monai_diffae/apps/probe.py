@@ -99,9 +99,10 @@ def probe(
     table = read_embeddings(embeddings)
     wanted = _targets(table, targets, Path(embeddings).name)
     given = dict(baselines or {})
+    opened = pixels.open(table) if pixels else None
 
     def judged(folder: Path | None) -> tuple[list[Judged], dict[str, Any]]:
-        of_pixels = pixels.read(table, folder) if pixels else []
+        of_pixels = pixels.read(table, opened, folder) if pixels and opened else []
         sets = [*_features(table, wanted, images, given), *of_pixels]
         names = [features.name for features in sets]
         for name in names:
@@ -119,7 +120,7 @@ def probe(
         "embeddings": file_checksum(embeddings), "targets": wanted, **asdict(settings),
         "images": None if images is None else _checksum(images),
         "features": {name: _checksum(values) for name, values in given.items()},
-        "pixels": pixels.made_from(table) if pixels else None,
+        "pixels": {"baselines": list(pixels.names), **opened.made_from} if pixels and opened else None,
     }  # fmt: skip
     made_from = {key: list(value) if isinstance(value, tuple) else value for key, value in made_from.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -15,11 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.bundles import TrainedBundle
+from monai_diffae.apps.coding import OpenedCohort, open_cohort
 from monai_diffae.apps.embedding_tables import made_with, other_preprocessing, overrides_of, warn_of_another_cohort
-from monai_diffae.apps.reading import checksum, config_checksum, open_bundle, read_cases, read_split_cohort
 from monai_diffae.data.embeddings import std_columns, z_columns
-from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probes import Floats, pca_features
 
@@ -112,43 +109,29 @@ class PixelBaselines:
     cohort: str | os.PathLike[str]
     columns: Mapping[str, str] = field(default_factory=dict)
     workers: int = 0
-    _opened: dict[str, tuple[TrainedBundle, SplitCohort, str]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.names if name not in get_args(FromPixels)]
         if unknown:
             raise ConfigError(f"baseline: {unknown[0]!r} is not one of {', '.join(get_args(FromPixels))}")
 
-    def _source(self, table: pd.DataFrame) -> tuple[TrainedBundle, SplitCohort, str]:
+    def open(self, table: pd.DataFrame) -> OpenedCohort:
         """The bundle and its cohort, with the values of the config that the table was made with."""
         overrides = overrides_of(table)
-        key = json.dumps(overrides, sort_keys=True)
-        if key not in self._opened:
-            others = [name for name in made_with(table) if name not in overrides and not name.startswith("inferer#")]
-            if others:
-                logger.warning(
-                    "baseline: the table was made with --set %s, which is not taken over; its images may be others",
-                    ", ".join(others),
-                )  # fmt: skip
-            trained = open_bundle(self.bundle, "cpu", overrides)
-            split = read_split_cohort(self.bundle, trained, self.cohort, self.columns, overrides)
-            self._opened[key] = trained, *split
-        return self._opened[key]
+        others = [name for name in made_with(table) if name not in overrides and not name.startswith("inferer#")]
+        if others:
+            logger.warning(
+                "baseline: the table was made with --set %s, which is not taken over; its images may be others",
+                ", ".join(others),
+            )  # fmt: skip
+        return open_cohort(self.bundle, self.cohort, device="cpu", columns=self.columns, overrides=overrides)
 
-    def made_from(self, table: pd.DataFrame) -> dict[str, Any]:
-        """What those of a table depend on, as checksums."""
-        return {
-            "baselines": list(self.names), "model": checksum(self.bundle), "config": config_checksum(self.bundle),
-            "cohort": self._source(table)[1].fingerprint,
-        }  # fmt: skip
-
-    def read(self, table: pd.DataFrame, out: Path | None = None) -> list[FeatureSet]:
+    def read(self, table: pd.DataFrame, opened: OpenedCohort, out: Path | None = None) -> list[FeatureSet]:
         """The baselines of a table's cases.
 
         Args:
             table: of embeddings, a row a case.
+            opened: what :meth:`open` gave for it.
             out: a folder for ``probe_failures.csv``, and for the images where they do not fit into memory.
 
         Raises:
@@ -165,43 +148,39 @@ class PixelBaselines:
                 "baseline: the table's z_sem are means over whole scans, and the images their centres; embed without "
                 "--patches, or give the baseline's features as a table"
             )
-        trained, split, _ = self._source(table)
-        differ = other_preprocessing(table, trained.config)
+        differ = other_preprocessing(table, opened.trained.config)
         if differ:
             raise ConfigError(
                 f"baseline: {Path(self.bundle).resolve().name} prepares images otherwise than the bundle that made the "
                 f"table did: {', '.join(differ)}; name that bundle, or give the features as a table"
             )
-        warn_of_another_cohort(table, split, self.cohort, "baseline")
+        warn_of_another_cohort(table, opened.cohort, self.cohort, "baseline")
         with tempfile.TemporaryDirectory() as folder:
-            images, there = self._images(table, Path(folder) if out is None else out)
+            images, there = self._images(_ids(table, "embeddings"), opened, Path(folder) if out is None else out)
         of_names = {
             "pca": lambda: FeatureSet.pca(images, len(z_columns(table)), there),
             "intensity": lambda: FeatureSet.of(INTENSITY_NAME, intensity_statistics(images), there),
         }
         return [of_names[name]() for name in dict.fromkeys(self.names)]
 
-    def _images(self, table: pd.DataFrame, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _images(
+        self, ids: Sequence[str], opened: OpenedCohort, out: Path
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The images ``[N, C, *S]`` that the encoder sees, zeros for those that could not be read; and which could."""
-        trained, split, encoder_key = self._source(table)
-        ids = _ids(table, "embeddings")
         wanted = set(ids)
-        chosen = [case for case in split.cases if case.id in wanted]
+        chosen = [case for case in opened.cohort.cases if case.id in wanted]
         if not chosen:
             raise CohortError("baseline: no case of the table is in the cohort; name the one that was embedded")
-        cases = read_cases(
-            split, trained, out, encoder_key=encoder_key, only=chosen, workers=self.workers,
-            failures_name="probe_failures.csv",
-        )  # fmt: skip
+        cases = opened.read(chosen, out, self.workers, "probe_failures.csv")
         place = {case.id: position for position, case in enumerate(cases.cases)}
-        first = cases.dataset[0][encoder_key]
+        first = cases.dataset[0][opened.encoder_key]
         gib = len(ids) * first.numel() * 4 / 1024**3
         if gib > _MUCH_GIB:
             logger.warning("the images of %d cases take %.1f GiB of memory, and PCA as much again", len(ids), gib)
         images = np.zeros((len(ids), *first.shape), np.float32)
         for row, name in enumerate(ids):
             if name in place:
-                images[row] = cases.dataset[place[name]][encoder_key].numpy()
+                images[row] = cases.dataset[place[name]][opened.encoder_key].numpy()
         return images, np.array([name in place for name in ids])
 
 

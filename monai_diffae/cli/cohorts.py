@@ -140,10 +140,7 @@ def embed(
     print(result.path)
     if result.patches is not None:
         print(result.patches)
-    if result.num_failed:  # a folder may hold several tables, each with its own list
-        total = result.num_failed + result.num_cases
-        typer.echo(f"{result.num_failed} of {total} cases failed: see {result.failures.name}", err=True)
-        raise typer.Exit(3)
+    end(result.num_failed, result.num_cases, result.failures.name)
 
 
 @commands.command(epilog="Example: monai-diffae reconstruct --bundle my_model --cohort scans.csv --out rec --limit 8")

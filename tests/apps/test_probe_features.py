@@ -17,6 +17,10 @@ from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
 
 
+def read(pixels, table, out=None):
+    return pixels.read(table, pixels.open(table), out)
+
+
 @pytest.fixture
 def table():
     generator = np.random.default_rng(0)
@@ -108,10 +112,10 @@ def test_intensity_statistics_are_moments_and_deciles():
 def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     pixels = PixelBaselines(("pca", "intensity"), labelled.bundle, labelled.cohort)
     table = read_embeddings(labelled.embeddings)
-    pca, intensity = pixels.read(table[::-1], tmp_path)
+    pca, intensity = read(pixels, table[::-1], tmp_path)
     assert intensity.extract(np.arange(5)).shape == (12, 13)
     np.testing.assert_allclose(
-        intensity.extract(np.arange(5))[::-1], pixels.read(table)[1].extract(np.arange(5)), atol=1e-6
+        intensity.extract(np.arange(5))[::-1], read(pixels, table)[1].extract(np.arange(5)), atol=1e-6
     )
     assert pca.extract(np.arange(5)).shape == (12, 4)  # what five images span
     assert not pca.standardise
@@ -131,7 +135,7 @@ def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog
     torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
     table = read_embeddings(labelled.embeddings)
     pixels = PixelBaselines(("intensity",), bundle, labelled.cohort)
-    pixels.read(table)
+    read(pixels, table)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     config = json.loads((bundle / "models" / "config.json").read_text())
     (bundle / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
@@ -143,7 +147,7 @@ def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog
     with pytest.raises(ConfigError, match=message):
         probe(labelled.embeddings, "wide", pixels=other, out=tmp_path / "o", probes=["linear"])
     table.to_csv(tmp_path / "z.csv", index=False)  # does not say what it was made with
-    other.read(read_embeddings(tmp_path / "z.csv"))
+    read(other, read_embeddings(tmp_path / "z.csv"))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -153,7 +157,7 @@ def test_pixels_are_of_the_slices_that_the_table_has(labelled, tmp_path, name):
     overrides = {"slice_step": 1, "percentiles": [10, 90], "inferer#num_steps": 2}
     path = embed(labelled.bundle, cohort, tmp_path / name, device="cpu", overrides=overrides).path
     table = read_embeddings(path)
-    (intensity,) = PixelBaselines(("intensity",), labelled.bundle, cohort).read(table)
+    (intensity,) = read(PixelBaselines(("intensity",), labelled.bundle, cohort), table)
     assert len(table) == 18
     assert intensity.there.all()
 
@@ -169,7 +173,7 @@ def test_what_a_tables_metadata_say_is_not_run(labelled, tmp_path):
         {"slice_axis": "%/etc/passwd"}, ["slice_step"], None,
     ):  # fmt: skip
         table.attrs["monai_diffae"]["made_from"]["overrides"] = overrides
-        (intensity,) = PixelBaselines(("intensity",), labelled.bundle, cohort).read(table)
+        (intensity,) = read(PixelBaselines(("intensity",), labelled.bundle, cohort), table)
         assert intensity.there.all()
     assert not (tmp_path / "run").exists()
 
@@ -180,7 +184,7 @@ def test_other_images_under_the_same_ids_are_noticed(labelled, tmp_path, caplog)
     cohort.loc[1, "image"] = str(tmp_path / "other.png")
     cohort.to_csv(tmp_path / "cohort.csv", index=False)
     table = read_embeddings(labelled.embeddings)
-    PixelBaselines(("intensity",), labelled.bundle, tmp_path / "cohort.csv").read(table)
+    read(PixelBaselines(("intensity",), labelled.bundle, tmp_path / "cohort.csv"), table)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "baseline: cohort.csv is not as it was when the table was made (its cases, splits or the sizes of its files); "
         "an id may be of another image now"
@@ -193,26 +197,26 @@ def test_baselines_that_cannot_be_read_are_one_line(labelled, tmp_path):
     pixels = PixelBaselines(("pca",), labelled.bundle, labelled.cohort)
     table = read_embeddings(labelled.embeddings)
     with pytest.raises(CohortError, match="^baseline: the table's z_sem are pooled"):
-        pixels.read(table.assign(slices=2))
+        read(pixels, table.assign(slices=2))
     with pytest.raises(
         CohortError, match="^baseline: the table's z_sem are means over whole scans.* without --patches"
     ):
-        pixels.read(table.assign(patches=2))
+        read(pixels, table.assign(patches=2))
     with pytest.raises(CohortError, match="^baseline: no case of the table is in the cohort"):
-        pixels.read(table.assign(id=[f"other {i}" for i in range(12)]))
+        read(pixels, table.assign(id=[f"other {i}" for i in range(12)]))
 
 
 def test_much_memory_is_said(labelled, monkeypatch, caplog):
     monkeypatch.setattr(probe_features, "_MUCH_GIB", 0)
-    PixelBaselines(("intensity",), labelled.bundle, labelled.cohort).read(read_embeddings(labelled.embeddings))
+    read(PixelBaselines(("intensity",), labelled.bundle, labelled.cohort), read_embeddings(labelled.embeddings))
     assert "the images of 12 cases take 0.0 GiB of memory" in caplog.text
 
 
 def test_a_case_whose_image_is_gone_is_left_out(labelled, tmp_path):
     cohort = pd.read_csv(labelled.cohort)[1:]
     cohort.to_csv(tmp_path / "cohort.csv", index=False)
-    (pca,) = PixelBaselines(("pca",), labelled.bundle, tmp_path / "cohort.csv").read(
-        read_embeddings(labelled.embeddings)
+    (pca,) = read(
+        PixelBaselines(("pca",), labelled.bundle, tmp_path / "cohort.csv"), read_embeddings(labelled.embeddings)
     )
     assert pca.there.sum() == 11
     assert np.isnan(pca.extract(np.flatnonzero(pca.there))).any(axis=1).sum() == 1
@@ -232,7 +236,7 @@ def test_values_of_a_component_are_not_taken_over_which_is_said(labelled, caplog
     table = read_embeddings(labelled.embeddings)
     said = {"inferer#num_steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
     table.attrs["monai_diffae"]["made_from"]["overrides"] = said
-    PixelBaselines(("intensity",), labelled.bundle, labelled.cohort).read(table)
+    read(PixelBaselines(("intensity",), labelled.bundle, labelled.cohort), table)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == [
         "baseline: the table was made with --set preprocessing#transforms#0#axis, which is not taken over; its images "
@@ -280,7 +284,7 @@ def with_a_bad_scan(labelled, tmp_path):
 def test_unreadable_images_are_listed_beside_the_list_of_embed(labelled, with_a_bad_scan, tmp_path):
     table = read_embeddings(labelled.embeddings)
     write_failures(tmp_path / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])
-    PixelBaselines(("intensity",), labelled.bundle, with_a_bad_scan).read(table, tmp_path)
+    read(PixelBaselines(("intensity",), labelled.bundle, with_a_bad_scan), table, tmp_path)
     assert pd.read_csv(tmp_path / "failures.csv")["case_id"].tolist() == ["c"]
     assert pd.read_csv(tmp_path / "probe_failures.csv")["case_id"].tolist() == [str(table["id"][0])]
 
