@@ -167,7 +167,7 @@ def supervised(data: Data, minutes: float, name: str) -> NDArray[np.float32]:
     network = SemanticEncoder(
         config["spatial_dims"], config["encoder_in_channels"], outputs, config["encoder_base_channels"],
         config["encoder_channel_mult"], config["encoder_num_res_blocks"], config["encoder_attention_levels"],
-        strides=config["strides"],
+        strides=config["strides"], z_grid=config["z_grid"],
     )  # fmt: skip
     truth_of = dict(zip(data.table["id"].iloc[target.rows], target.values, strict=True))
     train = [truth_of[i] for i in data.table["id"].iloc[data.rows("train")] if i in truth_of]

@@ -44,6 +44,8 @@ class DiffusionAutoencoder(nn.Module):
         strides: by how much each level but the first is smaller than the one before, a number or one an axis, for
             the deeper of the two networks (the encoder, by default); None: 2. See
             :func:`~monai_diffae.networks.strides.anisotropic_strides`.
+        z_grid: cells along each axis that z_sem is read from, and drawn into by the UNet, a number or one an axis; 1:
+            z_sem knows no place but what the features carry, as in the paper.
 
     Attributes:
         config: the arguments above as JSON can hold them: ``DiffusionAutoencoder(**config)`` builds this network
@@ -83,6 +85,7 @@ class DiffusionAutoencoder(nn.Module):
         encoder_num_res_blocks: int | None = None,
         encoder: nn.Module | None = None,
         strides: Sequence[int | Sequence[int]] | None = None,
+        z_grid: int | Sequence[int] = 1,
     ) -> None:
         super().__init__()
         if isinstance(encoder, str):
@@ -116,6 +119,7 @@ class DiffusionAutoencoder(nn.Module):
             "encoder_num_res_blocks": encoder_num_res_blocks,
             "encoder": None if encoder is None else f"{type(encoder).__module__}.{type(encoder).__qualname__}",
             "strides": None if strides is None else [s if isinstance(s, int) else list(s) for s in strides],
+            "z_grid": z_grid if isinstance(z_grid, int) else list(z_grid),
         }
         self.config = config  # not annotated here: TorchScript would try to compile it
         self.unet = DenoisingUNet(
@@ -132,6 +136,7 @@ class DiffusionAutoencoder(nn.Module):
             dropout,
             use_checkpoint,
             strides,
+            z_grid,
         )
         if encoder is None:
             encoder = SemanticEncoder(
@@ -145,6 +150,7 @@ class DiffusionAutoencoder(nn.Module):
                 num_heads,
                 use_checkpoint,
                 strides,
+                z_grid,
             )
         self.encoder = encoder
         own = encoder.size_divisors if isinstance(encoder, SemanticEncoder) else (1,) * spatial_dims

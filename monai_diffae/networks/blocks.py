@@ -6,6 +6,7 @@ nothing is copied back and forth between two convolutions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -83,9 +84,19 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisors: Se
         near = [sorted({max(s // d, 1) * d, max(-(-s // d), 1) * d}) for s, d in zip(size, divisors, strict=True)]
         would_do = " x ".join(" or ".join(map(str, axis)) for axis in near)
         raise ConfigError(
-            f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of "
+            f"{name} has the size {shown_size(size)}: the network's levels need multiples of "
             f"{shown_divisors(divisors)}; crop, pad or resize to {would_do}"
         )
+
+
+def shown_size(size: Sequence[int]) -> str:
+    """A size, as a message says it.
+
+    Example:
+        >>> shown_size((16, 24))
+        '16 x 24'
+    """
+    return " x ".join(map(str, size))
 
 
 def shown_divisors(divisors: Sequence[int]) -> str:
@@ -95,7 +106,7 @@ def shown_divisors(divisors: Sequence[int]) -> str:
         >>> shown_divisors([16, 16]), shown_divisors([16, 16, 2])
         ('16', '16 x 16 x 2')
     """
-    return str(divisors[0]) if len(set(divisors)) == 1 else " x ".join(map(str, divisors))
+    return str(divisors[0]) if len(set(divisors)) == 1 else shown_size(divisors)
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -259,6 +270,31 @@ class TwoConditionBlock(nn.Module):
         return self.skip(self.resample(x)) + h
 
 
+class PlacedCondition(nn.Module):
+    """A map that is linear in z_sem, added to a feature map cell by cell; starts as the identity.
+
+    Args:
+        channels: width C of the feature map.
+        z_channels: size of z_sem.
+        cells: of the map along each axis; each is as large as the feature map's size allows.
+
+    Example:
+        >>> x = torch.randn(1, 32, 8, 8)
+        >>> bool((PlacedCondition(32, 16, cells=(4, 4))(x, torch.randn(1, 16)) == x).all())
+        True
+    """
+
+    def __init__(self, channels: int, z_channels: int, cells: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = [channels, *cells]
+        self.linear = zero_initialised(nn.Linear(z_channels, math.prod(self.shape)))
+
+    def forward(self, x: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
+        """(B, C, *S), (B, z_channels) -> (B, C, *S)."""
+        placed = self.linear(z_sem).unflatten(1, self.shape)
+        return x + F.interpolate(placed, size=x.shape[2:], mode="nearest").to(x.dtype)
+
+
 class PositionAttention(nn.Module):
     """Self-attention between all positions of a feature map, added to it; starts as the identity.
 
@@ -295,6 +331,22 @@ class PositionAttention(nn.Module):
         # (widths 256-64), and without its L x L matrices; in bfloat16 it is 1.4-3.5 times faster everywhere.
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, channels)
         return x + self.out(h).transpose(1, 2).reshape(x.shape)
+
+
+def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...]:
+    """The cells of z_sem along each axis.
+
+    Raises:
+        ConfigError: not a number of 1 or more, or one an axis.
+
+    Example:
+        >>> grid_cells(3, 2), grid_cells(3, [2, 3, 2])
+        ((2, 2, 2), (2, 3, 2))
+    """
+    cells = (z_grid,) * spatial_dims if isinstance(z_grid, int) else tuple(z_grid)
+    if len(cells) != spatial_dims or min(cells) < 1:
+        raise ConfigError(f"z_grid={z_grid} is neither a number of 1 or more nor {spatial_dims} of them")
+    return cells
 
 
 def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:

@@ -12,10 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
+    PlacedCondition,
     PositionAttention,
     TwoConditionBlock,
     check_images,
     conv3,
+    grid_cells,
     level_widths,
     zero_initialised,
 )
@@ -57,8 +59,9 @@ class DenoisingUNet(nn.Module):
     """A UNet for ``eps_theta(x_t, t, z_sem)`` (or v, or a velocity) with z_sem in every block.
 
     The UNet of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its official code.
-    It answers ``unet(x=..., timesteps=..., context=...)`` as MONAI's inferers call it. At initialisation its
-    output is 0 everywhere.
+    There z_sem scales whole channels; with a ``z_grid`` it also says what is where. It answers
+    ``unet(x=..., timesteps=..., context=...)`` as MONAI's inferers call it. At initialisation its output is 0
+    everywhere.
 
     Args:
         spatial_dims: 2 or 3.
@@ -75,6 +78,8 @@ class DenoisingUNet(nn.Module):
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
         strides: by how much each level but the first is smaller than the one before, a number or one an axis;
             None: 2. See :func:`~monai_diffae.networks.strides.anisotropic_strides`.
+        z_grid: cells along each axis of a map that is drawn from z_sem into the middle, a number or one an axis; 1: no
+            map, as in the paper.
 
     Raises:
         ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
@@ -100,6 +105,7 @@ class DenoisingUNet(nn.Module):
         dropout: float = 0.0,
         use_checkpoint: bool = False,
         strides: Sequence[int | Sequence[int]] | None = None,
+        z_grid: int | Sequence[int] = 1,
     ) -> None:
         super().__init__()
         widths = level_widths(base_channels, channel_mult, attention_levels)
@@ -142,6 +148,8 @@ class DenoisingUNet(nn.Module):
                 width = level_width
                 skip_widths.append(width)
 
+        cells = grid_cells(spatial_dims, z_grid)
+        self.z_map = PlacedCondition(width, z_channels, cells) if max(cells) > 1 else None
         self.middle_stage = stage(block(width, width), PositionAttention(width, num_heads), block(width, width))
 
         self.up_stages = nn.ModuleList()
@@ -188,6 +196,8 @@ class DenoisingUNet(nn.Module):
         for stage in self.down_stages:
             h = stage(h, t, context)
             skips.append(h)
+        if self.z_map is not None:
+            h = self.z_map(h, context)
         h = self.middle_stage(h, t, context)
         for stage in self.up_stages:
             h = stage(torch.cat([h, skips.pop()], dim=1), t, context)

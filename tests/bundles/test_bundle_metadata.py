@@ -133,8 +133,8 @@ def test_the_inferer_of_the_inference_config_is_usable() -> None:
 
 @pytest.mark.parametrize(
     ("bundle", "overlay"),
-    [(BUNDLE, overlay) for overlay in OVERLAYS]
-    + [(IN_3D, overlay) for overlay in OVERLAYS if "spatial_dims" not in read(overlay)],
+    [(BUNDLE, overlay) for overlay in OVERLAYS if read(overlay).get("spatial_dims", 2) == 2]
+    + [(IN_3D, overlay) for overlay in OVERLAYS if read(overlay).get("spatial_dims", 3) == 3],
     ids=lambda p: p.stem,
 )
 def test_overlays_use_known_keys(bundle: Path, overlay: Path) -> None:
@@ -150,6 +150,19 @@ def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
     with torch.device("meta"):
         network = parser.get_parsed_content("network_def")
     assert all(s % d == 0 for s, d in zip(parser.get("image_size"), network.size_divisors, strict=True))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*ROOT.glob("bundles/*/configs/train.json"), *ROOT.glob("configs/*.json")],
+    ids=lambda file: file.stem if file.parent.parent == ROOT else file.parents[1].stem,
+)
+def test_augmentation_is_the_same_along_every_axis(file: Path) -> None:
+    merged = read(file)
+    for transform in merged.get("augmentation", {}).get("transforms", []):
+        for key in {"translate_range", "scale_range", "shear_range"} & transform.keys():
+            # MONAI applies a number to the first axis alone
+            assert isinstance(transform[key], list) or transform[key].startswith("$["), (file.name, key)
 
 
 @ALL

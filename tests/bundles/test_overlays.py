@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SMALL = {
     "image_size": [16, 16], "network_def#base_channels": 8, "network_def#channel_mult": [1, 2],
     "network_def#z_channels": 8, "network_def#time_embed_channels": 16,
 }  # fmt: skip
+SMALL_3D = {**SMALL, "image_size": [8, 12, 8], "spacing_mm": [3, 3, 3]}
 SMALL_PAPER = {
     "image_size": [64, 64],
     "network_def#base_channels": 16,
@@ -67,9 +69,11 @@ def test_overlay_trains_and_loads(overlay: Path, small_cohort: Path, tmp_path: P
         "volumes_mr": lambda: volumes(data, 0, 900),
         "medmnist": lambda: medmnist(data),
         "second_modality": lambda: two_modalities(data, small_cohort),
+        "embed_volumes": lambda: volumes(data, 0, 900),
     }.get(overlay.stem, lambda: small_cohort)()
-    directory = init_bundle(tmp_path / "bundle", "diffae_2d")
-    size = SMALL_PAPER if overlay.stem.startswith("paper") else SMALL
+    bundle = "diffae_3d" if json.loads(overlay.read_text()).get("spatial_dims") == 3 else "diffae_2d"
+    directory = init_bundle(tmp_path / "bundle", bundle)
+    size = SMALL_PAPER if overlay.stem.startswith("paper") else SMALL_3D if bundle == "diffae_3d" else SMALL
     train(directory, cohort, overlays=[directory / "configs" / "overlays" / overlay.name], overrides={**size, **SHORT})
     losses = pd.read_csv(directory / "curves.csv")["validation_loss"].tolist()
     assert np.isfinite(losses[-1])  # the last row is the last validation's

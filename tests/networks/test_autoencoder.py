@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import pytest
 import torch
@@ -107,9 +108,9 @@ def test_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_scripted_network_gives_the_same(spatial_dims):
-    network = small(spatial_dims, use_checkpoint=True)
+@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 1), (3, 1), (2, 2), (3, (1, 3, 1))])
+def test_scripted_network_gives_the_same(spatial_dims, z_grid):
+    network = small(spatial_dims, use_checkpoint=True, z_grid=z_grid)
     x0, x_t, t = images(network)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(network), buffer)
@@ -174,6 +175,7 @@ def test_config_builds_the_same_network_again():
         encoder_channel_mult=(1, 2, 2, 2),
         encoder_attention_levels=(),
         encoder_num_res_blocks=2,
+        z_grid=(1, 2),
     )
     again = DiffusionAutoencoder(**json.loads(json.dumps(network.config))).eval()
     again.load_state_dict(network.state_dict())
@@ -205,6 +207,36 @@ def test_wrong_channels_and_wrong_z_are_one_line():
         network(x, t, torch.zeros(1, 11))
     with pytest.raises(ConfigError, match=r"the encoder ResNet gives \(1, 5\): z_channels=12 needs \(B, 12\)"):
         small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=5)).encode(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize(("spatial_dims", "grid"), [(2, 2), (2, (2, 3)), (3, (2, 3, 1))])
+def test_cells_of_equal_weight_are_the_mean_over_the_image(spatial_dims, grid):
+    of_cells = small(spatial_dims, encoder_channel_mult=(1, 2), z_grid=grid)
+    x0, _, _ = images(of_cells)
+    cells = math.prod(of_cells.encoder.z_grid)
+    linear = of_cells.encoder.head[-1]
+    of_one_cell = torch.randn(12, 16)
+    linear.weight.data = of_one_cell.repeat_interleave(cells, dim=1) / cells
+    of_image = small(spatial_dims, encoder_channel_mult=(1, 2))
+    weights = {name: value for name, value in of_cells.state_dict().items() if "z_map" not in name}
+    of_image.load_state_dict({**weights, "encoder.head.4.weight": of_one_cell})
+    torch.testing.assert_close(of_cells.encode(x0), of_image.encode(x0))
+
+
+def test_a_grid_tells_where_something_is():
+    last = torch.zeros(2, 16, 4, 4)
+    last[0, :, :2], last[1, :, 2:] = 1, 1  # the same, above and below
+    for grid, same in ((1, True), (2, False)):
+        above, below = small(encoder_channel_mult=(1, 2), z_grid=grid).encoder.head(last)
+        assert torch.allclose(above, below, atol=1e-5) == same
+
+
+def test_a_grid_must_fit():
+    for grid in (0, (2, 2, 2)):
+        with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a number of 1 or more nor 2 of them$"):
+            small(z_grid=grid)
+    with pytest.raises(ConfigError, match=r"size 4 x 16: a z_grid of 2 x 2 needs at least 8 x 8$"):
+        small(z_grid=2).encode(torch.zeros(1, 1, 4, 16))
 
 
 def test_the_parts_check_their_own_input():
