@@ -46,7 +46,7 @@ def network(image_size: tuple[int, ...], use_checkpoint: bool) -> DiffusionAutoe
     """The shipped bundles' network."""
     return DiffusionAutoencoder(
         len(image_size), base_channels=16, channel_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=128,
-        time_embed_channels=128, use_checkpoint=use_checkpoint,
+        z_grid=4 if len(image_size) == 2 else 2, time_embed_channels=128, use_checkpoint=use_checkpoint,
         strides=anisotropic_strides(image_size, [1.0] * len(image_size), 4),
     )  # fmt: skip
 

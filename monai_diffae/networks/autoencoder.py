@@ -44,8 +44,8 @@ class DiffusionAutoencoder(nn.Module):
         strides: by how much each level but the first is smaller than the one before, a number or one an axis, for
             the deeper of the two networks (the encoder, by default); None: 2. See
             :func:`~monai_diffae.networks.strides.anisotropic_strides`.
-        z_grid: cells along each axis that z_sem is read from, and drawn into by the UNet, a number or one an axis; 1:
-            z_sem knows no place but what the features carry, as in the paper.
+        z_grid: cells along each axis that the encoder reads z_sem from and the UNet draws it into (a foreign encoder
+            reads as it does), a number or one an axis; 1: none, as in the paper.
 
     Attributes:
         config: the arguments above as JSON can hold them: ``DiffusionAutoencoder(**config)`` builds this network

@@ -84,19 +84,9 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisors: Se
         near = [sorted({max(s // d, 1) * d, max(-(-s // d), 1) * d}) for s, d in zip(size, divisors, strict=True)]
         would_do = " x ".join(" or ".join(map(str, axis)) for axis in near)
         raise ConfigError(
-            f"{name} has the size {shown_size(size)}: the network's levels need multiples of "
+            f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of "
             f"{shown_divisors(divisors)}; crop, pad or resize to {would_do}"
         )
-
-
-def shown_size(size: Sequence[int]) -> str:
-    """A size, as a message says it.
-
-    Example:
-        >>> shown_size((16, 24))
-        '16 x 24'
-    """
-    return " x ".join(map(str, size))
 
 
 def shown_divisors(divisors: Sequence[int]) -> str:
@@ -106,7 +96,7 @@ def shown_divisors(divisors: Sequence[int]) -> str:
         >>> shown_divisors([16, 16]), shown_divisors([16, 16, 2])
         ('16', '16 x 16 x 2')
     """
-    return str(divisors[0]) if len(set(divisors)) == 1 else shown_size(divisors)
+    return str(divisors[0]) if len(set(divisors)) == 1 else " x ".join(map(str, divisors))
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -270,17 +260,18 @@ class TwoConditionBlock(nn.Module):
         return self.skip(self.resample(x)) + h
 
 
-class PlacedCondition(nn.Module):
-    """A map that is linear in z_sem, added to a feature map cell by cell; starts as the identity.
+class ZMap(nn.Module):
+    """A map that is linear in z_sem, of a few cells, added to a feature map; starts as the identity.
 
     Args:
         channels: width C of the feature map.
         z_channels: size of z_sem.
-        cells: of the map along each axis; each is as large as the feature map's size allows.
+        cells: of the map along each axis. A cell is repeated over the features that it covers; where features cover
+            several cells, their mean is taken.
 
     Example:
         >>> x = torch.randn(1, 32, 8, 8)
-        >>> bool((PlacedCondition(32, 16, cells=(4, 4))(x, torch.randn(1, 16)) == x).all())
+        >>> bool((ZMap(32, 16, cells=(4, 4))(x, torch.randn(1, 16)) == x).all())
         True
     """
 
@@ -291,8 +282,8 @@ class PlacedCondition(nn.Module):
 
     def forward(self, x: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
         """(B, C, *S), (B, z_channels) -> (B, C, *S)."""
-        placed = self.linear(z_sem).unflatten(1, self.shape)
-        return x + F.interpolate(placed, size=x.shape[2:], mode="nearest").to(x.dtype)
+        cells = self.linear(z_sem).unflatten(1, self.shape)
+        return x + F.interpolate(cells, size=x.shape[2:], mode="area").to(x.dtype)
 
 
 class PositionAttention(nn.Module):
@@ -337,15 +328,15 @@ def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...
     """The cells of z_sem along each axis.
 
     Raises:
-        ConfigError: not a number of 1 or more, or one an axis.
+        ConfigError: neither a whole number of 1 or more nor one an axis.
 
     Example:
         >>> grid_cells(3, 2), grid_cells(3, [2, 3, 2])
         ((2, 2, 2), (2, 3, 2))
     """
     cells = (z_grid,) * spatial_dims if isinstance(z_grid, int) else tuple(z_grid)
-    if len(cells) != spatial_dims or min(cells) < 1:
-        raise ConfigError(f"z_grid={z_grid} is neither a number of 1 or more nor {spatial_dims} of them")
+    if len(cells) != spatial_dims or not all(isinstance(n, int) and n >= 1 for n in cells):
+        raise ConfigError(f"z_grid={z_grid!r} is neither a whole number of 1 or more nor {spatial_dims} of them")
     return cells
 
 

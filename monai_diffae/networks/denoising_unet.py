@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
-    PlacedCondition,
     PositionAttention,
     TwoConditionBlock,
+    ZMap,
     check_images,
     conv3,
     grid_cells,
@@ -149,7 +149,7 @@ class DenoisingUNet(nn.Module):
                 skip_widths.append(width)
 
         cells = grid_cells(spatial_dims, z_grid)
-        self.z_map = PlacedCondition(width, z_channels, cells) if max(cells) > 1 else None
+        self.z_map = ZMap(width, z_channels, cells) if max(cells) > 1 else None
         self.middle_stage = stage(block(width, width), PositionAttention(width, num_heads), block(width, width))
 
         self.up_stages = nn.ModuleList()

@@ -10,7 +10,6 @@ from monai.networks.layers.factories import Pool
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
     PlainBlock,
@@ -19,7 +18,6 @@ from monai_diffae.networks.blocks import (
     conv3,
     grid_cells,
     level_widths,
-    shown_size,
 )
 from monai_diffae.networks.strides import level_strides, size_divisors
 
@@ -44,7 +42,7 @@ class SemanticEncoder(nn.Module):
         strides: by how much each level but the first is smaller than the one before, a number or one an axis;
             None: 2.
         z_grid: cells along each axis that the last features are averaged in, a number or one an axis; 1: over the
-            whole image, as in the paper.
+            whole image, as in the paper. Cells overlap where they do not divide the features.
 
     Raises:
         ConfigError: settings that give no network; in ``forward``, images of a wrong shape.
@@ -75,7 +73,7 @@ class SemanticEncoder(nn.Module):
         self.in_channels = in_channels
         each_stride = level_strides(spatial_dims, len(widths), strides)
         self.size_divisors = size_divisors(spatial_dims, each_stride)
-        self.z_grid = grid_cells(spatial_dims, z_grid)
+        cells = grid_cells(spatial_dims, z_grid)
         self.use_checkpoint = use_checkpoint
 
         self.stem = conv3(spatial_dims, in_channels, widths[0])
@@ -100,9 +98,9 @@ class SemanticEncoder(nn.Module):
         self.head = nn.Sequential(
             ChannelGroupNorm(width),
             nn.SiLU(),
-            Pool[Pool.ADAPTIVEAVG, spatial_dims](self.z_grid),
+            Pool[Pool.ADAPTIVEAVG, spatial_dims](cells),
             nn.Flatten(),
-            nn.Linear(width * math.prod(self.z_grid), z_channels),
+            nn.Linear(width * math.prod(cells), z_channels),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -115,28 +113,17 @@ class SemanticEncoder(nn.Module):
             z_sem (B, z_channels), in the dtype of ``x`` (under autocast too).
 
         Raises:
-            ConfigError: wrong number of channels, a size that the levels cannot divide, or fewer features along an
-                axis than the grid has cells.
+            ConfigError: wrong number of channels, or a size that the levels cannot divide.
         """
         dtype = x.dtype
         if not torch.jit.is_scripting():
             check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the image to encode")
-            self._check_grid(x)
             if self.use_checkpoint and torch.is_grad_enabled():
                 return self._forward_recomputing(x)
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
         return self.head(self.middle_stage(x)).to(dtype)
-
-    @torch.jit.unused
-    def _check_grid(self, x: torch.Tensor) -> None:
-        needed = [cells * divisor for cells, divisor in zip(self.z_grid, self.size_divisors, strict=True)]
-        if any(size < least for size, least in zip(x.shape[2:], needed, strict=True)):
-            raise ConfigError(
-                f"the image to encode has the size {shown_size(x.shape[2:])}: a z_grid of "
-                f"{shown_size(self.z_grid)} needs at least {shown_size(needed)}"
-            )
 
     @torch.jit.unused
     def _forward_recomputing(self, x: torch.Tensor) -> torch.Tensor:

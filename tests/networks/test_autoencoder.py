@@ -96,10 +96,11 @@ def test_output_is_0_at_initialisation_and_only_the_head_learns():
     assert all(parameter.grad.abs().max() == 0 for parameter in network.encoder.parameters())
 
 
-def test_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("z_grid", [1, 2])
+def test_checkpointing_gives_the_same_gradients(z_grid):
     gradients = []
     for use_checkpoint in (False, True):
-        network = small(use_checkpoint=use_checkpoint, dropout=0.2).train()
+        network = small(use_checkpoint=use_checkpoint, dropout=0.2, z_grid=z_grid).train()
         x0, x_t, t = images(network)
         torch.manual_seed(5)
         network(x_t, t, x0).square().mean().backward()
@@ -120,10 +121,10 @@ def test_scripted_network_gives_the_same(spatial_dims, z_grid):
         torch.testing.assert_close(scripted(*arguments), network(*arguments))
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_bfloat16_autocast_and_channels_last(spatial_dims):
+@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 1), (3, 1), (2, 2), (3, (1, 3, 1))])
+def test_bfloat16_autocast_and_channels_last(spatial_dims, z_grid):
     torch.manual_seed(0)
-    network = small(spatial_dims).train()
+    network = small(spatial_dims, z_grid=z_grid).train()
     x0, x_t, t = images(network)
     expected = network(x_t, t, x0)
     memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
@@ -213,7 +214,7 @@ def test_wrong_channels_and_wrong_z_are_one_line():
 def test_cells_of_equal_weight_are_the_mean_over_the_image(spatial_dims, grid):
     of_cells = small(spatial_dims, encoder_channel_mult=(1, 2), z_grid=grid)
     x0, _, _ = images(of_cells)
-    cells = math.prod(of_cells.encoder.z_grid)
+    cells = math.prod(grid if isinstance(grid, tuple) else (grid,) * spatial_dims)
     linear = of_cells.encoder.head[-1]
     of_one_cell = torch.randn(12, 16)
     linear.weight.data = of_one_cell.repeat_interleave(cells, dim=1) / cells
@@ -231,12 +232,43 @@ def test_a_grid_tells_where_something_is():
         assert torch.allclose(above, below, atol=1e-5) == same
 
 
-def test_a_grid_must_fit():
-    for grid in (0, (2, 2, 2)):
-        with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a number of 1 or more nor 2 of them$"):
+def test_a_grid_must_be_of_the_images_axes():
+    for grid in (0, (2, 2, 2), (2, 2.0), "22"):
+        with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a whole number of 1 or more nor 2 of them$"):
             small(z_grid=grid)
-    with pytest.raises(ConfigError, match=r"size 4 x 16: a z_grid of 2 x 2 needs at least 8 x 8$"):
-        small(z_grid=2).encode(torch.zeros(1, 1, 4, 16))
+
+
+def test_more_cells_than_features_is_what_larger_features_would_give():
+    network = small(encoder_channel_mult=(1, 2), z_grid=4)
+    last = torch.randn(1, 16, 2, 2)
+    larger = last.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(network.encoder.head(last), network.encoder.head(larger))
+
+
+@pytest.mark.parametrize(
+    ("cells", "cell", "where"),
+    [((2, 2), 1, (slice(0, 4), slice(6, 12))), ((2, 3, 1), 3, (slice(4, 8), slice(0, 4), slice(0, 4)))],
+)
+def test_the_unet_draws_a_cell_where_it_is(cells, cell, where):
+    network = small(len(cells), z_grid=cells)
+    drawn = network.unet.z_map
+    width = drawn.shape[0]
+    weight = torch.zeros(width, math.prod(cells), 12)
+    weight[:, cell, 0] = 1  # the first number of z_sem draws into this cell alone
+    drawn.linear.weight.data, drawn.linear.bias.data = weight.flatten(0, 1), torch.zeros_like(drawn.linear.bias)
+    size = (8, 12, 4)[: len(cells)]
+    expected = torch.zeros(1, width, *size)
+    expected[(slice(None), slice(None), *where)] = 2
+    torch.testing.assert_close(drawn(torch.zeros_like(expected), 2 * torch.eye(12)[:1]), expected)
+
+
+def test_the_unet_uses_its_map():
+    network = small(z_grid=2)
+    _, x_t, t = images(network)
+    z_sem = torch.randn(2, 12)
+    before = network(x_t, t, z_sem)
+    network.unet.z_map.linear.bias.data += 1
+    assert not torch.allclose(network(x_t, t, z_sem), before)
 
 
 def test_the_parts_check_their_own_input():
