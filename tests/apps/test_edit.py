@@ -329,7 +329,7 @@ def unheeding(labelled, tmp_path_factory):
     root = tmp_path_factory.mktemp("unheeding")
     bundle = shutil.copytree(labelled.bundle, root / "bundle", ignore=shutil.ignore_patterns("cache"))
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    told = [name for name in weights if "z_proj" in name]
+    told = [name for name in weights if "z_proj" in name or "z_map" in name]
     assert told, sorted(weights)
     for name in told:
         weights[name] *= 1e-4

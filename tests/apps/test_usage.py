@@ -85,7 +85,7 @@ def test_a_decoder_that_ignores_z_sem_has_a_usage_of_1(labelled, tmp_path):
 
     bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    heeding = [name for name in weights if "z_proj" in name or "cond" in name or "z_sem" in name]
+    heeding = [name for name in weights if "z_proj" in name or "z_map" in name]
     assert heeding, sorted(weights)
     for name in heeding:
         weights[name].zero_()
