@@ -6,7 +6,8 @@
 Of a trained bundle, on cases that neither it nor any baseline was trained on, by the same probes in the same folds:
 
 - MONAI's AutoencoderKL with as many latent values as z_sem has, or the nearest number above, trained for ``--minutes``
-  of processor time on the same augmented images. Say what the bundle's training took (``/usr/bin/time``).
+  of processor time on images augmented as in the bundle's configs/train.json, without overlays. Say what the bundle's
+  training took (``/usr/bin/time``).
 - a network of the encoder's shape, trained on the labels of the training cases: the epoch that is best on ``val``,
   in ``--supervised-minutes``. Its features are its outputs.
 - the encoder before any training; the pixels themselves, their principal components, their intensity statistics.
