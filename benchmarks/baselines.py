@@ -37,20 +37,21 @@ from monai.networks.nets import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from monai_diffae.apps.bundles import TrainedBundle, write_json
-from monai_diffae.apps.embed import embed
-from monai_diffae.apps.probe import probe
-from monai_diffae.apps.probe_features import PixelBaselines
-from monai_diffae.apps.reading import checksum, open_bundle, read_cases, read_split_cohort
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation.baselines import PixelBaselines
+from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.session import read_cases, read_split_cohort
+from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.loading import TrainedBundle, open_bundle
+from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.engines import training_loader
 from monai_diffae.engines.first_stage import kl_divergence
 from monai_diffae.engines.precision import resolve_precision
-from monai_diffae.latents.probe_targets import ProbeTarget, read_probe_target
-from monai_diffae.latents.scores import score_with_interval
+from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
 from monai_diffae.networks import DiffusionAutoencoder, SemanticEncoder
 
 BATCH, LEARNING_RATE, KL_WEIGHT = 32, 1e-3, 1e-6

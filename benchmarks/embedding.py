@@ -23,10 +23,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from monai_diffae.apps.embed import embed
-from monai_diffae.apps.encoding import encode_exactly
-from monai_diffae.apps.reading import open_bundle, read_split_cohort
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.session import read_split_cohort
+from monai_diffae.bundle.loading import open_bundle
 from monai_diffae.data.streamed import read_in_turn
+from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
 def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str, float]:
@@ -64,7 +65,7 @@ def memory_gib(bundle: Path, cohort: Path, times: int, workers: int, folder: Pat
     longer = pd.concat(copies)
     longer.to_csv(folder / "longer.csv", index=False)
     program = (
-        "import sys\nfrom monai_diffae.apps.embed import embed\n"
+        "import sys\nfrom monai_diffae.apps.embedding.embed import embed\n"
         "embed(sys.argv[1], sys.argv[2], sys.argv[3], workers=int(sys.argv[4]), device='cpu', overwrite=True)\n"
         "print(open('/proc/self/status').read())"
     )

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from monai_diffae.apps.bundles import init_bundle
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 
 PATCHES_PER_HEAD, HEADS_SEEN = 130, 14  # epochs

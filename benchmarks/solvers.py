@@ -32,7 +32,7 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor
 
-from monai_diffae.apps.bundles import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.split_cohort import split_cohort
 from monai_diffae.diffusion import SPACINGS
 from monai_diffae.engines import image_noise

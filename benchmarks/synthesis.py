@@ -30,10 +30,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.apps.coding import OpenedCohort, open_cohort
-from monai_diffae.apps.directions import grade, read_direction
-from monai_diffae.apps.latent import load_latent
-from monai_diffae.apps.reading import read_cases
+from monai_diffae.apps.session import OpenedCohort, open_cohort, read_cases
+from monai_diffae.apps.synthesis.directions import grade, read_direction
+from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.engines import image_noise
 from monai_diffae.latents import (

@@ -26,10 +26,11 @@ from baselines import images_of, untrained_codes
 from numpy.typing import NDArray
 from scipy import stats
 
-from monai_diffae.apps.embed import embed
-from monai_diffae.apps.probe import probe
-from monai_diffae.apps.reading import open_bundle, read_split_cohort
-from monai_diffae.apps.reconstruct import reconstruct
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.session import read_split_cohort
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.bundle.loading import open_bundle
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.scans import read_scan
 

@@ -49,8 +49,8 @@ def tiny_settings() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     """A trained 2D bundle: 12 virtual patients of 16 x 16, one epoch, weights that know nothing."""
-    from monai_diffae.apps.bundles import init_bundle
-    from monai_diffae.apps.train import train
+    from monai_diffae.apps.training.train import train
+    from monai_diffae.bundle.folders import init_bundle
     from monai_diffae.data.samples import make_virtual_cohort
 
     root = tmp_path_factory.mktemp("tiny")

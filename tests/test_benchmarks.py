@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.bundles import init_bundle
-from monai_diffae.apps.train import train
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.embed import embed
+from monai_diffae.apps.embedding.embed import embed
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"

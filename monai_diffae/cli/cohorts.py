@@ -84,8 +84,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What to train a bundle with on these scans and this machine: grid, batch, width."""
-    from monai_diffae.apps.plan import plan as run
-    from monai_diffae.apps.plan import show
+    from monai_diffae.apps.training.plan import plan as run
+    from monai_diffae.apps.training.plan import show
 
     result = run(
         cohort, bundle=bundle, memory_gib=memory_gib, device=device, columns=columns_of(column),
@@ -130,7 +130,7 @@ def embed(
 
     A run that was stopped goes on. Under torchrun, processes share the work.
     """
-    from monai_diffae.apps.embed import embed as run
+    from monai_diffae.apps.embedding.embed import embed as run
 
     result = run(
         bundle, cohort, out, pool=pool, patches=patches, overlap=overlap,  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def reconstruct(
     overwrite: Overwrite = False,
 ) -> None:
     """Encode and decode again: images in the scan's own space, reconstructions.csv, mosaic.png."""
-    from monai_diffae.apps.reconstruct import reconstruct as run
+    from monai_diffae.apps.synthesis.reconstruct import reconstruct as run
 
     result = run(
         bundle, cohort, out, mode=mode, steps=steps, invert_steps=invert_steps, solver=solver, inversion=inversion,  # type: ignore[arg-type]
@@ -250,9 +250,9 @@ def probe(
     overwrite: Overwrite = False,
 ) -> None:
     """What z_sem tells of the labels: probes on patients that they were not fitted to, beside baselines."""
-    from monai_diffae.apps.probe import probe as run
-    from monai_diffae.apps.probe_features import PixelBaselines
-    from monai_diffae.apps.probe_report import show
+    from monai_diffae.apps.evaluation.baselines import PixelBaselines
+    from monai_diffae.apps.evaluation.probe import probe as run
+    from monai_diffae.apps.evaluation.probe_report import show
 
     pixels = None
     if baseline:
@@ -294,8 +294,8 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """All of it on a virtual cohort, without a download: train, embed, reconstruct, probe."""
-    from monai_diffae.apps.demo import demo as run
-    from monai_diffae.apps.demo import show
+    from monai_diffae.apps.training.demo import demo as run
+    from monai_diffae.apps.training.demo import show
 
     show(
         run(

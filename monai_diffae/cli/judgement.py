@@ -65,7 +65,7 @@ def neighbors(
     overwrite: Overwrite = False,
 ) -> None:
     """Each case's nearest others in z_sem, and p-values of how unusual it is beside the training cases."""
-    from monai_diffae.apps.neighbors import neighbors as run
+    from monai_diffae.apps.evaluation.neighbors import neighbors as run
 
     result = run(
         file, out, k=k, query=query, queries=queries, split=split, limit=limit, same_patient=same_patient,
@@ -103,8 +103,8 @@ def usage(
     overwrite: Overwrite = False,
 ) -> None:
     """Whether the decoder uses z_sem, how many dimensions are active, and what leaves z_sem as it is."""
-    from monai_diffae.apps.usage import show
-    from monai_diffae.apps.usage import usage as run
+    from monai_diffae.apps.evaluation.usage import show
+    from monai_diffae.apps.evaluation.usage import usage as run
     from monai_diffae.handlers.progress import warn_if_unheeded
 
     result = run(

@@ -29,7 +29,7 @@ def init(
     bundle: Annotated[str, typer.Option("--bundle", help="Which shipped bundle.")] = "diffae_2d",
 ) -> None:
     """Copy a shipped bundle to work in."""
-    from monai_diffae.apps.bundles import init_bundle
+    from monai_diffae.bundle.folders import init_bundle
 
     print(init_bundle(directory, bundle))
 
@@ -52,7 +52,7 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a bundle: the same as python -m monai.bundle run. An interrupted training goes on."""
-    from monai_diffae.apps.train import train as run
+    from monai_diffae.apps.training.train import train as run
 
     named = {"seed": seed, "device": device, "batch_size": batch_size, "num_workers": workers}
     overrides = {key: value for key, value in named.items() if value is not None}
@@ -86,7 +86,7 @@ def import_official(
     num_heads: Annotated[int, typer.Option("--num-heads", min=1, help="Attention heads of the model.")] = 1,
 ) -> None:
     """Make a trained bundle of a checkpoint of the official Diff-AE code."""
-    from monai_diffae.apps.import_official import import_official as run
+    from monai_diffae.apps.training.import_official import import_official as run
 
     folder = run(
         checkpoint, out, image_size=image_size, latent_statistics=latent_statistics, bundle=bundle,
@@ -100,7 +100,7 @@ def info(
     directory: Annotated[Path, typer.Argument(help="A trained bundle.", show_default=False)], as_json: AsJson = False
 ) -> None:
     """What a trained bundle is: its images, size and checksum."""
-    from monai_diffae.apps.reading import bundle_summary
+    from monai_diffae.bundle.loading import bundle_summary
 
     summary = bundle_summary(directory)
     if as_json:

@@ -41,7 +41,7 @@ _AMOUNTS = "-3,-2,-1,0,1,2,3"
 
 
 def _decoding(settings: list[str] | None, steps: int | None, solver: str | None) -> dict[str, Any]:
-    from monai_diffae.apps.reading import inferer_overrides
+    from monai_diffae.bundle.decoding import inferer_overrides
 
     return inferer_overrides(settings_of(settings), steps, solver=solver)
 
@@ -68,7 +68,7 @@ def train_latent(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the latent DDIM, which sample draws from. An interrupted training goes on."""
-    from monai_diffae.apps.latent import train_latent as run
+    from monai_diffae.apps.training.train_latent import train_latent as run
 
     named = {"seed": seed, "device": device}
     overrides = {key: value for key, value in named.items() if value is not None}
@@ -102,7 +102,7 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Make images of nobody: z_sem from the latent DDIM, x_T from noise. More can be added later."""
-    from monai_diffae.apps.sample import sample as run
+    from monai_diffae.apps.synthesis.sample import sample as run
 
     result = run(
         bundle, out, num_images=num_images, seed=seed, direction=direction, side=side,  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def interpolate(
     overwrite: Overwrite = False,
 ) -> None:
     """Morph one case into another: images and a strip."""
-    from monai_diffae.apps.interpolate import interpolate as run
+    from monai_diffae.apps.synthesis.interpolate import interpolate as run
 
     result = run(
         bundle, cohort, out, first=first, second=second, num_images=num_images, device=device,
@@ -157,7 +157,7 @@ def vary(
     overwrite: Overwrite = False,
 ) -> None:
     """Decode a case's z_sem with other x_T: what z_sem leaves open, and where."""
-    from monai_diffae.apps.vary import vary as run
+    from monai_diffae.apps.synthesis.vary import vary as run
 
     result = run(
         bundle, cohort, out, case=case, num_images=num_images, seed=seed, device=device, columns=columns_of(column),
@@ -190,7 +190,7 @@ def walk(
     overwrite: Overwrite = False,
 ) -> None:
     """Walk along the principal components of the training cases' z_sem."""
-    from monai_diffae.apps.walk import walk as run
+    from monai_diffae.apps.synthesis.walk import walk as run
 
     result = run(
         bundle, embeddings, out, num_components=num_components, amounts=numbers_of(amounts, "--amounts"),
@@ -223,7 +223,7 @@ def fit_direction(
     overwrite: Overwrite = False,
 ) -> None:
     """Fit the direction in which z_sem says more of a label, to the training cases."""
-    from monai_diffae.apps.directions import fit_direction as run
+    from monai_diffae.apps.synthesis.directions import fit_direction as run
 
     found = run(embeddings, target, out, positive=positive, max_cases=max_cases, seed=seed, overwrite=overwrite)
     summary = {
@@ -275,7 +275,7 @@ def edit(
     overwrite: Overwrite = False,
 ) -> None:
     """Move cases along a direction, each with its own x_T: images and differences in native space, and figures."""
-    from monai_diffae.apps.edit import edit as run
+    from monai_diffae.apps.synthesis.edit import edit as run
 
     result = run(
         bundle, cohort, out, direction=direction, amounts=numbers_of(amounts, "--amounts"), along=along,  # type: ignore[arg-type]
@@ -300,7 +300,7 @@ def grade(
     overwrite: Overwrite = False,
 ) -> None:
     """The severity of every case: its signed distance from a direction's plane."""
-    from monai_diffae.apps.directions import grade as run
+    from monai_diffae.apps.synthesis.directions import grade as run
 
     result = run(embeddings, direction, out, seed=seed, overwrite=overwrite)
     if as_json:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from monai_diffae.errors import MachineError
+
+if TYPE_CHECKING:
+    pass
 
 # A disk that is full, a quota that is spent, a read-only disk, a forbidden folder: the machine's trouble, not a bug.
 # So is a folder that is a file, or a name that the disk does not take.
@@ -73,3 +78,8 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON file for people to read."""
+    return write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))

@@ -18,15 +18,8 @@ from torch.utils.data import Dataset
 
 from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.failures import Failure
-from monai_diffae.data.streamed import (
-    Arrays,
-    check_size,
-    failure_of,
-    plain_tensor,
-    preprocessed,
-    progress,
-    read_in_turn,
-)
+from monai_diffae.data.progress import progress
+from monai_diffae.data.streamed import Arrays, check_size, failure_of, plain_tensor, preprocessed, read_in_turn
 from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
 
 Item = dict[str, Any]

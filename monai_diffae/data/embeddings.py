@@ -27,7 +27,7 @@ _ABOUT_PATCHES = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table that :func:`~monai_diffae.apps.embed.embed` wrote, or a CSV of it.
+    """Read a table that :func:`~monai_diffae.apps.embedding.embed.embed` wrote, or a CSV of it.
 
     Its rows are counted from 0. Labels that are :data:`~monai_diffae.data.cases.MISSING_WORDS` are missing. Of a CSV,
     ``attrs["monai_diffae"]["made_from"]`` is what the record beside it says.
@@ -193,3 +193,21 @@ class EmbeddedCases(Dataset[dict[str, Any]]):
         position = range(len(self))[index[1] if isinstance(index, tuple) else index]
         case = position // self.draws
         return {"z": self.z[case], "index": position, "id": self.ids[case]}
+
+
+def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
+    """The training cases of a table of embeddings; all of them where it has no split.
+
+    Raises:
+        CohortError: no table, or it has a split, and no training case.
+    """
+    table = read_embeddings(embeddings)
+    try:
+        return rows_of_split(table, "train") if "split" in table else table
+    except CohortError as error:
+        raise CohortError(f"{Path(embeddings).name}: {error}") from error
+
+
+def training_codes(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """z_sem (N, D) of the training cases."""
+    return z_of(training_rows(embeddings))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,6 @@ from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[np.float32]]
-
-_LOG_SECONDS = 30.0
 
 
 def read_in_turn(
@@ -95,41 +90,6 @@ def failure_of(item: Mapping[str, Any], index: int, key: str, error: Exception) 
     failure = Failure(str(item.get("id", index)), Path(str(file)).name, one_line(error))
     logger.warning("case %s left out: %s", failure.case_id, failure.reason)
     return failure
-
-
-@contextlib.contextmanager
-def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
-    """What to call after each of ``total``: it moves a bar on a terminal, and logs a line now and then elsewhere."""
-    if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or total < 2:
-        if total > 1:
-            logger.info("%s", text)
-        yield _Lines(total)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda: bar.advance(task)
-
-
-class _Lines:
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.start = self.last = time.monotonic()
-
-    def __call__(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self.last >= _LOG_SECONDS:
-            rate = self.done / (now - self.start)
-            left = int((self.total - self.done) / rate)
-            logger.info(
-                "%d of %d, %.3g a second, %d:%02d:%02d left", self.done, self.total, rate,
-                left // 3600, left // 60 % 60, left % 60,
-            )  # fmt: skip
-            self.last = now
 
 
 class _Reading(Dataset[Any]):

@@ -1,12 +1,13 @@
 """MONAI / Ignite engines that train and validate, and the seeds and batches that make them reproducible."""
 
+from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
 from monai_diffae.engines.optimization import learning_rate_schedule
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
-from monai_diffae.engines.seeding import StepSeeding, image_noise, seed_of
+from monai_diffae.engines.seeding import StepSeeding
 from monai_diffae.engines.trainer import DiffusionTrainer, ResumableTrainer, TrainingEvents
 
 __all__ = [

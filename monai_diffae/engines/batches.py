@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from monai_diffae.engines.seeding import seed_of
+from monai_diffae.diffusion.noise import seed_of
 
 
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):

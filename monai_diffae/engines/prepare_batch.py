@@ -10,7 +10,7 @@ from monai.engines.utils import DiffusionPrepareBatch
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.seeding import image_noise
+from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.networks import FirstStage
 
 

@@ -2,14 +2,16 @@
 
 from monai_diffae.handlers.bad_scans import BadScans
 from monai_diffae.handlers.checkpoint import CheckpointKeeper
-from monai_diffae.handlers.curves import TrainingCurves, draw_curves
+from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentScale
 from monai_diffae.handlers.mlflow import MLflowTracking
-from monai_diffae.handlers.pictures import ReconstructionPictures, draw_mosaic
+from monai_diffae.handlers.pictures import ReconstructionPictures
 from monai_diffae.handlers.progress import TrainingProgress
 from monai_diffae.handlers.statistics import RunningStatistics
 from monai_diffae.handlers.validation import Validation
+from monai_diffae.pictures.curves import draw_curves
+from monai_diffae.pictures.mosaic import draw_mosaic
 
 __all__ = [
     "EMA",

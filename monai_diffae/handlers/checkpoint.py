@@ -16,6 +16,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import nn
 
+from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.errors import ConfigError, ScanError
@@ -23,10 +24,6 @@ from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"  # everything that training needs to go on
-MODEL = "model.pt"  # the flat EMA state dict: what a bundle is loaded from
-CONFIG = "config.json"  # what describes the model
 
 
 class CheckpointKeeper:

@@ -12,14 +12,12 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import Tensor
 
+from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.engines.precision import autocast
-from monai_diffae.handlers.checkpoint import CONFIG, MODEL
 from monai_diffae.handlers.pictures import Pictures
 from monai_diffae.networks import FirstStage
-
-PREFIX = "first_stage_"  # of the files beside a model on its latents
 
 
 class LatentScale:
@@ -76,7 +74,7 @@ class FirstStageKeeper:
     def __call__(self) -> None:
         """Copy."""
         for name in (CONFIG, MODEL):
-            write_atomic(self.target / f"{PREFIX}{name}", partial(shutil.copyfile, self.source / name))
+            write_atomic(self.target / f"{FIRST_STAGE_PREFIX}{name}", partial(shutil.copyfile, self.source / name))
 
 
 class FirstStagePictures(Pictures):

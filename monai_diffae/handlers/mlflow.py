@@ -16,8 +16,8 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from monai_diffae.bundle.private_values import PRIVATE_KEYS, flat_parameters, without_paths
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.engines.run_config import PRIVATE_KEYS, flat_parameters, without_paths
 from monai_diffae.engines.trainer import TrainingEvents
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,10 @@
 from monai_diffae.latents.components import PrincipalComponents, principal_components
 from monai_diffae.latents.direction_fit import fit_direction
 from monai_diffae.latents.directions import Direction
-from monai_diffae.latents.nested import HeldOut, cross_validation, few_labels, held_out, train_and_test
-from monai_diffae.latents.probe_targets import ProbeTarget, read_probe_target
-from monai_diffae.latents.probes import FittedProbe, fit_probe, pca_features
-from monai_diffae.latents.scores import score_with_interval
+from monai_diffae.latents.probing.nested import HeldOut, cross_validation, few_labels, held_out, train_and_test
+from monai_diffae.latents.probing.probes import FittedProbe, fit_probe, pca_features
+from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.latents.two_samples import (
     DifferenceInterval,

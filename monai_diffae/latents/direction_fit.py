@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.directions import Direction
-from monai_diffae.latents.probes import LOGISTIC_CS, RIDGE_ALPHAS
+from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS
 from monai_diffae.latents.statistics import LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Target, balanced_choice, read_target
 

@@ -6,8 +6,6 @@ from monai_diffae.networks.autoencoder import DiffusionAutoencoder
 from monai_diffae.networks.denoising_unet import DenoisingUNet
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
-from monai_diffae.networks.official_latent import load_official_latent
-from monai_diffae.networks.official_weights import load_official
 from monai_diffae.networks.presets import PRESETS, preset
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 from monai_diffae.networks.strides import anisotropic_strides
@@ -20,7 +18,5 @@ __all__ = [
     "LatentMLP",
     "SemanticEncoder",
     "anisotropic_strides",
-    "load_official",
-    "load_official_latent",
     "preset",
 ]

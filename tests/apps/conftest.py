@@ -24,7 +24,7 @@ class WrittenParts(list):
 @pytest.fixture
 def written(monkeypatch):
     """What ``embed`` writes, and a way to stop it."""
-    from monai_diffae.apps.parts import Parts
+    from monai_diffae.apps.embedding.shards import Parts
 
     parts, real = WrittenParts(), Parts.write
 
@@ -58,8 +58,8 @@ class Labelled:
 @pytest.fixture(scope="session")
 def labelled(tiny_bundle, tmp_path_factory):
     """A bundle that heeds z_sem, the embedded cohort, and a direction for a label of two classes."""
-    from monai_diffae.apps.directions import fit_direction
-    from monai_diffae.apps.embed import embed
+    from monai_diffae.apps.embedding.embed import embed
+    from monai_diffae.apps.synthesis.directions import fit_direction
 
     root = tmp_path_factory.mktemp("labelled")
     bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
@@ -78,8 +78,8 @@ def labelled(tiny_bundle, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle_3d(tmp_path_factory):
     """A 3D bundle: ``directory`` and ``cohort``, 7 virtual patients of 16 x 16 x 16, one epoch, weights shaken."""
-    from monai_diffae.apps.bundles import init_bundle
-    from monai_diffae.apps.train import train
+    from monai_diffae.apps.training.train import train
+    from monai_diffae.bundle.folders import init_bundle
     from monai_diffae.data.samples import make_virtual_cohort
 
     root = tmp_path_factory.mktemp("tiny_3d")
@@ -110,7 +110,7 @@ def quick_latent():
 @pytest.fixture(scope="session")
 def latent_bundle(labelled, quick_latent, tmp_path_factory):
     """A copy of the tiny bundle with a latent DDIM, trained for two short epochs."""
-    from monai_diffae.apps.latent import train_latent
+    from monai_diffae.apps.training.train_latent import train_latent
 
     folder = tmp_path_factory.mktemp("with_latent") / "bundle"
     shutil.copytree(labelled.bundle, folder)
@@ -123,8 +123,8 @@ def unusual(request, tiny_bundle, tmp_path_factory):
     """A bundle of colour pictures, or one whose encoder sees another image than the decoder draws; both untrained."""
     from monai.bundle import ConfigParser
 
-    from monai_diffae.apps.directions import fit_direction
-    from monai_diffae.apps.embed import embed
+    from monai_diffae.apps.embedding.embed import embed
+    from monai_diffae.apps.synthesis.directions import fit_direction
 
     root = tmp_path_factory.mktemp(request.param)
     colour = request.param == "colour"

@@ -3,9 +3,10 @@ import json
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.bundles import init_bundle
-from monai_diffae.apps.reading import open_bundle, read_split_cohort
-from monai_diffae.apps.train import train
+from monai_diffae.apps.session import read_split_cohort
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.loading import open_bundle
 from monai_diffae.errors import CohortError
 
 

@@ -6,13 +6,13 @@ import mlflow
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.directions import fit_direction, grade
-from monai_diffae.apps.edit import edit
-from monai_diffae.apps.interpolate import interpolate
-from monai_diffae.apps.sample import sample
-from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.apps.vary import vary
-from monai_diffae.apps.walk import walk
+from monai_diffae.apps.results import log_to_open_run
+from monai_diffae.apps.synthesis.directions import fit_direction, grade
+from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.interpolate import interpolate
+from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.apps.synthesis.walk import walk
 
 FAST = {"device": "cpu", "overrides": {"inferer#num_steps": 2, "inferer#invert_steps": 2}}
 
@@ -80,7 +80,7 @@ def test_without_an_open_run_nothing_happens(client, tmp_path):
     log_to_open_run({"a": 1.0}, [], "directions")
     assert len(client.search_runs([experiment])) == before
     code = (
-        "import sys; from monai_diffae.apps.tracking import log_to_open_run; log_to_open_run({'a': 1.0}, [], 'b'); "
+        "import sys; from monai_diffae.apps.results import log_to_open_run; log_to_open_run({'a': 1.0}, [], 'b'); "
         "print('mlflow' in sys.modules)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -94,7 +94,7 @@ def test_a_server_that_fails_only_warns(client, server, labelled, tmp_path, capl
         (tmp_path / "no").write_text("a file where a folder should be")
         fit_direction(labelled.embeddings, "wide", tmp_path / "wide.json")
         mlflow.set_tracking_uri(f"sqlite:///{server / 'mlflow.db'}")
-    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.tracking"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.results"]
     assert len(warnings) == 2
     assert all(text.startswith("MLflow tracking failed: ") for text in warnings)
     assert "mni-" not in "".join(warnings)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_diffae.apps.bundles import init_bundle
-from monai_diffae.apps.train import train
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle.config import check_config, model_config
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.engines.run_config import check_config, model_config
 from monai_diffae.errors import ConfigError
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "autoencoder_kl_3d"

@@ -14,8 +14,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 import monai_diffae
-from monai_diffae.apps.reading import inferer_settings
-from monai_diffae.engines.run_config import check_config, model_config
+from monai_diffae.bundle.config import check_config, model_config
+from monai_diffae.bundle.decoding import inferer_settings
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "diffae_2d"

@@ -15,21 +15,22 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_diffae.apps.bundles import export_bundle, init_bundle, load_bundle
-from monai_diffae.apps.directions import fit_direction
-from monai_diffae.apps.edit import edit
-from monai_diffae.apps.embed import embed
-from monai_diffae.apps.first_stages import load_first_stage
-from monai_diffae.apps.interpolate import interpolate
-from monai_diffae.apps.latent import train_latent
-from monai_diffae.apps.reading import checksum
-from monai_diffae.apps.reconstruct import reconstruct
-from monai_diffae.apps.sample import sample
-from monai_diffae.apps.train import train
-from monai_diffae.apps.vary import vary
-from monai_diffae.apps.walk import walk
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.synthesis.directions import fit_direction
+from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.interpolate import interpolate
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.training.train import train
+from monai_diffae.apps.training.train_latent import train_latent
+from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.config import check_config
+from monai_diffae.bundle.first_stages import load_first_stage
+from monai_diffae.bundle.folders import export_bundle, init_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.engines.run_config import check_config
 from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

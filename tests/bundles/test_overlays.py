@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae.apps.bundles import init_bundle, load_bundle
-from monai_diffae.apps.train import train
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.medmnist import medmnist_to_cohort
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from monai_diffae.apps.bundles import load_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.errors import ConfigError, ScanError
 
 # 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on

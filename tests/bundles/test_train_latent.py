@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from monai.bundle import ConfigParser
 
-from monai_diffae.apps.latent import load_latent
-from monai_diffae.engines.run_config import check_config
+from monai_diffae.bundle.config import check_config
+from monai_diffae.bundle.latent_ddim import load_latent
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "diffae_2d" / "configs"
 

@@ -7,7 +7,7 @@ import torch
 
 from monai_diffae.diffusion import DiffusionSchedule, ddim
 from monai_diffae.networks import load_official, load_official_latent
-from monai_diffae.networks.checkpoint_files import read_safetensors
+from monai_diffae.official.checkpoint_files import read_safetensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
 pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="no parity files of the official code beside the project")

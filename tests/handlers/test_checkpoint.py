@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL
 from monai_diffae.errors import MachineError
 from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
-from monai_diffae.handlers.checkpoint import CHECKPOINT, CONFIG, MODEL
 
 
 def keeper(directory, size=64):

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from monai_diffae.apps.bundles import export_bundle
+from monai_diffae.bundle.folders import export_bundle
+from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.engines.run_config import without_paths
 
 NAME = "Mustermann"
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from monai_diffae.data.scans import Scan, slice_volume
-from monai_diffae.handlers.pictures import draw_mosaic, in_colours, three_planes
+from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
 
 
 def mosaic(tmp_path, rows, **options):

@@ -1,0 +1,1 @@
+"""Commands and classes that encode scans to z_sem."""

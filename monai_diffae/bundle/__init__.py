@@ -1,0 +1,1 @@
+"""Bundle folders: their files, configuration, checks, and the trained models in them."""

@@ -1,0 +1,228 @@
+"""The config that is running: read off MONAI's parser, checked for keys that nothing uses, cut down to the model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence, Set
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator
+from monai.utils import ensure_tuple
+
+from monai_diffae.bundle import config_values
+from monai_diffae.bundle.config_values import check_dimensions, check_values, references, strings
+from monai_diffae.bundle.private_values import SEPARATOR
+from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
+
+_NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
+# ids that a run itself looks for, and those that MONAI's applications do, whether or not the config refers to them
+_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
+_STANDARD_IDS = _RUN_IDS | {
+    "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
+    "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
+    "training", "evaluating", "tracking",
+}  # fmt: skip
+# the same inside ``train`` and ``validate``
+_SECTION_IDS = {
+    "dataset", "dataloader", "handlers", "trainer", "evaluator", "inferer", "postprocessing", "preprocessing",
+    "key_metric", "additional_metrics", "handler",
+}  # fmt: skip
+
+
+def running_config() -> dict[str, Any]:
+    """The raw config of the bundle run that is evaluating the calling expression, with all overrides.
+
+    MONAI (1.6.1) hands an expression no handle on its parser, so it is found on the call stack.
+
+    Raises:
+        ConfigError: called from anywhere but a bundle's config.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigParser):
+            config: dict[str, Any] = deepcopy(owner.get())
+            return config
+        frame = frame.f_back
+    raise ConfigError("running_config can only be called from an expression of a bundle's config")
+
+
+def check_running_config() -> None:
+    """Check the running config before anything is built; in ``python -m monai.bundle``, show errors as one line.
+
+    Raises:
+        ConfigError: see :func:`check_config`, and ``check_dimensions`` and ``check_values`` of
+            :mod:`~monai_diffae.bundle.config_values`.
+        MachineError: the device is not there.
+    """
+    speak_plainly_in_bundle_runs()
+    config = running_config()
+    check_dimensions(config)
+    check_config(config, known=_keys_of_files_read(config))
+    check_values(config)
+
+
+def check_image_size(network: object, image_size: Sequence[int]) -> None:
+    """Refuse a size that the network's levels cannot halve; of another network than ours nothing is known.
+
+    Raises:
+        ConfigError: see :func:`~monai_diffae.bundle.config_values.check_image_size`.
+    """
+    config_values.check_image_size(image_size, getattr(network, "size_divisors", (1,) * len(image_size)))
+
+
+def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
+    """Refuse keys that nothing would read: a misspelt override would otherwise change nothing, silently.
+
+    A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
+    of MONAI's ids or ``known``; a component's keys must be parameters of its ``_target_``.
+
+    Args:
+        config: the merged config.
+        known: the top-level keys of the files that were read, which need no reference: an override may have replaced
+            the entry that refers to them. With them, only the ids that a run itself looks for are MONAI's.
+
+    Raises:
+        ConfigError: names the key and the nearest known one.
+
+    Example:
+        >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the config uses it; did you mean 'lr'?
+    """
+    used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
+    for key in config:
+        if key not in used:
+            raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
+    for section in ("train", "validate"):
+        used = _SECTION_IDS | {
+            key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)", text)
+        }
+        for key in config.get(section, {}):
+            if "_target_" not in config[section] and key not in used:
+                raise ConfigError(
+                    f"unknown config key '{section}#{key}': nothing in the config uses it{_nearest(key, used)}"
+                )
+    check_arguments(config)
+
+
+def check_arguments(config: dict[str, Any]) -> None:
+    """Refuse arguments that a component's ``_target_`` does not take.
+
+    Raises:
+        ConfigError: names the key, and the arguments that there are.
+
+    Example:
+        >>> check_arguments({"act": {"_target_": "torch.nn.ELU", "beta": 1}})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: unknown config key 'act#beta': torch.nn.ELU takes alpha, inplace
+    """
+    locator = ComponentLocator()
+    for path, component in _components(config):
+        parameters = _parameters(component["_target_"], locator)
+        if parameters is None:
+            continue
+        for key in component.keys() - _NO_ARGUMENTS:
+            if key not in parameters:
+                named = ", ".join(sorted(parameters - {"self", "args", "kwargs"})) or "no arguments"
+                raise ConfigError(
+                    f"unknown config key '{path}#{key}': {component['_target_']} takes {named}"
+                    f"{_nearest(key, parameters)}"
+                )
+
+
+def model_config(
+    config: dict[str, Any],
+    roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer", "encoder_key", "cohort"),
+) -> dict[str, Any]:
+    """What a config says of the model and of how its cohort was split: ``roots`` and everything they refer to.
+
+    It can be laid over any config of the bundle, and is enough to load the trained model and to tell which cases it
+    was trained on; where the data lie is left out.
+
+    Example:
+        >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
+        {'network_def': {'_target_': 'N', 'z': '@z'}, 'z': 8}
+    """
+    wanted, todo = set(), [root for root in roots if root in config]
+    while todo:
+        key = todo.pop()
+        if key in wanted:
+            continue
+        wanted.add(key)
+        todo += references(config[key]) & config.keys()
+    keep_imports = {"imports"} if "imports" in config else set()
+    return {key: value for key, value in config.items() if key in (wanted | keep_imports) - {"dataset_dir"}}
+
+
+def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
+    """The keys of those of the bundle's config files that are in the config whole; empty where none can be read."""
+    configs = Path(str(config.get("bundle_root", "."))) / "configs"
+    try:
+        files = [json.loads(file.read_text()) for file in configs.glob("*.json")]
+        keys = [{SEPARATOR.split(key)[0].removeprefix("+") for key in content} for content in files]
+    except (OSError, ValueError, TypeError):
+        return set()
+    return set().union(*(of_file for of_file in keys if of_file <= config.keys()))
+
+
+def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, item in value.items():
+            if key != "_meta_":
+                yield from _components(item, f"{path}#{key}" if path else key)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _components(item, f"{path}#{i}")
+
+
+def _parameters(target: Any, locator: ComponentLocator) -> set[str] | None:
+    """The keyword parameters of a target; None where any keyword is taken, or where it cannot be told."""
+    if not isinstance(target, str):
+        return None
+    if "." not in target:
+        modules = ensure_tuple(locator.get_component_module_name(target))
+        if not modules or modules[0] is None:
+            return None
+        target = f"{modules[0]}.{target}"
+    module, _, name = target.rpartition(".")
+    try:
+        __import__(module)
+        signature = inspect.signature(getattr(sys.modules[module], name))
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None
+    names = signature.parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values()):
+        # ours hand ``**kwargs`` to their base; elsewhere it may go anywhere
+        is_ours = module.startswith("monai_diffae.")
+        return _parameters_of_bases(getattr(sys.modules[module], name), set(names)) if is_ours else None
+    return set(names)
+
+
+def _parameters_of_bases(target: Any, names: set[str]) -> set[str] | None:
+    """Parameters of a class that hands ``**kwargs`` to its base, as ours do; None where even the base takes any."""
+    for base in getattr(target, "__mro__", (None, None))[1:]:
+        if base is None or base is object:
+            return None
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters
+            names |= set(parameters)
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+                return names
+    return None
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

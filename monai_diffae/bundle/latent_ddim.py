@@ -1,0 +1,120 @@
+"""The latent DDIM of a bundle: loaded, described, completed and exported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.config import model_config
+from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bundle
+from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL
+from monai_diffae.bundle.loading import build, read_weights
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import LatentInferer
+from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.networks import LatentMLP
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
+
+_ROOTS = ("latent_network_def", "latent_diffusion", "latent_inferer", "autoencoder_sha256")
+
+
+@dataclass(frozen=True)
+class TrainedLatent:
+    """A trained latent DDIM.
+
+    Attributes:
+        network: in evaluation mode, with the averaged weights and the statistics of its training set.
+        inferer: samples from it.
+    """
+
+    network: LatentMLP
+    inferer: LatentInferer
+
+
+def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedLatent:
+    """Load the latent DDIM of a trained bundle.
+
+    It is what ``models/latent_config.json`` says, which is written beside the weights.
+
+    Args:
+        bundle: the bundle's folder.
+        device: where to; the GPU if there is one when None.
+
+    Raises:
+        ConfigError: there is none, it belongs to another autoencoder, or the statistics of z_sem are not known.
+        ScanError: its weights cannot be read.
+    """
+    root = Path(bundle)
+    weights = root / "models" / LATENT_MODEL
+    if not weights.is_file():
+        raise ConfigError(f"{root.name}: there is no latent model; train it with monai-diffae train-latent")
+    parser = _read_latent_config(root)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = build(parser, "latent_network_def", LatentMLP)
+    network.load_state_dict(read_weights(weights, network, may_be_unknown=("z_mean", "z_std")))
+    if network.z_std.isnan().any():
+        raise ConfigError(
+            f"{weights.name}: the mean and std of z_sem are not known; import the checkpoint again with "
+            "--latent-statistics latent.pkl"
+        )
+    network.to(device).eval().requires_grad_(False)
+    inferer = build(parser, "latent_inferer", LatentInferer)
+    inferer.schedule.to(device)
+    return TrainedLatent(network, inferer)
+
+
+def _read_latent_config(root: Path) -> ConfigParser:
+    """What describes the latent model, checked to belong to the autoencoder beside it."""
+    from monai.bundle import ConfigParser
+
+    config = root / "models" / LATENT_CONFIG
+    parser = ConfigParser()
+    try:
+        parser.read_config(str(config))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{root.name}: {config.name} cannot be read; copy the bundle again") from error
+    lacks = [key for key in _ROOTS if key not in parser]
+    if lacks:
+        raise ConfigError(f"{root.name}: {config.name} lacks {lacks[0]!r}; train it with monai-diffae train-latent")
+    if parser.get("autoencoder_sha256") != checksum(root):
+        raise ConfigError(
+            f"{root.name}: the latent model belongs to another autoencoder than models/model.pt; "
+            "train it anew with monai-diffae train-latent"
+        )
+    return parser
+
+
+def set_statistics(network: LatentMLP, statistics: LatentStatistics) -> None:
+    """Put the training set's statistics into a network, to be saved with its weights."""
+    network.set_statistics(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std))
+
+
+def latent_config(run_config: dict[str, Any], *, z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:
+    """What is written beside the weights: enough to load them, and which autoencoder they belong to."""
+    known = {"z_channels": z_channels, "autoencoder_sha256": autoencoder_sha256}
+    return model_config({**run_config, **known}, roots=_ROOTS)
+
+
+def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
+    """Make a bundle of an output folder elsewhere: configs, docs, licence and the autoencoder beside the weights."""
+    source, target = Path(bundle_root), Path(output_dir)
+    if source.resolve() == target.resolve():
+        return
+    complete_bundle(source, target)
+    copy_model(source / "models", target / "models")
+
+
+def export_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str], folder: Path) -> None:
+    """Fill ``folder`` with the bundle and both trained models, nothing of the data."""
+    export_bundle(Path(bundle_root), Path(bundle_root), folder)
+    for file in (LATENT_MODEL, LATENT_CONFIG):
+        shutil.copy2(Path(output_dir) / "models" / file, folder / "models" / file)

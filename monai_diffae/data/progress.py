@@ -1,0 +1,65 @@
+"""Progress of long work: a bar on a terminal, lines in a log elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+def shown(items: Sequence[T], text: str) -> Iterator[T]:
+    """The items, with a bar on a terminal (while INFO is logged), with a line in the log elsewhere."""
+    if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
+        logger.info("%s", text)
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=text, console=Console(stderr=True), transient=True)
+
+
+_LOG_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
+    """What to call after each of ``total``: it moves a bar on a terminal, and logs a line now and then elsewhere."""
+    if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or total < 2:
+        if total > 1:
+            logger.info("%s", text)
+        yield _Lines(total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda: bar.advance(task)
+
+
+class _Lines:
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.last >= _LOG_SECONDS:
+            rate = self.done / (now - self.start)
+            left = int((self.total - self.done) / rate)
+            logger.info(
+                "%d of %d, %.3g a second, %d:%02d:%02d left", self.done, self.total, rate,
+                left // 3600, left // 60 % 60, left % 60,
+            )  # fmt: skip
+            self.last = now

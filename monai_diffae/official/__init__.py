@@ -1,0 +1,8 @@
+"""Checkpoints of the official Diff-AE code: their files, layout and weights."""
+
+from __future__ import annotations
+
+from monai_diffae.official.latent import load_official_latent
+from monai_diffae.official.weights import load_official
+
+__all__ = ["load_official", "load_official_latent"]

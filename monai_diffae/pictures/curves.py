@@ -1,0 +1,49 @@
+"""Training curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+_BESIDE_LOSSES = {
+    "validation_kl": "KL divergence of the latents\n(nats a value)",
+    "validation_copying_ratio": "copying ratio\n(distance of samples to training / of held-out)",
+    "validation_z_sem_usage": "z_sem usage\n(loss with another's z_sem / own)",
+}
+
+
+def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
+    """Losses over images seen, and beside them z_sem usage, or what another kind of model is judged by, as a PNG.
+
+    Args:
+        frame: the table that :class:`TrainingCurves` writes.
+        path: where to.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it holds on to figures and wants a display
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
+    training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
+    if len(training):
+        window = max(1, len(training) // 50)
+        left.plot(training["images_seen"], training["loss"], color="0.8", linewidth=0.8)
+        smooth = training["loss"].rolling(window, min_periods=1).mean()
+        left.plot(training["images_seen"], smooth, color="C0", label="training")
+    if "validation_loss" in frame:
+        validation = frame.dropna(subset=["validation_loss"])
+        left.plot(
+            validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3
+        )
+        if metric in validation:
+            right.plot(validation["images_seen"], validation[metric], "o-", color="C2", markersize=3)
+    for panel in (left, right):
+        panel.ticklabel_format(axis="y", useOffset=False)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: plain numbers would run into each other
+    left.set(xlabel="images seen", ylabel="loss", yscale="log")
+    left.legend(frameon=False)
+    right.axhline(1, color="0.6", linestyle=":")
+    right.set(xlabel="images seen", ylabel=label)
+    figure.savefig(path, dpi=120, format="png")

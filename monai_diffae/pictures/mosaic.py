@@ -1,0 +1,101 @@
+"""A mosaic of images in labelled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+
+def draw_mosaic(
+    rows: Mapping[str, Tensor],
+    path: str | Path,
+    model_range: tuple[float, float] = (-1.0, 1.0),
+    columns: Sequence[str] = (),
+) -> None:
+    """A PNG with one labelled row of images for each entry.
+
+    Args:
+        rows: label -> images (B, C, H, W), or volumes (B, C, R, A, S), of which the three middle planes are shown.
+            Three channels are shown in colour, of any other number the first.
+        path: where to.
+        model_range: black and white.
+        columns: what is written above the images.
+    """
+    low, high = model_range
+    strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
+    height, width = strips[0].height, max(strip.width for strip in strips)
+    enlarged = -(-1000 // width)  # whole pixels, so that what the model made is seen as it is
+    font = ImageFont.load_default(size=16)
+    margin = 10 + max(int(font.getlength(label)) for label in rows) + 10
+    heading = 26 if columns else 0
+    mosaic = Image.new("RGB", (margin + width * enlarged, heading + len(strips) * height * enlarged), "white")
+    draw = ImageDraw.Draw(mosaic)
+    for i, text in enumerate(columns):
+        draw.text((margin + (i + 0.5) * width * enlarged / len(columns), 13), text, "black", font, anchor="mm")
+    for i, (label, strip) in enumerate(zip(rows, strips, strict=True)):
+        top = heading + i * height * enlarged
+        mosaic.paste(strip.resize((strip.width * enlarged, height * enlarged), Image.Resampling.NEAREST), (margin, top))
+        draw.text((10, top + height * enlarged // 2), label, "black", font, anchor="lm")
+    mosaic.save(path, format="PNG")
+
+
+def in_colours(
+    values: Tensor, limit: float, palette: str = "RdBu_r", model_range: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    """Maps (B, C, *S) as colours (B, 3, *S) for :func:`draw_mosaic`: blue below 0, red above, by default.
+
+    Args:
+        values: differences, of which the mean over channels is shown; or values from 0 on with another palette.
+        limit: the value of the last colour.
+        palette: a colour map of matplotlib; one whose name ends in ``_r`` runs from ``-limit``, others from 0.
+        model_range: of the mosaic.
+    """
+    import matplotlib
+
+    shown = values.detach().float().cpu().mean(dim=1) / max(limit, 1e-12)
+    shown = (shown + 1) / 2 if palette.endswith("_r") else shown
+    rgb = torch.from_numpy(matplotlib.colormaps[palette](shown.clamp(0, 1).numpy())[..., :3]).movedim(-1, 1)
+    low, high = model_range
+    return rgb.float() * (high - low) + low
+
+
+def three_planes(volumes: Tensor) -> Tensor:
+    """The middle axial, coronal and sagittal plane of volumes in RAS order, side by side as a radiologist sees them.
+
+    They are laid out as :func:`~monai_diffae.data.slices.slice_volume` does: superior or anterior above, the patient's
+    right on the left.
+
+    Args:
+        volumes: (B, C, R, A, S).
+
+    Returns:
+        (B, C, H, W); what a smaller plane leaves free is white.
+
+    Example:
+        >>> three_planes(torch.zeros(2, 1, 8, 10, 6)).shape
+        torch.Size([2, 1, 10, 26])
+    """
+    right, anterior, superior = (size // 2 for size in volumes.shape[2:])
+    middle = (volumes[..., superior], volumes[..., anterior, :], volumes[:, :, right])
+    planes = [plane.flip(2, 3).transpose(2, 3) for plane in middle]
+    height = max(plane.shape[2] for plane in planes)
+    spare = [height - plane.shape[2] for plane in planes]
+    return torch.cat(
+        [
+            nn.functional.pad(plane, (0, 0, n // 2, n - n // 2), value=float("inf"))
+            for plane, n in zip(planes, spare, strict=True)
+        ],
+        dim=3,
+    )
+
+
+def _strip(images: Tensor) -> Image.Image:
+    images = three_planes(images) if images.ndim == 5 else images
+    images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+    images = nn.functional.pad(images, (1, 1, 1, 1), value=1.0).clamp(0, 1)
+    strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)
+    return Image.fromarray((strip * 255).round().to(torch.uint8).numpy())

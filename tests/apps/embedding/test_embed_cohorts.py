@@ -1,0 +1,488 @@
+"""Cohorts of many scans: stopped and gone on with, shared among processes, with bad scans among them."""
+
+import gzip
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from monai_diffae.apps.embedding import shards as parts_module
+from monai_diffae.apps.embedding.embed import _written_at, embed
+from monai_diffae.apps.embedding.encoding import _workers
+from monai_diffae.apps.embedding.shards import Parts, Process, this_process
+from monai_diffae.data.cases import Case
+from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.failures import Failure
+from monai_diffae.errors import ConfigError, MachineError
+
+EMBED = ("monai_diffae.cli", "--quiet", "embed")
+
+
+def pictures(folder, count, start=0):
+    """Names of ``count`` PNGs of 16 x 16 noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"p{start + i:04d}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        noise = np.random.default_rng(start + i).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return names
+
+
+def table_of(folder, names):
+    pd.DataFrame({"image": names, "split": "test", "age": range(len(names))}).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """700 pictures: three parts."""
+    folder = tmp_path_factory.mktemp("many")
+    return table_of(folder, pictures(folder, 700))
+
+
+@pytest.fixture(scope="module")
+def whole(labelled, cohort, tmp_path_factory):
+    """They, embedded in one go with one thread."""
+    out = tmp_path_factory.mktemp("whole") / "z.parquet"
+    command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
+    subprocess.run([*map(str, command), "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return out
+
+
+def test_a_killed_run_goes_on_and_the_table_is_the_same_to_the_byte(labelled, cohort, whole, tmp_path):
+    out = tmp_path / "z.parquet"
+    command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
+    process = subprocess.Popen(
+        [*map(str, command), "--device", "cpu", "--workers", "0"], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while not (done := list(tmp_path.glob(".z-*/*.npz"))) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 1 <= len(done) < 3
+    assert not out.exists()
+    subprocess.run([*map(str, command), "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".z-*"))
+
+
+def interrupted(written, num_parts, *arguments, **options):
+    """A run that is stopped after so many parts."""
+    written.stop_after = len(written) + num_parts
+    with pytest.raises(KeyboardInterrupt):
+        embed(*arguments, device="cpu", workers=0, **options)
+
+
+def test_what_is_there_is_not_encoded_again(labelled, cohort, tmp_path, written):
+    interrupted(written, 2, labelled.bundle, cohort, tmp_path / "z.parquet")
+    assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_cases == 700
+    assert written == [0, 1, 2]
+
+
+def test_processes_share_a_cohort_and_the_table_is_the_same(labelled, cohort, whole, tmp_path):
+    out = tmp_path / "z.parquet"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *EMBED,
+        "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu", "--workers", "0",
+    ]  # fmt: skip
+    subprocess.run([*map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".z-*"))
+
+
+def test_worker_processes_give_the_same_table(labelled, cohort, whole, tmp_path):
+    made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=2, batch_size=7)
+    pd.testing.assert_frame_equal(pd.read_parquet(made.path), pd.read_parquet(whole), atol=1e-5)
+
+
+def test_a_csv_holds_the_same_numbers_to_the_bit(labelled, tmp_path):
+    made = embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu")
+    parquet = embed(labelled.bundle, labelled.cohort, tmp_path / "z2.parquet", device="cpu")
+    assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(parquet.path)))
+    assert embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu").skipped
+
+
+def test_a_tables_metadata_say_what_it_was_made_with(labelled):
+    said = pd.read_parquet(labelled.embeddings).attrs["monai_diffae"]
+    assert len(said["made_from"]["model"]) == 64
+    assert {"monai_diffae", "monai", "torch"} <= said["versions"].keys()
+    transforms = said["preprocessing"]["preprocessing"]["transforms"]
+    assert transforms[0]["_target_"] == "monai_diffae.transforms.ReadScand"
+    assert said["preprocessing"]["image_size"] == [16, 16]
+    assert str(labelled.cohort.parent) not in str(said)
+
+
+KINDS = {
+    "empty.png": lambda path: path.write_bytes(b""),
+    "text.png": lambda path: path.write_text("this is no picture"),
+    "cut.png": lambda path: _cut_picture(path),
+    "missing.nii": lambda path: None,
+    "html.nii.gz": lambda path: path.write_text("<html>404 Not Found</html>"),
+    "cut.nii.gz": lambda path: _cut_volume(path),
+    "flipped.nii.gz": lambda path: _flipped_volume(path),
+    "nan.nii": lambda path: nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), path),
+    "time.nii": lambda path: nib.save(nib.Nifti1Image(np.ones((16, 16, 3, 4), np.float32), np.eye(4)), path),
+    "header.nii": lambda path: path.write_bytes(b"\x5c\x01\x00\x00" + b"\xff" * 400),
+}
+
+
+def _cut_picture(path):
+    (name,) = pictures(path.parent / "whole", 1, start=9000)
+    path.write_bytes((path.parent / "whole" / name).read_bytes()[:100])
+
+
+def _volume():
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32), np.eye(4))
+    return bytearray(image.to_bytes())
+
+
+def _cut_volume(path):
+    path.write_bytes(gzip.compress(bytes(_volume()))[:-200])
+
+
+def _flipped_volume(path):
+    packed = bytearray(gzip.compress(bytes(_volume())))
+    packed[len(packed) // 2] ^= 1
+    path.write_bytes(packed)
+
+
+def test_fifty_bad_scans_of_ten_kinds_cost_fifty_lines_and_nothing_else(run, labelled, tmp_path):
+    good = pictures(tmp_path, 950)
+    bad = []
+    for i in range(5):
+        for kind, spoil in KINDS.items():
+            bad.append(f"{i}_{kind}")
+            spoil(tmp_path / bad[-1])
+    names = good + bad
+    np.random.default_rng(0).shuffle(names)
+    out = tmp_path / "embedded"
+    code, _, log = run(
+        "embed", "--bundle", labelled.bundle, "--cohort", table_of(tmp_path, names), "--out", out, "--device", "cpu"
+    )
+    assert code == 3
+    table, failures = pd.read_parquet(out / "embeddings.parquet"), pd.read_csv(out / "failures.csv")
+    assert len(table) == 950
+    assert table["id"].tolist() == [name.removesuffix(".png") for name in names if name in set(good)]
+    assert np.isfinite(z_of(table)).all()
+    assert sorted(failures["file"]) == sorted(bad)
+    assert Counter(file.split("_", 1)[1] for file in failures["file"]) == dict.fromkeys(KINDS, 5)
+    for reason in failures["reason"]:
+        assert "; " in reason
+        assert "\n" not in reason
+        assert str(tmp_path) not in reason
+    assert "Traceback" not in log
+
+
+def test_parts_hold_what_was_written_and_say_what_is_missing(tmp_path):
+    parts = Parts(tmp_path / "parts", 10, 4)
+    z = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert [list(parts.cases_of(part)) for part in range(len(parts))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    parts.write(0, [0, 1, 3], z, [Failure("c", "c.nii", "c.nii: is empty; copy it again")])
+    parts.write(2, [], np.empty((0, 2), np.float32), [Failure("i", "i", "é"), Failure("j", "j", "")])
+    assert parts.missing() == [1]
+    with pytest.raises(MachineError, match="^1 of 3 parts did not come from rank 1; run it again, it goes on$"):
+        parts.wait(2, patience_s=0.3)
+    parts.write(1, [5], z[:1] + 100, [])
+    parts.wait(2, patience_s=0.3)
+    positions, codes, failures = parts.read()
+    assert positions == [0, 1, 3, 5]
+    assert np.array_equal(codes, np.concatenate([z, z[:1] + 100]))
+    assert [failure.case_id for failure in failures] == ["c", "i", "j"]
+    assert failures[1].reason == "é"
+    whole = (tmp_path / "parts" / "000001.npz").read_bytes()
+    for broken in (b"broken", b"", whole[:-30]):
+        (tmp_path / "parts" / "000001.npz").write_bytes(broken)
+        with pytest.raises(MachineError, match=r"parts/000001\.npz: cannot be read; delete it and run again"):
+            parts.read()
+
+
+def test_the_first_process_says_now_and_then_which_others_it_waits_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(parts_module, "_SILENT_S", 0.5)
+    monkeypatch.setattr(parts_module, "_REPEAT_S", 1.0)
+    parts = Parts(tmp_path / "parts", 9, 1)
+    for part in (0, 1, 3, 4, 6, 7):
+        parts.write(part, [], np.empty((0, 2), np.float32), [])
+    with pytest.raises(MachineError, match="^3 of 9 parts did not come from rank 2; run it again, it goes on$"):
+        parts.wait(3, patience_s=2.2)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 2
+    assert set(lines) == {
+        "waiting for 3 of 9 parts of rank 2; if it has ended, stop this one too and run all again: it goes on"
+    }
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    caplog.clear()
+    parts = Parts(tmp_path / "two", 3, 1)
+    parts.write(0, [], np.empty((0, 2), np.float32), [])
+    with pytest.raises(MachineError, match="did not come from rank 1, 2; run"):
+        parts.wait(3, patience_s=0.3)
+    assert not caplog.records
+
+
+def test_a_process_is_what_torchrun_says(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_process() == Process(0, 1, 0)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert this_process() == Process(5, 8, 1)
+    monkeypatch.setenv("RANK", "8")
+    with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
+        this_process()
+
+
+def test_parts_of_scans_that_were_written_anew_are_not_used(labelled, tmp_path, written):
+    cohort = table_of(tmp_path, pictures(tmp_path, 300))
+    interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
+    for name in pictures(tmp_path / "other", 300, start=5000):  # of the same size in bytes, or nearly
+        number = int(name[1:5]) - 5000
+        (tmp_path / f"p{number:04d}.png").write_bytes((tmp_path / "other" / name).read_bytes())
+    again = pd.read_parquet(embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).path)
+    fresh = pd.read_parquet(embed(labelled.bundle, cohort, tmp_path / "fresh.parquet", device="cpu", workers=0).path)
+    pd.testing.assert_frame_equal(again, fresh)
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("cohort.csv", "cohort.csv: this is the cohort; name another --out"),
+        ("z.tsv", "z.tsv: tables are .parquet or .csv; name such a file, or a folder"),
+        ("folder.csv", "folder.csv: is a folder, or lies below a file; name another --out"),
+        ("file/z.csv", "z.csv: is a folder, or lies below a file; name another --out"),
+        ("z.csv", "z.csv: z.parquet is beside it, of the same record; name another --out"),
+    ],
+)
+def test_an_out_that_cannot_be_is_refused_before_anything_is_encoded(labelled, tmp_path, out, says):
+    cohort = table_of(tmp_path, pictures(tmp_path, 2))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "z.parquet").write_text("")
+    (tmp_path / "z.json").write_text("")
+    before = cohort.read_bytes()
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        embed(labelled.bundle, cohort, tmp_path / out, device="cpu", overwrite=True)
+    assert cohort.read_bytes() == before
+
+
+def test_labels_of_any_kind_are_kept_or_refused(labelled, tmp_path):
+    names = pictures(tmp_path, 3)
+    cases = [
+        {"image": name, "id": ["NA", "null", "1"][i], "mixed": [True, 3, "x"][i], "huge": 10**20 + i}
+        for i, name in enumerate(names)
+    ]
+    (tmp_path / "cohort.json").write_text(json.dumps({"training": cases}))
+    made = embed(labelled.bundle, tmp_path / "cohort.json", tmp_path / "z.csv", device="cpu")
+    table = read_embeddings(made.path)
+    assert table["id"].tolist() == ["NA", "null", "1"]
+    assert table["mixed"].tolist() == ["True", "3", "x"]
+    assert table["huge"].tolist() == [1e20] * 3
+    pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(ConfigError, match="two of the cohort's labels would both be 'label_z_000'; rename one"):
+        embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_words_for_nothing_are_no_labels_and_none_is_a_class(labelled, tmp_path, kind, suffix):
+    cohort = tmp_path / f"cohort.{kind}"
+    columns = {"drug": ["None", "NA", "null", "ill"], "sex": ["F", np.nan, "M", "F"], "age": [1, 2, 3, np.nan]}
+    table = pd.DataFrame({"image": pictures(tmp_path, 4), "split": "test", **columns})
+    if kind == "csv":
+        table.to_csv(cohort, index=False)
+    else:
+        cohort.write_text(json.dumps(table.astype(object).to_dict("records")))  # with NaN
+    made = embed(labelled.bundle, cohort, tmp_path / f"z.{suffix}", device="cpu").path
+    written = pd.read_parquet(made) if suffix == "parquet" else pd.read_csv(made, keep_default_na=False, na_values=[""])
+    for read in (written, read_embeddings(made)):
+        assert read["drug"].dropna().tolist() == ["None", "ill"]
+        assert read["sex"].dropna().tolist() == ["F", "M", "F"]
+        assert read["age"].dropna().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["T.CSV", "T.PARQUET"])
+def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
+    made = embed(labelled.bundle, labelled.cohort, tmp_path / name, device="cpu")
+    assert made.path == tmp_path / name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
+    assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(labelled.embeddings)))
+    for other in ("T.parquet", "T.csv"):
+        with pytest.raises(ConfigError, match=re.escape(f"{name} is beside it, of the same record")):
+            embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
+
+
+def broken_for_now(folder, *names):
+    """NIfTI images without a finite voxel, and what mends them: their sizes and times stay, as when a disk fails."""
+    mended = {}
+    for i, name in enumerate(names):
+        noise = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
+        mended[folder / name] = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
+        nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), folder / name)
+        os.utime(folder / name, (1, 1))
+
+    def mend():
+        for path, content in mended.items():
+            assert len(content) == path.stat().st_size
+            path.write_bytes(content)
+            os.utime(path, (1, 1))
+
+    return mend
+
+
+def test_what_failed_in_an_earlier_run_is_tried_again_and_nothing_else(labelled, tmp_path, written, caplog):
+    names = pictures(tmp_path, 297)  # two parts
+    mend = broken_for_now(tmp_path, "a.nii", "b.nii")
+    broken_for_now(tmp_path, "for_good.nii")
+    cohort = table_of(tmp_path, ["a.nii", *names[:100], "for_good.nii", "b.nii", *names[100:]])
+    interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
+    mend()
+    caplog.set_level(logging.INFO, "monai_diffae")
+    made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    assert (made.num_cases, made.num_failed) == (299, 1)
+    assert f"encoding {300 - 256 + 3} cases" in caplog.text
+    fresh = embed(labelled.bundle, cohort, tmp_path / "fresh" / "z.parquet", device="cpu", workers=0)
+    assert made.path.read_bytes() == fresh.path.read_bytes()
+    assert made.failures.read_text() == fresh.failures.read_text()
+
+
+def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path, monkeypatch):
+    mend = broken_for_now(tmp_path, "a.nii")
+    names = pictures(tmp_path, 599)  # three parts, the second of which is the other process's
+    cohort = table_of(tmp_path, [*names[:300], "a.nii", *names[300:]])
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    mend()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("monai_diffae.apps.embedding.encoding.PATIENCE_S", 1.0)
+    assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_failed == 0
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    fresh = embed(labelled.bundle, cohort, tmp_path / "fresh.parquet", device="cpu", workers=0)
+    assert (tmp_path / "z.parquet").read_bytes() == fresh.path.read_bytes()
+
+
+@pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
+def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_again(unusual, tmp_path, written):
+    config_file = unusual.bundle / "models" / "config.json"
+    bundle = shutil.copytree(unusual.bundle, tmp_path / "bundle")
+    config = json.loads(config_file.read_text())
+    for step in config["preprocessing"]["transforms"][1:]:  # what the encoder sees stays as large as it is
+        if "spatial_size" in step:
+            step["keys"] = ["image"]
+    (bundle / "models" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "c").mkdir()
+    names = pictures(tmp_path / "c", 300)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20), dtype=np.uint8)).save(tmp_path / "c" / names[7])
+    pd.DataFrame({"image": names, "encoder_image": names, "split": "test"}).to_csv(tmp_path / "c.csv", index=False)
+    cohort = (tmp_path / "c.csv").rename(tmp_path / "c" / "cohort.csv")
+    interrupted(written, 1, bundle, cohort, tmp_path / "z.parquet")
+    made = embed(bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
+    assert (made.num_cases, made.num_failed) == (299, 1)
+    assert "the size is [1, 16, 20] where others are [1, 16, 16]" in made.failures.read_text()
+
+
+def test_parts_of_patches_are_mended_in_the_cohorts_order(tmp_path):
+    parts = Parts(tmp_path / "parts", 6, 3)
+    z = np.arange(10, dtype=np.float32).reshape(5, 2)
+    failed = [Failure(name, name, "the disk; run it again") for name in "abc"]
+    parts.write(0, [], np.empty((0, 0), np.float32), failed)
+    parts.write(1, [3, 3, 5], z[:3], failed[:1])
+    assert (parts.failed(0), parts.failed(1)) == ([0, 1, 2], [4])
+    parts.add(0, [0, 2, 2], z[:3], failed[1:2])
+    parts.add(1, [4, 4], z[3:], [])
+    assert (parts.failed(0), parts.failed(1)) == ([1], [])
+    positions, rows, failures = parts.read()
+    assert positions == [0, 2, 2, 3, 3, 4, 4, 5]
+    np.testing.assert_array_equal(rows, np.concatenate([z[:3], z[:2], z[3:], z[2:3]]))
+    assert failures == failed[1:2]
+    parts.add(0, [], np.empty((0, 0), np.float32), failed[1:2])
+    assert parts.read()[0] == positions
+
+
+def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path):
+    out = tmp_path / "out"
+    for name in ("a", "b", "c"):
+        bad = [] if name == "c" else [f"{name}.png"]
+        for file in bad:
+            (tmp_path / file).write_bytes(b"")
+        cohort = table_of(tmp_path, [*pictures(tmp_path, 2), *bad])
+        options = ["--bundle", labelled.bundle, "--cohort", cohort, "--device", "cpu"]
+        code, _, error = run("-q", "embed", *options, "--out", out / f"{name}.csv")
+        assert code == (3 if bad else 0)
+        assert not bad or error.splitlines()[-1] == f"1 of 3 cases failed: see {name}_failures.csv"
+    for name in ("a", "b"):
+        assert pd.read_csv(out / f"{name}_failures.csv")["file"].tolist() == [f"{name}.png"]
+    assert len(list(out.glob("*failures.csv"))) == 2
+    code, _, error = run("-q", "embed", *options[:2], "--cohort", tmp_path, "--out", out, "--device", "cpu")
+    assert (code, error.splitlines()[-1].endswith("cases failed: see failures.csv")) == (3, True)
+    assert (out / "failures.csv").is_file()
+
+
+def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(labelled, tmp_path, written):
+    cohort = table_of(tmp_path, pictures(tmp_path, 3))
+    out = tmp_path / "out" / "z.parquet"
+    for settings in ({"percentiles": [1, 99]}, {"percentiles": [2, 98]}):
+        interrupted(written, 1, labelled.bundle, cohort, out, overrides=settings)
+    old, new = out.parent.glob(".z-*")
+    others = [out.parent / name for name in (".zz-0123456789ab", ".z-0123456789ab-0123456789ab", ".z-mine")]
+    for folder in others:
+        folder.mkdir()
+    for folder in (old, *others):
+        os.utime(folder, (time.time() - 90_000,) * 2)
+    embed(labelled.bundle, cohort, out, device="cpu")
+    left = {path.name for path in out.parent.iterdir() if path.is_dir()}
+    assert left == {new.name, *(folder.name for folder in others)}
+
+
+def test_parts_of_other_versions_are_not_used(labelled, tmp_path, written, monkeypatch):
+    cohort, out = table_of(tmp_path, pictures(tmp_path, 3)), tmp_path / "out" / "z.parquet"
+    for version in ("1", "2"):
+        monkeypatch.setattr("monai_diffae.apps.results.__version__", version)
+        interrupted(written, 1, labelled.bundle, cohort, out)
+    assert len(list(out.parent.glob(".z-*"))) == 2
+
+
+def test_a_folders_newest_file_says_when_a_series_was_written(tmp_path):
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, ns=(5, 5))
+    os.utime(tmp_path, ns=(9, 9))
+    series = [Case(name, {"image": f"{tmp_path}#series={name}"}, name) for name in ("1.2", "1.3")]
+    others = [Case(path.name, {"image": path}, "p") for path in (tmp_path, tmp_path / "a.dcm")]
+    assert _written_at([*series, *others]) == [5, 5, 5, 5]
+    os.utime(tmp_path / "b.dcm", ns=(7, 7))
+    assert _written_at([*series, *others]) == [7, 7, 7, 5]
+    assert _written_at([Case("gone", {"image": tmp_path / "gone"}, "p")]) == [0]
+
+
+def test_the_first_process_does_not_wait_for_its_own_parts_that_another_run_removed(tmp_path):
+    parts = Parts(tmp_path / "parts", 4, 1)
+    for part in (0, 1, 3):
+        parts.write(part, [], np.empty((0, 2), np.float32), [])
+    start = time.monotonic()
+    with pytest.raises(MachineError, match=r"^parts: another run of this table has removed 1 of 4 parts; run the "):
+        parts.wait(2, patience_s=60)
+    assert time.monotonic() - start < 10
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert _workers(None, 300, this_process()) == 3
+    assert _workers(7, 300, this_process()) == 7
+    assert _workers(None, 3, this_process()) == 0
+    assert _workers(None, 300, Process()) == 8
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert _workers(None, 300, this_process()) == 1

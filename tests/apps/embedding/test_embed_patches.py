@@ -1,0 +1,341 @@
+"""Scans larger than the model's field, cut into patches."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from monai.transforms import Compose
+from PIL import Image
+from scan_files import shared
+
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.embedding.patches import PatchCutter
+from monai_diffae.apps.embedding.tables import check_made_with
+from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
+from monai_diffae.errors import CohortError, ConfigError
+
+MM = ["x_mm", "y_mm", "z_mm"]
+SPACING = {"spacing_mm": [3.0, 3.0, 3.0], "intensity": "none"}  # fields of 48 mm; a voxel has no say in another's value
+
+
+def oblique(spacing_mm=3.0):
+    """An affine of three turns, a mirrored axis and an origin far away."""
+    turns = [np.deg2rad(angle) for angle in (20, -35, 65)]
+    matrix = np.eye(3)
+    for axis, turn in enumerate(turns):
+        i, j = (k for k in range(3) if k != axis)
+        turned = np.eye(3)
+        turned[i, i] = turned[j, j] = np.cos(turn)
+        turned[i, j], turned[j, i] = -np.sin(turn), np.sin(turn)
+        matrix = turned @ matrix
+    affine = np.eye(4)
+    affine[:3, :3] = matrix @ np.diag([-spacing_mm, spacing_mm, spacing_mm])
+    affine[:3, 3] = [70.0, -120.0, 33.0]
+    return affine
+
+
+def noise(shape, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+def write(folder, volumes, affine=None):
+    """Writes volumes ``{id: array}`` and their table, with a label."""
+    folder.mkdir(exist_ok=True)
+    for name, array in volumes.items():
+        nib.save(nib.Nifti1Image(array, np.diag([3, 3, 3, 1]) if affine is None else affine), folder / f"{name}.nii")
+    table = pd.DataFrame({"image": [f"{name}.nii" for name in volumes], "id": list(volumes), "split": "train"})
+    table.assign(age=range(len(table))).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+@pytest.fixture
+def cut(tiny_bundle_3d, tmp_path):
+    """Embeds a cohort by patches: (the result, the table of the scans, that of the patches)."""
+
+    def run(cohort, name="out", overlap=0.0, overrides=SPACING, **options):
+        result = embed(
+            tiny_bundle_3d.directory, cohort, tmp_path / name, patches=True, overlap=overlap, device="cpu",
+            overrides=overrides, **options,
+        )  # fmt: skip
+        return result, read_embeddings(result.path), read_embeddings(result.patches)
+
+    return run
+
+
+def test_a_scan_has_a_row_and_each_of_its_patches_one(cut, tmp_path):
+    cohort = write(tmp_path / "c", {"a": noise((40, 32, 16)), "b": noise((20, 33, 10), 1)})
+    result, scans, patches = cut(cohort)
+    assert (result.num_cases, result.num_failed) == (2, 0)
+    assert result.patches == tmp_path / "out" / "embeddings_patches.parquet"
+    assert list(scans.columns[:6]) == ["id", "patient", "split", "age", "patches", "empty_patches"]
+    assert scans["patches"].tolist() == [3 * 2 * 1, 2 * 3 * 1]
+    assert list(patches.columns[:7]) == ["id", "patient", "split", "patch", *MM]
+    assert patches.groupby("id")["patch"].apply(list).to_dict() == {"a": list(range(6)), "b": list(range(6))}
+    assert label_columns(scans) == ["age"]
+    assert label_columns(patches) == []
+    for row in range(2):
+        of_scan = z_of(patches[patches["id"] == scans["id"][row]])
+        assert len(np.unique(of_scan[:, 0])) == 6
+        np.testing.assert_array_equal(z_of(scans)[row], of_scan.astype(np.float64).mean(axis=0).astype(np.float32))
+
+
+def test_centres_are_those_of_the_grid_which_lies_around_the_scan(cut, tmp_path):
+    _, _, patches = cut(write(tmp_path / "c", {"a": noise((16, 20, 40))}), overlap=0.5)
+    # 16 voxels are one field; 20 are padded to 24, two steps of 8; 40 are four
+    assert sorted(patches["x_mm"].unique()) == [22.5]
+    assert sorted(patches["y_mm"].unique()) == [16.5, 40.5]
+    assert sorted(patches["z_mm"].unique()) == [22.5, 46.5, 70.5, 94.5]
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (6, 16, 10)])
+def test_a_scan_no_larger_than_the_field_is_one_patch_the_whole(cut, tiny_bundle_3d, tmp_path, caplog, shape):
+    cohort = write(tmp_path / "c", {"a": noise(shape)}, oblique())
+    _, scans, patches = cut(cohort, overlap=0.25)
+    assert "every scan is one patch: after the preprocessing none is larger than the model's field" in caplog.text
+    whole = read_embeddings(
+        embed(tiny_bundle_3d.directory, cohort, tmp_path / "w", device="cpu", overrides=SPACING).path
+    )
+    np.testing.assert_array_equal(z_of(scans), z_of(whole))
+    np.testing.assert_array_equal(z_of(patches), z_of(whole))
+    centre = oblique() @ [*((np.array(shape) - 1) / 2), 1]
+    np.testing.assert_allclose(patches[MM].to_numpy()[0], centre[:3], atol=0.01)
+
+
+def test_what_changes_at_a_place_changes_the_patch_there_alone(cut, tmp_path):
+    affine, volume = oblique(), noise((48, 48, 48))
+    landmark = affine @ [6, 40, 22, 1]
+    cube = volume.copy()
+    cube[4:9, 38:43, 20:25] = 1
+    _, _, before = cut(write(tmp_path / "before", {"a": volume}, affine), "z_before")
+    _, _, after = cut(write(tmp_path / "after", {"a": cube}, affine), "z_after")
+    moved = np.linalg.norm(z_of(after) - z_of(before), axis=1)
+    distance_mm = np.linalg.norm(before[MM].to_numpy() - landmark[:3], axis=1)
+    assert len(before) >= 27
+    assert moved.argmax() == distance_mm.argmin()
+    assert distance_mm.min() < 24 * np.sqrt(3)
+    # resampling reaches a voxel or two beyond the cube, and no further patch
+    assert (moved > 0).sum() <= 8
+    assert not moved[distance_mm > 24 * np.sqrt(3) + 12].any()
+
+
+def test_the_places_of_slices_are_in_the_volumes_world_too(labelled, tmp_path):
+    bundle = finer(labelled.bundle, tmp_path)
+    affine, volume = oblique(), noise((32, 24, 4))
+    landmark = affine @ [25, 4, 2, 1]
+    spot = volume.copy()
+    spot[23:28, 2:7, 2] = 1
+    found = []
+    for name, array in {"before": volume, "after": spot}.items():
+        cohort = write(tmp_path / name, {"a": array}, affine)
+        overrides = {"slice_range": [0.0, 1.0], "slice_step": 1, "intensity": "none"}
+        made = embed(
+            bundle, cohort, tmp_path / f"z_{name}", patches=True, overlap=0.5, device="cpu", overrides=overrides
+        )
+        found.append(read_embeddings(made.patches))
+    before, after = found
+    moved = np.linalg.norm(z_of(after) - z_of(before), axis=1)
+    assert before["id"][moved > 0].nunique() == 1
+    distance_mm = np.linalg.norm(before[MM].to_numpy() - landmark[:3], axis=1)
+    there = before.iloc[distance_mm.argmin()]
+    assert moved[distance_mm.argmin()] > 0
+    assert there["id"] in set(before["id"][moved > 0])
+    assert distance_mm.min() < 16 * 3 / 2 * np.sqrt(2)
+
+
+def finer(bundle, folder):
+    """The 2D bundle at twice its resolution: its longest side is scaled to two fields."""
+    copied = shutil.copytree(bundle, folder / "finer")
+    config = json.loads((copied / "models" / "config.json").read_text())
+    config["preprocessing"]["transforms"][2]["spatial_size"] = 32
+    (copied / "models" / "config.json").write_text(json.dumps(config))
+    return copied
+
+
+def test_pictures_have_places_in_pixels_and_none_in_the_world(labelled, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 128), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    made = embed(finer(labelled.bundle, tmp_path), tmp_path / "a.png", tmp_path / "z.csv", patches=True, overlap=0.0)
+    patches = read_embeddings(made.patches)
+    assert made.patches.name == "z_patches.csv"
+    assert patches["row_px"].tolist() == [31.5, 31.5]
+    assert patches["column_px"].tolist() == [31.5, 95.5]
+    assert patches[MM].isna().all(axis=None)
+    assert label_columns(patches) == []
+
+
+def test_patches_of_background_are_left_out_and_counted(cut, tmp_path):
+    half = noise((32, 32, 32))
+    half[:, :, 16:] = -1
+    empty = np.full((32, 32, 32), -1, np.float32)
+    empty[3, 3, 3] = -0.99
+    cohort = write(tmp_path / "c", {"half": half, "empty": empty, "full": noise((32, 32, 32), 1)})
+    result, scans, patches = cut(cohort)
+    assert (result.num_cases, result.num_failed) == (2, 1)
+    assert scans[["id", "patches", "empty_patches"]].to_numpy().tolist() == [["half", 4, 4], ["full", 8, 0]]
+    assert patches["patch"][patches["id"] == "half"].tolist() == [0, 2, 4, 6]
+    reason = pd.read_csv(tmp_path / "out" / "failures.csv")["reason"].item()
+    assert reason.startswith("image: no patch holds more than background; check intensity")
+
+
+def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, tmp_path):
+    volumes = {f"v{i}": noise((20 + 6 * i, 30, 16), i) for i in range(5)}
+    cohort = write(tmp_path / "c", volumes)
+    _, scans, patches = cut(cohort, overlap=0.25)
+    turned = pd.read_csv(cohort).iloc[[4, 1]]
+    turned.to_csv(tmp_path / "c" / "turned.csv", index=False)
+    for name, options in {"one": {"batch_size": 1}, "many": {"batch_size": 100}, "workers": {"workers": 2}}.items():
+        _, others, of_others = cut(cohort, name, overlap=0.25, **options)
+        pd.testing.assert_frame_equal(others, scans, check_exact=True)
+        pd.testing.assert_frame_equal(of_others, patches, check_exact=True)
+    _, some, of_some = cut(tmp_path / "c" / "turned.csv", "turned", overlap=0.25)
+    np.testing.assert_array_equal(z_of(some), z_of(scans.iloc[[4, 1]]))
+    alone = of_some[of_some["id"] == "v1"].drop(columns="split")
+    expected = patches[patches["id"] == "v1"].drop(columns="split")
+    pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
+
+
+def test_a_stopped_run_goes_on_and_a_complete_one_is_skipped(cut, tmp_path, written):
+    cohort = write(tmp_path / "c", {f"v{i}": noise((20, 20, 16), i) for i in range(10)})
+    written.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        cut(cohort)
+    result, scans, patches = cut(cohort)
+    assert written == [0, 1, 2]
+    assert not result.skipped
+    _, expected, of_expected = cut(cohort, "in_one_go")
+    pd.testing.assert_frame_equal(scans, expected, check_exact=True)
+    pd.testing.assert_frame_equal(patches, of_expected, check_exact=True)
+    assert cut(cohort)[0].skipped
+    result.patches.unlink()
+    assert not cut(cohort)[0].skipped
+
+
+@pytest.mark.slow
+def test_processes_share_a_cohort_and_the_tables_are_the_same(tiny_bundle_3d, tmp_path):
+    cohort = write(tmp_path / "c", {f"v{i}": noise((20, 20, 16), i) for i in range(9)})
+    options = [
+        "-m", "monai_diffae.cli", "--quiet", "embed", "--bundle", tiny_bundle_3d.directory, "--cohort", cohort,
+        "--patches", "--device", "cpu", "--set", "spacing_mm=[3,3,3]", "--out",
+    ]  # fmt: skip
+    shared_out, alone = tmp_path / "shared.parquet", tmp_path / "alone.parquet"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for words in ([*torchrun, *options, shared_out], [*options, alone]):
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, *map(str, words)], check=True, env=env, timeout=300)
+    for suffix in ("", "_patches"):
+        pair = [pd.read_parquet(tmp_path / f"{name}{suffix}.parquet") for name in ("shared", "alone")]
+        pd.testing.assert_frame_equal(*pair, check_exact=True)
+
+
+def test_tables_of_other_kinds_are_not_taken_for_one_another(cut, tiny_bundle_3d, tmp_path):
+    cohort = write(tmp_path / "c", {"a": noise((20, 20, 16))})
+    result, *_ = cut(cohort)
+    with pytest.raises(ConfigError, match=r"embeddings\.parquet: is there already, made with other overlap; say"):
+        cut(cohort, overlap=0.5)
+    for path in (result.path, result.patches):
+        with pytest.raises(ConfigError, match=rf"{path.name}: is there already, made with other pool; say"):
+            embed(tiny_bundle_3d.directory, cohort, path, device="cpu", overrides=SPACING)
+
+
+def test_where_z_sem_is_decoded_the_mean_of_patches_is_refused_and_a_patch_is_not(cut, tiny_bundle_3d, tmp_path):
+    result, *_ = cut(write(tmp_path / "c", {"a": noise((20, 20, 16))}))
+    refused = r"embeddings\.parquet: its z_sem are pooled, of no single image; embed the cohort without --patches"
+    with pytest.raises(ConfigError, match=refused):
+        walk(tiny_bundle_3d.directory, result.path, tmp_path / "walk")
+    check_made_with(result.patches, tiny_bundle_3d.directory)
+
+
+def test_labels_of_the_names_of_our_columns_are_kept_apart(cut, tmp_path):
+    cohort = write(tmp_path / "c", {"a": noise((20, 20, 16)), "b": noise((20, 20, 16), 1)})
+    pd.read_csv(cohort).assign(patches=7, patch=8, x_mm=9).to_csv(cohort, index=False)
+    _, scans, patches = cut(cohort)
+    assert label_columns(scans) == ["age", "label_patches", "label_patch", "x_mm"]
+    assert scans["patches"].tolist() == [4, 4]
+    assert label_columns(patches) == []
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, 50, float("nan")])
+def test_an_overlap_that_makes_no_sense_is_refused(cut, tiny_bundle_3d, tmp_path, overlap):
+    with pytest.raises(ConfigError, match=r"^overlap: \S+ is not from 0 to below 1; it is a share of a patch"):
+        cut(tiny_bundle_3d.cohort, overlap=overlap)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_overlap_without_patches_is_refused(run, tiny_bundle_3d, tmp_path):
+    options = ["--bundle", tiny_bundle_3d.directory, "--cohort", tiny_bundle_3d.cohort, "--out", tmp_path / "o"]
+    message = "overlap: is of patches; say patches, too, or leave it out"
+    assert run("embed", *options, "--overlap", "0.25")[::2] == (2, f"error: {message}\n")
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        embed(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path / "o", overlap=0.25)
+    assert not (tmp_path / "o").exists()
+
+
+def test_patches_are_not_pooled_twice(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="^pool: the z_sem of patches are averaged anyway; leave it out"):
+        embed(labelled.bundle, labelled.cohort, tmp_path, pool="mean", patches=True, device="cpu")
+
+
+def test_a_preprocessing_that_does_not_end_with_a_crop_is_refused(tiny_bundle_3d):
+    trained = load_bundle(tiny_bundle_3d.directory, "cpu")
+    steps = trained.preprocessing.transforms
+    trained.preprocessing = Compose(steps[:-1])
+    with pytest.raises(ConfigError, match="^patches: the bundle's preprocessing of 'image' does not begin with Read"):
+        PatchCutter(trained, "image", 0.25)
+    trained.preprocessing = Compose([*steps[:-2], steps[-1], steps[-2]])
+    with pytest.raises(ConfigError, match="and end with ResizeWithPadOrCropd, in whose place scans are cut"):
+        PatchCutter(trained, "image", 0.25)
+
+
+@pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
+def test_the_image_that_the_encoder_sees_is_cut(unusual, tmp_path):
+    bundle = finer(unusual.bundle, tmp_path)
+    table = pd.read_csv(unusual.cohort)
+    for key in ("image", "encoder_image"):
+        table[key] = [str(unusual.cohort.parent / file) for file in table[key]]
+    found = {}
+    for name, other in {"own": {}, "image": {"image": table["image"][::-1].tolist()}}.items():
+        table.assign(**other).to_csv(tmp_path / "c.csv", index=False)
+        made = embed(bundle, tmp_path / "c.csv", tmp_path / name, patches=True, overlap=0.0, device="cpu")
+        found[name] = read_embeddings(made.patches)
+    assert len(found["own"]) == 4 * 10
+    pd.testing.assert_frame_equal(found["image"], found["own"], check_exact=True)
+
+
+def test_nothing_but_bad_scans_is_an_error(cut, tmp_path):
+    cohort = write(tmp_path / "c", {"a": noise((20, 20, 16))})
+    (tmp_path / "c" / "a.nii").write_bytes(b"no scan")
+    with pytest.raises(CohortError, match="all 1 cases failed, the first 'a'"):
+        cut(cohort)
+    assert not (tmp_path / "out" / "embeddings.parquet").exists()
+
+
+def test_the_command_names_both_tables(run, tiny_bundle_3d, tmp_path):
+    options = ["--bundle", tiny_bundle_3d.directory, "--cohort", write(tmp_path / "c", {"a": noise((40, 20, 16))})]
+    more = ["--device", "cpu", "--set", "spacing_mm=[3,3,3]", "--overlap", "0.5", "--patches"]
+    code, printed, _ = run("--quiet", "embed", *options, *more, "--out", tmp_path / "o")
+    assert (code, printed.split()) == (
+        0,
+        [str(tmp_path / "o" / f"embeddings{suffix}.parquet") for suffix in ("", "_patches")],
+    )
+    assert read_embeddings(tmp_path / "o" / "embeddings.parquet")["patches"].item() == 4 * 2
+    code, _, error = run("embed", *options, "--out", tmp_path / "p", "--patches", "--overlap", "2")
+    assert (code, error) == (2, "error: overlap: 2 is not from 0 to below 1; it is a share of a patch, such as 0.25\n")
+
+
+def test_a_real_head_is_larger_than_the_field_and_its_patches_lie_in_it(cut, tmp_path):
+    folder = shared("studyforrest_t1")
+    _, scans, patches = cut(folder, overrides={"spacing_mm": [4.0, 4.0, 4.0]})
+    assert scans["patches"].item() == len(patches) > 40
+    image = nib.load(next(folder.glob("*.nii.gz")))
+    centres = (np.linalg.inv(image.affine) @ np.c_[patches[MM], np.ones(len(patches))].T)[:3].T
+    # the grid may be half a step, 24 mm, wider than the head
+    assert np.logical_and(centres > -12, centres < np.array(image.shape) + 12).all()
+    assert np.ptp(centres, axis=0).min() > 60

@@ -1,0 +1,250 @@
+"""Volumes in a 2D bundle, a row each; and in a 3D bundle."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scan_files import shared
+
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.synthesis.directions import fit_direction, grade
+from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.training.train_latent import train_latent
+from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
+from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.errors import CohortError, ConfigError
+
+
+def std_of(table):
+    return table[[f"std_{i:03d}" for i in range(8)]].to_numpy()
+
+
+def cohort_of(folder, volumes, labels=None):
+    """Writes volumes ``{id: array}``, of 12 mm voxels, and their table."""
+    for name, array in volumes.items():
+        nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([12, 12, 12, 1])), folder / f"{name}.nii")
+    table = pd.DataFrame({"image": [f"{name}.nii" for name in volumes], "id": list(volumes), "split": "train"})
+    table.assign(**(labels or {})).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+@pytest.fixture
+def volumes():
+    rng = np.random.default_rng(0)
+    return {f"v{i}": rng.gamma(2, 50, size=(12, 12, 10 + i)) for i in range(5)}
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory):
+    """The table of 24 virtual heads of 16 x 16 x 16."""
+    folder = tmp_path_factory.mktemp("heads") / "cohort"
+    return make_virtual_cohort(folder, num_patients=24, size=16, spatial_dims=3, val_fraction=0.2, test_fraction=0.3)
+
+
+@pytest.fixture(scope="session")
+def tables(labelled, heads, tmp_path_factory):
+    """The heads embedded by slices, and pooled."""
+    out = tmp_path_factory.mktemp("pooled")
+    pools = ("none", "mean", "mean_std")
+    return {p: embed(labelled.bundle, heads, out / p, pool=p, device="cpu").path for p in pools}
+
+
+@pytest.fixture(params=["2d", "3d"])
+def embedding(request, labelled, tiny_bundle_3d, volumes, tmp_path):
+    """Five volumes in either bundle: a function that embeds them."""
+    bundle, pool = (labelled.bundle, "mean_std") if request.param == "2d" else (tiny_bundle_3d.directory, "none")
+    cohort = cohort_of(tmp_path, volumes)
+
+    def run(name, cohort=cohort, **options):
+        path = embed(bundle, cohort, tmp_path / name, pool=pool, device="cpu", **options).path
+        return pd.read_parquet(path).sort_values("id", ignore_index=True)
+
+    return bundle, pool, cohort, run
+
+
+def test_a_volume_has_a_row_with_its_labels_and_the_mean_of_its_slices(tables, heads):
+    slices, pooled, cohort = read_embeddings(tables["none"]), read_embeddings(tables["mean"]), pd.read_csv(heads)
+    assert pooled["id"].tolist() == cohort["id"].tolist()
+    assert pooled["split"].tolist() == cohort["split"].tolist()
+    np.testing.assert_array_equal(pooled["head_size"], cohort["head_size"])
+    assert list(pooled.columns) == [*slices.columns[:8], "slices", *(f"z_{i:03d}" for i in range(8))]
+    of_volume = slices["id"].str.rsplit("_", n=1).str[0]
+    for row, z in zip(pooled.itertuples(), z_of(pooled), strict=True):
+        codes = z_of(slices)[of_volume == row.id].astype(np.float64)
+        assert row.slices == len(codes) == 3
+        np.testing.assert_array_equal(z, codes.mean(axis=0).astype(np.float32))
+        assert row.patient == slices["patient"][of_volume == row.id].unique().item()
+
+
+def test_mean_std_adds_the_spread_of_the_slices(tables):
+    slices, mean, both = (read_embeddings(tables[name]) for name in ("none", "mean", "mean_std"))
+    pd.testing.assert_frame_equal(both[mean.columns], mean, check_exact=True)
+    codes = z_of(slices).astype(np.float64).reshape(24, 3, 8)
+    np.testing.assert_array_equal(std_of(both), codes.std(axis=1).astype(np.float32))
+    assert std_of(both).min() > 0
+
+
+def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(embedding, tmp_path):
+    _, _, cohort, run = embedding
+    expected = run("expected")
+    assert len(expected) == 5
+    assert expected["z_000"].nunique() == 5
+    for size in (1, 2, 5):
+        pd.testing.assert_frame_equal(run(f"size_{size}", batch_size=size), expected, check_exact=True)
+    pd.testing.assert_frame_equal(run("workers", workers=2, batch_size=3), expected, check_exact=True)
+    table = pd.read_csv(cohort)
+    table.iloc[[3, 0, 4]].to_csv(tmp_path / "turned.csv", index=False)
+    some = expected.iloc[[0, 3, 4]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(run("turned", tmp_path / "turned.csv"), some, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_second_process_gives_the_same(embedding, tmp_path):
+    bundle, pool, cohort, run = embedding
+    options = ["--bundle", bundle, "--cohort", cohort, "--pool", pool, "--device", "cpu", "--out", tmp_path / "second"]
+    command = [sys.executable, "-m", "monai_diffae.cli", "--quiet", "embed", *map(str, options)]
+    subprocess.run(command, check=True, timeout=120)
+    again = pd.read_parquet(tmp_path / "second" / "embeddings.parquet")
+    pd.testing.assert_frame_equal(again, run("first"), check_exact=True)
+
+
+def test_the_bundles_slices_are_taken_unless_others_are_set(labelled, volumes, tmp_path):
+    cohort = cohort_of(tmp_path, volumes)
+
+    def counts(name, **overrides):
+        return pd.read_parquet(
+            embed(labelled.bundle, cohort, tmp_path / name, pool="mean", device="cpu", overrides=overrides).path
+        )["slices"].tolist()
+
+    assert counts("own") == [2, 3, 2, 3, 3]
+    assert counts("all", slice_range=[0.0, 1.0], slice_step=1) == [10, 11, 12, 13, 14]
+    assert counts("sagittal", slice_axis="sagittal", slice_range=[0.25, 0.75], slice_step=1) == [6] * 5
+
+
+def test_a_volume_with_a_bad_slice_is_left_out_as_a_whole(labelled, volumes, tmp_path):
+    volumes["v1"][..., 5] = 7  # a constant slice
+    cohort = cohort_of(tmp_path, volumes)
+    (tmp_path / "v3.nii").write_bytes(b"no scan")
+    result = embed(labelled.bundle, cohort, tmp_path / "out", pool="mean", device="cpu")
+    assert (result.num_cases, result.num_failed) == (3, 2)
+    assert pd.read_parquet(result.path)["id"].tolist() == ["v0", "v2", "v4"]
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("case_id")["reason"]
+    assert failures.index.tolist() == ["v3", "v1"]
+    assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
+
+
+def test_where_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
+    for array in volumes.values():
+        array[..., 5] = 7
+    cohort = cohort_of(tmp_path, volumes)
+    with pytest.raises(CohortError, match="^all 5 volumes failed, the first 'v0': slice 5: v0_z005: constant"):
+        embed(labelled.bundle, cohort, tmp_path / "out", pool="mean", device="cpu", overrides={"slice_step": 1})
+    assert len(pd.read_csv(tmp_path / "out" / "failures.csv")) == 5
+    assert not (tmp_path / "out" / "embeddings.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", ["pictures", "3d", "word"])
+def test_where_there_is_nothing_to_pool_it_is_said(kind, labelled, tiny_bundle_3d, volumes, tmp_path):
+    bundle, cohort, pool, message = {
+        "pictures": (labelled.bundle, labelled.cohort, "mean", "takes no volume of this cohort apart"),
+        "3d": (tiny_bundle_3d.directory, cohort_of(tmp_path, volumes), "mean_std", "takes no volume of this cohort"),
+        "word": (labelled.bundle, labelled.cohort, "max", "'max' is not one of none, mean, mean_std"),
+    }[kind]
+    with pytest.raises(ConfigError, match=f"^pool: .*{message}"):
+        embed(bundle, cohort, tmp_path / "out", pool=pool, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_path):
+    cohort = cohort_of(tmp_path, volumes)
+    picture = pd.read_csv(labelled.cohort).iloc[[0]][["image", "id"]].assign(split="train")
+    pd.concat([pd.read_csv(cohort), picture]).to_csv(cohort, index=False)
+    table = pd.read_parquet(embed(labelled.bundle, cohort, tmp_path / "o", pool="mean_std", device="cpu").path)
+    assert table["slices"].tolist() == [2, 3, 2, 3, 3, 1]
+    assert not std_of(table)[5].any()
+    alone = read_embeddings(labelled.embeddings).set_index("id")
+    np.testing.assert_array_equal(z_of(table)[5], z_of(alone.loc[picture["id"]])[0])
+
+
+def test_labels_of_the_cohort_are_not_mixed_up_with_our_columns(labelled, volumes, tmp_path):
+    cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
+    table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "o", pool="mean_std", device="cpu").path)
+    assert label_columns(table) == ["label_slices", "label_std_000"]
+    assert table["slices"].tolist() == [2, 3, 2, 3, 3]
+
+
+def test_a_probe_uses_the_spread_and_takes_no_column_of_ours_for_a_label(tables):
+    rows = {name: probe(path, seed=0) for name, path in tables.items()}
+    targets = {name: [row["target"] for row in found] for name, found in rows.items()}
+    assert targets["mean_std"] == targets["mean"] == targets["none"]
+    assert {row["dims"] for row in rows["mean"]} == {8}
+    assert {row["dims"] for row in rows["mean_std"]} == {16}
+    assert rows["mean"][0]["num_train"] < rows["none"][0]["num_train"]
+
+
+def test_a_direction_of_volumes_grades_slices_and_their_mean_alike(tables, tmp_path):
+    direction = fit_direction(tables["mean"], "head_size", tmp_path / "size.json")
+    assert len(direction.weight) == 8
+    graded = {p: grade(path, tmp_path / "size.json", tmp_path / f"{p}.csv").path for p, path in tables.items()}
+    slices, mean, both = (pd.read_csv(graded[name]) for name in ("none", "mean", "mean_std"))
+    by_volume = slices.groupby(slices["id"].str.rsplit("_", n=1).str[0])["distance"].mean()
+    np.testing.assert_allclose(by_volume[mean["id"]], mean["distance"], atol=1e-4)
+    pd.testing.assert_series_equal(both["distance"], mean["distance"])
+
+
+def test_where_z_sem_is_decoded_pooled_ones_are_refused(labelled, tables, tmp_path):
+    refused = r"embeddings\.parquet: its z_sem are pooled, of no single image; embed the cohort without --pool"
+    with pytest.raises(ConfigError, match=refused):
+        walk(labelled.bundle, tables["mean"], tmp_path / "walk")
+    with pytest.raises(ConfigError, match=refused):
+        train_latent(labelled.bundle, embeddings=tables["mean_std"], out=tmp_path / "latent")
+
+
+def test_a_table_of_slices_is_not_taken_for_a_pooled_one(labelled, heads, tables):
+    with pytest.raises(ConfigError, match="made with other pool; say --overwrite"):
+        embed(labelled.bundle, heads, tables["none"], pool="mean", device="cpu")
+    assert embed(labelled.bundle, heads, tables["mean"], pool="mean", device="cpu").skipped
+
+
+def test_the_command_pools_and_counts_volumes(run, labelled, volumes, tmp_path):
+    volumes["v1"][..., 5] = 7
+    options = ["--bundle", labelled.bundle, "--cohort", cohort_of(tmp_path, volumes), "--device", "cpu"]
+    code, printed, error = run("--quiet", "embed", *options, "--out", tmp_path / "o", "--pool", "mean")
+    assert (code, printed) == (3, f"{tmp_path / 'o' / 'embeddings.parquet'}\n")
+    assert "1 of 5 cases failed: see failures.csv" in error
+    code, _, error = run("embed", *options, "--out", tmp_path / "p", "--pool", "max")
+    assert (code, error) == (2, "error: pool: 'max' is not one of none, mean, mean_std\n")
+
+
+def test_real_dicom_series_have_a_row_each(labelled, tmp_path):
+    folder = shared("dicom_mr_brain_pgbm003")
+    table = read_embeddings(embed(labelled.bundle, folder, tmp_path / "o", pool="mean_std", device="cpu").path)
+    assert table["slices"].tolist() == [4, 4]
+    assert table["patient"].nunique() == 1
+    text = (tmp_path / "o" / "embeddings.json").read_text() + table.to_csv()
+    assert not any(private in text for private in ("Dumbledore", "Albus", "19500101", str(folder)))
+    single = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    one = read_embeddings(embed(labelled.bundle, single, tmp_path / "one", pool="mean_std", device="cpu").path)
+    np.testing.assert_array_equal(z_of(one)[0], z_of(table)[table["id"].str.contains("T1post").to_numpy()][0])
+
+
+def test_real_hippocampi_give_the_same_in_other_batches(tiny_bundle_3d, tmp_path):
+    files = sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:5]
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": str(file)} for file in files]}))
+    overrides = {"spacing_mm": [3.0, 3.0, 3.0]}
+    made = [
+        embed(
+            tiny_bundle_3d.directory, tmp_path / "list.json", tmp_path / str(size), batch_size=size, workers=workers,
+            device="cpu", overrides=overrides,
+        ).path
+        for size, workers in ((1, 0), (2, 2), (5, 0))
+    ]  # fmt: skip
+    first, *others = [pd.read_parquet(path) for path in made]
+    assert first["z_000"].nunique() == 5
+    for other in others:
+        pd.testing.assert_frame_equal(other, first, check_exact=True)

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from monai_diffae.apps.results import run_once
+from monai_diffae.errors import ConfigError
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Makes a table and three images, for a seed, in ``tmp_path / "out"``; the numbers, and whether all was there."""
+    folder = tmp_path / "out"
+
+    def make(seed=0, overwrite=False, stops=False):
+        def work():
+            if stops:
+                raise KeyError("killed")
+            (folder / "images").mkdir(exist_ok=True)
+            for i in range(3):
+                (folder / "images" / f"{i}.png").write_text(str(seed))
+            (folder / "t.csv").write_text(str(seed))
+            return {"num": 3}
+
+        results = [folder / "t.csv", folder / "images"]
+        return run_once(folder / "t.json", results, {"seed": seed}, work, overwrite=overwrite)
+
+    return make
+
+
+def test_complete_results_are_not_made_again_and_those_of_other_things_refused(made, tmp_path):
+    assert made() == ({"num": 3}, False)
+    assert made() == ({"num": 3}, True)
+    with pytest.raises(ConfigError, match=r"t\.csv: is there already, made with other seed; say --overwrite"):
+        made(seed=1)
+    assert made(seed=1, overwrite=True) == ({"num": 3}, False)
+    assert made(seed=1) == ({"num": 3}, True)
+
+
+@pytest.mark.parametrize("missing", ["t.csv", "images/1.png"])
+def test_what_was_deleted_is_made_again(made, tmp_path, missing):
+    made()
+    (tmp_path / "out" / "images" / "notes.txt").write_text("the user's own")
+    assert made()[1]
+    (tmp_path / "out" / missing).unlink()
+    assert not made()[1]
+    assert (tmp_path / "out" / missing).is_file()
+
+
+def test_a_record_from_before_images_were_counted_is_still_complete(made, tmp_path):
+    made()
+    record = tmp_path / "out" / "t.json"
+    content = json.loads(record.read_text())
+    del content["files"]
+    record.write_text(json.dumps(content))
+    assert made()[1]
+
+
+def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):
+    with pytest.raises(KeyError):
+        made(stops=True)
+    assert json.loads((tmp_path / "out" / "t.json").read_text())["results"] == {}
+    assert made(seed=1) == ({"num": 3}, False)
+    with pytest.raises(KeyError):
+        made(seed=2, overwrite=True, stops=True)
+    with pytest.raises(ConfigError, match="made with other seed"):  # the table of seed 1 is still there
+        made(seed=3)
+
+
+def test_images_that_are_not_ours_are_refused(made, tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    assert not made()[1]  # an empty folder is nothing to lose
+    for name in ("t.json", "t.csv"):
+        (tmp_path / "out" / name).unlink()
+    with pytest.raises(ConfigError, match=r"images: is there already, and no t\.json beside it .*; say --overwrite"):
+        made()
+
+
+def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
+    (tmp_path / "taken").write_text("")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(ConfigError, match="is a file, or lies below one; name a folder as --out"):
+            run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)

@@ -1,0 +1,49 @@
+import json
+
+import pandas as pd
+import pytest
+
+from monai_diffae.apps.training.demo import WHAT_IT_IS, demo, show
+from monai_diffae.errors import ConfigError
+
+
+def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
+    overrides = {
+        "image_size": [16, 16],
+        "network_def#base_channels": 8,
+        "network_def#channel_mult": [1, 2],
+        "network_def#z_channels": 8,
+        "network_def#time_embed_channels": 16,
+        "max_epochs": 1,
+        "batch_size": 8,
+        "num_pictures": 0,
+        "mlflow": False,
+        "val_interval": 1,
+        "inferer#num_steps": 5,
+        "inferer#invert_steps": 6,
+    }
+    options = {"num_patients": 40, "size": 16, "device": "cpu", "overrides": overrides}
+    with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
+        demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "max_epoch": 2}})
+    first = demo(tmp_path, num_reconstructions=3, **options)
+    assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
+    assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels", "untrained encoder"}
+    assert len(pd.read_csv(first.paths["probes"])) == 15
+    assert first.z_sem_usage is not None
+    record = json.loads((tmp_path / "reconstructions" / "reconstructions.json").read_text())["made_from"]
+    assert (record["steps"], record["invert_steps"], record["solver"]) == (5, 6, "adams")  # the bundle's
+    written = {path: path.stat().st_mtime_ns for path in first.paths.values()}
+    second = demo(tmp_path, num_reconstructions=3, **options)
+    assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written
+    assert second.reconstruction == first.reconstruction
+    with pytest.raises(ConfigError, match="holds a demo of other settings; name another --out"):
+        demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "learning_rate": 0.1}})
+    show(second)
+    printed = capsys.readouterr().out
+    assert WHAT_IT_IS in printed
+    assert "ventricles" in printed
+
+
+def test_demo_names_the_overlays_that_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"choose one of: .*demo"):
+        demo(tmp_path, overlay="other")

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+
+from monai_diffae import __version__
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.apps.training.import_official import import_official
+from monai_diffae.bundle.config import check_config
+from monai_diffae.bundle.folders import check_new_folder
+from monai_diffae.bundle.latent_ddim import load_latent
+from monai_diffae.bundle.loading import bundle_summary, load_bundle
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
+from monai_diffae.networks import LatentMLP, load_official, load_official_latent
+from monai_diffae.official.checkpoint_files import read_safetensors
+
+PARITY = Path(__file__).parents[3] / "shared" / "parity"
+needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../shared/parity with the official numbers")
+SIZE = 16
+TINY = {"base": 8, "mult": (1, 1), "enc_mult": (1, 1, 2), "blocks": 1, "enc_blocks": 1, "z": 12, "embed": 10}
+MEAN, STD = torch.arange(12.0), torch.linspace(0.5, 2, 12)
+
+
+@pytest.fixture
+def save(official, tmp_path):
+    """Writes a checkpoint as the official training does: a tiny model of 3 channels, changed by ``changes``."""
+
+    def write(name="last.ckpt", changes=(), latent=True, beside=("x_T", "conds_mean", "conds_std")):
+        of = official.Official(**{"channels": 3, **TINY, **dict(changes)})
+        state = {f"ema_model.{key}": tensor for key, tensor in official.random_weights(of, seed=1).items()}
+        state |= {f"model.{key}": tensor for key, tensor in official.random_weights(of, seed=2).items()}
+        if latent:
+            sizes = {"z": of.z, "hidden": 20}
+            state |= {f"ema_model.latent_net.{k}": t for k, t in official.random_latent(3, **sizes).items()}
+        values = {"x_T": torch.zeros(4, 3, SIZE, SIZE), "conds_mean": MEAN[None], "conds_std": STD[None]}
+        state |= {key: values[key] for key in beside}
+        torch.save({"state_dict": state, "epoch": 1, "optimizer_states": [torch.zeros(1000)]}, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def pictures(folder: Path, channels: int, size: int = SIZE, count: int = 3) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(256, size=(size, size, channels), dtype=np.uint8)
+        Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, caplog):
+    checkpoint = save()
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        out = import_official(checkpoint, tmp_path / "bundle")
+    assert "image size 16 x 16, of the x_T" in caplog.text
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("bundle: a Diff-AE of 0.0 M parameters, images of 16 x 16 with 3 channels, z_sem of 12")
+    assert (out / "configs" / "train.json").is_file()
+    assert (out / "configs" / "overlays").is_dir()
+    assert (out / "LICENSE").is_file()
+
+    trained, network = load_bundle(out, "cpu"), load_official(checkpoint)
+    assert trained.model_range == (-1, 1)
+    assert {key: trained.network.config[key] for key in network.config} == network.config
+    images = pictures(tmp_path / "images", channels=3)
+    first = trained.preprocessing({"image": str(images / "0.png")})["image"]
+    pixels = np.asarray(Image.open(images / "0.png"), np.float32).transpose(2, 0, 1)
+    np.testing.assert_allclose(first.numpy(), pixels / 127.5 - 1, atol=1e-5)  # the official normalisation
+    with torch.inference_mode():
+        expected = network.encode(first.as_tensor()[None])
+        assert torch.equal(trained.inferer.encode(first.as_tensor()[None], trained.network), expected)
+
+    table = pd.read_parquet(embed(out, images, tmp_path / "embedded", device="cpu").path)
+    z_sem = table.sort_values("id").filter(regex=r"^z_\d").to_numpy()
+    np.testing.assert_allclose(z_sem[:1], expected.numpy(), atol=1e-5)
+    result = reconstruct(out, images, tmp_path / "made", mode="both", steps=3, device="cpu")
+    assert (result.num_cases, result.num_failed) == (3, 0)
+    assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
+    summary = bundle_summary(out)
+    assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
+
+
+def test_the_diffusion_is_the_official_one(save, tmp_path):
+    out = import_official(save(), tmp_path / "bundle")
+    schedule = load_bundle(out, "cpu").inferer.schedule
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
+    assert (schedule.prediction, schedule.clip_range, schedule.timestep_sampling) == ("eps", (-1, 1), "uniform")
+    assert schedule.inference_timesteps(10, "leading") == list(range(0, 1000, 100))
+
+
+def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
+    out = import_official(save(), tmp_path / "bundle")
+    images = pictures(tmp_path / "images", channels=3, count=1)
+    official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 20}
+    ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 20, "invert_steps": 20}
+    for name, said, expected in (("default", {}, ours), ("official", official, official)):
+        result = reconstruct(out, images, tmp_path / name, device="cpu", **said)
+        assert result.num_cases == 1
+        assert np.isfinite(list(result.means.values())).all()
+        record = json.loads((tmp_path / name / "reconstructions.json").read_text())["made_from"]
+        assert expected.items() <= record.items()
+
+
+@needs_parity_files
+def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
+    file = PARITY / "official_1ch_32px.safetensors"
+    out = import_official(file, tmp_path / "bundle")
+    values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "num_steps": 20, "invert_steps": 20}
+    trained = load_bundle(out, "cpu", **{f"inferer#{key}": value for key, value in values.items()})
+    tensors, _ = read_safetensors(file)
+    made = {
+        "ddim20_clip_x_T": trained.inferer.invert(tensors["x0"], trained.network),
+        "ddim20_clip_decoded_from_x_t": trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network),
+    }
+    for name, tensor in made.items():
+        expected = tensors[name]
+        assert (tensor - expected).abs().max() < 1e-3 * expected.abs().max(), name
+
+
+def test_the_latent_ddim_comes_along(save, tmp_path):
+    checkpoint = save()
+    out = import_official(checkpoint, tmp_path / "bundle")
+    loaded = load_latent(out, "cpu")
+    latent = loaded.network
+    assert isinstance(latent, LatentMLP)
+    expected = load_official_latent(checkpoint)
+    z_t, t = torch.randn(2, 12), torch.tensor([3, 800])
+    assert torch.equal(latent.eval()(z_t, t), expected(z_t, t))
+    assert torch.equal(latent.denormalise(torch.zeros(1, 12))[0], MEAN)
+    assert loaded.inferer.sample(latent, 2).isfinite().all()
+    schedule = loaded.inferer.schedule
+    assert isinstance(schedule, DiffusionSchedule)
+    expected_alphas = (1 - 0.008) ** torch.arange(1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alphas_cumprod, expected_alphas, rtol=1e-4, atol=0)
+    assert (schedule.prediction, schedule.clip_range, schedule.loss_weighting) == ("eps", None, "none")
+
+
+def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        out = import_official(save(latent=False), tmp_path / "bundle")
+    assert "holds no latent DDIM" in caplog.text
+    assert not (out / "models" / "latent_model.pt").exists()
+    assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
+    with pytest.raises(ConfigError, match=r"^last\.ckpt: holds no latent DDIM that statistics could belong to"):
+        import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
+    assert not (tmp_path / "other").exists()
+
+
+def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
+    checkpoint = save(beside=["x_T"])
+    out = import_official(checkpoint, tmp_path / "unknown")
+    assert "--latent-statistics latent.pkl adds them" in caplog.text
+    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are not known; import"):
+        load_latent(out, "cpu")
+    torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
+    out = import_official(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
+    state = torch.load(out / "models" / "latent_model.pt", weights_only=True)
+    assert torch.equal(state["z_std"], STD)
+
+
+def test_statistics_that_are_wrong_are_told_by_their_file(save, tmp_path):
+    for beside, lacking in (("conds_mean", "conds_std"), ("conds_std", "conds_mean")):
+        refused(tmp_path, save(beside=["x_T", beside]), ConfigError, rf"^last\.ckpt: there is no tensor {lacking}")
+    half = save(beside=["x_T", "conds_std"])
+    for content, message in (
+        ({"conds_mean": MEAN}, "there is no tensor conds_std"),
+        ({"conds_mean": MEAN.tolist(), "conds_std": STD.tolist()}, "there is no tensor conds_mean"),
+        ({"conds_mean": MEAN.to("meta"), "conds_std": STD}, "the mean of z_sem has no values"),
+        ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
+        ([MEAN, STD], "holds a list"),
+    ):
+        torch.save(content, tmp_path / "latent.pkl")
+        with pytest.raises(ConfigError, match=rf"^latent\.pkl: {message}"):
+            import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")
+    torch.save({"conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
+    import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")  # what the checkpoint lacks
+
+
+def test_provenance_has_checksums_and_no_paths(save, tmp_path):
+    checkpoint = save()
+    out = import_official(checkpoint, tmp_path / "bundle")
+    assert json.loads((out / "models" / "provenance.json").read_text()) == {
+        "source": "official phizaz/diffae checkpoint",
+        "file_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "weights": "ema_model",
+        "monai_diffae": __version__,
+    }
+    texts = [file.read_text() for file in (out / "models").glob("*.json")]
+    assert not any(str(tmp_path) in text or "last.ckpt" in text for text in texts)
+
+
+@pytest.mark.parametrize("kind", ["inference", "train"])
+def test_the_config_can_be_laid_over_the_bundles_own(save, tmp_path, kind):
+    out = import_official(save(), tmp_path / "bundle")
+    parser = ConfigParser()
+    parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
+    check_config(parser.get())  # as every bundle run does before it builds anything
+
+
+def test_image_size_without_x_T(save, tmp_path, caplog):
+    checkpoint = save(beside=(), latent=False)  # attention at level 1: 32 there and 16 behind it
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        out = import_official(checkpoint, tmp_path / "from_attention")
+    assert "image size 32, at which the network's attention sees 16 x 16" in caplog.text
+    assert bundle_summary(out)["image_size"] == [32, 32]
+    assert bundle_summary(import_official(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
+    for levels in ((), (0, 1)):
+        other = save(changes={"attention": levels}, beside=(), latent=False)
+        with pytest.raises(ConfigError, match=f"no x_T, and attention at {len(levels)} levels; say --image-size"):
+            import_official(other, tmp_path / "no")
+    with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
+        import_official(checkpoint, tmp_path / "no", image_size=18)
+    for size in (4100, 10**9):
+        with pytest.raises(ConfigError, match=f"^image size {size} x {size}: more than the limit of 4096"):
+            import_official(checkpoint, tmp_path / "no", image_size=size)
+    assert bundle_summary(import_official(checkpoint, tmp_path / "large", image_size=4096))["image_size"][0] == 4096
+    assert not (tmp_path / "no").exists()
+
+
+def test_other_blocks_in_the_encoder_than_in_the_unet(save, tmp_path):
+    out = import_official(save(changes={"blocks": 2, "enc_blocks": 1}), tmp_path / "bundle")
+    assert load_bundle(out, "cpu").network.config["encoder_num_res_blocks"] == 1
+
+
+def test_said_arguments_reach_the_network(save, tmp_path):
+    checkpoint = save(
+        changes={"mult": (1, 1), "enc_mult": (1, 1, 1), "attention": (), "enc_attention": (), "blocks": 2}
+    )
+    with pytest.raises(ConfigError, match="1 or 2 residual blocks a level fit"):
+        import_official(checkpoint, tmp_path / "no")
+    out = import_official(checkpoint, tmp_path / "bundle", encoder_num_res_blocks=1, num_heads=2)
+    network_def = json.loads((out / "models" / "config.json").read_text())["network_def"]
+    assert (network_def["encoder_num_res_blocks"], network_def["num_heads"]) == (1, 2)
+
+
+@needs_parity_files
+@pytest.mark.parametrize(("name", "size", "channels"), [("official_1ch_32px", 32, 1), ("official_3ch_64px", 64, 3)])
+def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
+    file = PARITY / f"{name}.safetensors"
+    code, printed, error = run("import-official", file, "--out", tmp_path / "bundle")
+    assert (code, printed) == (0, f"{tmp_path / 'bundle'}\n"), error
+    tensors, _ = read_safetensors(file)
+    trained = load_bundle(tmp_path / "bundle", "cpu")
+    assert trained.config["image_size"] == [size, size]
+    with torch.inference_mode():
+        z_sem = trained.inferer.encode(tensors["x0"], trained.network)
+        eps = trained.network(tensors["x_t"], tensors["t"], tensors["z_sem"])
+    torch.testing.assert_close(z_sem, tensors["z_sem"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
+    assert json.loads((tmp_path / "bundle" / "models" / "provenance.json").read_text())["weights"] == "model"
+    images = pictures(tmp_path / "images", channels, size)
+    model = ["--bundle", tmp_path / "bundle", "--cohort", images, "--device", "cpu", "--out"]
+    assert run("embed", *model, tmp_path / "embedded")[0] == 0
+    assert run("reconstruct", *model, tmp_path / "made", "--steps", 2, "--limit", 1)[0] == 0
+    code, printed, _ = run("info", tmp_path / "bundle", "--json")
+    assert json.loads(printed)["in_channels"] == channels
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+def refused(tmp_path, checkpoint, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        import_official(checkpoint, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert str(caught.value).startswith(f"{checkpoint.name}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path):
+    refused(tmp_path, tmp_path / "none.ckpt", ConfigError, r"^none\.ckpt: there is no such file")
+    refused(tmp_path, tmp_path, ConfigError, "is a folder")
+    (tmp_path / "text.ckpt").write_text("not weights\n" * 50)
+    refused(tmp_path, tmp_path / "text.ckpt", UnsafeInputError, r"^text\.ckpt: damaged")
+    whole = save().read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, tmp_path / "cut.ckpt", UnsafeInputError, r"^cut\.ckpt: damaged")
+    torch.save(official.random_latent(), tmp_path / "latent.ckpt")
+    refused(tmp_path, tmp_path / "latent.ckpt", ConfigError, "there is no autoencoder in it")
+    torch.save({"a": os.system}, tmp_path / "code.ckpt")
+    refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: holds (posix|nt).system")
+    for content, message in (
+        ([1, 2], "holds a list, no weights"),
+        (torch.zeros(3), "holds a Tensor, no weights"),
+        ({"state_dict": [1, 2]}, "holds a list as its state_dict, no weights"),
+        ({"conv.weight": torch.zeros(3)}, "these are not the weights of an official Diff-AE"),
+    ):
+        torch.save(content, tmp_path / "other.ckpt")
+        refused(tmp_path, tmp_path / "other.ckpt", ConfigError, message)
+    weights = torch.load(save(), weights_only=True)["state_dict"]
+    other = {f"ema_model.latent_net.{key}": tensor for key, tensor in official.random_latent(z=13).items()}
+    torch.save(weights | {"ema_model.more": torch.zeros(1)}, tmp_path / "more.ckpt")
+    refused(tmp_path, tmp_path / "more.ckpt", ConfigError, "more too many or of another shape")
+    less = {key: tensor for key, tensor in weights.items() if "latent_net.layers.1.norm.bias" not in key}
+    torch.save(less, tmp_path / "less.ckpt")
+    refused(tmp_path, tmp_path / "less.ckpt", ConfigError, r"layers\.1\.norm\.bias missing")
+    kept = {key: tensor for key, tensor in weights.items() if "latent" not in key and "conds" not in key}
+    torch.save({"state_dict": kept | other}, tmp_path / "mixed.ckpt")
+    refused(
+        tmp_path, tmp_path / "mixed.ckpt", ConfigError, "the latent DDIM is for a z_sem of 13, the encoder gives 12"
+    )
+
+
+def test_3d_weights_and_unknown_bundles_are_refused(save, official, tmp_path):
+    weights = official.random_weights(official.Official(**TINY))
+    torch.save({k: t[..., None] if t.ndim == 4 else t for k, t in weights.items()}, tmp_path / "volumes.ckpt")
+    refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "3D, where the official code is for 2D images")
+    with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: .*diffae_2d"):
+        import_official(save(), tmp_path / "out", bundle="diffae_4d")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    with pytest.raises(ConfigError, match="full: the folder is not empty"):
+        import_official(tmp_path / "none.ckpt", tmp_path / "full")
+    with pytest.raises(ConfigError, match="mine: is a file; name a new folder"):
+        import_official(tmp_path / "none.ckpt", tmp_path / "full" / "mine")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out, message in (
+        ("file.txt/sub", r"^file\.txt: is a file; name a new folder$"),
+        ("file.txt/sub/sub", r"^file\.txt: is a file"),
+        ("link", "^link: is a link that leads nowhere; name a new folder$"),
+        ("link/sub", "^link: is a link that leads nowhere"),
+        ("loop", "^loop: is a link that leads nowhere"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            import_official(tmp_path / "none.ckpt", tmp_path / out)
+    assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def forbidden():
+    """An empty folder that may not be written, where the tests run as root too."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        if is_root:
+            os.setresuid(65534, 65534, 0)
+        yield Path(folder)
+        if is_root:
+            os.setresuid(0, 0, 0)
+        Path(folder).chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_read(forbidden):
+    for out in (forbidden / "sub", forbidden / "sub" / "sub", forbidden):
+        with pytest.raises(MachineError, match=rf"^{out.name}: cannot be written \(Permission denied\); .* another"):
+            check_new_folder(out)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/sub"])
+def test_a_folder_that_the_disk_does_not_take_is_one_line(save, tmp_path, name):
+    with pytest.raises(MachineError, match=r"cannot be written \(File name too long\)") as caught:
+        import_official(save(), tmp_path / "new" / name)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+@contextmanager
+def full_disk(size: int):
+    """No file can grow beyond ``size`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (16_000, r"latent_model\.pt"), (100_000, r"model\.pt")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
+    checkpoint = save(latent="latent" in what)
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new" / "bundle", tmp_path / "empty"):
+        with full_disk(size), pytest.raises(MachineError, match="cannot be written") as caught:
+            import_official(checkpoint, out)
+        name = "(bundle|empty)" if what == "bundle" else what
+        assert re.match(rf"{name}: cannot be written \(File too large\); free space or choose", str(caught.value))
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+    load_bundle(import_official(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
+
+
+def test_the_command_ends_with_one_line_and_its_code(save, tmp_path):
+    (tmp_path / "bad.ckpt").write_text("no")
+    run = subprocess.run(
+        [sys.executable, "-m", "monai_diffae.cli", "import-official", "bad.ckpt", "--out", "out"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 5, run.stderr
+    assert run.stderr.splitlines() == [run.stderr.strip()]
+    assert run.stderr.startswith("error: bad.ckpt: damaged")

@@ -1,0 +1,27 @@
+import pytest
+
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("inferer#num_step", r"unknown config key 'inferer#num_step': \S+Inferer takes .*; did you mean 'num_steps'\?"),
+        ("network_def#nope", r"unknown config key 'network_def#nope': \S+Autoencoder takes attention_levels, .*"),
+        ("preprocessing#nope", r"unknown config key 'preprocessing#nope': Compose takes lazy, .*, unpack_items"),
+        ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
+        ("inferer#num_steps#nope", "inferer#num_steps#nope: the model's config has no such key; see .*"),
+        ("preprocessing#transforms#nope", "preprocessing#transforms#nope: the model's config has no such key; see .*"),
+        ("preprocessing#transforms#99", "preprocessing#transforms#99: the model's config has no such key; see .*"),
+        ("nope", "nope: the model's config has no such key; see .*"),
+        ("nope#a", "nope#a: the model's config has no such key; see .*"),
+    ],
+)
+def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        load_bundle(tiny_bundle.directory, "cpu", **{key: 1})
+
+
+def test_an_override_may_add_an_argument_that_a_component_takes(tiny_bundle):
+    assert load_bundle(tiny_bundle.directory, "cpu", **{"inferer#batch_size": 7}).inferer.batch_size == 7

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.networks import load_official, load_official_latent
+from monai_diffae.official.checkpoint_files import read_safetensors
+
+FILE = Path(__file__).parents[3] / "shared" / "parity" / "official_latent_mlp.safetensors"
+MEAN, STD = torch.arange(16.0) / 10, torch.linspace(0.5, 2, 16)
+
+
+@pytest.mark.skipif(not FILE.is_file(), reason="no ../shared/parity with the official numbers")
+def test_same_eps_as_the_official_code(official):
+    tensors, metadata = read_safetensors(FILE)
+    config = json.loads(metadata["config"])
+    network = load_official_latent(FILE)
+    with torch.inference_mode():
+        eps = network(tensors["z_t"], tensors["t"])
+    torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
+    assert network.config["z_channels"] == config["num_channels"]
+    assert network.config["hidden_channels"] == config["num_hid_channels"]
+    assert network.config["num_layers"] == config["num_layers"]
+    assert network.config["time_channels"] == config["num_time_emb_channels"]
+    assert network.config["skip_layers"] == [1, 2, 3, 4]
+    weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    random = official.random_latent(z=32, hidden=96, layers=5, skips=(1, 2, 3, 4))
+    assert {key: value.shape for key, value in random.items()} == {key: value.shape for key, value in weights.items()}
+    reference = official.predict_latent(weights, tensors["z_t"], tensors["t"])
+    torch.testing.assert_close(reference, tensors["eps"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"z": 24, "hidden": 24},
+        {"layers": 2, "skips": (1,)},
+        {"skips": ()},
+        {"layers": 6, "skips": (1, 3)},
+        {"layers": 12, "skips": range(1, 12), "z": 7, "hidden": 33},
+    ],
+    ids=str,
+)
+def test_same_eps_as_the_reference(official, sizes):
+    weights = official.random_latent(**sizes)
+    network = load_official_latent(weights)
+    assert network.config["skip_layers"] == list(sizes.get("skips", (1, 2, 3)))
+    z_t, t = torch.randn(3, network.z_channels), torch.tensor([0, 17, 999])
+    with torch.inference_mode():
+        eps = official.predict_latent(weights, z_t, t)
+        torch.testing.assert_close(network(z_t, t), eps, rtol=0, atol=1e-5)
+
+
+def checkpoint(official):
+    """What the official latent training saves: both models, each with autoencoder and MLP, and the statistics."""
+    state = {}
+    for prefix, seed in (("model.", 0), ("ema_model.", 1)):
+        of = official.Official(z=16)
+        state |= {prefix + name: tensor for name, tensor in official.random_weights(of, seed=seed).items()}
+        state |= {f"{prefix}latent_net.{name}": tensor for name, tensor in official.random_latent(seed).items()}
+    return state | {"x_T": torch.zeros(1, 1, 32, 32), "conds_mean": MEAN[None], "conds_std": STD[None]}
+
+
+def test_the_averaged_network_of_a_checkpoint_with_its_statistics(official, tmp_path):
+    state = checkpoint(official)
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    network = load_official_latent(tmp_path / "last.ckpt")
+    assert torch.equal(network.head.weight, state["ema_model.latent_net.layers.3.linear.weight"])
+    assert torch.equal(network.z_mean, MEAN)
+    assert torch.equal(network.z_std, STD)
+    assert load_official(tmp_path / "last.ckpt").z_channels == 16  # the autoencoder of the same file
+    only_model = {name: tensor for name, tensor in state.items() if not name.startswith("ema_model.latent_net.")}
+    network = load_official_latent(only_model)
+    assert torch.equal(network.head.weight, state["model.latent_net.layers.3.linear.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "ema_model.", "latent_net."])
+def test_the_mlp_alone_under_any_prefix(official, prefix):
+    weights = official.random_latent()
+    network = load_official_latent({prefix + name: tensor for name, tensor in weights.items()})
+    assert torch.equal(network.head.bias, weights["layers.3.linear.bias"])
+    assert network.z_std.isnan().all()
+
+
+def test_statistics_of_the_official_file_come_first(official, tmp_path):
+    statistics = {"conds": torch.zeros(5, 16), "conds_mean": MEAN + 1, "conds_std": STD.double()}
+    torch.save(statistics, tmp_path / "latent.pkl")
+    for given in (tmp_path / "latent.pkl", str(tmp_path / "latent.pkl"), statistics):
+        network = load_official_latent(checkpoint(official), statistics=given)
+        assert torch.equal(network.z_mean, MEAN + 1)
+    torch.testing.assert_close(network.denormalise(torch.zeros(1, 16))[0], MEAN + 1)
+
+
+def test_names_that_the_code_does_not_use(official):
+    weights = official.random_latent()
+    expected = load_official_latent(weights).state_dict()
+    once = {name: tensor for name, tensor in weights.items() if "cond_layers" not in name}
+    # older versions of the official code have a time projection in the last layer too, and never call it
+    older = weights | {"layers.3.linear_emb.weight": torch.zeros(16, 16)}
+    for state in (once, older):
+        assert all(
+            torch.equal(t, expected[n]) or t.isnan().all() for n, t in load_official_latent(state).state_dict().items()
+        )
+
+
+def changed(**tensors):
+    return lambda weights: weights | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+
+
+def without(pattern):
+    return lambda weights: {name: tensor for name, tensor in weights.items() if not re.search(pattern, name)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"encoder.out.3.weight": torch.zeros(1)}, "there is no latent DDIM's MLP in it"),
+        (lambda _: {}, "there is no latent DDIM's MLP in it"),
+        (without(r"norm"), "net_latent_use_norm=False"),
+        (without(r"cond_layers|linear_emb"), "told no time"),
+        (without(r"time_embed\.2"), "net_latent_num_time_layers"),
+        (changed(time_embed__4__weight=torch.zeros(16, 16)), "net_latent_num_time_layers"),
+        (without(r"layers\.1\."), r"the layers \[0, 2, 3\]"),
+        (without(r"layers\.1\.linear\.weight"), r"layers\.1\.linear\.weight is missing"),
+        (without(r"layers\.2\.norm\.bias"), r"layers\.2\.norm\.bias missing"),
+        (changed(layers__2__linear__weight=torch.zeros(24, 30)), "layer 2 of the latent DDIM takes 30 numbers"),
+        (changed(layers__3__linear__weight=torch.zeros(15, 40)), r"layers\.3\.linear\.weight too many or of another"),
+        (changed(layers__1__linear_emb__weight=torch.zeros(24, 16)), "are one layer in the official code"),
+        (changed(layers__1__linear__bias=torch.full((24,), torch.nan)), r"^layers\.1\.linear\.bias: .* not finite"),
+        (changed(layers__1__extra=torch.zeros(1)), r"layers\.1\.extra too many"),
+        (
+            lambda w: {n: torch.cat([t, t]) if re.search(r"cond_layers|linear_emb", n) else t for n, t in w.items()},
+            "net_latent_condition_2x=True",
+        ),
+        (changed(conds_mean=MEAN[None]), "there is no tensor conds_std"),
+        (changed(conds_std=STD[None]), "there is no tensor conds_mean"),
+        (changed(conds_mean=MEAN.tolist(), conds_std=STD), "there is no tensor conds_mean"),
+        (changed(conds_mean=MEAN, conds_std=STD.to("meta")), "the std of z_sem has no values"),
+        (changed(conds_mean=MEAN, conds_std=STD * 0 + 1e-40), "not positive in 16 dimensions, or too small"),
+        (changed(conds_mean=MEAN[None, :5], conds_std=STD[None]), r"the mean of z_sem has the shape \(1, 5\)"),
+        (changed(conds_mean=MEAN, conds_std=STD * 0), "not positive in 16 dimensions"),
+        (changed(conds_mean=MEAN, conds_std=STD * torch.nan), "not finite"),
+    ],
+)
+def test_other_networks_are_one_line(official, change, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_official_latent(change(official.random_latent()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (0, 0)])
+def test_a_tensor_of_any_other_shape_is_one_line(official, shape):
+    weights = official.random_latent()
+    for name in weights:
+        with pytest.raises(ConfigError):
+            load_official_latent(weights | {name: torch.zeros(shape)})
+
+
+def test_statistics_files_that_are_none(official, tmp_path):
+    weights = official.random_latent()
+    (tmp_path / "latent.pkl").write_text("hello")
+    with pytest.raises(UnsafeInputError, match=r"^latent\.pkl: damaged"):
+        load_official_latent(weights, statistics=tmp_path / "latent.pkl")
+    with pytest.raises(ConfigError, match=r"^none\.pkl: there is no such file"):
+        load_official_latent(weights, statistics=tmp_path / "none.pkl")
+    with pytest.raises(ConfigError, match="there is no tensor conds_mean among the statistics"):
+        load_official_latent(weights, statistics={"conds": torch.zeros(3, 16)})
+
+
+def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
+    weights = official.random_latent()
+    torch.save(weights, tmp_path / "mlp.pt")
+    torch.save({"conds_mean": MEAN}, tmp_path / "latent.pkl")
+    torch.save(without("norm")(weights), tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no tensor conds_std"):
+        load_official_latent(tmp_path / "mlp.pt", statistics=tmp_path / "latent.pkl")
+    with pytest.raises(ConfigError, match=r"^other\.pt: this latent DDIM cannot be taken over"):
+        load_official_latent(str(tmp_path / "other.pt"))
+    with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no latent DDIM's MLP in it"):
+        load_official_latent(tmp_path / "latent.pkl")
