@@ -45,8 +45,8 @@ from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.loading import TrainedBundle, open_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.engines import training_loader
 from monai_diffae.engines.first_stage import kl_divergence
 from monai_diffae.engines.precision import resolve_precision

@@ -23,9 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.split_cohort import split_cohort
+from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.diffusion import DiffusionSchedule, ddim
-from monai_diffae.engines import image_noise
+from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.handlers import EMA
 from monai_diffae.inferers import DiffusionAutoencoderInferer

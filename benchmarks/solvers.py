@@ -33,9 +33,9 @@ from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor
 
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
-from monai_diffae.data.split_cohort import split_cohort
+from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.diffusion import SPACINGS
-from monai_diffae.engines import image_noise
+from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics, reconstruction_errors
 

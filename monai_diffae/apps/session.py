@@ -19,9 +19,9 @@ from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.loading import TrainedBundle, open_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, find_cases
+from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import shown
-from monai_diffae.data.split_cohort import SplitCohort, split_cohort
 from monai_diffae.data.tables import WORDS, column_names
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers.exact_encoding import encode_exactly

@@ -1,1 +1,39 @@
 """Bundle folders: their files, configuration, checks, and the trained models in them."""
+
+from __future__ import annotations
+
+from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.config import check_image_size, check_running_config, model_config, running_config
+from monai_diffae.bundle.first_stages import check_latent_image_size, load_first_stage, self_contained
+from monai_diffae.bundle.folders import complete_bundle, export_bundle, init_bundle
+from monai_diffae.bundle.latent_ddim import (
+    TrainedLatent,
+    complete_latent_bundle,
+    export_latent_bundle,
+    latent_config,
+    load_latent,
+    set_statistics,
+)
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+
+__all__ = [
+    "TrainedBundle",
+    "TrainedLatent",
+    "check_image_size",
+    "check_latent_image_size",
+    "check_running_config",
+    "checksum",
+    "complete_bundle",
+    "complete_latent_bundle",
+    "export_bundle",
+    "export_latent_bundle",
+    "init_bundle",
+    "latent_config",
+    "load_bundle",
+    "load_first_stage",
+    "load_latent",
+    "model_config",
+    "running_config",
+    "self_contained",
+    "set_statistics",
+]

@@ -99,7 +99,7 @@ def self_contained(config: dict[str, Any], models: str | os.PathLike[str]) -> di
     return kept
 
 
-def check_image_size(first_stage: FirstStage, network: nn.Module, image_size: Sequence[int]) -> None:
+def check_latent_image_size(first_stage: FirstStage, network: nn.Module, image_size: Sequence[int]) -> None:
     """Refuse a size that first stage and network cannot halve as often as both do.
 
     Raises:

@@ -1,6 +1,5 @@
 """MONAI / Ignite engines that train and validate, and the seeds and batches that make them reproducible."""
 
-from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
@@ -9,6 +8,7 @@ from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.engines.seeding import StepSeeding
 from monai_diffae.engines.trainer import DiffusionTrainer, ResumableTrainer, TrainingEvents
+from monai_diffae.engines.workload import Workload, check_memory
 
 __all__ = [
     "AutoencoderPrepareBatch",
@@ -21,10 +21,10 @@ __all__ = [
     "StepBatchSampler",
     "StepSeeding",
     "TrainingEvents",
-    "image_noise",
+    "Workload",
+    "check_memory",
     "learning_rate_schedule",
     "resolve_precision",
-    "seed_of",
     "training_loader",
     "validation_loader",
 ]

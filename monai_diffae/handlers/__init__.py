@@ -5,13 +5,11 @@ from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentScale
-from monai_diffae.handlers.mlflow import MLflowTracking
+from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import ReconstructionPictures
 from monai_diffae.handlers.progress import TrainingProgress
 from monai_diffae.handlers.statistics import RunningStatistics
 from monai_diffae.handlers.validation import Validation
-from monai_diffae.pictures.curves import draw_curves
-from monai_diffae.pictures.mosaic import draw_mosaic
 
 __all__ = [
     "EMA",
@@ -26,6 +24,5 @@ __all__ = [
     "TrainingCurves",
     "TrainingProgress",
     "Validation",
-    "draw_curves",
-    "draw_mosaic",
+    "default_tracking_uri",
 ]

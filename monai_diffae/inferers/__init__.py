@@ -1,8 +1,10 @@
 """Encoding, inversion and decoding with a trained network, and sampling of z_sem. Tensors only."""
 
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, Inversion, ReconstructionMode
+from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.inferers.first_stage import FirstStageInferer, FirstStageReconstructor
 from monai_diffae.inferers.generation import LatentInferer
+from monai_diffae.inferers.reconstructor import Reconstructor
 
 __all__ = [
     "DiffusionAutoencoderInferer",
@@ -11,4 +13,6 @@ __all__ = [
     "Inversion",
     "LatentInferer",
     "ReconstructionMode",
+    "Reconstructor",
+    "encode_exactly",
 ]

@@ -6,6 +6,7 @@ from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToMo
 from monai_diffae.transforms.native import NativeSpace, check_invertible, write_native
 from monai_diffae.transforms.reading import ReadScanD, ReadScand, ReadScanDict
 from monai_diffae.transforms.smoothing import SmoothForSpacingD, SmoothForSpacingd, SmoothForSpacingDict
+from monai_diffae.transforms.writing import WriteScanD, WriteScand, WriteScanDict
 
 __all__ = [
     "NativeSpace",
@@ -18,6 +19,9 @@ __all__ = [
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",
+    "WriteScanD",
+    "WriteScanDict",
+    "WriteScand",
     "check_invertible",
     "write_native",
 ]

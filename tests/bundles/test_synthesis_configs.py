@@ -136,7 +136,7 @@ def test_the_keys_are_the_functions_arguments_with_the_same_defaults(name: str) 
     assert component.keys() == {"_target_", *parameters}
     assert component["_target_"] == f"{function.__module__}.{function.__name__}"
     assert config["run"] == f"%{action}"
-    assert config["initialize"] == ["$running.check_running_config()"]
+    assert config["initialize"] == ["$bundle.check_running_config()"]
     for parameter, about in parameters.items():
         key = renamed(name).get(parameter, parameter)
         assert f"@{key}" in component[parameter]

@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 
-from monai_diffae.engines import StepSeeding, image_noise, seed_of
+from monai_diffae.diffusion.noise import image_noise, seed_of
+from monai_diffae.engines import StepSeeding
 
 
 def drawn(seed, rank=0, start=0, steps=4):

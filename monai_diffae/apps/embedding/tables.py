@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from monai_diffae.apps.embedding.encoding import EncodedCohort, check_any
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.data.cases import Case
+from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.embeddings import patient_hash
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.slice_cases import gather_slices
-from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from monai_diffae.apps.training.speed import Speed, measure_speed
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import build
+from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.progress import shown
-from monai_diffae.data.split_cohort import SplitCohort
 from monai_diffae.data.survey import Survey, survey_cohort
 from monai_diffae.engines.memory import GIB, free_memory
 from monai_diffae.errors import ConfigError, MachineError

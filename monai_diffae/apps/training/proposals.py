@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_diffae.bundle.config import check_image_size
-from monai_diffae.bundle.first_stages import check_image_size as check_size_of_both
+from monai_diffae.bundle.first_stages import check_latent_image_size
 from monai_diffae.bundle.loading import build
 from monai_diffae.data.survey import Survey
 from monai_diffae.engines.memory import GIB, Memory
@@ -176,7 +176,7 @@ class _Machine:
         if self.first_stage is None:
             check_image_size(network, image_size)
         else:
-            check_size_of_both(self.first_stage, network, image_size)
+            check_latent_image_size(self.first_stage, network, image_size)
         batch_size, val_batch_size, num_pictures = (
             int(parser.get(key)) for key in ("batch_size", "val_batch_size", "num_pictures")
         )

@@ -1,0 +1,105 @@
+"""Arguments that several commands share, as small dataclasses. The text below a field is the help of its option.
+
+Every command function takes these dataclasses, or plain mappings of their fields. On the command line and in a bundle's
+JSON the fields stand beside the command's own arguments, under the same names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from cyclopts import Parameter, Token
+
+from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
+
+Split = Literal["train", "val", "test"]
+
+
+def _pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
+    """``image=file patient=subject`` as a mapping."""
+    for token in tokens:
+        if not all(token.value.partition("=")):
+            raise ValueError(f"{token.value!r} is not of the form name=value")
+    return dict(token.value.split("=", 1) for token in tokens)
+
+
+def _values(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
+    """``max_epochs=5 columns#image=file`` as a mapping; values are JSON where they can be read as JSON, else text."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    values: dict[str, Any] = {}
+    for name, text in _pairs(type_, tokens).items():
+        try:
+            values[name] = words[text.lower()] if text.lower() in words else json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    """``-2,0,2`` or ``-2 0 2`` as numbers."""
+    return tuple(float(word) for token in tokens for word in token.value.split(",") if word.strip())
+
+
+Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
+Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
+Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
+
+
+@Parameter(name="*", group="Cases")
+@dataclass(frozen=True)
+class Choice:
+    """Which cases of a cohort a command uses: those named in ``cases``, else the first ``limit`` of ``split``."""
+
+    cases: Sequence[str] = ()
+    """Ids of single cases, in this order."""
+    split: Split | None = None
+    """Use only the cases of this split; by default all of them, including training cases."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Use only the first cases, at most this many."""
+
+
+@Parameter(name="*", group="Decoding")
+@dataclass(frozen=True)
+class Decoding:
+    """How a bundle inverts and decodes images, where this differs from the bundle's configuration."""
+
+    steps: Annotated[int, Ge(1)] | None = None
+    """Network evaluations for decoding; by default the bundle's."""
+    invert_steps: Annotated[int, Ge(1)] | None = None
+    """Network evaluations for inversion; by default as many as ``steps`` if that is given, else the bundle's."""
+    solver: SolverName | None = None
+    """Solver of the probability-flow ODE; by default the bundle's."""
+    inversion: InversionName | None = None
+    """``implicit`` undoes the solver's own steps; ``ddim`` is first order (the paper's, with spacing ``leading``)."""
+    spacing: SpacingName | None = None
+    """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
+
+
+@Parameter(name="*", group="Reading")
+@dataclass(frozen=True)
+class Reading:
+    """How the scans of a cohort are found and read."""
+
+    columns: Columns = field(default_factory=dict)
+    """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
+    workers: Annotated[int, Ge(0)] | None = None
+    """Processes that read scans ahead; 0 reads in the main process; by default chosen by cohort size and cores."""
+
+
+@Parameter(name="*", group="Run")
+@dataclass(frozen=True)
+class Run:
+    """How a command runs, whatever it makes."""
+
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Images on the device at once."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
+    overrides: Overrides = field(default_factory=dict)
+    """Values for keys of the bundle's configuration, e.g. ``slice_step=1 inferer#invert_tolerance=null``."""
+    overwrite: bool = False
+    """Replace existing results."""
