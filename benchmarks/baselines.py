@@ -42,7 +42,7 @@ from monai_diffae.apps.evaluation.baselines import PixelBaselines
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import read_cases, read_split_cohort
 from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.loading import TrainedBundle, open_bundle
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohort_split import SplitCohort
@@ -82,7 +82,7 @@ class Data:
 def open_data(bundle: Path, cohort: Path, columns: dict[str, str], out: Path) -> Data:
     """Embed the cohort and read its images."""
     table = read_embeddings(embed(bundle, cohort, out / "embedded", columns=columns, device="cpu").path)
-    trained = open_bundle(bundle, "cpu")
+    trained = load_bundle(bundle, "cpu")
     split, _ = read_split_cohort(bundle, trained, cohort, columns)
     images = images_of(trained, split, table["id"], out)
     parser = ConfigParser()
@@ -221,7 +221,7 @@ def imagenet(weights: Path, bundle: Path, cohort: Path, columns: dict[str, str],
 
     network = alexnet()
     network.load_state_dict(torch.load(weights, weights_only=True))
-    trained = open_bundle(bundle, "cpu", {"image_size": [224, 224]})
+    trained = load_bundle(bundle, "cpu", {"image_size": [224, 224]})
     split, _ = read_split_cohort(bundle, trained, cohort, columns)
     images = images_of(trained, split, data.table["id"], out)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

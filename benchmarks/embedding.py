@@ -25,14 +25,14 @@ import torch
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import read_split_cohort
-from monai_diffae.bundle.loading import open_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.streamed import read_in_turn
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
 def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str, float]:
     """Of one round."""
-    trained = open_bundle(bundle, "cpu")
+    trained = load_bundle(bundle, "cpu")
     split, key = read_split_cohort(bundle, trained, cohort)
     start = time.perf_counter()
     results = read_in_turn([case.item() for case in split.cases], trained.preprocessing, (key,), workers)

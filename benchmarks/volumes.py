@@ -30,7 +30,7 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import read_split_cohort
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle.loading import open_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.scans import read_scan
 
@@ -47,7 +47,7 @@ def features_of(
     bundle: Path, cohort: Path, columns: dict[str, str], out: Path, ids: list[str]
 ) -> tuple[torch.Tensor, dict[str, NDArray[Any]]]:
     """The preprocessed images and the baselines' features, one row a case of ``ids``."""
-    trained = open_bundle(bundle, "cpu")
+    trained = load_bundle(bundle, "cpu")
     split, _ = read_split_cohort(bundle, trained, cohort, columns)
     images = images_of(trained, split, ids, out)
     files = {case.id: str(case.images["image"]) for case in split.cases}

@@ -1,5 +1,68 @@
-"""Diffusion autoencoders for medical scans, built on MONAI."""
+"""Diffusion autoencoders for medical scans, on MONAI.
+
+The names below are the public door. They are imported when they are first used, so ``import monai_diffae`` is quick.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_diffae.apps.embedding.embed import embed as embed
+    from monai_diffae.apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
+    from monai_diffae.apps.settings import Choice as Choice
+    from monai_diffae.apps.settings import Decoding as Decoding
+    from monai_diffae.apps.settings import Reading as Reading
+    from monai_diffae.apps.settings import Run as Run
+    from monai_diffae.apps.synthesis.reconstruct import reconstruct as reconstruct
+    from monai_diffae.bundle import load_bundle as load_bundle
+    from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
+    from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
+    from monai_diffae.networks import DiffusionAutoencoder as DiffusionAutoencoder
+
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Choice": "apps.settings",
+    "Decoding": "apps.settings",
+    "DiffAEEncoder": "apps.embedding.estimator",
+    "DiffusionAutoencoder": "networks",
+    "DiffusionAutoencoderInferer": "inferers",
+    "DiffusionSchedule": "diffusion",
+    "Reading": "apps.settings",
+    "Run": "apps.settings",
+    "demo": "apps.training.demo",
+    "diagnose": "apps.evaluation.diagnose",
+    "edit": "apps.synthesis.edit",
+    "embed": "apps.embedding.embed",
+    "fit_direction": "apps.synthesis.fit_direction",
+    "generate": "apps.synthesis.generate",
+    "grade": "apps.synthesis.grade",
+    "import_official": "apps.training.import_official",
+    "info": "apps.evaluation.info",
+    "init": "apps.training.init",
+    "interpolate": "apps.synthesis.interpolate",
+    "load_bundle": "bundle",
+    "neighbors": "apps.evaluation.neighbors",
+    "plan": "apps.training.plan",
+    "probe": "apps.evaluation.probe",
+    "reconstruct": "apps.synthesis.reconstruct",
+    "sample_data": "apps.training.sample_data",
+    "train": "apps.training.train",
+    "train_latent": "apps.training.train_latent",
+    "traverse": "apps.synthesis.traverse",
+    "vary": "apps.synthesis.vary",
+}
+
+__all__ = ["__version__", *sorted(_MODULES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'monai_diffae' has no attribute {name!r}")
+    return getattr(import_module(f"monai_diffae.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

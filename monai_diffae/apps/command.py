@@ -1,26 +1,35 @@
-"""What makes a function a command: its annotations are checked when it is called, from whichever door."""
+"""What makes a function a command: its arguments are checked by its annotations, from whichever door they come."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
-
-from pydantic import ConfigDict, ValidationError, validate_call
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from monai_diffae.errors import ConfigError
 
-P = ParamSpec("P")
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 R = TypeVar("R")
 
-_CHECKS = ConfigDict(extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True)
+_PLAIN_REASONS = {
+    "literal_error": "is not one of {expected}",
+    "greater_than_equal": "is below {ge:g}",
+    "greater_than": "is not above {gt:g}",
+    "less_than_equal": "is above {le:g}",
+    "less_than": "is not below {lt:g}",
+}
 
 
-def command(function: Callable[P, R]) -> Callable[P, R]:
+def command(function: Callable[..., R]) -> Callable[..., R]:
     """Check and convert a function's arguments by its annotations before it runs.
 
-    A text becomes a ``Path``, a mapping a settings dataclass of :mod:`monai_diffae.apps.settings`. The command line, a
-    bundle run and Python code therefore accept the same values and report the same errors.
+    A text becomes a ``Path``, a mapping a settings dataclass of :mod:`monai_diffae.apps.settings`. The fields of these
+    dataclasses can also be given directly, under the same names as on the command line and in a bundle's JSON. All
+    three therefore accept the same values and report the same errors.
 
     Raises:
         ConfigError: (by the decorated function) an argument is missing, unknown, or has a value that it cannot take.
@@ -36,45 +45,84 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         ...
         monai_diffae.errors.ConfigError: num_images: 0 is below 1
     """
+    owners = _owners_of_fields(function)
 
     @functools.wraps(function)
     def arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs
 
     @functools.cache
-    def check() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-        return validate_call(arguments, config=_CHECKS)
+    def checks() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        from pydantic import ConfigDict, validate_call
+
+        config = ConfigDict(extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True)
+        return validate_call(arguments, config=config)
 
     @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*args: Any, **kwargs: Any) -> R:
+        # imported here: cyclopts would check annotations by itself if it found pydantic when it parses
+        from pydantic import ValidationError
+
         try:
-            checked_args, checked_kwargs = check()(*args, **kwargs)
+            checked_args, checked_kwargs = checks()(*args, **_packed(kwargs, owners))
         except ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
         return function(*checked_args, **checked_kwargs)
 
+    run.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
     return run
 
 
+def _owners_of_fields(function: Callable[..., Any]) -> dict[str, str]:
+    """For each field of a settings dataclass, the argument whose field it is."""
+    owners: dict[str, str] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if is_dataclass(parameter.default):
+            owners |= {field.name: name for field in fields(parameter.default)}
+    return owners
+
+
+def _packed(kwargs: Mapping[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments with the fields that were given directly put into their dataclasses."""
+    packed = {name: value for name, value in kwargs.items() if name not in owners}
+    for name in kwargs.keys() & owners.keys():
+        owner = packed.get(owners[name], {})
+        values = {field.name: getattr(owner, field.name) for field in fields(owner)} if is_dataclass(owner) else owner
+        packed[owners[name]] = {**values, name: kwargs[name]}
+    return packed
+
+
+def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature with the fields of the settings dataclasses in their place, as the call accepts them."""
+    signature = inspect.signature(function)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters.append(parameter)
+        if is_dataclass(parameter.default):
+            parameters += [
+                parameter.replace(
+                    name=field.name, default=getattr(parameter.default, field.name), annotation=field.type
+                )
+                for field in fields(parameter.default)
+            ]
+    return signature.replace(parameters=parameters)
+
+
 def _one_line(error: ValidationError, function: Callable[..., Any]) -> str:
+    """The first thing that is wrong, with the argument's name."""
     details = error.errors()[0]
-    names = list(function.__code__.co_varnames)  # type: ignore[attr-defined]
     first, *rest = details["loc"]
-    # a positional argument is reported by its place; below a settings dataclass only the field's name is an argument
-    path = [names[first] if isinstance(first, int) else str(first), *(str(part) for part in rest)]
-    fields = [part for part in path if part.isidentifier()]
-    name, value, context = fields[min(1, len(fields) - 1)], details["input"], details.get("ctx", {})
-    kind = details["type"]
-    if kind in ("unexpected_keyword_argument", "unexpected_positional_argument"):
+    # an argument given by its place is reported by it; of a dataclass's field, the field's name is the argument's
+    name = list(inspect.signature(function).parameters)[first] if isinstance(first, int) else str(first)
+    if rest and isinstance(rest[0], str) and is_dataclass(inspect.signature(function).parameters[name].default):
+        name = rest[0]
+    kind, value = details["type"], details["input"]
+    if kind.startswith("unexpected"):
         return f"{name}: {function.__name__} takes no such argument"
-    if kind in ("missing", "missing_argument"):
+    if kind.startswith("missing"):
         return f"{name}: is required; give it a value"
-    reasons = {
-        "literal_error": lambda: f"is not one of {str(context['expected']).replace(chr(39), '').replace(' or ', ', ')}",
-        "greater_than_equal": lambda: f"is below {context['ge']:g}",
-        "greater_than": lambda: f"is not above {context['gt']:g}",
-        "less_than_equal": lambda: f"is above {context['le']:g}",
-        "less_than": lambda: f"is not below {context['lt']:g}",
-    }
-    reason = reasons[kind]() if kind in reasons else f"cannot be used: {details['msg'][0].lower()}{details['msg'][1:]}"
-    return f"{name}: {value!r} {reason}"
+    context = {key: str(value).replace("'", "").replace(" or ", ", ") if key == "expected" else value
+               for key, value in details.get("ctx", {}).items()}  # fmt: skip
+    if kind in _PLAIN_REASONS:
+        return f"{name}: {value!r} {_PLAIN_REASONS[kind].format(**context)}"
+    return f"{name}: {value!r} cannot be used: {details['msg'][0].lower()}{details['msg'][1:]}"

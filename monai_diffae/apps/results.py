@@ -1,4 +1,4 @@
-"""What a result was made from, in a record beside it: complete results are not made again, others not replaced."""
+"""Results of commands: shown on a terminal, and recorded so that complete ones are skipped and none is overwritten."""
 
 from __future__ import annotations
 
@@ -7,17 +7,44 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from monai_diffae import __version__
-from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+
+class CommandResult:
+    """What a command returns. The command line shows it, and ends with exit code 3 if ``incomplete`` says why."""
+
+    def lines(self) -> Iterator[str]:
+        """The lines for a terminal: figures first, then where the files are."""
+        yield from ()
+
+    def figures(self) -> dict[str, Any]:
+        """The figures for ``--json``: plain values."""
+        return {}
+
+    @property
+    def incomplete(self) -> str | None:
+        """One line if some cases failed or were omitted: how many, and where they are listed."""
+        return None
+
+
+def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:
+    """The line about cases that failed, for :attr:`CommandResult.incomplete`; None if there are none.
+
+    Example:
+        >>> failed_cases(2, 8)
+        '2 of 10 cases failed: see failures.csv'
+    """
+    if not num_failed:
+        return None
+    return f"{num_failed} of {num_failed + num_cases} cases failed: see {failures_name}"
 
 
 def run_once(
@@ -28,56 +55,58 @@ def run_once(
     *,
     overwrite: bool,
 ) -> tuple[dict[str, Any], bool]:
-    """The numbers that ``make`` gives, and whether they were there already: complete results are not made again.
+    """Make results unless they are complete already.
 
     Args:
-        record: the file beside the results.
-        results: files, and folders of images: these are complete if they hold as many as were made.
-        made_from: what the results depend on.
-        make: makes them.
-        overwrite: make them anew although they are there.
+        record: the record file beside the results.
+        results: files, and folders of images: a folder is complete if it holds as many images as were made.
+        made_from: what the results depend on: begun by :meth:`~monai_diffae.apps.session.Session.made_from`.
+        make: makes the results and returns their figures.
+        overwrite: replace existing results.
+
+    Returns:
+        The figures, and whether the results were there already.
 
     Raises:
-        ConfigError: there is a result of other things, which only ``overwrite`` may replace.
+        ConfigError: there are results made from other things, and ``overwrite`` is False.
     """
-    done = finished(record, results, made_from, overwrite=overwrite)
-    if done is not None:
-        logger.info("%s is complete; nothing to do (--overwrite makes it anew)", results[0].name)
-        return done, True
+    figures = finished(record, results, made_from, overwrite=overwrite)
+    if figures is not None:
+        logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
+        return figures, True
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; name a folder as --out") from error
-    write_record(record, made_from, {})  # not finished: for a run that is killed before the end
-    numbers = dict(make())
+        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; name a folder as out") from error
+    write_record(record, made_from, {})  # marks the result as unfinished, in case the run is killed
+    figures = dict(make())
     counts = {path.name: len(images_in(path)) for path in results if path.is_dir()}
-    write_record(record, made_from, numbers, counts)
-    return numbers, False
+    write_record(record, made_from, figures, counts)
+    return figures, False
 
 
 def finished(
     record: Path, results: Sequence[Path], made_from: Mapping[str, Any], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """The numbers of a complete result that was made from the same things; None where the work is to be done.
+    """The figures of complete results made from the same things; None if the work has to be done.
 
     Raises:
-        ConfigError: there is a result of other things, which only ``overwrite`` may replace.
+        ConfigError: there are results made from other things, and ``overwrite`` is False.
     """
     content = _read_record(record)
     was_killed = content is not None and not content["results"]  # then its images are worth nothing without a table
-    there = next((path for path in results if path.is_file() or (not was_killed and images_in(path))), None)
-    if overwrite or there is None:
+    existing = next((path for path in results if path.is_file() or (not was_killed and images_in(path))), None)
+    if overwrite or existing is None:
         return None
     if content is None:
         raise ConfigError(
-            f"{there.name}: is there already, and no {record.name} beside it says what it was made from; "
-            "say --overwrite or name another --out"
+            f"{existing.name}: exists, and no {record.name} beside it says what it was made from; "
+            "set overwrite, or name another out"
         )
     differ = sorted(key for key in made_from if content["made_from"].get(key) != made_from[key])
     if differ:
         raise ConfigError(
-            f"{there.name}: is there already, made with other {', '.join(differ)}; "
-            "say --overwrite or name another --out"
+            f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or name another out"
         )
     counts = content.get("files", {})
     is_whole = all(path.exists() and len(images_in(path)) >= counts.get(path.name, 0) for path in results)
@@ -92,9 +121,11 @@ def write_record(
     Args:
         path: the record.
         made_from: what the result depends on.
-        results: its numbers; none: it is not finished.
+        results: its figures; empty: the result is not finished.
         files: how many images each of its folders holds.
     """
+    from monai_diffae.data.atomic import write_json
+
     content = {
         "made_from": dict(made_from), "results": dict(results), "files": dict(files or {}), "versions": versions()
     }  # fmt: skip
@@ -102,10 +133,8 @@ def write_record(
 
 
 def versions() -> dict[str, str]:
-    """What results depend on."""
-    import monai
-
-    return {"monai_diffae": __version__, "monai": monai.__version__, "torch": torch.__version__}
+    """The versions that results depend on."""
+    return {"monai_diffae": __version__, "monai": version("monai"), "torch": version("torch")}
 
 
 def checksum_of(values: Sequence[Any]) -> str:
@@ -114,8 +143,40 @@ def checksum_of(values: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder; none if it does not exist."""
+    return [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
+
+
+def remove_images(folder: Path) -> None:
+    """Delete the images of an earlier run, which would otherwise stay beside the new ones."""
+    for image in images_in(folder):
+        image.unlink()
+
+
+def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder: str) -> None:
+    """Log figures and files to MLflow if a run is open in this process; tracking never fails a command.
+
+    Args:
+        metrics: figures of the whole cohort; nothing about single cases.
+        files: pictures and tables.
+        folder: the folder of the run's artifacts, also the prefix of the metrics.
+    """
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is None or mlflow.active_run() is None:
+        return
+    try:
+        # a table's column may have a name that MLflow refuses, such as "age (years)"
+        values = {re.sub(r"[^\w\-. /]", "_", f"{folder}/{name}"): float(value) for name, value in metrics.items()}
+        mlflow.log_metrics(values)
+        for file in files:
+            mlflow.log_artifact(str(file), folder)
+    except Exception as error:  # whatever a tracking server does, the results are on disk
+        logger.warning("MLflow tracking failed: %s", type(error).__name__)
+
+
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """A record that is there; None where there is none.
+    """A record, or None if there is none.
 
     Raises:
         ConfigError: the file is something else, which must not be overwritten.
@@ -127,40 +188,5 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or not {"made_from", "results"} <= content.keys():
-        raise ConfigError(f"{path.name}: would be written beside the result, and is another file; name another --out")
+        raise ConfigError(f"{path.name}: exists and is not a record of this package; name another out")
     return content
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images in a folder; none if it is not there."""
-    return [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
-
-
-def remove_images(folder: Path) -> None:
-    """What an earlier run wrote into a folder of images, which would stay beside the new ones."""
-    for image in images_in(folder):
-        image.unlink()
-
-
-logger = logging.getLogger(__name__)
-
-
-def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder: str) -> None:
-    """Log numbers and files to MLflow where a run is open in this process; tracking never fails a command.
-
-    Args:
-        metrics: of the whole cohort; nothing of single cases.
-        files: pictures and tables.
-        folder: of the run's artifacts, also the prefix of the metrics.
-    """
-    mlflow = sys.modules.get("mlflow")
-    if mlflow is None or mlflow.active_run() is None:
-        return
-    try:
-        # a table's column may have a name that MLflow refuses, such as "age (years)"
-        known = {re.sub(r"[^\w\-. /]", "_", f"{folder}/{name}"): float(value) for name, value in metrics.items()}
-        mlflow.log_metrics(known)
-        for file in files:
-            mlflow.log_artifact(str(file), folder)
-    except Exception as error:  # whatever a tracking server does, the results are on disk
-        logger.warning("MLflow tracking failed: %s", type(error).__name__)

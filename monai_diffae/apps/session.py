@@ -1,4 +1,4 @@
-"""Chosen cases of a cohort with their two codes: what interpolation, variation and editing start from."""
+"""A session: a trained bundle and a cohort, opened. Every command that uses both starts from one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.results import checksum_of
-from monai_diffae.bundle.checksums import checksum, config_checksum
-from monai_diffae.bundle.decoding import inferer_settings
-from monai_diffae.bundle.loading import TrainedBundle, open_bundle
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, find_cases
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
@@ -28,22 +29,250 @@ from monai_diffae.inferers.exact_encoding import encode_exactly
 
 logger = logging.getLogger(__name__)
 
+_COHORT_KEYS = (
+    "spatial_dims", "columns", "image_keys", "patient_pattern", "val_fraction", "test_fraction", "seed",
+    "slice_axis", "slice_range", "slice_step",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class CodedCase:
     """One case with its codes.
 
     Attributes:
-        case: which.
+        case: the case.
         image: (1, C, *S) in the model's range.
         z_sem: (1, D).
-        x_T: (1, C, *S), its own, inverted.
+        x_T: (1, C, *S), inverted from the image.
     """
 
     case: Case
     image: Tensor
     z_sem: Tensor
     x_T: Tensor
+
+
+@dataclass
+class ReadCases:
+    """The cases of a session that could be read, preprocessed.
+
+    Attributes:
+        cases: the readable cases, in the order of ``dataset``.
+        dataset: their images ``[C, *S]`` in the model's range, under the bundle's image keys.
+        failures: the unreadable cases that were asked for.
+        encoder_key: the image that the encoder sees; the decoder draws ``"image"``.
+    """
+
+    cases: list[Case]
+    dataset: CachedCases
+    failures: list[Failure] = field(default_factory=list)
+    encoder_key: str = "image"
+
+    def batches(self, batch_size: int, text: str) -> Iterator[tuple[list[Case], Tensor, Tensor]]:
+        """Yield cases, images (B, C, *S) and encoder inputs (B, C', *S); the last batch may be smaller."""
+        starts = range(0, len(self.cases), batch_size)
+        for start in shown(starts, text):
+            items = [self.dataset[i] for i in range(start, min(start + batch_size, len(self.cases)))]
+            images = torch.stack([item["image"] for item in items])
+            seen = images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
+            yield self.cases[start : start + len(items)], images, seen
+
+
+@dataclass(frozen=True)
+class Session:
+    """A trained bundle and a cohort as the bundle sees it.
+
+    Attributes:
+        trained: the bundle.
+        cohort: the cohort, split, and sliced for a 2D model.
+        encoder_key: the image that the encoder sees.
+        reading: how scans are read.
+        run: batch size, device and overrides.
+    """
+
+    trained: TrainedBundle
+    cohort: SplitCohort
+    encoder_key: str
+    reading: Reading
+    run: Run
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        cohort: str | os.PathLike[str],
+        *,
+        decoding: Decoding | None = None,
+        reading: Reading | None = None,
+        run: Run | None = None,
+        device: str | None = None,
+    ) -> Session:
+        """Load a trained bundle and list a cohort.
+
+        Args:
+            bundle: the bundle's folder.
+            cohort: a folder, table, datalist or scan.
+            decoding: how to invert and decode, where this differs from the bundle's configuration.
+            reading: how scans are found and read.
+            run: device, batch size and overrides.
+            device: where to compute if ``run`` names no device; None: the GPU if there is one.
+
+        Raises:
+            ConfigError: the bundle is not trained, or an override names an unknown key.
+            CohortError: the cohort has no usable case.
+        """
+        reading, run = reading or Reading(), run or Run()
+        overrides = inferer_overrides(run.overrides, **asdict(decoding or Decoding()))
+        trained = load_bundle(bundle, run.device or device, overrides)
+        split, encoder_key = _split_cohort(trained, cohort, reading.columns, run.overrides)
+        return cls(trained, split, encoder_key, reading, run)
+
+    @property
+    def encoder_sees_decoded_images(self) -> bool:
+        """Whether the encoder can look at decoded images: not if it sees another file of the case."""
+        return self.encoder_key == "image" or self.encoder_key not in self.trained.image_keys
+
+    def made_from(self, cases: Sequence[Case] | None = None, *, decodes: bool = True, **more: Any) -> dict[str, Any]:
+        """What a result of this session depends on, for the record beside it.
+
+        Args:
+            cases: the cases that the result is made of; None: the whole cohort.
+            decodes: whether the result depends on how images are inverted and decoded.
+            more: the command's own arguments, and checksums of files that it reads.
+        """
+        made_from = {
+            **self.trained.made_from, "cohort": self.cohort.fingerprint, "overrides": dict(self.run.overrides)
+        }  # fmt: skip
+        if decodes:
+            made_from |= inferer_settings(self.trained.inferer)
+        if cases is not None:
+            made_from["cases"] = checksum_of([case.id for case in cases])
+        return {**made_from, **more}
+
+    def choose(self, choice: Choice | None = None) -> list[Case]:
+        """The chosen cases: those of its ids in their order, else the first ``limit`` of a split.
+
+        Raises:
+            CohortError: no case has such an id, or none is in the split.
+        """
+        choice = choice or Choice()
+        if choice.cases:
+            return find_cases(self.cohort.cases, choice.cases)
+        cases = [case for case in self.cohort.cases if choice.split in (None, case.split)][: choice.limit]
+        if not cases:
+            raise CohortError(f"no case is in the split '{choice.split}'; choose another split, or omit it")
+        return cases
+
+    def read(
+        self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False
+    ) -> ReadCases:
+        """Read and preprocess cases. Unreadable ones are listed in the file ``failures_name`` in ``out``.
+
+        Args:
+            cases: the cases to read.
+            out: the folder of the results.
+            failures_name: the name of the list of failures.
+            named: the user named these cases, so scans of the cohort whose headers are unreadable do not matter.
+
+        Raises:
+            CohortError: no case can be read.
+        """
+        dataset = CachedCases(
+            [case.item() for case in cases],
+            self.trained.preprocessing,
+            cache_dir=out / ".cache",
+            num_workers=self.reading.workers_for(len(cases)),
+            keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
+        )
+        listed = [] if named else self.cohort.failures
+        try:
+            dataset.prepare()
+        except CohortError:
+            if dataset.failures:
+                write_failures(out / failures_name, [*listed, *dataset.failures])
+            raise
+        failures = [*listed, *dataset.failures]
+        write_failures(out / failures_name, failures)
+        by_id = {case.id: case for case in cases}
+        readable = [by_id[str(item["id"])] for item in dataset.items]
+        return ReadCases(readable, dataset, failures, self.encoder_key)
+
+    def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
+        """Yield each case with its codes, on the bundle's device.
+
+        Cases are inverted one by one, so that the x_T of a case does not depend on the others.
+        """
+        trained = self.trained
+        for i in shown(range(len(read.cases)), text):
+            item = read.dataset[i]
+            image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
+            z_sem = encode_exactly(seen, trained.inferer, trained.network)
+            x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
+            yield CodedCase(read.cases[i], image, z_sem, x_T)
+
+    @torch.no_grad()
+    def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
+        """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
+        count = max(len(z_sem), len(x_T))
+        z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
+        batches = zip(z_sem.split(self.run.batch_size), x_T.split(self.run.batch_size), strict=True)
+        return torch.cat([self.trained.inferer.decode(z, x, self.trained.network) for z, x in batches])
+
+
+def _split_cohort(
+    trained: TrainedBundle,
+    cohort: str | os.PathLike[str],
+    columns: Mapping[str, str],
+    overrides: Mapping[str, Any],
+) -> tuple[SplitCohort, str]:
+    """The cohort, split and sliced as the bundle's configuration says, and the encoder's image key.
+
+    A warning is logged if the split is drawn again because the cohort is not the one of the training.
+
+    Raises:
+        CohortError: the cohort has no usable case.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    config = trained.folder / layout.CONFIGS / "train.json"  # has the keys that are not the model's
+    if config.is_file():
+        parser.read_config(str(config))
+    parser.update({**trained.config, **overrides})
+    values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
+    of_training = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
+    values["columns"] = {**_columns_present(of_training, Path(cohort)), **columns}
+    encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
+    split = split_cohort(cohort, **values)
+    trained_on = trained.config.get("_meta_", {}).get("data_fingerprint")
+    if split.is_drawn and trained_on and split.fingerprint != trained_on:
+        logger.warning(
+            "%s differs from the cohort listed in training, so its split is drawn again, and its val and test cases "
+            "may have been trained on; use the training's table, or add a column split",
+            Path(cohort).name,
+        )
+    return split, str(encoder_key)
+
+
+def _columns_present(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
+    """The training table's column names, without those that this table has under the standard name only."""
+    named = {word: name for word, name in columns.items() if word != name}
+    if not named or cohort.suffix.lower() not in (".csv", ".tsv", ".json") or not cohort.is_file():
+        return named
+    header = column_names(cohort)
+    lacking = [word for word, name in named.items() if word not in header and name not in header]
+    if lacking and cohort.suffix.lower() != ".json":
+        word = lacking[0]
+        has = textwrap.shorten(", ".join(header), 80, placeholder=" ...")
+        otherwise = f", or add an empty column {word}" if word in WORDS else ""
+        raise CohortError(
+            f'{cohort.name}: no column "{named[word]}", which was {word} in the bundle\'s training (has {has}); '
+            f"name this table's column with --columns {word}=...{otherwise}"
+        )
+    return {word: name for word, name in named.items() if name in header or word not in header}
+
+
+# -- until every wing is converted ----------------------------------------------------------------------
 
 
 @dataclass
@@ -142,10 +371,10 @@ def open_cohort(
         ConfigError: no trained bundle, or an override of an unknown key.
         CohortError: no usable cohort.
     """
-    trained = open_bundle(bundle, device, overrides)
+    trained = load_bundle(bundle, device, overrides)
     split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
     made_from = {
-        "model": checksum(bundle), "config": config_checksum(bundle), "cohort": split.fingerprint,
+        **trained.made_from, "cohort": split.fingerprint,
         **inferer_settings(trained.inferer), "overrides": dict(overrides or {}),
     }  # fmt: skip
     return OpenedCohort(trained, split, encoder_key, made_from)
@@ -178,12 +407,6 @@ def cases_of(cohort: SplitCohort, split: str | None, limit: int | None) -> list[
 def checksum_of_cases(cases: Sequence[Case]) -> str:
     """Which cases, without their names."""
     return checksum_of([case.id for case in cases])
-
-
-_COHORT_KEYS = (
-    "spatial_dims", "columns", "image_keys", "patient_pattern", "val_fraction", "test_fraction", "seed",
-    "slice_axis", "slice_range", "slice_step",
-)  # fmt: skip
 
 
 @dataclass

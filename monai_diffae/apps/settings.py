@@ -7,16 +7,21 @@ JSON the fields stand beside the command's own arguments, under the same names.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
-from cyclopts import Parameter, Token
-
-from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
+from cyclopts import Group, Parameter, Token
 
 Split = Literal["train", "val", "test"]
+
+SolverName = Literal["adams", "ddim", "euler", "heun", "dpmpp_2m", "unipc"]
+InversionName = Literal["implicit", "ddim"]
+SpacingName = Literal["logsnr", "leading", "trailing", "linspace"]
+
+_FEW_CASES, _MOST_WORKERS = 256, 8
 
 
 def _pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
@@ -49,7 +54,7 @@ Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
 
 
-@Parameter(name="*", group="Cases")
+@Parameter(name="*", group=Group("Cases", sort_key=2))
 @dataclass(frozen=True)
 class Choice:
     """Which cases of a cohort a command uses: those named in ``cases``, else the first ``limit`` of ``split``."""
@@ -62,7 +67,7 @@ class Choice:
     """Use only the first cases, at most this many."""
 
 
-@Parameter(name="*", group="Decoding")
+@Parameter(name="*", group=Group("Decoding", sort_key=3))
 @dataclass(frozen=True)
 class Decoding:
     """How a bundle inverts and decodes images, where this differs from the bundle's configuration."""
@@ -79,7 +84,7 @@ class Decoding:
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
 
 
-@Parameter(name="*", group="Reading")
+@Parameter(name="*", group=Group("Reading", sort_key=4))
 @dataclass(frozen=True)
 class Reading:
     """How the scans of a cohort are found and read."""
@@ -87,10 +92,18 @@ class Reading:
     columns: Columns = field(default_factory=dict)
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
     workers: Annotated[int, Ge(0)] | None = None
-    """Processes that read scans ahead; 0 reads in the main process; by default chosen by cohort size and cores."""
+    """Processes that read scans ahead; 0: none; by default one per core (at most 8) for 256 cases or more."""
+
+    def workers_for(self, num_cases: int, num_processes: int = 1) -> int:
+        """The number of workers for a cohort, in each of ``num_processes`` processes on this machine."""
+        if self.workers is not None:
+            return self.workers
+        if num_cases < _FEW_CASES:
+            return 0
+        return min(max((os.cpu_count() or 1) // num_processes, 1), _MOST_WORKERS)
 
 
-@Parameter(name="*", group="Run")
+@Parameter(name="*", group=Group("Run", sort_key=5))
 @dataclass(frozen=True)
 class Run:
     """How a command runs, whatever it makes."""

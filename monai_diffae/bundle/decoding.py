@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
-from monai_diffae.diffusion import SOLVERS, Solver, Spacing
-from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer, Inversion
+from monai_diffae.diffusion import Solver
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 
-def inferer_overrides(
-    overrides: Mapping[str, Any] | None, steps: int | None, invert_steps: int | None = None, **names: str | None
-) -> dict[str, Any]:
-    """The overrides of a bundle's config, with what was said in words of its own.
+def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """A bundle's overrides with those that settings of the inferer amount to.
 
     Args:
-        overrides: ids of the config and their values.
-        steps: network evaluations for decoding.
-        invert_steps: network evaluations for inversion; None: those that go with ``steps``, where that is given.
-        names: the inferer's ``solver``, ``inversion`` and ``spacing``; None: the bundle's.
-
-    Raises:
-        ConfigError: no such solver, inversion or spacing.
+        overrides: ids of the configuration and their values.
+        settings: arguments of the inferer, such as ``steps`` or ``solver``; None: the bundle's.
 
     Example:
-        >>> inferer_overrides({}, 50, solver="unipc")
+        >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
         {'inferer#invert_steps': None, 'inferer#num_steps': 50, 'inferer#solver': 'unipc'}
     """
-    choices = {"solver": SOLVERS, "inversion": get_args(Inversion), "spacing": get_args(Spacing)}
-    for key, name in names.items():
-        if name is not None and name not in choices[key]:
-            raise ConfigError(f"{key} is {name!r}; choose one of: {', '.join(choices[key])}")
-    values = {"num_steps": steps, "invert_steps": invert_steps, **names}
-    said = {f"inferer#{key}": value for key, value in values.items() if value is not None}
-    # those that go with ``steps``, not the bundle's
-    default = {} if steps is None else {"inferer#invert_steps": None}
-    return {**default, **(overrides or {}), **said}
+    # the number of inversion steps goes with ``steps`` if that is given, not with the bundle's
+    default = {} if settings.get("steps") is None else {"inferer#invert_steps": None}
+    names = {"steps": "num_steps"}
+    given = {f"inferer#{names.get(key, key)}": value for key, value in settings.items() if value is not None}
+    return {**default, **overrides, **given}
 
 
 def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:

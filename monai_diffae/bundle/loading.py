@@ -12,7 +12,7 @@ import torch
 from monai.transforms import Transform
 from torch import nn
 
-from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_values import check_device
 from monai_diffae.bundle.decoding import inferer_settings
@@ -23,24 +23,6 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 
-def open_bundle(
-    directory: str | os.PathLike[str],
-    device: str | torch.device | None,
-    overrides: Mapping[str, Any] | None = None,
-) -> TrainedBundle:
-    """:func:`~monai_diffae.bundle.loading.load_bundle`, with one line for a device that is not there.
-
-    Raises:
-        ConfigError: no trained bundle, no such kind of device, or the device among the overrides.
-        MachineError: the device is not there.
-    """
-    if "device" in (overrides or {}):
-        raise ConfigError("device: this is no key of the model's config; say --device")
-    if device is not None:
-        check_device(device)
-    return load_bundle(Path(directory), device, **(overrides or {}))
-
-
 def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """What a trained bundle is, for people and as JSON.
 
@@ -48,7 +30,7 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
         ConfigError: it is not trained.
     """
     digest = checksum(directory)
-    trained = load_bundle(Path(directory), "cpu")
+    trained = load_bundle(directory, "cpu")
     settings = inferer_settings(trained.inferer)
     keys = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
     return {
@@ -69,6 +51,7 @@ class TrainedBundle:
     """A trained model with everything needed to use it.
 
     Attributes:
+        folder: the bundle's folder.
         network: in evaluation mode, on ``device``, with the averaged weights.
         inferer: encodes, inverts, decodes.
         preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
@@ -76,11 +59,27 @@ class TrainedBundle:
         device: where the network is.
     """
 
+    folder: Path
     network: nn.Module
     inferer: DiffusionAutoencoderInferer
     preprocessing: Callable[[Any], Any]
     config: dict[str, Any] = field(repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the weights."""
+        return checksum(self.folder)
+
+    @property
+    def config_sha256(self) -> str:
+        """SHA-256 of the configuration that describes the model."""
+        return config_checksum(self.folder)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What every result of this bundle depends on: the beginning of its record."""
+        return {"model": self.sha256, "config": self.config_sha256}
 
     @property
     def model_range(self) -> tuple[float, float]:
@@ -109,22 +108,38 @@ class TrainedBundle:
         return list(self.config["image_keys"])
 
 
-def load_bundle(directory: str | Path, device: str | torch.device | None = None, **overrides: Any) -> TrainedBundle:
+def load_bundle(
+    bundle: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainedBundle:
     """Load a trained bundle.
 
-    The model is what ``models/config.json`` says, which training writes beside the weights; a bundle without that
-    file is taken as its ``configs/train.json`` says.
+    The model is described by ``models/config.json``, which training writes beside the weights, or by
+    ``configs/train.json`` if that file does not exist.
 
     Args:
-        directory: the bundle's folder.
-        device: where to; the GPU if there is one when None.
-        overrides: config ids and values, such as ``{"inferer#num_steps": 20}``.
+        bundle: the bundle's folder.
+        device: where to compute; None: the GPU if there is one.
+        overrides: values for keys of the configuration, such as ``{"inferer#num_steps": 20}``.
 
     Raises:
-        ConfigError: no trained weights there, weights of another network, an override of an unknown key, or a value
-            that a component refuses, such as a solver that there is not.
+        ConfigError: the bundle is not trained, its weights are of another network, an override names an unknown key,
+            or a component refuses a value.
+        MachineError: the device does not exist.
+
+    Example:
+        >>> load_bundle("my_model")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: my_model: there is no models/model.pt; train the bundle first, or ...
     """
-    root = Path(directory)
+    overrides = dict(overrides or {})
+    if "device" in overrides:
+        raise ConfigError("device: is not a key of the model's configuration; use the argument device")
+    if device is not None:
+        check_device(device)
+    root = Path(bundle)
     weights = root / "models" / "model.pt"
     if not weights.is_file():
         raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or name a trained one")
@@ -149,7 +164,7 @@ def load_bundle(directory: str | Path, device: str | torch.device | None = None,
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
     preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-    return TrainedBundle(network, inferer, preprocessing, values, device)
+    return TrainedBundle(root, network, inferer, preprocessing, values, device)
 
 
 def read_model_config(path: Path) -> ConfigParser:

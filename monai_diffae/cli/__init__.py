@@ -1,56 +1,134 @@
-"""`monai-diffae ...`: thin; what the commands do is in :mod:`monai_diffae.apps`, imported inside them."""
+"""The program ``monai-diffae``: it reads the commands off :data:`~monai_diffae.apps.commands.COMMANDS`."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import sys
-from typing import Annotated, NoReturn
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NoReturn
 
-import typer
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
-from monai_diffae.cli import cohorts, judgement, models, synthesis
-from monai_diffae.errors import find_diffae_error, one_line
+from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
 
-app = typer.Typer(
-    name="monai-diffae",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Diffusion autoencoders for medical scans.\n\nExample: monai-diffae demo --out demo",
-    epilog="Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
-    "5 unsafe input refused, 6 disk or device.",
+_EXIT_CODES = (
+    "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
+    "5 unsafe input refused, 6 disk or device."
 )
-for group in (models, cohorts, synthesis, judgement):
-    app.add_typer(group.commands)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"monai-diffae {__version__}")
-        raise typer.Exit
+def _shown_default(value: Any) -> Any:
+    """No default for flags, and for options that are off by default."""
+    return None if value is None or value is False or value in ((), {}) else value
 
 
-@app.callback()
-def _options(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, and every line of the log.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
-) -> None:
+def build_app() -> App:
+    """The program, with every command in its group."""
+    app = App(
+        name="monai-diffae",
+        version=f"monai-diffae {__version__}",
+        help="Diffusion autoencoders for medical scans. Start with: monai-diffae demo --out demo",
+        help_epilogue=_EXIT_CODES,
+        help_flags=["--help", "-h"],
+        default_parameter=Parameter(consume_multiple=True, negative="", show_default=_shown_default),
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+    groups = {name: Group(name, sort_key=i) for i, name in enumerate(dict.fromkeys(c.group for c in COMMANDS))}
+    app["--help"].group = app["--version"].group = Group("Everywhere", sort_key=99)
+    for command in COMMANDS:
+        app.command(
+            command.declared(),
+            name=command.name,
+            group=groups[command.group],
+            group_parameters=Group("Arguments", sort_key=1),
+            help_epilogue=f"Example: {command.example}",
+        )
+    app.meta.group_parameters = Group("Everywhere", sort_key=99)
+    app.meta.default(_launcher(app, {command.declared(): command.load() for command in COMMANDS}))
+    return app
+
+
+def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]) -> Callable[..., int]:
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        json_output: Annotated[bool, Parameter(name="--json")] = False,
+        quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+        debug: bool = False,
+    ) -> int:
+        """Run a command and show its result.
+
+        Args:
+            tokens: the command and its arguments.
+            json_output: Print the result as JSON.
+            quiet: Show only warnings and errors.
+            debug: Show tracebacks and every line of the log.
+        """
+        _set_up_logging(quiet, debug)
+        function, bound, _ = app.parse_args(tokens)
+        try:
+            run = checked.get(function, function)  # help and version are functions of their own
+            return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
+        except DiffAEError as error:
+            raise type(error)(_with_dashes(str(error), function)) from error
+
+    return launch
+
+
+def _set_up_logging(quiet: bool, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("monai_diffae").setLevel(level)
-    import warnings
-
     if not debug:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
+def _show(result: Any, *, as_json: bool) -> int:
+    """Print a command's result, and return the exit code."""
+    from monai_diffae.apps.results import CommandResult
+
+    if not isinstance(result, CommandResult):  # help and version
+        return 0
+    if as_json:
+        print(json.dumps(result.figures(), indent=2))
+    else:
+        for line in result.lines():
+            print(line)
+    if result.incomplete is None:
+        return 0
+    print(result.incomplete, file=sys.stderr)
+    return 3
+
+
+def _with_dashes(message: str, function: Callable[..., Any]) -> str:
+    """``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, if that is an argument of the command."""
+    name = message.partition(":")[0]
+    return f"--{message.replace(name, name.replace('_', '-'), 1)}" if name in argument_names(function) else message
+
+
+def argument_names(function: Callable[..., Any]) -> set[str]:
+    """The names of a command's arguments, those of its settings dataclasses included."""
+    names: set[str] = set()
+    for name, parameter in inspect.signature(function).parameters.items():
+        fields = getattr(parameter.default, "__dataclass_fields__", None)
+        names |= {name} if fields is None else set(fields)
+    return names
+
+
 def main() -> NoReturn:
-    """The program: errors of ours become one line and an exit code; tracebacks only with ``--debug``."""
+    """The program: an error of ours becomes one line and an exit code; ``--debug`` shows tracebacks."""
     try:
-        app()
+        code = build_app().meta()
+    except CycloptsError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -59,4 +137,4 @@ def main() -> NoReturn:
         if known is None:
             print("this is a bug; --debug shows where", file=sys.stderr)
         sys.exit(known.exit_code if known is not None else 1)
-    sys.exit(0)
+    sys.exit(code or 0)

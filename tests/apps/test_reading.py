@@ -6,7 +6,7 @@ import pytest
 from monai_diffae.apps.session import read_split_cohort
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.loading import open_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.errors import CohortError
 
 
@@ -16,7 +16,7 @@ def warnings_on(caplog):
 
     def read(directory, cohort):
         caplog.clear()
-        read_split_cohort(directory, open_bundle(directory, "cpu"), cohort)
+        read_split_cohort(directory, load_bundle(directory, "cpu"), cohort)
         return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
     return read
@@ -45,7 +45,7 @@ def test_a_split_that_is_drawn_anew_is_said_in_one_line(tiny_bundle, tiny_settin
 
 @pytest.mark.parametrize("word", ["patient", "image"])
 def test_a_column_that_only_the_training_table_has_is_said_to_be_that(tiny_bundle, tmp_path, word):
-    trained = open_bundle(tiny_bundle.directory, "cpu")
+    trained = load_bundle(tiny_bundle.directory, "cpu")
     trained.config["columns"] = {word: "key"}
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]

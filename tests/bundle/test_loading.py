@@ -20,8 +20,8 @@ from monai_diffae.errors import ConfigError
 )
 def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, message):
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        load_bundle(tiny_bundle.directory, "cpu", **{key: 1})
+        load_bundle(tiny_bundle.directory, "cpu", overrides={key: 1})
 
 
 def test_an_override_may_add_an_argument_that_a_component_takes(tiny_bundle):
-    assert load_bundle(tiny_bundle.directory, "cpu", **{"inferer#batch_size": 7}).inferer.batch_size == 7
+    assert load_bundle(tiny_bundle.directory, "cpu", overrides={"inferer#batch_size": 7}).inferer.batch_size == 7

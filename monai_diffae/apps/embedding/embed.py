@@ -1,48 +1,44 @@
-"""A cohort to a table of z_sem."""
+"""The command ``embed``: encode a cohort to a table of z_sem."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pandas as pd
-import torch
+from annotated_types import Ge, Lt
 
-from monai_diffae.apps.embedding.encoding import encode_cohort
-from monai_diffae.apps.embedding.patches import PatchCutter
-from monai_diffae.apps.embedding.shards import parts_folder, this_process
-from monai_diffae.apps.embedding.tables import gathered, preprocessing_of
-from monai_diffae.apps.results import checksum_of, finished, versions, write_record
-from monai_diffae.apps.session import read_split_cohort
-from monai_diffae.bundle.checksums import checksum, config_checksum
-from monai_diffae.bundle.loading import open_bundle
-from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.cases import Case
-from monai_diffae.data.formats.dicom import split_series
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, finished, versions, write_record
+from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monai_diffae.data.cases import Case
 
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
 
 _SUFFIXES = (".parquet", ".csv")
+_OVERLAP = 0.25
 
 
 @dataclass(frozen=True)
-class EmbedResult:
-    """What :func:`embed` made.
+class EmbedResult(CommandResult):
+    """The result of :func:`embed`.
 
     Attributes:
         path: ``embeddings.parquet``.
         patches: ``embeddings_patches.parquet`` beside it, if scans were cut into patches.
-        num_cases: the rows of ``path``.
-        num_failed: cases (volumes where these are pooled) that could not be used, listed in ``failures``.
-        skipped: whether it was there already.
+        num_cases: rows of ``path``.
+        num_failed: cases (volumes if these are pooled) that could not be used, listed in ``failures``.
+        skipped: whether the table was complete already.
     """
 
     path: Path
@@ -53,118 +49,124 @@ class EmbedResult:
 
     @property
     def failures(self) -> Path:
-        """``failures.csv`` beside it; of a table of another name, such as ``z.parquet``, ``z_failures.csv``."""
+        """``failures.csv`` beside the table; for a table of another name, such as ``z.parquet``, ``z_failures.csv``."""
         return _failures_of(self.path)
 
+    def lines(self) -> Iterator[str]:
+        """The tables."""
+        yield str(self.path)
+        if self.patches is not None:
+            yield str(self.patches)
 
+    def figures(self) -> dict[str, Any]:
+        """The number of cases."""
+        return {"num_cases": self.num_cases, "num_failed": self.num_failed}
+
+    @property
+    def incomplete(self) -> str | None:
+        """How many cases failed."""
+        return failed_cases(self.num_failed, self.num_cases, self.failures.name)
+
+
+@command
 def embed(
-    bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    bundle: Path,
+    cohort: Path,
+    out: Path,
     *,
     pool: Pool = "none",
     patches: bool = False,
-    overlap: float | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str | torch.device | None = None,
-    columns: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    overlap: Annotated[float, Ge(0), Lt(1)] | None = None,
+    reading: Reading = Reading(),
+    run: Run = Run(),
 ) -> EmbedResult:
-    """Encode every case of a cohort and write ``embeddings.parquet``.
+    """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
-    Its columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: equal for equal patients; names or short
-    numbers can be found from it by trying), ``split``, the cohort's label columns, and ``z_000``, ``z_001``, ...
-    float32. A label column of one of these names gets ``label_`` before it. A z_sem does not depend on the other
-    cases, their order, ``batch_size`` or ``workers``, to the bit; other machines or threads may change the last bits.
+    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: equal for equal patients; short or guessable
+    names could be found by trying), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ... as
+    float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case does not depend on
+    the other cases, their order, ``batch_size`` or ``workers``, to the bit; other machines or numbers of threads may
+    change the last bits.
 
-    With ``pool`` the slices that a 2D bundle takes of a volume make one row, with the volume's id and labels:
-    ``slices`` (how many), ``z_000``, ... their mean, and with ``mean_std`` their standard deviation as ``std_000``, ...
-    A volume of which one slice fails is left out.
+    With ``pool``, the slices that a 2D bundle takes from a volume become one row with the volume's id and labels:
+    ``slices`` (their number), ``z_000``, ... (their mean) and, with ``mean_std``, ``std_000``, ... (their standard
+    deviation). A volume with an unreadable slice is skipped.
 
-    With ``patches`` scans are not cropped to the model's field (after resampling, ``image_size``) but cut into
-    overlapping patches of it. A scan's row then has the mean z_sem of its patches and ``patches``, how many they are;
-    those of background alone (within 1 % of the model's range above its lowest value) are left out, and counted as
-    ``empty_patches``. Beside it, ``embeddings_patches.parquet`` has a row a patch: ``id``, ``patient``, ``split``,
-    ``patch`` (its number on the scan's grid), ``x_mm``, ``y_mm``, ``z_mm`` (its centre in the scan's world, RAS+; of
-    2D images also ``row_px``, ``column_px``, and NaN mm for pictures, which lie nowhere) and ``z_000``, ...
+    With ``patches``, scans are not cropped to the model's field of view (``image_size`` after resampling) but cut into
+    overlapping patches of that size. The row of a scan then has the mean z_sem of its patches, ``patches`` (their
+    number), and ``empty_patches``: patches that are entirely background (within 1 % of the model's range above its
+    lowest value) are skipped. A second table, ``embeddings_patches.parquet``, has one row per patch: ``id``,
+    ``patient``, ``split``, ``patch`` (its number on the scan's grid), ``x_mm``, ``y_mm``, ``z_mm`` (its centre in
+    world coordinates, RAS+; for 2D images also ``row_px``, ``column_px``; NaN for pictures, which have no world
+    coordinates) and ``z_000``, ...
 
-    Scans are read while others are encoded, and none is kept. A run that was killed goes on, tries again what had
-    failed, and several processes that ``torchrun`` starts (on several machines with a common disk) share the work: the
-    table is the same, and the first process writes it. A Parquet table's metadata,
-    ``pandas.read_parquet(path).attrs["monai_diffae"]``, say what it was made with: the model's checksum, the
-    preprocessing and versions; the ``.json`` beside the table has the first and the last, too.
+    Scans are read while others are encoded; none is kept in memory. An interrupted run resumes and retries the cases
+    that failed. Several processes started by ``torchrun`` (on several machines with a common disk) share the work: the
+    table is the same, and the first process writes it. The metadata of a Parquet table,
+    ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json`` beside the table say what it was made with.
 
     Args:
-        bundle: a trained bundle's folder.
-        cohort: a folder, table, datalist or scan.
-        out: a folder, or the file itself: ``.parquet``, or ``.csv``, which takes more room.
-        pool: ``none``: a row a slice; ``mean`` or ``mean_std``: a row a volume.
-        patches: cut scans into patches instead of cropping them to the model's field.
-        overlap: of neighbouring patches, the share along each axis, 0 to less than 1; None: a quarter.
-        batch_size: images that are held on the device at once (a few more where the encoder takes more at once).
-        workers: processes that read and preprocess ahead; 0 does it in this one; None: one a core, at most 8, for 256
-            cases or more.
-        device: where to compute; the GPU if there is one when None.
-        columns: what the cohort's table calls our words, such as ``{"image": "file"}``.
-        overwrite: make it anew although it is there.
-        overrides: values for keys of the bundle's config, such as ``{"slice_step": 1}``.
+        bundle: Folder of a trained bundle.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan.
+        out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
+        pool: ``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume.
+        patches: Cut scans that are larger than the model's field of view into patches.
+        overlap: Overlap of neighboring patches as a fraction of their size; by default 0.25.
+        reading: How scans are read.
+        run: How the command runs.
+
+    Returns:
+        The table's path and the number of cases.
 
     Raises:
-        ConfigError: no trained bundle, no slices to pool, a preprocessing that does not end with a crop that patches
-            could replace, or ``out`` holds embeddings of another model or cohort.
+        ConfigError: the bundle is not trained, there are no slices to pool, the preprocessing does not end with a crop
+            that patches could replace, or ``out`` holds embeddings made from other things.
         CohortError: no usable case.
 
     Example:
         >>> embed("no_bundle", "cohort.csv", "out")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first
+        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first, or ...
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size} is below 1")
-    if pool not in get_args(Pool):
-        raise ConfigError(f"pool: {pool!r} is not one of {', '.join(get_args(Pool))}")
     if patches and pool != "none":
-        raise ConfigError("pool: the z_sem of patches are averaged anyway; leave it out, or leave out patches")
+        raise ConfigError("pool: patches are averaged already; omit pool or patches")
     if overlap is not None and not patches:
-        raise ConfigError("overlap: is of patches; say patches, too, or leave it out")
-    if workers is not None and workers < 0:
-        raise ConfigError(f"workers: {workers} is below 0")
-    path = _table_path(Path(out), Path(cohort))
-    model, process = checksum(bundle), this_process()
-    trained = open_bundle(bundle, device or process.device, overrides)
-    split, encoder_key = read_split_cohort(bundle, trained, cohort, columns, overrides)
-    if pool != "none" and all(case.slice_index is None for case in split.cases):
-        raise ConfigError("pool: the bundle takes no volume of this cohort apart into slices; leave it out")
-    overlap = 0.25 if overlap is None else overlap
-    cutter = PatchCutter(trained, encoder_key, overlap) if patches else None
-    labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in split.cases])
-    made_from = {
-        "model": model, "config": config_checksum(bundle), "cohort": split.fingerprint, "labels": labels, "pool": pool,
-        "overrides": dict(overrides or {}),
-    }  # fmt: skip
+        raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
+    from monai_diffae.apps.embedding.encoding import encode_cohort
+    from monai_diffae.apps.embedding.patches import PatchCutter
+    from monai_diffae.apps.embedding.shards import parts_folder, this_process
+    from monai_diffae.apps.embedding.tables import gathered
+    from monai_diffae.apps.session import Session
+
+    path, process = _table_path(out, cohort), this_process()
+    session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
+    cases = session.cohort.cases
+    if pool != "none" and all(case.slice_index is None for case in cases):
+        raise ConfigError("pool: the bundle does not slice the volumes of this cohort; omit pool")
+    overlap = _OVERLAP if overlap is None else overlap
+    cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
+    labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in cases])
+    made_from = session.made_from(decodes=False, labels=labels, pool=pool)
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
-    of_patches = next((file for file in files if file != path), None)
-    done = _finished(files, overwrite)
-    if done is not None:
-        logger.info("%s is complete; nothing to do (--overwrite makes it anew)", path.name)
-        return EmbedResult(path, of_patches, done["num_cases"], done["num_failed"], skipped=True)
-    # the parts of a run that was killed are of use to the same one only, as long as no file is written anew
-    parts_of = checksum_of([files[path], versions(), _written_at(split.cases)])
+    patch_table = next((file for file in files if file != path), None)
+    figures = _finished(files, run.overwrite)
+    if figures is not None:
+        logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
+        return EmbedResult(path, patch_table, figures["num_cases"], figures["num_failed"], skipped=True)
+    # shards of an interrupted run are of use only to the same run, as long as no scan file is replaced
+    shards_of = checksum_of([files[path], versions(), _written_at(cases)])
     encoded = encode_cohort(
-        split.cases, trained, parts_folder(path, parts_of), encoder_key=encoder_key, cutter=cutter,
-        batch_size=batch_size, workers=workers, process=process,
+        cases, session.trained, parts_folder(path, shards_of), encoder_key=session.encoder_key, cutter=cutter,
+        batch_size=run.batch_size, workers=reading.workers_for(len(cases), process.local_world_size), process=process,
     )  # fmt: skip
     if encoded is None:  # the first process gathers what this one has made
-        return EmbedResult(path, of_patches)
-    tables, failures = gathered(split, encoded, pool, _failures_of(path))
-    _write(dict(zip(files, tables, strict=True)), files, trained.config)
-    result = EmbedResult(path, of_patches, len(tables[0]), len(failures))
+        return EmbedResult(path, patch_table)
+    tables, failures = gathered(session.cohort, encoded, pool, _failures_of(path))
+    _write(dict(zip(files, tables, strict=True)), files, session.trained.config)
+    result = EmbedResult(path, patch_table, len(tables[0]), len(failures))
     for file, made in files.items():
-        numbers = {"num_cases": result.num_cases, "num_failed": result.num_failed}
-        write_record(file.with_suffix(".json"), made, numbers)
+        write_record(file.with_suffix(".json"), made, result.figures())
     encoded.parts.remove()
     return result
 
@@ -196,6 +198,8 @@ def _failures_of(path: Path) -> Path:
 
 def _written_at(cases: Sequence[Case]) -> list[int]:
     """When the cases' files were last written: of a folder the newest one in it; 0 of what is not there."""
+    from monai_diffae.data.formats.dicom import split_series
+
     images = [image for case in cases for image in case.images.values()]
     files = [file for image in images for file in (image if isinstance(image, tuple | list) else [image])]
     last_written = functools.cache(_last_written)  # slices of a volume, or series of a folder, are many
@@ -222,7 +226,10 @@ def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str
 def _write(
     tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], config: Mapping[str, Any]
 ) -> None:
-    """Write tables that say what they were made from, and records of them that say so, too, but not finished."""
+    """Write tables with the record of what they were made from; the record does not count as finished yet."""
+    from monai_diffae.apps.embedding.tables import preprocessing_of
+    from monai_diffae.data.atomic import write_atomic
+
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {
             "made_from": made_from[file], "preprocessing": preprocessing_of(config), "versions": versions()

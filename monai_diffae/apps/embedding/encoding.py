@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,8 +26,6 @@ from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
 
 _PART = 16  # times what the encoder takes at once: some seconds of work
 _SCANS_A_PART = 4  # where each makes many patches
-_FEW_CASES = 256
-_MOST_WORKERS = 8
 
 Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
 """A scan's images ``[C, *S]``, each with the numbers that say where in the scan it lies."""
@@ -64,7 +61,7 @@ def encode_cohort(
     encoder_key: str = "image",
     cutter: PatchCutter | None = None,
     batch_size: int = 64,
-    workers: int | None = None,
+    workers: int = 0,
     process: Process,
 ) -> EncodedCohort | None:
     """Read, preprocess and encode cases in one go: no more than a batch of images is kept.
@@ -80,7 +77,7 @@ def encode_cohort(
         encoder_key: the image that the encoder sees.
         cutter: makes patches of scans; None: they are encoded whole.
         batch_size: images that are held on the device at once.
-        workers: processes that read ahead; None: one a core, at most 8, for 256 cases or more.
+        workers: processes that read ahead.
         process: which one this is.
 
     Returns:
@@ -102,7 +99,7 @@ def encode_cohort(
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
     # a batch; but a scan that is cut is a whole volume, and keeps the encoder busy
     ahead = max(batch_size, at_once) if cutter is None else 1
-    read = read_in_turn(items, transform, keys, _workers(workers, len(cases), process), ahead)
+    read = read_in_turn(items, transform, keys, workers, ahead)
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
         in_turn = zip(positions, items, read, strict=True)
         for part, results in groupby(in_turn, lambda result: result[0] // parts.size):
@@ -122,15 +119,6 @@ def _failed_before(parts: Parts) -> dict[int, list[int]]:
     """The cases of parts that are there which an earlier run could not use; other processes leave these parts alone."""
     there = set(range(len(parts))) - set(parts.missing())
     return {part: failed for part in sorted(there) if (failed := parts.failed(part))}
-
-
-def _workers(workers: int | None, num_cases: int, process: Process) -> int:
-    """Reading ahead in one process a core of this process's share, but not for what is read at once."""
-    if workers is not None:
-        return workers
-    if num_cases < _FEW_CASES:
-        return 0
-    return min(max((os.cpu_count() or 1) // process.local_world_size, 1), _MOST_WORKERS)
 
 
 def whole_images(trained: TrainedBundle, key: str) -> Cut:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from monai_diffae.apps.embedding.encoding import encode_in_turn, whole_images
 from monai_diffae.bundle.checksums import checksum, config_checksum
-from monai_diffae.bundle.loading import TrainedBundle, open_bundle
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_in_turn
@@ -204,7 +204,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
 @functools.lru_cache(maxsize=1)  # the folds of a cross-validation, and copies, share it
 def _opened(folder: Path, _model: str, _config: str, device: str | torch.device | None) -> TrainedBundle:
-    return open_bundle(folder, device)
+    return load_bundle(folder, device)
 
 
 def _items(X: Any, trained: TrainedBundle) -> list[Item] | None:

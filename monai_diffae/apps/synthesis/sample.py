@@ -19,7 +19,7 @@ from monai_diffae.apps.synthesis.images import grid_affine, image_suffix, read_i
 from monai_diffae.bundle.checksums import checksum, config_checksum, file_checksum
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.latent_ddim import TrainedLatent, load_latent
-from monai_diffae.bundle.loading import open_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.progress import shown
 from monai_diffae.diffusion.noise import image_noise
@@ -102,7 +102,7 @@ def sample(
         monai_diffae.errors.ConfigError: num_images: 0 is below 1
     """
     _check(num_images, batch_size, side, min_probability, image_format)
-    trained = open_bundle(bundle, device, overrides)
+    trained = load_bundle(bundle, device, overrides)
     latent = load_latent(bundle, trained.device)
     chosen = None if direction is None else _classifier(direction, bundle, latent)
     shape = trained.image_shape

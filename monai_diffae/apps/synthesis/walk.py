@@ -18,7 +18,7 @@ from monai_diffae.apps.session import checksum_of_cases, open_cohort
 from monai_diffae.apps.synthesis.images import grid_affine, names_of, titles_of, write_image
 from monai_diffae.bundle.checksums import checksum, config_checksum, file_checksum
 from monai_diffae.bundle.decoding import inferer_settings
-from monai_diffae.bundle.loading import open_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import training_codes
 from monai_diffae.data.progress import shown
@@ -108,7 +108,7 @@ def walk(
     folder = Path(out)
     picture, table_file = folder / "walk.png", folder / "components.csv"
     if case is None or cohort is None:
-        trained = open_bundle(bundle, device, overrides)
+        trained = load_bundle(bundle, device, overrides)
         opened, cases = None, []
         settings: dict[str, Any] = {
             "model": checksum(bundle),

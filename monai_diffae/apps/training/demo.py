@@ -22,7 +22,7 @@ from monai_diffae.apps.session import read_cases, read_split_cohort
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import shipped
-from monai_diffae.bundle.loading import open_bundle
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines.precision import resolve_precision
@@ -152,7 +152,7 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
     path = folder / "probe.csv"
     if path.is_file() and path.stat().st_mtime >= embeddings.stat().st_mtime:
         return [{str(key): value for key, value in row.items()} for row in pd.read_csv(path).to_dict("records")]
-    trained = open_bundle(model, "cpu")
+    trained = load_bundle(model, "cpu")
     split, encoder_key = read_split_cohort(model, trained, cohort)
     cases = read_cases(split, trained, folder, encoder_key=encoder_key, workers=workers)
     by_id = {case.id: i for i, case in enumerate(cases.cases)}

@@ -112,7 +112,7 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
     row = pd.read_csv(result.folder / "reconstructions.csv").iloc[0]
     cohort = pd.read_csv(tiny_bundle.cohort).set_index("id")
     values = {"inferer#num_steps": 3, "inferer#invert_steps": 3}
-    trained = load_bundle(tiny_bundle.directory, "cpu", **values)
+    trained = load_bundle(tiny_bundle.directory, "cpu", overrides=values)
     file = tiny_bundle.cohort.parent / cohort.loc[row["id"], "image"]
     image = trained.preprocessing({"image": str(file)})["image"].as_tensor()[None]
     x_T = trained.inferer.invert(image, trained.network)

@@ -125,7 +125,7 @@ def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
     file = PARITY / "official_1ch_32px.safetensors"
     out = import_official(file, tmp_path / "bundle")
     values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "num_steps": 20, "invert_steps": 20}
-    trained = load_bundle(out, "cpu", **{f"inferer#{key}": value for key, value in values.items()})
+    trained = load_bundle(out, "cpu", overrides={f"inferer#{key}": value for key, value in values.items()})
     tensors, _ = read_safetensors(file)
     made = {
         "ddim20_clip_x_T": trained.inferer.invert(tensors["x0"], trained.network),

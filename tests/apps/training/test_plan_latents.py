@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai_diffae.cli.options import settings_of
 
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.plan import plan
-from monai_diffae.cli.options import settings_of
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage
 

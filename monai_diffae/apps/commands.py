@@ -1,0 +1,76 @@
+"""The commands: one line each. Their help, options, checks and bundle runs come from the functions named here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: the word after ``monai-diffae``.
+        function: its function, as ``module:name``; importing the module loads neither torch nor MONAI.
+        group: under which heading the help lists it.
+        example: a command line for its help.
+        config: the file of its bundle run in ``configs/``; None: it has none.
+    """
+
+    name: str
+    function: str
+    group: str
+    example: str
+    config: str | None = None
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, name = self.function.split(":")
+        function: Callable[..., Any] = getattr(import_module(f"monai_diffae.apps.{module}"), name)
+        return function
+
+    def declared(self) -> Callable[..., Any]:
+        """The function as it is written, with its settings dataclasses and without the checks of its arguments."""
+        return inspect.unwrap(self.load())
+
+
+def _command(name: str, module: str, group: str, example: str, *, run: bool = True) -> Command:
+    function = name.replace("-", "_")
+    config = f"{function}.json" if run else None
+    return Command(name, f"{module}:{function}", group, f"monai-diffae {name} {example}", config)
+
+
+_START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
+
+COMMANDS: tuple[Command, ...] = (
+    _command("demo", "training.demo", _START, "--out demo", run=False),
+    _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200", run=False),
+    _command("init", "training.init", _START, "my_model --bundle diffae_2d", run=False),
+    _command("plan", "training.plan", _START, "scans.csv --memory-gib 8", run=False),
+    _command("train", "training.train", _TRAIN, "my_model scans.csv --overrides max_epochs=20", run=False),
+    _command("train-latent", "training.train_latent", _TRAIN, "my_model scans.csv", run=False),
+    _command("import-official", "training.import_official", _TRAIN, "last.ckpt my_model", run=False),
+    _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file"),
+    Command(
+        "reconstruct",
+        "synthesis.reconstruct:reconstruct",
+        _MAKE,
+        "monai-diffae reconstruct my_model scans.csv reconstructed --limit 8",
+        "inference.json",
+    ),
+    _command("generate", "synthesis.generate", _MAKE, "my_model generated --num-images 64"),
+    _command("interpolate", "synthesis.interpolate", _MAKE, "my_model scans.csv morph --start case-1 --end case-2"),
+    _command("vary", "synthesis.vary", _MAKE, "my_model scans.csv variations --case case-1"),
+    _command("traverse", "synthesis.traverse", _MAKE, "my_model embedded/embeddings.parquet traversed"),
+    _command("fit-direction", "synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
+    _command("edit", "synthesis.edit", _MAKE, "my_model scans.csv edited --direction sex.json --limit 8"),
+    _command("grade", "synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
+    _command("probe", "evaluation.probe", _EVALUATE, "embedded/embeddings.parquet --target age --out probed"),
+    _command("neighbors", "evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --query case-1"),
+    _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed --split val"),
+    _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
+)
