@@ -56,7 +56,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         from pydantic import ConfigDict, validate_call
 
         config = ConfigDict(extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True)
-        return validate_call(arguments, config=config)
+        return validate_call(config=config)(arguments)
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> R:
@@ -97,14 +97,13 @@ def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:
     signature = inspect.signature(function)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        parameters.append(parameter)
-        if is_dataclass(parameter.default):
-            parameters += [
-                parameter.replace(
-                    name=field.name, default=getattr(parameter.default, field.name), annotation=field.type
-                )
-                for field in fields(parameter.default)
-            ]
+        settings = parameter.default
+        if not is_dataclass(settings):
+            parameters.append(parameter)
+            continue
+        for field in fields(settings):
+            default = getattr(settings, field.name)
+            parameters.append(parameter.replace(name=field.name, default=default, annotation=field.type))
     return signature.replace(parameters=parameters)
 
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,9 @@ def _keys_and_call(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[s
     call: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if is_dataclass(parameter.default):
-            values |= {key: _plain(value) for key, value in asdict(parameter.default).items()}
-            call |= {key: f"@{key}" for key in asdict(parameter.default)}
+            settings = {field.name: getattr(parameter.default, field.name) for field in fields(parameter.default)}
+            values |= {key: _plain(value) for key, value in settings.items()}
+            call |= {key: f"@{key}" for key in settings}
             continue
         key = _MONAI_KEYS.get(name, name)
         is_required = parameter.default is inspect.Parameter.empty

@@ -42,16 +42,19 @@ def build_app() -> App:
         print_error=False,
     )
     groups = {name: Group(name, sort_key=i) for i, name in enumerate(dict.fromkeys(c.group for c in COMMANDS))}
-    app["--help"].group = app["--version"].group = Group("Everywhere", sort_key=99)
+    everywhere = Group("Everywhere", sort_key=99)
+    app["--help"].group = app["--version"].group = everywhere
+    arguments = Group("Arguments", sort_key=1)
     for command in COMMANDS:
         app.command(
             command.declared(),
             name=command.name,
             group=groups[command.group],
-            group_parameters=Group("Arguments", sort_key=1),
+            group_arguments=arguments,
+            group_parameters=arguments,
             help_epilogue=f"Example: {command.example}",
         )
-    app.meta.group_parameters = Group("Everywhere", sort_key=99)
+    app.meta.group_parameters = everywhere
     app.meta.default(_launcher(app, {command.declared(): command.load() for command in COMMANDS}))
     return app
 

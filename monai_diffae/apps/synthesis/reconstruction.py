@@ -82,7 +82,8 @@ class Reconstruction:
         trained = self.session.trained
         images, seen = images.to(trained.device), seen.to(trained.device)
         z_sem = encode_exactly(seen, trained.inferer, trained.network)
-        decoded, columns = {"input": images}, {}
+        decoded: dict[str, Tensor] = {"input": images}
+        columns: dict[str, Tensor] = {}
         for name in MODES:
             count = len(images) if name in self.modes else min(in_mosaic, len(images))
             decoded[name], x_T = self._decode(name, cases[:count], images[:count], z_sem[:count])

@@ -20,7 +20,7 @@ from PIL import Image
 
 from monai_diffae.apps.embedding import shards as parts_module
 from monai_diffae.apps.embedding.embed import _written_at, embed
-from monai_diffae.apps.embedding.encoding import _workers
+from monai_diffae.apps.settings import Reading
 from monai_diffae.apps.embedding.shards import Parts, Process, this_process
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -480,9 +480,9 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert _workers(None, 300, this_process()) == 3
-    assert _workers(7, 300, this_process()) == 7
-    assert _workers(None, 3, this_process()) == 0
-    assert _workers(None, 300, Process()) == 8
+    assert Reading(workers=None).workers_for(300, this_process().local_world_size) == 3
+    assert Reading(workers=7).workers_for(300, this_process().local_world_size) == 7
+    assert Reading(workers=None).workers_for(3, this_process().local_world_size) == 0
+    assert Reading(workers=None).workers_for(300, Process().local_world_size) == 8
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert _workers(None, 300, this_process()) == 1
+    assert Reading(workers=None).workers_for(300, this_process().local_world_size) == 1
