@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check clean
+.PHONY: help demo test test-all check configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,14 @@ check: $(VENV)/.dev  ## formatting, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+configs: $(VENV)/.dev  ## generate the bundle runs of the commands
+	$(BIN)/python -m monai_diffae.apps.command_configs bundles/diffae_2d bundles/diffae_3d
+
+docs: $(VENV)/.docs  ## the documentation as a site with search, in site/
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
+
 clean:  ## remove the environment, caches and the demo's results
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # one stamp an extra: a second call installs nothing, a changed pyproject.toml does
 $(VENV)/.%: pyproject.toml
