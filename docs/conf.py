@@ -9,10 +9,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from monai_diffae import __version__  # noqa: E402
+from monai_diffae import __version__
 
 project = "monai_diffae"
-copyright = "the monai_diffae authors"  # noqa: A001
+copyright = "the monai_diffae authors"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}

@@ -20,8 +20,8 @@ from PIL import Image
 
 from monai_diffae.apps.embedding import shards as parts_module
 from monai_diffae.apps.embedding.embed import _written_at, embed
-from monai_diffae.apps.settings import Reading
 from monai_diffae.apps.embedding.shards import Parts, Process, this_process
+from monai_diffae.apps.settings import Reading
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.data.failures import Failure
