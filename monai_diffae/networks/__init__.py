@@ -1,12 +1,13 @@
-"""The networks of a diffusion autoencoder: encoder, conditional denoiser, both as one module; the latent DDIM's MLP."""
+"""Networks: encoder, conditional denoiser, both as one module; first stage; the latent DDIM's MLP."""
 
 from __future__ import annotations
 
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
 from monai_diffae.networks.denoising_unet import DenoisingUNet
+from monai_diffae.networks.encoder_adapter import EncoderAdapter
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
-from monai_diffae.networks.presets import PRESETS, preset
+from monai_diffae.networks.presets import PRESETS, build_autoencoder, preset
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 from monai_diffae.networks.strides import anisotropic_strides
 
@@ -14,9 +15,11 @@ __all__ = [
     "PRESETS",
     "DenoisingUNet",
     "DiffusionAutoencoder",
+    "EncoderAdapter",
     "FirstStage",
     "LatentMLP",
     "SemanticEncoder",
     "anisotropic_strides",
+    "build_autoencoder",
     "preset",
 ]

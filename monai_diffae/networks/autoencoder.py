@@ -1,160 +1,83 @@
-"""The diffusion autoencoder's networks as one module: encoder and conditional denoiser."""
+"""The networks of a diffusion autoencoder as one module: encoder and conditional denoiser."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import check_images
-from monai_diffae.networks.denoising_unet import DenoisingUNet
-from monai_diffae.networks.semantic_encoder import SemanticEncoder
+from monai_diffae.networks.encoder_adapter import EncoderAdapter
 
 
 class DiffusionAutoencoder(nn.Module):
     """``z_sem = Enc(x0)`` and ``eps_theta(x_t, t, z_sem)`` in one module, so that DDP sees one forward.
 
-    Diff-AE, Preechakul et al., CVPR 2022 (arXiv 2111.15640). Sampling and inversion live in
-    :mod:`monai_diffae.diffusion`.
+    Diff-AE, Preechakul et al., CVPR 2022 (arXiv 2111.15640). Sampling and inversion are in
+    :mod:`monai_diffae.diffusion`. :func:`~monai_diffae.networks.build_autoencoder` makes both networks from one flat
+    list of arguments.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the noisy images.
-        out_channels: channels of the prediction; None: as many as ``in_channels``.
-        base_channels: width that ``channel_mult`` multiplies.
-        channel_mult: the UNet's multiplier for every level, full resolution first.
-        encoder_base_channels: the encoder's width; None: ``base_channels``.
-        encoder_channel_mult: the encoder's multipliers; None: ``channel_mult`` with its last entry once more.
-        num_res_blocks: blocks a level going down; the UNet has one more going up.
-        attention_levels: the UNet's levels with attention, 0 being full resolution; the middle always has it.
-        encoder_attention_levels: the same for the encoder; None: as ``attention_levels``.
-        num_heads: attention heads.
-        z_channels: size of z_sem.
-        time_embed_channels: size of the time embedding.
-        dropout: probability of dropping an element inside the UNet's blocks.
-        use_checkpoint: recompute activations in the backward pass instead of keeping them.
-        encoder_in_channels: channels of the images to encode; None: ``in_channels``.
-        encoder_num_res_blocks: the encoder's blocks a level; None: ``num_res_blocks``.
-        encoder: any network (B, encoder_in_channels, *S) -> (B, z_channels) in place of :class:`SemanticEncoder`,
-            for example MONAI's ``resnet18`` by a ``_target_`` in a bundle's config. If it returns several things,
-            the first counts.
-        strides: by how much each level but the first is smaller than the one before, a number or one an axis, for
-            the deeper of the two networks (the encoder, by default); None: 2. See
-            :func:`~monai_diffae.networks.strides.anisotropic_strides`.
-        z_grid: cells along each axis that the encoder reads z_sem from and the UNet draws it into (a foreign encoder
-            reads as it does), a number or one an axis; 1: none, as in the paper.
+        encoder: images (B, C', *S) -> z_sem (B, z_channels): a :class:`~monai_diffae.networks.SemanticEncoder` or any
+            other network. If it returns several tensors, the first is used. Its attributes ``in_channels``,
+            ``z_channels``, ``spatial_dims`` and ``size_divisors`` are used where it has them.
+        unet: a :class:`~monai_diffae.networks.DenoisingUNet`, or a network with the same forward method and the
+            attributes ``spatial_dims``, ``in_channels``, ``z_channels`` and ``size_divisors``.
+        encoder_frozen: keep the encoder as it is: no gradients, and evaluation mode also after ``train()``. Of an
+            :class:`~monai_diffae.networks.EncoderAdapter`, the network is frozen and the projection still learns.
 
     Attributes:
-        config: the arguments above as JSON can hold them: ``DiffusionAutoencoder(**config)`` builds this network
-            again. A foreign encoder is there by its class's name, and must then be given anew.
-        size_divisors: what each spatial size must be a multiple of.
+        spatial_dims: 2 or 3.
+        z_channels: size of z_sem.
+        encoder_in_channels: channels of the images to encode; None if the encoder does not tell.
+        size_divisors: what each spatial size must be a multiple of, for both networks.
 
     Raises:
-        ConfigError: settings that give no network; in ``encode`` and ``forward``, images of a wrong shape.
+        ConfigError: the two networks do not fit each other; in ``encode`` and ``forward``, images of a wrong shape.
 
     Example:
-        >>> net = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=8)
+        >>> from monai_diffae.networks import DenoisingUNet, SemanticEncoder
+        >>> encoder = SemanticEncoder(2, z_channels=16, base_channels=8, channel_mult=(1, 2, 2))
+        >>> unet = DenoisingUNet(2, z_channels=16, base_channels=8, channel_mult=(1, 2), time_embed_channels=8)
+        >>> network = DiffusionAutoencoder(encoder, unet)
         >>> x0, x_t, t = torch.zeros(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([10, 500])
-        >>> net(x_t, t, context=x0).shape
+        >>> network(x_t, t, context=x0).shape
         torch.Size([2, 1, 8, 8])
-        >>> net(x_t, t, context=net.encode(x0)).shape
+        >>> network(x_t, t, context=network.encode(x0)).shape
         torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int = 1,
-        out_channels: int | None = None,
-        base_channels: int = 64,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        encoder_base_channels: int | None = None,
-        encoder_channel_mult: Sequence[int] | None = None,
-        num_res_blocks: int = 2,
-        attention_levels: Sequence[int] = (),
-        encoder_attention_levels: Sequence[int] | None = None,
-        num_heads: int = 1,
-        z_channels: int = 512,
-        time_embed_channels: int = 512,
-        dropout: float = 0.0,
-        use_checkpoint: bool = False,
-        encoder_in_channels: int | None = None,
-        encoder_num_res_blocks: int | None = None,
-        encoder: nn.Module | None = None,
-        strides: Sequence[int | Sequence[int]] | None = None,
-        z_grid: int | Sequence[int] = 1,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, unet: nn.Module, encoder_frozen: bool = False) -> None:
         super().__init__()
-        if isinstance(encoder, str):
-            raise ConfigError(f"this model has an encoder of its own ({encoder}): build it and give it as encoder=")
-        if encoder_channel_mult is None:
-            encoder_channel_mult = [*channel_mult, *channel_mult[-1:]]
-        if encoder_attention_levels is None:
-            encoder_attention_levels = attention_levels
-        if encoder_num_res_blocks is None:
-            encoder_num_res_blocks = num_res_blocks
-        self.spatial_dims = spatial_dims
-        self.z_channels = z_channels
-        self.encoder_in_channels = in_channels if encoder_in_channels is None else encoder_in_channels
-        config: dict[str, Any] = {
-            "spatial_dims": spatial_dims,
-            "in_channels": in_channels,
-            "out_channels": in_channels if out_channels is None else out_channels,
-            "base_channels": base_channels,
-            "channel_mult": list(channel_mult),
-            "encoder_base_channels": base_channels if encoder_base_channels is None else encoder_base_channels,
-            "encoder_channel_mult": list(encoder_channel_mult),
-            "num_res_blocks": num_res_blocks,
-            "attention_levels": list(attention_levels),
-            "encoder_attention_levels": list(encoder_attention_levels),
-            "num_heads": num_heads,
-            "z_channels": z_channels,
-            "time_embed_channels": time_embed_channels,
-            "dropout": dropout,
-            "use_checkpoint": use_checkpoint,
-            "encoder_in_channels": self.encoder_in_channels,
-            "encoder_num_res_blocks": encoder_num_res_blocks,
-            "encoder": None if encoder is None else f"{type(encoder).__module__}.{type(encoder).__qualname__}",
-            "strides": None if strides is None else [s if isinstance(s, int) else list(s) for s in strides],
-            "z_grid": z_grid if isinstance(z_grid, int) else list(z_grid),
-        }
-        self.config = config  # not annotated here: TorchScript would try to compile it
-        self.unet = DenoisingUNet(
-            spatial_dims,
-            in_channels,
-            out_channels,
-            base_channels,
-            channel_mult,
-            num_res_blocks,
-            attention_levels,
-            num_heads,
-            z_channels,
-            time_embed_channels,
-            dropout,
-            use_checkpoint,
-            strides,
-            z_grid,
-        )
-        if encoder is None:
-            encoder = SemanticEncoder(
-                spatial_dims,
-                self.encoder_in_channels,
-                z_channels,
-                config["encoder_base_channels"],
-                encoder_channel_mult,
-                encoder_num_res_blocks,
-                encoder_attention_levels,
-                num_heads,
-                use_checkpoint,
-                strides,
-                z_grid,
-            )
+        _refuse_other_objects(encoder, unet)
+        self.spatial_dims: int = _required(unet, "spatial_dims")
+        self.z_channels: int = _required(unet, "z_channels")
+        self.in_channels: int = _required(unet, "in_channels")
+        self.encoder_in_channels = _known(encoder, "in_channels")
+        for name, of_unet in (("z_channels", self.z_channels), ("spatial_dims", self.spatial_dims)):
+            of_encoder = _known(encoder, name)
+            if of_encoder not in (None, of_unet):
+                raise ConfigError(
+                    f"{name} differs: {of_encoder} in the encoder ({type(encoder).__name__}), {of_unet} in the UNet; "
+                    "give both networks the same number"
+                )
+        divisors = (_divisors(network, self.spatial_dims) for network in (unet, encoder))
+        self.size_divisors = tuple(math.lcm(*pair) for pair in zip(*divisors, strict=True))
+        self.unet = unet
         self.encoder = encoder
-        own = encoder.size_divisors if isinstance(encoder, SemanticEncoder) else (1,) * spatial_dims
-        self.size_divisors = tuple(max(pair) for pair in zip(self.unet.size_divisors, own, strict=True))
+        self.encoder_frozen = encoder_frozen
+        if encoder_frozen:
+            _frozen_part(encoder).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> DiffusionAutoencoder:
+        """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_frozen:
+            _frozen_part(self.encoder).eval()
+        return self
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Clean images (B, encoder_in_channels, *S), normally in [-1, 1] -> z_sem (B, z_channels).
@@ -175,13 +98,13 @@ class DiffusionAutoencoder(nn.Module):
     def forward(
         self, x: torch.Tensor, timesteps: torch.Tensor | None = None, context: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Predict from noisy images; ``forward(x)`` alone is the prediction for x at time step 0 with Enc(x).
+        """Predict from noisy images; ``forward(x)`` alone predicts for x at time step 0 with z_sem = Enc(x).
 
         Args:
             x: noisy images x_t (B, C, *S); every size a multiple of its ``size_divisors``.
             timesteps: (B,), integers or floats; None: 0 everywhere.
-            context: z_sem (B, z_channels), or the clean images (B, encoder_in_channels, *S), which get encoded
-                here; None: x itself gets encoded.
+            context: z_sem (B, z_channels), or the clean images (B, encoder_in_channels, *S), which are encoded here;
+                None: x itself is encoded.
 
         Returns:
             (B, out_channels, *S): what the UNet was trained to predict.
@@ -190,7 +113,7 @@ class DiffusionAutoencoder(nn.Module):
             ConfigError: images or z_sem of a wrong shape.
         """
         if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.unet.in_channels, self.size_divisors, "the noisy image")
+            check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the noisy image")
         if context is None:
             context = x
         is_image = context.ndim == self.spatial_dims + 2
@@ -206,3 +129,41 @@ class DiffusionAutoencoder(nn.Module):
                 f"the encoder {type(self.encoder).__name__} gives {tuple(z_sem.shape)}: "
                 f"z_channels={self.z_channels} needs (B, {self.z_channels})"
             )
+
+
+def _refuse_other_objects(encoder: object, unet: object) -> None:
+    for name, network in (("encoder", encoder), ("unet", unet)):
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"{name} is a {type(network).__name__}; it must be a network (torch.nn.Module)")
+
+
+def _frozen_part(encoder: nn.Module) -> nn.Module:
+    """What ``encoder_frozen`` freezes: of an adapter the network, whose projection has yet to learn."""
+    return encoder.network if isinstance(encoder, EncoderAdapter) else encoder
+
+
+def _known(network: nn.Module, name: str) -> int | None:
+    """A number that a network tells about itself; other people's networks may not have it."""
+    value = getattr(network, name, None)
+    return value if isinstance(value, int) else None
+
+
+def _required(unet: nn.Module, name: str) -> int:
+    value = _known(unet, name)
+    if value is None:
+        raise ConfigError(f"unet: {type(unet).__name__} has no {name}; use a DenoisingUNet, or give yours this number")
+    return value
+
+
+def _divisors(network: nn.Module, spatial_dims: int) -> Sequence[int]:
+    """What each spatial size must be a multiple of; 1 where the network does not tell."""
+    divisors = getattr(network, "size_divisors", None)
+    if divisors is None:
+        return (1,) * spatial_dims
+    divisors = (divisors,) * spatial_dims if isinstance(divisors, int) else tuple(divisors)
+    if len(divisors) != spatial_dims or not all(isinstance(d, int) and d >= 1 for d in divisors):
+        raise ConfigError(
+            f"{type(network).__name__}: size_divisors is {list(divisors)}; it must be {spatial_dims} whole numbers of "
+            "at least 1, one per axis"
+        )
+    return divisors

@@ -61,13 +61,15 @@ def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisors: Sequence[int], name: str) -> None:
-    """Refuse images that a network cannot take, in one line that says which would do.
+def check_images(
+    x: torch.Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str
+) -> None:
+    """Refuse images that a network cannot take; the error names the nearest sizes that it can.
 
     Args:
         x: images (B, C, *S).
         spatial_dims: number of spatial axes.
-        channels: the C that the network was built for.
+        channels: the C that the network was built for; None: unknown, so that it is not checked.
         divisors: what each spatial size must be a multiple of.
         name: what to call the images in the message.
 
@@ -77,7 +79,7 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int, divisors: Se
     if x.ndim != spatial_dims + 2:
         shape = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, H, W, D)"
         raise ConfigError(f"{name} has the shape {tuple(x.shape)}: a {spatial_dims}D network takes {shape}")
-    if x.shape[1] != channels:
+    if channels is not None and x.shape[1] != channels:
         raise ConfigError(f"{name} has {x.shape[1]} channels: the network was built for {channels}")
     size = tuple(x.shape[2:])
     if any(s % d or s == 0 for s, d in zip(size, divisors, strict=True)):

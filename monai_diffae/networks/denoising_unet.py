@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks.arguments import keeps_config
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
     PositionAttention,
@@ -90,6 +92,10 @@ class DenoisingUNet(nn.Module):
         torch.Size([2, 1, 8, 8])
     """
 
+    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
+        config: dict[str, Any]
+
+    @keeps_config
     def __init__(
         self,
         spatial_dims: int,

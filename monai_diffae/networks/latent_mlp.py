@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import nn
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks.arguments import keeps_config
 
 
 class LatentLayer(nn.Module):
@@ -73,6 +74,10 @@ class LatentMLP(nn.Module):
     z_mean: torch.Tensor
     z_std: torch.Tensor
 
+    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
+        config: dict[str, Any]
+
+    @keeps_config
     def __init__(
         self,
         z_channels: int = 512,
@@ -91,14 +96,7 @@ class LatentMLP(nn.Module):
             )
         if any(not 0 <= i < num_layers for i in skips):
             raise ConfigError(f"skip_layers={skips}: there are layers 0 to {num_layers - 1}")
-        self.config: dict[str, Any] = {
-            "z_channels": z_channels,
-            "hidden_channels": hidden_channels,
-            "num_layers": num_layers,
-            "time_channels": time_channels,
-            "dropout": dropout,
-            "skip_layers": skips,
-        }
+        self.config["skip_layers"] = skips
         self.z_channels = z_channels
         self.time_channels = time_channels
         self.skip_layers = frozenset(skips)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.networks.layers.factories import Pool
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from monai_diffae.networks.arguments import keeps_config
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
     PlainBlock,
@@ -53,6 +55,10 @@ class SemanticEncoder(nn.Module):
         torch.Size([2, 16])
     """
 
+    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
+        config: dict[str, Any]
+
+    @keeps_config
     def __init__(
         self,
         spatial_dims: int,
@@ -71,6 +77,7 @@ class SemanticEncoder(nn.Module):
         widths = level_widths(base_channels, channel_mult, attention_levels)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.z_channels = z_channels
         each_stride = level_strides(spatial_dims, len(widths), strides)
         self.size_divisors = size_divisors(spatial_dims, each_stride)
         cells = grid_cells(spatial_dims, z_grid)

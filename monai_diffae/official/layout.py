@@ -28,7 +28,7 @@ _FOREIGN_NAMES = (
 
 
 def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) -> dict[str, Any]:
-    """The arguments of :class:`~monai_diffae.networks.DiffusionAutoencoder` for official weights.
+    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights.
 
     Args:
         weights: under the official names, without a prefix; of which only the names and shapes count.

@@ -15,6 +15,7 @@ import torch
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
+from monai_diffae.networks.presets import build_autoencoder
 from monai_diffae.official.checkpoint_files import named_after, read_weights
 from monai_diffae.official.layout import StateDict, infer_config
 
@@ -34,7 +35,7 @@ RENAMES = (
     (r"\.proj_out\.", ".out."),
 )
 
-# arguments of DiffusionAutoencoder that leave no trace in the weights, or only a faint one
+# arguments of build_autoencoder that leave no trace in the weights, or only a faint one
 _OVERRIDES = ("num_heads", "dropout", "use_checkpoint", "encoder_num_res_blocks")
 # Lightning's own buffers beside the model
 _BESIDE = ("x_T", "conds_mean", "conds_std")
@@ -78,7 +79,7 @@ def _network(weights: StateDict, overrides: dict[str, Any]) -> DiffusionAutoenco
     try:
         config = infer_config(weights, overrides.pop("encoder_num_res_blocks", None))
         with torch.device("meta"):  # no time for random numbers that are replaced at once
-            network = DiffusionAutoencoder(**{**config, **overrides})
+            network = build_autoencoder(**{**config, **overrides})
     except ConfigError:
         raise
     except KeyError as error:
