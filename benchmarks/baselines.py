@@ -25,6 +25,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from monai_diffae.apps.evaluation.baselines import PixelBaselines
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import read_cases, read_split_cohort
 from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import TrainedBundle, build, load_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohort_split import SplitCohort
@@ -52,7 +53,7 @@ from monai_diffae.engines.first_stage import kl_divergence
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
-from monai_diffae.networks import DiffusionAutoencoder, SemanticEncoder
+from monai_diffae.networks import SemanticEncoder
 
 BATCH, LEARNING_RATE, KL_WEIGHT = 32, 1e-3, 1e-6
 DTYPE = resolve_precision("auto", "cpu")
@@ -164,13 +165,8 @@ def autoencoder_kl(data: Data, minutes: float) -> NDArray[np.float32]:
 def supervised(data: Data, minutes: float, name: str) -> NDArray[np.float32]:
     """The outputs of a network of the encoder's shape that was trained on a label."""
     target = read_probe_target(data.table[name].tolist(), name)
-    config = data.trained.network.config
     outputs = 1 if target.classes is None else len(target.classes)
-    network = SemanticEncoder(
-        config["spatial_dims"], config["encoder_in_channels"], outputs, config["encoder_base_channels"],
-        config["encoder_channel_mult"], config["encoder_num_res_blocks"], config["encoder_attention_levels"],
-        strides=config["strides"], z_grid=config["z_grid"],
-    )  # fmt: skip
+    network = SemanticEncoder(**{**data.trained.network.encoder.config, "z_channels": outputs})
     truth_of = dict(zip(data.table["id"].iloc[target.rows], target.values, strict=True))
     train = [truth_of[i] for i in data.table["id"].iloc[data.rows("train")] if i in truth_of]
     mean, std = np.mean(train), np.std(train)
@@ -212,7 +208,8 @@ def validation_score(target: ProbeTarget, said: NDArray[np.float32], rows: NDArr
 def untrained_codes(trained: TrainedBundle, images: Tensor) -> NDArray[np.float32]:
     """What the encoder gives before any training."""
     torch.manual_seed(0)
-    return in_batches(DiffusionAutoencoder(**trained.network.config).eval().encode, images)
+    network = build(ConfigParser(deepcopy(trained.config)), "network_def", nn.Module)
+    return in_batches(network.eval().encode, images)
 
 
 def imagenet(weights: Path, bundle: Path, cohort: Path, columns: dict[str, str], data: Data, out: Path) -> NDArray:

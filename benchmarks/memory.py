@@ -24,7 +24,7 @@ from monai_diffae.engines.memory import GIB, training_memory
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.handlers import EMA
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import DiffusionAutoencoder, anisotropic_strides
+from monai_diffae.networks import DiffusionAutoencoder, anisotropic_strides, build_autoencoder
 
 SIZES: list[tuple[int, tuple[int, ...]]] = [  # batch, image: the bundles' defaults, and larger volumes
     (16, (64, 64)),
@@ -44,7 +44,7 @@ CONFIGURATIONS = [
 
 def network(image_size: tuple[int, ...], use_checkpoint: bool) -> DiffusionAutoencoder:
     """The shipped bundles' network."""
-    return DiffusionAutoencoder(
+    return build_autoencoder(
         len(image_size), base_channels=16, channel_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=128,
         z_grid=4 if len(image_size) == 2 else 2, time_embed_channels=128, use_checkpoint=use_checkpoint,
         strides=anisotropic_strides(image_size, [1.0] * len(image_size), 4),

@@ -29,7 +29,7 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.handlers import EMA
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import DiffusionAutoencoder
+from monai_diffae.networks import build_autoencoder
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
 RECIPES = {
@@ -65,7 +65,7 @@ def train(
     torch.manual_seed(seed)
     dtype = resolve_precision("auto", "cpu")
     schedule = DiffusionSchedule(clip_range=(-1, 1), **recipe)  # type: ignore[arg-type]
-    network = DiffusionAutoencoder(
+    network = build_autoencoder(
         2, base_channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, z_channels=128, time_embed_channels=128
     )
     average = EMA(network, decay=0.995)

@@ -62,7 +62,7 @@ def train_classifier(opened: OpenedCohort, target: str, out: Path, epochs: int, 
     """A network of the encoder's shape, trained on the labels; and its AUROC on the test split."""
     torch.manual_seed(seed)
     images, labels = images_of(opened, "train", target, out)
-    config = opened.trained.network.config
+    config = opened.trained.network.unet.config
     network = SemanticEncoder(
         spatial_dims=config["spatial_dims"], in_channels=config["in_channels"], z_channels=1,
         base_channels=config["base_channels"], channel_mult=config["channel_mult"], num_res_blocks=1,

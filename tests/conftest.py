@@ -23,10 +23,10 @@ class TinyBundle:
 
 TINY = {
     "image_size": [16, 16],
-    "network_def#base_channels": 8,
-    "network_def#channel_mult": [1, 2],
-    "network_def#z_channels": 8,
-    "network_def#time_embed_channels": 16,
+    "base_channels": 8,
+    "channel_mult": [1, 2],
+    "z_channels": 8,
+    "network_def#unet#time_embed_channels": 16,
     "inferer#num_steps": 3,
     "inferer#invert_steps": 4,
     "max_epochs": 1,

@@ -53,10 +53,13 @@ def _one_of(*choices: Any) -> _Rule:
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "dicom", "check_memory", "patches"), _BOOL),
+    **dict.fromkeys(
+        ("overwrite", "mlflow", "channels_last", "dicom", "check_memory", "patches", "use_checkpoint"), _BOOL
+    ),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises"),
+         "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises",
+         "z_channels", "base_channels", "num_res_blocks"),
         _whole(1),
     ),
     **dict.fromkeys(("seed", "num_workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
@@ -79,6 +82,22 @@ RULES: dict[str, _Rule] = {
     "spacing_mm": _Rule(
         lambda value: isinstance(value, (list, tuple)) and bool(value) and all(_is_number(v) and v > 0 for v in value),
         "a list of numbers of mm above 0, one an axis, such as [1.5, 1.5, 3]",
+    ),
+    "channel_mult": _Rule(
+        lambda value: isinstance(value, list) and bool(value) and all(_whole(1).holds(v) for v in value),
+        "a list of whole numbers of at least 1, one per level, such as [1, 2, 4]",
+    ),
+    "attention_levels": _Rule(
+        lambda value: isinstance(value, list) and all(_whole(0).holds(v) for v in value),
+        "a list of levels, such as [2, 3], where 0 is full resolution",
+    ),
+    "z_grid": _Rule(
+        lambda value: all(_whole(1).holds(v) for v in (value if isinstance(value, list) and value else [value])),
+        "a whole number of at least 1, or a list with one per axis",
+    ),
+    "strides": _Rule(
+        lambda value: value is None or isinstance(value, list),
+        "a list with one stride per level below the first, such as [2, [2, 2, 1]], or null",
     ),
     "on_bad_scan": _one_of("skip", "stop"),
     "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),

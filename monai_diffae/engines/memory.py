@@ -34,7 +34,7 @@ class Memory:
     """Bytes that a process takes beyond what it had after its imports.
 
     Attributes:
-        states: weights and, for training, their average and AdamW's two moments.
+        states: weights and, for training, their average and AdamW's two moments; frozen weights count once.
         kept: what the forward pass keeps for the backward one; 0 for inference.
         passing: what comes on top at the fullest moment: gradients, recomputed activations, a layer's in- and output.
         overhead: of libraries and allocator.
@@ -73,8 +73,8 @@ def training_memory(
         dtype: of autocast.
 
     Example:
-        >>> from monai_diffae.networks import DiffusionAutoencoder
-        >>> net = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=8)
+        >>> from monai_diffae.networks import build_autoencoder
+        >>> net = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=8)
         >>> one, two = (training_memory(net, (batch, 1, 32, 32)) for batch in (1, 2))
         >>> one.states == two.states, round(two.kept / one.kept, 1)
         (True, 2.0)
@@ -86,7 +86,7 @@ def training_memory(
             loss = (_predict(step, x0, x_t, dtype).float() - target).square().mean()
             kept = live.now
             loss.backward()
-    return _memory(4 * _size(network), kept, live, torch.device(device))
+    return _memory(_size(network) + 3 * _size_of_trained(network), kept, live, torch.device(device))
 
 
 def inference_memory(
@@ -209,7 +209,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _predict(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
-    channels = getattr(network, "encoder_in_channels", x0.shape[1])
+    channels = getattr(network, "encoder_in_channels", None) or x0.shape[1]
     seen = x0 if channels == x0.shape[1] else torch.empty(len(x0), channels, *x0.shape[2:])
     timesteps = torch.empty(len(x0))
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -219,6 +219,10 @@ def _predict(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) ->
 
 def _size(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _size_of_trained(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.parameters() if tensor.requires_grad)
 
 
 def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> Memory:

@@ -19,7 +19,7 @@ from monai_diffae.engines.memory import (
     training_memory,
 )
 from monai_diffae.engines.precision import Precision, resolve_precision
-from monai_diffae.errors import MachineError
+from monai_diffae.errors import DiffAEError, MachineError
 from monai_diffae.networks import FirstStage
 
 logger = logging.getLogger(__name__)
@@ -72,18 +72,21 @@ def run_memory(network: nn.Module, workload: Workload) -> Memory:
 def check_memory(network: nn.Module, workload: Workload) -> None:
     """Refuse a training that cannot fit before its first step.
 
-    Where more than 80 % of what is free would be taken, a warning says so. Nothing is said of a device whose free
-    memory is unknown, or of a network that cannot run on tensors without data.
+    A warning is logged if training would take more than 80 % of what is free. Nothing is checked on a device whose
+    free memory is unknown, or for a network that cannot run on tensors without data.
 
     Raises:
         MachineError: the prediction exceeds what is free; names both and what to change.
+        ConfigError: encoder and UNet do not fit each other, such as a z_sem of another size.
     """
     free = free_memory(workload.device)
     if free is None:
         return
     try:
         needed = run_memory(network, workload)
-    except Exception as error:  # a foreign encoder may look at values, which these tensors have not
+    except DiffAEError:  # it would end the first step, too
+        raise
+    except Exception as error:  # another package's encoder may look at values, which these tensors do not have
         logger.debug("the memory that training takes is unknown: %s", error)
         return
     logger.info("training takes about %.2f GiB of %.2f GiB free", needed.gib, free / GIB)
@@ -91,7 +94,7 @@ def check_memory(network: nn.Module, workload: Workload) -> None:
     if needed.total > free:
         raise MachineError(
             f"not enough memory: {amounts}; lower batch_size, val_batch_size or image_size, set "
-            "network_def#use_checkpoint, or ask monai-diffae plan (check_memory=false trains nevertheless)"
+            "use_checkpoint, or ask monai-diffae plan (check_memory=false trains nevertheless)"
         )
     if needed.total > 0.8 * free:
         logger.warning("memory may run short: %s; monai-diffae plan proposes what fits", amounts)

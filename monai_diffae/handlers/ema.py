@@ -32,7 +32,9 @@ class EMA:
 
     def __init__(self, network: nn.Module, decay: float = 0.9999) -> None:
         self.source = network
-        self.network = deepcopy(network).eval().requires_grad_(False)
+        # Frozen weights never change, so both networks share them.
+        frozen = {id(weight): weight for weight in network.parameters() if not weight.requires_grad}
+        self.network = deepcopy(network, frozen).eval().requires_grad_(False)
         self.decay = decay
         self.num_updates = 0
 
@@ -44,10 +46,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the current weights; buffers are copied."""
-        weight = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        """Move the average towards the current weights; buffers are copied, frozen weights are left alone."""
+        step = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        torch._foreach_lerp_(list(self.network.parameters()), list(self.source.parameters()), weight)
+        pairs = zip(self.network.parameters(), self.source.parameters(), strict=True)
+        trained = [(average, weight) for average, weight in pairs if weight.requires_grad]
+        torch._foreach_lerp_([average for average, _ in trained], [weight for _, weight in trained], step)
         for average, current in zip(self.network.buffers(), self.source.buffers(), strict=True):
             average.copy_(current)
 

@@ -67,8 +67,8 @@ class DiffusionAutoencoderInferer(Inferer):
             clipped.
 
     Example:
-        >>> from monai_diffae.networks import DiffusionAutoencoder
-        >>> network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        >>> from monai_diffae.networks import build_autoencoder
+        >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), num_steps=5)
         >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
         >>> inferer.reconstruct(images, network.eval(), mode="x_T").shape

@@ -34,8 +34,8 @@ def level_losses(
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
-        >>> from monai_diffae.networks import DiffusionAutoencoder
-        >>> network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        >>> from monai_diffae.networks import build_autoencoder
+        >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         >>> x0, codes = torch.zeros(2, 1, 16, 16), {"own": torch.zeros(2, 4)}
         >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule())
         >>> level_losses(x0, codes, network.eval(), inferer, 500, torch.randn_like(x0))["own"].shape

@@ -61,9 +61,7 @@ def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def check_images(
-    x: torch.Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str
-) -> None:
+def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str) -> None:
     """Refuse images that a network cannot take; the error names the nearest sizes that it can.
 
     Args:

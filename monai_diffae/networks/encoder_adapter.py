@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +45,9 @@ class EncoderAdapter(nn.Module):
         torch.Size([2, 16])
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
+        mean: torch.Tensor
+        std: torch.Tensor
 
     def __init__(
         self,

@@ -8,7 +8,14 @@ from monai_diffae.errors import ConfigError
     ("key", "message"),
     [
         ("inferer#num_step", r"unknown config key 'inferer#num_step': \S+Inferer takes .*; did you mean 'num_steps'\?"),
-        ("network_def#nope", r"unknown config key 'network_def#nope': \S+Autoencoder takes attention_levels, .*"),
+        (
+            "network_def#nope",
+            r"unknown config key 'network_def#nope': \S+Autoencoder takes encoder, encoder_frozen, unet",
+        ),
+        (
+            "network_def#unet#nope",
+            r"unknown config key 'network_def#unet#nope': \S+DenoisingUNet takes attention_levels, .*",
+        ),
         ("preprocessing#nope", r"unknown config key 'preprocessing#nope': Compose takes lazy, .*, unpack_items"),
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
         ("inferer#num_steps#nope", "inferer#num_steps#nope: the model's config has no such key; see .*"),

@@ -46,9 +46,7 @@ def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
 
 
 def test_a_size_that_the_network_cannot_halve_is_refused_before_the_data_are_looked_at(make_workflow):
-    line = complaint(
-        make_workflow, {"image_size": [50, 50], "network_def#channel_mult": [1, 2, 4], "dataset_dir": "/gone"}
-    )
+    line = complaint(make_workflow, {"image_size": [50, 50], "channel_mult": [1, 2, 4], "dataset_dir": "/gone"})
     assert "image_size is [50, 50]; the network needs multiples of" in line
 
 

@@ -45,8 +45,8 @@ FIRST_STAGE = {
     "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
 }  # fmt: skip
 MODEL = {
-    **COMMON, "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 4,
-    "network_def#time_embed_channels": 16, "inferer#num_steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
+    **COMMON, "base_channels": 8, "channel_mult": [1, 2], "z_channels": 4,
+    "network_def#unet#time_embed_channels": 16, "inferer#num_steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
 }  # fmt: skip
 
 

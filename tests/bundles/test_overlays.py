@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 # latent_space is for volumes and a first stage: test_latent_space.py
 OVERLAYS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.stem != "latent_space")
 SMALL = {
-    "image_size": [16, 16], "network_def#base_channels": 8, "network_def#channel_mult": [1, 2],
-    "network_def#z_channels": 8, "network_def#time_embed_channels": 16,
+    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2],
+    "z_channels": 8, "network_def#unet#time_embed_channels": 16,
 }  # fmt: skip
 SMALL_3D = {**SMALL, "image_size": [8, 12, 8], "spacing_mm": [3, 3, 3]}
 SMALL_PAPER = {
     "image_size": [64, 64],
-    "network_def#base_channels": 16,
+    "base_channels": 16,
 }  # all their levels and attention, fewer channels
 SHORT = {
     "max_epochs": 1, "batch_size": 4, "val_batch_size": 4, "num_pictures": 2, "picture_steps": 2, "mlflow": False,

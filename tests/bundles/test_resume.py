@@ -21,7 +21,7 @@ from monai_diffae.errors import ConfigError, ScanError
 RUN = {
     "max_epochs": 3,
     "batch_size": 2,
-    "network_def#dropout": 0.2,
+    "network_def#unet#dropout": 0.2,
     "val_interval": 1,
     "report_every": 1,
     "warmup_steps": 2,
@@ -121,8 +121,8 @@ def test_more_epochs_go_on_from_a_complete_run(make_workflow, whole):
 
 
 def test_another_model_config_is_refused_with_the_keys_that_differ(make_workflow, whole):
-    with pytest.raises(ConfigError, match="these config keys differ: network_def, percentiles;") as caught:
-        train(make_workflow, whole, **{"network_def#base_channels": 16, "percentiles": [1, 99]})
+    with pytest.raises(ConfigError, match="these config keys differ: base_channels, percentiles;") as caught:
+        train(make_workflow, whole, **{"base_channels": 16, "percentiles": [1, 99]})
     assert "\n" not in str(caught.value)
 
 
@@ -184,7 +184,7 @@ def test_other_patients_in_training_are_refused(make_workflow, whole, small_coho
 
 def test_a_failed_overwrite_leaves_a_bundle_that_loads(make_workflow, whole):
     with pytest.raises(ConfigError, match="not finite"):
-        train(make_workflow, whole, overwrite=True, learning_rate=1e30, **{"network_def#z_channels": 16})
+        train(make_workflow, whole, overwrite=True, learning_rate=1e30, **{"z_channels": 16})
     shutil.copytree(ROOT / "configs", whole / "configs", dirs_exist_ok=True)
     load_bundle(whole, "cpu")
 
@@ -209,8 +209,8 @@ ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 def bundle_command(cohort, out, **values):
     settings = {
         "bundle_root": ROOT, "dataset_dir": cohort, "output_dir": out, "image_size": [16, 16],
-        "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8,
-        "network_def#time_embed_channels": 16, "network_def#dropout": 0.2, "max_epochs": 30, "batch_size": 2,
+        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
+        "network_def#unet#time_embed_channels": 16, "network_def#unet#dropout": 0.2, "max_epochs": 30, "batch_size": 2,
         "val_interval": 20, "num_pictures": 0, "mlflow": False, "device": "cpu", "checkpoint_minutes": 0.0005, **values,
     }  # fmt: skip
     arguments = [str(x) for k, v in settings.items() for x in (f"--{k}", v)]

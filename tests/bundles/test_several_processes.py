@@ -17,8 +17,8 @@ def test_two_processes_train_resume_and_write_once(small_cohort, tmp_path):
     files = [str(ROOT / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
     settings = {
         "bundle_root": ROOT, "dataset_dir": small_cohort, "output_dir": tmp_path / "out", "image_size": [16, 16],
-        "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8,
-        "network_def#time_embed_channels": 16, "batch_size": 2, "val_interval": 1, "num_pictures": 1,
+        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
+        "network_def#unet#time_embed_channels": 16, "batch_size": 2, "val_interval": 1, "num_pictures": 1,
         "picture_steps": 2, "report_every": 1,
     }  # fmt: skip
     arguments = [str(x) for key, value in settings.items() for x in (f"--{key}", value)]

@@ -7,7 +7,7 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import DiffusionEvaluator, FixedPrepareBatch, validation_loader
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import ValidationLoss, ZSemUsage
-from monai_diffae.networks import DiffusionAutoencoder
+from monai_diffae.networks import build_autoencoder
 
 
 class Images(Dataset):
@@ -47,9 +47,7 @@ class Copier(nn.Module):
 
 def network():
     torch.manual_seed(0)
-    net = DiffusionAutoencoder(
-        2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5
-    )
+    net = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5)
     for p in net.parameters():
         if p.abs().max() == 0:
             nn.init.normal_(p, std=0.2)

@@ -10,14 +10,14 @@ import torch
 from monai.networks.nets import AutoencoderKL, resnet10
 
 from monai_diffae.engines.memory import first_stage_memory, free_memory, inference_memory, training_memory
-from monai_diffae.networks import DiffusionAutoencoder, FirstStage, anisotropic_strides
+from monai_diffae.networks import FirstStage, anisotropic_strides, build_autoencoder
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
 def network(**changes):
     settings = {"base_channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "z_channels": 8} | changes
-    return DiffusionAutoencoder(3, time_embed_channels=8, **settings)
+    return build_autoencoder(3, time_embed_channels=8, **settings)
 
 
 def test_states_are_the_weights_their_average_and_two_moments():
@@ -116,7 +116,7 @@ def test_the_prediction_is_within_20_percent(batch_size, image_size, use_checkpo
     settings = {"base_channels": 16, "channel_mult": (1, 2, 4, 8), "z_channels": 128}
     strides = anisotropic_strides(image_size, [1.0] * 3, 4)
     with torch.device("meta"):
-        net = DiffusionAutoencoder(
+        net = build_autoencoder(
             3, num_res_blocks=1, time_embed_channels=128, use_checkpoint=use_checkpoint, strides=strides, **settings
         )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

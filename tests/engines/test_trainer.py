@@ -15,7 +15,7 @@ from monai_diffae.engines import (
 from monai_diffae.engines.precision import cpu_has_bf16
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import DiffusionAutoencoder
+from monai_diffae.networks import build_autoencoder
 
 
 class Images(Dataset):
@@ -47,7 +47,7 @@ def make_trainer(
 ):
     if network is None:
         torch.manual_seed(0)
-        network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
     schedule = schedule or DiffusionSchedule(prediction="v")
     prepare_args = {k: kwargs.pop(k) for k in ("encoder_key",) if k in kwargs}

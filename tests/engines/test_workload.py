@@ -10,12 +10,12 @@ from monai_diffae.engines import workload
 from monai_diffae.engines.memory import GIB, first_stage_memory, training_memory
 from monai_diffae.engines.workload import Workload, check_memory, run_memory
 from monai_diffae.errors import MachineError, find_diffae_error
-from monai_diffae.networks import DiffusionAutoencoder, FirstStage
+from monai_diffae.networks import FirstStage, build_autoencoder
 
 
 def network(**changes):
     settings = {"base_channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "z_channels": 8} | changes
-    return DiffusionAutoencoder(3, time_embed_channels=8, **settings)
+    return build_autoencoder(3, time_embed_channels=8, **settings)
 
 
 def test_large_validation_batches_count_for_a_run():

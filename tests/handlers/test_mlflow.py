@@ -45,7 +45,7 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
     run = client.get_run((out / "mlflow_run_id").read_text())
     assert run.info.status == "FINISHED"
     assert run.data.params["max_epochs"] == "1"
-    assert run.data.params["network_def/base_channels"] == "8"
+    assert run.data.params["base_channels"] == "8"
     assert {"dataset_dir", "output_dir", "bundle_root"}.isdisjoint(run.data.params)
     assert {
         "loss",

@@ -7,13 +7,13 @@ from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, unipc
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.inferers.reconstructor import Reconstructor
-from monai_diffae.networks import DiffusionAutoencoder
+from monai_diffae.networks import build_autoencoder
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    network = DiffusionAutoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
     for parameter in network.parameters():
         if not parameter.any():  # the zero-initialised convolutions: without them z_sem changes nothing
             torch.nn.init.normal_(parameter, std=0.05)
@@ -167,7 +167,7 @@ def test_volumes_go_through_a_2d_network_slice_by_slice(inferer, network, images
 
 def test_a_3d_network_takes_volumes_whole():
     torch.manual_seed(0)
-    network = DiffusionAutoencoder(3, base_channels=4, channel_mult=(1, 2), z_channels=4, time_embed_channels=8).eval()
+    network = build_autoencoder(3, base_channels=4, channel_mult=(1, 2), z_channels=4, time_embed_channels=8).eval()
     volumes = torch.rand(2, 1, 8, 12, 8) * 2 - 1
     inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), num_steps=4)
     assert inferer.encode(volumes, network).shape == (2, 4)

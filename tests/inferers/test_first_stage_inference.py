@@ -11,7 +11,7 @@ from monai_diffae.engines import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.inferers.reconstructor import Reconstructor
-from monai_diffae.networks import DiffusionAutoencoder, FirstStage
+from monai_diffae.networks import FirstStage, build_autoencoder
 
 SCHEDULE = DiffusionSchedule(schedule="rectified_flow", prediction="v")
 
@@ -36,7 +36,7 @@ def first_stage(images):
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    network = DiffusionAutoencoder(
+    network = build_autoencoder(
         3, in_channels=3, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
     )
     for parameter in network.parameters():
@@ -89,7 +89,7 @@ def test_a_2d_first_stage_takes_a_volumes_slices():
     first_stage = FirstStage(autoencoder).eval()
     volumes = torch.rand(2, 1, 16, 16, 3) * 2 - 1
     first_stage.measure(volumes[..., 0])
-    network = DiffusionAutoencoder(
+    network = build_autoencoder(
         2, in_channels=3, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
     )
     inferer = DiffusionAutoencoderInferer(SCHEDULE, num_steps=2, first_stage=first_stage)

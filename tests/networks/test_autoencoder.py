@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets import DenseNet121, ViT, resnet18
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder
+from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder, build_autoencoder
 
 SMALL = {
     "base_channels": 8,
@@ -24,7 +24,7 @@ SMALL = {
 def small(spatial_dims: int = 2, **overrides: object) -> DiffusionAutoencoder:
     """A small network in which no layer is 0."""
     torch.manual_seed(0)
-    network = DiffusionAutoencoder(spatial_dims, **{**SMALL, **overrides})
+    network = build_autoencoder(spatial_dims, **{**SMALL, **overrides})
     for parameter in network.parameters():
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -87,7 +87,7 @@ def test_time_and_z_both_matter():
 
 
 def test_output_is_0_at_initialisation_and_only_the_head_learns():
-    network = DiffusionAutoencoder(2, **SMALL)
+    network = build_autoencoder(2, **SMALL)
     x0, x_t, t = images(network)
     out = network(x_t, t, x0)
     assert out.abs().max() == 0
@@ -161,7 +161,7 @@ def test_encoder_may_be_a_monai_network(spatial_dims, build):
     x = torch.randn(1, 1, *(32,) * spatial_dims)
     assert network.encode(x).shape == (1, 12)
     assert network(x, torch.tensor([3]), x).shape == x.shape
-    assert network.config["encoder"].startswith("monai.networks.nets.")
+    assert type(network.encoder).__module__.startswith("monai.networks.nets.")
 
 
 def test_scripting_works_with_a_monai_encoder():
@@ -178,17 +178,108 @@ def test_config_builds_the_same_network_again():
         encoder_num_res_blocks=2,
         z_grid=(1, 2),
     )
-    again = DiffusionAutoencoder(**json.loads(json.dumps(network.config))).eval()
+    unet, encoder = (json.loads(json.dumps(part.config)) for part in (network.unet, network.encoder))
+    again = DiffusionAutoencoder(SemanticEncoder(**encoder), DenoisingUNet(**unet)).eval()
     again.load_state_dict(network.state_dict())
     x = torch.randn(1, 1, 8, 16)
     torch.testing.assert_close(again(x), network(x))
-    assert again.config == network.config
+    assert again.unet.config == network.unet.config
+    assert again.encoder.config == network.encoder.config
 
 
-def test_config_of_a_foreign_encoder_asks_for_it():
-    network = small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=12))
-    with pytest.raises(ConfigError, match=r"an encoder of its own .*ResNet.*: build it and give it as encoder="):
-        DiffusionAutoencoder(**network.config)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_it_gives_what_its_two_networks_give_to_the_bit(spatial_dims):
+    strides = None if spatial_dims == 2 else [(2, 2, 1), 2]
+    encoder = SemanticEncoder(spatial_dims, 1, 12, 8, (1, 2, 2), 1, (1,), strides=strides, z_grid=2)
+    unet = DenoisingUNet(spatial_dims, 1, None, 8, (1, 2), 1, (1,), 1, 12, 20, strides=strides, z_grid=2)
+    network = DiffusionAutoencoder(encoder, unet).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x0, x_t, t = images(network)
+    z_sem = encoder(x0)
+    assert torch.equal(network.encode(x0), z_sem)
+    assert torch.equal(network(x_t, t, x0), unet(x_t, t, z_sem))
+    # names that the weights of every trained bundle have
+    names = {f"{part}.{name}" for part in ("unet", "encoder") for name in getattr(network, part).state_dict()}
+    assert network.state_dict().keys() == names
+    assert {
+        "encoder.stem.weight",
+        "encoder.head.4.weight",
+        "unet.z_map.linear.weight",
+        "unet.time_embed.0.bias",
+    } < names
+
+
+def test_components_that_are_no_networks_are_refused():
+    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,))
+    with pytest.raises(ConfigError, match=r"^encoder is a dict; it must be a network \(torch.nn.Module\)$"):
+        DiffusionAutoencoder({"_target_": "SemanticEncoder"}, unet)
+    with pytest.raises(ConfigError, match="^unet: Identity has no spatial_dims; use a DenoisingUNet, or give"):
+        DiffusionAutoencoder(torch.nn.Identity(), torch.nn.Identity())
+
+
+def test_components_that_do_not_fit_each_other_are_refused():
+    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,), z_channels=12)
+    with pytest.raises(
+        ConfigError, match=r"^z_channels differs: 16 in the encoder \(SemanticEncoder\), 12 in the UNet;"
+    ):
+        DiffusionAutoencoder(SemanticEncoder(2, z_channels=16, base_channels=8, channel_mult=(1,)), unet)
+    with pytest.raises(ConfigError, match="^spatial_dims differs: 3 in the encoder"):
+        DiffusionAutoencoder(SemanticEncoder(3, z_channels=12, base_channels=8, channel_mult=(1,)), unet)
+
+
+class Patches(torch.nn.Module):
+    """An encoder of another package, for images of multiples of 14 pixels."""
+
+    size_divisors = (14, 14)
+
+    def __init__(self, z_channels: int = 12) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(1, z_channels, 14, stride=14)
+        self.norm = torch.nn.BatchNorm2d(z_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.patches(x)).mean(dim=(2, 3))
+
+
+def test_the_size_rules_of_another_packages_encoder_count():
+    network = small(channel_mult=(1, 2, 2), encoder=Patches())
+    assert network.size_divisors == (28, 28)  # the UNet's are 4
+    x = torch.zeros(1, 1, 56, 28)
+    assert network(x, torch.tensor([3]), x).shape == x.shape
+    with pytest.raises(ConfigError, match=r"56 x 32: .* multiples of 28; crop, pad or resize to 56 x 28 or 56$"):
+        network.encode(torch.zeros(1, 1, 56, 32))
+    for wrong in ((14,), (14, 0), (14, 2.0)):
+        encoder = Patches()
+        encoder.size_divisors = wrong
+        with pytest.raises(ConfigError, match=r"^Patches: size_divisors is .*; it must be 2 whole numbers"):
+            small(encoder=encoder)
+
+
+def test_a_frozen_encoder_stays_as_it_is():
+    encoder = Patches()
+    network = small(encoder=encoder, encoder_frozen=True).train()
+    assert network.unet.training
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert all(parameter.requires_grad for parameter in network.unet.parameters())
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    x0 = torch.randn(4, 1, 28, 28)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], weight_decay=0.1)
+    assert not network.encode(x0).requires_grad
+    network(x0, torch.tensor([3] * 4), x0).square().mean().backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert not network.eval().unet.training
+
+
+def test_an_encoder_that_is_not_frozen_trains():
+    encoder = Patches()
+    network = small(encoder=encoder).train()
+    assert encoder.norm.training
+    network(torch.randn(4, 1, 28, 28)).square().mean().backward()
+    assert encoder.patches.weight.grad.abs().max() > 0
+    assert encoder.norm.num_batches_tracked == 1
 
 
 def test_errors_name_sizes_that_both_networks_take():

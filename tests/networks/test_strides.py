@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import DiffusionAutoencoder
+from monai_diffae.networks import build_autoencoder
 from monai_diffae.networks.strides import anisotropic_strides, level_strides, size_divisors
 
 
@@ -27,7 +27,7 @@ def test_sizes_that_cannot_be_halved_stay():
 @pytest.mark.parametrize("sizes", [[32, 48, 32], [160, 160, 22], [17, 40, 24]])
 def test_the_networks_take_the_size_that_strides_were_made_for(sizes):
     strides = anisotropic_strides(sizes, [1, 1, 4], 3)
-    network = DiffusionAutoencoder(
+    network = build_autoencoder(
         3, base_channels=4, channel_mult=(1, 2, 2), num_res_blocks=1, z_channels=8, time_embed_channels=8,
         strides=strides,
     )  # fmt: skip
@@ -35,15 +35,16 @@ def test_the_networks_take_the_size_that_strides_were_made_for(sizes):
     x = torch.randn(1, 1, *sizes)
     with torch.no_grad():
         assert network(x, torch.tensor([5]), x).shape == x.shape
-    again = DiffusionAutoencoder(**network.config)
+    again = build_autoencoder(**network.unet.config)
     again.load_state_dict(network.state_dict())
+    assert again.encoder.config == network.encoder.config
 
 
 def test_strides_of_two_are_the_default():
     torch.manual_seed(0)
-    plain = DiffusionAutoencoder(2, base_channels=4, channel_mult=(1, 2), z_channels=8, time_embed_channels=8)
+    plain = build_autoencoder(2, base_channels=4, channel_mult=(1, 2), z_channels=8, time_embed_channels=8)
     torch.manual_seed(0)
-    said = DiffusionAutoencoder(
+    said = build_autoencoder(
         2, base_channels=4, channel_mult=(1, 2), z_channels=8, time_embed_channels=8, strides=[2, (2, 2)]
     )
     x = torch.randn(2, 1, 8, 8)
@@ -51,7 +52,7 @@ def test_strides_of_two_are_the_default():
 
 
 def test_an_anisotropic_network_can_be_scripted():
-    network = DiffusionAutoencoder(
+    network = build_autoencoder(
         3, base_channels=4, channel_mult=(1, 2), z_channels=8, time_embed_channels=8, strides=[(2, 2, 1), 2]
     ).eval()
     x, z, t = torch.randn(1, 1, 8, 8, 6), torch.randn(1, 8), torch.tensor([3])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import PRESETS
+from monai_diffae.networks import PRESETS, build_autoencoder
 from monai_diffae.official import load_official
 from monai_diffae.official.checkpoint_files import read_safetensors
 from monai_diffae.official.layout import infer_config
@@ -83,10 +83,10 @@ def test_same_z_and_eps_as_the_reference(official, changes):
         eps = official.predict(weights, x_t, t, z_sem, of.blocks)
         torch.testing.assert_close(network(x_t, t, z_sem), eps, rtol=0, atol=1e-5)
         assert not torch.allclose(network(x_t, t, z_sem * 0.9), eps, atol=1e-3)  # that z_sem is compared at all
-    config = network.config
-    assert config["encoder_num_res_blocks"] == of.enc_blocks
+    config = network.unet.config
+    assert network.encoder.config["num_res_blocks"] == of.enc_blocks
     assert (config["base_channels"], config["channel_mult"]) == (of.base, list(of.mult))
-    assert config["encoder_channel_mult"] == list(of.enc_mult)
+    assert network.encoder.config["channel_mult"] == list(of.enc_mult)
     assert (config["z_channels"], config["time_embed_channels"]) == (of.z, of.embed)
 
 
@@ -133,7 +133,7 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
     with torch.inference_mode():
         z_sem = load_official(weights, encoder_num_res_blocks=1).encode(x0)
         torch.testing.assert_close(z_sem, official.encode(weights, x0, 1), rtol=0, atol=1e-5)
-        assert load_official(weights, encoder_num_res_blocks=2).config["encoder_channel_mult"] == [1, 1]
+        assert load_official(weights, encoder_num_res_blocks=2).encoder.config["channel_mult"] == [1, 1]
     for wrong in (0, 3):
         with pytest.raises(ConfigError, match=f"encoder_num_res_blocks={wrong} does not fit the encoder's weights"):
             load_official(weights, encoder_num_res_blocks=wrong)
@@ -141,8 +141,9 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
 
 def test_overrides_are_those_that_leave_no_trace(official):
     weights = official.random_weights(official.Official())
-    config = load_official(weights, num_heads=2, dropout=0.3, use_checkpoint=True).config
-    assert (config["num_heads"], config["dropout"], config["use_checkpoint"]) == (2, 0.3, True)
+    network = load_official(weights, num_heads=2, dropout=0.3, use_checkpoint=True)
+    assert [network.unet.config[key] for key in ("num_heads", "dropout", "use_checkpoint")] == [2, 0.3, True]
+    assert [network.encoder.config[key] for key in ("num_heads", "use_checkpoint")] == [2, True]
     with pytest.raises(ConfigError, match=r"z_channels: this is read off the weights; only num_heads"):
         load_official(weights, z_channels=3)
     with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 64"):
@@ -290,7 +291,8 @@ def test_attention_on_half_a_level_is_refused(official, part):
         load_official(weights)
 
 
-def test_a_config_of_before_the_encoders_blocks_builds_the_same(official):
+def test_the_encoder_has_as_many_blocks_as_the_unet_by_default(official):
     network = load_official(official.random_weights(official.Official()))
-    config = {key: value for key, value in network.config.items() if key != "encoder_num_res_blocks"}
-    type(network)(**config).load_state_dict(network.state_dict())
+    assert network.encoder.config["num_res_blocks"] == network.unet.config["num_res_blocks"]
+    arguments = network.unet.config | {"encoder_channel_mult": network.encoder.config["channel_mult"]}
+    build_autoencoder(**arguments).load_state_dict(network.state_dict())

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import DiffusionAutoencoder, load_official
+from monai_diffae.networks import build_autoencoder
+from monai_diffae.official import load_official
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
@@ -34,17 +35,18 @@ def test_same_z_and_eps_as_the_official_code(name):
 def test_configuration_is_read_off_the_tensors(name):
     _, metadata = read_safetensors(PARITY / f"{name}.safetensors")
     official = json.loads(metadata["config"])
-    config = load_official(PARITY / f"{name}.safetensors").config
+    network = load_official(PARITY / f"{name}.safetensors")
+    config, encoder = network.unet.config, network.encoder.config
     size = official["image_size"]
     assert config["in_channels"] == config["out_channels"] == official["in_channels"]
-    assert config["base_channels"] == config["encoder_base_channels"] == official["model_channels"]
+    assert config["base_channels"] == encoder["base_channels"] == official["model_channels"]
     assert config["channel_mult"] == official["channel_mult"]
-    assert config["encoder_channel_mult"] == official["enc_channel_mult"]
+    assert encoder["channel_mult"] == official["enc_channel_mult"]
     assert config["num_res_blocks"] == official["num_res_blocks"]
     assert config["z_channels"] == official["enc_out_channels"]
     assert config["time_embed_channels"] == official["embed_channels"]
     assert [size // 2**level for level in config["attention_levels"]] == official["attention_resolutions"]
-    assert [size // 2**level for level in config["encoder_attention_levels"]] == official["attention_resolutions"]
+    assert [size // 2**level for level in encoder["attention_levels"]] == official["attention_resolutions"]
 
 
 @needs_parity_files
@@ -56,7 +58,7 @@ def test_a_training_checkpoint_gives_its_ema_model(tmp_path):
     state |= {"x_T": torch.zeros(1), "ema_model.latent_net.layers.0.linear.weight": torch.zeros(1)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
     network = load_official(tmp_path / "last.ckpt", dropout=0.1)
-    assert network.config["dropout"] == 0.1
+    assert network.unet.config["dropout"] == 0.1
     assert torch.equal(network.unet.stem.weight, official["input_blocks.0.0.weight"])
 
 
@@ -75,7 +77,7 @@ def test_a_missing_file_and_other_weights(tmp_path):
     with pytest.raises(
         ConfigError, match=r"not the weights of an official Diff-AE: input_blocks.0.0.weight is missing"
     ):
-        load_official(DiffusionAutoencoder(2, base_channels=8, channel_mult=(1,), num_res_blocks=1).state_dict())
+        load_official(build_autoencoder(2, base_channels=8, channel_mult=(1,), num_res_blocks=1).state_dict())
 
 
 def test_what_is_wrong_is_told_by_its_file(official, tmp_path):

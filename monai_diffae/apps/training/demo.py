@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from monai.bundle import ConfigParser
+from torch import nn
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe, read_embeddings
@@ -22,7 +25,7 @@ from monai_diffae.apps.session import read_cases, read_split_cohort
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import shipped
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.loading import build, load_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines.precision import resolve_precision
@@ -159,7 +162,7 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
     ids = read_embeddings(embeddings)["id"]
     images = torch.stack([cases.dataset[by_id[case_id]][encoder_key] for case_id in ids]).numpy()
     torch.manual_seed(0)
-    untrained = type(trained.network)(**trained.network.config).eval()  # type: ignore[arg-type]
+    untrained = build(ConfigParser(deepcopy(trained.config)), "network_def", nn.Module).eval()
     z_untrained = np.concatenate(
         [trained.inferer.encode(b, untrained).numpy() for b in torch.from_numpy(images).split(64)]
     )

@@ -129,7 +129,7 @@ def import_official(
     logger.info(
         "%s: a Diff-AE of %.1f M parameters, images of %s with %d channels, z_sem of %d",
         out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
-        network.config["in_channels"], network.z_channels,
+        network.in_channels, network.z_channels,
     )  # fmt: skip
     return out
 
@@ -140,7 +140,7 @@ def _image_size(weights: Mapping[str, Tensor], network: DiffusionAutoencoder) ->
         size = list(x_T.shape[2:])
         logger.info("image size %s, of the x_T in the checkpoint", " x ".join(map(str, size)))
         return size
-    levels = network.config["attention_levels"]
+    levels = _arguments(network, "unet")["attention_levels"]
     if len(levels) != 1:
         raise ConfigError(
             f"the image size is not known: the checkpoint holds no x_T, and attention at {len(levels)} levels; "
@@ -184,19 +184,26 @@ def _config(bundle: str, network: DiffusionAutoencoder, size: list[int]) -> dict
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
         raise ConfigError(f"bundle: {bundle} is for {shipped_config['spatial_dims']}D, the weights are not")
-    arguments = {key: value for key, value in network.config.items() if key != "encoder"}
     config = shipped_config | _OFFICIAL
-    config |= {
-        "in_channels": network.config["in_channels"],
-        "image_size": size,
-        "network_def": {
-            "_target_": "monai_diffae.networks.DiffusionAutoencoder",
-            **arguments,
-            "spatial_dims": "@spatial_dims",
-            "in_channels": "@in_channels",
-        },
-    }
+    config["image_size"] = size
+    shared = {key: value for key, value in _arguments(network, "unet").items() if key in config}
+    config |= shared
+    for name in ("unet", "encoder"):
+        # A value that the shipped config shares between the networks stays a key of its own.
+        config["network_def"][name] = {
+            "_target_": config["network_def"][name]["_target_"],
+            **{
+                key: f"@{key}" if key in shared and shared[key] == value else value
+                for key, value in _arguments(network, name).items()
+            },
+        }
     return model_config(config)
+
+
+def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
+    """What the encoder or the UNet was built with."""
+    arguments: dict[str, Any] = getattr(network, name).config
+    return arguments
 
 
 def _latent_config(latent: LatentMLP, autoencoder_sha256: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from monai_diffae.bundle.config import check_image_size
 from monai_diffae.bundle.first_stages import check_latent_image_size
 from monai_diffae.bundle.loading import build
 from monai_diffae.data.survey import Survey
+from monai_diffae.engines.config_values import references
 from monai_diffae.engines.memory import GIB, Memory
 from monai_diffae.engines.workload import Workload, run_memory
 from monai_diffae.errors import ConfigError, MachineError
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 COARSENINGS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _LARGEST_2D = 256  # the largest image of the paper
-_WIDTH, _LEVELS, _RECOMPUTE = "network_def#base_channels", "network_def#channel_mult", "network_def#use_checkpoint"
+_WIDTH, _LEVELS, _RECOMPUTE = "base_channels", "channel_mult", "use_checkpoint"
 _LATENT_MODE = (
     "; or take the latent mode: monai-diffae init my_first_stage --bundle autoencoder_kl_3d (docs/latent_mode.md)"
 )
@@ -86,7 +87,7 @@ def propose(
     is_for_first_stage = survey.spatial_dims == 3 and machine.first_stage is None
     raise MachineError(
         f"nothing fits {budget / GIB:.2f} GiB: free memory, give a larger --memory-gib, or narrow the network, as "
-        "--set network_def#base_channels=8" + (_LATENT_MODE if is_for_first_stage else "")
+        "--set base_channels=8" + (_LATENT_MODE if is_for_first_stage else "")
     )
 
 
@@ -158,12 +159,14 @@ class _Machine:
         """A key's value in the config with the overrides.
 
         Raises:
-            ConfigError: there is no such key.
+            ConfigError: there is no such key, or the network is not built with it.
         """
         parser = self._parser({})
-        if key not in parser:
+        is_of_network = key not in (_WIDTH, _LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
+        if key not in parser or not is_of_network:
             raise ConfigError(
-                f"{key}: the config has no such key, which plan proposes with; plan a diffusion autoencoder"
+                f"{key}: the config's network has no such key, which plan proposes values for; plan a diffusion "
+                "autoencoder"
             )
         return parser.get(key)
 

@@ -10,10 +10,10 @@ from monai_diffae.errors import ConfigError
 def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
     overrides = {
         "image_size": [16, 16],
-        "network_def#base_channels": 8,
-        "network_def#channel_mult": [1, 2],
-        "network_def#z_channels": 8,
-        "network_def#time_embed_channels": 16,
+        "base_channels": 8,
+        "channel_mult": [1, 2],
+        "z_channels": 8,
+        "network_def#unet#time_embed_channels": 16,
         "max_epochs": 1,
         "batch_size": 8,
         "num_pictures": 0,

@@ -79,7 +79,8 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
 
     trained, network = load_bundle(out, "cpu"), load_official(checkpoint)
     assert trained.model_range == (-1, 1)
-    assert {key: trained.network.config[key] for key in network.config} == network.config
+    assert trained.network.unet.config == network.unet.config
+    assert trained.network.encoder.config == network.encoder.config
     images = pictures(tmp_path / "images", channels=3)
     first = trained.preprocessing({"image": str(images / "0.png")})["image"]
     pixels = np.asarray(Image.open(images / "0.png"), np.float32).transpose(2, 0, 1)
@@ -238,7 +239,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
 
 def test_other_blocks_in_the_encoder_than_in_the_unet(save, tmp_path):
     out = import_official(save(changes={"blocks": 2, "enc_blocks": 1}), tmp_path / "bundle")
-    assert load_bundle(out, "cpu").network.config["encoder_num_res_blocks"] == 1
+    assert load_bundle(out, "cpu").network.encoder.config["num_res_blocks"] == 1
 
 
 def test_said_arguments_reach_the_network(save, tmp_path):
@@ -249,7 +250,8 @@ def test_said_arguments_reach_the_network(save, tmp_path):
         import_official(checkpoint, tmp_path / "no")
     out = import_official(checkpoint, tmp_path / "bundle", encoder_num_res_blocks=1, num_heads=2)
     network_def = json.loads((out / "models" / "config.json").read_text())["network_def"]
-    assert (network_def["encoder_num_res_blocks"], network_def["num_heads"]) == (1, 2)
+    assert (network_def["encoder"]["num_res_blocks"], network_def["unet"]["num_heads"]) == (1, 2)
+    assert network_def["encoder"]["num_heads"] == 2
 
 
 @needs_parity_files

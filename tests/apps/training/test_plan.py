@@ -37,7 +37,7 @@ def save(path, shape):
     nib.save(nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([1.0, 1.0, 5.0, 1.0])), path)
 
 
-SMALL = {"network_def#base_channels": 4, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8}
+SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_plan_of_volumes(volumes):
     assert settings["spacing_mm"] == [1, 1, 5]
     assert settings["image_size"] == [42, 36, 10]  # 41 mm is the 95th percentile, two levels
     assert settings["batch_size"] == 8
-    assert settings["network_def#use_checkpoint"] is False
+    assert settings["use_checkpoint"] is False
     assert result.num_cropped == 1
     assert result.survey.outliers == []
     assert result.proposal.memory.total < result.budget == 4 * 2**30
@@ -78,8 +78,8 @@ def quick(monkeypatch):
     """Predictions by a rule of thumb in place of the network's run: 1 MiB a voxel and image, a tenth recomputed."""
 
     def run_memory(network, workload):
-        share = 0.1 if network.config["use_checkpoint"] else 1
-        width = network.config["base_channels"] / 16
+        share = 0.1 if network.unet.config["use_checkpoint"] else 1
+        width = network.unet.config["base_channels"] / 16
         training = workload.batch_size * share * width
         return Memory(
             0, int(np.prod(workload.image_shape) * 2**20 * max(training, workload.val_batch_size * 0.05)), 0, 0
@@ -101,20 +101,20 @@ def quick(monkeypatch):
 def test_less_memory_gives_recomputing_then_smaller_batches_then_coarser_grids(
     volumes, quick, gib, image_size, use_checkpoint, batch_size, val_batch_size
 ):
-    proposal = plan(volumes, memory_gib=gib, device="cpu", overrides={"network_def#channel_mult": [1, 2]}).proposal
+    proposal = plan(volumes, memory_gib=gib, device="cpu", overrides={"channel_mult": [1, 2]}).proposal
     settings = proposal.settings
     assert proposal.memory.gib <= gib
     assert settings["image_size"] == image_size
-    assert settings["network_def#use_checkpoint"] is use_checkpoint
+    assert settings["use_checkpoint"] is use_checkpoint
     assert settings["batch_size"] == batch_size
     assert settings.get("val_batch_size") == val_batch_size
     assert settings["batch_size"] * settings.get("accumulation_steps", 1) >= 8
 
 
 def test_on_a_gpu_networks_become_wider(volumes, quick):
-    narrow = {"network_def#channel_mult": [1, 2], "precision": "bf16"}
+    narrow = {"channel_mult": [1, 2], "precision": "bf16"}
     proposal = plan(volumes, memory_gib=1000, device="cuda", overrides=narrow).proposal
-    assert proposal.settings["network_def#base_channels"] == 64
+    assert proposal.settings["base_channels"] == 64
 
 
 def test_what_is_settled_stays(volumes, quick):
@@ -126,7 +126,7 @@ def test_what_is_settled_stays(volumes, quick):
             volumes,
             memory_gib=4,
             device="cpu",
-            overrides={**settled, "image_size": [15, 16, 8], "network_def#strides": None},
+            overrides={**settled, "image_size": [15, 16, 8], "strides": None},
         )
     with pytest.raises(ConfigError, match="batch_sise: the bundle's train.json has no such key"):
         plan(volumes, memory_gib=4, overrides={"batch_sise": 3})
@@ -184,7 +184,7 @@ def test_json_of_images_and_a_bad_header(run, tmp_path):
     for i in range(3):
         Image.fromarray(np.zeros((60, 48), np.uint8)).save(folder / f"{i}.png")
     (folder / "bad.png").write_bytes(b"bad")
-    quick = ["--set", "network_def#channel_mult=[1,2]", "--memory-gib", 2, "--device", "cpu", "--json"]
+    quick = ["--set", "channel_mult=[1,2]", "--memory-gib", 2, "--device", "cpu", "--json"]
     code, printed, _ = run("plan", folder, *quick)
     assert code == 3
     result = json.loads(printed)

@@ -18,7 +18,7 @@ from monai_diffae.networks import FirstStage
 
 ROOT = Path(__file__).parents[2]
 OVERLAY = ROOT / "configs" / "latent_space.json"
-SMALL = {"network_def#base_channels": 4, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8}
+SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
 
 
 @pytest.fixture(scope="module")

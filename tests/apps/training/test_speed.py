@@ -16,7 +16,7 @@ from monai_diffae.errors import ConfigError, MachineError
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 TINY = {
-    "network_def#base_channels": 4, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8,
+    "base_channels": 4, "channel_mult": [1, 2], "z_channels": 8,
     "spacing_mm": [1, 1, 1], "image_size": [8, 8, 8], "batch_size": 2, "precision": "fp32", "max_epochs": 5,
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_it_is_the_bundles_own_trainer_in_2d_and_for_a_second_modality(monkeypat
         "image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image", "image_size": [16, 16],
         "batch_size": 64, "max_epochs": 7, "accumulation_steps": 2,
     }  # fmt: skip
-    config["network_def"] |= {"base_channels": 4, "channel_mult": [1, 2]}
+    config |= {"base_channels": 4, "channel_mult": [1, 2]}
     speed = measure_speed(config, "cpu", num_images=3)
     assert (speed.batch_size, speed.num_images, speed.num_epochs) == (3, 3, 7)
     assert 0 < speed.seconds_a_step < 5

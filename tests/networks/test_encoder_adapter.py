@@ -1,0 +1,192 @@
+"""Networks of MONAI and torchvision as encoders: their preprocessing, their features, frozen and not."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from monai.networks.nets import DenseNet121, ViT, resnet18
+from torch import nn
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks import DiffusionAutoencoder, EncoderAdapter, build_autoencoder
+
+UNET = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 12, "time_embed_channels": 20}
+
+
+class Seen(nn.Module):
+    """Keeps what it is given, and gives the mean of each channel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.images = x
+        return x.flatten(2).mean(dim=2)
+
+
+def monai_resnet(spatial_dims: int = 2, channels: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return resnet18(spatial_dims=spatial_dims, n_input_channels=channels, feed_forward=False)
+
+
+def autoencoder(adapter: EncoderAdapter, spatial_dims: int = 2, frozen: bool = True) -> DiffusionAutoencoder:
+    return build_autoencoder(spatial_dims, encoder=adapter, encoder_frozen=frozen, **UNET)
+
+
+def test_images_are_prepared_as_the_network_expects_them():
+    seen = Seen()
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    adapter = EncoderAdapter(seen, model_range=(-1, 1), mean=mean, std=std)
+    x = torch.rand(2, 1, 6, 8) * 2 - 1
+    features = adapter(x)
+    expected = ((x + 1) / 2 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(seen.images, expected)
+    torch.testing.assert_close(features, expected.mean(dim=(2, 3)))
+    colour = torch.rand(2, 3, 6, 8) * 2 - 1
+    adapter(colour)
+    torch.testing.assert_close(seen.images[:, 2], ((colour[:, 2] + 1) / 2 - mean[2]) / std[2])
+
+
+@pytest.mark.parametrize("size", [(4, 6), (12, 16), (4, 6, 2)])
+def test_images_are_resized(size):
+    seen = Seen()
+    adapter = EncoderAdapter(seen, channels=1, size=size, model_range=(0, 1))
+    ramp = torch.linspace(0, 1, 8).view(1, 1, -1, 1).expand(2, 1, 8, 10)
+    adapter(ramp if len(size) == 2 else ramp[..., None].expand(2, 1, 8, 10, 4))
+    assert seen.images.shape == (2, 1, *size)
+    assert seen.images.min() >= 0
+    assert seen.images.max() <= 1
+    torch.testing.assert_close(seen.images.mean(), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_network_of_monai_with_a_projection(spatial_dims):
+    adapter = EncoderAdapter(monai_resnet(spatial_dims), projection=nn.Linear(512, 12))
+    network = autoencoder(adapter, spatial_dims)
+    assert network.size_divisors == (2,) * spatial_dims  # the UNet's
+    x = torch.randn(2, 1, *(32,) * spatial_dims)
+    assert network.encode(x).shape == (2, 12)
+    assert network(x, torch.tensor([3, 5]), x).shape == x.shape
+
+
+def test_frozen_is_the_network_and_not_the_projection():
+    adapter = EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 12))
+    network = autoencoder(adapter).train()
+    assert not any(module.training for module in adapter.network.modules())
+    assert adapter.projection.training
+    before = {name: value.clone() for name, value in adapter.network.state_dict().items()}
+    for parameter in network.unet.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 1, 32, 32)
+    network(x, torch.tensor([3, 5]), x).square().mean().backward()
+    assert all(parameter.grad is None for parameter in adapter.network.parameters())
+    assert adapter.projection.weight.grad.abs().max() > 0
+    after = adapter.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())  # BatchNorm's averages, too
+
+
+def test_without_frozen_everything_trains():
+    adapter = EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 12))
+    network = autoencoder(adapter, frozen=False).train()
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_features_of_several_kinds():
+    x = torch.randn(2, 1, 32, 32)
+    maps = nn.Conv2d(3, 12, 4, stride=4)
+    adapter = EncoderAdapter(maps)
+    torch.testing.assert_close(adapter(x), maps(adapter.prepare(x)).mean(dim=(2, 3)))
+    with_states = ViT(3, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)
+    assert EncoderAdapter(with_states)(x).shape == (2, 12)
+    densenet = DenseNet121(spatial_dims=2, in_channels=3, out_channels=5)
+    assert EncoderAdapter(densenet, head="class_layers.out")(x).shape == (2, 1024)
+
+
+def test_the_dtype_stays_that_of_the_images():
+    adapter = EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 12)).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert adapter(torch.randn(2, 1, 32, 32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [None, (24, 24)])
+def test_it_can_be_scripted(size):
+    adapter = EncoderAdapter(monai_resnet(), size=size, mean=0.5, std=0.2, projection=nn.Linear(512, 12))
+    network = autoencoder(adapter).eval()
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(network), buffer)
+    buffer.seek(0)
+    x = torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(torch.jit.load(buffer)(x), network(x))
+
+
+def test_size_rules_are_given_or_the_networks_own():
+    network = nn.Conv2d(1, 12, 14, stride=14)
+    assert autoencoder(EncoderAdapter(network, channels=1)).size_divisors == (2, 2)
+    assert autoencoder(EncoderAdapter(network, channels=1, size_divisors=(14, 14))).size_divisors == (14, 14)
+    network.size_divisors = (7, 14)
+    assert autoencoder(EncoderAdapter(network, channels=1)).size_divisors == (14, 14)
+    assert autoencoder(EncoderAdapter(network, channels=1, size=(28, 28))).size_divisors == (2, 2)
+
+
+def test_preprocessing_is_not_part_of_the_weights():
+    adapter = EncoderAdapter(Seen(), mean=0.5, std=0.2, projection=nn.Linear(3, 12))
+    assert set(adapter.state_dict()) == {"projection.weight", "projection.bias"}
+
+
+def test_pretrained_weights_without_their_head():
+    pretrained = resnet18(spatial_dims=2, n_input_channels=3, num_classes=10)
+    adapter = EncoderAdapter(resnet18(spatial_dims=2, n_input_channels=3, num_classes=10), head="fc")
+    adapter.load_pretrained(pretrained.state_dict())
+    pretrained.fc = nn.Identity()
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(adapter.eval()(x), pretrained.eval()(adapter.prepare(x)))
+    other = resnet18(spatial_dims=2, n_input_channels=1, num_classes=10).state_dict()
+    with pytest.raises(ConfigError, match=r"are not those of ResNet: 1 differ, the first is 'conv1.weight'; use"):
+        adapter.load_pretrained(other)
+    with pytest.raises(ConfigError, match=r"are not those of ResNet: 2 differ, the first is 'fc.bias'"):
+        EncoderAdapter(monai_resnet()).load_pretrained({**monai_resnet().state_dict(), "fc.weight": x, "fc.bias": x})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_range": (1, -1)}, r"model_range is \[1, -1\]; it must be two numbers, the lower one first"),
+        ({"mean": [0.1, 0.2]}, "mean has 2 numbers; give one, or one for each of the 3 channels"),
+        ({"std": 0.0}, "std is .*; it must be above 0"),
+        ({"head": "nope"}, "head: ResNet has no layer 'nope'; it has conv1, bn1"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_line(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EncoderAdapter(monai_resnet(), **settings)
+
+
+def test_wrong_channels_and_widths_are_one_line():
+    adapter = EncoderAdapter(monai_resnet())
+    with pytest.raises(ConfigError, match=r"has 2 channels: the encoder ResNet takes 3, or one that is repeated"):
+        adapter(torch.zeros(1, 2, 32, 32))
+    with pytest.raises(ConfigError, match=r"^z_channels differs: 16 in the encoder \(EncoderAdapter\), 12 in the UNet"):
+        autoencoder(EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 16)))
+    with pytest.raises(ConfigError, match=r"EncoderAdapter gives \(1, 512\): z_channels=12 needs \(B, 12\)"):
+        autoencoder(adapter).encode(torch.zeros(1, 1, 32, 32))
+
+
+def test_a_network_of_torchvision():
+    models = pytest.importorskip("torchvision.models", reason="torchvision is in the extra `lpips`")
+    torch.manual_seed(0)
+    pretrained = models.resnet18()
+    adapter = EncoderAdapter(
+        models.resnet18(), size=(64, 64), mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], head="fc",
+        projection=nn.Linear(512, 12),
+    )  # fmt: skip
+    adapter.load_pretrained(pretrained.state_dict())
+    network = autoencoder(adapter).train()
+    x = torch.rand(2, 1, 32, 32) * 2 - 1
+    pretrained.fc = nn.Identity()
+    with torch.no_grad():
+        expected = adapter.projection(pretrained.eval()(adapter.prepare(x)))
+    torch.testing.assert_close(network.encode(x), expected)
+    network(x, torch.tensor([3, 5]), x).square().mean().backward()
+    assert all(parameter.grad is None for parameter in adapter.network.parameters())
+    scripted = torch.jit.script(network.eval())
+    torch.testing.assert_close(scripted(x), network(x))
