@@ -21,8 +21,9 @@ class EncoderAdapter(nn.Module):
     ``projection`` still learns.
 
     Args:
-        network: images (B, channels, *S) -> features. If it returns several tensors, the first is used.
-        channels: channels of the images that ``network`` takes.
+        network: prepared images (B, channels, *S) -> features. If it returns several tensors, the first is used.
+        in_channels: channels of the images to encode: 1, or as many as ``channels``.
+        channels: channels that ``network`` takes.
         size: spatial size to which images are resized; None: as they are.
         model_range: intensities of the images to encode, lowest and highest.
         mean: subtracted from images in [0, 1]; one number, or one per channel.
@@ -52,6 +53,7 @@ class EncoderAdapter(nn.Module):
     def __init__(
         self,
         network: nn.Module,
+        in_channels: int = 1,
         channels: int = 3,
         size: Sequence[int] | None = None,
         model_range: Sequence[float] = (-1.0, 1.0),
@@ -62,7 +64,13 @@ class EncoderAdapter(nn.Module):
         size_divisors: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if in_channels not in (1, channels):
+            raise ConfigError(
+                f"in_channels is {in_channels}: {type(network).__name__} takes {channels} channels, or one that is "
+                "repeated; change the images, or channels"
+            )
         self.low, self.high = _checked_range(model_range)
+        self.in_channels = in_channels
         self.channels = channels
         self.size = None if size is None else [int(n) for n in size]
         if size_divisors is None and size is None:
@@ -83,18 +91,17 @@ class EncoderAdapter(nn.Module):
         """Encode images.
 
         Args:
-            x: images (B, 1 or channels, *S) in ``model_range``.
+            x: images (B, in_channels, *S) in ``model_range``.
 
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (under autocast too).
 
         Raises:
-            ConfigError: neither one channel nor as many as the network takes.
+            ConfigError: wrong number of channels.
         """
-        if not torch.jit.is_scripting() and x.shape[1] not in (1, self.channels):
+        if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
-                f"the image to encode has {x.shape[1]} channels: the encoder {type(self.network).__name__} takes "
-                f"{self.channels}, or one that is repeated"
+                f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}"
             )
         features = self.network(self.prepare(x))
         if isinstance(features, (tuple, list)):
@@ -104,7 +111,7 @@ class EncoderAdapter(nn.Module):
         return self.projection(features).to(x.dtype)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, 1 or channels, *S) in ``model_range`` as ``network`` takes them: (B, channels, *S or *size)."""
+        """Images (B, in_channels, *S) in ``model_range`` as ``network`` takes them: (B, channels, *S or *size)."""
         h = (x - self.low) / (self.high - self.low)
         if self.size is not None:
             if h.ndim == 5:

@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets import AutoencoderKL, resnet10
 
 from monai_diffae.engines.memory import first_stage_memory, free_memory, inference_memory, training_memory
-from monai_diffae.networks import FirstStage, anisotropic_strides, build_autoencoder
+from monai_diffae.networks import EncoderAdapter, FirstStage, anisotropic_strides, build_autoencoder
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
@@ -25,6 +25,17 @@ def test_states_are_the_weights_their_average_and_two_moments():
     size = 4 * sum(p.numel() for p in net.parameters())
     assert training_memory(net, (1, 1, 16, 16, 16)).states == 4 * size
     assert inference_memory(net, (1, 1, 16, 16, 16)).states == size
+
+
+def test_frozen_weights_count_once_and_keep_nothing():
+    def net(frozen):
+        encoder = resnet10(spatial_dims=3, n_input_channels=1, num_classes=8)
+        return network(encoder=encoder, encoder_frozen=frozen)
+
+    shape = (2, 1, 16, 16, 16)
+    trained, frozen = (training_memory(net(frozen), shape) for frozen in (False, True))
+    assert trained.states - frozen.states == 3 * 4 * sum(p.numel() for p in net(False).encoder.parameters())
+    assert trained.kept > frozen.kept
 
 
 def test_what_is_kept_is_what_autograd_keeps():
@@ -72,7 +83,7 @@ def test_nothing_is_computed_or_drawn():
 
 def test_a_foreign_encoder_and_a_second_modality_are_counted():
     encoder = resnet10(spatial_dims=3, n_input_channels=2, num_classes=8)
-    net = network(encoder=encoder, encoder_in_channels=2)
+    net = network(encoder=EncoderAdapter(encoder, in_channels=2, channels=2))
     assert training_memory(net, (2, 1, 16, 16, 16)).total > training_memory(network(), (2, 1, 16, 16, 16)).total
 
 

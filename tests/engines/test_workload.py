@@ -9,7 +9,7 @@ from monai.networks.nets import AutoencoderKL
 from monai_diffae.engines import workload
 from monai_diffae.engines.memory import GIB, first_stage_memory, training_memory
 from monai_diffae.engines.workload import Workload, check_memory, run_memory
-from monai_diffae.errors import MachineError, find_diffae_error
+from monai_diffae.errors import ConfigError, MachineError, find_diffae_error
 from monai_diffae.networks import FirstStage, build_autoencoder
 
 
@@ -76,6 +76,13 @@ def test_a_network_that_looks_at_values_is_not_refused(monkeypatch):
 
     monkeypatch.setattr(workload, "free_memory", lambda device: 1)
     check_memory(network(encoder=Looking()), Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0))
+
+
+def test_an_encoder_that_gives_another_z_sem_is_told_before_the_training(monkeypatch):
+    monkeypatch.setattr(workload, "free_memory", lambda device: 1)
+    encoder = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+    with pytest.raises(ConfigError, match=r"the encoder Sequential gives \(2, 5\): z_channels=8 needs \(B, 8\)"):
+        check_memory(network(encoder=encoder), Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0))
 
 
 def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, monkeypatch):

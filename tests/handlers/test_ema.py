@@ -30,6 +30,20 @@ def test_buffers_are_copied_and_the_network_is_left_alone():
     assert not any(p.requires_grad for p in ema.network.parameters())
 
 
+def test_frozen_weights_are_shared_and_left_alone():
+    network = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    ema = EMA(network, decay=0.5)
+    assert ema.network[0].weight is network[0].weight
+    before = [parameter.clone() for parameter in network.parameters()]
+    with torch.no_grad():
+        network[1].weight.add_(1)
+    ema.update()
+    assert torch.equal(network[0].weight, before[0])
+    assert not torch.equal(ema.network[1].weight, before[2])
+    assert not torch.equal(ema.network[1].weight, network[1].weight)
+    assert network[1].weight.requires_grad
+
+
 def test_an_average_goes_on_from_its_state():
     torch.manual_seed(0)
     layer = nn.Linear(2, 2)

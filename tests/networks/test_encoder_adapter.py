@@ -42,7 +42,7 @@ def test_images_are_prepared_as_the_network_expects_them():
     torch.testing.assert_close(seen.images, expected)
     torch.testing.assert_close(features, expected.mean(dim=(2, 3)))
     colour = torch.rand(2, 3, 6, 8) * 2 - 1
-    adapter(colour)
+    EncoderAdapter(seen, in_channels=3, mean=mean, std=std)(colour)
     torch.testing.assert_close(seen.images[:, 2], ((colour[:, 2] + 1) / 2 - mean[2]) / std[2])
 
 
@@ -150,6 +150,7 @@ def test_pretrained_weights_without_their_head():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"in_channels": 2}, "in_channels is 2: ResNet takes 3 channels, or one that is repeated"),
         ({"model_range": (1, -1)}, r"model_range is \[1, -1\]; it must be two numbers, the lower one first"),
         ({"mean": [0.1, 0.2]}, "mean has 2 numbers; give one, or one for each of the 3 channels"),
         ({"std": 0.0}, "std is .*; it must be above 0"),
@@ -163,8 +164,9 @@ def test_settings_that_are_wrong_are_one_line(settings, message):
 
 def test_wrong_channels_and_widths_are_one_line():
     adapter = EncoderAdapter(monai_resnet())
-    with pytest.raises(ConfigError, match=r"has 2 channels: the encoder ResNet takes 3, or one that is repeated"):
-        adapter(torch.zeros(1, 2, 32, 32))
+    for encoder in (adapter, autoencoder(adapter).encode):
+        with pytest.raises(ConfigError, match=r"the image to encode has 3 channels: the \w+ was built for 1"):
+            encoder(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ConfigError, match=r"^z_channels differs: 16 in the encoder \(EncoderAdapter\), 12 in the UNet"):
         autoencoder(EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 16)))
     with pytest.raises(ConfigError, match=r"EncoderAdapter gives \(1, 512\): z_channels=12 needs \(B, 12\)"):

@@ -165,7 +165,7 @@ class _Machine:
         is_of_network = key not in (_WIDTH, _LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
         if key not in parser or not is_of_network:
             raise ConfigError(
-                f"{key}: the config's network has no such key, which plan proposes values for; plan a diffusion "
+                f"{key}: the config has no such key of its network, for which plan proposes values; plan a diffusion "
                 "autoencoder"
             )
         return parser.get(key)

@@ -150,6 +150,9 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
         plan(volumes, bundle="diffae_4d")
     with pytest.raises(ConfigError, match="channel_mult: the config has no such key.*plan a diffusion autoencoder"):
         plan(volumes, bundle="autoencoder_kl_3d", memory_gib=1)
+    preset = {"network_def": {"_target_": "monai_diffae.networks.preset", "name": "tiny", "spatial_dims": 3}}
+    with pytest.raises(ConfigError, match="channel_mult: the config has no such key of its network"):
+        plan(volumes, memory_gib=1, overrides=preset)
     with pytest.raises(ConfigError, match=r"gone\.json: there is no such config file"):
         plan(volumes, overlays=["gone.json"], memory_gib=1)
     with pytest.raises(ConfigError, match=r"ct\.json is for|but spatial_dims is 2"):
