@@ -1,7 +1,7 @@
-"""What the encoder and the UNet are made of; the same code in 2D and 3D.
+"""Building blocks of the encoder and the UNet, the same in 2D and 3D.
 
-Every operation keeps the memory format of what it is given: in ``channels_last`` (2D) or ``channels_last_3d``
-nothing is copied back and forth between two convolutions.
+Every operation keeps the memory format of its input, so that ``channels_last`` (2D) and ``channels_last_3d`` need no
+copies between two convolutions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from monai_diffae.errors import ConfigError
 
 
 def group_count(channels: int) -> int:
-    """The number of GroupNorm groups for a width: the largest divisor that is at most 32.
+    """The number of GroupNorm groups for a width: its largest divisor up to 32.
 
-    At the widths of the official code this is its ``min(32, channels)``.
+    For the widths that the official code uses, this equals its ``min(32, channels)``.
 
     Example:
         >>> [group_count(c) for c in (128, 96, 48, 20, 7)]
@@ -30,17 +30,17 @@ def group_count(channels: int) -> int:
 
 
 def zero_initialised(module: nn.Module) -> nn.Module:
-    """Set a layer's parameters to 0, so that the branch that it ends starts as nothing, and return it."""
+    """Set a layer's parameters to 0 and return it, so that a residual branch that it ends contributes nothing yet."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class SameConv3d(nn.Conv3d):
-    """A 3D convolution of size 3 that keeps the spatial size, with right gradients for a first axis of 2 too.
+    """A 3D convolution of size 3 that keeps the spatial size, with correct gradients also if the first axis has size 2.
 
-    oneDNN 3.12 (PyTorch 2.13) leaves part of the weights' gradient unwritten, in bfloat16 on a CPU, where the first
-    axis has 2 positions and is padded by the convolution; not where it is padded beforehand.
+    In that case oneDNN 3.12 (PyTorch 2.13) leaves part of the weight gradient unwritten, in bfloat16 on a CPU, if the
+    convolution pads the axis itself. Padding it beforehand avoids this.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -81,16 +81,16 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divis
         raise ConfigError(f"{name} has {x.shape[1]} channels: the network was built for {channels}")
     size = tuple(x.shape[2:])
     if any(s % d or s == 0 for s, d in zip(size, divisors, strict=True)):
-        near = [sorted({max(s // d, 1) * d, max(-(-s // d), 1) * d}) for s, d in zip(size, divisors, strict=True)]
-        would_do = " x ".join(" or ".join(map(str, axis)) for axis in near)
+        nearest = [sorted({max(s // d, 1) * d, max(-(-s // d), 1) * d}) for s, d in zip(size, divisors, strict=True)]
+        usable = " x ".join(" or ".join(map(str, sizes)) for sizes in nearest)
         raise ConfigError(
             f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of "
-            f"{shown_divisors(divisors)}; crop, pad or resize to {would_do}"
+            f"{shown_divisors(divisors)}; crop, pad or resize to {usable}"
         )
 
 
 def shown_divisors(divisors: Sequence[int]) -> str:
-    """What sizes must be multiples of, as a message says it.
+    """Size divisors as text for a message: one number if all axes have the same.
 
     Example:
         >>> shown_divisors([16, 16]), shown_divisors([16, 16, 2])
@@ -100,7 +100,7 @@ def shown_divisors(divisors: Sequence[int]) -> str:
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """GroupNorm whose number of groups follows from the width, computed in float32 whatever the input's dtype.
+    """GroupNorm that derives its number of groups from the width and computes in float32 for any input dtype.
 
     Args:
         channels: width C.
@@ -114,19 +114,19 @@ class ChannelGroupNorm(nn.GroupNorm):
         super().__init__(group_count(channels), channels)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise (B, C, *S); the output has the input's dtype. For float32 no conversion takes place."""
+        """Normalise (B, C, *S); the output has the dtype of the input. Float32 inputs are not converted."""
         h = F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
         return h.to(input.dtype)
 
 
 class HalvingPool(nn.Module):
-    """The mean over 2 x 2 (x 2) neighbours, or over two along some of the axes.
+    """Average pooling over pairs of neighbours along some or all axes.
 
-    In 3D it adds strided slices: PyTorch's ``avg_pool3d`` on the CPU knows neither ``channels_last_3d`` nor
-    bfloat16, and autocast sends it to float32.
+    In 3D it adds strided slices, because PyTorch's ``avg_pool3d`` supports neither ``channels_last_3d`` nor bfloat16
+    on a CPU, and autocast runs it in float32.
 
     Args:
-        stride: for each spatial axis 2, or 1 where it keeps its size.
+        stride: one number per spatial axis: 2 halves the axis, 1 keeps its size.
     """
 
     def __init__(self, stride: Sequence[int]) -> None:
@@ -148,7 +148,7 @@ class HalvingPool(nn.Module):
 
 
 def resampling(resample: str, stride: Sequence[int]) -> nn.Module:
-    """The layer for ``"down"`` (mean of neighbours), ``"up"`` (nearest) or ``"none"``."""
+    """The layer that resamples ``"down"`` (mean of neighbours), ``"up"`` (nearest) or not at all (``"none"``)."""
     if resample == "none" or set(stride) == {1}:
         return nn.Identity()
     if resample == "down":
@@ -157,7 +157,7 @@ def resampling(resample: str, stride: Sequence[int]) -> nn.Module:
 
 
 def skip_connection(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
-    """The identity, or a convolution of size 1 where the widths differ."""
+    """The identity, or a convolution of size 1 if the widths differ."""
     if in_channels == out_channels:
         return nn.Identity()
     return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1)
@@ -166,14 +166,14 @@ def skip_connection(spatial_dims: int, in_channels: int, out_channels: int) -> n
 class PlainBlock(nn.Module):
     """The encoder's residual block: ``skip(x) + conv3(SiLU(GN(x)))``.
 
-    A single convolution, as in the official code, where the second half of a block exists only if it is conditioned.
+    It has a single convolution, as in the official code: there, only conditioned blocks have the second half.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: width of the input.
         out_channels: width of the output.
-        resample: ``"none"`` or ``"down"``; acts before the convolution and on the skip connection.
-        stride: by how much, for each axis; None: 2 along all.
+        resample: ``"none"`` or ``"down"``; applied before the convolution and in the skip connection.
+        stride: the factor per axis; None: 2 along all axes.
 
     Example:
         >>> PlainBlock(2, 32, 64, resample="down")(torch.zeros(1, 32, 8, 8)).shape
@@ -205,8 +205,8 @@ class TwoConditionBlock(nn.Module):
 
     ``h = conv3(resample(SiLU(GN(x))))``, then
     ``h = conv3(Dropout(SiLU(z_s * (t_s * GN(h) + t_b))))`` and ``skip(resample(x)) + h``: Diff-AE (arXiv 2111.15640)
-    equation 7, with ``t_s = 1 + ...`` and ``z_s = 1 + ...`` as in the official code. The second convolution starts
-    at 0, so at initialisation the block is its skip connection.
+    equation 7, with ``t_s = 1 + ...`` and ``z_s = 1 + ...`` as in the official code. The second convolution is
+    initialised with 0, so that an untrained block is its skip connection.
 
     Args:
         spatial_dims: 2 or 3.
@@ -215,8 +215,8 @@ class TwoConditionBlock(nn.Module):
         time_channels: size of the time embedding.
         z_channels: size of z_sem.
         dropout: probability of dropping an element before the second convolution.
-        resample: ``"none"``, ``"down"`` or ``"up"``; acts before the first convolution and on the skip connection.
-        stride: by how much, for each axis; None: 2 along all.
+        resample: ``"none"``, ``"down"`` or ``"up"``; applied before the first convolution and in the skip connection.
+        stride: the factor per axis; None: 2 along all axes.
 
     Example:
         >>> block = TwoConditionBlock(2, 32, 64, time_channels=16, z_channels=8, resample="up")
@@ -251,7 +251,7 @@ class TwoConditionBlock(nn.Module):
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         time_scale, time_shift = self.time_projection(F.silu(time_embedding)).chunk(2, dim=1)
         z_scale = 1 + self.z_projection(F.silu(z_sem))
-        # time first, then z_sem, as one multiply-add over the image: z (t_s h + t_b) = (z t_s) h + z t_b
+        # Time first, then z_sem, as one multiply-add over the image: z (t_s h + t_b) = (z t_s) h + z t_b.
         per_channel = z_scale.shape + (1,) * (x.ndim - 2)
         scale = (z_scale * (1 + time_scale)).view(per_channel)
         shift = (z_scale * time_shift).view(per_channel)
@@ -261,13 +261,13 @@ class TwoConditionBlock(nn.Module):
 
 
 class ZMap(nn.Module):
-    """A map that is linear in z_sem, of a few cells, added to a feature map; starts as the identity.
+    """Adds a coarse map that is linear in z_sem to a feature map; untrained, it is the identity.
 
     Args:
         channels: width C of the feature map.
         z_channels: size of z_sem.
-        cells: of the map along each axis. A cell is repeated over the features that it covers; where features cover
-            several cells, their mean is taken.
+        cells: number of cells of the map per axis. A cell is repeated over the features that it covers; a feature that
+            covers several cells gets their mean.
 
     Example:
         >>> x = torch.randn(1, 32, 8, 8)
@@ -287,7 +287,7 @@ class ZMap(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Self-attention between all positions of a feature map, added to it; starts as the identity.
+    """Adds self-attention between all positions to a feature map; untrained, it is the identity.
 
     Args:
         channels: width C of the input and output.
@@ -313,22 +313,22 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, *S) -> (B, C, *S)."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, L, C): a view, not a copy, in channels_last
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, L, C); in channels_last a view, not a copy
         batch, length, channels = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, self.num_heads, 3, channels // self.num_heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # 3 x (B, heads, L, C / heads)
-        # Always the fused kernel. Plain softmax against it, one CPU thread, float32, training, time ratio:
-        # 16 tokens 1.2-1.7, 64 tokens 1.0-1.1, 256 tokens 0.9-1.7, 1024 tokens 1.0-1.7, 4096 tokens 1.1-1.9
-        # (widths 256-64), and without its L x L matrices; in bfloat16 it is 1.4-3.5 times faster everywhere.
+        # The fused kernel is used for every size. Time of a plain softmax relative to it (training, one CPU thread,
+        # float32, widths 256-64): 16 tokens 1.2-1.7, 64 tokens 1.0-1.1, 256 tokens 0.9-1.7, 1024 tokens 1.0-1.7,
+        # 4096 tokens 1.1-1.9. It also stores no L x L matrices. In bfloat16 it is 1.4-3.5 times faster for all sizes.
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, channels)
         return x + self.out(h).transpose(1, 2).reshape(x.shape)
 
 
 def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...]:
-    """The cells of z_sem along each axis.
+    """The number of cells per axis that z_sem is read from.
 
     Raises:
-        ConfigError: neither a whole number of 1 or more nor one an axis.
+        ConfigError: neither a whole number of 1 or more nor one such number per axis.
 
     Example:
         >>> grid_cells(3, 2), grid_cells(3, [2, 3, 2])
@@ -344,7 +344,7 @@ def level_widths(base_channels: int, channel_mult: Sequence[int], attention_leve
     """The width of every level, full resolution first.
 
     Raises:
-        ConfigError: no level at all, a width that is not positive, or attention at a level that does not exist.
+        ConfigError: there is no level, a width is not positive, or there is attention at a level that does not exist.
 
     Example:
         >>> level_widths(64, (1, 2, 4, 8), attention_levels=(2,))

@@ -1,4 +1,4 @@
-"""The conditional denoiser: a noisy image, its time step and z_sem -> what the diffusion process needs to know."""
+"""The conditional denoiser: predicts eps, x0 or v from a noisy image, its time step and z_sem."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monai_diffae.networks.strides import level_strides, size_divisors
 
 
 class UNetStage(nn.Module):
-    """A block, at some levels attention, and a last block in the middle and where a level ends going up."""
+    """A residual block, optional attention and an optional last block (in the middle, and where a level ends)."""
 
     def __init__(
         self,
@@ -58,30 +58,29 @@ class UNetStage(nn.Module):
 
 
 class DenoisingUNet(nn.Module):
-    """A UNet for ``eps_theta(x_t, t, z_sem)`` (or v, or a velocity) with z_sem in every block.
+    """A UNet for ``eps_theta(x_t, t, z_sem)`` (or x0, or v) that is conditioned on z_sem in every block.
 
     The UNet of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its official code.
-    There z_sem scales whole channels; with a ``z_grid`` it also says what is where. It answers
-    ``unet(x=..., timesteps=..., context=...)`` as MONAI's inferers call it. At initialisation its output is 0
-    everywhere.
+    There, z_sem scales whole channels; with a ``z_grid``, it also adds a coarse map. It can be called as
+    ``unet(x=..., timesteps=..., context=...)``, as MONAI's inferers do. Untrained, it predicts 0 everywhere.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of x_t.
         out_channels: channels of the output; None: as many as ``in_channels``.
-        base_channels: width that ``channel_mult`` multiplies, also the width of the sinusoidal time embedding.
-        channel_mult: one multiplier a level, full resolution first.
-        num_res_blocks: blocks a level going down; going up there is one more.
+        base_channels: width that ``channel_mult`` multiplies, and size of the sinusoidal time embedding.
+        channel_mult: one multiplier per level, full resolution first.
+        num_res_blocks: blocks per level going down; there is one more per level going up.
         attention_levels: levels with attention, 0 being full resolution; the middle always has it.
         num_heads: attention heads.
         z_channels: size of z_sem.
         time_embed_channels: size of the time embedding.
         dropout: probability of dropping an element inside the blocks.
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
-        strides: by how much each level but the first is smaller than the one before, a number or one an axis;
-            None: 2. See :func:`~monai_diffae.networks.strides.anisotropic_strides`.
-        z_grid: cells along each axis of a map that is drawn from z_sem into the middle, a number or one an axis; 1: no
-            map, as in the paper.
+        strides: one entry per level below the first: the factor by which it is smaller than the level above, a number
+            or one per axis; None: 2. See :func:`~monai_diffae.networks.anisotropic_strides`.
+        z_grid: cells per axis (one number, or one per axis) of a map that is computed from z_sem and added in the
+            middle; 1: no map, as in the paper.
 
     Raises:
         ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
@@ -177,10 +176,10 @@ class DenoisingUNet(nn.Module):
         Args:
             x: noisy images x_t (B, C, *S); every size a multiple of its ``size_divisors``.
             timesteps: (B,), integers or floats on the scale of the training's time steps (0 to 1000).
-            context: z_sem (B, z_channels), also (B, 1, z_channels) as MONAI's inferers give it.
+            context: z_sem (B, z_channels), or (B, 1, z_channels) as MONAI's inferers pass it.
 
         Returns:
-            (B, out_channels, *S), in the dtype of ``x`` (under autocast too).
+            (B, out_channels, *S), in the dtype of ``x`` (also under autocast).
 
         Raises:
             ConfigError: wrong number of channels, a size that the levels cannot divide, or a z_sem of a wrong shape.
@@ -195,7 +194,7 @@ class DenoisingUNet(nn.Module):
                     f"context has the shape {tuple(context.shape)}: "
                     f"the UNet takes z_sem of shape ({x.shape[0]}, {self.z_channels})"
                 )
-        # MONAI's sinusoid is the official one: [cos, sin], frequencies from 1 to 1 / 10000
+        # MONAI's sinusoidal embedding is the official one: [cos, sin], with frequencies from 1 to 1 / 10000.
         t = self.time_embed(get_timestep_embedding(timesteps, self.base_channels).to(dtype))
         h = self.stem(x)
         skips = [h]

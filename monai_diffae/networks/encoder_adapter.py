@@ -94,7 +94,7 @@ class EncoderAdapter(nn.Module):
             x: images (B, in_channels, *S) in ``model_range``.
 
         Returns:
-            z_sem (B, z_channels), in the dtype of ``x`` (under autocast too).
+            z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
 
         Raises:
             ConfigError: wrong number of channels.

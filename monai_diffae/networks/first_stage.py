@@ -1,4 +1,4 @@
-"""A first stage: an autoencoder between large images and the small latents that a diffusion model works in."""
+"""A first stage: an autoencoder between large images and the small latents that a diffusion model works on."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from monai_diffae.networks.blocks import check_images, shown_divisors
 
 
 class FirstStage(nn.Module):
-    """MONAI's ``AutoencoderKL`` with the scale of its latents, as latent diffusion needs it.
+    """MONAI's ``AutoencoderKL`` with normalised latents, as latent diffusion needs them.
 
-    Latent diffusion, Rombach et al., CVPR 2022 (arXiv 2112.10752). What ``encode`` gives has mean 0 in each channel
-    and standard deviation 1 over all of them: :meth:`measure` finds out by how much to shift and scale, and both are
-    saved with the weights. One scale serves all channels, so that those that hold little stay small. An image's
-    latents are the mean of its posterior: nothing is drawn.
+    Latent diffusion, Rombach et al., CVPR 2022 (arXiv 2112.10752). Latents from ``encode`` have mean 0 in each channel
+    and standard deviation 1 over all channels. :meth:`measure` determines shift and scale, which are saved with the
+    weights. All channels have the same scale, so that channels with little content stay small. The latents of an image
+    are the mean of its posterior, not a random sample.
 
     Args:
-        autoencoder: ``monai.networks.nets.AutoencoderKL``; each level but the first is half as large along each axis.
-        image_range: decoded images are clipped to it; None: they are not. Latents never are.
+        autoencoder: ``monai.networks.nets.AutoencoderKL``; each level below the first halves the size of every axis.
+        image_range: decoded images are clipped to this range; None: no clipping. Latents are never clipped.
 
     Attributes:
-        latent_channels: of the latents.
-        size_divisors: what each spatial size of an image must be a multiple of, and by how much latents are smaller.
+        latent_channels: channels of the latents.
+        size_divisors: the factors by which latents are smaller than images, one per axis; each spatial size of an image
+            must be a multiple of its factor.
 
     Raises:
-        ConfigError: another kind of network; in ``encode`` and ``decode``, a wrong shape, or an unknown scale.
+        ConfigError: not an AutoencoderKL; in ``encode`` and ``decode``, a wrong shape, or latents without a scale.
 
     Example:
         >>> autoencoder = AutoencoderKL(3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1,
@@ -63,7 +64,7 @@ class FirstStage(nn.Module):
         self.register_buffer("latent_std", torch.tensor(math.nan))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The training forward of (B, C, *S): reconstruction of a drawn latent, and the posterior's mean and sigma."""
+        """The forward pass of training for images (B, C, *S): reconstruction, and the posterior's mean and sigma."""
         self._check(images)
         output: tuple[Tensor, Tensor, Tensor] = self.autoencoder(images)
         return output
@@ -72,7 +73,7 @@ class FirstStage(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """The latents (B, C', *S / f), float32, of images (B, C, *S) in the model's range.
 
-        One image at a time: the memory does not grow with B, and no image's latents depend on the others.
+        Images are encoded one by one, so that memory does not grow with B and results do not depend on the batch.
         """
         self._check(images)
         self._check_is_measured()
@@ -81,7 +82,7 @@ class FirstStage(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, *S), float32, from latents as ``encode`` gives them; one at a time."""
+        """Images (B, C, *S), float32, from latents of ``encode``; decoded one by one."""
         check_images(latents, self.spatial_dims, self.latent_channels, (1,) * self.spatial_dims, "the latent")
         self._check_is_measured()
         raw = latents.float() * self.latent_std + self._as_channels(self.latent_mean)
@@ -89,17 +90,17 @@ class FirstStage(nn.Module):
         return images if self.image_range is None else images.clamp(*self.image_range)
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
-        """(C', *S / f) of an image (C, *S); axes beyond the network's, the slices of a 2D one, stay as they are."""
+        """(C', *S / f) for an image (C, *S); further axes, such as the slices for a 2D network, keep their size."""
         _, *size = image_shape
         factors = (*self.size_divisors, *[1] * (len(size) - self.spatial_dims))
         return (self.latent_channels, *(s // f for s, f in zip(size, factors, strict=True)))
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
-        """Set the scale: each channel's mean over images (C, *S), and the standard deviation around these means.
+        """Set shift and scale from images (C, *S): each channel's mean, and the standard deviation around these means.
 
         Raises:
-            ConfigError: the latents do not differ, or are not finite.
+            ConfigError: all latents are equal, or some are not finite.
         """
         count, total, squares = (
             0,
@@ -114,32 +115,34 @@ class FirstStage(nn.Module):
         mean = total / count
         std = (squares / (count * self.latent_channels) - mean.square().mean()).clamp(min=0).sqrt()
         if not (torch.isfinite(std) and std > 0):
-            raise ConfigError(f"the latents' standard deviation is {float(std)}; train anew with a lower learning_rate")
+            raise ConfigError(
+                f"the latents' standard deviation is {float(std)}; train again with a lower learning_rate"
+            )
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
     def check_patch_size(self, patch_size: Sequence[int], image_size: Sequence[int]) -> None:
-        """Refuse patches that the levels cannot divide, or that the deepest one sees as 2 voxels or fewer.
+        """Refuse patches that the levels cannot divide, or of which the deepest level sees only 1 or 2 voxels per axis.
 
-        From so few there is little to learn; and where the first of three axes has 2, oneDNN's gradients of weights in
-        bfloat16 are wrong (see :class:`~monai_diffae.networks.blocks.SameConv3d`).
+        So few voxels give little to learn from. In addition, if the first of three axes has size 2, oneDNN computes
+        wrong weight gradients in bfloat16 (see :class:`~monai_diffae.networks.blocks.SameConv3d`).
 
         Raises:
-            ConfigError: it is so, or a patch is larger than the image.
+            ConfigError: the patch has such a size, or is larger than the image.
         """
-        shown, divisors = list(patch_size), self.size_divisors
-        if len(shown) != self.spatial_dims or len(image_size) != self.spatial_dims:
+        sizes, divisors = list(patch_size), self.size_divisors
+        if len(sizes) != self.spatial_dims or len(image_size) != self.spatial_dims:
             raise ConfigError(
-                f"patch_size is {shown}, image_size {list(image_size)}; both must have {self.spatial_dims} sizes"
+                f"patch_size is {sizes}, image_size {list(image_size)}; both must have {self.spatial_dims} sizes"
             )
-        if any(size % d for size, d in zip(shown, divisors, strict=True)):
-            raise ConfigError(f"patch_size is {shown}; the autoencoder needs multiples of {shown_divisors(divisors)}")
-        if any(size <= 2 * d for size, d in zip(shown, divisors, strict=True)):
+        if any(size % d for size, d in zip(sizes, divisors, strict=True)):
+            raise ConfigError(f"patch_size is {sizes}; the autoencoder needs multiples of {shown_divisors(divisors)}")
+        if any(size <= 2 * d for size, d in zip(sizes, divisors, strict=True)):
             raise ConfigError(
-                f"patch_size is {shown}; each must be above {2 * divisors[0]}, or the deepest level has too few voxels"
+                f"patch_size is {sizes}; each must be above {2 * divisors[0]}, or the deepest level has too few voxels"
             )
-        if any(size > whole for size, whole in zip(shown, image_size, strict=True)):
-            raise ConfigError(f"patch_size is {shown}; it must not be larger than image_size {list(image_size)}")
+        if any(size > whole for size, whole in zip(sizes, image_size, strict=True)):
+            raise ConfigError(f"patch_size is {sizes}; it must not be larger than image_size {list(image_size)}")
 
     def _posterior_mean(self, images: Tensor) -> Tensor:
         mean: Tensor = self.autoencoder.encode(images.to(self.latent_std.dtype))[0]
@@ -154,5 +157,5 @@ class FirstStage(nn.Module):
     def _check_is_measured(self) -> None:
         if self.latent_std.isnan():
             raise ConfigError(
-                "the scale of the latents is not known; let the first stage's training reach a validation"
+                "the scale of the latents is not known; let the training of the first stage reach a validation"
             )

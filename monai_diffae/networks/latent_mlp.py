@@ -1,4 +1,4 @@
-"""The latent DDIM's denoiser: a noisy z_sem and its time step -> what the diffusion process needs to know."""
+"""The latent DDIM's denoiser: predicts eps, x0 or v from a noisy z_sem and its time step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_diffae.networks.arguments import keeps_config
 
 
 class LatentLayer(nn.Module):
-    """``Dropout(SiLU(LayerNorm(Linear(h) * (1 + Linear(SiLU(t))))))``; weights start Kaiming-normal.
+    """``Dropout(SiLU(LayerNorm(Linear(h) * (1 + Linear(SiLU(t))))))``, with Kaiming-normal initial weights.
 
     Args:
         in_channels: size of the input.
@@ -40,22 +40,22 @@ class LatentLayer(nn.Module):
 
 
 class LatentMLP(nn.Module):
-    """An MLP with skips for ``eps_theta(z_t, t)``, z_t being a noisy z_sem, normalised per dimension.
+    """An MLP with skips for ``eps_theta(z_t, t)``, where z_t is a noisy z_sem that is normalised per dimension.
 
     The latent DDIM's network of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its
-    official code: z_t goes once more into every layer after the first, and the last layer is linear. It answers
-    ``network(x=..., timesteps=..., context=...)`` as :class:`~monai_diffae.networks.DenoisingUNet` does.
+    official code: every layer after the first also gets z_t, and the last layer is linear. It can be called as
+    ``network(x=..., timesteps=..., context=...)``, like :class:`~monai_diffae.networks.DenoisingUNet`.
 
     Args:
         z_channels: D, the size of z_sem.
         hidden_channels: width of the layers.
-        num_layers: how many, the last one included.
+        num_layers: number of layers, including the last one.
         time_channels: width of the sinusoidal time embedding.
         dropout: probability of dropping an element after each layer but the last.
         skip_layers: the layers (0 is the first) that get ``[h, z_t]`` instead of ``h``; None: all after the first.
 
     Attributes:
-        config: the arguments above as JSON can hold them: ``LatentMLP(**config)`` builds this network again.
+        config: the arguments above as JSON can hold them: ``LatentMLP(**config)`` builds an equal network.
         z_mean: (D,), float32, the mean of the training set's z_sem; NaN while it is unknown. Saved with the weights.
         z_std: (D,), its standard deviation.
 
@@ -120,13 +120,13 @@ class LatentMLP(nn.Module):
             context: ignored: the latent DDIM has no condition.
 
         Returns:
-            (B, D), in the dtype of ``x`` (under autocast too).
+            (B, D), in the dtype of ``x`` (also under autocast).
 
         Raises:
             ConfigError: a z_t of a wrong shape.
         """
         self._check(x)
-        # MONAI's sinusoid is the official one: [cos, sin], frequencies from 1 to 1 / 10000
+        # MONAI's sinusoidal embedding is the official one: [cos, sin], with frequencies from 1 to 1 / 10000.
         time_embedding = self.time_embed(get_timestep_embedding(timesteps, self.time_channels).to(x.dtype))
         h = x
         for i, layer in enumerate(self.layers):
@@ -136,11 +136,11 @@ class LatentMLP(nn.Module):
         return self.head(h).to(x.dtype)
 
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Keep the mean and standard deviation of the training set's z_sem: (D,) or (1, D) each.
+        """Set the mean and standard deviation of the training set's z_sem: (D,) or (1, D) each.
 
         Raises:
-            ConfigError: no plain tensor, another shape, a value that is not finite, or a standard deviation that is
-                not positive, or so small that a division by it gives no number.
+            ConfigError: not a dense tensor, a wrong shape, a value that is not finite, or a standard deviation that is
+                not positive or too small to divide by.
         """
         mean, std = _plain("mean", mean), _plain("std", std)
         for name, values in {"mean": mean, "std": std}.items():
@@ -151,16 +151,17 @@ class LatentMLP(nn.Module):
                 )
             if not values.isfinite().all():
                 raise ConfigError(f"the {name} of z_sem holds values that are not finite; compute it again")
-        num_dead = int((std < torch.finfo(std.dtype).tiny).sum())
-        if num_dead:
+        num_constant = int((std < torch.finfo(std.dtype).tiny).sum())
+        if num_constant:
             raise ConfigError(
-                f"the std of z_sem is not positive in {num_dead} dimensions, or too small to divide by: z_sem is dead"
+                f"the std of z_sem is not positive in {num_constant} dimensions, or too small to divide by: z_sem "
+                "hardly varies there; train the autoencoder longer, or compute the statistics again"
             )
         self.z_mean.copy_(mean.reshape(-1))
         self.z_std.copy_(std.reshape(-1))
 
     def normalise(self, z: torch.Tensor) -> torch.Tensor:
-        """z_sem (B, D) as an encoder gives it -> mean 0 and standard deviation 1 over the training set.
+        """Normalise z_sem (B, D) of an encoder to mean 0 and standard deviation 1 over the training set.
 
         Raises:
             ConfigError: the statistics are not known, or a wrong shape.
@@ -169,7 +170,7 @@ class LatentMLP(nn.Module):
         return (z - mean) / std
 
     def denormalise(self, z: torch.Tensor) -> torch.Tensor:
-        """The inverse of :meth:`normalise`: what the diffusion made -> z_sem as a decoder takes it.
+        """The inverse of :meth:`normalise`: from samples of the diffusion to z_sem for a decoder.
 
         Raises:
             ConfigError: the statistics are not known, or a wrong shape.
@@ -189,11 +190,11 @@ class LatentMLP(nn.Module):
 
 
 def _plain(name: str, values: torch.Tensor) -> torch.Tensor:
-    """Statistics in float32, if they are numbers in memory."""
+    """Statistics as float32, if they are a dense tensor with values."""
     if not isinstance(values, torch.Tensor):
-        raise ConfigError(f"the {name} of z_sem is a {type(values).__name__}, no tensor; make a tensor of it")
+        raise ConfigError(f"the {name} of z_sem is a {type(values).__name__}, not a tensor; convert it")
     if values.is_meta:
-        raise ConfigError(f"the {name} of z_sem has no values, it is on the meta device; compute it again")
+        raise ConfigError(f"the {name} of z_sem has no values because it is on the meta device; compute it again")
     if values.layout is not torch.strided or values.is_complex():
         raise ConfigError(f"the {name} of z_sem is a sparse or complex tensor; give a plain one")
     return values.float()

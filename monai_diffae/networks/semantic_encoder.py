@@ -1,4 +1,4 @@
-"""The semantic encoder: an image -> z_sem, the vector that says what is in it."""
+"""The semantic encoder: an image -> z_sem, a vector that describes its content."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from monai_diffae.networks.strides import level_strides, size_divisors
 class SemanticEncoder(nn.Module):
     """Images (B, C, *S) -> z_sem (B, z_channels): the down half of a UNet without a time step, then a mean over space.
 
-    The encoder of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its official code.
-    Beyond it, ``z_grid`` keeps the means of several cells apart: scans lie alike in their images, and where something
-    is tells as much as what it is.
+    The encoder of Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640), layer by layer as in its official code. In
+    addition, ``z_grid`` averages over several cells instead of the whole image, so that z_sem also describes where
+    something is. This helps because scans of one kind are similarly positioned.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the images.
         z_channels: size of z_sem.
         base_channels: width that ``channel_mult`` multiplies.
-        channel_mult: one multiplier a level, full resolution first.
-        num_res_blocks: blocks a level.
+        channel_mult: one multiplier per level, full resolution first.
+        num_res_blocks: blocks per level.
         attention_levels: levels with attention, 0 being full resolution; the middle always has it.
         num_heads: attention heads.
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
-        strides: by how much each level but the first is smaller than the one before, a number or one an axis;
-            None: 2.
-        z_grid: cells along each axis that the last features are averaged in, a number or one an axis; 1: over the
-            whole image, as in the paper. Cells overlap where they do not divide the features.
+        strides: one entry per level below the first: the factor by which it is smaller than the level above, a number
+            or one per axis; None: 2.
+        z_grid: cells per axis (one number, or one per axis) over which the last features are averaged; 1: over the
+            whole image, as in the paper. Cells overlap if their number does not divide the size of the features.
 
     Raises:
         ConfigError: settings that give no network; in ``forward``, images of a wrong shape.
@@ -117,7 +117,7 @@ class SemanticEncoder(nn.Module):
             x: images (B, C, *S), normally in [-1, 1]; every size a multiple of its ``size_divisors``.
 
         Returns:
-            z_sem (B, z_channels), in the dtype of ``x`` (under autocast too).
+            z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
 
         Raises:
             ConfigError: wrong number of channels, or a size that the levels cannot divide.

@@ -1,4 +1,4 @@
-"""By how much each level is smaller than the one before, axis by axis."""
+"""Strides: the factors by which each level of a network is smaller than the level above, per axis."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from monai_diffae.errors import ConfigError
 def level_strides(
     spatial_dims: int, num_levels: int, strides: Sequence[int | Sequence[int]] | None
 ) -> list[tuple[int, ...]]:
-    """The strides between a network's levels, one tuple for each level but the first; 2 everywhere by default.
+    """The strides between a network's levels, one tuple per level below the first; 2 everywhere by default.
 
     Args:
         spatial_dims: 2 or 3.
-        num_levels: of the network.
-        strides: for each level below full resolution a number, or one an axis; more than there are levels may be
-            given, as the encoder of a diffusion autoencoder has one more than its UNet.
+        num_levels: number of levels of the network.
+        strides: one entry per level below full resolution, each a number or one number per axis. Surplus entries are
+            ignored, because the encoder of a diffusion autoencoder usually has one level more than its UNet.
 
     Raises:
-        ConfigError: too few, or a stride that is not 1 or 2.
+        ConfigError: too few strides, or one that is neither 1 nor 2.
 
     Example:
         >>> level_strides(3, 3, [(2, 2, 1), 2])
@@ -29,11 +29,11 @@ def level_strides(
     if strides is None:
         return [(2,) * spatial_dims] * (num_levels - 1)
     if len(strides) < num_levels - 1:
-        raise ConfigError(f"strides: there are {len(strides)}, {num_levels} levels need {num_levels - 1}")
+        raise ConfigError(f"strides: there are {len(strides)}, but {num_levels} levels need {num_levels - 1}")
     each = [(s,) * spatial_dims if isinstance(s, int) else tuple(s) for s in strides[: num_levels - 1]]
     for stride in each:
         if len(stride) != spatial_dims or not set(stride) <= {1, 2}:
-            raise ConfigError(f"strides: {list(stride)} is not {spatial_dims} numbers of 1 and 2")
+            raise ConfigError(f"strides: {list(stride)} must be {spatial_dims} numbers, each 1 or 2")
     return each
 
 
@@ -48,19 +48,19 @@ def size_divisors(spatial_dims: int, strides: Sequence[Sequence[int]]) -> tuple[
 
 
 def anisotropic_strides(image_size: Sequence[int], spacing_mm: Sequence[float], count: int) -> list[list[int]]:
-    """Strides that bring the axes to comparable spacings before all of them are halved.
+    """Strides that first bring all axes to comparable spacings, and then halve all of them.
 
-    At each level an axis is halved if its spacing is less than twice the finest one's, as in nnU-Net (Isensee et al.
-    2021, doi:10.1038/s41592-020-01008-z), and if its size can be halved to 2 or more. So thick slices stay whole
-    until the others are about as thick, and a volume of 22 slices needs no padding.
+    At each level, an axis is halved if its spacing is less than twice the finest spacing, as in nnU-Net (Isensee et
+    al. 2021, doi:10.1038/s41592-020-01008-z), and if its size can be halved to 2 or more. So an axis of thick slices
+    keeps its size until the voxels are about as large along the other axes, and a volume of 22 slices needs no padding.
 
     Args:
         image_size: voxels along each axis.
-        spacing_mm: millimetres between voxels along each axis; only the ratios count.
-        count: how many strides, one less than the levels of the deepest network.
+        spacing_mm: millimetres between voxels along each axis; only the ratios matter.
+        count: number of strides, one less than the levels of the deepest network.
 
     Raises:
-        ConfigError: the two are not as long as each other, or are not positive.
+        ConfigError: the two have different lengths, or a value is not positive.
 
     Example:
         >>> anisotropic_strides([160, 160, 22], [1, 1, 6.5], 4)
@@ -68,14 +68,14 @@ def anisotropic_strides(image_size: Sequence[int], spacing_mm: Sequence[float], 
     """
     if len(image_size) != len(spacing_mm) or not all(v > 0 for v in (*image_size, *spacing_mm)):
         raise ConfigError(
-            f"image_size {list(image_size)} and spacing_mm {list(spacing_mm)} must be positive numbers, one an axis"
+            f"image_size {list(image_size)} and spacing_mm {list(spacing_mm)} must be positive numbers, one per axis"
         )
     sizes, spacings = list(image_size), [float(v) for v in spacing_mm]
     strides = []
     for _ in range(count):
-        can = [size % 2 == 0 and size >= 4 for size in sizes]
-        finest = min((s for s, possible in zip(spacings, can, strict=True) if possible), default=math.inf)
-        stride = [2 if possible and s < 2 * finest else 1 for s, possible in zip(spacings, can, strict=True)]
+        can_halve = [size % 2 == 0 and size >= 4 for size in sizes]
+        finest = min((s for s, possible in zip(spacings, can_halve, strict=True) if possible), default=math.inf)
+        stride = [2 if possible and s < 2 * finest else 1 for s, possible in zip(spacings, can_halve, strict=True)]
         sizes = [size // step for size, step in zip(sizes, stride, strict=True)]
         spacings = [s * step for s, step in zip(spacings, stride, strict=True)]
         strides.append(stride)

@@ -63,9 +63,9 @@ def test_an_anisotropic_network_can_be_scripted():
 @pytest.mark.parametrize(
     ("strides", "message"),
     [
-        ([2], "there are 1, 3 levels need 2"),
-        ([2, (2, 2)], "is not 3 numbers"),
-        ([3, 2], "is not 3 numbers of 1 and 2"),
+        ([2], "there are 1, but 3 levels need 2"),
+        ([2, (2, 2)], "must be 3 numbers"),
+        ([3, 2], "must be 3 numbers, each 1 or 2"),
     ],
 )
 def test_strides_that_are_none(strides, message):
@@ -74,5 +74,5 @@ def test_strides_that_are_none(strides, message):
 
 
 def test_sizes_and_spacings_must_match():
-    with pytest.raises(ConfigError, match="one an axis"):
+    with pytest.raises(ConfigError, match="one per axis"):
         anisotropic_strides([8, 8], [1, 1, 1], 1)

@@ -30,7 +30,7 @@ def train(
         out: where the weights and curves go; into the bundle when None.
         config: which of the bundle's ``configs/*.json`` is run; ``train`` trains the autoencoder.
         overlays: further config files, laid over it in this order.
-        overrides: config ids and values, such as ``{"max_epochs": 3, "network_def#base_channels": 32}``.
+        overrides: config ids and values, such as ``{"max_epochs": 3, "base_channels": 32}``.
 
     Returns:
         The folder with the trained bundle.
