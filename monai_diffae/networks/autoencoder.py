@@ -151,7 +151,7 @@ def _known(network: nn.Module, name: str) -> int | None:
 def _required(unet: nn.Module, name: str) -> int:
     value = _known(unet, name)
     if value is None:
-        raise ConfigError(f"unet: {type(unet).__name__} has no {name}; use a DenoisingUNet, or give yours this number")
+        raise ConfigError(f"unet: {type(unet).__name__} has no {name}; use a DenoisingUNet, or add it to yours")
     return value
 
 

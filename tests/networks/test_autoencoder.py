@@ -214,7 +214,7 @@ def test_components_that_are_no_networks_are_refused():
     unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,))
     with pytest.raises(ConfigError, match=r"^encoder is a dict; it must be a network \(torch.nn.Module\)$"):
         DiffusionAutoencoder({"_target_": "SemanticEncoder"}, unet)
-    with pytest.raises(ConfigError, match="^unet: Identity has no spatial_dims; use a DenoisingUNet, or give"):
+    with pytest.raises(ConfigError, match="^unet: Identity has no spatial_dims; use a DenoisingUNet, or add"):
         DiffusionAutoencoder(torch.nn.Identity(), torch.nn.Identity())
 
 
