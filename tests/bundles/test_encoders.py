@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from monai_diffae.apps.bundles import init_bundle, load_bundle
-from monai_diffae.apps.train import train
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"

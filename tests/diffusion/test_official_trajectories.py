@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monai_diffae.diffusion import DiffusionSchedule, ddim
-from monai_diffae.networks import load_official, load_official_latent
+from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"

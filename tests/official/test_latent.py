@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monai_diffae.errors import ConfigError, UnsafeInputError
-from monai_diffae.networks import load_official, load_official_latent
+from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 FILE = Path(__file__).parents[3] / "shared" / "parity" / "official_latent_mlp.safetensors"

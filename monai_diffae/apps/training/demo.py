@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_diffae.apps.embedding.embed import embed
@@ -152,6 +151,8 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
 
     The two baselines keep the score honest: both carry much of what a linear probe can find.
     """
+    from monai.bundle import ConfigParser
+
     path = folder / "probe.csv"
     if path.is_file() and path.stat().st_mtime >= embeddings.stat().st_mtime:
         return [{str(key): value for key, value in row.items()} for row in pd.read_csv(path).to_dict("records")]

@@ -15,10 +15,10 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_diffae.bundle.config import check_image_size
+from monai_diffae.bundle.config_values import references
 from monai_diffae.bundle.first_stages import check_latent_image_size
 from monai_diffae.bundle.loading import build
 from monai_diffae.data.survey import Survey
-from monai_diffae.engines.config_values import references
 from monai_diffae.engines.memory import GIB, Memory
 from monai_diffae.engines.workload import Workload, run_memory
 from monai_diffae.errors import ConfigError, MachineError

@@ -29,7 +29,8 @@ from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import bundle_summary, load_bundle
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
-from monai_diffae.networks import LatentMLP, load_official, load_official_latent
+from monai_diffae.networks import LatentMLP
+from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
