@@ -12,7 +12,7 @@ from pathlib import Path
 from monai_diffae.data.cases import Case, Images, safe_ids
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.folders import name_within, search_folder, searched_for
-from monai_diffae.data.formats import dicom
+from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
@@ -99,12 +99,12 @@ def fingerprint(cases: Sequence[Case]) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a series' folder; -1 where it is missing."""
+    """Bytes of a file, of both files of a NIfTI pair, or of all files of a series' folder; -1 where one is missing."""
     folder, _ = dicom.split_series(path)
     try:
         if folder.is_dir():
             return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-        return folder.stat().st_size
+        return sum(file.stat().st_size for file in {folder, nifti.voxel_file(folder)})
     except OSError:
         return -1
 

@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUFFIXES = (".nii.gz", ".nii", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
-"""What is read; DICOM files may also have no suffix."""
+SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
+"""What is read; DICOM files may also have no suffix. A NIfTI pair is read by its .hdr file."""
 
 # How the two axes of a 2D image without geometry lie in RAS: rows run to posterior, columns to the patient's left.
 _DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -200,7 +200,7 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
         raise problem(path, "the file is empty", "copy it again")
     with open(path, "rb"):  # raises here, and not as a damaged file in a library, where there is no permission
         suffix = scan_suffix(path)
-    if suffix.startswith(".nii"):
+    if suffix.startswith((".nii", ".hdr")):
         return nifti.read, nifti.read_header
     if suffix in (".png", ".jpg", ".jpeg"):
         return pictures.read, pictures.read_header
@@ -208,6 +208,8 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
         return itk.read, itk.read_header
     if suffix in dicom.SUFFIXES or dicom.is_dicom(path):
         return dicom.read_file, dicom.read_header
+    if path.name.lower().endswith((".img", ".img.gz")):
+        raise problem(path, "a pair of .hdr and .img files is read by its header", "name its .hdr file")
     raise problem(path, "its suffix names no format that is read here", "convert it to .nii.gz, .png or DICOM")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import ConfigError
 
+_SMALLEST_SCALE = 1e-4  # of fp16 gradients, as in fairseq: larger gradients than this allows come from divergence
+
 
 class TrainingEvents(EventEnum):
     """What a :class:`ResumableTrainer` fires beside ignite's and MONAI's events."""
@@ -32,9 +35,13 @@ class ResumableTrainer(SupervisedTrainer):
     """What our trainings share; a subclass says what each image's loss is.
 
     Beyond MONAI's trainer (1.6.1): autocast on any device (MONAI's is hard-coded to CUDA), with its gradient scaler
-    in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; a stop with the
-    ids of the batch where the loss is not finite; and a start from any step of the data
+    in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; an error
+    where the loss or a gradient is not finite; and a start from any step of the data
     (see :class:`~monai_diffae.engines.StepBatchSampler`).
+
+    The norm of the gradients is read from the device together with the next step's loss, which avoids a second wait
+    per step, and immediately at the last step of an epoch. With fp16, steps whose gradients overflow are normal: they
+    are skipped, and the next gradients are scaled down. Training ends if the scale falls below 1e-4.
 
     Args:
         precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16`` or ``fp16``.
@@ -69,6 +76,8 @@ class ResumableTrainer(SupervisedTrainer):
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # fp16 gradients underflow without a scaler; a disabled one passes everything through.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
+        self._grad_norm: Tensor | float = 0.0  # of the last update; the device may still be computing it
+        self._last_update = 0
         self._told_of: BaseException | None = None
         self.logger.addFilter(_is_no_echo)  # ignite logs an exception twice before it is raised
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
@@ -79,6 +88,7 @@ class ResumableTrainer(SupervisedTrainer):
         Such a handler can also set ``is_complete``: then there is nothing to do.
         """
         self.is_complete = False
+        self._grad_norm = 0.0
         self.fire_event(TrainingEvents.BEFORE_RUN)
         if not self.is_complete:
             super().run()
@@ -88,6 +98,15 @@ class ResumableTrainer(SupervisedTrainer):
         """Whether gradients are accumulated that no update has used yet; a checkpoint now would lose them."""
         step = self.state.iteration % (self.state.epoch_length or 1)
         return step % self.accumulation_steps != 0
+
+    def check_gradients(self) -> None:
+        """Check that the gradients of the last update are finite; this waits for the device.
+
+        Raises:
+            ConfigError: their norm is NaN or infinite.
+        """
+        if not math.isfinite(norm := float(self._grad_norm)):
+            raise diverged(f"the gradients are not finite at step {self._last_update} (norm {norm:g})")
 
     def _handle_exception(self, e: BaseException) -> None:
         # ignite leaves raising to the handlers, so the first one that raises would silence the others; and it comes
@@ -117,6 +136,8 @@ class ResumableTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if step + 1 == first_of_group + size_of_group:
             self._update_weights()
+        if step + 1 == engine.state.epoch_length:  # validation and a checkpoint follow
+            self.check_gradients()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return {Keys.LOSS: loss.detach()}
 
@@ -125,22 +146,31 @@ class ResumableTrainer(SupervisedTrainer):
         """The loss of each image of a batch (B,), float32; fires ``FORWARD_COMPLETED`` after the network."""
 
     def _update_weights(self) -> None:
+        self.grad_scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        if self.grad_scaler.get_scale() >= scale:  # a smaller scale: fp16 overflowed, and the step was skipped
-            self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
+        if not self.grad_scaler.is_enabled():
+            self._grad_norm, self._last_update = norm, self.state.iteration
+        elif (smaller := self.grad_scaler.get_scale()) < scale:  # fp16 overflowed, and the step was skipped
+            self._check_scale(smaller)
+            return
+        self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
 
     def _refuse_non_finite(self, loss: Tensor, batchdata: Mapping[str, Any]) -> None:
-        if not torch.isfinite(loss):
-            ids = ", ".join(map(str, batchdata.get("id", []))) or "unknown"
-            raise ConfigError(
-                f"the loss is not finite at step {self.state.iteration} (cases {ids}); the last checkpoint is kept: "
-                "lower learning_rate, or use precision fp32"
-            )
+        if torch.isfinite(loss.detach() + self._grad_norm):  # one wait for the device, not two
+            return
+        self.check_gradients()  # if they are not finite, they are the cause and this batch is not
+        ids = ", ".join(map(str, batchdata.get("id", []))) or "unknown"
+        raise diverged(f"the loss is not finite at step {self.state.iteration} (cases {ids})")
+
+    def _check_scale(self, scale: float) -> None:
+        if scale < _SMALLEST_SCALE:
+            raise diverged(f"the fp16 gradients are not finite at step {self.state.iteration}, at any scale")
 
 
 class DiffusionTrainer(ResumableTrainer):
@@ -166,6 +196,19 @@ class DiffusionTrainer(ResumableTrainer):
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         return error * self.schedule.loss_weights(kwargs["timesteps"])
+
+
+def diverged(what: str) -> ConfigError:
+    """The error that ends a training whose numbers are no longer finite.
+
+    Args:
+        what: what is not finite, and at which step.
+
+    Example:
+        >>> diverged("the loss is not finite at step 7")  # doctest: +ELLIPSIS
+        ConfigError('the loss is not finite at step 7; the last checkpoint is kept: lower learning_rate, or use ...')
+    """
+    return ConfigError(f"{what}; the last checkpoint is kept: lower learning_rate, or use precision fp32")
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.engines.trainer import TrainingEvents, diverged
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.validation import Validation
@@ -33,7 +33,8 @@ class CheckpointKeeper:
     are written under another name, flushed to the disk and then renamed (MONAI's and ignite's savers remove the old
     file first). They are saved at every epoch's end, every ``interval_minutes`` within an epoch, and when the
     process is told to stop (SIGTERM, Ctrl-C), which ends it with exit code 143 or 130; never while gradients are
-    accumulated, and at an epoch's last step only after its validation.
+    accumulated, and at an epoch's last step only after its validation. Weights that are not finite are never saved:
+    training ends with an error instead, and the files of the last save stay as they are.
 
     A resumed run goes on with the checkpoint's weights, averages, moments and step. What its own config says counts
     from there on: ``max_epochs``, the learning rate and its schedule, weight decay, the average's decay, precision.
@@ -99,10 +100,18 @@ class CheckpointKeeper:
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop_listening())
 
     def save(self, engine: Workflow) -> None:
-        """Write both files now."""
+        """Write both files now.
+
+        Raises:
+            ConfigError: the weights or their averages are not finite; raised on every rank.
+            MachineError: the disk is full, or the folder cannot be written.
+        """
+        state = engine.state
+        if not (_is_finite(self.parts["network"]) and _is_finite(self.ema.network)):
+            raise diverged(f"the weights are not finite at step {state.iteration}")
+        self._saved_at = time.monotonic()
         if not self.enabled:
             return
-        state = engine.state
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["fingerprint"] = self.fingerprint
@@ -181,6 +190,7 @@ class CheckpointKeeper:
         if is_last_of_epoch or engine.is_between_updates:  # type: ignore[attr-defined]
             return
         if self._stop_signal is not None or time.monotonic() - self._saved_at > self.interval_s:
+            engine.check_gradients()  # type: ignore[attr-defined]
             self.save(engine)
         self._stop_if_told(engine)
 
@@ -208,6 +218,11 @@ class CheckpointKeeper:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         self._handlers_before.clear()
+
+
+def _is_finite(network: nn.Module) -> bool:
+    # parameters alone: a buffer may hold infinities (a mask) or NaN (a value that is not known yet)
+    return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

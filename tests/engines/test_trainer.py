@@ -104,6 +104,49 @@ def test_a_step_that_fp16_skips_moves_no_average():
     assert updates == []
 
 
+def test_fp16_gradients_that_no_scale_makes_finite_end_the_training():
+    trainer = make_trainer(1, precision="fp16", lr=1e-3)
+    list(trainer.network.parameters())[-1].register_hook(lambda gradient: gradient * float("nan"))
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-10)
+    before = [p.clone() for p in trainer.network.parameters()]
+    # 2^-13 is 1.2e-4, 2^-14 is below the limit
+    with pytest.raises(ConfigError, match="fp16 gradients are not finite at step 4, at any scale; .*use precision"):
+        trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize(("accumulation_steps", "told_at"), [(1, 3), (2, 4)])
+def test_a_gradient_that_is_not_finite_stops_before_the_next_update(max_grad_norm, accumulation_steps, told_at):
+    trainer = make_trainer(1, lr=1e-3, max_grad_norm=max_grad_norm, accumulation_steps=accumulation_steps)
+    updates = []
+    trainer.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, lambda: updates.append(trainer.state.iteration))
+
+    def change(gradient):
+        return gradient * float("inf") if trainer.state.iteration == 3 else gradient
+
+    list(trainer.network.parameters())[-1].register_hook(change)
+    with pytest.raises(ConfigError, match=rf"gradients are not finite at step {told_at} \(norm (nan|inf)\)") as caught:
+        trainer.run()
+    assert "lower learning_rate" in str(caught.value)
+    assert updates[-1] == told_at
+    assert trainer.state.iteration == told_at + 1  # read together with the next loss
+
+
+def test_a_trainer_that_has_stopped_at_a_bad_gradient_can_run_again():
+    trainer = make_trainer(8, lr=1e-3)
+    handle = list(trainer.network.parameters())[-1].register_hook(lambda gradient: gradient * float("nan"))
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    with pytest.raises(ConfigError, match="gradients are not finite at step 1 "):
+        trainer.run()
+    handle.remove()
+    trainer.network.load_state_dict(before)
+    trainer.optimizer.state.clear()
+    trainer.state.iteration = trainer.state.epoch = 0
+    trainer.run()
+    assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
+
+
 def test_clipping_limits_the_norm_of_all_gradients_together():
     def norm(found):
         return float(torch.cat([g.flatten() for g in found[0]]).norm())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL
-from monai_diffae.errors import MachineError
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
 
 
@@ -120,6 +120,31 @@ def test_other_ranks_never_write(tmp_path):
     kept.enabled = False
     kept.save(ENGINE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_on_every_rank(tmp_path, value, averaged, enabled):
+    kept = keeper(tmp_path)
+    kept.save(ENGINE)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    kept.enabled = enabled
+    network = kept.ema.network if averaged else kept.parts["network"]
+    with torch.no_grad():
+        network.weight[3, 4] = value
+    with pytest.raises(ConfigError, match="weights are not finite at step 3; the last checkpoint is kept") as caught:
+        kept.save(ENGINE)
+    assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_buffers_may_hold_what_is_not_finite(tmp_path):
+    kept = keeper(tmp_path)
+    for network in (kept.parts["network"], kept.ema.network):
+        network.register_buffer("mask", torch.tensor([0.0, -float("inf"), float("nan")]))
+    kept.save(ENGINE)
+    assert torch.load(tmp_path / MODEL, weights_only=True)["mask"][1] == -float("inf")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, plain or gzipped.
+"""NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, plain or gzipped.
 
 The stream is read to its end: only there gzip compares its checksum, so that a flipped bit or a cut file is noticed
 (nibabel stops at the last voxel and accepts 9 of 10 such files).
@@ -7,11 +7,11 @@ The stream is read to its end: only there gzip compares its checksum, so that a 
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -19,39 +19,71 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_diffae.data.formats.nifti_extensions import check_extensions
 from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem, warn_once
 from monai_diffae.errors import DiffAEError
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-_SLACK = 64 * 1024**2  # bytes allowed behind the voxels, for extensions that some tools append
+_SLACK = 64 * 1024**2  # bytes allowed before the voxels, for header extensions, and after them, for appended data
+_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the voxels are and where they lie: ``start`` is their first byte in the file that holds them."""
+
+    header: nib.Nifti1Header
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + math.prod(self.shape) * int(self.header.get_data_dtype().itemsize)
 
 
 def read(path: Path) -> Scan:
     """Read a NIfTI file as it is stored: array ``[1, X, Y, Z]``, ``[1, X, Y, 1]`` for one that has two dimensions.
 
+    Header extensions are checked and skipped.
+
     Raises:
         ScanError: the file is damaged, is not NIfTI, or its contents cannot be a scan.
     """
     with _opened(path) as stream:
-        header, raw = _header(path, stream)
-        shape, affine = _geometry(path, header)
-        offset, end = _voxels(header, shape)
-        body = raw + stream.read(end - len(raw))
-        _check_length(path, len(body), end)
-        _read_to_end(path, stream)
-    stored = np.frombuffer(body, header.get_data_dtype(), math.prod(shape), offset).reshape(shape, order="F")
-    return Scan(as_float32(path, _scaled(header, stored))[None], affine, header=header)
+        layout = _layout(path, stream)
+        with _opened_voxels(path, stream) as (file, voxels):
+            voxels.read(layout.start - voxels.tell())
+            body = voxels.read(layout.end - layout.start)
+            _check_length(file, voxels.tell(), layout.end)
+            _read_to_end(file, voxels)
+    stored = np.frombuffer(body, layout.header.get_data_dtype()).reshape(layout.shape, order="F")
+    return Scan(as_float32(path, _scaled(layout.header, stored))[None], layout.affine, header=layout.header)
 
 
 def read_header(path: Path) -> Header:
-    """Sizes ``(X, Y, Z)`` and affine, from the first bytes of the file; of a plain one its length is compared, too."""
+    """Sizes ``(X, Y, Z)`` and affine, from the beginning of the file; of a plain one its length is compared, too."""
     with _opened(path) as stream:
-        header, _ = _header(path, stream)
-        shape, affine = _geometry(path, header)
-        if not isinstance(stream, gzip.GzipFile):
-            _check_length(path, path.stat().st_size, _voxels(header, shape)[1])
-        return Header(shape, affine)
+        layout = _layout(path, stream)
+        with _opened_voxels(path, stream) as (file, voxels):
+            if not isinstance(voxels, gzip.GzipFile):
+                _check_length(file, file.stat().st_size, layout.end)
+        return Header(layout.shape, layout.affine)
+
+
+def voxel_file(path: Path) -> Path:
+    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself.
+
+    Example:
+        >>> voxel_file(Path("scans/a.hdr.gz")).name, voxel_file(Path("scans/a.nii")).name
+        ('a.img.gz', 'a.nii')
+    """
+    for header, voxels in _PAIRS.items():
+        if path.name.lower().endswith(header):
+            stem, suffix = path.name[: -len(header)], path.name[-len(header) :]
+            return path.with_name(stem + (voxels.upper() if suffix.isupper() else voxels))
+    return path
 
 
 def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> int:
@@ -111,7 +143,45 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise problem(path, f"its NIfTI header cannot be used ({error})", "export it again") from error
 
 
-def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bytes]:
+@contextmanager
+def _opened_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]]:
+    """The file that holds the voxels, and its stream: the stream of the header where it is the same file."""
+    file = voxel_file(path)
+    if file == path:
+        yield file, stream
+    elif file.is_file():
+        with _opened(file) as voxels:
+            yield file, voxels
+    else:
+        raise problem(file, "this file is not beside its .hdr file", "copy both files")
+
+
+def _layout(path: Path, stream: BinaryIO) -> _Layout:
+    """Read up to the voxels, or to the end of a .hdr file."""
+    header, has_extensions = _header(path, stream)
+    shape, affine = _geometry(path, header)
+    declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
+    is_pair = voxel_file(path) != path
+    if declared > after_header + _SLACK or (is_pair and declared < 0):
+        raise problem(path, f"its header says that the voxels begin at byte {declared}", "export it again")
+    if is_pair:
+        layout = _Layout(header, shape, affine, declared)
+        content = stream.read(_SLACK + 1)
+        if len(content) > _SLACK:
+            raise problem(path, "it holds far more data than a header", "export it again")
+    else:
+        layout = _Layout(header, shape, affine, max(declared, after_header))
+        if has_extensions and declared < after_header:
+            raise problem(path, "it has a header extension and does not say where the voxels begin", "export it again")
+        content = stream.read(layout.start - after_header)
+        _check_length(path, after_header + len(content), layout.start)
+    if has_extensions:
+        check_extensions(path, content, header.endianness)
+    return layout
+
+
+def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bool]:
+    """The header, and whether the four bytes behind it announce extensions."""
     raw = stream.read(352)
     sizes = (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big"))
     size = next((s for s in sizes if s in _HEADERS), None)
@@ -120,10 +190,19 @@ def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bytes]:
     raw += stream.read(size + 4 - len(raw))
     if len(raw) < size:
         raise problem(path, "the file ends within its header", "copy it again")
-    header = _HEADERS[size].from_fileobj(io.BytesIO(raw), check=False)
-    if bytes(header["magic"]).rstrip(b"\0")[:3] not in (b"n+1", b"n+2"):
-        raise problem(path, "its magic is not that of a single NIfTI file", "convert it to .nii.gz")
-    return header, raw
+    header = _HEADERS[size](raw[:size], check=False)
+    _check_magic(path, bytes(header["magic"]).rstrip(b"\0")[:3])
+    return header, raw[size : size + 1] not in (b"", b"\0")
+
+
+def _check_magic(path: Path, magic: bytes) -> None:
+    if voxel_file(path) == path:
+        if magic not in (b"n+1", b"n+2"):
+            raise problem(path, "its magic is not that of a single NIfTI file", "convert it to .nii.gz")
+    elif magic not in (b"ni1", b"ni2"):
+        raise problem(
+            path, "it is not the header of a NIfTI .hdr/.img pair (perhaps of Analyze 7.5)", "convert it to .nii.gz"
+        )
 
 
 def _guess(raw: bytes) -> str:
@@ -171,12 +250,6 @@ def _warn_of_shear(path: Path, affine: NDArray[np.float64]) -> None:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01:
         warn_once(path, "its affine is sheared; distances are approximate")
-
-
-def _voxels(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Where they begin in the file, and where they end, in bytes."""
-    offset = max(int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4)
-    return offset, offset + math.prod(shape) * int(header.get_data_dtype().itemsize)
 
 
 def _check_length(path: Path, found: int, expected: int) -> None:

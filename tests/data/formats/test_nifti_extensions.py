@@ -1,0 +1,262 @@
+"""NIfTI files with header extensions, as AFNI, dcmstack and nibabel write them, alone or as .hdr/.img pairs."""
+
+from __future__ import annotations
+
+import gzip
+import resource
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.nifti1 import Nifti1Extension
+from nibabel.spatialimages import HeaderDataError
+from scan_files import refusal, shared, values
+
+from monai_diffae.data.cohorts import fingerprint, read_cohort
+from monai_diffae.data.scans import read_scan, read_shape
+from monai_diffae.errors import ScanError
+from monai_diffae.transforms import write_native
+
+AFNI = (4, b"<?xml version='1.0' ?>\n<AFNI_attributes>" + b"<AFNI_atr />" * 300 + b"</AFNI_attributes>\n")
+COMMENT = (6, b"defaced by hand")
+DCMMETA = (0, b'{"global": {"const": {"EchoTime": 2.96}}, "dcmmeta_version": 0.6}')
+DICOM = (2, b"no DICOM at all")
+UNKNOWN = (4242, bytes(range(256)))
+LARGE = (6, b"history " * 60_000)  # 480 kB
+KINDS = {
+    "afni": [AFNI],
+    "comment": [COMMENT],
+    "dcmmeta": [DCMMETA],
+    "several": [AFNI, COMMENT, DCMMETA, DICOM, UNKNOWN],
+    "large": [LARGE],
+    "large first": [LARGE, COMMENT],
+}
+AFFINE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
+
+
+def save(path: Path, extensions: list[tuple[int, bytes]], version: int = 1, dtype: Any = np.int16) -> Path:
+    pair = ".hdr" in path.name
+    image_class = {
+        (1, False): nib.Nifti1Image, (1, True): nib.Nifti1Pair, (2, False): nib.Nifti2Image, (2, True): nib.Nifti2Pair,
+    }[version, pair]  # fmt: skip
+    image = image_class(values(5, 6, 7).astype(dtype), AFFINE)
+    image.header.extensions.extend(Nifti1Extension(code, content) for code, content in extensions)
+    nib.save(image, path)
+    return path
+
+
+def assert_same_as_nibabel(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = nib.load(path)
+    scan = read_scan(path, spatial_dims=3, channels=1)
+    np.testing.assert_array_equal(scan.array[0], image.get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(scan.affine, image.affine)
+    order = np.argsort(nib.orientations.io_orientation(image.affine)[:, 0])
+    assert read_shape(path) == tuple(image.shape[axis] for axis in order)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_voxels_and_affine_are_those_of_nibabel(tmp_path: Path, kind: str, version: int, suffix: str) -> None:
+    assert_same_as_nibabel(save(tmp_path / f"a{suffix}", KINDS[kind], version))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".hdr"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_big_endian_with_a_slope(tmp_path: Path, version: int, suffix: str) -> None:
+    image_class = {
+        (1, ".nii"): nib.Nifti1Image, (1, ".hdr"): nib.Nifti1Pair,
+        (2, ".nii"): nib.Nifti2Image, (2, ".hdr"): nib.Nifti2Pair,
+    }[version, suffix]  # fmt: skip
+    header = image_class.header_class(endianness=">")
+    header.set_data_dtype(np.dtype(">i2"))
+    image = image_class(values(5, 6, 7).astype(">i2"), AFFINE, header)
+    image.header.extensions.append(Nifti1Extension(*AFNI))
+    image.header.set_slope_inter(2, 3)
+    nib.save(image, tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes()[:2] == b"\0\0"  # a size of 348 or 540, its high bytes first
+    assert_same_as_nibabel(tmp_path / f"a{suffix}")
+
+
+def test_compressed_pairs_and_headers_without_the_four_bytes_for_extensions(tmp_path: Path) -> None:
+    assert_same_as_nibabel(save(tmp_path / "a.hdr.gz", [AFNI]))
+    path = save(tmp_path / "b.hdr", [])
+    path.write_bytes(path.read_bytes()[:348])
+    assert_same_as_nibabel(path)
+
+
+@pytest.mark.parametrize("name", ["example4d.nii.gz", "example_nifti2.nii.gz"])
+def test_the_first_volume_of_files_with_extensions_that_nibabel_brings_along(tmp_path: Path, name: str) -> None:
+    source = Path(nib.__file__).parent / "tests" / "data" / name
+    if not source.is_file():
+        pytest.skip(f"this nibabel comes without its test file {name}")
+    image = nib.load(source)
+    raw = bytearray(gzip.decompress(source.read_bytes()))
+    size = image.header["sizeof_hdr"]
+    header = type(image.header)(bytes(raw[:size]))
+    num_bytes = int(np.prod(image.shape[:3])) * header.get_data_dtype().itemsize
+    header["dim"][[0, 4]] = 3, 1
+    raw[:size] = header.binaryblock
+    path = tmp_path / "a.nii"
+    path.write_bytes(raw[: header.get_data_offset() + num_bytes])
+    assert len(nib.load(path).header.extensions) == 2
+    assert_same_as_nibabel(path)
+
+
+def test_real_scans_with_an_extension_as_afni_writes_it(tmp_path: Path) -> None:
+    images = [shared("studyforrest_t1") / "studyforrest_sub02_T1w_2mm.nii.gz"]
+    images += sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:10]
+    for source in images:
+        image = nib.load(source)
+        image.header.extensions.extend([Nifti1Extension(*AFNI), Nifti1Extension(*COMMENT)])
+        for suffix in (".nii", ".nii.gz"):
+            path = tmp_path / f"with{suffix}"
+            nib.save(image, path)
+            assert_same_as_nibabel(path)
+            scan, without = read_scan(path), read_scan(source)
+            np.testing.assert_array_equal(scan.array, without.array)
+            np.testing.assert_array_equal(scan.affine, without.affine)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_result_in_the_scans_own_space_has_its_type_and_no_extension(
+    tmp_path: Path, version: int, suffix: str
+) -> None:
+    source = save(tmp_path / f"in{suffix}", [LARGE, (6, b"Doe^Jane")], version)
+    scan = read_scan(source)
+    path = write_native(tmp_path / "out.nii", scan.array + 1, scan)
+    made, before = nib.load(path), nib.load(source)
+    assert (made.shape, made.get_data_dtype()) == (before.shape, np.int16)
+    assert (len(made.header.extensions), made.dataobj.offset) == (0, {1: 352, 2: 544}[version])
+    np.testing.assert_array_equal(made.affine, before.affine)
+    np.testing.assert_array_equal(made.get_fdata(), before.get_fdata() + 1)
+    assert b"Doe^Jane" not in path.read_bytes()
+    assert_same_as_nibabel(path)
+
+
+def _patched(path: Path, at: int, content: bytes) -> Path:
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    data = data[:at] + content + data[at + len(content) :]
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.filterwarnings("ignore:Extension size is not a multiple")
+@pytest.mark.parametrize("size", [0, -16, 7, 2**20, 2**31 - 1, -(2**31)])
+def test_a_wrong_size_of_an_extension_is_one_line(tmp_path: Path, size: int, version: int, suffix: str) -> None:
+    first = {1: 352, 2: 544}[version]
+    second = first + Nifti1Extension(*AFNI).get_sizeondisk()
+    for at in (first, second):
+        path = save(tmp_path / f"a{suffix}", [AFNI, COMMENT], version)
+        _patched(path, int(at), struct.pack("<i", size))
+        with pytest.raises((HeaderDataError, ValueError), match=r"failed to read extension|read length"):
+            nib.load(path)
+        assert "header extension" in refusal(path)
+        with pytest.raises(ScanError, match="header extension"):
+            read_shape(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_odd_extensions_that_leave_no_doubt_are_read(tmp_path: Path, suffix: str) -> None:
+    # the four bytes announce an extension, and there is no room for one
+    path = _patched(save(tmp_path / f"room{suffix}", []), 348, b"\1\0\0\0")
+    _patched(path, 108, struct.pack("<f", 352))
+    assert_same_as_nibabel(path)
+    # a size that is no multiple of 16
+    path = save(tmp_path / f"odd{suffix}", [(6, b"x" * 100)])
+    _patched(path, 352, struct.pack("<i", 105))
+    assert_same_as_nibabel(path)
+    # zeros up to the voxels, which nibabel (5.4) takes for an extension of size 0
+    data = gzip.decompress(path.read_bytes()) if suffix == ".nii.gz" else path.read_bytes()
+    padded = data[:352] + struct.pack("<ii", 32, 6) + b"a comment".ljust(632, b"\0") + data[-420:]
+    path.write_bytes(gzip.compress(padded) if suffix == ".nii.gz" else padded)
+    _patched(path, 108, struct.pack("<f", 352 + 640))
+    np.testing.assert_array_equal(read_scan(path).array[0], values(5, 6, 7).astype(np.int16))
+
+
+@pytest.mark.parametrize("offset", [0, 16, 348])
+def test_an_extension_without_the_position_of_the_voxels_is_refused(tmp_path: Path, offset: int) -> None:
+    path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", offset))
+    assert "header extension" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
+def test_truncated_files_and_pairs(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a{suffix}", [AFNI, LARGE])
+    data = path.read_bytes()
+    if suffix != ".hdr":
+        for part in (0.05, 0.3, 0.9, 0.999):
+            path.write_bytes(data[: int(part * len(data))])
+            refusal(path)
+        return
+    path.write_bytes(data[:1000])
+    assert "header extension" in refusal(path)
+    path.write_bytes(data)
+    voxels = tmp_path / "a.img"
+    voxels.write_bytes(voxels.read_bytes()[:-1])
+    assert "a.img: the file ends early (419 of 420 bytes)" in refusal(path)
+    with pytest.raises(ScanError, match="ends early"):
+        read_shape(path)
+    voxels.unlink()
+    assert "a.img" in refusal(path)
+    with pytest.raises(ScanError, match=r"a\.img"):
+        read_shape(path)
+
+
+def test_sizes_come_from_the_beginning_of_a_compressed_file(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 64), np.uint8), np.eye(4))
+    image.header.extensions.append(Nifti1Extension(*LARGE))
+    nib.save(image, tmp_path / "a.nii.gz")
+    data = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(data[: len(data) // 4])
+    assert read_shape(tmp_path / "a.nii.gz") == (64, 64, 64)
+    refusal(tmp_path / "a.nii.gz")
+
+
+def test_a_huge_position_of_the_voxels_takes_no_memory(tmp_path: Path) -> None:
+    for flag in (b"\0\0\0\0", b"\1\0\0\0"):
+        path = _patched(save(tmp_path / "a.nii", [COMMENT]), 348, flag)
+        _patched(path, 108, struct.pack("<f", 2.0**30))
+        with gzip.open(tmp_path / "a.nii.gz", "wb", compresslevel=1) as stream:
+            stream.write(path.read_bytes())
+            for _ in range(600):
+                stream.write(bytes(1 << 20))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for bomb in (path, tmp_path / "a.nii.gz"):
+            assert "voxels begin" in refusal(bomb)
+            with pytest.raises(ScanError):
+                read_shape(bomb)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_halves_of_pairs_and_files_of_analyze(tmp_path: Path) -> None:
+    save(tmp_path / "a.hdr", [])
+    assert "name its .hdr file" in refusal(tmp_path / "a.img")
+    (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
+    assert "single NIfTI file" in refusal(tmp_path / "a.nii")
+    save(tmp_path / "b.nii", []).rename(tmp_path / "b.hdr")
+    assert ".hdr/.img pair" in refusal(tmp_path / "b.hdr")
+    path = _patched(save(tmp_path / "d.hdr", []), 108, struct.pack("<f", -16))
+    assert "voxels begin at byte -16" in refusal(path)
+    nib.save(nib.AnalyzeImage(values(4, 4, 4), np.eye(4)), tmp_path / "c.hdr")
+    assert "Analyze" in refusal(tmp_path / "c.hdr")
+
+
+def test_a_pair_in_a_folder_is_one_case_and_its_fingerprint_covers_both_files(tmp_path: Path) -> None:
+    save(tmp_path / "a.hdr", [COMMENT])
+    (case,) = read_cohort(tmp_path)
+    assert (case.id, case.images) == ("a", {"image": tmp_path / "a.hdr"})
+    before = fingerprint([case])
+    with (tmp_path / "a.img").open("ab") as file:
+        file.write(b"more")
+    assert fingerprint([case]) != before
