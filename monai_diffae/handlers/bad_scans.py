@@ -1,4 +1,6 @@
-"""Bad scans are left out, named once, and listed in a table."""
+"""Scans that cannot be used are skipped and listed in a table."""
+
+# tested in tests/bundles/test_bad_inputs.py
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 class BadScans:
-    """Ignite handler: before an engine runs, lists every case that was left out in ``failures.csv``.
+    """Ignite handler: before an engine runs, read all scans and list those that cannot be used in ``failures.csv``.
 
     Args:
         directory: the run's folder.
-        datasets: whose failures are listed.
-        failures: those found before, while the cohort was read.
+        datasets: the data sets whose scans are read.
+        failures: failures from listing the cohort.
         enabled: False on ranks other than 0.
     """
 
@@ -44,12 +46,10 @@ class BadScans:
         engine.add_event_handler(TrainingEvents.BEFORE_RUN if is_trainer else Events.STARTED, self)
 
     def __call__(self) -> None:
-        """Read every scan, and write the table where some failed; an older table goes where none did."""
+        """Read every scan, and write the table. It is deleted if no scan failed."""
         failures = self.failures + [f for dataset in self.datasets for f in dataset.prepare().failures]
         if not self.enabled:
             return
         write_failures(self.path, failures)
         if failures:
-            logger.warning(
-                "%d of the cases are left out; %s lists them with the reasons", len(failures), self.path.name
-            )
+            logger.warning("%d cases cannot be used; %s lists them with the reasons", len(failures), self.path.name)

@@ -161,7 +161,7 @@ class CheckpointKeeper:
         _lay_out_like_parameters(self.parts["optimizer"])
         if self.enabled and not self.model.is_file():
             _save(self.ema.network.state_dict(), self.model)
-        is_stopped_early = self.parts["validation"].is_patience_spent
+        is_stopped_early = self.parts["validation"].is_patience_exhausted
         if is_stopped_early or saved["iteration"] >= state.max_epochs * state.epoch_length:
             engine.is_complete = True  # type: ignore[attr-defined]
             logger.info(

@@ -1,5 +1,7 @@
 """The training curve as a table and a picture."""
 
+# tested in tests/bundles/test_resume.py
+
 from __future__ import annotations
 
 import logging
@@ -21,14 +23,14 @@ PICTURE = "curves.png"
 
 
 class TrainingCurves:
-    """Writes ``curves.csv`` (a row a report or validation) and ``curves.png``.
+    """Ignite handler: write ``curves.csv`` (one row per report or validation) and ``curves.png``.
 
-    They are written after every epoch and validation, and when a training is stopped. A resumed run goes on with the
-    rows up to the step that it resumes from.
+    They are written after each epoch and validation, and when a training is interrupted. A resumed run keeps the rows
+    up to the step at which it resumes.
 
     Args:
-        directory: where to.
-        evaluator: whose metrics are written after each validation, as ``validation_<name>``.
+        directory: the folder of both files.
+        evaluator: the evaluator whose metrics are written after each validation, as ``validation_<name>``.
     """
 
     def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:
@@ -53,7 +55,7 @@ class TrainingCurves:
                 before = pd.read_csv(table)
                 rows = before[before["step"] <= engine.state.iteration].to_dict("records")
             except (ValueError, KeyError, TypeError):  # pandas' errors are ValueErrors
-                logger.warning("%s cannot be read; it starts anew", table.name)
+                logger.warning("%s cannot be read, and is replaced", table.name)
                 return
             self.rows = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows]
 

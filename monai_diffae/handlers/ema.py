@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: what is validated, shown and kept."""
+"""The exponential moving average of the weights, which is validated, shown and saved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from monai_diffae.engines.trainer import TrainingEvents
 
 
 class EMA:
-    """Averages a network's weights from the first update on.
+    """Ignite handler: average a network's weights from the first update on.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that the average forgets the random initial weights.
-    (ignite's EMAHandler warms up linearly, and updates tensor by tensor.)
+    (Ignite's EMAHandler warms up linearly, and updates tensor by tensor.)
 
     Args:
         network: the network that is trained (not its DDP wrapper).
-        decay: of the average in the long run.
+        decay: decay of the average after the warm-up.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -39,7 +39,7 @@ class EMA:
         self.num_updates = 0
 
     def attach(self, engine: Workflow) -> None:
-        """Update after every optimiser step of a trainer; in the trainer's memory format."""
+        """Update after each optimiser step of a trainer; the average has the trainer's memory format."""
         memory_format = getattr(engine, "memory_format", torch.preserve_format)
         self.network.to(memory_format=memory_format)  # type: ignore[call-overload]
         engine.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, self.update)
@@ -60,6 +60,6 @@ class EMA:
         return {"network": self.network.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         self.network.load_state_dict(state["network"])
         self.num_updates = state["num_updates"]

@@ -1,4 +1,6 @@
-"""What trainings do for a first stage: its latents' scale, its pictures, its place beside the model on its latents."""
+"""Handlers for first stages: the scale of their latents, their pictures, and a copy beside the model on the latents."""
+
+# tested in tests/bundles/test_autoencoder_kl.py
 
 from __future__ import annotations
 
@@ -21,16 +23,16 @@ from monai_diffae.networks import FirstStage
 
 
 class LatentScale:
-    """Ignite handler for the evaluator: after a validation, measures the latents that the averaged weights give.
+    """Ignite handler for the evaluator: after a validation, measure the scale of the averaged network's latents.
 
-    The scale is put into both networks, whose checkpoints so hold it. It is that of whole training images without
-    augmentation, spread over the set.
+    The scale is stored in both networks, and thus in their checkpoints. It is measured on whole training images
+    without augmentation, spread over the set.
 
     Args:
-        averaged: the averaged network, which encodes.
+        averaged: the averaged network, which encodes the images.
         network: the network that is trained.
         dataset: the training images.
-        num_images: how many of them; their voxels are many.
+        num_images: how many of them are measured.
     """
 
     def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
@@ -43,25 +45,25 @@ class LatentScale:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Workflow) -> None:
-        """Measure, in the evaluator's precision."""
+        """Measure the scale, in the evaluator's precision."""
         images = self.dataset.without_augmentation()
         size = len(images)
         count = min(self.num_images, size)
         with autocast(engine.state.device, engine.dtype):  # type: ignore[attr-defined]
             self.averaged.measure(images[i * size // count]["image"] for i in range(count))
-        for own, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
-            own.copy_(measured)
+        for buffer, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
+            buffer.copy_(measured)
 
 
 class FirstStageKeeper:
-    """Ignite handler for the trainer of a model on a first stage's latents: puts the first stage beside the model.
+    """Ignite handler for the trainer of a model on a first stage's latents: copy the first stage beside the model.
 
-    So the model's bundle holds all that it needs. It is done when the training starts: a run that is refused changes
-    nothing.
+    The model's bundle then has everything that it needs. The copy is made when the training starts, after all checks
+    of the run.
 
     Args:
         source: the ``models`` folder of the first stage's own bundle.
-        target: that of the model.
+        target: the ``models`` folder of the model.
     """
 
     def __init__(self, source: str | Path, target: str | Path) -> None:
@@ -72,17 +74,17 @@ class FirstStageKeeper:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self) -> None:
-        """Copy."""
+        """Copy the first stage's weights and configuration."""
         for name in (CONFIG, MODEL):
             write_atomic(self.target / f"{FIRST_STAGE_PREFIX}{name}", partial(shutil.copyfile, self.source / name))
 
 
 class FirstStagePictures(Pictures):
-    """Ignite handler for the evaluator: after a validation, draws a few images and their reconstructions.
+    """Ignite handler for the evaluator: after a validation, draw a few images and their reconstructions.
 
     Args:
         network: the averaged network.
-        kwargs: everything that :class:`~monai_diffae.handlers.pictures.Pictures` takes.
+        kwargs: arguments of :class:`~monai_diffae.handlers.pictures.Pictures`.
     """
 
     def __init__(self, *, network: FirstStage, **kwargs: Any) -> None:
@@ -90,6 +92,6 @@ class FirstStagePictures(Pictures):
         self.network = network
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Label -> images (B, C, *S)."""
+        """Images (B, C, *S) by their labels."""
         images = self._stack(items, self.image_key)
         return {"input": images, "reconstruction": self.network.decode(self.network.encode(images))}

@@ -1,4 +1,4 @@
-"""Tracking with MLflow: parameters, curves, pictures, the config that ran and the trained bundle."""
+"""Tracking with MLflow: parameters, curves, pictures, the configuration and the trained bundle."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from monai_diffae.engines.trainer import TrainingEvents
 
 logger = logging.getLogger(__name__)
 
-RUN_ID = "mlflow_run_id"  # a resumed training goes on with its run
+RUN_ID = "mlflow_run_id"  # file with the run's id, so that a resumed training continues its run
 _PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
 
 
 def default_tracking_uri(output_dir: str | Path) -> str:
-    """``MLFLOW_TRACKING_URI`` where it is set, else a sqlite database in the output folder."""
+    """The environment variable ``MLFLOW_TRACKING_URI`` if it is set, else a SQLite database in the output folder."""
     from monai.utils import path_to_sqlite_uri
 
     return os.environ.get("MLFLOW_TRACKING_URI") or path_to_sqlite_uri(str(Path(output_dir).absolute() / "mlflow.db"))
 
 
 class MLflowTracking:
-    """Ignite handler that tracks a training with MLflow, and lets it go on if tracking fails.
+    """Ignite handler: track a training with MLflow. Training continues if tracking fails.
 
-    Parameters bear the names of the config's keys. Nothing that names a patient, file or folder is sent:
-    ``private_keys`` of the config are left out, and the data are described by their fingerprint.
+    Parameters have the names of the configuration's keys. Nothing that names a patient, file or folder is sent:
+    ``private_keys`` of the configuration are omitted, and the data are described by their fingerprint.
 
     Args:
-        output_dir: the run's folder; artifacts are taken from it, and it keeps the run's id for a resumed training.
-        run_config: the raw config of the run.
+        output_dir: the run's folder; it has the artifacts, and the run's id for a resumed training.
+        run_config: the configuration of the run, not evaluated.
         tracking_uri: MLflow server or database; None: see :func:`default_tracking_uri`.
         experiment_name: MLflow experiment.
-        run_name: MLflow run; None: MLflow makes one up.
-        tags: further facts, such as the data's fingerprint.
-        evaluator: whose metrics are logged after each validation.
+        run_name: MLflow run; None: MLflow chooses a name.
+        tags: further properties of the run, such as the data's fingerprint.
+        evaluator: the evaluator whose metrics are logged after each validation.
         export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged.
-        private_keys: top-level config keys whose values stay here; so does anything else that looks like a path.
+        private_keys: top-level configuration keys whose values are not sent, nor is anything that looks like a path.
         enabled: False: track nothing.
     """
 
@@ -90,23 +90,23 @@ class MLflowTracking:
             self.evaluator.add_event_handler(Events.COMPLETED, lambda: self._try(self._log_validation))
 
     def _try(self, action: Callable[[], None]) -> None:
-        """Run ``action``; the first failure is said once and ends tracking, never the training."""
+        """Run ``action``. The first failure is logged and ends tracking, but not the training."""
         if not self.enabled:
             return
         try:
             action()
-        except Exception as error:  # whatever a tracking server does, training goes on
+        except Exception as error:  # whatever a tracking server does, training continues
             self.enabled = False
-            # an OSError's text has the path, which may name a patient
+            # The text of an OSError has the path, which may name a patient.
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             reason = " ".join(text.split())[:200]
             logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason)
 
     def _start(self) -> None:
-        # MLflow reports usage to its makers, and prints its migrations, unless told not to
+        # By default, MLflow reports its usage to its makers and prints its migrations.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
-        # a server that is down should cost seconds, not MLflow's minutes of retries
+        # If a server is down, retries should take seconds, not minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -115,8 +115,8 @@ class MLflowTracking:
         from mlflow.entities import Param, RunTag
 
         self._client = MlflowClient(self.tracking_uri)
-        self.run_id = self._running_before() or self._create_run()
-        # in batches: one by one, each would wait for the disk or the server
+        self.run_id = self._resumed_run() or self._create_run()
+        # In batches: otherwise each parameter would wait for the disk or the server.
         parameters = [Param(key, value) for key, value in self._parameters().items()]
         for first in range(0, len(parameters), 100):
             self._client.log_batch(self.run_id, params=parameters[first : first + 100])
@@ -124,15 +124,15 @@ class MLflowTracking:
         self._client.log_batch(self.run_id, tags=tags)
         self._client.log_text(self.run_id, json.dumps(self.config, indent=2), "config.json")
 
-    def _running_before(self) -> str | None:
-        note = self.output_dir / RUN_ID
-        if not self._trainer.state.iteration or not note.is_file():
+    def _resumed_run(self) -> str | None:
+        id_file = self.output_dir / RUN_ID
+        if not self._trainer.state.iteration or not id_file.is_file():
             return None
-        run_id = note.read_text().strip()
+        run_id = id_file.read_text().strip()
         try:
             self._client.update_run(run_id, status="RUNNING")
         except Exception:
-            return None  # that run is in another database
+            return None  # the run is in another database
         return run_id
 
     def _create_run(self) -> str:
@@ -150,8 +150,8 @@ class MLflowTracking:
 
     def _parameters(self) -> dict[str, str]:
         logged = self._client.get_run(self.run_id).data.params
-        # MLflow's names allow '/' but not '#'
-        config = {"max_epochs": self._trainer.state.max_epochs, **flat_parameters(self.config)}  # it may be a formula
+        # MLflow's names may have '/' but not '#'. The trainer's max_epochs is used if the configuration's is a formula.
+        config = {"max_epochs": self._trainer.state.max_epochs, **flat_parameters(self.config)}
         parameters = {k.replace("#", "/"): str(v)[:500] for k, v in config.items()}
         return {k: v for k, v in parameters.items() if k not in logged}
 
@@ -193,10 +193,10 @@ class MLflowTracking:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[f"version.{package}"] = version(package)
+            versions[f"version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""Pictures of what the model does to a few fixed images."""
+"""Pictures of what the model makes of a few fixed images."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from monai_diffae.pictures.mosaic import draw_mosaic
 
 
 class Pictures:
-    """Ignite handler for the evaluator: after a validation, draws a few images into ``pictures/``.
+    """Ignite handler for the evaluator: after a validation, draw a few images into ``pictures/``.
 
-    The images are the same each time, so that the pictures of a training tell its story. The newest is also
-    ``pictures/latest.png``. A subclass says what is drawn of them.
+    The images are the same each time, so that pictures can be compared. The newest picture is also
+    ``pictures/latest.png``. Subclasses define the rows of the picture.
 
     Args:
         directory: the run's folder.
-        dataset: where the first ``num_images`` come from.
+        dataset: the images, of which ``num_images`` spread over the set are drawn.
         device: where to compute.
         num_images: columns of the picture; 0: no pictures.
-        model_range: black and white.
-        image_key: the image that the decoder draws.
+        model_range: intensities of black and white.
+        image_key: the image that the decoder reconstructs.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class Pictures:
 
     @abstractmethod
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Label -> images (B, C, *S) of these items of the dataset."""
+        """Images (B, C, *S) by their labels, made from these items of the dataset."""
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Draw one picture."""
-        # spread over the set: neighbours may be slices of one volume
+        # spread over the set, as neighbors may be slices of one volume
         size = len(self.dataset)  # type: ignore[arg-type]
         count = min(self.num_images, size)
         if count == 0:
             return
         rows = self.rows([self.dataset[i * size // count] for i in range(count)])
-        # the trainer's step, which Validation sets: the evaluator's own counts its batches
+        # the trainer's step, which Validation sets; the evaluator's own step counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"
         path = write_atomic(self.directory / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))
@@ -78,14 +78,14 @@ class Pictures:
 
 
 class ReconstructionPictures(Pictures):
-    """The pictures of a diffusion autoencoder: each image, decoded from z_sem alone, and with its own x_T.
+    """Ignite handler for the evaluator: after a validation, draw images, decoded from z_sem alone and with their x_T.
 
     Args:
         network: the averaged network.
-        inferer: its number of steps is what a picture costs.
-        encoder_key: the image that the encoder sees; None: the one that is drawn.
-        seed: of the noise of the z_sem-only row, which is the same each time.
-        kwargs: everything that :class:`Pictures` takes.
+        inferer: inverts and decodes; its number of steps determines how long a picture takes.
+        encoder_key: the image that the encoder sees; None: the one that is reconstructed.
+        seed: random seed of the noise in the row of z_sem alone, which is the same each time.
+        kwargs: arguments of :class:`Pictures`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ReconstructionPictures(Pictures):
         self.seed = seed
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Label -> images (B, C, *S)."""
+        """Images (B, C, *S) by their labels."""
         images = self._stack(items, self.image_key)
         shape = self.inferer.x_T_shape(images.shape[1:])
         noise = image_noise(shape, self.seed, [int(item["index"]) for item in items]).to(self.device)

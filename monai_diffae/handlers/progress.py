@@ -1,4 +1,4 @@
-"""How far a training is: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of a training: a bar on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from monai_diffae.handlers.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-_HEEDED = 1.02
+_USED = 1.02  # from this z_sem_usage on, the decoder counts as using z_sem
 
 
 class TrainingProgress:
-    """Shows images seen, loss, images/s and time left, and each validation; at the end, whether z_sem is used.
+    """Ignite handler: show images seen, loss, images/s and time left, and the metrics of each validation.
+
+    At the end, a warning is logged if the decoder does not use z_sem.
 
     Args:
-        evaluator: whose metrics are shown after each validation.
-        plain_interval_s: seconds between two lines where there is no terminal.
-        console: where to; standard error when None.
+        evaluator: the evaluator whose metrics are shown.
+        plain_interval_s: seconds between two lines without a terminal.
+        console: where to print; None: standard error.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class TrainingProgress:
         self._last_line = 0.0
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer, and with the evaluator; where the package's logger is quiet, for a warning alone."""
+        """Register with a trainer and the evaluator; if the package's logger is quiet, only for the warning."""
         engine.add_event_handler(Events.COMPLETED, self._end)
         if logging.getLogger("monai_diffae").level >= logging.WARNING:
             return
@@ -71,30 +73,30 @@ class TrainingProgress:
     def _end(self, engine: Workflow) -> None:
         self._stop()
         if self.evaluator is not None and "z_sem_usage" in self.evaluator.state.metrics:
-            warn_if_unheeded(self.evaluator.state.metrics["z_sem_usage"])
+            warn_if_unused(self.evaluator.state.metrics["z_sem_usage"])
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 
 
-def warn_if_unheeded(z_sem_usage: float) -> None:
-    """Say so where the decoder does as well with another's z_sem.
+def warn_if_unused(z_sem_usage: float) -> None:
+    """Log a warning if the decoder does as well with the z_sem of another image.
 
     Args:
-        z_sem_usage: the loss with another's z_sem over that with the own.
+        z_sem_usage: the denoising loss with another image's z_sem, divided by that with the image's own.
 
     Example:
-        >>> warn_if_unheeded(1.3)  # heeded: nothing is said
+        >>> warn_if_unused(1.3)  # logs nothing
     """
-    if z_sem_usage < _HEEDED:
+    if z_sem_usage < _USED:
         logger.warning(
-            "z_sem_usage %.3f: the decoder does not heed z_sem yet; train longer, or see docs/neighbors.md", z_sem_usage
+            "z_sem_usage %.3f: the decoder does not use z_sem yet; train longer, or see docs/neighbors.md", z_sem_usage
         )
 
 
 def describe(statistics: Statistics) -> str:
-    """One line for people.
+    """One line about the state of a training.
 
     Example:
         >>> describe(Statistics(10, 320, 95.2, 0.1234, 1e-4, 75))

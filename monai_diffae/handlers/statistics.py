@@ -1,4 +1,6 @@
-"""The running numbers of a training, in one place for the progress bar, the curves and the tracker."""
+"""The running figures of a training, for progress bar, curves and tracking."""
+
+# tested in tests/handlers/test_progress.py
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from monai_diffae.engines.trainer import TrainingEvents
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the steps since the last report.
+    """Figures of the steps since the last report.
 
     Attributes:
-        step: optimiser or accumulation steps done since the training began.
+        step: training steps (batches) since the training began.
         images_seen: images shown to the network since the training began, on all ranks.
-        images_per_s: reading and training, without validation.
+        images_per_s: speed of reading and training, without validation.
         loss: mean over the reported steps.
-        learning_rate: now.
-        seconds_left: to the end of the training at this speed, without validation.
+        learning_rate: current learning rate.
+        seconds_left: time to the end of the training at this speed, without validation.
     """
 
     step: int
@@ -34,14 +36,14 @@ class Statistics:
 
 
 class RunningStatistics:
-    """Ignite handler: every ``every`` steps, puts :class:`Statistics` into ``engine.state.statistics``.
+    """Ignite handler: every ``every`` steps, store :class:`Statistics` in ``engine.state.statistics``.
 
-    The loss is only read from the device then, so that a GPU is not held up every step.
+    The loss is read from the device only then, so that a GPU does not have to wait at each step.
 
     Args:
         images_per_step: the batch size times the number of ranks.
-        optimizer: whose learning rate is reported.
-        every: steps between reports.
+        optimizer: the optimiser whose learning rate is reported.
+        every: steps between two reports.
     """
 
     def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
@@ -67,7 +69,7 @@ class RunningStatistics:
         self._loss = self._loss.to(state.output["loss"].device) + state.output["loss"]
         self._steps += 1
         is_due = state.iteration % self.every == 0 or state.iteration % state.epoch_length == 0
-        loss = float(self._loss) / self._steps if is_due else 0.0  # waits for the GPU, so read it before the clock
+        loss = float(self._loss) / self._steps if is_due else 0.0  # waits for the GPU, so it is read before the clock
         self._seconds += time.perf_counter() - self._step_started
         if not is_due:
             return

@@ -1,4 +1,6 @@
-"""When to validate, and when validation says to stop."""
+"""When to validate, and when to stop early."""
+
+# tested in tests/bundles/test_resume.py
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class Validation(ValidationHandler):
-    """MONAI's ValidationHandler that tells the evaluator the trainer's step, and can stop the training early.
+    """MONAI's ValidationHandler, which also gives the evaluator the trainer's step and can stop the training early.
 
     Args:
         validator: the evaluator.
         interval: epochs between two validations.
-        patience: stop after this many validations without a lower ``loss``; None: never.
+        patience: stop after this many validations without a lower ``loss``; None: never stop early.
     """
 
     def __init__(self, validator: Evaluator, interval: int = 1, patience: int | None = None) -> None:
@@ -30,7 +32,7 @@ class Validation(ValidationHandler):
         self.validations_since_best = 0
 
     def attach(self, engine: Engine) -> None:
-        """Validate every ``interval`` epochs, and after the last one whatever the interval."""
+        """Validate every ``interval`` epochs, and always after the last one."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_if_due)
 
     def _validate_if_due(self, engine: Engine) -> None:
@@ -38,7 +40,7 @@ class Validation(ValidationHandler):
             self(engine)
 
     def __call__(self, engine: Engine) -> None:
-        """Validate; end the training if the patience is spent."""
+        """Validate, and end the training if the patience is exhausted."""
         self.evaluator.state.trainer_step = engine.state.iteration
         super().__call__(engine)
         loss = self.evaluator.state.metrics["loss"]
@@ -46,19 +48,19 @@ class Validation(ValidationHandler):
             self.best, self.validations_since_best = loss, 0
             return
         self.validations_since_best += 1
-        if self.is_patience_spent:
-            logger.info("no lower validation loss in %d validations: stopping early", self.patience)
+        if self.is_patience_exhausted:
+            logger.info("no lower validation loss in %d validations; the training stops early", self.patience)
             engine.terminate()
 
     @property
-    def is_patience_spent(self) -> bool:
-        """Whether validation has said to stop."""
+    def is_patience_exhausted(self) -> bool:
+        """Whether there were ``patience`` validations without a lower loss."""
         return self.patience is not None and self.validations_since_best >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What early stopping remembers."""
+        """The state of early stopping."""
         return {"best": self.best, "validations_since_best": self.validations_since_best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of early stopping."""
         self.best, self.validations_since_best = state["best"], state["validations_since_best"]

@@ -1,5 +1,7 @@
 """Training curves."""
 
+# tested in tests/handlers/test_progress.py
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,20 +9,20 @@ from pathlib import Path
 import pandas as pd
 
 _BESIDE_LOSSES = {
-    "validation_kl": "KL divergence of the latents\n(nats a value)",
-    "validation_copying_ratio": "copying ratio\n(distance of samples to training / of held-out)",
-    "validation_z_sem_usage": "z_sem usage\n(loss with another's z_sem / own)",
+    "validation_kl": "KL divergence of the latents\n(nats per value)",
+    "validation_copying_ratio": "copying ratio\n(distance of samples to training cases / of held-out cases)",
+    "validation_z_sem_usage": "z_sem usage\n(loss with another image's z_sem / own)",
 }
 
 
 def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
-    """Losses over images seen, and beside them z_sem usage, or what another kind of model is judged by, as a PNG.
+    """Draw the losses over the images seen, and beside them the metric that matters for this kind of model, as a PNG.
 
     Args:
-        frame: the table that :class:`TrainingCurves` writes.
-        path: where to.
+        frame: the table that :class:`~monai_diffae.handlers.TrainingCurves` writes.
+        path: the file.
     """
-    from matplotlib.figure import Figure  # no pyplot: it holds on to figures and wants a display
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures in memory and needs a display
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -41,7 +43,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
             right.plot(validation["images_seen"], validation[metric], "o-", color="C2", markersize=3)
     for panel in (left, right):
         panel.ticklabel_format(axis="y", useOffset=False)
-        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: plain numbers would run into each other
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: longer numbers would overlap
     left.set(xlabel="images seen", ylabel="loss", yscale="log")
     left.legend(frameon=False)
     right.axhline(1, color="0.6", linestyle=":")
