@@ -62,8 +62,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 
 @pytest.fixture(scope="session")
 def official() -> ModuleType:
-    """``tests/networks/official_reference.py``: Diff-AE a second time, and random weights under official names."""
-    spec = spec_from_file_location("official_reference", Path(__file__).parent / "networks" / "official_reference.py")
+    """``tests/official/official_reference.py``: Diff-AE a second time, and random weights under official names."""
+    spec = spec_from_file_location("official_reference", Path(__file__).parent / "official" / "official_reference.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

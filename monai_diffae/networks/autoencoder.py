@@ -10,7 +10,9 @@ from torch import nn
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import check_images
+from monai_diffae.networks.denoising_unet import UNetStage
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
+from monai_diffae.networks.semantic_encoder import SemanticEncoder
 
 
 class DiffusionAutoencoder(nn.Module):
@@ -28,6 +30,8 @@ class DiffusionAutoencoder(nn.Module):
             attributes ``spatial_dims``, ``in_channels``, ``z_channels`` and ``size_divisors``.
         encoder_frozen: keep the encoder as it is: no gradients, and evaluation mode also after ``train()``. Of an
             :class:`~monai_diffae.networks.EncoderAdapter`, the network is frozen and the projection still learns.
+        use_checkpoint: recompute the activations of both networks in the backward pass instead of keeping them. It has
+            no effect on other people's encoders.
 
     Attributes:
         spatial_dims: 2 or 3.
@@ -50,7 +54,9 @@ class DiffusionAutoencoder(nn.Module):
         torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(self, encoder: nn.Module, unet: nn.Module, encoder_frozen: bool = False) -> None:
+    def __init__(
+        self, encoder: nn.Module, unet: nn.Module, encoder_frozen: bool = False, use_checkpoint: bool = False
+    ) -> None:
         super().__init__()
         _refuse_other_objects(encoder, unet)
         self.spatial_dims: int = _required(unet, "spatial_dims")
@@ -71,6 +77,9 @@ class DiffusionAutoencoder(nn.Module):
         self.encoder_frozen = encoder_frozen
         if encoder_frozen:
             _frozen_part(encoder).requires_grad_(False).eval()
+        for module in self.modules():
+            if isinstance(module, (SemanticEncoder, UNetStage)):
+                module.use_checkpoint = use_checkpoint
 
     def train(self, mode: bool = True) -> DiffusionAutoencoder:
         """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
@@ -107,7 +116,7 @@ class DiffusionAutoencoder(nn.Module):
                 None: x itself is encoded.
 
         Returns:
-            (B, out_channels, *S): what the UNet was trained to predict.
+            (B, in_channels, *S): what the UNet was trained to predict.
 
         Raises:
             ConfigError: images or z_sem of a wrong shape.

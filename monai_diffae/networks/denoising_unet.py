@@ -35,13 +35,12 @@ class UNetStage(nn.Module):
         block: TwoConditionBlock,
         attention: PositionAttention | None = None,
         last_block: TwoConditionBlock | None = None,
-        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.block = block
         self.attention = attention
         self.last_block = last_block
-        self.use_checkpoint = use_checkpoint
+        self.use_checkpoint = False  # DiffusionAutoencoder sets it
 
     def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
         """(B, C_in, *S), (B, time_embed_channels), (B, z_channels) -> (B, C_out, *S, *S / stride or *S * stride)."""
@@ -67,8 +66,7 @@ class DenoisingUNet(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: channels of x_t.
-        out_channels: channels of the output; None: as many as ``in_channels``.
+        in_channels: channels of x_t, and of the output.
         base_channels: width that ``channel_mult`` multiplies, and size of the sinusoidal time embedding.
         channel_mult: one multiplier per level, full resolution first.
         num_res_blocks: blocks per level going down; there is one more per level going up.
@@ -77,7 +75,6 @@ class DenoisingUNet(nn.Module):
         z_channels: size of z_sem.
         time_embed_channels: size of the time embedding.
         dropout: probability of dropping an element inside the blocks.
-        use_checkpoint: recompute activations in the backward pass instead of keeping them.
         strides: one entry per level below the first: the factor by which it is smaller than the level above, a number
             or one per axis; None: 2. See :func:`~monai_diffae.networks.anisotropic_strides`.
         z_grid: cells per axis (one number, or one per axis) of a map that is computed from z_sem and added in the
@@ -100,7 +97,6 @@ class DenoisingUNet(nn.Module):
         self,
         spatial_dims: int,
         in_channels: int = 1,
-        out_channels: int | None = None,
         base_channels: int = 64,
         channel_mult: Sequence[int] = (1, 2, 4, 8),
         num_res_blocks: int = 2,
@@ -109,7 +105,6 @@ class DenoisingUNet(nn.Module):
         z_channels: int = 512,
         time_embed_channels: int = 512,
         dropout: float = 0.0,
-        use_checkpoint: bool = False,
         strides: Sequence[int | Sequence[int]] | None = None,
         z_grid: int | Sequence[int] = 1,
     ) -> None:
@@ -117,7 +112,6 @@ class DenoisingUNet(nn.Module):
         widths = level_widths(base_channels, channel_mult, attention_levels)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
-        self.out_channels = in_channels if out_channels is None else out_channels
         self.base_channels = base_channels
         self.z_channels = z_channels
         each_stride = level_strides(spatial_dims, len(widths), strides)
@@ -134,7 +128,7 @@ class DenoisingUNet(nn.Module):
             return PositionAttention(widths[level], num_heads) if level in attention_levels else None
 
         def stage(*layers: nn.Module | None) -> UNetStage:
-            return UNetStage(*layers, use_checkpoint=use_checkpoint)  # type: ignore[arg-type, misc]
+            return UNetStage(*layers)  # type: ignore[arg-type]
 
         self.time_embed = nn.Sequential(
             nn.Linear(base_channels, time_embed_channels),
@@ -168,7 +162,7 @@ class DenoisingUNet(nn.Module):
                 width = level_width
 
         self.head = nn.Sequential(
-            ChannelGroupNorm(width), nn.SiLU(), zero_initialised(conv3(spatial_dims, width, self.out_channels))
+            ChannelGroupNorm(width), nn.SiLU(), zero_initialised(conv3(spatial_dims, width, in_channels))
         )
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -180,7 +174,7 @@ class DenoisingUNet(nn.Module):
             context: z_sem (B, z_channels), or (B, 1, z_channels) as MONAI's inferers pass it.
 
         Returns:
-            (B, out_channels, *S), in the dtype of ``x`` (also under autocast).
+            (B, in_channels, *S), in the dtype of ``x`` (also under autocast).
 
         Raises:
             ConfigError: wrong number of channels, a size that the levels cannot divide, or a z_sem of a wrong shape.

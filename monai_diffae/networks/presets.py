@@ -59,6 +59,7 @@ def build_autoencoder(
     in_channels: int = 1,
     encoder: nn.Module | None = None,
     encoder_frozen: bool = False,
+    use_checkpoint: bool = False,
     **arguments: Any,
 ) -> DiffusionAutoencoder:
     """Both networks of a diffusion autoencoder from one flat list of arguments.
@@ -68,6 +69,7 @@ def build_autoencoder(
         in_channels: channels of the images.
         encoder: a network of your own in place of :class:`SemanticEncoder`.
         encoder_frozen: see :class:`DiffusionAutoencoder`.
+        use_checkpoint: see :class:`DiffusionAutoencoder`.
         **arguments: arguments of :class:`DenoisingUNet` and :class:`SemanticEncoder`. One that both have is given to
             both; with ``encoder_`` in front, to the encoder only. By default, the encoder has one level more than the
             UNet, with the same multiplier as the last.
@@ -98,7 +100,7 @@ def build_autoencoder(
     elif for_encoder:
         name = next(iter(for_encoder))
         raise ConfigError(f"{_FOR_ENCODER}{name} has no effect on an encoder of your own; leave it out")
-    return DiffusionAutoencoder(encoder, unet, encoder_frozen)
+    return DiffusionAutoencoder(encoder, unet, encoder_frozen, use_checkpoint)
 
 
 def _parameters(network: type[nn.Module]) -> set[str]:

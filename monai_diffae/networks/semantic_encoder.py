@@ -41,7 +41,6 @@ class SemanticEncoder(nn.Module):
         num_res_blocks: blocks per level.
         attention_levels: levels with attention, 0 being full resolution; the middle always has it.
         num_heads: attention heads.
-        use_checkpoint: recompute activations in the backward pass instead of keeping them.
         strides: one entry per level below the first: the factor by which it is smaller than the level above, a number
             or one per axis; None: 2.
         z_grid: cells per axis (one number, or one per axis) over which the last features are averaged; 1: over the
@@ -70,7 +69,6 @@ class SemanticEncoder(nn.Module):
         num_res_blocks: int = 2,
         attention_levels: Sequence[int] = (),
         num_heads: int = 1,
-        use_checkpoint: bool = False,
         strides: Sequence[int | Sequence[int]] | None = None,
         z_grid: int | Sequence[int] = 1,
     ) -> None:
@@ -82,7 +80,7 @@ class SemanticEncoder(nn.Module):
         each_stride = level_strides(spatial_dims, len(widths), strides)
         self.size_divisors = size_divisors(spatial_dims, each_stride)
         cells = grid_cells(spatial_dims, z_grid)
-        self.use_checkpoint = use_checkpoint
+        self.use_checkpoint = False  # DiffusionAutoencoder sets it
 
         self.stem = conv3(spatial_dims, in_channels, widths[0])
         self.stages = nn.ModuleList()

@@ -51,10 +51,15 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     encoder_levels = _levels(weights, "encoder.", encoder_num_res_blocks)
     if encoder_levels is None:
         raise ConfigError(f"encoder_num_res_blocks={encoder_num_res_blocks} does not fit the encoder's weights")
+    out_channels = weights["out.2.weight"].shape[0]
+    if out_channels != stem.shape[1]:
+        raise ConfigError(
+            f"the network predicts {out_channels} channels of images that have {stem.shape[1]}; "
+            "only networks that predict as many as they see can be used"
+        )
     return {
         "spatial_dims": stem.ndim - 2,
         "in_channels": stem.shape[1],
-        "out_channels": weights["out.2.weight"].shape[0],
         "base_channels": base,
         "channel_mult": _multipliers(levels, base),
         "encoder_base_channels": base,

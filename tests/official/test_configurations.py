@@ -23,7 +23,6 @@ needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../share
 CONFIGURATIONS = {
     "default": {},
     "three channels": {"channels": 3},
-    "other channels out than in": {"channels": 4, "out_channels": 3},
     "narrower than 32": {"base": 8, "mult": (1, 1), "enc_mult": (1, 2, 4)},
     "width 96": {"base": 96, "mult": (1,), "enc_mult": (1, 1), "attention": (), "enc_attention": (0,)},
     "widths 32, 96, 64": {"mult": (1, 3, 2), "enc_mult": (1, 3, 2, 2), "attention": (0, 2), "enc_attention": (3,)},
@@ -139,11 +138,19 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
             load_official(weights, encoder_num_res_blocks=wrong)
 
 
+def test_a_network_that_predicts_other_channels_than_it_sees_is_refused(official):
+    weights = official.random_weights(official.Official(channels=4, out_channels=3))
+    with pytest.raises(ConfigError, match="^the network predicts 3 channels of images that have 4; "):
+        load_official(weights)
+
+
 def test_overrides_are_those_that_leave_no_trace(official):
     weights = official.random_weights(official.Official())
     network = load_official(weights, num_heads=2, dropout=0.3, use_checkpoint=True)
-    assert [network.unet.config[key] for key in ("num_heads", "dropout", "use_checkpoint")] == [2, 0.3, True]
-    assert [network.encoder.config[key] for key in ("num_heads", "use_checkpoint")] == [2, True]
+    assert [network.unet.config[key] for key in ("num_heads", "dropout")] == [2, 0.3]
+    assert network.encoder.config["num_heads"] == 2
+    assert network.encoder.use_checkpoint
+    assert network.unet.middle_stage.use_checkpoint
     with pytest.raises(ConfigError, match=r"z_channels: this is read off the weights; only num_heads"):
         load_official(weights, z_channels=3)
     with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 64"):
