@@ -47,24 +47,24 @@ INVERSE_OF_DDIM = [(10, 10), (20, 20), (60, 20), (50, 50)]
 def round_trips() -> dict[str, dict[str, Any]]:
     """The inferer's settings by a name with the evaluations of inversion + decoding."""
     first_order = {"solver": "ddim", "inversion": "ddim"}
-    runs = {"official 250 + 100": {**first_order, "spacing": "leading", "num_steps": 100, "invert_steps": 250}}
+    runs = {"official 250 + 100": {**first_order, "spacing": "leading", "steps": 100, "invert_steps": 250}}
     for n in (20, 50, 100, 250):
-        runs[f"first order {n} + {n}"] = {**first_order, "spacing": "trailing", "num_steps": n}
+        runs[f"first order {n} + {n}"] = {**first_order, "spacing": "trailing", "steps": n}
     for n in (20, 50):
-        runs[f"first order, logsnr, {n} + {n}"] = {**first_order, "num_steps": n}
+        runs[f"first order, logsnr, {n} + {n}"] = {**first_order, "steps": n}
     for m, n in INVERSE_OF_DDIM:
-        runs[f"inverse of ddim {m} + {n}"] = {"solver": "ddim", "num_steps": n, "invert_steps": m}
+        runs[f"inverse of ddim {m} + {n}"] = {"solver": "ddim", "steps": n, "invert_steps": m}
     for m, n in ADAMS:
-        runs[f"adams {m} + {n}"] = {"solver": "adams", "num_steps": n, "invert_steps": m}
+        runs[f"adams {m} + {n}"] = {"solver": "adams", "steps": n, "invert_steps": m}
     for spacing in ("leading", "trailing", "linspace"):
         runs[f"adams, {spacing}, 20 + 20"] = {
             "solver": "adams",
-            "num_steps": 20,
+            "steps": 20,
             "invert_steps": 20,
             "spacing": spacing,
         }
     for solver in ("dpmpp_2m", "unipc"):
-        runs[f"{solver} 20 + 20"] = {"solver": solver, "num_steps": 20, "invert_steps": 20}
+        runs[f"{solver} 20 + 20"] = {"solver": solver, "steps": 20, "invert_steps": 20}
     return runs
 
 
@@ -151,7 +151,7 @@ def measure_round_trips(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
     for method, settings in round_trips().items():
         inferer = DiffusionAutoencoderInferer(schedule, **settings)
         x_T = inferer.invert(images, network, z_sem)
-        add(method, inferer.num_steps + inferer.invert_steps, x_T, inferer.decode(z_sem, x_T, network))
+        add(method, inferer.steps + inferer.invert_steps, x_T, inferer.decode(z_sem, x_T, network))
     for name, scheduler in monai_schedulers(bundle).items():
         for n in (20, 100):
             x_T = monai_invert(bundle, scheduler, z_sem, images, n)
@@ -186,7 +186,7 @@ def _peak_of_inversion(directory: str, steps: int, queue: Any) -> None:
     torch.set_num_threads(1)
     bundle = load_bundle(directory, "cpu")
     images = torch.zeros(16, bundle.config["in_channels"], *bundle.config["image_size"])
-    inferer = DiffusionAutoencoderInferer(bundle.inferer.schedule, num_steps=steps)
+    inferer = DiffusionAutoencoderInferer(bundle.inferer.schedule, steps=steps)
     inferer.invert(images, bundle.network)
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

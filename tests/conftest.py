@@ -27,7 +27,7 @@ TINY = {
     "channel_mult": [1, 2],
     "z_channels": 8,
     "network_def#unet#time_embed_channels": 16,
-    "inferer#num_steps": 3,
+    "inferer#steps": 3,
     "inferer#invert_steps": 4,
     "max_epochs": 1,
     "batch_size": 4,

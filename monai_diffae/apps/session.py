@@ -365,7 +365,7 @@ def open_cohort(
         cohort: a folder, table, datalist or scan.
         device: where to compute; the GPU if there is one when None.
         columns: what the cohort's table calls our words.
-        overrides: values for keys of the bundle's config, such as ``{"inferer#num_steps": 50}``.
+        overrides: values for keys of the bundle's config, such as ``{"inferer#steps": 50}``.
 
     Raises:
         ConfigError: no trained bundle, or an override of an unknown key.

@@ -117,7 +117,7 @@ RULES: dict[str, _Rule] = {
     "cases": _Rule(lambda value: value is None or _NAMES.holds(value), "a list of ids, such as ['a', 'b'], or null"),
     "watch": _Rule(lambda value: isinstance(value, list), "a list of files, such as ['age.json']"),
     "columns": _Rule(lambda value: isinstance(value, dict), "names by our words, such as {'image': 'file'}"),
-    "overrides": _Rule(lambda value: isinstance(value, dict), "values by ids, such as {'inferer#num_steps': 50}"),
+    "overrides": _Rule(lambda value: isinstance(value, dict), "values by ids, such as {'inferer#steps': 50}"),
 }  # fmt: skip
 
 

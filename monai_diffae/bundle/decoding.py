@@ -21,12 +21,11 @@ def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str
 
     Example:
         >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
-        {'inferer#invert_steps': None, 'inferer#num_steps': 50, 'inferer#solver': 'unipc'}
+        {'inferer#invert_steps': None, 'inferer#steps': 50, 'inferer#solver': 'unipc'}
     """
     # the number of inversion steps goes with ``steps`` if that is given, not with the bundle's
     default = {} if settings.get("steps") is None else {"inferer#invert_steps": None}
-    names = {"steps": "num_steps"}
-    given = {f"inferer#{names.get(key, key)}": value for key, value in settings.items() if value is not None}
+    given = {f"inferer#{key}": value for key, value in settings.items() if value is not None}
     return {**default, **overrides, **given}
 
 
@@ -35,13 +34,13 @@ def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
-        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="euler", num_steps=5))
+        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="euler", steps=5))
         >>> settings["solver"], settings["steps"], settings["invert_steps"], settings["spacing"]
         ('ddim', 5, 5, 'logsnr')
     """
     return {
         "solver": _solver_name(inferer.solver),
-        "steps": inferer.num_steps,
+        "steps": inferer.steps,
         "invert_steps": inferer.invert_steps,
         "inversion": inferer.inversion,
         "spacing": inferer.spacing or inferer.schedule.spacing,

@@ -121,7 +121,7 @@ def load_bundle(
     Args:
         bundle: the bundle's folder.
         device: where to compute; None: the GPU if there is one.
-        overrides: values for keys of the configuration, such as ``{"inferer#num_steps": 20}``.
+        overrides: values for keys of the configuration, such as ``{"inferer#steps": 20}``.
 
     Raises:
         ConfigError: the bundle is not trained, its weights are of another network, an override names an unknown key,
@@ -184,7 +184,7 @@ def read_model_config(path: Path) -> ConfigParser:
 
 
 def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
-    """Give a config these values, by their ids, such as ``{"inferer#num_steps": 20}``.
+    """Give a config these values, by their ids, such as ``{"inferer#steps": 20}``.
 
     Args:
         parser: of the config.

@@ -171,35 +171,35 @@ class DiffusionSchedule(Scheduler):
             self.sigma[index].to(like.device, like.dtype).view(shape),
         )
 
-    def inference_timesteps(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
-        """The ``num_steps`` timesteps that a short run visits, ascending, in [0, T).
+    def inference_timesteps(self, steps: int, spacing: Spacing | None = None) -> list[int]:
+        """The ``steps`` timesteps that a short run visits, ascending, in [0, T).
 
         Raises:
-            ConfigError: ``num_steps`` is not in [1, T], or there is no such spacing.
+            ConfigError: ``steps`` is not in [1, T], or there is no such spacing.
         """
         total = self.num_train_timesteps
-        if not 1 <= num_steps <= total:
-            raise ConfigError(f"num_steps is {num_steps}; it must be between 1 and {total}, the levels of the schedule")
+        if not 1 <= steps <= total:
+            raise ConfigError(f"steps is {steps}; it must be between 1 and {total}, the levels of the schedule")
         spacing = self.spacing if spacing is None else spacing
         _check_choice("spacing", spacing, list(SPACINGS))
-        return SPACINGS[spacing](num_steps, self._log_snrs)
+        return SPACINGS[spacing](steps, self._log_snrs)
 
-    def decoding_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
-        """The levels from x_T down to x0: ``num_steps`` steps."""
-        return [*self.inference_timesteps(num_steps, spacing)[::-1], CLEAN]
+    def decoding_levels(self, steps: int, spacing: Spacing | None = None) -> list[int]:
+        """The levels from x_T down to x0: ``steps`` steps."""
+        return [*self.inference_timesteps(steps, spacing)[::-1], CLEAN]
 
-    def inversion_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
+    def inversion_levels(self, steps: int, spacing: Spacing | None = None) -> list[int]:
         """The same levels from x0 up to x_T."""
-        return self.decoding_levels(num_steps, spacing)[::-1]
+        return self.decoding_levels(steps, spacing)[::-1]
 
-    def paper_inversion_levels(self, num_steps: int, spacing: Spacing | None = None) -> list[int]:
+    def paper_inversion_levels(self, steps: int, spacing: Spacing | None = None) -> list[int]:
         """The levels of the paper's inversion: with its own spacing, ``leading``, from 0 to T, else the decoder's.
 
         The official code takes x0 to be at timestep 0 already, and ends where no signal is left.
         """
         if (self.spacing if spacing is None else spacing) == "leading":
-            return [*self.inference_timesteps(num_steps, "leading"), self.num_train_timesteps]
-        return self.inversion_levels(num_steps, spacing)
+            return [*self.inference_timesteps(steps, "leading"), self.num_train_timesteps]
+        return self.inversion_levels(steps, spacing)
 
     # -- x0, eps, v -----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ grey levels of 8 bits.
 """
 
 
-def logsnr(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+def logsnr(steps: int, log_snr: Sequence[float]) -> list[int]:
     """Equal steps of log-SNR from T - 1 to where hardly any noise is left (``NOISE_LEFT``).
 
     So the noisiest and the cleanest levels get their share, which equal steps of t do not give them. A run of so many
@@ -34,28 +34,28 @@ def logsnr(num_steps: int, log_snr: Sequence[float]) -> list[int]:
     """
     falling = np.asarray(log_snr)
     total = len(falling)
-    cleanest = min(int(np.searchsorted(-falling, -math.log(num_steps / NOISE_LEFT))), total - num_steps)
-    wanted = np.linspace(falling[-1], falling[cleanest], num_steps)[::-1]
+    cleanest = min(int(np.searchsorted(-falling, -math.log(steps / NOISE_LEFT))), total - steps)
+    wanted = np.linspace(falling[-1], falling[cleanest], steps)[::-1]
     t = np.round(np.interp(-wanted, -falling, np.arange(total))).astype(int)
-    apart = np.arange(num_steps)
+    apart = np.arange(steps)
     t = np.maximum.accumulate(t - apart) + apart  # no timestep twice ...
-    return np.minimum(t, total - num_steps + apart).tolist()  # ... and none beyond the last
+    return np.minimum(t, total - steps + apart).tolist()  # ... and none beyond the last
 
 
-def leading(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+def leading(steps: int, log_snr: Sequence[float]) -> list[int]:
     """0, s, 2s, ...: from the clean end on, as in the paper's code. The noisiest levels are left out."""
-    return [i * (len(log_snr) // num_steps) for i in range(num_steps)]
+    return [i * (len(log_snr) // steps) for i in range(steps)]
 
 
-def trailing(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+def trailing(steps: int, log_snr: Sequence[float]) -> list[int]:
     """..., T - 1 - s, T - 1: from the noisy end on (Lin et al. 2024)."""
-    return [round((i + 1) * len(log_snr) / num_steps) - 1 for i in range(num_steps)]
+    return [round((i + 1) * len(log_snr) / steps) - 1 for i in range(steps)]
 
 
-def linspace(num_steps: int, log_snr: Sequence[float]) -> list[int]:
+def linspace(steps: int, log_snr: Sequence[float]) -> list[int]:
     """From 0 to T - 1, both included."""
     last = len(log_snr) - 1
-    return [last] if num_steps == 1 else [round(i * last / (num_steps - 1)) for i in range(num_steps)]
+    return [last] if steps == 1 else [round(i * last / (steps - 1)) for i in range(steps)]
 
 
 SPACINGS: dict[str, Callable[[int, Sequence[float]], list[int]]] = {

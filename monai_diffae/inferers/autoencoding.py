@@ -48,7 +48,7 @@ class DiffusionAutoencoderInferer(Inferer):
     Args:
         schedule: the noise schedule that the network is trained with.
         solver: ``adams``, ``dpmpp_2m``, ``unipc``, ``heun``, ``ddim`` or ``euler``, or a function of their signature.
-        num_steps: network evaluations for decoding. Heun's method takes two a step but one for the last, so of an even
+        steps: network evaluations for decoding. Heun's method takes two a step but one for the last, so of an even
             number it leaves one.
         invert_steps: network evaluations for inversion; None: as many. Where there are more than for decoding, the
             levels are still the decoder's, and the cleanest of them get more than one; where there are fewer, the
@@ -69,7 +69,7 @@ class DiffusionAutoencoderInferer(Inferer):
     Example:
         >>> from monai_diffae.networks import build_autoencoder
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-        >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), num_steps=5)
+        >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), steps=5)
         >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
         >>> inferer.reconstruct(images, network.eval(), mode="x_T").shape
         torch.Size([2, 1, 16, 16])
@@ -79,7 +79,7 @@ class DiffusionAutoencoderInferer(Inferer):
         self,
         schedule: DiffusionSchedule,
         solver: str | Solver = "adams",
-        num_steps: int = 20,
+        steps: int = 20,
         invert_steps: int | None = None,
         inversion: Inversion = "implicit",
         invert_tolerance: float | None = 1e-3,
@@ -94,7 +94,7 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         if inversion not in get_args(Inversion):
             raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(Inversion))}")
-        counts = {"num_steps": num_steps, "invert_steps": invert_steps, "batch_size": batch_size}
+        counts = {"steps": steps, "invert_steps": invert_steps, "batch_size": batch_size}
         for name, count in counts.items():
             if count is not None and (type(count) is not int or count < 1):
                 raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
@@ -106,9 +106,9 @@ class DiffusionAutoencoderInferer(Inferer):
         self.solver: Solver = solver if callable(solver) else SOLVERS[solver]
         # a functools.partial, for a solver's own options, is still that solver
         algorithm = getattr(self.solver, "func", self.solver)
-        self.num_intervals = (num_steps + 1) // 2 if algorithm is heun else num_steps
-        self.num_steps = 2 * self.num_intervals - 1 if algorithm is heun else num_steps
-        self.invert_steps = self.num_steps if invert_steps is None else invert_steps
+        self.num_intervals = (steps + 1) // 2 if algorithm is heun else steps
+        self.steps = 2 * self.num_intervals - 1 if algorithm is heun else steps
+        self.invert_steps = self.steps if invert_steps is None else invert_steps
         self.invert_order = 1 if algorithm is ddim else 3
         self.inversion = inversion
         self.invert_tolerance = invert_tolerance

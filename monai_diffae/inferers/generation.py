@@ -28,7 +28,7 @@ class LatentInferer(Inferer):
     Args:
         schedule: the noise schedule that the network is trained with.
         solver: ``adams``, ``dpmpp_2m``, ``unipc``, ``heun``, ``ddim`` or ``euler``.
-        num_steps: steps of the solver, from noise to z_sem.
+        steps: steps of the solver, from noise to z_sem.
         spacing: the levels that a run visits; None: the schedule's.
 
     Raises:
@@ -38,7 +38,7 @@ class LatentInferer(Inferer):
         >>> from monai_diffae.networks import LatentMLP
         >>> network = LatentMLP(z_channels=4, hidden_channels=8, num_layers=2).eval()
         >>> network.set_statistics(torch.zeros(4), torch.ones(4))
-        >>> inferer = LatentInferer(DiffusionSchedule(prediction="eps"), num_steps=3)
+        >>> inferer = LatentInferer(DiffusionSchedule(prediction="eps"), steps=3)
         >>> z_sem = inferer.sample(network, 5, seed=1)
         >>> z_sem.shape, torch.equal(inferer.sample(network, 2, seed=1, start=3), z_sem[3:])
         (torch.Size([5, 4]), True)
@@ -48,7 +48,7 @@ class LatentInferer(Inferer):
         self,
         schedule: DiffusionSchedule,
         solver: str = "adams",
-        num_steps: int = 20,
+        steps: int = 20,
         spacing: Spacing | None = None,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
@@ -57,8 +57,8 @@ class LatentInferer(Inferer):
             raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         self.schedule = schedule
         self.solver = SOLVERS[solver]
-        self.num_steps = num_steps
-        self.levels = schedule.decoding_levels(num_steps, spacing)
+        self.steps = steps
+        self.levels = schedule.decoding_levels(steps, spacing)
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: torch.nn.Module, noise: Tensor, timesteps: Tensor, **_: Any

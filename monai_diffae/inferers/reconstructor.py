@@ -28,7 +28,7 @@ class Reconstructor(Inferer):
         >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> from monai_diffae.networks import build_autoencoder
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-        >>> reconstruct = Reconstructor(DiffusionAutoencoderInferer(DiffusionSchedule(), num_steps=2), mode="z_sem")
+        >>> reconstruct = Reconstructor(DiffusionAutoencoderInferer(DiffusionSchedule(), steps=2), mode="z_sem")
         >>> reconstruct(torch.zeros(2, 1, 16, 16), network.eval()).shape
         torch.Size([2, 1, 16, 16])
     """

@@ -89,7 +89,7 @@ def tiny_bundle_3d(tmp_path_factory):
     settings = {
         "image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "max_epochs": 1, "batch_size": 4,
         "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-        "network_def#unet#time_embed_channels": 16, "inferer#num_steps": 3, "inferer#invert_steps": 4,
+        "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4,
         "num_pictures": 0, "mlflow": False, "device": "cpu",
     }  # fmt: skip
     train(directory, cohort, overrides=settings)

@@ -83,7 +83,7 @@ def test_what_results_depend_on_holds_no_names(opened, labelled):
     text = json.dumps(opened.made_from)
     assert "mni-" not in text
     assert str(labelled.cohort.parent) not in text
-    changed = open_cohort(labelled.bundle, labelled.cohort, device="cpu", overrides={"inferer#num_steps": 2})
+    changed = open_cohort(labelled.bundle, labelled.cohort, device="cpu", overrides={"inferer#steps": 2})
     assert changed.made_from != opened.made_from
     first, second = opened.choose(limit=2)
     digests = {checksum_of_cases(cases) for cases in ([first], [second], [first, second], [second, first])}

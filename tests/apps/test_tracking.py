@@ -14,7 +14,7 @@ from monai_diffae.apps.synthesis.sample import sample
 from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.synthesis.walk import walk
 
-FAST = {"device": "cpu", "overrides": {"inferer#num_steps": 2, "inferer#invert_steps": 2}}
+FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from monai_diffae.errors import ConfigError
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("inferer#num_step", r"unknown config key 'inferer#num_step': \S+Inferer takes .*; did you mean 'num_steps'\?"),
+        ("inferer#step", r"unknown config key 'inferer#step': \S+Inferer takes .*; did you mean 'steps'\?"),
         (
             "network_def#nope",
             r"unknown config key 'network_def#nope': \S+Autoencoder takes encoder, encoder_frozen, unet",
@@ -18,7 +18,7 @@ from monai_diffae.errors import ConfigError
         ),
         ("preprocessing#nope", r"unknown config key 'preprocessing#nope': Compose takes lazy, .*, unpack_items"),
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
-        ("inferer#num_steps#nope", "inferer#num_steps#nope: the model's config has no such key; see .*"),
+        ("inferer#steps#nope", "inferer#steps#nope: the model's config has no such key; see .*"),
         ("preprocessing#transforms#nope", "preprocessing#transforms#nope: the model's config has no such key; see .*"),
         ("preprocessing#transforms#99", "preprocessing#transforms#99: the model's config has no such key; see .*"),
         ("nope", "nope: the model's config has no such key; see .*"),

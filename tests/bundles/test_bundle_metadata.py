@@ -120,7 +120,7 @@ def test_the_inferer_of_the_inference_config_is_usable() -> None:
         "solver": "adams", "steps": 20, "invert_steps": 20, "inversion": "implicit", "spacing": "logsnr",
         "clip_range": [-1, 1],
     }  # fmt: skip
-    parser.update({"inferer#num_steps": 4, "inferer#invert_steps": 4, "device": "cpu"})
+    parser.update({"inferer#steps": 4, "inferer#invert_steps": 4, "device": "cpu"})
     inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network").eval()
     assert inferer.clip_range == (-1, 1)
     images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -201,7 +201,7 @@ def test_inference_lists_bad_scans_and_goes_on(tiny_bundle: Any, tmp_path: Path)
     files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
     workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
     values = {"bundle_root": str(root), "dataset_dir": str(tmp_path / "cohort.csv"), "output_dir": str(out)}
-    workflow.parser.update({**values, "device": "cpu", "inferer#num_steps": 2})
+    workflow.parser.update({**values, "device": "cpu", "inferer#steps": 2})
     workflow.initialize()
     workflow.run()
     assert "broken.nii" in (out / "failures.csv").read_text()
@@ -215,7 +215,7 @@ def test_inference_with_the_trained_models_config(tiny_bundle: Any, tmp_path: Pa
     workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
     out = tmp_path / "out"
     values = {"bundle_root": str(root), "dataset_dir": str(tiny_bundle.cohort), "output_dir": str(out)}
-    workflow.parser.update({**values, "mode": mode, "split": "test", "device": "cpu", "inferer#num_steps": 2})
+    workflow.parser.update({**values, "mode": mode, "split": "test", "device": "cpu", "inferer#steps": 2})
     workflow.initialize()
     assert workflow.check_properties() == []
     workflow.run()

@@ -46,7 +46,7 @@ FIRST_STAGE = {
 }  # fmt: skip
 MODEL = {
     **COMMON, "base_channels": 8, "channel_mult": [1, 2], "z_channels": 4,
-    "network_def#unet#time_embed_channels": 16, "inferer#num_steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
+    "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
 }  # fmt: skip
 
 

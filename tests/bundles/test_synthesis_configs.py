@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[str, Callable[..., Any]]] = {
 MADE_OF_A_COHORT = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
 # what these two write is a file, not a folder
 MADE_OF_A_TABLE = {"bundle": "bundle_root"}
-QUICK = {"overrides": {"inferer#num_steps": 2, "inferer#invert_steps": 2}, "device": "cpu"}
+QUICK = {"overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}, "device": "cpu"}
 
 
 def renamed(name: str) -> dict[str, str]:
@@ -93,7 +93,7 @@ def made(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
     quick = {
         "max_epochs": 1, "batch_size": 2, "val_interval": 1, "mlflow": False, "device": "cpu", "train#dataset#draws": 1,
         "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 2,
-        "latent_inferer#num_steps": 2,
+        "latent_inferer#steps": 2,
     }  # fmt: skip
     train_latent(root, embeddings=embeddings, overrides=quick)
     fit_direction(embeddings, "tilt", folder / "tilt.json")
@@ -183,7 +183,7 @@ def test_a_run_takes_the_python_functions_result_as_its_own(made: Made, tmp_path
 
 def test_overrides_reach_the_bundles_config(made: Made, tmp_path: Path) -> None:
     values = keys_of("vary", {**made.arguments("vary"), "out": str(tmp_path / "out")})
-    run(made, "vary", {**values, "overrides": {"inferer#num_steps": 3}})
+    run(made, "vary", {**values, "overrides": {"inferer#steps": 3}})
     record = json.loads((tmp_path / "out" / "variations.json").read_text())
     assert record["made_from"]["steps"] == 3
 
@@ -238,7 +238,7 @@ def test_a_key_that_is_not_set_is_named(made: Made, name: str, argument: str) ->
         ("edit", "limit", 0, "limit is 0; it must be a whole number of at least 1, or null"),
         ("edit", "along", "axis", "'pattern' or 'weight'"),
         ("edit", "split", "rest", "'train', 'val', 'test' or null"),
-        ("vary", "overrides", "inferer#num_steps=5", "values by ids, such as {'inferer#num_steps': 50}"),
+        ("vary", "overrides", "inferer#steps=5", "values by ids, such as {'inferer#steps': 50}"),
         ("vary", "columns", "image=file", "names by our words"),
     ],
 )
@@ -263,7 +263,7 @@ def test_monai_runs_one_from_the_command_line(made: Made, tmp_path: Path) -> Non
     arguments = [
         "--config_file", made.root / "configs" / "edit.json", "--bundle_root", made.root, "--dataset_dir", made.cohort,
         "--direction", made.direction, "--output_dir", tmp_path / "edited", "--cases", f"[{made.ids[0]}]",
-        "--amounts", "-2,2", "--device", "cpu", "--overrides", "{'inferer#num_steps': 2}",
+        "--amounts", "-2,2", "--device", "cpu", "--overrides", "{'inferer#steps': 2}",
     ]  # fmt: skip
 
     def call(*more: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ def test_as_many_timesteps_as_asked_ascending_and_in_range(spacing, name, predic
 
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_numbers_of_steps_are_refused(steps):
-    with pytest.raises(ConfigError, match="num_steps"):
+    with pytest.raises(ConfigError, match="steps is"):
         DiffusionSchedule().inference_timesteps(steps)
 
 

@@ -28,7 +28,7 @@ def images():
 @pytest.fixture
 def inferer():
     schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-    return DiffusionAutoencoderInferer(schedule, num_steps=50, clip=False)
+    return DiffusionAutoencoderInferer(schedule, steps=50, clip=False)
 
 
 def test_a_call_is_the_training_forward_for_a_code_and_for_an_image(inferer, network, images):
@@ -63,7 +63,7 @@ def test_a_round_trip_refines_the_images_that_do_not_come_back_and_only_those(in
 
     def trip(tolerance):
         evaluations.clear()
-        few = DiffusionAutoencoderInferer(inferer.schedule, num_steps=5, invert_tolerance=tolerance)
+        few = DiffusionAutoencoderInferer(inferer.schedule, steps=5, invert_tolerance=tolerance)
         x_T, back = few.round_trip(images, network, z_sem)
         asked = len(evaluations)
         torch.testing.assert_close(back, few.decode(z_sem, x_T, network), atol=1e-5, rtol=1e-5)
@@ -90,14 +90,14 @@ def test_an_image_that_does_not_come_back_even_then_is_said(inferer, images, cap
         def forward(self, x, t, z):
             return 20 * torch.sin(50 * x)
 
-    rough = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3)
+    rough = DiffusionAutoencoderInferer(inferer.schedule, steps=3)
     rough.round_trip(images, Rough().eval())
     assert "inversion: 3 of 3 images do not come back within a mean squared error of 0.001" in caplog.text
 
 
 def test_the_callback_sees_every_step_of_both_ways(inferer, network, images):
     seen = []
-    DiffusionAutoencoderInferer(inferer.schedule, num_steps=4).reconstruct(
+    DiffusionAutoencoderInferer(inferer.schedule, steps=4).reconstruct(
         images, network, callback=lambda *step: seen.append(step[:2])
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
@@ -116,11 +116,11 @@ def evaluations(network, monkeypatch):
     ("settings", "inversion", "decoding"),
     [
         ({}, 20, 20),
-        ({"num_steps": 10, "invert_steps": 30}, 30, 10),
-        ({"num_steps": 10, "invert_steps": 5}, 5, 10),
-        ({"solver": "heun", "num_steps": 9}, 9, 9),
-        ({"solver": "ddim", "inversion": "ddim", "num_steps": 10}, 10, 10),
-        ({"solver": "ddim", "inversion": "ddim", "spacing": "leading", "num_steps": 10, "invert_steps": 25}, 25, 10),
+        ({"steps": 10, "invert_steps": 30}, 30, 10),
+        ({"steps": 10, "invert_steps": 5}, 5, 10),
+        ({"solver": "heun", "steps": 9}, 9, 9),
+        ({"solver": "ddim", "inversion": "ddim", "steps": 10}, 10, 10),
+        ({"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 25}, 25, 10),
     ],
 )
 def test_steps_are_network_evaluations(inferer, network, images, evaluations, settings, inversion, decoding):
@@ -141,16 +141,16 @@ def test_the_default_inversion_undoes_every_solver_better_than_the_papers(name, 
         inferer = DiffusionAutoencoderInferer(schedule, solver, **settings)
         return float((inferer.reconstruct(images, network) - images).square().mean())
 
-    assert error(num_steps=21) < error(num_steps=21, inversion="ddim") / 3
+    assert error(steps=21) < error(steps=21, inversion="ddim") / 3
 
 
 def test_a_solver_can_be_any_function_of_the_signature(inferer, network, images):
-    own = DiffusionAutoencoderInferer(inferer.schedule, partial(unipc, order=2), num_steps=5)
+    own = DiffusionAutoencoderInferer(inferer.schedule, partial(unipc, order=2), steps=5)
     assert own.reconstruct(images, network).isfinite().all()
 
 
 def test_volumes_go_through_a_2d_network_slice_by_slice(inferer, network, images, evaluations):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3, batch_size=4, invert_tolerance=None)
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=3, batch_size=4, invert_tolerance=None)
     volumes = torch.rand(2, 1, 16, 16, 5) * 2 - 1
     z_sem = inferer.encode(volumes, network)
     x_T = inferer.invert(volumes, network, z_sem)
@@ -169,13 +169,13 @@ def test_a_3d_network_takes_volumes_whole():
     torch.manual_seed(0)
     network = build_autoencoder(3, base_channels=4, channel_mult=(1, 2), z_channels=4, time_embed_channels=8).eval()
     volumes = torch.rand(2, 1, 8, 12, 8) * 2 - 1
-    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), num_steps=4)
+    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), steps=4)
     assert inferer.encode(volumes, network).shape == (2, 4)
     assert inferer.reconstruct(volumes, network).shape == volumes.shape
 
 
 def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, images):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=10)
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=10)
     exact = inferer.reconstruct(images, network)
     with torch.autocast("cpu", torch.bfloat16):
         z_sem = inferer.encode(images, network)
@@ -187,7 +187,7 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
 
 
 def test_a_network_in_half_precision_is_asked_in_half_precision(inferer, network, images):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=10)
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=10)
     decoded = inferer.reconstruct(images.bfloat16(), network.bfloat16())
     assert decoded.dtype == torch.float32
     torch.testing.assert_close(decoded, images, atol=0.2, rtol=0)
@@ -195,7 +195,7 @@ def test_a_network_in_half_precision_is_asked_in_half_precision(inferer, network
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_it_is_the_same(inferer, network, images):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=10)
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=10)
     expected = inferer.reconstruct(images, network)
     found = inferer.reconstruct(images.cuda(), network.cuda())
     torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=0)
@@ -207,16 +207,16 @@ def test_on_a_gpu_it_is_the_same(inferer, network, images):
         ({"solver": "dpm"}, "solver is 'dpm'; choose one of: adams"),
         ({"inversion": "exact"}, "inversion is 'exact'; choose one of: implicit, ddim"),
         ({"spacing": "log"}, "spacing is 'log'; choose one of: logsnr"),
-        ({"num_steps": 0}, "num_steps is 0"),
+        ({"steps": 0}, "steps is 0"),
         ({"invert_steps": 0}, "invert_steps is 0"),
-        ({"num_steps": 1001}, "num_steps is 1001"),
+        ({"steps": 1001}, "steps is 1001"),
         ({"batch_size": 0}, "batch_size is 0"),
         (
             {"inversion": "ddim", "invert_steps": 1001},
             "invert_steps is 1001; with inversion 'ddim' it must be at most 1000",
         ),
-        ({"num_steps": "abc"}, "num_steps is 'abc'; it must be a whole number"),
-        ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+        ({"steps": "abc"}, "steps is 'abc'; it must be a whole number"),
+        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
         ({"solver": []}, "solver is \\[\\]; choose one of: adams"),
         ({"spacing": ""}, "spacing is ''; choose one of: logsnr"),
         ({"spacing": {}}, "spacing is {}; choose one of: logsnr"),
@@ -269,7 +269,7 @@ def test_codes_carry_no_gradient(inferer, network, images):
 
 
 def test_the_bundles_reconstructor_gives_one_noise_to_all(inferer, network, images):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3)
+    inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=3)
     from_z_sem = Reconstructor(inferer, mode="z_sem", seed=5)
     made = from_z_sem(images, network)
     torch.testing.assert_close(made[1:2], from_z_sem(images[1:2], network))

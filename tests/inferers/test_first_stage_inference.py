@@ -47,11 +47,11 @@ def network():
 
 @pytest.fixture(scope="module")
 def inferer(first_stage):
-    return DiffusionAutoencoderInferer(SCHEDULE, num_steps=30, first_stage=first_stage)
+    return DiffusionAutoencoderInferer(SCHEDULE, steps=30, first_stage=first_stage)
 
 
 def test_images_go_in_and_come_out_as_through_the_first_stage_alone(inferer, first_stage, network, images):
-    plain = DiffusionAutoencoderInferer(SCHEDULE, num_steps=30)
+    plain = DiffusionAutoencoderInferer(SCHEDULE, steps=30)
     latents = first_stage.encode(images)
     z_sem = inferer.encode(images, network)
     torch.testing.assert_close(z_sem, plain.encode(latents, network))
@@ -92,7 +92,7 @@ def test_a_2d_first_stage_takes_a_volumes_slices():
     network = build_autoencoder(
         2, in_channels=3, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
     )
-    inferer = DiffusionAutoencoderInferer(SCHEDULE, num_steps=2, first_stage=first_stage)
+    inferer = DiffusionAutoencoderInferer(SCHEDULE, steps=2, first_stage=first_stage)
     z_sem, x_T = inferer.encode(volumes, network.eval()), inferer.invert(volumes, network)
     assert z_sem.shape == (2, 3, 4)
     assert x_T.shape == (2, *inferer.x_T_shape((1, 16, 16, 3))) == (2, 3, 8, 8, 3)

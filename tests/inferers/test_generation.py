@@ -31,11 +31,11 @@ class OfGaussian(LatentMLP):
 def test_the_constant_schedule_is_the_papers():
     alpha_bar = 0.992 ** torch.arange(1, 1001, dtype=torch.float64)
     torch.testing.assert_close(SCHEDULE.alphas_cumprod, alpha_bar, rtol=1e-5, atol=0)
-    for num_steps in (1, 2, 20, 1000):
-        t = SCHEDULE.inference_timesteps(num_steps)
+    for steps in (1, 2, 20, 1000):
+        t = SCHEDULE.inference_timesteps(steps)
         assert t == sorted(set(t))
         assert t[-1] == 999
-        assert num_steps == 1 or t[0] == 0  # it starts with noise already: nothing is cleaner than t = 0
+        assert steps == 1 or t[0] == 0  # it starts with noise already: nothing is cleaner than t = 0
 
 
 def test_of_an_exactly_known_gaussian_samples_have_its_mean_and_spread():
@@ -48,7 +48,7 @@ def test_of_an_exactly_known_gaussian_samples_have_its_mean_and_spread():
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn_or_from_where():
-    network, inferer = untrained(mean=3.0, std=2.0), LatentInferer(SCHEDULE, num_steps=5)
+    network, inferer = untrained(mean=3.0, std=2.0), LatentInferer(SCHEDULE, steps=5)
     whole = inferer.sample(network, 150, seed=4)
     assert whole.shape == (150, 6)
     for start, count in [(0, 1), (1, 1), (60, 10), (64, 64), (149, 1)]:
@@ -86,14 +86,14 @@ def test_called_itself_it_asks_for_q_of_z_t():
 
 def test_a_callback_sees_each_step_of_each_batch():
     steps = []
-    inferer = LatentInferer(SCHEDULE, num_steps=3)
+    inferer = LatentInferer(SCHEDULE, steps=3)
     inferer.sample(untrained(), 65, callback=lambda done, total, z: steps.append((done, total, tuple(z.shape))))
     assert steps == [(i, 3, (64, 6)) for i in (1, 2, 3)] * 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"solver": "newton"}, "solver is 'newton'"), ({"num_steps": 0}, "num_steps is 0"), ({"spacing": "x"}, "spacing")],
+    [({"solver": "newton"}, "solver is 'newton'"), ({"steps": 0}, "steps is 0"), ({"spacing": "x"}, "spacing")],
 )
 def test_wrong_settings_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):

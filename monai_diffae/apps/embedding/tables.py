@@ -87,7 +87,7 @@ def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
 
     Example:
         >>> table = pd.DataFrame()
-        >>> said = {"slice_step": 1, "slice_range": "$print()", "inferer#num_steps": 5}
+        >>> said = {"slice_step": 1, "slice_range": "$print()", "inferer#steps": 5}
         >>> table.attrs["monai_diffae"] = {"made_from": {"overrides": said}}
         >>> overrides_of(table)
         {'slice_step': 1}

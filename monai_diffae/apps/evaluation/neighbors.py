@@ -115,7 +115,7 @@ def neighbors(
         device: where to compute; the GPU if there is one when None.
         columns: what the cohorts' tables call our words.
         overwrite: make it anew although it is there.
-        overrides: values for keys of the bundle's config, such as ``{"inferer#num_steps": 50}``.
+        overrides: values for keys of the bundle's config, such as ``{"inferer#steps": 50}``.
 
     Raises:
         CohortError: no table of embeddings, no training case in it, or no case of such an id.

@@ -60,7 +60,7 @@ def interpolate(
         device: where to compute; the GPU if there is one when None.
         columns: what the cohort's table calls our words.
         overwrite: make it anew although it is there.
-        overrides: values for keys of the bundle's config, such as ``{"inferer#num_steps": 50}``.
+        overrides: values for keys of the bundle's config, such as ``{"inferer#steps": 50}``.
 
     Raises:
         ConfigError: no trained bundle, an argument out of range, or ``out`` holds another result.

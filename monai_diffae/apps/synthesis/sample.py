@@ -88,7 +88,7 @@ def sample(
         batch_size: images at once.
         device: where to compute; the GPU if there is one when None.
         overwrite: make them anew although they are there.
-        overrides: values for keys of the bundle's config, such as ``{"inferer#num_steps": 50}``.
+        overrides: values for keys of the bundle's config, such as ``{"inferer#steps": 50}``.
 
     Raises:
         ConfigError: no trained bundle, no latent DDIM, a direction of another model, an argument out of range, or

@@ -155,7 +155,7 @@ def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv"])
 def test_pixels_are_of_the_slices_that_the_table_has(labelled, tmp_path, name):
     cohort = make_virtual_cohort(tmp_path / "heads", num_patients=3, size=16, spatial_dims=3)
-    overrides = {"slice_step": 1, "percentiles": [10, 90], "inferer#num_steps": 2}
+    overrides = {"slice_step": 1, "percentiles": [10, 90], "inferer#steps": 2}
     path = embed(labelled.bundle, cohort, tmp_path / name, device="cpu", overrides=overrides).path
     table = read_embeddings(path)
     (intensity,) = read(PixelBaselines(("intensity",), labelled.bundle, cohort), table)
@@ -235,7 +235,7 @@ def test_what_is_left_out_is_counted_among_the_tables_cases(labelled, tmp_path):
 
 def test_values_of_a_component_are_not_taken_over_which_is_said(labelled, caplog):
     table = read_embeddings(labelled.embeddings)
-    said = {"inferer#num_steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
+    said = {"inferer#steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
     table.attrs["monai_diffae"]["made_from"]["overrides"] = said
     read(PixelBaselines(("intensity",), labelled.bundle, labelled.cohort), table)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -111,7 +111,7 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
     result, _ = both
     row = pd.read_csv(result.folder / "reconstructions.csv").iloc[0]
     cohort = pd.read_csv(tiny_bundle.cohort).set_index("id")
-    values = {"inferer#num_steps": 3, "inferer#invert_steps": 3}
+    values = {"inferer#steps": 3, "inferer#invert_steps": 3}
     trained = load_bundle(tiny_bundle.directory, "cpu", overrides=values)
     file = tiny_bundle.cohort.parent / cohort.loc[row["id"], "image"]
     image = trained.preprocessing({"image": str(file)})["image"].as_tensor()[None]
@@ -154,7 +154,7 @@ def made_from(folder):
         ({"solver": "unipc", "steps": 2, "invert_steps": 7}, {"solver": "unipc", "steps": 2, "invert_steps": 7}),
         ({"solver": "euler", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
         ({"steps": 5, "overrides": {"inferer#invert_steps": 7}}, {"steps": 5, "invert_steps": 7}),
-        ({"spacing": "trailing", "overrides": {"inferer#num_steps": 2}}, {"spacing": "trailing", "steps": 2}),
+        ({"spacing": "trailing", "overrides": {"inferer#steps": 2}}, {"spacing": "trailing", "steps": 2}),
     ],
 )
 def test_what_is_not_said_is_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path, said, differs):
@@ -192,7 +192,7 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
     shutil.copytree(tiny_bundle.directory, old)
     config = json.loads((old / "models" / "config.json").read_text())
     target = "monai_diffae.inferers.DiffusionAutoencoderInferer"
-    config["inferer"] = {"_target_": target, "schedule": "@diffusion", "num_steps": 100}
+    config["inferer"] = {"_target_": target, "schedule": "@diffusion", "steps": 100}
     (old / "models" / "config.json").write_text(json.dumps(config))
     summary = bundle_summary(old)
     assert [summary[key] for key in ("solver", "decoding_steps", "inversion_steps")] == ["adams", 100, 100]
@@ -208,7 +208,7 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
         ({"steps": 0}, "steps: 0 is below 1"),
         ({"invert_steps": 0}, "invert_steps: 0 is below 1"),
         ({"split": "all"}, "split: 'all' is not one of"),
-        ({"steps": 5000}, "num_steps is 5000; it must be between 1 and 1000"),
+        ({"steps": 5000}, "steps is 5000; it must be between 1 and 1000"),
         ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
         ({"solver": "magic"}, "solver is 'magic'; choose one of: adams, ddim, "),
         ({"solver": "$print(1)"}, r"solver is '\$print\(1\)'; choose one of: adams"),

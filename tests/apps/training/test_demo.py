@@ -19,7 +19,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
         "num_pictures": 0,
         "mlflow": False,
         "val_interval": 1,
-        "inferer#num_steps": 5,
+        "inferer#steps": 5,
         "inferer#invert_steps": 6,
     }
     options = {"num_patients": 40, "size": 16, "device": "cpu", "overrides": overrides}

@@ -126,7 +126,7 @@ def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
 def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
     file = PARITY / "official_1ch_32px.safetensors"
     out = import_official(file, tmp_path / "bundle")
-    values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "num_steps": 20, "invert_steps": 20}
+    values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
     trained = load_bundle(out, "cpu", overrides={f"inferer#{key}": value for key, value in values.items()})
     tensors, _ = read_safetensors(file)
     made = {
