@@ -1,9 +1,30 @@
-"""The diffusion mathematics: schedule, solvers, inversion. Tensors only."""
+"""The diffusion mathematics: noise schedules, solvers and inversion. Tensors only.
 
-from monai_diffae.diffusion.inversion import implicit_inversion, refined_inversion
-from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
-from monai_diffae.diffusion.solvers import SOLVERS, Denoiser, Solver, StepCallback, adams, ddim, dpmpp_2m, heun, unipc
-from monai_diffae.diffusion.timesteps import SPACINGS, Spacing
+Each name is imported when it is first used (PEP 562), so that :mod:`monai_diffae.diffusion.names`, from which the
+command line takes its help, can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monai_diffae.diffusion.inversion import implicit_inversion, refined_inversion
+    from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
+    from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
+    from monai_diffae.diffusion.solvers import (
+        SOLVERS,
+        Denoiser,
+        Solver,
+        StepCallback,
+        adams,
+        ddim,
+        dpmpp_2m,
+        heun,
+        unipc,
+    )
+    from monai_diffae.diffusion.timesteps import SPACINGS
 
 __all__ = [
     "CLEAN",
@@ -11,8 +32,10 @@ __all__ = [
     "SPACINGS",
     "Denoiser",
     "DiffusionSchedule",
+    "InversionName",
     "Solver",
-    "Spacing",
+    "SolverName",
+    "SpacingName",
     "StepCallback",
     "adams",
     "ddim",
@@ -22,3 +45,22 @@ __all__ = [
     "refined_inversion",
     "unipc",
 ]
+
+_CONTENTS = {
+    "inversion": ("implicit_inversion", "refined_inversion"),
+    "names": ("InversionName", "SolverName", "SpacingName"),
+    "schedule": ("CLEAN", "DiffusionSchedule"),
+    "solvers": ("SOLVERS", "Denoiser", "Solver", "StepCallback", "adams", "ddim", "dpmpp_2m", "heun", "unipc"),
+    "timesteps": ("SPACINGS",),
+}
+
+if not TYPE_CHECKING:  # type checkers read the imports above, and still report names that do not exist
+
+    def __getattr__(name: str) -> object:
+        for module, names in _CONTENTS.items():
+            if name in names:
+                return getattr(import_module(f"{__name__}.{module}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -11,7 +11,8 @@ import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
 from torch import Tensor
 
-from monai_diffae.diffusion.timesteps import SPACINGS, Spacing
+from monai_diffae.diffusion.names import SpacingName
+from monai_diffae.diffusion.timesteps import SPACINGS
 from monai_diffae.errors import ConfigError
 
 Prediction = Literal["eps", "x0", "v"]
@@ -75,7 +76,7 @@ class DiffusionSchedule(Scheduler):
         zero_terminal_snr: bool = False,
         timestep_sampling: TimestepSampling = "uniform",
         loss_weighting: LossWeighting = "none",
-        spacing: Spacing = "logsnr",
+        spacing: SpacingName = "logsnr",
         clip_range: tuple[float, float] | list[float] | None = None,
         timestep_shift: float = 1.0,
         **schedule_args: Any,
@@ -129,7 +130,7 @@ class DiffusionSchedule(Scheduler):
         self.timestep_sampling = timestep_sampling
         self.timestep_shift = timestep_shift
         self.loss_weighting = loss_weighting
-        self.spacing: Spacing = spacing
+        self.spacing: SpacingName = spacing
         self.set_timesteps(num_train_timesteps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
@@ -171,7 +172,7 @@ class DiffusionSchedule(Scheduler):
             self.sigma[index].to(like.device, like.dtype).view(shape),
         )
 
-    def inference_timesteps(self, steps: int, spacing: Spacing | None = None) -> list[int]:
+    def inference_timesteps(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
         """The ``steps`` timesteps that a short run visits, ascending, in [0, T).
 
         Raises:
@@ -184,15 +185,15 @@ class DiffusionSchedule(Scheduler):
         _check_choice("spacing", spacing, list(SPACINGS))
         return SPACINGS[spacing](steps, self._log_snrs)
 
-    def decoding_levels(self, steps: int, spacing: Spacing | None = None) -> list[int]:
+    def decoding_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
         """The levels from x_T down to x0: ``steps`` steps."""
         return [*self.inference_timesteps(steps, spacing)[::-1], CLEAN]
 
-    def inversion_levels(self, steps: int, spacing: Spacing | None = None) -> list[int]:
+    def inversion_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
         """The same levels from x0 up to x_T."""
         return self.decoding_levels(steps, spacing)[::-1]
 
-    def paper_inversion_levels(self, steps: int, spacing: Spacing | None = None) -> list[int]:
+    def paper_inversion_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
         """The levels of the paper's inversion: with its own spacing, ``leading``, from 0 to T, else the decoder's.
 
         The official code takes x0 to be at timestep 0 already, and ends where no signal is left.

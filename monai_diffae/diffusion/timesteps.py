@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
-
-Spacing = Literal["logsnr", "leading", "trailing", "linspace"]
 
 NOISE_LEFT = 0.15
 """What a run of one step would leave of noise, as a share of the signal; one of n steps leaves a share n times smaller.

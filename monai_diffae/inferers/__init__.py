@@ -1,6 +1,6 @@
 """Encoding, inversion and decoding with a trained network, and sampling of z_sem. Tensors only."""
 
-from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, Inversion, ReconstructionMode
+from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
 from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.inferers.first_stage import FirstStageInferer, FirstStageReconstructor
 from monai_diffae.inferers.generation import LatentInferer
@@ -10,7 +10,6 @@ __all__ = [
     "DiffusionAutoencoderInferer",
     "FirstStageInferer",
     "FirstStageReconstructor",
-    "Inversion",
     "LatentInferer",
     "ReconstructionMode",
     "Reconstructor",

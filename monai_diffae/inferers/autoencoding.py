@@ -15,8 +15,9 @@ from monai_diffae.diffusion import (
     SOLVERS,
     Denoiser,
     DiffusionSchedule,
+    InversionName,
     Solver,
-    Spacing,
+    SpacingName,
     StepCallback,
     ddim,
     heun,
@@ -28,7 +29,6 @@ from monai_diffae.inferers.slices import from_slices, to_slices
 from monai_diffae.networks.first_stage import FirstStage
 
 ReconstructionMode = Literal["x_T", "z_sem"]
-Inversion = Literal["implicit", "ddim"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,9 @@ class DiffusionAutoencoderInferer(Inferer):
         solver: str | Solver = "adams",
         steps: int = 20,
         invert_steps: int | None = None,
-        inversion: Inversion = "implicit",
+        inversion: InversionName = "implicit",
         invert_tolerance: float | None = 1e-3,
-        spacing: Spacing | None = None,
+        spacing: SpacingName | None = None,
         clip: bool = True,
         batch_size: int = 64,
         first_stage: FirstStage | None = None,
@@ -92,8 +92,8 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
         if not callable(solver) and not (isinstance(solver, str) and solver in SOLVERS):
             raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
-        if inversion not in get_args(Inversion):
-            raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(Inversion))}")
+        if inversion not in get_args(InversionName):
+            raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(InversionName))}")
         counts = {"steps": steps, "invert_steps": invert_steps, "batch_size": batch_size}
         for name, count in counts.items():
             if count is not None and (type(count) is not int or count < 1):

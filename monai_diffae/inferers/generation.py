@@ -9,7 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, Spacing, StepCallback
+from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, SpacingName, StepCallback
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import LatentMLP
 
@@ -49,7 +49,7 @@ class LatentInferer(Inferer):
         schedule: DiffusionSchedule,
         solver: str = "adams",
         steps: int = 20,
-        spacing: Spacing | None = None,
+        spacing: SpacingName | None = None,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
             raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
