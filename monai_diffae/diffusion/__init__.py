@@ -10,14 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from monai_diffae.diffusion.integration import Denoiser, StepCallback
     from monai_diffae.diffusion.inversion import implicit_inversion, refined_inversion
     from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
     from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
     from monai_diffae.diffusion.solvers import (
         SOLVERS,
-        Denoiser,
         Solver,
-        StepCallback,
         adams,
         ddim,
         dpmpp_2m,
@@ -47,10 +46,11 @@ __all__ = [
 ]
 
 _CONTENTS = {
+    "integration": ("Denoiser", "StepCallback"),
     "inversion": ("implicit_inversion", "refined_inversion"),
     "names": ("InversionName", "SolverName", "SpacingName"),
     "schedule": ("CLEAN", "DiffusionSchedule"),
-    "solvers": ("SOLVERS", "Denoiser", "Solver", "StepCallback", "adams", "ddim", "dpmpp_2m", "heun", "unipc"),
+    "solvers": ("SOLVERS", "Solver", "adams", "ddim", "dpmpp_2m", "heun", "unipc"),
     "timesteps": ("SPACINGS",),
 }
 

@@ -1,15 +1,17 @@
-"""Steps of high order: what the network said at several levels, interpolated in log-SNR and integrated exactly.
+"""Steps of high order between two noise levels, from evaluations of the network at several levels.
 
-The probability-flow ODE is linear but for the network, whichever of x0, eps and velocity it is written in. Between two
-levels, with s = sigma / (alpha + sigma),
+The probability-flow ODE has a linear part, which is solved exactly, and a part that depends on the network. With
+s = sigma / (alpha + sigma), it can be written in three parameterisations. Between two levels,
 
     x / sigma           changes by the integral of x0        over alpha / sigma   (DPM-Solver++, Lu et al. 2022),
-    x / alpha           changes by the integral of eps       over sigma / alpha   (DPM-Solver, UniPC's noise form),
+    x / alpha           changes by the integral of eps       over sigma / alpha   (DPM-Solver; UniPC, noise prediction),
     x / (alpha + sigma) changes by the integral of eps - x0  over s               (rectified flow, Liu et al. 2022).
 
-The third holds for any schedule, as any path is a straight line once it is divided by alpha + sigma, and never divides
-by 0. Only the quantity under the integral is approximated: by the polynomial in log-SNR through the levels where the
-network was asked.
+The third one can be used with any schedule: the path alpha x0 + sigma eps becomes a straight line when it is divided by
+alpha + sigma, which is never zero.
+
+The only approximation is that of the quantity under the integral. It is replaced by a polynomial in log-SNR that agrees
+with the network at the levels where the network was evaluated.
 """
 
 from __future__ import annotations
@@ -25,115 +27,130 @@ from torch import Tensor
 
 from monai_diffae.diffusion.schedule import DiffusionSchedule
 
-Quantity = Literal["x0", "eps", "velocity"]
+Parameterisation = Literal["x0", "eps", "velocity"]
 
-# more points than the smooth integrand of a step needs to be exact to rounding
+# With 32 points the quadrature of a step, whose integrand is smooth, is exact to rounding.
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
 @dataclass(frozen=True)
-class Node:
-    """What the network said at one level: (x0, eps), each (B, C, *S), which together make up the x_t it was shown."""
+class Evaluation:
+    """The network's prediction at level ``t``: x0 and eps, each (B, C, *S), with x_t = alpha_t x0 + sigma_t eps."""
 
     t: int
     x0: Tensor
     eps: Tensor
 
-    def quantity(self, name: Quantity) -> Tensor:
-        """x0, eps or the velocity eps - x0 of the straight path."""
-        if name == "velocity":
+    def value(self, parameterisation: Parameterisation) -> Tensor:
+        """x0, eps, or the velocity eps - x0 of the straight path; (B, C, *S)."""
+        if parameterisation == "velocity":
             return self.eps - self.x0
-        return self.x0 if name == "x0" else self.eps
+        return self.x0 if parameterisation == "x0" else self.eps
 
 
-def natural_quantity(schedule: DiffusionSchedule) -> Quantity:
-    """What to interpolate: eps where the network predicts it, else the velocity, which no level divides by 0."""
+def natural_parameterisation(schedule: DiffusionSchedule) -> Parameterisation:
+    """The parameterisation to interpolate: eps if the network predicts it, else the velocity.
+
+    The velocity's equation never divides by zero. A network that predicts eps is used only with schedules where x_T
+    still holds signal, so that nothing is divided by zero either.
+    """
     return "eps" if schedule.prediction == "eps" else "velocity"
 
 
 def interpolated_step(
-    schedule: DiffusionSchedule, x: Tensor, t: int, t_next: int, nodes: Sequence[Node], quantity: Quantity
+    schedule: DiffusionSchedule,
+    x: Tensor,
+    t: int,
+    t_next: int,
+    evaluations: Sequence[Evaluation],
+    parameterisation: Parameterisation,
 ) -> Tensor:
-    """Take x (B, C, *S) from level ``t`` to level ``t_next``; of order ``len(nodes)``.
+    """One step of x (B, C, *S) from level ``t`` to level ``t_next``, of order ``len(evaluations)``.
 
     Args:
-        schedule: says what the levels are.
-        x: at level ``t``.
-        t: a level; with several nodes a timestep, not x0 itself.
-        t_next: the same, above or below.
-        nodes: where the network was asked: before ``t`` and at ``t`` for an explicit step, also at ``t_next`` for a
-            corrector. All at different levels.
-        quantity: what is interpolated; the linear part of its equation is exact.
+        schedule: the noise schedule, which defines the levels.
+        x: the images at level ``t``.
+        t: the level of x. It must be a timestep, not x0 itself, if there are several evaluations.
+        t_next: the level to reach, above or below ``t``.
+        evaluations: evaluations of the network, each at another level. For an explicit step, at ``t`` and at levels
+            before it; for an implicit step or a corrector, also at ``t_next``.
+        parameterisation: the quantity that the polynomial interpolates.
     """
     (alpha, sigma), (alpha_next, sigma_next) = schedule.level(t), schedule.level(t_next)
     scale, scale_next = {
         "x0": (sigma, sigma_next), "eps": (alpha, alpha_next), "velocity": (alpha + sigma, alpha_next + sigma_next),
-    }[quantity]  # fmt: skip
+    }[parameterisation]  # fmt: skip
     x_next = (scale_next / scale) * x
-    for weight, node in zip(_weights(schedule, t, t_next, nodes, quantity), nodes, strict=True):
-        x_next = x_next + float(scale_next * weight) * node.quantity(quantity)
+    weights = _weights(schedule, t, t_next, [evaluation.t for evaluation in evaluations], parameterisation)
+    for weight, evaluation in zip(weights, evaluations, strict=True):
+        x_next = x_next + float(scale_next * weight) * evaluation.value(parameterisation)
     return x_next
 
 
 def _weights(
-    schedule: DiffusionSchedule, t: int, t_next: int, nodes: Sequence[Node], quantity: Quantity
+    schedule: DiffusionSchedule, t: int, t_next: int, levels: Sequence[int], parameterisation: Parameterisation
 ) -> NDArray[np.float64]:
-    """The integral of each node's Lagrange polynomial from t to t_next."""
-    if len(nodes) == 1:  # needs no log-SNR, which x0 itself does not have
-        return np.array([_clock(schedule, t_next, quantity) - _clock(schedule, t, quantity)])
+    """One weight per level: the integral of its Lagrange polynomial from t to t_next."""
+    if len(levels) == 1:  # a constant polynomial needs no log-SNR, which is infinite at x0 itself
+        start, end = (_integration_variable(schedule, level, parameterisation) for level in (t, t_next))
+        return np.array([end - start])
     start, end = schedule.log_snr(t), schedule.log_snr(t_next)
-    w = start + (end - start) * (_POINTS + 1) / 2
-    # s and its slope at a log-SNR w: the inverse of DiffusionSchedule.log_snr
-    odds = np.exp(w)
+    log_snr = start + (end - start) * (_POINTS + 1) / 2
+    # s, and its derivative by log-SNR: the inverse of DiffusionSchedule.log_snr
+    odds = np.exp(log_snr)
     s = (1 + schedule.log_snr_cap) / (1 + odds)
     slope = -s * odds / (1 + odds)
-    # how fast the integral's variable, (1 - s) / s, s / (1 - s) or s, moves with s
-    slope = slope * {"x0": -1 / s**2, "eps": 1 / (1 - s) ** 2, "velocity": np.ones_like(s)}[quantity]
+    # the derivative of the integration variable, which is (1 - s) / s, s / (1 - s) or s
+    slope = slope * {"x0": -1 / s**2, "eps": 1 / (1 - s) ** 2, "velocity": np.ones_like(s)}[parameterisation]
     measure = _WEIGHTS * (end - start) / 2 * slope
-    at = [schedule.log_snr(node.t) for node in nodes]
-    return np.array([measure @ _lagrange(w, at, i) for i in range(len(at))])
+    nodes = [schedule.log_snr(level) for level in levels]
+    return np.array([measure @ _lagrange(log_snr, nodes, i) for i in range(len(nodes))])
 
 
-def _clock(schedule: DiffusionSchedule, t: int, quantity: Quantity) -> float:
-    """The integral's variable at one level."""
+def _integration_variable(schedule: DiffusionSchedule, t: int, parameterisation: Parameterisation) -> float:
+    """One level's alpha / sigma, sigma / alpha or s."""
     alpha, sigma = schedule.level(t)
-    if quantity == "x0":
+    if parameterisation == "x0":
         return alpha / sigma
-    return sigma / alpha if quantity == "eps" else sigma / (alpha + sigma)
+    return sigma / alpha if parameterisation == "eps" else sigma / (alpha + sigma)
 
 
-def _lagrange(w: NDArray[np.float64], at: Sequence[float], i: int) -> NDArray[np.float64]:
-    """The polynomial that is 1 at ``at[i]`` and 0 at the others."""
-    others = [point for j, point in enumerate(at) if j != i]
-    return np.prod([(w - point) / (at[i] - point) for point in others], axis=0)
+def _lagrange(points: NDArray[np.float64], nodes: Sequence[float], i: int) -> NDArray[np.float64]:
+    """The polynomial that is 1 at ``nodes[i]`` and 0 at the other nodes, at ``points``."""
+    others = [node for j, node in enumerate(nodes) if j != i]
+    return np.prod([(points - node) / (nodes[i] - node) for node in others], axis=0)
 
 
 def exponential_step(
-    schedule: DiffusionSchedule, x: Tensor, t_next: int, nodes: Sequence[Node], quantity: Quantity
+    schedule: DiffusionSchedule,
+    x: Tensor,
+    t_next: int,
+    evaluations: Sequence[Evaluation],
+    parameterisation: Parameterisation,
 ) -> Tensor:
-    """The same as published for UniPC (Zhao et al. 2023, equations 9 and 11, B2) and DPM-Solver++: x0 or eps only.
+    """One step as published for UniPC (Zhao et al. 2023, equations 9 and 11, B2), for x0 or eps.
 
-    It differs from :func:`interpolated_step` in that the polynomial is one in plain log-SNR, and that with two levels
-    the slope counts by half, which is right to second order. Levels without signal, where log-SNR is infinite, are
-    left out of it.
+    It differs from :func:`interpolated_step` in two ways: log-SNR has no cap, and with two evaluations the slope has
+    the weight one half instead of its exact integral, which keeps the second order. Levels without signal, where
+    log-SNR is infinite, are not used for the polynomial.
 
     Args:
-        schedule: says what the levels are.
-        x: at the level of ``nodes[0]``.
-        t_next: another level.
-        nodes: where the network was asked.
-        quantity: ``x0``, or ``eps`` if there is signal at every level.
+        schedule: the noise schedule, which defines the levels.
+        x: the images (B, C, *S) at the level of ``evaluations[0]``.
+        t_next: the level to reach.
+        evaluations: evaluations of the network, each at another level. For a corrector, one of them is at ``t_next``.
+        parameterisation: ``x0``, or ``eps`` if there is signal at every level.
     """
-    t = nodes[0].t
-    x_next = interpolated_step(schedule, x, t, t_next, nodes[:1], quantity)
-    h = _plain_log_snr(schedule, t_next) - _plain_log_snr(schedule, t)
-    others = [node for node in nodes[1:] if math.isfinite(_plain_log_snr(schedule, node.t))]
+    t = evaluations[0].t
+    x_next = interpolated_step(schedule, x, t, t_next, evaluations[:1], parameterisation)
+    h = half_log_snr(schedule, t_next) - half_log_snr(schedule, t)
+    others = [evaluation for evaluation in evaluations[1:] if math.isfinite(half_log_snr(schedule, evaluation.t))]
     if not others or not math.isfinite(h):
         return x_next
-    ratios = [(_plain_log_snr(schedule, node.t) - _plain_log_snr(schedule, t)) / h for node in others]
+    ratios = [(half_log_snr(schedule, evaluation.t) - half_log_snr(schedule, t)) / h for evaluation in others]
     alpha_next, sigma_next = schedule.level(t_next)
-    # the integrals over the step of r^k under the exponential, r going from 0 to 1; by parts
-    sign, scale = (1, alpha_next) if quantity == "x0" else (-1, sigma_next)
+    # The integrals of r^k times the exponential over the step, where r goes from 0 to 1; by parts.
+    sign, scale = (1, alpha_next) if parameterisation == "x0" else (-1, sigma_next)
     integrals = [1 - math.exp(-sign * h)]
     for k in range(1, len(others) + 1):
         integrals.append(1 - k / (sign * h) * integrals[-1])
@@ -142,11 +159,13 @@ def exponential_step(
     else:
         powers = np.array([[ratio**k for k in range(1, len(others) + 1)] for ratio in ratios])
         weights = np.linalg.solve(powers.T, integrals[1:])
-    for weight, node in zip(weights, others, strict=True):
-        x_next = x_next + float(scale * weight) * (node.quantity(quantity) - nodes[0].quantity(quantity))
+    first = evaluations[0].value(parameterisation)
+    for weight, evaluation in zip(weights, others, strict=True):
+        x_next = x_next + float(scale * weight) * (evaluation.value(parameterisation) - first)
     return x_next
 
 
-def _plain_log_snr(schedule: DiffusionSchedule, t: int) -> float:
+def half_log_snr(schedule: DiffusionSchedule, t: int) -> float:
+    """log(alpha / sigma), lambda in the solvers' papers: infinite for x0 itself, minus infinity without signal."""
     alpha, sigma = schedule.level(t)
     return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)

@@ -8,24 +8,23 @@ next steps need; whoever wants what is on the way takes it from the callback.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.multistep import Node, Quantity, exponential_step, interpolated_step, natural_quantity
+from monai_diffae.diffusion.integration import ClipRange, Denoiser, StepCallback, evaluate, integrate
+from monai_diffae.diffusion.multistep import (
+    Evaluation,
+    Parameterisation,
+    exponential_step,
+    interpolated_step,
+    natural_parameterisation,
+)
 from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
 from monai_diffae.errors import ConfigError
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, C, *S), t (B,)) -> the network's output (B, C, *S), in whatever parameterisation the schedule says."""
-
-StepCallback = Callable[[int, int, Tensor], None]
-"""Called after each step with (steps done, steps in all, x at the level reached), not to be changed in place."""
-
-ClipRange = tuple[float, float] | None
 
 
 class Solver(Protocol):
@@ -53,30 +52,11 @@ class Solver(Protocol):
         """
 
 
-def walk(
-    x: Tensor, levels: Sequence[int], step: Callable[[Tensor, int, int], Tensor], callback: StepCallback | None
-) -> Tensor:
-    """Take x (B, C, *S) to the last level, by ``step(x, t, t_next)`` from each to the next; float32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
-        x = step(x, t, t_next)
-        if callback is not None:
-            callback(done, len(levels) - 1, x)
-    return x
-
-
 def _check(name: str, levels: Sequence[int], order: int = 1) -> None:
     if any(t <= t_next for t, t_next in pairwise(levels)):
         raise ConfigError(f"{name} needs falling levels, from x_T down; to invert, use implicit_inversion or ddim")
     if order < 1:
         raise ConfigError(f"order is {order}; it must be at least 1")
-
-
-def ask(denoise: Denoiser, schedule: DiffusionSchedule, x: Tensor, t: int, clip_range: ClipRange) -> Node:
-    """The network's (x0, eps) for x at level ``t``; it takes x0 itself and all noise for the nearest level it knows."""
-    known = min(max(t, 0), schedule.num_train_timesteps - 1)
-    batch = torch.full((x.shape[0],), known, device=x.device)
-    return Node(t, *schedule.to_x0_eps(denoise(x, batch), x, batch, clip_range))
 
 
 def ddim(
@@ -115,10 +95,10 @@ def ddim(
         _check("ddim with eta", levels)
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        node = ask(denoise, schedule, x, t, clip_range)
-        return schedule.ddim_move(node.x0, node.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
+        evaluation = evaluate(denoise, schedule, x, t, clip_range)
+        return schedule.ddim_move(evaluation.x0, evaluation.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
 
-    return walk(x, levels, step, callback)
+    return integrate(x, levels, step, callback)
 
 
 def heun(
@@ -142,15 +122,15 @@ def heun(
     """
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        here = ask(denoise, schedule, x, t, clip_range)
+        here = evaluate(denoise, schedule, x, t, clip_range)
         x_next = schedule.ddim_move(here.x0, here.eps, t, t_next)
         if t_next == CLEAN:
             return x_next
-        there = ask(denoise, schedule, x_next, t_next, clip_range)
-        mean = Node(t, (here.x0 + there.x0) / 2, (here.eps + there.eps) / 2)
+        there = evaluate(denoise, schedule, x_next, t_next, clip_range)
+        mean = Evaluation(t, (here.x0 + there.x0) / 2, (here.eps + there.eps) / 2)
         return interpolated_step(schedule, x, t, t_next, [mean], "velocity")
 
-    return walk(x, levels, step, callback)
+    return integrate(x, levels, step, callback)
 
 
 def adams(
@@ -188,15 +168,19 @@ def adams(
         torch.Size([1, 1, 4, 4])
     """
     _check("adams", levels, order)
-    quantity = natural_quantity(schedule)
-    nodes: list[Node] = []
+    parameterisation = natural_parameterisation(schedule)
+    evaluations: list[Evaluation] = []
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal nodes
-        nodes = [ask(denoise, schedule, x, t, clip_range), *nodes[: order - 1]]
-        return nodes[0].x0 if t_next == CLEAN else interpolated_step(schedule, x, t, t_next, nodes, quantity)
+        nonlocal evaluations
+        evaluations = [evaluate(denoise, schedule, x, t, clip_range), *evaluations[: order - 1]]
+        return (
+            evaluations[0].x0
+            if t_next == CLEAN
+            else interpolated_step(schedule, x, t, t_next, evaluations, parameterisation)
+        )
 
-    return walk(x, levels, step, callback)
+    return integrate(x, levels, step, callback)
 
 
 def dpmpp_2m(
@@ -217,14 +201,14 @@ def dpmpp_2m(
         torch.Size([1, 1, 4, 4])
     """
     _check("dpmpp_2m", levels)
-    nodes: list[Node] = []
+    evaluations: list[Evaluation] = []
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal nodes
-        nodes = [ask(denoise, schedule, x, t, clip_range), *nodes[:1]]
-        return nodes[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, nodes, "x0")
+        nonlocal evaluations
+        evaluations = [evaluate(denoise, schedule, x, t, clip_range), *evaluations[:1]]
+        return evaluations[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, evaluations, "x0")
 
-    return walk(x, levels, step, callback)
+    return integrate(x, levels, step, callback)
 
 
 def unipc(
@@ -236,7 +220,7 @@ def unipc(
     clip_range: ClipRange = None,
     callback: StepCallback | None = None,
     order: int = 3,
-    quantity: Quantity = "x0",
+    parameterisation: Parameterisation = "x0",
 ) -> Tensor:
     """UniPC (Zhao et al. 2023, algorithms 1 and 2, B2): a predictor, and a corrector at no evaluation of its own.
 
@@ -251,7 +235,7 @@ def unipc(
         clip_range: clip x0 at every step.
         callback: called after each step.
         order: of the predictor; the corrector's is one higher.
-        quantity: interpolate ``x0`` or ``eps``.
+        parameterisation: interpolate ``x0`` or ``eps``.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="v")
@@ -260,22 +244,26 @@ def unipc(
         torch.Size([1, 1, 4, 4])
     """
     _check("unipc", levels, order)
-    if quantity not in ("x0", "eps"):
-        raise ConfigError(f"quantity is {quantity!r}; choose one of: x0, eps")
-    nodes: list[Node] = []
+    if parameterisation not in ("x0", "eps"):
+        raise ConfigError(f"parameterisation is {parameterisation!r}; choose one of: x0, eps")
+    evaluations: list[Evaluation] = []
     x_before, used, left = x, 0, len(levels) - 1
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal nodes, x_before, used, left
-        node = ask(denoise, schedule, x, t, clip_range)
-        if nodes:
-            x = exponential_step(schedule, x_before, t, [*nodes[:used], node], quantity)
-        nodes = [node, *nodes[: order - 1]]
-        used, x_before = min(order, len(nodes), left), x
+        nonlocal evaluations, x_before, used, left
+        evaluation = evaluate(denoise, schedule, x, t, clip_range)
+        if evaluations:
+            x = exponential_step(schedule, x_before, t, [*evaluations[:used], evaluation], parameterisation)
+        evaluations = [evaluation, *evaluations[: order - 1]]
+        used, x_before = min(order, len(evaluations), left), x
         left -= 1
-        return node.x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, nodes[:used], quantity)
+        return (
+            evaluation.x0
+            if t_next == CLEAN
+            else exponential_step(schedule, x, t_next, evaluations[:used], parameterisation)
+        )
 
-    return walk(x, levels, step, callback)
+    return integrate(x, levels, step, callback)
 
 
 SOLVERS: dict[str, Solver] = {

@@ -1,7 +1,7 @@
-"""Spacings: which of the training's timesteps a run of few steps visits.
+"""Spacings: which of the training timesteps a run of few steps visits.
 
-Each is a function of the number of steps and of the log-SNR of every timestep (falling), and gives that many different
-timesteps, ascending.
+Each spacing is a function of the number of steps and of the log-SNR of all training timesteps, which falls with t. It
+returns as many distinct timesteps as there are steps, in ascending order.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 NOISE_LEFT = 0.15
-"""What a run of one step would leave of noise, as a share of the signal; one of n steps leaves a share n times smaller.
+"""Noise-to-signal ratio sigma / alpha at the cleanest level of a run of one step; with n steps it is n times smaller.
 
-The jump from there to x0 is of first order, and must not be coarser than the steps before. 10 steps end at 1.5 %: two
-grey levels of 8 bits.
+The last step, from this level to x0, is first order, so it must not be coarser than the steps before it. With 10 steps
+the ratio is 1.5 %, about two grey levels of an 8-bit image.
 """
 
 
 def logsnr(steps: int, log_snr: Sequence[float]) -> list[int]:
-    """Equal steps of log-SNR from T - 1 to where hardly any noise is left (``NOISE_LEFT``).
+    """Equal steps of log-SNR, from T - 1 to a level with hardly any noise (:data:`NOISE_LEFT`).
 
-    So the noisiest and the cleanest levels get their share, which equal steps of t do not give them. A run of so many
-    steps that they would meet at the clean end takes the next timesteps there.
+    Compared with equal steps of t, more steps are spent on the noisiest and the cleanest levels. Where the steps at the
+    clean end would be smaller than one timestep, consecutive timesteps are used.
 
     Example:
         >>> logsnr(5, np.linspace(4, -4, 1000))
@@ -32,25 +32,25 @@ def logsnr(steps: int, log_snr: Sequence[float]) -> list[int]:
     falling = np.asarray(log_snr)
     total = len(falling)
     cleanest = min(int(np.searchsorted(-falling, -math.log(steps / NOISE_LEFT))), total - steps)
-    wanted = np.linspace(falling[-1], falling[cleanest], steps)[::-1]
-    t = np.round(np.interp(-wanted, -falling, np.arange(total))).astype(int)
-    apart = np.arange(steps)
-    t = np.maximum.accumulate(t - apart) + apart  # no timestep twice ...
-    return np.minimum(t, total - steps + apart).tolist()  # ... and none beyond the last
+    targets = np.linspace(falling[-1], falling[cleanest], steps)[::-1]
+    t = np.round(np.interp(-targets, -falling, np.arange(total))).astype(int)
+    index = np.arange(steps)
+    t = np.maximum.accumulate(t - index) + index  # no timestep occurs twice ...
+    return np.minimum(t, total - steps + index).tolist()  # ... and none is above T - 1
 
 
 def leading(steps: int, log_snr: Sequence[float]) -> list[int]:
-    """0, s, 2s, ...: from the clean end on, as in the paper's code. The noisiest levels are left out."""
+    """0, s, 2s, ...: equal steps of t from the clean end (the paper's code), which leave out the noisiest levels."""
     return [i * (len(log_snr) // steps) for i in range(steps)]
 
 
 def trailing(steps: int, log_snr: Sequence[float]) -> list[int]:
-    """..., T - 1 - s, T - 1: from the noisy end on (Lin et al. 2024)."""
+    """..., T - 1 - s, T - 1: equal steps of t that end at the noisiest level (Lin et al. 2024)."""
     return [round((i + 1) * len(log_snr) / steps) - 1 for i in range(steps)]
 
 
 def linspace(steps: int, log_snr: Sequence[float]) -> list[int]:
-    """From 0 to T - 1, both included."""
+    """0, ..., T - 1: equal steps of t that include both ends."""
     last = len(log_snr) - 1
     return [last] if steps == 1 else [round(i * last / (steps - 1)) for i in range(steps)]
 

@@ -276,7 +276,7 @@ class DiffusionAutoencoderInferer(Inferer):
         return implicit_inversion(
             denoise, self.schedule, x_0,
             self.schedule.inversion_levels(min(self.num_intervals, self.invert_steps), self.spacing),
-            evaluations=self.invert_steps, order=self.invert_order, clip_range=self.clip_range, callback=callback,
+            num_evaluations=self.invert_steps, order=self.invert_order, clip_range=self.clip_range, callback=callback,
         )  # fmt: skip
 
     def _decoded(self, x_T: Tensor, denoise: Denoiser, callback: StepCallback | None = None) -> Tensor:

@@ -90,18 +90,18 @@ def test_dpmpp_2m(x_T, prediction, spacing):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("quantity", ["x0", "eps"])
+@pytest.mark.parametrize("parameterisation", ["x0", "eps"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(x_T, prediction, quantity, order):
+def test_unipc(x_T, prediction, parameterisation, order):
     schedule = DiffusionSchedule(prediction=prediction, spacing="trailing")
     scheduler = UniPCMultistepScheduler(
-        **BETAS, prediction_type=THEIR_NAME[prediction], solver_order=order, predict_x0=quantity == "x0",
+        **BETAS, prediction_type=THEIR_NAME[prediction], solver_order=order, predict_x0=parameterisation == "x0",
         timestep_spacing="trailing",
     )  # fmt: skip
     scheduler.set_timesteps(10)
-    solver = partial(unipc, order=order, quantity=quantity)
+    solver = partial(unipc, order=order, parameterisation=parameterisation)
     found, wanted = ours(solver, schedule, x_T, schedule.decoding_levels(10)), theirs(scheduler, x_T)
-    if quantity == "eps":  # at sigma = 0 theirs is not finite: log-SNR is infinite there
+    if parameterisation == "eps":  # at sigma = 0 theirs is not finite: log-SNR is infinite there
         found, wanted = found[:-1], wanted[:-1]
     assert_same(found, wanted)
 

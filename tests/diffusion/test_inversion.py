@@ -58,7 +58,9 @@ def test_with_many_evaluations_it_is_the_inverse_of_ddim_to_rounding(name, predi
     denoise, x0 = bend(schedule), data(2, 1, 4, 4)
     errors = []
     for evaluations in (20, 60, 600):
-        x_T = implicit_inversion(denoise, schedule, x0, schedule.inversion_levels(20), evaluations=evaluations, order=1)
+        x_T = implicit_inversion(
+            denoise, schedule, x0, schedule.inversion_levels(20), num_evaluations=evaluations, order=1
+        )
         errors.append(error(ddim(denoise, schedule, x_T, schedule.decoding_levels(20)), x0))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-12
@@ -80,11 +82,11 @@ def test_evaluations_beyond_one_a_step_go_to_the_cleanest_levels():
         return bend(schedule)(x, t)
 
     levels = schedule.inversion_levels(4)
-    implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, evaluations=10)
+    implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, num_evaluations=10)
     counts = [3, 3, 2, 2]
     assert asked == [t for t, count in zip(levels[1:], counts, strict=True) for _ in range(count)]
-    with pytest.raises(ConfigError, match="evaluations is 3; give at least 4, one for each step"):
-        implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, evaluations=3)
+    with pytest.raises(ConfigError, match="num_evaluations is 3; give at least 4, one for each step"):
+        implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, num_evaluations=3)
 
 
 def test_levels_that_do_not_rise_are_refused():

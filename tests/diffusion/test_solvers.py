@@ -110,8 +110,8 @@ def test_solvers_that_only_go_down_say_so(solver):
     for levels in (schedule.inversion_levels(5), [5, 5, -1]):
         with pytest.raises(ConfigError, match=f"{solver} needs falling levels, from x_T down; to invert, use implicit"):
             SOLVERS[solver](exact(schedule), schedule, noise(1, 1, 4, 4), levels)
-    with pytest.raises(ConfigError, match="quantity is 'velocity'; choose one of: x0, eps"):
-        unipc(exact(schedule), schedule, noise(1, 1, 4, 4), schedule.decoding_levels(5), quantity="velocity")
+    with pytest.raises(ConfigError, match="parameterisation is 'velocity'; choose one of: x0, eps"):
+        unipc(exact(schedule), schedule, noise(1, 1, 4, 4), schedule.decoding_levels(5), parameterisation="velocity")
     with pytest.raises(ConfigError, match="ddim with eta needs falling levels"):
         ddim(exact(schedule), schedule, noise(1, 1, 4, 4), schedule.inversion_levels(5), eta=0.5)
 
