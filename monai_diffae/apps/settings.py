@@ -15,11 +15,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from cyclopts import Group, Parameter, Token
 
-Split = Literal["train", "val", "test"]
+from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
 
-SolverName = Literal["adams", "ddim", "euler", "heun", "dpmpp_2m", "unipc"]
-InversionName = Literal["implicit", "ddim"]
-SpacingName = Literal["logsnr", "leading", "trailing", "linspace"]
+Split = Literal["train", "val", "test"]
 
 _FEW_CASES, _MOST_WORKERS = 256, 8
 

@@ -34,7 +34,7 @@ def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
-        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="euler", steps=5))
+        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="ddim", steps=5))
         >>> settings["solver"], settings["steps"], settings["invert_steps"], settings["spacing"]
         ('ddim', 5, 5, 'logsnr')
     """

@@ -7,60 +7,55 @@ command line takes its help, can be imported without torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
+
+from monai_diffae.diffusion.names import SolverName
 
 if TYPE_CHECKING:
-    from monai_diffae.diffusion.integration import Denoiser, StepCallback
-    from monai_diffae.diffusion.inversion import implicit_inversion, refined_inversion
-    from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
-    from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
-    from monai_diffae.diffusion.solvers import (
-        SOLVERS,
-        Solver,
-        adams,
-        ddim,
-        dpmpp_2m,
-        heun,
-        unipc,
-    )
-    from monai_diffae.diffusion.timesteps import SPACINGS
+    from monai_diffae.diffusion.integration import Denoiser as Denoiser
+    from monai_diffae.diffusion.integration import StepCallback as StepCallback
+    from monai_diffae.diffusion.inversion import implicit_inversion as implicit_inversion
+    from monai_diffae.diffusion.inversion import refined_inversion as refined_inversion
+    from monai_diffae.diffusion.names import InversionName as InversionName
+    from monai_diffae.diffusion.names import SpacingName as SpacingName
+    from monai_diffae.diffusion.registry import Solver as Solver
+    from monai_diffae.diffusion.registry import SolverFacts as SolverFacts
+    from monai_diffae.diffusion.registry import register_solver as register_solver
+    from monai_diffae.diffusion.registry import solver_facts as solver_facts
+    from monai_diffae.diffusion.schedule import CLEAN as CLEAN
+    from monai_diffae.diffusion.schedule import DiffusionSchedule as DiffusionSchedule
+    from monai_diffae.diffusion.solvers import SOLVERS as SOLVERS
+    from monai_diffae.diffusion.solvers import find_solver as find_solver
+    from monai_diffae.diffusion.timesteps import SPACINGS as SPACINGS
 
-__all__ = [
-    "CLEAN",
-    "SOLVERS",
-    "SPACINGS",
-    "Denoiser",
-    "DiffusionSchedule",
-    "InversionName",
-    "Solver",
-    "SolverName",
-    "SpacingName",
-    "StepCallback",
-    "adams",
-    "ddim",
-    "dpmpp_2m",
-    "heun",
-    "implicit_inversion",
-    "refined_inversion",
-    "unipc",
-]
-
-_CONTENTS = {
-    "integration": ("Denoiser", "StepCallback"),
-    "inversion": ("implicit_inversion", "refined_inversion"),
-    "names": ("InversionName", "SolverName", "SpacingName"),
-    "schedule": ("CLEAN", "DiffusionSchedule"),
-    "solvers": ("SOLVERS", "Solver", "adams", "ddim", "dpmpp_2m", "heun", "unipc"),
-    "timesteps": ("SPACINGS",),
+_MODULES = {
+    "CLEAN": "schedule",
+    "Denoiser": "integration",
+    "DiffusionSchedule": "schedule",
+    "InversionName": "names",
+    "SOLVERS": "solvers",
+    "SPACINGS": "timesteps",
+    "Solver": "registry",
+    "SolverFacts": "registry",
+    "SolverName": "names",
+    "SpacingName": "names",
+    "StepCallback": "integration",
+    "find_solver": "solvers",
+    "implicit_inversion": "inversion",
+    "refined_inversion": "inversion",
+    "register_solver": "registry",
+    "solver_facts": "registry",
+    **dict.fromkeys(get_args(SolverName), "solvers"),  # each solver is a function of its name
 }
 
-if not TYPE_CHECKING:  # type checkers read the imports above, and still report names that do not exist
+__all__ = sorted(_MODULES)
 
-    def __getattr__(name: str) -> object:
-        for module, names in _CONTENTS.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{module}"), name)
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

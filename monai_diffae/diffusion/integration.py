@@ -1,5 +1,7 @@
 """What every solver and inversion is made of: one evaluation of the network, and the loop over noise levels."""
 
+# tested in tests/diffusion/test_solvers.py
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -19,6 +21,10 @@ StepCallback = Callable[[int, int, Tensor], None]
 
 ClipRange = tuple[float, float] | None
 """The least and the greatest value of x0; None: no clipping."""
+
+KEPT_IMAGES = 10
+"""Upper bound of the images (B, C, *S) that solvers and inversion hold while the network is evaluated, x_T and x0
+included. Estimates of memory assume it, and a test holds all registered solvers to it."""
 
 
 def evaluate(denoise: Denoiser, schedule: DiffusionSchedule, x: Tensor, t: int, clip_range: ClipRange) -> Evaluation:

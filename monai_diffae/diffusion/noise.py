@@ -1,4 +1,4 @@
-"""Noise as a function of a seed and an index, not of a state."""
+"""Noise that depends on a seed and an index only, not on a generator's state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that is a pure function of ``parts``.
+    """A 63-bit seed, computed from ``parts`` by hashing.
 
     Example:
         >>> seed_of(0, 0, 17) == seed_of(0, 0, 17), seed_of(0, 0, 17) == seed_of(0, 17, 0)
@@ -19,9 +19,9 @@ def seed_of(*parts: int | str) -> int:
 
 
 def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> torch.Tensor:
-    """Standard normal noise (len(indices), *shape), each row a function of (seed, index) alone.
+    """Standard normal noise (len(indices), *shape); each row depends on ``seed`` and its index only.
 
-    So an image gets the same noise whatever the batch it comes in.
+    So an image gets the same noise in every batch.
 
     Example:
         >>> bool((image_noise((1, 4), 0, [3, 5])[1] == image_noise((1, 4), 0, [5])[0]).all())

@@ -1,16 +1,20 @@
-"""Solvers of the probability-flow ODE. One algorithm, one function, one signature.
+"""Solvers of the probability-flow ODE: one function per algorithm, all with the same signature.
 
-A solver moves x along ``levels``, from the first, where x is, to the last. A level is a timestep of the training, -1
-(``CLEAN``) for x0 itself or T for all noise; :meth:`DiffusionSchedule.decoding_levels` gives those from x_T down to x0.
-Levels fall; ``ddim`` and ``heun`` also run upwards. Solvers compute in float32 at least. Nothing is kept but what the
-next steps need; whoever wants what is on the way takes it from the callback.
+A solver moves x along ``levels``: x is at the first level, and the result is at the last one. A level is a training
+timestep, -1 (:data:`~monai_diffae.diffusion.CLEAN`) for x0 itself, or T for pure noise;
+:meth:`DiffusionSchedule.decoding_levels` gives the levels from x_T down to x0. Solvers compute in float32 or better,
+and keep only what their next step needs. A callback can read the intermediate x.
+
+To add a solver, write its function here, declare its facts with ``register_solver``, and add its name to
+:data:`~monai_diffae.diffusion.SolverName`. Inferers, configurations, the command line and the benchmarks then offer it,
+and ``tests/diffusion/test_solvers.py`` checks what it declares. The one test to write compares it with its publication
+or with another implementation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,42 +27,22 @@ from monai_diffae.diffusion.multistep import (
     interpolated_step,
     natural_parameterisation,
 )
+from monai_diffae.diffusion.registry import SOLVERS, Solver, SolverFacts, register_solver
 from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
 from monai_diffae.errors import ConfigError
 
 
-class Solver(Protocol):
-    """What all solvers are called with."""
-
-    def __call__(
-        self,
-        denoise: Denoiser,
-        schedule: DiffusionSchedule,
-        x: Tensor,
-        levels: Sequence[int],
-        *,
-        clip_range: ClipRange = None,
-        callback: StepCallback | None = None,
-    ) -> Tensor:
-        """Take x (B, C, *S) from the first of ``levels`` to the last.
-
-        Args:
-            denoise: the network, with its context bound.
-            schedule: the noise schedule that the network was trained with.
-            x: at the first level.
-            levels: visited in this order.
-            clip_range: clip x0 at every step, eps derived again; None: no clipping.
-            callback: called after each step.
-        """
-
-
-def _check(name: str, levels: Sequence[int], order: int = 1) -> None:
+def _check_falling(name: str, levels: Sequence[int]) -> None:
     if any(t <= t_next for t, t_next in pairwise(levels)):
         raise ConfigError(f"{name} needs falling levels, from x_T down; to invert, use implicit_inversion or ddim")
+
+
+def _check_order(order: int) -> None:
     if order < 1:
         raise ConfigError(f"order is {order}; it must be at least 1")
 
 
+@register_solver("ddim", SolverFacts(order=1, inversion_order=1, runs_upwards=True))
 def ddim(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
@@ -70,20 +54,23 @@ def ddim(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, equation 12), first order; for rectified flow this is Euler's method.
+    """DDIM (Song et al. 2021, equation 12), first order; with rectified flow it is Euler's method.
 
-    Along ascending levels it is the paper's inversion (Preechakul et al. 2022, equation 8): each step takes what the
-    network says at the level below, where the exact one would be implicit, so the error falls as 1/steps.
+    Along ascending levels it is the paper's inversion (Preechakul et al. 2022, equation 8). Each step then uses the
+    network's prediction at the lower level instead of the upper one, so the error of a round trip falls as 1 / steps.
 
     Args:
-        denoise: see :class:`Solver`, also for the others.
-        schedule: the noise schedule.
-        x: at the first level.
-        levels: visited in this order.
-        clip_range: clip x0 at every step.
+        denoise: the network, with its z_sem bound.
+        schedule: the noise schedule that the network was trained with.
+        x: the images (B, C, *S) at the first level.
+        levels: the levels to visit, in this order.
+        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
         callback: called after each step.
-        eta: 0 deterministic, 1 as stochastic as DDPM; for decoding only.
-        generator: for the noise of ``eta`` > 0.
+        eta: 0 is deterministic, 1 as stochastic as DDPM; only for decoding.
+        generator: source of the noise if ``eta`` is above 0.
+
+    Raises:
+        ConfigError: ``eta`` is above 0 and the levels do not fall.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="eps")
@@ -92,7 +79,7 @@ def ddim(
         torch.Size([1, 1, 4, 4])
     """
     if eta > 0:
-        _check("ddim with eta", levels)
+        _check_falling("ddim with eta", levels)
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
         evaluation = evaluate(denoise, schedule, x, t, clip_range)
@@ -101,6 +88,7 @@ def ddim(
     return integrate(x, levels, step, callback)
 
 
+@register_solver("heun", SolverFacts(order=2, evaluations_per_step=2, runs_upwards=True))
 def heun(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
@@ -110,10 +98,11 @@ def heun(
     clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Heun's method, second order, on the straight path x / (alpha + sigma): two network evaluations a step.
+    """Heun's method, second order, on the straight path x / (alpha + sigma); two network evaluations per step.
 
-    For rectified flow the classical one; for other schedules Karras et al. 2022, algorithm 1, in another clock. The
-    step to x0 is Euler's, as there, because the network knows no level without noise.
+    For rectified flow it is the classical method, for other schedules that of Karras et al. 2022, algorithm 1, with
+    another time variable. As there, the step to x0 is Euler's, because the network knows no level without noise. The
+    arguments are those of :class:`~monai_diffae.diffusion.Solver`.
 
     Example:
         >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
@@ -122,17 +111,18 @@ def heun(
     """
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        here = evaluate(denoise, schedule, x, t, clip_range)
-        x_next = schedule.ddim_move(here.x0, here.eps, t, t_next)
+        start = evaluate(denoise, schedule, x, t, clip_range)
+        x_next = schedule.ddim_move(start.x0, start.eps, t, t_next)
         if t_next == CLEAN:
             return x_next
-        there = evaluate(denoise, schedule, x_next, t_next, clip_range)
-        mean = Evaluation(t, (here.x0 + there.x0) / 2, (here.eps + there.eps) / 2)
+        end = evaluate(denoise, schedule, x_next, t_next, clip_range)
+        mean = Evaluation(t, (start.x0 + end.x0) / 2, (start.eps + end.eps) / 2)
         return interpolated_step(schedule, x, t, t_next, [mean], "velocity")
 
     return integrate(x, levels, step, callback)
 
 
+@register_solver("adams", SolverFacts(order=3))
 def adams(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
@@ -143,23 +133,23 @@ def adams(
     callback: StepCallback | None = None,
     order: int = 3,
 ) -> Tensor:
-    """Adams-Bashforth in log-SNR: each step goes on with what the network said at the last ``order`` levels.
+    """Adams-Bashforth in log-SNR: each step extrapolates the network's predictions at the last ``order`` levels.
 
-    One evaluation a step. It interpolates eps where the network predicts that, as UniPC's predictor does in noise form
-    (Zhao et al. 2023), else the velocity. The step to x0 is first order. For how close it comes to the exact trajectory
-    see ``docs/decoding.md``.
+    It takes one evaluation per step; the step to x0 is first order. It extrapolates eps if the network predicts eps, as
+    UniPC's predictor for noise prediction does (Zhao et al. 2023), else the velocity. ``docs/decoding.md`` compares it
+    with the exact trajectory.
 
     Args:
-        denoise: see :class:`Solver`, also for the others.
-        schedule: the noise schedule.
-        x: x_T.
-        levels: visited in this order.
-        clip_range: clip x0 at every step.
+        denoise: the network, with its z_sem bound.
+        schedule: the noise schedule that the network was trained with.
+        x: x_T (B, C, *S).
+        levels: the levels to visit, falling.
+        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
         callback: called after each step.
-        order: how many levels count; 1 is DDIM.
+        order: the number of levels to extrapolate from; 1 is DDIM.
 
     Raises:
-        ConfigError: levels that do not fall, or an order below 1.
+        ConfigError: the levels do not fall, or the order is below 1.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="eps")
@@ -167,22 +157,20 @@ def adams(
         >>> adams(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
-    _check("adams", levels, order)
+    _check_falling("adams", levels)
+    _check_order(order)
     parameterisation = natural_parameterisation(schedule)
-    evaluations: list[Evaluation] = []
+    latest: list[Evaluation] = []
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal evaluations
-        evaluations = [evaluate(denoise, schedule, x, t, clip_range), *evaluations[: order - 1]]
-        return (
-            evaluations[0].x0
-            if t_next == CLEAN
-            else interpolated_step(schedule, x, t, t_next, evaluations, parameterisation)
-        )
+        nonlocal latest
+        latest = [evaluate(denoise, schedule, x, t, clip_range), *latest[: order - 1]]
+        return latest[0].x0 if t_next == CLEAN else interpolated_step(schedule, x, t, t_next, latest, parameterisation)
 
     return integrate(x, levels, step, callback)
 
 
+@register_solver("dpmpp_2m", SolverFacts(order=2))
 def dpmpp_2m(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
@@ -192,7 +180,12 @@ def dpmpp_2m(
     clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2): one evaluation a step, the step to x0 first order.
+    """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2); one evaluation per step, the last first order.
+
+    The arguments are those of :class:`~monai_diffae.diffusion.Solver`.
+
+    Raises:
+        ConfigError: the levels do not fall.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="v")
@@ -200,17 +193,18 @@ def dpmpp_2m(
         >>> dpmpp_2m(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
-    _check("dpmpp_2m", levels)
-    evaluations: list[Evaluation] = []
+    _check_falling("dpmpp_2m", levels)
+    latest: list[Evaluation] = []
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal evaluations
-        evaluations = [evaluate(denoise, schedule, x, t, clip_range), *evaluations[:1]]
-        return evaluations[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, evaluations, "x0")
+        nonlocal latest
+        latest = [evaluate(denoise, schedule, x, t, clip_range), *latest[:1]]
+        return latest[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, latest, "x0")
 
     return integrate(x, levels, step, callback)
 
 
+@register_solver("unipc", SolverFacts(order=3))
 def unipc(
     denoise: Denoiser,
     schedule: DiffusionSchedule,
@@ -222,20 +216,23 @@ def unipc(
     order: int = 3,
     parameterisation: Parameterisation = "x0",
 ) -> Tensor:
-    """UniPC (Zhao et al. 2023, algorithms 1 and 2, B2): a predictor, and a corrector at no evaluation of its own.
+    """UniPC (Zhao et al. 2023, algorithms 1 and 2, B2): a predictor and a corrector, with one evaluation per step.
 
-    What the network says of the predicted x corrects this x before the next step starts from it. Towards the end the
-    order falls to 1, as in the authors' code.
+    The network's prediction for the predicted x first corrects this x, and then serves as the start of the next step.
+    In the last steps the order falls to 1, as in the authors' code.
 
     Args:
-        denoise: see :class:`Solver`, also for the others.
-        schedule: the noise schedule.
-        x: at the first level.
-        levels: visited in this order.
-        clip_range: clip x0 at every step.
+        denoise: the network, with its z_sem bound.
+        schedule: the noise schedule that the network was trained with.
+        x: x_T (B, C, *S).
+        levels: the levels to visit, falling.
+        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
         callback: called after each step.
-        order: of the predictor; the corrector's is one higher.
-        parameterisation: interpolate ``x0`` or ``eps``.
+        order: order of the predictor; that of the corrector is one higher.
+        parameterisation: the quantity to interpolate, ``x0`` or ``eps``.
+
+    Raises:
+        ConfigError: the levels do not fall, the order is below 1, or the parameterisation is another one.
 
     Example:
         >>> schedule = DiffusionSchedule(prediction="v")
@@ -243,34 +240,40 @@ def unipc(
         >>> unipc(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
-    _check("unipc", levels, order)
+    _check_falling("unipc", levels)
+    _check_order(order)
     if parameterisation not in ("x0", "eps"):
         raise ConfigError(f"parameterisation is {parameterisation!r}; choose one of: x0, eps")
-    evaluations: list[Evaluation] = []
-    x_before, used, left = x, 0, len(levels) - 1
+    latest: list[Evaluation] = []
+    x_before, last_order, steps_left = x, 0, len(levels) - 1
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal evaluations, x_before, used, left
+        nonlocal latest, x_before, last_order, steps_left
         evaluation = evaluate(denoise, schedule, x, t, clip_range)
-        if evaluations:
-            x = exponential_step(schedule, x_before, t, [*evaluations[:used], evaluation], parameterisation)
-        evaluations = [evaluation, *evaluations[: order - 1]]
-        used, x_before = min(order, len(evaluations), left), x
-        left -= 1
-        return (
-            evaluation.x0
-            if t_next == CLEAN
-            else exponential_step(schedule, x, t_next, evaluations[:used], parameterisation)
-        )
+        if latest:
+            x = exponential_step(schedule, x_before, t, [*latest[:last_order], evaluation], parameterisation)
+        latest = [evaluation, *latest[: order - 1]]
+        last_order, x_before = min(order, len(latest), steps_left), x
+        steps_left -= 1
+        if t_next == CLEAN:
+            return evaluation.x0
+        return exponential_step(schedule, x, t_next, latest[:last_order], parameterisation)
 
     return integrate(x, levels, step, callback)
 
 
-SOLVERS: dict[str, Solver] = {
-    "adams": adams,
-    "ddim": ddim,
-    "euler": ddim,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "unipc": unipc,
-}
+def find_solver(solver: str | Solver) -> Solver:
+    """The solver of this name; a function is returned as it is.
+
+    Raises:
+        ConfigError: there is no solver of this name.
+
+    Example:
+        >>> find_solver("heun") is heun
+        True
+    """
+    if callable(solver):
+        return solver
+    if not (isinstance(solver, str) and solver in SOLVERS):
+        raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(sorted(SOLVERS))}")
+    return SOLVERS[solver]

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from monai_diffae.diffusion.integration import KEPT_IMAGES
 from monai_diffae.networks import FirstStage
 
 GIB = 1024**3
@@ -26,7 +27,6 @@ _LARGEST_KEPT = 32 * _MIB
 _CPU_LIBRARIES = 70 * _MIB
 _CPU_HOLES = 0.2
 _CUDA_BLOCKS = 0.1  # the caching allocator's rounding and cuDNN's workspaces: a guess, not measured
-_STATES_OF_SOLVERS = 10  # images that inversion and decoding keep: x, its predictions at the last levels, x0
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def inference_memory(
     with FakeTensorMode(), torch.no_grad():
         evaluation = _without_data(network, batch_shape)
         with _LiveBytes() as live:
-            images = [torch.empty(batch_shape) for _ in range(_STATES_OF_SOLVERS)]
+            images = [torch.empty(batch_shape) for _ in range(KEPT_IMAGES)]
             _predict(evaluation, images[0], images[1], dtype)
     return _memory(_size(network), 0, live, torch.device(device))
 

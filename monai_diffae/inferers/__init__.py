@@ -1,4 +1,4 @@
-"""Encoding, inversion and decoding with a trained network, and sampling of z_sem. Tensors only."""
+"""Inference with trained networks: encoding, inversion, decoding, and sampling of z_sem. Tensors only."""
 
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
 from monai_diffae.inferers.exact_encoding import encode_exactly

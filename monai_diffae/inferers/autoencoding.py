@@ -1,4 +1,4 @@
-"""What a diffusion autoencoder does with images: encode, invert, decode, reconstruct; and its training forward."""
+"""Inference with a diffusion autoencoder: encode, invert, decode and reconstruct images; and its training forward."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_diffae.diffusion import (
-    SOLVERS,
     Denoiser,
     DiffusionSchedule,
     InversionName,
     Solver,
+    SolverName,
     SpacingName,
     StepCallback,
-    ddim,
-    heun,
+    find_solver,
     implicit_inversion,
     refined_inversion,
+    solver_facts,
 )
+from monai_diffae.diffusion.solvers import ddim
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.slices import from_slices, to_slices
 from monai_diffae.networks.first_stage import FirstStage
@@ -34,37 +35,36 @@ logger = logging.getLogger(__name__)
 
 
 class DiffusionAutoencoderInferer(Inferer):
-    """Encoding, inversion and decoding with one schedule; called itself, it is the training forward.
+    """Encodes, inverts and decodes images. Calling it is the training forward.
 
-    The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations to invert and 20 to
-    decode bring an image back more exactly than the paper's 250 and 100.
+    The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
+    20 for decoding reproduce an image more exactly than the paper's 250 and 100.
 
-    With a 2D network, images may also be volumes (B, C, H, W, D): they are taken slice by slice along the last axis,
-    and z_sem is (B, D, Z).
+    With a 2D network, images may also be volumes (B, C, H, W, D). They are processed slice by slice along the last
+    axis, and z_sem is (B, D, Z).
 
-    With a first stage, the network works on its latents: images go in and come out all the same, and x_T is the
-    latents' noise. Latents have no bounds, so the schedule's ``clip_range`` should be None.
+    With a first stage, the network works on latents: the methods take and return images as usual, and x_T is the noise
+    of the latents. Latents have no bounds, so the schedule's ``clip_range`` should be None.
 
     Args:
         schedule: the noise schedule that the network is trained with.
-        solver: ``adams``, ``dpmpp_2m``, ``unipc``, ``heun``, ``ddim`` or ``euler``, or a function of their signature.
-        steps: network evaluations for decoding. Heun's method takes two a step but one for the last, so of an even
-            number it leaves one.
-        invert_steps: network evaluations for inversion; None: as many. Where there are more than for decoding, the
-            levels are still the decoder's, and the cleanest of them get more than one; where there are fewer, the
-            levels differ, which costs accuracy.
-        inversion: ``implicit``, which undoes the solver's steps; ``ddim``: first order, with spacing ``leading`` the
-            paper's.
-        invert_tolerance: mean squared error, of what the network works on, up to which :meth:`round_trip` takes an
-            implicit inversion as it is; beyond, it is refined. None: whatever it is.
-        spacing: the levels that a run visits; None: the schedule's.
+        solver: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`.
+        steps: network evaluations for decoding. A solver that takes several evaluations per step makes as many steps as
+            fit: Heun's method takes two per step but one for the last step, so of an even number one is not used.
+        invert_steps: network evaluations for inversion; None: as many as for decoding. If there are more, the levels
+            are still the decoder's, and the cleanest of them get more than one evaluation. If there are fewer, the
+            levels differ from the decoder's, which costs accuracy.
+        inversion: ``implicit`` undoes the solver's steps; ``ddim`` is first order, and the paper's inversion if spacing
+            is ``leading``.
+        invert_tolerance: an implicit inversion is refined by :meth:`round_trip` if the mean squared error of the
+            decoded image (with a first stage: latent) is above this; None: never.
+        spacing: how the levels are spaced; None: as the schedule says.
         clip: clip x0 to the schedule's ``clip_range`` at every step.
-        batch_size: images at once; more are taken in turn.
-        first_stage: between the images and what the network works on; None: these are the images.
+        batch_size: largest number of images that are processed at once.
+        first_stage: maps images to the latents that the network works on; None: the network works on images.
 
     Raises:
-        ConfigError: an unknown name, a number of steps that the schedule does not have, or latents that would be
-            clipped.
+        ConfigError: a name is unknown, the schedule has fewer levels than steps, or latents would be clipped.
 
     Example:
         >>> from monai_diffae.networks import build_autoencoder
@@ -78,7 +78,7 @@ class DiffusionAutoencoderInferer(Inferer):
     def __init__(
         self,
         schedule: DiffusionSchedule,
-        solver: str | Solver = "adams",
+        solver: SolverName | Solver = "adams",
         steps: int = 20,
         invert_steps: int | None = None,
         inversion: InversionName = "implicit",
@@ -90,26 +90,20 @@ class DiffusionAutoencoderInferer(Inferer):
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
             raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
-        if not callable(solver) and not (isinstance(solver, str) and solver in SOLVERS):
-            raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         if inversion not in get_args(InversionName):
             raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(InversionName))}")
-        counts = {"steps": steps, "invert_steps": invert_steps, "batch_size": batch_size}
-        for name, count in counts.items():
-            if count is not None and (type(count) is not int or count < 1):
-                raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
+        _check_counts(steps=steps, invert_steps=invert_steps, batch_size=batch_size)
         if invert_tolerance is not None and not (type(invert_tolerance) in (int, float) and invert_tolerance > 0):
             raise ConfigError(f"invert_tolerance is {invert_tolerance!r}; it must be a number above 0, or null")
         if type(clip) is not bool:
             raise ConfigError(f"clip is {clip!r}; it must be true or false")
         self.schedule = schedule
-        self.solver: Solver = solver if callable(solver) else SOLVERS[solver]
-        # a functools.partial, for a solver's own options, is still that solver
-        algorithm = getattr(self.solver, "func", self.solver)
-        self.num_intervals = (steps + 1) // 2 if algorithm is heun else steps
-        self.steps = 2 * self.num_intervals - 1 if algorithm is heun else steps
+        self.solver = find_solver(solver)
+        facts = solver_facts(self.solver)
+        self.solver_steps = facts.steps(steps)
+        self.steps = facts.evaluations(self.solver_steps)
         self.invert_steps = self.steps if invert_steps is None else invert_steps
-        self.invert_order = 1 if algorithm is ddim else 3
+        self.inversion_order = facts.inversion_order
         self.inversion = inversion
         self.invert_tolerance = invert_tolerance
         self.spacing = spacing
@@ -120,17 +114,23 @@ class DiffusionAutoencoderInferer(Inferer):
                 f"clip_range is {list(self.clip_range)}; a first stage's latents have no bounds: set it to null"
             )
         self.first_stage = first_stage
-        schedule.inference_timesteps(self.num_intervals, spacing)
-        if inversion == "ddim" and self.invert_steps > schedule.num_train_timesteps:
+        num_levels = schedule.num_train_timesteps
+        if self.solver_steps > num_levels:
+            raise ConfigError(
+                f"steps is {steps}; it must be between 1 and {facts.evaluations(num_levels)}, "
+                f"as the schedule has {num_levels} levels"
+            )
+        schedule.inference_timesteps(self.solver_steps, spacing)  # raises an error for an unknown spacing
+        if inversion == "ddim" and self.invert_steps > num_levels:
             raise ConfigError(
                 f"invert_steps is {self.invert_steps}; with inversion 'ddim' it must be at most "
-                f"{schedule.num_train_timesteps}, the levels of the schedule"
+                f"{num_levels}, the number of levels of the schedule"
             )
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, condition: Tensor, **_: Any
     ) -> Tensor:
-        """The training forward (B, C, *S): the network's output for q(x_t | inputs).
+        """The training forward: the network's output (B, C, *S) for x_t drawn from q(x_t | inputs).
 
         Args:
             inputs: clean images x0 (B, C, *S) in the model's range; with a first stage, their latents.
@@ -145,7 +145,7 @@ class DiffusionAutoencoderInferer(Inferer):
 
     @torch.no_grad()
     def encode(self, images: Tensor, network: nn.Module) -> Tensor:
-        """z_sem (B, Z), float32, of images (B, C, *S); (B, D, Z) of volumes for a 2D network."""
+        """z_sem (B, Z) of images (B, C, *S), float32; for volumes and a 2D network, (B, D, Z)."""
 
         def run(images: Tensor) -> tuple[Tensor]:
             z_sem: Tensor = network.encode(self._from_images(images).to(_precision(network)))  # type: ignore[operator]
@@ -158,16 +158,18 @@ class DiffusionAutoencoderInferer(Inferer):
     def invert(
         self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
     ) -> Tensor:
-        """The stochastic code x_T, float32 at least, of images, given their z_sem (encoded here when None).
+        """The stochastic code x_T of images, (B, C, *S) in float32 or better.
 
-        Whether it decodes to the image is not asked here: :meth:`round_trip` does. x_T is (B, C, *S); with a first
-        stage, as :meth:`x_T_shape` says.
+        It is not checked whether x_T decodes to the image; :meth:`round_trip` checks this.
 
         Args:
             images: (B, C, *S) in the model's range.
             network: the trained autoencoder.
-            z_sem: (B, Z).
+            z_sem: (B, Z); None: computed from the images.
             callback: called after each step; with more images than ``batch_size``, after each step of each batch.
+
+        Returns:
+            x_T, in the shape of the images; with a first stage, in the shape that :meth:`x_T_shape` gives.
         """
 
         def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor]:
@@ -185,7 +187,17 @@ class DiffusionAutoencoderInferer(Inferer):
         network: nn.Module,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Images (B, C, *S), float32 at least, from z_sem (B, Z) and x_T as ``invert`` gives it; callback as there."""
+        """Images (B, C, *S), in float32 or better, from z_sem and x_T.
+
+        Args:
+            z_sem: (B, Z).
+            x_T: noise, or the stochastic codes that :meth:`invert` returns.
+            network: the trained autoencoder.
+            callback: called after each step; with more images than ``batch_size``, after each step of each batch.
+
+        Raises:
+            ConfigError: the solver changes the shape.
+        """
 
         def run(x_T: Tensor, z_sem: Tensor) -> tuple[Tensor]:
             return (self._to_images(self._decoded(x_T, _denoiser(network, z_sem), callback)),)
@@ -197,17 +209,17 @@ class DiffusionAutoencoderInferer(Inferer):
     def round_trip(
         self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x_T as :meth:`invert` gives it, and what it decodes to; where that is not the image, x_T is refined.
+        """Invert images and decode them again; refine x_T of those images that are not reproduced.
 
-        An image that does not come back within ``invert_tolerance`` is inverted again by itself, with some hundred
-        evaluations or more (:func:`~monai_diffae.diffusion.refined_inversion`). If it does not come back then either,
-        a warning says so.
+        If the reconstruction of an image differs by more than ``invert_tolerance``, the image is inverted again on its
+        own, with about a hundred evaluations or more (:func:`~monai_diffae.diffusion.refined_inversion`). If it still
+        differs by more, a warning is logged.
 
         Args:
             images: (B, C, *S) in the model's range.
             network: the trained autoencoder.
-            z_sem: (B, Z); encoded here when None.
-            callback: called after each step of inversion and of decoding, but not of a refinement.
+            z_sem: (B, Z); None: computed from the images.
+            callback: called after each step of inversion and of decoding, but not during a refinement.
 
         Returns:
             x_T, and the reconstruction (B, C, *S).
@@ -232,18 +244,18 @@ class DiffusionAutoencoderInferer(Inferer):
         x_T: Tensor | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Images (B, C, *S) encoded and decoded again.
+        """Encode and decode images (B, C, *S).
 
         Args:
             images: (B, C, *S) in the model's range.
             network: the trained autoencoder.
-            mode: ``x_T``: with each image's own inverted x_T, near-exact, by :meth:`round_trip`; ``z_sem``: from z_sem
-                alone, with the noise given as ``x_T`` (drawn here when None), the same semantics with other details.
-            x_T: the stochastic codes for mode ``z_sem``.
+            mode: ``x_T``: near-exact, by :meth:`round_trip` with each image's own x_T; ``z_sem``: from z_sem and noise,
+                which keeps what z_sem describes and draws other details.
+            x_T: the noise for mode ``z_sem``; None: drawn at random.
             callback: called after each step of inversion and of decoding.
 
         Raises:
-            ConfigError: no such mode, x_T of another shape, or x_T given in mode ``x_T``, which inverts its own.
+            ConfigError: the mode is unknown, x_T has the wrong shape, or x_T is given in mode ``x_T``.
         """
         if mode not in get_args(ReconstructionMode):
             raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(ReconstructionMode))}")
@@ -259,7 +271,7 @@ class DiffusionAutoencoderInferer(Inferer):
         return self.decode(self.encode(images, network), x_T, network, callback)
 
     def x_T_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the x_T of one image (C, *S): the same, or that of its latents."""
+        """The shape of x_T for one image of shape (C, *S): the same; with a first stage, that of its latents."""
         return tuple(image_shape) if self.first_stage is None else self.first_stage.latent_shape(image_shape)
 
     def _from_images(self, images: Tensor) -> Tensor:
@@ -269,90 +281,99 @@ class DiffusionAutoencoderInferer(Inferer):
         return x_0 if self.first_stage is None else self.first_stage.decode(x_0)
 
     def _inverted(self, x_0: Tensor, denoise: Denoiser, callback: StepCallback | None) -> Tensor:
-        """x_T of what the network works on."""
+        """x_T of x_0, an image or its latents."""
         if self.inversion == "ddim":
             levels = self.schedule.paper_inversion_levels(self.invert_steps, self.spacing)
             return ddim(denoise, self.schedule, x_0, levels, clip_range=self.clip_range, callback=callback)
         return implicit_inversion(
             denoise, self.schedule, x_0,
-            self.schedule.inversion_levels(min(self.num_intervals, self.invert_steps), self.spacing),
-            num_evaluations=self.invert_steps, order=self.invert_order, clip_range=self.clip_range, callback=callback,
+            self.schedule.inversion_levels(min(self.solver_steps, self.invert_steps), self.spacing),
+            num_evaluations=self.invert_steps, order=self.inversion_order,
+            clip_range=self.clip_range, callback=callback,
         )  # fmt: skip
 
     def _decoded(self, x_T: Tensor, denoise: Denoiser, callback: StepCallback | None = None) -> Tensor:
-        """What the network works on, of x_T."""
-        levels = self.schedule.decoding_levels(self.num_intervals, self.spacing)
+        """x_0, an image or its latents, of x_T."""
+        levels = self.schedule.decoding_levels(self.solver_steps, self.spacing)
         x_0 = self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
         if x_0.shape != x_T.shape:
-            raise ConfigError(f"the solver made {tuple(x_0.shape)} of x_T {tuple(x_T.shape)}; it must keep the shape")
+            raise ConfigError(
+                f"the solver turned x_T {tuple(x_T.shape)} into {tuple(x_0.shape)}; it must keep the shape"
+            )
         return x_0
 
     def _refined(
         self, x_0: Tensor, z_sem: Tensor, x_T: Tensor, decoded: Tensor, network: nn.Module
     ) -> tuple[Tensor, Tensor]:
-        """x_T and what it decodes to, those that miss x_0 by more than the tolerance inverted again, one by one."""
+        """x_T and its decoded x_0; images whose error is above the tolerance are inverted again, one by one."""
         tolerance = self.invert_tolerance
         if tolerance is None or self.inversion == "ddim":
             return x_T, decoded
         x_T, decoded, errors = x_T.clone(), decoded.clone(), _mean_squares(decoded - x_0)
-        levels = self.schedule.inversion_levels(self.num_intervals, self.spacing)
+        levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
         for i in (~(errors <= tolerance)).nonzero().flatten().tolist():
             denoise = _denoiser(network, z_sem[i : i + 1])
-            found, back = refined_inversion(
+            new_x_T, new_decoded = refined_inversion(
                 denoise, partial(self._decoded, denoise=denoise), self.schedule, x_0[i : i + 1], levels,
-                tolerance=tolerance, order=self.invert_order, clip_range=self.clip_range,
+                tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
             )  # fmt: skip
-            if (error := _mean_squares(back - x_0[i : i + 1])[0]) < errors[i]:
-                x_T[i], decoded[i], errors[i] = found[0], back[0], error
-        if missed := int((~(errors <= tolerance)).sum()):
+            if (error := _mean_squares(new_decoded - x_0[i : i + 1])[0]) < errors[i]:
+                x_T[i], decoded[i], errors[i] = new_x_T[0], new_decoded[0], error
+        if num_inexact := int((~(errors <= tolerance)).sum()):
             logger.warning(
-                "inversion: %d of %d images do not come back within a mean squared error of %g (the worst: %.2g); "
-                "train for longer, or take more steps", missed, len(errors), tolerance, float(errors.max()),
+                "inversion: %d of %d images are not reproduced within a mean squared error of %g (largest: %.2g); "
+                "train for longer, or use more steps", num_inexact, len(errors), tolerance, float(errors.max()),
             )  # fmt: skip
         return x_T, decoded
 
     def _in_batches(
         self, run: Callable[..., tuple[Tensor, ...]], network: nn.Module, images: Tensor, *codes: Tensor
     ) -> list[Tensor]:
-        """``run`` over at most ``batch_size`` images at once; of volumes for a 2D network, over their slices."""
+        """Call ``run`` with at most ``batch_size`` images at once; with slices if a 2D network is given volumes."""
         is_sliced = images.ndim == getattr(network, "spatial_dims", images.ndim - 2) + 3
         _check_inputs(images, codes, is_sliced)
         if network.training:
-            raise ConfigError("the network is in training mode, where it is not the same twice; call network.eval()")
+            raise ConfigError("the network is in training mode, where its output is random; call network.eval()")
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         batches = zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True)
         outputs = [torch.cat(parts) for parts in zip(*(run(*batch) for batch in batches), strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs
 
 
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and (type(count) is not int or count < 1):
+            raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
+
+
 def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:
     if not images.is_floating_point():
-        raise ConfigError(f"the images are {images.dtype}; give floating-point numbers in the model's range")
+        raise ConfigError(f"the images are {images.dtype}; convert them to floating-point numbers in the model's range")
     if images.numel() == 0:
-        raise ConfigError(f"the images have the shape {tuple(images.shape)}: there is nothing in them")
+        raise ConfigError(f"the images have the shape {tuple(images.shape)}, which is empty")
     if not all(tensor.isfinite().all() for tensor in (images, *codes)):
-        raise ConfigError("the images or codes hold values that are not finite; leave these cases out")
+        raise ConfigError("the images or codes hold values that are not finite; exclude these cases")
     axes, first = ("(B, D, Z)", (images.shape[0], images.shape[-1])) if is_sliced else ("(B, Z)", images.shape[:1])
     for z_sem in codes:
         if z_sem.ndim != len(first) + 1 or tuple(z_sem.shape[:-1]) != tuple(first):
             raise ConfigError(
-                f"z_sem has the shape {tuple(z_sem.shape)}: with images or codes of shape {tuple(images.shape)} it "
-                f"must be {axes} as encode gives it"
+                f"z_sem has the shape {tuple(z_sem.shape)}; for images or codes of shape {tuple(images.shape)} it "
+                f"must have the shape {axes} that encode returns"
             )
 
 
 def _precision(network: nn.Module) -> torch.dtype:
-    """The network's own: it is asked in it, while solvers compute in float32 at least."""
+    """The network's own dtype: its inputs are converted to it, while solvers compute in float32 or better."""
     return next(network.parameters(), torch.empty(0)).dtype
 
 
 def _mean_squares(differences: Tensor) -> Tensor:
-    """(B,) of (B, ...)."""
+    """The mean square (B,) of each of (B, ...)."""
     return differences.square().flatten(1).mean(dim=1)
 
 
 def _denoiser(network: nn.Module, z_sem: Tensor) -> Denoiser:
-    """The network with its z_sem bound."""
+    """The network as a function of x_t and t only."""
     dtype = _precision(network)
     z_sem = z_sem.to(dtype)
     return lambda x, t: network(x.to(dtype), t, z_sem)

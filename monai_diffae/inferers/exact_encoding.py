@@ -1,4 +1,4 @@
-"""z_sem of images, equal to the bit whatever is encoded beside them."""
+"""Encoding whose result for an image does not depend on the other images of its batch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from torch import Tensor, nn
 
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
-_MOST_AT_ONCE = 16
-
-
-_VOXELS_AT_ONCE = 2**17
+_MAX_BATCH_SIZE = 16
+_VOXELS_PER_BATCH = 2**17
 
 
 @torch.no_grad()
 def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network: nn.Module) -> Tensor:
-    """z_sem (B, D) in float32, to the bit the same for an image whatever the others are, and how many.
+    """z_sem (B, D) in float32, the same to the bit for an image whatever the other images are.
 
-    Convolutions of other batch sizes may take other algorithms, which differ in the last bits (4e-7 on a CPU): for
-    images of one size the encoder always runs on as many, the last one repeated where they do not suffice.
+    With another batch size a convolution may use another algorithm, whose results differ in the last bits (4e-7 on a
+    CPU). Therefore the batch size depends on the image size alone. A batch that is too small is filled up with copies
+    of its last image.
 
     Args:
         images: (B, C, *S) in the model's range, on the network's device.
-        inferer: encodes.
+        inferer: the inferer that encodes.
         network: the autoencoder, in evaluation mode.
     """
     at_once = images_at_once(images.shape[2:])
@@ -41,5 +40,5 @@ def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network
 
 
 def images_at_once(size: Sequence[int]) -> int:
-    """How many images of a size the encoder takes: a function of the size alone; large ones go singly."""
-    return min(_MOST_AT_ONCE, max(1, _VOXELS_AT_ONCE // math.prod(size)))
+    """The batch size for images of this size (*S); 1 for large images."""
+    return min(_MAX_BATCH_SIZE, max(1, _VOXELS_PER_BATCH // math.prod(size)))

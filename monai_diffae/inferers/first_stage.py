@@ -1,4 +1,6 @@
-"""What a first stage gives back of images, without drawing anything, as MONAI inferers."""
+"""Deterministic reconstruction with a first stage (an AutoencoderKL), as MONAI inferers."""
+
+# tested in tests/engines/test_first_stage_training.py
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from monai_diffae.networks import FirstStage
 
 
 class FirstStageInferer(Inferer):
-    """Encodes images to their posterior and decodes its mean: what an evaluator measures."""
+    """Encodes images and decodes the mean of the posterior; for evaluation."""
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -24,7 +26,7 @@ class FirstStageInferer(Inferer):
 
 
 class FirstStageReconstructor(Inferer):
-    """The reconstruction alone: what a ``SupervisedEvaluator`` of a bundle writes."""
+    """Returns the reconstruction only; for the ``SupervisedEvaluator`` of a bundle."""
 
     def __call__(self, inputs: Tensor, network: FirstStage, **_: Any) -> Tensor:  # type: ignore[override]
         """The reconstruction (B, C, *S) of images."""

@@ -1,4 +1,4 @@
-"""z_sem from nothing: what a latent DDIM does, in training and after it."""
+"""Sampling of z_sem with a latent DDIM, a second diffusion model; and its training forward."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, SpacingName, StepCallback
+from monai_diffae.diffusion import DiffusionSchedule, Solver, SolverName, SpacingName, StepCallback, find_solver
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import LatentMLP
 
-# Sample i is always computed with the same neighbours at the same place of a batch of this size, as the last bits of
-# a matrix product depend on its shape.
-_AT_ONCE = 64
+# Sample i is always computed in the same batch and at the same place of it, because the last bits of a matrix product
+# depend on its shape.
+_BATCH_SIZE = 64
 
 
 class LatentInferer(Inferer):
-    """Sampling of z_sem with a latent DDIM; called itself, it is the training forward.
+    """Samples z_sem with a latent DDIM. Calling it is the training forward.
 
-    Diff-AE, section 4.5 and appendix A (Preechakul et al., CVPR 2022): a second diffusion model, on normalised z_sem.
-    Nothing is clipped, as normalised z_sem has no bounds. The defaults' samples lie .003 to .009 (root mean square, of
-    normalised z_sem) from those of DDIM with all 1000 steps; 20 steps of DDIM lie .05 to .09 from them.
+    The latent DDIM is a second diffusion model, on normalised z_sem (Preechakul et al., CVPR 2022, section 4.5 and
+    appendix A). Nothing is clipped, as normalised z_sem has no bounds. With the defaults, samples differ from those of
+    DDIM with all 1000 steps by .003 to .009 (root mean square of normalised z_sem); with 20 steps of DDIM, by .05 to
+    .09.
 
     Args:
         schedule: the noise schedule that the network is trained with.
-        solver: ``adams``, ``dpmpp_2m``, ``unipc``, ``heun``, ``ddim`` or ``euler``.
-        steps: steps of the solver, from noise to z_sem.
-        spacing: the levels that a run visits; None: the schedule's.
+        solver: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`.
+        steps: the solver's steps from noise to z_sem. Most solvers evaluate the network once per step, ``heun`` twice.
+        spacing: how the levels are spaced; None: as the schedule says.
 
     Raises:
-        ConfigError: an unknown name, or a number of steps that the schedule does not have.
+        ConfigError: a name is unknown, or the schedule has fewer levels than steps.
 
     Example:
         >>> from monai_diffae.networks import LatentMLP
@@ -47,23 +48,21 @@ class LatentInferer(Inferer):
     def __init__(
         self,
         schedule: DiffusionSchedule,
-        solver: str = "adams",
+        solver: SolverName | Solver = "adams",
         steps: int = 20,
         spacing: SpacingName | None = None,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
             raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
-        if solver not in SOLVERS:
-            raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(SOLVERS)}")
         self.schedule = schedule
-        self.solver = SOLVERS[solver]
+        self.solver = find_solver(solver)
         self.steps = steps
         self.levels = schedule.decoding_levels(steps, spacing)
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: torch.nn.Module, noise: Tensor, timesteps: Tensor, **_: Any
     ) -> Tensor:
-        """The training forward (B, D): the network's output for q(z_t | inputs).
+        """The training forward: the network's output (B, D) for z_t drawn from q(z_t | inputs).
 
         Args:
             inputs: normalised z_sem (B, D).
@@ -83,19 +82,19 @@ class LatentInferer(Inferer):
         start: int = 0,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """New z_sem (N, D), float32, on the network's device, as the autoencoder's decoder takes them.
+        """New z_sem (N, D), float32, on the network's device, ready for the autoencoder's decoder.
 
-        Sample i is a function of the weights and (seed, start + i) alone, to the bit.
+        Sample i depends only on the weights and on (seed, start + i), and is always the same to the bit.
 
         Args:
             network: the trained latent network, in evaluation mode, with the statistics of its training set.
             num_samples: N, at least 1.
-            seed: of the noise that they come from.
-            start: place of the first one in the endless row of this seed's samples.
-            callback: called after each step of each 64 samples, with what is normalised.
+            seed: seed of the noise.
+            start: index of the first sample in the sequence of samples of this seed.
+            callback: called after each step of each batch of 64 samples, with normalised z_sem.
 
         Raises:
-            ConfigError: a number that is none, a network in training mode or without statistics.
+            ConfigError: a number is invalid, or the network is in training mode or has no statistics.
         """
         for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0), ("start", start, 0)):
             if type(value) is not int or value < least:
@@ -105,7 +104,7 @@ class LatentInferer(Inferer):
         weights = network.head.weight
         stop = start + num_samples
         parts = []
-        for first in range(start - start % _AT_ONCE, stop, _AT_ONCE):
+        for first in range(start - start % _BATCH_SIZE, stop, _BATCH_SIZE):
             z_T = _noise(network.z_channels, seed, first).to(weights)
             z = self.solver(network, self.schedule, z_T, self.levels, callback=callback)
             parts.append(network.denormalise(z)[max(start - first, 0) : stop - first])
@@ -113,6 +112,6 @@ class LatentInferer(Inferer):
 
 
 def _noise(z_channels: int, seed: int, first: int) -> Tensor:
-    """z_T (64, D) of the samples from ``first`` on, one generator a sample."""
-    rows = [np.random.default_rng([seed, i]) for i in range(first, first + _AT_ONCE)]
-    return torch.from_numpy(np.stack([row.standard_normal(z_channels, np.float32) for row in rows]))
+    """z_T (64, D) of the samples from ``first`` on, with one generator per sample."""
+    generators = [np.random.default_rng([seed, i]) for i in range(first, first + _BATCH_SIZE)]
+    return torch.from_numpy(np.stack([generator.standard_normal(z_channels, np.float32) for generator in generators]))

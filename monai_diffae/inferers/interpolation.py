@@ -1,4 +1,4 @@
-"""Between two codes: z_sem on a straight line, x_T on the sphere that noise lies on."""
+"""Interpolation between two codes: linear for z_sem, spherical for x_T."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from monai_diffae.errors import ConfigError
 
 
 def lerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
-    """The points (W, *) on the straight line from ``first`` (1, *) to ``second`` (1, *), 0 being the first.
+    """Points (W, *) on the straight line between ``first`` (1, *) and ``second`` (1, *), one per weight.
+
+    Args:
+        first: the code at weight 0.
+        second: the code at weight 1, of the same shape.
+        weights: one number per point, usually between 0 and 1.
+
+    Raises:
+        ConfigError: the codes have different shapes, or are more than one each.
 
     Example:
         >>> lerp(torch.zeros(1, 2), torch.ones(1, 2), [0, 0.25, 1])[:, 0]
@@ -23,14 +31,20 @@ def lerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
-    """The points (W, *) on the arc from ``first`` (1, *) to ``second`` (1, *) (Shoemake 1985).
+    """Points (W, *) on the arc between ``first`` (1, *) and ``second`` (1, *), one per weight (Shoemake 1985).
 
-    As in the paper's interpolation of x_T (section 4.2), each code taken as one vector: a straight line would leave
-    the sphere near which noise of so many dimensions lies, and decode to blurred images. Between codes of one direction
-    the arc is the line.
+    As in the paper's interpolation of x_T (section 4.2), each code is treated as one vector. Noise in many dimensions
+    lies close to a sphere; points on a straight line would leave the sphere and decode to blurred images. Between
+    parallel codes, the arc is the straight line.
+
+    Args:
+        first: the code at weight 0.
+        second: the code at weight 1, of the same shape.
+        weights: one number per point, usually between 0 and 1.
 
     Raises:
-        ConfigError: codes of different shapes, or between which there is no one arc: opposite ones, zero, not finite.
+        ConfigError: the codes have different shapes, or are more than one each; or there is no unique arc between them,
+            because they are opposite, zero or not finite.
 
     Example:
         >>> first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
@@ -42,8 +56,8 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     _check(first, second)
     a, b = first.double().flatten(), second.double().flatten()
     cosine = (a @ b / (a.norm() * b.norm())).clamp(-1, 1)
-    if not cosine > 1e-12 - 1:  # NaN, too
-        raise ConfigError("there is no arc between codes that are opposite, zero or not finite; give others")
+    if not cosine > 1e-12 - 1:  # written so that NaN is refused, too
+        raise ConfigError("there is no arc between codes that are opposite, zero or not finite; choose other codes")
     angle = torch.arccos(cosine)
     if angle.sin() < 1e-6:
         return lerp(first, second, weights)
@@ -59,5 +73,6 @@ def _column(weights: Sequence[float], like: Tensor) -> Tensor:
 def _check(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or len(first) != 1:
         raise ConfigError(
-            f"codes of shape {tuple(first.shape)} and {tuple(second.shape)}: give one of each, of the same shape"
+            f"codes of shape {tuple(first.shape)} and {tuple(second.shape)} do not match; "
+            "give one of each, of the same shape"
         )

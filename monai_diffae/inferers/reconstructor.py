@@ -1,4 +1,6 @@
-"""Reconstruction as a MONAI inferer: what a ``SupervisedEvaluator`` of a bundle calls."""
+"""Reconstruction as a MONAI inferer, for the ``SupervisedEvaluator`` of a bundle."""
+
+# tested in tests/inferers/test_autoencoding.py
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, Reco
 
 
 class Reconstructor(Inferer):
-    """Encodes images and decodes them again.
+    """Encodes and decodes images.
 
     Args:
-        inferer: encodes, inverts and decodes.
-        mode: ``x_T``: with each image's own inverted x_T, near-exact; ``z_sem``: from z_sem alone, with one noise for
-            all images, so that what differs between two results comes from their z_sem.
-        seed: of that noise.
+        inferer: the inferer that encodes, inverts and decodes.
+        mode: ``x_T``: near-exact, with each image's own x_T; ``z_sem``: from z_sem and the same noise for all images,
+            so that differences between results come from z_sem.
+        seed: seed of this noise.
 
     Raises:
-        ConfigError: no such mode.
+        ConfigError: the mode is unknown.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
@@ -47,7 +49,7 @@ class Reconstructor(Inferer):
         Args:
             inputs: images (B, C, *S) in the model's range.
             network: the trained autoencoder, in evaluation mode.
-            condition: the images that the encoder sees; ``inputs`` themselves when None.
+            condition: the images that the encoder is given; None: ``inputs``.
         """
         z_sem = self.inferer.encode(inputs if condition is None else condition, network)
         if self.mode == "x_T":

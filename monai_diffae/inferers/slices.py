@@ -1,4 +1,4 @@
-"""Volumes for a 2D network: their slices as a batch, and back."""
+"""Conversion between volumes and batches of their slices, for 2D networks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def to_slices(volumes: Tensor) -> Tensor:
-    """Volumes (B, C, H, W, D) -> their slices along the last axis (B * D, C, H, W); codes (B, D, Z) -> (B * D, Z)."""
+    """The slices of volumes along the last axis: (B, C, H, W, D) -> (B * D, C, H, W); codes (B, D, Z) -> (B * D, Z)."""
     return volumes.movedim(-1, 1).flatten(0, 1) if volumes.ndim > 3 else volumes.flatten(0, 1)
 
 
 def from_slices(slices: Tensor, num_slices: int) -> Tensor:
-    """The inverse of :func:`to_slices`, ``num_slices`` being D.
+    """The inverse of :func:`to_slices`; ``num_slices`` is D.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Step by step the same as the solvers of the library ``diffusers``, which knows nothing of ours."""
+"""Solvers compared step by step with the independent implementations of the library ``diffusers``."""
 
 from functools import partial
 
@@ -19,23 +19,23 @@ THEIR_NAME = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def network(x, t):
-    """Something smooth, and different at every level and pixel."""
+    """A smooth function that differs between levels and between pixels."""
     t = torch.as_tensor(t).reshape(-1, *[1] * (x.ndim - 1)) / 1000
     return torch.tanh(x * (1.3 - t)) + 0.3 * torch.cos(3 * x + t)
 
 
 def ours(solver, schedule, x, levels):
-    on_the_way = []
-    solver(network, schedule, x, levels, callback=lambda done, total, x: on_the_way.append(x))
-    return on_the_way
+    path = []
+    solver(network, schedule, x, levels, callback=lambda done, total, x: path.append(x))
+    return path
 
 
 def theirs(scheduler, x, **step_arguments):
-    on_the_way = []
+    path = []
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t), t, x, **step_arguments).prev_sample
-        on_the_way.append(x)
-    return on_the_way
+        path.append(x)
+    return path
 
 
 def assert_same(a, b):
@@ -70,7 +70,7 @@ def test_ddim_with_eta(x_T):
     schedule = DiffusionSchedule(prediction="eps", spacing="trailing")
     generator = torch.Generator().manual_seed(3)
     stochastic = partial(ddim, eta=0.7, generator=torch.Generator().manual_seed(3))
-    # they draw noise in the last step too, of no variance at level 0 of theirs: x0 itself
+    # diffusers draws noise in the last step, too, but with variance 0
     assert_same(
         ours(stochastic, schedule, x_T, schedule.decoding_levels(10)),
         theirs(scheduler, x_T, eta=0.7, generator=generator),
@@ -100,10 +100,10 @@ def test_unipc(x_T, prediction, parameterisation, order):
     )  # fmt: skip
     scheduler.set_timesteps(10)
     solver = partial(unipc, order=order, parameterisation=parameterisation)
-    found, wanted = ours(solver, schedule, x_T, schedule.decoding_levels(10)), theirs(scheduler, x_T)
-    if parameterisation == "eps":  # at sigma = 0 theirs is not finite: log-SNR is infinite there
-        found, wanted = found[:-1], wanted[:-1]
-    assert_same(found, wanted)
+    path, expected = ours(solver, schedule, x_T, schedule.decoding_levels(10)), theirs(scheduler, x_T)
+    if parameterisation == "eps":  # at x0 itself log-SNR is infinite, and so is the result of diffusers
+        path, expected = path[:-1], expected[:-1]
+    assert_same(path, expected)
 
 
 def test_euler_for_rectified_flow(x_T):
@@ -111,21 +111,21 @@ def test_euler_for_rectified_flow(x_T):
     levels = schedule.decoding_levels(10)
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
     scheduler.set_timesteps(sigmas=[(t + 1) / 1000 for t in levels[:-1]])
-    their_way, x = [], x_T
+    their_path, x = [], x_T
     for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t - 1), t, x).prev_sample  # their timestep s * 1000 is our t + 1
-        their_way.append(x)
-    assert_same(ours(ddim, schedule, x_T, levels), their_way)
+        x = scheduler.step(network(x, t - 1), t, x).prev_sample  # their timestep 1000 s is our t + 1
+        their_path.append(x)
+    assert_same(ours(ddim, schedule, x_T, levels), their_path)
 
 
 def test_heun_for_rectified_flow(x_T):
     schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
     scheduler = FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000)
     scheduler.set_timesteps(10)
-    their_way, x = [], x_T
+    their_path, x = [], x_T
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t - 1), t, x).prev_sample
-        their_way.append(x)
+        their_path.append(x)
     levels = [*dict.fromkeys(round(float(t)) - 1 for t in scheduler.timesteps), -1]
-    # two of their steps are one of ours, but for the last
-    assert_same(ours(heun, schedule, x_T, levels), [*their_way[1:-1:2], their_way[-1]])
+    # two of their steps are one of ours, except the last
+    assert_same(ours(heun, schedule, x_T, levels), [*their_path[1:-1:2], their_path[-1]])

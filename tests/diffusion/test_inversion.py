@@ -2,23 +2,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from gaussian import KINDS, STD, exact
+from gaussian import KINDS, STD, curved, exact
 
 from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion, refined_inversion
 from monai_diffae.errors import ConfigError
-
-
-def bend(schedule):
-    """A denoiser that is no straight line in x: the exact one of N(0, std^2), bent."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule.coefficients(t, x)
-        variance = alpha**2 * STD**2 + sigma**2
-        x0 = alpha * STD**2 / variance * x
-        x0 = x0 + 0.3 * torch.sin(3 * x0) * sigma**2
-        return schedule.target(x0, (x - alpha * x0) / sigma, t)
-
-    return denoise
 
 
 def data(*shape, seed=0):
@@ -34,8 +21,8 @@ def test_the_papers_round_trip_error_falls_as_one_over_steps(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, spacing="trailing")
     x0, errors = data(2, 1, 4, 4), []
     for steps in (20, 40, 80, 160):
-        x_T = ddim(bend(schedule), schedule, x0, schedule.inversion_levels(steps))
-        errors.append(error(ddim(bend(schedule), schedule, x_T, schedule.decoding_levels(steps)), x0))
+        x_T = ddim(curved(schedule), schedule, x0, schedule.inversion_levels(steps))
+        errors.append(error(ddim(curved(schedule), schedule, x_T, schedule.decoding_levels(steps)), x0))
     ratios = [a / b for a, b in pairwise(errors)]
     assert errors[-1] < 0.02
     assert all(1.5 < ratio < 3 for ratio in ratios), (errors, ratios)
@@ -45,7 +32,7 @@ def test_the_papers_round_trip_error_falls_as_one_over_steps(name, prediction):
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 1, 4, 4, 4)])
 def test_twenty_and_twenty_evaluations_beat_the_papers_250_and_100(name, prediction, shape):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
-    denoise, x0 = bend(schedule), data(*shape)
+    denoise, x0 = curved(schedule), data(*shape)
     x_T = ddim(denoise, schedule, x0, schedule.paper_inversion_levels(250, "leading"))
     papers = error(ddim(denoise, schedule, x_T, schedule.decoding_levels(100, "leading")), x0)
     x_T = implicit_inversion(denoise, schedule, x0, schedule.inversion_levels(20))
@@ -55,7 +42,7 @@ def test_twenty_and_twenty_evaluations_beat_the_papers_250_and_100(name, predict
 @pytest.mark.parametrize(("name", "prediction"), KINDS)
 def test_with_many_evaluations_it_is_the_inverse_of_ddim_to_rounding(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
-    denoise, x0 = bend(schedule), data(2, 1, 4, 4)
+    denoise, x0 = curved(schedule), data(2, 1, 4, 4)
     errors = []
     for evaluations in (20, 60, 600):
         x_T = implicit_inversion(
@@ -73,40 +60,40 @@ def test_x_T_of_data_is_standard_noise():
         assert x_T.std() == pytest.approx(1, abs=0.02), (name, prediction)
 
 
-def test_evaluations_beyond_one_a_step_go_to_the_cleanest_levels():
+def test_evaluations_beyond_one_per_step_go_to_the_cleanest_levels():
     schedule = DiffusionSchedule()
-    asked = []
+    evaluated = []
 
     def denoise(x, t):
-        asked.append(int(t[0]))
-        return bend(schedule)(x, t)
+        evaluated.append(int(t[0]))
+        return curved(schedule)(x, t)
 
     levels = schedule.inversion_levels(4)
     implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, num_evaluations=10)
     counts = [3, 3, 2, 2]
-    assert asked == [t for t, count in zip(levels[1:], counts, strict=True) for _ in range(count)]
+    assert evaluated == [t for t, count in zip(levels[1:], counts, strict=True) for _ in range(count)]
     with pytest.raises(ConfigError, match="num_evaluations is 3; give at least 4, one for each step"):
         implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, num_evaluations=3)
 
 
-def test_levels_that_do_not_rise_are_refused():
+def test_levels_that_do_not_rise_and_orders_below_one_are_refused():
     schedule = DiffusionSchedule()
     for levels, order in (([5, 3, -1], 3), ([-1, 4, 4], 3), ([-1, 5], 0)):
         with pytest.raises(ConfigError, match="implicit_inversion needs rising levels"):
-            implicit_inversion(bend(schedule), schedule, data(1, 1, 4, 4), levels, order=order)
+            implicit_inversion(curved(schedule), schedule, data(1, 1, 4, 4), levels, order=order)
 
 
-def test_a_clipped_round_trip_returns_the_image_too():
+def test_a_clipped_round_trip_reproduces_the_image_too():
     for name, prediction in KINDS:
         schedule = DiffusionSchedule(schedule=name, prediction=prediction)
         x0 = data(2, 1, 4, 4).clamp(-1, 1)
         clip = {"clip_range": (-1.0, 1.0)}
-        x_T = implicit_inversion(bend(schedule), schedule, x0, schedule.inversion_levels(20), **clip)
-        assert error(adams(bend(schedule), schedule, x_T, schedule.decoding_levels(20), **clip), x0) < 0.01
+        x_T = implicit_inversion(curved(schedule), schedule, x0, schedule.inversion_levels(20), **clip)
+        assert error(adams(curved(schedule), schedule, x_T, schedule.decoding_levels(20), **clip), x0) < 0.01
 
 
 def two_modes(schedule, mode=0.7, std=0.15):
-    """The best possible network for data from N(mode, std^2) and N(-mode, std^2), by halves."""
+    """The best possible network for data half from N(mode, std^2) and half from N(-mode, std^2)."""
 
     def denoise(x, t):
         alpha, sigma = schedule.coefficients(t, x)
@@ -123,7 +110,7 @@ def two_modes(schedule, mode=0.7, std=0.15):
     ("name", "prediction", "solver", "order"),
     [("rectified_flow", "v", adams, 3), ("cosine", "v", adams, 3), ("rectified_flow", "v", ddim, 1)],
 )
-def test_where_images_part_a_refined_inversion_finds_the_way_back(name, prediction, solver, order):
+def test_a_refined_inversion_is_exact_where_a_small_error_in_x_T_changes_the_image(name, prediction, solver, order):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     denoise, levels = two_modes(schedule), schedule.inversion_levels(20)
     signs = data(4, 1, 8, 8, seed=1).sign()
@@ -136,6 +123,6 @@ def test_where_images_part_a_refined_inversion_finds_the_way_back(name, predicti
     errors = (plain - images).square().mean(dim=(1, 2, 3))
     assert errors.max() > 5e-4
     for x0 in images[errors > 1e-4].split(1):
-        x_T, back = refined_inversion(denoise, decode, schedule, x0, levels, tolerance=1e-4, order=order)
-        assert (back - x0).square().mean() < 1e-4
-        torch.testing.assert_close(decode(x_T), back)
+        x_T, decoded = refined_inversion(denoise, decode, schedule, x0, levels, tolerance=1e-4, order=order)
+        assert (decoded - x0).square().mean() < 1e-4
+        torch.testing.assert_close(decode(x_T), decoded)

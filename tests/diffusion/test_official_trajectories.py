@@ -1,4 +1,4 @@
-"""DDIM sampling and inversion as the official Diff-AE code does them, on its own numbers."""
+"""DDIM sampling and inversion reproduce the results of the official Diff-AE code."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
-pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="no parity files of the official code beside the project")
+pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="the results of the official code are not available")
 
 RUNS = [("official_1ch_32px", 10), ("official_1ch_32px", 20), ("official_3ch_64px", 10)]
 CLIP = {"clip": (-1.0, 1.0), "noclip": None}
 
 
-def assert_close_to_their_scale(found, wanted, within):
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < within
+def assert_close(actual, expected, relative_to_largest):
+    assert float((actual - expected).abs().max() / expected.abs().max()) < relative_to_largest
 
 
 @pytest.mark.parametrize(("name", "steps"), RUNS)
@@ -32,9 +32,9 @@ def test_trajectories(name, steps, clip):
         return network(x, t, tensors["z_sem"])
 
     decoded = ddim(denoise, schedule, tensors["x_t"], schedule.decoding_levels(steps), clip_range=CLIP[clip])
-    assert_close_to_their_scale(decoded, tensors[f"ddim{steps}_{clip}_decoded_from_x_t"], 1e-3)
+    assert_close(decoded, tensors[f"ddim{steps}_{clip}_decoded_from_x_t"], 1e-3)
     x_T = ddim(denoise, schedule, tensors["x0"], schedule.paper_inversion_levels(steps), clip_range=CLIP[clip])
-    assert_close_to_their_scale(x_T, tensors[f"ddim{steps}_{clip}_x_T"], 1e-3)
+    assert_close(x_T, tensors[f"ddim{steps}_{clip}_x_T"], 1e-3)
 
 
 @torch.no_grad()
@@ -43,4 +43,4 @@ def test_the_latent_ddim():
     network = load_official_latent(PARITY / "official_latent_mlp.safetensors")
     schedule = DiffusionSchedule(prediction="eps", spacing="leading", beta_start=0.008, beta_end=0.008)
     z = ddim(network, schedule, tensors["z_t"], schedule.decoding_levels(20))
-    assert_close_to_their_scale(z, tensors["ddim20_noclip_decoded_from_z_t"], 1e-5)
+    assert_close(z, tensors["ddim20_noclip_decoded_from_z_t"], 1e-5)

@@ -12,12 +12,12 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet
 
 VP = ["linear_beta", "scaled_linear_beta", "cosine"]
-SIGNAL_LEFT = [(name, prediction, False) for name in VP for prediction in ("eps", "x0", "v")]
+SOME_SIGNAL = [(name, prediction, False) for name in VP for prediction in ("eps", "x0", "v")]
 NO_SIGNAL = [(name, prediction, True) for name in VP for prediction in ("x0", "v")]
 FLOW = [("rectified_flow", prediction, False) for prediction in ("x0", "v")]
 
 
-@pytest.mark.parametrize(("name", "prediction", "zero_snr"), SIGNAL_LEFT + NO_SIGNAL + FLOW)
+@pytest.mark.parametrize(("name", "prediction", "zero_snr"), SOME_SIGNAL + NO_SIGNAL + FLOW)
 def test_the_target_gives_back_x0_and_eps(name, prediction, zero_snr):
     if name == "cosine" and prediction == "eps":
         pytest.skip("see test_eps_is_refused_where_x_T_has_no_signal")
@@ -37,12 +37,12 @@ def test_eps_is_refused_where_x_T_has_no_signal(settings):
 
 
 @pytest.mark.parametrize("name", VP)
-def test_zero_terminal_snr_leaves_no_signal_at_the_end_and_the_start_as_it_was(name):
-    mended = DiffusionSchedule(schedule=name, zero_terminal_snr=True)
+def test_zero_terminal_snr_removes_the_signal_of_the_last_level_and_keeps_the_first(name):
+    rescaled = DiffusionSchedule(schedule=name, zero_terminal_snr=True)
     plain = DiffusionSchedule(schedule=name)
-    assert mended.level(999) == (0, 1)
-    torch.testing.assert_close(mended.alpha[:2], plain.alpha[:2])
-    assert bool((mended.alpha.diff() <= 0).all())
+    assert rescaled.level(999) == (0, 1)
+    torch.testing.assert_close(rescaled.alpha[:2], plain.alpha[:2])
+    assert bool((rescaled.alpha.diff() <= 0).all())
 
 
 @pytest.mark.parametrize("name", ["linear_beta", "rectified_flow"])
@@ -91,12 +91,12 @@ def test_min_snr_weighs_every_parameterisation_by_the_same_error_of_x0(name, pre
         pytest.skip("refused")
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, loss_weighting="min_snr")
     t = torch.tensor([0, 100, 500, 900])
-    x0, eps, wrong = torch.randn(3, 4, 1, 4, 4, dtype=torch.float64)
+    x0, eps, error_of_output = torch.randn(3, 4, 1, 4, 4, dtype=torch.float64)
     x_t = schedule.q_sample(x0, eps, t)
     target = schedule.target(x0, eps, t)
-    x0_hat, _ = schedule.to_x0_eps(target + 1e-3 * wrong, x_t, t)
+    x0_hat, _ = schedule.to_x0_eps(target + 1e-3 * error_of_output, x_t, t)
     error_of_x0 = (x0_hat - x0).square().flatten(1).mean(1)
-    error = (1e-3 * wrong).square().flatten(1).mean(1)
+    error = (1e-3 * error_of_output).square().flatten(1).mean(1)
     snr = (schedule.alpha[t + 1] / schedule.sigma[t + 1]) ** 2
     torch.testing.assert_close(
         schedule.loss_weights(t).double() * error, snr.clamp(max=5) * error_of_x0, rtol=1e-5, atol=0
@@ -126,7 +126,7 @@ def test_min_snr_of_hang_et_al():
         {"spacing": "x"},
     ],
 )
-def test_unknown_names_are_refused_with_the_known_ones(wrong):
+def test_unknown_names_are_refused_and_the_known_ones_are_listed(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*choose one of"):
         DiffusionSchedule(**wrong)
 
@@ -182,7 +182,7 @@ def test_reversed_step_moves_between_the_same_levels_as_ddim():
     x0 = torch.randn(2, 1, 4, 4)
     schedule.set_timesteps(5)
     levels = schedule.timesteps.flip(0).tolist()
-    assert levels[0] == 0  # leading spacing: the first move of ddim takes x0 as it is to level 0
+    assert levels[0] == 0  # with leading spacing, the first step of ddim keeps x0 and calls it level 0
     eps, x = torch.randn_like(x0), x0
     for t in levels:
         x, _ = schedule.reversed_step(eps, t, x)
@@ -191,48 +191,48 @@ def test_reversed_step_moves_between_the_same_levels_as_ddim():
     )
 
 
-def test_a_level_that_was_not_chosen_is_refused():
+def test_a_level_that_set_timesteps_did_not_choose_is_refused():
     schedule = DiffusionSchedule()
     schedule.set_timesteps(5)
     with pytest.raises(ConfigError, match="timestep 3 is not one of the levels"):
         schedule.step(torch.zeros(1, 1, 4, 4), 3, torch.zeros(1, 1, 4, 4))
 
 
-def test_monais_ddim_scheduler_still_has_the_defects_that_we_step_around():
-    """Once this fails, MONAI is mended and our own levels may go."""
+def test_monais_ddim_scheduler_still_has_the_defects_that_the_schedule_avoids():
+    """If this fails, MONAI has been corrected, and the schedule's own levels are no longer needed."""
     scheduler = DDIMScheduler(1000, clip_sample=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler.set_timesteps(5)
     x = torch.zeros(1, 1, 4, 4)
-    chosen = scheduler.timesteps.tolist()
-    # 1. the levels it chooses are further apart than the move of its step
-    moves_by = 1000 // 5
-    gaps = {int(a - b) for a, b in pairwise(chosen)}
-    assert gaps != {moves_by}
+    levels = scheduler.timesteps.tolist()
+    # 1. the levels that it chooses are further apart than its steps
+    step_size = 1000 // 5
+    gaps = {int(a - b) for a, b in pairwise(levels)}
+    assert gaps != {step_size}
     # 2. inversion fails on the last of its own levels
     with pytest.raises(IndexError):
-        scheduler.reversed_step(x, int(chosen[0]), x)
-    # 3. one call in half precision recasts the table for good
+        scheduler.reversed_step(x, int(levels[0]), x)
+    # 3. one call in half precision changes the table's dtype for all later calls
     scheduler.add_noise(x.half(), x.half(), torch.tensor([5]))
     assert scheduler.alphas_cumprod.dtype == torch.float16
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
 def test_timestep_shift_multiplies_the_odds_of_t(sampling):
-    def drawn(shift):
+    def timesteps(shift):
         schedule = DiffusionSchedule(timestep_sampling=sampling, timestep_shift=shift)
         return schedule.sample_timesteps(100_000, torch.Generator().manual_seed(0)).double()
 
-    plain, shifted = drawn(1.0), drawn(3.0)
+    plain, shifted = timesteps(1.0), timesteps(3.0)
     assert 0 <= shifted.min() < shifted.max() <= 999
-    # the median of both distributions is half of T: odds 1, which become 3
+    # the median of both distributions is T / 2: odds of 1, which become odds of 3
     assert plain.median() == pytest.approx(500, abs=5)
     assert shifted.median() == pytest.approx(750, abs=5)
 
 
 @pytest.mark.parametrize("shift", [0, -1.0, float("nan"), float("inf"), "2"])
-def test_a_timestep_shift_that_is_none(shift):
+def test_an_invalid_timestep_shift_is_refused(shift):
     with pytest.raises(ConfigError, match="timestep_shift is"):
         DiffusionSchedule(timestep_shift=shift)
 

@@ -9,7 +9,7 @@ SCHEDULES = [("linear_beta", "eps"), ("linear_beta", "v"), ("cosine", "v"), ("re
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(("name", "prediction"), SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 64, 100, 333, 500, 999, 1000])
-def test_as_many_timesteps_as_asked_ascending_and_in_range(spacing, name, prediction, steps):
+def test_timesteps_are_as_many_as_steps_ascending_and_in_range(spacing, name, prediction, steps):
     t = DiffusionSchedule(schedule=name, prediction=prediction).inference_timesteps(steps, spacing)
     assert len(t) == steps
     assert t == sorted(set(t))
@@ -25,22 +25,22 @@ def test_impossible_numbers_of_steps_are_refused(steps):
         DiffusionSchedule().inference_timesteps(steps)
 
 
-def test_an_unknown_spacing_is_refused_with_the_known_ones():
+def test_an_unknown_spacing_is_refused_and_the_known_ones_are_listed():
     with pytest.raises(ConfigError, match="spacing is 'log'; choose one of: logsnr, leading"):
         DiffusionSchedule().inference_timesteps(5, "log")
 
 
 @pytest.mark.parametrize(("name", "prediction"), SCHEDULES)
-def test_logsnr_steps_are_equal_in_log_snr_and_end_where_noise_is_invisible(name, prediction):
+def test_logsnr_steps_are_equal_in_log_snr_and_end_with_hardly_any_noise(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     t = schedule.inference_timesteps(10)
     log_snr = [schedule.log_snr(level) for level in t]
     steps = [a - b for a, b in zip(log_snr, log_snr[1:], strict=False)]
-    assert max(steps) < 1.3 * min(steps)  # but for the rounding to timesteps
+    assert max(steps) < 1.3 * min(steps)  # except for rounding to whole timesteps
     alpha, sigma = schedule.level(t[0])
     assert sigma / alpha < 0.02
-    more = schedule.level(schedule.inference_timesteps(40)[0])
-    assert more[1] / more[0] < sigma / alpha * 0.6  # the more steps, the less is left
+    alpha_40, sigma_40 = schedule.level(schedule.inference_timesteps(40)[0])
+    assert sigma_40 / alpha_40 < sigma / alpha * 0.6  # more steps leave less noise
 
 
 def test_the_papers_levels():

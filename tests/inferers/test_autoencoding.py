@@ -3,10 +3,10 @@ from functools import partial
 import pytest
 import torch
 
-from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, unipc
+from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
+from monai_diffae.diffusion.solvers import unipc
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.inferers.reconstructor import Reconstructor
+from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor
 from monai_diffae.networks import build_autoencoder
 
 
@@ -15,7 +15,7 @@ def network():
     torch.manual_seed(0)
     network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
     for parameter in network.parameters():
-        if not parameter.any():  # the zero-initialised convolutions: without them z_sem changes nothing
+        if not parameter.any():  # zero-initialised convolutions, which would make z_sem ineffective
             torch.nn.init.normal_(parameter, std=0.05)
     return network.eval()
 
@@ -39,17 +39,17 @@ def test_a_call_is_the_training_forward_for_a_code_and_for_an_image(inferer, net
     torch.testing.assert_close(from_image, network(inferer.schedule.q_sample(images, eps, t), t, images))
 
 
-def test_inversion_and_decoding_return_the_image_and_other_noise_does_not(inferer, network, images):
+def test_inversion_and_decoding_reproduce_the_image_and_other_noise_does_not(inferer, network, images):
     z_sem = inferer.encode(images, network)
     x_T = inferer.invert(images, network, z_sem)
     error = (inferer.decode(z_sem, x_T, network) - images).square().mean()
     other = (inferer.decode(z_sem, torch.randn_like(x_T), network) - images).square().mean()
     assert error < 1e-3
     assert other > 100 * error
-    torch.testing.assert_close(inferer.invert(images, network), x_T)  # encodes by itself
+    torch.testing.assert_close(inferer.invert(images, network), x_T)  # z_sem is computed if it is not given
 
 
-def test_reconstruct_is_these_steps_in_one(inferer, network, images):
+def test_reconstruct_encodes_inverts_and_decodes(inferer, network, images):
     z_sem = inferer.encode(images, network)
     expected = inferer.decode(z_sem, inferer.invert(images, network, z_sem), network)
     torch.testing.assert_close(inferer.reconstruct(images, network), expected)
@@ -58,31 +58,31 @@ def test_reconstruct_is_these_steps_in_one(inferer, network, images):
     torch.testing.assert_close(inferer.reconstruct(images, network, mode="z_sem", x_T=noise), expected)
 
 
-def test_a_round_trip_refines_the_images_that_do_not_come_back_and_only_those(inferer, network, images, evaluations):
+def test_a_round_trip_refines_only_the_images_that_are_not_reproduced(inferer, network, images, evaluations):
     z_sem = inferer.encode(images, network)
 
-    def trip(tolerance):
+    def round_trip(tolerance):
         evaluations.clear()
         few = DiffusionAutoencoderInferer(inferer.schedule, steps=5, invert_tolerance=tolerance)
-        x_T, back = few.round_trip(images, network, z_sem)
-        asked = len(evaluations)
-        torch.testing.assert_close(back, few.decode(z_sem, x_T, network), atol=1e-5, rtol=1e-5)
-        return x_T, (back - images).square().mean(dim=(1, 2, 3)), asked
+        x_T, decoded = few.round_trip(images, network, z_sem)
+        num_evaluations = len(evaluations)
+        torch.testing.assert_close(decoded, few.decode(z_sem, x_T, network), atol=1e-5, rtol=1e-5)
+        return x_T, (decoded - images).square().mean(dim=(1, 2, 3)), num_evaluations
 
-    plain, errors, num_plain = trip(None)
+    plain, errors, num_plain = round_trip(None)
     assert num_plain == 10
-    between = float(errors.sort().values[:2].mean())  # one image comes back, two do not
-    refined, refined_errors, num_refined = trip(between)
+    between = float(errors.sort().values[:2].mean())  # one image is reproduced, two are not
+    refined, refined_errors, num_refined = round_trip(between)
     assert num_refined > num_plain
-    kept = errors <= between
-    assert kept.sum() == 1
-    assert torch.equal(refined[kept], plain[kept])
-    assert (refined_errors[~kept] <= between).all()
-    exact_errors = trip(1e-9)[1]
+    is_reproduced = errors <= between
+    assert is_reproduced.sum() == 1
+    assert torch.equal(refined[is_reproduced], plain[is_reproduced])
+    assert (refined_errors[~is_reproduced] <= between).all()
+    exact_errors = round_trip(1e-9)[1]
     assert (exact_errors < errors / 10).all()
 
 
-def test_an_image_that_does_not_come_back_even_then_is_said(inferer, images, caplog):
+def test_a_warning_is_logged_if_even_a_refinement_does_not_reproduce_an_image(inferer, images, caplog):
     class Rough(torch.nn.Module):  # a network that no solver can follow
         def encode(self, x):
             return torch.zeros(len(x), 4)
@@ -92,20 +92,20 @@ def test_an_image_that_does_not_come_back_even_then_is_said(inferer, images, cap
 
     rough = DiffusionAutoencoderInferer(inferer.schedule, steps=3)
     rough.round_trip(images, Rough().eval())
-    assert "inversion: 3 of 3 images do not come back within a mean squared error of 0.001" in caplog.text
+    assert "inversion: 3 of 3 images are not reproduced within a mean squared error of 0.001" in caplog.text
 
 
-def test_the_callback_sees_every_step_of_both_ways(inferer, network, images):
-    seen = []
+def test_the_callback_is_called_for_every_step_of_inversion_and_decoding(inferer, network, images):
+    calls = []
     DiffusionAutoencoderInferer(inferer.schedule, steps=4).reconstruct(
-        images, network, callback=lambda *step: seen.append(step[:2])
+        images, network, callback=lambda *step: calls.append(step[:2])
     )
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
 
 
 @pytest.fixture
 def evaluations(network, monkeypatch):
-    """How many times the UNet was asked, and of how many images at most."""
+    """The batch size of each evaluation of the UNet."""
     sizes = []
     forward = network.unet.forward
     monkeypatch.setattr(network.unet, "forward", lambda x, *rest: (sizes.append(len(x)), forward(x, *rest))[1])
@@ -131,7 +131,7 @@ def test_steps_are_network_evaluations(inferer, network, images, evaluations, se
     assert len(evaluations) == inversion + decoding
 
 
-# not eps: an untrained network that predicts it says nothing of x0 where there is hardly any signal
+# not eps: where there is hardly any signal, x0 cannot be computed from an untrained network's eps
 @pytest.mark.parametrize(("name", "prediction"), [("linear_beta", "v"), ("rectified_flow", "v")])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_default_inversion_undoes_every_solver_better_than_the_papers(name, prediction, solver, network, images):
@@ -144,12 +144,12 @@ def test_the_default_inversion_undoes_every_solver_better_than_the_papers(name, 
     assert error(steps=21) < error(steps=21, inversion="ddim") / 3
 
 
-def test_a_solver_can_be_any_function_of_the_signature(inferer, network, images):
+def test_a_solver_can_be_any_function_with_the_signature_of_a_solver(inferer, network, images):
     own = DiffusionAutoencoderInferer(inferer.schedule, partial(unipc, order=2), steps=5)
     assert own.reconstruct(images, network).isfinite().all()
 
 
-def test_volumes_go_through_a_2d_network_slice_by_slice(inferer, network, images, evaluations):
+def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, images, evaluations):
     inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=3, batch_size=4, invert_tolerance=None)
     volumes = torch.rand(2, 1, 16, 16, 5) * 2 - 1
     z_sem = inferer.encode(volumes, network)
@@ -158,10 +158,10 @@ def test_volumes_go_through_a_2d_network_slice_by_slice(inferer, network, images
     assert z_sem.shape == (2, 5, 4)
     assert x_T.shape == decoded.shape == volumes.shape
     assert max(evaluations) == 4
-    one = volumes[1:, ..., 2]
-    torch.testing.assert_close(z_sem[1:, 2], inferer.encode(one, network))
-    torch.testing.assert_close(x_T[1:, ..., 2], inferer.invert(one, network), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(decoded[1:, ..., 2], inferer.reconstruct(one, network), atol=1e-4, rtol=1e-4)
+    single = volumes[1:, ..., 2]
+    torch.testing.assert_close(z_sem[1:, 2], inferer.encode(single, network))
+    torch.testing.assert_close(x_T[1:, ..., 2], inferer.invert(single, network), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded[1:, ..., 2], inferer.reconstruct(single, network), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(inferer.reconstruct(volumes, network), decoded)
 
 
@@ -186,7 +186,7 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
     torch.testing.assert_close(decoded, exact, atol=0.1, rtol=0)
 
 
-def test_a_network_in_half_precision_is_asked_in_half_precision(inferer, network, images):
+def test_a_network_in_half_precision_is_given_half_precision(inferer, network, images):
     inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=10)
     decoded = inferer.reconstruct(images.bfloat16(), network.bfloat16())
     assert decoded.dtype == torch.float32
@@ -197,8 +197,8 @@ def test_a_network_in_half_precision_is_asked_in_half_precision(inferer, network
 def test_on_a_gpu_it_is_the_same(inferer, network, images):
     inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=10)
     expected = inferer.reconstruct(images, network)
-    found = inferer.reconstruct(images.cuda(), network.cuda())
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=0)
+    on_gpu = inferer.reconstruct(images.cuda(), network.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), expected, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,8 @@ def test_on_a_gpu_it_is_the_same(inferer, network, images):
         ({"spacing": "log"}, "spacing is 'log'; choose one of: logsnr"),
         ({"steps": 0}, "steps is 0"),
         ({"invert_steps": 0}, "invert_steps is 0"),
-        ({"steps": 1001}, "steps is 1001"),
+        ({"steps": 1001}, "steps is 1001; it must be between 1 and 1000"),
+        ({"solver": "heun", "steps": 5000}, "steps is 5000; it must be between 1 and 1999"),
         ({"batch_size": 0}, "batch_size is 0"),
         (
             {"inversion": "ddim", "invert_steps": 1001},
@@ -223,23 +224,23 @@ def test_on_a_gpu_it_is_the_same(inferer, network, images):
         ({"clip": "maybe"}, "clip is 'maybe'; it must be true or false"),
     ],
 )
-def test_settings_that_give_no_inferer_are_refused_at_once(inferer, settings, message):
+def test_invalid_settings_are_refused_at_construction(inferer, settings, message):
     with pytest.raises(ConfigError, match=message):
         DiffusionAutoencoderInferer(inferer.schedule, **settings)
 
 
-def test_a_schedule_must_be_one():
+def test_a_schedule_must_be_a_diffusion_schedule():
     with pytest.raises(ConfigError, match="schedule is None; it must be a DiffusionSchedule"):
         DiffusionAutoencoderInferer(None)
 
 
-def test_what_would_give_a_wrong_result_in_silence_is_refused(inferer, network, images):
+def test_inputs_that_would_give_wrong_results_silently_are_refused(inferer, network, images):
     z_sem, x_T = inferer.encode(images, network), torch.zeros_like(images)
-    wrong = torch.full_like(images, torch.nan)
+    not_finite = torch.full_like(images, torch.nan)
     for call in (
-        lambda: inferer.encode(wrong, network),
-        lambda: inferer.invert(wrong, network, z_sem),
-        lambda: inferer.decode(z_sem, wrong, network),
+        lambda: inferer.encode(not_finite, network),
+        lambda: inferer.invert(not_finite, network, z_sem),
+        lambda: inferer.decode(z_sem, not_finite, network),
         lambda: inferer.decode(z_sem / 0, x_T, network),
     ):
         with pytest.raises(ConfigError, match="hold values that are not finite"):
@@ -268,12 +269,12 @@ def test_codes_carry_no_gradient(inferer, network, images):
     assert not inferer.invert(images, network, z_sem).requires_grad
 
 
-def test_the_bundles_reconstructor_gives_one_noise_to_all(inferer, network, images):
+def test_the_reconstructor_uses_the_same_noise_for_all_images(inferer, network, images):
     inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=3)
     from_z_sem = Reconstructor(inferer, mode="z_sem", seed=5)
-    made = from_z_sem(images, network)
-    torch.testing.assert_close(made[1:2], from_z_sem(images[1:2], network))
-    assert not torch.allclose(made, from_z_sem(images, network, condition=images.flip(-1)))
+    reconstructions = from_z_sem(images, network)
+    torch.testing.assert_close(reconstructions[1:2], from_z_sem(images[1:2], network))
+    assert not torch.allclose(reconstructions, from_z_sem(images, network, condition=images.flip(-1)))
     exact = Reconstructor(inferer, mode="x_T")(images, network)
     torch.testing.assert_close(exact, inferer.reconstruct(images, network))
     with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):

@@ -1,4 +1,4 @@
-"""Diff-AE on the latents of a first stage: images go in and come out."""
+"""Diff-AE on the latents of a first stage: the inferer takes and returns images."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def first_stage(images):
     autoencoder = AutoencoderKL(
         3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, **plain
     )
-    made = FirstStage(autoencoder).eval()
-    made.measure(images)
-    return made
+    first_stage = FirstStage(autoencoder).eval()
+    first_stage.measure(images)
+    return first_stage
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def inferer(first_stage):
     return DiffusionAutoencoderInferer(SCHEDULE, steps=30, first_stage=first_stage)
 
 
-def test_images_go_in_and_come_out_as_through_the_first_stage_alone(inferer, first_stage, network, images):
+def test_inversion_and_decoding_lose_nothing_but_what_the_first_stage_loses(inferer, first_stage, network, images):
     plain = DiffusionAutoencoderInferer(SCHEDULE, steps=30)
     latents = first_stage.encode(images)
     z_sem = inferer.encode(images, network)
@@ -58,10 +58,10 @@ def test_images_go_in_and_come_out_as_through_the_first_stage_alone(inferer, fir
     x_T = inferer.invert(images, network, z_sem)
     assert x_T.shape == latents.shape == (3, *inferer.x_T_shape((1, 16, 16, 8)))
     torch.testing.assert_close(x_T, plain.invert(latents, network, z_sem))
-    made = inferer.decode(z_sem, x_T, network)
-    assert made.shape == images.shape
-    torch.testing.assert_close(made, first_stage.decode(plain.decode(z_sem, x_T, network)))
-    error = (made - first_stage.decode(latents)).square().mean()
+    decoded = inferer.decode(z_sem, x_T, network)
+    assert decoded.shape == images.shape
+    torch.testing.assert_close(decoded, first_stage.decode(plain.decode(z_sem, x_T, network)))
+    error = (decoded - first_stage.decode(latents)).square().mean()
     assert error < 1e-3 * first_stage.decode(latents).square().mean()
 
 
@@ -80,7 +80,7 @@ def test_latents_are_never_clipped(first_stage):
     assert DiffusionAutoencoderInferer(schedule, clip=False, first_stage=first_stage).clip_range is None
 
 
-def test_a_2d_first_stage_takes_a_volumes_slices():
+def test_a_2d_first_stage_encodes_the_slices_of_volumes():
     torch.manual_seed(0)
     plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
     autoencoder = AutoencoderKL(

@@ -16,8 +16,8 @@ def untrained(z_channels=6, mean=0.0, std=1.0):
     return network
 
 
-class OfGaussian(LatentMLP):
-    """Knows eps exactly where normalised z_sem is N(m, s^2): the posterior mean, in closed form."""
+class GaussianMLP(LatentMLP):
+    """The best possible network where normalised z_sem is N(m, s^2): it returns the posterior mean of eps."""
 
     def __init__(self, m, s):
         super().__init__(z_channels=4, hidden_channels=4, num_layers=2)
@@ -35,11 +35,11 @@ def test_the_constant_schedule_is_the_papers():
         t = SCHEDULE.inference_timesteps(steps)
         assert t == sorted(set(t))
         assert t[-1] == 999
-        assert steps == 1 or t[0] == 0  # it starts with noise already: nothing is cleaner than t = 0
+        assert steps == 1 or t[0] == 0  # t = 0 is noisy, so there is no cleaner level to stop at
 
 
-def test_of_an_exactly_known_gaussian_samples_have_its_mean_and_spread():
-    network = OfGaussian(m=1.5, s=0.4).eval()
+def test_samples_have_the_mean_and_standard_deviation_of_the_data():
+    network = GaussianMLP(m=1.5, s=0.4).eval()
     network.set_statistics(torch.full((4,), 10.0), torch.full((4,), 2.0))
     z_sem = LatentInferer(SCHEDULE).sample(network, 4000, seed=0)
     assert z_sem.dtype == torch.float32
@@ -57,8 +57,8 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_or_from_where():
     assert not torch.isclose(inferer.sample(network, 3, seed=5), whole[:3]).any()
 
 
-def test_nothing_is_clipped_although_the_schedule_clips():
-    network = OfGaussian(m=50.0, s=1.0).eval()
+def test_samples_are_not_clipped_even_if_the_schedule_clips():
+    network = GaussianMLP(m=50.0, s=1.0).eval()
     network.set_statistics(torch.zeros(4), torch.ones(4))
     clipping = DiffusionSchedule(
         prediction="eps", schedule="linear_beta", beta_start=0.008, beta_end=0.008, clip_range=(-1, 1)
@@ -66,8 +66,8 @@ def test_nothing_is_clipped_although_the_schedule_clips():
     assert float(LatentInferer(clipping).sample(network, 8).mean()) == pytest.approx(50, abs=2)
 
 
-def test_the_default_comes_closer_to_the_whole_trajectory_than_first_order():
-    network = OfGaussian(m=0.5, s=0.3).eval()
+def test_the_default_is_closer_to_the_exact_trajectory_than_ddim():
+    network = GaussianMLP(m=0.5, s=0.3).eval()
     network.set_statistics(torch.zeros(4), torch.ones(4))
     exact = LatentInferer(SCHEDULE, "ddim", 1000).sample(network, 64)
     errors = [
@@ -77,14 +77,14 @@ def test_the_default_comes_closer_to_the_whole_trajectory_than_first_order():
     assert errors[0] < errors[1] / 2
 
 
-def test_called_itself_it_asks_for_q_of_z_t():
+def test_a_call_is_the_training_forward():
     network, inferer = untrained(), LatentInferer(SCHEDULE)
     z, eps, t = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([0, 10, 500, 900, 999])
-    asked = inferer(z, network, noise=eps, timesteps=t, condition=z)
-    assert torch.equal(asked, network(SCHEDULE.q_sample(z, eps, t), t))
+    output = inferer(z, network, noise=eps, timesteps=t, condition=z)
+    assert torch.equal(output, network(SCHEDULE.q_sample(z, eps, t), t))
 
 
-def test_a_callback_sees_each_step_of_each_batch():
+def test_the_callback_is_called_for_each_step_of_each_batch():
     steps = []
     inferer = LatentInferer(SCHEDULE, steps=3)
     inferer.sample(untrained(), 65, callback=lambda done, total, z: steps.append((done, total, tuple(z.shape))))
@@ -95,13 +95,13 @@ def test_a_callback_sees_each_step_of_each_batch():
     ("arguments", "message"),
     [({"solver": "newton"}, "solver is 'newton'"), ({"steps": 0}, "steps is 0"), ({"spacing": "x"}, "spacing")],
 )
-def test_wrong_settings_are_named(arguments, message):
+def test_invalid_settings_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         LatentInferer(SCHEDULE, **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"num_samples": 0}, {"seed": -1}, {"start": 1.5}])
-def test_wrong_numbers_are_named(arguments):
+def test_invalid_numbers_are_named(arguments):
     with pytest.raises(ConfigError, match=f"{next(iter(arguments))} is .* whole number"):
         LatentInferer(SCHEDULE).sample(untrained(), **{"num_samples": 1, **arguments})
 
@@ -113,10 +113,15 @@ def test_a_network_that_cannot_sample_is_refused():
         LatentInferer(SCHEDULE).sample(LatentMLP(6, 8, 2).eval(), 1)
 
 
-def test_ddim_of_all_levels_is_the_solver_itself():
+def test_sampling_with_ddim_and_all_levels_is_the_solver_itself():
     network, inferer = untrained(), LatentInferer(SCHEDULE, "ddim", 1000)
-    seen = []
-    inferer.sample(network, 64, callback=lambda done, total, z: seen.append(z.clone()) if done in (1, total) else None)
+    first_and_last = []
+
+    def keep(done, total, z):
+        if done in (1, total):
+            first_and_last.append(z.clone())
+
+    inferer.sample(network, 64, callback=keep)
     with torch.no_grad():
-        again = ddim(network, SCHEDULE, seen[0], inferer.levels[1:])
-    torch.testing.assert_close(again, seen[1])
+        last = ddim(network, SCHEDULE, first_and_last[0], inferer.levels[1:])
+    torch.testing.assert_close(last, first_and_last[1])

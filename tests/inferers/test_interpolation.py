@@ -14,25 +14,25 @@ def codes(seed, shape=(1, 2, 3, 4)):
 
 
 @pytest.mark.parametrize("between", [lerp, slerp])
-def test_both_ends_are_the_codes_to_the_bit_and_there_is_a_row_a_weight(between):
+def test_both_ends_are_the_codes_to_the_bit_and_there_is_one_row_per_weight(between):
     first, second = codes(0)
-    made = between(first, second, [0, 0.3, 0.7, 1])
-    assert made.shape == (4, 2, 3, 4)
-    assert made.dtype == torch.float32
-    assert torch.equal(made[:1], first)
-    assert torch.equal(made[-1:], second)
-    # from the other side it is the same way
-    torch.testing.assert_close(between(second, first, [1, 0.7, 0.3, 0]), made, atol=1e-6, rtol=0)
+    points = between(first, second, [0, 0.3, 0.7, 1])
+    assert points.shape == (4, 2, 3, 4)
+    assert points.dtype == torch.float32
+    assert torch.equal(points[:1], first)
+    assert torch.equal(points[-1:], second)
+    # the path is the same in the other direction
+    torch.testing.assert_close(between(second, first, [1, 0.7, 0.3, 0]), points, atol=1e-6, rtol=0)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 8), st.floats(0, 1))
-def test_on_a_sphere_slerp_is_scipys(seed, size, weight):
+def test_on_a_sphere_slerp_equals_that_of_scipy(seed, size, weight):
     a, b = (code / code.norm() for code in codes(seed, (1, size)).double())
     expected = geometric_slerp(a[0].numpy(), b[0].numpy(), [weight])[0]
     np.testing.assert_allclose(slerp(a, b, [weight])[0].numpy(), expected, atol=1e-6)
 
 
-def test_the_norm_of_noise_is_kept_where_a_line_loses_it():
+def test_slerp_keeps_the_norm_of_noise_and_lerp_does_not():
     first, second = codes(1, (1, 1, 32, 32))
     weights = np.linspace(0, 1, 9).tolist()
     on_the_arc, on_the_line = (f(first, second, weights).flatten(1).norm(dim=1) for f in (slerp, lerp))
@@ -40,7 +40,7 @@ def test_the_norm_of_noise_is_kept_where_a_line_loses_it():
     assert float(on_the_line[4]) / 32 == pytest.approx(np.sqrt(0.5), abs=0.05)
 
 
-def test_equal_steps_are_equal_angles():
+def test_equal_differences_of_weights_are_equal_angles():
     first, second = (code / code.norm() for code in codes(2).double())
     arc = slerp(first, second, np.linspace(0, 1, 6).tolist()).flatten(1)
     angles = torch.arccos((arc[1:] * arc[:-1]).sum(dim=1))
@@ -50,13 +50,13 @@ def test_equal_steps_are_equal_angles():
 @pytest.mark.parametrize("factor", [1.0, 2.0, 1 + 1e-9])
 def test_between_parallel_codes_the_arc_is_the_line(factor):
     first = codes(3)[0].double()
-    made = slerp(first, factor * first, [0, 0.25, 1])
-    torch.testing.assert_close(made, lerp(first, factor * first, [0, 0.25, 1]))
-    assert made.isfinite().all()
+    points = slerp(first, factor * first, [0, 0.25, 1])
+    torch.testing.assert_close(points, lerp(first, factor * first, [0, 0.25, 1]))
+    assert points.isfinite().all()
 
 
 @pytest.mark.parametrize("factor", [-1.0, -2.0, 0.0, -1 - 1e-9, float("nan")])
-def test_codes_with_no_arc_between_them_are_refused(factor):
+def test_codes_without_a_unique_arc_between_them_are_refused(factor):
     first = codes(3)[0].double()
     for a, b in ((first, factor * first), (factor * first, first)):
         with pytest.raises(ConfigError, match="no arc between codes that are opposite, zero or not finite"):
