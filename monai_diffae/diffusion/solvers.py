@@ -24,6 +24,7 @@ from monai_diffae.diffusion.multistep import (
     Evaluation,
     Parameterisation,
     exponential_step,
+    half_log_snr,
     interpolated_step,
     natural_parameterisation,
 )
@@ -182,7 +183,13 @@ def dpmpp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2); one evaluation per step, the last first order.
 
-    The arguments are those of :class:`~monai_diffae.diffusion.Solver`.
+    With h the step in lambda = log(alpha / sigma) and h' the step before, a step is
+
+        D = x0 + h / (2 h') (x0 - x0'),
+        x_next = sigma_next / sigma x - alpha_next (exp(-h) - 1) D,
+
+    where x0 and x0' are the network's predictions at this level and at the one before; in the first step, D is x0. The
+    arguments are those of :class:`~monai_diffae.diffusion.Solver`.
 
     Raises:
         ConfigError: the levels do not fall.
@@ -194,12 +201,23 @@ def dpmpp_2m(
         torch.Size([1, 1, 4, 4])
     """
     _check_falling("dpmpp_2m", levels)
-    latest: list[Evaluation] = []
+    before: Evaluation | None = None
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        nonlocal latest
-        latest = [evaluate(denoise, schedule, x, t, clip_range), *latest[:1]]
-        return latest[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, latest, "x0")
+        nonlocal before
+        evaluation, previous = evaluate(denoise, schedule, x, t, clip_range), before
+        before = evaluation
+        if t_next == CLEAN:
+            return evaluation.x0
+        (alpha, sigma), (alpha_next, sigma_next) = schedule.level(t), schedule.level(t_next)
+        d = evaluation.x0
+        if previous is not None and schedule.level(previous.t)[0] > 0:  # without signal, h' is infinite
+            h = half_log_snr(schedule, t_next) - half_log_snr(schedule, t)
+            h_before = half_log_snr(schedule, t) - half_log_snr(schedule, previous.t)
+            d = d + h / (2 * h_before) * (evaluation.x0 - previous.x0)
+        # -alpha_next (exp(-h) - 1), written so that h may be infinite
+        weight = alpha_next - sigma_next * alpha / sigma
+        return sigma_next / sigma * x + weight * d
 
     return integrate(x, levels, step, callback)
 

@@ -22,8 +22,9 @@ from monai_diffae.diffusion import (
     solver_facts,
     timesteps,
 )
-from monai_diffae.diffusion.integration import KEPT_IMAGES
-from monai_diffae.diffusion.solvers import adams, ddim, unipc
+from monai_diffae.diffusion.integration import KEPT_IMAGES, evaluate, integrate
+from monai_diffae.diffusion.multistep import exponential_step
+from monai_diffae.diffusion.solvers import adams, ddim, dpmpp_2m, unipc
 from monai_diffae.errors import ConfigError
 
 UPWARDS = [name for name in SOLVERS if solver_facts(SOLVERS[name]).runs_upwards]
@@ -245,6 +246,29 @@ def test_adams_of_first_order_is_ddim():
         x, levels = noise(1, 1, 4, 4), schedule.decoding_levels(7)
         first = adams(exact(schedule), schedule, x, levels, order=1)
         torch.testing.assert_close(first, ddim(exact(schedule), schedule, x, levels))
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "zero_terminal_snr"),
+    [*((name, prediction, False) for name, prediction in KINDS), ("linear_beta", "v", True), ("cosine", "x0", True)],
+)
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_the_closed_form_of_dpmpp_2m_is_the_general_step(name, prediction, zero_terminal_snr, steps):
+    schedule = DiffusionSchedule(schedule=name, prediction=prediction, zero_terminal_snr=zero_terminal_snr)
+    denoise, latest = curved(schedule), []
+
+    def general_step(x, t, t_next):
+        latest.insert(0, evaluate(denoise, schedule, x, t, None))
+        return latest[0].x0 if t_next == CLEAN else exponential_step(schedule, x, t_next, latest[:2], "x0")
+
+    for levels in (schedule.decoding_levels(steps), [1000, *schedule.decoding_levels(steps)][: 1 + steps]):
+        latest.clear()
+        x = noise(2, 1, 4, 4)
+        general, closed = [], []
+        integrate(x, levels, general_step, lambda *step, path=general: path.append(step[-1]))
+        dpmpp_2m(denoise, schedule, x, levels, callback=lambda *step, path=closed: path.append(step[-1]))
+        for expected, actual in zip(general, closed, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["linear_beta", "cosine", "rectified_flow"])
