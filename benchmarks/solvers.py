@@ -34,7 +34,7 @@ from torch import Tensor
 
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.cohort_split import split_cohort
-from monai_diffae.diffusion import SPACINGS
+from monai_diffae.diffusion import SOLVERS, SPACINGS, solver_facts
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics, reconstruction_errors
@@ -63,7 +63,7 @@ def round_trips() -> dict[str, dict[str, Any]]:
             "invert_steps": 20,
             "spacing": spacing,
         }
-    for solver in ("dpmpp_2m", "unipc"):
+    for solver in sorted(SOLVERS.keys() - {"adams", "ddim"}):
         runs[f"{solver} 20 + 20"] = {"solver": solver, "steps": 20, "invert_steps": 20}
     return runs
 
@@ -120,12 +120,11 @@ def measure_decoding(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
         seconds = time.perf_counter() - start
         rows.append({"solver": solver, "spacing": spacing, "evaluations": evaluations, "mse": mse, "seconds": seconds})
 
-    for solver in ("ddim", "heun", "dpmpp_2m", "unipc", "adams"):
+    for solver in SOLVERS:
         for spacing in SPACINGS:
-            for n in BUDGETS if solver == "ddim" else BUDGETS[:4]:
-                n = n - (1 - n % 2) if solver == "heun" else n
+            for n in BUDGETS if solver_facts(SOLVERS[solver]).order == 1 else BUDGETS[:4]:
                 inferer = DiffusionAutoencoderInferer(schedule, solver, n, spacing=spacing)  # type: ignore[arg-type]
-                add(solver, spacing, n, partial(inferer.decode, z_sem, x_T, network))
+                add(solver, spacing, inferer.steps, partial(inferer.decode, z_sem, x_T, network))
     for name, scheduler in monai_schedulers(bundle).items():
         for n in BUDGETS:
             add(name, "its own", n, partial(monai_decode, bundle, scheduler, z_sem, x_T, n))

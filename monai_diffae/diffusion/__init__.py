@@ -14,6 +14,8 @@ from monai_diffae.diffusion.names import SolverName
 if TYPE_CHECKING:
     from monai_diffae.diffusion.integration import Denoiser as Denoiser
     from monai_diffae.diffusion.integration import StepCallback as StepCallback
+    from monai_diffae.diffusion.integration import evaluate as evaluate
+    from monai_diffae.diffusion.integration import integrate as integrate
     from monai_diffae.diffusion.inversion import implicit_inversion as implicit_inversion
     from monai_diffae.diffusion.inversion import refined_inversion as refined_inversion
     from monai_diffae.diffusion.names import InversionName as InversionName
@@ -40,8 +42,10 @@ _MODULES = {
     "SolverName": "names",
     "SpacingName": "names",
     "StepCallback": "integration",
+    "evaluate": "integration",
     "find_solver": "solvers",
     "implicit_inversion": "inversion",
+    "integrate": "integration",
     "refined_inversion": "inversion",
     "register_solver": "registry",
     "solver_facts": "registry",

@@ -1,11 +1,11 @@
-"""The noise schedule: how much signal and noise x_t holds, and how x0, eps and v follow from one another."""
+"""The noise schedule: the shares of signal and noise in x_t, and conversions between x0, eps and v."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
@@ -20,39 +20,40 @@ TimestepSampling = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "min_snr"]
 
 RECTIFIED_FLOW = "rectified_flow"
-CLEAN = -1  # the level of x0 itself: all signal, no noise; T is the opposite, all noise
+CLEAN = -1
+"""The level of x0 itself: only signal, no noise. Level T is the opposite: only noise."""
 
 
 class DiffusionSchedule(Scheduler):
-    """x_t = alpha_t x0 + sigma_t eps, for variance-preserving schedules and for rectified flow alike.
+    """x_t = alpha_t x0 + sigma_t eps, for variance-preserving schedules and for rectified flow.
 
-    It is a MONAI ``Scheduler``, so MONAI's inferers can use it, and mends what MONAI's own get wrong (1.6.1):
-    the tables stay in float64 whatever is cast, sampling and inversion step between the very levels that
-    ``set_timesteps`` chose, and eps is derived again when x0 is clipped.
+    It is a MONAI ``Scheduler``, so MONAI's inferers can use it. It avoids three defects of MONAI's own schedulers
+    (1.6.1): the tables stay in float64 whatever the network is cast to, sampling and inversion step between exactly the
+    levels that ``set_timesteps`` chose, and eps is recomputed when x0 is clipped.
 
-    With a variance-preserving schedule alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t), and
-    v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022). With ``rectified_flow`` (Liu et al. 2022)
-    alpha_t = 1 - s, sigma_t = s at s = (t + 1) / T, and v = eps - x0 is the velocity of the straight path.
+    With a variance-preserving schedule, alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t), and
+    v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022). With ``rectified_flow`` (Liu et al. 2022), alpha_t = 1 - s and
+    sigma_t = s for s = (t + 1) / T, and v = eps - x0 is the velocity of the straight path.
 
     Args:
         num_train_timesteps: T, the number of noise levels.
         schedule: one of MONAI's registered noise schedules (``linear_beta``, ``scaled_linear_beta``,
             ``sigmoid_beta``, ``cosine``) or ``rectified_flow``.
-        prediction: what the network's output means: ``eps``, ``x0`` or ``v``.
+        prediction: what the network predicts: ``eps``, ``x0`` or ``v``.
         zero_terminal_snr: rescale the betas so that x_T holds no signal at all (Lin et al. 2024, algorithm 1).
-        timestep_sampling: how training draws t: ``uniform``, or ``logit_normal`` (Esser et al. 2024), which
-            dwells on the middle levels.
-        timestep_shift: multiplies t / (T - t) of the drawn t (Esser et al. 2024, equation 23). The more voxels show a
-            thing, the more noise it takes to hide it, and z_sem is learnt where it is hidden: the square root of how
-            many times as many voxels as 64 x 64 an image has is a good value.
+        timestep_sampling: distribution of t in training: ``uniform``, or ``logit_normal``, which prefers the middle
+            levels (Esser et al. 2024).
+        timestep_shift: factor of t / (T - t) for the t that are drawn in training (Esser et al. 2024, equation 23).
+            A structure that covers more voxels needs more noise to be hidden, and z_sem is learnt where structures are
+            hidden. The square root of (number of voxels / 64^2) is a good value.
         loss_weighting: ``none``, or ``min_snr`` with gamma 5 (Hang et al. 2023).
-        spacing: which levels a run of few steps visits: ``logsnr`` (see :mod:`monai_diffae.diffusion.timesteps`),
-            ``leading`` 0, s, 2s, ... (the paper's), ``trailing`` or ``linspace``.
-        clip_range: x0 is clipped to it during decoding and inversion; None: no clipping.
-        schedule_args: passed to MONAI's noise schedule, such as ``beta_start`` and ``beta_end``.
+        spacing: how the levels of a run of few steps are spaced: ``logsnr``, ``leading`` (the paper's), ``trailing``
+            or ``linspace``; see :mod:`monai_diffae.diffusion.timesteps`.
+        clip_range: x0 is clipped to this range during decoding and inversion; None: no clipping.
+        schedule_args: arguments of MONAI's noise schedule, such as ``beta_start`` and ``beta_end``.
 
     Raises:
-        ConfigError: an unknown name, a ``clip_range`` that is none, or eps-prediction from a level without signal.
+        ConfigError: a name is unknown, a value is invalid, or eps is to be predicted at a level without signal.
 
     Example:
         >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
@@ -83,17 +84,17 @@ class DiffusionSchedule(Scheduler):
     ) -> None:
         is_flow = schedule == RECTIFIED_FLOW
         _check_choice("schedule", schedule, [*NoiseSchedules.components, RECTIFIED_FLOW])
-        _check_choice("prediction", prediction, ["eps", "x0", "v"])
-        _check_choice("timestep_sampling", timestep_sampling, ["uniform", "logit_normal"])
-        _check_choice("loss_weighting", loss_weighting, ["none", "min_snr"])
+        _check_choice("prediction", prediction, get_args(Prediction))
+        _check_choice("timestep_sampling", timestep_sampling, get_args(TimestepSampling))
+        _check_choice("loss_weighting", loss_weighting, get_args(LossWeighting))
         _check_choice("spacing", spacing, list(SPACINGS))
         self.clip_range = _checked_range(clip_range)
         if not (isinstance(timestep_shift, (int, float)) and 0 < timestep_shift < float("inf")):
             raise ConfigError(f"timestep_shift is {timestep_shift!r}; it must be a number above 0, 1 for none")
-        takes = [] if is_flow else list(inspect.signature(NoiseSchedules[schedule]).parameters)[1:]
-        unknown = [name for name in schedule_args if name not in takes]
+        known = [] if is_flow else list(inspect.signature(NoiseSchedules[schedule]).parameters)[1:]
+        unknown = [name for name in schedule_args if name not in known]
         if unknown:
-            raise ConfigError(f"{unknown[0]}: the schedule {schedule} takes {', '.join(takes) or 'no such argument'}")
+            raise ConfigError(f"{unknown[0]}: the schedule {schedule} takes {', '.join(known) or 'no such argument'}")
         super().__init__(num_train_timesteps, "linear_beta" if is_flow else schedule, **schedule_args)
 
         if is_flow:
@@ -108,21 +109,21 @@ class DiffusionSchedule(Scheduler):
         if prediction == "eps" and alpha[-1] < 1e-6:
             raise ConfigError(
                 "prediction 'eps' cannot be used with rectified_flow or zero_terminal_snr: "
-                "x_T holds no signal there, so x0 does not follow from eps; use prediction 'v'"
+                "x_T holds no signal there, so x0 cannot be computed from eps; use prediction 'v'"
             )
 
-        # The tables have T + 2 entries: entry t + 1 is timestep t, the first is x0 itself, the last is all noise.
+        # The tables have T + 2 entries. Entry t + 1 is timestep t; the first is x0 itself, the last is only noise.
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         del self.betas, self.alphas, self.alphas_cumprod
         self.register_buffer("alpha", torch.cat([one, alpha, zero]), persistent=False)
         self.register_buffer("sigma", torch.cat([zero, sigma, one]), persistent=False)
-        # the same as plain numbers, which a solver can use without waiting for a GPU
+        # The same as Python numbers, which solvers can read without waiting for a GPU.
         self._levels = list(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))
-        # A network that gives eps has x0 only after a division by alpha, so the noisiest levels need the small steps
-        # that equal steps of log-SNR give them; others do not, and can have levels without any signal.
+        # If the network predicts eps, x0 is computed by a division by alpha. The noisiest levels then need the small
+        # steps that equal steps of log-SNR give them. For x0 and v they do not, and there may be no signal: cap it.
         self.log_snr_cap = 0.0 if prediction == "eps" else 0.15
         self._log_snrs = [self.log_snr(t) for t in range(num_train_timesteps)]
-        # MONAI's name and length: T entries, without x0
+        # MONAI's table has T entries, without x0.
         self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
 
         self.schedule = schedule
@@ -134,7 +135,7 @@ class DiffusionSchedule(Scheduler):
         self.set_timesteps(num_train_timesteps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
-        # Follow the network to its device, never to its precision: half-precision tables give NaN.
+        # Follow the network to its device but not to its precision: tables in half precision lead to NaN.
         device = fn(torch.zeros(1)).device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         for name, table in self._buffers.items():
@@ -144,27 +145,29 @@ class DiffusionSchedule(Scheduler):
     # -- levels ---------------------------------------------------------------------------------------------------
 
     def level(self, t: int) -> tuple[float, float]:
-        """alpha_t and sigma_t of one level, -1 (x0 itself) to T (all noise).
+        """alpha_t and sigma_t of one level, from -1 (x0 itself) to T (only noise).
 
         Raises:
             ConfigError: there is no such level.
         """
         if not CLEAN <= t <= self.num_train_timesteps:
-            raise ConfigError(f"level {t}: there are levels -1 (x0 itself) to {self.num_train_timesteps} (all noise)")
+            raise ConfigError(
+                f"there is no level {t}; levels are -1 (x0 itself) to {self.num_train_timesteps} (only noise)"
+            )
         return self._levels[t + 1]
 
     def log_snr(self, t: int) -> float:
-        """Half the log-SNR of a timestep in [0, T): log(alpha_t / sigma_t), capped so that it is finite without signal.
+        """Half the log-SNR of a timestep in [0, T): log(alpha_t / sigma_t), with a cap that keeps it finite.
 
-        With s = sigma / (alpha + sigma) and the cap c it is log((1 - s + c) / s), at every level; c is 0 where the
-        network predicts eps.
+        It is log((1 - s + c) / s), where s = sigma / (alpha + sigma) and c is the cap, which is 0 if the network
+        predicts eps.
         """
         alpha, sigma = self.level(t)
         s = sigma / (alpha + sigma)
         return math.log((1 - s + self.log_snr_cap) / s)
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t for levels ``t`` (B,), -1 to T, shaped to multiply ``like`` (B, C, *S)."""
+        """alpha_t and sigma_t of levels ``t`` (B,) in [-1, T], in a shape that multiplies ``like`` (B, C, *S)."""
         shape = (-1, *[1] * (like.ndim - 1))
         index = t.to(self.alpha.device).long() + 1
         return (
@@ -173,10 +176,10 @@ class DiffusionSchedule(Scheduler):
         )
 
     def inference_timesteps(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
-        """The ``steps`` timesteps that a short run visits, ascending, in [0, T).
+        """The timesteps of a run of ``steps`` steps, ascending, in [0, T).
 
         Raises:
-            ConfigError: ``steps`` is not in [1, T], or there is no such spacing.
+            ConfigError: ``steps`` is not in [1, T], or the spacing is unknown.
         """
         total = self.num_train_timesteps
         if not 1 <= steps <= total:
@@ -186,7 +189,7 @@ class DiffusionSchedule(Scheduler):
         return SPACINGS[spacing](steps, self._log_snrs)
 
     def decoding_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
-        """The levels from x_T down to x0: ``steps`` steps."""
+        """The ``steps`` + 1 levels from x_T down to x0."""
         return [*self.inference_timesteps(steps, spacing)[::-1], CLEAN]
 
     def inversion_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
@@ -194,9 +197,9 @@ class DiffusionSchedule(Scheduler):
         return self.decoding_levels(steps, spacing)[::-1]
 
     def paper_inversion_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
-        """The levels of the paper's inversion: with its own spacing, ``leading``, from 0 to T, else the decoder's.
+        """The levels of the paper's inversion: from 0 to T with its spacing ``leading``, else :meth:`inversion_levels`.
 
-        The official code takes x0 to be at timestep 0 already, and ends where no signal is left.
+        The official code assigns x0 to timestep 0, and ends at level T, where no signal is left.
         """
         if (self.spacing if spacing is None else spacing) == "leading":
             return [*self.inference_timesteps(steps, "leading"), self.num_train_timesteps]
@@ -215,7 +218,7 @@ class DiffusionSchedule(Scheduler):
         return a * eps - b * x0
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to give for x_t."""
+        """The training target for x_t: eps, x0 or v (B, C, *S), as ``prediction`` says."""
         if self.prediction == "eps":
             return eps
         return x0 if self.prediction == "x0" else self.velocity(x0, eps, t)
@@ -223,9 +226,9 @@ class DiffusionSchedule(Scheduler):
     def to_x0_eps(
         self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: tuple[float, float] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The network's output as (x0, eps), computed in float32 at least.
+        """Convert the network's output to (x0, eps), in float32 or better.
 
-        Where x0 is clipped, eps is derived again from x_t and the clipped x0, so that the two still make up x_t.
+        If x0 is clipped, eps is recomputed from x_t and the clipped x0, so that x_t = alpha_t x0 + sigma_t eps holds.
         """
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         output, x_t = output.to(dtype), x_t.to(dtype)
@@ -252,7 +255,7 @@ class DiffusionSchedule(Scheduler):
     # -- training -------------------------------------------------------------------------------------------------
 
     def sample_timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``count`` training timesteps (count,) on the CPU, as ``timestep_sampling`` and ``timestep_shift`` say."""
+        """Draw ``count`` training timesteps (count,), on the CPU."""
         if self.timestep_sampling == "uniform" and self.timestep_shift == 1:
             return torch.randint(0, self.num_train_timesteps, (count,), generator=generator)
         if self.timestep_sampling == "uniform":
@@ -263,11 +266,11 @@ class DiffusionSchedule(Scheduler):
         return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
 
     def stratified_timesteps(self, count: int) -> Tensor:
-        """``count`` timesteps (count,), one from the middle of each of ``count`` equal parts of [0, T)."""
+        """``count`` timesteps (count,): the middles of ``count`` equal parts of [0, T)."""
         return ((torch.arange(count, dtype=torch.float64) + 0.5) / count * self.num_train_timesteps).long()
 
     def loss_weights(self, t: Tensor, gamma: float = 5.0) -> Tensor:
-        """The weight of each sample's squared error (B,), float32; min-SNR as in Hang et al. 2023, equation 5."""
+        """One weight per sample for its squared error (B,), float32; min-SNR as in Hang et al. 2023, equation 5."""
         if self.loss_weighting == "none":
             return torch.ones(t.shape, device=t.device)
         index = t.to(self.alpha.device).long() + 1
@@ -276,7 +279,7 @@ class DiffusionSchedule(Scheduler):
         if self.prediction == "eps":
             weight = weight / snr
         elif self.prediction == "v":
-            # the error of x0 that an error of v makes; sigma^2 = 1 / (snr + 1) where variance is preserved
+            # A squared error of v is sigma^2 times as large for x0; sigma^2 = 1 / (snr + 1) if variance is preserved.
             weight = weight * self.sigma[index] ** 2
         return weight.to(t.device, torch.float32)
 
@@ -291,10 +294,10 @@ class DiffusionSchedule(Scheduler):
         return self.velocity(sample, noise, timesteps)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Choose the levels that ``step`` and ``reversed_step`` move between; ``timesteps`` is descending."""
+        """Choose the levels for :meth:`step` and :meth:`reversed_step`; ``timesteps`` lists them, falling."""
         self.num_inference_steps = num_inference_steps
         ascending = self.inference_timesteps(num_inference_steps)
-        self._neighbours = {
+        self._neighbors = {
             t: (below, above)
             for below, t, above in zip([CLEAN, *ascending], ascending, [*ascending[1:], ascending[-1]], strict=False)
         }
@@ -308,21 +311,24 @@ class DiffusionSchedule(Scheduler):
         eta: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One DDIM step down from ``timestep`` to the next level that ``set_timesteps`` chose; (x_next, x0)."""
-        below, _ = self._level(timestep)
-        return self._move(model_output, int(timestep), below, sample, eta, generator)
+        """One DDIM step from ``timestep`` to the next of the chosen levels below; returns (x_next, x0)."""
+        below, _ = self._neighbors_of(timestep)
+        return self._step(model_output, int(timestep), below, sample, eta, generator)
 
     def reversed_step(self, model_output: Tensor, timestep: int, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """One DDIM inversion step up from ``timestep``; the last level stays where it is. Gives (x_next, x0)."""
-        _, above = self._level(timestep)
-        return self._move(model_output, int(timestep), above, sample)
+        """One DDIM inversion step from ``timestep`` to the next of the chosen levels above; returns (x_next, x0).
 
-    def _level(self, timestep: int) -> tuple[int, int]:
-        if int(timestep) not in self._neighbours:
+        From the highest level, x does not move.
+        """
+        _, above = self._neighbors_of(timestep)
+        return self._step(model_output, int(timestep), above, sample)
+
+    def _neighbors_of(self, timestep: int) -> tuple[int, int]:
+        if int(timestep) not in self._neighbors:
             raise ConfigError(f"timestep {int(timestep)} is not one of the levels that set_timesteps chose")
-        return self._neighbours[int(timestep)]
+        return self._neighbors[int(timestep)]
 
-    def _move(
+    def _step(
         self,
         output: Tensor,
         t: int,
@@ -333,9 +339,9 @@ class DiffusionSchedule(Scheduler):
     ) -> tuple[Tensor, Tensor]:
         batch = torch.full((x_t.shape[0],), t, device=x_t.device)
         x0, eps = self.to_x0_eps(output, x_t, batch, self.clip_range)
-        return self.ddim_move(x0, eps, t, t_next, eta, generator), x0
+        return self.ddim_step(x0, eps, t, t_next, eta, generator), x0
 
-    def ddim_move(
+    def ddim_step(
         self,
         x0: Tensor,
         eps: Tensor,
@@ -344,21 +350,20 @@ class DiffusionSchedule(Scheduler):
         eta: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The image at level ``t_next`` from (x0, eps) at level ``t``.
+        """The image at level ``t_next``, given (x0, eps) at level ``t``: DDIM (Song et al. 2021, equation 12).
 
-        DDIM, equation 12 (Song et al. 2021); for rectified flow with eta = 0 this is Euler's step. ``eta`` adds the
-        fresh noise of equation 16.
+        With ``eta`` above 0 it contains new noise (equation 16). For rectified flow and ``eta`` 0, it is Euler's step.
         """
         alpha_next, sigma_next = self.level(t_next)
         if eta == 0:
             return alpha_next * x0 + sigma_next * eps
         alpha, sigma = self.level(t)
-        # the deviation of q(x_next | x_t, x0), for any alpha and sigma
-        fresh = eta * sigma_next * max(1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2, 0) ** 0.5
-        kept = max(sigma_next**2 - fresh**2, 0) ** 0.5
-        drawn_on = x0.device if generator is None else generator.device
-        noise = torch.randn(x0.shape, generator=generator, device=drawn_on, dtype=x0.dtype).to(x0.device)
-        return alpha_next * x0 + kept * eps + fresh * noise
+        # the standard deviation of q(x_next | x_t, x0), for any alpha and sigma
+        new_sigma = eta * sigma_next * max(1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2, 0) ** 0.5
+        old_sigma = max(sigma_next**2 - new_sigma**2, 0) ** 0.5
+        device = x0.device if generator is None else generator.device
+        noise = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
+        return alpha_next * x0 + old_sigma * eps + new_sigma * noise
 
 
 def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tuple[float, float] | None:
@@ -369,11 +374,10 @@ def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tupl
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not low < high:
-        raise ConfigError(f"clip_range is {clip_range!r}; it must be the least and the greatest value, or null")
+        raise ConfigError(f"clip_range is {clip_range!r}; it must be the smallest and the largest value, or null")
     return low, high
 
 
-def _check_choice(key: str, value: object, choices: list[Any]) -> None:
+def _check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        names = ", ".join(str(c) for c in choices)
-        raise ConfigError(f"{key} is {value!r}; choose one of: {names}")
+        raise ConfigError(f"{key} is {value!r}; choose one of: {', '.join(choices)}")

@@ -84,7 +84,7 @@ def ddim(
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
         evaluation = evaluate(denoise, schedule, x, t, clip_range)
-        return schedule.ddim_move(evaluation.x0, evaluation.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
+        return schedule.ddim_step(evaluation.x0, evaluation.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
 
     return integrate(x, levels, step, callback)
 
@@ -113,7 +113,7 @@ def heun(
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
         start = evaluate(denoise, schedule, x, t, clip_range)
-        x_next = schedule.ddim_move(start.x0, start.eps, t, t_next)
+        x_next = schedule.ddim_step(start.x0, start.eps, t, t_next)
         if t_next == CLEAN:
             return x_next
         end = evaluate(denoise, schedule, x_next, t_next, clip_range)

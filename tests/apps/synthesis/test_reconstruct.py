@@ -13,7 +13,8 @@ from PIL import Image
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.loading import bundle_summary, load_bundle
-from monai_diffae.diffusion import DiffusionSchedule, unipc
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion.solvers import unipc
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics
@@ -152,7 +153,7 @@ def made_from(folder):
         ({"steps": 5}, {"steps": 5, "invert_steps": 5}),
         ({"invert_steps": 6}, {"invert_steps": 6}),
         ({"solver": "unipc", "steps": 2, "invert_steps": 7}, {"solver": "unipc", "steps": 2, "invert_steps": 7}),
-        ({"solver": "euler", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
+        ({"solver": "ddim", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
         ({"steps": 5, "overrides": {"inferer#invert_steps": 7}}, {"steps": 5, "invert_steps": 7}),
         ({"spacing": "trailing", "overrides": {"inferer#steps": 2}}, {"spacing": "trailing", "steps": 2}),
     ],
