@@ -374,7 +374,7 @@ def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tupl
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not low < high:
-        raise ConfigError(f"clip_range is {clip_range!r}; it must be the smallest and the largest value, or null")
+        raise ConfigError(f"clip_range is {clip_range!r}; it must be the least and the greatest value, or null")
     return low, high
 
 
