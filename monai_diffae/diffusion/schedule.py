@@ -119,8 +119,9 @@ class DiffusionSchedule(Scheduler):
         self.register_buffer("sigma", torch.cat([zero, sigma, one]), persistent=False)
         # The same as Python numbers, which solvers can read without waiting for a GPU.
         self._levels = list(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))
-        # If the network predicts eps, x0 is computed by a division by alpha. The noisiest levels then need the small
-        # steps that equal steps of log-SNR give them. For x0 and v they do not, and there may be no signal: cap it.
+        # If the network predicts eps, x0 is computed by a division by alpha, and the noisiest levels need the small
+        # steps that equal steps of log-SNR give them. If it predicts x0 or v, they do not, and there may be levels
+        # without signal. A cap then keeps log-SNR finite.
         self.log_snr_cap = 0.0 if prediction == "eps" else 0.15
         self._log_snrs = [self.log_snr(t) for t in range(num_train_timesteps)]
         # MONAI's table has T entries, without x0.
