@@ -126,7 +126,7 @@ def test_what_the_type_cannot_hold_is_cut_off_and_counted(tmp_path: Path, caplog
     array[0, 0, 0, :2] = (-3.0, 300.4)
     made = nib.load(write_native(tmp_path / "b.nii", array, scan))
     assert np.asarray(made.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
-    assert "2 voxels are beyond what uint8 holds" in caplog.text
+    assert "2 voxels do not fit into uint8 and were clipped" in caplog.text
 
 
 @pytest.mark.parametrize(
