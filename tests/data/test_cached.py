@@ -33,7 +33,7 @@ def cohort(folder: Path, n: int = 6, bad: tuple[int, ...] = ()) -> list[dict[str
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_scans_are_one_line_and_the_others_go_on(
+def test_bad_scans_are_skipped_with_one_line(
     tmp_path: Path, cache: Any, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = cohort(tmp_path, bad=(1, 4))
@@ -73,7 +73,7 @@ def test_stop_raises_the_scan_error_itself(tmp_path: Path, workers: int) -> None
         cases.prepare()
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+def test_all_cases_fail(tmp_path: Path) -> None:
     cases = CachedCases(cohort(tmp_path, 2, bad=(0, 1)), TRANSFORM)
     with pytest.raises(CohortError, match=r"all 2 cases failed, the first is 'c0': c0\.nii\.gz"):
         len(cases)

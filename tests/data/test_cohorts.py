@@ -132,7 +132,7 @@ def test_csv_with_labels(tmp_path: Path) -> None:
         assert a.images == {"image": tmp_path / "d/a.nii.gz"}
 
 
-def test_csv_with_other_words_and_more_images(tmp_path: Path) -> None:
+def test_csv_with_other_names_and_more_images(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "a2.nii")
     path = table(tmp_path, "\ufefffile,t2,who\na.nii,a2.nii,p\n")
     line = refusal(path)
@@ -214,7 +214,9 @@ def test_datalist(tmp_path: Path) -> None:
         refusal(tmp_path / "list.json")
 
 
-def test_labels_that_are_lists_or_mappings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     touch(tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "c.nii")
     entry = {"label": [1, 0], "age": 3, "box": {"x": 1}, "id": "1"}
     content = {"training": [{"image": ["a.nii"], **entry}, {"image": "b.nii", "label": 1}], "test": ["c.nii"]}
@@ -384,6 +386,6 @@ def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
     assert [c.id for c in read_cohort(tmp_path)] == ["data_a"]
 
 
-def test_an_unknown_word_in_columns_is_named(tmp_path: Path) -> None:
+def test_an_unknown_key_of_columns_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="columns: 'imaje' is unknown; use one of image, id, patient"):
         read_cohort(tmp_path, columns={"imaje": "file"})

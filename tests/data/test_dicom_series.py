@@ -157,7 +157,7 @@ def test_a_straightened_volume_is_written_straight(tmp_path: Path) -> None:
     assert not any("GantryDetectorTilt" in d for d in tags(written))
 
 
-def test_what_is_there_stays(tmp_path: Path) -> None:
+def test_existing_files_stay(tmp_path: Path) -> None:
     source = save_planes(tmp_path / "ct", positions())
     array = read_scan(source).array
     written = write_series(tmp_path / "new", array, source)

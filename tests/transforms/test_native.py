@@ -237,7 +237,7 @@ def test_refusals(tmp_path: Path) -> None:
         NativeSpace(ToModelRanged("image"), {"image": str(path)})
 
 
-def test_monai_takes_its_records_apart() -> None:
+def test_monai_modifies_its_records() -> None:
     """Why the records are copied: undoing ResizeWithPadOrCrop a second time with the same ones fails in MONAI."""
     transform = ResizeWithPadOrCrop((8, 8))
     image = transform(MetaTensor(torch.rand(1, 6, 10)))

@@ -117,7 +117,9 @@ def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path: Path) -> No
     assert b"Doe" not in bytes(made.header.binaryblock)
 
 
-def test_what_the_type_cannot_hold_is_cut_off_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_do_not_fit_the_type_are_clipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     nib.save(
         nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
     )

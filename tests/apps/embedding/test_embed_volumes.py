@@ -113,7 +113,7 @@ def test_a_second_process_gives_the_same(embedding, tmp_path):
     pd.testing.assert_frame_equal(again, run("first"), check_exact=True)
 
 
-def test_the_bundles_slices_are_taken_unless_others_are_set(labelled, volumes, tmp_path):
+def test_the_bundles_slices_are_used_unless_others_are_set(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes)
 
     def counts(name, **overrides):
@@ -138,7 +138,7 @@ def test_a_volume_with_a_bad_slice_is_skipped(labelled, volumes, tmp_path):
     assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
 
 
-def test_where_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
+def test_if_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
     for array in volumes.values():
         array[..., 5] = 7
     cohort = cohort_of(tmp_path, volumes)
