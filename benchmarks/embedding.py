@@ -26,7 +26,7 @@ import torch
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import read_split_cohort
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.streamed import read_in_turn
+from monai_diffae.data.streamed import read_stream
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
@@ -35,7 +35,7 @@ def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str,
     trained = load_bundle(bundle, "cpu")
     split, key = read_split_cohort(bundle, trained, cohort)
     start = time.perf_counter()
-    results = read_in_turn([case.item() for case in split.cases], trained.preprocessing, (key,), workers)
+    results = read_stream([case.item() for case in split.cases], trained.preprocessing, (key,), workers)
     images = [torch.from_numpy(result[key]) for result in results if not isinstance(result, Exception)]
     read = time.perf_counter() - start
     start = time.perf_counter()

@@ -116,7 +116,7 @@ def test_every_config_that_makes_images_is_documented(page: Path) -> None:
     }
     assert len(actions) == 8
     if page.name == "synthesis.md":  # embedding.md has it
-        actions -= {("encoding", "encode")}
+        actions -= {("embed", "embed")}
     assert actions | {("training", "train_latent")} <= set(runs)
 
 

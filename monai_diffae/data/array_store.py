@@ -1,4 +1,6 @@
-"""Many arrays of one shape, in memory or in a file."""
+"""Arrays of one shape, in memory or in a file."""
+
+# tested in tests/data/test_cached.py
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from monai_diffae.errors import MachineError
 
 
 class ArrayStore:
-    """Equal float32 arrays that are appended one after the other, then read by position.
+    """Stores float32 arrays of one shape, which are appended first and then read by position.
 
     Args:
-        count: how many there are at most.
-        shape: the shape of each.
-        path: the file that holds them; None for memory.
+        count: the largest number of arrays.
+        shape: the shape of each array.
+        path: the file for the arrays; None: in memory.
 
     Example:
         >>> store = ArrayStore(3, (2,), None)
@@ -29,7 +31,7 @@ class ArrayStore:
     def __init__(self, count: int, shape: tuple[int, ...], path: Path | None) -> None:
         self.shape, self.path, self.filled = shape, path, 0
         self._array = np.empty((count, *shape), np.float32) if path is None else None
-        # written and not mapped: a full disk is then an error and not a killed process
+        # written, not memory-mapped: a full disk then raises an error and does not kill the process
         self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
 
     def append(self, array: NDArray[np.float32]) -> None:
@@ -48,19 +50,19 @@ class ArrayStore:
         self.filled += 1
 
     def close(self) -> None:
-        """End the filling; to be called before reading."""
+        """Finish appending; call this before reading."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def __getitem__(self, position: int) -> NDArray[np.float32]:
-        """A copy of one array."""
+        """Return a copy of one array."""
         if self._array is None:
             if self.path is None:
-                raise RuntimeError("a store without array and without file")
+                raise RuntimeError("the store has neither an array nor a file")
             self._array = np.memmap(self.path, np.float32, "r", shape=(self.filled, *self.shape))
         return np.array(self._array[position])
 
     def __getstate__(self) -> dict[str, Any]:
-        # to a worker that is spawned goes the file's name and not its contents
+        # a spawned worker gets the name of the file, not its contents
         return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}

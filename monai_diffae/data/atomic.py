@@ -1,4 +1,4 @@
-"""Files that appear under their own name only when they are complete."""
+"""Write files so that they appear under their own name only when they are complete."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_diffae.errors import MachineError
 
-if TYPE_CHECKING:
-    pass
-
-# A disk that is full, a quota that is spent, a read-only disk, a forbidden folder: the machine's trouble, not a bug.
-# So is a folder that is a file, or a name that the disk does not take.
-_MACHINE = {
+# A full disk, an exceeded quota, a read-only disk or a forbidden folder is a problem of the machine, not a bug.
+# So is a folder that is a file, or a name that the file system does not accept.
+_MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR,
 }  # fmt: skip
 
 
 def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
-    """Write a file so that it is either complete or absent, whatever happens meanwhile.
+    """Write a file so that it is either complete or absent, even if the process is killed.
 
-    ``writer`` fills a hidden temporary file of the same suffix in the same folder; it is then flushed to the disk
-    and renamed over ``path`` in one step. If anything fails the temporary file goes and an older ``path`` stays.
+    ``writer`` writes a hidden temporary file with the same suffix in the same folder. That file is then flushed to the
+    disk and renamed to ``path`` in one step. If anything fails, the temporary file is deleted and an older ``path``
+    stays.
 
     Args:
-        path: the file's final name; its folder is created.
-        writer: called with the temporary path, which it has to write.
+        path: the final path; its folder is created.
+        writer: writes the file at the temporary path that it is called with.
 
     Returns:
         ``path``.
@@ -55,7 +53,7 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        if error.errno in _MACHINE:
+        if error.errno in _MACHINE_ERRORS:
             reason = os.strerror(error.errno)
             raise MachineError(
                 f"{path.name}: cannot be written ({reason}); free space or choose another folder"
@@ -68,7 +66,7 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
 
 
 def _suffix(path: Path) -> str:
-    # nibabel and PIL choose the format by the suffix
+    # nibabel and PIL choose the file format by the suffix
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
 
 
@@ -81,5 +79,5 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write a JSON file for people to read."""
+    """Write an indented JSON file."""
     return write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))

@@ -19,37 +19,36 @@ from torch.utils.data import Dataset
 from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
-from monai_diffae.data.streamed import Arrays, check_size, failure_of, plain_tensor, preprocessed, read_in_turn
+from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_stream
 from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
 
 Item = dict[str, Any]
 
 
 class CachedCases(Dataset[Item]):
-    """Preprocessed cases in memory, or on disk where memory is too small for them.
+    """Preprocessed cases in memory, or on disk if they do not fit into memory.
 
-    The first use (or :meth:`prepare`) reads every case once. A bad scan is one warning line and one entry of
-    :attr:`failures`; the others go on. Random transforms get a seed that is a function of (seed, epoch, index), so
-    that neither the number of workers nor the order of the items changes what an item looks like.
+    The first use (or :meth:`prepare`) reads every case once. A bad scan is skipped with a warning and listed in
+    :attr:`failures`. Random transforms get a seed that is a function of (seed, epoch, index), so that an item does not
+    depend on the number of workers or the order of the items.
 
     Args:
         data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item.
-        transform: the deterministic part, to ``[C, *S]`` under each of ``keys``.
+        transform: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``.
         random_transform: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only.
-        cache: ``"memory"`` (on disk all the same if it takes more than ``cache_gib``), ``"disk"``, or ``"none"``: every
-            scan is checked once and then read anew each time.
-        cache_dir: where the disk cache goes, in a folder of its own that is removed at the end; the system's
-            temporary folder by default.
+        cache: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan
+            once and then reads it again each time.
+        cache_dir: folder for the disk cache, which is deleted at the end; by default the system's temporary folder.
         cache_gib: the largest cache in memory, in GiB.
-        num_workers: processes that preprocess; 0 or None does it in this one.
-        seed: for ``random_transform``.
-        on_bad_scan: ``"skip"``, or ``"stop"`` to raise the first one's :class:`ScanError`.
-        keys: what is kept of the transform's result.
-        progress: show a bar on a terminal, a line in the log elsewhere.
+        num_workers: processes that preprocess; 0 or None preprocesses in this process.
+        seed: random seed of ``random_transform``.
+        on_bad_scan: ``"skip"``, or ``"stop"`` to raise the :class:`ScanError` of the first bad scan.
+        keys: the entries of the transform's result to keep.
+        progress: show a bar on a terminal, or log a line elsewhere.
 
     Raises:
-        CohortError: no scan can be used (on first use).
-        MachineError: the disk is too small for the cache, or a worker died (on first use).
+        CohortError: (on first use) no scan can be used.
+        MachineError: (on first use) the disk is too small for the cache, or a worker died.
 
     Example:
         >>> read = lambda item: {"image": torch.full((1, 2, 2), item["image"])}
@@ -87,51 +86,51 @@ class CachedCases(Dataset[Item]):
 
     @property
     def items(self) -> list[Item]:
-        """The items that could be used, in order."""
+        """The items that can be used, in order."""
         self.prepare()
         return self._items or []
 
     def prepare(self) -> CachedCases:
-        """Read and preprocess all cases, unless that is done; returns the dataset itself."""
+        """Read and preprocess all cases, if this has not been done, and return the dataset itself."""
         if self._items is not None:
             return self
         if not self.data:
             raise CohortError("there are no cases to read; check the cohort and its splits")
         items: list[Item] = []
         for index, result in enumerate(self._results()):
-            wrong = result if isinstance(result, Exception) else self._keep(result)
-            if wrong is None:
+            error = result if isinstance(result, Exception) else self._keep(result)
+            if error is None:
                 items.append(self.data[index])
-            elif (isinstance(wrong, DiffAEError) and not isinstance(wrong, ScanError)) or self.on_bad_scan == "stop":
-                raise wrong
+            elif (isinstance(error, DiffAEError) and not isinstance(error, ScanError)) or self.on_bad_scan == "stop":
+                raise error
             else:
-                self.failures.append(failure_of(self.data[index], index, self.keys[0], wrong))
+                self.failures.append(log_failure(self.data[index], index, self.keys[0], error))
         if not items:
             first = self.failures[0]
-            raise CohortError(f"all {len(self.data)} cases failed, the first '{first.case_id}': {first.reason}")
+            raise CohortError(f"all {len(self.data)} cases failed, the first is '{first.case_id}': {first.reason}")
         for store in self._stores.values():
             store.close()
         self._items = items
         return self
 
     def without_augmentation(self) -> CachedCases:
-        """The same cases as they are, read and kept once for both."""
+        """The same dataset without ``random_transform``; both share the cache."""
         plain = copy(self.prepare())
         plain.random_transform = None
         return plain
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of plain integer indices. Worker processes that live on learn it from (epoch, index) instead."""
+        """Set the epoch for plain integer indices; persistent workers do not see it and need (epoch, index)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Item:
-        """One item: ``keys`` as plain float32 tensors ``[C, *S]``, its ``id``, and its ``index`` in the dataset.
+        """Return one item: ``keys`` as plain float32 tensors ``[C, *S]``, ``id``, and ``index``, its position.
 
         Args:
-            index: a position, or (epoch or step, position); the first number only seeds the augmentation.
+            index: a position, or (epoch or step, position); the first number is for the augmentation's seed only.
         """
         epoch, position = index if isinstance(index, tuple) else (self.epoch, index)
         items = self.items
@@ -149,14 +148,14 @@ class CachedCases(Dataset[Item]):
 
     def _results(self) -> Iterator[Arrays | Exception]:
         count = len(self.data)
-        shown = progress(count, f"reading and preprocessing {count} images") if self.progress else _silence()
-        with shown as advance:
-            for result in read_in_turn(self.data, self.transform, self.keys, self.num_workers):
+        text = f"reading and preprocessing {count} images"
+        with progress(count, text) if self.progress else _no_progress() as advance:
+            for result in read_stream(self.data, self.transform, self.keys, self.num_workers):
                 advance()
                 yield result
 
     def _keep(self, arrays: Arrays) -> ScanError | None:
-        """Store a result; a size that differs from the first one's is returned as an error."""
+        """Store a result, or return an error if its size differs from the first result's."""
         if self.cache == "none":
             return None
         if not self._stores:
@@ -167,9 +166,9 @@ class CachedCases(Dataset[Item]):
             self._stores = {
                 key: ArrayStore(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()
             }
-        wrong = check_size(arrays, {key: store.shape for key, store in self._stores.items()})
-        if wrong is not None:
-            return wrong
+        error = check_size(arrays, {key: store.shape for key, store in self._stores.items()})
+        if error is not None:
+            return error
         for key, array in arrays.items():
             self._stores[key].append(array)
         return None
@@ -181,12 +180,12 @@ class CachedCases(Dataset[Item]):
             folder = Path(tempfile.mkdtemp(prefix="diffae-cache-", dir=self.cache_dir))
         except OSError as error:
             raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
-        # a worker process that ends must not take the folder with it
+        # a worker process that ends must not delete the folder
         weakref.finalize(self, _remove_folder, folder, os.getpid())
         free = shutil.disk_usage(folder).free / 1024**3
         if free < gib:
             raise MachineError(
-                f"cache_dir: the cache takes {gib:.1f} GiB and {free:.1f} GiB are free; choose another disk"
+                f"cache_dir: the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free; choose another disk"
             )
         return folder
 
@@ -203,5 +202,5 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[Callable[[], None]]:
+def _no_progress() -> Iterator[Callable[[], None]]:
     yield lambda: None

@@ -1,4 +1,4 @@
-"""A case: one scan of a cohort, with what is known of it."""
+"""A case: one scan of a cohort with its id, patient, split and labels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Label = float | int | str | None
 Images = Path | tuple[Path, ...]
 
 MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
-"""What stands for no label in a table. ``None`` does not: it can be a class, such as no treatment."""
+"""Words for a missing label in a table. ``None`` is not one: it can be a class, such as no treatment."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
-_SHOWN = 60  # of what a user typed
+_MAX_QUOTED = 60  # characters of an id in an error message
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Case:
 
     Attributes:
         id: unique in the cohort and safe as a file name.
-        images: ``"image"`` and perhaps more; a tuple of files gives the channels of one image.
-        patient: groups the cases of one person. From DICOM it is a hash, never the PatientID.
+        images: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image.
+        patient: groups the cases of one person. For DICOM it is a hash, never the PatientID.
         split: ``"train"``, ``"val"``, ``"test"`` or None.
-        labels: the other columns: numbers, text, or None where empty.
-        slice_index: which slice of the volume; None for whole images.
+        labels: the other columns of the table: numbers, text, or None for missing values.
+        slice_index: the slice of the volume; None for a whole image.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Case:
         return (image if isinstance(image, Path) else image[0]).name
 
     def item(self) -> dict[str, Any]:
-        """What MONAI's transforms take: paths as text, ``slice`` where there is one, and ``id``.
+        """The case as MONAI's transforms take it: paths as text, ``id``, and ``slice`` for a slice.
 
         Example:
             >>> Case("a", {"image": Path("scans/a.nii")}, "a", slice_index=4).item()
@@ -68,29 +68,31 @@ class Case:
 
 
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
-    """The cases of these ids, in their order, each once.
+    """Find cases by id, in the order of the ids, each once.
 
     Raises:
-        CohortError: no case has the id.
+        CohortError: no case has such an id.
 
     Example:
         >>> find_cases([Case("sub-04", {"image": Path("a.nii")}, "sub-04")], ["sub-4"])
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.CohortError: case: the cohort has no 'sub-4'; did you mean 'sub-04'?
+        monai_diffae.errors.CohortError: cases: the cohort has no 'sub-4'; did you mean 'sub-04'?
     """
     by_id = {case.id: case for case in cases}
     for name in ids:
         if name not in by_id:
-            near = difflib.get_close_matches(name, by_id, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else "check the ids, which embed lists in its table"
-            shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
-            raise CohortError(f"case: the cohort has no '{shown}'; {advice}")
+            close_matches = difflib.get_close_matches(name, by_id, n=1)
+            advice = (
+                f"did you mean '{close_matches[0]}'?" if close_matches else "the table written by embed has all ids"
+            )
+            quoted = name if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]}..."
+            raise CohortError(f"cases: the cohort has no '{quoted}'; {advice}")
     return [by_id[name] for name in dict.fromkeys(ids)]
 
 
 def safe_id(text: str) -> str:
-    """Text as a file name that is harmless in any folder: ASCII letters, digits and ``._-``, at most 100 characters.
+    """Convert text to a safe file name of at most 100 characters: ASCII letters, digits and ``._-``.
 
     Example:
         >>> safe_id("train/NORMAL/IM-1"), safe_id("../../etc/passwd"), safe_id("nul")
@@ -106,24 +108,24 @@ def safe_id(text: str) -> str:
 
 
 def safe_ids(texts: Sequence[str]) -> list[str]:
-    """Unique safe ids for unique texts; those that become alike get a hash of their text. Order does not matter.
+    """Convert unique texts to unique safe ids; texts with the same safe id get a hash. The order does not matter.
 
     Example:
         >>> safe_ids(["a/b", "a_b", "c"])
         ['a_b-c14cddc0', 'a_b-648fa9b3', 'c']
     """
     plain = [safe_id(text) for text in texts]
-    alike = Counter(p.casefold() for p in plain)  # file systems that ignore case would mix up "A" and "a"
+    counts = Counter(p.casefold() for p in plain)  # file systems that ignore case would confuse "A" and "a"
     return [
-        p if alike[p.casefold()] == 1 else f"{p[: _LONGEST - 9]}-{_short_hash(t)}"
+        p if counts[p.casefold()] == 1 else f"{p[: _LONGEST - 9]}-{_short_hash(t)}"
         for p, t in zip(plain, texts, strict=True)
     ]
 
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
-    """Columns of text as numbers where every cell that is filled is one; :data:`MISSING_WORDS` as None.
+    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None.
 
-    ``01_02`` is text, although Python reads it as 102.
+    ``01_02`` stays text, although Python reads it as 102.
 
     Example:
         >>> as_labels({"age": ["41", ""], "score": ["1", "2.5"], "sex": ["F", "M"]})

@@ -1,4 +1,6 @@
-"""From what the user names as the data to the cases of each split: what a bundle's config calls ``cohort``."""
+"""Read a cohort and split it: the component ``cohort`` of a bundle's configuration."""
+
+# tested in tests/data/test_cohorts.py
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitCohort:
-    """A cohort whose every case has a split; for a 2D model its volumes are taken apart into slices.
+    """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices.
 
     Attributes:
-        cases: all of them, in order.
+        cases: all cases, in order.
         failures: volumes whose header cannot be read.
-        fingerprint: of the files and their splits, without their names.
-        is_drawn: whether cases of ``val`` or ``test`` were drawn, as no table says their split.
+        fingerprint: SHA-256 of ids, file sizes and splits, from which no name can be read.
+        is_drawn: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them.
     """
 
     cases: list[Case]
@@ -40,7 +42,7 @@ class SplitCohort:
         return [case for case in self.cases if case.split == name]
 
     def items(self, name: str) -> list[dict[str, Any]]:
-        """What MONAI's transforms take, for each case of a split.
+        """The cases of a split as MONAI's transforms take them.
 
         Raises:
             CohortError: the split is empty.
@@ -48,7 +50,7 @@ class SplitCohort:
         items = [case.item() for case in self.split(name)]
         if not items:
             raise CohortError(
-                f"no case is in the split '{name}': training takes two patients at least; "
+                f"no case is in the split '{name}': training needs at least two patients; "
                 f"check the column split and {name}_fraction"
             )
         return items
@@ -67,29 +69,29 @@ def split_cohort(
     slice_range: tuple[float, float] = (0.0, 1.0),
     slice_step: int = 1,
 ) -> SplitCohort:
-    """Read a cohort, split it by patient and, for a 2D model, take its volumes apart into slices.
+    """Read a cohort, split it by patient and, for a 2D model, expand its volumes into slices.
 
     Args:
-        dataset_dir: a folder, a CSV/TSV, a MONAI datalist JSON or one file: see
-            :func:`~monai_diffae.data.cohorts.read_cohort`, also for ``columns``, ``image_keys``, ``patient_pattern``.
-        spatial_dims: of the model.
-        columns: what the table calls our words.
-        image_keys: the columns that hold images.
-        patient_pattern: finds the patient in the image's path.
-        val_fraction: of the patients, where the table has no split.
-        test_fraction: of the patients.
-        seed: of the split.
+        dataset_dir: a folder, a CSV/TSV, a MONAI datalist JSON or a single scan, see
+            :func:`~monai_diffae.data.cohorts.read_cohort`.
+        spatial_dims: 2 or 3, the dimensions of the model.
+        columns: names that the table uses for image, id, patient or split.
+        image_keys: the columns with images.
+        patient_pattern: a regular expression that finds the patient in the image's path.
+        val_fraction: fraction of the patients for ``val``, if the table has no split.
+        test_fraction: fraction of the patients for ``test``, if the table has no split.
+        seed: random seed of the split.
         slice_axis: ``axial``, ``coronal`` or ``sagittal``; see :func:`~monai_diffae.data.slice_cases.expand_slices`.
-        slice_range: the part of the axis that is used, in 0..1.
-        slice_step: every ``slice_step``-th slice of that part.
+        slice_range: the part of the axis to use, in 0..1.
+        slice_step: use every ``slice_step``-th slice of that part.
 
     Raises:
-        CohortError: there is no usable set of cases.
+        CohortError: there are no usable cases.
     """
     listed = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-    is_drawn = any(a.split is None and b.split != "train" for a, b in zip(listed, cases, strict=True))
-    print_of_data = fingerprint(cases)
+    is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
+    cohort_fingerprint = fingerprint(cases)
     failures: list[Failure] = []
     num_scans, num_patients = len(cases), len({case.patient for case in cases})
     if spatial_dims == 2:
@@ -98,6 +100,6 @@ def split_cohort(
         raise CohortError(
             f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}"
         )
-    parts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
-    logger.info("%d scans of %d patients: %s images", num_scans, num_patients, parts)
-    return SplitCohort(cases, failures, print_of_data, is_drawn)
+    counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
+    logger.info("%d scans of %d patients: %s images", num_scans, num_patients, counts)
+    return SplitCohort(cases, failures, cohort_fingerprint, is_drawn)

@@ -1,4 +1,4 @@
-"""A folder, a file, a table or a MONAI datalist to a list of cases."""
+"""Read a cohort: a folder, a single scan, a table or a MONAI datalist becomes a list of cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from monai_diffae.data.cases import Case, Images, safe_ids
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.folders import name_within, search_folder, searched_for
+from monai_diffae.data.folders import name_within, search_folder, searched_formats
 from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.slice_cases import expand_slices
@@ -31,24 +31,25 @@ def read_cohort(
     image_keys: Sequence[str] = ("image",),
     patient_pattern: str | None = None,
 ) -> list[Case]:
-    r"""Read a cohort's cases, without opening their images (except DICOM headers, for series and patients).
+    r"""Read the cases of a cohort without opening images (except DICOM headers, for series and patients).
 
     Args:
-        path: a folder, searched through; one scan file or series; a CSV or TSV, where paths are relative to the
-            table and all other columns are labels; or a MONAI datalist JSON.
-        columns: what the table calls our words ``image``, ``id``, ``patient``, ``split`` and further image keys.
-        image_keys: the columns that hold images; ``"image"`` must be there.
-        patient_pattern: a regular expression searched in the image's path within the cohort; its first group, or
-            the whole match, is the patient.
+        path: a folder, which is searched with its subfolders; a scan file or series; a CSV or TSV with paths relative
+            to the table and one label per other column; or a MONAI datalist JSON.
+        columns: names that the table uses for ``image``, ``id``, ``patient``, ``split`` and further image keys.
+        image_keys: the columns with images; ``"image"`` must be one of them.
+        patient_pattern: a regular expression that is searched in the image's path within the cohort; its first group,
+            or the whole match, is the patient.
 
     Returns:
-        The cases, in the table's order or in that of their names. The patient is the table's, that of the pattern,
-        ``sub-XX`` in the path (BIDS), a hash of DICOM's PatientID, or else the case alone.
+        The cases, in the order of the table or of their names. The patient comes from ``patient_pattern``, the
+        table, ``sub-XX`` in the path (BIDS) or a hash of DICOM's PatientID, in this order; otherwise each case is a
+        patient of its own.
 
     Raises:
-        CohortError: there is no usable set of cases: nothing found, no image column, duplicates, a patient in two
-            splits, or none of the files exists.
-        ConfigError: ``patient_pattern`` is no regular expression.
+        CohortError: there are no usable cases: no scans, no image column, duplicates, a patient in two splits, or
+            none of the files exists.
+        ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
 
     Example:
         >>> import tempfile
@@ -63,10 +64,10 @@ def read_cohort(
     unknown = sorted(set(columns or {}) - {*image_keys, *WORDS})
     if unknown:
         words = ", ".join((*image_keys, *WORDS))
-        raise ConfigError(f"columns: {unknown[0]!r} is none of our words, which are: {words}")
+        raise ConfigError(f"columns: {unknown[0]!r} is unknown; use one of {words}")
     pattern = _compiled(patient_pattern)
     folder, uid = dicom.split_series(path)
-    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises where a folder above is closed
+    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json"):
@@ -83,7 +84,7 @@ def read_cohort(
 
 
 def fingerprint(cases: Sequence[Case]) -> str:
-    """A SHA-256 of the cohort: hashes of ids, slices, splits and file sizes, in any order; it tells no name."""
+    """SHA-256 of a cohort's ids, slices, splits and file sizes, in any order; no name can be read from it."""
     sizes: dict[Path, int] = {}
     lines = []
     for case in cases:
@@ -91,15 +92,14 @@ def fingerprint(cases: Sequence[Case]) -> str:
         for _, file in files:
             if file not in sizes:
                 sizes[file] = _size(file)
-        parts = [f"{key}={sizes[file]}" for key, file in files]
-        lines.append(
-            " ".join([hashlib.sha256(case.id.encode()).hexdigest(), str(case.slice_index), str(case.split), *parts])
-        )
+        file_sizes = [f"{key}={sizes[file]}" for key, file in files]
+        id_hash = hashlib.sha256(case.id.encode()).hexdigest()
+        lines.append(" ".join([id_hash, str(case.slice_index), str(case.split), *file_sizes]))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, of both files of a NIfTI pair, or of all files of a series' folder; -1 where one is missing."""
+    """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
     folder, _ = dicom.split_series(path)
     try:
         if folder.is_dir():
@@ -113,42 +113,42 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return re.compile(pattern) if pattern else None
     except re.error as error:
-        raise ConfigError(f"patient_pattern: '{pattern}' is no regular expression ({error})") from error
+        raise ConfigError(f"patient_pattern: '{pattern}' is not a regular expression ({error})") from error
 
 
 def _rows_of_files(path: Path, *, is_folder: bool) -> list[Row]:
     if not is_folder:
         return [Row({"image": path})]
-    found = search_folder(path)
-    if not found:
-        raise CohortError(f"{path.name}: no scans in this folder; searched it through for {searched_for()}")
-    return [Row({"image": f.path}, patient=f.patient) for f in found]
+    scans = search_folder(path)
+    if not scans:
+        raise CohortError(f"{path.name}: there are no scans in this folder; it was searched for {searched_formats()}")
+    return [Row({"image": scan.path}, patient=scan.patient) for scan in scans]
 
 
 def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
-    """The table's folder where all images lie in it, else the one that they have in common."""
+    """The table's folder if all images are in it, else the closest folder that holds all images."""
     parents = [os.path.normpath(row.first.parent) for row in rows]
-    home = os.path.normpath(folder)
-    if all(Path(p).is_relative_to(home) for p in set(parents)):
-        return Path(home)
+    table_folder = os.path.normpath(folder)
+    if all(Path(p).is_relative_to(table_folder) for p in set(parents)):
+        return Path(table_folder)
     try:
         return Path(os.path.commonpath(parents))
-    except ValueError:  # other drives, or relative beside absolute paths
-        return Path(home)
+    except ValueError:  # several drives, or both relative and absolute paths
+        return Path(table_folder)
 
 
 def _to_cases(source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[str] | None) -> list[Case]:
     names = [name_within(row.first, root) for row in rows]
-    count = Counter(names)
-    relative = [Path(os.path.relpath(row.first, root)).as_posix() for row in rows]
-    # a.png beside a.nii.gz: there the suffix tells them apart
-    own = [name if count[name] == 1 else file for name, file in zip(names, relative, strict=True)]
-    texts = [row.id or name for row, name in zip(rows, own, strict=True)]
+    counts = Counter(names)
+    files = [Path(os.path.relpath(row.first, root)).as_posix() for row in rows]
+    # a.png and a.nii.gz have the same name, and keep their suffixes
+    unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
+    texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
     _check_duplicates(source, rows, texts)
     ids = safe_ids(texts)
     return [
         Case(id, row.images, _patient(row, file, pattern) or id, _split(source, id, row.split), row.labels)
-        for id, row, file in zip(ids, rows, relative, strict=True)
+        for id, row, file in zip(ids, rows, files, strict=True)
     ]
 
 
@@ -174,30 +174,30 @@ def _split(source: str, id: str, split: str | None) -> str | None:
 
 
 def _check_duplicates(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
-    seen: set[str] = set()
+    earlier_ids: set[str] = set()
     by_file: dict[tuple[str, ...], str] = {}
     for row, id in zip(rows, ids, strict=True):
-        if row.id is not None and id in seen:
-            raise CohortError(f"{source}: the id '{id[:60]}' is there twice; give every case an id of its own")
-        seen.add(id)
+        if row.id is not None and id in earlier_ids:
+            raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
+        earlier_ids.add(id)
         files = tuple(os.path.normpath(p) for p in _files(row.images["image"]))
         if files in by_file:
             raise CohortError(
-                f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' are the same file; keep one"
+                f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' have the same file; keep one"
             )
         by_file[files] = id
 
 
 def _check_existence(path: Path, rows: Sequence[Row]) -> None:
-    """A file that is missing is its case's problem; if all are, the table's."""
+    """Raise an error if all files are missing; a single missing file is a failure of its case."""
     files = (dicom.split_series(file)[0] for row in rows for file in _files(row.images["image"]))
     if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
         first = rows[0].first
         name = first.relative_to(path.parent).as_posix() if first.is_relative_to(path.parent) else first.name
-        shown = name if len(name) <= 100 else f"...{name[-97:]}"
+        short_name = name if len(name) <= 100 else f"...{name[-97:]}"
         raise CohortError(
-            f"{path.name}: none of its {len(rows)} files exists (first: {shown}); "
-            "paths are relative to the table's folder: check them"
+            f"{path.name}: none of its {len(rows)} files exists (first: {short_name}); "
+            "check the paths, which are relative to the table's folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""An image made of a DICOM scan, written as a new DICOM series of the same study."""
+"""Write an image that was made from a DICOM scan as a new DICOM series of the same study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from monai_diffae.errors import ConfigError
 Pixels = NDArray[np.int16] | NDArray[np.uint16]
 
 _WRITER = "MONAI_DIFFAE"
-"""The files' ImplementationVersionName: what may be replaced."""
+"""The files' ImplementationVersionName, which marks files that may be replaced."""
 
 
 def write_series(
@@ -36,33 +36,34 @@ def write_series(
     description: str = "monai_diffae reconstruction",
     overwrite: bool = False,
 ) -> Path:
-    r"""Write an image in a DICOM scan's own space as a new series of that scan's study.
+    r"""Write an image in the space of a DICOM scan as a new series of that scan's study.
 
-    **What is written is as private as its source**: it goes into the same patient's study, so the name, PatientID,
-    dates and other tags are the source's. New are the UIDs of series and instances, the series' number (1000 more) and
-    description, ``DERIVED\SECONDARY``, and what describes the pixels. Private tags and overlays are left out.
+    **The new files are as private as their source**: they belong to the same patient's study, so they contain the
+    source's name, PatientID, dates and other tags. The UIDs of series and instances, the series number (1000 more),
+    the description, ``DERIVED\SECONDARY`` and the description of the pixels are new. Private tags and overlays are
+    omitted.
 
-    The UIDs are hashes of the source's series UID, the description and the stored voxels: to an archive the same
-    result written again is the same series, another result is another one.
+    The UIDs are hashes of the source's series UID, the description and the stored voxels. An archive therefore takes
+    the same result written again as the same series, and another result as another series.
 
-    Values are stored in 16 bits: with the source's slope and intercept where they fit, else with a slope of their own.
-    Nothing wraps or is clipped. Frames of an enhanced file become files.
+    Values are stored in 16 bits, with the source's slope and intercept if they fit, otherwise with a new slope. No
+    value wraps around or is clipped. Each frame of an enhanced file becomes a file.
 
     Args:
-        path: a folder for a volume, a ``.dcm`` file for a 2D image. It appears when it is complete.
+        path: a folder for a volume, or a ``.dcm`` file for a 2D image. It appears only when it is complete.
         array: ``[1, X, Y, Z]`` or ``[1, H, W]`` in the source's units and size, as
-            :func:`~monai_diffae.data.scans.read_scan` gives the source.
-        source: the DICOM file, folder, or ``folder#series=UID`` that the image was made of.
+            :func:`~monai_diffae.data.scans.read_scan` returns the source.
+        source: the DICOM file, folder, or ``folder#series=UID`` that the image was made from.
         description: the SeriesDescription (its first 64 characters) and DerivationDescription.
-        overwrite: replace what this function has written at ``path`` before.
+        overwrite: replace earlier results of this function at ``path``.
 
     Returns:
-        ``path``, which ``read_scan`` takes.
+        ``path``, which ``read_scan`` can read.
 
     Raises:
-        ConfigError: ``array`` is not of the source's size or has infinite values, or ``path`` is there or of the wrong
-            kind.
-        ScanError: the source cannot be read, has colours, or is of a kind that has no slices.
+        ConfigError: ``array`` has another size than the source or infinite values, or ``path`` exists or has the wrong
+            suffix.
+        ScanError: the source cannot be read, is a colour image, or is of a kind that has no slices.
         MachineError: the disk is full, or the folder cannot be written.
 
     Example:
@@ -82,8 +83,10 @@ def write_series(
         slices = read_slices(source, files, stack)
         size = stack.sizes if stack is not None else (int(slices[0].Rows), int(slices[0].Columns))
         if array.shape != (1, *size) or not np.isfinite(array).all():
-            wrong = f"an array {list(array.shape)} where the source has {[1, *size]}, or one that is not finite"
-            raise ConfigError(f"{path.name}: {wrong}; bring the image to the source's space")
+            raise ConfigError(
+                f"{path.name}: the array {list(array.shape)} must be finite and have the source's size {[1, *size]}; "
+                "bring it to the source's space"
+            )
         planes = array if stack is None else array[0].transpose(2, 1, 0)
         storage = _choose_storage(float(array.min()), float(array.max()), slices)
         pixels = [storage.store(plane) for plane in planes]
@@ -98,7 +101,7 @@ def write_series(
 
 @dataclass(frozen=True)
 class _Storage:
-    """How values are stored; ``new`` where slope and intercept are not the source's."""
+    """How values are stored; ``new`` if slope and intercept are not the source's."""
 
     slope: float
     intercept: float
@@ -148,7 +151,9 @@ def _describe(dataset: Dataset, series: str, k: int, description: str) -> None:
 
 
 def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels) -> None:
-    if dataset.PhotometricInterpretation == "MONOCHROME1":  # read_scan has turned it, which the window was made for
+    if (
+        dataset.PhotometricInterpretation == "MONOCHROME1"
+    ):  # read_scan inverts these values, and the window no longer fits
         dataset.PhotometricInterpretation = "MONOCHROME2"
         for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "PresentationLUTShape"):
             dataset.pop(keyword, None)
@@ -170,7 +175,7 @@ def _save(dataset: Dataset, path: Path) -> None:
 
 
 def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:
-    """All files or none: a series that lacks its last slices would look like a whole one."""
+    """Write all files or none: a series without its last slices would look complete."""
     try:
         folder.mkdir()
         for k, dataset in enumerate(slices):
@@ -189,12 +194,12 @@ def _check_target(path: Path, is_volume: bool, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{path.name}: is already there; choose another name, or overwrite it")
-    if not all(_is_ours(file) for file in (path.iterdir() if path.is_dir() else [path])):
-        raise ConfigError(f"{path.name}: holds what was not written here, and is not replaced; choose another name")
+        raise ConfigError(f"{path.name}: already exists; choose another name, or set overwrite")
+    if not all(_was_written_here(file) for file in (path.iterdir() if path.is_dir() else [path])):
+        raise ConfigError(f"{path.name}: holds files that were not written by this package; choose another name")
 
 
-def _is_ours(path: Path) -> bool:
+def _was_written_here(path: Path) -> bool:
     try:
         meta = pydicom.filereader.read_file_meta_info(path)
     except (InvalidDicomError, OSError):

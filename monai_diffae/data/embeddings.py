@@ -1,4 +1,4 @@
-"""Tables of z_sem: reading one, what its columns are, and its vectors as a data set."""
+"""Read tables of z_sem, tell their columns apart, and use their vectors as a data set."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from monai_diffae.errors import CohortError, ConfigError
 
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_ABOUT_CASES = ("id", "patient", "split", "slices", "patches", "empty_patches")
-_ABOUT_PATCHES = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
+_CASE_COLUMNS = ("id", "patient", "split", "slices", "patches", "empty_patches")
+_PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table that :func:`~monai_diffae.apps.embedding.embed.embed` wrote, or a CSV of it.
+    """Read a table written by :func:`monai_diffae.embed`, as Parquet or CSV.
 
-    Its rows are counted from 0. Labels that are :data:`~monai_diffae.data.cases.MISSING_WORDS` are missing. Of a CSV,
-    ``attrs["monai_diffae"]["made_from"]`` is what the record beside it says.
+    The rows are numbered from 0. Labels among :data:`~monai_diffae.data.cases.MISSING_WORDS` become missing values.
+    For a CSV, ``attrs["monai_diffae"]["made_from"]`` is read from the record beside it.
 
     Raises:
-        CohortError: it is not there, is no such table, or holds no cases or values that are no finite numbers.
-        ConfigError: it is a folder.
+        CohortError: the file does not exist, is not such a table, has no rows, or its z_sem are not finite numbers.
+        ConfigError: ``path`` is a folder.
     """
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"{path.resolve().name}: is a folder; name the table in it, such as embeddings.parquet")
     if not path.is_file():
-        raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
+        raise CohortError(f"{path.name}: does not exist; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"
     try:
         table = (_read_csv(path) if is_csv else pd.read_parquet(path)).reset_index(drop=True)
     except Exception as error:
         kind = "CSV" if is_csv else "Parquet"
-        raise CohortError(f"{path.name}: this is not a {kind} table; make it with monai-diffae embed") from error
+        raise CohortError(f"{path.name}: is not a {kind} table; make it with monai-diffae embed") from error
     if not z_columns(table):
-        raise CohortError(f"{path.name}: it has no columns z_000, z_001, ...; make it with monai-diffae embed")
+        raise CohortError(f"{path.name}: has no columns z_000, z_001, ...; make it with monai-diffae embed")
     if table.empty:
-        raise CohortError(f"{path.name}: there is no case in it; embed a cohort that has some")
+        raise CohortError(f"{path.name}: has no rows; embed a cohort with usable cases")
     try:
         z_of(table)
     except CohortError as error:
@@ -62,7 +62,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def patient_hash(patient: str) -> str:
-    """The first 16 hexadecimal digits of a patient's SHA-256.
+    """The first 16 hexadecimal digits of the SHA-256 of a patient's name.
 
     Example:
         >>> patient_hash("sub-01")
@@ -73,18 +73,18 @@ def patient_hash(patient: str) -> str:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     names = pd.read_csv(path, nrows=0).columns
-    missing = {name: list(MISSING_WORDS) for name in names if name not in ("id", "patient")}  # a case may be called NA
+    missing = {name: list(MISSING_WORDS) for name in names if name not in ("id", "patient")}  # an id may be NA
     text = {name: str for name in ("id", "patient") if name in names}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is one, too
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is valid, too
         content = json.loads(path.with_suffix(".json").read_text())
-        if content["results"]:  # else it is of a run that was killed
+        if content["results"]:  # empty if the run was killed
             table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"])}
     return table
 
 
 def z_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns that hold z_sem.
+    """The names of the columns with z_sem.
 
     Example:
         >>> z_columns(pd.DataFrame(columns=["id", "z_score", "z_000", "z_001"]))
@@ -94,27 +94,27 @@ def z_columns(table: pd.DataFrame) -> list[str]:
 
 
 def std_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns that hold the standard deviation of z_sem over a volume's slices; mostly none."""
+    """The names of the columns with the standard deviation of z_sem over a volume's slices, if there are any."""
     return [name for name in table.columns if _STD.fullmatch(name)]
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns that are neither of z_sem nor say which case, or patch of it, it is.
+    """The names of the label columns: all that neither hold z_sem nor describe the case or the patch.
 
     Example:
         >>> label_columns(pd.DataFrame(columns=["id", "patient", "split", "age", "z_000"]))
         ['age']
     """
-    places = _ABOUT_PATCHES if "patch" in table else ()
-    ours = {*_ABOUT_CASES, *places, *z_columns(table), *std_columns(table)}
-    return [name for name in table.columns if name not in ours]
+    patch_columns = _PATCH_COLUMNS if "patch" in table else ()
+    others = {*_CASE_COLUMNS, *patch_columns, *z_columns(table), *std_columns(table)}
+    return [name for name in table.columns if name not in others]
 
 
 def z_of(table: pd.DataFrame) -> NDArray[np.float32]:
-    """z_sem (N, D), float32, in the order of the rows.
+    """The z_sem (N, D) of a table, float32, in the order of its rows.
 
     Raises:
-        CohortError: values that are no finite numbers.
+        CohortError: values are not finite numbers.
 
     Example:
         >>> z_of(pd.DataFrame({"id": ["a"], "z_000": [1.0], "z_001": [2.0]}))
@@ -125,15 +125,15 @@ def z_of(table: pd.DataFrame) -> NDArray[np.float32]:
     except (TypeError, ValueError):
         z = np.full((1, 1), np.nan, np.float32)
     if not np.isfinite(z).all():
-        raise CohortError("the columns z_000, z_001, ... hold values that are no finite numbers; embed again")
+        raise CohortError("the columns z_000, z_001, ... have values that are not finite numbers; embed again")
     return z
 
 
 def rows_of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of ``train``, ``val`` or ``test``.
+    """The rows of a split: ``train``, ``val`` or ``test``.
 
     Raises:
-        CohortError: no column ``split``, or no such case.
+        CohortError: there is no column ``split``, or no such row.
     """
     rows = table[table["split"] == split] if "split" in table else table.iloc[:0]
     if rows.empty:
@@ -142,28 +142,28 @@ def rows_of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def embeddings_fingerprint(table: pd.DataFrame) -> str:
-    """A SHA-256 of the z_sem and their splits; ids and labels do not count."""
+    """SHA-256 of the z_sem and splits of a table, without ids and labels."""
     digest = hashlib.sha256(z_of(table).astype("<f4").tobytes())
     digest.update("\n".join(table["split"].astype(str)).encode())
     return digest.hexdigest()
 
 
 class EmbeddedCases(Dataset[dict[str, Any]]):
-    """The z_sem of one split: items ``{"z": (D,) float32, "index": position, "id": case}``.
+    """The z_sem of one split as a data set of items ``{"z": (D,) float32, "index": position, "id": case}``.
 
     Args:
-        table: of embeddings, with a column ``split``.
+        table: the embeddings, with a column ``split``.
         split: ``train``, ``val`` or ``test``.
-        transform: of z_sem (N, D), such as :meth:`LatentStatistics.normalise
-            <monai_diffae.latents.statistics.LatentStatistics.normalise>`; None: as the encoder gave it.
-        draws: how many items each case makes, under indices of their own: a validation, whose noise is a function of
-            the index, then sees a case at several noise levels, and an epoch over few cases is long enough.
+        transform: applied to z_sem (N, D), such as :meth:`LatentStatistics.normalise
+            <monai_diffae.latents.statistics.LatentStatistics.normalise>`; None: z_sem as the encoder gives it.
+        draws: number of items per case, each with an index of its own. In validation the noise is a function of the
+            index, so a case is seen at several noise levels; and epochs over few cases become longer.
 
     Attributes:
-        z: (N, D) float32, each case once.
+        z: (N, D) float32, one row per case.
 
     Raises:
-        CohortError: no column ``split``, or no such case.
+        CohortError: there is no column ``split``, or no such case.
 
     Example:
         >>> table = pd.DataFrame({"id": ["a", "b"], "split": ["train", "val"], "z_000": [1.0, 2.0]})
@@ -189,17 +189,17 @@ class EmbeddedCases(Dataset[dict[str, Any]]):
         return len(self.ids) * self.draws
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """One item, by its position or by (epoch, position), as a training loader asks."""
+        """Return the item at a position, or at (epoch, position), as a training loader uses it."""
         position = range(len(self))[index[1] if isinstance(index, tuple) else index]
-        case = position // self.draws
-        return {"z": self.z[case], "index": position, "id": self.ids[case]}
+        row = position // self.draws
+        return {"z": self.z[row], "index": position, "id": self.ids[row]}
 
 
 def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
-    """The training cases of a table of embeddings; all of them where it has no split.
+    """Read the rows of a table's training cases, or all rows if it has no column ``split``.
 
     Raises:
-        CohortError: no table, or it has a split, and no training case.
+        CohortError: the table cannot be read, or has a column ``split`` but no training case.
     """
     table = read_embeddings(embeddings)
     try:
@@ -209,5 +209,5 @@ def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def training_codes(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """z_sem (N, D) of the training cases."""
+    """Read the z_sem (N, D) of a table's training cases."""
     return z_of(training_rows(embeddings))

@@ -1,4 +1,4 @@
-"""Cases that could not be used: errors as values, so that one bad scan never stops a cohort."""
+"""Failed cases as values, so that one bad scan does not stop a cohort."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _HEADER = "case_id,file,reason"
 
 @dataclass(frozen=True)
 class Failure:
-    """One case that could not be used.
+    """One case that cannot be used.
 
     Attributes:
         case_id: the case's id.
-        file: the name of its (first) file, without folders: they often carry patients' names.
-        reason: one line: what is wrong and what to do.
+        file: the name of its (first) file, without folders, because these often contain patients' names.
+        reason: one line that says what is wrong and what to do.
     """
 
     case_id: str
@@ -31,10 +31,10 @@ class Failure:
 
 
 def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) -> Path:
-    """Write the failures as a CSV with the columns ``case_id, file, reason``; where there are none, an older one goes.
+    """Write failures to a CSV with the columns ``case_id, file, reason``; without failures, delete an older one.
 
     Raises:
-        ConfigError: a file of that name is there that is no such table.
+        ConfigError: ``path`` exists and was not written by this function.
 
     Example:
         >>> import tempfile
@@ -52,15 +52,15 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
             table.writerows([f.case_id, f.file, f.reason] for f in failures)
 
     path = Path(path)
-    is_older_one = path.is_file() and path.read_bytes()[: len(_HEADER)] == _HEADER.encode()
-    if path.exists() and not is_older_one:
+    is_own_file = path.is_file() and path.read_bytes()[: len(_HEADER)] == _HEADER.encode()
+    if path.exists() and not is_own_file:
         if not failures:
             return path
         raise ConfigError(
-            f"{path.name}: a file of this name is there, and no list of ours; move it or name another --out"
+            f"{path.name}: already exists and was not written by this package; move it, or name another out"
         )
     if not failures:
-        with suppress(NotADirectoryError):  # who writes results there will say so
+        with suppress(NotADirectoryError):  # the writer of the results reports it
             path.unlink(missing_ok=True)
         return path
     return write_atomic(path, write)

@@ -1,7 +1,7 @@
-"""MedMNIST, small public sets of real medical images, as a cohort of ordinary files.
+"""Convert MedMNIST, small public data sets of real medical images, to a cohort of ordinary files.
 
 MedMNIST: J Yang et al., "MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical image
-classification", Scientific Data 10, 41, 2023, https://medmnist.com. Each set has its own licence, named there.
+classification", Scientific Data 10, 41, 2023, https://medmnist.com, which also names the licence of each set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class _Part:
+class _SplitArrays:
     """One split: images ``[N, H, W]``, ``[N, H, W, 3]`` or ``[N, D, H, W]`` uint8; labels ``[N, L]``."""
 
     split: str
@@ -44,29 +44,29 @@ def medmnist_to_cohort(
     max_cases: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a MedMNIST set as a cohort: PNG images (NIfTI for the 3D sets), and a table with splits and labels.
+    """Convert a MedMNIST set to a cohort: PNG images (NIfTI for 3D sets), and a table with splits and labels.
 
-    The sets do not say which images are of one patient, so that the table has no column for it; their splits are by
-    patient where the sources knew. The 3D sets say neither voxel size nor orientation; their NIfTI files have voxels
-    of 1 and no claim to a unit.
+    The sets do not say which images belong to one patient, so the table has no column ``patient``; the splits are by
+    patient if their sources were. The 3D sets have neither voxel size nor orientation, so their NIfTI files have
+    voxels of 1 without a unit.
 
     Args:
-        npz_or_name: the path of a MedMNIST ``.npz`` file, or with a network the name of a set (``"pneumoniamnist"``),
-            which the ``medmnist`` package then downloads into its own folder once.
-        directory: where the cohort goes; created if missing.
-        size: for a name, which edition: 28, or 64, 128, 224 (2D), 64 (3D). A file has the size that it has.
-        max_cases: at most so many of each split, the first ones; all when not given.
+        npz_or_name: a MedMNIST ``.npz`` file, or the name of a set (``"pneumoniamnist"``), which the ``medmnist``
+            package downloads into its own folder once.
+        directory: folder for the cohort; created if missing.
+        size: image size of a set that is given by name: 28, 64, 128 or 224 in 2D, 28 or 64 in 3D.
+        max_cases: use only the first cases of each split, at most this many.
         overwrite: replace sample data that was made from something else.
 
     Returns:
-        The path of ``cohort.csv``, written last: ``id``, ``image`` (relative to it), ``split``, and ``label``, or
-        ``label_0``, ``label_1``, ... where an image has several. A second call returns at once.
+        The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``image`` (relative to the table),
+        ``split``, and ``label``, or ``label_0``, ``label_1``, ... if an image has several labels.
 
     Raises:
-        ConfigError: no such file or set, no such size, or the folder holds something else.
-        CohortError: the file is no MedMNIST file.
+        ConfigError: there is no such file, set or size, or the folder holds something else.
+        CohortError: the file is not a MedMNIST file.
         MachineError: the package is missing, the download failed, or the folder cannot be written.
-        UnsafeInputError: the file holds pickled objects.
+        UnsafeInputError: the file contains pickled objects.
 
     Example:
         >>> import tempfile
@@ -84,9 +84,9 @@ def medmnist_to_cohort(
     parameters = {"kind": "MedMNIST", "file": path.name, "bytes": path.stat().st_size, "max_cases": max_cases}
     if is_complete(directory, parameters) and not overwrite:
         return directory / "cohort.csv"
-    parts = list(_read_parts(path, max_cases))
+    splits = list(_read_splits(path, max_cases))
     claim_folder(directory, parameters, overwrite=overwrite)
-    rows = [row for part in parts for row in _write_part(part, directory)]
+    rows = [row for arrays in splits for row in _write_split(arrays, directory)]
     table = pd.DataFrame(rows)
     return write_atomic(directory / "cohort.csv", lambda temporary: table.to_csv(temporary, index=False))
 
@@ -97,32 +97,32 @@ def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
         return path
     name = os.fspath(npz_or_name)
     if path.suffix == ".npz" or path.name != name:
-        raise ConfigError(f"{name}: no such file; give the path of a MedMNIST .npz file or the name of a set")
+        raise ConfigError(f"{name}: no such file; give a MedMNIST .npz file or the name of a set")
     try:
         import medmnist
     except ImportError as error:
         raise MachineError(
-            f"{name}: the medmnist package, which downloads the set, is not installed; "
-            "pip install 'monai-diffae[medmnist]', or give the path of a .npz file"
+            f"{name}: the medmnist package, which downloads sets, is not installed; "
+            "pip install 'monai-diffae[medmnist]', or give a .npz file"
         ) from error
     if name not in medmnist.INFO:
-        raise ConfigError(f"{name}: no MedMNIST set; there are {', '.join(sorted(medmnist.INFO))}")
+        raise ConfigError(f"{name}: is not a MedMNIST set; use one of {', '.join(sorted(medmnist.INFO))}")
     info = medmnist.INFO[name]
     kind = getattr(medmnist, info["python_class"])
     if size not in kind.available_sizes:
-        raise ConfigError(f"size: {name} has no edition of {size}; there are {kind.available_sizes}")
+        raise ConfigError(f"size: {name} is not available in size {size}; use one of {kind.available_sizes}")
     flag = "" if size == 28 else f"_{size}"
     root = medmnist.info.DEFAULT_ROOT
     try:
         kind(split="train", download=True, size=size, mmap_mode="r")
-    except (RuntimeError, OSError, ValueError) as error:  # medmnist wraps whatever went wrong into a RuntimeError
+    except (RuntimeError, OSError, ValueError) as error:  # medmnist raises a RuntimeError for most problems
         raise MachineError(
             f"{name}: cannot be downloaded; fetch {info['url' + flag]} on a machine with a network and give its path"
         ) from error
     return Path(root) / f"{name}{flag}.npz"
 
 
-def _read_parts(path: Path, max_cases: int | None) -> Iterator[_Part]:
+def _read_splits(path: Path, max_cases: int | None) -> Iterator[_SplitArrays]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for split in _SPLITS:
@@ -137,29 +137,31 @@ def _read_parts(path: Path, max_cases: int | None) -> Iterator[_Part]:
             raise
         if "pickle" not in str(error):
             raise CohortError(f"{path}: cannot be read as .npz ({error}); copy it again") from error
-        raise UnsafeInputError(f"{path}: holds pickled objects, which could run code; it is refused") from error
+        raise UnsafeInputError(
+            f"{path}: contains pickled objects, which could run code; use the original file"
+        ) from error
 
 
-def _checked(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> _Part:
+def _checked(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> _SplitArrays:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise CohortError(
             f"{path}: {split}_images is {images.dtype} {list(images.shape)}; "
-            "MedMNIST has uint8 [N, H, W], [N, H, W, 3] or [N, D, H, W]"
+            "a MedMNIST file has uint8 [N, H, W], [N, H, W, 3] or [N, D, H, W]"
         )
     if len(labels) != len(images):
-        raise CohortError(f"{path}: {split} has {len(images)} images and {len(labels)} labels")
-    return _Part(split, images, labels.reshape(len(labels), -1))
+        raise CohortError(f"{path}: {split} has {len(images)} images, but {len(labels)} labels; download it again")
+    return _SplitArrays(split, images, labels.reshape(len(labels), -1))
 
 
-def _write_part(part: _Part, directory: Path) -> Iterator[dict[str, Any]]:
-    is_volume = part.images.ndim == 4 and part.images.shape[-1] != 3
-    for index, (image, labels) in enumerate(zip(part.images, part.labels, strict=True)):
-        name = f"{part.split}-{index:06d}"
+def _write_split(arrays: _SplitArrays, directory: Path) -> Iterator[dict[str, Any]]:
+    is_volume = arrays.images.ndim == 4 and arrays.images.shape[-1] != 3
+    for index, (image, labels) in enumerate(zip(arrays.images, arrays.labels, strict=True)):
+        name = f"{arrays.split}-{index:06d}"
         relative = f"images/{name}.nii" if is_volume else f"images/{name}.png"
         write_image(directory / relative, _as_nifti(image) if is_volume else _as_png(image))
         values = [label.item() for label in labels]
-        named = {"label": values[0]} if len(values) == 1 else {f"label_{i}": value for i, value in enumerate(values)}
-        yield {"id": name, "image": relative, "split": part.split, **named}
+        columns = {"label": values[0]} if len(values) == 1 else {f"label_{i}": value for i, value in enumerate(values)}
+        yield {"id": name, "image": relative, "split": arrays.split, **columns}
 
 
 def _as_nifti(image: NDArray[np.uint8]) -> bytes:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, lines in a log elsewhere."""
+"""Progress of long work: a bar on a terminal, lines in the log elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def shown(items: Sequence[T], text: str) -> Iterator[T]:
-    """The items, with a bar on a terminal (while INFO is logged), with a line in the log elsewhere."""
+    """Yield the items, with a bar on a terminal (if INFO is logged) or one line in the log elsewhere."""
     if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
         logger.info("%s", text)
         yield from items
@@ -32,11 +32,11 @@ _LOG_SECONDS = 30.0
 
 @contextlib.contextmanager
 def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
-    """What to call after each of ``total``: it moves a bar on a terminal, and logs a line now and then elsewhere."""
+    """Yield a function to call after each of ``total`` steps; it moves a bar on a terminal, or logs a line at times."""
     if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or total < 2:
         if total > 1:
             logger.info("%s", text)
-        yield _Lines(total)
+        yield _LoggedProgress(total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,7 +47,7 @@ def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-class _Lines:
+class _LoggedProgress:
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
         self.start = self.last = time.monotonic()
@@ -57,9 +57,9 @@ class _Lines:
         now = time.monotonic()
         if now - self.last >= _LOG_SECONDS:
             rate = self.done / (now - self.start)
-            left = int((self.total - self.done) / rate)
+            remaining_s = int((self.total - self.done) / rate)
             logger.info(
-                "%d of %d, %.3g a second, %d:%02d:%02d left", self.done, self.total, rate,
-                left // 3600, left // 60 % 60, left % 60,
+                "%d of %d, %.3g per second, %d:%02d:%02d left", self.done, self.total, rate,
+                remaining_s // 3600, remaining_s // 60 % 60, remaining_s % 60,
             )  # fmt: skip
             self.last = now

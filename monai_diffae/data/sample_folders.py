@@ -1,4 +1,6 @@
-"""Folders that this package fills with sample data: complete or not, ours or somebody else's."""
+"""Folders of sample data: whether they are complete, and whether they may be replaced."""
+
+# tested in tests/data/test_samples.py
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ RECORD = "sample-data.json"
 
 
 def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether ``directory`` holds all that these parameters give: the record, the table and every image."""
+    """Whether ``directory`` holds the complete sample data of these parameters: record, table and all images."""
     table = directory / "cohort.csv"
     if _read_record(directory) != dict(parameters) or not table.is_file():
         return False
@@ -23,17 +25,15 @@ def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
 
 
 def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make a folder ready to be filled, and note the parameters in it.
-
-    An unfinished or older set of sample data is cleared away; anything else is left alone and refused.
+    """Prepare a folder for sample data: delete older sample data, and write the parameters into a record.
 
     Args:
-        directory: created if missing; images go into ``directory / "images"``.
+        directory: the folder; created if missing. Images go into ``directory / "images"``.
         parameters: what the content depends on; plain JSON values.
-        overwrite: whether sample data of other parameters may be replaced.
+        overwrite: replace sample data of other parameters.
 
     Raises:
-        ConfigError: the folder holds sample data of other parameters and ``overwrite`` is off, or holds a
+        ConfigError: the folder holds sample data of other parameters and ``overwrite`` is off, or it holds a
             ``cohort.csv`` or ``images`` that this package did not write.
         MachineError: the folder cannot be written.
     """
@@ -47,7 +47,9 @@ def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: b
         changed = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in keys)
         raise ConfigError(f"{directory}: holds sample data with {changed}; set overwrite or choose another folder")
     try:
-        (directory / "cohort.csv").unlink(missing_ok=True)  # first: without it the set counts as unfinished
+        (directory / "cohort.csv").unlink(
+            missing_ok=True
+        )  # first, because without it the sample data count as incomplete
         images.mkdir(parents=True, exist_ok=True)
         for old in images.glob("*-*"):
             old.unlink()
@@ -58,7 +60,7 @@ def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: b
 
 
 def write_image(path: Path, content: bytes) -> None:
-    """Write one of many images. Not one by one atomic: the table, written last, says that all are there."""
+    """Write one of many images. It is not atomic: the table, which is written last, marks them as complete."""
     try:
         path.write_bytes(content)
     except OSError as error:

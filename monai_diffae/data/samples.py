@@ -1,8 +1,8 @@
-"""A virtual cohort: one real brain template with simulated variation of known strength. No download, no patients.
+"""A virtual cohort: a real brain template with simulated variation of known strength. No download, no patients.
 
-Every virtual patient is the same real MNI152 T1 template, seen through a smooth deformation and a grey-value curve of
-known strength (:data:`FACTORS`), plus a small random displacement that no factor describes. The factors are written
-beside the images, so that what a representation should have found is known.
+Every virtual patient is the MNI152 T1 template with a smooth deformation and a grey-value curve of known strength
+(:data:`FACTORS`), and with a small random displacement that no factor describes. The factors are written beside the
+images, so it is known what a representation should have learned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from monai_diffae.data.sample_folders import claim_folder, is_complete, write_im
 from monai_diffae.data.virtual_patients import FACTORS, FIELD_OF_VIEW_MM, draw_patient, read_template, render_patient
 from monai_diffae.errors import ConfigError
 
-__all__ = ["FACTORS", "make_virtual_cohort", "split_of"]
+__all__ = ["FACTORS", "make_virtual_cohort", "split_by_number"]
 
 _README = """\
 Virtual cohort: ONE real brain template with simulated variation. These are not patients.
@@ -32,7 +32,7 @@ amounts, which cohort.csv lists for each image:
 {factors}
 
 Each virtual patient also has a small random smooth displacement (2 mm RMS along each axis) that no column describes.
-Use it to try software and to check a method against known causes. It says nothing about patients or disease.
+Use it to try out software and to test a method against known causes. It says nothing about patients or disease.
 
 Please cite the template:
   VS Fonov, AC Evans, K Botteron, CR Almli, RC McKinstry, DL Collins and BDCG. Unbiased average age-appropriate atlases
@@ -40,9 +40,9 @@ Please cite the template:
   VS Fonov, AC Evans, RC McKinstry, CR Almli and DL Collins. Unbiased nonlinear average age-appropriate brain templates
   from birth to adulthood. NeuroImage 47, Supplement 1, S102, 2009. doi:10.1016/S1053-8119(09)70884-5
 
-Licence: the template came to this machine inside the nilearn package, whose notes state its licence as "unknown".
-Its makers (Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University) publish
-it with a notice of their own; read that before you pass these images on.
+Licence: the template is part of the nilearn package, whose notes state its licence as "unknown". Its authors (Louis
+Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University) publish it with a notice
+of their own; read that notice before you share these images.
 """
 
 
@@ -58,28 +58,28 @@ def make_virtual_cohort(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """Write a virtual cohort: NIfTI images, a table with the known factors, and a README that says what it is.
+    """Write a virtual cohort: NIfTI images, a table with the known factors, and a README that describes it.
 
-    The bytes depend on the parameters alone, and a patient on ``(seed, its number)`` alone: a larger cohort begins
-    with the smaller one, in the same splits. A second call on a complete cohort returns at once.
+    The bytes depend only on the parameters. A patient depends only on ``seed`` and its number, so a larger cohort
+    begins with the patients of a smaller one, in the same splits. If the cohort is complete, nothing is written.
 
     Args:
-        directory: where the cohort goes; created if missing.
-        num_patients: one image each.
+        directory: folder for the cohort; created if missing.
+        num_patients: number of patients, with one image each.
         size: voxels along each axis, at least 8; the field of view is always 224 mm.
         spatial_dims: 2 for axial slices (NIfTI volumes of ``size x size x 1``), 3 for volumes.
-        seed: at least 0.
-        val_fraction: part of the patients in the split "val", 0 to 1.
-        test_fraction: part of the patients in the split "test", 0 to 1.
+        seed: random seed, at least 0.
+        val_fraction: fraction of the patients in the split "val", 0 to 1.
+        test_fraction: fraction of the patients in the split "test", 0 to 1.
         overwrite: replace a virtual cohort that was made with other parameters.
-        workers: threads; as many as there are processors, at most 8, when not given. They change no byte.
+        workers: number of threads; by default one per core, at most 8. The images do not depend on it.
 
     Returns:
-        The path of ``cohort.csv`` (columns ``id``, ``patient``, ``image`` relative to it, ``split``, and one for each
-        of :data:`FACTORS`), which is written last.
+        The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``patient``, ``image`` (relative to
+        the table), ``split``, and one for each of :data:`FACTORS`.
 
     Raises:
-        ConfigError: a parameter out of range, or the folder holds something else.
+        ConfigError: a parameter is out of range, or the folder holds something else.
         MachineError: the template is not installed, or the folder cannot be written.
 
     Example:
@@ -102,7 +102,7 @@ def make_virtual_cohort(
     }
     if is_complete(directory, parameters) and not overwrite:
         return directory / "cohort.csv"
-    read_template(FIELD_OF_VIEW_MM / size)  # fails, if it must, before the folder is touched
+    read_template(FIELD_OF_VIEW_MM / size)  # so that an error is raised before the folder is touched
     claim_folder(directory, parameters, overwrite=overwrite)
     factors = "\n".join(f"  {f.name:<12} {f.low:g} to {f.high:g} {f.unit}: {f.meaning}" for f in FACTORS)
     write_atomic(directory / "README.txt", lambda path: path.write_text(_README.format(factors=factors)))
@@ -110,26 +110,26 @@ def make_virtual_cohort(
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
         rows = list(pool.map(write, range(num_patients)))
     for index, row in enumerate(rows):
-        row["split"] = split_of(index, val_fraction, test_fraction)
+        row["split"] = split_by_number(index, val_fraction, test_fraction)
     columns = ["id", "patient", "image", "split", *(factor.name for factor in FACTORS)]
     table = pd.DataFrame(rows)[columns]
     return write_atomic(directory / "cohort.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
 
 
-def split_of(index: int, val_fraction: float, test_fraction: float) -> str:
-    """The split of a patient: a function of its number that keeps the fractions close at every size of cohort.
+def split_by_number(index: int, val_fraction: float, test_fraction: float) -> str:
+    """The split of a virtual patient: a function of its number that keeps the fractions at every cohort size.
 
-    The multiples of the golden ratio fill [0, 1) evenly from the first on (a low-discrepancy sequence), where a draw
-    would leave a small cohort without a test set now and then.
+    The multiples of the golden ratio fill [0, 1) evenly (a low-discrepancy sequence). Random draws would sometimes
+    leave a small cohort without a test set.
 
     Example:
-        >>> [split_of(index, 0.2, 0.2) for index in range(5)]
+        >>> [split_by_number(index, 0.2, 0.2) for index in range(5)]
         ['train', 'test', 'train', 'train', 'val']
     """
-    place = (index + 0.5) * 0.6180339887498949 % 1
-    if place >= 1 - test_fraction:
+    position = (index + 0.5) * 0.6180339887498949 % 1
+    if position >= 1 - test_fraction:
         return "test"
-    return "val" if place >= 1 - test_fraction - val_fraction else "train"
+    return "val" if position >= 1 - test_fraction - val_fraction else "train"
 
 
 def _check(
@@ -143,7 +143,7 @@ def _check(
     if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction > 1:
         raise ConfigError(
             f"val_fraction, test_fraction: {val_fraction:g} and {test_fraction:g}; "
-            "neither may be below 0, nor their sum above 1"
+            "both must be at least 0, and their sum at most 1"
         )
 
 
@@ -153,6 +153,6 @@ def _write_patient(directory: Path, index: int, *, size: int, spatial_dims: int,
     name = f"mni-{index:06d}"
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
-    # uncompressed: gzip's bytes depend on the version of zlib
+    # uncompressed, because the bytes of gzip depend on the version of zlib
     write_image(directory / "images" / f"{name}.nii", image.to_bytes())
     return {"id": name, "patient": name, "image": f"images/{name}.nii", **patient.factors}

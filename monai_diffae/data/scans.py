@@ -1,7 +1,7 @@
-"""One scan file, or DICOM series, to an array with its geometry, and back.
+"""Read a scan file or DICOM series as an array with its geometry, and write it.
 
-All checks are made on reading: what comes out of :func:`read_scan` is complete, finite, not constant, of the wanted
-dimensions and channels, or it is one :class:`~monai_diffae.errors.ScanError` line.
+Everything is checked on reading: the result of :func:`read_scan` is complete, finite, not constant, and has the
+dimensions and channels that the caller needs. Otherwise a :class:`~monai_diffae.errors.ScanError` of one line says why.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
-"""What is read; DICOM files may also have no suffix. A NIfTI pair is read by its .hdr file."""
+"""The suffixes of files that can be read; DICOM files may also have none. A NIfTI pair is read by its .hdr file."""
 
-# How the two axes of a 2D image without geometry lie in RAS: rows run to posterior, columns to the patient's left.
+# The affine for a 2D image without geometry: rows run to posterior, columns to the patient's left.
 _DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
@@ -54,21 +54,21 @@ def read_scan(
     channels: int | None = None,
     nonfinite: Literal["error"] | float = "error",
 ) -> Scan:
-    """Read one scan.
-
-    NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file, a folder with one DICOM series, or ``folder#series=UID``.
+    """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
-        path: the file or folder.
-        spatial_dims: 2 or 3 where the caller needs one of them. A volume with a single slice counts as 2D.
-        channels: the number of channels that the caller needs. Grey stored as RGB has one.
-        nonfinite: ``"error"``, or the value that NaN and infinite voxels are replaced with (their number is logged).
+        path: the file or folder; ``folder#series=UID`` names one of several series in a folder.
+        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice counts as 2D.
+        channels: the number of channels that the caller needs; None: any. Grey images stored as RGB have one.
+        nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
 
     Returns:
-        Array float32 ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in mm, RAS+.
+        The scan: float32 array ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in
+        mm, RAS+.
 
     Raises:
-        ScanError: the scan cannot be used: ``file name: what is wrong; what to do``, at most 200 characters.
+        ScanError: the scan cannot be used. The message has the form ``file name: what is wrong; what to do``, with at
+            most 200 characters.
 
     Example:
         >>> import tempfile
@@ -88,7 +88,7 @@ def read_scan(
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Sizes from the header alone: ``(R, A, S)`` voxels of a volume brought to RAS, ``(H, W)`` of a 2D image.
+    """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image.
 
     Raises:
         ScanError: the header cannot be read.
@@ -97,7 +97,7 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
 
 
 def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Sizes as of :func:`read_shape`, and the millimetres between voxels along the same axes (1 for PNG and JPEG).
+    """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG).
 
     Raises:
         ScanError: the header cannot be read.
@@ -132,35 +132,36 @@ def write_scan(
     dtype: DTypeLike = np.float32,
     header: nib.Nifti1Header | None = None,
 ) -> Path:
-    """Write an array as NIfTI (float32, nothing wraps or is clipped) or PNG (8 bit), atomically.
+    """Write an array as NIfTI (by default float32, so that no value is clipped) or PNG (8 bit), atomically.
 
     Args:
         path: ``.nii``, ``.nii.gz`` or ``.png``.
-        array: ``[C, X, Y, Z]`` or ``[C, H, W]``; PNG takes ``[1, H, W]`` and ``[3, H, W]``.
-        affine: 4x4 in mm, RAS+, as in :class:`Scan`; 1 mm without one.
-        value_range: for PNG: the values shown as black and white (others are clipped); the array's own by default.
-        dtype: for NIfTI: how the values are stored; integers are rounded, and must be able to hold them.
-        header: for NIfTI, of a scan of the same size: its affine, type, units and codes are used instead of ``affine``
-            and ``dtype``. What its type cannot hold is cut off, and the number of such voxels is logged.
+        array: ``[C, X, Y, Z]`` or ``[C, H, W]``; for PNG ``[1, H, W]`` or ``[3, H, W]``.
+        affine: 4x4 in mm, RAS+, as in :class:`Scan`; None: voxels of 1 mm.
+        value_range: for PNG: the values shown as black and white; values beyond are clipped. By default the array's
+            minimum and maximum.
+        dtype: for NIfTI: data type of the file. Values are rounded to integers, and must fit into the type.
+        header: for NIfTI: the header of a scan of the same size, whose affine, type, units and codes replace
+            ``affine`` and ``dtype``. Values that do not fit into its type are clipped; their number is logged.
 
     Raises:
-        ConfigError: the suffix and the array do not go together.
+        ConfigError: the file format cannot hold such an array.
         MachineError: the disk is full, or the folder cannot be written.
     """
     path, values = Path(path), np.asarray(array, np.float32)
     if values.ndim not in (3, 4):
-        raise ConfigError(f"{path.name}: an array of {values.ndim} axes cannot be written, expected [C, *S]")
+        raise ConfigError(f"{path.name}: an array with {values.ndim} axes cannot be written; expected [C, *S]")
     if header is not None:
-        num_cut = 0
+        num_clipped = 0
 
         def write(temporary: Path) -> None:
-            nonlocal num_cut
-            num_cut = nifti.write_like(temporary, values[0], header)
+            nonlocal num_clipped
+            num_clipped = nifti.write_like(temporary, values[0], header)
 
         write_atomic(path, write)
-        if num_cut:
+        if num_clipped:
             logger.warning(
-                "%s: %d voxels are beyond what %s holds, and were cut off", path.name, num_cut, header.get_data_dtype()
+                "%s: %d voxels do not fit into %s and were clipped", path.name, num_clipped, header.get_data_dtype()
             )
         return path
     if path.name.endswith((".nii", ".nii.gz")):
@@ -184,13 +185,13 @@ def write_scan(
 
 
 def scan_suffix(path: str | os.PathLike[str]) -> str:
-    """The file's suffix among :data:`SUFFIXES`, ``""`` for none of them."""
+    """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
     name = Path(path).name.lower()
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
 def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header]]:
-    """How to read the scan and its header, after the checks that need no format."""
+    """The functions that read a file's scan and its header, after the checks that do not depend on the format."""
     folder, uid = dicom.split_series(path)
     if folder.is_dir():
         return dicom.read_series, dicom.read_header
@@ -198,7 +199,7 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
         raise problem(folder, "there is no such file", "check the path")
     if not path.stat().st_size:
         raise problem(path, "the file is empty", "copy it again")
-    with open(path, "rb"):  # raises here, and not as a damaged file in a library, where there is no permission
+    with open(path, "rb"):  # without permission it raises here; libraries would call the file damaged
         suffix = scan_suffix(path)
     if suffix.startswith((".nii", ".hdr")):
         return nifti.read, nifti.read_header
@@ -210,11 +211,11 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
         return dicom.read_file, dicom.read_header
     if path.name.lower().endswith((".img", ".img.gz")):
         raise problem(path, "a pair of .hdr and .img files is read by its header", "name its .hdr file")
-    raise problem(path, "its suffix names no format that is read here", "convert it to .nii.gz, .png or DICOM")
+    raise problem(path, "files with this suffix cannot be read", "convert it to .nii.gz, .png or DICOM")
 
 
 def _guarded(path: Path, read: Callable[[Path], T]) -> T:
-    """Read; what the machine or a library raises becomes one line."""
+    """Read a file, and turn errors of the machine or of a library into one line."""
     try:
         return read(path)
     except DiffAEError:
@@ -225,7 +226,7 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
         raise problem(path, "it does not fit into memory", "crop or resample it") from error
     except OSError as error:
         raise problem(path, f"it cannot be read ({error.strerror or error})", "copy it again") from error
-    except Exception as error:  # bytes that were never a scan can fail anywhere in a library
+    except Exception as error:  # random bytes can fail anywhere in a library
         raise problem(
             path, f"it cannot be read ({type(error).__name__}: {error})", "copy or export it again"
         ) from error
@@ -257,14 +258,16 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None) 
 
 
 def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: Literal["error"] | float) -> NDArray[np.float32]:
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad and nonfinite == "error":
-        raise problem(path, f"{bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value")
-    if bad:
-        logger.warning("%s: %d voxels that are NaN or infinite replaced with %g", path.name, bad, nonfinite)
+    num_bad = array.size - int(np.isfinite(array).sum())
+    if num_bad and nonfinite == "error":
+        raise problem(
+            path, f"{num_bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value"
+        )
+    if num_bad:
+        logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
         array = np.where(np.isfinite(array), array, np.float32(nonfinite))
     if array.min() == array.max():
         raise problem(
-            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export; leave it out"
+            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export, or omit it"
         )
     return array

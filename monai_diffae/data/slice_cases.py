@@ -1,4 +1,4 @@
-"""Volumes as cohorts of slices, for 2D models, and the slices by volume again."""
+"""Expand volumes into cases of single slices for 2D models, and gather the slices of each volume."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from monai_diffae.data.slices import AXES, Axis
 from monai_diffae.errors import ConfigError, ScanError
 
 LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
+"""The letter before the slice's number in a case's id."""
 
 
 def expand_slices(
@@ -24,26 +25,26 @@ def expand_slices(
     range: tuple[float, float] = (0.0, 1.0),
     step: int = 1,
 ) -> tuple[list[Case], list[Failure]]:
-    """One case for each slice of each volume; only headers are read. 2D images pass unchanged.
+    """Expand each volume into one case per slice, reading headers only. 2D images pass unchanged.
 
     Args:
         cases: the cohort.
-        axis: the direction that the slices are stacked in, see :func:`~monai_diffae.data.slices.slice_volume`.
-        range: the part of the axis that is used: (0.25, 0.75) is the middle half.
-        step: every ``step``-th slice of that part.
+        axis: the direction in which slices are stacked, see :func:`~monai_diffae.data.slices.slice_volume`.
+        range: the part of the axis to use: (0.25, 0.75) is the middle half.
+        step: use every ``step``-th slice of that part.
 
     Returns:
-        The cases, with ids such as ``case7_z041`` (x sagittal, y coronal, z axial), and those whose header cannot
-        be read.
+        The cases, with ids such as ``case7_z041`` (x sagittal, y coronal, z axial), and the volumes whose header
+        cannot be read.
 
     Raises:
-        ConfigError: the axis, range or step makes no sense.
+        ConfigError: the axis, range or step is invalid.
     """
     low, high = range
     if axis not in AXES:
         raise ConfigError(f"axis: '{axis}' is not one of {', '.join(AXES)}")
     if not 0 <= low < high <= 1 or step < 1:
-        raise ConfigError(f"slices: range {tuple(range)} must lie within 0..1, and step {step} be at least 1")
+        raise ConfigError(f"slices: range {tuple(range)} must lie within 0..1, and step {step} must be at least 1")
     expanded: list[Case] = []
     failures: list[Failure] = []
     for case in cases:
@@ -64,14 +65,14 @@ def expand_slices(
 
 
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
-    """The slices of each volume: what :func:`expand_slices` took apart. A volume of which one fails, fails.
+    """Gather the slices of each volume that :func:`expand_slices` expanded. One failed slice fails the volume.
 
     Args:
-        expanded: all cases of :func:`expand_slices`; a 2D image is a volume of one slice.
-        failures: those of them that could not be used, and volumes whose header cannot be read.
+        expanded: all cases of :func:`expand_slices`; a 2D image counts as a volume of one slice.
+        failures: the cases of ``expanded`` that failed, and volumes whose header cannot be read.
 
     Returns:
-        The slices of each volume that is whole, by the volume's id; and one failure for each of the others.
+        The slices of each complete volume, by the volume's id; and one failure for each of the other volumes.
 
     Example:
         >>> slices = [Case(f"a_z00{k}", {"image": Path("a.nii")}, "a", slice_index=k) for k in (4, 6)]
@@ -82,17 +83,17 @@ def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tupl
     """
     volumes: dict[str, list[Case]] = {}
     for case in expanded:
-        volumes.setdefault(_volume_of(case), []).append(case)
+        volumes.setdefault(_volume_id(case), []).append(case)
     slices = {case.id: case for case in expanded if case.slice_index is not None}
     failed: dict[str, Failure] = {}
     for failure in failures:
         if failure.case_id in slices:
             case = slices[failure.case_id]
-            failure = replace(failure, case_id=_volume_of(case), reason=f"slice {case.slice_index}: {failure.reason}")
+            failure = replace(failure, case_id=_volume_id(case), reason=f"slice {case.slice_index}: {failure.reason}")
         failed.setdefault(failure.case_id, failure)
     return {name: cases for name, cases in volumes.items() if name not in failed}, list(failed.values())
 
 
-def _volume_of(case: Case) -> str:
-    """The id of the case that this slice is of; of a whole image its own."""
+def _volume_id(case: Case) -> str:
+    """The id of a slice's volume, or a whole image's own id."""
     return case.id if case.slice_index is None else case.id.rpartition("_")[0]

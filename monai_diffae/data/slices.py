@@ -1,4 +1,4 @@
-"""Slices of volumes, laid out for display."""
+"""Slices of volumes, oriented for display."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from monai_diffae.errors import ConfigError, ScanError
 
 Axis = Literal["axial", "coronal", "sagittal"]
 AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The RAS axis that each kind of slice is stacked along."""
+"""The RAS axis along which each kind of slice is stacked."""
 
 
 def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
-    """One slice of a volume, laid out as a radiologist sees it, whatever the order of the file's voxels.
+    """Take one slice of a volume, oriented as radiologists view it, whatever the order of the file's voxels.
 
-    The volume is first brought to the closest RAS order, and ``index`` counts in it: from inferior for axial, from
-    posterior for coronal, from left for sagittal slices. On the slice
+    The volume is first brought to the closest RAS order. ``index`` counts in this order: from inferior for axial,
+    from posterior for coronal, and from left for sagittal slices. The slice has
 
     ========  =====================  ======================
     axis      rows, top to bottom    columns, left to right
@@ -33,11 +33,15 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
 
     Args:
         scan: a volume ``[C, X, Y, Z]``.
-        axis: the direction that the slices are stacked in.
-        index: 0 to the number of slices less 1.
+        axis: the direction in which slices are stacked.
+        index: 0 to the number of slices minus 1.
 
     Returns:
-        ``[C, H, W]``, with the affine from (row, column, 0) to mm.
+        The slice, ``[C, H, W]``, with the affine from (row, column, 0) to mm.
+
+    Raises:
+        ConfigError: the axis is unknown.
+        ScanError: ``scan`` is no volume, or there is no such slice.
 
     Example:
         >>> volume = Scan(np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), np.eye(4))
@@ -52,22 +56,23 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
         raise ScanError("a 2D image has no slices")
     volume = to_ras(scan)
     affine = volume.affine
-    across = AXES[axis]
-    if not 0 <= index < volume.array.shape[1 + across]:
-        raise ScanError(f"slice {index} does not exist: the volume has {volume.array.shape[1 + across]} {axis} slices")
-    column, row = (a for a in range(3) if a != across)
-    # rows and columns run against R, A and S alike: superior, anterior and right come first
-    plane = np.take(volume.array, index, axis=1 + across)[:, ::-1, ::-1].swapaxes(1, 2)
-    placed = np.eye(4)
-    placed[:3, 0], placed[:3, 1], placed[:3, 2] = -affine[:3, row], -affine[:3, column], affine[:3, across]
+    normal = AXES[axis]
+    num_slices = volume.array.shape[1 + normal]
+    if not 0 <= index < num_slices:
+        raise ScanError(f"slice {index} does not exist: the volume has {num_slices} {axis} slices")
+    column, row = (a for a in range(3) if a != normal)
+    # rows and columns run against the RAS axes: superior, anterior and right come first
+    plane = np.take(volume.array, index, axis=1 + normal)[:, ::-1, ::-1].swapaxes(1, 2)
+    slice_affine = np.eye(4)
+    slice_affine[:3, :3] = np.stack([-affine[:3, row], -affine[:3, column], affine[:3, normal]], axis=1)
     corner: NDArray[np.float64] = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
-    corner[across] = index
-    placed[:, 3] = affine @ corner
-    return Scan(np.ascontiguousarray(plane), placed, scan.modality)
+    corner[normal] = index
+    slice_affine[:, 3] = affine @ corner
+    return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality)
 
 
 def flat_axis(shape: Sequence[int]) -> Axis | None:
-    """The axis along which a volume ``(R, A, S)`` has a single slice; None where it has none.
+    """The axis along which a volume ``(R, A, S)`` has a single slice, or None.
 
     Example:
         >>> flat_axis((40, 1, 50)), flat_axis((40, 30, 50))
@@ -88,12 +93,12 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
 
 
 def ras_axes(affine: NDArray[np.float64]) -> list[int]:
-    """For each voxel axis, the RAS axis (0, 1, 2) that it runs along most closely."""
+    """For each voxel axis, the RAS axis (0, 1, 2) that is closest to it."""
     return [int(a) for a in nib.orientations.io_orientation(affine)[:, 0]]
 
 
 def to_ras(scan: Scan) -> Scan:
-    """A volume with its axes exchanged and reversed to the closest RAS order; nothing is resampled."""
-    turn = nib.orientations.io_orientation(scan.affine)
-    array = np.stack([nib.orientations.apply_orientation(channel, turn) for channel in scan.array])
-    return Scan(array, scan.affine @ nib.orientations.inv_ornt_aff(turn, scan.array.shape[1:]), scan.modality)
+    """Reorder and flip a volume's axes to the closest RAS order, without resampling."""
+    orientation = nib.orientations.io_orientation(scan.affine)
+    array = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in scan.array])
+    return Scan(array, scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:]), scan.modality)

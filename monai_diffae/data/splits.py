@@ -1,4 +1,6 @@
-"""Splits by patient: no person is seen in training and judged on in validation."""
+"""Splits by patient: all cases of a patient are in one split."""
+
+# tested in tests/data/test_cohorts.py
 
 from __future__ import annotations
 
@@ -14,26 +16,27 @@ SPLITS = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""The words that a table may use, and ours."""
+"""The names that a table may use for a split, and the standard name of each."""
 
 
 def assign_splits(
     cases: Sequence[Case], *, val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
 ) -> list[Case]:
-    """Give every case a split: ``train``, ``val`` or ``test``, all cases of a patient the same.
+    """Assign every case to a split: ``train``, ``val`` or ``test``. All cases of a patient get the same.
 
-    Patients are ranked by a hash of (seed, patient), so that neither the order of the files nor other patients decide
-    who comes before whom. Splits that are given stay; where they have no ``val`` it is taken from ``train``, and
-    ``test`` is taken only from patients without a split, and only where none is given.
+    Patients are ranked by a hash of (seed, patient), so the ranking of two patients depends neither on the order of
+    the files nor on other patients. Existing splits are kept. If there is no ``val`` among them, it is drawn from
+    ``train`` and from patients without a split. ``test`` is drawn from patients without a split only, and only if
+    there is no ``test`` among the existing splits.
 
     Args:
         cases: the cohort.
-        val_fraction: of the patients; 0 for none, otherwise at least one patient, of two or more.
-        test_fraction: of the patients; 0 for none.
-        seed: another seed, another split.
+        val_fraction: fraction of the patients for ``val``; unless 0, at least one of two or more patients.
+        test_fraction: fraction of the patients for ``test``.
+        seed: random seed.
 
     Raises:
-        ConfigError: the fractions are negative or add up to 1 or more.
+        ConfigError: a fraction is negative, or both add up to 1 or more.
 
     Example:
         >>> cases = [Case(f"c{i}", {}, patient=f"p{i // 2}") for i in range(8)]
@@ -42,31 +45,39 @@ def assign_splits(
     """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise ConfigError(
-            f"val_fraction {val_fraction:g} and test_fraction {test_fraction:g} must leave some for training"
+            f"val_fraction {val_fraction:g} and test_fraction {test_fraction:g} leave no training cases; lower them"
         )
-    given = {case.patient: case.split for case in cases if case.split}
-    val_given, test_given = "val" in given.values(), "test" in given.values()
-    free = [p for p in {case.patient for case in cases} if p not in given]
-    pool = free if val_given else free + [p for p, split in given.items() if split == "train"]
+    existing = {case.patient: case.split for case in cases if case.split}
+    has_val, has_test = "val" in existing.values(), "test" in existing.values()
+    unassigned = [p for p in {case.patient for case in cases} if p not in existing]
+    pool = unassigned if has_val else unassigned + [p for p, split in existing.items() if split == "train"]
     ranked = sorted(pool, key=lambda patient: _rank(seed, patient))
-    n_val = 0 if val_given or not val_fraction else min(max(1, round(val_fraction * len(pool))), len(pool) - 1)
-    chosen = dict.fromkeys(ranked[:n_val], "val")
-    left = [p for p in ranked[n_val:] if p not in given]
-    n_test = 0 if test_given else min(round(test_fraction * len(free)), len(ranked) - n_val - 1, len(left))
-    chosen |= dict.fromkeys(left[: max(n_test, 0)], "test")
-    return [replace(case, split=chosen.get(case.patient, given.get(case.patient, "train"))) for case in cases]
+    num_val = 0 if has_val or not val_fraction else min(max(1, round(val_fraction * len(pool))), len(pool) - 1)
+    drawn = dict.fromkeys(ranked[:num_val], "val")
+    rest = [p for p in ranked[num_val:] if p not in existing]
+    num_test = 0 if has_test else min(round(test_fraction * len(unassigned)), len(ranked) - num_val - 1, len(rest))
+    drawn |= dict.fromkeys(rest[: max(num_test, 0)], "test")
+    return [replace(case, split=drawn.get(case.patient, existing.get(case.patient, "train"))) for case in cases]
 
 
 def check_splits(cases: Sequence[Case], source: str) -> None:
-    """Refuse a patient in two splits. The cases are named, not the patient: that may be private."""
-    seen: dict[str, Case] = {}
+    """Raise an error if a patient is in two splits. The message has the ids of cases, because patients are private.
+
+    Args:
+        cases: the cohort.
+        source: the name of its table or folder, for the message.
+
+    Raises:
+        CohortError: a patient is in two splits.
+    """
+    first_cases: dict[str, Case] = {}
     for case in cases:
         if case.split is None:
             continue
-        first = seen.setdefault(case.patient, case)
+        first = first_cases.setdefault(case.patient, case)
         if first.split != case.split:
             pair = f"'{first.id}' ({first.split}) and '{case.id}' ({case.split})"
-            raise CohortError(f"{source}: the cases {pair} are of one patient; put all of a patient into one split")
+            raise CohortError(f"{source}: the cases {pair} belong to one patient; put all of them into one split")
 
 
 def _rank(seed: int, patient: str) -> str:

@@ -1,4 +1,6 @@
-"""Scans read and preprocessed one after the other; what is wrong with one is a value, not the end."""
+"""Read and preprocess scans one after the other; errors are values, so that one bad scan does not stop the others."""
+
+# tested in tests/data/test_cached.py
 
 from __future__ import annotations
 
@@ -18,82 +20,83 @@ from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[np.float32]]
+"""The images ``[C, *S]`` of one item, by key."""
 
 
-def read_in_turn(
+def read_stream(
     data: Sequence[Mapping[str, Any]],
     transform: Callable[[Any], Any],
     keys: tuple[str, ...],
-    num_workers: int = 0,
+    workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[Arrays | Exception]:
-    """Each item's images ``[C, *S]``, float32, by key, in order; or what is wrong with it.
+    """Yield each item's preprocessed images ``[C, *S]``, float32, by key and in order, or the error of a bad item.
 
-    Worker processes read ahead, while the caller works on what it has been given.
+    Worker processes read ahead while the caller uses the images.
 
     Args:
         data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`.
         transform: the preprocessing.
-        keys: what is kept of its result.
-        num_workers: processes; 0 reads in this one.
-        ahead: how many items they read ahead, together and at least 2 each; a caller that takes them by batches needs
-            a batch, or they wait while it works on one.
+        keys: the entries of its result to yield.
+        workers: number of worker processes; 0 reads in this process.
+        ahead: number of items that the workers read ahead in total, at least 2 each. A caller that collects batches
+            needs a whole batch, or the workers wait while it processes one.
 
     Raises:
         MachineError: a worker died.
 
     Example:
         >>> read = lambda item: {"image": torch.full((1, 2, 2), item["image"])}
-        >>> [arrays["image"].shape for arrays in read_in_turn([{"image": 1.0}, {"image": 2.0}], read, ("image",))]
+        >>> [arrays["image"].shape for arrays in read_stream([{"image": 1.0}, {"image": 2.0}], read, ("image",))]
         [(1, 2, 2), (1, 2, 2)]
     """
     loader = DataLoader(
-        _Reading(data, transform, keys), batch_size=None, num_workers=num_workers, collate_fn=_same,
-        prefetch_factor=max(2, -(-ahead // num_workers)) if num_workers else None,
+        _PreprocessedItems(data, transform, keys), batch_size=None, num_workers=workers, collate_fn=_identity,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
     )  # fmt: skip
     results = iter(loader)
     for _ in data:
         try:
             result = next(results)
-        except RuntimeError as error:  # torch says so when a worker is killed, mostly for want of memory
-            raise MachineError(f"a worker died while reading ({one_line(error)}); use fewer num_workers") from error
+        except RuntimeError as error:  # torch raises it when a worker is killed, usually for lack of memory
+            raise MachineError(f"a worker died while reading ({one_line(error)}); use fewer workers") from error
         yield result
 
 
 def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: tuple[str, ...]) -> Arrays:
-    """One item's images ``[C, *S]``, float32, by key."""
+    """Preprocess one item: its images ``[C, *S]``, float32, by key."""
     result = transform(dict(item))
     return {key: np.array(plain_tensor(result[key]).numpy(), np.float32) for key in keys}
 
 
 def plain_tensor(value: Any) -> torch.Tensor:
-    """float32 on the CPU, without MONAI's meta data, which hold paths."""
+    """Convert to float32 on the CPU, without MONAI's metadata, which contain paths."""
     tensor = value.as_tensor() if hasattr(value, "as_tensor") else torch.as_tensor(value)
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
 def check_size(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> ScanError | None:
-    """What is wrong where an image has another size than those before it."""
+    """Return an error if an image has another size than the images before it, else None."""
     for key, array in arrays.items():
         if array.shape != shapes[key]:
-            expected, found = list(shapes[key]), list(array.shape)
+            expected, actual = list(shapes[key]), list(array.shape)
             return ScanError(
-                f"{key}: the size is {found} where others are {expected}; crop, pad or resize in the transform"
+                f"{key}: the size is {actual} but others are {expected}; crop, pad or resize in the transform"
             )
     return None
 
 
-def failure_of(item: Mapping[str, Any], index: int, key: str, error: Exception) -> Failure:
-    """What goes into ``failures.csv`` for an item, and a warning of it."""
+def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception) -> Failure:
+    """Log a warning that an item is skipped, and return its line for ``failures.csv``."""
     image = item.get(key, item.get("image", ""))
     file = image[0] if isinstance(image, (list, tuple)) and image else image
     failure = Failure(str(item.get("id", index)), Path(str(file)).name, one_line(error))
-    logger.warning("case %s left out: %s", failure.case_id, failure.reason)
+    logger.warning("case %s skipped: %s", failure.case_id, failure.reason)
     return failure
 
 
-class _Reading(Dataset[Any]):
-    """Errors as values: an exception in a worker would arrive as a traceback that stops all."""
+class _PreprocessedItems(Dataset[Any]):
+    """Preprocessed items, with errors as values: an exception in a worker would arrive as a traceback and end all."""
 
     def __init__(
         self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], keys: tuple[str, ...]
@@ -110,5 +113,5 @@ class _Reading(Dataset[Any]):
             return find_diffae_error(error) or ScanError(one_line(error)[:200])
 
 
-def _same(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value

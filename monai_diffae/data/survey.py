@@ -1,4 +1,4 @@
-"""What sizes and spacings a cohort's scans have, from their headers; whether they can be read whole, on demand."""
+"""Survey the sizes and spacings of a cohort's scans from their headers, and on request read the scans completely."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from monai_diffae.data.scans import Axis, read_geometry, read_scan
 from monai_diffae.data.slices import slice_shape
 from monai_diffae.errors import CohortError, ScanError
 
-_FAR = 2.0  # times the median, or the median over it
+_OUTLIER_RATIO = 2.0  # of a value to the median, or of the median to a value
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Sizes and spacings of the scans of a cohort that are of one kind, volumes or 2D images.
+    """Sizes and spacings of a cohort's scans of one kind: volumes or 2D images.
 
     Attributes:
-        ids: of the scans.
-        sizes: (N, D) voxels: along R, A and S of volumes, rows and columns of images.
-        spacings_mm: (N, D) millimetres between voxels.
-        failures: cases whose header (or whole scan) cannot be read, or that are of the other kind.
+        ids: (N,) ids of the scans.
+        sizes: (N, D) voxels along R, A and S of volumes, or rows and columns of images.
+        spacings_mm: (N, D) voxel spacings in mm.
+        failures: cases whose header (or scan) cannot be read, or that are of the other kind.
     """
 
     ids: list[str]
@@ -43,21 +43,21 @@ class Survey:
 
     @property
     def fields_mm(self) -> NDArray[np.float64]:
-        """(N, D) millimetres from one end of a scan to the other."""
+        """(N, D) the scans' fields of view in mm."""
         extents: NDArray[np.float64] = self.sizes * self.spacings_mm
         return extents
 
     @property
     def outliers(self) -> list[str]:
-        """Ids of scans whose spacing or field is less than half, or more than twice, the median of an axis."""
-        far = np.zeros(len(self.ids), bool)
+        """Ids of scans with a spacing or field of view below half the median, or above twice the median, of an axis."""
+        is_outlier = np.zeros(len(self.ids), bool)
         for values in (self.spacings_mm, self.fields_mm):
             ratio = values / np.median(values, axis=0)
-            far |= ((ratio > _FAR) | (ratio < 1 / _FAR)).any(axis=1)
-        return [id for id, is_far in zip(self.ids, far, strict=True) if is_far]
+            is_outlier |= ((ratio > _OUTLIER_RATIO) | (ratio < 1 / _OUTLIER_RATIO)).any(axis=1)
+        return [id for id, outlying in zip(self.ids, is_outlier, strict=True) if outlying]
 
     def summary(self) -> dict[str, Any]:
-        """Counts, and 5th, 50th and 95th percentile of each axis, as JSON can hold them."""
+        """Counts, and the 5th, 50th and 95th percentile per axis, as plain values for JSON."""
         measures = {"size": self.sizes, "spacing_mm": self.spacings_mm, "field_mm": self.fields_mm}
         percentiles = {
             name: {f"p{p}": np.percentile(values, p, axis=0).round(3).tolist() for p in (5, 50, 95)}
@@ -71,45 +71,45 @@ class Survey:
 def survey_cohort(
     cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial", read_whole: bool = False
 ) -> Survey:
-    """Read the header of each case's first image.
+    """Survey a cohort: read the header of each case's first image.
 
     Args:
         cases: the cohort.
-        spatial_dims: 3 for volumes, 2 for images and the slices of volumes; when None what most of them are.
-        slice_axis: the direction that the slices of volumes are stacked in.
-        read_whole: read every image of each case to its end, too, with all checks of
+        spatial_dims: 3 for volumes, 2 for images and slices of volumes; None: what most scans are.
+        slice_axis: the direction in which the slices of volumes are stacked.
+        read_whole: also read every image of each case completely, with all checks of
             :func:`~monai_diffae.data.scans.read_scan`.
 
     Raises:
-        CohortError: no scan of that kind can be read.
+        CohortError: no scan of this kind can be read.
 
     Example:
         >>> survey_cohort([Case("a", {"image": Path("gone.nii")}, "a")])
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.CohortError: none of 1 scans can be planned for, the first is 'a': gone.nii: there is no ...
+        monai_diffae.errors.CohortError: none of 1 scans can be used, the first is 'a': gone.nii: there is no ...
     """
-    found: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
+    scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
     for case in cases:
         try:
-            found.append((case, *_read(case, read_whole)))
+            scans.append((case, *_read(case, read_whole)))
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
     if spatial_dims is None:
-        num_volumes = sum(len(size) == 3 for _, size, _ in found)
-        spatial_dims = 3 if 2 * num_volumes > len(found) else 2
-    for case, size, _ in found:
+        num_volumes = sum(len(size) == 3 for _, size, _ in scans)
+        spatial_dims = 3 if 2 * num_volumes > len(scans) else 2
+    for case, size, _ in scans:
         if len(size) < spatial_dims:
-            failures.append(Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; plan for it apart"))
-    used = [(case.id, *_of_slices(size, spacing, slice_axis, spatial_dims)) for case, size, spacing in found
-            if len(size) >= spatial_dims]  # fmt: skip
-    if not used:
+            failures.append(
+                Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; use a cohort of its own for it")
+            )
+    usable = [(case.id, *_model_view(size, spacing, slice_axis, spatial_dims)) for case, size, spacing in scans
+              if len(size) >= spatial_dims]  # fmt: skip
+    if not usable:
         first = failures[0]
-        raise CohortError(
-            f"none of {len(failures)} scans can be planned for, the first is '{first.case_id}': {first.reason}"
-        )
-    ids, sizes, spacings = zip(*used, strict=True)
+        raise CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
+    ids, sizes, spacings = zip(*usable, strict=True)
     return Survey(list(ids), np.array(sizes), np.array(spacings), failures)
 
 
@@ -121,10 +121,10 @@ def _read(case: Case, whole: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return read_geometry(image if isinstance(image, Path) else image[0])
 
 
-def _of_slices(
+def _model_view(
     size: tuple[int, ...], spacing_mm: tuple[float, ...], axis: Axis, spatial_dims: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """What a 2D model sees of a volume; anything else is itself."""
+    """Size and spacing of what the model sees: a slice of a volume for a 2D model, else the whole scan."""
     if len(size) == spatial_dims:
         return size, spacing_mm
     rows, columns = slice_shape(range(3), axis)

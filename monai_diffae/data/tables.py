@@ -1,4 +1,6 @@
-"""Tables and datalists to rows: images, and what else each row says."""
+"""Read tables and datalists: each row has images, and perhaps id, patient, split and labels."""
+
+# tested in tests/data/test_cohorts.py
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from monai_diffae.errors import CohortError
 logger = logging.getLogger(__name__)
 
 WORDS = ("id", "patient", "split")
+"""The standard column names besides the image keys."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table, or one scan that was found."""
+    """One row of a table, or one scan of a folder."""
 
     images: dict[str, Images]
     id: str | None = None
@@ -36,21 +39,25 @@ class Row:
 
 
 def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ...]) -> list[Row]:
-    """A CSV (comma or semicolon) or TSV with a header.
+    """Read a CSV (comma or semicolon) or TSV with a header.
+
+    Args:
+        path: the table.
+        columns: names that it uses for the image keys, id, patient and split.
+        image_keys: the columns with images.
 
     Raises:
-        CohortError: a column that is needed is not there, the table is empty, or it is no text.
+        CohortError: a column is missing, a row has no image, the table is empty, or the file is not text.
     """
     header, lines = _read_lines(path)
     names = {word: columns.get(word, word) for word in (*image_keys, *WORDS)}
     for word, name in names.items():
         if name not in header and (word in image_keys or word in columns):
-            todo = (
-                f"name it, e.g. --column {word}={_likely(header)} (in a bundle run --columns#{word} {_likely(header)})"
-            )
-            raise CohortError(_fitted(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {todo}"))
+            guess = _guess_image_column(header)
+            advice = f"set columns, e.g. {word}={guess} (in a bundle run --columns#{word} {guess})"
+            raise CohortError(_shortened(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {advice}"))
     if not lines:
-        raise CohortError(f"{path.name}: the table has no rows; add one line per scan")
+        raise CohortError(f"{path.name}: the table has no rows; add one row per scan")
     cells = {name: [line[i].strip() if i < len(line) else "" for line in lines] for i, name in enumerate(header)}
     labels = as_labels({name: column for name, column in cells.items() if name and name not in names.values()})
     rows = []
@@ -61,20 +68,24 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
             raise CohortError(
                 f'{path.name}: row {i + 1} has no file in column "{names[missing]}"; fill it or remove the row'
             )
-        known = {word: cells[names[word]][i] or None for word in WORDS if names[word] in cells}
-        rows.append(Row(images, **known, labels={name: column[i] for name, column in labels.items()}))
+        standard = {word: cells[names[word]][i] or None for word in WORDS if names[word] in cells}
+        rows.append(Row(images, **standard, labels={name: column[i] for name, column in labels.items()}))
     return rows
 
 
 def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ...]) -> list[Row]:
-    """A MONAI datalist: lists of entries under ``training``, ``validation``, ``test``, or one list.
+    """Read a MONAI datalist: lists of entries under ``training``, ``validation``, ``test``, or a single list.
 
-    An entry is a mapping with ``image`` (a path, or a list of paths: channels), or a path alone.
+    An entry is a path, or a mapping with ``image``: a path, or a list with one path per channel. Other keys with
+    numbers or text are labels; those with lists or mappings are ignored with a warning.
 
-    Its other keys are labels where they hold numbers or text; that those with lists or mappings are not, is logged.
+    Args:
+        path: the datalist.
+        columns: names that it uses for the image keys, id, patient and split.
+        image_keys: the keys with images.
 
     Raises:
-        CohortError: it is no JSON, holds no such list, or an entry has no image.
+        CohortError: the file is not JSON, has no such lists, or an entry has no image.
     """
     entries = _read_entries(path)
     rows = [_entry(path, section, n, entry, columns, image_keys) for section, n, entry in entries]
@@ -83,7 +94,7 @@ def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str,
     nested -= {columns.get(word, word) for word in (*image_keys, *WORDS)}
     if nested:
         logger.warning(
-            "%s: lists and mappings are no labels: those of %s are left out; give each value a key of its own",
+            "%s: lists and mappings cannot be labels, so these are ignored: %s; give each value a key of its own",
             path.name, ", ".join(sorted(nested)),
         )  # fmt: skip
     return rows
@@ -99,23 +110,24 @@ def _entry(
         value = entry.get(names[key]) if isinstance(entry, dict) else None
         files: list[Any] = value if isinstance(value, list) else [value]
         if not files or not all(isinstance(f, str) and f for f in files):
-            where = f"{section or 'entry'} {n + 1}"
-            raise CohortError(f'{path.name}: {where} has no "{names[key]}" path; add it, or name it with columns')
+            entry_name = f"{section or 'entry'} {n + 1}"
+            raise CohortError(f'{path.name}: {entry_name} has no "{names[key]}" path; add it, or set columns')
         images[key] = tuple(path.parent / f for f in files) if isinstance(value, list) else path.parent / files[0]
-    given = {word: entry.get(names[word]) for word in WORDS}
-    words = {word: str(value) for word, value in given.items() if value is not None and value == value}  # NaN: pandas'
-    words.setdefault("split", section)
-    rest = {k: v for k, v in entry.items() if k not in names.values()}
-    plain = {k: v for k, v in rest.items() if v is None or isinstance(v, (str, int, float))}
+    values = {word: entry.get(names[word]) for word in WORDS}
+    # pandas writes NaN for missing values
+    texts = {word: str(value) for word, value in values.items() if value is not None and value == value}
+    texts.setdefault("split", section)
+    others = {k: v for k, v in entry.items() if k not in names.values()}
+    plain = {k: v for k, v in others.items() if v is None or isinstance(v, (str, int, float))}
     labels = {k: None if str(v).strip() in MISSING_WORDS else v for k, v in plain.items()}
-    return Row(images, words.get("id"), words.get("patient"), words["split"] or None, labels)
+    return Row(images, texts.get("id"), texts.get("patient"), texts["split"] or None, labels)
 
 
 def column_names(path: Path) -> list[str]:
     """The column names of a CSV or TSV, or the keys of a datalist's entries.
 
     Raises:
-        CohortError: it is empty, or no text.
+        CohortError: the file is empty or not text.
     """
     if path.suffix.lower() != ".json":
         return _read_lines(path)[0]
@@ -132,17 +144,17 @@ def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
     sections = {"": content} if isinstance(content, list) else content
     if not isinstance(sections, dict):
         raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
-    known = ("", "training", "train", "validation", "val", "test", "testing")
+    section_names = ("", "training", "train", "validation", "val", "test", "testing")
     entries = [
         (section, n, entry)
-        for section in known
+        for section in section_names
         if isinstance(sections.get(section), list)
         for n, entry in enumerate(sections[section])
     ]
     if not entries:
-        has = ", ".join(map(str, sections)) or "nothing"
+        keys = ", ".join(map(str, sections)) or "nothing"
         raise CohortError(
-            _fitted(f"{path.name}: no entries under training, validation or test (has ", has, "); add them")
+            _shortened(f"{path.name}: no entries under training, validation or test (has ", keys, "); add them")
         )
     return entries
 
@@ -150,10 +162,9 @@ def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
 def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
-            first = stream.readline()
+            first_line = stream.readline()
             stream.seek(0)
-            tab = path.suffix.lower() == ".tsv" or ("\t" in first and "," not in first)
-            lines = [line for line in csv.reader(stream, delimiter="\t" if tab else _comma(first)) if any(line)]
+            lines = [line for line in csv.reader(stream, delimiter=_delimiter(path, first_line)) if any(line)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
     except OSError as error:
@@ -163,16 +174,19 @@ def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
     return [name.strip() for name in lines[0]], lines[1:]
 
 
-def _comma(first: str) -> str:
-    return ";" if ";" in first and "," not in first else ","
+def _delimiter(path: Path, first_line: str) -> str:
+    if path.suffix.lower() == ".tsv" or ("\t" in first_line and "," not in first_line):
+        return "\t"
+    return ";" if ";" in first_line and "," not in first_line else ","
 
 
-def _likely(header: list[str]) -> str:
-    """The column that most probably holds the images, for the hint."""
+def _guess_image_column(header: list[str]) -> str:
+    """The column that most likely holds the images, for the advice in an error."""
     words = ("file", "path", "image", "img", "scan", "dicom", "nifti", "filename")
     return next((name for name in header if any(w in name.lower() for w in words)), header[0] if header else "file")
 
 
-def _fitted(start: str, middle: str, end: str) -> str:
+def _shortened(start: str, middle: str, end: str) -> str:
+    """Join the three, with ``middle`` cut so that the whole has at most 200 characters."""
     room = 200 - len(start) - len(end)
     return f"{start}{middle if len(middle) <= room else middle[: max(room - 3, 0)] + '...'}{end}"

@@ -1,9 +1,11 @@
-"""Virtual patients: the real MNI152 T1 brain template, deformed smoothly by known amounts. No download, no patients.
+"""Virtual patients: the MNI152 T1 brain template, deformed smoothly by known amounts. No download, no patients.
 
 The template (an average of 152 scans, brain only, without the skull) comes with the ``nilearn`` package: Fonov et al.,
 "Unbiased average age-appropriate atlases for pediatric studies", NeuroImage 54(1), 2011,
 doi:10.1016/j.neuroimage.2010.07.033.
 """
+
+# tested in tests/data/test_samples.py
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Factor:
-    """One known cause of variation, drawn evenly between ``low`` and ``high`` and independently of the others."""
+    """A known cause of variation, drawn uniformly from ``low`` to ``high`` and independently of the others."""
 
     name: str
     unit: str
@@ -36,7 +38,7 @@ class Factor:
 
 
 FACTORS: tuple[Factor, ...] = (
-    Factor("head_size", "ratio", 0.85, 1.12, "length of the brain in every direction; 1 is the template's"),
+    Factor("head_size", "ratio", 0.85, 1.12, "size of the brain relative to the template, along every axis"),
     Factor("tilt", "degrees", -12.0, 12.0, "rotation in the axial plane; positive turns the forehead to the left"),
     Factor("contrast", "gamma", 0.7, 1.5, "exponent of the grey values; above 1 grey matter and fluid darken"),
     Factor("slice_level", "mm", 7.0, 23.0, "template height (MNI z) of the slice; a volume is centred 10 mm below it"),
@@ -45,12 +47,12 @@ FACTORS: tuple[Factor, ...] = (
     ),
 )
 
-FIELD_OF_VIEW_MM = 224.0  # holds the largest brain, turned, with a margin of about 10 mm
+FIELD_OF_VIEW_MM = 224.0  # the largest rotated brain with a margin of about 10 mm
 _BRAIN_CENTRE_MM = (0.0, -17.0, 5.0)
 _LEVEL_ABOVE_CENTRE_MM = 10.0
 _TEMPLATE_FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
-# The widening is a displacement along the gradient of the smoothed ventricles (their dark voxels in an ellipsoid).
+# The ventricles are widened by a displacement along the gradient of their smoothed mask (dark voxels in an ellipsoid).
 _VENTRICLES_CENTRE_MM = (0.0, -8.0, 14.0)
 _VENTRICLES_RADII_MM = (36.0, 42.0, 21.0)
 _VENTRICLES_DARKER_THAN = 0.53
@@ -58,7 +60,7 @@ _VENTRICLES_SMOOTHING_MM = 7.5
 _VENTRICLES_GAIN_MM2 = 320.0
 _VENTRICLES_STEPS = 6
 
-# The displacement that no factor describes: waves of these lengths, 2 mm (RMS) along each axis.
+# The displacement that no factor describes: a sum of waves of these lengths, 2 mm (RMS) along each axis.
 _WAVES = 12
 _WAVELENGTHS_MM = (70.0, 160.0)
 _DISPLACEMENT_MM = 2.0
@@ -66,10 +68,10 @@ _DISPLACEMENT_MM = 2.0
 
 @dataclass(frozen=True)
 class VirtualPatient:
-    """What makes one virtual patient: its factors, and the waves of the displacement that no factor describes.
+    """A virtual patient: its factors, and the waves of the displacement that no factor describes.
 
     Attributes:
-        factors: a value for each of :data:`FACTORS`.
+        factors: one value for each of :data:`FACTORS`.
         wave_vectors: ``[K, 3]``, radians per mm.
         phases: ``[K]``, radians.
         amplitudes_mm: ``[K, 3]``.
@@ -82,7 +84,7 @@ class VirtualPatient:
 
 
 def draw_patient(seed: int, index: int) -> VirtualPatient:
-    """Draw one virtual patient, a function of ``(seed, index)`` alone.
+    """Draw one virtual patient; it depends only on ``seed`` and ``index``.
 
     Args:
         seed: the cohort's seed, at least 0.
@@ -95,7 +97,7 @@ def draw_patient(seed: int, index: int) -> VirtualPatient:
         ['contrast', 'head_size', 'slice_level', 'tilt', 'ventricles']
     """
     rng = np.random.default_rng([seed, index])
-    # rounded before use, so that the table holds exactly what was used
+    # rounded before use, so that the table has exactly the values that were used
     factors = {factor.name: round(float(rng.uniform(factor.low, factor.high)), 5) for factor in FACTORS}
     directions = rng.normal(size=(_WAVES, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -111,16 +113,16 @@ def draw_patient(seed: int, index: int) -> VirtualPatient:
 def render_patient(
     patient: VirtualPatient, *, size: int = 48, spatial_dims: int = 2
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Image one virtual patient at any size; the same patient looks the same at every size.
+    """Make the image of a virtual patient at any size; the patient looks the same at every size.
 
     Args:
-        patient: from :func:`draw_patient`, or one with factors of your own.
+        patient: from :func:`draw_patient`, or with factors of your own.
         size: voxels along each axis of the cube (or square) of 224 mm, at least 8.
         spatial_dims: 2 for one axial slice, 3 for a volume.
 
     Returns:
-        The image, uint8, background 0, ``[size, size, 1]`` or ``[size, size, size]``, axes towards the patient's
-        right, front and top (RAS+); and its 4x4 affine in mm. A slice is as thick as its voxels are wide.
+        The image, uint8 with background 0, ``[size, size, 1]`` or ``[size, size, size]`` with RAS+ axes, and its 4x4
+        affine in mm. A slice is as thick as its voxels are wide.
 
     Raises:
         MachineError: the template is not installed.
@@ -132,8 +134,8 @@ def render_patient(
     """
     spacing_mm = FIELD_OF_VIEW_MM / size
     factors = patient.factors
-    points, affine = _voxel_centres(factors, size, spatial_dims, spacing_mm)  # (3, *S), the scanner's mm
-    points = _into_template(points, factors)
+    points, affine = _voxel_centres(factors, size, spatial_dims, spacing_mm)  # (3, *S) in the scanner's mm
+    points = _to_template_mm(points, factors)
     points += _displacement(patient, points)
     points += factors["ventricles"] * _sample_ventricle_field(points)
     template, to_index = read_template(spacing_mm)
@@ -144,12 +146,12 @@ def render_patient(
 def _voxel_centres(
     factors: Mapping[str, float], size: int, spatial_dims: int, spacing_mm: float
 ) -> tuple[FloatArray, NDArray[np.float64]]:
-    """World coordinates (mm) of the voxels, ``[3, size, size, 1 or size]``, and the affine that gives them."""
+    """World coordinates (mm) of the voxels, ``[3, size, size, 1 or size]``, and the image's affine."""
     centre = np.array(_BRAIN_CENTRE_MM)
     level = factors["slice_level"] - centre[2]
     if spatial_dims == 3:
         level -= _LEVEL_ABOVE_CENTRE_MM
-    # the plane that cuts the template at this level lies higher in a larger head
+    # in a larger head, the plane through this level of the template is higher
     centre[2] += level * factors["head_size"]
     shape = np.array([size, size, size if spatial_dims == 3 else 1])
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
@@ -159,78 +161,80 @@ def _voxel_centres(
     return points, affine
 
 
-def _into_template(points: FloatArray, factors: Mapping[str, float]) -> FloatArray:
-    """Undo head size and tilt: from the scanner's mm to the template's."""
+def _to_template_mm(points: FloatArray, factors: Mapping[str, float]) -> FloatArray:
+    """Undo head size and tilt, from the scanner's mm to the template's mm."""
     centre = np.array(_BRAIN_CENTRE_MM, dtype=np.float32)
     angle = np.deg2rad(factors["tilt"])
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     x, y, z = (points[axis] - centre[axis] for axis in range(3))
-    turned = np.stack([cos * x + sin * y, cos * y - sin * x, z])
-    turned /= np.float32(factors["head_size"])
-    return (turned + centre[:, None, None, None]).astype(np.float32)
+    rotated = np.stack([cos * x + sin * y, cos * y - sin * x, z])
+    rotated /= np.float32(factors["head_size"])
+    return (rotated + centre[:, None, None, None]).astype(np.float32)
 
 
 def _displacement(patient: VirtualPatient, points: FloatArray) -> FloatArray:
-    moved = np.zeros_like(points)
+    displacement = np.zeros_like(points)
     waves = zip(patient.wave_vectors, patient.phases, patient.amplitudes_mm, strict=True)
     for (kx, ky, kz), phase, amplitude in waves:
         wave = np.cos(kx * points[0] + ky * points[1] + kz * points[2] + phase)
-        moved += amplitude[:, None, None, None] * wave
-    return moved
+        displacement += amplitude[:, None, None, None] * wave
+    return displacement
 
 
 def _sample_ventricle_field(points: FloatArray) -> FloatArray:
     field, to_index, step_mm = _read_ventricle_field()
     centre = np.array(_VENTRICLES_CENTRE_MM, dtype=np.float32)[:, None, None, None]
     reach = np.array(_VENTRICLES_RADII_MM, dtype=np.float32)[:, None, None, None] + 3 * _VENTRICLES_SMOOTHING_MM
-    near = np.all(np.abs(points - centre) < reach, axis=0)  # elsewhere nothing moves: two thirds of the work saved
-    places = (points + to_index)[:, near] / np.float32(step_mm)
-    moved = np.zeros_like(points)
-    moved[:, near] = [ndimage.map_coordinates(axis, places, order=1) for axis in field]
-    return moved
+    near = np.all(
+        np.abs(points - centre) < reach, axis=0
+    )  # the field is 0 elsewhere; this saves two thirds of the work
+    indices = (points + to_index)[:, near] / np.float32(step_mm)
+    displacement = np.zeros_like(points)
+    displacement[:, near] = [ndimage.map_coordinates(axis, indices, order=1) for axis in field]
+    return displacement
 
 
 @lru_cache(maxsize=1)
 def _read_ventricle_field() -> tuple[FloatArray, FloatArray, int]:
-    """Displacement (mm) towards the middle of the ventricles, every 3 mm of the template.
+    """Displacement (mm) towards the centre of the ventricles, every 3 mm of the template.
 
-    An image that looks up grey values nearer to the middle shows the middle larger; far away nothing moves. Small
-    steps up the gradient, one after the other, never fold the image, which one large step would.
+    An image that takes its grey values from closer to the centre shows the ventricles larger. Many small steps along
+    the gradient never fold the image, as one large step would.
     """
     template, to_index = read_template(0.0)
     step_mm = 3
     coarse = template[::step_mm, ::step_mm, ::step_mm]
     grid = np.indices(coarse.shape, dtype=np.float32)
-    places = zip(grid, to_index.ravel(), _VENTRICLES_CENTRE_MM, _VENTRICLES_RADII_MM, strict=True)
-    distance = sum(((axis * step_mm - shift - centre) / radius) ** 2 for axis, shift, centre, radius in places)
+    axes = zip(grid, to_index.ravel(), _VENTRICLES_CENTRE_MM, _VENTRICLES_RADII_MM, strict=True)
+    distance = sum(((axis * step_mm - shift - centre) / radius) ** 2 for axis, shift, centre, radius in axes)
     dark = (distance < 1) & (coarse > 0) & (coarse < _VENTRICLES_DARKER_THAN)
     potential = ndimage.gaussian_filter(dark.astype(np.float32), _VENTRICLES_SMOOTHING_MM / step_mm)
     velocity = np.float32(_VENTRICLES_GAIN_MM2 / step_mm**2) * np.stack(np.gradient(potential))  # in grid steps
-    moved = grid.copy()
+    points = grid.copy()
     for _ in range(_VENTRICLES_STEPS):
-        moved += [ndimage.map_coordinates(axis, moved, order=1) / _VENTRICLES_STEPS for axis in velocity]
-    return step_mm * (moved - grid), to_index, step_mm
+        points += [ndimage.map_coordinates(axis, points, order=1) / _VENTRICLES_STEPS for axis in velocity]
+    return step_mm * (points - grid), to_index, step_mm
 
 
 @lru_cache(maxsize=2)
 def read_template(spacing_mm: float) -> tuple[FloatArray, FloatArray]:
-    """The template in [0, 1], smoothed for voxels of this size, and what turns its mm into its voxel numbers.
+    """The template in [0, 1], smoothed for voxels of this size, and the offset from its mm to its voxel indices.
 
-    Found without importing nilearn, which takes seconds.
+    Its file is located without importing nilearn, which takes seconds.
     """
     advice = "pip install 'monai-diffae[samples]'"
     spec = importlib.util.find_spec("nilearn")
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
-        raise MachineError(f"nilearn, which carries the MNI152 template, is not installed; {advice}")
+        raise MachineError(f"nilearn, which contains the MNI152 template, is not installed; {advice}")
     path = Path(folders[0]) / _TEMPLATE_FILE
     if not path.is_file():
-        raise MachineError(f"{path}: this nilearn carries no MNI152 template; {advice}")
+        raise MachineError(f"{path}: this version of nilearn does not contain the MNI152 template; {advice}")
     image = nib.Nifti1Image.from_filename(path)  # 1 mm voxels, RAS+
     template: FloatArray = np.asarray(image.dataobj, dtype=np.float32)
     template /= 255
     if spacing_mm > 1:
-        # a Gaussian as wide (half maximum) as the voxel, less what 1 mm voxels have blurred already
+        # a Gaussian whose width at half maximum is the voxel size, minus the blur of the template's 1 mm voxels
         template = ndimage.gaussian_filter(template, math.sqrt(spacing_mm**2 - 1) / 2.355)
     affine = image.affine
     return template, -affine[:3, 3].astype(np.float32)[:, None, None, None]

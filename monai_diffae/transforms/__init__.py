@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms of our own: checked reading, the model's range, and back to the scan."""
+"""MONAI dictionary transforms: checked reading, scaling to the model's range, and the way back to the scan."""
 
 from __future__ import annotations
 

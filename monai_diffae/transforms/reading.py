@@ -1,4 +1,4 @@
-"""Checked reading as a MONAI transform."""
+"""Read scans with all checks, as a MONAI transform."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from monai_diffae.errors import ConfigError
 class ReadScand(MapTransform):
     """Reads the scan under each key with all checks of :func:`~monai_diffae.data.scans.read_scan`.
 
-    A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+); a list of paths gives the channels of
-    one image, on one grid. An item with ``"slice"`` gives that slice of the volume, laid out for display. The result's
-    meta data hold no path. Of a 2D image MONAI's affine has the spacing only; the whole one is ``meta["scan_affine"]``.
+    A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+). The files of a list of paths become
+    the channels of one image; they must have the same grid. If an item has ``"slice"``, that slice of the volume is
+    read, oriented for display. The result's metadata contain no path. For a 2D image, MONAI's affine has only the
+    spacing; the complete affine is ``meta["scan_affine"]``.
 
     Args:
         keys: the keys of the paths.
-        spatial_dims: 2 or 3, what the model takes.
-        channels: how many channels the model takes, of each key.
-        axis: what ``item["slice"]`` counts along: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
-        nonfinite: ``"error"``, or the value that replaces NaN and infinite voxels.
-        allow_missing_keys: leave out keys that an item lacks.
+        spatial_dims: the dimensions of the model, 2 or 3.
+        channels: the number of channels that the model takes for each key.
+        axis: the axis for ``item["slice"]``: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
+        allow_missing_keys: skip keys that an item does not have.
 
     Raises:
-        ScanError: a scan cannot be used (on call).
+        ScanError: (on call) a scan cannot be used.
 
     Example:
         >>> import tempfile
@@ -66,7 +67,7 @@ class ReadScand(MapTransform):
         return {**data, **{key: as_tensor(scan) for key, scan in self.read(data).items()}}
 
     def read(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
-        """The scan under each key."""
+        """Read the scan under each key."""
         scans = {}
         for key in self.key_iterator(dict(data)):
             paths = [data[key]] if isinstance(data[key], (str, os.PathLike)) else list(data[key])
@@ -75,17 +76,17 @@ class ReadScand(MapTransform):
 
     def _read(self, paths: Sequence[str], index: int | None) -> Scan:
         dims = self.spatial_dims if index is None or self.spatial_dims == 3 else None
-        each = self.channels if len(paths) == 1 else 1
+        file_channels = self.channels if len(paths) == 1 else 1
         if index is None or self.spatial_dims == 3:
-            scans = [read_scan(p, spatial_dims=dims, channels=each, nonfinite=self.nonfinite) for p in paths]
+            scans = [read_scan(p, spatial_dims=dims, channels=file_channels, nonfinite=self.nonfinite) for p in paths]
         else:
-            # the slices of a volume mostly follow each other: it is read for the first of them only
-            volume = _read_volume(tuple(map(str, paths)), _changed(paths), each, self.nonfinite)
-            scans = [slice_volume(v, self.axis, int(index)) if v.spatial_dims == 3 else v for v in volume]
+            # a volume is read once for consecutive slices
+            files = _read_volume(tuple(map(str, paths)), _modification_time(paths), file_channels, self.nonfinite)
+            scans = [slice_volume(f, self.axis, int(index)) if f.spatial_dims == 3 else f for f in files]
         scan = _stacked(paths, scans)
         if len(scan.array) != self.channels:
             raise problem(
-                paths[0], f"there are {len(paths)} files, expected {self.channels}", "give one file a channel"
+                paths[0], f"there are {len(paths)} files; expected {self.channels}", "give one file per channel"
             )
         return scan
 
@@ -94,19 +95,19 @@ ReadScanD = ReadScanDict = ReadScand
 
 
 def as_tensor(scan: Scan) -> MetaTensor:
-    """A scan as MONAI's transforms take it: ``[C, *S]`` with its affine, and nothing that tells where it came from."""
+    """Convert a scan to a MetaTensor ``[C, *S]`` with its affine and without its path."""
     meta = {"scan_affine": torch.from_numpy(scan.affine)}
-    return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_grid(scan)), meta=meta)
+    return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_monai_affine(scan)), meta=meta)
 
 
 @functools.lru_cache(maxsize=1)
 def _read_volume(
-    paths: tuple[str, ...], _changed: int, channels: int, nonfinite: Literal["error"] | float
+    paths: tuple[str, ...], _modified: int, channels: int, nonfinite: Literal["error"] | float
 ) -> tuple[Scan, ...]:
     return tuple(read_scan(p, channels=channels, nonfinite=nonfinite) for p in paths)
 
 
-def _changed(paths: Sequence[str]) -> int:
+def _modification_time(paths: Sequence[str]) -> int:
     return max((Path(p).stat().st_mtime_ns for p in paths if Path(p).exists()), default=0)
 
 
@@ -117,15 +118,13 @@ def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
             sizes = " x ".join(map(str, other.array.shape[1:]))
             expected = " x ".join(map(str, first.array.shape[1:]))
             raise problem(
-                path, f"its size is {sizes} where the first channel's is {expected}", "resample the channels alike"
+                path, f"its size is {sizes}, but the first channel's is {expected}", "resample the channels to one grid"
             )
         if not np.allclose(other.affine, first.affine, atol=0.01):
-            raise problem(
-                path, "it lies elsewhere than the first channel (other affine)", "resample the channels alike"
-            )
+            raise problem(path, "its affine differs from the first channel's", "resample the channels to one grid")
     return replace(first, array=np.concatenate([s.array for s in scans]), header=None) if len(scans) > 1 else first
 
 
-def _grid(scan: Scan) -> np.ndarray:
-    """The affine for MONAI: of a 2D image only the spacing, as MONAI takes the first two rows and columns of it."""
+def _monai_affine(scan: Scan) -> np.ndarray:
+    """The affine for MONAI. MONAI uses its first two rows and columns for a 2D image, so there it has only spacings."""
     return scan.affine if scan.spatial_dims == 3 else np.diag([*scan.spacing_mm, 1.0, 1.0])

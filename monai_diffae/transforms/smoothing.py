@@ -1,4 +1,4 @@
-"""Smoothing before a volume is resampled to larger voxels."""
+"""Smooth a volume before it is resampled to larger voxels."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _FEWEST_VOXELS = 2  # along an axis, at the new spacing
 
 
 class SmoothForSpacingd(MapTransform):
-    """Smooths each image along the axes that ``Spacingd`` will make coarser, so that nothing aliases.
+    """Smooths each image along the axes that ``Spacingd`` will make coarser, to prevent aliasing.
 
-    A Gaussian of ``(factor - 1) / 2`` voxels, ``factor`` being the new spacing over the image's own, as MONAI's
-    ``Resized(anti_aliasing=True)`` does; MONAI's (1.6.1) ``Spacingd`` has no such option. Axes that become finer or
-    stay are left alone. The way back to the scan cannot undo it, and need not: it leaves sizes and places as they are.
+    The standard deviation of the Gaussian is ``(factor - 1) / 2`` voxels, where ``factor`` is the new spacing divided
+    by the image's own. MONAI's ``Resized(anti_aliasing=True)`` does the same; MONAI's ``Spacingd`` (1.6.1) has no such
+    option. Axes with finer or equal new spacing are not smoothed. The transform has no inverse and needs none, because
+    it changes neither sizes nor positions.
 
     Args:
-        keys: images ``[C, *S]`` as MetaTensor, whose affine tells their spacing.
-        pixdim: what ``Spacingd`` is given, in mm.
-        allow_missing_keys: leave out keys that an item lacks.
+        keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.
+        pixdim: the spacing that ``Spacingd`` gets, in mm.
+        allow_missing_keys: skip keys that an item does not have.
 
     Raises:
-        ConfigError: ``pixdim`` is not one positive number an axis.
-        ScanError: less than 2 voxels would be left of an image along an axis (on call).
+        ConfigError: ``pixdim`` is not one positive number per axis.
+        ScanError: (on call) an image would have less than 2 voxels along an axis.
 
     Example:
         >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
@@ -41,20 +42,20 @@ class SmoothForSpacingd(MapTransform):
     def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         if not all(isinstance(v, (int, float)) and v > 0 for v in pixdim):
-            raise ConfigError(f"spacing_mm: {list(pixdim)} are not positive numbers of mm, one an axis")
+            raise ConfigError(f"spacing_mm: {list(pixdim)} must be positive numbers in mm, one per axis")
         self.pixdim = tuple(float(v) for v in pixdim)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace each image by the smoothed one, of the same geometry."""
+        """Replace each image by the smoothed image, with the same geometry."""
         item = dict(data)
         for key in self.key_iterator(item):
             image: MetaTensor = item[key]
             spacing = [float(v) for v in image.pixdim]
             if len(spacing) != len(self.pixdim):
                 raise ConfigError(
-                    f"spacing_mm: {list(self.pixdim)} are not {len(spacing)} numbers, one for each axis of the image"
+                    f"spacing_mm: {list(self.pixdim)} must be {len(spacing)} numbers, one per axis of the image"
                 )
-            self._refuse_too_small(str(item.get("id", key)), image, spacing)
+            self._check_extent(str(item.get("id", key)), image, spacing)
             sigma = [max(0.0, (new / old - 1) / 2) for new, old in zip(self.pixdim, spacing, strict=True)]
             if max(sigma) > 0:
                 smooth = gaussian_filter(image.numpy(), (0.0, *sigma), mode="nearest")
@@ -63,13 +64,13 @@ class SmoothForSpacingd(MapTransform):
                 )
         return item
 
-    def _refuse_too_small(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
+    def _check_extent(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
         extent_mm = [size * old for size, old in zip(image.shape[1:], spacing, strict=True)]
         if any(mm / new < _FEWEST_VOXELS - 1e-3 for mm, new in zip(extent_mm, self.pixdim, strict=True)):
-            shown, wanted = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
+            extent, spacing_mm = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
             raise ScanError(
-                f"{name}: {shown} mm are less than {_FEWEST_VOXELS} voxels along an axis at spacing_mm {wanted}; "
-                "choose a finer one"
+                f"{name}: {extent} mm are less than {_FEWEST_VOXELS} voxels along an axis at spacing_mm {spacing_mm}; "
+                "choose a finer spacing"
             )
 
 

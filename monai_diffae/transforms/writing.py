@@ -1,4 +1,6 @@
-"""Writing results to files as a MONAI transform."""
+"""Write results to files, as a MONAI transform."""
+
+# tested in tests/engines/test_evaluator.py
 
 from __future__ import annotations
 
@@ -19,13 +21,13 @@ class WriteScand(MapTransform):
     """Writes each image to ``<directory>/<id>.nii.gz``, in the model's grid and range.
 
     Args:
-        keys: images ``[C, *S]``; with several keys, each is written to a folder of its name.
-        directory: where to; created if missing.
-        overwrite: replace files that are there.
-        allow_missing_keys: leave out keys that an item lacks.
+        keys: images ``[C, *S]``; with several keys, each has a folder of its name.
+        directory: folder for the files; created if missing.
+        overwrite: replace existing files.
+        allow_missing_keys: skip keys that an item does not have.
 
     Raises:
-        ConfigError: the file is there and ``overwrite`` is False (on call).
+        ConfigError: (on call) the file exists and ``overwrite`` is False.
 
     Example:
         >>> import tempfile
@@ -52,7 +54,7 @@ class WriteScand(MapTransform):
             folder = self.directory if len(self.keys) == 1 else self.directory / str(key)
             path = folder / f"{item['id']}.nii.gz"
             if path.exists() and not self.overwrite:
-                raise ConfigError(f"{path.name}: is there already; choose another output_dir, or say overwrite")
+                raise ConfigError(f"{path.name}: already exists; choose another output_dir, or set overwrite")
             folder.mkdir(parents=True, exist_ok=True)
             write_scan(path, torch.as_tensor(item[key]).detach().float().cpu().numpy())
         return item

@@ -15,27 +15,27 @@ import torch
 from PIL import Image
 
 
-class WrittenParts(list):
-    """The parts that ``embed`` has written, in order; after ``stop_after`` of them it is as if Ctrl-C was pressed."""
+class WrittenShards(list):
+    """The shards that ``embed`` has written, in order; after ``stop_after`` of them Ctrl-C is simulated."""
 
     stop_after: int | None = None
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """What ``embed`` writes, and a way to stop it."""
-    from monai_diffae.apps.embedding.shards import Parts
+    """The shards that ``embed`` writes, and a way to interrupt it."""
+    from monai_diffae.apps.embedding.shards import Shards
 
-    parts, real = WrittenParts(), Parts.write
+    shards, original = WrittenShards(), Shards.write
 
-    def write(self, part, *content):
-        real(self, part, *content)
-        parts.append(part)
-        if len(parts) == parts.stop_after:
+    def write(self, shard, *content):
+        original(self, shard, *content)
+        shards.append(shard)
+        if len(shards) == shards.stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Parts, "write", write)
-    return parts
+    monkeypatch.setattr(Shards, "write", write)
+    return shards
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ RUNS: dict[str, tuple[str, Callable[..., Any]]] = {
     "fit_direction": ("fitting", fit_direction),
     "grade": ("grading", grade),
     "edit": ("editing", edit),
-    "encode": ("encoding", embed),
 }
 MADE_OF_A_COHORT = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
 # what these two write is a file, not a folder
@@ -77,7 +76,6 @@ class Made:
             "fit_direction": {**table, "target": "tilt"},
             "grade": {**table, "direction": str(self.direction)},
             "edit": {**cohort, "direction": str(self.direction), "cases": self.ids[:1], "amounts": [-1, 1]},
-            "encode": {"bundle": str(self.root), "cohort": str(self.cohort), "device": "cpu"},
         }[name]
 
 

@@ -33,7 +33,7 @@ def cohort(folder: Path, n: int = 6, bad: tuple[int, ...] = ()) -> list[dict[str
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_scans_are_one_line_and_the_others_go_on(
+def test_bad_scans_are_skipped_with_one_line(
     tmp_path: Path, cache: Any, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = cohort(tmp_path, bad=(1, 4))
@@ -43,7 +43,7 @@ def test_bad_scans_are_one_line_and_the_others_go_on(
     assert [(f.case_id, f.file) for f in cases.failures] == [("c1", "c1.nii.gz"), ("c4", "c4.nii.gz")]
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(lines) == 2
-    assert lines[0] == "case c1 left out: c1.nii.gz: the compressed file ends early; copy it again"
+    assert lines[0] == "case c1 skipped: c1.nii.gz: the compressed file ends early; copy it again"
     item = cases[1]
     assert set(item) == {"image", "id", "index"}
     assert (item["id"], item["index"]) == ("c2", 1)
@@ -73,9 +73,9 @@ def test_stop_raises_the_scan_error_itself(tmp_path: Path, workers: int) -> None
         cases.prepare()
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+def test_all_cases_fail(tmp_path: Path) -> None:
     cases = CachedCases(cohort(tmp_path, 2, bad=(0, 1)), TRANSFORM)
-    with pytest.raises(CohortError, match=r"all 2 cases failed, the first 'c0': c0\.nii\.gz"):
+    with pytest.raises(CohortError, match=r"all 2 cases failed, the first is 'c0': c0\.nii\.gz"):
         len(cases)
     with pytest.raises(CohortError, match="no cases"):
         len(CachedCases([], TRANSFORM))
@@ -86,7 +86,7 @@ def test_sizes_must_agree(tmp_path: Path) -> None:
     save_nifti(tmp_path / "b.nii", values(5, 6, 8))
     cases = CachedCases([c.item() for c in read_cohort(tmp_path)], ReadScand("image", 3))
     assert len(cases) == 1
-    assert "[1, 5, 6, 8] where others are [1, 5, 6, 7]" in cases.failures[0].reason
+    assert "[1, 5, 6, 8] but others are [1, 5, 6, 7]" in cases.failures[0].reason
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ def test_cases_come_in_the_order_of_the_ids_and_once():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sub-4", "case: the cohort has no 'sub-4'; did you mean 'sub-04'?"),
-        ("zebra", "case: the cohort has no 'zebra'; check the ids, which embed lists in its table"),
-        ("x" * 90, f"case: the cohort has no '{'x' * 60}...'; check the ids, which embed lists in its table"),
-        ("long-" + "y" * 90, f"case: the cohort has no 'long-{'y' * 55}...'; did you mean 'long-{'y' * 91}'?"),
+        ("sub-4", "cases: the cohort has no 'sub-4'; did you mean 'sub-04'?"),
+        ("zebra", "cases: the cohort has no 'zebra'; the table written by embed has all ids"),
+        ("x" * 90, f"cases: the cohort has no '{'x' * 60}...'; the table written by embed has all ids"),
+        ("long-" + "y" * 90, f"cases: the cohort has no 'long-{'y' * 55}...'; did you mean 'long-{'y' * 91}'?"),
     ],
 )
-def test_a_near_id_is_suggested_and_none_where_none_is_near(name, message):
+def test_a_similar_id_is_suggested_if_there_is_one(name, message):
     with pytest.raises(CohortError) as caught:
         find_cases(cohort("sub-04", "sub-11", "long-" + "y" * 91), [name])
     assert str(caught.value) == message
@@ -34,7 +34,7 @@ def test_a_label_with_underscores_is_text():
 
 
 @pytest.mark.parametrize("word", ["", " ", "NA", "N/A", "n/a", "NaN", "nan", "null"])
-def test_a_word_for_nothing_is_no_class(word):
+def test_a_word_for_a_missing_value_is_no_class(word):
     assert as_labels({"sex": ["F", word], "age": ["41", word]}) == {"sex": ["F", None], "age": [41, None]}
 
 

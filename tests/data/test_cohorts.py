@@ -76,7 +76,9 @@ def test_label_maps_beside_the_images_are_no_scans(tmp_path: Path, caplog: pytes
     for name in ("imagesTr/a", "labelsTr/a", "imagesTs/b", "predictions/a", "other/labels/c"):
         touch(tmp_path / f"{name}.nii.gz")
     assert [c.id for c in read_cohort(tmp_path)] == ["imagesTr_a", "imagesTs_b", "other_labels_c", "predictions_a"]
-    assert [r.getMessage() for r in caplog.records] == ["labelsTr: left out: the label maps of imagesTr, not scans"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "labelsTr: skipped, because it holds the label maps of imagesTr and no scans"
+    ]
     caplog.clear()
     assert [c.id for c in read_cohort(tmp_path / "labelsTr")] == ["a"]
     assert not caplog.records
@@ -130,7 +132,7 @@ def test_csv_with_labels(tmp_path: Path) -> None:
         assert a.images == {"image": tmp_path / "d/a.nii.gz"}
 
 
-def test_csv_with_other_words_and_more_images(tmp_path: Path) -> None:
+def test_csv_with_other_names_and_more_images(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "a2.nii")
     path = table(tmp_path, "\ufefffile,t2,who\na.nii,a2.nii,p\n")
     line = refusal(path)
@@ -159,7 +161,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "b.nii")
     assert "empty" in refusal(table(tmp_path, ""))
     assert "no rows" in refusal(table(tmp_path, "image\n"))
-    assert "'x' is there twice" in refusal(table(tmp_path, "image,id\na.nii,x\nb.nii,x\n"))
+    assert "'x' occurs twice" in refusal(table(tmp_path, "image,id\na.nii,x\nb.nii,x\n"))
     assert "same file" in refusal(table(tmp_path, "image\na.nii\n./a.nii\n"))
     assert "row 2" in refusal(table(tmp_path, "image,id\na.nii,x\n,y\n"))
     assert "unknown split 'holdout'" in refusal(table(tmp_path, "image,split\na.nii,holdout\n"))
@@ -167,7 +169,9 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     assert "'a' (train) and 'b' (val)" in line
     assert "SECRET" not in line
     line = refusal(table(tmp_path, "image\nd/x.nii\nd/y.nii\n"))
-    assert "none of its 2 files exists (first: d/x.nii); paths are relative to the table's folder" in line
+    assert (
+        "none of its 2 files exists (first: d/x.nii); check the paths, which are relative to the table's folder" in line
+    )
     assert "(first: d/x.nii)" in refusal(table(tmp_path, f"image\n{tmp_path}/d/x.nii\n"))
     assert "(first: x.nii)" in refusal(table(tmp_path, "image\n/d/x.nii\n"))
     assert f"(first: ...{'y' * 91}/x.nii)" in refusal(table(tmp_path, f"image\n{'y' * 200}/x.nii\n"))
@@ -210,7 +214,9 @@ def test_datalist(tmp_path: Path) -> None:
         refusal(tmp_path / "list.json")
 
 
-def test_labels_that_are_lists_or_mappings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     touch(tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "c.nii")
     entry = {"label": [1, 0], "age": 3, "box": {"x": 1}, "id": "1"}
     content = {"training": [{"image": ["a.nii"], **entry}, {"image": "b.nii", "label": 1}], "test": ["c.nii"]}
@@ -218,12 +224,12 @@ def test_labels_that_are_lists_or_mappings_are_said_once(tmp_path: Path, caplog:
     cases = read_cohort(tmp_path / "list.json")
     assert [case.labels for case in cases] == [{"age": 3}, {"label": 1}, {}]
     assert caplog.messages == [
-        "list.json: lists and mappings are no labels: those of box, label are left out; give each value a key of its "
-        "own"
+        "list.json: lists and mappings cannot be labels, so these are ignored: box, label; give each value a key of "
+        "its own"
     ]
     caplog.clear()
     read_cohort(tmp_path / "list.json", columns={"id": "age"}, image_keys=["image"])
-    assert "those of box, label are" in caplog.text
+    assert "so these are ignored: box, label;" in caplog.text
     (tmp_path / "list.json").write_text(json.dumps([{"image": ["a.nii"], "second": ["b.nii"], "age": 3, "sex": None}]))
     caplog.clear()
     read_cohort(tmp_path / "list.json", image_keys=["image", "second"])
@@ -380,6 +386,6 @@ def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
     assert [c.id for c in read_cohort(tmp_path)] == ["data_a"]
 
 
-def test_an_unknown_word_in_columns_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="columns: 'imaje' is none of our words, which are: image, id, patient"):
+def test_an_unknown_key_of_columns_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="columns: 'imaje' is unknown; use one of image, id, patient"):
         read_cohort(tmp_path, columns={"imaje": "file"})

@@ -80,7 +80,7 @@ def test_uneven_missing_and_doubled_slices(tmp_path: Path) -> None:
     assert "unevenly spaced" in refusal(save_planes(tmp_path / "uneven", uneven))
     assert "a gap of 4 mm" in refusal(save_planes(tmp_path / "gap", positions()[[0, 1, 3, 4]]))
     times = np.concatenate([positions(), positions()])
-    assert "doubled, or 4D" in refusal(save_planes(tmp_path / "times", times))
+    assert "duplicates, or 4D" in refusal(save_planes(tmp_path / "times", times))
     rounded = np.round(positions(OBLIQUE, step=0.625), 2)
     assert read_scan(save_planes(tmp_path / "rounded", rounded, OBLIQUE)).array.shape == (1, 10, 14, 5)
 
@@ -135,11 +135,11 @@ def test_frames_that_are_no_volume(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     for name in ("a.dcm", "b.dcm"):
         save_enhanced(tmp_path / "two" / name, positions())
-    assert "2 files of several frames" in refusal(tmp_path / "two")
+    assert "2 files with several frames" in refusal(tmp_path / "two")
     fewer = pydicom.dcmread(tmp_path / "gap.dcm")
     fewer.PerFrameFunctionalGroupsSequence.pop()
     fewer.save_as(tmp_path / "fewer.dcm")
-    assert "4 frames and places for 3" in refusal(tmp_path / "fewer.dcm")
+    assert "4 frames, but positions for 3" in refusal(tmp_path / "fewer.dcm")
     film = get_testdata_file("examples_ybr_color.dcm", download=False)
     assert "a film" in refusal(str(film))
 

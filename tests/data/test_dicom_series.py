@@ -157,21 +157,21 @@ def test_a_straightened_volume_is_written_straight(tmp_path: Path) -> None:
     assert not any("GantryDetectorTilt" in d for d in tags(written))
 
 
-def test_what_is_there_stays(tmp_path: Path) -> None:
+def test_existing_files_stay(tmp_path: Path) -> None:
     source = save_planes(tmp_path / "ct", positions())
     array = read_scan(source).array
     written = write_series(tmp_path / "new", array, source)
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_series(written, array, source)
     longer = save_planes(tmp_path / "longer", positions(n=7))
     write_series(written, read_scan(longer).array, longer, overwrite=True)
     assert len(list(written.iterdir())) == 7
     write_series(written, array, source, overwrite=True)
     assert len(list(written.iterdir())) == 5
-    with pytest.raises(ConfigError, match="not written here"):
+    with pytest.raises(ConfigError, match="not written by this package"):
         write_series(source, array, source, overwrite=True)
     (written / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not written here"):
+    with pytest.raises(ConfigError, match="not written by this package"):
         write_series(written, array, source, overwrite=True)
     assert len(list(source.iterdir())) == 5
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one file"):
         write_series(tmp_path / "new", array[..., 0], next(source.iterdir()))
     colours = str(get_testdata_file("examples_rgb_color.dcm", download=False))
-    with pytest.raises(ScanError, match="colours"):
+    with pytest.raises(ScanError, match="colour images"):
         write_series(tmp_path / "new.dcm", read_scan(colours).array, colours)
     closed = tmp_path / "closed"
     closed.mkdir()

@@ -58,7 +58,7 @@ def test_rows_are_counted_from_0_and_metadata_kept(table, tmp_path):
     assert read.attrs == table.attrs
 
 
-def test_of_a_csv_the_record_beside_it_says_what_it_was_made_from(table, tmp_path):
+def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
     table.to_csv(tmp_path / "e.csv", index=False)
     record = tmp_path / "e.json"
     for other in (
@@ -83,7 +83,7 @@ def test_columns_are_told_apart(table):
 def test_values_that_are_no_numbers_are_refused(table, value):
     table["z_001"] = table["z_001"].astype(object)
     table.loc[3, "z_001"] = value
-    with pytest.raises(CohortError, match="no finite numbers; embed again"):
+    with pytest.raises(CohortError, match="not finite numbers; embed again"):
         z_of(table)
 
 
@@ -93,13 +93,13 @@ def test_a_table_without_numbers_is_refused_by_its_name(table, tmp_path, suffix,
     table = table.assign(z_001=np.nan) if fault == "nan" else table.iloc[:0]
     path = tmp_path / f"mine{suffix}"
     table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
-    message = {"nan": "hold values that are no finite numbers; embed again", "empty": "there is no case in it"}[fault]
+    message = {"nan": "have values that are not finite numbers; embed again", "empty": "has no rows; embed"}[fault]
     with pytest.raises(CohortError, match=rf"^mine\{suffix}: .*{message}") as caught:
         read_embeddings(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_said_to_be_one(tmp_path, monkeypatch):
+def test_a_folder_instead_of_a_table_is_named(tmp_path, monkeypatch):
     (tmp_path / "embedded").mkdir()
     with pytest.raises(ConfigError, match="^embedded: is a folder; name the table in it, such as embeddings.parquet"):
         read_embeddings(tmp_path / "embedded")

@@ -81,7 +81,7 @@ def test_files_that_are_no_medmnist(tmp_path):
     for changes, message in (
         ({"val_images": None}, "val_images"),
         ({"val_images": np.zeros((2, 28, 28))}, "float64"),
-        ({"val_labels": np.zeros((1, 1))}, "2 images and 1 labels"),
+        ({"val_labels": np.zeros((1, 1))}, "2 images, but 1 labels"),
     ):
         path, _ = write_npz(tmp_path / "wrong.npz", **changes)
         with pytest.raises(CohortError, match=message):
@@ -101,7 +101,7 @@ def test_names_without_the_package_or_the_network(tmp_path, monkeypatch):
     medmnist = pytest.importorskip("medmnist")
     with pytest.raises(ConfigError, match="pneumoniamnist"):
         medmnist_to_cohort("pneumonia", tmp_path / "cohort")
-    with pytest.raises(ConfigError, match="no edition of 30"):
+    with pytest.raises(ConfigError, match="not available in size 30"):
         medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort", size=30)
 
     def fail(self, *args, **kwargs):

@@ -9,7 +9,7 @@ import pytest
 
 from monai_diffae.data import virtual_patients
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.samples import FACTORS, make_virtual_cohort, split_of
+from monai_diffae.data.samples import FACTORS, make_virtual_cohort, split_by_number
 from monai_diffae.data.virtual_patients import draw_patient, render_patient
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -94,13 +94,13 @@ def test_a_larger_cohort_begins_with_the_smaller(cohort, tmp_path):
 
 @pytest.mark.parametrize("number", [10, 50, 1000])
 def test_splits_are_of_patients_and_of_the_size_asked(number):
-    splits = pd.Series([split_of(index, 0.1, 0.15) for index in range(number)]).value_counts()
+    splits = pd.Series([split_by_number(index, 0.1, 0.15) for index in range(number)]).value_counts()
     assert abs(splits["test"] - 0.15 * number) < 2.5
     assert abs(splits["val"] - 0.1 * number) < 2.5
 
 
 def test_no_held_out_patients_if_none_are_asked():
-    assert {split_of(index, 0, 0) for index in range(500)} == {"train"}
+    assert {split_by_number(index, 0, 0) for index in range(500)} == {"train"}
 
 
 def test_a_second_call_writes_nothing(cohort):

@@ -142,7 +142,7 @@ def test_values_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "3 of its voxels" in line
     assert "nonfinite" in line
     assert read_scan(path, nonfinite=-1.0).array[0, 1, 1, 1] == -1
-    assert "3 voxels" in caplog.text
+    assert "3 NaN or infinite voxels" in caplog.text
     assert "same value" in refusal(save_nifti(tmp_path / "one.nii.gz", np.ones((4, 4, 4), np.float32)))
     Image.new("L", (4, 4), 7).save(tmp_path / "one.png")
     assert "same value (7)" in refusal(tmp_path / "one.png")

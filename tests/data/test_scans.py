@@ -111,7 +111,7 @@ def test_written_scans_come_back(tmp_path: Path) -> None:
             write_scan(tmp_path / wrong, volume)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_scan_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "a.nii.gz", values(1, 3, 4, 5))
     old = path.read_bytes()
     code = (

@@ -59,7 +59,7 @@ def test_slices_of_volumes_are_images_for_a_2d_model(tmp_path):
 
 def test_a_cohort_without_a_usable_scan_is_refused(tmp_path):
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(CohortError, match="none of 1 scans can be planned for, the first is 'a': a.png: a 2D image"):
+    with pytest.raises(CohortError, match="none of 1 scans can be used, the first is 'a': a.png: a 2D image"):
         survey_cohort([Case("a", {"image": tmp_path / "a.png"}, "a")], 3)
 
 

@@ -117,7 +117,9 @@ def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path: Path) -> No
     assert b"Doe" not in bytes(made.header.binaryblock)
 
 
-def test_what_the_type_cannot_hold_is_cut_off_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_do_not_fit_the_type_are_clipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     nib.save(
         nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
     )
@@ -126,7 +128,7 @@ def test_what_the_type_cannot_hold_is_cut_off_and_counted(tmp_path: Path, caplog
     array[0, 0, 0, :2] = (-3.0, 300.4)
     made = nib.load(write_native(tmp_path / "b.nii", array, scan))
     assert np.asarray(made.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
-    assert "2 voxels are beyond what uint8 holds" in caplog.text
+    assert "2 voxels do not fit into uint8 and were clipped" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,10 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named() -> None:
     item = {"id": "case-7", "image": volume((35, 51, 36), (1.0, 1.0, 1.0))}
     with pytest.raises(ScanError) as caught:
         SmoothForSpacingd("image", [30, 10, 10])(item)
-    line = "case-7: 35 x 51 x 36 mm are less than 2 voxels along an axis at spacing_mm 30 x 10 x 10; choose a finer one"
-    assert str(caught.value) == line
+    assert str(caught.value) == (
+        "case-7: 35 x 51 x 36 mm are less than 2 voxels along an axis at spacing_mm 30 x 10 x 10; choose a finer "
+        "spacing"
+    )
     assert SmoothForSpacingd("image", [17.5, 10, 18])(item)["image"].shape == (1, 35, 51, 36)
 
 
@@ -40,7 +42,7 @@ def test_few_thick_slices_that_stay_as_they_are_pass() -> None:
 
 
 def test_a_spacing_of_another_number_of_axes_is_no_fault_of_the_scan() -> None:
-    with pytest.raises(ConfigError, match="are not 3 numbers, one for each axis"):
+    with pytest.raises(ConfigError, match="must be 3 numbers, one per axis"):
         SmoothForSpacingd("image", [2, 2])({"image": volume((8, 8, 8), (1.0, 1.0, 1.0))})
 
 

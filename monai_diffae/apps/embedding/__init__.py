@@ -1,1 +1,3 @@
-"""Commands and classes that encode scans to z_sem."""
+"""Encode scans to z_sem. The public names are ``monai_diffae.embed`` and ``monai_diffae.DiffAEEncoder``."""
+
+__all__: list[str] = []

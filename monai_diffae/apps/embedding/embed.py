@@ -34,10 +34,10 @@ class EmbedResult(CommandResult):
     """The result of :func:`embed`.
 
     Attributes:
-        path: ``embeddings.parquet``.
-        patches: ``embeddings_patches.parquet`` beside it, if scans were cut into patches.
-        num_cases: rows of ``path``.
-        num_failed: cases (volumes if these are pooled) that could not be used, listed in ``failures``.
+        path: the table, ``embeddings.parquet``.
+        patches: the table of patches beside it, ``embeddings_patches.parquet``, if scans were cut into patches.
+        num_cases: number of rows of ``path``.
+        num_failed: number of cases (volumes if their slices are pooled) that failed, listed in ``failures``.
         skipped: whether the table was complete already.
     """
 
@@ -49,8 +49,8 @@ class EmbedResult(CommandResult):
 
     @property
     def failures(self) -> Path:
-        """``failures.csv`` beside the table; for a table of another name, such as ``z.parquet``, ``z_failures.csv``."""
-        return _failures_of(self.path)
+        """``failures.csv`` beside the table, or ``z_failures.csv`` beside a table called ``z.parquet``."""
+        return _failures_file(self.path)
 
     def lines(self) -> Iterator[str]:
         """The tables."""
@@ -64,7 +64,7 @@ class EmbedResult(CommandResult):
 
     @property
     def incomplete(self) -> str | None:
-        """How many cases failed."""
+        """How many cases failed, or None."""
         return failed_cases(self.num_failed, self.num_cases, self.failures.name)
 
 
@@ -82,11 +82,11 @@ def embed(
 ) -> EmbedResult:
     """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
-    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: equal for equal patients; short or guessable
-    names could be found by trying), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ... as
-    float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case does not depend on
-    the other cases, their order, ``batch_size`` or ``workers``, to the bit; other machines or numbers of threads may
-    change the last bits.
+    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256, which is equal for equal patients and no
+    protection for names that can be guessed), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ...
+    as float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case is equal to the
+    bit whatever the other cases, their order, ``batch_size`` and ``workers`` are; another machine or number of threads
+    may change the last bits.
 
     With ``pool``, the slices that a 2D bundle takes from a volume become one row with the volume's id and labels:
     ``slices`` (their number), ``z_000``, ... (their mean) and, with ``mean_std``, ``std_000``, ... (their standard
@@ -101,9 +101,10 @@ def embed(
     coordinates) and ``z_000``, ...
 
     Scans are read while others are encoded; none is kept in memory. An interrupted run resumes and retries the cases
-    that failed. Several processes started by ``torchrun`` (on several machines with a common disk) share the work: the
-    table is the same, and the first process writes it. The metadata of a Parquet table,
-    ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json`` beside the table say what it was made with.
+    that failed. Several processes started by ``torchrun`` (on one machine, or on several with a common disk) share the
+    work: the table is the same, and the first process writes it. The metadata of a Parquet table,
+    ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json`` beside the table record what the table was
+    made with.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -135,8 +136,8 @@ def embed(
         raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
     from monai_diffae.apps.embedding.encoding import encode_cohort
     from monai_diffae.apps.embedding.patches import PatchCutter
-    from monai_diffae.apps.embedding.shards import parts_folder, this_process
-    from monai_diffae.apps.embedding.tables import gathered
+    from monai_diffae.apps.embedding.shards import shards_folder, this_process
+    from monai_diffae.apps.embedding.tables import make_tables
     from monai_diffae.apps.session import Session
 
     path, process = _table_path(out, cohort), this_process()
@@ -154,86 +155,88 @@ def embed(
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         return EmbedResult(path, patch_table, figures["num_cases"], figures["num_failed"], skipped=True)
-    # shards of an interrupted run are of use only to the same run, as long as no scan file is replaced
-    shards_of = checksum_of([files[path], versions(), _written_at(cases)])
+    # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
+    shards_checksum = checksum_of([files[path], versions(), _modification_times(cases)])
     encoded = encode_cohort(
-        cases, session.trained, parts_folder(path, shards_of), encoder_key=session.encoder_key, cutter=cutter,
+        cases, session.trained, shards_folder(path, shards_checksum), encoder_key=session.encoder_key, cutter=cutter,
         batch_size=run.batch_size, workers=reading.workers_for(len(cases), process.local_world_size), process=process,
     )  # fmt: skip
-    if encoded is None:  # the first process gathers what this one has made
+    if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)
-    tables, failures = gathered(session.cohort, encoded, pool, _failures_of(path))
+    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path))
     _write(dict(zip(files, tables, strict=True)), files, session.trained.config)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures))
-    for file, made in files.items():
-        write_record(file.with_suffix(".json"), made, result.figures())
-    encoded.parts.remove()
+    for file, file_made_from in files.items():
+        write_record(file.with_suffix(".json"), file_made_from, result.figures())
+    encoded.shards.remove()
     return result
 
 
 def _table_path(out: Path, cohort: Path) -> Path:
-    """The table's file, before anything is encoded for it in vain.
+    """The table's file, checked before anything is encoded.
 
     Raises:
-        ConfigError: it would be the cohort's own, of another format, or share a record with another table.
+        ConfigError: the file would be the cohort's own, has another format, or would share a record with another table.
     """
     if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
         raise ConfigError(f"{out.name}: tables are .parquet or .csv; name such a file, or a folder")
     path = out if out.suffix.lower() in _SUFFIXES else out / "embeddings.parquet"
-    alike = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
-    others = [file for file in alike if file.name != path.name]
+    same_stem = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
+    others = [file for file in same_stem if file.name != path.name]
     if path.resolve() == cohort.resolve():
-        raise ConfigError(f"{path.name}: this is the cohort; name another --out")
+        raise ConfigError(f"{path.name}: this is the cohort; name another out")
     if others and path.with_suffix(".json").exists():
-        raise ConfigError(f"{path.name}: {others[0].name} is beside it, of the same record; name another --out")
+        raise ConfigError(f"{path.name}: would share its record with {others[0].name}; name another out")
     if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-        raise ConfigError(f"{path.name}: is a folder, or lies below a file; name another --out")
+        raise ConfigError(f"{path.name}: is a folder, or lies below a file; name another out")
     return path
 
 
-def _failures_of(path: Path) -> Path:
-    """The list of a table's failures: its own, for several tables may be in one folder."""
+def _failures_file(path: Path) -> Path:
+    """The list of a table's failures; each table has its own, because a folder may hold several tables."""
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
 
 
-def _written_at(cases: Sequence[Case]) -> list[int]:
-    """When the cases' files were last written: of a folder the newest one in it; 0 of what is not there."""
+def _modification_times(cases: Sequence[Case]) -> list[int]:
+    """When the cases' files were last written, in ns: for a folder its newest file; 0 if there is none."""
     from monai_diffae.data.formats.dicom import split_series
 
     images = [image for case in cases for image in case.images.values()]
     files = [file for image in images for file in (image if isinstance(image, tuple | list) else [image])]
-    last_written = functools.cache(_last_written)  # slices of a volume, or series of a folder, are many
-    return [last_written(split_series(file)[0]) for file in files]
+    cached = functools.cache(_modification_time)  # many cases may be slices of a volume, or series of a folder
+    return [cached(split_series(file)[0]) for file in files]
 
 
-def _last_written(path: Path) -> int:
+def _modification_time(path: Path) -> int:
     files = path.iterdir() if path.is_dir() else [path]
     return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0)
 
 
 def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:
-    """The table of the scans and that of their patches, and what each is made from."""
+    """The files of the tables of scans and of patches, with what each is made from."""
     pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
     return {file: {**made_from, "pool": pool, "overlap": overlap} for file, pool in pools.items()}
 
 
 def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str, Any] | None:
-    """The numbers of tables that are all complete."""
-    done = [finished(file.with_suffix(".json"), [file], made, overwrite=overwrite) for file, made in files.items()]
-    return None if None in done else done[0]
+    """The figures of tables that are all complete and made from the same things, else None."""
+    figures = [
+        finished(file.with_suffix(".json"), [file], made_from, overwrite=overwrite) for file, made_from in files.items()
+    ]
+    return None if None in figures else figures[0]
 
 
 def _write(
     tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], config: Mapping[str, Any]
 ) -> None:
-    """Write tables with the record of what they were made from; the record does not count as finished yet."""
-    from monai_diffae.apps.embedding.tables import preprocessing_of
+    """Write tables with their metadata, and records that mark the tables as unfinished."""
+    from monai_diffae.apps.embedding.tables import preprocessing_config
     from monai_diffae.data.atomic import write_atomic
 
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {
-            "made_from": made_from[file], "preprocessing": preprocessing_of(config), "versions": versions()
+            "made_from": made_from[file], "preprocessing": preprocessing_config(config), "versions": versions()
         }  # fmt: skip
-        write_record(file.with_suffix(".json"), made_from[file], {})  # for a run that is killed before the end
+        write_record(file.with_suffix(".json"), made_from[file], {})  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
         write_atomic(file, functools.partial(write, index=False))

@@ -1,4 +1,6 @@
-"""z_sem of images, to the bit the same whatever is encoded beside them, and of whole cohorts."""
+"""Encode scans to z_sem while they are read, and whole cohorts in shards."""
+
+# tested in tests/apps/embedding/test_embed_cohorts.py
 
 from __future__ import annotations
 
@@ -15,42 +17,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffae.apps.embedding.patches import PatchCutter
-from monai_diffae.apps.embedding.shards import Parts, Process
+from monai_diffae.apps.embedding.shards import Process, Shards
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
-from monai_diffae.data.streamed import Arrays, check_size, failure_of, read_in_turn
+from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_stream
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
 
-_PART = 16  # times what the encoder takes at once: some seconds of work
-_SCANS_A_PART = 4  # where each makes many patches
+_CALLS_PER_SHARD = 16  # calls of the encoder: some seconds of work
+_SCANS_PER_SHARD = 4  # if each scan is cut into many patches
 
 Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
-"""A scan's images ``[C, *S]``, each with the numbers that say where in the scan it lies."""
+"""A function that yields a scan's images ``[C, *S]``, each with an array that says where in the scan it lies."""
 
 PATIENCE_S = 3600.0
-"""How long the first process waits for the next part of another."""
+"""How long the first process waits for the next shard of another process."""
 
 
 @dataclass(frozen=True)
 class EncodedCohort:
-    """What :func:`encode_cohort` made.
+    """The result of :func:`encode_cohort`.
 
     Attributes:
-        cases: those that could be used, in the cohort's order; with patches, each as often as it has some.
-        z_sem: theirs, (N, D) float32.
-        places: of patches, where they lie: a row each, the columns as :attr:`PatchCutter.place_names` says.
-        failures: the others.
-        parts: to be removed when all is written.
+        cases: (N,) the case of each row, in the cohort's order; with patches, a case has one row per patch.
+        z_sem: (N, D) float32.
+        places: where each patch lies, with the columns :attr:`PatchCutter.place_names`; None without patches.
+        failures: the cases without rows.
+        shards: the shards on disk, to be removed when all tables are written.
     """
 
     cases: list[Case]
     z_sem: NDArray[np.float32]
     places: pd.DataFrame | None
     failures: list[Failure]
-    parts: Parts
+    shards: Shards
 
 
 def encode_cohort(
@@ -64,79 +66,79 @@ def encode_cohort(
     workers: int = 0,
     process: Process,
 ) -> EncodedCohort | None:
-    """Read, preprocess and encode cases in one go: no more than a batch of images is kept.
+    """Read, preprocess and encode cases; at most one batch of images is in memory.
 
-    What is done is in parts on the disk, so that a killed run goes on; several processes do every
-    ``world_size``-th part each, and the first one gathers them. What failed in an earlier run is tried again, by the
-    first process: the disk or network may have been the reason.
+    Results are written in shards, so that an interrupted run can be resumed. Each of several processes makes every
+    ``world_size``-th shard, and the first process gathers all of them. The first process also retries the cases that
+    failed in an earlier run, because the disk or network may have been the reason.
 
     Args:
-        cases: to be encoded.
+        cases: the cases to encode.
         trained: the bundle.
-        folder: for the parts, as :func:`~monai_diffae.apps.embedding.shards.parts_folder` names it.
+        folder: folder for the shards, named by :func:`~monai_diffae.apps.embedding.shards.shards_folder`.
         encoder_key: the image that the encoder sees.
-        cutter: makes patches of scans; None: they are encoded whole.
-        batch_size: images that are held on the device at once.
+        cutter: cuts scans into patches; None: scans are encoded whole.
+        batch_size: images on the device at once.
         workers: processes that read ahead.
-        process: which one this is.
+        process: this process.
 
     Returns:
-        None in a process that is not the first.
+        The encoded cases, or None in a process that is not the first.
 
     Raises:
-        MachineError: a worker died, or the parts of another process do not come.
+        MachineError: a worker died, or the shards of another process do not come.
     """
     at_once = images_at_once(trained.image_shape[1:])
-    parts = Parts(folder, len(cases), _PART * at_once if cutter is None else _SCANS_A_PART)
-    again = _failed_before(parts) if process.rank == 0 else {}
-    if cutter is None and encoder_key != "image":  # a part's first image says of which size the others are to be
-        for part in again:
-            again[part] = list(parts.cases_of(part))
-    missing = [part for part in parts.missing() if part % process.world_size == process.rank]
-    todo = again | {part: list(parts.cases_of(part)) for part in missing}
-    positions = [position for part in sorted(todo) for position in todo[part]]
+    shards = Shards(folder, len(cases), _CALLS_PER_SHARD * at_once if cutter is None else _SCANS_PER_SHARD)
+    retries = _failed_before(shards) if process.rank == 0 else {}
+    if cutter is None and encoder_key != "image":  # the first image of a shard determines the size of its others
+        retries = {shard: list(shards.positions(shard)) for shard in retries}
+    missing = [shard for shard in shards.missing() if shard % process.world_size == process.rank]
+    work = retries | {shard: list(shards.positions(shard)) for shard in missing}
+    positions = [position for shard in sorted(work) for position in work[shard]]
     items = [cases[position].item() for position in positions]
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
-    # a batch; but a scan that is cut is a whole volume, and keeps the encoder busy
+    # read a batch ahead; a scan that is cut is a whole volume, and one keeps the encoder busy
     ahead = max(batch_size, at_once) if cutter is None else 1
-    read = read_in_turn(items, transform, keys, workers, ahead)
+    stream = read_stream(items, transform, keys, workers, ahead)
     with progress(len(positions), f"encoding {len(positions)} cases") as advance:
-        in_turn = zip(positions, items, read, strict=True)
-        for part, results in groupby(in_turn, lambda result: result[0] // parts.size):
+        numbered = zip(positions, items, stream, strict=True)
+        for shard, results in groupby(numbered, lambda result: result[0] // shards.size):
             cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut
-            keep = parts.write if len(todo[part]) == len(parts.cases_of(part)) else parts.add
-            keep(part, *encode_in_turn(results, trained, encoder_key, cut, batch_size, advance))
+            save = shards.write if len(work[shard]) == len(shards.positions(shard)) else shards.add
+            save(shard, *encode_stream(results, trained, encoder_key, cut, batch_size, advance))
     if process.rank > 0:
         return None
-    parts.wait(process.world_size, PATIENCE_S)
-    used, rows, failures = parts.read()
+    shards.wait(process.world_size, PATIENCE_S)
+    row_positions, rows, failures = shards.read()
     names = () if cutter is None else cutter.place_names
-    places = pd.DataFrame(rows[:, : len(names)], columns=names) if names and used else None
-    return EncodedCohort([cases[position] for position in used], rows[:, len(names) :], places, failures, parts)
+    places = pd.DataFrame(rows[:, : len(names)], columns=names) if names and row_positions else None
+    row_cases = [cases[position] for position in row_positions]
+    return EncodedCohort(row_cases, rows[:, len(names) :], places, failures, shards)
 
 
-def _failed_before(parts: Parts) -> dict[int, list[int]]:
-    """The cases of parts that are there which an earlier run could not use; other processes leave these parts alone."""
-    there = set(range(len(parts))) - set(parts.missing())
-    return {part: failed for part in sorted(there) if (failed := parts.failed(part))}
+def _failed_before(shards: Shards) -> dict[int, list[int]]:
+    """The failed cases of the shards that an earlier run has written; other processes do not write these shards."""
+    written = set(range(len(shards))) - set(shards.missing())
+    return {shard: failed for shard in sorted(written) if (failed := shards.failed(shard))}
 
 
 def whole_images(trained: TrainedBundle, key: str) -> Cut:
-    """Takes scans as one image each, and refuses those of another size."""
-    # where the encoder sees another image than the decoder draws, its size is that of the first one
+    """A function that yields each scan as one image, and raises :class:`ScanError` for scans of another size."""
+    # an encoder with an image of its own takes any size: that of the first one
     shapes = {key: trained.image_shape} if key == "image" else {}
 
     def cut(scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
         shapes.setdefault(key, scan[key].shape)
-        wrong = check_size(scan, shapes)
-        if wrong is not None:
-            raise wrong
+        error = check_size(scan, shapes)
+        if error is not None:
+            raise error
         yield np.empty(0, np.float32), torch.from_numpy(scan[key])
 
     return cut
 
 
-def encode_in_turn(
+def encode_stream(
     results: Iterator[tuple[int, Mapping[str, Any], Arrays | Exception]],
     trained: TrainedBundle,
     key: str,
@@ -144,33 +146,33 @@ def encode_in_turn(
     batch_size: int,
     advance: Callable[[], None],
 ) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
-    """Encode scans as they are read; no more than a batch of images, and those of a scan, are kept.
+    """Encode scans as they are read; at most a batch of images and those of one scan are in memory.
 
     Args:
-        results: positions, items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, and what
-            :func:`~monai_diffae.data.streamed.read_in_turn` made of them.
+        results: position, item as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, and result of
+            :func:`~monai_diffae.data.streamed.read_stream` for each scan.
         trained: the bundle.
         key: the image that the encoder sees.
-        cut: makes images of a scan, such as :func:`whole_images`.
-        batch_size: images that are held on the device at once.
+        cut: yields the images of a scan, such as :func:`whole_images`.
+        batch_size: images on the device at once.
         advance: called after each scan.
 
     Returns:
-        A row an image, (N, K + D) float32, its place and z_sem; whose position each has; scans that make none.
+        The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures.
     """
     at_once = images_at_once(trained.image_shape[1:])
-    batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats nothing
-    used: list[int] = []
+    batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats no image
+    positions: list[int] = []
     failures: list[Failure] = []
     places: list[NDArray[np.float32]] = []
-    waiting: list[Tensor] = []
+    batch: list[Tensor] = []
     codes: list[Tensor] = []
 
-    def encode() -> None:
-        if waiting:
-            images = torch.stack(waiting).to(trained.device)
+    def encode_batch() -> None:
+        if batch:
+            images = torch.stack(batch).to(trained.device)
             codes.append(encode_exactly(images, trained.inferer, trained.network).cpu())
-            waiting.clear()
+            batch.clear()
 
     for position, item, result in results:
         try:
@@ -178,27 +180,32 @@ def encode_in_turn(
                 raise result
             images = list(cut(result))
         except ScanError as error:
-            failures.append(failure_of(item, position, key, error))
+            failures.append(log_failure(item, position, key, error))
             images = []
         for place, image in images:
-            used.append(position)
+            positions.append(position)
             places.append(place)
-            waiting.append(image)
-            if len(waiting) == batch_size:
-                encode()
+            batch.append(image)
+            if len(batch) == batch_size:
+                encode_batch()
         advance()
-    encode()
+    encode_batch()
     if not codes:
         return [], np.empty((0, 0), np.float32), failures
-    return used, np.concatenate([np.stack(places), torch.cat(codes).numpy()], axis=1), failures
+    return positions, np.concatenate([np.stack(places), torch.cat(codes).numpy()], axis=1), failures
 
 
-def check_any(cases: Collection[Any], failures: Sequence[Failure], what: str) -> None:
-    """Refuse a cohort of which nothing is left.
+def check_any_encoded(cases: Collection[Any], failures: Sequence[Failure], noun: str) -> None:
+    """Raise an error if all cases failed.
+
+    Args:
+        cases: the cases that did not fail.
+        failures: the others.
+        noun: what a case is, in the plural, for the message.
 
     Raises:
-        CohortError: with the first reason.
+        CohortError: ``cases`` is empty; the message has the first reason.
     """
     if not cases:
         first = failures[0]
-        raise CohortError(f"all {len(failures)} {what} failed, the first '{first.case_id}': {first.reason}")
+        raise CohortError(f"all {len(failures)} {noun} failed, the first is '{first.case_id}': {first.reason}")

@@ -1,4 +1,4 @@
-"""Scans larger than a model's field as patches of its size, and where these lie."""
+"""Cut scans that are larger than a model's field of view into patches, with their positions in the scan."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from monai_diffae.transforms import ReadScand
 _TO_PLACES = "to_places"
 _MM = ("x_mm", "y_mm", "z_mm")
 _PIXELS = ("row_px", "column_px")
-_BACKGROUND = 0.01  # of the model's range above its lowest value: resampling does not keep that to the bit
+_BACKGROUND = 0.01  # of the model's range above its lowest value: resampling changes the last bits of background
 _COPIES = (CopyItemsd, EnsureTyped)
 
 
 class PatchCutter:
-    """Cuts scans into patches of the model's field, on a grid, instead of cropping them to it.
+    """Cuts scans into patches of the model's field of view, on a grid, instead of cropping the scans to it.
 
-    A scan goes through the bundle's preprocessing without the step that crops or pads it to the field. It is padded
-    on all sides alike, with the model's lowest value, until the grid covers it: a scan no larger than the field makes
-    one patch, the image that the whole preprocessing makes.
+    The bundle's preprocessing is applied without its last step, which crops or pads a scan to the field of view. The
+    scan is then padded symmetrically with the model's lowest value, until the grid covers it. A scan no larger than
+    the field of view makes one patch, equal to the image that the whole preprocessing makes.
 
     Args:
         trained: the bundle.
         key: the image that the encoder sees.
-        overlap: the share of a patch, along each axis, that it has in common with the next, 0 to less than 1; more
-            where that is no whole number of voxels, and less where it would leave no step.
+        overlap: overlap of neighboring patches as a fraction of their size, 0 to less than 1. It is rounded up to
+            whole voxels, but patches always advance by at least one voxel.
 
     Attributes:
-        keys: what is to be kept of what :meth:`__call__` makes.
-        place_names: what the numbers of a place are.
+        keys: the entries of the result of :meth:`__call__` that :meth:`cut` needs.
+        place_names: the names of the numbers that say where a patch lies. ``of`` is the number of patches of the scan.
 
     Raises:
-        ConfigError: the overlap makes no sense, or the preprocessing does not end with ``ResizeWithPadOrCropd``.
+        ConfigError: ``overlap`` is out of range, or the preprocessing does not end with ``ResizeWithPadOrCropd``.
     """
 
     def __init__(self, trained: TrainedBundle, key: str, overlap: float) -> None:
         if not 0 <= overlap < 1:
-            raise ConfigError(f"overlap: {overlap:g} is not from 0 to below 1; it is a share of a patch, such as 0.25")
+            raise ConfigError(f"overlap: {overlap:g} is not in [0, 1); give a fraction of the patch size, such as 0.25")
         self._preprocessing = _without_crop(trained.preprocessing, key)
         self._key, self._low = key, trained.model_range[0]
         self._background = self._low + _BACKGROUND * (trained.model_range[1] - self._low)
@@ -59,51 +59,50 @@ class PatchCutter:
         self.place_names = ("patch", "of", *(_PIXELS if len(self._size) == 2 else ()), *_MM)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """A case's scan, preprocessed and padded, and the affine (K, 4) from its indices to places."""
+        """Preprocess and pad a case's scan, and compute the affine (K, 4) from its indices to positions."""
         image = self._preprocessing(dict(item))[self._key]
-        covered = [
-            side + step * max(0, -(-(there - side) // step))
-            for there, side, step in zip(image.shape[1:], self._size, self._steps, strict=True)
+        padded_size = [
+            side + step * max(0, -(-(length - side) // step))
+            for length, side, step in zip(image.shape[1:], self._size, self._steps, strict=True)
         ]
-        padded: MetaTensor = SpatialPad(covered, mode="constant", value=self._low)(image)  # type: ignore[assignment]
+        padded: MetaTensor = SpatialPad(padded_size, mode="constant", value=self._low)(image)  # type: ignore[assignment]
         return {self._key: padded, _TO_PLACES: torch.from_numpy(_to_places(padded))}
 
     def cut(self, scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
-        """The place (as ``place_names`` says) and image ``[C, *S]`` of each patch with more in it than background.
+        """Yield position and image ``[C, *S]`` of each patch that is not entirely background.
 
-        Patches are numbered as they lie on the grid, whatever they hold; the centres are given.
+        A position has the numbers named in ``place_names``: the patch's number on the grid (background patches count)
+        and the coordinates of its centre.
 
         Raises:
-            ScanError: there is no such patch.
+            ScanError: all patches are background.
         """
         image = torch.from_numpy(scan[self._key])
         overlaps = [side - step for side, step in zip(self._size, self._steps, strict=True)]
-        # MONAI's own padding leaves scans that are much smaller than a patch too small, and pads one side only
+        # MONAI's own padding pads one side only, and leaves scans that are much smaller than a patch too small
         splitter = SlidingWindowSplitter(self._size, overlaps, pad_mode=None)
         windows = list(splitter(image[None]))
-        is_empty = True
+        is_background = True
         for number, (window, corner) in enumerate(windows):
             if window.max() > self._background:
-                is_empty = False
-                centre = [c + (side - 1) / 2 for c, side in zip(corner, self._size, strict=True)]
-                at = scan[_TO_PLACES].astype(np.float64) @ [*centre, *[0.0] * (3 - len(centre)), 1.0]
-                yield np.array([number, len(windows), *at], np.float32), window[0]
-        if is_empty:
-            raise ScanError(
-                f"{self._key}: no patch holds more than background; check intensity, window_hu, percentiles"
-            )
+                is_background = False
+                centre = [start + (side - 1) / 2 for start, side in zip(corner, self._size, strict=True)]
+                coordinates = scan[_TO_PLACES].astype(np.float64) @ [*centre, *[0.0] * (3 - len(centre)), 1.0]
+                yield np.array([number, len(windows), *coordinates], np.float32), window[0]
+        if is_background:
+            raise ScanError(f"{self._key}: all patches are background; check intensity, window_hu, percentiles")
 
 
 def _without_crop(preprocessing: Any, key: str) -> Compose:
-    """A bundle's preprocessing without its last step, but with what only copies after it."""
+    """The bundle's preprocessing without its last step; later steps that only copy are kept."""
     steps = list(Compose(preprocessing).flatten().transforms)
     last = max((i for i, step in enumerate(steps) if not isinstance(step, _COPIES)), default=0)
     copied = {name for step in steps[last + 1 :] if isinstance(step, CopyItemsd) for name in step.names}
     is_cropped = isinstance(steps[last], ResizeWithPadOrCropd) and key in {*steps[last].keys, *copied}
     if not (is_cropped and isinstance(steps[0], ReadScand)):
         raise ConfigError(
-            f"patches: the bundle's preprocessing of {key!r} does not begin with ReadScand and end with "
-            "ResizeWithPadOrCropd, in whose place scans are cut; embed them whole"
+            f"patches: the bundle's preprocessing of {key!r} must begin with ReadScand and end with "
+            "ResizeWithPadOrCropd, which patches replace; omit patches"
         )
     rest = copy.copy(preprocessing) if isinstance(preprocessing, Compose) else Compose()
     rest.transforms = (*steps[:last], *steps[last + 1 :])
@@ -111,12 +110,12 @@ def _without_crop(preprocessing: Any, key: str) -> Compose:
 
 
 def _to_places(image: MetaTensor) -> NDArray[np.float64]:
-    """The affine (K, 4) from an image's indices to RAS+ mm; of a 2D one to the pixels of its file before that."""
+    """The affine (K, 4) from an image's indices to mm (RAS+); for a 2D image, first two rows to pixels of its file."""
     affine: NDArray[np.float64] = image.affine.numpy().astype(np.float64)
     if image.ndim == 4:
         return affine[:3]
-    of_scan: NDArray[np.float64] = np.asarray(image.meta["scan_affine"], np.float64)
-    read_with = np.diag([*np.linalg.norm(of_scan[:3, :2], axis=0), 1.0, 1.0])  # see ReadScand
-    to_pixels = np.linalg.inv(read_with) @ affine
-    is_picture = np.array_equal(of_scan, np.eye(4))  # and lies nowhere
-    return np.concatenate([to_pixels[:2], np.full((3, 4), np.nan) if is_picture else (of_scan @ to_pixels)[:3]])
+    scan_affine: NDArray[np.float64] = np.asarray(image.meta["scan_affine"], np.float64)
+    grid_affine = np.diag([*np.linalg.norm(scan_affine[:3, :2], axis=0), 1.0, 1.0])  # as ReadScand sets it
+    to_pixels = np.linalg.inv(grid_affine) @ affine
+    is_picture = np.array_equal(scan_affine, np.eye(4))  # a picture has no world coordinates
+    return np.concatenate([to_pixels[:2], np.full((3, 4), np.nan) if is_picture else (scan_affine @ to_pixels)[:3]])

@@ -1,4 +1,4 @@
-"""A cohort's codes in parts on the disk: what a killed run had done, and what several processes do side by side."""
+"""Shards: pieces of an embedding run on disk, so that it can be resumed and shared by several processes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from monai_diffae.errors import ConfigError, MachineError
 
 logger = logging.getLogger(__name__)
 
-_WAIT_SECONDS = 0.2
-_SILENT_S = 60.0  # a part is some seconds of work
-_REPEAT_S = 600.0
-_DIGITS = 12
-_GIVEN_UP_S = 86400.0
+_POLL_S = 0.2
+_FIRST_WARNING_S = 60.0  # a shard takes some seconds of work
+_WARNING_INTERVAL_S = 600.0
+_ABANDONED_AFTER_S = 86400.0
+_CHECKSUM_DIGITS = 12
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of those that share the work, as ``torchrun`` numbers them.
+    """One of the processes that share the work, as ``torchrun`` numbers them.
 
     Attributes:
-        rank: which one.
-        world_size: of how many.
-        local_rank: which one on its machine.
-        local_world_size: of how many on its machine.
+        rank: number of this process.
+        world_size: number of processes.
+        local_rank: number of this process on its machine.
+        local_world_size: number of processes on its machine.
     """
 
     rank: int = 0
@@ -49,17 +49,17 @@ class Process:
 
     @property
     def device(self) -> str | None:
-        """A GPU for each process of a machine; None: no choice of its own."""
+        """The GPU of this process, or None if it is the only process or there is no GPU."""
         if self.world_size == 1 or not torch.cuda.is_available():
             return None
         return f"cuda:{self.local_rank % torch.cuda.device_count()}"
 
 
 def this_process() -> Process:
-    """By the environment that ``torchrun`` sets; alone without it.
+    """Read this process's numbers from the environment that ``torchrun`` sets; without it, there is one process.
 
     Raises:
-        ConfigError: RANK and WORLD_SIZE are no such numbers.
+        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is not a valid number.
     """
     rank, world_size, local_rank = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not (rank or world_size):
@@ -72,26 +72,27 @@ def this_process() -> Process:
 
 
 def _local_world_size() -> int:
-    text = os.environ.get("LOCAL_WORLD_SIZE", "1")  # other launchers leave it out
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")  # other launchers do not set it
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"LOCAL_WORLD_SIZE is {text!r}; start processes with torchrun")
     return int(text)
 
 
-def parts_folder(table: Path, made_from: str) -> Path:
-    """Where the parts of a table lie: beside it, hidden, by the checksum of what it is made from."""
-    return table.parent / f".{table.stem}-{made_from[:_DIGITS]}"
+def shards_folder(table: Path, made_from: str) -> Path:
+    """The hidden folder beside a table for its shards; ``made_from`` is the checksum of what the table is made from."""
+    return table.parent / f".{table.stem}-{made_from[:_CHECKSUM_DIGITS]}"
 
 
-class Parts:
-    """The parts of a cohort of ``num_cases``, each of ``size`` cases, in a folder that all processes see.
+class Shards:
+    """The shards of a cohort, in a folder that all processes can read and write.
 
-    Which cases a part holds depends on nothing else, so that a run can go on with another number of processes.
+    Which cases a shard holds depends only on ``num_cases`` and ``size``, so a run can be resumed with another number
+    of processes.
 
     Args:
-        folder: for the parts of this one result.
-        num_cases: in the cohort.
-        size: cases a part; the last one may have fewer.
+        folder: for the shards of this table only.
+        num_cases: number of cases in the cohort.
+        size: cases per shard; the last shard may have fewer.
     """
 
     def __init__(self, folder: Path, num_cases: int, size: int) -> None:
@@ -100,114 +101,127 @@ class Parts:
     def __len__(self) -> int:
         return -(-self.num_cases // self.size)
 
-    def cases_of(self, part: int) -> range:
-        """The positions of its cases in the cohort."""
-        return range(part * self.size, min((part + 1) * self.size, self.num_cases))
+    def positions(self, shard: int) -> range:
+        """The positions in the cohort of a shard's cases."""
+        return range(shard * self.size, min((shard + 1) * self.size, self.num_cases))
 
     def missing(self) -> list[int]:
-        """Those that are not there yet."""
-        return [part for part in range(len(self)) if not self._path(part).is_file()]
+        """The shards that are not written yet."""
+        return [shard for shard in range(len(self)) if not self._path(shard).is_file()]
 
     def write(
-        self, part: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]
+        self, shard: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]
     ) -> None:
-        """Keep a part: numbers (N, D) of the cases at ``positions`` (N), each once or several times; and the others."""
+        """Write a shard.
+
+        Args:
+            shard: its number.
+            positions: (N,) the case that each row belongs to; a case can have several rows.
+            rows: (N, D).
+            failures: the shard's cases without rows.
+        """
         table = np.array([astuple(failure) for failure in failures], dtype=np.str_).reshape(len(failures), 3)
 
         def save(path: Path) -> None:
             with open(path, "wb") as stream:
                 np.savez(stream, positions=np.array(positions, np.int64), rows=rows, failures=table)
 
-        write_atomic(self._path(part), save)
+        write_atomic(self._path(shard), save)
 
-    def failed(self, part: int) -> list[int]:
-        """The positions of those of its cases that could not be used.
+    def failed(self, shard: int) -> list[int]:
+        """The positions of a shard's cases that failed.
 
         Raises:
-            MachineError: it cannot be read.
+            MachineError: the shard cannot be read.
         """
-        (used,) = self._load(part, "positions")
-        return sorted({*self.cases_of(part)} - {*used.tolist()})
+        (encoded,) = self._load(shard, "positions")
+        return sorted({*self.positions(shard)} - {*encoded.tolist()})
 
-    def add(self, part: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]) -> None:
-        """Keep what became of a part's cases that had all failed and were tried again, beside its other cases."""
-        used, others = self._load(part, "positions", "rows")
-        both = [each for each in (others, rows) if len(each)]
-        of_both = np.array([*used, *positions], np.int64)
-        order = np.argsort(of_both, kind="stable")
-        self.write(part, of_both[order].tolist(), np.concatenate(both)[order] if both else rows, failures)
+    def add(self, shard: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]) -> None:
+        """Add the results of a second attempt, made for all failed cases of a shard, to the shard's other cases."""
+        old_positions, old_rows = self._load(shard, "positions", "rows")
+        blocks = [block for block in (old_rows, rows) if len(block)]
+        all_positions = np.array([*old_positions, *positions], np.int64)
+        order = np.argsort(all_positions, kind="stable")
+        merged = np.concatenate(blocks)[order] if blocks else rows
+        self.write(shard, all_positions[order].tolist(), merged, failures)
 
     def read(self) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
-        """All of them together, in the order of the cohort.
+        """Read all shards.
+
+        Returns:
+            The case's position of each row, the rows (N, D) in the order of the cohort, and the failures.
 
         Raises:
-            MachineError: one cannot be read.
+            MachineError: a shard cannot be read.
         """
         positions: list[int] = []
-        rows: list[NDArray[np.float32]] = []
+        blocks: list[NDArray[np.float32]] = []
         failures: list[Failure] = []
-        for part in range(len(self)):
-            used, codes, failed = self._load(part, "positions", "rows", "failures")
-            positions += used.tolist()
-            failures += [Failure(*map(str, row)) for row in failed]
-            if len(codes):
-                rows.append(codes)
-        return positions, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), failures
+        for shard in range(len(self)):
+            shard_positions, rows, shard_failures = self._load(shard, "positions", "rows", "failures")
+            positions += shard_positions.tolist()
+            failures += [Failure(*map(str, row)) for row in shard_failures]
+            if len(rows):
+                blocks.append(rows)
+        return positions, np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32), failures
 
     def wait(self, world_size: int, patience_s: float) -> None:
-        """Of the first process, until the others have written theirs; from time to time, say which are waited for.
+        """Wait, in the first process, until the others have written their shards; log a warning now and then.
 
         Args:
-            world_size: how many processes there are, each of which makes every ``world_size``-th part.
-            patience_s: how long to wait for the next part.
+            world_size: number of processes; each makes every ``world_size``-th shard.
+            patience_s: how long to wait for the next shard.
 
         Raises:
-            MachineError: no part came for ``patience_s`` seconds, or parts of the first process itself are gone.
+            MachineError: no shard came for ``patience_s`` seconds, or another run has removed shards of the first
+                process.
         """
-        left, since, say_at = self.missing(), time.monotonic(), _SILENT_S
-        while left:
-            gone = [part for part in left if part % world_size == 0]
-            if gone:
+        missing, last_progress, warn_at = self.missing(), time.monotonic(), _FIRST_WARNING_S
+        while missing:
+            own_shards = [shard for shard in missing if shard % world_size == 0]
+            if own_shards:
                 raise MachineError(
-                    f"{self.folder.name}: another run of this table has removed {len(gone)} of {len(self)} parts; run "
-                    "the command again"
+                    f"{self.folder.name}: another run of this table has removed {len(own_shards)} of {len(self)} "
+                    "shards; run the command again"
                 )
-            time.sleep(_WAIT_SECONDS)
-            now, waited = self.missing(), time.monotonic() - since
-            ranks = ", ".join(map(str, sorted({part % world_size for part in now})))
-            if len(now) != len(left):
-                left, since, say_at = now, time.monotonic(), _SILENT_S
-            elif waited > patience_s:
+            time.sleep(_POLL_S)
+            still_missing, waited_s = self.missing(), time.monotonic() - last_progress
+            ranks = ", ".join(map(str, sorted({shard % world_size for shard in still_missing})))
+            if len(still_missing) != len(missing):
+                missing, last_progress, warn_at = still_missing, time.monotonic(), _FIRST_WARNING_S
+            elif waited_s > patience_s:
                 raise MachineError(
-                    f"{len(now)} of {len(self)} parts did not come from rank {ranks}; run it again, it goes on"
+                    f"{len(still_missing)} of {len(self)} shards did not come from rank {ranks}; run the command "
+                    "again to resume"
                 )
-            elif waited > say_at:
-                say_at += _REPEAT_S
+            elif waited_s > warn_at:
+                warn_at += _WARNING_INTERVAL_S
                 logger.warning(
-                    "waiting for %d of %d parts of rank %s; if it has ended, stop this one too and run all again: it "
-                    "goes on", len(now), len(self), ranks,
+                    "waiting for %d of %d shards from rank %s; if that process has ended, stop this one too and run "
+                    "the command again to resume", len(still_missing), len(self), ranks,
                 )  # fmt: skip
 
     def remove(self) -> None:
-        """Delete the folder, and those of the same table that other settings left and nothing was added to for a day.
+        """Delete the folder, and abandoned ones: folders of the same table that nothing was added to for a day.
 
-        Others may be of runs that go on.
+        Younger folders may belong to runs that have not ended.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
-        of_table = self.folder.name[:-_DIGITS]
-        for folder in self.folder.parent.glob(glob.escape(of_table) + "[0-9a-f]" * _DIGITS):
+        prefix = self.folder.name[:-_CHECKSUM_DIGITS]
+        for folder in self.folder.parent.glob(glob.escape(prefix) + "[0-9a-f]" * _CHECKSUM_DIGITS):
             with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _GIVEN_UP_S:
+                if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S:
                     shutil.rmtree(folder)
 
-    def _load(self, part: int, *names: str) -> list[NDArray[Any]]:
+    def _load(self, shard: int, *names: str) -> list[NDArray[Any]]:
         try:
-            with np.load(self._path(part), allow_pickle=False) as content:
+            with np.load(self._path(shard), allow_pickle=False) as content:
                 return [content[name] for name in names]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise MachineError(
-                f"{self.folder.name}/{self._path(part).name}: cannot be read; delete it and run again"
+                f"{self.folder.name}/{self._path(shard).name}: cannot be read; delete it and run the command again"
             ) from error
 
-    def _path(self, part: int) -> Path:
-        return self.folder / f"{part:06d}.npz"
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.npz"

@@ -1,8 +1,10 @@
-"""DICOM: single files, and series as folders.
+"""Read DICOM: single files, and series as folders.
 
-A series is named by its folder; where a folder holds several, by ``folder#series=UID``. Names of patients, and the
-other tags, stay in the file: only the modality and a hash of the PatientID come out.
+The path of a series is its folder, or ``folder#series=UID`` if the folder holds several. Names of patients and other
+tags stay in the files: only the modality and a hash of the PatientID are read.
 """
+
+# tested in tests/data/test_dicom.py
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ from monai_diffae.errors import ScanError
 SERIES = "#series="
 SUFFIXES = (".dcm", ".dicom", ".ima")
 PROJECTIONS = frozenset({"CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA", "OP", "US", "XC", "SM", "ES"})
-"""Modalities whose files are pictures of their own, even where they share a series."""
+"""Modalities in which each file is an image of its own, even if several share a series."""
 
 _MODALITY, _PATIENT, _SERIES = "0008|0060", "0010|0020", "0020|000e"
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series, sorted by name, with what a cohort needs to know of it."""
+    """The files of one series, sorted by name, with its modality and the hash of its patient."""
 
     files: tuple[Path, ...]
     modality: str | None
@@ -41,11 +43,13 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its suffix or, where it has none, by the ``DICM`` in its preamble."""
+    """Whether a file is DICOM, by its suffix or, without a suffix, by the ``DICM`` after its preamble."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return True
-    if path.name == "DICOMDIR" or not (suffix == "" or suffix[1:].isdigit()):  # names such as 1.2.840.113619.2 too
+    if path.name == "DICOMDIR" or not (
+        suffix == "" or suffix[1:].isdigit()
+    ):  # the name may be a UID, such as 1.2.840.113619.2
         return False
     try:
         with open(path, "rb") as stream:
@@ -55,7 +59,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def hash_patient(patient_id: str) -> str:
-    """A PatientID as 12 hexadecimal digits: the same for the same patient, and never the id itself.
+    """Hash a PatientID to 12 hexadecimal digits, which are equal for equal ids.
 
     Example:
         >>> hash_patient("MRN 0042") == hash_patient("MRN 0042 "), len(hash_patient("MRN 0042"))
@@ -65,7 +69,7 @@ def hash_patient(patient_id: str) -> str:
 
 
 def split_series(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """A series' folder and UID: ``ct#series=1.2.3`` is series 1.2.3 of the folder ``ct``; any other path is itself."""
+    """Split ``ct#series=1.2.3`` into the folder ``ct`` and the UID ``1.2.3``; other paths have no UID (None)."""
     text = os.fspath(path)
     if SERIES not in text:
         return Path(text), None
@@ -74,18 +78,18 @@ def split_series(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
 
 
 def list_series(folder: Path) -> dict[str, Series]:
-    """The series of one folder, by UID in sorted order; ``{}`` where it holds no DICOM."""
+    """List the series of a folder by UID, sorted; ``{}`` if it holds no DICOM."""
     return _list_series(str(folder), Path(folder).stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)
 def _list_series(folder: str, _changed: int) -> dict[str, Series]:
-    # not GDCM's own search: it reads the whole folder again for every series, hours for a folder of radiographs
+    # GDCM's own search reads the whole folder again for each series, which takes hours for a folder of radiographs
     groups: dict[str, list[tuple[str, sitk.ImageFileReader]]] = {}
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.name.startswith(".") or not entry.is_file() or not is_dicom(Path(entry.path)):
             continue
-        if (reader := _header_of(Path(entry.path))) is not None:
+        if (reader := _try_open(Path(entry.path))) is not None:
             groups.setdefault(_tag(reader, _SERIES) or "", []).append((entry.path, reader))
     return {uid: _series(groups[uid]) for uid in sorted(groups)}
 
@@ -98,69 +102,69 @@ def _series(group: list[tuple[str, sitk.ImageFileReader]]) -> Series:
 
 
 def read_patient(path: Path) -> str | None:
-    """The hashed PatientID of a file or series; None where it has none or cannot be read."""
+    """Read the hashed PatientID of a file or series; None if it has none or cannot be read."""
     folder, uid = split_series(path)
     if folder.is_dir():
         series = list_series(folder)
         return next((s.patient for u, s in series.items() if uid in (None, u)), None)
-    reader = _header_of(folder) if folder.is_file() else None
+    reader = _try_open(folder) if folder.is_file() else None
     patient = _tag(reader, _PATIENT) if reader is not None else None
     return hash_patient(patient) if patient else None
 
 
-def _header_of(path: Path) -> sitk.ImageFileReader | None:
+def _try_open(path: Path) -> sitk.ImageFileReader | None:
     try:
-        return _opened(path)
+        return _open(path)
     except (ScanError, OSError):
         return None
 
 
 def read_file(path: Path) -> Scan:
-    """One DICOM file: ``[C, H, W]``, or ``[C, X, Y, Z]`` for one of several frames.
+    """Read one DICOM file: ``[C, H, W]``, or ``[C, X, Y, Z]`` if it has several frames.
 
     Raises:
-        ScanError: the file is damaged, incomplete, in a compression without decoder, no picture, or its frames are
-            no volume.
+        ScanError: the file is damaged or incomplete, its compression cannot be decoded, it has no pixels, or its
+            frames do not form a volume.
     """
     return _read(path, (path,))
 
 
 def read_series(path: Path) -> Scan:
-    """A folder's series (or the one that ``#series=UID`` names): ``[C, X, Y, Z]``; ``[C, H, W]`` for a single file.
+    """Read the series of a folder, or the one named by ``#series=UID``: ``[C, X, Y, Z]``, or ``[C, H, W]`` of one file.
 
     Raises:
-        ScanError: there is none, there are several, or slices are missing, doubled, damaged or of different sizes.
+        ScanError: there is no series or more than one, or slices are missing, duplicated, damaged or of several sizes.
     """
     return _read(path, _files(path))
 
 
 def read_header(path: Path) -> Header:
-    """Sizes and affine of a file or series, without its voxels."""
+    """Read size and affine of a file or series, without its voxels."""
     files, stack = read_stack(path)
     if stack is not None:
         return Header(stack.sizes, stack.affine)
-    reader = _opened(files[0])
+    reader = _open(files[0])
     return Header(reader.GetSize()[1::-1], _affine_2d(reader))
 
 
 def read_stack(path: Path) -> tuple[tuple[Path, ...], Stack | None]:
-    """The files of a scan, and how its planes, in the order of files and frames, make a volume; None for one plane."""
+    """List a scan's files, and read how its planes (in the order of files and frames) form a volume; None for one."""
     folder, _ = split_series(path)
     files = _files(path) if folder.is_dir() else (folder,)
-    return files, _stack(path, files, [_opened(file) for file in files])
+    return files, _stack(path, files, [_open(file) for file in files])
 
 
 def _read(path: Path, files: tuple[Path, ...]) -> Scan:
-    readers = [_opened(file) for file in files]
+    readers = [_open(file) for file in files]
     stack, modality = _stack(path, files, readers), _tag(readers[0], _MODALITY)
-    # one by one: ITK's reader of series casts all slices to the type of the first, which cuts their fractions
-    slices = [_decoded(file, reader) for file, reader in zip(files, readers, strict=True)]
-    if stack is None:  # rows, columns, as displayed
+    # one by one, because ITK's series reader casts all slices to the type of the first, which loses fractions
+    slices = [_decode(file, reader) for file, reader in zip(files, readers, strict=True)]
+    if stack is None:  # rows and columns as displayed
         return Scan(np.ascontiguousarray(slices[0][..., 0].swapaxes(1, 2)), _affine_2d(readers[0]), modality)
     if len(files) > 1:
         array = np.concatenate([slices[k] for k in stack.order], axis=3)
     else:
-        array = _rescaled(slices[0], read_planes(path))[..., stack.order]
+        array = _rescale(slices[0], read_planes(path))[..., stack.order]
     return Scan(straighten(path, array, stack), stack.affine, modality)
 
 
@@ -172,16 +176,16 @@ def _stack(path: Path, files: tuple[Path, ...], readers: list[sitk.ImageFileRead
     if len(files) * frames == 1:
         return None
     if len(files) > 1 and frames > 1:
-        raise problem(path, f"it has {len(files)} files of several frames", "give one of the files")
+        raise problem(path, f"it has {len(files)} files with several frames each", "give one of the files")
     check_budget(path, (columns, rows, len(files) * frames), components)
     planes = [plane for file in files for plane in read_planes(file)]
     if len(planes) != len(files) * frames:
-        raise problem(path, f"it has {frames} frames and places for {len(planes)}", "export it again")
+        raise problem(path, f"it has {frames} frames, but positions for {len(planes)}", "export it again")
     return make_stack(path, planes, columns, rows)
 
 
-def _decoded(path: Path, reader: sitk.ImageFileReader) -> NDArray[np.float32]:
-    """``[C, X, Y, frames]``; GDCM turns MONOCHROME1, where small values are white, into MONOCHROME2."""
+def _decode(path: Path, reader: sitk.ImageFileReader) -> NDArray[np.float32]:
+    """Decode to ``[C, X, Y, frames]``; GDCM converts MONOCHROME1, where small values are white, to MONOCHROME2."""
     check_pixel_data(path, reader)
     try:
         with itk.silent_stderr():
@@ -190,8 +194,8 @@ def _decoded(path: Path, reader: sitk.ImageFileReader) -> NDArray[np.float32]:
         raise itk.unreadable(path, error) from error
 
 
-def _rescaled(array: NDArray[np.float32], frames: list[Plane]) -> NDArray[np.float32]:
-    # GDCM gives every frame the first one's slope and intercept
+def _rescale(array: NDArray[np.float32], frames: list[Plane]) -> NDArray[np.float32]:
+    # GDCM applies the first frame's slope and intercept to all frames
     slopes, intercepts = np.array([frame.rescale for frame in frames]).T
     return ((array - intercepts[0]) / slopes[0] * slopes + intercepts).astype(np.float32)
 
@@ -205,27 +209,28 @@ def _files(path: Path) -> tuple[Path, ...]:
     series = list_series(folder)
     if uid is not None:
         if uid not in series:
-            raise problem(folder, "the folder has no DICOM series of this UID", "check the path behind #series=")
+            raise problem(folder, "the folder has no DICOM series with this UID", "check the UID after #series=")
         return series[uid].files
     if not series:
-        raise problem(folder, "the folder holds no readable DICOM series", "give a scan file or a series' folder")
+        raise problem(folder, "the folder has no readable DICOM series", "give a scan file or the folder of a series")
     if len(series) > 1:
-        todo = f"give the folder as cohort, or one as folder{SERIES}UID"
+        todo = f"give the folder as cohort, or one series as folder{SERIES}UID"
         raise problem(folder, f"the folder holds {len(series)} DICOM series", todo)
     (only,) = series.values()
-    lost = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
-    lost -= {f.name for f in only.files}
-    if lost:
-        raise problem(folder, f"{len(lost)} of its files are not readable DICOM ({min(lost)})", "copy them again")
+    unreadable = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
+    unreadable -= {f.name for f in only.files}
+    if unreadable:
+        count, example = len(unreadable), min(unreadable)
+        raise problem(folder, f"{count} of its files are not readable DICOM ({example})", "copy them again")
     return only.files
 
 
-def _opened(path: Path) -> sitk.ImageFileReader:
+def _open(path: Path) -> sitk.ImageFileReader:
     check_elements(path)
-    return itk.opened(path)
+    return itk.open_header(path)
 
 
 def _tag(reader: sitk.ImageFileReader, tag: str) -> str | None:
-    """A tag's text without padding; None where it is absent or empty."""
+    """A tag's text without padding; None if it is absent or empty."""
     value = reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
     return value or None

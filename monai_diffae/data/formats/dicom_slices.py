@@ -1,4 +1,6 @@
-"""The tags of a DICOM scan, slice by slice, as a new series takes them over."""
+"""The tags of a DICOM scan's slices, for a new series that is derived from it."""
+
+# tested in tests/data/test_dicom_series.py
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from monai_diffae.data.formats.planes import Stack
 from monai_diffae.data.formats.scan import problem
 
 _SHARED, _FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-_OF_MANY_FRAMES = (_SHARED, _FRAMES, "NumberOfFrames", "DimensionOrganizationSequence", "DimensionIndexSequence")
-_CLASS_OF_ONE = {
+_MULTI_FRAME_TAGS = (_SHARED, _FRAMES, "NumberOfFrames", "DimensionOrganizationSequence", "DimensionIndexSequence")
+_SINGLE_FRAME_CLASS = {
     uid.EnhancedMRImageStorage: uid.MRImageStorage,
     uid.EnhancedCTImageStorage: uid.CTImageStorage,
     uid.EnhancedPETImageStorage: uid.PositronEmissionTomographyImageStorage,
 }
-_OF_THE_PIXELS = (
+_PIXEL_TAGS = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence", "IconImageSequence",
     "MACParametersSequence", "DigitalSignaturesSequence", "InstanceCreationDate", "InstanceCreationTime",
@@ -31,18 +33,18 @@ _CURVES_AND_OVERLAYS = (0x50, 0x60)  # the high bytes of their groups
 
 
 def read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list[Dataset]:
-    """A data set without pixels for each slice of a scan.
+    """Read one data set without pixels per slice of a scan.
 
-    What speaks of the source's pixels (overlays, icon, look-up tables, signatures) is left out, and so are private
-    tags. Frames of enhanced files become slices of the ordinary kind.
+    Private tags and everything that describes the source's pixels (overlays, icon, look-up tables, signatures) are
+    removed. Each frame of an enhanced file becomes an ordinary slice.
 
     Args:
         path: the scan, for messages.
-        files: its files.
-        stack: how they make a volume, both from :func:`~monai_diffae.data.formats.dicom.read_stack`.
+        files: its files, from :func:`~monai_diffae.data.formats.dicom.read_stack`.
+        stack: how they form a volume, from the same function.
 
     Raises:
-        ScanError: the scan has colours, or its frames are of a kind that has no single slices.
+        ScanError: the scan is a colour image, or its frames have no counterpart as single slices.
     """
     order = [0] if stack is None else stack.order
     if len(files) < len(order):
@@ -51,7 +53,7 @@ def read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list[
         slices = [_read(files[k]) for k in order]
     for k, dataset in enumerate(slices):
         if not str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME"):
-            raise problem(path, "it has colours, which cannot be written as DICOM", "write PNG or NIfTI")
+            raise problem(path, "colour images cannot be written as DICOM", "write PNG or NIfTI")
         _strip(dataset)
         if stack is not None and stack.lean.any():
             corner = LPS_TO_RAS @ stack.affine @ [0, 0, k, 1]
@@ -65,13 +67,13 @@ def _read(path: Path) -> Dataset:
 
 
 def _split_frames(path: Path, dataset: Dataset, order: list[int]) -> list[Dataset]:
-    kind = _CLASS_OF_ONE.get(dataset.SOPClassUID)
+    kind = _SINGLE_FRAME_CLASS.get(dataset.SOPClassUID)
     if kind is None:
         name = uid.UID(dataset.SOPClassUID).name
         raise problem(path, f"frames of {name} cannot be written as DICOM slices", "write NIfTI")
     shared, frames = dataset.get(_SHARED) or [], dataset[_FRAMES].value
     dataset.SOPClassUID = kind
-    for keyword in _OF_MANY_FRAMES:
+    for keyword in _MULTI_FRAME_TAGS:
         dataset.pop(keyword, None)
     slices = []
     for k in order:
@@ -86,7 +88,7 @@ def _split_frames(path: Path, dataset: Dataset, order: list[int]) -> list[Datase
 
 def _strip(dataset: Dataset) -> None:
     dataset.remove_private_tags()
-    for keyword in _OF_THE_PIXELS:
+    for keyword in _PIXEL_TAGS:
         dataset.pop(keyword, None)
     for tag in [tag for tag in dataset.keys() if tag.group >> 8 in _CURVES_AND_OVERLAYS]:  # noqa: SIM118
         del dataset[tag]

@@ -1,8 +1,10 @@
-"""Whether the elements of a DICOM file lie within it.
+"""Check that all elements of a DICOM file lie within it.
 
-GDCM believes the length that an element declares: one flipped bit made it take 23 GB of memory. The lengths are
-therefore walked through first (DICOM PS3.5, chapter 7).
+GDCM trusts the length that an element declares: one flipped bit made it allocate 23 GB of memory. All lengths are
+therefore checked first (DICOM PS3.5, chapter 7).
 """
+
+# tested in tests/data/test_dicom.py
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ _DEEPEST = 32
 
 
 def check_elements(path: Path) -> None:
-    """Walk through a DICOM file's elements, up to the pixels.
+    """Check the elements of a DICOM file, up to the pixels.
 
     Raises:
-        ScanError: an element reaches beyond the file, or the file does not begin as DICOM does.
+        ScanError: an element is longer than the file, or the beginning of the file is not DICOM.
     """
     with open(path, "rb") as stream:
         if not stream.seek(0, 2):
@@ -38,14 +40,14 @@ def check_elements(path: Path) -> None:
 
 
 class _BrokenError(Exception):
-    """What is wrong with the structure."""
+    """The message says what is wrong with the structure."""
 
 
 def _check(data: mmap.mmap) -> None:
-    preamble = data[128:132] == b"DICM"
+    has_preamble = data[128:132] == b"DICM"
     reader = _Elements(data)
-    at = 132 if preamble else 0
-    if preamble and reader.tag(at)[0] != 0x0002:
+    at = 132 if has_preamble else 0
+    if has_preamble and reader.tag(at)[0] != 0x0002:
         raise _BrokenError("it does not begin with group 2")
     syntax = _IMPLICIT
     while reader.tag(at)[0] == 0x0002:
@@ -57,8 +59,8 @@ def _check(data: mmap.mmap) -> None:
     if syntax == _DEFLATED:
         return  # the rest is one zlib stream
     reader.order = "big" if syntax == _BIG_ENDIAN else "little"
-    # without a preamble the encoding is guessed element by element
-    reader.explicit = syntax != _IMPLICIT or not preamble
+    # without a preamble, the encoding is guessed for each element
+    reader.explicit = syntax != _IMPLICIT or not has_preamble
     reader.walk(at, len(data), 0)
 
 
@@ -73,13 +75,13 @@ class _Elements:
         return self.number(at, 2), self.number(at + 2, 2)
 
     def element(self, at: int) -> tuple[tuple[int, int], bytes, int, int]:
-        """Tag, value representation (empty where implicit), where the value starts, and its length."""
+        """Tag, value representation (empty if implicit), position of the value, and its length."""
         tag, kind = self.tag(at), self.data[at + 4 : at + 6]
         if not self.explicit or tag[0] == 0xFFFE or not re.fullmatch(rb"[A-Z]{2}", kind):
             return tag, b"", at + 8, self.number(at + 4, 4)
         if kind in _LONG:
             return tag, kind, at + 12, self.number(at + 8, 4)
-        if kind not in _SHORT:  # GDCM guesses a length for what it does not know
+        if kind not in _SHORT:  # GDCM guesses the length of unknown kinds
             raise _BrokenError("an element is of an unknown kind")
         return tag, kind, at + 8, self.number(at + 6, 2)
 
@@ -88,7 +90,7 @@ class _Elements:
             raise _BrokenError("an element is longer than the file")
 
     def walk(self, at: int, end: int, depth: int) -> int:
-        """Through elements, to the end of their item or to the pixels of the file; returns where that is."""
+        """Check elements up to the end of their item or to the file's pixels, and return that position."""
         if depth > _DEEPEST:
             raise _BrokenError("its sequences are nested too deep")
         while at + 8 <= end:
@@ -109,7 +111,7 @@ class _Elements:
         return end
 
     def items(self, at: int, end: int, depth: int) -> int:
-        """Through the items of a sequence; returns where the sequence ends."""
+        """Check the items of a sequence, and return the position of its end."""
         while at + 8 <= end:
             tag, _, start, length = self.element(at)
             if tag == _SEQUENCE_END:

@@ -1,7 +1,9 @@
-"""NRRD, MHA and MHD through SimpleITK, with a check that all their data are there.
+"""Read NRRD, MHA and MHD with SimpleITK, after a check that the files are complete.
 
-SimpleITK fills the missing part of a truncated file with zeros; the lengths are therefore compared first.
+SimpleITK fills the missing part of a truncated file with zeros, so lengths are compared first.
 """
+
+# tested in tests/data/test_scan_refusals.py
 
 from __future__ import annotations
 
@@ -28,13 +30,13 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read(path: Path) -> Scan:
-    """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` for one that has two dimensions.
+    """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions.
 
     Raises:
-        ScanError: the file is damaged, incomplete, or its contents cannot be a scan.
+        ScanError: the file is damaged or incomplete, or its content cannot be a scan.
     """
     _check_spacing(path)
-    reader = opened(path)
+    reader = open_header(path)
     _check_complete(path, reader)
     try:
         with silent_stderr():
@@ -45,16 +47,16 @@ def read(path: Path) -> Scan:
 
 
 def read_header(path: Path) -> Header:
-    """Sizes and affine, without the voxels; of those that are not compressed the length is compared, too."""
+    """Read size and affine, without the voxels, and check the length of files that are not compressed."""
     _check_spacing(path)
-    reader = opened(path)
+    reader = open_header(path)
     _check_complete(path, reader, decompress=False)
     size = reader.GetSize()[:3]
     return Header(size[::-1] if len(size) == 2 else size, to_affine(reader))
 
 
-def opened(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read, and found usable, the file's header."""
+def open_header(path: Path) -> sitk.ImageFileReader:
+    """Read and check a file's header, and return the reader."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -66,7 +68,7 @@ def opened(path: Path) -> sitk.ImageFileReader:
     check_budget(path, sizes, reader.GetNumberOfComponents())
     if len(sizes) not in (2, 3):
         if len(sizes) < 2 or any(n > 1 for n in sizes[3:]):
-            raise problem(path, f"a {len(sizes)}D file, expected 3D", "save its 3D volumes as files of their own")
+            raise problem(path, f"a {len(sizes)}D file; expected 3D", "save its 3D volumes as files of their own")
         reader.SetExtractIndex([0] * len(sizes))
         reader.SetExtractSize([*sizes[:3], *[0] * (len(sizes) - 3)])
     _itemsize(path, reader)
@@ -76,24 +78,24 @@ def opened(path: Path) -> sitk.ImageFileReader:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """ITK's MetaIO writes its complaints straight to the process's standard error; ours say the same in one line."""
+    """Silence the process's standard error: ITK's MetaIO writes to it what our errors say in one line."""
     try:
-        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     except OSError:  # there is no standard error
         yield
         return
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-        os.close(nowhere)
+        os.close(devnull)
 
 
 def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
-    """An image's values: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
-    array = sitk.GetArrayViewFromImage(image)  # [z, y, x] or [y, x], then the components
+    """Convert an image to an array: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
+    array = sitk.GetArrayViewFromImage(image)  # [z, y, x] or [y, x], followed by the components
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
     axes = (2, 1, 0) if image.GetDimension() == 3 else (0, 1)
@@ -101,7 +103,7 @@ def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
 
 
 def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
-    """ITK's geometry (LPS, indices x, y, z) as an affine in RAS; indices row, column for two dimensions."""
+    """Convert ITK's geometry (LPS, indices x, y, z) to an affine in RAS+; in 2D, with indices row and column."""
     dims = image.GetDimension()
     n = min(dims, 3)
     direction = np.asarray(image.GetDirection(), np.float64).reshape(dims, dims)[:n, :n]
@@ -112,7 +114,7 @@ def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
 
 
 def unreadable(path: Path, error: RuntimeError) -> DiffAEError:
-    """ITK's many lines as one of ours."""
+    """Convert an error of ITK, which has many lines, to one line."""
     text = str(error).lower()
     if "spacing" in text:
         return problem(
@@ -122,7 +124,7 @@ def unreadable(path: Path, error: RuntimeError) -> DiffAEError:
         return problem(path, "its affine is singular (two axes point the same way)", "repair its direction")
     if "transfer syntax" in text or "codec" in text or "compress" in text:
         return problem(path, "its compression cannot be decoded", "export it uncompressed")
-    return problem(path, "it is damaged or not of the format that its name says", "copy or export it again")
+    return problem(path, "it is damaged, or not in the format that its name says", "copy or export it again")
 
 
 def _itemsize(path: Path, reader: sitk.ImageFileReader) -> int:
@@ -130,28 +132,28 @@ def _itemsize(path: Path, reader: sitk.ImageFileReader) -> int:
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     match = re.fullmatch(r"(?:vector of )?(\d+)-bit .*", kind)
     if match is None:
-        raise problem(path, f"its voxels are of the type '{kind}'", "save one real number a voxel")
+        raise problem(path, f"its voxels are of the type '{kind}'", "save one real number per voxel")
     return int(match[1]) // 8
 
 
 def _check_spacing(path: Path) -> None:
-    """Refuse declared spacings that are not positive: ITK takes their absolute values."""
+    """Raise an error if a spacing is not positive: ITK would take its absolute value."""
     with open(path, "rb") as stream:
         fields = _text_header(stream)
     declared = f"{fields.get('elementspacing', '')} {fields.get('spacings', '')}".split()
     for text in declared:
         if re.fullmatch(r"-.*|[+]?0*[.]?0*(e.*)?", text, re.IGNORECASE):
-            shown = " x ".join(declared)
-            raise problem(path, f"its voxel spacing is {shown} mm", "export it again with a valid spacing")
+            spacing = " x ".join(declared)
+            raise problem(path, f"its voxel spacing is {spacing} mm", "export it again with a valid spacing")
 
 
 def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool = True) -> None:
-    """Compare the bytes that are there with those that the header declares; ``decompress`` those that are packed."""
+    """Compare the number of bytes with the header; compressed files are checked if ``decompress`` is set."""
     expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _itemsize(path, reader)
     with open(path, "rb") as stream:
         fields = _text_header(stream)
-        beside = fields.get("elementdatafile", "LOCAL")
-        packed = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding", "").lower() in (
+        data_file = fields.get("elementdatafile", "LOCAL")
+        is_compressed = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding", "").lower() in (
             "gz",
             "gzip",
         )
@@ -159,29 +161,29 @@ def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool =
             "data file" in fields
             or "datafile" in fields
             or fields.get("encoding", "raw").lower() not in ("raw", "gz", "gzip")
-            or (packed and not decompress)
+            or (is_compressed and not decompress)
         ):
-            return  # detached or textual: ITK itself notices
-        if beside.upper() == "LOCAL":
-            found = _length(path, stream, packed, "encoding" in fields)
+            return  # the data are detached or text, and ITK notices a missing end
+        if data_file.upper() == "LOCAL":
+            length = _length(path, stream, is_compressed, "encoding" in fields)
         else:
-            data = path.parent / Path(beside).name
-            if " " in beside or "%" in beside or not data.is_file():
-                return  # a list of files, or a missing one: ITK itself notices
+            data = path.parent / Path(data_file).name
+            if " " in data_file or "%" in data_file or not data.is_file():
+                return  # several files, or a missing one, which ITK notices
             with open(data, "rb") as raw:
-                found = _length(path, raw, packed, False)
-    if found < expected:
-        raise problem(path, f"its data end early ({found} of {expected} bytes)", "copy it again")
+                length = _length(path, raw, is_compressed, False)
+    if length < expected:
+        raise problem(path, f"its data end early ({length} of {expected} bytes)", "copy it again")
 
 
 def _text_header(stream: BinaryIO) -> dict[str, str]:
-    """The ``key = value`` lines of MHA and the ``key: value`` lines of NRRD; the stream then stands at the data."""
+    """Read the ``key = value`` lines of MHA, or ``key: value`` lines of NRRD, up to the start of the data."""
     fields: dict[str, str] = {}
     for _ in range(1000):
         line = stream.readline(65536)
         text = line.decode("latin-1").strip()
         if not text:
-            break  # NRRD: a blank line ends the header
+            break  # a blank line ends the header of NRRD
         key, _, value = text.partition("=" if re.match(r"\w+\s*=", text) and ":=" not in text else ":")
         fields[key.strip().lower()] = value.strip()
         if key.strip() == "ElementDataFile":
@@ -189,10 +191,10 @@ def _text_header(stream: BinaryIO) -> dict[str, str]:
     return fields
 
 
-def _length(path: Path, stream: BinaryIO, packed: bool, as_gzip: bool) -> int:
-    """Bytes from here to the end, after decompression; a damaged stream is refused."""
+def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool) -> int:
+    """Count the bytes from here to the end, after decompression; raise an error if the stream is damaged."""
     start = stream.tell()
-    if not packed:
+    if not is_compressed:
         return stream.seek(0, 2) - start
     unpack = zlib.decompressobj(31 if as_gzip else 15)
     length = 0

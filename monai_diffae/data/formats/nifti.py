@@ -1,8 +1,10 @@
-"""NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, plain or gzipped.
+"""Read NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, plain or gzipped; write NIfTI like another file.
 
-The stream is read to its end: only there gzip compares its checksum, so that a flipped bit or a cut file is noticed
-(nibabel stops at the last voxel and accepts 9 of 10 such files).
+Files are read to their end, because only there gzip compares its checksum and notices a flipped bit or a missing end.
+(nibabel stops at the last voxel and accepts 9 of 10 such files.)
 """
+
+# tested in tests/data/test_scans.py
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the voxels are and where they lie: ``start`` is their first byte in the file that holds them."""
+    """The voxels' type, shape and affine; ``start`` is their first byte in the file that holds them."""
 
     header: nib.Nifti1Header
     shape: tuple[int, ...]
@@ -44,16 +46,16 @@ class _Layout:
 
 
 def read(path: Path) -> Scan:
-    """Read a NIfTI file as it is stored: array ``[1, X, Y, Z]``, ``[1, X, Y, 1]`` for one that has two dimensions.
+    """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions.
 
     Header extensions are checked and skipped.
 
     Raises:
-        ScanError: the file is damaged, is not NIfTI, or its contents cannot be a scan.
+        ScanError: the file is damaged, is not NIfTI, or its content cannot be a scan.
     """
-    with _opened(path) as stream:
+    with _open(path) as stream:
         layout = _layout(path, stream)
-        with _opened_voxels(path, stream) as (file, voxels):
+        with _open_voxels(path, stream) as (file, voxels):
             voxels.read(layout.start - voxels.tell())
             body = voxels.read(layout.end - layout.start)
             _check_length(file, voxels.tell(), layout.end)
@@ -63,10 +65,10 @@ def read(path: Path) -> Scan:
 
 
 def read_header(path: Path) -> Header:
-    """Sizes ``(X, Y, Z)`` and affine, from the beginning of the file; of a plain one its length is compared, too."""
-    with _opened(path) as stream:
+    """Read size ``(X, Y, Z)`` and affine from the header, and check the length of files that are not compressed."""
+    with _open(path) as stream:
         layout = _layout(path, stream)
-        with _opened_voxels(path, stream) as (file, voxels):
+        with _open_voxels(path, stream) as (file, voxels):
             if not isinstance(voxels, gzip.GzipFile):
                 _check_length(file, file.stat().st_size, layout.end)
         return Header(layout.shape, layout.affine)
@@ -87,26 +89,27 @@ def voxel_file(path: Path) -> Path:
 
 
 def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> int:
-    """Write a volume ``[X, Y, Z]`` with another file's size, affine, codes, units, type and scaling.
+    """Write a volume ``[X, Y, Z]`` with the size, affine, codes, units, type and scaling of another file.
 
-    Integers are rounded, and cut off where the type ends. Texts of the header are not taken over: they may name anyone.
+    For integer types, values are rounded and clipped. Texts in the header are not copied, because they may contain
+    names.
 
     Returns:
-        How many voxels were cut off.
+        The number of clipped voxels.
     """
     header = header.copy()
     for text in ("descrip", "aux_file", "intent_name", "db_name"):
         if text in header:  # NIfTI-2 has no db_name
             header[text] = b""
     slope, inter = header.get_slope_inter()
-    dtype, num_cut = header.get_data_dtype(), 0
+    dtype, num_clipped = header.get_data_dtype(), 0
     if dtype.kind in "iu":
         scaled = np.round((array.astype(np.float64) - (inter or 0.0)) / (slope or 1.0))
-        ends = np.iinfo(dtype)
-        num_cut = int(((scaled < ends.min) | (scaled > ends.max)).sum())
-        # float64 cannot hold the last integers of 64 bits
-        highest = np.nextafter(float(ends.max), 0) if dtype.itemsize == 8 else ends.max
-        stored = np.clip(scaled, ends.min, highest).astype(dtype)
+        limits = np.iinfo(dtype)
+        num_clipped = int(((scaled < limits.min) | (scaled > limits.max)).sum())
+        # float64 cannot represent the largest 64-bit integers
+        highest = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max
+        stored = np.clip(scaled, limits.min, highest).astype(dtype)
     else:
         stored = array.astype(dtype)
         slope, inter = None, None
@@ -114,17 +117,17 @@ def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header)
     image = image_class(stored.reshape(header.get_data_shape()), header.get_best_affine(), header)
     image.header.set_slope_inter(slope, inter)
     nib.save(image, path)
-    return num_cut
+    return num_clipped
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The decompressed stream; whatever goes wrong in it becomes one line."""
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file's decompressed stream, and turn errors in it into one line."""
     try:
         with open(path, "rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
+            is_gzipped = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
-            if packed:
+            if is_gzipped:
                 with gzip.GzipFile(fileobj=plain) as stream:
                     yield cast(BinaryIO, stream)
             else:
@@ -139,25 +142,25 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # a header of random bytes can fail anywhere in nibabel
+    except Exception as error:  # random bytes in a header can fail anywhere in nibabel
         raise problem(path, f"its NIfTI header cannot be used ({error})", "export it again") from error
 
 
 @contextmanager
-def _opened_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]]:
-    """The file that holds the voxels, and its stream: the stream of the header where it is the same file."""
+def _open_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]]:
+    """Open the file with the voxels; if it is the file of the header, use its stream."""
     file = voxel_file(path)
     if file == path:
         yield file, stream
     elif file.is_file():
-        with _opened(file) as voxels:
+        with _open(file) as voxels:
             yield file, voxels
     else:
-        raise problem(file, "this file is not beside its .hdr file", "copy both files")
+        raise problem(file, "this file is missing beside its .hdr file", "copy both files")
 
 
 def _layout(path: Path, stream: BinaryIO) -> _Layout:
-    """Read up to the voxels, or to the end of a .hdr file."""
+    """Read the file up to the voxels, or a .hdr file to its end."""
     header, has_extensions = _header(path, stream)
     shape, affine = _geometry(path, header)
     declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
@@ -168,11 +171,11 @@ def _layout(path: Path, stream: BinaryIO) -> _Layout:
         layout = _Layout(header, shape, affine, declared)
         content = stream.read(_SLACK + 1)
         if len(content) > _SLACK:
-            raise problem(path, "it holds far more data than a header", "export it again")
+            raise problem(path, "it has far more data than a header", "export it again")
     else:
         layout = _Layout(header, shape, affine, max(declared, after_header))
         if has_extensions and declared < after_header:
-            raise problem(path, "it has a header extension and does not say where the voxels begin", "export it again")
+            raise problem(path, "it has a header extension, but no position of the voxels", "export it again")
         content = stream.read(layout.start - after_header)
         _check_length(path, after_header + len(content), layout.start)
     if has_extensions:
@@ -181,12 +184,12 @@ def _layout(path: Path, stream: BinaryIO) -> _Layout:
 
 
 def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bool]:
-    """The header, and whether the four bytes behind it announce extensions."""
+    """Read the header, and whether the four bytes after it announce extensions."""
     raw = stream.read(352)
     sizes = (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big"))
     size = next((s for s in sizes if s in _HEADERS), None)
     if size is None:
-        raise problem(path, f"this is not a NIfTI file{_guess(raw)}", "download or export it again")
+        raise problem(path, f"this is not a NIfTI file{_guess_type(raw)}", "download or export it again")
     raw += stream.read(size + 4 - len(raw))
     if len(raw) < size:
         raise problem(path, "the file ends within its header", "copy it again")
@@ -205,7 +208,7 @@ def _check_magic(path: Path, magic: bytes) -> None:
         )
 
 
-def _guess(raw: bytes) -> str:
+def _guess_type(raw: bytes) -> str:
     start = raw.lstrip()[:40].lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return " but a web page"
@@ -215,7 +218,7 @@ def _guess(raw: bytes) -> str:
 
 
 def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Sizes, always three, and the affine in millimetres."""
+    """The size along three axes, and the affine in mm."""
     dims = [int(n) for n in header["dim"]]
     if not 1 < dims[0] <= 7:
         raise problem(path, f"its header declares {dims[0]} dimensions", "export it again as a 3D volume")
@@ -223,12 +226,12 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], ND
     check_budget(path, shape)
     if any(n > 1 for n in shape[3:]):
         sizes = " x ".join(map(str, shape))
-        raise problem(path, f"a {len(shape)}D file ({sizes}), expected 3D", "save its 3D volumes as files of their own")
+        raise problem(path, f"a {len(shape)}D file ({sizes}); expected 3D", "save its 3D volumes as files of their own")
     _check_dtype(path, header)
     spacing = [float(v) for v in header["pixdim"][1 : 1 + min(dims[0], 3)]]
     if not all(math.isfinite(v) and v > 0 for v in spacing):
-        shown = " x ".join(f"{v:g}" for v in spacing)
-        raise problem(path, f"its voxel spacing (pixdim) is {shown} mm", "export it again with a valid spacing")
+        spacing_text = " x ".join(f"{v:g}" for v in spacing)
+        raise problem(path, f"its voxel spacing (pixdim) is {spacing_text} mm", "export it again with a valid spacing")
     if dims[0] == 2 and not header["pixdim"][3] > 0:
         header = header.copy()
         header["pixdim"][3] = 1.0
@@ -243,7 +246,7 @@ def _check_dtype(path: Path, header: nib.Nifti1Header) -> None:
     dtype = header.get_data_dtype()
     if dtype.kind not in "iufb":
         kind = "complex numbers" if dtype.kind == "c" else "colours or other records"
-        raise problem(path, f"its voxels are {kind}, not plain numbers", "save one real number a voxel")
+        raise problem(path, f"its voxels are {kind}, not plain numbers", "save one real number per voxel")
 
 
 def _warn_of_shear(path: Path, affine: NDArray[np.float64]) -> None:
@@ -252,9 +255,9 @@ def _warn_of_shear(path: Path, affine: NDArray[np.float64]) -> None:
         warn_once(path, "its affine is sheared; distances are approximate")
 
 
-def _check_length(path: Path, found: int, expected: int) -> None:
-    if found < expected:
-        raise problem(path, f"the file ends early ({found} of {expected} bytes)", "copy it again")
+def _check_length(path: Path, length: int, expected: int) -> None:
+    if length < expected:
+        raise problem(path, f"the file ends early ({length} of {expected} bytes)", "copy it again")
 
 
 def _scaled(header: nib.Nifti1Header, stored: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -267,8 +270,8 @@ def _scaled(header: nib.Nifti1Header, stored: NDArray[np.generic]) -> NDArray[np
 
 
 def _read_to_end(path: Path, stream: BinaryIO) -> None:
-    rest = 0
+    num_extra = 0
     while chunk := stream.read(1 << 20):
-        rest += len(chunk)
-        if rest > _SLACK:
-            raise problem(path, "it holds far more data than its header declares", "export it again")
+        num_extra += len(chunk)
+        if num_extra > _SLACK:
+            raise problem(path, "it has far more data than its header declares", "export it again")

@@ -1,6 +1,6 @@
 """Header extensions of NIfTI: records between the header and the voxels, such as AFNI's history.
 
-Nothing of them is used. Their sizes are checked because a wrong one shows that the file is damaged.
+Extensions are not used. Their sizes are checked, because a wrong size shows that the file is damaged.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _SMALLEST = 16  # bytes: a shorter remainder holds no extension
 
 
 def check_extensions(path: Path, content: bytes, byte_order: Literal["<", ">"]) -> None:
-    """Check that the sizes of the extensions add up to the space that they have; zeros behind the last one are allowed.
+    """Check that the extensions fill the space between header and voxels; zeros after the last one are allowed.
 
-    Each extension begins with two int32: its size in bytes, these eight included, and a code that says what it holds.
-    The standard asks for sizes that are multiples of 16. Other sizes are accepted, as they are by nibabel.
+    Each extension begins with two int32: its size in bytes, including these eight, and a code for its content. The
+    standard requires sizes that are multiples of 16. Other sizes are accepted, as nibabel does.
 
     Args:
         path: the file, for the message.
@@ -26,7 +26,7 @@ def check_extensions(path: Path, content: bytes, byte_order: Literal["<", ">"]) 
         byte_order: the header's byte order.
 
     Raises:
-        ScanError: a size is below 8, or larger than the space that is left.
+        ScanError: a size is below 8, or larger than the remaining space.
 
     Example:
         >>> check_extensions(Path("a.nii"), struct.pack("<ii8s", 16, 6, b"comment"), "<")

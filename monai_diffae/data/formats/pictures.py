@@ -1,4 +1,6 @@
-"""PNG and JPEG."""
+"""Read PNG and JPEG."""
+
+# tested in tests/data/test_scans.py
 
 from __future__ import annotations
 
@@ -15,39 +17,39 @@ _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "L
 
 
 def read(path: Path) -> Scan:
-    """Read a picture: array ``[C, H, W]`` in the file's own values (0..255, or 0..65535 for 16 bits), turned upright.
+    """Read a picture: array ``[C, H, W]`` in the file's own values (0..255, or 0..65535 for 16 bits), rotated upright.
 
-    An alpha channel is dropped where it is opaque.
+    An opaque alpha channel is dropped.
 
     Raises:
-        ScanError: the file is damaged or no PNG or JPEG, or is partly transparent.
+        ScanError: the file is damaged, is not PNG or JPEG, or is partly transparent.
     """
-    image = _opened(path)
+    image = _open(path)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
         image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... for damaged files
+    except Exception as error:  # for damaged files PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         raise problem(path, f"the picture is damaged ({error})", "copy it again") from error
     array = np.atleast_3d(np.asarray(image)).astype(np.float32)
     return Scan(np.moveaxis(_without_alpha(path, image.mode, array), -1, 0).copy(), np.eye(4))
 
 
 def read_header(path: Path) -> Header:
-    """Sizes ``(H, W)`` as displayed."""
-    image = _opened(path)
+    """Read the size ``(H, W)`` as displayed."""
+    image = _open(path)
     width, height = image.size
-    turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
-    return Header((width, height) if turned else (height, width), np.eye(4))
+    is_rotated = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
+    return Header((width, height) if is_rotated else (height, width), np.eye(4))
 
 
-def _opened(path: Path) -> Image.Image:
+def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own budget follows
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_budget has its own limit
             image = Image.open(path, formats=("PNG", "JPEG"))
     except Image.DecompressionBombError as error:
-        raise problem(path, "its header declares far too many pixels", "scale it down") from error
+        raise problem(path, "its header declares too many pixels", "scale it down") from error
     except OSError as error:
         if error.errno is not None:
             raise
@@ -56,7 +58,7 @@ def _opened(path: Path) -> Image.Image:
         raise problem(path, f"its header is damaged ({error})", "copy it again") from error
     check_budget(path, image.size, len(image.getbands()))
     if getattr(image, "n_frames", 1) > 1:
-        raise problem(path, f"it holds {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]
+        raise problem(path, f"it contains {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]
     return image
 
 

@@ -1,4 +1,6 @@
-"""Whether a DICOM file holds all of its pixels: SimpleITK reads missing ones as zeros."""
+"""Check that a DICOM file contains all of its pixels, because SimpleITK reads missing ones as zeros."""
+
+# tested in tests/data/test_dicom.py
 
 from __future__ import annotations
 
@@ -15,27 +17,27 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def check_pixel_data(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Compare the length of the pixel data with the header's sizes.
+    """Compare the length of the pixel data with the size in the header.
 
     Args:
         path: the file.
-        reader: has read the file's header.
+        reader: a reader that has read the file's header.
 
     Raises:
-        ScanError: the file ends before its pixels do, holds none, or holds them in a way that GDCM gets wrong.
+        ScanError: pixels are missing, or are stored in a way that GDCM decodes wrongly.
     """
     data = path.read_bytes()
     if _DEFLATED in data[:1024]:
-        return  # the whole data set is one zlib stream: the decoder itself notices
+        return  # the whole data set is one zlib stream, whose decoder notices a missing end
     expected = _expected_bytes(reader)
     starts = _find(data, _TAG)
-    if any(_holds(data, at, expected) for at in starts):
+    if any(_is_complete(data, start, expected) for start in starts):
         return
-    if any(_holds(data, at, expected, "big") for at in _find(data, _TAG_BIG_ENDIAN)):
-        if _allocated(reader) > 16:  # GDCM exchanges the bytes of 16 bits each
+    if any(_is_complete(data, start, expected, "big") for start in _find(data, _TAG_BIG_ENDIAN)):
+        if _allocated(reader) > 16:  # GDCM swaps bytes in units of 16 bits
             raise problem(path, "its 32-bit big-endian values cannot be decoded", "export it as little endian")
         return
-    wrong = "its pixel data end early" if starts else "it holds no pixel data"
+    wrong = "its pixel data end early" if starts else "it has no pixel data"
     raise problem(path, wrong, "copy it again")
 
 
@@ -48,25 +50,25 @@ def _allocated(reader: sitk.ImageFileReader) -> int:
 
 
 def _samples(reader: sitk.ImageFileReader) -> int:
-    # not the components after decoding: a palette's indices become three of them
+    # not the components after decoding, because the indices of a palette become three components
     return int(reader.GetMetaData("0028|0002")) if reader.HasMetaDataKey("0028|0002") else 1
 
 
 def _find(data: bytes, tag: bytes) -> list[int]:
-    found, at = [], data.find(tag)
-    while at >= 0:
-        found.append(at)
-        at = data.find(tag, at + 4)
-    return found
+    positions, position = [], data.find(tag)
+    while position >= 0:
+        positions.append(position)
+        position = data.find(tag, position + 4)
+    return positions
 
 
-def _holds(data: bytes, at: int, expected: int, order: str = "little") -> bool:
-    """Whether the element at ``at`` is pixel data of at least ``expected`` bytes, or a complete run of fragments."""
-    explicit = data[at + 4 : at + 6] in (b"OW", b"OB", b"UN")
-    start = at + (12 if explicit else 8)
+def _is_complete(data: bytes, position: int, expected: int, order: str = "little") -> bool:
+    """Whether the element at ``position`` has at least ``expected`` bytes of pixels, or complete fragments."""
+    explicit = data[position + 4 : position + 6] in (b"OW", b"OB", b"UN")
+    start = position + (12 if explicit else 8)
     length = int.from_bytes(data[start - 4 : start], order)  # type: ignore[arg-type]
     if length != 0xFFFFFFFF:
-        # chroma-subsampled colour (YBR_FULL_422) takes two thirds: what is declared must be there in any case
+        # chroma-subsampled colour (YBR_FULL_422) takes two thirds of the bytes
         return start + length <= len(data) and length >= expected * 2 // 3
     while data[start : start + 4] == _ITEM:
         start += 8 + int.from_bytes(data[start + 4 : start + 8], "little")

@@ -1,9 +1,11 @@
-"""Where the planes of a DICOM volume lie, and whether they make one evenly spaced stack.
+"""Where the planes of a DICOM volume lie, and whether they form one evenly spaced stack.
 
-A plane is a file of a series, or a frame of an enhanced multi-frame file. Nothing is guessed: what a plane does not say
-about its place, a stack that is not even, and planes that do not belong together are refused. A stack that leans (a
-tilted gantry: each plane is shifted within itself against the one before) is straightened, with a warning.
+A plane is a file of a series, or a frame of an enhanced multi-frame file. Nothing is guessed: planes without a
+position, unevenly spaced planes, and planes that do not belong together are errors. A sheared stack (from a tilted
+gantry, where each plane is shifted against the one before) is straightened with a warning.
 """
+
+# tested in tests/data/test_dicom_planes.py
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 
 _SHARED, _FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-_PLACE = {  # what says where a plane lies: how many numbers, and the functional group that holds them
+_PLACE = {  # the tags that say where a plane lies: how many numbers each has, and its functional group
     "ImagePositionPatient": (3, "PlanePositionSequence"),
     "ImageOrientationPatient": (6, "PlaneOrientationSequence"),
     "PixelSpacing": (2, "PixelMeasuresSequence"),
@@ -34,7 +36,7 @@ _PLACE = {  # what says where a plane lies: how many numbers, and the functional
 _VALUES = ("RescaleSlope", "RescaleIntercept")
 _SAME_DIRECTION = 2e-3  # 0.1 degrees; scanners round to 4 decimals or more
 _EVEN = 0.1  # of the distance between planes
-_LEAN = 0.5  # voxels from the first plane to the last: less than that is no tilt
+_LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is no tilt
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +44,10 @@ class Plane:
     """One plane, in DICOM's own axes (LPS).
 
     Attributes:
-        position: the centre of its first voxel, in mm.
-        directions: 3x2, the unit vectors that a row's voxels, and a column's, follow one another along.
-        spacing: mm between voxels of a row, and of a column.
-        rescale: slope and intercept from stored values to the scan's; of frames only, else 1 and 0.
+        position: centre of its first voxel, in mm.
+        directions: 3x2, unit vectors along a row and along a column.
+        spacing: mm between the voxels of a row, and of a column.
+        rescale: slope and intercept from stored values to the scan's values, for frames; otherwise 1 and 0.
     """
 
     position: FloatArray
@@ -59,10 +61,10 @@ class Stack:
     """Planes as a volume ``[X, Y, Z]``.
 
     Attributes:
-        order: the planes' places in what they were given as, along the normal.
-        sizes: of the volume, straightened if need be.
-        affine: of the volume, to mm in RAS+.
-        lean: voxels in x and y that each plane lies beyond the one before; zeros where there is no tilt.
+        order: indices of the given planes, sorted along the normal.
+        sizes: size of the volume, after straightening if it is tilted.
+        affine: affine of the volume, to mm in RAS+.
+        lean: shift of each plane against the one before, in voxels along x and y; zeros without a tilt.
     """
 
     order: list[int]
@@ -72,10 +74,10 @@ class Stack:
 
 
 def read_planes(path: Path) -> list[Plane]:
-    """The planes of a file: one, or one for each of its frames.
+    """Read the planes of a file: one, or one per frame.
 
     Raises:
-        ScanError: a plane does not say where it lies.
+        ScanError: the tags do not say where a plane lies.
     """
     with disable_value_validation():
         dataset = pydicom.dcmread(
@@ -85,18 +87,18 @@ def read_planes(path: Path) -> list[Plane]:
             return [_plane(path, [dataset])]
         shared, frames = dataset.get(_SHARED) or [], dataset.get(_FRAMES) or []
         if not frames:
-            wrong = "its frames do not say where they lie (a film, or of an old kind)"
+            wrong = "its frames have no positions (it is a film, or of an old kind)"
             raise problem(path, wrong, "save them as slices, or as NIfTI")
         return [_plane(path, [frame, *shared]) for frame in frames]
 
 
 def _plane(path: Path, groups: list[pydicom.Dataset]) -> Plane:
-    """``groups``: where its tags may be, the first that has one counts."""
+    """The plane that is described in ``groups``; for each tag the first group that has it is used."""
     place = {}
     for keyword, (count, group) in _PLACE.items():
         numbers = _numbers(groups, keyword, group)
         if len(numbers) != count or not np.isfinite(numbers).all():
-            raise problem(path, f"it does not say where it lies (no {keyword})", "export it again, with that tag")
+            raise problem(path, f"its position is unknown (no {keyword})", "export it again, with that tag")
         place[keyword] = np.array(numbers)
     directions = place["ImageOrientationPatient"].reshape(2, 3).T
     if np.abs(directions.T @ directions - np.eye(2)).max() > 0.01:
@@ -121,7 +123,7 @@ def _numbers(groups: list[pydicom.Dataset], keyword: str, group: str) -> list[fl
 
 
 def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stack:
-    """The volume that planes of ``rows`` x ``columns`` voxels make.
+    """Sort planes of ``rows`` x ``columns`` voxels into a volume.
 
     Args:
         path: the scan, for messages.
@@ -130,7 +132,7 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
         rows: voxels in a column of a plane, the volume's Y.
 
     Raises:
-        ScanError: planes are missing, doubled, unevenly spaced, or of different orientations or spacings.
+        ScanError: planes are missing, duplicated or unevenly spaced, or differ in orientation or spacing.
     """
     first = planes[0]
     if any(np.abs(p.directions - first.directions).max() > _SAME_DIRECTION for p in planes):
@@ -160,34 +162,37 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
 
 
 def _check_even(path: Path, points: FloatArray, normal: FloatArray, voxel_mm: float) -> None:
-    """``points``: where the planes lie, in their order along ``normal``."""
+    """Check that the planes' positions ``points``, sorted along ``normal``, are evenly spaced on a line."""
     steps = np.diff(points @ normal)
     usual = float(np.median(steps))
     if steps.min() < max(0.01 * usual, 1e-3):
-        raise problem(path, "two of its slices lie at one position (doubled, or 4D)", "keep one file a position")
+        raise problem(
+            path, "two of its slices have the same position (duplicates, or 4D)", "keep one file per position"
+        )
     if steps.max() > 1.5 * usual:
-        gap = f"{steps.max():.3g} mm where others are {usual:.3g} mm"
+        gap = f"{steps.max():.3g} mm, but others are {usual:.3g} mm"
         raise problem(path, f"a slice is missing (a gap of {gap})", "copy the whole series again")
-    beside = points - np.linspace(points[0], points[-1], len(points))
-    along = beside @ normal
-    if np.abs(along).max() > _EVEN * usual:
-        shown = f"{steps.min():.3g} to {steps.max():.3g} mm"
-        raise problem(path, f"its slices are unevenly spaced ({shown})", "resample it to an even spacing")
-    shift = float(np.linalg.norm(beside - along[:, None] * normal, axis=1).max())
+    deviation = points - np.linspace(points[0], points[-1], len(points))
+    along_normal = deviation @ normal
+    if np.abs(along_normal).max() > _EVEN * usual:
+        step_range = f"{steps.min():.3g} to {steps.max():.3g} mm"
+        raise problem(path, f"its slices are unevenly spaced ({step_range})", "resample it to an even spacing")
+    shift = float(np.linalg.norm(deviation - along_normal[:, None] * normal, axis=1).max())
     if shift > _LEAN * voxel_mm:
         raise problem(path, f"its slices are shifted against each other (by {shift:.3g} mm)", "align them first")
 
 
 def straighten(path: Path, array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Move each plane of a leaning stack to where it lies, by linear interpolation within it.
+    """Straighten a tilted stack: shift each plane to its position, by linear interpolation within the plane.
 
     Args:
         path: the scan, for the warning.
         array: ``[C, X, Y, Z]``, the planes in the stack's order.
-        stack: where they lie.
+        stack: where the planes lie.
 
     Returns:
-        ``[C, *stack.sizes]``; what no plane covers is the smallest value. ``array`` itself where nothing leans.
+        The volume ``[C, *stack.sizes]``, with the array's smallest value where there is no plane. If there is no tilt,
+        ``array`` itself.
     """
     if not stack.lean.any():
         return array

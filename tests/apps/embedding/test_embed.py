@@ -25,7 +25,7 @@ def embedded(tiny_bundle, tmp_path_factory):
 
 @pytest.fixture
 def other_cohort(tiny_bundle, tmp_path):
-    """Writes a table beside nothing: absolute paths to the tiny cohort's images."""
+    """Writes a changed copy of the tiny cohort's table, with absolute paths of its images."""
 
     def write(change):
         table = pd.read_csv(tiny_bundle.cohort)
@@ -37,7 +37,7 @@ def other_cohort(tiny_bundle, tmp_path):
     return write
 
 
-def test_every_case_has_a_row_with_labels_and_z(embedded, tiny_bundle):
+def test_every_case_has_a_row_with_labels_and_z_sem(embedded, tiny_bundle):
     table, cohort = pd.read_parquet(embedded.path), pd.read_csv(tiny_bundle.cohort)
     assert (embedded.num_cases, embedded.num_failed, embedded.skipped) == (12, 0, False)
     assert list(table.columns[:3]) == ["id", "patient", "split"]
@@ -70,14 +70,14 @@ def test_z_does_not_depend_on_the_batch_size(embedded, tiny_bundle, tmp_path, ba
     pd.testing.assert_frame_equal(pd.read_parquet(other.path), pd.read_parquet(embedded.path), check_exact=True)
 
 
-def test_encode_exactly_is_what_the_inferer_encodes(tiny_bundle):
+def test_encode_exactly_agrees_with_the_inferer(tiny_bundle):
     trained = load_bundle(tiny_bundle.directory, "cpu")
     images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = trained.inferer.encode(images, trained.network)
     torch.testing.assert_close(encode_exactly(images, trained.inferer, trained.network), expected, atol=1e-5, rtol=0)
 
 
-def test_complete_output_is_skipped_and_another_models_refused(embedded, tiny_bundle):
+def test_a_complete_table_is_skipped_and_one_of_another_model_refused(embedded, tiny_bundle):
     before = embedded.path.stat().st_mtime_ns
     again = embed(tiny_bundle.directory, tiny_bundle.cohort, embedded.path.parent, device="cpu")
     assert again.skipped
@@ -88,16 +88,16 @@ def test_complete_output_is_skipped_and_another_models_refused(embedded, tiny_bu
     record.write_text(
         json.dumps({**json.loads(text), "made_from": {**json.loads(text)["made_from"], "model": "another"}})
     )
-    with pytest.raises(ConfigError, match="made with other model; say --overwrite"):
+    with pytest.raises(ConfigError, match="exists and was made with other model; set overwrite"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, embedded.path.parent, device="cpu")
     record.write_text(text)
 
 
-def test_another_label_in_the_table_is_not_silently_left_out(tiny_bundle, other_cohort, tmp_path):
+def test_a_new_label_in_the_cohort_is_not_silently_ignored(tiny_bundle, other_cohort, tmp_path):
     cohort = other_cohort(lambda table: table)
     embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
     pd.read_csv(cohort).assign(sex="F").to_csv(cohort, index=False)
-    with pytest.raises(ConfigError, match="made with other labels; say --overwrite"):
+    with pytest.raises(ConfigError, match="exists and was made with other labels; set overwrite"):
         embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
 
 
@@ -141,7 +141,7 @@ def test_a_users_own_failures_table_is_left_alone(tiny_bundle, other_cohort, tmp
     assert (tmp_path / "failures.csv").read_text() == "mine"
 
 
-def test_a_new_table_with_our_own_words_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):
+def test_a_table_with_standard_names_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):
     directory = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.directory, directory)
     model = directory / "models" / "config.json"
@@ -153,9 +153,9 @@ def test_a_new_table_with_our_own_words_needs_no_names_of_the_training_table(tin
     assert embed(directory, datalist, tmp_path / "p", device="cpu").num_cases == 12
 
 
-def test_a_file_of_the_records_name_is_not_overwritten(tiny_bundle, tmp_path):
+def test_a_users_file_with_the_records_name_is_not_overwritten(tiny_bundle, tmp_path):
     (tmp_path / "z.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"z\.json: would be written beside the result"):
+    with pytest.raises(ConfigError, match=r"z\.json: exists and is not a record of this package"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "z.parquet", device="cpu", overwrite=True)
     assert (tmp_path / "z.json").read_text() == "[]"
 
@@ -173,7 +173,7 @@ def test_bad_scans_are_listed_and_the_others_embedded(tiny_bundle, other_cohort,
         embed(tiny_bundle.directory, only_bad, tmp_path / "none", device="cpu", overrides={"val_fraction": 0.0})
 
 
-def test_columns_and_labels_of_our_names(tiny_bundle, other_cohort, tmp_path):
+def test_renamed_columns_and_labels_with_reserved_names(tiny_bundle, other_cohort, tmp_path):
     rename = {"image": "file", "id": "who", "head_size": "z_000"}
     cohort = other_cohort(lambda table: table.rename(columns=rename).assign(id="label", sex="F"))
     columns = {"image": "file", "id": "who"}
@@ -188,5 +188,5 @@ def test_a_bundle_whose_config_was_changed_is_another_one(tiny_bundle, tmp_path)
     embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
     model = directory / "models" / "config.json"
     model.write_text(json.dumps({**json.loads(model.read_text()), "percentiles": [20, 80]}))
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is there already, made with other config; "):
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: exists and was made with other config; "):
         embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")

@@ -1,4 +1,4 @@
-"""Cohorts of many scans: stopped and gone on with, shared among processes, with bad scans among them."""
+"""Cohorts of many scans: interrupted and resumed, shared among processes, with bad scans among them."""
 
 import gzip
 import json
@@ -18,14 +18,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.embedding import shards as parts_module
-from monai_diffae.apps.embedding.embed import _written_at, embed
-from monai_diffae.apps.embedding.shards import Parts, Process, this_process
-from monai_diffae.apps.settings import Reading
+from monai_diffae.apps.embedding.embed import _modification_times, embed
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import read_embeddings, z_of
-from monai_diffae.data.failures import Failure
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError
 
 EMBED = ("monai_diffae.cli", "--quiet", "embed")
 
@@ -47,21 +43,21 @@ def table_of(folder, names):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """700 pictures: three parts."""
+    """700 pictures: three shards."""
     folder = tmp_path_factory.mktemp("many")
     return table_of(folder, pictures(folder, 700))
 
 
 @pytest.fixture(scope="module")
 def whole(labelled, cohort, tmp_path_factory):
-    """They, embedded in one go with one thread."""
+    """The pictures, embedded in one run with one thread."""
     out = tmp_path_factory.mktemp("whole") / "z.parquet"
     command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
     subprocess.run([*map(str, command), "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return out
 
 
-def test_a_killed_run_goes_on_and_the_table_is_the_same_to_the_byte(labelled, cohort, whole, tmp_path):
+def test_a_killed_run_resumes_and_the_table_is_the_same_to_the_byte(labelled, cohort, whole, tmp_path):
     out = tmp_path / "z.parquet"
     command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
     process = subprocess.Popen(
@@ -78,14 +74,14 @@ def test_a_killed_run_goes_on_and_the_table_is_the_same_to_the_byte(labelled, co
     assert not list(tmp_path.glob(".z-*"))
 
 
-def interrupted(written, num_parts, *arguments, **options):
-    """A run that is stopped after so many parts."""
-    written.stop_after = len(written) + num_parts
+def interrupted(written, num_shards, *arguments, **options):
+    """A run that is stopped after so many shards."""
+    written.stop_after = len(written) + num_shards
     with pytest.raises(KeyboardInterrupt):
         embed(*arguments, device="cpu", workers=0, **options)
 
 
-def test_what_is_there_is_not_encoded_again(labelled, cohort, tmp_path, written):
+def test_finished_shards_are_not_encoded_again(labelled, cohort, tmp_path, written):
     interrupted(written, 2, labelled.bundle, cohort, tmp_path / "z.parquet")
     assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_cases == 700
     assert written == [0, 1, 2]
@@ -114,14 +110,14 @@ def test_a_csv_holds_the_same_numbers_to_the_bit(labelled, tmp_path):
     assert embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu").skipped
 
 
-def test_a_tables_metadata_say_what_it_was_made_with(labelled):
-    said = pd.read_parquet(labelled.embeddings).attrs["monai_diffae"]
-    assert len(said["made_from"]["model"]) == 64
-    assert {"monai_diffae", "monai", "torch"} <= said["versions"].keys()
-    transforms = said["preprocessing"]["preprocessing"]["transforms"]
+def test_a_tables_metadata_record_what_it_was_made_with(labelled):
+    metadata = pd.read_parquet(labelled.embeddings).attrs["monai_diffae"]
+    assert len(metadata["made_from"]["model"]) == 64
+    assert {"monai_diffae", "monai", "torch"} <= metadata["versions"].keys()
+    transforms = metadata["preprocessing"]["preprocessing"]["transforms"]
     assert transforms[0]["_target_"] == "monai_diffae.transforms.ReadScand"
-    assert said["preprocessing"]["image_size"] == [16, 16]
-    assert str(labelled.cohort.parent) not in str(said)
+    assert metadata["preprocessing"]["image_size"] == [16, 16]
+    assert str(labelled.cohort.parent) not in str(metadata)
 
 
 KINDS = {
@@ -158,7 +154,7 @@ def _flipped_volume(path):
     path.write_bytes(packed)
 
 
-def test_fifty_bad_scans_of_ten_kinds_cost_fifty_lines_and_nothing_else(run, labelled, tmp_path):
+def test_fifty_bad_scans_of_ten_kinds_are_fifty_lines_and_nothing_else(run, labelled, tmp_path):
     good = pictures(tmp_path, 950)
     bad = []
     for i in range(5):
@@ -185,64 +181,7 @@ def test_fifty_bad_scans_of_ten_kinds_cost_fifty_lines_and_nothing_else(run, lab
     assert "Traceback" not in log
 
 
-def test_parts_hold_what_was_written_and_say_what_is_missing(tmp_path):
-    parts = Parts(tmp_path / "parts", 10, 4)
-    z = np.arange(6, dtype=np.float32).reshape(3, 2)
-    assert [list(parts.cases_of(part)) for part in range(len(parts))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    parts.write(0, [0, 1, 3], z, [Failure("c", "c.nii", "c.nii: is empty; copy it again")])
-    parts.write(2, [], np.empty((0, 2), np.float32), [Failure("i", "i", "é"), Failure("j", "j", "")])
-    assert parts.missing() == [1]
-    with pytest.raises(MachineError, match="^1 of 3 parts did not come from rank 1; run it again, it goes on$"):
-        parts.wait(2, patience_s=0.3)
-    parts.write(1, [5], z[:1] + 100, [])
-    parts.wait(2, patience_s=0.3)
-    positions, codes, failures = parts.read()
-    assert positions == [0, 1, 3, 5]
-    assert np.array_equal(codes, np.concatenate([z, z[:1] + 100]))
-    assert [failure.case_id for failure in failures] == ["c", "i", "j"]
-    assert failures[1].reason == "é"
-    whole = (tmp_path / "parts" / "000001.npz").read_bytes()
-    for broken in (b"broken", b"", whole[:-30]):
-        (tmp_path / "parts" / "000001.npz").write_bytes(broken)
-        with pytest.raises(MachineError, match=r"parts/000001\.npz: cannot be read; delete it and run again"):
-            parts.read()
-
-
-def test_the_first_process_says_now_and_then_which_others_it_waits_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(parts_module, "_SILENT_S", 0.5)
-    monkeypatch.setattr(parts_module, "_REPEAT_S", 1.0)
-    parts = Parts(tmp_path / "parts", 9, 1)
-    for part in (0, 1, 3, 4, 6, 7):
-        parts.write(part, [], np.empty((0, 2), np.float32), [])
-    with pytest.raises(MachineError, match="^3 of 9 parts did not come from rank 2; run it again, it goes on$"):
-        parts.wait(3, patience_s=2.2)
-    lines = [record.message for record in caplog.records]
-    assert len(lines) == 2
-    assert set(lines) == {
-        "waiting for 3 of 9 parts of rank 2; if it has ended, stop this one too and run all again: it goes on"
-    }
-    assert {record.levelno for record in caplog.records} == {logging.WARNING}
-    caplog.clear()
-    parts = Parts(tmp_path / "two", 3, 1)
-    parts.write(0, [], np.empty((0, 2), np.float32), [])
-    with pytest.raises(MachineError, match="did not come from rank 1, 2; run"):
-        parts.wait(3, patience_s=0.3)
-    assert not caplog.records
-
-
-def test_a_process_is_what_torchrun_says(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert this_process() == Process(0, 1, 0)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert this_process() == Process(5, 8, 1)
-    monkeypatch.setenv("RANK", "8")
-    with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
-        this_process()
-
-
-def test_parts_of_scans_that_were_written_anew_are_not_used(labelled, tmp_path, written):
+def test_shards_of_scans_that_were_replaced_are_not_used(labelled, tmp_path, written):
     cohort = table_of(tmp_path, pictures(tmp_path, 300))
     interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
     for name in pictures(tmp_path / "other", 300, start=5000):  # of the same size in bytes, or nearly
@@ -256,14 +195,14 @@ def test_parts_of_scans_that_were_written_anew_are_not_used(labelled, tmp_path, 
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("cohort.csv", "cohort.csv: this is the cohort; name another --out"),
+        ("cohort.csv", "cohort.csv: this is the cohort; name another out"),
         ("z.tsv", "z.tsv: tables are .parquet or .csv; name such a file, or a folder"),
-        ("folder.csv", "folder.csv: is a folder, or lies below a file; name another --out"),
-        ("file/z.csv", "z.csv: is a folder, or lies below a file; name another --out"),
-        ("z.csv", "z.csv: z.parquet is beside it, of the same record; name another --out"),
+        ("folder.csv", "folder.csv: is a folder, or lies below a file; name another out"),
+        ("file/z.csv", "z.csv: is a folder, or lies below a file; name another out"),
+        ("z.csv", "z.csv: would share its record with z.parquet; name another out"),
     ],
 )
-def test_an_out_that_cannot_be_is_refused_before_anything_is_encoded(labelled, tmp_path, out, says):
+def test_an_out_that_cannot_be_used_is_refused_before_anything_is_encoded(labelled, tmp_path, out, says):
     cohort = table_of(tmp_path, pictures(tmp_path, 2))
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").write_text("")
@@ -288,13 +227,13 @@ def test_labels_of_any_kind_are_kept_or_refused(labelled, tmp_path):
     assert table["mixed"].tolist() == ["True", "3", "x"]
     assert table["huge"].tolist() == [1e20] * 3
     pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
-    with pytest.raises(ConfigError, match="two of the cohort's labels would both be 'label_z_000'; rename one"):
+    with pytest.raises(ConfigError, match="two labels of the cohort would both become 'label_z_000'; rename one"):
         embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_words_for_nothing_are_no_labels_and_none_is_a_class(labelled, tmp_path, kind, suffix):
+def test_words_for_missing_values_are_no_labels_and_none_is_a_class(labelled, tmp_path, kind, suffix):
     cohort = tmp_path / f"cohort.{kind}"
     columns = {"drug": ["None", "NA", "null", "ill"], "sex": ["F", np.nan, "M", "F"], "age": [1, 2, 3, np.nan]}
     table = pd.DataFrame({"image": pictures(tmp_path, 4), "split": "test", **columns})
@@ -317,35 +256,35 @@ def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
     assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(labelled.embeddings)))
     for other in ("T.parquet", "T.csv"):
-        with pytest.raises(ConfigError, match=re.escape(f"{name} is beside it, of the same record")):
+        with pytest.raises(ConfigError, match=re.escape(f"would share its record with {name}; name another out")):
             embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
 
 
 def broken_for_now(folder, *names):
-    """NIfTI images without a finite voxel, and what mends them: their sizes and times stay, as when a disk fails."""
-    mended = {}
+    """NIfTI images without a finite voxel, and a function that repairs them; their sizes and times stay the same."""
+    repaired = {}
     for i, name in enumerate(names):
         noise = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
-        mended[folder / name] = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
+        repaired[folder / name] = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
         nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), folder / name)
         os.utime(folder / name, (1, 1))
 
-    def mend():
-        for path, content in mended.items():
+    def repair():
+        for path, content in repaired.items():
             assert len(content) == path.stat().st_size
             path.write_bytes(content)
             os.utime(path, (1, 1))
 
-    return mend
+    return repair
 
 
-def test_what_failed_in_an_earlier_run_is_tried_again_and_nothing_else(labelled, tmp_path, written, caplog):
-    names = pictures(tmp_path, 297)  # two parts
-    mend = broken_for_now(tmp_path, "a.nii", "b.nii")
+def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, written, caplog):
+    names = pictures(tmp_path, 297)  # two shards
+    repair = broken_for_now(tmp_path, "a.nii", "b.nii")
     broken_for_now(tmp_path, "for_good.nii")
     cohort = table_of(tmp_path, ["a.nii", *names[:100], "for_good.nii", "b.nii", *names[100:]])
     interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
-    mend()
+    repair()
     caplog.set_level(logging.INFO, "monai_diffae")
     made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
     assert (made.num_cases, made.num_failed) == (299, 1)
@@ -356,13 +295,13 @@ def test_what_failed_in_an_earlier_run_is_tried_again_and_nothing_else(labelled,
 
 
 def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path, monkeypatch):
-    mend = broken_for_now(tmp_path, "a.nii")
-    names = pictures(tmp_path, 599)  # three parts, the second of which is the other process's
+    repair = broken_for_now(tmp_path, "a.nii")
+    names = pictures(tmp_path, 599)  # three shards, the second of which belongs to the other process
     cohort = table_of(tmp_path, [*names[:300], "a.nii", *names[300:]])
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
-    mend()
+    repair()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("monai_diffae.apps.embedding.encoding.PATIENCE_S", 1.0)
     assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_failed == 0
@@ -373,7 +312,7 @@ def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path
 
 
 @pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
-def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_again(unusual, tmp_path, written):
+def test_an_image_of_another_size_than_its_shard_fails_again_when_it_is_retried(unusual, tmp_path, written):
     config_file = unusual.bundle / "models" / "config.json"
     bundle = shutil.copytree(unusual.bundle, tmp_path / "bundle")
     config = json.loads(config_file.read_text())
@@ -389,25 +328,7 @@ def test_an_image_of_another_size_than_its_part_has_stays_out_when_it_is_tried_a
     interrupted(written, 1, bundle, cohort, tmp_path / "z.parquet")
     made = embed(bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
     assert (made.num_cases, made.num_failed) == (299, 1)
-    assert "the size is [1, 16, 20] where others are [1, 16, 16]" in made.failures.read_text()
-
-
-def test_parts_of_patches_are_mended_in_the_cohorts_order(tmp_path):
-    parts = Parts(tmp_path / "parts", 6, 3)
-    z = np.arange(10, dtype=np.float32).reshape(5, 2)
-    failed = [Failure(name, name, "the disk; run it again") for name in "abc"]
-    parts.write(0, [], np.empty((0, 0), np.float32), failed)
-    parts.write(1, [3, 3, 5], z[:3], failed[:1])
-    assert (parts.failed(0), parts.failed(1)) == ([0, 1, 2], [4])
-    parts.add(0, [0, 2, 2], z[:3], failed[1:2])
-    parts.add(1, [4, 4], z[3:], [])
-    assert (parts.failed(0), parts.failed(1)) == ([1], [])
-    positions, rows, failures = parts.read()
-    assert positions == [0, 2, 2, 3, 3, 4, 4, 5]
-    np.testing.assert_array_equal(rows, np.concatenate([z[:3], z[:2], z[3:], z[2:3]]))
-    assert failures == failed[1:2]
-    parts.add(0, [], np.empty((0, 0), np.float32), failed[1:2])
-    assert parts.read()[0] == positions
+    assert "the size is [1, 16, 20] but others are [1, 16, 16]" in made.failures.read_text()
 
 
 def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path):
@@ -429,7 +350,7 @@ def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_
     assert (out / "failures.csv").is_file()
 
 
-def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(labelled, tmp_path, written):
+def test_abandoned_shards_of_other_settings_are_deleted_when_a_table_is_complete(labelled, tmp_path, written):
     cohort = table_of(tmp_path, pictures(tmp_path, 3))
     out = tmp_path / "out" / "z.parquet"
     for settings in ({"percentiles": [1, 99]}, {"percentiles": [2, 98]}):
@@ -441,11 +362,11 @@ def test_parts_that_a_run_with_other_settings_left_go_when_a_table_is_complete(l
     for folder in (old, *others):
         os.utime(folder, (time.time() - 90_000,) * 2)
     embed(labelled.bundle, cohort, out, device="cpu")
-    left = {path.name for path in out.parent.iterdir() if path.is_dir()}
-    assert left == {new.name, *(folder.name for folder in others)}
+    remaining = {path.name for path in out.parent.iterdir() if path.is_dir()}
+    assert remaining == {new.name, *(folder.name for folder in others)}
 
 
-def test_parts_of_other_versions_are_not_used(labelled, tmp_path, written, monkeypatch):
+def test_shards_of_other_versions_are_not_used(labelled, tmp_path, written, monkeypatch):
     cohort, out = table_of(tmp_path, pictures(tmp_path, 3)), tmp_path / "out" / "z.parquet"
     for version in ("1", "2"):
         monkeypatch.setattr("monai_diffae.apps.results.__version__", version)
@@ -453,36 +374,14 @@ def test_parts_of_other_versions_are_not_used(labelled, tmp_path, written, monke
     assert len(list(out.parent.glob(".z-*"))) == 2
 
 
-def test_a_folders_newest_file_says_when_a_series_was_written(tmp_path):
+def test_a_series_was_written_when_its_folders_newest_file_was(tmp_path):
     for name in ("a.dcm", "b.dcm"):
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, ns=(5, 5))
     os.utime(tmp_path, ns=(9, 9))
     series = [Case(name, {"image": f"{tmp_path}#series={name}"}, name) for name in ("1.2", "1.3")]
     others = [Case(path.name, {"image": path}, "p") for path in (tmp_path, tmp_path / "a.dcm")]
-    assert _written_at([*series, *others]) == [5, 5, 5, 5]
+    assert _modification_times([*series, *others]) == [5, 5, 5, 5]
     os.utime(tmp_path / "b.dcm", ns=(7, 7))
-    assert _written_at([*series, *others]) == [7, 7, 7, 5]
-    assert _written_at([Case("gone", {"image": tmp_path / "gone"}, "p")]) == [0]
-
-
-def test_the_first_process_does_not_wait_for_its_own_parts_that_another_run_removed(tmp_path):
-    parts = Parts(tmp_path / "parts", 4, 1)
-    for part in (0, 1, 3):
-        parts.write(part, [], np.empty((0, 2), np.float32), [])
-    start = time.monotonic()
-    with pytest.raises(MachineError, match=r"^parts: another run of this table has removed 1 of 4 parts; run the "):
-        parts.wait(2, patience_s=60)
-    assert time.monotonic() - start < 10
-
-
-def test_processes_of_one_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    assert Reading(workers=None).workers_for(300, this_process().local_world_size) == 3
-    assert Reading(workers=7).workers_for(300, this_process().local_world_size) == 7
-    assert Reading(workers=None).workers_for(3, this_process().local_world_size) == 0
-    assert Reading(workers=None).workers_for(300, Process().local_world_size) == 8
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert Reading(workers=None).workers_for(300, this_process().local_world_size) == 1
+    assert _modification_times([*series, *others]) == [7, 7, 7, 5]
+    assert _modification_times([Case("gone", {"image": tmp_path / "gone"}, "p")]) == [0]

@@ -1,4 +1,4 @@
-"""Volumes in a 2D bundle, a row each; and in a 3D bundle."""
+"""Volumes in a 2D bundle, with one row per volume; and in a 3D bundle."""
 
 import json
 import subprocess
@@ -67,21 +67,21 @@ def embedding(request, labelled, tiny_bundle_3d, volumes, tmp_path):
     return bundle, pool, cohort, run
 
 
-def test_a_volume_has_a_row_with_its_labels_and_the_mean_of_its_slices(tables, heads):
+def test_the_table_has_one_row_per_volume_with_the_mean_of_its_slices(tables, heads):
     slices, pooled, cohort = read_embeddings(tables["none"]), read_embeddings(tables["mean"]), pd.read_csv(heads)
     assert pooled["id"].tolist() == cohort["id"].tolist()
     assert pooled["split"].tolist() == cohort["split"].tolist()
     np.testing.assert_array_equal(pooled["head_size"], cohort["head_size"])
     assert list(pooled.columns) == [*slices.columns[:8], "slices", *(f"z_{i:03d}" for i in range(8))]
-    of_volume = slices["id"].str.rsplit("_", n=1).str[0]
+    volume_ids = slices["id"].str.rsplit("_", n=1).str[0]
     for row, z in zip(pooled.itertuples(), z_of(pooled), strict=True):
-        codes = z_of(slices)[of_volume == row.id].astype(np.float64)
+        codes = z_of(slices)[volume_ids == row.id].astype(np.float64)
         assert row.slices == len(codes) == 3
         np.testing.assert_array_equal(z, codes.mean(axis=0).astype(np.float32))
-        assert row.patient == slices["patient"][of_volume == row.id].unique().item()
+        assert row.patient == slices["patient"][volume_ids == row.id].unique().item()
 
 
-def test_mean_std_adds_the_spread_of_the_slices(tables):
+def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     slices, mean, both = (read_embeddings(tables[name]) for name in ("none", "mean", "mean_std"))
     pd.testing.assert_frame_equal(both[mean.columns], mean, check_exact=True)
     codes = z_of(slices).astype(np.float64).reshape(24, 3, 8)
@@ -113,7 +113,7 @@ def test_a_second_process_gives_the_same(embedding, tmp_path):
     pd.testing.assert_frame_equal(again, run("first"), check_exact=True)
 
 
-def test_the_bundles_slices_are_taken_unless_others_are_set(labelled, volumes, tmp_path):
+def test_the_bundles_slices_are_used_unless_others_are_set(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes)
 
     def counts(name, **overrides):
@@ -126,7 +126,7 @@ def test_the_bundles_slices_are_taken_unless_others_are_set(labelled, volumes, t
     assert counts("sagittal", slice_axis="sagittal", slice_range=[0.25, 0.75], slice_step=1) == [6] * 5
 
 
-def test_a_volume_with_a_bad_slice_is_left_out_as_a_whole(labelled, volumes, tmp_path):
+def test_a_volume_with_a_bad_slice_is_skipped(labelled, volumes, tmp_path):
     volumes["v1"][..., 5] = 7  # a constant slice
     cohort = cohort_of(tmp_path, volumes)
     (tmp_path / "v3.nii").write_bytes(b"no scan")
@@ -138,21 +138,31 @@ def test_a_volume_with_a_bad_slice_is_left_out_as_a_whole(labelled, volumes, tmp
     assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
 
 
-def test_where_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
+def test_if_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
     for array in volumes.values():
         array[..., 5] = 7
     cohort = cohort_of(tmp_path, volumes)
-    with pytest.raises(CohortError, match="^all 5 volumes failed, the first 'v0': slice 5: v0_z005: constant"):
+    with pytest.raises(CohortError, match="^all 5 volumes failed, the first is 'v0': slice 5: v0_z005: constant"):
         embed(labelled.bundle, cohort, tmp_path / "out", pool="mean", device="cpu", overrides={"slice_step": 1})
     assert len(pd.read_csv(tmp_path / "out" / "failures.csv")) == 5
     assert not (tmp_path / "out" / "embeddings.parquet").exists()
 
 
 @pytest.mark.parametrize("kind", ["pictures", "3d", "word"])
-def test_where_there_is_nothing_to_pool_it_is_said(kind, labelled, tiny_bundle_3d, volumes, tmp_path):
+def test_pool_without_slices_is_refused(kind, labelled, tiny_bundle_3d, volumes, tmp_path):
     bundle, cohort, pool, message = {
-        "pictures": (labelled.bundle, labelled.cohort, "mean", "takes no volume of this cohort apart"),
-        "3d": (tiny_bundle_3d.directory, cohort_of(tmp_path, volumes), "mean_std", "takes no volume of this cohort"),
+        "pictures": (
+            labelled.bundle,
+            labelled.cohort,
+            "mean",
+            "the bundle does not slice the volumes of this cohort; omit pool",
+        ),
+        "3d": (
+            tiny_bundle_3d.directory,
+            cohort_of(tmp_path, volumes),
+            "mean_std",
+            "the bundle does not slice the volumes of this cohort; omit pool",
+        ),
         "word": (labelled.bundle, labelled.cohort, "max", "'max' is not one of none, mean, mean_std"),
     }[kind]
     with pytest.raises(ConfigError, match=f"^pool: .*{message}"):
@@ -171,16 +181,16 @@ def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_pa
     np.testing.assert_array_equal(z_of(table)[5], z_of(alone.loc[picture["id"]])[0])
 
 
-def test_labels_of_the_cohort_are_not_mixed_up_with_our_columns(labelled, volumes, tmp_path):
+def test_labels_with_reserved_names_are_renamed(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
     table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "o", pool="mean_std", device="cpu").path)
     assert label_columns(table) == ["label_slices", "label_std_000"]
     assert table["slices"].tolist() == [2, 3, 2, 3, 3]
 
 
-def test_a_probe_uses_the_spread_and_takes_no_column_of_ours_for_a_label(tables):
+def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(tables):
     rows = {name: probe(path, seed=0) for name, path in tables.items()}
-    targets = {name: [row["target"] for row in found] for name, found in rows.items()}
+    targets = {name: [row["target"] for row in results] for name, results in rows.items()}
     assert targets["mean_std"] == targets["mean"] == targets["none"]
     assert {row["dims"] for row in rows["mean"]} == {8}
     assert {row["dims"] for row in rows["mean_std"]} == {16}
@@ -197,8 +207,11 @@ def test_a_direction_of_volumes_grades_slices_and_their_mean_alike(tables, tmp_p
     pd.testing.assert_series_equal(both["distance"], mean["distance"])
 
 
-def test_where_z_sem_is_decoded_pooled_ones_are_refused(labelled, tables, tmp_path):
-    refused = r"embeddings\.parquet: its z_sem are pooled, of no single image; embed the cohort without --pool"
+def test_pooled_z_sem_cannot_be_decoded(labelled, tables, tmp_path):
+    refused = (
+        r"embeddings\.parquet: its z_sem are averages, which do not belong to single images; embed the cohort without "
+        "pool"
+    )
     with pytest.raises(ConfigError, match=refused):
         walk(labelled.bundle, tables["mean"], tmp_path / "walk")
     with pytest.raises(ConfigError, match=refused):
@@ -206,7 +219,7 @@ def test_where_z_sem_is_decoded_pooled_ones_are_refused(labelled, tables, tmp_pa
 
 
 def test_a_table_of_slices_is_not_taken_for_a_pooled_one(labelled, heads, tables):
-    with pytest.raises(ConfigError, match="made with other pool; say --overwrite"):
+    with pytest.raises(ConfigError, match="exists and was made with other pool; set overwrite"):
         embed(labelled.bundle, heads, tables["none"], pool="mean", device="cpu")
     assert embed(labelled.bundle, heads, tables["mean"], pool="mean", device="cpu").skipped
 
@@ -218,10 +231,10 @@ def test_the_command_pools_and_counts_volumes(run, labelled, volumes, tmp_path):
     assert (code, printed) == (3, f"{tmp_path / 'o' / 'embeddings.parquet'}\n")
     assert "1 of 5 cases failed: see failures.csv" in error
     code, _, error = run("embed", *options, "--out", tmp_path / "p", "--pool", "max")
-    assert (code, error) == (2, "error: pool: 'max' is not one of none, mean, mean_std\n")
+    assert (code, error) == (2, 'error: Invalid value "max" for --pool. Choose from: "none", "mean", "mean_std".\n')
 
 
-def test_real_dicom_series_have_a_row_each(labelled, tmp_path):
+def test_the_table_has_one_row_per_real_dicom_series(labelled, tmp_path):
     folder = shared("dicom_mr_brain_pgbm003")
     table = read_embeddings(embed(labelled.bundle, folder, tmp_path / "o", pool="mean_std", device="cpu").path)
     assert table["slices"].tolist() == [4, 4]

@@ -29,10 +29,10 @@ from monai_diffae.data.scans import read_shape
 from monai_diffae.errors import ConfigError, ScanError
 
 
-class OfAnyTable(DiffAEEncoder):
-    """Takes tables of any number of columns and any values, as scikit-learn's checks make them: no images.
+class EncoderOfTables(DiffAEEncoder):
+    """Accepts tables with any number of columns and any values, as scikit-learn's checks make them.
 
-    Rows are filled up to the image's size and brought into its range; all else is the transformer's own.
+    Rows are padded to the image's size and scaled into its range; everything else is as in the class itself.
     """
 
     def _images(self, numbers, trained):
@@ -41,13 +41,13 @@ class OfAnyTable(DiffAEEncoder):
         return super()._images(padded, trained)
 
 
-@parametrize_with_checks([OfAnyTable()])
+@parametrize_with_checks([EncoderOfTables()])
 def test_scikit_learns_own_checks(estimator, check, tiny_bundle):
     check(estimator.set_params(bundle=tiny_bundle.directory, device="cpu"))
 
 
 def test_scikit_learns_own_checks_of_the_class_as_it_is(tiny_bundle):
-    """Every check passes, or feeds a table that is refused in so many words."""
+    """Every check passes, or uses a table that is refused because its rows are no images."""
     results = check_estimator(DiffAEEncoder(tiny_bundle.directory, device="cpu"), on_fail=None, on_skip=None)
     failed = [result for result in results if result["status"] == "failed"]
     assert len(results) - len(failed) >= 15
@@ -55,12 +55,12 @@ def test_scikit_learns_own_checks_of_the_class_as_it_is(tiny_bundle):
         chain = [result["exception"]]
         while chain[-1].__cause__ or chain[-1].__context__:
             chain.append(chain[-1].__cause__ or chain[-1].__context__)
-        assert any("the bundle's images 256 (1 x 16 x 16)" in str(error) for error in chain), result["check_name"]
+        assert any("the bundle's images have 256 (1 x 16 x 16)" in str(error) for error in chain), result["check_name"]
 
 
 @pytest.fixture(params=["2d", "3d"])
 def cohort(request, labelled, tiny_bundle_3d, tmp_path):
-    """A bundle, its cohort with whole paths, and the table that embed makes of it, in the cohort's order."""
+    """A bundle, its cohort with absolute paths, and the table that embed makes from it, in the cohort's order."""
     directory = {"2d": labelled.bundle, "3d": tiny_bundle_3d.directory}[request.param]
     file = {"2d": labelled.cohort, "3d": tiny_bundle_3d.cohort}[request.param]
     table = pd.read_csv(file)
@@ -86,7 +86,7 @@ def images_of(directory, paths):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_z_of_paths_are_those_of_embed_in_the_rows_order(cohort, workers):
+def test_z_sem_of_paths_equal_those_of_embed_in_the_order_of_the_rows(cohort, workers):
     directory, table, embedded = cohort
     order = np.random.default_rng(0).permutation(len(table))
     encoder = DiffAEEncoder(directory, device="cpu", workers=workers, batch_size=5)
@@ -96,7 +96,7 @@ def test_z_of_paths_are_those_of_embed_in_the_rows_order(cohort, workers):
     assert encoder.get_feature_names_out().tolist() == z_columns(embedded)
 
 
-def test_z_of_arrays_are_those_of_the_scans_that_they_hold(cohort):
+def test_z_sem_of_arrays_equal_those_of_the_scans(cohort):
     directory, table, embedded = cohort
     images = images_of(directory, table["image"])
     encoder = DiffAEEncoder(directory, device="cpu").fit(images)
@@ -117,7 +117,7 @@ def test_kinds_of_paths(encoder, table):
     assert not hasattr(encoder, "n_features_in_")
 
 
-def test_a_row_may_be_there_twice(encoder, table):
+def test_rows_may_be_repeated(encoder, table):
     z = encoder.fit_transform([table["image"][0]] * 2 + [table["image"][1]])
     np.testing.assert_array_equal(z[0], z[1])
     assert not np.array_equal(z[0], z[2])
@@ -234,7 +234,7 @@ def test_a_bundle_that_has_changed_since_fit_is_refused(own, table, what):
         config = json.loads((own / "models" / "config.json").read_text())
         (own / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
     for changed in (encoder, pickle.loads(content)):
-        with pytest.raises(ConfigError, match=f"^own: its {what} have changed since the encoder was fitted; fit it"):
+        with pytest.raises(ConfigError, match=f"^own: {what} changed since the encoder was fitted; fit it again"):
             changed.transform(table["image"])
     assert not np.array_equal(encoder.fit_transform(table["image"]), before)
     shutil.rmtree(own)
@@ -250,7 +250,7 @@ def bad(table, tmp_path):
     return [paths[0], str(tmp_path / "broken.nii"), paths[2], str(tmp_path / "missing.nii"), *paths[4:]]
 
 
-def test_bad_scans_are_an_error_that_names_the_first(encoder, bad, tmp_path):
+def test_bad_scans_raise_an_error_that_names_the_first(encoder, bad, tmp_path):
     with pytest.raises(
         ScanError, match=r"^X: 2 of 12 scans cannot be used; the first is row 1, broken\.nii: this"
     ) as error:
@@ -281,31 +281,34 @@ def test_a_scan_that_the_preprocessing_refuses_is_named_too(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        (np.zeros((2, 255)), r"X: its rows have 255 values, the bundle's images 256 \(1 x 16 x 16\); give images of"),
-        (np.zeros((2, 3, 16, 16)), "X: its images are 3 x 16 x 16, the bundle's 1 x 16 x 16; give images of"),
-        (np.zeros((2, 16, 17)), "X: its images are 16 x 17, the bundle's 1 x 16 x 16"),
-        (np.full((2, 16, 16), 255), "X: its values go from 255 to 255, the model's from -1 to 1; scale them, or"),
+        (
+            np.zeros((2, 255)),
+            r"X: rows have 255 values, but the bundle's images have 256 \(1 x 16 x 16\); give images of",
+        ),
+        (np.zeros((2, 3, 16, 16)), "X: images are 3 x 16 x 16, but the bundle's are 1 x 16 x 16; give images of"),
+        (np.zeros((2, 16, 17)), "X: images are 16 x 17, but the bundle's are 1 x 16 x 16"),
+        (np.full((2, 16, 16), 255), "X: values range from 255 to 255, but the model's from -1 to 1; scale them, or"),
         (["a.nii", None], "X: row 1 has a NoneType for 'image'; give the path of a scan"),
         (pd.Series(["a.nii", np.nan]), "X: row 1 has a float for 'image'; give the path of a scan"),
-        ([["a.nii", "b.nii"]], "X: its paths have 2 dimensions; give one a row, or a DataFrame with 'image'"),
-        ("a.nii", "X: its paths have 0 dimensions; give one a row"),
-        (pd.DataFrame({"image": []}), "X: there is no row; give one a scan"),
-        ([], "X: there is no row; give one a scan"),
-        (np.array([]), "X: there is no row; give one a scan"),
-        (pd.Series([], dtype=str), "X: there is no row; give one a scan"),
-        (np.zeros((0, 256)), "X: there is no row; give one a scan"),
-        (np.zeros((0, 16, 16)), "X: there is no row; give one a scan"),
+        ([["a.nii", "b.nii"]], "X: paths have 2 dimensions; give one path per row, or a DataFrame with column 'image'"),
+        ("a.nii", "X: paths have 0 dimensions; give one path per row"),
+        (pd.DataFrame({"image": []}), "X: has no rows; give one row per scan"),
+        ([], "X: has no rows; give one row per scan"),
+        (np.array([]), "X: has no rows; give one row per scan"),
+        (pd.Series([], dtype=str), "X: has no rows; give one row per scan"),
+        (np.zeros((0, 256)), "X: has no rows; give one row per scan"),
+        (np.zeros((0, 16, 16)), "X: has no rows; give one row per scan"),
         (
             [[0.0] * 256, [0.0] * 255],
-            "X: its rows make no single array; give images of one size",
+            "X: rows cannot be combined into one array; give images of one size",
         ),
         (
             [np.zeros((16, 16)), np.zeros((16, 17))],
-            "X: its rows make no single array; give images of one size",
+            "X: rows cannot be combined into one array; give images of one size",
         ),
         (
             [[[0.0, 1.0], [0.0]], [[0.0], [0.0]]],
-            "X: its rows make no single array; give images of one size",
+            "X: rows cannot be combined into one array; give images of one size",
         ),
         (["a.nii", np.zeros(256)], "X: row 1 has a ndarray for 'image'; give the path of a scan"),
         ([np.zeros(256), "a.nii"], "X: row 0 has a ndarray for 'image'; give the path of a scan"),
@@ -314,28 +317,31 @@ def test_a_scan_that_the_preprocessing_refuses_is_named_too(encoder, tmp_path):
         ([["a.nii"], [3.0]], "X: row 1 has a float for 'image'; give the path of a scan"),
         (
             [["a.nii", "b.nii"], ["c.nii"]],
-            "X: its rows make no single array; give images of one size",
+            "X: rows cannot be combined into one array; give images of one size",
         ),
-        (pd.Series([np.zeros(256), np.zeros(256)]), "X: its rows make no single array; give images of one size"),
+        (
+            pd.Series([np.zeros(256), np.zeros(256)]),
+            "X: rows cannot be combined into one array; give images of one size",
+        ),
     ],
 )
-def test_what_is_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder, table, X, message):
+def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder, table, X, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         encoder.fit(X)
     with pytest.raises(ConfigError, match=f"^{message}"):
         encoder.fit(table["image"]).transform(X)
 
 
-def test_a_little_overshoot_of_the_models_range_is_taken(encoder):
+def test_values_a_little_beyond_the_models_range_are_accepted(encoder):
     assert encoder.fit_transform(np.linspace(-1.05, 1.05, 512).reshape(2, 256)).shape == (2, 8)
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"bundle": None}, "bundle: none is given; name a trained bundle's folder"),
+        ({"bundle": None}, "bundle: is not given; name the folder of a trained bundle"),
         ({"bundle": "nowhere"}, r"nowhere: there is no models/model\.pt"),
-        ({"batch_size": 0}, "batch_size: 0 is no whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size: 0 is not a whole number of at least 1"),
         ({"on_bad_scan": "skip"}, "on_bad_scan: 'skip' is not one of raise, nan"),
         ({"device": "abacus"}, "device"),
     ],
@@ -358,3 +364,44 @@ def test_a_second_fit_forgets_the_first(encoder, table, tiny_bundle_3d):
     encoder.set_params(bundle=tiny_bundle_3d.directory).fit(["a.nii"])
     assert not hasattr(encoder, "n_features_in_")
     assert encoder.transform(np.zeros((1, 16, 16, 16))).shape == (1, 8)
+
+
+def test_columns_name_the_columns_of_a_dataframe(encoder, table, labelled, tmp_path):
+    expected = encoder.fit_transform(table["image"])
+    renamed = table.assign(other="text").rename(columns={"image": "file"})
+    encoder.set_params(columns={"image": "file"})
+    np.testing.assert_array_equal(clone(encoder).fit_transform(renamed), expected)
+    with pytest.raises(ConfigError, match="^X: has no column 'file'; check columns"):
+        encoder.fit(table)
+    with pytest.raises(ConfigError, match="^columns: 'picture' is not one of image, slice"):
+        encoder.set_params(columns={"picture": "file"}).fit(renamed)
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(12, 13, 4)), np.eye(4)), tmp_path / "v.nii")
+    slices = pd.DataFrame({"file": str(tmp_path / "v.nii"), "k": [1, 2]})
+    z = encoder.set_params(columns={"image": "file", "slice": "k"}).fit_transform(slices)
+    again = DiffAEEncoder(labelled.bundle, device="cpu").fit_transform(
+        slices.rename(columns={"file": "image", "k": "slice"})
+    )
+    np.testing.assert_array_equal(z, again)
+
+
+def test_overrides_are_those_of_embed(labelled, table, tmp_path):
+    overrides = {"percentiles": [10, 90]}
+    embedded = embed(labelled.bundle, labelled.cohort, tmp_path / "o", device="cpu", overrides=overrides)
+    encoder = DiffAEEncoder(labelled.bundle, device="cpu", overrides=overrides, workers=None)
+    plain = DiffAEEncoder(labelled.bundle, device="cpu").fit_transform(table["image"])
+    z = encoder.fit_transform(table["image"])
+    np.testing.assert_array_equal(z, z_of(pd.read_parquet(embedded.path)))
+    assert not np.array_equal(z, plain)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder)).transform(table["image"]), z)
+    with pytest.raises(ConfigError, match="^bundle: overrides changed since the encoder was fitted; fit it again"):
+        encoder.set_params(overrides={}).transform(table["image"])
+    for wrong, message in {
+        "percentiles=5": "overrides: 'percentiles=5' is not a mapping; give names and values",
+        ("percentiles", 5): r"overrides: \('percentiles', 5\) is not a mapping",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            encoder.set_params(overrides=wrong).fit(table["image"])
+    with pytest.raises(ConfigError, match="overrides: are not plain values"):
+        encoder.set_params(overrides={"percentiles": {5}}).fit(table["image"])
+    with pytest.raises(ConfigError, match="^no_such_key: the model's config has no such key"):
+        encoder.set_params(overrides={"no_such_key": 1}).fit(table["image"])

@@ -1,4 +1,4 @@
-"""Places of patches against the file's affine, computed a second time with nibabel and numpy alone."""
+"""Positions of patches, compared with an independent computation from the file's affine with nibabel and numpy."""
 
 from itertools import product
 
@@ -16,7 +16,7 @@ SIDE = 16
 
 
 def affine_of(angles, mirrored):
-    """Voxels of 3 mm whose axes are turned, permuted and mirrored against the patient's, with an origin far away."""
+    """An affine with voxels of 3 mm, rotated, permuted and mirrored axes, and an origin far away."""
     affine = np.eye(4)
     for axis, angle in enumerate(np.deg2rad(angles)):
         turn, (i, j) = np.eye(4), [k for k in range(3) if k != axis]
@@ -29,7 +29,7 @@ def affine_of(angles, mirrored):
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (20, -35, 65), (80, 5, -100)])
 @pytest.mark.parametrize("step", [16, 12])
-def test_a_patch_holds_the_voxels_around_its_place(tiny_bundle_3d, tmp_path, angles, step):
+def test_a_patch_has_the_voxels_around_its_position(tiny_bundle_3d, tmp_path, angles, step):
     volume = np.random.default_rng(0).uniform(-0.5, 0.5, (19, 40, 13)).astype(np.float32)
     image = nib.Nifti1Image(volume, affine_of(angles, (-1, 1, -1)))
     nib.save(image, tmp_path / "a.nii")
@@ -41,8 +41,8 @@ def test_a_patch_holds_the_voxels_around_its_place(tiny_bundle_3d, tmp_path, ang
 
     upright = nib.as_closest_canonical(image)
     voxels = upright.get_fdata(dtype=np.float32)
-    steps = [max(0, -(-(there - SIDE) // step)) for there in voxels.shape]
-    before = [(SIDE + step * n - there) // 2 for n, there in zip(steps, voxels.shape, strict=True)]
+    steps = [max(0, -(-(length - SIDE) // step)) for length in voxels.shape]
+    before = [(SIDE + step * n - length) // 2 for n, length in zip(steps, voxels.shape, strict=True)]
     starts = [np.array(at) * step - before for at in product(*(range(n + 1) for n in steps))]
     assert any((start < 0).any() for start in starts)
     assert len(patches) == len(starts) > 2

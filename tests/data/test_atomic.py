@@ -1,0 +1,57 @@
+"""Files are complete or absent."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.errors import MachineError
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_temporary_file_has_the_suffix_and_the_folder_of_the_file(tmp_path):
+    names = []
+
+    def write(temporary):
+        names.append(temporary)
+        temporary.write_bytes(b"")
+
+    for name in ("b.nii.gz", "c.png"):
+        write_atomic(tmp_path / "new" / name, write)
+    assert [file.parent for file in names] == [tmp_path / "new"] * 2
+    assert names[0].name.endswith(".nii.gz")
+    assert names[1].name.endswith(".png")
+
+
+def test_a_full_disk_is_an_error_of_the_machine_and_other_system_errors_stay(tmp_path):
+    def fail_with(number):
+        def write(temporary):
+            raise OSError(number, os.strerror(number))
+
+        return write
+
+    with pytest.raises(MachineError, match=r"^a\.txt: cannot be written \(No space left on device\); free space"):
+        write_atomic(tmp_path / "a.txt", fail_with(errno.ENOSPC))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomic(tmp_path / "a.txt", fail_with(errno.EIO))
+
+
+def test_json_is_indented(tmp_path):
+    text = write_json(tmp_path / "a.json", {"a": 1}).read_text()
+    assert json.loads(text) == {"a": 1}
+    assert text == '{\n  "a": 1\n}\n'
