@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.latents.probing.judging import FEW, Judged
+from monai_diffae.latents.probing.evaluation import FEW, Judged
 from monai_diffae.latents.probing.nested import HeldOut
 
 _MOST_BINS, _LEAST_IN_BIN = 10, 10

@@ -23,7 +23,7 @@ from monai_diffae.data.embeddings import label_columns, read_embeddings, rows_of
 from monai_diffae.data.failures import write_failures
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.neighbours import nearest_neighbours, p_values
+from monai_diffae.latents.neighbors import nearest_neighbours, p_values
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def neighbors(
 
     ``out/neighbors.csv`` has a row for each case and neighbour: ``id``, ``rank``, ``neighbour``, ``distance``, and the
     labels of both. ``out/outliers.csv`` has a row a case, with a p-value of each score among the training cases, as
-    :func:`~monai_diffae.latents.neighbours.p_values` says: ``distance``, the mean to its k nearest training cases of
+    :func:`~monai_diffae.latents.neighbors.p_values` says: ``distance``, the mean to its k nearest training cases of
     other patients; ``whitened``, the same in units of how these vary in each direction of z_sem; with ``gap`` also
     ``mse_z_sem`` and ``mse_both``, what decoding it gets wrong, from z_sem alone and with its own x_T.
     ``out/neighbors.png`` shows the first 8 cases with their neighbours.

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.data.embeddings import z_of
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.latents import LatentStatistics
-from monai_diffae.latents.neighbours import nearest_neighbours, p_values
+from monai_diffae.latents.neighbors import nearest_neighbours, p_values
 from monai_diffae.latents.whitening import whitening
 
 Floats = NDArray[np.float64]

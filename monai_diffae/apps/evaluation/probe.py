@@ -23,7 +23,7 @@ from monai_diffae.data.progress import shown
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import FeatureSet
 from monai_diffae.latents.probing.folds import Evaluation
-from monai_diffae.latents.probing.judging import Judged, ProbeSettings, judge
+from monai_diffae.latents.probing.evaluation import Judged, ProbeSettings, judge
 from monai_diffae.latents.probing.probes import Probe
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.latents.probing.judging import Judged
+from monai_diffae.latents.probing.evaluation import Judged
 from monai_diffae.pictures.probes import HEADINGS, draw_calibration, draw_few
 
 FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.evaluation.outliers import TrainingCases
-from monai_diffae.latents.neighbours import p_values
+from monai_diffae.latents.neighbors import p_values
 
 
 def cases(generator, name, num, dims=128):

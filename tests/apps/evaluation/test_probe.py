@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, mean_absolute_error, r2_sco
 
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.probing import judging as probe_judging
+from monai_diffae.latents.probing import evaluation as probe_judging
 
 
 @pytest.fixture

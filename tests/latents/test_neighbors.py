@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.neighbours import nearest_neighbours, p_values
+from monai_diffae.latents.neighbors import nearest_neighbours, p_values
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from monai_diffae.latents.dimensions import active_dimensions
 from monai_diffae.latents.stability import stability
 from monai_diffae.metrics.views import changed_views
 from monai_diffae.metrics.z_usage import level_losses
-from monai_diffae.pictures.usage import draw_usage
+from monai_diffae.pictures.diagnosis import draw_usage
 
 logger = logging.getLogger(__name__)
 

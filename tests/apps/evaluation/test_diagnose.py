@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation import usage as usage_module
-from monai_diffae.apps.evaluation.usage import usage
+from monai_diffae.apps.evaluation import diagnosis as usage_module
+from monai_diffae.apps.evaluation.diagnosis import usage
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.pictures.usage import draw_usage
+from monai_diffae.pictures.diagnosis import draw_usage
 
 
 def of(labelled, out, **options):
