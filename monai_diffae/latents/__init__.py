@@ -3,7 +3,13 @@
 from monai_diffae.latents.components import PrincipalComponents, principal_components
 from monai_diffae.latents.direction_fit import fit_direction
 from monai_diffae.latents.directions import Direction
-from monai_diffae.latents.probing.nested import HeldOut, cross_validation, few_labels, held_out, train_and_test
+from monai_diffae.latents.probing.nested import (
+    HeldOutPredictions,
+    cross_validation_folds,
+    few_label_scores,
+    predict_held_out,
+    split_folds,
+)
 from monai_diffae.latents.probing.probes import FittedProbe, fit_probe, pca_features
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
@@ -23,25 +29,25 @@ __all__ = [
     "DifferenceInterval",
     "Direction",
     "FittedProbe",
-    "HeldOut",
+    "HeldOutPredictions",
     "LatentStatistics",
     "PermutationTest",
     "PrincipalComponents",
     "ProbeTarget",
     "copying_ratio",
-    "cross_validation",
+    "cross_validation_folds",
     "difference_interval",
     "energy_distance",
-    "few_labels",
+    "few_label_scores",
     "fit_direction",
     "fit_probe",
-    "held_out",
     "mmd",
     "nearest_distances",
     "pca_features",
     "permutation_test",
+    "predict_held_out",
     "principal_components",
     "read_probe_target",
     "score_with_interval",
-    "train_and_test",
+    "split_folds",
 ]

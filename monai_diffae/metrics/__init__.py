@@ -1,4 +1,4 @@
-"""Judgement: reconstruction errors, the validation loss, z_sem usage, whether x_T is noise and samples are new."""
+"""Metrics: reconstruction errors, validation loss, use of z_sem, statistics of x_T, and copies among samples."""
 
 from monai_diffae.metrics.copying import CopyingRatio
 from monai_diffae.metrics.noise import noise_statistics

@@ -1,1 +1,1 @@
-"""Probes: how well z_sem and other features predict labels of patients that they were not fitted to."""
+"""Probes: how well z_sem and other features predict labels of held-out patients."""

@@ -33,7 +33,7 @@ def test_both_modes_are_written_with_their_errors(both):
     result, _ = both
     table = pd.read_csv(result.folder / "reconstructions.csv")
     metrics = {f"{metric}_{mode}" for metric in ("mse", "psnr", "ssim") for mode in ("x_T", "z_sem")}
-    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbour_correlation", *metrics}
+    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbor_correlation", *metrics}
     assert len(table) == result.num_cases == 5
     assert (table["mse_x_T"] < table["mse_z_sem"]).all()
     for mode in ("x_T", "z_sem"):
@@ -131,7 +131,7 @@ def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatc
         found = {
             "mean": torch.zeros(1),
             "std": torch.tensor([std]),
-            "neighbour_correlation": torch.tensor([correlation]),
+            "neighbor_correlation": torch.tensor([correlation]),
         }
         monkeypatch.setattr("monai_diffae.apps.synthesis.reconstruct.noise_statistics", lambda x_T, found=found: found)
         caplog.clear()
