@@ -195,7 +195,7 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
     config["inferer"] = {"_target_": target, "schedule": "@diffusion", "num_steps": 100}
     (old / "models" / "config.json").write_text(json.dumps(config))
     summary = bundle_summary(old)
-    assert [summary[key] for key in ("solver", "decoding_steps", "inversion_steps")] == ["adams", 100, 100]
+    assert [summary[key] for key in ("solver", "steps", "invert_steps")] == ["adams", 100, 100]
     said = {"solver": "ddim", "steps": 2, "inversion": "ddim", "spacing": "leading"}
     reconstruct(old, tiny_bundle.cohort, tmp_path / "out", limit=1, device="cpu", **said)
     assert made_from(tmp_path / "out") == {**said, "invert_steps": 2}
