@@ -57,7 +57,7 @@ def _draw_target(probes: Sequence[EvaluatedProbe], curve: Any, histogram: Any) -
 
 
 def _predictions_and_truth(predictions: HeldOutPredictions) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Predicted and true values: of the second class if there are two classes, else of all classes one after another."""
+    """Predicted and true values: those of the second class if there are two classes, else those of all classes."""
     if predictions.target.classes is None:
         return predictions.predicted, predictions.target.values
     is_class = np.eye(len(predictions.target.classes))[predictions.target.values]

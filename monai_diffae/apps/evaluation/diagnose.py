@@ -125,7 +125,7 @@ def diagnose(
     """
     from monai_diffae.apps.evaluation.diagnosis import Diagnosis
     from monai_diffae.apps.session import Session
-    from monai_diffae.handlers.progress import warn_if_unheeded
+    from monai_diffae.handlers.progress import warn_if_unused
 
     session = Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)
@@ -138,5 +138,5 @@ def diagnose(
 
     results = [out / name for name in ("noise_levels.csv", "stability.csv", "diagnosis.png")]
     figures, skipped = run_once(out / "diagnosis.json", results, made_from, make, overwrite=run.overwrite)
-    warn_if_unheeded(figures["z_sem_usage"])
+    warn_if_unused(figures["z_sem_usage"])
     return DiagnoseResult(out, **figures, skipped=skipped)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,7 +76,7 @@ class Diagnosis:
         levels = self.noise_levels(patients.codes_to_compare(codes[UNCHANGED]))
         stable = stability_table(codes, patients)
         for name, table in {"noise_levels.csv": levels, "stability.csv": stable}.items():
-            write_atomic(out / name, lambda path, table=table: table.to_csv(path, index=False, lineterminator="\n"))
+            write_atomic(out / name, functools.partial(table.to_csv, index=False, lineterminator="\n"))
         picture = out / "diagnosis.png"
         write_atomic(picture, lambda path: draw_diagnosis(levels, stable, path))
         own, other, mean = levels[["loss_own", "loss_other", "loss_mean"]].sum()
@@ -167,7 +168,9 @@ class CasePatients:
             for value in (lambda c: c.patient, lambda c: c.images, lambda c: c.slice_index)
         )
         if patients.max() == 0:
-            raise CohortError("all cases are of one patient, but z_sem is compared between patients; give more patients")
+            raise CohortError(
+                "all cases are of one patient, but z_sem is compared between patients; give more patients"
+            )
         return cls(patients, scans, slices)
 
     @property

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,7 @@ class NeighborSearch:
     same_patient: bool
 
     @classmethod
-    def open(
-        cls, embeddings: Path, queries: Path | None, choice: Choice, k: int, same_patient: bool
-    ) -> NeighborSearch:
+    def open(cls, embeddings: Path, queries: Path | None, choice: Choice, k: int, same_patient: bool) -> NeighborSearch:
         """Read the tables and select the cases.
 
         Raises:
@@ -97,7 +96,7 @@ class NeighborSearch:
                     shares[name] = unusual_shares(self.splits, outliers[f"p_{name}"])
             images.write_failures()
         for name, table in {"neighbors.csv": neighbors, "outliers.csv": outliers}.items():
-            write_atomic(out / name, lambda path, table=table: table.to_csv(path, index=False, lineterminator="\n"))
+            write_atomic(out / name, functools.partial(table.to_csv, index=False, lineterminator="\n"))
         figures = {f"{score}_{name}": share for score, each in shares.items() for name, share in each.items()}
         log_to_open_run(figures, [] if images is None else [picture], "neighbors")
         num_failed = 0 if images is None else len(images.failures)

@@ -168,9 +168,8 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
     z_untrained = np.concatenate(
         [trained.inferer.encode(b, untrained).numpy() for b in torch.from_numpy(images).split(64)]
     )
-    rows = probe(
-        embeddings, evaluation="split", probes=["linear"], images=images, baselines={"untrained encoder": z_untrained}
-    )
+    baselines = {"PCA of pixels": images, "untrained encoder": z_untrained}
+    rows = probe(embeddings, evaluation="split", probes=["linear"], baselines=baselines).rows
     write_atomic(path, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n"))
     return rows
 

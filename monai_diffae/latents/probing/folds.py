@@ -194,9 +194,7 @@ def _log_unreliable(chosen: TargetFolds, seed: int) -> None:
         )  # fmt: skip
     num_patients = len(np.unique(chosen.patients[test]))
     if target.classes is None and num_patients < _MIN_PATIENTS_OF_CLASS:
-        logger.warning(
-            "target '%s': there are only %d test patients, so its scores are unreliable", name, num_patients
-        )
+        logger.warning("target '%s': there are only %d test patients, so its scores are unreliable", name, num_patients)
     num_classes = None if target.classes is None else len(target.classes)
     num_without = sum(
         not inner_folds(target.values[train], chosen.patients[train], num_classes, seed) for train, _ in chosen.folds

@@ -48,7 +48,7 @@ class FittedProbe:
         return _probabilities(self.model, features, self.num_classes)
 
     def classify(self, probabilities: Floats) -> NDArray[np.intp]:
-        """The class ``[N]`` that would be most probable if all were equally frequent, for the best balanced accuracy."""
+        """The class ``[N]`` that would be most probable if all were equally frequent; best for balanced accuracy."""
         ratio = np.divide(probabilities, self.priors, out=np.zeros_like(probabilities), where=self.priors > 0)
         return ratio.argmax(axis=1)
 

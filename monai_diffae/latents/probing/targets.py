@@ -53,7 +53,8 @@ class ProbeTarget:
         """
         rows = np.arange(len(self.values)) if rows is None else rows
         return {
-            name: len(np.unique(groups[rows][self.values[rows] == code])) for code, name in enumerate(self.classes or ())
+            name: len(np.unique(groups[rows][self.values[rows] == code]))
+            for code, name in enumerate(self.classes or ())
         }
 
 

@@ -71,7 +71,10 @@ def test_all_features_are_compared_on_the_cases_that_have_all(table, tmp_path, c
         ("id,x\nother,1\n", "f.csv: has none of the cases"),
         ("x\n1\n", "f.csv: has no column id"),
         ("id,x\nc1,1\nc1,2\n", "f.csv: 1 ids occur more than once"),
-        ("id,x\nc1,1\nc2,\n", "f: the features of 1 cases contain values that are missing, infinite or too large; fill them in"),
+        (
+            "id,x\nc1,1\nc2,\n",
+            "f: the features of 1 cases contain values that are missing, infinite or too large; fill them in",
+        ),
         ("id,x\nc1,word\n", "f: has no features"),
         ("\x00", "f.csv: "),
     ],

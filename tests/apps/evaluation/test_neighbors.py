@@ -154,7 +154,11 @@ def test_complete_results_are_skipped(table, write, tmp_path):
         ({"k": 0}, ConfigError, "^k: 0 is below 1"),
         ({"k": 139}, ConfigError, "^k: 139 is not from 1 to 138"),
         ({"split": "valid"}, ConfigError, "^split: 'valid' is not one of"),
-        ({"reconstruction_error": True, "bundle": "b"}, ConfigError, "^reconstruction_error: .* give bundle and cohort"),
+        (
+            {"reconstruction_error": True, "bundle": "b"},
+            ConfigError,
+            "^reconstruction_error: .* give bundle and cohort",
+        ),
         ({"cohort": "b"}, ConfigError, "^cohort: .* also give bundle"),
         ({"query_cohort": "b"}, ConfigError, "^query_cohort: applies to queries"),
         ({"steps": 5}, ConfigError, "^steps: applies to reconstruction_error"),

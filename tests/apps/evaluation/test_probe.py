@@ -146,7 +146,9 @@ def test_without_patients_each_case_is_one_with_a_warning(table, write, caplog):
 def test_pca_baseline_has_as_many_dimensions_and_its_difference_an_interval(table, write):
     images = np.random.default_rng(1).normal(size=(200, 1, 5, 5))
     for evaluation in ("split", "cv"):
-        rows = probe(write(table), targets=["age"], baselines={"PCA of pixels": images}, evaluation=evaluation, **LINEAR).rows
+        rows = probe(
+            write(table), targets=["age"], baselines={"PCA of pixels": images}, evaluation=evaluation, **LINEAR
+        ).rows
         assert [(row["features"], row["dims"]) for row in rows] == [("z_sem", 4), ("PCA of pixels", 4)]
         assert rows[1]["score"] < 0.3 < rows[0]["score"]
         assert rows[1]["difference"] == pytest.approx(rows[0]["score"] - rows[1]["score"])
@@ -273,7 +275,9 @@ def test_features_that_determine_the_target_are_warned_of(table, write, tmp_path
 
 
 def test_features_that_are_too_large_are_refused(table, write):
-    with pytest.raises(ConfigError, match="^large: the features of 200 cases contain values that are missing, infinite or too large"):
+    with pytest.raises(
+        ConfigError, match="^large: the features of 200 cases contain values that are missing, infinite or too large"
+    ):
         probe(write(table), targets=["age"], baselines={"large": np.full((200, 1), 1e300)})
 
 

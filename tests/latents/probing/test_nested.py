@@ -86,7 +86,9 @@ def test_classes_that_are_too_small_are_omitted():
     is_train = np.r_[np.arange(40) % 2 == 0, [True, True, True, False, False, False]]
     target, ((train, test),) = split_folds(read_probe_target(labels, "kind"), patients, is_train, ~is_train)
     assert (target.classes, len(train), len(test)) == (("a", "b"), 20, 20)
-    with pytest.raises(ConfigError, match=r"at least two classes must be large enough \(b: 20, c: 2 patients, at least"):
+    with pytest.raises(
+        ConfigError, match=r"at least two classes must be large enough \(b: 20, c: 2 patients, at least"
+    ):
         cross_validation_folds(read_probe_target(labels[20:], "kind"), patients[20:])
 
 

@@ -45,7 +45,9 @@ def test_labels_that_cannot_be_probed_are_refused(labels, message):
 
 @pytest.mark.parametrize("largest", [np.inf, 1e300, -1e31])
 def test_numbers_that_are_too_large_are_refused(largest):
-    with pytest.raises(ConfigError, match="^target 'age': contains values that are infinite or too large; correct them"):
+    with pytest.raises(
+        ConfigError, match="^target 'age': contains values that are infinite or too large; correct them"
+    ):
         read_probe_target([*range(20), largest], "age")
 
 
