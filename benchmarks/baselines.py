@@ -39,14 +39,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.baselines import PixelBaselines
 from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.session import read_cases, read_split_cohort
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.loading import TrainedBundle, build, load_bundle
+from monai_diffae.bundle.loading import TrainedBundle, build
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.engines import training_loader
 from monai_diffae.engines.first_stage import kl_divergence
@@ -65,8 +64,8 @@ class Data:
 
     Attributes:
         trained: the bundle.
-        table: of z_sem, a row a case.
-        images: (N, C, *S) that the decoder draws, a row each of the table.
+        table: the table of z_sem, one row per case.
+        images: (N, C, *S) that the decoder draws, one per row of the table.
         augmented: the training cases, with the augmentation of configs/train.json.
     """
 
@@ -83,20 +82,19 @@ class Data:
 def open_data(bundle: Path, cohort: Path, columns: dict[str, str], out: Path) -> Data:
     """Embed the cohort and read its images."""
     table = read_embeddings(embed(bundle, cohort, out / "embedded", columns=columns, device="cpu").path)
-    trained = load_bundle(bundle, "cpu")
-    split, _ = read_split_cohort(bundle, trained, cohort, columns)
-    images = images_of(trained, split, table["id"], out)
+    session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=Run(device="cpu"))
+    trained, images = session.trained, images_of(session, table["id"], out)
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "train.json"))
     parser.update(trained.config)
     augmentation = parser.get_parsed_content("augmentation")
-    augmented = CachedCases(split.items("train"), trained.preprocessing, augmentation)
+    augmented = CachedCases(session.cohort.items("train"), trained.preprocessing, augmentation)
     return Data(trained, table, images, augmented)
 
 
-def images_of(trained: TrainedBundle, split: SplitCohort, ids: Iterable[str], out: Path) -> Tensor:
+def images_of(session: Session, ids: Iterable[str], out: Path) -> Tensor:
     """The images (N, C, *S) of these cases, as the bundle prepares them."""
-    read = read_cases(split, trained, out)
+    read = session.read(session.cohort.cases, out)
     place = {case.id: i for i, case in enumerate(read.cases)}
     return torch.stack([read.dataset[place[name]]["image"] for name in ids])
 
@@ -218,11 +216,11 @@ def imagenet(weights: Path, bundle: Path, cohort: Path, columns: dict[str, str],
 
     network = alexnet()
     network.load_state_dict(torch.load(weights, weights_only=True))
-    trained = load_bundle(bundle, "cpu", {"image_size": [224, 224]})
-    split, _ = read_split_cohort(bundle, trained, cohort, columns)
-    images = images_of(trained, split, data.table["id"], out)
+    run = Run(device="cpu", overrides={"image_size": [224, 224]})
+    session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run)
+    images = images_of(session, data.table["id"], out)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    low, high = trained.model_range
+    low, high = session.trained.model_range
 
     def features(images: Tensor) -> Tensor:
         x = ((images[:, :1] - low) / (high - low) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -248,7 +246,7 @@ def main() -> None:
     parser.add_argument("--imagenet", type=Path, help="torchvision's file of AlexNet's weights")
     parser.add_argument(
         "--with-val", action="store_true",
-        help="judge on the validation cases too, if tests are few; they chose the supervised network's epoch",
+        help="evaluate on the validation cases too, if test cases are few; they chose the supervised network's epoch",
     )  # fmt: skip
     parser.add_argument("--probe", action="append", choices=["linear", "knn", "boosting"])
     parser.add_argument("--out", type=Path, required=True)
@@ -280,25 +278,25 @@ def main() -> None:
         if not files[name].is_file():
             torch.manual_seed(args.seed)
             write_atomic(files[name], partial(np.save, arr=make()))
-    judged = args.out / "judged.parquet"
+    evaluated = args.out / "evaluated.parquet"
     splits = {"val": "test"} if args.with_val else {}
     table = data.table.assign(split=data.table["split"].replace(splits))
     table.attrs = data.table.attrs
-    table.to_parquet(judged)
+    table.to_parquet(evaluated)
     rows = []
     for target in args.target:
         others = {name: np.load(file) for name, file in files.items() if not name.startswith("supervised")}
         others["supervised"] = np.load(files[f"supervised, {target}"])
         rows += probe(
-            judged, [target], evaluation="split", probes=args.probe or ["linear"], baselines=others,
-            pixels=PixelBaselines(("pca", "intensity"), args.bundle, args.cohort, columns),
-            out=args.out / f"probe_{target}",
-        )  # fmt: skip
-    shown = ["target", "features", "dims", "probe", "score", "low", "high", "difference", "difference_low",
+            evaluated, args.out / f"probe_{target}", targets=[target], evaluation="split",
+            probes=args.probe or ["linear"], baselines=others, pixel_baselines=["pca", "intensity"],
+            bundle=args.bundle, cohort=args.cohort, columns=columns,
+        ).rows  # fmt: skip
+    printed = ["target", "features", "dims", "probe", "score", "low", "high", "difference", "difference_low",
              "difference_high", "num_test"]  # fmt: skip
-    found = pd.DataFrame(rows)[shown]
-    found.to_csv(args.out / "baselines.csv", index=False)
-    print(found.round(3).to_string(index=False))
+    scores = pd.DataFrame(rows)[printed]
+    scores.to_csv(args.out / "baselines.csv", index=False)
+    print(scores.round(3).to_string(index=False))
     for target in args.target:
         few = pd.read_csv(args.out / f"probe_{target}" / "few_labels.csv")
         print(few[few["features"] != "supervised"].to_string(index=False))  # those have seen all labels

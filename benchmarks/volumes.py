@@ -1,4 +1,4 @@
-"""What a trained 3D bundle's z_sem tells of measured volumes, and how its reconstructions are.
+"""How well z_sem of a trained 3D bundle predicts measured volumes, and how good its reconstructions are.
 
     python benchmarks/volumes.py BUNDLE COHORT.csv --target hippocampus_mm3 [--target ...] --out results/
 
@@ -28,9 +28,9 @@ from scipy import stats
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.session import read_split_cohort
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.scans import read_scan
 
@@ -46,15 +46,14 @@ def scale_free_statistics(array: NDArray[np.float32]) -> list[float]:
 def features_of(
     bundle: Path, cohort: Path, columns: dict[str, str], out: Path, ids: list[str]
 ) -> tuple[torch.Tensor, dict[str, NDArray[Any]]]:
-    """The preprocessed images and the baselines' features, one row a case of ``ids``."""
-    trained = load_bundle(bundle, "cpu")
-    split, _ = read_split_cohort(bundle, trained, cohort, columns)
-    images = images_of(trained, split, ids, out)
-    files = {case.id: str(case.images["image"]) for case in split.cases}
+    """The preprocessed images and the baselines' features, one row per case of ``ids``."""
+    session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=Run(device="cpu"))
+    images = images_of(session, ids, out)
+    files = {case.id: str(case.images["image"]) for case in session.cohort.cases}
     scans = [read_scan(files[name]) for name in ids]
     sizes = [[n * mm for n, mm in zip(s.array.shape[1:], s.spacing_mm, strict=True)] for s in scans]
     return images, {
-        "untrained encoder": untrained_codes(trained, images),
+        "untrained encoder": untrained_codes(session.trained, images),
         "intensity statistics": np.array([scale_free_statistics(scan.array) for scan in scans]),
         "sizes of the box": np.array([[*size, np.prod(size)] for size in sizes]),
     }
@@ -73,12 +72,12 @@ def main() -> None:
     embedded = embed(args.bundle, args.cohort, args.out / "embedded", columns=columns, device="cpu").path
     table = read_embeddings(embedded)
     table["split"] = table["split"].replace("val", "test")  # neither was trained on
-    judged = args.out / "judged.parquet"
-    table.to_parquet(judged)
+    evaluated = args.out / "evaluated.parquet"
+    table.to_parquet(evaluated)
     images, baselines = features_of(args.bundle, args.cohort, columns, args.out, table["id"].tolist())
-    rows = pd.DataFrame(
-        probe(judged, args.target, evaluation="split", probes=["linear"], images=images.numpy(), baselines=baselines)
-    )
+    baselines = {"PCA of pixels": images.numpy(), **baselines}
+    options = {"evaluation": "split", "probes": ["linear"]}
+    rows = pd.DataFrame(probe(evaluated, targets=args.target, baselines=baselines, **options).rows)
     rows.to_csv(args.out / "probes.csv", index=False)
     print(rows[["target", "features", "dims", "score", "low", "high", "num_test"]].round(3).to_string(index=False))
     summary = {}

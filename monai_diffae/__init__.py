@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import embed as embed
     from monai_diffae.apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
+    from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
+    from monai_diffae.apps.evaluation.info import info as info
+    from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
+    from monai_diffae.apps.evaluation.probe import probe as probe
     from monai_diffae.apps.settings import Choice as Choice
     from monai_diffae.apps.settings import Decoding as Decoding
     from monai_diffae.apps.settings import Reading as Reading

@@ -126,16 +126,6 @@ def test_reconstruct_takes_a_solver_and_names_those_that_there_are(run, tiny_bun
     assert {*SOLVERS, *SPACINGS, "implicit", "evaluations"} <= words
 
 
-def test_info_says_how_the_bundle_decodes(run, tiny_bundle):
-    summary = json.loads(run("info", tiny_bundle.directory, "--json")[1])
-    assert list(summary) == [
-        "spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range", "parameters",
-        "decoding_steps", "inversion_steps", "solver", "sha256",
-    ]  # fmt: skip
-    assert (summary["decoding_steps"], summary["inversion_steps"], summary["solver"]) == (3, 4, "adams")
-    assert "solver: adams\n" in run("info", tiny_bundle.directory)[1]
-
-
 def test_some_failed_cases_end_with_3_none_left_with_4(run, tiny_bundle, tmp_path):
     table = pd.read_csv(tiny_bundle.cohort).iloc[:4]
     (tmp_path / "bad.nii").write_bytes(b"bad")

@@ -55,7 +55,10 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
     def checks() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         from pydantic import ConfigDict, validate_call
 
-        config = ConfigDict(extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True)
+        config = ConfigDict(
+            extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True,
+            coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
+        )  # fmt: skip
         return validate_call(config=config)(arguments)
 
     @functools.wraps(function)

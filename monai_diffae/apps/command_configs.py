@@ -44,15 +44,14 @@ def _keys_and_call(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[s
     values: dict[str, Any] = {}
     call: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if is_dataclass(parameter.default):
-            settings = {field.name: getattr(parameter.default, field.name) for field in fields(parameter.default)}
-            values |= {key: _plain(value) for key, value in settings.items()}
-            call |= {key: f"@{key}" for key in settings}
-            continue
-        key = _MONAI_KEYS.get(name, name)
-        is_required = parameter.default is inspect.Parameter.empty
-        values |= {} if key == "bundle_root" else {key: "???" if is_required else _plain(parameter.default)}
-        call[name] = f"@{key}"
+        settings = parameter.default
+        is_settings = is_dataclass(settings)
+        defaults = {f.name: getattr(settings, f.name) for f in fields(settings)} if is_settings else {name: settings}
+        for argument, default in defaults.items():
+            key = _MONAI_KEYS.get(argument, argument)
+            call[argument] = f"@{key}"
+            if key != "bundle_root":
+                values[key] = "???" if default is inspect.Parameter.empty else _plain(default)
     return values, call
 
 

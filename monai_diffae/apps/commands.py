@@ -69,8 +69,8 @@ COMMANDS: tuple[Command, ...] = (
     _command("fit-direction", "synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
     _command("edit", "synthesis.edit", _MAKE, "my_model scans.csv edited --direction sex.json --limit 8"),
     _command("grade", "synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
-    _command("probe", "evaluation.probe", _EVALUATE, "embedded/embeddings.parquet --target age --out probed"),
-    _command("neighbors", "evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --query case-1"),
-    _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed --split val"),
+    _command("probe", "evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
+    _command("neighbors", "evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
+    _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
 )

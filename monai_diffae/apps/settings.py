@@ -48,6 +48,7 @@ def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
 
 
 Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
+NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
 Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
 
@@ -63,6 +64,15 @@ class Choice:
     """Use only the cases of this split; by default all of them, including training cases."""
     limit: Annotated[int, Ge(1)] | None = None
     """Use only the first cases, at most this many."""
+
+
+@Parameter(name="*", group=Group("Cases", sort_key=2))
+@dataclass(frozen=True)
+class ValidationChoice(Choice):
+    """Which cases of a cohort a command uses: those named in ``cases``, else by default those for validation."""
+
+    split: Split | None = "val"
+    """Use only the cases of this split."""
 
 
 @Parameter(name="*", group=Group("Decoding", sort_key=3))

@@ -24,22 +24,19 @@ if TYPE_CHECKING:
 
 
 def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a trained bundle is, for people and as JSON.
+    """The properties of a trained bundle, as plain values: its images, size, decoding settings and checksum.
 
     Raises:
-        ConfigError: it is not trained.
+        ConfigError: the bundle is not trained.
     """
-    digest = checksum(directory)
     trained = load_bundle(directory, "cpu")
     settings = inferer_settings(trained.inferer)
     keys = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
     return {
         **{key: trained.config[key] for key in keys if key in trained.config},
         "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "decoding_steps": settings["steps"],
-        "inversion_steps": settings["invert_steps"],
-        "solver": settings["solver"],
-        "sha256": digest,
+        **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
+        "sha256": trained.sha256,
     }
 
 

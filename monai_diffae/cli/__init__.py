@@ -24,8 +24,10 @@ _EXIT_CODES = (
 
 
 def _shown_default(value: Any) -> Any:
-    """No default for flags, and for options that are off by default."""
-    return None if value is None or value is False or value in ((), {}) else value
+    """No default for flags, and for options that are off by default; several values as they are typed."""
+    if value is None or value is False or value in ((), {}):
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def build_app() -> App:

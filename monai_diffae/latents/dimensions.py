@@ -1,4 +1,4 @@
-"""How many dimensions of z_sem vary over a cohort, and how many of them independently."""
+"""The number of dimensions of z_sem that vary over a cohort, and how many of them vary independently."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.typing import ArrayLike
 from monai_diffae.latents.statistics import checked_codes
 
 ACTIVE_SHARE = 0.01
-"""Of the mean variance of a dimension: below it, a dimension is called inactive."""
+"""A dimension is active if its variance is above this share of the mean variance of all dimensions."""
 
 _EXPLAINED = 0.95
 
 
 @dataclass(frozen=True)
 class ActiveDimensions:
-    """What :func:`active_dimensions` counts.
+    """The result of :func:`active_dimensions`.
 
     Attributes:
-        dims: D, those that there are.
-        active: those whose variance over the cases is above 1 % of the mean variance of all dimensions.
-        participation_ratio: the square of the sum of the covariance's eigenvalues over the sum of their squares: D
-            where all directions vary alike, 1 where all cases are on a line.
-        dims_for_95_percent: how many principal components explain 95 % of the variance.
+        dims: D, the number of dimensions.
+        active: dimensions whose variance over the cases is above 1 % of the mean variance of all dimensions.
+        participation_ratio: the squared sum of the covariance's eigenvalues, divided by the sum of their squares: D if
+            all directions vary equally, 1 if all cases lie on a line.
+        dims_for_95_percent: principal components that explain 95 % of the variance.
     """
 
     dims: int
@@ -34,17 +34,17 @@ class ActiveDimensions:
 
 
 def active_dimensions(z: ArrayLike) -> ActiveDimensions:
-    """Count the dimensions of z_sem that the cases use.
+    """Count the dimensions of z_sem in which the cases differ.
 
-    After the active units of Burda et al. 2016, who call a dimension active whose variance is above .01, its prior's
-    being 1; z_sem has no prior, so the mean variance takes its place. The other two are of the covariance, and tell
-    where dimensions say the same; of N cases they cannot be above N - 1.
+    ``active`` follows the active units of Burda et al. 2016, dimensions with a variance above .01 under a prior with
+    variance 1; z_sem has no prior, so its mean variance is used instead. The other two figures are computed from the
+    covariance and reveal redundant dimensions; for N cases they cannot exceed N - 1.
 
     Args:
-        z: ``[N, D]``, as the decoder gets it, N at least 2.
+        z: ``[N, D]``, as the decoder takes it, N at least 2.
 
     Raises:
-        ConfigError: another shape, too few cases, or values that are not finite.
+        ConfigError: the shape is wrong, there are too few cases, or values are not finite.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(500, 3))

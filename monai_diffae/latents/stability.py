@@ -1,4 +1,4 @@
-"""How far z_sem moves where the case stays the same, beside how far other cases are."""
+"""How far z_sem moves when a case is seen again, compared with the distance between patients."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from monai_diffae.latents.statistics import checked_codes
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.intp]
 
-_MOST_PAIRS = 500_000  # of their distances, drawn at random, the median is off by less than a thousandth
+_MAX_PAIRS = 500_000  # the median over a random sample of this size is off by less than a thousandth
 _PAIRS_AT_ONCE = 2**13
 _DISTANCES_AT_ONCE = 2**20
-_ROUNDING = 1e-10  # of squares of lengths, and more than any sum of products is off by
+_ROUNDING = 1e-10  # relative to squared lengths; an upper bound for the error of the sums of products
 
 
 @dataclass(frozen=True)
 class Stability:
-    """What :func:`stability` measures.
+    """The result of :func:`stability`.
 
     Attributes:
-        ratio: the median distance between a case's two z_sem, over the median distance between different patients'.
-            0: it does not move; 1: as far as to a stranger. The second median is over all pairs of cases where these
-            are at most 500,000 (707 cases of as many patients), else over as many drawn by a fixed seed.
-        ratio_90: the same of the 90th percentile of the first.
-        rank_1: the share of cases whose z_sem, seen again, is nearer to their own than to any other patient's.
-        num_cases: how many there are.
+        ratio: the median distance between the two z_sem of a case, divided by the median distance between different
+            patients. 0: z_sem does not move; 1: it moves as far as to another patient. The second median is over all
+            pairs of cases if there are at most 500,000 (707 cases of as many patients), else over 500,000 pairs drawn
+            with a fixed seed.
+        ratio_90: the 90th percentile of the first distance, divided by the same median.
+        rank_1: the share of cases whose second z_sem is closer to their own than to that of any other patient.
+        num_cases: number of compared cases.
     """
 
     ratio: float
@@ -45,19 +46,20 @@ def stability(
     scans: ArrayLike | None = None,
     slices: ArrayLike | None = None,
 ) -> Stability:
-    """Compare the z_sem of cases with those of the same cases seen again.
+    """Compare the z_sem of cases with a second z_sem of the same cases.
 
     Args:
         z: ``[N, D]``, normalised.
-        z_again: ``[N, D]``, as well: of the cases changed, or ``z`` once more where cases are compared with others.
-        patients: ``[N]``, whose each case is. Cases of other patients are strangers.
-        scans: ``[N]``, which scan each case is of. A case is then compared not with itself but with the other scans of
-            its patient; the nearest counts, and cases of the same scan do not.
-        slices: ``[N]``, which slice of the scan: only the same one of other scans counts. None: they are whole.
+        z_again: ``[N, D]``, normalised in the same way: of the changed cases, or ``z`` again to compare scans.
+        patients: ``[N]``, the patient of each case.
+        scans: ``[N]``, the scan of each case. A case is then compared with the nearest case in another scan of its
+            patient, not with itself or with its own scan.
+        slices: ``[N]``, the slice number of each case: only the same slice of other scans counts. None: cases are whole
+            scans.
 
     Raises:
-        ConfigError: other shapes, values that are not finite, no case with both its own and strangers, or z_sem that
-            is the same for most patients.
+        ConfigError: the shapes do not match, values are not finite, no case can be compared with itself and with other
+            patients, or most patients have the same z_sem.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(50, 8))
@@ -67,74 +69,78 @@ def stability(
     """
     x = checked_codes(z, num_least=1).astype(np.float64)
     again = checked_codes(z_again, x.shape[1], num_least=1).astype(np.float64)
-    given = [np.asarray(each) for each in (patients, scans, slices) if each is not None]
-    if again.shape != x.shape or any(each.shape != (len(x),) for each in given):
+    labels = [np.asarray(each) for each in (patients, scans, slices) if each is not None]
+    if again.shape != x.shape or any(each.shape != (len(x),) for each in labels):
         raise ConfigError("stability: z, z_again, patients, scans and slices must be of as many cases")
     patient = _numbered(patients)
     if scans is None:
-        gone = np.linalg.norm(again - x, axis=1)
+        displacement = np.linalg.norm(again - x, axis=1)
     else:
         group = patient if slices is None else _numbered(patient * len(x) + _numbered(slices))
-        gone = _to_other_scans(x, again, group, _numbered(scans))
-    judged = np.flatnonzero(np.isfinite(gone) & (patient.max() > 0))
-    if not len(judged):
-        raise ConfigError("stability: no case is seen again beside another patient's; give more cases")
-    usual = _usual_distance(x, patient, judged)
-    if usual == 0:
+        displacement = _distance_to_other_scans(x, again, group, _numbered(scans))
+    compared = np.flatnonzero(np.isfinite(displacement) & (patient.max() > 0))
+    if not len(compared):
+        raise ConfigError("stability: no case is seen again and has another patient beside it; give more cases")
+    usual_distance = _distance_between_patients(x, patient, compared)
+    if usual_distance == 0:
         raise ConfigError("stability: most patients have the same z_sem; train the encoder")
-    is_nearest = _are_nearest(x, again, patient, judged, gone[judged])
-    ratio, ratio_90 = np.percentile(gone[judged], [50, 90]) / usual
-    return Stability(float(ratio), float(ratio_90), float(is_nearest.mean()), len(judged))
+    is_nearest = _are_nearest(x, again, patient, compared, displacement[compared])
+    ratio, ratio_90 = np.percentile(displacement[compared], [50, 90]) / usual_distance
+    return Stability(float(ratio), float(ratio_90), float(is_nearest.mean()), len(compared))
 
 
 def _numbered(values: ArrayLike) -> Numbers:
     return np.unique(np.asarray(values), return_inverse=True)[1]
 
 
-def _to_other_scans(x: Floats, again: Floats, group: Numbers, scan: Numbers) -> Floats:
-    """How far (N,) each case is from the nearest of its group in another scan; infinite where there is none."""
-    gone = np.full(len(x), np.inf)
+def _distance_to_other_scans(x: Floats, again: Floats, group: Numbers, scan: Numbers) -> Floats:
+    """The distance (N,) from each case to the nearest case of its group in another scan; infinite if there is none."""
+    distance = np.full(len(x), np.inf)
     for members in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
         for i in members:
             others = members[scan[members] != scan[i]]
             if len(others):
-                gone[i] = np.linalg.norm(x[others] - again[i], axis=1).min()
-    return gone
+                distance[i] = np.linalg.norm(x[others] - again[i], axis=1).min()
+    return distance
 
 
-def _usual_distance(x: Floats, patient: Numbers, judged: Numbers) -> float:
-    """The median distance from judged cases to strangers: of all pairs, or of as many as are enough."""
+def _distance_between_patients(x: Floats, patient: Numbers, compared: Numbers) -> float:
+    """The median distance from the compared cases to cases of other patients, over all pairs or a sample of them."""
     order, sizes = np.argsort(patient, kind="stable"), np.bincount(patient)
     starts = np.cumsum(sizes) - sizes
-    ends = np.cumsum(len(x) - sizes[patient[judged]])  # in a list of all pairs, case by case
+    ends = np.cumsum(len(x) - sizes[patient[compared]])  # in the list of all pairs, case by case
     num = int(ends[-1])
-    pairs = np.arange(num) if num <= _MOST_PAIRS else np.random.default_rng(0).integers(num, size=_MOST_PAIRS)
+    pairs = np.arange(num) if num <= _MAX_PAIRS else np.random.default_rng(0).integers(num, size=_MAX_PAIRS)
     distances = np.empty(len(pairs))
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         part = pairs[start : start + _PAIRS_AT_ONCE]
         row = np.searchsorted(ends, part, side="right")
-        own = patient[judged[row]]
-        place = part - ends[row] + len(x) - sizes[own]  # among the strangers
-        stranger = order[place + np.where(place < starts[own], 0, sizes[own])]
-        distances[start : start + len(part)] = np.linalg.norm(x[stranger] - x[judged[row]], axis=1)
+        own = patient[compared[row]]
+        position = part - ends[row] + len(x) - sizes[own]  # among the cases of other patients
+        other = order[position + np.where(position < starts[own], 0, sizes[own])]
+        distances[start : start + len(part)] = np.linalg.norm(x[other] - x[compared[row]], axis=1)
     return float(np.median(distances))
 
 
-def _are_nearest(x: Floats, again: Floats, patient: Numbers, judged: Numbers, gone: Floats) -> NDArray[np.bool_]:
-    """Whether each judged case, seen again, is farther from all strangers than it has gone.
+def _are_nearest(
+    x: Floats, again: Floats, patient: Numbers, compared: Numbers, displacement: Floats
+) -> NDArray[np.bool_]:
+    """Whether each compared case has moved less than the distance to the nearest other patient.
 
-    By matrix products, many cases at once; where their rounding could decide, by the differences themselves.
+    Distances are computed with matrix products, many cases at once. If rounding could change the answer, they are
+    recomputed from the differences.
     """
-    squares, is_nearest = np.square(x).sum(axis=1), np.empty(len(judged), bool)
+    squares, is_nearest = np.square(x).sum(axis=1), np.empty(len(compared), bool)
     step = max(1, _DISTANCES_AT_ONCE // len(x))
-    for start in range(0, len(judged), step):
-        rows = judged[start : start + step]
-        own_squares, limit = np.square(again[rows]).sum(axis=1), gone[start : start + step] ** 2
+    for start in range(0, len(compared), step):
+        rows = compared[start : start + step]
+        own_squares, limit = np.square(again[rows]).sum(axis=1), displacement[start : start + step] ** 2
         to_all = own_squares[:, None] + squares - 2 * (again[rows] @ x.T)
         to_all[patient[rows][:, None] == patient] = np.inf
         nearest = to_all.min(axis=1)
         is_nearest[start : start + step] = limit < nearest
         for i in np.flatnonzero(np.abs(limit - nearest) <= _ROUNDING * (own_squares + squares.max())):
-            strangers = x[patient != patient[rows[i]]]
-            is_nearest[start + i] = gone[start + i] < np.linalg.norm(strangers - again[rows[i]], axis=1).min()
+            others = x[patient != patient[rows[i]]]
+            distances = np.linalg.norm(others - again[rows[i]], axis=1)
+            is_nearest[start + i] = displacement[start + i] < distances.min()
     return is_nearest

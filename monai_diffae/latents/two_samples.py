@@ -1,9 +1,9 @@
-"""Whether two sets of z_sem are from one distribution, and whether one copies the other.
+"""Two-sample tests of z_sem: do two sets have the same distribution, and does one copy the other?
 
-Both distances here have one form, ``E k(a, a') + E k(b, b') - 2 E k(a, b)`` over pairs of different cases: with
-``k = -|x - y|`` it is the energy distance, with a Gaussian the squared maximum mean discrepancy (Sejdinovic et al.,
-2013, arXiv 1207.6076). So a permutation or a bootstrap only weighs the same pairs anew: one pass over the pairs, in
-blocks of rows, serves them all.
+Both distances have the same form, ``E k(a, a') + E k(b, b') - 2 E k(a, b)`` over pairs of different cases: with
+``k = -|x - y|`` it is the energy distance, with a Gaussian kernel the squared maximum mean discrepancy (Sejdinovic et
+al., 2013, arXiv 1207.6076). A permutation or bootstrap draw only changes the weights of the pairs, so one pass over
+the pairs, in blocks of rows, computes all draws.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from monai_diffae.latents.statistics import checked_codes
 
 Floats = NDArray[np.float64]
 Statistic = Literal["energy", "mmd"]
-Kernel: TypeAlias = Callable[[Floats], Floats]  # of distances
+Kernel: TypeAlias = Callable[[Floats], Floats]  # a function of distances
 
 _BLOCK_MIB = 64
 _MEDIAN_ROWS = 1000
-_LEAST_BOOTSTRAPPED = 10  # with fewer, a draw can be one case alone, which has no pairs
+_LEAST_BOOTSTRAPPED = 10  # with fewer cases, a draw can consist of a single case, which has no pairs
 
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """Whether a statistic is larger than where both samples are from one distribution.
+    """The result of :func:`permutation_test`.
 
     Attributes:
-        value: of the samples as they are.
-        p_value: the share of the permutations, this one included, that are at least as large.
+        value: the statistic of the two samples.
+        p_value: the share of permutations, the identity included, whose value is at least as large.
         null_low: lower end of the central 95% of the permutations' values.
-        null_high: its upper end.
+        null_high: upper end of the central 95% of the permutations' values.
     """
 
     value: float
@@ -46,12 +46,12 @@ class PermutationTest:
 
 @dataclass(frozen=True)
 class DifferenceInterval:
-    """How much farther from the reference the one sample is than the other.
+    """The result of :func:`difference_interval`.
 
     Attributes:
-        value: ``statistic(a, reference) - statistic(b, reference)``: below 0 where a is nearer.
-        low: lower end of its 95% interval, from a bootstrap over the cases of all three.
-        high: its upper end.
+        value: ``statistic(a, reference) - statistic(b, reference)``; below 0 if a is closer to the reference.
+        low: lower end of the 95% interval, from a bootstrap over the cases of all three samples.
+        high: upper end of the 95% interval.
     """
 
     value: float
@@ -60,16 +60,17 @@ class DifferenceInterval:
 
 
 def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """``2 E|a - b| - E|a - a'| - E|b - b'|``, without bias (Szekely and Rizzo, 2013): 0 of one distribution.
+    """The unbiased energy distance, ``2 E|a - b| - E|a - a'| - E|b - b'|`` (Szekely and Rizzo, 2013).
 
-    It can be a little below 0. Distances count all dimensions alike, so give normalised z_sem.
+    Its expectation is 0 for samples of the same distribution, so it can be slightly negative. All dimensions have the
+    same weight, so give normalised z_sem.
 
     Args:
         a: ``[N, D]``, N at least 2.
         b: ``[M, D]``, M at least 2.
 
     Raises:
-        ConfigError: other shapes, or values that are not finite.
+        ConfigError: the shapes do not match, or values are not finite.
 
     Example:
         >>> energy_distance([[0.0], [1.0]], [[10.0], [11.0]])
@@ -79,17 +80,18 @@ def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
-    """The squared maximum mean discrepancy, without bias (Gretton et al., 2012, equation 3): 0 of one distribution.
+    """The unbiased squared maximum mean discrepancy (Gretton et al., 2012, equation 3).
 
-    The kernel is ``exp(-|x - y|^2 / (2 bandwidth^2))``. It can be a little below 0. Give normalised z_sem.
+    The kernel is ``exp(-|x - y|^2 / (2 bandwidth^2))``. The expectation is 0 for samples of the same distribution, so
+    the value can be slightly negative. Give normalised z_sem.
 
     Args:
         a: ``[N, D]``, N at least 2.
         b: ``[M, D]``, M at least 2.
-        bandwidth: above 0; None: the median distance between cases of both (of 1000 at most, evenly picked).
+        bandwidth: above 0; None: the median distance between the cases of both samples (at most 1000, evenly spaced).
 
     Raises:
-        ConfigError: other shapes, values that are not finite, or a bandwidth that is not above 0.
+        ConfigError: the shapes do not match, values are not finite, or the bandwidth is not above 0.
 
     Example:
         >>> round(mmd([[0.0], [1.0]], [[100.0], [101.0]], bandwidth=1.0), 3)  # 2 exp(-1/2)
@@ -102,17 +104,17 @@ def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
 def permutation_test(
     statistic: Statistic, a: ArrayLike, b: ArrayLike, *, num: int = 500, seed: int = 0
 ) -> PermutationTest:
-    """Test whether two samples are from one distribution, by dividing their union anew.
+    """Test whether two samples have the same distribution, by randomly dividing their union again and again.
 
     Args:
         statistic: ``energy`` or ``mmd``.
         a: ``[N, D]``, independent cases, normalised.
         b: ``[M, D]``, likewise.
-        num: of permutations; the smallest p-value is ``1 / (num + 1)``.
-        seed: of the permutations.
+        num: number of permutations; the smallest p-value is ``1 / (num + 1)``.
+        seed: random seed of the permutations.
 
     Raises:
-        ConfigError: no such statistic, other shapes, or values that are not finite.
+        ConfigError: the statistic is unknown, the shapes do not match, or values are not finite.
 
     Example:
         >>> generator = np.random.default_rng(0)
@@ -127,10 +129,10 @@ def permutation_test(
     draws = np.random.default_rng(seed).permuted(np.tile(is_a, num), axis=0)
     in_a = np.concatenate([is_a, draws], axis=1)
     value, *null = _weighted(pooled, kernel, in_a, 1 - in_a)
-    # equal up to rounding counts as at least as large: a division of equal cases gives the same value in another order
-    as_large = np.sum(np.array(null) >= value - 1e-12 * max(abs(value), 1.0))
+    # values that are equal up to rounding count as at least as large: equal cases in another order give the same value
+    num_as_large = np.sum(np.array(null) >= value - 1e-12 * max(abs(value), 1.0))
     low, high = np.percentile(null, [2.5, 97.5])
-    return PermutationTest(float(value), float((1 + as_large) / (num + 1)), float(low), float(high))
+    return PermutationTest(float(value), float((1 + num_as_large) / (num + 1)), float(low), float(high))
 
 
 def difference_interval(
@@ -142,20 +144,21 @@ def difference_interval(
     num: int = 500,
     seed: int = 0,
 ) -> DifferenceInterval:
-    """Whether samples match a reference better than others do: an interval below 0 says that a does.
+    """Compare how closely two samples match a reference; an interval below 0 means that a is closer.
 
-    Such as whether the latent DDIM's samples (a) are nearer to held-out z_sem than a fitted Gaussian's (b).
+    For example, are the latent DDIM's samples (a) closer to held-out z_sem than those of a fitted Gaussian (b)?
 
     Args:
         reference: ``[N, D]``, independent cases, normalised.
         a: ``[M, D]``, likewise.
         b: ``[K, D]``, likewise.
-        statistic: ``energy`` or ``mmd`` (with one bandwidth for both).
-        num: of bootstrap draws; reference, a and b are each drawn from themselves.
-        seed: of the draws.
+        statistic: ``energy`` or ``mmd`` (with the same bandwidth for both).
+        num: number of bootstrap draws; reference, a and b are resampled separately.
+        seed: random seed of the draws.
 
     Raises:
-        ConfigError: no such statistic, other shapes, fewer than 10 cases, or values that are not finite.
+        ConfigError: the statistic is unknown, the shapes do not match, there are fewer than 10 cases, or values are
+            not finite.
 
     Example:
         >>> generator = np.random.default_rng(0)
@@ -181,10 +184,10 @@ def difference_interval(
 
 
 def nearest_distances(a: ArrayLike, b: ArrayLike) -> Floats:
-    """The distance of each row of a to its nearest row of b: ``[N, D]``, ``[M, D]`` -> ``[N]``; 0 for a row of both.
+    """The distance from each row of a to its nearest row of b: ``[N, D]``, ``[M, D]`` -> ``[N]``.
 
     Raises:
-        ConfigError: other shapes, or values that are not finite.
+        ConfigError: the shapes do not match, or values are not finite.
 
     Example:
         >>> nearest_distances([[0.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 4.0]])
@@ -193,32 +196,33 @@ def nearest_distances(a: ArrayLike, b: ArrayLike) -> Floats:
     from sklearn.metrics import pairwise_distances_argmin
 
     x, y = _checked(a, b, num_least=1)
-    # computed again for the pair, since the fast search rounds small distances
+    # recomputed for these pairs, since the fast search rounds small distances
     return np.linalg.norm(x - y[pairwise_distances_argmin(x, y)], axis=1)
 
 
 def copying_ratio(samples: ArrayLike, train: ArrayLike, held_out: ArrayLike) -> float:
-    """The median distance of samples to their nearest training case, over that of held-out cases.
+    """The median distance from samples to their nearest training case, divided by that of held-out cases.
 
-    About 1: samples are as new as unseen cases; far below 1: they are copies of the training set.
+    At about 1, samples are as new as unseen cases; far below 1, they are copies of the training set.
 
     Args:
         samples: ``[N, D]``, normalised.
-        train: ``[M, D]``, what the model that made them was fitted to.
-        held_out: ``[K, D]``, cases that it was not.
+        train: ``[M, D]``, the training cases of the model that drew the samples.
+        held_out: ``[K, D]``, cases that the model was not trained on.
 
     Raises:
-        ConfigError: other shapes, values that are not finite, or held-out cases that are in the training set.
+        ConfigError: the shapes do not match, values are not finite, or half of the held-out cases or more are in the
+            training set.
 
     Example:
         >>> train, new, held_out = np.random.default_rng(0).normal(size=(3, 200, 8))
         >>> round(copying_ratio(new, train, held_out), 1), copying_ratio(train[:50], train, held_out)
         (1.0, 0.0)
     """
-    of_held_out = float(np.median(nearest_distances(held_out, train)))
-    if of_held_out == 0:
+    usual_distance = float(np.median(nearest_distances(held_out, train)))
+    if usual_distance == 0:
         raise ConfigError("held_out: half of the cases or more are in the training set; give cases that are not")
-    return float(np.median(nearest_distances(samples, train))) / of_held_out
+    return float(np.median(nearest_distances(samples, train))) / usual_distance
 
 
 def _energy(distances: Floats) -> Floats:
@@ -232,7 +236,7 @@ def _gaussian(pooled: Floats, bandwidth: float | None) -> Kernel:
         step = -(-len(pooled) // _MEDIAN_ROWS)
         bandwidth = float(np.median(pdist(pooled[::step])))
     if not 0 < bandwidth < np.inf:
-        raise ConfigError(f"bandwidth: {bandwidth} is not above 0; name one, or give cases that differ")
+        raise ConfigError(f"bandwidth: {bandwidth} is not above 0; set another, or give cases that differ")
     width = bandwidth
     return lambda distances: np.exp(-(distances**2) / (2 * width**2))
 
@@ -249,7 +253,7 @@ def _value(kernel: Kernel, x: Floats, y: Floats) -> float:
 
 
 def _side_by_side(weights_a: Floats, weights_b: Floats) -> tuple[Floats, Floats]:
-    """Weights of the cases of each sample -> weights of the cases of both, one after the other."""
+    """Weights of the cases of each sample as weights of the concatenated cases."""
     return (
         np.concatenate([weights_a, np.zeros((len(weights_b), weights_a.shape[1]))]),
         np.concatenate([np.zeros((len(weights_a), weights_b.shape[1])), weights_b]),
@@ -257,7 +261,7 @@ def _side_by_side(weights_a: Floats, weights_b: Floats) -> tuple[Floats, Floats]
 
 
 def _weighted(z: Floats, kernel: Kernel, weights_a: Floats, weights_b: Floats) -> Floats:
-    """The statistic for each column of weights ``[N, P]`` -> ``[P]``; no case is paired with itself."""
+    """The statistic ``[P]`` for each column of weights ``[N, P]``; no case is paired with itself."""
     from sklearn.metrics import pairwise_distances_chunked
 
     in_a, in_b, between = np.zeros((3, weights_a.shape[1]))
@@ -271,14 +275,15 @@ def _weighted(z: Floats, kernel: Kernel, weights_a: Floats, weights_b: Floats) -
         in_b += np.sum(weights_b[rows] * with_b, axis=0)
         between += np.sum(weights_a[rows] * with_b, axis=0)
         start += len(rows)
-    of_a, of_b = weights_a.sum(axis=0), weights_b.sum(axis=0)
-    mean_a = in_a / (of_a**2 - np.sum(weights_a**2, axis=0))
-    mean_b = in_b / (of_b**2 - np.sum(weights_b**2, axis=0))
-    return np.asarray(mean_a + mean_b - 2 * between / (of_a * of_b))
+    total_a, total_b = weights_a.sum(axis=0), weights_b.sum(axis=0)
+    mean_a = in_a / (total_a**2 - np.sum(weights_a**2, axis=0))
+    mean_b = in_b / (total_b**2 - np.sum(weights_b**2, axis=0))
+    return np.asarray(mean_a + mean_b - 2 * between / (total_a * total_b))
 
 
 def _checked(*samples: ArrayLike, num_least: int = 2) -> list[Floats]:
     codes = [checked_codes(z, num_least=num_least).astype(np.float64) for z in samples]
     if len({z.shape[1] for z in codes}) > 1:
-        raise ConfigError(f"z_sem: the samples have {', '.join(str(z.shape[1]) for z in codes)} dimensions; give alike")
+        sizes = ", ".join(str(z.shape[1]) for z in codes)
+        raise ConfigError(f"z_sem: the samples have {sizes} dimensions; give samples with the same number of them")
     return codes

@@ -1,4 +1,4 @@
-"""Axes of z_sem along which a set of cases varies alike."""
+"""Whitening of z_sem: axes along which a set of cases has the same variance."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from monai_diffae.latents.statistics import checked_codes
 
 
 def whitening(z: ArrayLike) -> NDArray[np.float64]:
-    """The matrix ``[D, D]`` that brings z_sem to axes along which the cases have a variance of 1.
+    """The matrix ``[D, D]`` that maps z_sem to axes along which the cases have a variance of 1.
 
-    ``z @ matrix`` then shows a case that lies where the others do not vary, however little it is. To the variance
-    along each axis 1 % of that of a normalised dimension is added, so that axes without any are not blown up.
+    ``z @ matrix`` reveals a case that deviates, however little, in a direction in which the others hardly vary. The
+    variance along each axis is increased by 1 % of the variance of a normalised dimension, so that empty directions
+    are not amplified without limit.
 
     Args:
         z: ``[N, D]``, normalised.
 
     Raises:
-        ConfigError: another shape, no case, or values that are not finite.
+        ConfigError: the shape is wrong, there is no case, or values are not finite.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(1000, 2)) @ [[1.0, 1.0], [0.1, -0.1]]

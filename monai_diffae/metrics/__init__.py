@@ -1,8 +1,18 @@
-"""Judgement: reconstruction errors, the validation loss, z_sem usage, whether x_T is noise and samples are new."""
+"""Metrics: reconstruction errors, validation loss, use of z_sem, statistics of x_T, and copies among samples."""
 
 from monai_diffae.metrics.copying import CopyingRatio
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.metrics.validation_loss import ValidationLoss, ZSemUsage
+from monai_diffae.metrics.views import changed_views
+from monai_diffae.metrics.z_usage import level_losses
 
-__all__ = ["CopyingRatio", "ValidationLoss", "ZSemUsage", "noise_statistics", "reconstruction_errors"]
+__all__ = [
+    "CopyingRatio",
+    "ValidationLoss",
+    "ZSemUsage",
+    "changed_views",
+    "level_losses",
+    "noise_statistics",
+    "reconstruction_errors",
+]

@@ -1,4 +1,4 @@
-"""Whether samples of z_sem are new, or those of the training set again."""
+"""Whether generated z_sem copy the training set."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class CopyingRatio(Metric):
-    """:func:`~monai_diffae.latents.copying_ratio` of what the network samples after each validation.
+    """The :func:`~monai_diffae.latents.copying_ratio` of samples that the network draws after each validation.
 
-    The images of that validation are the held-out z_sem. Where there is no ratio (half of the held-out cases are in the
-    training set, or z_sem is not finite) it is NaN, with one warning: a figure beside the loss ends no training.
+    The z_sem of the validation are the held-out cases. If the ratio is not defined (half of the held-out cases are in
+    the training set, or z_sem is not finite), it is NaN and one warning is logged; training continues.
 
     Args:
-        sample: a number of samples -> normalised z_sem (N, D).
+        sample: draws a number of samples: normalised z_sem (N, D).
         train: normalised z_sem (K, D) of the training set.
-        num_samples: how many are drawn.
-        device: where ignite keeps the metric.
+        num_samples: number of samples to draw.
+        device: device of the metric.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CopyingRatio(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Start a new validation."""
         self.held_out: list[Tensor] = []
 
     @reinit__is_reduced
@@ -54,7 +54,7 @@ class CopyingRatio(Metric):
         self.held_out.append(output.detach())
 
     def compute(self) -> float:
-        """Draw samples and compare."""
+        """Draw samples and compute the ratio."""
         samples, held_out = self.sample(self.num_samples), torch.cat(self.held_out)
         try:
             return copying_ratio(*(z.cpu().numpy() for z in (samples, self.train, held_out)))

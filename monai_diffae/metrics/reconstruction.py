@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its image, one number an image."""
+"""Reconstruction errors, one value per image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor
 def reconstruction_errors(
     images: Tensor, reconstructions: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)
 ) -> dict[str, Tensor]:
-    """MSE, PSNR and SSIM of each image (B,), float32.
+    """MSE, PSNR and SSIM of each image.
 
     Args:
         images: (B, C, *S) in ``model_range``.
         reconstructions: the same shape.
-        model_range: black and white. MSE is in its squared units, PSNR and SSIM do not depend on it.
+        model_range: black and white. MSE is in its squared units; PSNR and SSIM do not depend on it.
+
+    Returns:
+        ``mse``, ``psnr`` (dB) and ``ssim``, each (B,) float32.
 
     Example:
         >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
@@ -24,7 +27,7 @@ def reconstruction_errors(
         ([1.0, 1.0], [0.0, 0.0])
     """
     low, width = model_range[0], model_range[1] - model_range[0]
-    # SSIM compares mean brightnesses as a ratio: black must be 0
+    # SSIM compares mean intensities by their ratio, so black must be 0
     images, reconstructions = images.detach().float() - low, reconstructions.detach().float() - low
     spatial_dims = images.ndim - 2
     # SSIM's usual window of 11 does not fit into very small images.

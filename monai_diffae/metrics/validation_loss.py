@@ -1,4 +1,4 @@
-"""The validation loss, and whether the decoder uses z_sem: ignite metrics, right across ranks."""
+"""Ignite metrics, reduced across ranks: the validation loss, and how much the decoder uses z_sem."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class ValidationLoss(Metric):
-    """The mean of one entry of the evaluator's output over all validation images.
+    """The mean over all validation images of one entry of the evaluator's output.
 
     Args:
-        key: ``loss`` (each image's own z_sem) or ``loss_other`` (another image's).
-        device: where sums are kept.
+        key: ``loss`` (with each image's own z_sem) or ``loss_other`` (with another image's).
+        device: device of the sums.
     """
 
     def __init__(self, key: str = "loss", device: str | torch.device = "cpu") -> None:
@@ -21,28 +21,28 @@ class ValidationLoss(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Start a new validation."""
         self.total = torch.zeros((), dtype=torch.float64, device=self._device)
         self.count = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: Tensor) -> None:
-        """Add a batch: values (B,)."""
+        """Add a batch of values (B,)."""
         values = output.detach().double().to(self._device)
         self.total += values.sum()
         self.count += values.numel()
 
     @sync_all_reduce("total", "count")
     def compute(self) -> float:
-        """The mean; NaN where nothing was seen."""
+        """The mean; NaN without any value."""
         return float(self.total / self.count)
 
 
 class ZSemUsage(Metric):
-    """The loss with another image's z_sem over the loss with each image's own; 1: z_sem is ignored.
+    """The ratio of the loss with another image's z_sem to the loss with each image's own; at 1, z_sem is ignored.
 
     Args:
-        device: where sums are kept.
+        device: device of the sums.
 
     Example:
         >>> usage = ZSemUsage()
@@ -55,13 +55,13 @@ class ZSemUsage(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Start a new validation."""
         self.own = torch.zeros((), dtype=torch.float64, device=self._device)
         self.other = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Add a batch of the evaluator's output: own and other losses, (B,) each."""
+        """Add a batch of the evaluator's output: the losses with the own and with another z_sem, (B,) each."""
         own, other = output
         self.own += own.detach().double().sum().to(self._device)
         self.other += other.detach().double().sum().to(self._device)

@@ -1,4 +1,4 @@
-"""Small changes of an image, to see whether its z_sem stays what it is."""
+"""Small changes of an image, to measure how much they change its z_sem."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ _AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down"
 
 
 def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:
-    """The images mirrored, noisier, a little aside, darker and brighter: by name, (B, C, *S) each.
+    """Change images in several ways: flip them, add noise, shift them, and scale their intensities.
 
     Args:
-        images: (B, C, *S) in the model's range, 2D as a radiologist sees them or volumes in RAS order.
-        noise: standard normal, (B, C, *S); of it 1 and 5 % of the range are added.
-        model_range: black and white; what goes beyond is cut off, as the preprocessing does.
+        images: (B, C, *S) in the model's range; 2D images as a radiologist sees them, volumes in RAS order.
+        noise: standard normal, (B, C, *S); it is added with 1 and 5 % of the range.
+        model_range: black and white; values beyond it are clipped, as by the preprocessing.
+
+    Returns:
+        The changed images (B, C, *S), by the name of the change.
 
     Raises:
-        ConfigError: neither 2D nor 3D.
+        ConfigError: the images are neither 2D nor 3D.
 
     Example:
         >>> views = changed_views(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
@@ -38,6 +41,6 @@ def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float
 
 
 def _shifted(images: Tensor, voxels: int, axis: int) -> Tensor:
-    """Moved along an axis; the border is repeated."""
-    places = torch.arange(images.shape[axis], device=images.device) - voxels
-    return images.index_select(axis, places.clamp(min=0))
+    """Shift images along an axis; the border is repeated."""
+    sources = torch.arange(images.shape[axis], device=images.device) - voxels
+    return images.index_select(axis, sources.clamp(min=0))

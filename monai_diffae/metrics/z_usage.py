@@ -1,4 +1,4 @@
-"""What the decoder loses without a case's own z_sem, at one noise level."""
+"""The denoising loss with different z_sem at one noise level."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def level_losses(
     timestep: int,
     noise: Tensor,
 ) -> dict[str, Tensor]:
-    """The denoising loss of each image (B,), float32, with several z_sem in turn.
+    """The denoising loss of each image with several z_sem in turn.
 
-    All see the same noisy image, so that what differs between two losses comes from z_sem. The loss is the training's,
-    the squared error of the schedule's target, without its weights.
+    The noisy image is the same for all of them, so losses differ because of z_sem only. The loss is the unweighted one
+    of the training: the squared error of the schedule's target.
 
     Args:
-        x0: what the network works on, (B, C, *S): images, or with a first stage their latents.
-        codes: z_sem (B, D) by name, such as the images' own and another's.
+        x0: (B, C, *S), images, or their latents if the model has a first stage.
+        codes: z_sem (B, D) by name, such as the images' own and those of other images.
         network: the autoencoder, in evaluation mode.
-        inferer: with the schedule.
+        inferer: the inferer with the schedule.
         timestep: the noise level, in [0, T).
         noise: eps (B, C, *S).
+
+    Returns:
+        For each name in ``codes``, the loss of each image, (B,) float32.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule

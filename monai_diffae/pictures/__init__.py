@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from monai_diffae.pictures.cells import draw_cells
 from monai_diffae.pictures.curves import draw_curves
+from monai_diffae.pictures.diagnosis import draw_diagnosis
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
-from monai_diffae.pictures.usage import draw_usage
+from monai_diffae.pictures.probes import draw_calibration, draw_few_labels
 
-__all__ = ["draw_cells", "draw_curves", "draw_mosaic", "draw_usage", "in_colours", "three_planes"]
+__all__ = [
+    "draw_calibration",
+    "draw_cells",
+    "draw_curves",
+    "draw_diagnosis",
+    "draw_few_labels",
+    "draw_mosaic",
+    "in_colours",
+    "three_planes",
+]

@@ -17,14 +17,14 @@ _INCHES = 1.4
 def draw_cells(
     rows: Sequence[Iterable[tuple[Tensor | None, str]]], path: Path, model_range: tuple[float, float]
 ) -> None:
-    """A PNG of images with a text above each.
+    """Draw rows of images, each with a caption above it.
 
     Args:
-        rows: of images (C, *S), volumes in three planes, or None, which leaves the place empty.
-        path: where to.
+        rows: images (C, *S) with their captions; volumes are shown in three planes, and None leaves the cell empty.
+        path: the PNG.
         model_range: black and white.
     """
-    from matplotlib.figure import Figure  # no pyplot: it holds on to figures and wants a display
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 
     cells = [[(None if image is None else _pixels(image, model_range), text) for image, text in row] for row in rows]
     height, width = next((pixels.shape[:2] for row in cells for pixels, _ in row if pixels is not None), (1, 1))
@@ -40,7 +40,7 @@ def draw_cells(
 
 
 def _pixels(image: Tensor, model_range: tuple[float, float]) -> NDArray[np.float32]:
-    """(H, W, 3) from 0 to 1."""
+    """The pixels (H, W, 3) of an image, from 0 to 1."""
     low, high = model_range
     images = (image.as_subclass(Tensor)[None].float() - low) / (high - low)
     images = three_planes(images) if images.ndim == 5 else images

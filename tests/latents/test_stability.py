@@ -13,25 +13,25 @@ def z():
     return np.random.default_rng(0).normal(size=(60, 16))
 
 
-def of_all_pairs(x, again, own, strangers):
+def stability_over_all_pairs(x, again, own, others):
     """Ratios and rank-1 by their definition, with masks (N, N) of what counts."""
-    judged = [i for i in range(len(x)) if own[i].any() and strangers[i].any()]
-    to_all = {i: np.linalg.norm(x - again[i], axis=1) for i in judged}
-    gone, to_stranger = (np.array([to_all[i][mask[i]].min() for i in judged]) for mask in (own, strangers))
-    usual = np.median(np.concatenate([np.linalg.norm(x[strangers[i]] - x[i], axis=1) for i in judged]))
-    return (*(np.percentile(gone, [50, 90]) / usual), (gone < to_stranger).mean(), len(judged))
+    compared = [i for i in range(len(x)) if own[i].any() and others[i].any()]
+    to_all = {i: np.linalg.norm(x - again[i], axis=1) for i in compared}
+    moved, to_other = (np.array([to_all[i][mask[i]].min() for i in compared]) for mask in (own, others))
+    usual = np.median(np.concatenate([np.linalg.norm(x[others[i]] - x[i], axis=1) for i in compared]))
+    return (*(np.percentile(moved, [50, 90]) / usual), (moved < to_other).mean(), len(compared))
 
 
 def test_the_same_codes_do_not_move(z):
-    found = stability(z, z, np.arange(60))
-    assert (found.ratio, found.ratio_90, found.rank_1, found.num_cases) == (0, 0, 1, 60)
+    measured = stability(z, z, np.arange(60))
+    assert (measured.ratio, measured.ratio_90, measured.rank_1, measured.num_cases) == (0, 0, 1, 60)
 
 
-def test_codes_of_strangers_are_as_far_as_strangers(z):
+def test_codes_of_others_are_as_far_as_others(z):
     other = np.random.default_rng(1).normal(size=z.shape)
-    found = stability(z, other, np.arange(60))
-    assert found.ratio == pytest.approx(1, abs=0.05)
-    assert found.rank_1 < 0.1
+    measured = stability(z, other, np.arange(60))
+    assert measured.ratio == pytest.approx(1, abs=0.05)
+    assert measured.rank_1 < 0.1
 
 
 def test_neither_the_case_itself_nor_its_other_slices_count(z):
@@ -39,16 +39,16 @@ def test_neither_the_case_itself_nor_its_other_slices_count(z):
     scan = np.arange(60) // 3 * 2 + np.arange(60) % 3 // 2  # of three rows, two are slices of one scan
     z[1::3] = z[::3]
     z[2::3] = z[::3] + 0.01
-    found = stability(z, z, patient, scan)
-    assert found.rank_1 == 1
-    assert 0 < found.ratio < 0.02
-    assert found.num_cases == 60
+    measured = stability(z, z, patient, scan)
+    assert measured.rank_1 == 1
+    assert 0 < measured.ratio < 0.02
+    assert measured.num_cases == 60
 
 
 def test_codes_that_go_far_from_everyone_are_measured_by_how_far_cases_are_apart(z):
-    found = stability(z, z + 1000, np.arange(60))
-    assert found.ratio > 100
-    assert found.rank_1 < 0.5
+    measured = stability(z, z + 1000, np.arange(60))
+    assert measured.ratio > 100
+    assert measured.rank_1 < 0.5
 
 
 def test_collapsed_codes_are_one_line():
@@ -77,11 +77,11 @@ def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
     same = patients[:, None] == patients
     for step in (0, 0.01, 1, 5):
         again = z + step * rng.normal(size=z.shape)
-        found = stability(z, again, patients)
-        assert astuple(found) == of_all_pairs(z, again, np.eye(60, dtype=bool), ~same)
+        measured = stability(z, again, patients)
+        assert astuple(measured) == stability_over_all_pairs(z, again, np.eye(60, dtype=bool), ~same)
         own = same & (scans[:, None] != scans) & (slices[:, None] == slices)
-        assert astuple(stability(z, again, patients, scans, slices)) == of_all_pairs(z, again, own, ~same)
-    assert 0 < found.rank_1 < 1
+        assert astuple(stability(z, again, patients, scans, slices)) == stability_over_all_pairs(z, again, own, ~same)
+    assert 0 < measured.rank_1 < 1
 
 
 def test_of_many_pairs_a_sample_says_how_far_patients_are_apart(monkeypatch):
@@ -90,7 +90,7 @@ def test_of_many_pairs_a_sample_says_how_far_patients_are_apart(monkeypatch):
     z[patients < 50] += 3  # most pairs are of two kinds of patients
     again = z + 0.3 * rng.normal(size=z.shape)
     every = stability(z, again, patients)
-    monkeypatch.setattr(stability_module, "_MOST_PAIRS", 20_000)
+    monkeypatch.setattr(stability_module, "_MAX_PAIRS", 20_000)
     some = stability(z, again, patients)
     assert some.ratio != every.ratio
     assert some.ratio == pytest.approx(every.ratio, rel=0.01)

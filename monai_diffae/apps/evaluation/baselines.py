@@ -1,159 +1,210 @@
-"""What a probe of z_sem is compared with: further tables of features, and baselines from the pixels."""
+"""The features that ``probe`` uses: z_sem, given tables and arrays, and baselines computed from the pixels."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.apps.embedding.tables import made_with, other_preprocessing, overrides_of, warn_of_another_cohort
-from monai_diffae.apps.session import OpenedCohort, open_cohort
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.embeddings import std_columns, z_columns
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
 
+if TYPE_CHECKING:
+    from monai_diffae.apps.evaluation.probe import Comparison
+
 logger = logging.getLogger(__name__)
 
-FromPixels = Literal["pca", "intensity"]
-
-_MUCH_GIB = 2
+_LARGE_GIB = 2
 _NOT_FEATURES = ("id", "patient", "split", "slices", "patches", "empty_patches")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelBaselines:
-    """Which baselines are to be computed of the pixels, and how these are read.
+    """Baselines computed from the images that a table of embeddings was made from.
 
     Attributes:
-        names: ``pca`` (of as many dimensions as z_sem), ``intensity`` (moments and deciles of the pixels).
-        bundle: whose preprocessing the images get.
-        cohort: where they are.
-        columns: what the cohort's table calls our words.
-        workers: processes that read.
+        names: ``pca`` (as many components as z_sem has dimensions), ``intensity`` (moments and deciles of the pixels).
+        table: the table of embeddings.
+        session: the bundle that prepares the images, and their cohort.
+        cohort: name of the cohort's file or folder.
     """
 
-    names: tuple[FromPixels, ...]
-    bundle: str | os.PathLike[str]
-    cohort: str | os.PathLike[str]
-    columns: Mapping[str, str] = field(default_factory=dict)
-    workers: int = 0
+    names: tuple[str, ...]
+    table: pd.DataFrame
+    session: Session
+    cohort: str
 
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.names if name not in get_args(FromPixels)]
-        if unknown:
-            raise ConfigError(f"baseline: {unknown[0]!r} is not one of {', '.join(get_args(FromPixels))}")
-
-    def open(self, table: pd.DataFrame) -> OpenedCohort:
-        """The bundle and its cohort, with the values of the config that the table was made with."""
-        overrides = overrides_of(table)
-        others = [name for name in made_with(table) if name not in overrides and not name.startswith("inferer#")]
-        if others:
-            logger.warning(
-                "baseline: the table was made with --set %s, which is not taken over; its images may be others",
-                ", ".join(others),
-            )  # fmt: skip
-        return open_cohort(self.bundle, self.cohort, device="cpu", columns=self.columns, overrides=overrides)
-
-    def read(self, table: pd.DataFrame, opened: OpenedCohort, out: Path | None = None) -> list[FeatureSet]:
-        """The baselines of a table's cases.
-
-        Args:
-            table: of embeddings, a row a case.
-            opened: what :meth:`open` gave for it.
-            out: a folder for ``probe_failures.csv``, and for the images where they do not fit into memory.
+    @classmethod
+    def open(cls, table: pd.DataFrame, comparison: Comparison, reading: Reading) -> PixelBaselines:
+        """Open the bundle and the cohort with the configuration values that the table was made with.
 
         Raises:
-            CohortError: none of the cases is in the cohort, or the table's z_sem are pooled.
-            ConfigError: the bundle prepares images otherwise than the one that made the table.
+            ConfigError: the bundle is not trained.
+            CohortError: the cohort has no usable case.
         """
-        if "slices" in table:
-            raise CohortError(
-                "baseline: the table's z_sem are pooled, and the images of a slice each; embed without --pool, or "
-                "give the baseline's features as a table"
-            )
-        if "patches" in table:
-            raise CohortError(
-                "baseline: the table's z_sem are means over whole scans, and the images their centres; embed without "
-                "--patches, or give the baseline's features as a table"
-            )
-        differ = other_preprocessing(table, opened.trained.config)
+        overrides = overrides_of(table)
+        not_applied = [name for name in made_with(table) if name not in overrides and not name.startswith("inferer#")]
+        if not_applied:
+            logger.warning(
+                "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may "
+                "differ from those that were embedded", ", ".join(not_applied),
+            )  # fmt: skip
+        bundle, cohort = Path(comparison.bundle or ""), Path(comparison.cohort or "")
+        session = Session.open(bundle, cohort, reading=reading, run=Run(device="cpu", overrides=overrides))
+        return cls(tuple(dict.fromkeys(comparison.pixel_baselines)), table, session, cohort.resolve().name)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the baselines depend on, for the record of the results."""
+        return self.session.made_from(decodes=False, names=list(self.names))
+
+    def read(self, out: Path | None = None) -> list[FeatureSet]:
+        """Read the images of the table's cases and compute the baselines.
+
+        Args:
+            out: folder for ``probe_failures.csv``, and for the images if they do not fit into memory.
+
+        Raises:
+            CohortError: none of the cases is in the cohort, or the z_sem of the table are pooled.
+            ConfigError: the bundle's preprocessing differs from that of the table.
+        """
+        self._check_table()
+        warn_of_another_cohort(self.table, self.session.cohort, self.cohort, "pixel_baselines")
+        with tempfile.TemporaryDirectory() as folder:
+            images, is_available = self._images(_ids(self.table, "embeddings"), Path(folder) if out is None else out)
+        feature_sets = {
+            "pca": lambda: FeatureSet.pca(images, len(z_columns(self.table)), is_available),
+            "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
+        }
+        return [feature_sets[name]() for name in self.names]
+
+    def _check_table(self) -> None:
+        for column, option in {"slices": "pool", "patches": "patches"}.items():
+            if column in self.table:
+                raise CohortError(
+                    "pixel_baselines: the z_sem of this table are means over several images, so no single image "
+                    f"belongs to a row; embed without {option}, or give the features as baselines"
+                )
+        differ = other_preprocessing(self.table, self.session.trained.config)
         if differ:
             raise ConfigError(
-                f"baseline: {Path(self.bundle).resolve().name} prepares images otherwise than the bundle that made the "
-                f"table did: {', '.join(differ)}; name that bundle, or give the features as a table"
+                f"pixel_baselines: the preprocessing of {self.session.trained.folder.resolve().name} differs from that "
+                f"of the table: {', '.join(differ)}; name the bundle that made the table, or give the features as "
+                "baselines"
             )
-        warn_of_another_cohort(table, opened.cohort, self.cohort, "baseline")
-        with tempfile.TemporaryDirectory() as folder:
-            images, there = self._images(_ids(table, "embeddings"), opened, Path(folder) if out is None else out)
-        of_names = {
-            "pca": lambda: FeatureSet.pca(images, len(z_columns(table)), there),
-            "intensity": lambda: FeatureSet.of(INTENSITY_NAME, intensity_statistics(images), there),
-        }
-        return [of_names[name]() for name in dict.fromkeys(self.names)]
 
-    def _images(
-        self, ids: Sequence[str], opened: OpenedCohort, out: Path
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The images ``[N, C, *S]`` that the encoder sees, zeros for those that could not be read; and which could."""
-        wanted = set(ids)
-        chosen = [case for case in opened.cohort.cases if case.id in wanted]
-        if not chosen:
-            raise CohortError("baseline: no case of the table is in the cohort; name the one that was embedded")
-        cases = opened.read(chosen, out, self.workers, "probe_failures.csv")
-        place = {case.id: position for position, case in enumerate(cases.cases)}
-        first = cases.dataset[0][opened.encoder_key]
+    def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
+        requested = set(ids)
+        cases = [case for case in self.session.cohort.cases if case.id in requested]
+        if not cases:
+            raise CohortError("pixel_baselines: no case of the table is in the cohort; name the one that was embedded")
+        read, key = self.session.read(cases, out, "probe_failures.csv"), self.session.encoder_key
+        positions = {case.id: position for position, case in enumerate(read.cases)}
+        first = read.dataset[0][key]
         gib = len(ids) * first.numel() * 4 / 1024**3
-        if gib > _MUCH_GIB:
-            logger.warning("the images of %d cases take %.1f GiB of memory, and PCA as much again", len(ids), gib)
+        if gib > _LARGE_GIB:
+            logger.warning("the images of %d cases need %.1f GiB of memory, and PCA as much again", len(ids), gib)
         images = np.zeros((len(ids), *first.shape), np.float32)
-        for row, name in enumerate(ids):
-            if name in place:
-                images[row] = cases.dataset[place[name]][opened.encoder_key].numpy()
-        return images, np.array([name in place for name in ids])
+        for row, case_id in enumerate(ids):
+            if case_id in positions:
+                images[row] = read.dataset[positions[case_id]][key].numpy()
+        return images, np.array([case_id in positions for case_id in ids])
+
+
+def z_sem_features(table: pd.DataFrame) -> FeatureSet:
+    """The z_sem of a table of embeddings, and their standard deviations if the table has them."""
+    codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
+    return FeatureSet.from_values("z_sem", codes)
+
+
+def feature_set(
+    name: str, values: ArrayLike | os.PathLike[str] | str, table: pd.DataFrame, targets: Sequence[str]
+) -> FeatureSet:
+    """Features to compare with: a table's file, features ``[N, D]``, or images ``[N, C, *S]``.
+
+    Args:
+        name: name of the feature set.
+        values: the file of a table, or an array with one row per row of the embeddings.
+        table: the table of embeddings.
+        targets: labels to predict, which are not used as features.
+
+    Raises:
+        CohortError: the file is not a table of features of the cases.
+        ConfigError: the array does not have as many rows as the embeddings, or values are not finite.
+    """
+    if isinstance(values, (str, os.PathLike)):
+        return read_features(name, values, table, targets)
+    array = np.asarray(values)
+    num = len(array) if array.ndim else 0
+    if num != len(table):
+        raise ConfigError(f"{name}: has {num} rows for {len(table)} cases; give one row per row of the embeddings")
+    if array.ndim > 2:
+        return FeatureSet.pca(array.astype(np.float32), len(z_columns(table)), name=name)
+    return FeatureSet.from_values(name, array)
 
 
 def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, targets: Sequence[str]) -> FeatureSet:
-    """Features of a CSV or Parquet table, joined to a table of embeddings by ``id``.
+    """Read features from a CSV or Parquet table, and join them to a table of embeddings by ``id``.
 
-    Of a table of embeddings they are its ``z_000``, ... (and ``std_000``, ...); of any other all columns of numbers
-    but ``patient``, ``split`` and the targets.
+    The features of a table of embeddings are its ``z_000``, ... (and ``std_000``, ...); those of any other table are
+    all numeric columns except ``patient``, ``split`` and the targets.
 
     Args:
-        name: what they are called.
+        name: name of the feature set.
         path: the file.
-        table: of embeddings.
-        targets: labels that are to be predicted, which are no features.
+        table: the table of embeddings.
+        targets: labels to predict, which are not used as features.
 
     Raises:
-        CohortError: no such table, no ``id``, an id that is there twice, or none of the table's cases.
-        ConfigError: no features, or values that are not finite.
+        CohortError: there is no such table, it has no ``id`` or an id twice, or it has none of the cases.
+        ConfigError: there are no features, or values are not finite.
     """
     path = Path(path)
-    features = _read(path)
+    features = _read_table(path)
     ids = _ids(features, path.name)
     columns: list[str] = [*z_columns(features), *std_columns(features)]
     if not columns:
-        left_out = {*_NOT_FEATURES, *targets}
-        columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in left_out]
+        excluded = {*_NOT_FEATURES, *targets}
+        columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in excluded]
     by_id = features[columns].set_axis(ids, axis=0)
-    wanted = _ids(table, "embeddings")
-    there = np.isin(np.array(wanted, object).astype(str), np.array(ids, object).astype(str))
-    if not there.any():
-        raise CohortError(f"{path.name}: it has none of the cases of the embeddings; its column id must name them")
-    return FeatureSet.of(name, by_id.reindex(wanted).to_numpy(np.float64), there, columns)
+    requested = _ids(table, "embeddings")
+    is_available = np.isin(np.array(requested, object).astype(str), np.array(ids, object).astype(str))
+    if not is_available.any():
+        raise CohortError(f"{path.name}: has none of the cases of the embeddings; name the cases in its column id")
+    return FeatureSet.from_values(name, by_id.reindex(requested).to_numpy(np.float64), is_available, columns)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
+    """The SHA-256 of a file or an array.
+
+    Raises:
+        CohortError: there is no such file.
+    """
+    if isinstance(values, (str, os.PathLike)):
+        if not Path(values).is_file():
+            raise CohortError(f"{Path(values).name}: there is no such table of features; check its path")
+        return file_checksum(values)
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _read_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise CohortError(f"{path.name}: there is no such file of features")
+        raise CohortError(f"{path.name}: there is no such table of features; check its path")
     try:
         if path.suffix.lower() != ".csv":
             return pd.read_parquet(path)
@@ -161,14 +212,14 @@ def _read(path: Path) -> pd.DataFrame:
         if "id" in features:  # a case may be called NA
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
         return features
-    except Exception as error:  # the readers' errors are of many kinds
-        raise CohortError(f"{path.name}: this is neither a CSV nor a Parquet table of features") from error
+    except Exception as error:  # the readers raise many kinds of errors
+        raise CohortError(f"{path.name}: is neither a CSV nor a Parquet table; give a table of features") from error
 
 
 def _ids(table: pd.DataFrame, name: str) -> list[str]:
     if "id" not in table:
-        raise CohortError(f"{name}: it has no column id, by which features are joined to cases")
+        raise CohortError(f"{name}: has no column id to join features and cases; add one")
     ids = table["id"].astype(str)
     if ids.duplicated().any():
-        raise CohortError(f"{name}: {int(ids.duplicated().sum())} ids are there more than once; give each case its own")
+        raise CohortError(f"{name}: {int(ids.duplicated().sum())} ids occur more than once; make them unique")
     return list(ids)

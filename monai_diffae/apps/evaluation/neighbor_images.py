@@ -1,88 +1,168 @@
-"""The images behind a table of embeddings: a picture of neighbours, and what decoding the cases gets wrong."""
+"""The images behind a table of embeddings: a picture of neighbors, and reconstruction errors."""
+
+# tested in tests/apps/evaluation/test_neighbors.py
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.session import BundleCases, OpenedCohort
+from monai_diffae.apps.embedding.tables import check_made_with, other_preprocessing, warn_of_another_cohort
+from monai_diffae.apps.session import ReadCases, Session
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.failures import Failure
+from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError
-from monai_diffae.pictures.cells import draw_cells
+from monai_diffae.pictures import draw_cells
 
-FAILURES_NAME = "neighbors_failures.csv"
+if TYPE_CHECKING:
+    from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
+    from monai_diffae.apps.evaluation.neighbors import Images
+
+logger = logging.getLogger(__name__)
+
+FAILURES = "neighbors_failures.csv"
+
+_IN_PICTURE = 8
 
 
 @dataclass
 class CaseImages:
-    """The cohorts that the cases asked about and the table's cases are in; the same one unless said otherwise.
+    """The images of the selected cases and of the table's cases.
 
     Attributes:
-        of_asked: the bundle, and the cohort of the cases asked about.
-        of_table: the bundle, and the table's cohort.
-        folder: for what is read.
-        workers: processes that read.
-        failures: by id, the cases that could not be read.
+        settings: where the images are.
+        query_session: the bundle, and the cohort of the selected cases.
+        table_session: the bundle, and the table's cohort; the same session unless the cases are of another cohort.
+        folder: folder for the list of failures, and for preprocessed images.
+        failures: the cases that could not be read, by id.
     """
 
-    of_asked: OpenedCohort
-    of_table: OpenedCohort
+    settings: Images
+    query_session: Session
+    table_session: Session
     folder: Path
-    workers: int = 0
     failures: dict[str, Failure] = field(default_factory=dict)
 
-    def gaps(self, opened: OpenedCohort, ids: Sequence[str], seed: int) -> pd.DataFrame:
-        """What decoding gets wrong: the mean squared error in the model's range, a row a case by its id.
+    @classmethod
+    def open(
+        cls,
+        settings: Images,
+        folder: Path,
+        embeddings: Path,
+        queries: Path | None,
+        decoding: Decoding,
+        reading: Reading,
+        run: Run,
+    ) -> CaseImages:
+        """Open the cohorts with the bundle that made the embeddings.
 
-        ``mse_z_sem`` is from z_sem alone, with one noise for all cases, a function of the seed; ``mse_both`` with the
-        case's own x_T.
+        Raises:
+            ConfigError: another bundle made them, or their z_sem are pooled.
         """
-        read = self._read(opened, ids)
-        noise = image_noise(opened.trained.x_T_shape, seed, [0]).to(opened.trained.device)
-        errors = {}
-        for coded in opened.coded(read, f"decoding {len(read.cases)} cases"):
-            images = opened.decode(coded.z_sem, torch.cat([noise.to(coded.x_T), coded.x_T]))
-            errors[coded.case.id] = (images - coded.image).square().flatten(1).mean(dim=1).tolist()
-        return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_both"])
+        if settings.bundle is None or settings.cohort is None:
+            raise ValueError("images are read with a bundle and a cohort")
+        check_made_with(embeddings, settings.bundle)
+        sessions = [
+            Session.open(settings.bundle, cohort, decoding=decoding, reading=reading, run=run)
+            for cohort in (settings.cohort, settings.query_cohort)
+            if cohort is not None
+        ]
+        return cls(settings, sessions[-1], sessions[0], folder)
 
-    def draw(self, path: Path, ids: Sequence[str], near: NDArray[np.str_], distances: NDArray[np.float64]) -> None:
-        """A row a case: itself, then its neighbours with their distances. No ids: a picture is shown around.
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the picture and the reconstruction errors depend on, for the record of the results."""
+        settings = self.settings
+        errors = {"num_reference": settings.num_reference, "seed": settings.seed}
+        return self.table_session.made_from(
+            decodes=settings.reconstruction_error,
+            query_cohort=self.query_session.cohort.fingerprint,
+            reconstruction_error=errors if settings.reconstruction_error else None,
+        )
+
+    def warn_of_differences(self, search: NeighborSearch, embeddings: Path, queries: Path | None) -> None:
+        """Log a warning if the images differ from those that the tables were made from."""
+        cohort, query_cohort = self.settings.cohort, self.settings.query_cohort or self.settings.cohort
+        tables = [(search.table, embeddings, self.table_session, cohort)]
+        if queries is not None:
+            tables.append((search.cases, queries, self.query_session, query_cohort))
+        for table, file, session, path in tables:
+            differ = other_preprocessing(table, session.trained.config)
+            if differ:
+                logger.warning(
+                    "images: the preprocessing of %s differs from that of %s: %s",
+                    session.trained.folder.resolve().name, file.name, ", ".join(differ),
+                )  # fmt: skip
+            warn_of_another_cohort(table, session.cohort, str(path), "images")
+
+    def reconstruction_errors(self, session: Session, ids: Sequence[str]) -> pd.DataFrame:
+        """The mean squared error of decoded images in the model's range, one row per case.
+
+        ``mse_z_sem`` is decoded from z_sem alone, with the same noise for all cases, a function of the seed;
+        ``mse_x_T`` with the inverted x_T of the case.
+        """
+        read = self._read(session, ids)
+        noise = image_noise(session.trained.x_T_shape, self.settings.seed, [0]).to(session.trained.device)
+        errors = {}
+        for coded in session.coded(read, f"decoding {len(read.cases)} cases"):
+            images = session.decode(coded.z_sem, torch.cat([noise.to(coded.x_T), coded.x_T]))
+            errors[coded.case.id] = (images - coded.image).square().flatten(1).mean(dim=1).tolist()
+        return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_x_T"])
+
+    def draw(self, path: Path, neighbors: pd.DataFrame, ids: Sequence[str], k: int) -> None:
+        """Draw the first 8 cases, each in a row with its neighbors and their distances.
+
+        The picture has no ids, so that it can be shown to others.
 
         Args:
             path: the PNG.
-            ids: the N cases.
-            near: their neighbours' ids, (N, k).
-            distances: (N, k).
+            neighbors: the table of neighbors, with ``k`` rows per case.
+            ids: the selected cases.
+            k: number of neighbors; at most 8 are drawn.
         """
-        asked, others = self._images(self.of_asked, ids), self._images(self.of_table, near.ravel().tolist())
-        cells = [(asked.get(name), f"case {i}") for i, name in enumerate(ids, start=1)]
-        rows = [
-            [cell, *((others.get(name), f"{distance:.3g}") for name, distance in zip(*found, strict=True))]
-            for cell, *found in zip(cells, near, distances, strict=True)
-        ]
-        model_range = self.of_table.trained.model_range
+        ids, width = ids[:_IN_PICTURE], min(k, _IN_PICTURE)
+        drawn = neighbors[neighbors["id"].isin(ids) & (neighbors["rank"] <= width)]
+        names, distances = (drawn[name].to_numpy().reshape(-1, width) for name in ("neighbor", "distance"))
+        case_images = self._images(self.query_session, ids)
+        neighbor_images = self._images(self.table_session, names.ravel().tolist())
+        rows = []
+        for i, case_id in enumerate(ids):
+            cells = [(case_images.get(case_id), f"case {i + 1}")]
+            for name, distance in zip(names[i], distances[i], strict=True):
+                cells.append((neighbor_images.get(name), f"{distance:.3g}"))
+            rows.append(cells)
+        model_range = self.table_session.trained.model_range
         write_atomic(path, lambda temporary: draw_cells(rows, temporary, model_range))
 
-    def _images(self, opened: OpenedCohort, ids: Sequence[str]) -> dict[str, Tensor]:
-        read = self._read(opened, ids)
+    def write_failures(self) -> None:
+        """Write the list of all unreadable cases, in place of that of the last reading."""
+        write_failures(self.folder / FAILURES, list(self.failures.values()))
+
+    def _images(self, session: Session, ids: Sequence[str]) -> dict[str, Tensor]:
+        read = self._read(session, ids)
         return {case.id: read.dataset[i]["image"] for i, case in enumerate(read.cases)}
 
-    def _read(self, opened: OpenedCohort, ids: Sequence[str]) -> BundleCases:
-        broken = {failure.case_id: failure for failure in opened.cohort.failures}  # even their headers cannot be read
-        self.failures.update({name: broken[name] for name in ids if name in broken})
-        left = [name for name in ids if name not in broken]
-        if not left:
-            first = broken[ids[0]]
-            raise CohortError(f"none of {len(set(ids))} images can be read, the first '{ids[0]}': {first.reason}")
-        read = opened.read(opened.choose(left), self.folder, self.workers, FAILURES_NAME)
-        self.failures.update({failure.case_id: failure for failure in opened.failures})
+    def _read(self, session: Session, ids: Sequence[str]) -> ReadCases:
+        """Read cases by their ids; those that cannot be read become failures.
+
+        Raises:
+            CohortError: no case can be read.
+        """
+        listed = {failure.case_id: failure for failure in session.cohort.failures}  # their headers are unreadable
+        self.failures.update({name: listed[name] for name in ids if name in listed})
+        readable = [name for name in ids if name not in listed]
+        if not readable:
+            first = listed[ids[0]]
+            raise CohortError(f"none of {len(set(ids))} images can be read; the first, '{ids[0]}': {first.reason}")
+        read = session.read(session.choose(Choice(cases=readable)), self.folder, FAILURES, named=True)
+        self.failures.update({failure.case_id: failure for failure in read.failures})
         return read

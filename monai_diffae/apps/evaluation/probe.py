@@ -1,95 +1,142 @@
-"""What z_sem tells of the labels: probes on a table of embeddings, on patients that they were not fitted to."""
+"""The command ``probe``: predict labels from z_sem, and from baselines, for held-out patients."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from cyclopts import Group, Parameter
 
-from monai_diffae.apps.evaluation.baselines import PixelBaselines, read_features
-from monai_diffae.apps.evaluation.probe_report import FILES, write_report
-from monai_diffae.apps.results import run_once
-from monai_diffae.bundle.checksums import file_checksum
-from monai_diffae.data.embeddings import label_columns, read_embeddings, std_columns, z_columns
-from monai_diffae.data.progress import shown
-from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.probing.features import FeatureSet
-from monai_diffae.latents.probing.folds import Evaluation
-from monai_diffae.latents.probing.judging import Judged, ProbeSettings, judge
-from monai_diffae.latents.probing.probes import Probe
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, run_once
+from monai_diffae.apps.settings import NamedFiles, Reading, Split
+from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monai_diffae.apps.evaluation.baselines import PixelBaselines
+    from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
 
 logger = logging.getLogger(__name__)
 
+EvaluationName = Literal["split", "cv"]
+ProbeName = Literal["linear", "knn", "boosting"]
+PixelBaseline = Literal["pca", "intensity"]
 
-class ProbeRows(list[dict[str, Any]]):
-    """The rows of :func:`probe`, and what is not in them.
+_FAILURES = "probe_failures.csv"
+
+
+@Parameter(name="*", group=Group("Comparison", sort_key=3))
+@dataclass(frozen=True)
+class Comparison:
+    """What z_sem is compared with."""
+
+    baselines: NamedFiles = field(default_factory=dict)
+    """Features to compare with: CSV or Parquet tables with a column id, e.g. ``radiomics=radiomics.csv``."""
+    pixel_baselines: Sequence[PixelBaseline] = ()
+    """Features to compute from the pixels and to compare with; these need ``bundle`` and ``cohort``."""
+    bundle: Path | None = None
+    """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
+    cohort: Path | None = None
+    """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
+
+
+@dataclass(frozen=True)
+class ProbeResult(CommandResult):
+    """The result of :func:`probe`.
 
     Attributes:
-        left_out: of the targets that cannot be probed, why.
-        num_failed: cases of the table whose images could not be read for a baseline.
+        rows: one row per target, feature set and probe: ``target``, ``features``, ``dims``, ``probe``; the main
+            ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high`` (the
+            score of z_sem minus this one, paired); how it was evaluated; and each metric as ``auroc``, ``auroc_low``,
+            ``auroc_high``. Values that do not apply are None.
+        folder: the folder of the files; None if nothing was written.
+        omitted_targets: the targets that cannot be probed, with the reason.
+        num_failed: cases of the table whose images could not be read for ``pixel_baselines``.
+        skipped: whether the results were complete already.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], left_out: Mapping[str, str], num_failed: int) -> None:
-        super().__init__(rows)
-        self.left_out = left_out
-        self.num_failed = num_failed
+    rows: list[dict[str, Any]]
+    folder: Path | None = None
+    omitted_targets: dict[str, str] = field(default_factory=dict)
+    num_failed: int = 0
+    skipped: bool = False
+
+    def lines(self) -> Iterator[str]:
+        """One table per target, then the folder."""
+        from monai_diffae.apps.evaluation.probe_report import score_tables
+
+        yield from score_tables(self.rows)
+        if self.folder is not None:
+            yield str(self.folder)
+
+    def figures(self) -> dict[str, Any]:
+        """The rows, and what they do not cover."""
+        return {"rows": self.rows, "omitted_targets": self.omitted_targets, "num_failed": self.num_failed}
+
+    @property
+    def incomplete(self) -> str | None:
+        """How many cases and which targets were omitted."""
+        omitted = []
+        if self.num_failed:
+            listed = "set out to get a list" if self.folder is None else f"see {_FAILURES}"
+            omitted.append(
+                f"{self.num_failed} cases are omitted: their images are unreadable ({listed}) or not in the cohort"
+            )
+        if self.omitted_targets:
+            omitted.append(f"{len(self.omitted_targets)} targets are omitted: {', '.join(self.omitted_targets)}")
+        return "; ".join(omitted) or None
 
 
+@command
 def probe(
-    embeddings: str | os.PathLike[str],
-    targets: Sequence[str] | str | None = None,
+    embeddings: Path,
+    out: Path | None = None,
     *,
-    evaluation: Evaluation | None = None,
-    splits: Sequence[str] = (),
-    probes: Sequence[Probe] = ("linear", "knn"),
-    images: ArrayLike | None = None,
-    baselines: Mapping[str, ArrayLike | os.PathLike[str] | str] | None = None,
-    pixels: PixelBaselines | None = None,
-    out: str | os.PathLike[str] | None = None,
+    targets: Sequence[str] = (),
+    evaluation: EvaluationName | None = None,
+    splits: Sequence[Split] = (),
+    probes: Sequence[ProbeName] = ("linear", "knn"),
     seed: int = 0,
+    comparison: Comparison = Comparison(),
+    reading: Reading = Reading(),
     overwrite: bool = False,
-) -> ProbeRows:
-    """Probe each target with z_sem and with the baselines, on patients that the probe was not fitted to.
+) -> ProbeResult:
+    """Predict labels of held-out patients from z_sem, with confidence intervals and baselines.
 
-    A number with more than 10 values is continuous (ridge regression; R2, MAE), all else classes (logistic regression;
-    AUROC, AUPRC, balanced accuracy, Brier score). Intervals are bootstrapped over the judged patients. Of a table
-    pooled with ``mean_std`` both the means and the standard deviations are features. All features are judged on the
-    same cases: those that have all of them.
+    A number with more than 10 different values is continuous (ridge regression; R2, MAE), all other labels are classes
+    (logistic regression; AUROC, AUPRC, balanced accuracy, Brier score). Intervals are bootstrapped over the test
+    patients. For a table pooled with ``mean_std``, both means and standard deviations are features. All features are
+    compared on the cases for which all of them are available.
 
-    A target that cannot be probed is left out and logged, unless none is left. So are images that cannot be read.
+    A target that cannot be probed is omitted with a warning, and so are images that cannot be read. In Python,
+    ``baselines`` also takes arrays with one row per row of the table: features [N, D], or images [N, C, *S], which are
+    replaced by as many principal components as z_sem has dimensions.
 
     Args:
-        embeddings: ``embeddings.parquet``.
-        targets: label columns; all that hold numbers when None.
-        evaluation: ``split`` or ``cv``; as the table allows when None: see :class:`ProbeSettings`.
-        splits: only the cases of these splits, in cross-validation.
-        probes: ``linear``, ``knn``, ``boosting``.
-        images: ``[N, ...]``, one a row of the table: adds PCA of the pixels, of as many dimensions, as a baseline.
-        baselines: further features by name: ``[N, D]``, one a row of the table, or a table's file with ids.
-        pixels: baselines that are computed of the cohort's images.
-        out: a folder for ``probes.csv``, ``predictions.parquet``, ``calibration.png``, ``few_labels.csv`` and
-            ``few_labels.png``; nothing is written, and no few labels are tried, when None.
-        seed: of everything random.
-        overwrite: make them anew although there are others.
+        embeddings: Table written by ``embed``.
+        out: Folder for tables, predictions, calibration and few-label curves; by default nothing is written.
+        targets: Label columns to predict; by default all numeric ones.
+        evaluation: ``split`` fits to the table's training cases and evaluates on its test cases; ``cv`` is nested
+            cross-validation over patients; by default ``split`` if there are enough test patients.
+        splits: Cross-validate within these splits only, e.g. ``val test``.
+        probes: Models that predict the labels.
+        seed: Random seed of folds, boosting and bootstrap.
+        comparison: What z_sem is compared with.
+        reading: How scans are read for ``pixel_baselines``.
+        overwrite: Replace existing results.
 
     Returns:
-        A row for each target, kind of features and probe: ``target, features, dims, probe``; the main ``metric`` with
-        ``score, low, high``; ``difference, difference_low, difference_high`` (of z_sem's score less this one, paired);
-        how it was judged; and each metric as ``auroc, auroc_low, auroc_high``. What does not apply is None.
-        ``left_out`` and ``num_failed`` of the list say what is not in it.
+        The scores.
 
     Raises:
-        CohortError: a file is no table of embeddings, or no table of features of its cases.
-        ConfigError: no such column, or no target can be probed: too few cases, or a patient among both training and
-            test cases.
+        CohortError: a file is not a table of embeddings, or not a table of features of its cases.
+        ConfigError: an argument is out of range, there is no such label column, or no target can be probed: too few
+            cases, or a patient with both training and test cases.
 
     Example:
         >>> probe("no.parquet")
@@ -97,99 +144,103 @@ def probe(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
+    _check_comparison(comparison)
+    from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features
+    from monai_diffae.apps.evaluation.probe_report import FILES, write_report
+    from monai_diffae.bundle.checksums import file_checksum
+    from monai_diffae.data.embeddings import read_embeddings
+    from monai_diffae.latents.probing.evaluation import ProbeSettings
+
     settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed)
     table = read_embeddings(embeddings)
-    wanted = _targets(table, targets, Path(embeddings).name)
-    given = dict(baselines or {})
-    opened = pixels.open(table) if pixels else None
-
-    def judged(folder: Path | None) -> tuple[list[Judged], dict[str, Any]]:
-        of_pixels = pixels.read(table, opened, folder) if pixels and opened else []
-        sets = [*_features(table, wanted, images, given), *of_pixels]
-        names = [features.name for features in sets]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"features: '{name}' are there twice; give one of them another name")
-        results, left_out = judge(table, shown(wanted, "probing"), sets, settings, with_few=folder is not None)
-        num_failed = int((~of_pixels[0].there).sum()) if of_pixels else 0
-        rows = [result.row for result in results]
-        return results, {"rows": rows, "left_out": left_out, "num_failed": num_failed}
-
+    names = _target_columns(table, targets, embeddings.name)
+    pixels = PixelBaselines.open(table, comparison, reading) if comparison.pixel_baselines else None
     if out is None:
-        return _said(ProbeRows(**judged(None)[1]))
-    folder = Path(out)
+        _, figures = _evaluate(table, names, settings, comparison.baselines, pixels, None)
+        return _result(figures, None, False)
+    folder = out  # not None, for mypy also within ``make``
     made_from = {
-        "embeddings": file_checksum(embeddings), "targets": wanted, **asdict(settings),
-        "images": None if images is None else _checksum(images),
-        "features": {name: _checksum(values) for name, values in given.items()},
-        "pixels": {"baselines": list(pixels.names), **opened.made_from} if pixels and opened else None,
-    }  # fmt: skip
-    made_from = {key: list(value) if isinstance(value, tuple) else value for key, value in made_from.items()}
+        "embeddings": file_checksum(embeddings),
+        "targets": names,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
+        "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
+        "pixel_baselines": None if pixels is None else pixels.made_from,
+    }
 
-    def make() -> dict[str, Any]:
-        results, numbers = judged(folder)
-        write_report(folder, table, results)
-        return numbers
+    def make() -> Mapping[str, Any]:
+        evaluated, figures = _evaluate(table, names, settings, comparison.baselines, pixels, folder)
+        write_report(folder, table, evaluated)
+        return figures
 
-    numbers, _ = run_once(
-        folder / "probe.json", [folder / name for name in FILES], made_from, make, overwrite=overwrite
-    )
-    return _said(ProbeRows(**numbers))
-
-
-def _said(rows: ProbeRows) -> ProbeRows:
-    for target, reason in rows.left_out.items():
-        logger.warning("target '%s' is left out: %s", target, reason)
-    return rows
+    results = [folder / name for name in FILES]
+    figures, skipped = run_once(folder / "probe.json", results, made_from, make, overwrite=overwrite)
+    return _result(figures, folder, skipped)
 
 
-def _targets(table: pd.DataFrame, targets: Sequence[str] | str | None, name: str) -> list[str]:
+def _check_comparison(comparison: Comparison) -> None:
+    if comparison.pixel_baselines:
+        missing = [name for name in ("bundle", "cohort") if getattr(comparison, name) is None]
+        if missing:
+            raise ConfigError(
+                f"pixel_baselines: the images are read with bundle and cohort; also give {' and '.join(missing)}"
+            )
+    elif comparison.cohort is not None:
+        raise ConfigError("cohort: is only used for pixel_baselines; name some, or omit cohort")
+
+
+def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> list[str]:
+    """The label columns to predict.
+
+    Raises:
+        ConfigError: there is no such column, or no numeric one if none was named.
+    """
+    from pandas.api.types import is_numeric_dtype
+
+    from monai_diffae.data.embeddings import label_columns
+
     labels = label_columns(table)
-    wanted = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets or []))
-    if not wanted:
-        wanted = [name for name in labels if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
-    if not wanted:
-        todo = "name one with --target" if labels else "embed a table that has label columns"
-        raise ConfigError(f"{name}: there is no numeric label column to probe; {todo}")
-    for target in wanted:
+    for target in targets:
         if target not in labels:
             raise ConfigError(
-                f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
+                f"targets: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
             )
-    return wanted
+    numeric = [label for label in labels if is_numeric_dtype(table[label]) and table[label].nunique() > 1]
+    names = list(dict.fromkeys(targets)) or numeric
+    if not names:
+        remedy = "name others as targets" if labels else "embed a cohort with labels"
+        raise ConfigError(f"{name}: there is no numeric label column to predict; {remedy}")
+    return names
 
 
-def _features(
+def _evaluate(
     table: pd.DataFrame,
     targets: Sequence[str],
-    images: ArrayLike | None,
-    baselines: Mapping[str, ArrayLike | os.PathLike[str] | str],
-) -> list[FeatureSet]:
-    """z_sem first, then what is given beside it."""
-    codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
-    sets = [FeatureSet.of("z_sem", codes)]
-    if images is not None:
-        pixels = _rows("images", images, len(table)).astype(np.float32)
-        sets.append(FeatureSet.pca(pixels, len(z_columns(table))))
-    for name, values in baselines.items():
-        if isinstance(values, (str, os.PathLike)):
-            sets.append(read_features(name, values, table, targets))
-        else:
-            sets.append(FeatureSet.of(name, _rows(name, values, len(table))))
-    return sets
+    settings: ProbeSettings,
+    baselines: Mapping[str, Any],
+    pixels: PixelBaselines | None,
+    folder: Path | None,
+) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
+    """The evaluated probes, and the figures of the result; with few labels if there is a folder to write to."""
+    from monai_diffae.apps.evaluation.baselines import feature_set, z_sem_features
+    from monai_diffae.data.progress import shown
+    from monai_diffae.latents.probing.evaluation import evaluate_probes
+
+    given = [feature_set(name, values, table, targets) for name, values in baselines.items()]
+    pixel_sets = [] if pixels is None else pixels.read(folder)
+    feature_sets = [z_sem_features(table), *given, *pixel_sets]
+    names = [features.name for features in feature_sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"baselines: there are two feature sets called '{name}'; rename one")
+    evaluated, omitted = evaluate_probes(
+        table, shown(targets, "probing"), feature_sets, settings, with_few_labels=folder is not None
+    )
+    num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
+    rows = [each.row for each in evaluated]
+    return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
 
-def _rows(name: str, values: ArrayLike, num_cases: int) -> NDArray[Any]:
-    array = np.asarray(values)
-    num = len(array) if array.ndim else 0
-    if num != num_cases:
-        raise ConfigError(f"{name}: there are {num} rows for {num_cases} cases; give one a row of the embeddings")
-    return array
-
-
-def _checksum(values: ArrayLike | os.PathLike[str] | str) -> str:
-    if isinstance(values, (str, os.PathLike)):
-        if not Path(values).is_file():
-            raise CohortError(f"{Path(values).name}: there is no such file of features")
-        return file_checksum(values)
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+def _result(figures: Mapping[str, Any], folder: Path | None, skipped: bool) -> ProbeResult:
+    for target, reason in figures["omitted_targets"].items():
+        logger.warning("target '%s' is omitted: %s", target, reason)
+    return ProbeResult(figures["rows"], folder, figures["omitted_targets"], figures["num_failed"], skipped)

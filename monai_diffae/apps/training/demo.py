@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.probe import probe, read_embeddings
+from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import read_cases, read_split_cohort
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import shipped
 from monai_diffae.bundle.loading import build, load_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.errors import CohortError, ConfigError
@@ -167,9 +168,8 @@ def _probe(folder: Path, model: Path, cohort: Path, embeddings: Path, workers: i
     z_untrained = np.concatenate(
         [trained.inferer.encode(b, untrained).numpy() for b in torch.from_numpy(images).split(64)]
     )
-    rows = probe(
-        embeddings, evaluation="split", probes=["linear"], images=images, baselines={"untrained encoder": z_untrained}
-    )
+    baselines = {"PCA of pixels": images, "untrained encoder": z_untrained}
+    rows = probe(embeddings, evaluation="split", probes=["linear"], baselines=baselines).rows
     write_atomic(path, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n"))
     return rows
 

@@ -1,4 +1,4 @@
-"""Feature sets to probe: z_sem, and baselines computed from images."""
+"""Feature sets to probe: z_sem, tables of features, and baselines computed from images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ from monai_diffae.latents.probing.probes import Floats, pca_features
 
 Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
-
 PCA_NAME, INTENSITY_NAME = "PCA of pixels", "intensity statistics"
 
-
-_LARGEST = 1e100  # the squares of many larger ones, summed, overflow
-
-
+_LARGEST = 1e100  # the sum of the squares of many larger values overflows
 _DECILES = np.arange(10, 100, 10)
 
 
@@ -29,63 +25,66 @@ class FeatureSet:
     """Features of the cases of a table of embeddings.
 
     Attributes:
-        name: for people.
-        there: ``[N]``, which of the table's cases have them.
-        extract: the features ``[N, D]`` of all cases (whatever it may be of those without), for the positions of the
-            training cases: what is fitted to the data sees those alone.
-        standardise: whether a probe brings each feature to the same scale.
-        columns: the features' names, where they have some.
+        name: the name in results.
+        is_available: ``[N]``, whether a case of the table has the features.
+        extract: maps the positions of the training cases to the features ``[N, D]`` of all cases; whatever is fitted to
+            data, such as principal components, is fitted to these training cases. Values of cases without the features
+            are arbitrary.
+        standardise: whether a probe scales each feature to a standard deviation of 1.
+        columns: the names of the features, if they have any.
     """
 
     name: str
-    there: NDArray[np.bool_]
+    is_available: NDArray[np.bool_]
     extract: Extract
     standardise: bool = True
     columns: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, name: str, values: NDArray[Any], there: NDArray[np.bool_] | None = None, columns: Sequence[str] = ()
+    def from_values(
+        cls, name: str, values: NDArray[Any], is_available: NDArray[np.bool_] | None = None, columns: Sequence[str] = ()
     ) -> FeatureSet:
-        """Features that are fitted to nothing.
+        """Given features ``[N, D]``; nothing is fitted.
 
         Raises:
-            ConfigError: values that are not finite or above 1e100, or none at all.
+            ConfigError: there are no features, or values are not finite or above 1e100.
         """
         x = np.asarray(values, np.float64)
-        there = np.ones(len(x), bool) if there is None else there
+        is_available = np.ones(len(x), bool) if is_available is None else is_available
         if x.ndim != 2 or x.shape[1] == 0:
-            raise ConfigError(f"{name}: it has no features; a row a case and a column a feature are needed")
-        is_usable = np.abs(x[there]) <= _LARGEST  # no NaN is
+            raise ConfigError(f"{name}: has no features; give one row per case and one column per feature")
+        is_usable = np.abs(x[is_available]) <= _LARGEST  # False for NaN
         if not is_usable.all():
             count = int((~is_usable).any(axis=1).sum())
             raise ConfigError(
-                f"{name}: the features of {count} cases hold values that are too large or not finite; fill them in, or "
-                "leave those cases out of the table"
+                f"{name}: the features of {count} cases contain values that are missing, infinite or too large; fill "
+                "them in, or remove these cases from the table"
             )
-        return cls(name, there, lambda train: x, columns=tuple(columns))
+        return cls(name, is_available, lambda train: x, columns=tuple(columns))
 
     @classmethod
-    def pca(cls, images: NDArray[Any], dims: int, there: NDArray[np.bool_] | None = None) -> FeatureSet:
-        """Principal components of the pixels ``[N, ...]``, fitted to the training cases alone."""
-        there = np.ones(len(images), bool) if there is None else there
-        known: dict[bytes, Floats] = {}  # targets without missing labels have the same training cases
+    def pca(
+        cls, images: NDArray[Any], dims: int, is_available: NDArray[np.bool_] | None = None, name: str = PCA_NAME
+    ) -> FeatureSet:
+        """Principal components of the pixels of images ``[N, ...]``, fitted to the training cases only."""
+        is_available = np.ones(len(images), bool) if is_available is None else is_available
+        cache: dict[bytes, Floats] = {}  # targets without missing labels have the same training cases
 
         def extract(train: NDArray[np.intp]) -> Floats:
             key = np.sort(train).tobytes()
-            if key not in known:
-                known.clear()
-                applied = pca_features(images[train], images[there], dims)[1]
-                x = np.full((len(images), applied.shape[1]), np.nan)
-                x[there] = applied
-                known[key] = x
-            return known[key]
+            if key not in cache:
+                cache.clear()
+                components = pca_features(images[train], images[is_available], dims)[1]
+                x = np.full((len(images), components.shape[1]), np.nan)
+                x[is_available] = components
+                cache[key] = x
+            return cache[key]
 
-        return cls(PCA_NAME, there, extract, standardise=False)
+        return cls(name, is_available, extract, standardise=False)
 
 
 def intensity_statistics(images: NDArray[np.floating[Any]]) -> Floats:
-    """Mean, standard deviation, skewness, kurtosis and deciles of each channel; ``[N, C * 13]`` of ``[N, C, *S]``.
+    """Mean, standard deviation, skewness, kurtosis and deciles of each channel: ``[N, C, *S]`` -> ``[N, C * 13]``.
 
     Example:
         >>> intensity_statistics(np.arange(32.0).reshape(2, 1, 4, 4)).shape
@@ -93,9 +92,9 @@ def intensity_statistics(images: NDArray[np.floating[Any]]) -> Floats:
     """
     from scipy import stats
 
-    def of(image: NDArray[Any]) -> Floats:
+    def statistics(image: NDArray[Any]) -> Floats:
         pixels = image.reshape(len(image), -1).astype(np.float64)
         moments = [pixels.mean(axis=1), pixels.std(axis=1), stats.skew(pixels, axis=1), stats.kurtosis(pixels, axis=1)]
         return np.nan_to_num(np.stack([*moments, *np.percentile(pixels, _DECILES, axis=1)])).ravel()
 
-    return np.stack([of(image) for image in images])
+    return np.stack([statistics(image) for image in images])

@@ -1,4 +1,4 @@
-"""Which cases of a table a probe is fitted to and judged on: the table's own split, or cross-validation."""
+"""The cases that a probe is fitted to and evaluated on: the table's own split, or cross-validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.probing.nested import cross_validation, train_and_test
+from monai_diffae.latents.probing.nested import cross_validation_folds, split_folds
 from monai_diffae.latents.probing.probes import Folds, inner_folds
 from monai_diffae.latents.probing.targets import ProbeTarget, far_off, read_probe_target
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 Evaluation = Literal["split", "cv"]
 
-_ENOUGH_PATIENTS, _ENOUGH_OF_CLASS = 30, 10
+_MIN_PATIENTS, _MIN_PATIENTS_OF_CLASS = 30, 10
 
 
 @dataclass(frozen=True, eq=False)
-class Cases:
-    """The cases of a table of embeddings, as folds need them.
+class ProbedCases:
+    """The cases of a table of embeddings that take part in a probe.
 
     Attributes:
-        positions: of the cases that take part, in an order that does not depend on the table's.
-        patients: ``[N]``, of all cases.
-        splits: ``[N]``, of all cases; None where the table has none.
-        is_restricted: whether only some splits take part.
+        positions: the rows of these cases, in an order that does not depend on the table's.
+        patients: ``[N]``, the patient of every row of the table.
+        splits: ``[N]``, the split of every row; None if the table has none.
+        is_restricted: whether only the cases of some splits take part.
     """
 
     positions: NDArray[np.intp]
@@ -40,12 +40,14 @@ class Cases:
     is_restricted: bool = False
 
     @classmethod
-    def of(cls, table: pd.DataFrame, there: NDArray[np.bool_], splits: Sequence[str] = ()) -> Cases:
-        """The cases that have all features, of these splits only where there are some.
+    def from_table(
+        cls, table: pd.DataFrame, is_available: NDArray[np.bool_], splits: Sequence[str] = ()
+    ) -> ProbedCases:
+        """The cases for which all features are available, only those of the given splits if there are any.
 
         Raises:
-            CohortError: none is left.
-            ConfigError: ``splits``, and the table has no such split.
+            CohortError: there is no such case.
+            ConfigError: the table does not have one of the splits.
         """
         ids = [str(case) for case in (table["id"] if "id" in table else range(len(table)))]
         names = table["patient"] if "patient" in table else [None] * len(ids)
@@ -54,143 +56,164 @@ class Cases:
         patients = np.array([
             f"case {case}" if pd.isna(name) else str(name) for case, name in zip(ids, names, strict=True)
         ])  # fmt: skip
-        of_split = np.array([str(split) for split in table["split"]]) if "split" in table else None
-        if splits:
-            known = [] if of_split is None else sorted(np.unique(of_split).tolist())
-            missing = [name for name in splits if name not in known]
-            if missing:
-                raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(known) or 'none'}")
-            is_chosen = np.isin(of_split, list(splits))  # type: ignore[arg-type]
-        else:
-            is_chosen = np.ones(len(table), bool)
-        lacking = int((is_chosen & ~there).sum())
-        if lacking:
-            logger.warning("%d cases are left out: not all features have them", lacking)
-        if not (is_chosen & there).any():
-            raise CohortError("probe: no case has all features; they must be of the same cases")
+        split_of_rows = np.array([str(split) for split in table["split"]]) if "split" in table else None
+        is_in_splits = _is_in_splits(split_of_rows, splits) if splits else np.ones(len(table), bool)
+        num_unavailable = int((is_in_splits & ~is_available).sum())
+        if num_unavailable:
+            logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
+        if not (is_in_splits & is_available).any():
+            raise CohortError("probe: no case has all features; give features of the same cases")
         order = np.lexsort((np.array(ids), patients))
-        return cls(order[(is_chosen & there)[order]], patients, of_split, bool(splits))
+        return cls(order[(is_in_splits & is_available)[order]], patients, split_of_rows, bool(splits))
 
     def has_split(self) -> bool:
-        """Whether there are training cases, and others to judge by."""
+        """Whether the table has training cases, and validation or test cases."""
         return self.splits is not None and "train" in self.splits and bool({"val", "test"} & {*self.splits})
 
 
+def _is_in_splits(split_of_rows: NDArray[np.str_] | None, splits: Sequence[str]) -> NDArray[np.bool_]:
+    existing = [] if split_of_rows is None else sorted(np.unique(split_of_rows).tolist())
+    missing = [name for name in splits if name not in existing]
+    if missing:
+        raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(existing) or 'none'}")
+    return np.isin(split_of_rows, list(splits))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, eq=False)
-class Chosen:
-    """What a target is judged on.
+class TargetFolds:
+    """A target, and the folds in which it is evaluated.
 
     Attributes:
-        target: its cases; positions are the table's.
-        patients: theirs.
-        folds: training and test cases, as places among the target's.
+        target: the target of K cases; its rows are those of the table.
+        patients: ``[K]``, the patients.
+        folds: training and test cases, as positions among the K cases.
         evaluation: ``split`` or ``cv``.
-        num_left_out: cases without the label, or of a class that is too small to be judged.
-        small_classes: how many patients those classes have among the judged that have fewer than 10.
-        num_seen: judged cases of patients that the autoencoder was trained on.
+        num_omitted: cases without the label, or of a class that is too small to be evaluated.
+        small_classes: number of test patients of each class that has fewer than 10.
+        num_seen: test cases of patients that the autoencoder was trained on.
     """
 
     target: ProbeTarget
     patients: NDArray[np.str_]
     folds: Folds
     evaluation: Evaluation
-    num_left_out: int
+    num_omitted: int
     small_classes: dict[str, int]
     num_seen: int
 
+    @property
+    def test_cases(self) -> NDArray[np.intp]:
+        """The cases that are evaluated, as positions among the K cases, ascending."""
+        return np.sort(np.concatenate([test for _, test in self.folds]))
+
 
 def choose_folds(
-    cases: Cases, labels: Sequence[Any], name: str, evaluation: Evaluation | None = None, seed: int = 0
-) -> Chosen:
-    """How a target is evaluated; what should be known about it is logged, one line each.
+    cases: ProbedCases, labels: Sequence[Any], name: str, evaluation: Evaluation | None = None, seed: int = 0
+) -> TargetFolds:
+    """Choose how a target is evaluated. Whatever may make its scores unreliable is logged.
 
     Args:
-        cases: of the table.
-        labels: ``[N]``, of all cases.
-        name: of the target.
-        evaluation: as the table allows when None.
-        seed: of the folds.
+        cases: the cases of the table.
+        labels: ``[N]``, the labels of every row of the table.
+        name: name of the target.
+        evaluation: ``split`` or ``cv``; None: ``split`` if the table has enough test cases, else ``cv``.
+        seed: random seed of the folds.
 
     Raises:
-        ConfigError: the label is the same for all, or text of too many values, or has too few cases; a patient is among
-            both the training and the test cases; or there is no split to evaluate by.
+        ConfigError: the label is the same for all cases, is text with too many values, or has too few cases; a patient
+            has both training and test cases; or the table has no split to evaluate on.
     """
-    target = read_probe_target(labels, name, cases.positions)
-    patients = cases.patients[target.rows]
-    how: Evaluation = evaluation or ("split" if _is_split_enough(cases, target, patients) else "cv")
-    if how == "split":
-        kept, folds = train_and_test(target, patients, *_sides(cases, target.rows))
+    all_cases = read_probe_target(labels, name, cases.positions)
+    patients = cases.patients[all_cases.rows]
+    if evaluation is None:
+        evaluation = "split" if _is_split_enough(cases, all_cases, patients) else "cv"
+    if evaluation == "split":
+        target, folds = split_folds(all_cases, patients, *_sides(cases, all_cases.rows))
         num_considered = int(sum(side.sum() for side in _sides(cases, cases.positions)))
     else:
-        kept, folds = cross_validation(target, patients, seed)
+        target, folds = cross_validation_folds(all_cases, patients, seed)
         num_considered = len(cases.positions)
-    patients = cases.patients[kept.rows]
-    judged = np.sort(np.concatenate([test for _, test in folds]))
-    counts = kept.patients_of_classes(patients, judged)
-    chosen = Chosen(
-        target=kept, patients=patients, folds=folds, evaluation=how, num_left_out=num_considered - len(kept.rows),
-        small_classes={label: count for label, count in counts.items() if count < _ENOUGH_OF_CLASS},
-        num_seen=_num_seen(cases, patients[judged]),
+    patients = cases.patients[target.rows]
+    test = np.sort(np.concatenate([test for _, test in folds]))
+    counts = target.patients_of_classes(patients, test)
+    chosen = TargetFolds(
+        target=target, patients=patients, folds=folds, evaluation=evaluation,
+        num_omitted=num_considered - len(target.rows),
+        small_classes={label: count for label, count in counts.items() if count < _MIN_PATIENTS_OF_CLASS},
+        num_seen=_num_seen(cases, patients[test]),
     )  # fmt: skip
-    _say(chosen, target, judged, seed)
+    _log_omitted(chosen, all_cases)
+    _log_unreliable(chosen, seed)
     return chosen
 
 
-def _sides(cases: Cases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of some rows of the table are for training, and which to judge by."""
+def _sides(cases: ProbedCases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each of some rows of the table is a training case, and whether it is a test case."""
     if cases.splits is None or not cases.has_split():
         raise ConfigError(
-            "evaluation: the table has no training cases, or none in test or val; say --evaluation cv, or embed a "
-            "cohort with splits"
+            "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
+            "embed a cohort with splits"
         )
     splits = cases.splits[rows]
     return splits == "train", splits == ("test" if "test" in cases.splits else "val")
 
 
-def _is_split_enough(cases: Cases, target: ProbeTarget, patients: NDArray[np.str_]) -> bool:
+def _is_split_enough(cases: ProbedCases, target: ProbeTarget, patients: NDArray[np.str_]) -> bool:
+    """Whether the table's split has training cases and enough test patients, in total and of each class."""
     if cases.is_restricted or not cases.has_split():
         return False
     is_train, is_test = _sides(cases, target.rows)
-    if len(np.unique(patients[is_test])) < _ENOUGH_PATIENTS or not is_train.any():
+    if len(np.unique(patients[is_test])) < _MIN_PATIENTS or not is_train.any():
         return False
-    return all(n >= _ENOUGH_OF_CLASS for n in target.patients_of_classes(patients, np.flatnonzero(is_test)).values())
+    counts = target.patients_of_classes(patients, np.flatnonzero(is_test))
+    return all(count >= _MIN_PATIENTS_OF_CLASS for count in counts.values())
 
 
-def _num_seen(cases: Cases, patients: NDArray[np.str_]) -> int:
+def _num_seen(cases: ProbedCases, patients: NDArray[np.str_]) -> int:
     if cases.splits is None:
         return 0
     return int(np.isin(patients, cases.patients[cases.splits == "train"]).sum())
 
 
-def _say(chosen: Chosen, before: ProbeTarget, judged: NDArray[np.intp], seed: int) -> None:
-    target, name = chosen.target, chosen.target.name
-    if chosen.num_left_out:
-        logger.info("target '%s': %d cases without a label that counts are left out", name, chosen.num_left_out)
-    dropped = [label for label in before.classes or () if label not in (target.classes or ())]
-    if dropped:
-        logger.warning("target '%s': too few patients of %s, which is left out", name, ", ".join(dropped))
+def _log_omitted(chosen: TargetFolds, all_cases: ProbeTarget) -> None:
+    name, classes = chosen.target.name, chosen.target.classes or ()
+    if chosen.num_omitted:
+        logger.info("target '%s': %d cases without a usable label are omitted", name, chosen.num_omitted)
+    omitted_classes = [label for label in all_cases.classes or () if label not in classes]
+    if omitted_classes:
+        logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted_classes))
+
+
+def _log_unreliable(chosen: TargetFolds, seed: int) -> None:
+    """Log a warning for everything that makes the scores unreliable."""
+    target, name, test = chosen.target, chosen.target.name, chosen.test_cases
     for label, count in chosen.small_classes.items():
-        logger.warning("target '%s': only %d judged patients are of '%s'; its scores say little", name, count, label)
-    num_patients = len(np.unique(chosen.patients[judged]))
-    if target.classes is None and num_patients < _ENOUGH_OF_CLASS:
-        logger.warning("target '%s': only %d patients are judged; its scores say little", name, num_patients)
+        logger.warning(
+            "target '%s': there are only %d test patients of class '%s', so its scores are unreliable",
+            name, count, label,
+        )  # fmt: skip
+    num_patients = len(np.unique(chosen.patients[test]))
+    if target.classes is None and num_patients < _MIN_PATIENTS_OF_CLASS:
+        logger.warning("target '%s': there are only %d test patients, so its scores are unreliable", name, num_patients)
     num_classes = None if target.classes is None else len(target.classes)
-    without = sum(
+    num_without = sum(
         not inner_folds(target.values[train], chosen.patients[train], num_classes, seed) for train, _ in chosen.folds
     )
-    if without:
+    if num_without:
         logger.warning(
-            "target '%s': in %d of %d folds the training patients are too few to choose a strength of the probes, and "
-            "the strongest is taken; label more patients", name, without, len(chosen.folds),
+            "target '%s': %d of %d folds have too few training patients to choose a regularisation, so the strongest "
+            "is used; label more patients", name, num_without, len(chosen.folds),
         )  # fmt: skip
     if target.classes is None and (is_far := far_off(target.values)).any():
         outliers = target.values[is_far]
         logger.warning(
-            "target '%s': %d of %d values are far from all others, such as %g, and the scores hang on them; correct or "
-            "empty those that are errors or codes", name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
+            "target '%s': %d of %d values are far from all others, such as %g, and can dominate the scores; correct "
+            "or empty them if they are errors or codes",
+            name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
         )  # fmt: skip
     if chosen.num_seen:
         logger.warning(
-            "target '%s': %d of the %d judged cases are of patients that the autoencoder was trained on (without "
-            "labels), which can flatter z_sem; --splits val,test leaves them out", name, chosen.num_seen, len(judged),
+            "target '%s': the autoencoder was trained on patients of %d of the %d test cases (without labels), so the "
+            "scores of z_sem may be too high; set splits to val and test to exclude them",
+            name, chosen.num_seen, len(test),
         )  # fmt: skip

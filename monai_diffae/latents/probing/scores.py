@@ -1,4 +1,4 @@
-"""How well predictions tell a target, with intervals from a bootstrap over patients."""
+"""Scores of predictions, with intervals from a bootstrap over patients."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _BOOTSTRAPS = 1000
 class ClassScores:
     """AUROC, AUPRC, balanced accuracy and Brier score of probabilities, for any weights of the cases.
 
-    Of two classes AUROC and AUPRC are those of the second, of more the means over the classes, each against the rest.
-    A class that no case with a weight is of is left out of the means. The Brier score is the mean of
-    ``(p_1 - y_1)^2``, of more than two classes of the sum over all. The same numbers as scikit-learn's, ties included;
-    50 times faster, since the cases are ranked once for all weights.
+    With two classes, AUROC and AUPRC refer to the second; with more, they are one-vs-rest averages over the classes
+    that have a case with a weight. The Brier score is the mean of ``(p_1 - y_1)^2`` with two classes, else of the sum
+    over all classes. The values equal scikit-learn's, also with ties, and are computed 50 times faster, since the cases
+    are ranked once for all weights.
 
     Args:
-        truth: ``[N]``, each case's class, from 0.
-        probabilities: ``[N, K]``: the Brier score is theirs.
-        predicted: ``[N]``, the class that each case is taken for; the most probable when None.
+        truth: ``[N]``, the class of each case, counted from 0.
+        probabilities: ``[N, K]``.
+        predicted: ``[N]``, the predicted class for the balanced accuracy; None: the most probable one.
 
     Example:
         >>> scores = ClassScores([0, 0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
@@ -38,35 +38,33 @@ class ClassScores:
 
     def __init__(self, truth: ArrayLike, probabilities: ArrayLike, predicted: ArrayLike | None = None) -> None:
         self.truth, p = np.asarray(truth, np.intp), np.asarray(probabilities, np.float64)
-        taken_for = p.argmax(axis=1) if predicted is None else np.asarray(predicted)
+        predicted_class = p.argmax(axis=1) if predicted is None else np.asarray(predicted)
         is_class = np.eye(p.shape[1])[self.truth]
-        judged = slice(1, 2) if p.shape[1] == 2 else slice(None)
+        scored = slice(1, 2) if p.shape[1] == 2 else slice(None)
         self._ranks = [
             (one, np.unique(score, return_inverse=True)[1])
-            for one, score in zip(is_class.T[judged], p.T[judged], strict=True)
+            for one, score in zip(is_class.T[scored], p.T[scored], strict=True)
         ]
-        self._is_right = (taken_for == self.truth).astype(np.float64)
-        self._squares = ((p - is_class)[:, judged] ** 2).sum(axis=1)
+        self._is_correct = (predicted_class == self.truth).astype(np.float64)
+        self._squares = ((p - is_class)[:, scored] ** 2).sum(axis=1)
 
     def __call__(self, weights: Floats) -> Floats:
-        """The four scores, NaN where they are not defined; ``weights`` are ``[N]``."""
+        """The four scores for weights ``[N]``; NaN if a score is not defined."""
         areas = [_areas(one, rank, weights) for one, rank in self._ranks]
-        known = np.array([pair for pair in areas if pair is not None]).reshape(-1, 2)
-        auroc, auprc = known.mean(axis=0) if len(known) else (np.nan, np.nan)
-        of_class = np.bincount(self.truth, weights)
-        hits = np.bincount(self.truth, weights * self._is_right)
-        return np.array(
-            [auroc, auprc, (hits / np.where(of_class > 0, of_class, np.nan))[of_class > 0].mean(),
-             weights @ self._squares / weights.sum()]
-        )  # fmt: skip
+        defined = np.array([pair for pair in areas if pair is not None]).reshape(-1, 2)
+        auroc, auprc = defined.mean(axis=0) if len(defined) else (np.nan, np.nan)
+        class_weights = np.bincount(self.truth, weights)
+        correct = np.bincount(self.truth, weights * self._is_correct)
+        recall = (correct / np.where(class_weights > 0, class_weights, np.nan))[class_weights > 0]
+        return np.array([auroc, auprc, recall.mean(), weights @ self._squares / weights.sum()])
 
 
 class NumberScores:
     """R2 and mean absolute error of predicted numbers, for any weights of the cases.
 
     Args:
-        truth: ``[N]``.
-        predicted: ``[N]``.
+        truth: ``[N]``, the true numbers.
+        predicted: ``[N]``, the predicted numbers.
 
     Example:
         >>> scores = NumberScores([1, 2, 3], [1, 2, 4])
@@ -81,23 +79,23 @@ class NumberScores:
         self.error = self.truth - np.asarray(predicted, np.float64)
 
     def __call__(self, weights: Floats) -> Floats:
-        """Both scores, R2 NaN where the truth is the same for all; ``weights`` are ``[N]``."""
+        """Both scores for weights ``[N]``; R2 is NaN if the truth is the same for all cases."""
         mean = np.average(self.truth, weights=weights)
-        spread = float(weights @ (self.truth - mean) ** 2)
-        r2 = 1 - float(weights @ self.error**2) / spread if spread > 0 else float("nan")
+        total = float(weights @ (self.truth - mean) ** 2)
+        r2 = 1 - float(weights @ self.error**2) / total if total > 0 else float("nan")
         return np.array([r2, weights @ np.abs(self.error) / weights.sum()])
 
 
 def bootstrapped(scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDArray[Any], seed: int = 0) -> Floats:
-    """The scores in 1000 draws of as many groups as there are, with replacement; ``[draws, metrics]``.
+    """The scores in 1000 bootstrap draws of groups: ``[draws, metrics]``.
 
-    The draws depend on the groups' names and the seed alone: of two predictions of the same cases, the differences
-    between the draws are paired.
+    The draws depend only on the names of the groups and the seed. The draws of two predictions of the same cases are
+    therefore paired.
 
     Args:
-        scores: of weights ``[N]``.
+        scores: a function of the weights ``[N]`` of the cases.
         groups: ``[N]``, such as patients.
-        seed: of the draws.
+        seed: random seed of the draws.
     """
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     num_groups = int(member.max()) + 1
@@ -109,7 +107,7 @@ def bootstrapped(scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDA
 
 
 def interval(draws: Floats) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the draws in which a score is defined.
+    """The 2.5 and 97.5 percentiles of the draws in which a score is defined; NaN if it never is.
 
     Example:
         >>> interval(np.r_[np.arange(101.0), np.nan])
@@ -128,43 +126,43 @@ def score_with_interval(
     groups: Sequence[Any] | None = None,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """How well predictions that are there already tell a target, and the 95% interval from a bootstrap.
+    """The score of given predictions, with its 95% bootstrap interval.
 
     Args:
-        metric: ``auroc``, of a target of 0 and 1 and anything that ranks the cases, or ``r2``.
+        metric: ``auroc``, for a target of 0 and 1 and predictions that rank the cases, or ``r2``.
         target: ``[N]``.
         predicted: ``[N]``.
-        groups: ``[N]``, such as patients: the bootstrap then draws groups instead of cases.
-        seed: of the bootstrap.
+        groups: ``[N]``, such as patients; the bootstrap then draws groups instead of cases.
+        seed: random seed of the bootstrap.
 
     Returns:
-        The score, and the lower and upper end.
+        The score, and the lower and upper end of the interval.
 
     Raises:
-        ConfigError: numbers of cases that differ, or a target that is the same for all cases.
+        ConfigError: there are not as many predictions as targets, or the target is the same for all cases.
 
     Example:
         >>> score_with_interval("auroc", [0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
         (1.0, 1.0, 1.0)
     """
-    y, scored = np.asarray(target, np.float64), np.asarray(predicted, np.float64)
-    if y.shape != scored.shape or y.ndim != 1:
-        raise ConfigError("score: as many predictions as targets are needed")
+    y, prediction = np.asarray(target, np.float64), np.asarray(predicted, np.float64)
+    if y.shape != prediction.shape or y.ndim != 1:
+        raise ConfigError("score: give as many predictions as targets")
     if len(y) == 0 or np.ptp(y) == 0:
         raise ConfigError("score: the target is the same for all cases; choose cases in which it varies")
     scores: ClassScores | NumberScores
-    scores = NumberScores(y, scored) if metric == "r2" else ClassScores(y, np.stack([-scored, scored], axis=1))
+    scores = NumberScores(y, prediction) if metric == "r2" else ClassScores(y, np.stack([-prediction, prediction], 1))
     draws = bootstrapped(scores, np.arange(len(y)) if groups is None else groups, seed)
     return float(scores(np.ones(len(y)))[0]), *interval(draws[:, 0])
 
 
 def _areas(is_class: Floats, rank: NDArray[np.intp], weights: Floats) -> tuple[float, float] | None:
-    """Areas under the ROC and the precision-recall curve (average precision); None without a class or its rest."""
+    """Areas under the ROC and the precision-recall curve (average precision); None unless both classes have cases."""
     inside, outside = np.bincount(rank, weights * is_class)[::-1], np.bincount(rank, weights * (1 - is_class))[::-1]
     positives, negatives = inside.sum(), outside.sum()
     if not positives * negatives > 0:
         return None
-    found, wrong = np.cumsum(inside), np.cumsum(outside)  # from the highest score down
-    auroc = inside @ (negatives - wrong + outside / 2) / (positives * negatives)
-    precision = found / np.maximum(found + wrong, np.finfo(float).tiny)
+    true_positives, false_positives = np.cumsum(inside), np.cumsum(outside)  # from the highest score down
+    auroc = inside @ (negatives - false_positives + outside / 2) / (positives * negatives)
+    precision = true_positives / np.maximum(true_positives + false_positives, np.finfo(float).tiny)
     return float(auroc), float(inside @ precision / positives)

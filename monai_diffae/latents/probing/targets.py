@@ -1,4 +1,4 @@
-"""Labels as a probe takes them: classes or a number, which cases have one, and what about them is suspicious."""
+"""Labels as targets of a probe: classes or numbers, the cases that have one, and checks for suspicious values."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.targets import class_name, missing
 
-MOST_VALUES = 10  # a number of more is continuous
-_MOST_CLASSES = 20
-_LARGEST = 1e30  # of more, the gradients of boosting, in single precision, overflow, then the squares
-_AS_MANY_VALUES = 0.9  # as the target's, of a copy that was rounded
+MAX_VALUES = 10  # numbers with more different values are continuous
+_MAX_CLASSES = 20
+_LARGEST = 1e30  # larger values overflow in boosting, whose gradients are in single precision
+_SHARE_OF_VALUES = 0.9  # a rounded copy of the target has at least this share of its values
 _FAR, _FAR_AS_LOGARITHM = 10, 4  # interquartile ranges
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeTarget:
-    """A label of the cases that have it.
+    """A label, for the K cases that have it.
 
     Attributes:
-        name: of the label.
-        classes: the classes' names, in the order of numbers or of text; None of a continuous label.
-        values: ``[K]``: each case's class, from 0, or the number.
-        rows: ``[K]``, which cases these are, in the order that was asked for.
+        name: name of the label.
+        classes: names of the classes, sorted as numbers or text; None for a continuous label.
+        values: ``[K]``, the class of each case, counted from 0, or the number.
+        rows: ``[K]``, the rows of these cases, in the requested order.
     """
 
     name: str
@@ -37,38 +37,38 @@ class ProbeTarget:
     rows: NDArray[np.intp]
 
     def only(self, keep: NDArray[np.bool_]) -> ProbeTarget:
-        """Fewer of its cases; classes of which none is left are dropped."""
+        """The target of some of its cases, without classes that none of them has."""
         values, rows = self.values[keep], self.rows[keep]
         if self.classes is None:
             return ProbeTarget(self.name, None, values, rows)
-        left, codes = np.unique(values, return_inverse=True)
-        return ProbeTarget(self.name, tuple(self.classes[k] for k in left), codes, rows)
+        remaining, codes = np.unique(values, return_inverse=True)
+        return ProbeTarget(self.name, tuple(self.classes[k] for k in remaining), codes, rows)
 
     def patients_of_classes(self, groups: NDArray[Any], rows: NDArray[np.intp] | None = None) -> dict[str, int]:
-        """How many patients have a case of each class.
+        """The number of patients with a case of each class.
 
         Args:
             groups: ``[K]``, the patients.
-            rows: only these of the K cases.
+            rows: count only these of the K cases.
         """
-        chosen = np.arange(len(self.values)) if rows is None else rows
+        rows = np.arange(len(self.values)) if rows is None else rows
         return {
-            name: len(np.unique(groups[chosen][self.values[chosen] == code]))
+            name: len(np.unique(groups[rows][self.values[rows] == code]))
             for code, name in enumerate(self.classes or ())
         }
 
 
 def read_probe_target(labels: Sequence[Any], name: str, rows: NDArray[np.intp] | None = None) -> ProbeTarget:
-    """What a label is: numbers of which there are more than 10 are continuous, all else classes.
+    """Read a label: numbers with more than 10 different values are continuous, all others are classes.
 
     Args:
-        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text stand for no label. All of them say what
-            the label is, whichever are taken.
-        name: of the label.
-        rows: which cases to take, and in which order; all when None.
+        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text are missing. All of them count for whether
+            the label is continuous, not only those of ``rows``.
+        name: name of the label.
+        rows: the cases to use, in this order; None: all.
 
     Raises:
-        ConfigError: one value only, text of more than 20 values, or numbers that are infinite or above 1e30.
+        ConfigError: there is only one value, more than 20 different texts, or numbers are infinite or above 1e30.
 
     Example:
         >>> target = read_probe_target(["ill", "well", None, "ill"], "state")
@@ -77,42 +77,44 @@ def read_probe_target(labels: Sequence[Any], name: str, rows: NDArray[np.intp] |
         >>> read_probe_target(np.arange(20.0), "age").classes is None
         True
     """
-    is_known = ~missing(labels)
-    known = [value for value, there in zip(labels, is_known, strict=True) if there]
-    is_number = all(isinstance(value, (Real, np.bool_)) for value in known)
-    if is_number and any(abs(value) > _LARGEST for value in known):
+    is_labelled = ~missing(labels)
+    all_values = [value for value, has_label in zip(labels, is_labelled, strict=True) if has_label]
+    is_number = all(isinstance(value, (Real, np.bool_)) for value in all_values)
+    if is_number and any(abs(value) > _LARGEST for value in all_values):
         raise ConfigError(
-            f"target '{name}': holds values that are infinite or too large to reckon with; correct them, or leave "
-            "those labels empty"
+            f"target '{name}': contains values that are infinite or too large; correct them, or empty these labels"
         )
-    is_continuous = is_number and len({class_name(value) for value in known}) > MOST_VALUES
-    asked = np.arange(len(labels)) if rows is None else rows
-    taken = asked[is_known[asked]]
-    chosen = [labels[row] for row in taken]
-    classes = tuple(
-        dict.fromkeys(class_name(value) for value in sorted(chosen, key=float if is_number else class_name))
-    )
+    is_continuous = is_number and len({class_name(value) for value in all_values}) > MAX_VALUES
+    requested = np.arange(len(labels)) if rows is None else rows
+    labelled = requested[is_labelled[requested]]
+    values = [labels[row] for row in labelled]
+    ordered = sorted(values, key=float if is_number else class_name)
+    classes = tuple(dict.fromkeys(class_name(value) for value in ordered))
     if len(classes) < 2:
         raise ConfigError(
-            f"target '{name}': {len(chosen)} of {len(asked)} cases have it, and it is the same for all; "
+            f"target '{name}': {len(values)} of {len(requested)} cases have it, and it is the same for all; "
             "choose one that varies"
         )
     if is_continuous:
-        return ProbeTarget(name, None, np.array(chosen, np.float64), taken)
-    if len(classes) > _MOST_CLASSES:
-        raise ConfigError(f"target '{name}': is text of {len(classes)} different values; choose another")
-    codes = np.array([classes.index(class_name(value)) for value in chosen], np.intp)
-    return ProbeTarget(name, classes, codes, taken)
+        return ProbeTarget(name, None, np.array(values, np.float64), labelled)
+    if len(classes) > _MAX_CLASSES:
+        raise ConfigError(f"target '{name}': is text with {len(classes)} different values; choose another")
+    codes = np.array([classes.index(class_name(value)) for value in values], np.intp)
+    return ProbeTarget(name, classes, codes, labelled)
 
 
 def far_off(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which numbers lie so far from the others that they are probably errors, or codes for something else.
+    """Find numbers that are so far from the others that they are probably errors or codes.
 
-    Those more than 10 interquartile ranges from the median. Of amounts, which are never negative (but for such codes),
-    the logarithms have to be far off too, by more than 4: log-normal ones are not.
+    These are numbers more than 10 interquartile ranges from the median. If all other numbers are positive or 0, as
+    amounts are, their logarithms must also be more than 4 interquartile ranges away, so that the tail of a log-normal
+    distribution does not count.
 
     Args:
         values: ``[K]``, finite.
+
+    Returns:
+        ``[K]``, whether each number is far off.
 
     Example:
         >>> far_off(np.array([50.0, 61, 43, 77, 999, 58, -999])).nonzero()[0]
@@ -125,11 +127,14 @@ def far_off(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def copies_of(target: ProbeTarget, features: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which features say the target itself: a number that rises or falls with it, or a code of its classes.
+    """Find features that determine the target: monotonic functions of a number, or codes of the classes.
 
     Args:
-        target: K cases.
-        features: ``[K, D]``, theirs.
+        target: the target of K cases.
+        features: ``[K, D]``.
+
+    Returns:
+        The columns of these features.
 
     Example:
         >>> target = read_probe_target(np.arange(20.0), "age")
@@ -137,20 +142,21 @@ def copies_of(target: ProbeTarget, features: NDArray[np.float64]) -> NDArray[np.
         array([1])
     """
     order = np.argsort(target.values, kind="stable")
-    is_other = np.diff(target.values[order]) != 0
+    target_changes = np.diff(target.values[order]) != 0
     steps = np.diff(features[order], axis=0)
     if target.classes is None:
-        least = max(MOST_VALUES, _AS_MANY_VALUES * is_other.sum())  # fewer may rise by chance
-        is_monotone = (steps >= 0).all(axis=0) | (steps <= 0).all(axis=0)
-        return np.flatnonzero(is_monotone & ((steps != 0).sum(axis=0) >= least))
-    codes = np.sort(features[order][np.r_[True, is_other]], axis=0)
-    return np.flatnonzero((steps[~is_other] == 0).all(axis=0) & (np.diff(codes, axis=0) != 0).all(axis=0))
+        min_steps = max(MAX_VALUES, _SHARE_OF_VALUES * target_changes.sum())  # fewer may be monotonic by chance
+        is_monotonic = (steps >= 0).all(axis=0) | (steps <= 0).all(axis=0)
+        return np.flatnonzero(is_monotonic & ((steps != 0).sum(axis=0) >= min_steps))
+    codes = np.sort(features[order][np.r_[True, target_changes]], axis=0)
+    is_constant_in_class = (steps[~target_changes] == 0).all(axis=0)
+    return np.flatnonzero(is_constant_in_class & (np.diff(codes, axis=0) != 0).all(axis=0))
 
 
 def _distance(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From the median, in interquartile ranges."""
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    distance = np.abs(values - middle)
+    """The distance from the median, in interquartile ranges."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    distance = np.abs(values - median)
     if not distance.any():
         return distance
-    return distance / (high - low or np.median(distance[distance > 0]))  # the latter of values that are mostly one
+    return distance / (high - low or np.median(distance[distance > 0]))  # the latter if most values are equal

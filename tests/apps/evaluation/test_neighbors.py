@@ -5,21 +5,18 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.neighbors import neighbors
-from monai_diffae.apps.evaluation.outliers import unusual_shares
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.pictures.cells import draw_cells
 
 
 @pytest.fixture
 def table():
-    """200 cases, two a patient, whose z_sem says nothing."""
+    """200 cases, two per patient, whose z_sem is random."""
     z = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     columns = {
         "id": [f"c{i:03d}" for i in range(200)],
@@ -46,49 +43,49 @@ def z_of(table):
     return table.filter(regex=r"z_\d+").to_numpy(np.float64)
 
 
-def test_neighbours_are_those_of_a_plain_search_in_the_training_cases_units(table, write, tmp_path):
+def test_neighbors_are_those_of_a_plain_search_in_the_training_cases_units(table, write, tmp_path):
     table["z_000"] *= 1000
-    neighbors(write(table), tmp_path / "o", k=3, query=["c150", "c003"])
-    made = pd.read_csv(tmp_path / "o" / "neighbors.csv")
+    neighbors(write(table), tmp_path / "o", k=3, cases=["c150", "c003"])
+    table_of_neighbors = pd.read_csv(tmp_path / "o" / "neighbors.csv")
     z = z_of(table) / z_of(table)[:140].std(axis=0)
-    assert made["id"].tolist() == ["c003"] * 3 + ["c150"] * 3
-    for case, rows in made.groupby("id"):
+    assert table_of_neighbors["id"].tolist() == ["c150"] * 3 + ["c003"] * 3
+    for case, rows in table_of_neighbors.groupby("id"):
         i = int(case[1:])
         distances = np.linalg.norm(z - z[i], axis=1)
         distances[(table["patient"] == table["patient"][i]).to_numpy()] = np.inf
         nearest = np.argsort(distances)[:3]
-        assert rows["neighbour"].tolist() == table["id"][nearest].tolist()
+        assert rows["neighbor"].tolist() == table["id"][nearest].tolist()
         np.testing.assert_allclose(rows["distance"], distances[nearest], rtol=1e-5)
         assert rows["rank"].tolist() == [1, 2, 3]
         assert rows["label_rank"].tolist() == [i] * 3
-        assert rows["neighbour_site"].tolist() == table["site"][nearest].tolist()
+        assert rows["neighbor_site"].tolist() == table["site"][nearest].tolist()
 
 
-def test_the_same_patient_is_left_out_unless_asked_for(table, write, tmp_path):
+def test_the_same_patient_is_excluded_unless_asked_for(table, write, tmp_path):
     table.loc[1::2, "z_000":] = table.loc[::2, "z_000":].to_numpy()
-    options = {"k": 1, "query": ["c010"]}
+    options = {"k": 1, "cases": ["c010"]}
     neighbors(write(table), tmp_path / "others", **options)
     neighbors(tmp_path / "e.parquet", tmp_path / "all", **options, same_patient=True)
     others, everyone = (pd.read_csv(tmp_path / name / "neighbors.csv") for name in ("others", "all"))
-    assert everyone["neighbour"].tolist() == ["c011"]
+    assert everyone["neighbor"].tolist() == ["c011"]
     assert everyone["distance"].tolist() == [0]
-    assert others["neighbour"].item() not in ("c010", "c011")
+    assert others["neighbor"].item() not in ("c010", "c011")
 
 
-def test_p_values_are_calibrated_on_training_cases_and_an_outlier_has_the_least(table, write, tmp_path):
+def test_p_values_are_calibrated_on_training_cases_and_an_outlier_has_the_lowest(table, write, tmp_path):
     table.loc[199, "z_000":] = 50.0
     result = neighbors(write(table), tmp_path / "o")
     outliers = pd.read_csv(tmp_path / "o" / "outliers.csv").set_index("id")
     assert outliers["p_distance"]["c199"] == pytest.approx(1 / 141)
     train = np.sort(outliers["p_distance"][:140])
     np.testing.assert_allclose(train, np.arange(1, 141) / 140)
-    assert set(result.unusual["distance"]) == {"train", "val", "test"}
-    assert result.unusual["distance"]["train"] == pytest.approx(6 / 140)
-    assert result.unusual["distance"]["val"] < 0.2
+    assert set(result.unusual_shares["distance"]) == {"train", "val", "test"}
+    assert result.unusual_shares["distance"]["train"] == pytest.approx(6 / 140)
+    assert result.unusual_shares["distance"]["val"] < 0.2
 
 
-def test_whitened_scores_find_what_lies_across_all_others_and_stay_calibrated(table, write, tmp_path):
-    """z_sem of three directions in six dimensions; one case in a fourth, no further out than others are."""
+def test_whitened_scores_detect_a_case_in_an_empty_direction_and_stay_calibrated(table, write, tmp_path):
+    """z_sem varies in three directions of six; one case lies in a fourth, no further out than the others."""
     rng = np.random.default_rng(1)
     axes = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     z = rng.normal(size=(200, 3)) @ axes[:3] + 0.01 * rng.normal(size=(200, 6))
@@ -98,18 +95,18 @@ def test_whitened_scores_find_what_lies_across_all_others_and_stay_calibrated(ta
     odd = pd.read_csv(tmp_path / "o" / "outliers.csv").set_index("id").loc["c199"]
     assert odd["p_whitened"] == pytest.approx(1 / 141)
     assert odd["p_distance"] > odd["p_whitened"]
-    assert result.unusual["whitened"]["val"] < 0.2
+    assert result.unusual_shares["whitened"]["val"] < 0.2
     noise = np.random.default_rng(2).normal(size=(200, 120)).astype(np.float32)
     wide = pd.concat([table.drop(columns=table.filter(regex=r"z_\d+")), pd.DataFrame(noise).add_prefix("z_")], axis=1)
     result = neighbors(write(wide, "wide"), tmp_path / "wide")  # nearly as many dimensions as training cases
-    assert max(result.unusual["whitened"][split] for split in ("val", "test")) < 0.2
+    assert max(result.unusual_shares["whitened"][split] for split in ("val", "test")) < 0.2
 
 
 def test_a_table_without_splits_or_patients_is_all_for_training(table, write, tmp_path):
     result = neighbors(write(table.drop(columns=["split", "patient", "rank", "site"])), tmp_path / "o", limit=3)
     assert result.num_cases == 3
-    assert result.unusual["distance"] == {"train": pytest.approx(9 / 200)}
-    assert list(pd.read_csv(tmp_path / "o" / "neighbors.csv")) == ["id", "rank", "neighbour", "distance"]
+    assert result.unusual_shares["distance"] == {"train": pytest.approx(9 / 200)}
+    assert list(pd.read_csv(tmp_path / "o" / "neighbors.csv")) == ["id", "rank", "neighbor", "distance"]
 
 
 @pytest.mark.parametrize("change", ["sorted", "filtered"])
@@ -131,19 +128,19 @@ def test_queries_of_another_table(table, write, tmp_path):
     outliers = pd.read_csv(tmp_path / "o" / "outliers.csv")
     assert outliers["split"].tolist() == ["queries"] * 2
     assert outliers["p_distance"][1] == pytest.approx(1 / 141)
-    assert result.unusual["distance"]["queries"] == 0.5
-    near = pd.read_csv(tmp_path / "o" / "neighbors.csv")
-    assert near["neighbour"][0] == "c000"
-    assert near["distance"][0] == 0
-    with pytest.raises(ConfigError, match=r"other\.parquet: made with another model"):
+    assert result.unusual_shares["distance"]["queries"] == 0.5
+    neighbor_table = pd.read_csv(tmp_path / "o" / "neighbors.csv")
+    assert neighbor_table["neighbor"][0] == "c000"
+    assert neighbor_table["distance"][0] == 0
+    with pytest.raises(ConfigError, match=r"^queries: other\.parquet was made with another model"):
         neighbors(path, tmp_path / "p", queries=write(new, "other", model="another"))
 
 
-def test_what_is_there_is_not_made_again(table, write, tmp_path):
+def test_complete_results_are_skipped(table, write, tmp_path):
     path = write(table)
     first, second = (neighbors(path, tmp_path / "o") for _ in range(2))
     assert (first.skipped, second.skipped) == (False, True)
-    assert first.unusual == second.unusual
+    assert first.unusual_shares == second.unusual_shares
     with pytest.raises(ConfigError, match="made with other k"):
         neighbors(path, tmp_path / "o", k=2)
     record = (tmp_path / "o" / "neighbors.json").read_text()
@@ -153,13 +150,18 @@ def test_what_is_there_is_not_made_again(table, write, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"query": ["c1"]}, CohortError, "the table has no case 'c1'"),
-        ({"k": 139}, ConfigError, "k: 139 is not from 1 to 138"),
-        ({"split": "valid"}, ConfigError, "split: 'valid' is not one of"),
-        ({"gap": True}, ConfigError, "gap: say --bundle"),
-        ({"bundle": "b"}, ConfigError, "bundle: say --cohort, too"),
-        ({"cohort": "b"}, ConfigError, "cohort: say --bundle, too"),
-        ({"query_cohort": "b"}, ConfigError, "query_cohort: say --queries"),
+        ({"cases": ["c1"]}, CohortError, "^cases: the table has no case 'c1'"),
+        ({"k": 0}, ConfigError, "^k: 0 is below 1"),
+        ({"k": 139}, ConfigError, "^k: 139 is not from 1 to 138"),
+        ({"split": "valid"}, ConfigError, "^split: 'valid' is not one of"),
+        (
+            {"reconstruction_error": True, "bundle": "b"},
+            ConfigError,
+            "^reconstruction_error: .* give bundle and cohort",
+        ),
+        ({"cohort": "b"}, ConfigError, "^cohort: .* also give bundle"),
+        ({"query_cohort": "b"}, ConfigError, "^query_cohort: applies to queries"),
+        ({"steps": 5}, ConfigError, "^steps: applies to reconstruction_error"),
     ],
 )
 def test_wrong_arguments_are_one_line(table, write, tmp_path, options, error, text):
@@ -168,26 +170,36 @@ def test_wrong_arguments_are_one_line(table, write, tmp_path, options, error, te
     assert not (tmp_path / "o" / "neighbors.csv").exists()
 
 
+def test_a_bundle_without_a_cohort_is_not_used(table, write, tmp_path):
+    """A bundle run always names its own folder."""
+    result = neighbors(write(table), tmp_path / "o", bundle="no_bundle")
+    assert result.num_cases == 200
+    assert not (tmp_path / "o" / "neighbors.png").exists()
+
+
 def test_ids_that_name_two_cases_are_refused(table, write, tmp_path):
-    with pytest.raises(CohortError, match="names each case once"):
+    with pytest.raises(CohortError, match="no column id with a unique name for each case"):
         neighbors(write(table.assign(id="c")), tmp_path / "o")
 
 
-def test_the_picture_and_what_decoding_gets_wrong(labelled, tmp_path):
+def test_the_picture_and_reconstruction_errors(labelled, tmp_path):
     options = {"bundle": labelled.bundle, "cohort": labelled.cohort, "device": "cpu", "k": 2}
-    result = neighbors(labelled.embeddings, tmp_path / "o", split="val", gap=True, **options)
+    result = neighbors(labelled.embeddings, tmp_path / "o", split="val", reconstruction_error=True, **options)
     outliers = pd.read_csv(tmp_path / "o" / "outliers.csv")
     assert set(outliers["split"]) == {"val"}
-    assert (outliers["mse_both"] < outliers["mse_z_sem"]).all()
+    assert (outliers["mse_x_T"] < outliers["mse_z_sem"]).all()
     num_train = (pd.read_parquet(labelled.embeddings)["split"] == "train").sum()
     least = 1 / (1 + num_train)
     assert outliers.filter(like="p_").to_numpy().min() >= least - 1e-9
-    assert set(result.unusual) == {"distance", "whitened", "mse_z_sem", "mse_both"}
+    assert set(result.unusual_shares) == {"distance", "whitened", "mse_z_sem", "mse_x_T"}
     with Image.open(tmp_path / "o" / "neighbors.png") as picture:
         assert np.asarray(picture).std() > 10
-    fewer = neighbors(labelled.embeddings, tmp_path / "few", limit=1, gap=True, gap_cases=1, **options)
+    few = {"limit": 1, "reconstruction_error": True, "num_reference": 1}
+    fewer = neighbors(labelled.embeddings, tmp_path / "few", **few, **options)
     assert fewer.num_cases == 1
-    assert set(pd.read_csv(tmp_path / "few" / "outliers.csv")["p_mse_both"]) <= {0.5, 1.0}
+    assert set(pd.read_csv(tmp_path / "few" / "outliers.csv")["p_mse_x_T"]) <= {0.5, 1.0}
+    with pytest.raises(ConfigError, match="made with other images"):  # decoded with other settings
+        neighbors(labelled.embeddings, tmp_path / "few", steps=2, **few, **options)
 
 
 def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, caplog):
@@ -201,14 +213,14 @@ def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, 
     overrides = {"percentiles": [10, 90]}
     neighbors(labelled.embeddings, tmp_path / "o", cohort=tmp_path / "changed.csv", overrides=overrides, **options)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "images: bundle prepares them otherwise than when embeddings.parquet was made: percentiles",
+        "images: the preprocessing of bundle differs from that of embeddings.parquet: percentiles",
         "images: changed.csv is not as it was when the table was made (its cases, splits or the sizes of its files); "
         "an id may be of another image now",
     ]
 
 
-def test_images_of_another_cohort_and_scans_that_have_gone(run, labelled, tmp_path):
-    """Noise, and a picture whose scan is not there any more."""
+def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
+    """Two pictures of noise, and one that has become unreadable."""
     rng = np.random.default_rng(0)
     for name in ("noise", "gone", "more"):
         Image.fromarray(rng.integers(256, size=(16, 16), dtype=np.uint8)).save(tmp_path / f"{name}.png")
@@ -219,21 +231,21 @@ def test_images_of_another_cohort_and_scans_that_have_gone(run, labelled, tmp_pa
     write_failures(tmp_path / "o" / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])  # of embed
     result = neighbors(
         labelled.embeddings, tmp_path / "o", queries=queries, bundle=labelled.bundle, cohort=labelled.cohort,
-        query_cohort=new, gap=True, k=3, device="cpu",
+        query_cohort=new, reconstruction_error=True, k=3, device="cpu",
     )  # fmt: skip
     outliers = pd.read_csv(tmp_path / "o" / "outliers.csv").set_index("id")
     assert result.num_failed == 1
-    assert outliers["mse_both"].isna().tolist() == [False, True, False]
+    assert outliers["mse_x_T"].isna().tolist() == [False, True, False]
     assert outliers["p_distance"].notna().all()
     assert pd.read_csv(tmp_path / "o" / "neighbors_failures.csv")["case_id"].tolist() == ["gone"]
     assert pd.read_csv(tmp_path / "o" / "failures.csv")["case_id"].tolist() == ["c"]
     files = ["--queries", queries, "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--query-cohort", new]
-    code, _, error = run("-q", "neighbors", labelled.embeddings, *files, "--device", "cpu", "--out", tmp_path / "c")
+    code, _, error = run("-q", "neighbors", labelled.embeddings, tmp_path / "c", *files, "--device", "cpu")
     assert (code, error.splitlines()[-1]) == (3, "1 images could not be read: see neighbors_failures.csv")
 
 
-def test_gross_outliers_have_the_least_p_and_unseen_heads_have_not(labelled, tmp_path):
-    """Noise, a head in inverted contrast and another object, beside heads of unseen patients."""
+def test_gross_outliers_have_the_lowest_p_and_unseen_heads_do_not(labelled, tmp_path):
+    """Noise, a head with inverted contrast and another object, beside heads of unseen patients."""
     cohort = make_virtual_cohort(tmp_path / "heads", num_patients=80, size=16, val_fraction=0.2, test_fraction=0.1)
     heads = embed(labelled.bundle, cohort, tmp_path / "e", device="cpu").path
     head = nib.load(cohort.parent / pd.read_csv(cohort)["image"][0]).get_fdata().squeeze()
@@ -249,10 +261,10 @@ def test_gross_outliers_have_the_least_p_and_unseen_heads_have_not(labelled, tmp
     outliers = pd.read_csv(tmp_path / "o" / "outliers.csv")
     assert least < 0.02
     np.testing.assert_allclose(outliers[["p_distance", "p_whitened"]], least)
-    assert max(result.unusual[score]["val"] for score in ("distance", "whitened")) < 0.3
+    assert max(result.unusual_shares[score]["val"] for score in ("distance", "whitened")) < 0.3
 
 
-def test_of_volumes_and_of_another_model(tiny_bundle_3d, labelled, tmp_path):
+def test_volumes_and_another_model(tiny_bundle_3d, labelled, tmp_path):
     path = embed(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path / "e", device="cpu").path
     options = {"cohort": tiny_bundle_3d.cohort, "device": "cpu", "k": 2, "limit": 2}
     neighbors(path, tmp_path / "o", bundle=tiny_bundle_3d.directory, **options)
@@ -262,18 +274,8 @@ def test_of_volumes_and_of_another_model(tiny_bundle_3d, labelled, tmp_path):
         neighbors(path, tmp_path / "p", bundle=labelled.bundle, **options)
 
 
-def test_pictures_in_colour_with_a_place_left_empty(tmp_path):
-    draw_cells([[(torch.ones(3, 8, 8), "case 1"), (None, "1.2")]], tmp_path / "p.png", (-1.0, 1.0))
-    with Image.open(tmp_path / "p.png") as picture:
-        assert picture.width > picture.height
-
-
-def test_shares_leave_out_what_has_no_p():
-    assert unusual_shares(["a", "a", "a"], [np.nan, 0.01, 0.9]) == {"a": 0.5}
-
-
 def test_the_command(run, table, write, tmp_path):
-    code, printed, error = run("neighbors", write(table), "--out", tmp_path / "o", "--query", "c001", "--k", 2)
+    code, printed, error = run("neighbors", write(table), tmp_path / "o", "--cases", "c001", "--k", 2)
     assert code == 0, error
     assert "distance: p < .05 for 4.3% of train" in printed
     assert printed.splitlines()[-1] == str(tmp_path / "o")

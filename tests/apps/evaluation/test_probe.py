@@ -1,15 +1,18 @@
 import json
 import logging
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score, roc_auc_score
 
-from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.evaluation.probe import EvaluationName, ProbeName, probe
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.probing import judging as probe_judging
+from monai_diffae.latents.probing import evaluation as probe_evaluation
+from monai_diffae.latents.probing.folds import Evaluation
+from monai_diffae.latents.probing.probes import Probe
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ LINEAR = {"probes": ["linear"]}
 
 
 def test_all_numeric_labels_that_vary_by_default_with_both_probes(table, write):
-    rows = probe(write(table))
+    rows = probe(write(table)).rows
     assert [(row["target"], row["metric"], row["probe"]) for row in rows] == [
         ("age", "r2", "linear"), ("age", "r2", "knn"), ("grade", "auroc", "linear"), ("grade", "auroc", "knn"),
     ]  # fmt: skip
@@ -55,61 +58,59 @@ def test_all_numeric_labels_that_vary_by_default_with_both_probes(table, write):
 def test_text_target_and_missing_values(table, write, caplog):
     table["sex"] = table["sex"].where(np.arange(200) % 10 != 1)
     with caplog.at_level(logging.INFO, "monai_diffae"):
-        (row,) = probe(write(table), "sex", **LINEAR)
+        (row,) = probe(write(table), targets=["sex"], **LINEAR).rows
     assert row["metric"] == "auroc"
-    assert (row["num_train"] + row["num_test"], row["num_left_out"]) == (180, 20)
-    assert "target 'sex': 20 cases without a label that counts are left out" in caplog.text
+    assert (row["num_train"] + row["num_test"], row["num_omitted"]) == (180, 20)
+    assert "target 'sex': 20 cases without a usable label are omitted" in caplog.text
 
 
 def test_without_a_split_or_with_few_test_cases_it_is_cross_validated(table, write, caplog):
-    (row,) = probe(write(table.drop(columns="split")), ["age"], **LINEAR)
+    (row,) = probe(write(table.drop(columns="split")), targets=["age"], **LINEAR).rows
     assert (row["evaluation"], row["num_folds"], row["num_test"], row["num_train"]) == ("cv", 5, 200, 160)
     assert row["num_seen_by_autoencoder"] == 0
     table["split"] = np.where(np.arange(200) % 10 == 0, "test", "train")
-    (row,) = probe(write(table), ["age"], **LINEAR)
+    (row,) = probe(write(table), targets=["age"], **LINEAR).rows
     assert (row["evaluation"], row["num_seen_by_autoencoder"]) == ("cv", 180)
-    assert "180 of the 200 judged cases are of patients that the autoencoder was trained on" in caplog.text
-    (row,) = probe(write(table), ["age"], evaluation="split", **LINEAR)
+    assert "the autoencoder was trained on patients of 180 of the 200 test cases" in caplog.text
+    (row,) = probe(write(table), targets=["age"], evaluation="split", **LINEAR).rows
     assert (row["evaluation"], row["num_test"]) == ("split", 20)
 
 
-def test_without_test_cases_those_for_validation_are_judged(table, write):
+def test_without_test_cases_those_for_validation_are_used(table, write):
     table["split"] = table["split"].replace("test", "val")
-    (row,) = probe(write(table), "age", **LINEAR)
+    (row,) = probe(write(table), targets=["age"], **LINEAR).rows
     assert (row["evaluation"], row["num_train"], row["num_test"]) == ("split", 150, 50)
     table["split"] = np.where(np.arange(200) % 8 == 0, "test", table["split"])  # of 25, which are too few
-    (row,) = probe(write(table), "age", evaluation="split", **LINEAR)
-    assert (row["num_train"], row["num_test"], row["num_left_out"]) == (150, 25, 0)
+    (row,) = probe(write(table), targets=["age"], evaluation="split", **LINEAR).rows
+    assert (row["num_train"], row["num_test"], row["num_omitted"]) == (150, 25, 0)
 
 
-def test_a_class_that_is_rare_among_the_test_cases_is_cross_validated_and_said(table, write, caplog):
+def test_a_class_that_is_rare_among_the_test_cases_is_cross_validated_with_a_warning(table, write, caplog):
     table["rare"] = np.where(np.arange(200) < 9, "ill", "well")
-    (row,) = probe(write(table), "rare", **LINEAR)
+    (row,) = probe(write(table), targets=["rare"], **LINEAR).rows
     assert (row["evaluation"], row["small_classes"]) == ("cv", "ill: 9")
-    assert "target 'rare': only 9 judged patients are of 'ill'; its scores say little" in caplog.text
+    assert "target 'rare': there are only 9 test patients of class 'ill', so its scores are unreliable" in caplog.text
     table["rare"] = np.where(np.arange(200) < 2, "odd", table["rare"])
-    (row,) = probe(write(table), "rare", **LINEAR)
-    assert (row["num_test"], row["num_left_out"]) == (198, 2)
-    assert "target 'rare': too few patients of odd, which is left out" in caplog.text
+    (row,) = probe(write(table), targets=["rare"], **LINEAR).rows
+    assert (row["num_test"], row["num_omitted"]) == (198, 2)
+    assert "target 'rare': classes with too few patients are omitted: odd" in caplog.text
 
 
 def test_splits_restrict_the_cross_validation(table, write):
-    (row,) = probe(write(table), "age", splits=["test"], **LINEAR)
+    (row,) = probe(write(table), targets=["age"], splits=["test"], **LINEAR).rows
     assert (row["evaluation"], row["num_test"], row["num_seen_by_autoencoder"]) == ("cv", 50, 0)
     with pytest.raises(ConfigError, match="no split 'val'; it has test, train"):
-        probe(write(table), "age", splits=["val"])
-    with pytest.raises(ConfigError, match="splits: goes with cross-validation"):
-        probe(write(table), "age", splits=["test"], evaluation="split")
+        probe(write(table), targets=["age"], splits=["val"])
+    with pytest.raises(ConfigError, match="splits: applies to cross-validation"):
+        probe(write(table), targets=["age"], splits=["test"], evaluation="split")
 
 
 def test_a_patient_on_both_sides_is_refused_without_its_name(table, write):
     table.loc[:4, "patient"] = "Jane Doe"
-    with pytest.raises(
-        ConfigError, match="^split: patients in both the training and the test cases: 1; give each"
-    ) as caught:
-        probe(write(table), "age")
+    with pytest.raises(ConfigError, match="^evaluation: 1 patients have both training and test cases; give") as caught:
+        probe(write(table), targets=["age"])
     assert "Jane" not in str(caught.value)
-    (row,) = probe(write(table), "age", evaluation="cv", **LINEAR)
+    (row,) = probe(write(table), targets=["age"], evaluation="cv", **LINEAR).rows
     assert (row["num_test"], row["num_patients"], row["num_seen_by_autoencoder"]) == (200, 196, 152)
 
 
@@ -117,35 +118,37 @@ def test_the_order_of_the_rows_changes_nothing(table, write, tmp_path):
     shuffled = table.sample(frac=1, random_state=1)
     for evaluation in ("cv", "split"):
         first, second = (
-            probe(write(rows, name), ["age", "sex"], evaluation=evaluation)
+            probe(write(rows, name), targets=["age", "sex"], evaluation=evaluation).rows
             for rows, name in ((table, "a.parquet"), (shuffled, "b.parquet"))
         )
         assert first == second
     for rows, name in ((table, "a"), (shuffled, "b")):
-        probe(write(rows, f"{name}.parquet"), "age", out=tmp_path / name, **LINEAR)
+        probe(write(rows, f"{name}.parquet"), targets=["age"], out=tmp_path / name, **LINEAR)
     for name in ("predictions.parquet", "probes.csv", "few_labels.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_same_seed_gives_the_same_and_another_seed_other_numbers(table, write):
     table["sex"] = np.random.default_rng(2).permutation(table["sex"])
-    rows = [probe(write(table), "sex", evaluation="cv", seed=seed, **LINEAR) for seed in (0, 0, 1)]
+    rows = [probe(write(table), targets=["sex"], evaluation="cv", seed=seed, **LINEAR).rows for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
 
 
-def test_without_patients_each_case_is_one_and_it_is_said(table, write, caplog):
-    (row,) = probe(write(table.drop(columns="patient")), "age", **LINEAR)
+def test_without_patients_each_case_is_one_with_a_warning(table, write, caplog):
+    (row,) = probe(write(table.drop(columns="patient")), targets=["age"], **LINEAR).rows
     assert row["num_patients"] == row["num_test"]
     assert "each case counts as a patient of its own" in caplog.text
     table.loc[:9, "patient"] = None
-    (row,) = probe(write(table), "age", evaluation="cv", **LINEAR)
+    (row,) = probe(write(table), targets=["age"], evaluation="cv", **LINEAR).rows
     assert row["num_patients"] == 200
 
 
 def test_pca_baseline_has_as_many_dimensions_and_its_difference_an_interval(table, write):
     images = np.random.default_rng(1).normal(size=(200, 1, 5, 5))
     for evaluation in ("split", "cv"):
-        rows = probe(write(table), ["age"], images=images, evaluation=evaluation, **LINEAR)
+        rows = probe(
+            write(table), targets=["age"], baselines={"PCA of pixels": images}, evaluation=evaluation, **LINEAR
+        ).rows
         assert [(row["features"], row["dims"]) for row in rows] == [("z_sem", 4), ("PCA of pixels", 4)]
         assert rows[1]["score"] < 0.3 < rows[0]["score"]
         assert rows[1]["difference"] == pytest.approx(rows[0]["score"] - rows[1]["score"])
@@ -154,17 +157,17 @@ def test_pca_baseline_has_as_many_dimensions_and_its_difference_an_interval(tabl
 
 def test_the_difference_to_the_same_features_is_nothing(table, write):
     z = table.filter(like="z_0").to_numpy()
-    rows = probe(write(table), ["grade"], baselines={"twice": z}, evaluation="cv")
+    rows = probe(write(table), targets=["grade"], baselines={"twice": z}, evaluation="cv").rows
     assert [row["probe"] for row in rows] == ["linear", "knn"] * 2
     assert all(row["difference"] == row["difference_low"] == row["difference_high"] == 0 for row in rows[2:])
 
 
-def test_files_hold_what_was_judged_and_scores_that_are_sklearns(table, write, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe_judging, "FEW", (10, 30, 300))
+def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe_evaluation, "FEW_PATIENTS", (10, 30, 300))
     generator = np.random.default_rng(3)
     table["stage"] = np.digitize(table["z_001"] + generator.normal(size=200), [-0.5, 0.7]).astype(str)
     table["age"] += generator.normal(size=200) * 10
-    rows = probe(write(table), ["age", "grade", "stage"], evaluation="cv", out=tmp_path / "o", **LINEAR)
+    rows = probe(write(table), targets=["age", "grade", "stage"], evaluation="cv", out=tmp_path / "o", **LINEAR).rows
     written = pd.read_csv(tmp_path / "o" / "probes.csv")
     assert written["score"].tolist() == pytest.approx([row["score"] for row in rows])
     predictions = pd.read_parquet(tmp_path / "o" / "predictions.parquet")
@@ -190,114 +193,127 @@ def test_files_hold_what_was_judged_and_scores_that_are_sklearns(table, write, t
         assert (tmp_path / "o" / picture).stat().st_size > 5000
 
 
-def test_complete_results_are_not_made_again_and_others_not_replaced(table, write, tmp_path):
+def test_complete_results_are_skipped_and_others_not_replaced(table, write, tmp_path):
     file, out = write(table), tmp_path / "o"
-    rows = probe(file, ["age"], out=out, **LINEAR)
+    first = probe(file, out, targets=["age"], **LINEAR)
     stamp = (out / "probes.csv").stat().st_mtime_ns
-    assert probe(file, ["age"], out=out, **LINEAR) == rows
+    again = probe(file, out, targets=["age"], **LINEAR)
+    assert (again.rows, first.skipped, again.skipped) == (first.rows, False, True)
     assert (out / "probes.csv").stat().st_mtime_ns == stamp
-    with pytest.raises(ConfigError, match="made with other probes; say --overwrite"):
-        probe(file, ["age"], out=out)
+    with pytest.raises(ConfigError, match="made with other probes; set overwrite"):
+        probe(file, out, targets=["age"])
     baseline = {"noise": np.random.default_rng(0).normal(size=(200, 2))}
-    with pytest.raises(ConfigError, match="made with other features"):
-        probe(file, ["age"], out=out, baselines=baseline, **LINEAR)
-    assert len(probe(file, ["age"], out=out, baselines=baseline, overwrite=True, **LINEAR)) == 2
+    with pytest.raises(ConfigError, match="made with other baselines"):
+        probe(file, out, targets=["age"], baselines=baseline, **LINEAR)
+    assert len(probe(file, out, targets=["age"], baselines=baseline, overwrite=True, **LINEAR).rows) == 2
     record = json.loads((out / "probe.json").read_text(), parse_constant=pytest.fail)
     assert str(tmp_path) not in json.dumps(record)
 
 
-def test_a_target_that_cannot_be_probed_costs_a_line(table, write, tmp_path, caplog):
+def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(table, write, tmp_path, caplog):
     table["name"] = table["id"]
-    asked = ["name", "age", "site", "grade"]
+    targets = ["name", "age", "site", "grade"]
     for _ in range(2):  # the second time it is complete already
         caplog.clear()
-        rows = probe(write(table), asked, out=tmp_path / "o", **LINEAR)
-        assert [row["target"] for row in rows] == ["age", "grade"]
-        assert list(rows.left_out) == ["name", "site"]
-        assert [message for message in caplog.messages if "left out" in message] == [
-            "target 'name' is left out: is text of 200 different values; choose another",
-            "target 'site' is left out: 200 of 200 cases have it, and it is the same for all; choose one that varies",
+        result = probe(write(table), targets=targets, out=tmp_path / "o", **LINEAR)
+        assert [row["target"] for row in result.rows] == ["age", "grade"]
+        assert list(result.omitted_targets) == ["name", "site"]
+        assert result.incomplete == "2 targets are omitted: name, site"
+        assert [message for message in caplog.messages if "omitted" in message] == [
+            "target 'name' is omitted: is text with 200 different values; choose another",
+            "target 'site' is omitted: 200 of 200 cases have it, and it is the same for all; choose one that varies",
         ]
     assert pd.read_csv(tmp_path / "o" / "probes.csv")["target"].tolist() == ["age", "grade"]
     table.loc[:197, "grade"] = None
-    assert list(probe(write(table), **LINEAR).left_out) == ["grade"]  # of all that are numbers
-    with pytest.raises(ConfigError, match="^target 'name': is text of 200"):
-        probe(write(table), ["name", "site"])
-    with pytest.raises(ConfigError, match="there is no label column 'ages'"):
-        probe(write(table), ["age", "ages"])
+    assert list(probe(write(table), **LINEAR).omitted_targets) == ["grade"]  # of all numeric ones
+    with pytest.raises(ConfigError, match="^target 'name': is text with 200"):
+        probe(write(table), targets=["name", "site"])
+    with pytest.raises(ConfigError, match="^targets: there is no label column 'ages'"):
+        probe(write(table), targets=["age", "ages"])
 
 
 def test_a_target_that_cannot_be_probed_ends_the_command_with_3(run, table, write, tmp_path):
-    words = ["--probes", "linear", "--out", tmp_path / "o"]
-    code, printed, _ = run("-q", "probe", write(table), "--target", "age", "--target", "site", *words)
-    assert code == 3
+    options = ["--probes", "linear"]
+    code, printed, error = run("-q", "probe", write(table), tmp_path / "o", "--targets", "age", "site", *options)
+    assert (code, error.splitlines()[-1]) == (3, "1 targets are omitted: site")
     assert printed.endswith(f"{tmp_path / 'o'}\n")
     assert (tmp_path / "o" / "probes.csv").is_file()
-    assert run("-q", "probe", write(table), "--target", "site", *words, "--overwrite")[0] == 2
+    assert run("-q", "probe", write(table), tmp_path / "o", "--targets", "site", *options, "--overwrite")[0] == 2
 
 
-def test_a_typing_error_in_a_target_is_said_and_a_skewed_one_is_not(table, write, caplog):
+def test_a_typing_error_in_a_target_is_warned_of_and_a_skewed_one_is_not(table, write, caplog):
     table["marker"] = np.exp(table["z_001"])
-    probe(write(table), ["age", "marker"], **LINEAR)
+    probe(write(table), targets=["age", "marker"], **LINEAR)
     assert "far from all others" not in caplog.text
     table.loc[[8, 13], "age"] = [99999.0, -999.0]
-    rows = probe(write(table), ["age", "marker"], **LINEAR)
+    rows = probe(write(table), targets=["age", "marker"], **LINEAR).rows
     assert rows[0]["r2"] < 0
     assert [message for message in caplog.messages if "far" in message] == [
-        "target 'age': 2 of 200 values are far from all others, such as 99999, and the scores hang on them; correct or "
-        "empty those that are errors or codes"
+        "target 'age': 2 of 200 values are far from all others, such as 99999, and can dominate the scores; correct or "
+        "empty them if they are errors or codes"
     ]
     table["age"] = table["age"].astype(float)
     table.loc[8, "age"] = 1e300
-    with pytest.raises(ConfigError, match="^target 'age': holds values that are infinite or too large to reckon"):
-        probe(write(table), "age")
+    with pytest.raises(ConfigError, match="^target 'age': contains values that are infinite or too large; correct"):
+        probe(write(table), targets=["age"])
 
 
-def test_features_that_say_the_target_are_said(table, write, tmp_path, caplog):
+def test_features_that_determine_the_target_are_warned_of(table, write, tmp_path, caplog):
     noise = np.random.default_rng(5).normal(size=(200, 2))
     rank = table["age"].rank().to_numpy()
     table["age"] += np.random.default_rng(6).normal(size=200)
     clinic = np.c_[noise, table["age"].rank(), table["sex"] == "F"]
-    probe(write(table), ["age", "sex"], baselines={"clinic": clinic, "good": rank[:, None]}, **LINEAR)
-    assert [message for message in caplog.messages if "one to one" in message] == [
-        f"features 'clinic': number {number} says the target '{target}' one to one; if it was made from it, leave it "
-        "out"
+    probe(write(table), targets=["age", "sex"], baselines={"clinic": clinic, "good": rank[:, None]}, **LINEAR)
+    assert [message for message in caplog.messages if "determines" in message] == [
+        f"features 'clinic': number {number} determines the target '{target}'; remove it if it was derived from the "
+        "target"
         for number, target in ((3, "age"), (4, "sex"))
     ]
     table.rename(columns={"age": "years"})[["id", "site", "years"]].to_csv(tmp_path / "clinic.csv", index=False)
-    probe(write(table), ["age"], baselines={"clinic": tmp_path / "clinic.csv"}, **LINEAR)
-    assert "features 'clinic': 'years' says the target 'age' one to one" in caplog.text
+    probe(write(table), targets=["age"], baselines={"clinic": tmp_path / "clinic.csv"}, **LINEAR)
+    assert "features 'clinic': 'years' determines the target 'age'; remove it" in caplog.text
 
 
-def test_features_too_large_to_reckon_with_are_refused(table, write):
-    with pytest.raises(ConfigError, match="^large: the features of 200 cases hold values that are too large or not"):
-        probe(write(table), "age", baselines={"large": np.full((200, 1), 1e300)})
+def test_features_that_are_too_large_are_refused(table, write):
+    with pytest.raises(
+        ConfigError, match="^large: the features of 200 cases contain values that are missing, infinite or too large"
+    ):
+        probe(write(table), targets=["age"], baselines={"large": np.full((200, 1), 1e300)})
 
 
-def test_so_few_patients_that_none_are_few(table, write, tmp_path):
-    rows = probe(write(table[:11].drop(columns="split")), ["age"], out=tmp_path / "o", **LINEAR)
+def test_fewer_patients_than_the_smallest_number_of_labels(table, write, tmp_path):
+    rows = probe(write(table[:11].drop(columns="split")), targets=["age"], out=tmp_path / "o", **LINEAR).rows
     assert rows[0]["num_test"] == 11
     assert pd.read_csv(tmp_path / "o" / "few_labels.csv").empty
     assert (tmp_path / "o" / "few_labels.png").is_file()
 
 
-def test_errors_say_what_there_is(table, write, tmp_path):
+def test_the_options_are_those_of_the_probes():
+    assert get_args(EvaluationName) == get_args(Evaluation)
+    assert get_args(ProbeName) == get_args(Probe)
+
+
+def test_errors_name_the_choices(table, write, tmp_path):
     with pytest.raises(ConfigError, match="choose from: age, sex, grade, site"):
-        probe(write(table), "ages")
+        probe(write(table), targets=["ages"])
     with pytest.raises(ConfigError, match="target 'site': .*same for all"):
-        probe(write(table), "site")
+        probe(write(table), targets=["site"])
     with pytest.raises(ConfigError, match="^probes: 'svm' is not one of linear, knn, boosting"):
-        probe(write(table), "age", probes=["svm"])
+        probe(write(table), targets=["age"], probes=["svm"])
+    with pytest.raises(ConfigError, match="^probes: is empty; choose from linear, knn, boosting"):
+        probe(write(table), targets=["age"], probes=[])
+    with pytest.raises(ConfigError, match="^targets: 'age' cannot be used"):
+        probe(write(table), targets="age")
     with pytest.raises(ConfigError, match="^evaluation: 'loo' is not one of split, cv"):
-        probe(write(table), "age", evaluation="loo")
+        probe(write(table), targets=["age"], evaluation="loo")
     with pytest.raises(ConfigError, match="^evaluation: the table has no training cases"):
-        probe(write(table.drop(columns="split")), "age", evaluation="split")
-    with pytest.raises(ConfigError, match="^short: there are 3 rows for 200 cases"):
-        probe(write(table), "age", baselines={"short": np.zeros((3, 1))})
-    with pytest.raises(ConfigError, match="^images: there are 199 rows for 200 cases; give one a row of the embedd"):
-        probe(write(table), "age", images=np.zeros((199, 1, 4, 4)))
-    with pytest.raises(ConfigError, match="^images: there are 0 rows for 200 cases"):
-        probe(write(table), "age", images=3.0)
+        probe(write(table.drop(columns="split")), targets=["age"], evaluation="split")
+    with pytest.raises(ConfigError, match="^short: has 3 rows for 200 cases"):
+        probe(write(table), targets=["age"], baselines={"short": np.zeros((3, 1))})
+    with pytest.raises(ConfigError, match="^images: has 199 rows for 200 cases; give one row per row of the embedd"):
+        probe(write(table), targets=["age"], baselines={"images": np.zeros((199, 1, 4, 4))})
+    with pytest.raises(ConfigError, match="^images: has 0 rows for 200 cases"):
+        probe(write(table), targets=["age"], baselines={"images": 3.0})
     (tmp_path / "no.parquet").write_text("text")
     with pytest.raises(CohortError, match="not a Parquet table"):
         probe(tmp_path / "no.parquet")

@@ -34,7 +34,7 @@ def test_both_modes_are_written_with_their_errors(both):
     result, _ = both
     table = pd.read_csv(result.folder / "reconstructions.csv")
     metrics = {f"{metric}_{mode}" for metric in ("mse", "psnr", "ssim") for mode in ("x_T", "z_sem")}
-    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbour_correlation", *metrics}
+    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbor_correlation", *metrics}
     assert len(table) == result.num_cases == 5
     assert (table["mse_x_T"] < table["mse_z_sem"]).all()
     for mode in ("x_T", "z_sem"):
@@ -132,7 +132,7 @@ def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatc
         found = {
             "mean": torch.zeros(1),
             "std": torch.tensor([std]),
-            "neighbour_correlation": torch.tensor([correlation]),
+            "neighbor_correlation": torch.tensor([correlation]),
         }
         monkeypatch.setattr("monai_diffae.apps.synthesis.reconstruct.noise_statistics", lambda x_T, found=found: found)
         caplog.clear()
@@ -196,7 +196,7 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
     config["inferer"] = {"_target_": target, "schedule": "@diffusion", "steps": 100}
     (old / "models" / "config.json").write_text(json.dumps(config))
     summary = bundle_summary(old)
-    assert [summary[key] for key in ("solver", "decoding_steps", "inversion_steps")] == ["adams", 100, 100]
+    assert [summary[key] for key in ("solver", "steps", "invert_steps")] == ["adams", 100, 100]
     said = {"solver": "ddim", "steps": 2, "inversion": "ddim", "spacing": "leading"}
     reconstruct(old, tiny_bundle.cohort, tmp_path / "out", limit=1, device="cpu", **said)
     assert made_from(tmp_path / "out") == {**said, "invert_steps": 2}

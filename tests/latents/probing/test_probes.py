@@ -11,7 +11,7 @@ def features():
 
 
 @pytest.mark.parametrize("probe", ["linear", "knn", "boosting"])
-def test_each_probe_tells_classes_and_numbers(features, probe):
+def test_each_probe_predicts_classes_and_numbers(features, probe):
     seen, unseen = features[:200], features[200:]
     classes = np.digitize(features[:, 0], [-0.5, 0.5])
     fitted = fit_probe(probe, seen, classes[:200], np.arange(200), 3)
@@ -20,15 +20,15 @@ def test_each_probe_tells_classes_and_numbers(features, probe):
     assert (p.argmax(axis=1) == classes[200:]).mean() > 0.7
     number = fit_probe(probe, seen, seen[:, 0] * 5, np.arange(200), None)
     assert np.corrcoef(number.predict(unseen), features[200:, 0])[0, 1] > 0.8
-    assert (number.strength is None) == (probe == "boosting")
+    assert (number.regularisation is None) == (probe == "boosting")
 
 
 def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one(features):
     noise = np.random.default_rng(2).integers(2, size=300)
-    assert fit_probe("linear", features, noise, np.arange(300), 2).strength <= LOGISTIC_CS[1]
-    assert fit_probe("linear", features, (features[:, 0] > 0).astype(int), np.arange(300), 2).strength >= 10
-    assert fit_probe("linear", features, features[:, 0], np.arange(300), None).strength == RIDGE_ALPHAS[0]
-    assert fit_probe("knn", features, noise, np.arange(300), 2).strength == 100
+    assert fit_probe("linear", features, noise, np.arange(300), 2).regularisation <= LOGISTIC_CS[1]
+    assert fit_probe("linear", features, (features[:, 0] > 0).astype(int), np.arange(300), 2).regularisation >= 10
+    assert fit_probe("linear", features, features[:, 0], np.arange(300), None).regularisation == RIDGE_ALPHAS[0]
+    assert fit_probe("knn", features, noise, np.arange(300), 2).regularisation == 100
 
 
 def test_the_scale_of_features_does_not_matter(features):
@@ -38,13 +38,13 @@ def test_the_scale_of_features_does_not_matter(features):
         np.testing.assert_allclose(first, second, atol=1e-4)
 
 
-def test_the_strength_is_chosen_across_patients():
-    # each patient has a signature and a class of their own: learnt by heart, it tells that of the patient's other cases
+def test_the_regularisation_is_chosen_across_patients():
+    # each patient has a signature and a class of their own: memorised, it predicts that of the patient's other cases
     generator = np.random.default_rng(3)
     x = np.repeat(generator.normal(size=(40, 60)), 5, axis=0) + 0.01 * generator.normal(size=(200, 60))
     target, patients = np.repeat(generator.permutation(40) % 2, 5), np.repeat(np.arange(40), 5)
-    assert fit_probe("linear", x, target, np.arange(200), 2).strength >= 1
-    assert fit_probe("linear", x, target, patients, 2).strength <= 0.01
+    assert fit_probe("linear", x, target, np.arange(200), 2).regularisation >= 1
+    assert fit_probe("linear", x, target, patients, 2).regularisation <= 0.01
 
 
 def test_probabilities_are_calibrated_and_a_rare_class_is_predicted_all_the_same(features):
@@ -86,11 +86,11 @@ def test_there_are_no_more_folds_than_the_smallest_class_has_patients():
     assert grouped_folds(target, np.r_[np.arange(40), [50] * 6], 2) == []
 
 
-def test_where_nothing_can_be_chosen_a_probe_is_the_strongest_there_is(features):
+def test_if_nothing_can_be_chosen_the_strongest_regularisation_is_used(features):
     x, patient = features[:40], np.zeros(40)
     for target, num_classes in ((np.arange(40) % 4 == 0).astype(int), 2), (x[:, 0], None):
         knn, linear = (fit_probe(probe, x, target, patient, num_classes) for probe in ("knn", "linear"))
-        assert (knn.strength, linear.strength) == (None, None)
+        assert (knn.regularisation, linear.regularisation) == (None, None)
         np.testing.assert_allclose(knn.predict(x), np.broadcast_to(knn.predict(x[:1]), knn.predict(x).shape))
         np.testing.assert_allclose(linear.predict(x), np.broadcast_to(linear.predict(x[:1]), linear.predict(x).shape),
                                    atol=0.01)  # fmt: skip
@@ -111,15 +111,15 @@ def test_pca_is_fitted_to_training_images_alone():
 
 def test_pca_of_few_images_is_exact():
     images = np.random.default_rng(6).normal(size=(100, 1, 30, 30)) * np.logspace(0, -1, 30)
-    found, _ = pca_features(images, images[:1], 75)
+    components, _ = pca_features(images, images[:1], 75)
     centred = images.reshape(100, -1) - images.reshape(100, -1).mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     expected = np.abs(u * s)[:, :75]
-    np.testing.assert_allclose(np.abs(found), expected / np.sqrt((expected**2).sum() / 99 / 75), atol=1e-8)
+    np.testing.assert_allclose(np.abs(components), expected / np.sqrt((expected**2).sum() / 99 / 75), atol=1e-8)
 
 
 @pytest.mark.parametrize("num_train", [40, 100])
-def test_pca_is_no_strawman_where_there_are_hardly_more_images_than_dimensions(num_train):
+def test_pca_is_no_strawman_if_there_are_hardly_more_images_than_dimensions(num_train):
     """The last components, which are noise or nothing, must not drown the first."""
     rng = np.random.default_rng(7)
     target = rng.integers(2, size=200)

@@ -22,8 +22,8 @@ def test_scores_of_classes_are_sklearns(seed, num_classes, weighted):
     weights = generator.integers(4, size=len(truth)).astype(float) if weighted else np.ones(len(truth))
     weights[:num_classes] = 1  # no class without a case
     auroc, auprc, balanced, brier = ClassScores(truth, p)(weights)
-    judged = [1] if num_classes == 2 else range(num_classes)
-    one = [(truth == k, p[:, k]) for k in judged]
+    scored = [1] if num_classes == 2 else range(num_classes)
+    one = [(truth == k, p[:, k]) for k in scored]
     assert auroc == pytest.approx(np.mean([metrics.roc_auc_score(y, s, sample_weight=weights) for y, s in one]))
     assert auprc == pytest.approx(
         np.mean([metrics.average_precision_score(y, s, sample_weight=weights) for y, s in one])
@@ -49,14 +49,14 @@ def test_scores_of_numbers_are_sklearns(seed):
     assert mae == pytest.approx(metrics.mean_absolute_error(truth, predicted, sample_weight=weights))
 
 
-def test_the_class_that_a_case_is_taken_for_need_not_be_the_most_probable():
+def test_the_predicted_class_need_not_be_the_most_probable():
     truth, p = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     plain, better = ClassScores(truth, p)(np.ones(4)), ClassScores(truth, p, [0, 0, 1, 1])(np.ones(4))
     assert (plain[2], better[2]) == (0.5, 1)
     np.testing.assert_array_equal(plain[[0, 1, 3]], better[[0, 1, 3]])
 
 
-def test_what_is_not_defined_is_nan_and_left_out_of_the_interval():
+def test_scores_that_are_not_defined_are_nan_and_not_part_of_the_interval():
     truth, p, _ = predictions(1, 2)
     auroc, auprc, balanced, brier = ClassScores(truth, p)((truth == 1).astype(float))
     assert np.isnan([auroc, auprc]).all()

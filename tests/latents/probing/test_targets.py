@@ -15,7 +15,7 @@ def test_numbers_of_few_values_are_classes_in_their_order_and_the_same_as_with_g
     assert read_probe_target(range(11), "age", np.arange(3)).classes is None  # a few cases of a continuous label
 
 
-def test_missing_labels_are_left_out_and_cases_keep_the_order_asked_for():
+def test_missing_labels_are_omitted_and_cases_keep_the_requested_order():
     target = read_probe_target(["b", None, " ", "a", np.nan, "b"], "kind", np.array([5, 4, 3, 2, 1, 0]))
     assert target.rows.tolist() == [5, 3, 0]
     assert target.values.tolist() == [1, 0, 1]
@@ -35,7 +35,7 @@ def test_fewer_cases_and_patients_of_classes():
         ([3, 3, None], "2 of 3 cases have it, and it is the same for all"),
         ([None, ""], "0 of 2 cases have it"),
         ([*range(20), float("inf")], "infinite"),
-        ([f"word {i}" for i in range(21)], "text of 21 different values"),
+        ([f"word {i}" for i in range(21)], "text with 21 different values"),
     ],
 )
 def test_labels_that_cannot_be_probed_are_refused(labels, message):
@@ -44,8 +44,10 @@ def test_labels_that_cannot_be_probed_are_refused(labels, message):
 
 
 @pytest.mark.parametrize("largest", [np.inf, 1e300, -1e31])
-def test_numbers_too_large_to_reckon_with_are_refused(largest):
-    with pytest.raises(ConfigError, match="^target 'age': holds values that are infinite or too large to reckon"):
+def test_numbers_that_are_too_large_are_refused(largest):
+    with pytest.raises(
+        ConfigError, match="^target 'age': contains values that are infinite or too large; correct them"
+    ):
         read_probe_target([*range(20), largest], "age")
 
 
@@ -79,7 +81,7 @@ def test_a_code_among_skewed_amounts_is_far_off():
     assert far_off(np.r_[amounts, 99999.0, -999.0]).nonzero()[0].tolist() == [500, 501]
 
 
-def test_copies_of_numbers_are_those_that_rise_or_fall_with_it():
+def test_copies_of_numbers_are_monotonic_in_them():
     rng = np.random.default_rng(0)
     age = rng.normal(50, 10, 300)
     target = read_probe_target(age, "age")
@@ -94,7 +96,7 @@ def test_copies_of_numbers_are_those_that_rise_or_fall_with_it():
 def test_copies_of_classes_have_a_value_for_each():
     names = np.array(["a", "b", "c"])[np.arange(60) % 3]
     target = read_probe_target(names, "site")
-    code = {"own": [2.0, 7.0, -1.0], "two_alike": [1.0, 0.0, 1.0], "neighbours_alike": [1.0, 1.0, 0.0]}
+    code = {"own": [2.0, 7.0, -1.0], "two_alike": [1.0, 0.0, 1.0], "neighbors_alike": [1.0, 1.0, 0.0]}
     features = np.stack([np.array(values)[np.arange(60) % 3] for values in code.values()], axis=1)
     typing_error = features[:, :1].copy()
     typing_error[5] = 99

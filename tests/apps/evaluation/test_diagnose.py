@@ -1,0 +1,197 @@
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation import diagnosis as diagnosis_module
+from monai_diffae.apps.evaluation.diagnose import diagnose
+from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.errors import CohortError, ConfigError
+
+
+def diagnosed(labelled, out, **options):
+    return diagnose(labelled.bundle, labelled.cohort, out, device="cpu", **{"split": None, "num_levels": 3, **options})
+
+
+@pytest.fixture(scope="module")
+def report(labelled, tmp_path_factory):
+    return diagnosed(labelled, tmp_path_factory.mktemp("diagnosed"))
+
+
+def test_losses_by_level(report):
+    levels = pd.read_csv(report.folder / "noise_levels.csv")
+    assert levels["timestep"].tolist() == [166, 500, 833]
+    assert (levels["log_snr"].diff()[1:] < 0).all()
+    np.testing.assert_allclose(levels["z_sem_usage"], levels["loss_other"] / levels["loss_own"])
+    np.testing.assert_allclose(levels["z_sem_usage_mean"], levels["loss_mean"] / levels["loss_own"])
+    assert report.z_sem_usage == pytest.approx(levels["loss_other"].sum() / levels["loss_own"].sum())
+    assert levels["loss_own"].nunique() == 3
+    assert not np.allclose(levels["z_sem_usage"], 1, atol=1e-6)
+
+
+def test_stability_and_dimensions(report):
+    rows = pd.read_csv(report.folder / "stability.csv").set_index("change")
+    assert "other scan" not in rows.index
+    assert rows["ratio"]["noise 1 %"] < rows["ratio"]["noise 5 %"]
+    assert rows["ratio"]["shift 1 left-right"] > 0
+    assert rows["rank_1"]["noise 1 %"] == 1
+    dims = report.dimensions
+    assert dims["dims"] == 8
+    assert 1 <= dims["active"] <= 8
+    assert 1 <= dims["participation_ratio"] <= 8
+    with Image.open(report.folder / "diagnosis.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
+def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp_path):
+    other = diagnosed(labelled, tmp_path / "o", batch_size=5)
+    before, after = (pd.read_csv(folder / "noise_levels.csv") for folder in (report.folder, other.folder))
+    np.testing.assert_allclose(before, after, rtol=1e-5)
+    before, after = ((folder / "stability.csv").read_text() for folder in (report.folder, other.folder))
+    assert before == after
+    again = diagnosed(labelled, report.folder)
+    assert again.skipped
+    assert again.figures() == report.figures()
+    with pytest.raises(ConfigError, match="made with other num_levels"):
+        diagnosed(labelled, report.folder, num_levels=2)
+    assert "mni" not in (report.folder / "diagnosis.json").read_text()
+
+
+def test_other_scans_of_a_patient_are_compared_and_not_taken_for_other_patients(labelled, tmp_path):
+    table = pd.read_csv(labelled.cohort).iloc[:8]
+    table["patient"] = [f"p{i // 2}" for i in range(8)]
+    table["split"] = "val"
+    for i in range(0, 8, 2):  # the second scan is the first once more, in another file
+        copy = tmp_path / f"again_{i}.nii.gz"
+        shutil.copy(table["image"][i], copy)
+        table.loc[i + 1, "image"] = str(copy)
+    table.to_csv(tmp_path / "twice.csv", index=False)
+    result = diagnose(labelled.bundle, tmp_path / "twice.csv", tmp_path / "o", num_levels=1, device="cpu")
+    rescans = next(row for row in result.stability if row["change"] == "other scan")
+    assert (rescans["ratio"], rescans["rank_1"], rescans["num_cases"]) == (0, 1, 8)
+
+
+def test_a_decoder_that_ignores_z_sem_has_a_usage_of_1(labelled, tmp_path):
+    import torch
+
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    using = [name for name in weights if "z_proj" in name or "z_map" in name]
+    assert using, sorted(weights)
+    for name in using:
+        weights[name].zero_()
+    torch.save(weights, bundle / "models" / "model.pt")
+    result = diagnose(bundle, labelled.cohort, tmp_path / "o", split=None, num_levels=2, device="cpu")
+    assert result.z_sem_usage == pytest.approx(1, abs=1e-6)
+    assert result.z_sem_usage_mean == pytest.approx(1, abs=1e-6)
+
+
+def test_volumes(tiny_bundle_3d, tmp_path):
+    result = diagnose(
+        tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path, split="train", limit=3, num_levels=1, device="cpu"
+    )
+    assert result.num_cases == 3
+    assert "flip front-back" in {row["change"] for row in result.stability}
+
+
+def test_the_encoders_own_image_is_what_changes(unusual, tmp_path):
+    result = diagnose(unusual.bundle, unusual.cohort, tmp_path / "o", split=None, num_levels=1, device="cpu")
+    assert result.num_cases == 10
+    rows = {row["change"]: row for row in result.stability}
+    assert rows["flip left-right"]["ratio"] > rows["noise 1 %"]["ratio"] > 0
+    table = pd.read_parquet(embed(unusual.bundle, unusual.cohort, tmp_path / "e", device="cpu").path)
+    assert result.dimensions["dims"] == len(table.filter(regex=r"z_\d+").columns)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_cases():
+    n = 3000
+    cases = [Case(f"c{i}", {"image": Path(f"{i}.png")}, patient=f"p{i // 3}") for i in range(n)]
+    z = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        patients = diagnosis_module.CasePatients.of_cases(cases)
+        patients.codes_to_compare(z)
+        diagnosis_module.stability_table({diagnosis_module.UNCHANGED: z, "noise": z + np.float32(0.1)}, patients)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * n**2  # bytes; a mask of all pairs of cases and their distances take 17 n**2
+
+
+def test_few_patients_are_warned_of(labelled, tmp_path, monkeypatch, caplog):
+    diagnosed(labelled, tmp_path / "few", num_levels=1)
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.message for record in warnings if not record.message.startswith("z_sem_usage")] == [
+        "12 cases of 12 patients are few, so the figures are unreliable; use 30 patients or more"
+    ]
+    caplog.clear()
+    monkeypatch.setattr(diagnosis_module, "_FEW_PATIENTS", 12)
+    diagnosed(labelled, tmp_path / "enough", num_levels=1)
+    assert "are few" not in caplog.text
+
+
+def test_wrong_arguments_are_one_line(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size: 0 is below 1"):
+        diagnosed(labelled, tmp_path, batch_size=0)
+    with pytest.raises(CohortError, match="all cases are of one patient"):
+        diagnosed(labelled, tmp_path, limit=1)
+
+
+def test_a_usage_near_1_is_warned_of_also_if_the_results_are_complete(labelled, tmp_path, caplog):
+    for _ in range(2):
+        caplog.clear()
+        result = diagnosed(labelled, tmp_path / "o", split="train", num_levels=1)
+        assert result.z_sem_usage < 1.02
+        warnings = [record.message for record in caplog.records if record.message.startswith("z_sem_usage")]
+        assert len(warnings) == 1
+        assert warnings[0].startswith(f"z_sem_usage {result.z_sem_usage:.3f}: the decoder does not ")
+
+
+def test_only_validation_cases_are_used_by_default(labelled, tmp_path):
+    num_val = (pd.read_csv(labelled.cohort)["split"] == "val").sum()
+    options = {"num_levels": 1, "device": "cpu"}
+    assert diagnose(labelled.bundle, labelled.cohort, tmp_path / "o", **options).num_cases == num_val
+    assert diagnose(labelled.bundle, labelled.cohort, tmp_path / "two", limit=2, **options).num_cases == 2
+    with pytest.raises(CohortError, match="all cases are of one patient"):  # the first two are not both for validation
+        diagnose(labelled.bundle, labelled.cohort, tmp_path / "one", limit=1, **options)
+
+
+def test_the_command(run, labelled, tmp_path, caplog):
+    model = [labelled.bundle, labelled.cohort, tmp_path / "o", "--device", "cpu", "--num-levels", 1]
+    code, printed, error = run("diagnose", *model, "--split", "train")
+    assert code == 0, error
+    assert printed.startswith("z_sem_usage 1.")
+    num_train = (pd.read_csv(labelled.cohort)["split"] == "train").sum()
+    assert printed.splitlines()[0].endswith(f"{num_train} cases)")
+    assert "dimensions active" in printed
+    assert "z_sem_usage" in caplog.text
+    caplog.clear()
+    code, printed, _ = run("--quiet", "diagnose", *model, "--split", "train", "--json")
+    assert json.loads(printed)["dimensions"]["dims"] == 8
+    assert json.loads(printed)["num_cases"] == num_train
+    assert "z_sem_usage" in caplog.text
+    assert "Example: monai-diffae diagnose" in " ".join(run("diagnose", "--help")[1].split())
+    num_val = (pd.read_csv(labelled.cohort)["split"] == "val").sum()
+    by_default = [labelled.bundle, labelled.cohort, tmp_path / "val", "--limit", 100, *model[3:]]
+    assert json.loads(run("--quiet", "diagnose", *by_default, "--json")[1])["num_cases"] == num_val
+
+
+def test_unreadable_scans_are_listed_beside_the_list_of_embed(run, labelled, tmp_path):
+    cohort = pd.read_csv(labelled.cohort)
+    cohort["image"] = [str(labelled.cohort.parent / image) for image in cohort["image"]]
+    (tmp_path / "bad.png").write_bytes(b"no scan")
+    cohort.loc[0, "image"] = str(tmp_path / "bad.png")
+    cohort.assign(split="val").to_csv(tmp_path / "cohort.csv", index=False)
+    write_failures(tmp_path / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])
+    options = ["--device", "cpu", "--num-levels", 1]
+    code, _, error = run("-q", "diagnose", labelled.bundle, tmp_path / "cohort.csv", tmp_path, *options)
+    assert (code, error.splitlines()[-1]) == (3, "1 of 12 cases failed: see diagnosis_failures.csv")
+    assert pd.read_csv(tmp_path / "failures.csv")["case_id"].tolist() == ["c"]
+    assert pd.read_csv(tmp_path / "diagnosis_failures.csv")["file"].tolist() == ["bad.png"]
