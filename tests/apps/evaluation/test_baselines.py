@@ -219,7 +219,7 @@ def test_only_the_tables_own_cases_count_as_omitted(labelled, tmp_path):
 
 def test_overrides_of_a_component_are_not_applied_with_a_warning(labelled, caplog):
     table = read_embeddings(labelled.embeddings)
-    overrides = {"inferer#num_steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
+    overrides = {"inferer#steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
     table.attrs["monai_diffae"]["made_from"]["overrides"] = overrides
     read(["intensity"], labelled.bundle, labelled.cohort, table)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
