@@ -230,7 +230,7 @@ def _write(
     tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], config: Mapping[str, Any]
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
-    from monai_diffae.apps.embedding.tables import preprocessing_config
+    from monai_diffae.apps.provenance import preprocessing_config
     from monai_diffae.data.atomic import write_atomic
 
     for file, table in tables.items():

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.apps.embedding.tables import made_with, other_preprocessing, overrides_of, warn_of_another_cohort
+from monai_diffae.apps.provenance import made_with, other_preprocessing, overrides_of, warn_of_another_cohort
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle.checksums import file_checksum

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.embedding.tables import check_made_with, other_preprocessing, warn_of_another_cohort
+from monai_diffae.apps.provenance import check_made_with, other_preprocessing, warn_of_another_cohort
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.data.atomic import write_atomic

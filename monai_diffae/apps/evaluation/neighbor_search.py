@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.embedding.tables import model_of
 from monai_diffae.apps.evaluation.outliers import (
     TrainingCases,
     patients_of,
@@ -22,6 +21,7 @@ from monai_diffae.apps.evaluation.outliers import (
     unusual_shares,
     with_reconstruction_errors,
 )
+from monai_diffae.apps.provenance import model_of
 from monai_diffae.apps.results import log_to_open_run
 from monai_diffae.apps.settings import Choice
 from monai_diffae.data.atomic import write_atomic

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from monai_diffae.apps.embedding.tables import model_of
+from monai_diffae.apps.provenance import model_of
 from monai_diffae.apps.results import log_to_open_run, run_once
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.atomic import write_atomic, write_json

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.embedding.tables import check_made_with
+from monai_diffae.apps.provenance import check_made_with
 from monai_diffae.apps.results import checksum_of, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
 from monai_diffae.apps.synthesis.directions import read_direction

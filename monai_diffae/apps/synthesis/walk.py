@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.embedding.tables import check_made_with
+from monai_diffae.apps.provenance import check_made_with
 from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import checksum_of_cases, open_cohort
 from monai_diffae.apps.synthesis.images import grid_affine, names_of, titles_of, write_image

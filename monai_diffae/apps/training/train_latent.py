@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.embedding.tables import check_made_with
+from monai_diffae.apps.provenance import check_made_with
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.data.embeddings import read_embeddings, rows_of_split, z_of

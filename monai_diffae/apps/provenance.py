@@ -1,0 +1,135 @@
+"""What a table of embeddings was made with: its model, preprocessing and cohort, and whether they fit others."""
+
+# tested in tests/apps/embedding/test_embed_patches.py
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_diffae.bundle.checksums import checksum
+from monai_diffae.data.cohort_split import SplitCohort
+from monai_diffae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_TOP_LEVEL_KEY = re.compile(r"[A-Za-z]\w*")
+_IMAGE_POOLS = ("none", "patch")  # each z_sem belongs to a single image, so it can be decoded
+
+
+def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a bundle's configuration that describes the preprocessing, with the keys that it refers to."""
+    transforms = config.get("preprocessing")
+    keys = sorted(set(re.findall(r"@(\w+)", json.dumps(transforms))))
+    return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
+
+
+def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
+    """The keys in which a bundle's preprocessing differs from the one a table was made with.
+
+    The list is empty if the table has no metadata, as one that was read from a CSV.
+
+    Example:
+        >>> table = pd.DataFrame()
+        >>> table.attrs["monai_diffae"] = {"preprocessing": {"image_size": [64, 64], "preprocessing": "@image_size"}}
+        >>> other_preprocessing(table, {"image_size": [32, 32], "preprocessing": "@image_size"})
+        ['image_size']
+    """
+    recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
+    if recorded is None:
+        return []
+    current = json.loads(json.dumps(preprocessing_config(config)))
+    return sorted(key for key in {*recorded, *current} if recorded.get(key) != current.get(key))
+
+
+def made_with(table: pd.DataFrame) -> dict[str, Any]:
+    """The overrides of the bundle's configuration that a table was made with, from its metadata."""
+    overrides = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides")
+    return overrides if isinstance(overrides, dict) else {}
+
+
+def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
+    """The overrides of :func:`made_with` that are safe to use: plain values of top-level keys.
+
+    A table must not run code, so values that MONAI would evaluate, and arguments of components, are ignored.
+
+    Example:
+        >>> table = pd.DataFrame()
+        >>> overrides = {"slice_step": 1, "slice_range": "$print()", "inferer#solver": "ddim"}
+        >>> table.attrs["monai_diffae"] = {"made_from": {"overrides": overrides}}
+        >>> overrides_of(table)
+        {'slice_step': 1}
+    """
+    return {key: value for key, value in made_with(table).items() if _TOP_LEVEL_KEY.fullmatch(key) and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, (int, float)) or (isinstance(value, str) and not set("$@%") & set(value))
+
+
+def warn_of_another_cohort(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
+    """Log a warning if a cohort differs from the one that a table was made from.
+
+    Args:
+        table: the embeddings, with metadata.
+        split: the cohort, read.
+        cohort: its file or folder.
+        what: what the images are read for; the beginning of the message.
+    """
+    made_from = table.attrs.get("monai_diffae", {}).get("made_from", {})
+    if made_from.get("cohort", split.fingerprint) != split.fingerprint:
+        logger.warning(
+            "%s: %s is not as it was when the table was made (its cases, splits or the sizes of its files); an id may "
+            "be of another image now", what, Path(cohort).resolve().name,
+        )  # fmt: skip
+
+
+def model_of(embeddings: str | os.PathLike[str]) -> str:
+    """The SHA-256 of the weights that a table of embeddings was made with, from the record beside the table.
+
+    Raises:
+        ConfigError: there is no record.
+    """
+    return _model_and_pool(embeddings)[0]
+
+
+def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
+    """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded.
+
+    Raises:
+        ConfigError: another model made the table, or its z_sem are pooled, or there is no record beside it.
+    """
+    name, (model, pool) = Path(embeddings).name, _model_and_pool(embeddings)
+    if model != checksum(bundle):
+        raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
+    if pool not in _IMAGE_POOLS:
+        option = "patches" if pool == "patches" else "pool"
+        raise ConfigError(
+            f"{name}: its z_sem are averages, which do not belong to single images; embed the cohort without {option}"
+        )
+
+
+def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
+    path = Path(embeddings)
+    record = path.with_suffix(".json")
+    try:
+        content = json.loads(record.read_text())
+        made_from, is_finished = content["made_from"], bool(content["results"])
+        model, pool = str(made_from["model"]), str(made_from.get("pool", "none"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
+            "monai-diffae embed"
+        ) from error
+    if not is_finished:  # the run was killed between writing the record and the table
+        raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
+    return model, pool
