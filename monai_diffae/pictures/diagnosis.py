@@ -37,6 +37,6 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame, path: Path) ->
     right.set_yticks(places, [f"{row.change} ({row.rank_1:.0%})" for row in stability.itertuples()], fontsize=8)
     right.invert_yaxis()
     right.axvline(1, color="0.6", linestyle=":")
-    xlabel = "movement of z_sem (median; line: 90th percentile)\n1: as far as to another patient"
+    xlabel = "z_sem moves (median; line: 90 %)\n1: as far as to another patient"
     right.set(xlabel=xlabel, title="change (rank-1)")
     figure.savefig(path, dpi=120, format="png")
