@@ -7,7 +7,7 @@ With a trained bundle, on images of held-out patients:
 - decoding: x_T drawn from noise, decoded by every solver with every spacing, and by MONAI's DDIMScheduler as it comes.
   The distance (MSE, images in [-1, 1]) to the exact trajectory, DDIM through all 1000 levels.
 - round trip: images inverted and decoded again. MSE, SSIM, LPIPS against the image; mean, standard deviation and
-  neighbour correlation of x_T (0, 1, 0 for noise). "official" is the paper's code: first order, leading spacing.
+  neighbor correlation of x_T (0, 1, 0 for noise). "official" is the paper's code: first order, leading spacing.
 - memory: the highest resident memory of a process that inverts with so many steps.
 
 It writes decoding.csv, round_trip.csv, memory.csv and curves.png, and prints the tables in Markdown. LPIPS (AlexNet)

@@ -120,7 +120,7 @@ class ChannelGroupNorm(nn.GroupNorm):
 
 
 class HalvingPool(nn.Module):
-    """Average pooling over pairs of neighbours along some or all axes.
+    """Average pooling over pairs of neighbors along some or all axes.
 
     In 3D it adds strided slices, because PyTorch's ``avg_pool3d`` supports neither ``channels_last_3d`` nor bfloat16
     on a CPU, and autocast runs it in float32.
@@ -148,7 +148,7 @@ class HalvingPool(nn.Module):
 
 
 def resampling(resample: str, stride: Sequence[int]) -> nn.Module:
-    """The layer that resamples ``"down"`` (mean of neighbours), ``"up"`` (nearest) or not at all (``"none"``)."""
+    """The layer that resamples ``"down"`` (mean of neighbors), ``"up"`` (nearest) or not at all (``"none"``)."""
     if resample == "none" or set(stride) == {1}:
         return nn.Identity()
     if resample == "down":

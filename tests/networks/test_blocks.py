@@ -54,7 +54,7 @@ def test_two_condition_block_is_time_first_then_z_before_silu():
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2), (2, 2, 2), (2, 2, 1), (1, 2, 1)])
-def test_halving_pool_is_the_mean_of_neighbours(stride):
+def test_halving_pool_is_the_mean_of_neighbors(stride):
     x = torch.randn(2, 3, *(8, 6, 4)[: len(stride)])
     pool = F.avg_pool2d if len(stride) == 2 else F.avg_pool3d
     torch.testing.assert_close(HalvingPool(stride)(x), pool(x, stride))
