@@ -136,15 +136,15 @@ def choose_folds(
     patients = cases.patients[target.rows]
     test = np.sort(np.concatenate([test for _, test in folds]))
     counts = target.patients_of_classes(patients, test)
-    chosen = TargetFolds(
+    target_folds = TargetFolds(
         target=target, patients=patients, folds=folds, evaluation=evaluation,
         num_omitted=num_considered - len(target.rows),
         small_classes={label: count for label, count in counts.items() if count < _MIN_PATIENTS_OF_CLASS},
         num_seen=_num_seen(cases, patients[test]),
     )  # fmt: skip
-    _log_omitted(chosen, all_cases)
-    _log_unreliable(chosen, seed)
-    return chosen
+    _log_omitted(target_folds, all_cases)
+    _log_unreliable(target_folds, seed)
+    return target_folds
 
 
 def _sides(cases: ProbedCases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -175,34 +175,35 @@ def _num_seen(cases: ProbedCases, patients: NDArray[np.str_]) -> int:
     return int(np.isin(patients, cases.patients[cases.splits == "train"]).sum())
 
 
-def _log_omitted(chosen: TargetFolds, all_cases: ProbeTarget) -> None:
-    name, classes = chosen.target.name, chosen.target.classes or ()
-    if chosen.num_omitted:
-        logger.info("target '%s': %d cases without a usable label are omitted", name, chosen.num_omitted)
+def _log_omitted(target_folds: TargetFolds, all_cases: ProbeTarget) -> None:
+    name, classes = target_folds.target.name, target_folds.target.classes or ()
+    if target_folds.num_omitted:
+        logger.info("target '%s': %d cases without a usable label are omitted", name, target_folds.num_omitted)
     omitted_classes = [label for label in all_cases.classes or () if label not in classes]
     if omitted_classes:
         logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted_classes))
 
 
-def _log_unreliable(chosen: TargetFolds, seed: int) -> None:
+def _log_unreliable(target_folds: TargetFolds, seed: int) -> None:
     """Log a warning for everything that makes the scores unreliable."""
-    target, name, test = chosen.target, chosen.target.name, chosen.test_cases
-    for label, count in chosen.small_classes.items():
+    target, name, test = target_folds.target, target_folds.target.name, target_folds.test_cases
+    for label, count in target_folds.small_classes.items():
         logger.warning(
             "target '%s': there are only %d test patients of class '%s', so its scores are unreliable",
             name, count, label,
         )  # fmt: skip
-    num_patients = len(np.unique(chosen.patients[test]))
+    num_patients = len(np.unique(target_folds.patients[test]))
     if target.classes is None and num_patients < _MIN_PATIENTS_OF_CLASS:
         logger.warning("target '%s': there are only %d test patients, so its scores are unreliable", name, num_patients)
     num_classes = None if target.classes is None else len(target.classes)
     num_without = sum(
-        not inner_folds(target.values[train], chosen.patients[train], num_classes, seed) for train, _ in chosen.folds
+        not inner_folds(target.values[train], target_folds.patients[train], num_classes, seed)
+        for train, _ in target_folds.folds
     )
     if num_without:
         logger.warning(
             "target '%s': %d of %d folds have too few training patients to choose a regularisation, so the strongest "
-            "is used; label more patients", name, num_without, len(chosen.folds),
+            "is used; label more patients", name, num_without, len(target_folds.folds),
         )  # fmt: skip
     if target.classes is None and (is_far := far_off(target.values)).any():
         outliers = target.values[is_far]
@@ -211,9 +212,9 @@ def _log_unreliable(chosen: TargetFolds, seed: int) -> None:
             "or empty them if they are errors or codes",
             name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
         )  # fmt: skip
-    if chosen.num_seen:
+    if target_folds.num_seen:
         logger.warning(
             "target '%s': the autoencoder was trained on patients of %d of the %d test cases (without labels), so the "
             "scores of z_sem may be too high; set splits to val and test to exclude them",
-            name, chosen.num_seen, len(test),
+            name, target_folds.num_seen, len(test),
         )  # fmt: skip
