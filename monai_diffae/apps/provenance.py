@@ -1,7 +1,5 @@
 """What a table of embeddings was made with: its model, preprocessing and cohort, and whether they fit others."""
 
-# tested in tests/apps/embedding/test_embed_patches.py
-
 from __future__ import annotations
 
 import json
