@@ -19,7 +19,8 @@ from monai.utils import ensure_tuple
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.config_values import check_dimensions, check_values, references, strings
 from monai_diffae.bundle.private_values import SEPARATOR
-from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
+from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
+from monai_diffae.errors import ConfigError
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # ids that a run itself looks for, and those that MONAI's applications do, whether or not the config refers to them
@@ -62,7 +63,7 @@ def check_running_config() -> None:
             :mod:`~monai_diffae.bundle.config_values`.
         MachineError: the device is not there.
     """
-    speak_plainly_in_bundle_runs()
+    show_plain_messages_in_bundle_runs()
     config = running_config()
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
