@@ -63,7 +63,7 @@ def training_loader(
     dataset: Dataset[Any],
     batch_size: int,
     seed: int = 0,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Any]:
@@ -72,8 +72,8 @@ def training_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        num_workers=num_workers or 0,
+        persistent_workers=bool(num_workers),
         pin_memory=torch.cuda.is_available(),
     )
 
