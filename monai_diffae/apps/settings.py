@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -49,8 +48,8 @@ def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     return tuple(float(word) for token in tokens for word in token.value.split(",") if word.strip())
 
 
-NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
-"""The default of columns and overrides that are arguments of a function."""
+NONE_GIVEN: Mapping[str, Any] = {}
+"""The default of columns and overrides that are arguments of a function; every call gets a copy."""
 
 Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
 NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]

@@ -101,7 +101,7 @@ RULES: dict[str, _Rule] = {
         "two numbers from 0 to 100, the lower one first",
     ),
     "split": _one_of("train", "val", "test", None),
-    "columns": _Rule(lambda value: isinstance(value, dict), "the table's names for our words, such as {'image': 'file'}"),
+    "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
 }  # fmt: skip
 """The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
 

@@ -26,7 +26,7 @@ from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
 from monai_diffae.official import load_official, load_official_latent
-from monai_diffae.official.checkpoint_files import named_after, read_weights
+from monai_diffae.official.checkpoint_files import read_weights
 from monai_diffae.official.latent import select_latent
 from monai_diffae.official.weights import select_model
 
@@ -98,11 +98,8 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     check_new_folder(out)
     weights = read_weights(checkpoint)  # memory-mapped, as in each of the functions below that read the file
     network = load_official(checkpoint, encoder_num_res_blocks=model.encoder_num_res_blocks, num_heads=model.num_heads)
-    with named_after(checkpoint):
-        if model.image_size is None:
-            size = _image_size(weights, network)
-        else:
-            size = [model.image_size] * network.spatial_dims
+    side = model.image_size
+    size = _image_size(checkpoint, weights, network) if side is None else [side] * network.spatial_dims
     _check_size(network, size)
     latent = _latent(checkpoint, select_latent(weights) is not None, model.latent_statistics, network.z_channels)
     config = _config(bundle, network, size)
@@ -128,7 +125,7 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     )  # fmt: skip
 
 
-def _image_size(weights: Mapping[str, Tensor], network: DiffusionAutoencoder) -> list[int]:
+def _image_size(checkpoint: Path, weights: Mapping[str, Tensor], network: DiffusionAutoencoder) -> list[int]:
     """The image size for which the network was trained, as far as the weights tell.
 
     Raises:
@@ -142,7 +139,7 @@ def _image_size(weights: Mapping[str, Tensor], network: DiffusionAutoencoder) ->
     levels = _arguments(network, "unet")["attention_levels"]
     if len(levels) != 1:
         raise ConfigError(
-            f"image_size: is unknown, as the checkpoint has no x_T and attention at {len(levels)} levels; give a value"
+            f"image_size: is unknown, as {checkpoint.name} has no x_T and attention at {len(levels)} levels; give a value"
         )
     side = _ATTENTION_SIZE * 2 ** levels[0]
     logger.info("image size %d, at which the network's attention sees 16 x 16; image_size changes it", side)
@@ -178,7 +175,7 @@ def _latent(checkpoint: Path, has_latent: bool, statistics: Path | None, z_chann
         )
     if latent.z_std.isnan().any():
         logger.warning(
-            "the mean and std of z_sem are not in the checkpoint; the official latent.pkl, as latent_statistics, adds them"
+            "the mean and std of z_sem are not in the checkpoint; latent_statistics adds them"
         )
     return latent
 

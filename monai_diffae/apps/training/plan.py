@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Gt, Lt
+from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
@@ -105,7 +105,7 @@ def plan(
     cohort: Path,
     *,
     bundle: Path | None = None,
-    memory_gib: Annotated[float, Gt(0), Lt(float("inf"))] | None = None,
+    memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
     device: str | None = None,
     check: bool = False,
     measure: bool = False,
