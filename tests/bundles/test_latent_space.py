@@ -224,7 +224,7 @@ def test_an_intensity_that_the_first_stage_does_not_know_is_told(
     trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(trained, tmp_path, percentiles=[2, 98])
-    assert "the first stage was trained with other percentiles" in caplog.text
+    assert "the first stage was trained with other values of percentiles" in caplog.text
 
 
 def test_the_overlay_replaces_what_it_means_to() -> None:

@@ -139,7 +139,8 @@ def _image_size(checkpoint: Path, weights: Mapping[str, Tensor], network: Diffus
     levels = _arguments(network, "unet")["attention_levels"]
     if len(levels) != 1:
         raise ConfigError(
-            f"image_size: is unknown, as {checkpoint.name} has no x_T and attention at {len(levels)} levels; give a value"
+            f"image_size: is unknown, as {checkpoint.name} has no x_T, and attention at {len(levels)} levels; "
+            "give a value"
         )
     side = _ATTENTION_SIZE * 2 ** levels[0]
     logger.info("image size %d, at which the network's attention sees 16 x 16; image_size changes it", side)
@@ -174,9 +175,7 @@ def _latent(checkpoint: Path, has_latent: bool, statistics: Path | None, z_chann
             f"{z_channels}; name a checkpoint in which both belong together"
         )
     if latent.z_std.isnan().any():
-        logger.warning(
-            "the mean and std of z_sem are not in the checkpoint; latent_statistics adds them"
-        )
+        logger.warning("the mean and std of z_sem are not in the checkpoint; latent_statistics adds them")
     return latent
 
 

@@ -117,7 +117,7 @@ def command_lines(
 
     Example:
         >>> command_lines(Path("diffae_2d"), Path("scans"), {}, [], {"image_size": [64, 64]})[1]
-        'monai-diffae train my_bundle scans --overrides 'image_size=[64,64]''
+        "monai-diffae train my_bundle scans --overrides 'image_size=[64,64]'"
     """
     commands, folder = [], str(bundle)
     if not bundle.is_dir():

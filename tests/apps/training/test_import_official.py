@@ -176,7 +176,7 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     checkpoint = save(beside=["x_T"])
     out = imported(checkpoint, tmp_path / "unknown")
     assert "latent_statistics adds them" in caplog.text
-    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are not known; import"):
+    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are unknown; import"):
         load_latent(out, "cpu")
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
     out = imported(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
@@ -232,7 +232,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     assert bundle_summary(imported(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
     for levels in ((), (0, 1)):
         other = save(changes={"attention": levels}, beside=(), latent=False)
-        with pytest.raises(ConfigError, match=f"^image_size: .* no x_T and attention at {len(levels)} levels; give a value"):
+        with pytest.raises(ConfigError, match=f"^image_size: .* no x_T, and attention at {len(levels)} levels; give a value"):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
@@ -354,9 +354,9 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_pat
     for out, message in (
         ("file.txt/sub", r"^file\.txt: is a file; name a new folder$"),
         ("file.txt/sub/sub", r"^file\.txt: is a file"),
-        ("link", "^link: is a link that leads nowhere; name a new folder$"),
-        ("link/sub", "^link: is a link that leads nowhere"),
-        ("loop", "^loop: is a link that leads nowhere"),
+        ("link", "^link: is a broken link; name a new folder$"),
+        ("link/sub", "^link: is a broken link"),
+        ("loop", "^loop: is a broken link"),
     ):
         with pytest.raises(ConfigError, match=message):
             import_official(tmp_path / "none.ckpt", tmp_path / out)
