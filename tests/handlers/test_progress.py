@@ -2,12 +2,12 @@ import logging
 
 import pytest
 
-from monai_diffae.handlers.progress import warn_if_unheeded
+from monai_diffae.handlers.progress import warn_if_unused
 
 
 @pytest.mark.parametrize(("usage", "is_bad"), [(0.98, True), (1.00001, True), (1.0199, True), (1.02, False)])
 def test_below_a_usage_of_1_02_the_decoder_does_not_use_z_sem(caplog, usage, is_bad):
-    warn_if_unheeded(usage)
+    warn_if_unused(usage)
     lines = [f"z_sem_usage {usage:.3f}: the decoder does not use z_sem yet; train longer, or see docs/neighbors.md"]
     assert [record.message for record in caplog.records] == (lines if is_bad else [])
 

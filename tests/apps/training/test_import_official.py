@@ -33,7 +33,7 @@ from monai_diffae.networks import LatentMLP
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
+PARITY = Path(__file__).parents[4] / "shared" / "parity"
 needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../shared/parity with the official numbers")
 SIZE = 16
 TINY = {"base": 8, "mult": (1, 1), "enc_mult": (1, 1, 2), "blocks": 1, "enc_blocks": 1, "z": 12, "embed": 10}
@@ -252,7 +252,7 @@ def test_said_arguments_reach_the_network(save, tmp_path):
     checkpoint = save(
         changes={"mult": (1, 1), "enc_mult": (1, 1, 1), "attention": (), "enc_attention": (), "blocks": 2}
     )
-    with pytest.raises(ConfigError, match="1 or 2 residual blocks a level fit"):
+    with pytest.raises(ConfigError, match="1 or 2 residual blocks per level fit"):
         import_official(checkpoint, tmp_path / "no")
     out = imported(checkpoint, tmp_path / "bundle", encoder_num_res_blocks=1, num_heads=2)
     network_def = json.loads((out / "models" / "config.json").read_text())["network_def"]
@@ -306,11 +306,11 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path
     torch.save(official.random_latent(), tmp_path / "latent.ckpt")
     refused(tmp_path, tmp_path / "latent.ckpt", ConfigError, "there is no autoencoder in it")
     torch.save({"a": os.system}, tmp_path / "code.ckpt")
-    refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: holds (posix|nt).system")
+    refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: contains (posix|nt).system")
     for content, message in (
-        ([1, 2], "holds a list, no weights"),
-        (torch.zeros(3), "holds a Tensor, no weights"),
-        ({"state_dict": [1, 2]}, "holds a list as its state_dict, no weights"),
+        ([1, 2], "holds a list, not named weights"),
+        (torch.zeros(3), "holds a Tensor, not named weights"),
+        ({"state_dict": [1, 2]}, "holds a list as its state_dict, not named weights"),
         ({"conv.weight": torch.zeros(3)}, "these are not the weights of an official Diff-AE"),
     ):
         torch.save(content, tmp_path / "other.ckpt")
@@ -332,7 +332,7 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path
 def test_3d_weights_and_unknown_bundles_are_refused(save, official, tmp_path):
     weights = official.random_weights(official.Official(**TINY))
     torch.save({k: t[..., None] if t.ndim == 4 else t for k, t in weights.items()}, tmp_path / "volumes.ckpt")
-    refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "3D, where the official code is for 2D images")
+    refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "they are 3D, but the official code is for 2D images")
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: .*diffae_2d"):
         import_official(save(), tmp_path / "out", bundle="diffae_4d")
     assert not (tmp_path / "out").exists()
