@@ -19,8 +19,14 @@ from monai_diffae.errors import ConfigError
         ("preprocessing#nope", r"unknown config key 'preprocessing#nope': Compose takes lazy, .*, unpack_items"),
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
         ("inferer#steps#nope", "inferer#steps#nope: the model's configuration has no such key; see .*"),
-        ("preprocessing#transforms#nope", "preprocessing#transforms#nope: the model's configuration has no such key; see .*"),
-        ("preprocessing#transforms#99", "preprocessing#transforms#99: the model's configuration has no such key; see .*"),
+        (
+            "preprocessing#transforms#nope",
+            "preprocessing#transforms#nope: the model's configuration has no such key; see .*",
+        ),
+        (
+            "preprocessing#transforms#99",
+            "preprocessing#transforms#99: the model's configuration has no such key; see .*",
+        ),
         ("nope", "nope: the model's configuration has no such key; see .*"),
         ("nope#a", "nope#a: the model's configuration has no such key; see .*"),
     ],

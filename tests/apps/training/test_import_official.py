@@ -167,7 +167,7 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
     assert "has no latent DDIM" in caplog.text
     assert not (out / "models" / "latent_model.pt").exists()
     assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
-    with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM to which statistics could belong; omit latent_statistics"):
+    with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
         import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
     assert not (tmp_path / "other").exists()
 
@@ -232,7 +232,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     assert bundle_summary(imported(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
     for levels in ((), (0, 1)):
         other = save(changes={"attention": levels}, beside=(), latent=False)
-        with pytest.raises(ConfigError, match=f"^image_size: .* no x_T, and attention at {len(levels)} levels; give a value"):
+        with pytest.raises(ConfigError, match=f"^image_size: .* attention at {len(levels)} levels; give a value"):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)

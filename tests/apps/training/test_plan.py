@@ -134,7 +134,7 @@ def test_what_is_settled_stays(volumes, quick):
 
 
 def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
-    with pytest.raises(MachineError, match="^memory_gib: nothing fits into 0.01 GiB; .* in latent space, as docs/latent_mode") as caught:
+    with pytest.raises(MachineError, match="^memory_gib: nothing fits into 0.01 GiB; .* in latent space") as caught:
         plan(
             volumes,
             memory_gib=0.01,
@@ -149,7 +149,7 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
             plan(volumes, memory_gib=wrong)
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'"):
         plan(volumes, bundle="diffae_4d")
-    with pytest.raises(ConfigError, match="channel_mult: the network has no such key .*; name a bundle of a diffusion auto"):
+    with pytest.raises(ConfigError, match="channel_mult: the network has no such key .*diffusion autoencoder"):
         plan(volumes, bundle="autoencoder_kl_3d", memory_gib=1)
     preset = {"network_def": {"_target_": "monai_diffae.networks.preset", "name": "tiny", "spatial_dims": 3}}
     with pytest.raises(ConfigError, match="channel_mult: the network has no such key in the configuration"):
@@ -158,10 +158,10 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
         plan(volumes, overlays=["gone.json"], memory_gib=1)
     with pytest.raises(ConfigError, match=r"ct\.json is for|but spatial_dims is 2"):
         plan(volumes, overlays=[ROOT / "configs" / "ct.json"], memory_gib=1)
-    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; name a trained one with overrides"):
+    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; name a trained"):
         plan(volumes, overlays=[ROOT / "configs" / "latent_space.json"], memory_gib=1)
     monkeypatch.setattr(planning, "free_memory", lambda device: None)
-    with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown on this machine; give a value"):
+    with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown.*; give a value"):
         plan(volumes, device="cpu")
 
 
@@ -177,7 +177,10 @@ def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     assert init == "monai-diffae init my_bundle --bundle diffae_3d"
     _, bound, _ = build_app().parse_args(shlex.split(train)[1:])
     assert bound.args[:2] == (Path("my_bundle"), volumes)
-    assert bound.arguments["training"].overrides == plan(volumes, memory_gib=40, device="cpu", overrides=SMALL).proposal.settings
+    assert (
+        bound.arguments["training"].overrides
+        == plan(volumes, memory_gib=40, device="cpu", overrides=SMALL).proposal.settings
+    )
 
 
 def test_json_of_images_and_a_bad_header(run, tmp_path):

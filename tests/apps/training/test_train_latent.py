@@ -180,9 +180,7 @@ def test_without_data_it_names_the_options_and_the_keys(run, trained):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("cohort", "cohort.csv"), ("columns", {"image": "file"}), ("workers", 2)]
-)
+@pytest.mark.parametrize(("name", "value"), [("cohort", "cohort.csv"), ("columns", {"image": "file"}), ("workers", 2)])
 def test_arguments_of_a_cohort_are_refused_beside_embeddings(trained, name, value):
     ready = trained / "embeddings" / "embeddings.parquet"
     with pytest.raises(ConfigError, match=f"^{name}: has no effect if there are embeddings; omit {name} or embedd"):
