@@ -75,11 +75,11 @@ def test_samples_of_a_loaded_model_can_be_decoded(trained):
     assert bundle.inferer.decode(z_sem, torch.zeros(3, 1, 16, 16), bundle.network).isfinite().all()
 
 
-def test_more_epochs_go_on_and_end_as_the_whole_run(trained, tiny_bundle, tmp_path, caplog):
+def test_more_epochs_resume_and_end_like_an_uninterrupted_run(trained, tiny_bundle, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train_latent(trained, tiny_bundle.cohort, overrides=LONGER)
     assert "embeddings.parquet is complete" in caplog.text
-    assert "going on from step" in caplog.text
+    assert "resuming from step" in caplog.text
     ready = trained / "embeddings" / "embeddings.parquet"
     whole = train_latent(trained, embeddings=ready, out=tmp_path / "whole", overrides=LONGER).folder
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(trained).items())
@@ -114,12 +114,12 @@ def test_a_dimension_that_never_varies_does_not_stop_it(trained, tmp_path):
     assert weights(out)["z_mean"][3] == 0.5
 
 
-def test_other_embeddings_are_not_gone_on_with(trained, tmp_path):
+def test_a_training_does_not_resume_with_other_embeddings(trained, tmp_path):
     table = read_embeddings(trained / "embeddings" / "embeddings.parquet")
     table["z_000"] += 1
     table.to_parquet(tmp_path / "e.parquet")
     shutil.copy(trained / "embeddings" / "embeddings.json", tmp_path / "e.json")
-    with pytest.raises(ConfigError, match=r"latent_checkpoint\.pt is of other data"):
+    with pytest.raises(ConfigError, match=r"latent_checkpoint\.pt: was trained on other data"):
         train_latent(trained, embeddings=tmp_path / "e.parquet", overrides=LONGER)
 
 
