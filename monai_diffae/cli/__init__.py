@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, Group, Parameter
@@ -77,7 +78,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             debug: Show tracebacks and every line of the log.
         """
         _set_up_logging(quiet, debug)
-        function, bound, _ = app.parse_args(tokens)
+        function, bound, _ = app.parse_args(_numbers_apart(tokens))
         try:
             run = checked.get(function, function)  # help and version are functions of their own
             return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
@@ -85,6 +86,17 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             raise type(error)(_with_dashes(str(error), function)) from error
 
     return launch
+
+
+def _numbers_apart(tokens: Iterable[str]) -> list[str]:
+    """``-2 0 2`` for ``-2,0,2``, which cyclopts (5.5) takes for the names of options.
+
+    Example:
+        >>> _numbers_apart(["edit", "--strengths", "-2,0,2", "a,b"])
+        ['edit', '--strengths', '-2', '0', '2', 'a,b']
+    """
+    numbers = re.compile(r"-[\d.][\d.eE+-]*(,[\d.eE+-]+)+")
+    return [word for token in tokens for word in (token.split(",") if numbers.fullmatch(token) else [token])]
 
 
 def _set_up_logging(quiet: bool, debug: bool) -> None:
