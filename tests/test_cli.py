@@ -57,7 +57,7 @@ def test_version(run):
     [
         (["embed"], 'Command "embed" parameter --bundle requires an argument.'),
         (["embde"], 'Unknown command "embde"'),
-        (["embed", "b", "c", "o", "--nope"], 'Unknown option: "--nope"'),
+        (["embed", "b", "c", "o", "--nope"], "Unknown option: --nope"),
         (["embed", "b", "c", "o", "--batch-size", "many"], '"many"'),
         (["embed", "b", "c", "o", "--pool", "most"], '"most"'),
         (["embed", "b", "c", "o", "--batch-size", "0"], "--batch-size: 0 is below 1"),
