@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Decoding as Decoding
     from monai_diffae.apps.settings import Reading as Reading
     from monai_diffae.apps.settings import Run as Run
+    from monai_diffae.apps.settings import Training as Training
     from monai_diffae.apps.synthesis.reconstruct import reconstruct as reconstruct
+    from monai_diffae.apps.training.demo import demo as demo
+    from monai_diffae.apps.training.import_official import import_official as import_official
+    from monai_diffae.apps.training.init import init as init
+    from monai_diffae.apps.training.plan import plan as plan
+    from monai_diffae.apps.training.sample_data import sample_data as sample_data
+    from monai_diffae.apps.training.train import train as train
+    from monai_diffae.apps.training.train_latent import train_latent as train_latent
     from monai_diffae.bundle import load_bundle as load_bundle
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
     from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
@@ -36,6 +44,7 @@ _MODULES = {
     "DiffusionSchedule": "diffusion",
     "Reading": "apps.settings",
     "Run": "apps.settings",
+    "Training": "apps.settings",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
     "edit": "apps.synthesis.edit",

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -46,6 +47,9 @@ def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     """``-2,0,2`` or ``-2 0 2`` as numbers."""
     return tuple(float(word) for token in tokens for word in token.value.split(",") if word.strip())
 
+
+NONE_GIVEN: Mapping[str, Any] = {}
+"""The default of columns and overrides that are arguments of a function; every call gets a copy."""
 
 Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
 NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
@@ -124,3 +128,26 @@ class Run:
     """Values for keys of the bundle's configuration, e.g. ``slice_step=1 inferer#invert_tolerance=null``."""
     overwrite: bool = False
     """Replace existing results."""
+
+
+@Parameter(name="*", group=Group("Training", sort_key=4))
+@dataclass(frozen=True)
+class Training:
+    """How a bundle is trained, where this differs from the bundle's configuration."""
+
+    overlays: Sequence[Path] = ()
+    """Configuration files that replace values of the bundle's, in this order, e.g. from its ``configs/overlays``."""
+    columns: Columns = field(default_factory=dict)
+    """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Random seed; by default the bundle's."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the bundle's: the GPU if there is one."""
+    batch_size: Annotated[int, Ge(1)] | None = None
+    """Images per training step; by default the bundle's."""
+    workers: Annotated[int, Ge(0)] | None = None
+    """Processes that read scans; 0: none; by default the bundle's."""
+    overrides: Overrides = field(default_factory=dict)
+    """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
+    overwrite: bool = False
+    """Start from the first step, and replace the model that is there."""

@@ -1,5 +1,7 @@
 """SHA-256 of a bundle's weights and configuration, and of other files."""
 
+# tested in tests/bundle/test_loading.py
+
 from __future__ import annotations
 
 import functools
@@ -7,12 +9,19 @@ import hashlib
 import os
 from pathlib import Path
 
+from monai_diffae.bundle.layout import MODEL, MODELS, model_config_file
 from monai_diffae.errors import ConfigError
 
 
 def checksum(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of a bundle's weights; a first stage of other weights than the model's own does not load."""
-    path = Path(directory) / "models" / "model.pt"
+    """SHA-256 of a bundle's weights.
+
+    Those of a first stage need not count, as only the first stage of the model's own training loads.
+
+    Raises:
+        ConfigError: the bundle is not trained.
+    """
+    path = Path(directory) / MODELS / MODEL
     if not path.is_file():
         raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")
     state = path.stat()
@@ -21,13 +30,12 @@ def checksum(directory: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache
 def _checksum_in_state(path: Path, changed: int, size: int) -> str:
-    return file_checksum(path)  # once in a command, though several parts of it ask
+    return file_checksum(path)  # cached, as several parts of a command need it
 
 
 def config_checksum(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of what describes a bundle's model: ``models/config.json``, or without it ``configs/train.json``."""
-    ran = Path(directory) / "models" / "config.json"
-    return file_checksum(ran if ran.is_file() else Path(directory) / "configs" / "train.json")
+    """SHA-256 of the file that describes a bundle's model."""
+    return file_checksum(model_config_file(directory))
 
 
 def file_checksum(path: str | os.PathLike[str]) -> str:

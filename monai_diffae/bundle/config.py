@@ -1,4 +1,6 @@
-"""The config that is running: read off MONAI's parser, checked for keys that nothing uses, cut down to the model."""
+"""The configuration of a bundle run: read from MONAI's parser, checked for unused keys, reduced to the model."""
+
+# tested in tests/bundles/test_bad_inputs.py
 
 from __future__ import annotations
 
@@ -19,17 +21,18 @@ from monai.utils import ensure_tuple
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.config_values import check_dimensions, check_values, references, strings
 from monai_diffae.bundle.private_values import SEPARATOR
-from monai_diffae.errors import ConfigError, speak_plainly_in_bundle_runs
+from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
+from monai_diffae.errors import ConfigError
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
-# ids that a run itself looks for, and those that MONAI's applications do, whether or not the config refers to them
+# Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
 _RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
     "training", "evaluating", "tracking",
 }  # fmt: skip
-# the same inside ``train`` and ``validate``
+# The same in the sections ``train`` and ``validate``.
 _SECTION_IDS = {
     "dataset", "dataloader", "handlers", "trainer", "evaluator", "inferer", "postprocessing", "preprocessing",
     "key_metric", "additional_metrics", "handler",
@@ -37,12 +40,12 @@ _SECTION_IDS = {
 
 
 def running_config() -> dict[str, Any]:
-    """The raw config of the bundle run that is evaluating the calling expression, with all overrides.
+    """The configuration of the bundle run that evaluates the calling expression, with all overrides, not evaluated.
 
-    MONAI (1.6.1) hands an expression no handle on its parser, so it is found on the call stack.
+    MONAI (1.6.1) gives expressions no access to its parser, so the parser is searched for on the call stack.
 
     Raises:
-        ConfigError: called from anywhere but a bundle's config.
+        ConfigError: the caller is not an expression of a bundle's configuration.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -51,18 +54,18 @@ def running_config() -> dict[str, Any]:
             config: dict[str, Any] = deepcopy(owner.get())
             return config
         frame = frame.f_back
-    raise ConfigError("running_config can only be called from an expression of a bundle's config")
+    raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
 
 
 def check_running_config() -> None:
-    """Check the running config before anything is built; in ``python -m monai.bundle``, show errors as one line.
+    """Check the running configuration before anything is built. ``python -m monai.bundle`` then shows plain errors.
 
     Raises:
-        ConfigError: see :func:`check_config`, and ``check_dimensions`` and ``check_values`` of
+        ConfigError: a key is unknown or has a value that cannot be used; see :func:`check_config` and
             :mod:`~monai_diffae.bundle.config_values`.
-        MachineError: the device is not there.
+        MachineError: this machine does not have the device.
     """
-    speak_plainly_in_bundle_runs()
+    show_plain_messages_in_bundle_runs()
     config = running_config()
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
@@ -70,38 +73,38 @@ def check_running_config() -> None:
 
 
 def check_image_size(network: object, image_size: Sequence[int]) -> None:
-    """Refuse a size that the network's levels cannot halve; of another network than ours nothing is known.
+    """Check that a network can use images of this size; networks without ``size_divisors`` can use any.
 
     Raises:
-        ConfigError: see :func:`~monai_diffae.bundle.config_values.check_image_size`.
+        ConfigError: it cannot; the message names the nearest usable size.
     """
     config_values.check_image_size(image_size, getattr(network, "size_divisors", (1,) * len(image_size)))
 
 
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
-    """Refuse keys that nothing would read: a misspelt override would otherwise change nothing, silently.
+    """Check that every key is used. Otherwise, a misspelt override would silently have no effect.
 
     A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
-    of MONAI's ids or ``known``; a component's keys must be parameters of its ``_target_``.
+    of MONAI's, or be in ``known``. A component's keys must be parameters of its ``_target_``.
 
     Args:
-        config: the merged config.
-        known: the top-level keys of the files that were read, which need no reference: an override may have replaced
-            the entry that refers to them. With them, only the ids that a run itself looks for are MONAI's.
+        config: the merged configuration.
+        known: the top-level keys of the files that were read. They need no reference, as an override may have replaced
+            the entry that refers to them. If they are given, MONAI's keys are only those that a run itself uses.
 
     Raises:
-        ConfigError: names the key and the nearest known one.
+        ConfigError: a key is not used; the message names it and the nearest known key.
 
     Example:
         >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the config uses it; did you mean 'lr'?
+        monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the configuration uses it; did you ...
     """
     used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:
         if key not in used:
-            raise ConfigError(f"unknown config key {key!r}: nothing in the config uses it{_nearest(key, used)}")
+            raise ConfigError(f"unknown config key {key!r}: nothing in the configuration uses it{_nearest(key, used)}")
     for section in ("train", "validate"):
         used = _SECTION_IDS | {
             key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)", text)
@@ -109,16 +112,16 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
         for key in config.get(section, {}):
             if "_target_" not in config[section] and key not in used:
                 raise ConfigError(
-                    f"unknown config key '{section}#{key}': nothing in the config uses it{_nearest(key, used)}"
+                    f"unknown config key '{section}#{key}': nothing in the configuration uses it{_nearest(key, used)}"
                 )
     check_arguments(config)
 
 
 def check_arguments(config: dict[str, Any]) -> None:
-    """Refuse arguments that a component's ``_target_`` does not take.
+    """Check that each component's ``_target_`` takes the component's arguments.
 
     Raises:
-        ConfigError: names the key, and the arguments that there are.
+        ConfigError: one does not; the message names the key and the arguments that are taken.
 
     Example:
         >>> check_arguments({"act": {"_target_": "torch.nn.ELU", "beta": 1}})
@@ -144,38 +147,42 @@ def model_config(
     config: dict[str, Any],
     roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer", "encoder_key", "cohort"),
 ) -> dict[str, Any]:
-    """What a config says of the model and of how its cohort was split: ``roots`` and everything they refer to.
+    """The part of a configuration that describes the model and the split of its cohort.
 
-    It can be laid over any config of the bundle, and is enough to load the trained model and to tell which cases it
-    was trained on; where the data lie is left out.
+    This part is enough to load the trained model and to tell on which cases it was trained. It can replace the same
+    keys in any other configuration of the bundle. The place of the data is omitted.
+
+    Args:
+        config: the configuration of the training.
+        roots: the keys that describe the model; everything that they refer to is included.
 
     Example:
         >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
         {'network_def': {'_target_': 'N', 'z': '@z'}, 'z': 8}
     """
-    wanted, todo = set(), [root for root in roots if root in config]
-    while todo:
-        key = todo.pop()
-        if key in wanted:
+    keys, to_visit = {"imports"}, [root for root in roots if root in config]
+    while to_visit:
+        key = to_visit.pop()
+        if key in keys:
             continue
-        wanted.add(key)
-        todo += references(config[key]) & config.keys()
-    keep_imports = {"imports"} if "imports" in config else set()
-    return {key: value for key, value in config.items() if key in (wanted | keep_imports) - {"dataset_dir"}}
+        keys.add(key)
+        to_visit += references(config[key]) & config.keys()
+    return {key: value for key, value in config.items() if key in keys - {"dataset_dir"}}
 
 
 def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
-    """The keys of those of the bundle's config files that are in the config whole; empty where none can be read."""
+    """The keys of the bundle's configuration files that ``config`` holds completely; empty if none is readable."""
     configs = Path(str(config.get("bundle_root", "."))) / "configs"
     try:
         files = [json.loads(file.read_text()) for file in configs.glob("*.json")]
         keys = [{SEPARATOR.split(key)[0].removeprefix("+") for key in content} for content in files]
     except (OSError, ValueError, TypeError):
         return set()
-    return set().union(*(of_file for of_file in keys if of_file <= config.keys()))
+    return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
 
 
 def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The components in a part of a configuration, with their ids."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield path, value
@@ -188,7 +195,7 @@ def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any
 
 
 def _parameters(target: Any, locator: ComponentLocator) -> set[str] | None:
-    """The keyword parameters of a target; None where any keyword is taken, or where it cannot be told."""
+    """The keyword parameters of a target; None if it takes any keyword, or if they are unknown."""
     if not isinstance(target, str):
         return None
     if "." not in target:
@@ -204,14 +211,14 @@ def _parameters(target: Any, locator: ComponentLocator) -> set[str] | None:
         return None
     names = signature.parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values()):
-        # ours hand ``**kwargs`` to their base; elsewhere it may go anywhere
+        # Our classes pass ``**kwargs`` on to their base class; other packages may do anything with them.
         is_ours = module.startswith("monai_diffae.")
         return _parameters_of_bases(getattr(sys.modules[module], name), set(names)) if is_ours else None
     return set(names)
 
 
 def _parameters_of_bases(target: Any, names: set[str]) -> set[str] | None:
-    """Parameters of a class that hands ``**kwargs`` to its base, as ours do; None where even the base takes any."""
+    """The parameters of a class that passes ``**kwargs`` on to its base class; None if the base class takes any."""
     for base in getattr(target, "__mro__", (None, None))[1:]:
         if base is None or base is object:
             return None

@@ -1,4 +1,6 @@
-"""What the plain values of a config may be, said before any scan is read."""
+"""Checks of a configuration's plain values, before any scan is read."""
+
+# tested in tests/bundles/test_bad_inputs.py
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 @dataclass(frozen=True)
 class _Rule:
+    """What the values of a key may be: a test, and the same in words."""
+
     holds: Callable[[Any], bool]
     text: str
 
@@ -53,26 +57,19 @@ def _one_of(*choices: Any) -> _Rule:
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(
-        ("overwrite", "mlflow", "channels_last", "dicom", "check_memory", "patches", "use_checkpoint"), _BOOL
-    ),
+    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises",
-         "z_channels", "base_channels", "num_res_blocks"),
+         "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks"),
         _whole(1),
     ),
-    **dict.fromkeys(("seed", "num_workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
+    **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "rank"), _whole(0)),
     "workers": _whole(0, or_null=True),
-    **dict.fromkeys(("early_stop_patience", "limit"), _whole(1, or_null=True)),
-    "max_cases": _whole(4, or_null=True),
+    "early_stop_patience": _whole(1, or_null=True),
     **dict.fromkeys(("learning_rate", "weight_decay", "checkpoint_minutes", "cache_gib"), _number(0)),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
-    **dict.fromkeys(
-        ("val_fraction", "test_fraction", "min_probability"), _number(0, 1, "a number from 0 to below 1")
-    ),
-    "overlap": _number(0, 1, "a number from 0 to below 1, or null", or_null=True),
+    **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
     "image_keys": _NAMES,
     "image_size": _Rule(
@@ -81,7 +78,7 @@ RULES: dict[str, _Rule] = {
     ),
     "spacing_mm": _Rule(
         lambda value: isinstance(value, (list, tuple)) and bool(value) and all(_is_number(v) and v > 0 for v in value),
-        "a list of numbers of mm above 0, one an axis, such as [1.5, 1.5, 3]",
+        "a list of numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]",
     ),
     "channel_mult": _Rule(
         lambda value: isinstance(value, list) and bool(value) and all(_whole(1).holds(v) for v in value),
@@ -105,28 +102,18 @@ RULES: dict[str, _Rule] = {
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,
         "two numbers from 0 to 100, the lower one first",
     ),
-    "amounts": _Rule(
-        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(map(_is_number, value)),
-        "a list of numbers, such as [-2, 0, 2]",
-    ),
-    "along": _one_of("pattern", "weight"),
-    "pool": _one_of("none", "mean", "mean_std"),
-    "side": _one_of("positive", "negative"),
-    "image_format": _one_of("png", "nii.gz", None),
     "split": _one_of("train", "val", "test", None),
-    "cases": _Rule(lambda value: value is None or _NAMES.holds(value), "a list of ids, such as ['a', 'b'], or null"),
-    "watch": _Rule(lambda value: isinstance(value, list), "a list of files, such as ['age.json']"),
-    "columns": _Rule(lambda value: isinstance(value, dict), "names by our words, such as {'image': 'file'}"),
-    "overrides": _Rule(lambda value: isinstance(value, dict), "values by ids, such as {'inferer#steps': 50}"),
+    "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
 }  # fmt: skip
+"""The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
 
 
 def check_values(config: dict[str, Any]) -> None:
-    """Refuse values of the top-level keys that make no sense; formulas and references are not looked into.
+    """Check the plain values of the top-level keys. Expressions and references are not evaluated.
 
     Raises:
-        ConfigError: names the key, its value and what it may be; or a key that is used and still ``???``.
-        MachineError: ``device`` is not there, or ``output_dir`` is a file.
+        ConfigError: a value cannot be used, or a key is used and still ``???``; the message names the key.
+        MachineError: ``device`` does not exist, or ``output_dir`` is a file.
 
     Example:
         >>> check_values({"batch_size": 0})
@@ -140,10 +127,10 @@ def check_values(config: dict[str, Any]) -> None:
         if key not in config or is_formula(value):
             continue
         try:
-            is_right = rule.holds(value)
+            is_valid = rule.holds(value)
         except TypeError:
-            is_right = False
-        if not is_right:
+            is_valid = False
+        if not is_valid:
             raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
     out = config.get("output_dir")
     if isinstance(out, str) and Path(out).is_file():
@@ -154,21 +141,21 @@ def check_values(config: dict[str, Any]) -> None:
 
 
 def check_dimensions(config: dict[str, Any]) -> None:
-    """Refuse sizes of another dimension than ``spatial_dims``, as an overlay for another bundle brings them.
+    """Check that sizes have as many axes as ``spatial_dims``; an overlay for another bundle may change that.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: a key has another number of values.
 
     Example:
         >>> check_dimensions({"spatial_dims": 3, "image_size": [64, 64]})
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: image_size is [64, 64], but spatial_dims is 3; give 3 numbers, or leave ...
+        monai_diffae.errors.ConfigError: image_size is [64, 64], but spatial_dims is 3; give 3 numbers, or omit ...
     """
     dims = config.get("spatial_dims")
     if dims not in (2, 3):
         return
-    todo = "leave out the overlay that is for a bundle of other dimensions: configs/overlays has those that fit"
+    todo = "omit the overlay for other dimensions; the bundle's configs/overlays has those that fit"
     for key in ("spacing_mm", "image_size"):
         value = config.get(key, [])
         if isinstance(value, list) and value and len(value) != dims:
@@ -178,14 +165,14 @@ def check_dimensions(config: dict[str, Any]) -> None:
 
 
 def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None:
-    """Refuse a size that a network's levels cannot halve, before any scan is read.
+    """Check that a network's levels can halve images of this size.
 
     Args:
-        image_size: of each axis.
-        divisors: what each must be a multiple of.
+        image_size: voxels per axis.
+        divisors: one number per axis, of which the size must be a multiple.
 
     Raises:
-        ConfigError: names the nearest sizes that can be used.
+        ConfigError: they cannot; the message names the nearest usable size.
 
     Example:
         >>> check_image_size([50, 64], (16, 16))
@@ -203,19 +190,19 @@ def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None
 
 def _check_all_set(config: dict[str, Any]) -> None:
     missing = [key for key in config if config[key] == "???" and key in references(config)]
-    if config.get("embeddings"):  # train_latent takes either of the two
+    if config.get("embeddings"):  # train_latent needs only one of the two
         missing = [key for key in missing if key != "dataset_dir"]
     if missing:
-        raise ConfigError(f"{missing[0]} is not set; give it a value, as --{missing[0]}")
+        raise ConfigError(f"{missing[0]}: is required; give it a value")
 
 
 def is_formula(value: Any) -> bool:
-    """Whether a value is an expression or a reference, not something that a user typed in plain."""
+    """Whether a value is an expression or a reference, not a plain value."""
     return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def references(value: Any) -> set[str]:
-    """The top-level names that a part of a config refers to.
+    """The top-level keys that a part of a configuration refers to.
 
     Example:
         >>> sorted(references({"rate": "@lr", "steps": ["$@train#epochs * 2", "%gpu"]}))
@@ -225,7 +212,7 @@ def references(value: Any) -> set[str]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every text in a part of a config, keys left out."""
+    """Every text in a part of a configuration, without the keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -237,11 +224,11 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def check_device(device: str | torch.device) -> None:
-    """Refuse a device that this machine has not.
+    """Check that this machine has a device.
 
     Raises:
         ConfigError: there is no such kind of device.
-        MachineError: it is not there.
+        MachineError: this machine does not have it, or cannot use it.
     """
     try:
         torch.empty(1, device=device)

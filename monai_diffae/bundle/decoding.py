@@ -1,4 +1,6 @@
-"""How a bundle decodes and inverts: settings of a command over those of its configuration."""
+"""How a bundle decodes and inverts: a command's settings replace those of the bundle's configuration."""
+
+# tested in tests/apps/test_session.py
 
 from __future__ import annotations
 
@@ -13,24 +15,24 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 
 def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    """A bundle's overrides with those that settings of the inferer amount to.
+    """Overrides of a bundle's configuration, extended by settings of its inferer.
 
     Args:
-        overrides: ids of the configuration and their values.
+        overrides: values for keys of the configuration.
         settings: arguments of the inferer, such as ``steps`` or ``solver``; None: the bundle's.
 
     Example:
         >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
         {'inferer#invert_steps': None, 'inferer#steps': 50, 'inferer#solver': 'unipc'}
     """
-    # the number of inversion steps goes with ``steps`` if that is given, not with the bundle's
+    # If ``steps`` is given, it also sets the number of inversion steps, instead of the bundle's.
     default = {} if settings.get("steps") is None else {"inferer#invert_steps": None}
     given = {f"inferer#{key}": value for key, value in settings.items() if value is not None}
     return {**default, **overrides, **given}
 
 
 def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
-    """How an inferer decodes and inverts, as plain values: what it does, whoever said so.
+    """How an inferer decodes and inverts, as plain values, whether a command or the configuration chose them.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
@@ -49,7 +51,7 @@ def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
 
 
 def _solver_name(solver: Solver | functools.partial[Tensor]) -> str:
-    """``unipc``, or ``unipc(order=2)`` of a functools.partial; a config can give any callable."""
+    """``unipc``, or ``unipc(order=2)`` for a functools.partial; a configuration can name any callable."""
     if isinstance(solver, functools.partial):
         options = ", ".join(f"{name}={value}" for name, value in solver.keywords.items())
         return f"{_solver_name(solver.func)}({options})"

@@ -1,4 +1,6 @@
-"""The first stage of a diffusion autoencoder: read from its own bundle, then from the one that works on its latents."""
+"""The first stage of a diffusion autoencoder, loaded from its own bundle or from that of the model on its latents."""
+
+# tested in tests/bundles/test_latent_space.py
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from monai_diffae.networks import FirstStage
 
 logger = logging.getLogger(__name__)
 
-_OF_INTENSITIES = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
+_INTENSITY_KEYS = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
 
 
 def load_first_stage(
@@ -29,16 +31,16 @@ def load_first_stage(
     prefix: str = "",
     sha256: str | None = None,
 ) -> FirstStage:
-    """A trained first stage, frozen, in evaluation mode.
+    """Load a trained first stage, frozen and in evaluation mode.
 
     Args:
-        models: the ``models`` folder that it lies in.
-        device: where to.
-        prefix: of the names of its files there.
-        sha256: of its weights; None: whatever they are.
+        models: the ``models`` folder with its files.
+        device: where to compute.
+        prefix: prefix of the names of its files.
+        sha256: checksum of its weights; None: any weights are accepted.
 
     Raises:
-        ConfigError: there is none, it is another kind of model, or another one than ``sha256`` says.
+        ConfigError: there is no trained first stage, or its weights have another checksum.
         ScanError: its weights cannot be read.
 
     Example:
@@ -50,60 +52,61 @@ def load_first_stage(
     folder = Path(models)
     weights = folder / f"{prefix}{MODEL}"
     if not weights.is_file():
-        what = "train the first stage first" if not prefix else "copy the whole bundle again"
+        todo = "copy the whole bundle again" if prefix else "train the first stage first"
         raise ConfigError(
-            f"{folder.parent.name}: there is no models/{weights.name}; {what}, or name a folder that has it"
+            f"{folder.parent.name}: there is no models/{weights.name}; {todo}, or name a folder that has it"
         )
     if sha256 is not None and file_checksum(weights) != sha256:
         raise ConfigError(
             f"{weights.name}: is not the first stage that the model was trained with; copy the whole bundle again"
         )
     parser = read_model_config(folder / f"{prefix}{CONFIG}")
-    parser.update({"bundle_root": str(folder.parent), "device": device})  # to tell a model that has a first stage, too
+    # These keys are set in case the folder is that of a model on latents, which is reported below.
+    parser.update({"bundle_root": str(folder.parent), "device": device})
     network = build(parser, "network_def", nn.Module)
     if not isinstance(network, FirstStage):
         raise ConfigError(
-            f"{folder.parent.name}: is a {type(network).__name__}, no first stage; name a trained autoencoder_kl_3d"
+            f"{folder.parent.name}: is a {type(network).__name__}, not a first stage; name a trained autoencoder_kl_3d"
         )
     network.load_state_dict(read_weights(weights, network, may_be_unknown=("latent_mean", "latent_std")))
     if network.latent_std.isnan():
         raise ConfigError(
-            f"{weights.name}: the scale of its latents is not measured yet; let its training reach a validation"
+            f"{weights.name}: the scale of its latents is not measured yet; train it at least to its first validation"
         )
     return network.to(device).eval().requires_grad_(False)
 
 
-# -- what configs/latent_space.json calls ------------------------------------------------------------------------------
-
-
 def self_contained(config: dict[str, Any], models: str | os.PathLike[str]) -> dict[str, Any]:
-    """What describes a model, with the first stage that lies beside its weights instead of where it came from.
+    """A model's configuration that loads its first stage from the model's own folder.
+
+    A warning is logged if the first stage was trained with another intensity scaling or spacing than the model.
+    ``configs/latent_space.json`` calls this.
 
     Args:
-        config: of :func:`~monai_diffae.bundle.config.model_config`.
+        config: the model's configuration, from :func:`~monai_diffae.bundle.config.model_config`.
         models: the ``models`` folder of the first stage's own bundle.
     """
     folder = Path(models)
     trained_on = read_model_config(folder / CONFIG)
-    others = [key for key in _OF_INTENSITIES if key in config and trained_on.get(key, config[key]) != config[key]]
-    if others:
-        logger.warning("the first stage was trained with other %s than this model is", ", ".join(others))
-    kept = {key: value for key, value in config.items() if key not in ("device", "first_stage_bundle")}
-    kept["first_stage"] = {
-        "_target_": f"{__name__}.{load_first_stage.__name__}",
+    different = [key for key in _INTENSITY_KEYS if key in config and trained_on.get(key, config[key]) != config[key]]
+    if different:
+        logger.warning("the first stage was trained with other values of %s than this model", ", ".join(different))
+    described = {key: value for key, value in config.items() if key not in ("device", "first_stage_bundle")}
+    described["first_stage"] = {
+        "_target_": "monai_diffae.bundle.load_first_stage",
         "models": "$@bundle_root + '/models'",
         "prefix": FIRST_STAGE_PREFIX,
         "sha256": file_checksum(folder / MODEL),
         "device": "@device",
     }
-    return kept
+    return described
 
 
 def check_latent_image_size(first_stage: FirstStage, network: nn.Module, image_size: Sequence[int]) -> None:
-    """Refuse a size that first stage and network cannot halve as often as both do.
+    """Check that the first stage, and then the network on its latents, can halve images of this size.
 
     Raises:
-        ConfigError: names the nearest sizes that can be used.
+        ConfigError: they cannot; the message names the nearest usable size.
     """
     factors = first_stage.size_divisors
     own: Sequence[int] = getattr(network, "size_divisors", [1] * len(factors))

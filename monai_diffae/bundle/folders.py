@@ -1,4 +1,4 @@
-"""Bundle folders: a shipped one copied out, one completed after training, one exported."""
+"""Bundle folders: shipped ones are copied, trained ones are completed or exported."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from monai_diffae.bundle.config_values import references
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, MachineError
 
-if TYPE_CHECKING:
-    pass
-
-
 _PACKAGE = Path(__file__).parents[1]
-
-
-_STATIC = ("LICENSE", "docs", "configs")
+_STATIC = ("LICENSE", "docs", "configs")  # what training does not change
 
 
 def shipped(kind: str) -> Path:
-    """The folder of the shipped ``bundles`` or config ``overlays``: in the wheel, or beside it in a checkout."""
+    """The folder of the shipped ``bundles`` or ``overlays``: in the installed package, or beside it in a checkout."""
     in_wheel = _PACKAGE / kind
     return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
 
@@ -33,7 +26,7 @@ def shipped_bundle(name: str) -> Path:
     """The folder of a shipped bundle.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no shipped bundle has this name.
     """
     folder = shipped("bundles") / name
     if not (folder / "configs" / "train.json").is_file():
@@ -43,11 +36,11 @@ def shipped_bundle(name: str) -> Path:
 
 
 def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
-    """Copy a shipped bundle to ``directory``, with the config overlays that go with it in ``configs/overlays``.
+    """Copy a shipped bundle to ``directory``, and the overlays that can be used with it to ``configs/overlays``.
 
     Raises:
-        ConfigError: no such bundle, or ``directory`` is not empty, or is or lies below a file.
-        MachineError: the disk is full, or ``directory`` may not be written.
+        ConfigError: no shipped bundle has this name, or ``directory`` is not empty or cannot be a folder.
+        MachineError: the disk is full, or ``directory`` cannot be written.
     """
     source, target = shipped_bundle(bundle), Path(directory)
     check_new_folder(target)
@@ -58,53 +51,53 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
             shutil.copy2(overlay, target / "configs" / "overlays")
         (target / "models").mkdir(exist_ok=True)
     except OSError as error:
-        reason = error.strerror or "not all of the bundle's files could be copied"  # shutil gives a list of errors
+        reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
         raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
     return target
 
 
 def overlays_of(bundle: Path) -> list[Path]:
-    """The shipped overlays for a bundle: of its ``spatial_dims``, where they name any, and with keys that it has."""
+    """The shipped overlays that can be used with a bundle: with its ``spatial_dims``, and only keys that it has."""
     config = json.loads((bundle / "configs" / "train.json").read_text())
-    fitting = []
+    usable = []
     for path in sorted(shipped("overlays").glob("*.json")):
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
         known = config.keys() | references(overlay)
-        is_of_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
-        if is_of_dims and {key.partition("#")[0] for key in overlay} <= known:
-            fitting.append(path)
-    return fitting
+        has_same_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
+        if has_same_dims and {key.partition("#")[0] for key in overlay} <= known:
+            usable.append(path)
+    return usable
 
 
 def check_new_folder(directory: str | Path) -> None:
-    """Refuse a folder that holds something already, or that cannot be made.
+    """Check that a folder is empty or can be created.
 
     Raises:
-        ConfigError: it is not empty, or is or lies below a file or a link that leads nowhere.
-        MachineError: it may not be written.
+        ConfigError: it is not empty, or it is or lies below a file or a broken link.
+        MachineError: it cannot be written.
     """
     target = Path(directory)
     name = target.name or str(target)
     nearest = next((path for path in (target, *target.parents) if os.path.lexists(path)), Path())
     if not nearest.is_dir():
-        what = "a file" if nearest.exists() else "a link that leads nowhere"
-        raise ConfigError(f"{nearest.name}: is {what}; name a new folder")
+        kind = "a file" if nearest.exists() else "a broken link"
+        raise ConfigError(f"{nearest.name}: is {kind}; name a new folder")
     if not os.access(nearest, os.W_OK | os.X_OK | (os.R_OK if nearest == target else 0)):
         raise MachineError(f"{name}: cannot be written (Permission denied); choose another folder")
     if nearest == target and any(target.iterdir()):
-        raise ConfigError(f"{name}: the folder is not empty; name a new one, so that nothing is overwritten")
+        raise ConfigError(f"{name}: the folder is not empty; name a new one")
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
-    """Make a bundle of an output folder elsewhere: the configs, docs and licence beside the weights."""
+    """Complete an output folder to a bundle, unless it is the bundle: with configurations, docs and licence."""
     if Path(bundle_root).resolve() != Path(output_dir).resolve():
         _copy_static(Path(bundle_root), Path(output_dir))
 
 
 def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:
-    """Fill ``folder`` with the trained bundle: configs, docs, licence and weights, nothing of the data.
+    """Copy the trained bundle to ``folder``: configurations, docs, licence and weights, but nothing of the data.
 
-    Where the user wrote paths or patterns into the configs, they are taken out again; configs in YAML are left out.
+    Paths and patterns that the user wrote into the configurations are removed, and so are configurations in YAML.
     """
     _copy_static(Path(bundle_root), folder)
     copy_model(Path(output_dir) / "models", folder / "models")
@@ -113,16 +106,16 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
             file.unlink()
     for file in folder.rglob("*.json"):
         config = json.loads(file.read_text())
-        shown = without_private_values(config)
-        if shown != config:
-            write_json(file, shown)
+        public = without_private_values(config)
+        if public != config:
+            write_json(file, public)
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy what a trained model is from one ``models`` folder to another, with the first stage that it may have."""
+    """Copy a trained model, and its first stage if it has one, from one ``models`` folder to another."""
     target.mkdir(exist_ok=True)
     for name in ("model.pt", "config.json", "first_stage_model.pt", "first_stage_config.json"):
-        if (source / name).is_file():  # without config.json, the model is what configs/train.json says
+        if (source / name).is_file():  # without config.json, configs/train.json describes the model
             shutil.copy2(source / name, target / name)
 
 

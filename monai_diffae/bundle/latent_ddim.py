@@ -1,4 +1,6 @@
-"""The latent DDIM of a bundle: loaded, described, completed and exported."""
+"""The latent DDIM of a bundle: loading, description, completion and export."""
+
+# tested in tests/apps/training/test_train_latent.py
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ class TrainedLatent:
 
     Attributes:
         network: in evaluation mode, with the averaged weights and the statistics of its training set.
-        inferer: samples from it.
+        inferer: samples z_sem from the network.
     """
 
     network: LatentMLP
@@ -41,16 +43,14 @@ class TrainedLatent:
 
 
 def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedLatent:
-    """Load the latent DDIM of a trained bundle.
-
-    It is what ``models/latent_config.json`` says, which is written beside the weights.
+    """Load the latent DDIM of a trained bundle, as ``models/latent_config.json`` beside its weights describes it.
 
     Args:
         bundle: the bundle's folder.
-        device: where to; the GPU if there is one when None.
+        device: where to compute; None: the GPU if there is one.
 
     Raises:
-        ConfigError: there is none, it belongs to another autoencoder, or the statistics of z_sem are not known.
+        ConfigError: there is no latent DDIM, it belongs to another autoencoder, or the statistics of z_sem are unknown.
         ScanError: its weights cannot be read.
     """
     root = Path(bundle)
@@ -63,8 +63,8 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     network.load_state_dict(read_weights(weights, network, may_be_unknown=("z_mean", "z_std")))
     if network.z_std.isnan().any():
         raise ConfigError(
-            f"{weights.name}: the mean and std of z_sem are not known; import the checkpoint again with "
-            "--latent-statistics latent.pkl"
+            f"{weights.name}: the mean and std of z_sem are unknown; import the checkpoint again with the official "
+            "latent.pkl as latent_statistics"
         )
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "latent_inferer", LatentInferer)
@@ -73,7 +73,11 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
 
 
 def _read_latent_config(root: Path) -> ConfigParser:
-    """What describes the latent model, checked to belong to the autoencoder beside it."""
+    """The configuration of the latent DDIM, if it belongs to the autoencoder beside it.
+
+    Raises:
+        ConfigError: the configuration cannot be read, or the latent DDIM belongs to another autoencoder.
+    """
     from monai.bundle import ConfigParser
 
     config = root / "models" / LATENT_CONFIG
@@ -88,24 +92,24 @@ def _read_latent_config(root: Path) -> ConfigParser:
     if parser.get("autoencoder_sha256") != checksum(root):
         raise ConfigError(
             f"{root.name}: the latent model belongs to another autoencoder than models/model.pt; "
-            "train it anew with monai-diffae train-latent"
+            "train it again with monai-diffae train-latent"
         )
     return parser
 
 
 def set_statistics(network: LatentMLP, statistics: LatentStatistics) -> None:
-    """Put the training set's statistics into a network, to be saved with its weights."""
+    """Store the training set's statistics in a network, so that they are saved with its weights."""
     network.set_statistics(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std))
 
 
 def latent_config(run_config: dict[str, Any], *, z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:
-    """What is written beside the weights: enough to load them, and which autoencoder they belong to."""
-    known = {"z_channels": z_channels, "autoencoder_sha256": autoencoder_sha256}
-    return model_config({**run_config, **known}, roots=_ROOTS)
+    """The configuration that is written beside the weights: how to load them, and to which autoencoder they belong."""
+    values = {"z_channels": z_channels, "autoencoder_sha256": autoencoder_sha256}
+    return model_config({**run_config, **values}, roots=_ROOTS)
 
 
 def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
-    """Make a bundle of an output folder elsewhere: configs, docs, licence and the autoencoder beside the weights."""
+    """Complete an output folder to a bundle, unless it is the bundle: configurations, docs, licence, autoencoder."""
     source, target = Path(bundle_root), Path(output_dir)
     if source.resolve() == target.resolve():
         return
@@ -114,7 +118,7 @@ def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str 
 
 
 def export_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str], folder: Path) -> None:
-    """Fill ``folder`` with the bundle and both trained models, nothing of the data."""
+    """Copy the bundle and both trained models to ``folder``, but nothing of the data."""
     export_bundle(Path(bundle_root), Path(bundle_root), folder)
     for file in (LATENT_MODEL, LATENT_CONFIG):
         shutil.copy2(Path(output_dir) / "models" / file, folder / "models" / file)

@@ -1,12 +1,24 @@
 """The names of the files in a bundle folder."""
 
+# tested in tests/bundle/test_loading.py
+
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 CONFIGS, MODELS = "configs", "models"
 
+TRAIN = "train.json"  # in ``CONFIGS``
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
 FIRST_STAGE_PREFIX = "first_stage_"  # of the files of an autoencoder whose latents a model works on
+
+
+def model_config_file(bundle: str | os.PathLike[str]) -> Path:
+    """The file that describes a bundle's model: ``models/config.json``, or ``configs/train.json`` without it."""
+    written_by_training = Path(bundle) / MODELS / CONFIG
+    return written_by_training if written_by_training.is_file() else Path(bundle) / CONFIGS / TRAIN

@@ -12,6 +12,7 @@ import torch
 from monai.transforms import Transform
 from torch import nn
 
+from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_values import check_device
@@ -21,6 +22,8 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
+
+T = TypeVar("T")
 
 
 def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -38,9 +41,6 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
         **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
         "sha256": trained.sha256,
     }
-
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -80,28 +80,28 @@ class TrainedBundle:
 
     @property
     def model_range(self) -> tuple[float, float]:
-        """The intensities that the model works in."""
+        """The intensities of the model's images: lowest and highest."""
         low, high = self.config["model_range"]
         return float(low), float(high)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, *S) of an image that the model takes and makes."""
+        """Shape (C, *S) of the model's images."""
         return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
 
     @property
     def x_T_shape(self) -> tuple[int, ...]:
-        """(C, *S) of an image's stochastic code: the image's, or that of its latents."""
+        """Shape (C, *S) of an image's stochastic code: that of the image, or of its latents."""
         return self.inferer.x_T_shape(self.image_shape)
 
     @property
     def z_channels(self) -> int:
-        """The size of z_sem."""
+        """The number of values in z_sem."""
         return int(self.network.z_channels)  # type: ignore[arg-type]
 
     @property
     def image_keys(self) -> list[str]:
-        """The images of a case, as the cohort's table names them."""
+        """The columns of the cohort's table that name a case's images."""
         return list(self.config["image_keys"])
 
 
@@ -137,24 +137,23 @@ def load_bundle(
     if device is not None:
         check_device(device)
     root = Path(bundle)
-    weights = root / "models" / "model.pt"
+    weights = root / layout.MODELS / layout.MODEL
     if not weights.is_file():
         raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or name a trained one")
-    ran = root / "models" / "config.json"
-    config = ran if ran.is_file() else root / "configs" / "train.json"
+    config = layout.model_config_file(root)
     parser = read_model_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
     if lacks:
         raise ConfigError(
             f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or name a diffusion autoencoder"
         )
-    unknown = [key for key in overrides if "#" not in key and key not in parser]  # unlike a component's arguments
+    unknown = [key for key in overrides if "#" not in key and key not in parser]  # components may get new arguments
     if unknown:
-        raise ConfigError(no_such_key(unknown[0], "the model's config", "models/config.json"))
-    set_values(parser, overrides, "the model's config", "models/config.json")
+        raise ConfigError(no_such_key(unknown[0], "the model's configuration", "models/config.json"))
+    set_values(parser, overrides, "the model's configuration", "models/config.json")
     values = dict(parser.get())
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parser.update({"bundle_root": str(root), "device": device})  # a first stage lies in the bundle, too
+    parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
     network = build(parser, "network_def", nn.Module)
     network.load_state_dict(read_weights(weights, network))
     network.to(device).eval().requires_grad_(False)
@@ -165,10 +164,10 @@ def load_bundle(
 
 
 def read_model_config(path: Path) -> ConfigParser:
-    """A bundle's file that describes a model.
+    """Read the file of a bundle that describes a model.
 
     Raises:
-        ConfigError: it is not there, or cannot be read.
+        ConfigError: the file does not exist, or cannot be read.
     """
     from monai.bundle import ConfigParser
 
@@ -181,16 +180,16 @@ def read_model_config(path: Path) -> ConfigParser:
 
 
 def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
-    """Give a config these values, by their ids, such as ``{"inferer#steps": 20}``.
+    """Set values of a configuration by their ids, such as ``{"inferer#steps": 20}``.
 
     Args:
-        parser: of the config.
-        values: ids and values.
-        what: what the config is called,
-        file: and where its keys can be seen; for the message.
+        parser: the configuration.
+        values: values by their ids.
+        what: the configuration's name in error messages.
+        file: the file with its keys, for error messages.
 
     Raises:
-        ConfigError: an id leads to nothing.
+        ConfigError: the configuration has no such id.
     """
     for key, value in values.items():
         try:
@@ -200,12 +199,22 @@ def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file:
 
 
 def no_such_key(key: str, what: str, file: str) -> str:
-    """What to say of an id that a config does not have."""
+    """The message about an id that a configuration does not have."""
     return f"{key}: {what} has no such key; see {file} for those it has"
 
 
 def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
-    """A component of a config. What its constructor raises, which MONAI buries, is raised as an error of ours."""
+    """Build a component of a configuration.
+
+    Args:
+        parser: the configuration.
+        key: the component's id.
+        kind: the type that it must have.
+
+    Raises:
+        DiffAEError: that of the component's constructor, without MONAI's errors around it.
+        ConfigError: the component cannot be built, or has another type.
+    """
     try:
         component = parser.get_parsed_content(key)
     except Exception as error:
@@ -213,39 +222,44 @@ def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
         if known is not None:
             raise type(known)(str(known)) from error
         check_arguments(model_config(parser.get(), roots=(key,)))
-        raise ConfigError(f"{key}: cannot be built from the config: {one_line(error)}") from error
+        raise ConfigError(f"{key}: cannot be built from the configuration: {one_line(error)}") from error
     if not isinstance(component, kind):
-        raise ConfigError(f"{key}: the config gives a {type(component).__name__}, no {kind.__name__}")
+        raise ConfigError(f"{key}: must be a {kind.__name__}, but the configuration gives {type(component).__name__}")
     return component
 
 
 def read_weights(path: Path, network: nn.Module, may_be_unknown: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """A state dict for a network, checked; the tensors that may be unknown can hold NaN.
+    """Read the weights of a network from a file, and check them.
+
+    Args:
+        path: a state dict.
+        network: the network that the weights must fit.
+        may_be_unknown: names of tensors that may hold NaN.
 
     Raises:
-        ScanError: a damaged file, or weights that are not finite.
-        ConfigError: no state dict, or one of another network.
+        ScanError: the file is damaged, or holds weights that are not finite.
+        ConfigError: the file is not a state dict, or that of another network.
     """
     try:
         state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ScanError(f"{path.name}: cannot be read as weights; copy it again or train anew") from error
+        raise ScanError(f"{path.name}: cannot be read as weights; copy it again, or train again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError(
-            f"{path.name}: holds no state dict of weights; name a bundle that was trained with this package"
+            f"{path.name}: is not a state dict of weights; name a bundle that was trained with this package"
         )
-    known = [value for name, value in state.items() if value.is_floating_point() and name not in may_be_unknown]
-    if not all(torch.isfinite(value).all() for value in known):
-        raise ScanError(f"{path.name}: holds weights that are not finite; train anew, or copy it again")
-    wanted = network.state_dict()
-    wrong = [
-        k
-        for k in wanted.keys() | state.keys()
-        if k not in state or k not in wanted or state[k].shape != wanted[k].shape
+    checked = [value for name, value in state.items() if value.is_floating_point() and name not in may_be_unknown]
+    if not all(torch.isfinite(value).all() for value in checked):
+        raise ScanError(f"{path.name}: holds weights that are not finite; copy it again, or train again")
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    misfits = [
+        name
+        for name in shapes.keys() | state.keys()
+        if name not in state or name not in shapes or state[name].shape != shapes[name]
     ]
-    if wrong:
+    if misfits:
         raise ConfigError(
-            f"{path.name}: {len(wrong)} of {len(wanted)} weights do not fit the config's network, the first is "
-            f"{min(wrong)!r}; use the config that the model was trained with, beside it"
+            f"{path.name}: {len(misfits)} of {len(shapes)} weights do not fit the configuration's network, the first "
+            f"is {min(misfits)!r}; use the configuration with which the model was trained"
         )
     return state

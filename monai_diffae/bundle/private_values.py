@@ -1,5 +1,7 @@
 """Configurations without paths, patients and other private values."""
 
+# tested in tests/handlers/test_mlflow.py
+
 from __future__ import annotations
 
 import re
@@ -8,24 +10,19 @@ from typing import Any
 
 from monai_diffae.bundle.config_values import is_formula
 
-# what may name a patient, a file or a folder: never tracked
+# Values that may name a patient, a file or a folder are never tracked.
 PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri", "embeddings")
 
-
-# a slash or backslash in plain text, or in an expression a quoted absolute path of at least two folders
+# A slash or backslash in plain text, or in an expression a quoted absolute path with at least two folders.
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
-
-
 _ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")
-
-
-SEPARATOR = re.compile("#|::")  # in ids, as people write them and as MONAI keeps them
+SEPARATOR = re.compile("#|::")  # in ids: as people write them, and as MONAI stores them
 
 
 def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_KEYS) -> dict[str, Any]:
-    """A config that can be shown to others: without data items and anything that looks like a path.
+    """A configuration to show to others: without data items, and without anything that looks like a path.
 
-    ``private_keys`` are left out, except below the top where they only refer to another entry.
+    ``private_keys`` are removed, except below the top level if they only refer to another entry.
 
     Example:
         >>> without_paths({"dataset_dir": "doe", "a": {"cache_dir": "/doe/cache", "b": "$@output_dir + '/cache'"}})
@@ -47,7 +44,7 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
 
 
 def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that can be run elsewhere: :data:`PRIVATE_KEYS` that its user filled in, and absolute paths, are blank.
+    """A configuration to run elsewhere: values of :data:`PRIVATE_KEYS` and absolute paths become ``???``.
 
     Example:
         >>> without_private_values({"dataset_dir": "/doe", "a": {"dataset_dir": "@dataset_dir"}, "bundle_root": "."})
@@ -68,9 +65,9 @@ def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Every plain value of a config under its id: ``{"train#trainer#max_epochs": 10, ...}``.
+    """The plain values of a configuration by their ids: ``{"train#trainer#max_epochs": 10, ...}``.
 
-    Expressions, references and lists of components are left out: they are in the config file itself.
+    Expressions, references and lists of components are omitted, as the configuration file has them.
 
     Example:
         >>> flat_parameters({"a": 1, "b": {"c": [2, 3], "d": "@a"}})

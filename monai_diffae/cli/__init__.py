@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, Group, Parameter
@@ -77,7 +79,8 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             debug: Show tracebacks and every line of the log.
         """
         _set_up_logging(quiet, debug)
-        function, bound, _ = app.parse_args(tokens)
+        with _without_checks_of_cyclopts():
+            function, bound, _ = app.parse_args(_numbers_apart(tokens))
         try:
             run = checked.get(function, function)  # help and version are functions of their own
             return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
@@ -85,6 +88,28 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             raise type(error)(_with_dashes(str(error), function)) from error
 
     return launch
+
+
+@contextmanager
+def _without_checks_of_cyclopts() -> Iterator[None]:
+    """Leave the checks to the commands: cyclopts (5.5) also checks annotations if pydantic is imported already."""
+    pydantic = sys.modules.pop("pydantic", None)
+    try:
+        yield
+    finally:
+        if pydantic is not None:
+            sys.modules["pydantic"] = pydantic
+
+
+def _numbers_apart(tokens: Iterable[str]) -> list[str]:
+    """``-2 0 2`` for ``-2,0,2``, which cyclopts (5.5) takes for the names of options.
+
+    Example:
+        >>> _numbers_apart(["edit", "--strengths", "-2,0,2", "a,b"])
+        ['edit', '--strengths', '-2', '0', '2', 'a,b']
+    """
+    numbers = re.compile(r"-[\d.][\d.eE+-]*(,[\d.eE+-]+)+")
+    return [word for token in tokens for word in (token.split(",") if numbers.fullmatch(token) else [token])]
 
 
 def _set_up_logging(quiet: bool, debug: bool) -> None:

@@ -52,8 +52,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
             table.writerows([f.case_id, f.file, f.reason] for f in failures)
 
     path = Path(path)
-    is_own_file = path.is_file() and path.read_bytes()[: len(_HEADER)] == _HEADER.encode()
-    if path.exists() and not is_own_file:
+    if path.exists() and not _is_list_of_failures(path):
         if not failures:
             return path
         raise ConfigError(
@@ -64,3 +63,20 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
             path.unlink(missing_ok=True)
         return path
     return write_atomic(path, write)
+
+
+def count_failures(path: str | os.PathLike[str]) -> int:
+    """The number of cases in a list of failures; 0 if there is no such list.
+
+    Example:
+        >>> count_failures("no_such_folder/failures.csv")
+        0
+    """
+    if not _is_list_of_failures(Path(path)):
+        return 0
+    with open(path, newline="", encoding="utf-8") as stream:
+        return sum(1 for _ in csv.reader(stream)) - 1
+
+
+def _is_list_of_failures(path: Path) -> bool:
+    return path.is_file() and path.read_bytes()[: len(_HEADER)] == _HEADER.encode()

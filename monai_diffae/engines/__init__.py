@@ -1,4 +1,6 @@
-"""MONAI / Ignite engines that train and validate, and the seeds and batches that make them reproducible."""
+"""MONAI and Ignite engines that train and validate, and the seeds and batches that make them reproducible."""
+
+from __future__ import annotations
 
 from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
 from monai_diffae.engines.evaluator import DiffusionEvaluator

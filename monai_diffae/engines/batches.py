@@ -1,4 +1,6 @@
-"""Which images make up which batch: a function of the step, so that a resumed run sees what the whole run saw."""
+"""The images of each batch, as a function of the step: a resumed run sees the same as an uninterrupted one."""
+
+# tested in tests/engines/test_step_batch_sampler.py
 
 from __future__ import annotations
 
@@ -13,18 +15,17 @@ from monai_diffae.diffusion.noise import seed_of
 
 
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
-    """An endless stream of batches; batch k is a function of (seed, k), whatever came before it in this process.
+    """An endless stream of batches; batch k is a function of (seed, k), whatever this process did before.
 
-    Each epoch is a permutation of the images, cut into batches of ``batch_size`` a rank; a last batch that would be
-    short is left out, and its images have their turn in other epochs. Items are (epoch, index), so that
-    augmentation can be seeded with both.
+    Each epoch is a permutation of the images, cut into batches of ``batch_size`` per rank. A last, shorter batch is
+    omitted; its images appear in other epochs. Items are (epoch, index), so that augmentation can be seeded with both.
 
     Args:
-        num_images: images in the data set; must hold at least one batch (``batch_size`` shrinks to fit).
-        batch_size: images a batch, on each rank.
-        seed: of the permutations.
-        rank: this process, in [0, world_size).
-        world_size: how many processes share each step.
+        num_images: images in the data set; ``batch_size`` is reduced if they are fewer than a batch.
+        batch_size: images per batch, on each rank.
+        seed: random seed of the permutations.
+        rank: number of this process, in [0, world_size).
+        world_size: number of processes that share each step.
 
     Example:
         >>> sampler = StepBatchSampler(num_images=5, batch_size=2, seed=0)
@@ -49,12 +50,12 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         return max(1, self.num_images // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch_of_order, order = -1, []
+        ordered_epoch, order = -1, []
         for step in count(self.start):
             epoch, batch = divmod(step, len(self))
-            if epoch != epoch_of_order:
+            if epoch != ordered_epoch:
                 generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-                epoch_of_order, order = epoch, torch.randperm(self.num_images, generator=generator).tolist()
+                ordered_epoch, order = epoch, torch.randperm(self.num_images, generator=generator).tolist()
             first = (batch * self.world_size + self.rank) * self.batch_size
             yield [(epoch, order[i % self.num_images]) for i in range(first, first + self.batch_size)]
 
@@ -63,22 +64,31 @@ def training_loader(
     dataset: Dataset[Any],
     batch_size: int,
     seed: int = 0,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Any]:
-    """A loader over :class:`StepBatchSampler`; its length is the number of steps of an epoch."""
+    """A loader with a :class:`StepBatchSampler`; its length is the number of steps per epoch.
+
+    Args:
+        dataset: the training images.
+        batch_size: images per batch, on each rank.
+        seed: random seed of the order.
+        num_workers: processes that load images; 0 or None: this one.
+        rank: number of this process, in [0, world_size).
+        world_size: number of processes that share each step.
+    """
     sampler = StepBatchSampler(len(dataset), batch_size, seed, rank, world_size)  # type: ignore[arg-type]
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        num_workers=num_workers or 0,
+        persistent_workers=bool(num_workers),
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def validation_loader(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
-    """A loader over all images in a fixed, mixed order, so that neighbours are rarely slices of one volume."""
+    """A loader over all images in a fixed random order, so that consecutive ones are rarely slices of one volume."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
     return DataLoader(dataset, batch_size=batch_size, sampler=order)

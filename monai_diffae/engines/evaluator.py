@@ -1,4 +1,4 @@
-"""Validation that two runs can compare: fixed noise levels and noise, with each image's own z_sem and another's."""
+"""Validation with fixed noise and noise levels, so that runs can be compared; with each image's z_sem and another's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class DiffusionEvaluator(SupervisedEvaluator):
     """Evaluates the denoising loss of a diffusion autoencoder.
 
     Its output per batch: ``loss`` (B,), the squared error with each image's own z_sem, and ``loss_other`` (B,), the
-    same with the z_sem of the image before it (for the first, of the last). Their ratio tells whether z_sem is used
-    at all (:class:`~monai_diffae.metrics.ZSemUsage`): 1 means that the decoder ignores it.
+    squared error with the z_sem of the previous image (for the first image: of the last). Their ratio shows whether
+    the decoder uses z_sem (:class:`~monai_diffae.metrics.ZSemUsage`): at 1, it ignores z_sem.
 
     Args:
         schedule: the training's noise schedule.
         precision: as in training.
-        kwargs: everything that ``monai.engines.SupervisedEvaluator`` takes; ``prepare_batch`` is a
+        kwargs: arguments of ``monai.engines.SupervisedEvaluator``; ``prepare_batch`` is a
             :class:`~monai_diffae.engines.FixedPrepareBatch`.
     """
 
@@ -40,14 +40,14 @@ class DiffusionEvaluator(SupervisedEvaluator):
     def _forget_previous(self) -> None:
         self._previous_z_sem = None
 
-    def _of_another_image(self, z_sem: Tensor) -> Tensor:
-        # the image before, over the borders of batches: so a batch of one works, and batch size does not matter
+    def _z_sem_of_previous_images(self, z_sem: Tensor) -> Tensor:
+        # The previous image may be in the previous batch. So the batch size does not matter, and may be 1.
         before = self._z_sem_of_last_image() if self._previous_z_sem is None else self._previous_z_sem
         self._previous_z_sem = z_sem[-1:]
         return torch.cat([before.to(z_sem.dtype), z_sem[:-1]])
 
     def _z_sem_of_last_image(self) -> Tensor:
-        """Of the image that comes last in a validation: it is "before" the first."""
+        """z_sem of the last image of a validation, which counts as the one before the first."""
         loader = self.data_loader
         *_, last = iter(loader.sampler)  # type: ignore[union-attr]
         batch = loader.collate_fn([loader.dataset[last]])  # type: ignore[union-attr]
@@ -64,7 +64,7 @@ class DiffusionEvaluator(SupervisedEvaluator):
             )
             z_sem = self.network.encode(kwargs.pop("condition"))  # type: ignore[operator]
             own = self.inferer(images, self.network, *args, **kwargs, condition=z_sem)
-            other = self.inferer(images, self.network, *args, **kwargs, condition=self._of_another_image(z_sem))
+            other = self.inferer(images, self.network, *args, **kwargs, condition=self._z_sem_of_previous_images(z_sem))
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         output = {"loss": _squared_error(own, target), "loss_other": _squared_error(other, target)}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

@@ -1,4 +1,6 @@
-"""Training and validation of a first stage: an autoencoder whose latents are drawn a little around their mean."""
+"""Training and validation of a first stage: an autoencoder whose latents are sampled around their mean."""
+
+# tested in tests/engines/test_first_stage_training.py
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from monai_diffae.engines.trainer import ResumableTrainer
 
 
 def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
-    """By how much each posterior N(mean, sigma) differs from N(0, 1), in nats a latent value: (B,), float32.
+    """The KL divergence of each posterior N(mean, sigma) from N(0, 1), in nats per latent value: (B,), float32.
 
-    A mean, not a sum, so that the weight of this term does not depend on the size of the patches.
+    It is the mean over the values, so that the weight of this term does not depend on the size of the patches.
 
     Example:
         >>> kl_divergence(torch.zeros(1, 2, 4), torch.ones(1, 2, 4)).tolist()
@@ -28,11 +30,11 @@ def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
 
 
 class FirstStageTrainer(ResumableTrainer):
-    """Trains a :class:`~monai_diffae.networks.FirstStage`: the reconstruction's loss and a little KL divergence.
+    """Trains a :class:`~monai_diffae.networks.FirstStage` with the reconstruction's loss and a small KL term.
 
     Args:
-        kl_weight: of :func:`kl_divergence`; enough to keep latents from drifting apart, too much blurs.
-        kwargs: everything that :class:`~monai_diffae.engines.ResumableTrainer` takes.
+        kl_weight: weight of :func:`kl_divergence`: small values let the latents drift apart, large ones blur.
+        kwargs: arguments of :class:`~monai_diffae.engines.ResumableTrainer`.
     """
 
     def __init__(self, *, kl_weight: float, **kwargs: Any) -> None:
@@ -51,13 +53,13 @@ class FirstStageTrainer(ResumableTrainer):
 
 
 class FirstStageEvaluator(SupervisedEvaluator):
-    """Evaluates a first stage on whole images, encoded and decoded without any drawing.
+    """Evaluates a first stage on whole images, encoded to the mean of their latents and decoded.
 
     Its output per batch: ``loss`` (B,), the mean absolute error, and ``kl`` (B,), :func:`kl_divergence`.
 
     Args:
         precision: as in training.
-        kwargs: everything that ``monai.engines.SupervisedEvaluator`` takes; ``inferer`` is a
+        kwargs: arguments of ``monai.engines.SupervisedEvaluator``; ``inferer`` is a
             :class:`~monai_diffae.inferers.FirstStageInferer`.
     """
 

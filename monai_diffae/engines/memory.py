@@ -1,4 +1,4 @@
-"""How much memory a network takes, found without computing anything: it is run once on tensors that hold no data."""
+"""How much memory a network needs, predicted by running it once on tensors without data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from monai_diffae.networks import FirstStage
 
 GIB = 1024**3
 _MIB = 1024**2
-# glibc gives larger blocks back to the system once they are freed; what smaller ones took stays with the process,
-# with holes between those that live
+# glibc returns larger blocks to the system when they are freed. The memory of smaller ones stays with the process, with
+# holes between the live blocks.
 _LARGEST_KEPT = 32 * _MIB
-# fitted to what benchmarks/memory.py measures
+# fitted to the measurements of benchmarks/memory.py
 _CPU_LIBRARIES = 70 * _MIB
 _CPU_HOLES = 0.2
 _CUDA_BLOCKS = 0.1  # the caching allocator's rounding and cuDNN's workspaces: a guess, not measured
@@ -31,13 +31,13 @@ _CUDA_BLOCKS = 0.1  # the caching allocator's rounding and cuDNN's workspaces: a
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process takes beyond what it had after its imports.
+    """Bytes that a process uses beyond those that it used after its imports.
 
     Attributes:
         states: weights and, for training, their average and AdamW's two moments; frozen weights count once.
-        kept: what the forward pass keeps for the backward one; 0 for inference.
-        passing: what comes on top at the fullest moment: gradients, recomputed activations, a layer's in- and output.
-        overhead: of libraries and allocator.
+        kept: activations that the forward pass keeps for the backward pass; 0 for inference.
+        passing: what is added at the peak: gradients, recomputed activations, a layer's input and output.
+        overhead: memory of libraries and allocator.
     """
 
     states: int
@@ -47,12 +47,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """The sum, in bytes."""
         return self.states + self.kept + self.passing + self.overhead
 
     @property
     def gib(self) -> float:
-        """All of it, in GiB."""
+        """The sum, in GiB."""
         return self.total / GIB
 
 
@@ -62,15 +62,15 @@ def training_memory(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """The largest memory of a training step as :class:`~monai_diffae.engines.DiffusionTrainer` takes it.
+    """The peak memory of a training step of :class:`~monai_diffae.engines.DiffusionTrainer`.
 
-    With AdamW, an average of the weights, ``channels_last``, and gradients that are freed after each update.
+    This is for AdamW, with an average of the weights, ``channels_last``, and gradients that are freed at each update.
 
     Args:
-        network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`; it may lie on the ``meta`` device.
+        network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`, also on the ``meta`` device.
         batch_shape: (B, C, *S) of the images.
-        device: where the training would run; it need not be there. The tensors without data are a CPU's always.
-        dtype: of autocast.
+        device: where the training would run; this machine need not have it.
+        dtype: the dtype of autocast.
 
     Example:
         >>> from monai_diffae.networks import build_autoencoder
@@ -95,9 +95,9 @@ def inference_memory(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """The largest memory while images are encoded, inverted and decoded; arguments as for :func:`training_memory`.
+    """The peak memory of encoding, inverting and decoding, which does not depend on the number of steps.
 
-    It does not grow with the number of steps.
+    The arguments are those of :func:`training_memory`.
     """
     with FakeTensorMode(), torch.no_grad():
         evaluation = _without_data(network, batch_shape)
@@ -114,14 +114,14 @@ def first_stage_memory(
     dtype: torch.dtype = torch.float32,
     decodes: bool = True,
 ) -> Memory:
-    """The largest memory while images are encoded, and decoded again; it takes one at a time.
+    """The peak memory of encoding and decoding images one by one.
 
     Args:
-        first_stage: it need not have measured the scale of its latents.
+        first_stage: the first stage; the scale of its latents need not be known.
         image_shape: (C, *S).
         device: as for :func:`training_memory`.
-        dtype: of autocast.
-        decodes: whether latents are decoded, too, which takes more.
+        dtype: the dtype of autocast.
+        decodes: whether latents are also decoded, which needs more memory.
     """
     with FakeTensorMode(), torch.no_grad():
         autoencoder = _without_data(first_stage, ()).autoencoder
@@ -133,9 +133,9 @@ def first_stage_memory(
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Bytes that a process can still take on a device; None where that cannot be told.
+    """Bytes that a process can still use on a device; None if that is unknown.
 
-    On a CPU what Linux calls available, within the limit of the container (cgroup 2) that it may run in.
+    On a CPU, this is the memory that Linux calls available, within the limit of the process's container (cgroup 2).
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -150,27 +150,27 @@ def free_memory(device: torch.device | str) -> int | None:
     limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
     if limit == "max":
         return available
-    of_files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-    used = int((group / "memory.current").read_text()) - int(of_files)
+    inactive_files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    used = int((group / "memory.current").read_text()) - int(inactive_files)
     return min(available, int(limit) - used)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are made while it is active and still alive, each once."""
+    """Counts the bytes of all storages that were created while it is active and are still alive, each once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.small = self.peak_of_small = self.peak_of_large = 0
+        self.now = self.peak = self.small = self.peak_small = self.peak_large = 0
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return output
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
@@ -178,8 +178,8 @@ class _LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key, size)
         self._add(size)
         self.peak = max(self.peak, self.now)
-        self.peak_of_small = max(self.peak_of_small, self.small)
-        self.peak_of_large = max(self.peak_of_large, self.now - self.small)
+        self.peak_small = max(self.peak_small, self.small)
+        self.peak_large = max(self.peak_large, self.now - self.small)
 
     def _forget(self, key: int, size: int) -> None:
         self._alive.discard(key)
@@ -192,16 +192,16 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
-    """A copy of the network whose parameters have a shape and a dtype, no data, and lie as its batches do."""
-    twins: dict[int, Any] = {}
+    """A copy of the network whose parameters have shape, dtype and the batches' memory format, but no data."""
+    copies: dict[int, Any] = {}
     for parameter in network.parameters():
-        twin = torch.empty(parameter.shape, dtype=parameter.dtype)
-        if twin.ndim == len(batch_shape):
-            twin = _channels_last(twin)
-        twins[id(parameter)] = nn.Parameter(twin, requires_grad=parameter.requires_grad)
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+        if empty.ndim == len(batch_shape):
+            empty = _channels_last(empty)
+        copies[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in network.buffers():
-        twins[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return copy.deepcopy(network, twins)
+        copies[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(network, copies)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def _size_of_trained(network: nn.Module) -> int:
 
 def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> Memory:
     if device.type == "cpu":
-        resident = live.peak_of_large + (1 + _CPU_HOLES) * live.peak_of_small
+        resident = live.peak_large + (1 + _CPU_HOLES) * live.peak_small
         overhead = _CPU_LIBRARIES + resident - live.peak
     else:
         overhead = _CUDA_BLOCKS * live.peak

@@ -1,5 +1,7 @@
 """The learning rate over the steps of a training."""
 
+# tested in tests/bundles/test_resume.py
+
 from __future__ import annotations
 
 import math
@@ -18,17 +20,17 @@ def learning_rate_schedule(
     total_steps: int | None = None,
     final_factor: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up, then constant or cosine decay; to be stepped once an iteration.
+    """A learning rate with linear warm-up, then constant or with cosine decay. It is stepped once per iteration.
 
     Args:
-        optimizer: whose learning rate is the top of the curve.
-        kind: ``constant``, or ``cosine`` down to ``final_factor`` of the top at ``total_steps``.
-        warmup_steps: iterations from 0 to the top.
-        total_steps: iterations of the whole training; needed for ``cosine``.
-        final_factor: the end of the cosine, as a share of the top.
+        optimizer: the optimiser, whose learning rate is the maximum.
+        kind: ``constant``, or ``cosine`` down to ``final_factor`` times the maximum at ``total_steps``.
+        warmup_steps: iterations from 0 to the maximum.
+        total_steps: iterations of the whole training; required for ``cosine``.
+        final_factor: the last learning rate, as a fraction of the maximum.
 
     Raises:
-        ConfigError: an unknown kind, or cosine without ``total_steps``.
+        ConfigError: the kind is unknown, or ``cosine`` has no ``total_steps``.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

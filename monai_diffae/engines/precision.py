@@ -1,4 +1,6 @@
-"""Which precision a machine computes in."""
+"""The precision in which a machine computes."""
+
+# tested in tests/engines/test_trainer.py
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: Precision, device: torch.device | str) -> torch.dtype:
-    """The dtype of autocast; ``auto`` is bf16 where the hardware computes in it, fp32 elsewhere.
+    """The dtype of autocast; ``auto`` is bf16 if the hardware computes in it, else fp32.
 
-    A CPU without bf16 instructions emulates them, at a tenth of the speed of fp32 or less, so there ``auto`` means
-    fp32 although PyTorch would let bf16 pass.
+    A CPU without bf16 instructions emulates them, at a tenth of the speed of fp32 or less. ``auto`` is fp32 on such a
+    CPU, although PyTorch would accept bf16.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: the name is unknown.
 
     Example:
         >>> resolve_precision("bf16", "cpu")
@@ -37,7 +39,7 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype) -> torch.autocast:
-    """The context in which networks compute in ``dtype``, on any device; in float32 it changes nothing."""
+    """A context in which networks compute in ``dtype``, on any device; it has no effect for float32."""
     return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 

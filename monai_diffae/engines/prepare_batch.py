@@ -1,4 +1,6 @@
-"""From a batch of the loader to what the training step needs: x0, target, noise, timesteps, condition."""
+"""From a batch of the loader to the inputs of a training step: x0, target, noise, timesteps, condition."""
+
+# tested in tests/engines/test_evaluator.py
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from monai_diffae.networks import FirstStage
 
 
 class AutoencoderPrepareBatch(DiffusionPrepareBatch):
-    """MONAI's prepare_batch for diffusion, with the schedule's timesteps and target and the encoder's image.
+    """MONAI's prepare_batch for diffusion, with the schedule's timesteps and target, and the encoder's image.
 
     Args:
-        schedule: draws timesteps and says what the target is.
-        image_key: the image that the decoder draws.
-        encoder_key: the image that the encoder sees: the same one by default, or another augmented view, channel
-            or modality of the case that the transforms put under another key.
-        first_stage: turns both images into latents, of which everything else is then made.
+        schedule: samples the timesteps and computes the target.
+        image_key: the image that the decoder reconstructs.
+        encoder_key: the image that the encoder sees; None: the same one. It may be another augmented view, channel or
+            modality of the case, which the transforms store under this key.
+        first_stage: encodes both images to latents, which then replace them; None: the network works on images.
     """
 
     def __init__(
@@ -39,11 +41,11 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         self.first_stage = first_stage
 
     def get_timesteps(self, images: Tensor) -> Tensor:
-        """Timesteps (B,) as the schedule's ``timestep_sampling`` draws them."""
+        """Timesteps (B,), sampled as the schedule's ``timestep_sampling`` says."""
         return self.schedule.sample_timesteps(images.shape[0])
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should give: eps, x0 or v."""
+        """The output that the network is trained to give: eps, x0 or v."""
         return self.schedule.target(images, noise, timesteps)
 
     def __call__(
@@ -55,30 +57,30 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
     ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Tensor]]:
         """(x0, target, (), {noise, timesteps, condition}) on ``device``."""
 
-        def x0_of(key: str) -> Tensor:
+        def clean_images(key: str) -> Tensor:
             images = batchdata[key].to(device, non_blocking=non_blocking, **kwargs)
             return images if self.first_stage is None else self.first_stage.encode(images)
 
-        images = x0_of(self.image_key)
+        images = clean_images(self.image_key)
         noise = self.get_noise(images)
         timesteps = self.get_timesteps(images).to(images.device)
         target = self.get_target(images, noise, timesteps)
-        condition = images if self.encoder_key == self.image_key else x0_of(self.encoder_key)
+        condition = images if self.encoder_key == self.image_key else clean_images(self.encoder_key)
         return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": condition}
 
 
 class FixedPrepareBatch(AutoencoderPrepareBatch):
-    """The same for validation: timesteps and noise are functions of the image's index, so two validations compare.
+    """Like :class:`AutoencoderPrepareBatch`, with timesteps and noise as functions of the image's index.
 
-    Timesteps are stratified over [0, T): image i of n gets the middle of one of n equal parts, in an order that
-    mixes low and high levels.
+    Validations can thus be compared. Timesteps are stratified over [0, T): each of n images gets the middle of one of
+    n equal parts, in a random order.
 
     Args:
         schedule: as in training.
         num_images: n, the number of validation images.
-        seed: of the noise.
-        image_key: the image that the decoder draws.
-        encoder_key: the image that the encoder sees.
+        seed: random seed of the noise and of the order.
+        image_key: the image that the decoder reconstructs.
+        encoder_key: the image that the encoder sees; None: the same one.
         first_stage: as in training.
     """
 
@@ -106,6 +108,6 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
         return self.timesteps[torch.tensor(self._indices)]
 
     def __call__(self, batchdata: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """As in training; the batch's ``index`` says which images these are."""
+        """As in training; the batch's ``index`` has the indices of its images."""
         self._indices = [int(i) for i in batchdata["index"]]
         return super().__call__(batchdata, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Seeds are a function of (seed, rank, step, index), not a state: so a resumed run draws what the whole run drew."""
+"""Random seeds as a function of (seed, rank, step): a resumed run draws the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai_diffae.diffusion.noise import seed_of
 class StepSeeding:
     """Ignite handler: before each iteration, seed torch and numpy with (seed, rank, iteration).
 
-    Timesteps, noise and dropout of an iteration are then the same in a resumed run as in the whole one.
+    Timesteps, noise and dropout of an iteration are then the same in a resumed run as in an uninterrupted one.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The training step: MONAI's SupervisedTrainer with what it lacks for long trainings, and for diffusion."""
+"""Training steps: MONAI's SupervisedTrainer, extended for long trainings and for diffusion."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import ConfigError
 
-_SMALLEST_SCALE = 1e-4  # of fp16 gradients, as in fairseq: larger gradients than this allows come from divergence
+_SMALLEST_SCALE = 1e-4  # of fp16 gradients, as in fairseq: gradients that need a smaller scale come from divergence
 
 
 class TrainingEvents(EventEnum):
-    """What a :class:`ResumableTrainer` fires beside ignite's and MONAI's events."""
+    """The events of a :class:`ResumableTrainer` beside those of Ignite and MONAI."""
 
-    BEFORE_RUN = "before_run"  # ignite looks at the step to go on from before it fires STARTED
+    BEFORE_RUN = "before_run"  # Ignite reads the step at which to resume before it fires STARTED
     WEIGHTS_UPDATED = "weights_updated"
-    STATISTICS = "statistics"  # RunningStatistics has put fresh numbers into engine.state.statistics
+    STATISTICS = "statistics"  # engine.state.statistics has new figures from RunningStatistics
 
 
 class ResumableTrainer(SupervisedTrainer):
-    """What our trainings share; a subclass says what each image's loss is.
+    """The base of our trainers; a subclass computes the loss of each image.
 
-    Beyond MONAI's trainer (1.6.1): autocast on any device (MONAI's is hard-coded to CUDA), with its gradient scaler
-    in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; an error
-    where the loss or a gradient is not finite; and a start from any step of the data
+    Beyond MONAI's trainer (1.6.1) it has autocast on any device (MONAI's is hard-coded to CUDA), with its gradient
+    scaler in ``grad_scaler`` for checkpoints (MONAI resets ``scaler`` whenever it runs); gradient clipping; an error if
+    the loss or a gradient is not finite; and a start at any step of the data
     (see :class:`~monai_diffae.engines.StepBatchSampler`).
 
     The norm of the gradients is read from the device together with the next step's loss, which avoids a second wait
@@ -44,13 +44,13 @@ class ResumableTrainer(SupervisedTrainer):
     are skipped, and the next gradients are scaled down. Training ends if the scale falls below 1e-4.
 
     Args:
-        precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16`` or ``fp16``.
-        max_grad_norm: gradients are scaled down to this norm; None: no clipping.
-        channels_last: memory format of network and images: 3 to 9 % faster in 2D on a CPU with bf16.
-        kwargs: everything that ``monai.engines.SupervisedTrainer`` takes. ``loss_function`` must not reduce.
+        precision: ``auto`` (bf16 if the hardware has it, else fp32), ``fp32``, ``bf16`` or ``fp16``.
+        max_grad_norm: larger gradients are scaled down to this norm; None: no clipping.
+        channels_last: use this memory format for network and images: 3 to 9 % faster in 2D on a CPU with bf16.
+        kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
 
     Raises:
-        ConfigError: an unknown precision, ``amp`` (use ``precision``), or a loss that reduces.
+        ConfigError: the precision is unknown, ``amp`` is set (use ``precision``), or the loss reduces.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class ResumableTrainer(SupervisedTrainer):
     ) -> None:
         if kwargs.pop("amp", False):
             raise ConfigError(
-                "train#trainer#amp: say precision 'bf16' or 'fp16' instead; 'auto' chooses for the machine"
+                "train#trainer#amp: cannot be used; set precision to 'bf16' or 'fp16', or 'auto' for the machine's best"
             )
         if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
-            raise ConfigError("loss_function must have reduction 'none': each image's loss is made of it")
+            raise ConfigError("loss_function: must have reduction 'none', as each image's loss is computed from it")
         kwargs.setdefault("decollate", False)
         kwargs.setdefault("optim_set_to_none", True)
         super().__init__(**kwargs, event_names=[TrainingEvents])
@@ -74,18 +74,18 @@ class ResumableTrainer(SupervisedTrainer):
         self.max_grad_norm = max_grad_norm
         self.memory_format = _memory_format(self.network) if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        # fp16 gradients underflow without a scaler; a disabled one passes everything through.
+        # fp16 gradients underflow without a scaler; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
         self._grad_norm: Tensor | float = 0.0  # of the last update; the device may still be computing it
         self._last_update = 0
-        self._told_of: BaseException | None = None
-        self.logger.addFilter(_is_no_echo)  # ignite logs an exception twice before it is raised
+        self._reported: BaseException | None = None
+        self.logger.addFilter(_is_not_repeated)  # Ignite logs an exception twice before raising it
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
 
     def run(self) -> None:  # type: ignore[override]
-        """Train up to ``max_epochs``, from the step that a handler of ``BEFORE_RUN`` may have set.
+        """Train up to ``max_epochs``.
 
-        Such a handler can also set ``is_complete``: then there is nothing to do.
+        A handler of ``BEFORE_RUN`` can set the step from which to train, or ``is_complete`` if nothing is left to do.
         """
         self.is_complete = False
         self._grad_norm = 0.0
@@ -95,7 +95,7 @@ class ResumableTrainer(SupervisedTrainer):
 
     @property
     def is_between_updates(self) -> bool:
-        """Whether gradients are accumulated that no update has used yet; a checkpoint now would lose them."""
+        """Whether there are accumulated gradients that no update has used yet; a checkpoint would lose them."""
         step = self.state.iteration % (self.state.epoch_length or 1)
         return step % self.accumulation_steps != 0
 
@@ -109,10 +109,10 @@ class ResumableTrainer(SupervisedTrainer):
             raise diverged(f"the gradients are not finite at step {self._last_update} (norm {norm:g})")
 
     def _handle_exception(self, e: BaseException) -> None:
-        # ignite leaves raising to the handlers, so the first one that raises would silence the others; and it comes
-        # here twice, from the epoch's loop and from the run's
-        if e is not self._told_of:
-            self._told_of = e
+        # Ignite leaves raising to the handlers, so the first one that raises would prevent the others. It calls this
+        # method twice, in the epoch's loop and in the run's.
+        if e is not self._reported:
+            self._reported = e
             self._fire_event(Events.EXCEPTION_RAISED, e)
         raise e
 
@@ -143,7 +143,7 @@ class ResumableTrainer(SupervisedTrainer):
 
     @abstractmethod
     def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
-        """The loss of each image of a batch (B,), float32; fires ``FORWARD_COMPLETED`` after the network."""
+        """Compute the loss of each image (B,), float32, and fire ``FORWARD_COMPLETED`` after the network's pass."""
 
     def _update_weights(self) -> None:
         self.grad_scaler.unscale_(self.optimizer)
@@ -174,11 +174,11 @@ class ResumableTrainer(SupervisedTrainer):
 
 
 class DiffusionTrainer(ResumableTrainer):
-    """Trains a diffusion autoencoder, or any diffusion model that its inferer and prepare_batch make one.
+    """Trains a diffusion autoencoder, or another diffusion model, depending on ``inferer`` and ``prepare_batch``.
 
     Args:
-        schedule: says how much each noise level's loss counts.
-        kwargs: everything that :class:`ResumableTrainer` takes.
+        schedule: the noise schedule, which weights the loss of each noise level.
+        kwargs: arguments of :class:`ResumableTrainer`.
     """
 
     def __init__(self, *, schedule: DiffusionSchedule, **kwargs: Any) -> None:
@@ -187,7 +187,7 @@ class DiffusionTrainer(ResumableTrainer):
 
     def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
         """The loss of each image (B,), weighted by its noise level."""
-        with autocast(self.state.device, self.dtype):  # a first stage, too, which prepare_batch may have
+        with autocast(self.state.device, self.dtype):  # including a first stage in prepare_batch
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs
             )
@@ -206,12 +206,12 @@ def diverged(what: str) -> ConfigError:
 
     Example:
         >>> diverged("the loss is not finite at step 7")  # doctest: +ELLIPSIS
-        ConfigError('the loss is not finite at step 7; the last checkpoint is kept: lower learning_rate, or use ...')
+        ConfigError('the loss is not finite at step 7; the last checkpoint is kept. Use a lower learning_rate, ...')
     """
-    return ConfigError(f"{what}; the last checkpoint is kept: lower learning_rate, or use precision fp32")
+    return ConfigError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
 
 
-def _is_no_echo(record: logging.LogRecord) -> bool:
+def _is_not_repeated(record: logging.LogRecord) -> bool:
     return "terminating due to exception" not in record.getMessage()
 
 

@@ -1,4 +1,4 @@
-"""Whether a training fits into a machine's memory, said before its first step."""
+"""Checks before the first step whether a training fits into a machine's memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workload:
-    """What a training run puts through its network at once.
+    """The batches of a training run.
 
     Attributes:
         image_shape: (C, *S).
-        device: where it runs.
-        precision: as in the config.
-        batch_size: of training.
-        val_batch_size: of validation.
+        device: where the training runs.
+        precision: as in the configuration.
+        batch_size: images per training step.
+        val_batch_size: images per step of validation.
         num_pictures: images that are reconstructed at once, in float32.
-        first_stage: whose latents of the images the network works on; None: it works on the images.
+        first_stage: the first stage on whose latents the network works; None: it works on images.
     """
 
     image_shape: Sequence[int]
@@ -49,20 +49,20 @@ class Workload:
 
 
 def run_memory(network: nn.Module, workload: Workload) -> Memory:
-    """The largest memory of a training run: of its steps, or of its validation or pictures if these take more."""
+    """The peak memory of a training run: of its steps, or of its validation or pictures if these need more."""
     stage, device = workload.first_stage, workload.device
     shape = tuple(workload.image_shape if stage is None else stage.latent_shape(workload.image_shape))
     dtype = resolve_precision(workload.precision, device)
     training = training_memory(network, (workload.batch_size, *shape), device, dtype)
-    of_validation, of_pictures = (workload.val_batch_size, dtype), (workload.num_pictures, torch.float32)
-    num_images, seen_in = max(of_validation, of_pictures, key=lambda seen: seen[0] * seen[1].itemsize)
-    inference = inference_memory(network, (num_images, *shape), device, seen_in)
+    batches = ((workload.val_batch_size, dtype), (workload.num_pictures, torch.float32))
+    num_images, largest_dtype = max(batches, key=lambda batch: batch[0] * batch[1].itemsize)
+    inference = inference_memory(network, (num_images, *shape), device, largest_dtype)
     moments = [training, inference]
     image_bytes = 0
     if stage is not None:
         stage_dtype, decodes = (torch.float32, True) if workload.num_pictures else (dtype, False)
         moments.append(first_stage_memory(stage, workload.image_shape, device, stage_dtype, decodes))
-        # the images whose latents the network has
+        # the images beside their latents
         image_bytes = 4 * math.prod(workload.image_shape) * max(workload.batch_size, num_images)
     states = training.states + (0 if stage is None else moments[-1].states)
     fullest = max(moments, key=lambda memory: memory.total - memory.states)

@@ -1,5 +1,7 @@
 """Ignite handlers of a training: average, checkpoints, progress, curves, pictures, tracking."""
 
+from __future__ import annotations
+
 from monai_diffae.handlers.bad_scans import BadScans
 from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves

@@ -1,4 +1,4 @@
-"""Checkpoints of the official Diff-AE code: their files, layout and weights."""
+"""Checkpoints of the official Diff-AE code (phizaz/diffae): their files, layout and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors out of files, without running any code that the files may hold."""
+"""Reads tensors from files without running any code that the files may contain."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 
 
 class LightningName:
-    """Stands for whatever a checkpoint names of PyTorch Lightning; called, it ignores that and is an empty dict.
+    """Replaces the names of PyTorch Lightning in a checkpoint. Calling it returns an empty dict.
 
-    Lightning's checkpoints hold classes of its own beside the weights: as the keys of ``callbacks`` (until 1.5), as
-    ``AttributeDict``. PyTorch's ``weights_only`` reading refuses such files. Here the names come to this class:
-    Lightning is never imported, and nothing of what a file wants done with its names happens.
+    Lightning's checkpoints contain its own classes beside the weights: as keys of ``callbacks`` (until version 1.5),
+    and as ``AttributeDict``. PyTorch's ``weights_only`` reader refuses such files. With this class in their place,
+    Lightning is never imported, and nothing that the file would call is run.
 
     Example:
         >>> LightningName("rm", "-rf")
@@ -38,21 +38,27 @@ class LightningName:
     """
 
     def __new__(cls, *_: Any) -> Any:
-        """An empty dict, whatever it is called with."""
-        # this very type, because the reader puts the items of an AttributeDict into no other
+        """Return an empty dict, whatever the arguments."""
+        # of exactly this type, the only one into which the reader puts the items of an AttributeDict
         return OrderedDict()
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` or PyTorch file; of a training's checkpoint, those of its ``state_dict``.
+    """Read the tensors of a ``.safetensors`` or PyTorch file; in a training's checkpoint, those of its ``state_dict``.
 
-    The tensors stay on the disk until they are used, so that the optimiser's state that a checkpoint also holds costs
-    no memory; not so those of PyTorch before 1.6.
+    The tensors stay on the disk until they are used, so that the optimiser's state in a checkpoint uses no memory.
+    Files of PyTorch before 1.6 are the exception.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by their names.
 
     Raises:
-        ConfigError: there is no such file, or it holds something else, such as a list.
-        MachineError: the file may not be read.
-        UnsafeInputError: the file is damaged, or could only be read by running code that it holds.
+        ConfigError: the file does not exist, or holds something else, such as a list.
+        MachineError: the file cannot be read.
+        UnsafeInputError: the file is damaged, or reading it would run code that it contains.
 
     Example:
         >>> read_weights("last.ckpt")
@@ -70,23 +76,23 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return read_safetensors(path)[0]
         content = _read_pytorch(path)
     except OSError as error:
-        raise MachineError(f"{path.name}: cannot be read ({error.strerror}); check who may read it") from error
+        raise MachineError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
     place = ""
     if isinstance(content, Mapping) and "state_dict" in content:
         content, place = content["state_dict"], " as its state_dict"
     if not isinstance(content, Mapping):
         raise ConfigError(
-            f"{path.name}: holds a {type(content).__name__}{place}, no weights by name; name a checkpoint or state dict"
+            f"{path.name}: holds a {type(content).__name__}{place}, not named weights; name a checkpoint or state dict"
         )
     return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
 @contextmanager
 def named_after(source: object) -> Iterator[None]:
-    """Puts the name of the file before what a ConfigError says is wrong with its content.
+    """Begin the message of a ConfigError with the name of the file whose content it is about.
 
     Args:
-        source: the file's path; anything else names nothing.
+        source: the file's path; with anything else, the message does not change.
 
     Example:
         >>> with named_after("folder/last.ckpt"):
@@ -104,48 +110,58 @@ def named_after(source: object) -> Iterator[None]:
 
 
 def _read_pytorch(path: Path) -> Any:
-    """What ``torch.save`` wrote: plain Python values and tensors, with names of Lightning made harmless."""
-    is_zip = zipfile.is_zipfile(path)  # not so before PyTorch 1.6, and not if the end is missing
+    """Read what ``torch.save`` wrote: plain Python values and tensors, with names of Lightning replaced.
+
+    Raises:
+        UnsafeInputError: the file is damaged, or names anything else that reading it would call.
+    """
+    is_zip = zipfile.is_zipfile(path)  # False for files of PyTorch before 1.6, and if the end is missing
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
         unknown = sorted(name for name in names if not name.startswith(_LIGHTNING))
         if unknown:
             raise UnsafeInputError(
-                f"{path.name}: holds {unknown[0]}, and reading that could run code; "
-                "in a place that you trust, save its state_dict alone, or as .safetensors"
+                f"{path.name}: contains {unknown[0]}, and loading that could run code; "
+                "re-save only its state_dict, or a .safetensors file, on a trusted machine"
             )
         with torch.serialization.safe_globals([(LightningName, name) for name in names]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they name folders, and the error says what there is to say
+            warnings.simplefilter("ignore")  # they name folders, and the error has the same information
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (OSError, UnsafeInputError):
         raise
-    except Exception as error:  # the reader raises nearly anything for bytes that are no checkpoint
+    except Exception as error:  # the reader raises almost any error if the bytes are not a checkpoint
         raise UnsafeInputError(
-            f"{path.name}: damaged, or holds more than tensors, and reading it could run code; "
-            "fetch it again, or in a place that you trust save its state_dict alone, or as .safetensors"
+            f"{path.name}: damaged, or not a plain state dict (loading it could run code); download it again, or "
+            "re-save only its state_dict on a trusted machine"
         ) from error
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a ``.safetensors`` file and its metadata (https://huggingface.co/docs/safetensors).
+    """Read the tensors and the metadata of a ``.safetensors`` file (format: safetensors of Hugging Face).
 
-    The tensors stay on the disk until they are used; what is written into them does not reach the file.
+    The tensors stay on the disk until they are used. Changing them does not change the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by their names, and the metadata.
 
     Raises:
-        UnsafeInputError: a header that is no JSON or does not describe the bytes that follow.
+        UnsafeInputError: the header is not JSON, or does not describe the bytes that follow.
     """
     try:
         with Path(path).open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         start = 8 + int.from_bytes(content[:8], "little")
         if start > len(content):
-            raise ValueError("a header longer than the file")
+            raise ValueError("the header is longer than the file")
         header = json.loads(content[8:start])
         metadata = header.pop("__metadata__", {})
         return {name: _tensor(entry, content, start) for name, entry in header.items()}, metadata
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UnsafeInputError(
-            f"{Path(path).name}: no intact .safetensors file ({type(error).__name__}); fetch it again"
+            f"{Path(path).name}: damaged, or not a .safetensors file ({type(error).__name__}); download it again"
         ) from error
 
 
@@ -158,9 +174,9 @@ def _tensor(entry: dict[str, Any], content: mmap.mmap, start: int) -> torch.Tens
         or end - first != count * dtype.itemsize
         or min(shape, default=0) < 0
     ):
-        raise ValueError("a tensor that lies outside of the file")
+        raise ValueError("a tensor lies outside of the file")
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    if (start + first) % dtype.itemsize:  # as some writers leave it
+    if (start + first) % dtype.itemsize:  # some programs write unaligned tensors
         return torch.frombuffer(bytearray(content[start + first : start + end]), dtype=dtype).reshape(shape)
     return torch.frombuffer(content, dtype=dtype, count=count, offset=start + first).reshape(shape)

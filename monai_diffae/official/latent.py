@@ -1,4 +1,4 @@
-"""The latent DDIM of the official Diff-AE implementation (phizaz/diffae) as our network."""
+"""Converts the latent DDIM of the official Diff-AE code to this package's network."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from monai_diffae.official.checkpoint_files import named_after, read_weights
 from monai_diffae.official.layout import StateDict
 from monai_diffae.official.weights import fitted
 
-# where the MLP may be, the best first
+# prefixes of the MLP's names, in order of preference
 _PREFIXES = ("ema_model.latent_net.", "model.latent_net.", "latent_net.", "ema_model.", "model.", "")
 _FIRST = "layers.0.linear.weight"
-_OF_MLP = re.compile(r"(layers|time_embed)\.")
+_MLP_NAME = re.compile(r"(layers|time_embed)\.")
 
 
 def load_official_latent(source: str | Path | StateDict, statistics: str | Path | StateDict | None = None) -> LatentMLP:
-    """The official latent DDIM's MLP with its weights and the statistics of z_sem, in eval mode.
+    """Load the official latent DDIM's MLP and the statistics of z_sem, in evaluation mode.
 
-    What leaves no trace in the weights is taken to be as in the released models: SiLU everywhere, scales around 1
-    (``net_latent_condition_bias`` 1), no ``residual``, ``last_act`` or ``time_last_act``.
+    Settings that cannot be read from the weights are assumed to be those of the released models: SiLU everywhere,
+    scales around 1 (``net_latent_condition_bias`` 1), no ``residual``, ``last_act`` or ``time_last_act``.
 
     Args:
-        source: a checkpoint of the official latent training (its ``ema_model`` is taken), a ``.safetensors`` file,
-            or a state dict, with the MLP alone or beside an autoencoder.
+        source: a checkpoint of the official latent training (its ``ema_model`` is used), a ``.safetensors`` file, or
+            a state dict, with the MLP alone or beside an autoencoder.
         statistics: mean and standard deviation of the training set's z_sem: the official ``latent.pkl``, or a dict
-            with ``conds_mean`` and ``conds_std``. None: those in ``source``; without any, they stay unknown.
+            with ``conds_mean`` and ``conds_std``. None: those in ``source``; if it has none, they remain unknown.
 
     Raises:
-        UnsafeInputError: a file that is damaged or that cannot be read without running code from it.
-        ConfigError: a file that does not exist, no latent DDIM in it, one that we do not have, or wrong statistics.
+        UnsafeInputError: a file is damaged, or reading it could run code.
+        ConfigError: a file does not exist or has no latent DDIM, this package has no such network, or the statistics
+            cannot be used.
 
     Example:
         >>> load_official_latent({"encoder.out.3.weight": torch.zeros(2, 2)})
@@ -46,10 +47,10 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
     weights = read_weights(source) if isinstance(source, (str, Path)) else source
     with named_after(source):
         network = _network(weights)
-    known = read_weights(statistics) if isinstance(statistics, (str, Path)) else statistics
-    if known is not None or {"conds_mean", "conds_std"} & weights.keys():
-        with named_after(source if known is None else statistics):
-            network.set_statistics(*_statistics(weights if known is None else known))
+    given = read_weights(statistics) if isinstance(statistics, (str, Path)) else statistics
+    if given is not None or {"conds_mean", "conds_std"} & weights.keys():
+        with named_after(source if given is None else statistics):
+            network.set_statistics(*_statistics(weights if given is None else given))
     return network.eval()
 
 
@@ -57,12 +58,12 @@ def _network(weights: StateDict) -> LatentMLP:
     layers = select_latent(weights)
     if layers is None:
         raise ConfigError("there is no latent DDIM's MLP in it; name a checkpoint of the latent training")
-    layers = _each_once(layers)
+    layers = _without_duplicates(layers)
     try:
         network = LatentMLP(**infer_latent_config(layers))
     except ConfigError:
         raise
-    except (ValueError, IndexError) as error:  # the layout is read off shapes
+    except (ValueError, IndexError) as error:  # the layout is derived from shapes
         raise ConfigError("these are not the weights of an official latent DDIM: a tensor lacks axes") from error
     except KeyError as error:
         raise ConfigError(
@@ -74,39 +75,39 @@ def _network(weights: StateDict) -> LatentMLP:
 
 
 def select_latent(weights: StateDict) -> dict[str, torch.Tensor] | None:
-    """The latent DDIM's MLP in a state dict, under bare names: the averaged one if there is one; None without any."""
+    """The latent DDIM's MLP in a state dict, without prefixes: the averaged one if possible; None if there is none."""
     for prefix in _PREFIXES:
         if prefix + _FIRST in weights:
             inner = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
-            is_alone = not prefix.endswith("latent_net.")  # or with things that are none of the network's
-            return {name: tensor for name, tensor in inner.items() if not is_alone or _OF_MLP.match(name)}
+            is_alone = not prefix.endswith("latent_net.")  # else the prefix may have other tensors, too
+            return {name: tensor for name, tensor in inner.items() if not is_alone or _MLP_NAME.match(name)}
     return None
 
 
 def infer_latent_config(weights: StateDict) -> dict[str, Any]:
-    """The arguments of :class:`~monai_diffae.networks.LatentMLP` for official weights under bare names.
+    """The arguments of :class:`~monai_diffae.networks.LatentMLP` for official weights with names without prefix.
 
     Raises:
-        ConfigError: a setting of the official code that our network has not.
+        ConfigError: the weights have a setting of the official code that this package's network does not have.
         KeyError: a tensor is missing.
     """
     numbers = _layer_numbers(weights)
     hidden = weights[_FIRST].shape[0]
     z_channels, time_channels = weights["time_embed.0.weight"].shape
     if numbers != list(range(len(numbers))) or len(numbers) < 2:
-        raise ConfigError(f"a latent DDIM of the layers {numbers} is none of the official code's; fetch the file again")
-    refusals = {
-        "a time embedding of other than two layers (net_latent_num_time_layers)": (
+        raise ConfigError(f"the official code has no latent DDIM with the layers {numbers}; download the file again")
+    unsupported = {
+        "a time embedding that does not have two layers (net_latent_num_time_layers)": (
             "time_embed.2.weight" not in weights or "time_embed.4.weight" in weights
         ),
         "layers without a norm (net_latent_use_norm=False)": "layers.0.norm.weight" not in weights,
-        "layers that are told no time": "layers.0.cond_layers.1.weight" not in weights,
+        "layers without the time step as input": "layers.0.cond_layers.1.weight" not in weights,
     }
-    for meaning, is_so in refusals.items():
-        if is_so:
-            raise _not_ours(meaning)
+    for meaning, is_present in unsupported.items():
+        if is_present:
+            raise _unsupported(meaning)
     if weights["layers.0.cond_layers.1.weight"].shape[0] == 2 * hidden:
-        raise _not_ours("a scale and a shift from the time step (net_latent_condition_2x=True)")
+        raise _unsupported("a scale and a shift from the time step (net_latent_condition_2x=True)")
     return {
         "z_channels": z_channels,
         "hidden_channels": hidden,
@@ -118,25 +119,25 @@ def infer_latent_config(weights: StateDict) -> dict[str, Any]:
 
 def _has_skip(weights: StateDict, layer: int, hidden: int, z_channels: int) -> bool:
     width = weights[f"layers.{layer}.linear.weight"].shape[1]
-    without = hidden if layer > 0 else z_channels
-    if width not in (without, without + z_channels):
+    plain = hidden if layer > 0 else z_channels
+    if width not in (plain, plain + z_channels):
         raise ConfigError(
-            f"layer {layer} of the latent DDIM takes {width} numbers: with z_sem of {z_channels} and a width of "
-            f"{hidden} it must be {without} or {without + z_channels}"
+            f"layer {layer} of the latent DDIM takes {width} numbers; for a z_sem of {z_channels} and a width of "
+            f"{hidden} it must be {plain} or {plain + z_channels}; download the file again"
         )
-    return width > without
+    return width > plain
 
 
-def _not_ours(meaning: str) -> ConfigError:
-    return ConfigError(f"this latent DDIM cannot be taken over: {meaning}; use the code that it was trained with")
+def _unsupported(meaning: str) -> ConfigError:
+    return ConfigError(f"this latent DDIM cannot be imported: {meaning}; use the code that it was trained with")
 
 
 def _layer_numbers(weights: StateDict) -> list[int]:
     return sorted({int(name.split(".")[1]) for name in weights if re.match(r"layers\.\d+\.", name)})
 
 
-def _each_once(weights: StateDict) -> dict[str, torch.Tensor]:
-    """Without the second name of each time projection, and without the last layer's, which the code never uses."""
+def _without_duplicates(weights: StateDict) -> dict[str, torch.Tensor]:
+    """The weights with one name per time projection, and without that of the last layer, which is not used."""
     last = max(_layer_numbers(weights))
     kept = {}
     for name, tensor in weights.items():
@@ -146,13 +147,13 @@ def _each_once(weights: StateDict) -> dict[str, torch.Tensor]:
         elif int(match.group(1)) < last:
             key = f"layers.{match.group(1)}.cond_layers.1.{match.group(3)}"
             if key in kept and not torch.equal(kept[key], tensor):
-                raise ConfigError(f"{name} and {key} differ, and are one layer in the official code: damaged weights")
+                raise ConfigError(f"{name} and {key} differ, but are the same layer; download the file again")
             kept[key] = tensor
     return kept
 
 
 def _renaming(num_layers: int) -> Callable[[str], str]:
-    """An official name -> ours."""
+    """A function from an official name to this package's."""
 
     def rename(name: str) -> str:
         name = re.sub(rf"^layers\.{num_layers - 1}\.linear\.", "head.", name)
@@ -162,7 +163,9 @@ def _renaming(num_layers: int) -> Callable[[str], str]:
 
 
 def _statistics(weights: StateDict) -> tuple[torch.Tensor, torch.Tensor]:
-    lacks = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
-    if lacks:
-        raise ConfigError(f"there is no tensor {lacks[0]} among the statistics of z_sem; name the official latent.pkl")
+    missing = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
+    if missing:
+        raise ConfigError(
+            f"there is no tensor {missing[0]} among the statistics of z_sem; name the official latent.pkl"
+        )
     return weights["conds_mean"], weights["conds_std"]

@@ -1,4 +1,6 @@
-"""What the names and shapes of official Diff-AE weights say of their network, or why it is none of ours."""
+"""Derives the network from the names and shapes of official Diff-AE weights, or says why it is not supported."""
+
+# tested in tests/official/test_configurations.py
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ from monai_diffae.errors import ConfigError
 
 StateDict = Mapping[str, torch.Tensor]
 
-# Names that only other networks of the official code have, with its own word for the setting that makes them.
+# Names that only unsupported networks of the official code have, and its setting that leads to them.
 _FOREIGN_NAMES = (
     (r"\.op\.|^output_blocks\.\d+\.\d\.conv\.", "convolutions that change the resolution (resblock_updown=False)"),
     (r"^encoder\.out\.(?![03]\.)", "an encoder that does not end in a mean over the image (enc_pool)"),
     (r"^time_embed\.(?!time_embed\.)", "another mixture of time and z_sem (style_time_mode)"),
-    (r"^encoder\.time_embed\.", "an encoder that is told the time step (use_time_condition)"),
+    (r"^encoder\.time_embed\.", "an encoder with the time step as input (use_time_condition)"),
     (r"emb_inlayers\.", "conditions before a block's first convolution (resnet_use_inlayers_condition)"),
     (r"\.cond2_emb_layers\.", "a third condition (three_cond)"),
     (r"\.after_norm\.", "a norm after each block (resnet_use_after_norm)"),
-    (r"^(initial|initial_conv|pre_blocks|merger)\b", "a decoder with a beginning of its own (has_init)"),
+    (r"^(initial|initial_conv|pre_blocks|merger)\b", "a decoder with an initial part of its own (has_init)"),
     (r"^label_emb\.", "class labels (num_classes)"),
     (r"^(noise_net|vectorizer)\.", "a network from noise to z_sem (net_noise_type)"),
 )
@@ -31,12 +33,12 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights.
 
     Args:
-        weights: under the official names, without a prefix; of which only the names and shapes count.
-        encoder_num_res_blocks: the encoder's blocks a level (``net_enc_num_res_blocks``), where more than one number
-            fits the weights.
+        weights: weights with the official names, without a prefix; only names and shapes are used.
+        encoder_num_res_blocks: the encoder's residual blocks per level (``net_enc_num_res_blocks``); required if more
+            than one number fits the weights.
 
     Raises:
-        ConfigError: these are the weights of something else, or ``encoder_num_res_blocks`` is needed.
+        ConfigError: the weights are those of another network, or ``encoder_num_res_blocks`` is required.
         KeyError: a tensor is missing.
     """
     _refuse_other_networks(weights)
@@ -45,18 +47,19 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     num_res_blocks = _unet_res_blocks(weights)
     levels = _levels(weights, "", num_res_blocks)
     if levels is None:
-        raise ConfigError("the UNet's widths or its attention do not go level by level, as in no official Diff-AE")
+        raise ConfigError(
+            "the UNet's widths or its attention differ within a level, as in no official Diff-AE; download it again"
+        )
     if encoder_num_res_blocks is None:
         encoder_num_res_blocks = _encoder_res_blocks(weights, num_res_blocks, len(levels))
     encoder_levels = _levels(weights, "encoder.", encoder_num_res_blocks)
     if encoder_levels is None:
-        raise ConfigError(f"encoder_num_res_blocks={encoder_num_res_blocks} does not fit the encoder's weights")
+        raise ConfigError(
+            f"encoder_num_res_blocks: {encoder_num_res_blocks} does not fit the encoder's weights; omit it"
+        )
     out_channels = weights["out.2.weight"].shape[0]
     if out_channels != stem.shape[1]:
-        raise ConfigError(
-            f"the network predicts {out_channels} channels of images that have {stem.shape[1]}; "
-            "only networks that predict as many as they see can be used"
-        )
+        raise _unsupported(f"a UNet that predicts {out_channels} channels for images with {stem.shape[1]}")
     return {
         "spatial_dims": stem.ndim - 2,
         "in_channels": stem.shape[1],
@@ -75,89 +78,102 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
 
 
 def _refuse_other_networks(weights: StateDict) -> None:
-    """Raise a ConfigError for the first thing that the official code knows and our network does not."""
+    """Check that the weights have no setting of the official code that this package does not support.
+
+    Raises:
+        ConfigError: they have one.
+    """
     stem = weights["input_blocks.0.0.weight"]
     if not any(name.startswith("encoder.") for name in weights):
-        raise _not_ours("no encoder, as the DDPM and DDIM baselines")
+        raise _unsupported("no encoder, as the DDPM and DDIM baselines")
     for pattern, meaning in _FOREIGN_NAMES:
         if any(re.search(pattern, name) for name in weights):
-            raise _not_ours(meaning)
+            raise _unsupported(meaning)
     for blocks in ("input_blocks", "output_blocks", "encoder.input_blocks"):
         numbers = _numbers(weights, blocks)
         if numbers != list(range(len(numbers))):
-            raise _not_ours(f"{blocks} without weights, as with resblock_updown=False")
+            raise _unsupported(f"{blocks} without weights (resblock_updown=False)")
     if not any(".cond_emb_layers." in name for name in weights):
-        raise _not_ours("one condition a block (resnet_two_cond=False)")
+        raise _unsupported("one condition per block (resnet_two_cond=False)")
     for middle in ("middle_block.", "encoder.middle_block."):
         if f"{middle}2.in_layers.0.weight" in weights and f"{middle}1.qkv.weight" not in weights:
-            raise _not_ours("no attention in the middle (use_mid_attn=False)")
+            raise _unsupported("no attention in the middle (use_mid_attn=False)")
     _refuse_other_shapes(weights, stem)
 
 
 def _refuse_other_shapes(weights: StateDict, stem: torch.Tensor) -> None:
+    """The part of :func:`_refuse_other_networks` about shapes."""
     if stem.ndim != 4:
-        # in volumes the official blocks halve two of the three axes, and its encoder's pooling takes images only
-        raise _not_ours(f"{stem.ndim - 2}D, where the official code is for 2D images")
+        # The official blocks halve two of the three axes of volumes, and the encoder's pooling is for images only.
+        raise _unsupported(f"they are {stem.ndim - 2}D, but the official code is for 2D images")
     for name, norm in weights.items():
-        width = norm.shape[0] if norm.ndim == 1 and name.endswith(".weight") else 0  # all others have more axes
+        width = norm.shape[0] if norm.ndim == 1 and name.endswith(".weight") else 0  # other weights have more axes
         if width > 32 and width % 32:
-            raise _not_ours(f"a width of {width}, which the official 32 groups of GroupNorm do not divide")
+            raise _unsupported(f"a width of {width}, which is not a multiple of the official 32 groups of GroupNorm")
     width = weights["middle_block.0.out_layers.0.weight"].shape[0]
     if weights["middle_block.0.emb_layers.1.weight"].shape[0] != 2 * width:
-        raise _not_ours("a scale without a shift from the time step (resnet_time_emb_2xwidth=False)")
-    of_z = weights["middle_block.0.cond_emb_layers.1.weight"]
-    if of_z.shape[0] == 2 * width:
-        raise _not_ours("scale and shift from z_sem (resnet_cond_emb_2xwidth=True)")
+        raise _unsupported("a scale without a shift from the time step (resnet_time_emb_2xwidth=False)")
+    z_projection = weights["middle_block.0.cond_emb_layers.1.weight"]
+    if z_projection.shape[0] == 2 * width:
+        raise _unsupported("scale and shift from z_sem (resnet_cond_emb_2xwidth=True)")
     z_channels = weights["encoder.out.3.weight"].shape[0]
-    if z_channels == 2 * of_z.shape[1]:
-        raise _not_ours("an encoder of a mean and a variance (is_stochastic)")
-    if z_channels != of_z.shape[1]:
-        raise _not_ours(f"an encoder that gives {z_channels} numbers and a UNet that takes {of_z.shape[1]}")
+    if z_channels == 2 * z_projection.shape[1]:
+        raise _unsupported("an encoder that gives a mean and a variance (is_stochastic)")
+    if z_channels != z_projection.shape[1]:
+        raise _unsupported(f"an encoder that gives {z_channels} numbers and a UNet that takes {z_projection.shape[1]}")
     if weights["out.2.weight"].shape[0] == 2 * stem.shape[1]:
-        raise _not_ours("a learned variance (beatgans_model_var_type)")
+        raise _unsupported("a learned variance (beatgans_model_var_type)")
 
 
-def _not_ours(meaning: str) -> ConfigError:
-    return ConfigError(f"these weights cannot be taken over: {meaning}; use the code that they were trained with")
+def _unsupported(meaning: str) -> ConfigError:
+    return ConfigError(f"these weights cannot be imported: {meaning}; use the code that they were trained with")
 
 
 def _unet_res_blocks(weights: StateDict) -> int:
-    """Residual blocks a level going down: going up there is one more, whose stage ends with the upsampling block."""
+    """The UNet's residual blocks per level on the way down; on the way up there is one more, before the upsampling."""
     stages = len(_numbers(weights, "output_blocks"))
     upsampling = [
         i for i in range(stages) if any(f"output_blocks.{i}.{j}.in_layers.0.weight" in weights for j in (1, 2))
     ]
     num_res_blocks = upsampling[0] if upsampling else stages - 1
     if num_res_blocks < 1 or upsampling != list(range(num_res_blocks, stages - 1, num_res_blocks + 1)):
-        raise ConfigError("the output_blocks do not go level by level, as in no official Diff-AE")
+        raise ConfigError(
+            "the output_blocks are not in levels, unlike in any official Diff-AE; download the file again"
+        )
     if len(_numbers(weights, "input_blocks")) != stages:
-        raise _not_ours("fewer or more blocks going down than going up (num_input_res_blocks)")
+        raise _unsupported("another number of blocks on the way down than on the way up (num_input_res_blocks)")
     return num_res_blocks
 
 
-def _encoder_res_blocks(weights: StateDict, of_unet: int, unet_levels: int) -> int:
-    """The encoder's residual blocks a level: nothing marks a level's end, so what fits and is usual counts."""
+def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) -> int:
+    """The encoder's residual blocks per level: as nothing marks the end of a level, the usual number that fits.
+
+    Raises:
+        ConfigError: no number fits, or several do.
+    """
     blocks = len(_numbers(weights, "encoder.input_blocks"))  # with the stem: levels * (n + 1)
     fitting = [n for n in range(1, blocks) if _levels(weights, "encoder.", n) is not None]
-    # usual are as many as in the UNet, and one level more than there
-    usual = [n for n in fitting if n == of_unet or blocks == (unet_levels + 1) * (n + 1)]
+    # usually as many blocks as in the UNet, or one level more than in the UNet
+    usual = [n for n in fitting if n == unet_blocks or blocks == (unet_levels + 1) * (n + 1)]
     candidates = usual or fitting
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise ConfigError("the encoder's widths or its attention do not go level by level, as in no official Diff-AE")
+        raise ConfigError(
+            "the encoder's widths or its attention differ within a level, as in no official Diff-AE; download it again"
+        )
     numbers = " or ".join(map(str, candidates))
     raise ConfigError(
-        f"{numbers} residual blocks a level fit the encoder's weights: say which by encoder_num_res_blocks= "
-        "(net_enc_num_res_blocks of the official configuration)"
+        f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder's weights; choose one "
+        "(net_enc_num_res_blocks in the official configuration)"
     )
 
 
 def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[int, bool]] | None:
-    """Width and attention of every level; None where the blocks do not fit so many a level.
+    """Width and attention of each level; None if the blocks do not fit ``num_res_blocks`` per level.
 
-    Block 0 is the stem. Then every level has ``num_res_blocks``, all with attention or none, and all but the last
-    one more that halves the resolution, of the same width and without attention.
+    Block 0 is the stem. Each level then has ``num_res_blocks`` blocks, all of them with attention or none. All levels
+    but the last have one more block, which halves the resolution, has the same width and no attention.
     """
     blocks = len(_numbers(weights, f"{prefix}input_blocks"))
     if num_res_blocks < 1 or blocks % (num_res_blocks + 1):
@@ -178,14 +194,18 @@ def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[
 
 
 def _multipliers(levels: list[tuple[int, bool]], base: int) -> list[int]:
+    """The widths of the levels as multiples of ``base``.
+
+    Raises:
+        ConfigError: a width is not a multiple.
+    """
     for width, _ in levels:
         if width % base:
-            raise ConfigError(
-                f"a width of {width} is no multiple of the {base} model_channels: it cannot be taken over"
-            )
+            raise _unsupported(f"a width of {width}, which is not a multiple of the {base} model_channels")
     return [width // base for width, _ in levels]
 
 
 def _numbers(weights: StateDict, blocks: str) -> list[int]:
+    """The numbers of the blocks that have weights."""
     match: Callable[[str], re.Match[str] | None] = re.compile(re.escape(blocks) + r"\.(\d+)\.").match
-    return sorted({int(found.group(1)) for found in map(match, weights) if found})
+    return sorted({int(result.group(1)) for result in map(match, weights) if result})

@@ -1,7 +1,7 @@
-"""Weights of the official Diff-AE implementation (phizaz/diffae) in our networks.
+"""Converts weights of the official Diff-AE code (phizaz/diffae) to this package's networks.
 
-The configuration is read off the tensors, so a state dict is all it takes. Files are read without running any
-code that they may hold: ``.safetensors``, or PyTorch files by ``weights_only=True``; there is no other way in.
+The network is derived from the tensors, so a state dict is enough. Files are read without running any code that they
+may contain: ``.safetensors``, or PyTorch files with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from monai_diffae.networks.presets import build_autoencoder
 from monai_diffae.official.checkpoint_files import named_after, read_weights
 from monai_diffae.official.layout import StateDict, infer_config
 
-# the official modules by position -> ours by name; the order matters
+# Patterns of official names (by position) and this package's names; the order matters.
 RENAMES = (
     (r"^time_embed\.time_embed\.", "time_embed."),
     (r"^input_blocks\.0\.0\.", "stem."),
@@ -35,29 +35,28 @@ RENAMES = (
     (r"\.proj_out\.", ".out."),
 )
 
-# arguments of build_autoencoder that leave no trace in the weights, or only a faint one
+# Arguments of build_autoencoder that cannot be derived from the weights, or not always.
 _OVERRIDES = ("num_heads", "dropout", "use_checkpoint", "encoder_num_res_blocks")
-# Lightning's own buffers beside the model
+# Buffers of Lightning beside the model.
 _BESIDE = ("x_T", "conds_mean", "conds_std")
 
 
 def load_official(source: str | Path | StateDict, **overrides: Any) -> DiffusionAutoencoder:
-    """The official code's model with its weights, in eval mode, as a :class:`DiffusionAutoencoder`.
+    """Load the official code's model as a :class:`DiffusionAutoencoder`, in evaluation mode.
 
-    Everything that the official code can be configured to is either taken over or refused by name, but for what
-    leaves no trace in the weights: ``num_heads`` is 1 unless it is given, and settings that only the official
-    code's history knows (``enc_tanh``, ``time_first``, ``condition_scale_bias``, ``cond_at``, ``time_at``) are taken
-    to be those of the released models.
+    Every setting of the official code is either supported or refused with its name, except for those that cannot be
+    derived from the weights: ``num_heads`` is 1 unless it is given, and old settings (``enc_tanh``, ``time_first``,
+    ``condition_scale_bias``, ``cond_at``, ``time_at``) are assumed to be those of the released models.
 
     Args:
-        source: a ``.safetensors`` file, a checkpoint of the official training (its ``ema_model`` is taken), or a
-            state dict under the official names, with or without a prefix ``ema_model.`` or ``model.``.
-        **overrides: ``num_heads``, ``dropout``, ``use_checkpoint``, and ``encoder_num_res_blocks`` where more than
-            one number fits the weights.
+        source: a ``.safetensors`` file, a checkpoint of the official training (its ``ema_model`` is used), or a state
+            dict with the official names, with or without a prefix ``ema_model.`` or ``model.``.
+        **overrides: ``num_heads``, ``dropout``, ``use_checkpoint``, and ``encoder_num_res_blocks`` if more than one
+            number fits the weights.
 
     Raises:
-        UnsafeInputError: a file that is damaged or that cannot be read without running code from it.
-        ConfigError: a file that does not exist, or weights that are not those of an official Diff-AE.
+        UnsafeInputError: the file is damaged, or reading it could run code.
+        ConfigError: the file does not exist, or the weights are not those of an official Diff-AE.
 
     Example:
         >>> load_official({"encoder.fc.weight": torch.zeros(2, 2)})
@@ -67,7 +66,7 @@ def load_official(source: str | Path | StateDict, **overrides: Any) -> Diffusion
     """
     for name in overrides:
         if name not in _OVERRIDES:
-            raise ConfigError(f"{name}: this is read off the weights; only {', '.join(_OVERRIDES)} can be given")
+            raise ConfigError(f"{name}: is derived from the weights; only {', '.join(_OVERRIDES)} can be given")
     weights = read_weights(source) if isinstance(source, (str, Path)) else source
     with named_after(source):
         return _network(select_model(weights)[1], overrides)
@@ -75,16 +74,18 @@ def load_official(source: str | Path | StateDict, **overrides: Any) -> Diffusion
 
 def _network(weights: StateDict, overrides: dict[str, Any]) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
-        raise ConfigError("there is no autoencoder in it, a latent DDIM at most; name the autoencoder's checkpoint")
+        raise ConfigError(
+            "there is no autoencoder in it; name the autoencoder's checkpoint, not that of a latent DDIM alone"
+        )
     try:
         config = infer_config(weights, overrides.pop("encoder_num_res_blocks", None))
-        with torch.device("meta"):  # no time for random numbers that are replaced at once
+        with torch.device("meta"):  # without random numbers, which would be replaced at once
             network = build_autoencoder(**{**config, **overrides})
     except ConfigError:
         raise
     except KeyError as error:
         raise ConfigError(f"these are not the weights of an official Diff-AE: {error.args[0]} is missing") from error
-    except (ValueError, IndexError, ArithmeticError) as error:  # the layout is read off shapes
+    except (ValueError, IndexError, ArithmeticError) as error:  # the layout is derived from shapes
         raise ConfigError(
             "these are not the weights of an official Diff-AE: a tensor lacks axes, or is empty"
         ) from error
@@ -93,30 +94,35 @@ def _network(weights: StateDict, overrides: dict[str, Any]) -> DiffusionAutoenco
 
 
 def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, torch.Tensor]]:
-    """The one autoencoder in a state dict: behind ``ema_model.``, else behind ``model.``, else all of it.
+    """Select the autoencoder in a state dict: names with ``ema_model.``, else with ``model.``, else all names.
 
-    A latent DDIM that the same checkpoint may hold is left out, and so are the buffers beside the model.
+    Args:
+        weights: the official state dict.
+
+    Returns:
+        The prefix (``bare``: none), and the weights without it. A latent DDIM in the same checkpoint and the buffers
+        beside the model are omitted.
     """
     which: Literal["ema_model", "model", "bare"] = "bare"
     inner = {name: tensor for name, tensor in weights.items() if name not in _BESIDE}
     for prefix in ("ema_model", "model"):
-        found = {n[len(prefix) + 1 :]: tensor for n, tensor in weights.items() if n.startswith(f"{prefix}.")}
-        if found:
-            which, inner = ("ema_model", found) if prefix == "ema_model" else ("model", found)
+        model = {n[len(prefix) + 1 :]: tensor for n, tensor in weights.items() if n.startswith(f"{prefix}.")}
+        if model:
+            which, inner = ("ema_model", model) if prefix == "ema_model" else ("model", model)
             break
     return which, {name: tensor for name, tensor in inner.items() if not name.startswith("latent_net.")}
 
 
 def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> dict[str, torch.Tensor]:
-    """Official tensors by our names, in our shapes, float32 and contiguous: exactly those of our network.
+    """Official tensors with this package's names and shapes, as contiguous float32: exactly those of the network.
 
     Args:
-        weights: under the official names.
-        rename: an official name -> ours.
-        own: the state dict of our network, of which the names and shapes count.
+        weights: weights with the official names.
+        rename: turns an official name into this package's.
+        own: the state dict of this package's network; only names and shapes are used.
 
     Raises:
-        ConfigError: a tensor is missing or too many, has another shape or is no floating-point tensor, or holds a
+        ConfigError: a tensor is missing or too many, has another shape or is not a floating-point tensor, or has a
             value that is not finite (in float32).
     """
     ours: dict[str, torch.Tensor] = {}
@@ -128,18 +134,21 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
             continue
         tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
-            raise ConfigError(f"{name}: holds values that are not finite; fetch the file again, or train anew")
+            raise ConfigError(f"{name}: has values that are not finite; download the file again, or train again")
         ours[key] = tensor.reshape(own[key].shape)
     missing = own.keys() - {rename(name) for name in weights}
     if misfits or missing:
-        lists = [(_few(misfits), "too many or of another shape or kind"), (_few(missing), "missing (our names)")]
+        lists = [
+            (_few(misfits), "too many or of another shape or kind"),
+            (_few(missing), "missing (named as in this package)"),
+        ]
         reasons = "; ".join(f"{few} {wrong}" for few, wrong in lists if few)
         raise ConfigError(f"these weights do not fit the network that their shapes describe: {reasons}")
     return ours
 
 
 def _fits(tensor: torch.Tensor, shape: torch.Size) -> bool:
-    """Whether it has the shape, or has it with axes of length 1 behind: convolutions of size 1 are linear layers."""
+    """Whether a tensor has a shape, also with further axes of length 1: convolutions of size 1 are linear layers."""
     is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
     return is_plain and tensor.shape == shape + (1,) * (tensor.ndim - len(shape))
 
@@ -151,7 +160,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def our_name(name: str) -> str:
-    """The name in :class:`DiffusionAutoencoder` of an official tensor.
+    """The name of an official tensor in :class:`DiffusionAutoencoder`.
 
     Example:
         >>> our_name("encoder.input_blocks.3.0.in_layers.2.weight"), our_name("output_blocks.2.1.qkv.bias")

@@ -33,15 +33,15 @@ def test_an_overlay_of_2d_over_a_3d_bundle_is_one_line(overlay: str, tmp_path: P
     with pytest.raises(ConfigError) as caught:
         train(directory, tmp_path, overlays=[ROOT / "configs" / f"{overlay}.json"], overrides={"device": "cpu"})
     assert str(caught.value) == (
-        "spacing_mm is [1.5, 1.5, 1.5], but spatial_dims is 2; give 2 numbers, or leave out the overlay that is for a "
-        "bundle of other dimensions: configs/overlays has those that fit"
+        "spacing_mm is [1.5, 1.5, 1.5], but spatial_dims is 2; give 2 numbers, or omit the overlay for other "
+        "dimensions; the bundle's configs/overlays has those that fit"
     )
 
 
 def test_the_overlay_of_latents_over_a_2d_bundle_is_one_line(tmp_path: Path) -> None:
     directory = init_bundle(tmp_path / "new", "diffae_2d")
     overrides = {"device": "cpu", "first_stage_bundle": "gone"}
-    with pytest.raises(ConfigError, match="slice_axis is a key of 2D bundles, but spatial_dims is 3; leave out"):
+    with pytest.raises(ConfigError, match="slice_axis is a key of 2D bundles, but spatial_dims is 3; omit the overlay"):
         train(directory, tmp_path, overlays=[ROOT / "configs" / "latent_space.json"], overrides=overrides)
 
 

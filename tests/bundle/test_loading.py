@@ -18,11 +18,17 @@ from monai_diffae.errors import ConfigError
         ),
         ("preprocessing#nope", r"unknown config key 'preprocessing#nope': Compose takes lazy, .*, unpack_items"),
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
-        ("inferer#steps#nope", "inferer#steps#nope: the model's config has no such key; see .*"),
-        ("preprocessing#transforms#nope", "preprocessing#transforms#nope: the model's config has no such key; see .*"),
-        ("preprocessing#transforms#99", "preprocessing#transforms#99: the model's config has no such key; see .*"),
-        ("nope", "nope: the model's config has no such key; see .*"),
-        ("nope#a", "nope#a: the model's config has no such key; see .*"),
+        ("inferer#steps#nope", "inferer#steps#nope: the model's configuration has no such key; see .*"),
+        (
+            "preprocessing#transforms#nope",
+            "preprocessing#transforms#nope: the model's configuration has no such key; see .*",
+        ),
+        (
+            "preprocessing#transforms#99",
+            "preprocessing#transforms#99: the model's configuration has no such key; see .*",
+        ),
+        ("nope", "nope: the model's configuration has no such key; see .*"),
+        ("nope#a", "nope#a: the model's configuration has no such key; see .*"),
     ],
 )
 def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, message):

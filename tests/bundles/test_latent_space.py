@@ -213,7 +213,7 @@ def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_pat
     weights = tmp_path / "other" / "models" / "model.pt"
     content = torch.load(weights, weights_only=True)
     torch.save({**content, "latent_std": content["latent_std"] * 2}, weights)
-    with pytest.raises(ConfigError, match="another model: these config keys differ: first_stage"):
+    with pytest.raises(ConfigError, match="another model with other values of first_stage"):
         start(trained, tmp_path / "out", first_stage_bundle=str(tmp_path / "other"), max_epochs=2)
     assert (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes() == before
     start(trained, tmp_path / "out", max_epochs=2)
@@ -224,7 +224,7 @@ def test_an_intensity_that_the_first_stage_does_not_know_is_told(
     trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(trained, tmp_path, percentiles=[2, 98])
-    assert "the first stage was trained with other percentiles" in caplog.text
+    assert "the first stage was trained with other values of percentiles" in caplog.text
 
 
 def test_the_overlay_replaces_what_it_means_to() -> None:

@@ -31,7 +31,7 @@ SMALL_PAPER = {
 }  # all their levels and attention, fewer channels
 SHORT = {
     "max_epochs": 1, "batch_size": 4, "val_batch_size": 4, "num_pictures": 2, "picture_steps": 2, "mlflow": False,
-    "device": "cpu", "num_workers": 0,
+    "device": "cpu", "workers": 0,
 }  # fmt: skip
 
 

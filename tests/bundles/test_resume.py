@@ -107,7 +107,7 @@ def test_a_complete_run_is_left_as_it_is_and_overwrite_starts_anew(make_workflow
     before = weights(whole)
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(make_workflow, whole)
-    assert "training is complete after 15 steps, nothing to do; raise max_epochs" in caplog.text
+    assert "training is complete after 15 steps; nothing to do. Increase max_epochs" in caplog.text
     assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns == saved_at
     train(make_workflow, whole, overwrite=True)
     assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns > saved_at
@@ -178,7 +178,7 @@ def test_other_patients_in_training_are_refused(make_workflow, whole, small_coho
     train_rows, val_rows = table.index[table["split"] == "train"], table.index[table["split"] == "val"]
     table.loc[train_rows[: len(val_rows)], "split"], table.loc[val_rows, "split"] = "val", "train"
     table.to_csv(tmp_path / "swapped.csv", index=False)
-    with pytest.raises(ConfigError, match="is of other data, or of another split of them"):
+    with pytest.raises(ConfigError, match="was trained on other data, or on another split"):
         train(make_workflow, whole, dataset_dir=str(tmp_path / "swapped.csv"), max_epochs=4)
 
 
@@ -200,7 +200,7 @@ def test_patience_stops_early_and_a_rerun_knows(make_workflow, tmp_path, caplog)
     assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 3
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(make_workflow, tmp_path / "out", **settings)
-    assert "training is complete after 15 steps, nothing to do; raise early_stop_patience" in caplog.text
+    assert "training is complete after 15 steps; nothing to do. Increase early_stop_patience" in caplog.text
 
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"

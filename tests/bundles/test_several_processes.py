@@ -33,7 +33,7 @@ def test_two_processes_train_resume_and_write_once(small_cohort, tmp_path):
 
     run(1)
     said = run(2)
-    assert "going on from step 2 of 4" in said
+    assert "resuming from step 2 of 4" in said
     # 10 images in batches of 2 on each of 2 ranks: 2 steps an epoch
     checkpoint = torch.load(tmp_path / "out" / "models" / "checkpoint.pt", weights_only=True)
     assert checkpoint["trainer"] == {"iteration": 4, "epoch_length": 2}

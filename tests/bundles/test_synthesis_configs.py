@@ -219,7 +219,7 @@ def test_a_key_that_is_not_set_is_named(made: Made, name: str, argument: str) ->
     values = {**made.arguments(name), "out": "never"}
     del values[argument]
     key = renamed(name).get(argument, argument)
-    assert complaint(made, name, keys_of(name, values)) == f"{key} is not set; give it a value, as --{key}"
+    assert complaint(made, name, keys_of(name, values)) == f"{key}: is required; give it a value"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,9 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
     # 3 levels of 1 block, 2 of 2, 1 of 5: 6 blocks of one width without attention
     of = official.Official(mult=(1, 1), enc_mult=(1, 1, 1), enc_blocks=1, attention=(), enc_attention=())
     weights = official.random_weights(of)
-    with pytest.raises(ConfigError, match=r"^1 or 2 residual blocks a level fit .* encoder_num_res_blocks="):
+    with pytest.raises(
+        ConfigError, match=r"^encoder_num_res_blocks: 1 or 2 residual blocks per level fit .*; choose one"
+    ):
         load_official(weights)
     x0 = torch.rand(1, 1, 8, 8)
     with torch.inference_mode():
@@ -134,13 +136,15 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
         torch.testing.assert_close(z_sem, official.encode(weights, x0, 1), rtol=0, atol=1e-5)
         assert load_official(weights, encoder_num_res_blocks=2).encoder.config["channel_mult"] == [1, 1]
     for wrong in (0, 3):
-        with pytest.raises(ConfigError, match=f"encoder_num_res_blocks={wrong} does not fit the encoder's weights"):
+        with pytest.raises(
+            ConfigError, match=f"^encoder_num_res_blocks: {wrong} does not fit the encoder's weights; omit it$"
+        ):
             load_official(weights, encoder_num_res_blocks=wrong)
 
 
 def test_a_network_that_predicts_other_channels_than_it_sees_is_refused(official):
     weights = official.random_weights(official.Official(channels=4, out_channels=3))
-    with pytest.raises(ConfigError, match="^the network predicts 3 channels of images that have 4; "):
+    with pytest.raises(ConfigError, match="a UNet that predicts 3 channels for images with 4; "):
         load_official(weights)
 
 
@@ -151,7 +155,7 @@ def test_overrides_are_those_that_leave_no_trace(official):
     assert network.encoder.config["num_heads"] == 2
     assert network.encoder.use_checkpoint
     assert network.unet.middle_stage.use_checkpoint
-    with pytest.raises(ConfigError, match=r"z_channels: this is read off the weights; only num_heads"):
+    with pytest.raises(ConfigError, match=r"z_channels: is derived from the weights; only num_heads"):
         load_official(weights, z_channels=3)
     with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 64"):
         load_official(weights, num_heads=3)
@@ -215,7 +219,7 @@ OTHER_NETWORKS = {
     "classes": (lambda w: w | {"label_emb.weight": ONE}, "num_classes"),
     "beginning of its own": (lambda w: w | {"initial": ONE}, "has_init"),
     "noise net": (lambda w: w | {"noise_net.layers.0.weight": ONE}, "net_noise_type"),
-    "3D": (of_3d, "3D, where the official code is for 2D images"),
+    "3D": (of_3d, "they are 3D, but the official code is for 2D images"),
     "unknown tensors": (
         lambda w: w | {f"sty_{i}": ONE for i in range(9)},
         r"do not fit .*: sty_0, sty_1, sty_2 and 6 more too many",
@@ -264,7 +268,7 @@ def test_a_tensor_of_any_other_shape_is_one_line(official, shape):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base": 48}, "a width of 48, which the official 32 groups of GroupNorm do not divide"),
+        ({"base": 48}, "a width of 48, which is not a multiple of the official 32 groups of GroupNorm"),
         ({"base": 16, "mult": (1, 2)}, "a width of 48"),  # 16 joined by a skip connection of 32
     ],
 )
@@ -279,7 +283,7 @@ def test_multipliers_that_are_not_whole_are_refused(official):
     of = official.Official(base=32, mult=(2, 3), enc_mult=(2, 3, 3))
     weights = official.random_weights(of)
     weights["time_embed.time_embed.0.weight"] = torch.zeros(of.embed, 64)  # model_channels 64: 1 and 1.5
-    with pytest.raises(ConfigError, match="a width of 96 is no multiple of the 64 model_channels"):
+    with pytest.raises(ConfigError, match="a width of 96, which is not a multiple of the 64 model_channels"):
         load_official(weights)
 
 
@@ -294,7 +298,7 @@ def test_more_blocks_going_down_than_up_are_refused(official):
 @pytest.mark.parametrize("part", ["", "encoder."])
 def test_attention_on_half_a_level_is_refused(official, part):
     weights = without(official.random_weights(official.Official()), rf"^{part}input_blocks\.5\.1\.")
-    with pytest.raises(ConfigError, match="its attention do not go level by level"):
+    with pytest.raises(ConfigError, match="its attention differ within a level"):
         load_official(weights)
 
 

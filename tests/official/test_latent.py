@@ -123,7 +123,7 @@ def without(pattern):
         (lambda _: {"encoder.out.3.weight": torch.zeros(1)}, "there is no latent DDIM's MLP in it"),
         (lambda _: {}, "there is no latent DDIM's MLP in it"),
         (without(r"norm"), "net_latent_use_norm=False"),
-        (without(r"cond_layers|linear_emb"), "told no time"),
+        (without(r"cond_layers|linear_emb"), "layers without the time step as input"),
         (without(r"time_embed\.2"), "net_latent_num_time_layers"),
         (changed(time_embed__4__weight=torch.zeros(16, 16)), "net_latent_num_time_layers"),
         (without(r"layers\.1\."), r"the layers \[0, 2, 3\]"),
@@ -131,7 +131,7 @@ def without(pattern):
         (without(r"layers\.2\.norm\.bias"), r"layers\.2\.norm\.bias missing"),
         (changed(layers__2__linear__weight=torch.zeros(24, 30)), "layer 2 of the latent DDIM takes 30 numbers"),
         (changed(layers__3__linear__weight=torch.zeros(15, 40)), r"layers\.3\.linear\.weight too many or of another"),
-        (changed(layers__1__linear_emb__weight=torch.zeros(24, 16)), "are one layer in the official code"),
+        (changed(layers__1__linear_emb__weight=torch.zeros(24, 16)), "are the same layer"),
         (changed(layers__1__linear__bias=torch.full((24,), torch.nan)), r"^layers\.1\.linear\.bias: .* not finite"),
         (changed(layers__1__extra=torch.zeros(1)), r"layers\.1\.extra too many"),
         (
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
     torch.save(without("norm")(weights), tmp_path / "other.pt")
     with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no tensor conds_std"):
         load_official_latent(tmp_path / "mlp.pt", statistics=tmp_path / "latent.pkl")
-    with pytest.raises(ConfigError, match=r"^other\.pt: this latent DDIM cannot be taken over"):
+    with pytest.raises(ConfigError, match=r"^other\.pt: this latent DDIM cannot be imported"):
         load_official_latent(str(tmp_path / "other.pt"))
     with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no latent DDIM's MLP in it"):
         load_official_latent(tmp_path / "latent.pkl")

@@ -86,7 +86,7 @@ def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
         "norm": (lambda w: {n: t for n, t in w.items() if "middle_block.0.in_layers.0.bias" not in n}, "do not fit"),
         "mlp": (lambda _: official.random_latent(), "there is no autoencoder in it"),
         "stem": (lambda w: {n: t for n, t in w.items() if n != "input_blocks.0.0.weight"}, "weight is missing"),
-        "cond": (lambda w: {n: t for n, t in w.items() if "cond_emb" not in n}, "one condition a block"),
+        "cond": (lambda w: {n: t for n, t in w.items() if "cond_emb" not in n}, "one condition per block"),
     }
     for name, (change, message) in changes.items():
         torch.save(change(weights), tmp_path / f"{name}.ckpt")

@@ -1,7 +1,18 @@
-"""Commands that make a model."""
+"""Commands that make a model, and the data of their training."""
 
 from __future__ import annotations
 
-from monai_diffae.apps.training.train_latent import embedded_cohort, training_statistics
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_diffae.apps.training.latent_data import embedded_cohort, training_statistics
 
 __all__ = ["embedded_cohort", "training_statistics"]
+
+
+def __getattr__(name: str) -> Any:
+    # imported when it is first used: the command line imports this package for the commands' help
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.latent_data"), name)

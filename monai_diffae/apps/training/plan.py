@@ -1,48 +1,40 @@
-"""What a bundle should be trained with on a cohort and a machine: from the scans' headers, and more on demand."""
+"""The command ``plan``: propose how to train a bundle on a cohort and a machine."""
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
-from monai.bundle import ConfigParser
-from rich.console import Console
-from rich.table import Table
+from annotated_types import Gt, Le
 
-from monai_diffae.apps.training.proposals import Proposal, propose
-from monai_diffae.apps.training.speed import Speed, measure_speed
-from monai_diffae.bundle.config_values import check_device, check_dimensions
-from monai_diffae.bundle.folders import shipped_bundle
-from monai_diffae.bundle.loading import build
-from monai_diffae.data.cohort_split import SplitCohort
-from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.progress import shown
-from monai_diffae.data.survey import Survey, survey_cohort
-from monai_diffae.engines.memory import GIB, free_memory
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides
+from monai_diffae.errors import ConfigError
 
-_LISTED = 5
-_USED = 0.8  # of the free memory, where the user names none
+if TYPE_CHECKING:
+    from monai_diffae.apps.training.proposals import Proposal
+    from monai_diffae.apps.training.speed import Speed
+    from monai_diffae.data.survey import Survey
+
+_MAX_NAMES = 5  # of outliers, and of scans that cannot be used, on a terminal
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What :func:`plan` found and proposes.
+class Plan(CommandResult):
+    """The result of :func:`plan`.
 
     Attributes:
-        survey: the cohort's sizes and spacings.
-        proposal: config ids and values, with the memory that they are predicted to take.
+        survey: the sizes and spacings of the cohort's scans.
+        proposal: values for keys of the configuration, and the memory that training with them is predicted to use.
         num_cropped: scans that are larger than the proposed grid along an axis.
-        budget: bytes that training may take.
-        device: where.
+        budget: bytes that training may use.
+        device: where it will run.
         commands: lines for a shell that train with the proposal.
-        speed: of training with it; None where it was not measured.
+        speed: the speed of training with it; None: it was not measured.
     """
 
     survey: Survey
@@ -53,11 +45,43 @@ class Plan:
     commands: list[str]
     speed: Speed | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; memory in GiB."""
+    def lines(self) -> Iterator[str]:
+        """The cohort, the proposal with its memory and time, and the commands."""
+        yield from self._cohort_lines()
+        yield from (f"{key}: {value}" for key, value in self.proposal.settings.items())
+        if self.num_cropped:
+            yield f"{self.num_cropped} scans are larger than this grid and will be cropped"
+        memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
+        yield f"predicted memory: {memory}"
+        yield (
+            "time: not measured; set measure to train for some seconds" if self.speed is None else f"time: {self.speed}"
+        )
+        yield from self.commands
+
+    def _cohort_lines(self) -> Iterator[str]:
+        from rich.table import Table
+
+        from monai_diffae.apps.text_tables import table_lines
+
+        survey, summary = self.survey, self.survey.summary()
+        yield f"{len(survey.ids)} scans can be used, {len(survey.failures)} cannot"
+        axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
+        table = Table(axes, "5th percentile", "median", "95th percentile")
+        for name, key in (("size", "size"), ("spacing (mm)", "spacing_mm"), ("field of view (mm)", "field_mm")):
+            table.add_row(name, *(" x ".join(f"{v:g}" for v in summary[key][p]) for p in ("p5", "p50", "p95")))
+        yield from table_lines(table)
+        if survey.outliers:
+            names = ", ".join(survey.outliers[:_MAX_NAMES]) + (", ..." if len(survey.outliers) > _MAX_NAMES else "")
+            yield f"{len(survey.outliers)} scans differ from the median by more than a factor of two: {names}"
+        yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
+        if len(survey.failures) > _MAX_NAMES:
+            yield f"failed: {len(survey.failures) - _MAX_NAMES} more; the result as JSON lists them all"
+
+    def figures(self) -> dict[str, Any]:
+        """Everything; memory in GiB."""
         memory = {
             "predicted_gib": round(self.proposal.memory.gib, 3),
-            "budget_gib": round(self.budget / GIB, 3),
+            "budget_gib": round(self.budget / _GIB, 3),
             "device": self.device,
         }
         return {
@@ -65,176 +89,88 @@ class Plan:
             "settings": self.proposal.settings,
             "num_cropped": self.num_cropped,
             "memory": memory,
-            "speed": None if self.speed is None else self.speed.as_json(),
+            "speed": None if self.speed is None else self.speed.figures(),
             "commands": self.commands,
         }
 
+    @property
+    def incomplete(self) -> str | None:
+        """How many scans cannot be used."""
+        num_failed = len(self.survey.failures)
+        return f"{num_failed} of {num_failed + len(self.survey.ids)} scans cannot be used" if num_failed else None
 
+
+@command
 def plan(
-    cohort: str | os.PathLike[str],
+    cohort: Path,
     *,
-    bundle: str | os.PathLike[str] | None = None,
-    memory_gib: float | None = None,
-    device: str | torch.device | None = None,
-    columns: Mapping[str, str] | None = None,
-    overlays: Sequence[str | os.PathLike[str]] = (),
-    overrides: Mapping[str, Any] | None = None,
+    bundle: Path | None = None,
+    memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
+    device: str | None = None,
     check: bool = False,
     measure: bool = False,
+    overlays: Sequence[Path] = (),
+    columns: Columns = NONE_GIVEN,
+    overrides: Overrides = NONE_GIVEN,
 ) -> Plan:
-    """Read a cohort's headers and propose grid, batch and width such that training fits.
+    """Propose image size, batch size and network width to train a bundle on these scans and this machine.
 
-    Volumes are taken whole: a grid that holds 95 % of the fields of view along each axis, as fine as fits. 2D images
-    are resized to a square. With the overlay ``latent_space`` the first stage counts, too.
+    For volumes, the proposed grid holds 95 % of the fields of view along each axis, with the finest spacing that fits
+    into memory. 2D images are resized to a square. In latent space (overlay ``latent_space``), the memory of the first
+    stage counts as well. Only the scans' headers are read, unless ``check`` is set.
 
     Args:
-        cohort: a folder, table, datalist or scan.
-        bundle: a bundle's folder or the name of a shipped one; ``diffae_3d`` where most scans are volumes, else
-            ``diffae_2d``, when None.
-        memory_gib: what training may take; 80 % of what is free on ``device`` when None.
-        device: where it will run, which need not be this machine if ``memory_gib`` is given; the GPU if there is one
-            when None.
-        columns: what the cohort's table calls our words.
-        overlays: further config files, laid over the bundle's in this order.
-        overrides: config ids and values that are settled, such as ``{"spacing_mm": [2, 2, 2]}``.
-        check: read every scan to its end: only so a packed file is known to be whole, and its values to be usable.
-        measure: train with the proposal for some seconds, on noise, on ``device``.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan.
+        bundle: Folder or name of a bundle; by default ``diffae_3d`` if most scans are volumes, else ``diffae_2d``.
+        memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
+        device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
+            ``memory_gib`` is given, this machine need not have it.
+        check: Read every scan completely. The header alone does not show whether a compressed file is complete.
+        measure: Train on noise for some seconds, and estimate how long training takes.
+        overlays: Configuration files that replace values of the bundle's, in this order.
+        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
+        overrides: Values that are decided already, e.g. ``batch_size=8``; the others are chosen to fit.
+
+    Returns:
+        The proposal, with the command lines that train with it.
 
     Raises:
-        ConfigError: no such bundle, overlay or device, an unknown config id, or a size that the network cannot divide.
+        ConfigError: the bundle, an overlay or the device does not exist, a key is unknown, or the network cannot halve
+            the image size.
         CohortError: no usable scan.
-        MachineError: nothing fits; what is to be measured does not fit this machine.
+        MachineError: nothing fits into the memory, or the proposal to be measured does not fit into this machine's.
+
+    Example:
+        >>> plan("scans.csv", memory_gib=-1)
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
-    where = _device(device)
-    budget = _budget(memory_gib, where)
-    given = {} if bundle is None else _config(bundle, overlays).get()
-    named = {**given.get("columns", {}), **(columns or {})}
-    cases = read_cohort(cohort, columns=named, image_keys=given.get("image_keys", ["image"]))
-    dims = given.get("spatial_dims")
-    survey = survey_cohort(shown(cases, "reading every scan") if check else cases, dims, read_whole=check)
-    source = bundle or f"diffae_{survey.spatial_dims}d"
-    parser = _config(source, overlays)
-    for key in overrides or {}:
+    from monai_diffae.apps.training import planning
+    from monai_diffae.apps.training.proposals import propose
+    from monai_diffae.data.cohorts import read_cohort
+    from monai_diffae.data.progress import shown
+    from monai_diffae.data.survey import survey_cohort
+
+    target = planning.find_device(device)
+    budget = planning.memory_budget(memory_gib, target)
+    given = {} if bundle is None else planning.read_training_config(bundle, overlays).get()
+    cases = read_cohort(
+        cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
+    )
+    scans = shown(cases, "reading every scan") if check else cases
+    survey = survey_cohort(scans, given.get("spatial_dims"), read_whole=check)
+    bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
+    parser = planning.read_training_config(bundle, overlays)
+    for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
-            raise ConfigError(f"{key}: the bundle's train.json has no such key")
-    proposal = propose(parser.get(), survey, budget, where, overrides or {})
+            raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
+    proposal = propose(parser.get(), survey, budget, target, overrides)
     speed = None
     if measure:
-        parser.update({**proposal.settings, "dataset_dir": os.fspath(cohort)})
-        parser.update({f"columns#{word}": name for word, name in (columns or {}).items()})
-        speed = _measured(parser, survey, proposal, where)
-    commands = _commands(source, cohort, columns or {}, overlays, proposal.settings)
-    return Plan(survey, proposal, _num_cropped(survey, proposal.settings), budget, str(where), commands, speed)
-
-
-def show(result: Plan) -> None:
-    """Print a plan for people: the cohort, the proposal with its memory, and the commands."""
-    survey = result.survey
-    summary, outliers = survey.summary(), survey.outliers
-    table = Table("R x A x S" if survey.spatial_dims == 3 else "rows x columns", "5 %", "median", "95 %")
-    for name, key in (("size", "size"), ("spacing (mm)", "spacing_mm"), ("field (mm)", "field_mm")):
-        table.add_row(name, *(" x ".join(f"{v:g}" for v in summary[key][p]) for p in ("p5", "p50", "p95")))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{len(survey.ids)} scans, {len(survey.failures)} more that cannot be used")
-    console.print(table)
-    if outliers:
-        console.print(f"{len(outliers)} unlike the others by a factor of two: {_listed(outliers)}")
-    for failure in survey.failures[:_LISTED]:
-        console.print(f"failed: {failure.case_id}: {failure.reason}")
-    if len(survey.failures) > _LISTED:
-        console.print(f"failed, too: {len(survey.failures) - _LISTED} more; --json lists them all")
-    for key, value in result.proposal.settings.items():
-        console.print(f"{key}: {value}")
-    if result.num_cropped:
-        console.print(f"{result.num_cropped} scans are larger than this grid and would be cropped")
-    console.print(
-        f"predicted memory {result.proposal.memory.gib:.2f} GiB of {result.budget / GIB:.2f} GiB on {result.device}"
-    )
-    console.print(
-        "time: not measured; --measure trains for some seconds" if result.speed is None else str(result.speed)
-    )
-    for command in result.commands:
-        console.print(command)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ConfigError(f"device: there is no {str(device)!r}; choose cpu or cuda") from error
-
-
-def _budget(memory_gib: float | None, device: torch.device) -> int:
-    if memory_gib is not None:
-        if not 0 < memory_gib < float("inf"):  # NaN too
-            raise ConfigError(f"memory_gib is {memory_gib:g}; it must be a number above 0")
-        return int(memory_gib * GIB)
-    check_device(device)
-    free = free_memory(device)
-    if free is None:
-        raise MachineError(f"the free memory of {device} is unknown on this machine; give --memory-gib")
-    return int(_USED * free)
-
-
-def _measured(parser: ConfigParser, survey: Survey, proposal: Proposal, device: torch.device) -> Speed:
-    check_device(device)
-    free = free_memory(device)
-    if free is not None and proposal.memory.total > free:
-        raise MachineError(
-            f"the speed cannot be measured: the proposal takes {proposal.memory.gib:.2f} GiB, {free / GIB:.2f} GiB are "
-            f"free on {device}; leave --measure out, or give a smaller --memory-gib"
-        )
-    failed = {failure.case_id for failure in survey.failures}
-    cases = build(parser, "cohort", SplitCohort).split("train")
-    return measure_speed(parser.get(), device, sum(case.id not in failed for case in cases))
-
-
-def _config(bundle: str | os.PathLike[str], overlays: Sequence[str | os.PathLike[str]]) -> ConfigParser:
-    folder = Path(bundle) if Path(bundle).is_dir() else shipped_bundle(str(bundle))
-    file = folder / "configs" / "train.json"
-    if not file.is_file():
-        raise ConfigError(f"{folder.name}: there is no configs/train.json; name a bundle's folder")
-    for overlay in map(Path, overlays):
-        if not overlay.is_file():
-            raise ConfigError(f"{overlay.name}: there is no such config file; the bundle's configs/overlays has some")
-    parser = ConfigParser()
-    parser.read_config([str(file), *map(str, overlays)])
-    check_dimensions(parser.get())
-    return parser
-
-
-def _num_cropped(survey: Survey, settings: Mapping[str, Any]) -> int:
-    if "spacing_mm" not in settings:  # images are resized
-        return 0
-    grid_mm = np.array(settings["image_size"]) * np.array(settings["spacing_mm"])
-    half_a_voxel = np.array(settings["spacing_mm"]) / 2
-    return int((survey.fields_mm > grid_mm + half_a_voxel).any(axis=1).sum())
-
-
-def _commands(
-    bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str],
-    columns: Mapping[str, str],
-    overlays: Sequence[str | os.PathLike[str]],
-    settings: Mapping[str, Any],
-) -> list[str]:
-    commands, root = [], str(bundle)
-    if not Path(bundle).is_dir():
-        root = "my_bundle"
-        commands.append(shlex.join(["monai-diffae", "init", root, "--bundle", str(bundle)]))
-    words = ["monai-diffae", "train", "--bundle", root, "--cohort", os.fspath(cohort)]
-    for overlay in overlays:
-        words += ["--overlay", os.fspath(overlay)]
-    for word, name in columns.items():
-        words += ["--column", f"{word}={name}"]
-    for key, value in settings.items():
-        words += ["--set", f"{key}={_as_typed(value)}"]
-    return [*commands, shlex.join(words)]
-
-
-def _as_typed(value: Any) -> str:
-    return str(value).replace(" ", "").lower() if isinstance(value, (bool, list)) else str(value)
+        parser.update({**proposal.settings, "dataset_dir": str(cohort)})
+        parser.update({f"columns#{word}": name for word, name in columns.items()})
+        speed = planning.measured_speed(parser, survey, proposal, target)
+    commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
+    num_cropped = planning.count_cropped(survey, proposal.settings)
+    return Plan(survey, proposal, num_cropped, budget, str(target), commands, speed)

@@ -1,4 +1,6 @@
-"""Grids for a cohort, from fine to coarse, and the largest training on them that fits a memory."""
+"""Grids for a cohort, from fine to coarse, and the largest training on them that fits into memory."""
+
+# tested in tests/apps/training/test_plan.py
 
 from __future__ import annotations
 
@@ -30,19 +32,17 @@ logger = logging.getLogger(__name__)
 COARSENINGS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _LARGEST_2D = 256  # the largest image of the paper
 _WIDTH, _LEVELS, _RECOMPUTE = "base_channels", "channel_mult", "use_checkpoint"
-_LATENT_MODE = (
-    "; or take the latent mode: monai-diffae init my_first_stage --bundle autoencoder_kl_3d (docs/latent_mode.md)"
-)
+_LATENT_MODE = "; or train in latent space, as docs/latent_mode.md describes"
 _WIDEST = 64  # the paper's width at 64 pixels
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings that fit.
+    """Settings that fit into memory.
 
     Attributes:
-        settings: config ids and values.
-        memory: that training with them is predicted to take.
+        settings: values for keys of the configuration.
+        memory: the memory that training with them is predicted to use.
     """
 
     settings: dict[str, Any]
@@ -56,54 +56,54 @@ def propose(
     device: torch.device,
     overrides: Mapping[str, Any],
 ) -> Proposal:
-    """The finest grid that fits, with the largest batch up to the config's; recomputing only where it must.
+    """Propose the finest grid that fits into memory, and the largest batch on it.
 
-    A finer grid comes first. On it, at least half of the config's batch without recomputation, then any batch with
-    it. On a GPU wider networks follow while they fit.
+    A finer grid has priority over a larger batch. Activations are recomputed only if less than half of the
+    configuration's batch fits without. On a GPU, the network is then made wider as long as it fits.
 
     Args:
-        config: the bundle's ``train.json`` with the overlays that are laid over it.
+        config: the bundle's ``train.json`` with its overlays.
         survey: of the cohort.
-        budget: bytes.
+        budget: bytes that training may use.
         device: where training will run.
-        overrides: config ids and values that are settled.
+        overrides: values that are decided already, by their keys.
 
     Raises:
-        ConfigError: the network is none of those whose width can be chosen.
+        ConfigError: the configuration's network has no width that could be chosen.
         MachineError: not even a single image of the coarsest grid fits.
     """
     machine = _Machine(_with_first_stage(config, overrides), dict(overrides), budget, device)
     factors = (1, 1, 1) if machine.first_stage is None else machine.first_stage.size_divisors
-    wanted = int(machine.value("batch_size"))
-    least, half = (wanted, wanted) if "batch_size" in overrides else (1, (wanted + 1) // 2)
+    batch_size = int(machine.value("batch_size"))
+    smallest, half = (batch_size, batch_size) if "batch_size" in overrides else (1, (batch_size + 1) // 2)
     for grid in _grids(survey, len(machine.value(_LEVELS)), overrides, factors):
         grid[_WIDTH] = machine.value(_WIDTH)
-        if not machine.fits({**grid, _RECOMPUTE: True, **_batches(machine, least, wanted)}):
+        if not machine.fits({**grid, _RECOMPUTE: True, **_batches(machine, smallest, batch_size)}):
             continue
-        for use_checkpoint, fewest in ((False, half), (True, least)):
-            found = _largest_batch(machine, {**grid, _RECOMPUTE: use_checkpoint}, wanted, fewest)
-            if found is not None:
-                return _widened(machine, found)
-    is_for_first_stage = survey.spatial_dims == 3 and machine.first_stage is None
+        for use_checkpoint, minimum in ((False, half), (True, smallest)):
+            proposal = _largest_batch(machine, {**grid, _RECOMPUTE: use_checkpoint}, batch_size, minimum)
+            if proposal is not None:
+                return _widened(machine, proposal)
+    can_use_latents = survey.spatial_dims == 3 and machine.first_stage is None
     raise MachineError(
-        f"nothing fits {budget / GIB:.2f} GiB: free memory, give a larger --memory-gib, or narrow the network, as "
-        "--set base_channels=8" + (_LATENT_MODE if is_for_first_stage else "")
+        f"memory_gib: nothing fits into {budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or make the "
+        f"network narrower with overrides {_WIDTH}=8" + (_LATENT_MODE if can_use_latents else "")
     )
 
 
 def grid_3d(
     survey: Survey, coarsening: float, num_levels: int, factors: Sequence[int] = (1, 1, 1)
 ) -> tuple[list[float], list[int]]:
-    """Millimetres between voxels and the size of a grid that holds 95 % of the fields along each axis.
+    """Spacing in mm and size of a grid that holds 95 % of the fields of view along each axis.
 
-    Axes that are less than twice as thick as the finest one get the same spacing; thicker ones keep their own until
-    the others are as coarse. Sizes are rounded up to what the levels' strides divide.
+    Axes whose spacing is less than twice the finest get the same spacing. Axes with a larger spacing keep it until the
+    others are as coarse. Sizes are rounded up so that the network's levels can halve them.
 
     Args:
         survey: of volumes.
         coarsening: 1: the cohort's median spacing; 2: twice that.
-        num_levels: of the network.
-        factors: by which a first stage makes volumes smaller before the network sees them.
+        num_levels: levels of the network.
+        factors: by how much a first stage reduces each axis before the network sees it.
     """
     median = np.median(survey.spacings_mm, axis=0)
     fine = median < 2 * median.min()
@@ -118,8 +118,8 @@ def grid_3d(
 
 
 def grid_2d(survey: Survey, coarsening: float, num_levels: int) -> list[int]:
-    """A square of about the median longest side, which images are resized to and padded; 256 at most."""
-    divisor = 2**num_levels  # the encoder has one level more than the decoder
+    """Size of a square to which images are resized and padded: about their median longest side, at most 256."""
+    divisor = 2**num_levels  # the encoder has one more level than the decoder
     longest = min(float(np.median(survey.sizes.max(axis=1))), _LARGEST_2D) / coarsening
     return [max(1, round(longest / divisor)) * divisor] * 2
 
@@ -127,7 +127,7 @@ def grid_2d(survey: Survey, coarsening: float, num_levels: int) -> list[int]:
 def _grids(
     survey: Survey, num_levels: int, overrides: Mapping[str, Any], factors: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    seen: list[dict[str, Any]] = []
+    earlier: list[dict[str, Any]] = []
     for coarsening in COARSENINGS:
         if survey.spatial_dims == 3:
             spacing_mm, image_size = grid_3d(survey, coarsening, num_levels, factors)
@@ -135,14 +135,14 @@ def _grids(
         else:
             grid = {"image_size": grid_2d(survey, coarsening, num_levels)}
         grid |= {key: value for key, value in overrides.items() if key in grid}
-        if grid not in seen:
-            seen.append(grid)
+        if grid not in earlier:
+            earlier.append(grid)
             yield grid
 
 
 @dataclass(frozen=True)
 class _Machine:
-    """A bundle's config on a device, with a budget in bytes."""
+    """A bundle's configuration on a device, with a budget in bytes."""
 
     config: dict[str, Any]
     overrides: dict[str, Any]
@@ -151,27 +151,27 @@ class _Machine:
 
     @property
     def first_stage(self) -> FirstStage | None:
-        """Whose latents the network works on."""
+        """The first stage on whose latents the network works; None: it works on images."""
         stage: FirstStage | None = self.config.get("first_stage")
         return stage
 
     def value(self, key: str) -> Any:
-        """A key's value in the config with the overrides.
+        """The value of a key of the configuration with the overrides.
 
         Raises:
             ConfigError: there is no such key, or the network is not built with it.
         """
         parser = self._parser({})
-        is_of_network = key not in (_WIDTH, _LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
-        if key not in parser or not is_of_network:
+        is_used = key not in (_WIDTH, _LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
+        if key not in parser or not is_used:
             raise ConfigError(
-                f"{key}: the config has no such key of its network, for which plan proposes values; plan a diffusion "
-                "autoencoder"
+                f"{key}: the network has no such key in the configuration, for which plan proposes values; name a "
+                "bundle of a diffusion autoencoder"
             )
         return parser.get(key)
 
     def predict(self, settings: Mapping[str, Any]) -> Proposal:
-        """What a training with these settings takes; overrides go first."""
+        """These settings with the overrides, and the memory that training with them uses."""
         parser = self._parser(settings)
         with torch.device("meta"):
             network = build(parser, "network_def", nn.Module)
@@ -193,7 +193,7 @@ class _Machine:
         return proposal
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
-        """Whether they are within the budget."""
+        """Whether training with these settings is within the budget."""
         return self.predict(settings).memory.total <= self.budget
 
     def _parser(self, settings: Mapping[str, Any]) -> ConfigParser:
@@ -203,44 +203,48 @@ class _Machine:
 
 
 def _with_first_stage(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, with the first stage that it may name read once."""
+    """The configuration, with its first stage loaded if it names one."""
     if "first_stage" not in config:
         return config
     parser = ConfigParser(copy.deepcopy(config))
     parser.update({**overrides, "device": "cpu"})
     if parser.get("first_stage_bundle") == "???":
-        raise ConfigError("first_stage_bundle is not set; name a trained one, as --set first_stage_bundle=DIR")
+        raise ConfigError("first_stage_bundle: is required; name a trained one with overrides first_stage_bundle=DIR")
     return {**config, "first_stage": build(parser, "first_stage", FirstStage)}
 
 
-def _largest_batch(machine: _Machine, settings: dict[str, Any], wanted: int, fewest: int) -> Proposal | None:
-    batch_size = wanted
-    while batch_size >= fewest:
-        proposal = machine.predict({**settings, **_batches(machine, batch_size, wanted)})
+def _largest_batch(
+    machine: _Machine, settings: dict[str, Any], config_batch_size: int, minimum: int
+) -> Proposal | None:
+    """The largest batch within the budget, from the configuration's down to ``minimum``; None: not even that fits."""
+    batch_size = config_batch_size
+    while batch_size >= minimum:
+        proposal = machine.predict({**settings, **_batches(machine, batch_size, config_batch_size)})
         if proposal.memory.total <= machine.budget:
             return proposal
-        # weights do not shrink with the batch, so no larger one than this can fit
+        # the weights do not shrink with the batch, so no larger batch than this can fit
         batch_size = min(batch_size - 1, int(batch_size * machine.budget / proposal.memory.total))
     return None
 
 
-def _batches(machine: _Machine, batch_size: int, wanted: int) -> dict[str, Any]:
-    """The batch, with as many images an update as the config has; validation and pictures no larger than it."""
+def _batches(machine: _Machine, batch_size: int, config_batch_size: int) -> dict[str, Any]:
+    """A batch size, accumulation to as many images per update as configured, and no larger batches in validation."""
     settings: dict[str, Any] = {"batch_size": batch_size}
-    if batch_size < wanted:
-        settings["accumulation_steps"] = math.ceil(wanted * int(machine.value("accumulation_steps")) / batch_size)
+    if batch_size < config_batch_size:
+        images_per_update = config_batch_size * int(machine.value("accumulation_steps"))
+        settings["accumulation_steps"] = math.ceil(images_per_update / batch_size)
         for key in ("val_batch_size", "num_pictures"):
             settings[key] = min(int(machine.value(key)), batch_size)
     return settings
 
 
-def _widened(machine: _Machine, found: Proposal) -> Proposal:
-    """Twice as wide while it fits, where that costs little time."""
+def _widened(machine: _Machine, proposal: Proposal) -> Proposal:
+    """The proposal with a network twice as wide, as often as it fits; only on a GPU, where width costs little time."""
     width = int(machine.value(_WIDTH))
     while machine.device.type == "cuda" and _WIDTH not in machine.overrides and 2 * width <= _WIDEST:
         width *= 2
-        wider = machine.predict({**found.settings, _WIDTH: width})
+        wider = machine.predict({**proposal.settings, _WIDTH: width})
         if wider.memory.total > machine.budget:
             break
-        found = wider
-    return found
+        proposal = wider
+    return proposal

@@ -1,76 +1,129 @@
-"""Training a bundle from Python: the same run as ``python -m monai.bundle run``."""
+"""The command ``train``: train a bundle, as ``python -m monai.bundle run`` does."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.settings import Training
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 
-def train(
-    bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    config: str = "train",
-    overlays: Sequence[str | os.PathLike[str]] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> Path:
-    """Train a bundle with one of its configs; an interrupted training goes on from its checkpoint.
+@dataclass(frozen=True)
+class TrainResult(CommandResult):
+    """The result of a training.
 
-    The same as ``python -m monai.bundle run --config_file DIR/configs/train.json --bundle_root DIR --dataset_dir ...``.
+    Attributes:
+        folder: the trained bundle.
+        failures: the list of cases that could not be used; it exists if there are any.
+        num_failed: how many they are.
+    """
+
+    folder: Path
+    failures: Path
+    num_failed: int
+
+    def lines(self) -> Iterator[str]:
+        """The folder."""
+        yield str(self.folder)
+
+    def figures(self) -> dict[str, Any]:
+        """The folder and the number of cases that could not be used."""
+        return {"folder": str(self.folder), "num_failed": self.num_failed}
+
+    @property
+    def incomplete(self) -> str | None:
+        """How many cases were not used."""
+        if not self.num_failed:
+            return None
+        return f"{self.num_failed} cases could not be used: see {self.failures.name}"
+
+
+@command
+def train(
+    bundle: Path, cohort: Path | None = None, out: Path | None = None, *, training: Training = Training()
+) -> TrainResult:
+    """Train a bundle's autoencoder on a cohort, or resume its training after an interruption.
+
+    The same run as ``python -m monai.bundle run --config_file my_bundle/configs/train.json --bundle_root my_bundle
+    --dataset_dir scans.csv``. The folder ``models`` gets the weights (``model.pt``), their configuration
+    (``config.json``) and a checkpoint; ``curves.csv``, ``curves.png`` and ``pictures`` show the progress.
 
     Args:
-        bundle: the bundle's folder.
-        cohort: the data, ``dataset_dir`` in the config; what the config says when None.
-        out: where the weights and curves go; into the bundle when None.
-        config: which of the bundle's ``configs/*.json`` is run; ``train`` trains the autoencoder.
-        overlays: further config files, laid over it in this order.
-        overrides: config ids and values, such as ``{"max_epochs": 3, "base_channels": 32}``.
+        bundle: Folder of a bundle, made with ``monai-diffae init``.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
+        out: Folder for the trained bundle; by default the bundle's own.
+        training: How to train.
 
     Returns:
-        The folder with the trained bundle.
+        The folder of the trained bundle and the number of cases that could not be used.
 
     Raises:
-        ConfigError: no such config, an unknown key, or a training that is complete already.
-        CohortError: no usable set of cases.
+        ConfigError: the bundle or an overlay does not exist, a key or value of the configuration cannot be used, or
+            the training is complete already.
+        CohortError: no usable case.
+        MachineError: the training does not fit into memory, or the disk is full.
 
     Example:
-        >>> train("bundles/no_such_bundle", "cohort.csv")
+        >>> train("no_such_bundle", "cohort.csv")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; name a bundle's folder, ...
+        monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
-    root = Path(bundle)
-    files = [root / "configs" / f"{config}.json", *map(Path, overlays)]
-    for file in files:
-        if not file.is_file():
-            name = root.name if file is files[0] else file.name
-            what = f"configs/{config}.json" if file is files[0] else "such config file"
-            raise ConfigError(f"{name}: there is no {what}; name a bundle's folder, made with monai-diffae init")
+    from monai_diffae.data.failures import count_failures
+
+    folder = run_training("train", bundle, cohort, out, training)
+    failures = folder / "failures.csv"
+    return TrainResult(folder, failures, count_failures(failures))
+
+
+def run_training(
+    config: str, bundle: Path, cohort: Path | None, out: Path | None, training: Training, **values: Any
+) -> Path:
+    """Run one of a bundle's training configurations.
+
+    Args:
+        config: the name of a file in the bundle's ``configs``, without ``.json``.
+        bundle: the bundle's folder.
+        cohort: the data; None: what the configuration names.
+        out: the folder of the results; None: what the configuration names.
+        training: the values and overlays that replace the configuration's.
+        values: values of further keys.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        ConfigError: a file does not exist, or a key or value cannot be used.
+    """
+    files = [bundle / "configs" / f"{config}.json", *training.overlays]
+    if not files[0].is_file():
+        raise ConfigError(
+            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or name one"
+        )
+    for overlay in training.overlays:
+        if not overlay.is_file():
+            raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
     from monai.bundle import ConfigWorkflow
 
     from monai_diffae.bundle.loading import set_values
 
-    values: dict[str, Any] = {"bundle_root": str(root), **(overrides or {})}
-    if cohort is not None:
-        values["dataset_dir"] = str(cohort)
-    if out is not None:
-        values["output_dir"] = str(out)
-    # it warns of every overlay that lies in another folder, and of having no logging file
-    chatter = logging.getLogger("monai.bundle.workflows")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
+    values = {"bundle_root": str(bundle), **_values(cohort, out, training), **values}
+    # MONAI warns about each overlay from another folder, and about the lack of a logging file
+    log = logging.getLogger("monai.bundle.workflows")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         workflow = ConfigWorkflow([str(file) for file in files], logging_file=False, workflow_type="train")
     finally:
-        chatter.setLevel(level)
-    # not as ConfigWorkflow's keywords: there, `tracking` (MONAI 1.6.1) is another thing than our key
-    set_values(workflow.parser, values, "the config", f"configs/{config}.json")
+        log.setLevel(level)
+    # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
+    set_values(workflow.parser, values, "the configuration", f"configs/{config}.json")
     try:
         workflow.initialize()
         workflow.run()
@@ -80,4 +133,15 @@ def train(
         if known is None or known is error:
             raise
         raise known from error
-    return Path(values.get("output_dir", root))
+    return Path(values.get("output_dir", bundle))
+
+
+def _values(cohort: Path | None, out: Path | None, training: Training) -> dict[str, Any]:
+    """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
+    named = {
+        "dataset_dir": cohort, "output_dir": out, "seed": training.seed, "device": training.device,
+        "batch_size": training.batch_size, "workers": training.workers, "overwrite": training.overwrite or None,
+    }  # fmt: skip
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in named.items() if value is not None}
+    columns = {f"columns#{word}": name for word, name in training.columns.items()}
+    return {**given, **columns, **training.overrides}

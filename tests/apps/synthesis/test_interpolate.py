@@ -82,7 +82,7 @@ def test_wrong_cases_are_one_line(tiny_bundle, ends, tmp_path):
         wrong(first="mni-000001", second="mni-000001")
     with pytest.raises(ConfigError, match="num_images: 1 is below 2"):
         wrong(num_images=1)
-    with pytest.raises(ConfigError, match="infere: the model's config has no such key"):
+    with pytest.raises(ConfigError, match="infere: the model's configuration has no such key"):
         wrong(overrides={"infere": 5})
     assert not any(tmp_path.iterdir())
 

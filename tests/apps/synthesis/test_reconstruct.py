@@ -215,7 +215,10 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
         ({"solver": "$print(1)"}, r"solver is '\$print\(1\)'; choose one of: adams"),
         ({"inversion": "magic"}, "inversion is 'magic'; choose one of: implicit, ddim"),
         ({"overrides": {"inferer#foo": 1}}, "unknown config key 'inferer#foo': .*Inferer takes batch_size, clip, "),
-        ({"overrides": {"inferer": 5}}, "inferer: the config gives a int, no DiffusionAutoencoderInferer"),
+        (
+            {"overrides": {"inferer": 5}},
+            "inferer: must be a DiffusionAutoencoderInferer, but the configuration gives int",
+        ),
         ({"overrides": {"inferer#schedule": None}}, "schedule is None; it must be a DiffusionSchedule"),
         ({"overrides": {"diffusion#clip_range": [1, -1]}}, "clip_range is .1, -1.; it must be the least and"),
         ({"spacing": "magic"}, "spacing is 'magic'; choose one of: logsnr, leading, trailing, linspace"),

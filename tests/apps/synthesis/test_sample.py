@@ -111,7 +111,9 @@ def test_the_codes_are_made_again_too(five, copied, latent_bundle):
 
 
 def test_in_colour_and_whatever_the_encoder_sees(unusual, quick_latent, tmp_path):
-    bundle = train_latent(unusual.bundle, embeddings=unusual.embeddings, out=tmp_path / "b", overrides=quick_latent)
+    bundle = train_latent(
+        unusual.bundle, embeddings=unusual.embeddings, out=tmp_path / "b", overrides=quick_latent
+    ).folder
     sample(bundle, tmp_path / "png", num_images=2, device="cpu", direction=unusual.direction)
     sample(bundle, tmp_path / "nii", num_images=2, direction=unusual.direction, **EXACT)
     for i in range(2):

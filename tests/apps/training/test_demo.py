@@ -3,11 +3,11 @@ import json
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.training.demo import WHAT_IT_IS, demo, show
+from monai_diffae.apps.training.demo import DISCLAIMER, demo
 from monai_diffae.errors import ConfigError
 
 
-def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
+def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
     overrides = {
         "image_size": [16, 16],
         "base_channels": 8,
@@ -36,12 +36,13 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, capsys):
     second = demo(tmp_path, num_reconstructions=3, **options)
     assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written
     assert second.reconstruction == first.reconstruction
-    with pytest.raises(ConfigError, match="holds a demo of other settings; name another --out"):
+    with pytest.raises(ConfigError, match="holds a demo with other settings; name another out"):
         demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "learning_rate": 0.1}})
-    show(second)
-    printed = capsys.readouterr().out
-    assert WHAT_IT_IS in printed
-    assert "ventricles" in printed
+    shown = list(second.lines())
+    assert shown[0] == DISCLAIMER
+    assert any("ventricles" in line for line in shown)
+    assert json.loads(json.dumps(second.figures()))["reconstruction"] == first.reconstruction
+    assert second.incomplete is None
 
 
 def test_demo_names_the_overlays_that_there_are(tmp_path):

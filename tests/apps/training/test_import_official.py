@@ -33,7 +33,7 @@ from monai_diffae.networks import LatentMLP
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
+PARITY = Path(__file__).parents[4] / "shared" / "parity"
 needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../shared/parity with the official numbers")
 SIZE = 16
 TINY = {"base": 8, "mult": (1, 1), "enc_mult": (1, 1, 2), "blocks": 1, "enc_blocks": 1, "z": 12, "embed": 10}
@@ -59,6 +59,11 @@ def save(official, tmp_path):
     return write
 
 
+def imported(*arguments, **options):
+    """The folder of the bundle that is made."""
+    return import_official(*arguments, **options).folder
+
+
 def pictures(folder: Path, channels: int, size: int = SIZE, count: int = 3) -> Path:
     folder.mkdir()
     for i in range(count):
@@ -70,10 +75,10 @@ def pictures(folder: Path, channels: int, size: int = SIZE, count: int = 3) -> P
 def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, caplog):
     checkpoint = save()
     with caplog.at_level(logging.INFO, "monai_diffae"):
-        out = import_official(checkpoint, tmp_path / "bundle")
-    assert "image size 16 x 16, of the x_T" in caplog.text
+        out = imported(checkpoint, tmp_path / "bundle")
+    assert "image size 16 x 16, which is that of x_T" in caplog.text
     last = caplog.records[-1].getMessage()
-    assert last.startswith("bundle: a Diff-AE of 0.0 M parameters, images of 16 x 16 with 3 channels, z_sem of 12")
+    assert last.startswith("bundle: a Diff-AE of 0.0 M parameters for images of 16 x 16 with 3 channels, z_sem of 12")
     assert (out / "configs" / "train.json").is_file()
     assert (out / "configs" / "overlays").is_dir()
     assert (out / "LICENSE").is_file()
@@ -101,7 +106,7 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
 
 
 def test_the_diffusion_is_the_official_one(save, tmp_path):
-    out = import_official(save(), tmp_path / "bundle")
+    out = imported(save(), tmp_path / "bundle")
     schedule = load_bundle(out, "cpu").inferer.schedule
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
@@ -110,7 +115,7 @@ def test_the_diffusion_is_the_official_one(save, tmp_path):
 
 
 def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
-    out = import_official(save(), tmp_path / "bundle")
+    out = imported(save(), tmp_path / "bundle")
     images = pictures(tmp_path / "images", channels=3, count=1)
     official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 20}
     ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 20, "invert_steps": 20}
@@ -125,7 +130,7 @@ def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
 @needs_parity_files
 def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
     file = PARITY / "official_1ch_32px.safetensors"
-    out = import_official(file, tmp_path / "bundle")
+    out = imported(file, tmp_path / "bundle")
     values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
     trained = load_bundle(out, "cpu", overrides={f"inferer#{key}": value for key, value in values.items()})
     tensors, _ = read_safetensors(file)
@@ -140,7 +145,7 @@ def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
 
 def test_the_latent_ddim_comes_along(save, tmp_path):
     checkpoint = save()
-    out = import_official(checkpoint, tmp_path / "bundle")
+    out = imported(checkpoint, tmp_path / "bundle")
     loaded = load_latent(out, "cpu")
     latent = loaded.network
     assert isinstance(latent, LatentMLP)
@@ -158,23 +163,23 @@ def test_the_latent_ddim_comes_along(save, tmp_path):
 
 def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "monai_diffae"):
-        out = import_official(save(latent=False), tmp_path / "bundle")
-    assert "holds no latent DDIM" in caplog.text
+        out = imported(save(latent=False), tmp_path / "bundle")
+    assert "has no latent DDIM" in caplog.text
     assert not (out / "models" / "latent_model.pt").exists()
     assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
-    with pytest.raises(ConfigError, match=r"^last\.ckpt: holds no latent DDIM that statistics could belong to"):
+    with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
         import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
     assert not (tmp_path / "other").exists()
 
 
 def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     checkpoint = save(beside=["x_T"])
-    out = import_official(checkpoint, tmp_path / "unknown")
-    assert "--latent-statistics latent.pkl adds them" in caplog.text
-    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are not known; import"):
+    out = imported(checkpoint, tmp_path / "unknown")
+    assert "latent_statistics adds them" in caplog.text
+    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are unknown; import"):
         load_latent(out, "cpu")
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
-    out = import_official(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
+    out = imported(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
     state = torch.load(out / "models" / "latent_model.pt", weights_only=True)
     assert torch.equal(state["z_std"], STD)
 
@@ -199,7 +204,7 @@ def test_statistics_that_are_wrong_are_told_by_their_file(save, tmp_path):
 
 def test_provenance_has_checksums_and_no_paths(save, tmp_path):
     checkpoint = save()
-    out = import_official(checkpoint, tmp_path / "bundle")
+    out = imported(checkpoint, tmp_path / "bundle")
     assert json.loads((out / "models" / "provenance.json").read_text()) == {
         "source": "official phizaz/diffae checkpoint",
         "file_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
@@ -212,7 +217,7 @@ def test_provenance_has_checksums_and_no_paths(save, tmp_path):
 
 @pytest.mark.parametrize("kind", ["inference", "train"])
 def test_the_config_can_be_laid_over_the_bundles_own(save, tmp_path, kind):
-    out = import_official(save(), tmp_path / "bundle")
+    out = imported(save(), tmp_path / "bundle")
     parser = ConfigParser()
     parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
     check_config(parser.get())  # as every bundle run does before it builds anything
@@ -221,25 +226,25 @@ def test_the_config_can_be_laid_over_the_bundles_own(save, tmp_path, kind):
 def test_image_size_without_x_T(save, tmp_path, caplog):
     checkpoint = save(beside=(), latent=False)  # attention at level 1: 32 there and 16 behind it
     with caplog.at_level(logging.INFO, "monai_diffae"):
-        out = import_official(checkpoint, tmp_path / "from_attention")
+        out = imported(checkpoint, tmp_path / "from_attention")
     assert "image size 32, at which the network's attention sees 16 x 16" in caplog.text
     assert bundle_summary(out)["image_size"] == [32, 32]
-    assert bundle_summary(import_official(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
+    assert bundle_summary(imported(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
     for levels in ((), (0, 1)):
         other = save(changes={"attention": levels}, beside=(), latent=False)
-        with pytest.raises(ConfigError, match=f"no x_T, and attention at {len(levels)} levels; say --image-size"):
+        with pytest.raises(ConfigError, match=f"^image_size: .* attention at {len(levels)} levels; give a value"):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
     for size in (4100, 10**9):
-        with pytest.raises(ConfigError, match=f"^image size {size} x {size}: more than the limit of 4096"):
+        with pytest.raises(ConfigError, match=f"^image_size: {size} is above the limit of 4096"):
             import_official(checkpoint, tmp_path / "no", image_size=size)
-    assert bundle_summary(import_official(checkpoint, tmp_path / "large", image_size=4096))["image_size"][0] == 4096
+    assert bundle_summary(imported(checkpoint, tmp_path / "large", image_size=4096))["image_size"][0] == 4096
     assert not (tmp_path / "no").exists()
 
 
 def test_other_blocks_in_the_encoder_than_in_the_unet(save, tmp_path):
-    out = import_official(save(changes={"blocks": 2, "enc_blocks": 1}), tmp_path / "bundle")
+    out = imported(save(changes={"blocks": 2, "enc_blocks": 1}), tmp_path / "bundle")
     assert load_bundle(out, "cpu").network.encoder.config["num_res_blocks"] == 1
 
 
@@ -247,9 +252,9 @@ def test_said_arguments_reach_the_network(save, tmp_path):
     checkpoint = save(
         changes={"mult": (1, 1), "enc_mult": (1, 1, 1), "attention": (), "enc_attention": (), "blocks": 2}
     )
-    with pytest.raises(ConfigError, match="1 or 2 residual blocks a level fit"):
+    with pytest.raises(ConfigError, match="1 or 2 residual blocks per level fit"):
         import_official(checkpoint, tmp_path / "no")
-    out = import_official(checkpoint, tmp_path / "bundle", encoder_num_res_blocks=1, num_heads=2)
+    out = imported(checkpoint, tmp_path / "bundle", encoder_num_res_blocks=1, num_heads=2)
     network_def = json.loads((out / "models" / "config.json").read_text())["network_def"]
     assert (network_def["encoder"]["num_res_blocks"], network_def["unet"]["num_heads"]) == (1, 2)
     assert network_def["encoder"]["num_heads"] == 2
@@ -259,7 +264,7 @@ def test_said_arguments_reach_the_network(save, tmp_path):
 @pytest.mark.parametrize(("name", "size", "channels"), [("official_1ch_32px", 32, 1), ("official_3ch_64px", 64, 3)])
 def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     file = PARITY / f"{name}.safetensors"
-    code, printed, error = run("import-official", file, "--out", tmp_path / "bundle")
+    code, printed, error = run("import-official", file, tmp_path / "bundle")
     assert (code, printed) == (0, f"{tmp_path / 'bundle'}\n"), error
     tensors, _ = read_safetensors(file)
     trained = load_bundle(tmp_path / "bundle", "cpu")
@@ -271,7 +276,7 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "bundle" / "models" / "provenance.json").read_text())["weights"] == "model"
     images = pictures(tmp_path / "images", channels, size)
-    model = ["--bundle", tmp_path / "bundle", "--cohort", images, "--device", "cpu", "--out"]
+    model = [tmp_path / "bundle", images, "--device", "cpu", "--out"]
     assert run("embed", *model, tmp_path / "embedded")[0] == 0
     assert run("reconstruct", *model, tmp_path / "made", "--steps", 2, "--limit", 1)[0] == 0
     code, printed, _ = run("info", tmp_path / "bundle", "--json")
@@ -301,11 +306,11 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path
     torch.save(official.random_latent(), tmp_path / "latent.ckpt")
     refused(tmp_path, tmp_path / "latent.ckpt", ConfigError, "there is no autoencoder in it")
     torch.save({"a": os.system}, tmp_path / "code.ckpt")
-    refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: holds (posix|nt).system")
+    refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: contains (posix|nt).system")
     for content, message in (
-        ([1, 2], "holds a list, no weights"),
-        (torch.zeros(3), "holds a Tensor, no weights"),
-        ({"state_dict": [1, 2]}, "holds a list as its state_dict, no weights"),
+        ([1, 2], "holds a list, not named weights"),
+        (torch.zeros(3), "holds a Tensor, not named weights"),
+        ({"state_dict": [1, 2]}, "holds a list as its state_dict, not named weights"),
         ({"conv.weight": torch.zeros(3)}, "these are not the weights of an official Diff-AE"),
     ):
         torch.save(content, tmp_path / "other.ckpt")
@@ -320,14 +325,14 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path
     kept = {key: tensor for key, tensor in weights.items() if "latent" not in key and "conds" not in key}
     torch.save({"state_dict": kept | other}, tmp_path / "mixed.ckpt")
     refused(
-        tmp_path, tmp_path / "mixed.ckpt", ConfigError, "the latent DDIM is for a z_sem of 13, the encoder gives 12"
+        tmp_path, tmp_path / "mixed.ckpt", ConfigError, "the latent DDIM is for a z_sem of 13, but the encoder's has 12"
     )
 
 
 def test_3d_weights_and_unknown_bundles_are_refused(save, official, tmp_path):
     weights = official.random_weights(official.Official(**TINY))
     torch.save({k: t[..., None] if t.ndim == 4 else t for k, t in weights.items()}, tmp_path / "volumes.ckpt")
-    refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "3D, where the official code is for 2D images")
+    refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "they are 3D, but the official code is for 2D images")
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: .*diffae_2d"):
         import_official(save(), tmp_path / "out", bundle="diffae_4d")
     assert not (tmp_path / "out").exists()
@@ -349,9 +354,9 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_pat
     for out, message in (
         ("file.txt/sub", r"^file\.txt: is a file; name a new folder$"),
         ("file.txt/sub/sub", r"^file\.txt: is a file"),
-        ("link", "^link: is a link that leads nowhere; name a new folder$"),
-        ("link/sub", "^link: is a link that leads nowhere"),
-        ("loop", "^loop: is a link that leads nowhere"),
+        ("link", "^link: is a broken link; name a new folder$"),
+        ("link/sub", "^link: is a broken link"),
+        ("loop", "^loop: is a broken link"),
     ):
         with pytest.raises(ConfigError, match=message):
             import_official(tmp_path / "none.ckpt", tmp_path / out)
@@ -408,13 +413,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
         assert re.match(rf"{name}: cannot be written \(File too large\); free space or choose", str(caught.value))
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "empty").iterdir()) == []
-    load_bundle(import_official(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
+    load_bundle(imported(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
 
 
 def test_the_command_ends_with_one_line_and_its_code(save, tmp_path):
     (tmp_path / "bad.ckpt").write_text("no")
     run = subprocess.run(
-        [sys.executable, "-m", "monai_diffae.cli", "import-official", "bad.ckpt", "--out", "out"],
+        [sys.executable, "-m", "monai_diffae.cli", "import-official", "bad.ckpt", "out"],
         capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
     )  # fmt: skip
     assert run.returncode == 5, run.stderr

@@ -1,6 +1,7 @@
 """Plans: the grid, what fits, the command that they end with."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -9,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.training import plan as planning
-from monai_diffae.apps.training import proposals
+from monai_diffae.apps.training import planning, proposals
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.proposals import grid_2d, grid_3d
+from monai_diffae.cli import build_app
 from monai_diffae.data.survey import Survey
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import ConfigError, MachineError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def survey(sizes, spacings):
@@ -75,7 +76,7 @@ def test_a_plan_of_volumes(volumes):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Predictions by a rule of thumb in place of the network's run: 1 MiB a voxel and image, a tenth recomputed."""
+    """Predictions by a rule of thumb in place of the network's run: 1 MiB per voxel and image, a tenth recomputed."""
 
     def run_memory(network, workload):
         share = 0.1 if network.unet.config["use_checkpoint"] else 1
@@ -133,7 +134,7 @@ def test_what_is_settled_stays(volumes, quick):
 
 
 def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
-    with pytest.raises(MachineError, match="nothing fits 0.01 GiB.* latent mode: monai-diffae init") as caught:
+    with pytest.raises(MachineError, match="^memory_gib: nothing fits into 0.01 GiB; .* in latent space") as caught:
         plan(
             volumes,
             memory_gib=0.01,
@@ -141,44 +142,45 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
             overrides={**SMALL, "image_size": [16, 16, 8], "spacing_mm": [9, 9, 9]},
         )
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="memory_gib is -1"):
+    with pytest.raises(ConfigError, match="memory_gib: -1 is not above 0"):
         plan(volumes, memory_gib=-1)
-    for wrong in (float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="must be a number above 0"):
+    for wrong, reason in ((float("nan"), "nan is above 1e+06"), (float("inf"), "inf is above 1e+06")):
+        with pytest.raises(ConfigError, match=f"^memory_gib: {re.escape(reason)}$"):
             plan(volumes, memory_gib=wrong)
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'"):
         plan(volumes, bundle="diffae_4d")
-    with pytest.raises(ConfigError, match="channel_mult: the config has no such key.*plan a diffusion autoencoder"):
+    with pytest.raises(ConfigError, match="channel_mult: the network has no such key .*diffusion autoencoder"):
         plan(volumes, bundle="autoencoder_kl_3d", memory_gib=1)
     preset = {"network_def": {"_target_": "monai_diffae.networks.preset", "name": "tiny", "spatial_dims": 3}}
-    with pytest.raises(ConfigError, match="channel_mult: the config has no such key of its network"):
+    with pytest.raises(ConfigError, match="channel_mult: the network has no such key in the configuration"):
         plan(volumes, memory_gib=1, overrides=preset)
-    with pytest.raises(ConfigError, match=r"gone\.json: there is no such config file"):
+    with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         plan(volumes, overlays=["gone.json"], memory_gib=1)
     with pytest.raises(ConfigError, match=r"ct\.json is for|but spatial_dims is 2"):
         plan(volumes, overlays=[ROOT / "configs" / "ct.json"], memory_gib=1)
-    with pytest.raises(ConfigError, match="first_stage_bundle is not set; name a trained one, as --set"):
+    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; name a trained"):
         plan(volumes, overlays=[ROOT / "configs" / "latent_space.json"], memory_gib=1)
     monkeypatch.setattr(planning, "free_memory", lambda device: None)
-    with pytest.raises(MachineError, match="give --memory-gib"):
+    with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown.*; give a value"):
         plan(volumes, device="cpu")
 
 
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
-    options = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    options = ["--overrides", *(f"{key}={value}" for key, value in SMALL.items())]
     code, printed, _ = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", *options)
     assert code == 0
-    assert "10 scans, 0 more that cannot be used" in printed
-    assert "time: not measured; --measure" in printed
+    assert "10 scans can be used, 0 cannot" in printed
+    assert "time: not measured; set measure" in printed
     assert "1 scans are larger than this grid" in printed
     assert "predicted memory" in printed
     *_, init, train = printed.splitlines()
     assert init == "monai-diffae init my_bundle --bundle diffae_3d"
-    from monai_diffae.cli.options import settings_of
-
-    words = shlex.split(train)
-    settings = settings_of([words[i + 1] for i, word in enumerate(words) if word == "--set"])
-    assert settings == plan(volumes, memory_gib=40, device="cpu", overrides=SMALL).proposal.settings
+    _, bound, _ = build_app().parse_args(shlex.split(train)[1:])
+    assert bound.args[:2] == (Path("my_bundle"), volumes)
+    assert (
+        bound.arguments["training"].overrides
+        == plan(volumes, memory_gib=40, device="cpu", overrides=SMALL).proposal.settings
+    )
 
 
 def test_json_of_images_and_a_bad_header(run, tmp_path):
@@ -187,7 +189,7 @@ def test_json_of_images_and_a_bad_header(run, tmp_path):
     for i in range(3):
         Image.fromarray(np.zeros((60, 48), np.uint8)).save(folder / f"{i}.png")
     (folder / "bad.png").write_bytes(b"bad")
-    quick = ["--set", "channel_mult=[1,2]", "--memory-gib", 2, "--device", "cpu", "--json"]
+    quick = ["--overrides", "channel_mult=[1,2]", "--memory-gib", 2, "--device", "cpu", "--json"]
     code, printed, _ = run("plan", folder, *quick)
     assert code == 3
     result = json.loads(printed)
@@ -205,13 +207,14 @@ def test_every_scan_is_read_on_demand_and_all_failures_are_counted(run, tmp_path
         if i > 2:
             file = tmp_path / f"{i}.nii.gz"
             file.write_bytes(file.read_bytes()[:-50])
-    options = ["--memory-gib", 4, "--device", "cpu"]
-    options += [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    options = ["--memory-gib", 4, "--device", "cpu", "--overrides"]
+    options += [f"{key}={value}" for key, value in SMALL.items()]
     assert run("plan", tmp_path, *options)[0] == 0
-    code, printed, _ = run("plan", tmp_path, *options, "--check")
+    code, printed, error = run("plan", tmp_path, *options, "--check")
     assert code == 3
-    assert "3 scans, 6 more that cannot be used" in printed
+    assert error.endswith("6 of 9 scans cannot be used\n")
+    assert "3 scans can be used, 6 cannot" in printed
     assert printed.count("the compressed file ends early") == 5
-    assert "failed, too: 1 more; --json lists them all" in printed
+    assert "failed: 1 more; the result as JSON lists them all" in printed
     code, printed, _ = run("plan", tmp_path, *options, "--check", "--json")
     assert len(json.loads(printed)["cohort"]["failures"]) == 6

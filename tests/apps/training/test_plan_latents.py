@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai_diffae.cli.options import settings_of
 
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.plan import plan
+from monai_diffae.cli import build_app
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OVERLAY = ROOT / "configs" / "latent_space.json"
 SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
 
@@ -66,23 +66,23 @@ def test_the_first_stage_counts(first_stage, volumes):
     overrides = settled(first_stage, image_size=[128] * 3, spacing_mm=[1, 1, 1], batch_size=1)
     memory = plan(volumes, memory_gib=9, device="cpu", overlays=[OVERLAY], overrides=overrides).proposal.memory
     assert memory.passing > 3 * 16 * 4 * 128**3  # decoding: three times the first level's channels, in float32
-    with pytest.raises(MachineError, match="nothing fits") as caught:
+    with pytest.raises(MachineError, match="^memory_gib: nothing fits") as caught:
         plan(volumes, memory_gib=0.3, device="cpu", overlays=[OVERLAY], overrides=overrides)
-    assert "latent mode" not in str(caught.value)
+    assert "latent space" not in str(caught.value)
 
 
 def test_the_command_trains_with_the_overlay(first_stage, volumes, run):
-    options = [word for key, value in settled(first_stage).items() for word in ("--set", f"{key}={value}")]
-    code, printed, _ = run("plan", volumes, "--memory-gib", 4, "--device", "cpu", "--overlay", OVERLAY, *options)
+    options = ["--overrides", *(f"{key}={value}" for key, value in settled(first_stage).items())]
+    code, printed, _ = run("plan", volumes, "--memory-gib", 4, "--device", "cpu", "--overlays", OVERLAY, *options)
     assert code == 0
-    words = shlex.split(printed.splitlines()[-1])
-    assert words[words.index("--overlay") + 1] == str(OVERLAY)
-    settings = settings_of([words[i + 1] for i, word in enumerate(words) if word == "--set"])
-    assert settings["first_stage_bundle"] == str(first_stage)
+    _, bound, _ = build_app().parse_args(shlex.split(printed.splitlines()[-1])[1:])
+    training = bound.arguments["training"]
+    assert tuple(training.overlays) == (OVERLAY,)
+    assert training.overrides["first_stage_bundle"] == str(first_stage)
 
 
 def test_the_first_stage_takes_time_too(first_stage, volumes, monkeypatch):
-    monkeypatch.setattr(measuring, "_ENOUGH_S", 0.0)
+    monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
     calls, encode = [], FirstStage.encode
     monkeypatch.setattr(FirstStage, "encode", lambda self, images: calls.append(images.shape) or encode(self, images))
     overrides = settled(first_stage, precision="fp32", image_size=[8, 8, 8])

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.training import plan as planning
+from monai_diffae.apps.training import planning
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.speed import Speed, measure_speed
 from monai_diffae.errors import ConfigError, MachineError
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
+BUNDLES = Path(__file__).parents[3] / "bundles"
 TINY = {
     "base_channels": 4, "channel_mult": [1, 2], "z_channels": 8,
     "spacing_mm": [1, 1, 1], "image_size": [8, 8, 8], "batch_size": 2, "precision": "fp32", "max_epochs": 5,
@@ -23,7 +23,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(measuring, "_ENOUGH_S", 0.0)
+    monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
 
 
 def cohort(folder, count=10):
@@ -38,26 +38,26 @@ def cohort(folder, count=10):
 
 
 def test_what_follows_from_a_step():
-    speed = Speed(seconds_a_step=0.5, batch_size=4, num_images=90, num_epochs=100)
-    assert (speed.images_a_second, speed.training_s) == (8, 1100)  # the last 2 images of an epoch wait
+    speed = Speed(seconds_per_step=0.5, batch_size=4, num_images=90, num_epochs=100)
+    assert (speed.images_per_second, speed.training_s) == (8, 1100)  # the last 2 images of an epoch wait
     assert str(speed) == (
-        "0.5 s a step of 4, 8 images a second; 100 epochs of 90 images take about 0:18:20, without reading and "
-        "validation"
+        "0.5 s per step of 4 images, 8 images per second; 100 epochs of 90 images take about 0:18:20, without reading "
+        "and validation"
     )
 
 
 def test_the_plan_measures_on_demand_with_the_cohorts_own_split(tmp_path, run):
     table = cohort(tmp_path)
-    options = ["--column", "image=file", "--memory-gib", 4, "--device", "cpu"]
-    options += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    options = ["--columns", "image=file", "--memory-gib", 4, "--device", "cpu", "--overrides"]
+    options += [f"{key}={value}" for key, value in TINY.items()]
     code, printed, _ = run("plan", table, *options, "--measure", "--json")
     assert code == 3  # one cannot be used
     measured = json.loads(printed)["speed"]
     assert (measured["num_images"], measured["num_epochs"]) == (6, 5)
-    assert measured["images_a_second"] == pytest.approx(2 / measured["seconds_a_step"], rel=1e-3)
-    assert measured["training_s"] == pytest.approx(5 * 3 * measured["seconds_a_step"], rel=1e-3)
+    assert measured["images_per_second"] == pytest.approx(2 / measured["seconds_per_step"], rel=1e-3)
+    assert measured["training_s"] == pytest.approx(5 * 3 * measured["seconds_per_step"], rel=1e-3)
     assert json.loads(run("plan", table, *options, "--json")[1])["speed"] is None
-    assert "images a second; 5 epochs of 6 images take about 0:00:0" in run("plan", table, *options, "--measure")[1]
+    assert "images per second; 5 epochs of 6 images take about 0:00:0" in run("plan", table, *options, "--measure")[1]
 
 
 def test_it_is_the_bundles_own_trainer_in_2d_and_for_a_second_modality(monkeypatch):
@@ -69,14 +69,14 @@ def test_it_is_the_bundles_own_trainer_in_2d_and_for_a_second_modality(monkeypat
     config |= {"base_channels": 4, "channel_mult": [1, 2]}
     speed = measure_speed(config, "cpu", num_images=3)
     assert (speed.batch_size, speed.num_images, speed.num_epochs) == (3, 3, 7)
-    assert 0 < speed.seconds_a_step < 5
+    assert 0 < speed.seconds_per_step < 5
     assert config["train"]["trainer"]["train_handlers"] != "$[@ema]"  # what was given is as it was
 
 
 def test_what_this_machine_cannot_hold_is_not_tried(tmp_path, monkeypatch):
     table, settings = cohort(tmp_path), {"columns": {"image": "file"}, "memory_gib": 4, "overrides": TINY}
     monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
-    with pytest.raises(MachineError, match="the speed cannot be measured: the proposal takes 0.* GiB, 0.00 GiB are"):
+    with pytest.raises(MachineError, match="^measure: the proposal needs 0.* GiB, and 0.00 GiB are free on cpu"):
         plan(table, **settings, device="cpu", measure=True)
     with pytest.raises(ConfigError, match="device: there is no 'banana'"):
         plan(table, **settings, device="banana", measure=True)

@@ -18,8 +18,8 @@ def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
     [
         ({"max_epoch": 1}, "did you mean 'max_epochs'"),
         ({"mlflow": False, "device": "cpu"}, "another model"),
-        ({"nope#x": 1}, "nope#x: the config has no such key"),
-        ({"max_epochs#x": 1}, "max_epochs#x: the config has no such key"),
+        ({"nope#x": 1}, "nope#x: the configuration has no such key"),
+        ({"max_epochs#x": 1}, "max_epochs#x: the configuration has no such key"),
     ],
 )
 def test_train_raises_one_clear_error_of_ours(tiny_bundle, overrides, message):
@@ -33,5 +33,5 @@ def test_train_refuses_a_folder_that_is_no_bundle(tmp_path):
 
 
 def test_train_refuses_an_overlay_that_is_not_there(tiny_bundle):
-    with pytest.raises(ConfigError, match=r"gone\.json: there is no such config file"):
+    with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])

@@ -75,13 +75,13 @@ def test_samples_of_a_loaded_model_can_be_decoded(trained):
     assert bundle.inferer.decode(z_sem, torch.zeros(3, 1, 16, 16), bundle.network).isfinite().all()
 
 
-def test_more_epochs_go_on_and_end_as_the_whole_run(trained, tiny_bundle, tmp_path, caplog):
+def test_more_epochs_resume_and_end_like_an_uninterrupted_run(trained, tiny_bundle, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train_latent(trained, tiny_bundle.cohort, overrides=LONGER)
     assert "embeddings.parquet is complete" in caplog.text
-    assert "going on from step" in caplog.text
+    assert "resuming from step" in caplog.text
     ready = trained / "embeddings" / "embeddings.parquet"
-    whole = train_latent(trained, embeddings=ready, out=tmp_path / "whole", overrides=LONGER)
+    whole = train_latent(trained, embeddings=ready, out=tmp_path / "whole", overrides=LONGER).folder
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(trained).items())
     # it is a bundle of its own, without the embeddings
     assert load_latent(whole, "cpu").network.z_channels == load_bundle(whole, "cpu").network.z_channels
@@ -91,7 +91,7 @@ def test_more_epochs_go_on_and_end_as_the_whole_run(trained, tiny_bundle, tmp_pa
 def test_a_bundle_that_configs_describe_needs_no_other_config(trained, tmp_path):
     (trained / "models" / "config.json").rename(trained / "configs" / "train.json")
     ready = trained / "embeddings" / "embeddings.parquet"
-    out = train_latent(trained, embeddings=ready, out=tmp_path / "out", overrides=QUICK)
+    out = train_latent(trained, embeddings=ready, out=tmp_path / "out", overrides=QUICK).folder
     assert load_latent(out, "cpu").network.z_channels == load_bundle(out, "cpu").z_channels
 
 
@@ -100,7 +100,7 @@ def test_a_validation_set_that_is_the_training_set_does_not_stop_it(trained, tmp
     pd.concat([table, table.assign(split="val")]).to_parquet(tmp_path / "twice.parquet")
     shutil.copy(trained / "embeddings" / "embeddings.json", tmp_path / "twice.json")
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
-        out = train_latent(trained, embeddings=tmp_path / "twice.parquet", out=tmp_path / "out", overrides=QUICK)
+        out = train_latent(trained, embeddings=tmp_path / "twice.parquet", out=tmp_path / "out", overrides=QUICK).folder
     assert caplog.text.count("copying_ratio is nan: held_out: half of the cases or more are in the training set") == 1
     assert pd.read_csv(out / "latent" / "curves.csv")["validation_copying_ratio"].isna().all()
 
@@ -109,17 +109,17 @@ def test_a_dimension_that_never_varies_does_not_stop_it(trained, tmp_path):
     table = read_embeddings(trained / "embeddings" / "embeddings.parquet").assign(z_003=0.5)
     table.to_csv(tmp_path / "dead.csv", index=False)
     shutil.copy(trained / "embeddings" / "embeddings.json", tmp_path / "dead.json")
-    out = train_latent(trained, embeddings=tmp_path / "dead.csv", out=tmp_path / "out", overrides=QUICK)
+    out = train_latent(trained, embeddings=tmp_path / "dead.csv", out=tmp_path / "out", overrides=QUICK).folder
     assert weights(out)["z_std"][3] == 1
     assert weights(out)["z_mean"][3] == 0.5
 
 
-def test_other_embeddings_are_not_gone_on_with(trained, tmp_path):
+def test_a_training_does_not_resume_with_other_embeddings(trained, tmp_path):
     table = read_embeddings(trained / "embeddings" / "embeddings.parquet")
     table["z_000"] += 1
     table.to_parquet(tmp_path / "e.parquet")
     shutil.copy(trained / "embeddings" / "embeddings.json", tmp_path / "e.json")
-    with pytest.raises(ConfigError, match=r"latent_checkpoint\.pt is of other data"):
+    with pytest.raises(ConfigError, match=r"latent_checkpoint\.pt: was trained on other data"):
         train_latent(trained, embeddings=tmp_path / "e.parquet", overrides=LONGER)
 
 
@@ -172,12 +172,30 @@ def test_an_untrained_bundle_or_a_wrong_key_is_refused(tiny_bundle, trained, tmp
 
 
 def test_without_data_it_names_the_options_and_the_keys(run, trained):
-    code, _, error = run("--quiet", "train-latent", "--bundle", trained, "--set", "max_epochs=1")
+    code, _, error = run("--quiet", "train-latent", trained, "--overrides", "max_epochs=1")
     assert code == 2
     assert error == (
-        "error: cohort: neither it nor embeddings are given; say --cohort or --embeddings (in a bundle run "
-        "--dataset_dir or --embeddings)\n"
+        "error: --cohort: is required unless there are embeddings; give one of them (in a bundle run, dataset_dir or "
+        "embeddings)\n"
     )
+
+
+@pytest.mark.parametrize(("name", "value"), [("cohort", "cohort.csv"), ("columns", {"image": "file"}), ("workers", 2)])
+def test_arguments_of_a_cohort_are_refused_beside_embeddings(trained, name, value):
+    ready = trained / "embeddings" / "embeddings.parquet"
+    with pytest.raises(ConfigError, match=f"^{name}: has no effect if there are embeddings; omit {name} or embedd"):
+        train_latent(trained, embeddings=ready, **{name: value})
+
+
+def test_a_scan_that_cannot_be_embedded_is_counted(trained, tiny_bundle, tmp_path):
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    (tmp_path / "bad.nii").write_bytes(b"bad")
+    table.loc[0, "image"] = "bad.nii"
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    result = train_latent(trained, tmp_path / "cohort.csv", out=tmp_path / "out", overrides=QUICK)
+    assert (result.num_failed, result.failures) == (1, tmp_path / "out" / "embeddings" / "failures.csv")
+    assert result.incomplete == "1 cases could not be used: see failures.csv"
 
 
 def energy_distance(a, b):
@@ -194,7 +212,7 @@ def test_of_two_clusters_it_samples_both_which_a_gaussian_cannot(trained, tmp_pa
     (tmp_path / "toy.json").write_text((trained / "embeddings" / "embeddings.json").read_text())
     settings = {**QUICK, "latent_network_def#hidden_channels": 64, "max_epochs": 6, "batch_size": 100,
                 "train#dataset#draws": 15, "val_interval": 6, "report_every": 100, "learning_rate": 3e-3}  # fmt: skip
-    out = train_latent(trained, embeddings=tmp_path / "toy.parquet", out=tmp_path / "out", overrides=settings)
+    out = train_latent(trained, embeddings=tmp_path / "toy.parquet", out=tmp_path / "out", overrides=settings).folder
     latent = load_latent(out, "cpu")
     samples = latent.inferer.sample(latent.network, 500).numpy()
     train, held_out = z[split == "train"], z[split == "test"]

@@ -1,0 +1,59 @@
+"""The command ``init``: copy a shipped bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult
+
+
+@dataclass(frozen=True)
+class InitResult(CommandResult):
+    """The result of :func:`init`.
+
+    Attributes:
+        folder: the new bundle.
+    """
+
+    folder: Path
+
+    def lines(self) -> Iterator[str]:
+        """The folder."""
+        yield str(self.folder)
+
+    def figures(self) -> dict[str, Any]:
+        """The folder."""
+        return {"folder": str(self.folder)}
+
+
+@command
+def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
+    """Copy a shipped bundle into a new folder, as a starting point for your own.
+
+    The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
+    configuration overlays that can be used with it.
+
+    Args:
+        out: New folder for the bundle.
+        bundle: Name of a shipped bundle: ``diffae_2d``, ``diffae_3d`` or ``autoencoder_kl_3d``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: no bundle has this name, or ``out`` is not empty or cannot be a folder.
+        MachineError: the folder cannot be written.
+
+    Example:
+        >>> init("my_model", bundle="diffae_4d")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
+    """
+    from monai_diffae.bundle.folders import init_bundle
+
+    return InitResult(init_bundle(out, bundle))

@@ -1,0 +1,37 @@
+"""The family of errors: exit codes, and how they are found in a chain of causes."""
+
+from monai_diffae import errors
+from monai_diffae.errors import DiffAEError, ScanError, find_diffae_error, one_line
+
+
+def test_each_exit_code_has_one_meaning():
+    codes = {kind.__name__: kind.exit_code for kind in DiffAEError.__subclasses__()}
+    assert codes == {
+        "ConfigError": 2, "ScanError": 4, "CohortError": 4, "UnsafeInputError": 5, "MachineError": 6
+    }  # fmt: skip
+
+
+def test_our_error_is_found_below_others_and_shown_as_one_line():
+    wrapped = RuntimeError("applying transform ...\n" * 5)
+    wrapped.__cause__ = ScanError("scan.nii: is empty;\n  copy it again")
+    assert isinstance(find_diffae_error(wrapped), ScanError)
+    assert one_line(wrapped) == "scan.nii: is empty; copy it again"
+
+
+def test_of_other_errors_the_first_cause_is_shown():
+    outer = RuntimeError("a component cannot be built")
+    outer.__cause__ = KeyError("lr")
+    assert find_diffae_error(outer) is None
+    assert one_line(outer) == "KeyError: 'lr'"
+
+
+def test_a_chain_that_is_a_circle_ends():
+    first, second = ValueError("a"), ValueError("b")
+    first.__context__, second.__context__ = second, first
+    assert find_diffae_error(first) is None
+    assert find_diffae_error(None) is None
+
+
+def test_errors_holds_errors_only():
+    public = [name for name in vars(errors) if name[0].islower() and not name.startswith("_")]
+    assert set(public) <= {"annotations", "find_diffae_error", "one_line"}
