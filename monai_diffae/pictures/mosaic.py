@@ -16,19 +16,19 @@ def draw_mosaic(
     model_range: tuple[float, float] = (-1.0, 1.0),
     columns: Sequence[str] = (),
 ) -> None:
-    """A PNG with one labelled row of images for each entry.
+    """Draw one labelled row of images for each entry.
 
     Args:
-        rows: label -> images (B, C, H, W), or volumes (B, C, R, A, S), of which the three middle planes are shown.
-            Three channels are shown in colour, of any other number the first.
-        path: where to.
+        rows: for each label, images (B, C, H, W), or volumes (B, C, R, A, S), which are shown as their three middle
+            planes. Images with three channels are shown in colour, those with any other number by their first channel.
+        path: the PNG.
         model_range: black and white.
-        columns: what is written above the images.
+        columns: headings of the images.
     """
     low, high = model_range
     strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
     height, width = strips[0].height, max(strip.width for strip in strips)
-    enlarged = -(-1000 // width)  # whole pixels, so that what the model made is seen as it is
+    enlarged = -(-1000 // width)  # a whole number, so that the pixels of the model are shown as they are
     font = ImageFont.load_default(size=16)
     margin = 10 + max(int(font.getlength(label)) for label in rows) + 10
     heading = 26 if columns else 0
@@ -46,34 +46,34 @@ def draw_mosaic(
 def in_colours(
     values: Tensor, limit: float, palette: str = "RdBu_r", model_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Tensor:
-    """Maps (B, C, *S) as colours (B, 3, *S) for :func:`draw_mosaic`: blue below 0, red above, by default.
+    """Convert maps (B, C, *S) to colours (B, 3, *S) for :func:`draw_mosaic`, by default blue below 0 and red above.
 
     Args:
-        values: differences, of which the mean over channels is shown; or values from 0 on with another palette.
+        values: differences, or values from 0 on for another palette; they are averaged over the channels.
         limit: the value of the last colour.
-        palette: a colour map of matplotlib; one whose name ends in ``_r`` runs from ``-limit``, others from 0.
-        model_range: of the mosaic.
+        palette: a colour map of matplotlib. If its name ends in ``_r``, it starts at ``-limit``, else at 0.
+        model_range: black and white of the mosaic.
     """
     import matplotlib
 
-    shown = values.detach().float().cpu().mean(dim=1) / max(limit, 1e-12)
-    shown = (shown + 1) / 2 if palette.endswith("_r") else shown
-    rgb = torch.from_numpy(matplotlib.colormaps[palette](shown.clamp(0, 1).numpy())[..., :3]).movedim(-1, 1)
+    position = values.detach().float().cpu().mean(dim=1) / max(limit, 1e-12)
+    position = (position + 1) / 2 if palette.endswith("_r") else position
+    rgb = torch.from_numpy(matplotlib.colormaps[palette](position.clamp(0, 1).numpy())[..., :3]).movedim(-1, 1)
     low, high = model_range
     return rgb.float() * (high - low) + low
 
 
 def three_planes(volumes: Tensor) -> Tensor:
-    """The middle axial, coronal and sagittal plane of volumes in RAS order, side by side as a radiologist sees them.
+    """The middle axial, coronal and sagittal planes of volumes in RAS order, side by side as a radiologist sees them.
 
-    They are laid out as :func:`~monai_diffae.data.slices.slice_volume` does: superior or anterior above, the patient's
+    The orientation is that of :func:`~monai_diffae.data.slices.slice_volume`: superior or anterior above, the patient's
     right on the left.
 
     Args:
         volumes: (B, C, R, A, S).
 
     Returns:
-        (B, C, H, W); what a smaller plane leaves free is white.
+        (B, C, H, W); smaller planes are padded with white.
 
     Example:
         >>> three_planes(torch.zeros(2, 1, 8, 10, 6)).shape
