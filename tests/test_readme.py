@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.cli import build_app, parse
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
@@ -34,7 +35,7 @@ def blocks(language: str) -> list[Any]:
 
 def commands(program: str) -> list[list[str]]:
     lines = [line for block in blocks("bash") for line in block.values[0].splitlines()]
-    words = [shlex.split(line, comments=True) for line in lines]
+    words = [shlex.split(re.sub(r"(^|\s)#.*", "", line)) for line in lines]  # shlex cuts ids such as a#b
     return [w for w in words if w and w[0] == program]
 
 
@@ -50,17 +51,9 @@ def test_python_blocks_run(code: str, tiny_bundle: Any, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("words", commands("monai-diffae"), ids=" ".join)
-def test_commands_and_options_exist(words: list[str]) -> None:
-    cli = pytest.importorskip("monai_diffae.cli")
-    import typer
-
-    group: Any = typer.main.get_command(cli.app)
-    known = {option for p in group.params for option in p.opts} | {"--help"}
-    if not words[1].startswith("-"):
-        assert words[1] in group.commands
-        command = group.commands[words[1]]
-        known = {option for p in command.params for option in p.opts} | {"--help"}
-    assert {w for w in words if w.startswith("--")} <= known
+def test_commands_can_be_typed(words: list[str]) -> None:
+    everywhere = {"--json", "--quiet", "-q", "--debug"}  # read before the command
+    parse(build_app(), [word for word in words[1:] if word not in everywhere])
 
 
 def test_make_targets_exist() -> None:

@@ -79,8 +79,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             debug: Show tracebacks and every line of the log.
         """
         _set_up_logging(quiet, debug)
-        with _without_checks_of_cyclopts():
-            function, bound, _ = app.parse_args(_numbers_apart(tokens))
+        function, bound = parse(app, tokens)
         try:
             run = checked.get(function, function)  # help and version are functions of their own
             return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
@@ -88,6 +87,25 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             raise type(error)(_with_dashes(str(error), function)) from error
 
     return launch
+
+
+def parse(app: App, tokens: Iterable[str]) -> tuple[Callable[..., Any], inspect.BoundArguments]:
+    """Read a command line.
+
+    Returns:
+        The command's function, and its arguments. They are converted to their types, but their ranges are not checked.
+
+    Raises:
+        CycloptsError: the command or an option is unknown, or a value has the wrong type.
+
+    Example:
+        >>> function, bound = parse(build_app(), ["train", "my_model", "scans.csv"])
+        >>> function.__name__, str(bound.arguments["cohort"])
+        ('train', 'scans.csv')
+    """
+    with _without_checks_of_cyclopts():
+        function, bound, _ = app.parse_args(_numbers_apart(tokens))
+    return function, bound
 
 
 @contextmanager

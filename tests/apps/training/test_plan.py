@@ -13,7 +13,7 @@ from PIL import Image
 from monai_diffae.apps.training import planning, proposals
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.proposals import grid_2d, grid_3d
-from monai_diffae.cli import build_app
+from monai_diffae.cli import build_app, parse
 from monai_diffae.data.survey import Survey
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import ConfigError, MachineError
@@ -79,7 +79,7 @@ def quick(monkeypatch):
     """Predictions by a rule of thumb in place of the network's run: 1 MiB per voxel and image, a tenth recomputed."""
 
     def run_memory(network, workload):
-        share = 0.1 if network.unet.config["use_checkpoint"] else 1
+        share = 0.1 if network.unet.middle_stage.use_checkpoint else 1
         width = network.unet.config["base_channels"] / 16
         training = workload.batch_size * share * width
         return Memory(
@@ -167,15 +167,15 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
 
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     options = ["--overrides", *(f"{key}={value}" for key, value in SMALL.items())]
-    code, printed, _ = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", *options)
-    assert code == 0
+    code, printed, error = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", *options)
+    assert code == 0, error
     assert "10 scans can be used, 0 cannot" in printed
     assert "time: not measured; set measure" in printed
     assert "1 scans are larger than this grid" in printed
     assert "predicted memory" in printed
     *_, init, train = printed.splitlines()
     assert init == "monai-diffae init my_bundle --bundle diffae_3d"
-    _, bound, _ = build_app().parse_args(shlex.split(train)[1:])
+    _, bound = parse(build_app(), shlex.split(train)[1:])
     assert bound.args[:2] == (Path("my_bundle"), volumes)
     assert (
         bound.arguments["training"].overrides

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.plan import plan
-from monai_diffae.cli import build_app
+from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage
 
@@ -75,7 +75,7 @@ def test_the_command_trains_with_the_overlay(first_stage, volumes, run):
     options = ["--overrides", *(f"{key}={value}" for key, value in settled(first_stage).items())]
     code, printed, _ = run("plan", volumes, "--memory-gib", 4, "--device", "cpu", "--overlays", OVERLAY, *options)
     assert code == 0
-    _, bound, _ = build_app().parse_args(shlex.split(printed.splitlines()[-1])[1:])
+    _, bound = parse(build_app(), shlex.split(printed.splitlines()[-1])[1:])
     training = bound.arguments["training"]
     assert tuple(training.overlays) == (OVERLAY,)
     assert training.overrides["first_stage_bundle"] == str(first_stage)
