@@ -59,7 +59,7 @@ class Labelled:
 def labelled(tiny_bundle, tmp_path_factory):
     """A bundle that heeds z_sem, the embedded cohort, and a direction for a label of two classes."""
     from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.directions import fit_direction
+    from monai_diffae.apps.synthesis.fit_direction import fit_direction
 
     root = tmp_path_factory.mktemp("labelled")
     bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
@@ -124,7 +124,7 @@ def unusual(request, tiny_bundle, tmp_path_factory):
     from monai.bundle import ConfigParser
 
     from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.directions import fit_direction
+    from monai_diffae.apps.synthesis.fit_direction import fit_direction
 
     root = tmp_path_factory.mktemp(request.param)
     colour = request.param == "colour"

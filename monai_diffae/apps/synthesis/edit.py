@@ -18,8 +18,8 @@ from torch import Tensor
 from monai_diffae.apps.embedding.tables import check_made_with
 from monai_diffae.apps.results import checksum_of, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
-from monai_diffae.apps.synthesis.directions import read_direction
-from monai_diffae.apps.synthesis.images import names_of, titles_of, warn_without_dicom, write_in_space_of
+from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.transforms.case_images import names_of, titles_of, warn_without_dicom, write_in_space_of
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import patient_hash, read_embeddings, z_of
@@ -104,7 +104,7 @@ def edit(
         bundle: a trained bundle's folder.
         cohort: a folder, table, datalist or scan.
         out: the folder for the results.
-        direction: a file of :func:`~monai_diffae.apps.synthesis.directions.fit_direction`.
+        direction: a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`.
         amounts: how far, in standard deviations of the training cases along the direction; negative: the other way.
         along: ``pattern``, as training cases differ that differ along the direction; ``weight``, the classifier's own,
             as in the paper: see :class:`~monai_diffae.latents.Direction`.

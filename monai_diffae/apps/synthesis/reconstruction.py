@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.session import ReadCases, Session
-from monai_diffae.apps.synthesis.images import grid_affine, warn_without_dicom, write_image, write_in_space_of
+from monai_diffae.transforms.case_images import grid_affine, warn_without_dicom, write_image, write_in_space_of
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise, seed_of

@@ -17,7 +17,7 @@ from scan_files import shared
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.patches import PatchCutter
 from monai_diffae.apps.embedding.tables import check_made_with
-from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.synthesis.traverse import walk
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError

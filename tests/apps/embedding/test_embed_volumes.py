@@ -12,8 +12,8 @@ from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.synthesis.directions import fit_direction, grade
-from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
+from monai_diffae.apps.synthesis.traverse import walk
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
 from monai_diffae.data.samples import make_virtual_cohort

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.synthesis.directions import fit_direction, read_direction
-from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
+from monai_diffae.apps.synthesis.generate import sample
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -178,7 +178,7 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
 
 
 def test_a_classifier_that_accepts_nothing_is_one_line_with_counts(labelled, latent_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.synthesis.sample._MOST_REFUSED", 300)
+    monkeypatch.setattr("monai_diffae.apps.synthesis.generate._MOST_REFUSED", 300)
     with pytest.raises(CohortError, match=r"accepted 0 of 768 z_sem, 2 were wanted; lower min_probability"):
         sample(latent_bundle, tmp_path, num_images=2, direction=labelled.direction, min_probability=0.999999, **EXACT)
 

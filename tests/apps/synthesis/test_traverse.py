@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.synthesis.traverse import walk
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.diffusion.noise import image_noise

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.results import images_in, log_to_open_run, remove_images, run_once
-from monai_diffae.apps.synthesis.directions import read_direction
-from monai_diffae.apps.synthesis.images import grid_affine, image_suffix, read_image, write_image
+from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.transforms.case_images import grid_affine, image_suffix, read_image, write_image
 from monai_diffae.bundle.checksums import checksum, config_checksum, file_checksum
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.latent_ddim import TrainedLatent, load_latent
@@ -81,7 +81,7 @@ def sample(
         out: the folder for the results.
         num_images: how many.
         seed: of everything random.
-        direction: a file of :func:`~monai_diffae.apps.synthesis.directions.fit_direction`, for a label of two classes.
+        direction: a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`, for a label of two classes.
         side: ``positive`` or ``negative``: the class that is wanted.
         min_probability: of the wanted class, for a z_sem to be accepted.
         image_format: ``png`` or ``nii.gz``; None: PNG for 2D images of 1 or 3 channels.
