@@ -14,7 +14,7 @@ from monai_diffae.bundle.latent_ddim import (
     load_latent,
     set_statistics,
 )
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
 
 __all__ = [
     "TrainedBundle",
@@ -27,6 +27,7 @@ __all__ = [
     "complete_latent_bundle",
     "export_bundle",
     "export_latent_bundle",
+    "grid_affine",
     "init_bundle",
     "latent_config",
     "load_bundle",

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.results import log_to_open_run
-from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
 from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.interpolate import interpolate
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
 from monai_diffae.apps.synthesis.generate import sample
-from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.traverse import walk
+from monai_diffae.apps.synthesis.vary import vary
 
 FAST = {"device": "cpu", "overrides": {"inferer#num_steps": 2, "inferer#invert_steps": 2}}
 

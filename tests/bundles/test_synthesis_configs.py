@@ -19,12 +19,12 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
 from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.interpolate import interpolate
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
 from monai_diffae.apps.synthesis.generate import sample
-from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.traverse import walk
+from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.config import check_config
 from monai_diffae.errors import find_diffae_error, one_line

@@ -6,7 +6,6 @@ import torch
 from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, unipc
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.inferers.reconstructor import Reconstructor
 from monai_diffae.networks import build_autoencoder
 
 
@@ -266,15 +265,3 @@ def test_codes_carry_no_gradient(inferer, network, images):
     z_sem = inferer.encode(images, network)
     assert not z_sem.requires_grad
     assert not inferer.invert(images, network, z_sem).requires_grad
-
-
-def test_the_bundles_reconstructor_gives_one_noise_to_all(inferer, network, images):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, num_steps=3)
-    from_z_sem = Reconstructor(inferer, mode="z_sem", seed=5)
-    made = from_z_sem(images, network)
-    torch.testing.assert_close(made[1:2], from_z_sem(images[1:2], network))
-    assert not torch.allclose(made, from_z_sem(images, network, condition=images.flip(-1)))
-    exact = Reconstructor(inferer, mode="x_T")(images, network)
-    torch.testing.assert_close(exact, inferer.reconstruct(images, network))
-    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
-        Reconstructor(inferer, mode="z")

@@ -19,7 +19,6 @@ from monai_diffae.apps.embedding.tables import check_made_with
 from monai_diffae.apps.results import checksum_of, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import CodedCase, OpenedCohort, check_choice, checksum_of_cases, open_cohort
 from monai_diffae.apps.synthesis.fit_direction import read_direction
-from monai_diffae.transforms.case_images import names_of, titles_of, warn_without_dicom, write_in_space_of
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import patient_hash, read_embeddings, z_of
@@ -30,6 +29,7 @@ from monai_diffae.latents.directions import Along
 from monai_diffae.latents.targets import Kind
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours
 from monai_diffae.transforms import NativeSpace, check_invertible, write_native
+from monai_diffae.transforms.case_images import names_of, titles_of, warn_without_dicom, write_in_space_of
 
 logger = logging.getLogger(__name__)
 

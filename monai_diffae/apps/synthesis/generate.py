@@ -15,7 +15,6 @@ from torch import Tensor
 
 from monai_diffae.apps.results import images_in, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.synthesis.fit_direction import read_direction
-from monai_diffae.transforms.case_images import grid_affine, image_suffix, read_image, write_image
 from monai_diffae.bundle.checksums import checksum, config_checksum, file_checksum
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.latent_ddim import TrainedLatent, load_latent
@@ -26,6 +25,7 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.pictures.mosaic import draw_mosaic
+from monai_diffae.transforms.case_images import grid_affine, image_suffix, read_image, write_image
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]

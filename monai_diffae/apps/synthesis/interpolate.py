@@ -12,11 +12,11 @@ import numpy as np
 
 from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import checksum_of_cases, open_cohort
-from monai_diffae.transforms.case_images import grid_affine, write_image
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers.interpolation import lerp, slerp
 from monai_diffae.pictures.mosaic import draw_mosaic
+from monai_diffae.transforms.case_images import grid_affine, write_image
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from torch import Tensor
 from monai_diffae.apps.embedding.tables import check_made_with
 from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import checksum_of_cases, open_cohort
-from monai_diffae.transforms.case_images import grid_affine, names_of, titles_of, write_image
 from monai_diffae.bundle.checksums import checksum, config_checksum, file_checksum
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.loading import load_bundle
@@ -26,6 +25,7 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import LatentStatistics, principal_components
 from monai_diffae.pictures.mosaic import draw_mosaic
+from monai_diffae.transforms.case_images import grid_affine, names_of, titles_of, write_image
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
 from monai_diffae.apps.session import checksum_of_cases, open_cohort
-from monai_diffae.transforms.case_images import grid_affine, image_suffix, write_image
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.scans import write_scan
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours
+from monai_diffae.transforms.case_images import grid_affine, image_suffix, write_image
 
 _SHOWN = 8
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis import edit as edit_module
-from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
 from monai_diffae.apps.synthesis.edit import _rises, edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_of

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
-from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade, read_direction
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade, read_direction
 from monai_diffae.apps.synthesis.generate import sample
 from monai_diffae.data.embeddings import read_embeddings, training_codes, z_of
 from monai_diffae.errors import CohortError, ConfigError

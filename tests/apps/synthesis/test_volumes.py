@@ -14,13 +14,13 @@ from dicom_files import AXIAL, make_plane, positions
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, grade
+from monai_diffae.apps.synthesis.generate import sample
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.generate import sample
-from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.synthesis.traverse import walk
+from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.scans import read_scan
