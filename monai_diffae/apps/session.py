@@ -200,13 +200,18 @@ class Session:
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
-    @torch.no_grad()
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
-        count = max(len(z_sem), len(x_T))
-        z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
-        batches = zip(z_sem.split(self.run.batch_size), x_T.split(self.run.batch_size), strict=True)
-        return torch.cat([self.trained.inferer.decode(z, x, self.trained.network) for z, x in batches])
+        return decode_in_batches(self.trained, z_sem, x_T, self.run.batch_size)
+
+
+@torch.no_grad()
+def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_size: int) -> Tensor:
+    """Decode images (N, C, *S), ``batch_size`` at once; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
+    count = max(len(z_sem), len(x_T))
+    z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
+    batches = zip(z_sem.split(batch_size), x_T.split(batch_size), strict=True)
+    return torch.cat([trained.inferer.decode(z, x, trained.network) for z, x in batches])
 
 
 def open_bundle(

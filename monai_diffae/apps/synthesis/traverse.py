@@ -1,160 +1,134 @@
-"""Walks along the principal components of a cohort's z_sem: what varies most, and how it looks."""
+"""The command ``traverse``: images along the principal components of z_sem."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import pandas as pd
-import torch
-from torch import Tensor
+from annotated_types import Ge
 
-from monai_diffae.apps.embedding.tables import check_made_with
-from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
-from monai_diffae.apps.session import checksum_of_cases, open_cohort
-from monai_diffae.bundle.checksums import checksum, config_checksum, file_checksum
-from monai_diffae.bundle.decoding import inferer_settings
-from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.embeddings import training_codes
-from monai_diffae.data.progress import shown
-from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
+from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import LatentStatistics, principal_components
-from monai_diffae.pictures.mosaic import draw_mosaic
-from monai_diffae.transforms.case_images import grid_affine, names_of, titles_of, write_image
 
 
 @dataclass(frozen=True)
-class WalkResult:
-    """What :func:`walk` made.
+class TraverseResult(CommandResult):
+    """The result of :func:`traverse`.
 
     Attributes:
-        folder: with ``images/``, ``components.csv`` and ``walk.png``.
-        explained: the share of the variance of normalised z_sem that each component has.
-        skipped: whether all was there already.
+        folder: holds ``images/``, ``components.csv`` and ``traversal.png``.
+        explained: each component's share of the variance of normalised z_sem, from 0 to 1.
+        skipped: whether the results were complete already.
     """
 
     folder: Path
     explained: list[float]
     skipped: bool = False
 
+    def lines(self) -> Iterator[str]:
+        """The share of each component, then the folder."""
+        for number, share in enumerate(self.explained, start=1):
+            yield f"component {number} explained {share:.4f}"
+        yield str(self.folder)
 
-def walk(
-    bundle: str | os.PathLike[str],
-    embeddings: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    def figures(self) -> dict[str, Any]:
+        """The share of each component."""
+        return {"explained": self.explained}
+
+
+@command
+def traverse(
+    bundle: Path,
+    embeddings: Path,
+    out: Path,
     *,
-    num_components: int = 3,
-    amounts: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
-    num_noises: int = 4,
-    cohort: str | os.PathLike[str] | None = None,
+    num_components: Annotated[int, Ge(1)] = 3,
+    strengths: Numbers = STRENGTHS,
+    num_noises: Annotated[int, Ge(1)] = 4,
+    cohort: Path | None = None,
     case: str | None = None,
     seed: int = 0,
-    device: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    overrides: Mapping[str, Any] | None = None,
-) -> WalkResult:
-    """Walk from the mean z_sem, or from a case's, along the principal components of the training cases' z_sem.
+    decoding: Decoding = Decoding(),
+    reading: Reading = Reading(),
+    run: Run = Run(),
+) -> TraverseResult:
+    """Traverse the principal components of z_sem: images of what varies most in a cohort, without labels.
 
-    ``out/images/`` gets the images in the model's grid, named by component and amount in standard deviations; each is
-    the mean over ``num_noises`` x_T, the same for all, or decoded with the case's own x_T. ``out/walk.png`` has a row a
-    component, ``out/components.csv`` their standard deviation and share of the variance.
+    The components are those of the training cases' normalised z_sem. The traversal starts at their mean, or at a case.
+    ``out/images/`` gets the images in the model's grid, named by component and strength. Without a case, an image is
+    the mean over ``num_noises`` noise images x_T, the same for all; with a case, it is decoded with the case's own x_T.
+    ``out/traversal.png`` has one row per component, ``out/components.csv`` their standard deviation and their share of
+    the variance.
 
     Args:
-        bundle: a trained bundle's folder.
-        embeddings: the cohort's ``embeddings.parquet``, made with this bundle; its training cases count.
-        out: the folder for the results.
-        num_components: how many, the largest first.
-        amounts: how far, in standard deviations.
-        num_noises: x_T that an image is averaged over, where no case is named.
-        cohort: where ``case`` is.
-        case: the id of the case to start from; None: the mean z_sem.
-        seed: of the noise.
-        device: where to compute; the GPU if there is one when None.
-        columns: what the cohort's table calls our words.
-        overwrite: make it anew although it is there.
-        overrides: values for keys of the bundle's config.
+        bundle: Folder of a trained bundle.
+        embeddings: Table of embeddings (embed), made with this bundle.
+        out: Folder for the results.
+        num_components: Number of components, those with the largest variance first.
+        strengths: Positions along a component, in standard deviations of the training cases, e.g. ``-2,0,2``.
+        num_noises: Number of noise images that an image is averaged over; not used with a case.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan that has the case.
+        case: Id of the case to start from; by default the mean z_sem.
+        seed: Random seed of the noise; not used with a case.
+        decoding: How to invert and decode.
+        reading: How scans are read.
+        run: How the command runs.
+
+    Returns:
+        The folder and each component's share of the variance.
 
     Raises:
-        ConfigError: no trained bundle, embeddings of another one, an argument out of range, or ``out`` holds another
-            result.
-        CohortError: no table of embeddings, or no case of that id.
+        ConfigError: an argument is out of range, the bundle is not trained, another model made the embeddings, or
+            ``out`` holds results of other inputs.
+        CohortError: the table of embeddings cannot be used, or the case does not exist.
 
     Example:
-        >>> walk("bundle", "embeddings.parquet", "out", case="a")
+        >>> traverse("bundle", "embeddings.parquet", "out", case="case-1")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: case: say --cohort, too: the cohort that it is in
+        monai_diffae.errors.ConfigError: cohort: is required with a case; name the cohort that has it
     """
-    if (case is None) != (cohort is None):
-        raise ConfigError(
-            "case: say --cohort, too: the cohort that it is in"
-            if cohort is None
-            else "cohort: say --case, too: the case to start from"
-        )
-    for name, value in {"num_components": num_components, "num_noises": num_noises}.items():
-        if value < 1:
-            raise ConfigError(f"{name}: at least one is needed")
-    names = names_of(amounts)
+    if cohort is None and case is not None:
+        raise ConfigError("cohort: is required with a case; name the cohort that has it")
+    if cohort is not None and case is None:
+        raise ConfigError("case: is required with a cohort; name the case to start from, or omit the cohort")
+    if cohort is None and reading.columns:
+        raise ConfigError("columns: applies to a cohort; name one and a case, or omit columns")
+    strength_names(strengths)  # refuses unusable strengths before anything is loaded
+    from monai_diffae.apps.embedding.tables import check_made_with
+    from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
+    from monai_diffae.apps.synthesis.traversal import CaseStart, MeanStart, Traversal
+    from monai_diffae.bundle.checksums import file_checksum
+    from monai_diffae.data.embeddings import training_codes
+
     z_train = training_codes(embeddings)
     check_made_with(embeddings, bundle)
-    statistics = LatentStatistics.of(z_train)
-    found = principal_components(z_train, statistics, num_components)
-    folder = Path(out)
-    picture, table_file = folder / "walk.png", folder / "components.csv"
-    if case is None or cohort is None:
-        trained = load_bundle(bundle, device, overrides)
-        opened, cases = None, []
-        settings: dict[str, Any] = {
-            "model": checksum(bundle),
-            "config": config_checksum(bundle),
-            **inferer_settings(trained.inferer),
-            "num_noises": num_noises,
-            "seed": seed,
-        }
+    start: CaseStart | MeanStart
+    if cohort is None or case is None:
+        trained = open_bundle(bundle, decoding=decoding, run=run)
+        made_from = {**made_from_bundle(trained, run), "cases": None, "num_noises": num_noises, "seed": seed}
+        start = MeanStart(num_noises, seed)
     else:
-        opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
-        trained, cases, settings = opened.trained, opened.choose([case]), opened.made_from
-    made_from = {
-        **settings, "embeddings": file_checksum(embeddings), "num_components": num_components,
-        "amounts": list(map(float, amounts)), "overrides": dict(overrides or {}), "cases": checksum_of_cases(cases),
+        session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+        cases = session.choose(Choice(cases=(case,)))
+        trained, made_from = session.trained, session.made_from(cases)
+        start = CaseStart(session, cases[0], out)
+    made_from |= {
+        "embeddings": file_checksum(embeddings), "num_components": num_components, "strengths": list(strengths)
     }  # fmt: skip
-    model_range = trained.model_range
+    traversal = Traversal.of(trained, z_train, num_components, strengths, run.batch_size)
+    picture = out / "traversal.png"
 
-    @torch.no_grad()
-    def make() -> dict[str, Any]:
-        start = torch.from_numpy(statistics.mean)[None].to(trained.device)
-        x_T = image_noise(trained.x_T_shape, seed, list(range(num_noises))).to(trained.device)
-        source = ".png"
-        if opened is not None:
-            coded = next(opened.coded(opened.read(cases, folder), "inverting the case"))
-            start, x_T, source = coded.z_sem, coded.x_T, coded.case.file
+    def make() -> Mapping[str, Any]:
+        traversal.write(start, out)
+        log_to_open_run({}, [picture], "traversal")
+        return {"explained": [float(share) for share in traversal.components.explained]}
 
-        def decode(z_sem: Tensor) -> Tensor:
-            images = trained.inferer.decode(z_sem[None].expand(len(x_T), -1), x_T, trained.network)
-            return images.mean(dim=0)
-
-        remove_images(folder / "images")
-        rows: dict[str, Tensor] = {}
-        for k in shown(range(len(found.directions)), f"walking along {len(found.directions)} components"):
-            z_walk = torch.from_numpy(found.walk(start.cpu().numpy(), k, amounts)).to(trained.device)
-            images = torch.stack([decode(z_sem) for z_sem in z_walk])
-            for name, image in zip(names, images, strict=True):
-                write_image(
-                    folder / "images" / f"{k + 1:03d}_{name}", image, model_range, source, grid_affine(trained.config)
-                )
-            rows[f"{k + 1}: {found.explained[k]:.0%}"] = images
-        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, titles_of(amounts)))
-        table = pd.DataFrame({"component": range(1, len(rows) + 1), "std": found.spreads, "explained": found.explained})
-        write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-        log_to_open_run({}, [picture], "walk")
-        return {"explained": [float(share) for share in found.explained]}
-
-    results = [picture, table_file, folder / "images"]
-    numbers, skipped = run_once(folder / "walk.json", results, made_from, make, overwrite=overwrite)
-    return WalkResult(folder, numbers["explained"], skipped)
+    results = [picture, out / "components.csv", out / "images"]
+    figures, skipped = run_once(out / "traversal.json", results, made_from, make, overwrite=run.overwrite)
+    return TraverseResult(out, figures["explained"], skipped)

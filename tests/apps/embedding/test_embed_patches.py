@@ -17,7 +17,7 @@ from scan_files import shared
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.patches import PatchCutter
 from monai_diffae.apps.embedding.tables import check_made_with
-from monai_diffae.apps.synthesis.traverse import walk
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError
@@ -249,7 +249,7 @@ def test_where_z_sem_is_decoded_the_mean_of_patches_is_refused_and_a_patch_is_no
     result, *_ = cut(write(tmp_path / "c", {"a": noise((20, 20, 16))}))
     refused = r"embeddings\.parquet: its z_sem are pooled, of no single image; embed the cohort without --patches"
     with pytest.raises(ConfigError, match=refused):
-        walk(tiny_bundle_3d.directory, result.path, tmp_path / "walk")
+        traverse(tiny_bundle_3d.directory, result.path, tmp_path / "traversed")
     check_made_with(result.patches, tiny_bundle_3d.directory)
 
 
