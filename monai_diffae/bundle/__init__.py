@@ -15,6 +15,7 @@ from monai_diffae.bundle.latent_ddim import (
     set_statistics,
 )
 from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
+from monai_diffae.bundle.run_overrides import run_overrides
 
 __all__ = [
     "TrainedBundle",
@@ -34,6 +35,7 @@ __all__ = [
     "load_first_stage",
     "load_latent",
     "model_config",
+    "run_overrides",
     "running_config",
     "self_contained",
     "set_statistics",

@@ -53,26 +53,19 @@ def _one_of(*choices: Any) -> _Rule:
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(
-        ("overwrite", "mlflow", "channels_last", "dicom", "check_memory", "patches", "use_checkpoint"), _BOOL
-    ),
+    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size", "num_images", "num_components", "num_noises",
-         "z_channels", "base_channels", "num_res_blocks"),
+         "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks"),
         _whole(1),
     ),
     **dict.fromkeys(("seed", "num_workers", "warmup_steps", "num_pictures", "rank"), _whole(0)),
     "workers": _whole(0, or_null=True),
-    **dict.fromkeys(("early_stop_patience", "limit"), _whole(1, or_null=True)),
-    "max_cases": _whole(4, or_null=True),
+    "early_stop_patience": _whole(1, or_null=True),
     **dict.fromkeys(("learning_rate", "weight_decay", "checkpoint_minutes", "cache_gib"), _number(0)),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
-    **dict.fromkeys(
-        ("val_fraction", "test_fraction", "min_probability"), _number(0, 1, "a number from 0 to below 1")
-    ),
-    "overlap": _number(0, 1, "a number from 0 to below 1, or null", or_null=True),
+    **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
     "image_keys": _NAMES,
     "image_size": _Rule(
@@ -105,19 +98,8 @@ RULES: dict[str, _Rule] = {
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,
         "two numbers from 0 to 100, the lower one first",
     ),
-    "amounts": _Rule(
-        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(map(_is_number, value)),
-        "a list of numbers, such as [-2, 0, 2]",
-    ),
-    "along": _one_of("pattern", "weight"),
-    "pool": _one_of("none", "mean", "mean_std"),
-    "side": _one_of("positive", "negative"),
-    "image_format": _one_of("png", "nii.gz", None),
     "split": _one_of("train", "val", "test", None),
-    "cases": _Rule(lambda value: value is None or _NAMES.holds(value), "a list of ids, such as ['a', 'b'], or null"),
-    "watch": _Rule(lambda value: isinstance(value, list), "a list of files, such as ['age.json']"),
     "columns": _Rule(lambda value: isinstance(value, dict), "names by our words, such as {'image': 'file'}"),
-    "overrides": _Rule(lambda value: isinstance(value, dict), "values by ids, such as {'inferer#num_steps': 50}"),
 }  # fmt: skip
 
 
