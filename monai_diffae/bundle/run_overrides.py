@@ -14,7 +14,7 @@ from monai_diffae.bundle.layout import CONFIG, CONFIGS, MODELS
 
 logger = logging.getLogger(__name__)
 
-_ARGUMENTS = ("imports", "columns")  # keys that a command gets as arguments, or does not need
+_ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets them as arguments, or needs none
 
 
 def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:

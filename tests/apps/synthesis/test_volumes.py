@@ -11,6 +11,7 @@ import pandas as pd
 import pydicom
 import pytest
 from dicom_files import AXIAL, make_plane, positions
+from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
@@ -64,6 +65,21 @@ def test_reconstruct_gives_scans_back_in_their_own_space(heads, tmp_path):
     mosaic = Image.open(tmp_path / "mosaic.png")
     assert mosaic.width > 3 * 2 * 16  # three planes of two cases
     assert made.means["mse_x_T"] < made.means["mse_z_sem"]
+
+
+def test_the_bundles_evaluator_writes_the_same_volumes(heads, tmp_path):
+    root, options = heads.bundle, {"mode": "z_sem", "limit": 3, "batch_size": 2}
+    reconstruct(root, heads.cohort, tmp_path / "command", device="cpu", **options)
+    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
+    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    paths = {"bundle_root": root, "dataset_dir": heads.cohort, "output_dir": tmp_path / "evaluator"}
+    workflow.parser.update({**{key: str(path) for key, path in paths.items()}, "device": "cpu", **options})
+    workflow.initialize()
+    workflow.evaluator.run()
+    written = sorted((tmp_path / "command" / "z_sem").iterdir())
+    assert len(written) == 3
+    for file in written:
+        assert (tmp_path / "evaluator" / "z_sem" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
