@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffae.apps.session import OpenedCohort, open_cohort, read_cases
-from monai_diffae.apps.synthesis.directions import grade, read_direction
+from monai_diffae.apps.synthesis.fit_direction import grade, read_direction
 from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_of
 from monai_diffae.diffusion.noise import image_noise

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from monai_diffae.errors import ConfigError
 
@@ -66,6 +66,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         # imported here: cyclopts would check annotations by itself if it found pydantic when it parses
         from pydantic import ValidationError
 
+        _refuse_booleans(kwargs, function)
         try:
             checked_args, checked_kwargs = checks()(*args, **_packed(kwargs, owners))
         except ValidationError as error:
@@ -93,6 +94,31 @@ def _packed(kwargs: Mapping[str, Any], owners: Mapping[str, str]) -> dict[str, A
         values = {field.name: getattr(owner, field.name) for field in fields(owner)} if is_dataclass(owner) else owner
         packed[owners[name]] = {**values, name: kwargs[name]}
     return packed
+
+
+def _refuse_booleans(kwargs: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse True and False for numbers, which pydantic would convert.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    for name, value in kwargs.items():
+        is_boolean = isinstance(value, bool) or (isinstance(value, list | tuple) and bool in map(type, value))
+        if is_boolean and not _may_be_boolean(_hints(function).get(name, Any)):
+            raise ConfigError(f"{name}: {value!r} cannot be used: input should be a number or text, not True or False")
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's arguments, and of the fields of its settings dataclasses."""
+    hints = get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if is_dataclass(parameter.default):
+            hints |= get_type_hints(type(parameter.default))
+    return hints
+
+
+def _may_be_boolean(hint: Any) -> bool:
+    return hint in (bool, Any) or any(map(_may_be_boolean, get_args(hint)))
 
 
 def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_diffae.apps.commands import COMMANDS, Command
 
-_MONAI_KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
+MONAI_KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
 """Arguments whose keys in a bundle's configuration are MONAI's."""
 
 
@@ -28,7 +28,7 @@ def command_config(command: Command) -> dict[str, Any]:
     """
     function = command.declared()
     name = function.__name__
-    values, call = _keys_and_call(function)
+    values, call = keys_and_call(function, command_keys(command))
     return {
         "imports": ["$import monai_diffae.bundle as bundle"],
         "bundle_root": ".",
@@ -39,8 +39,21 @@ def command_config(command: Command) -> dict[str, Any]:
     }
 
 
-def _keys_and_call(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys of a function's arguments with their defaults, and the arguments that refer to these keys."""
+def command_keys(command: Command) -> dict[str, str]:
+    """The arguments of a command whose keys differ; ``output_dir`` is a folder, so a file is still called ``out``."""
+    return {argument: key for argument, key in MONAI_KEYS.items() if argument != "out" or not command.writes_a_file}
+
+
+def keys_and_call(function: Callable[..., Any], names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of a function's arguments.
+
+    Args:
+        function: a command as it is written, with its settings dataclasses.
+        names: keys of arguments that have another name in the configuration.
+
+    Returns:
+        The keys with their defaults, and the arguments of the call that refer to these keys.
+    """
     values: dict[str, Any] = {}
     call: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -48,7 +61,7 @@ def _keys_and_call(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[s
         is_settings = is_dataclass(settings)
         defaults = {f.name: getattr(settings, f.name) for f in fields(settings)} if is_settings else {name: settings}
         for argument, default in defaults.items():
-            key = _MONAI_KEYS.get(argument, argument)
+            key = names.get(argument, argument)
             call[argument] = f"@{key}"
             if key != "bundle_root":
                 values[key] = "???" if default is inspect.Parameter.empty else _plain(default)
@@ -67,22 +80,40 @@ def write_command_configs(bundle: Path) -> list[Path]:
     Returns:
         The files.
     """
+    from monai_diffae.apps.inference_config import inference_config
+
     files = []
     for command in COMMANDS:
         if command.config is not None:
+            is_inference = command.config == "inference.json"
+            config = inference_config(command, bundle) if is_inference else command_config(command)
             file = bundle / "configs" / command.config
-            file.write_text(as_json(command_config(command)))
+            file.write_text(as_json(config))
             files.append(file)
     return files
 
 
-def as_json(config: Mapping[str, Any]) -> str:
-    """A configuration as the text of its file: one line per key, the call on several."""
-    lines = []
-    for key, value in config.items():
-        text = json.dumps(value, indent=4 if isinstance(value, dict) and value else None)
-        lines.append(f"    {json.dumps(key)}: " + text.replace("\n", "\n    "))
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+def as_json(value: Any, indent: str = "") -> str:
+    """A configuration as the text of its file: lists of plain values are on one line.
+
+    Example:
+        >>> print(as_json({"image_size": [64, 64], "embed": {"pool": "@pool"}}), end="")
+        {
+            "image_size": [64, 64],
+            "embed": {
+                "pool": "@pool"
+            }
+        }
+    """
+    inner = f"{indent}    "
+    if isinstance(value, dict) and value:
+        lines, (start, end) = [f"{json.dumps(key)}: {as_json(item, inner)}" for key, item in value.items()], "{}"
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        lines, (start, end) = [as_json(item, inner) for item in value], "[]"
+    else:
+        return json.dumps(value)
+    text = f",\n{inner}".join(lines)
+    return f"{start}\n{inner}{text}\n{indent}{end}" + ("" if indent else "\n")
 
 
 if __name__ == "__main__":  # make configs

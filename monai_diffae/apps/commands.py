@@ -19,6 +19,7 @@ class Command:
         group: under which heading the help lists it.
         example: a command line for its help.
         config: the file of its bundle run in ``configs/``; None: it has none.
+        writes_a_file: whether ``out`` is a file, not a folder.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Command:
     group: str
     example: str
     config: str | None = None
+    writes_a_file: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -41,9 +43,11 @@ class Command:
 def _command(name: str, module: str, group: str, example: str, *, run: bool = True) -> Command:
     function = name.replace("-", "_")
     config = f"{function}.json" if run else None
-    return Command(name, f"{module}:{function}", group, f"monai-diffae {name} {example}", config)
+    example = f"monai-diffae {name} {example}"
+    return Command(name, f"{module}:{function}", group, example, config, name in _WRITES_A_FILE)
 
 
+_WRITES_A_FILE = ("fit-direction", "grade")
 _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
 
 COMMANDS: tuple[Command, ...] = (

@@ -122,8 +122,7 @@ class Session:
             CohortError: the cohort has no usable case.
         """
         reading, run = reading or Reading(), run or Run()
-        overrides = inferer_overrides(run.overrides, **asdict(decoding or Decoding()))
-        trained = load_bundle(bundle, run.device or device, overrides)
+        trained = open_bundle(bundle, decoding=decoding, run=run, device=device)
         split, encoder_key = _split_cohort(trained, cohort, reading.columns, run.overrides)
         return cls(trained, split, encoder_key, reading, run)
 
@@ -140,11 +139,7 @@ class Session:
             decodes: whether the result depends on how images are inverted and decoded.
             more: the command's own arguments, and checksums of files that it reads.
         """
-        made_from = {
-            **self.trained.made_from, "cohort": self.cohort.fingerprint, "overrides": dict(self.run.overrides)
-        }  # fmt: skip
-        if decodes:
-            made_from |= inferer_settings(self.trained.inferer)
+        made_from = {**made_from_bundle(self.trained, self.run, decodes=decodes), "cohort": self.cohort.fingerprint}
         if cases is not None:
             made_from["cases"] = checksum_of([case.id for case in cases])
         return {**made_from, **more}
@@ -156,12 +151,7 @@ class Session:
             CohortError: no case has such an id, or none is in the split.
         """
         choice = choice or Choice()
-        if choice.cases:
-            return find_cases(self.cohort.cases, choice.cases)
-        cases = [case for case in self.cohort.cases if choice.split in (None, case.split)][: choice.limit]
-        if not cases:
-            raise CohortError(f"no case is in the split '{choice.split}'; choose another split, or omit it")
-        return cases
+        return self.cohort.choose(choice.cases, choice.split, choice.limit)
 
     def read(
         self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False
@@ -210,13 +200,46 @@ class Session:
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
-    @torch.no_grad()
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
-        count = max(len(z_sem), len(x_T))
-        z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
-        batches = zip(z_sem.split(self.run.batch_size), x_T.split(self.run.batch_size), strict=True)
-        return torch.cat([self.trained.inferer.decode(z, x, self.trained.network) for z, x in batches])
+        return decode_in_batches(self.trained, z_sem, x_T, self.run.batch_size)
+
+
+@torch.no_grad()
+def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_size: int) -> Tensor:
+    """Decode images (N, C, *S), ``batch_size`` at once; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
+    count = max(len(z_sem), len(x_T))
+    z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
+    batches = zip(z_sem.split(batch_size), x_T.split(batch_size), strict=True)
+    return torch.cat([trained.inferer.decode(z, x, trained.network) for z, x in batches])
+
+
+def open_bundle(
+    bundle: str | os.PathLike[str],
+    *,
+    decoding: Decoding | None = None,
+    run: Run | None = None,
+    device: str | None = None,
+) -> TrainedBundle:
+    """Load a trained bundle with a command's settings; for commands that can do without a cohort.
+
+    The arguments and errors are those of :meth:`Session.open`.
+    """
+    run = run or Run()
+    overrides = inferer_overrides(run.overrides, **asdict(decoding or Decoding()))
+    return load_bundle(bundle, run.device or device, overrides)
+
+
+def made_from_bundle(trained: TrainedBundle, run: Run, *, decodes: bool = True) -> dict[str, Any]:
+    """What every result of a bundle depends on: the beginning of its record, with or without a cohort.
+
+    Args:
+        trained: the bundle.
+        run: the command's overrides.
+        decodes: whether the result depends on how images are inverted and decoded.
+    """
+    settings = inferer_settings(trained.inferer) if decodes else {}
+    return {**trained.made_from, "overrides": dict(run.overrides), **settings}
 
 
 def _split_cohort(

@@ -151,3 +151,21 @@ class Training:
     """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
     overwrite: bool = False
     """Start from the first step, and replace the model that is there."""
+
+
+@Parameter(name="*", group=Group("Run", sort_key=5))
+@dataclass(frozen=True)
+class UnbatchedRun:
+    """How a command runs that decodes images one by one, so that they do not depend on each other to the bit."""
+
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
+    overrides: Overrides = field(default_factory=dict)
+    """Values for keys of the bundle's configuration, e.g. ``slice_step=1 inferer#invert_tolerance=null``."""
+    overwrite: bool = False
+    """Replace existing results."""
+
+    @property
+    def batched(self) -> Run:
+        """The same settings with a batch size of 1."""
+        return Run(batch_size=1, device=self.device, overrides=self.overrides, overwrite=self.overwrite)

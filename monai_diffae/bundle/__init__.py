@@ -14,7 +14,8 @@ from monai_diffae.bundle.latent_ddim import (
     load_latent,
     set_statistics,
 )
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
+from monai_diffae.bundle.run_overrides import run_overrides
 
 __all__ = [
     "TrainedBundle",
@@ -27,12 +28,14 @@ __all__ = [
     "complete_latent_bundle",
     "export_bundle",
     "export_latent_bundle",
+    "grid_affine",
     "init_bundle",
     "latent_config",
     "load_bundle",
     "load_first_stage",
     "load_latent",
     "model_config",
+    "run_overrides",
     "running_config",
     "self_contained",
     "set_statistics",

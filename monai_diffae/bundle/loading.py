@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from monai.transforms import Transform
+from numpy.typing import NDArray
 from torch import nn
 
 from monai_diffae.bundle import layout
@@ -90,6 +92,11 @@ class TrainedBundle:
         return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
 
     @property
+    def grid_affine(self) -> NDArray[np.float64] | None:
+        """The affine of volumes in the model's grid; None for 2D models."""
+        return grid_affine(self.config)
+
+    @property
     def x_T_shape(self) -> tuple[int, ...]:
         """Shape (C, *S) of an image's stochastic code: that of the image, or of its latents."""
         return self.inferer.x_T_shape(self.image_shape)
@@ -103,6 +110,21 @@ class TrainedBundle:
     def image_keys(self) -> list[str]:
         """The columns of the cohort's table that name a case's images."""
         return list(self.config["image_keys"])
+
+
+def grid_affine(config: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """Return the affine of a volume in the grid of a model with this configuration, with the first voxel at 0 mm.
+
+    Returns:
+        ``[4, 4]`` from ``spacing_mm``, or None for a 2D model.
+
+    Example:
+        >>> grid_affine({"spatial_dims": 3, "spacing_mm": [1.5, 1.5, 3.0]}).diagonal().tolist()
+        [1.5, 1.5, 3.0, 1.0]
+    """
+    if "spacing_mm" not in config:
+        return None
+    return np.diag([*map(float, config["spacing_mm"]), 1.0])
 
 
 def load_bundle(

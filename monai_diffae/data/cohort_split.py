@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, find_cases
 from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.slice_cases import expand_slices
@@ -40,6 +40,24 @@ class SplitCohort:
     def split(self, name: str) -> list[Case]:
         """The cases of ``train``, ``val`` or ``test``."""
         return [case for case in self.cases if case.split == name]
+
+    def choose(self, ids: Sequence[str] = (), split: str | None = None, limit: int | None = None) -> list[Case]:
+        """Return the cases with these ids, in their order; without ids, the first ``limit`` cases of a split.
+
+        Args:
+            ids: ids of cases; numbers are read as text.
+            split: ``train``, ``val`` or ``test``; None: all cases.
+            limit: at most this many cases of the split.
+
+        Raises:
+            CohortError: no case has such an id, or none is in the split.
+        """
+        if ids:
+            return find_cases(self.cases, [str(name) for name in ids])
+        cases = [case for case in self.cases if split in (None, case.split)][:limit]
+        if not cases:
+            raise CohortError(f"no case is in the split '{split}'; choose another split, or omit it")
+        return cases
 
     def items(self, name: str) -> list[dict[str, Any]]:
         """The cases of a split as MONAI's transforms take them.

@@ -1,37 +1,37 @@
-"""Reconstruction as a MONAI inferer, for the ``SupervisedEvaluator`` of a bundle."""
-
-# tested in tests/inferers/test_autoencoding.py
+"""Reconstruction as a MONAI inferer, for the command ``reconstruct`` and for the evaluator of a bundle."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
+from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
 class Reconstructor(Inferer):
     """Encodes and decodes images.
 
     Args:
-        inferer: the inferer that encodes, inverts and decodes.
-        mode: ``x_T``: near-exact, with each image's own x_T; ``z_sem``: from z_sem and the same noise for all images,
-            so that differences between results come from z_sem.
-        seed: seed of this noise.
+        inferer: encodes, inverts and decodes.
+        mode: ``x_T`` decodes with each image's own inverted x_T (near-exact); ``z_sem`` with Gaussian noise.
+        seed: random seed of that noise, which is a function of the seed and the case's id.
 
     Raises:
-        ConfigError: the mode is unknown.
+        ConfigError: the mode does not exist.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> from monai_diffae.networks import build_autoencoder
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         >>> reconstruct = Reconstructor(DiffusionAutoencoderInferer(DiffusionSchedule(), steps=2), mode="z_sem")
-        >>> reconstruct(torch.zeros(2, 1, 16, 16), network.eval()).shape
+        >>> reconstruct(torch.zeros(2, 1, 16, 16), network.eval(), ids=["case-1", "case-2"]).shape
         torch.Size([2, 1, 16, 16])
     """
 
@@ -42,19 +42,40 @@ class Reconstructor(Inferer):
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
-        self, inputs: Tensor, network: nn.Module, condition: Tensor | None = None, **_: Any
+        self,
+        inputs: Tensor,
+        network: nn.Module,
+        condition: Tensor | None = None,
+        ids: Sequence[str] | None = None,
+        **_: Any,
     ) -> Tensor:
-        """The reconstruction (B, C, *S) of images.
+        """Reconstruct images.
 
         Args:
             inputs: images (B, C, *S) in the model's range.
             network: the trained autoencoder, in evaluation mode.
-            condition: the images that the encoder is given; None: ``inputs``.
+            condition: the images that the encoder sees; None: ``inputs``.
+            ids: the cases' ids, for the noise; None: all images get the same noise.
+
+        Returns:
+            The reconstructions (B, C, *S).
         """
-        z_sem = self.inferer.encode(inputs if condition is None else condition, network)
+        z_sem = encode_exactly(inputs if condition is None else condition, self.inferer, network)
+        return self.decode(inputs, network, z_sem, ids)[0]
+
+    @torch.no_grad()
+    def decode(
+        self, images: Tensor, network: nn.Module, z_sem: Tensor, ids: Sequence[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode z_sem (B, D) of images; the other arguments are those of a call.
+
+        Returns:
+            The reconstructions (B, C, *S), and the x_T that they were decoded with.
+        """
         if self.mode == "x_T":
-            return self.inferer.round_trip(inputs, network, z_sem)[1]
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn((1, *self.inferer.x_T_shape(inputs.shape[1:])), generator=generator)
-        x_T = noise.to(inputs).expand(len(inputs), *noise.shape[1:])
-        return self.inferer.decode(z_sem, x_T, network)
+            x_T, decoded = self.inferer.round_trip(images, network, z_sem)
+            return decoded, x_T
+        indices = [0] if ids is None else [seed_of(name) for name in ids]
+        noise = image_noise(self.inferer.x_T_shape(images.shape[1:]), self.seed, indices)
+        x_T = noise.to(images).expand(len(images), *noise.shape[1:])
+        return self.inferer.decode(z_sem, x_T, network), x_T

@@ -16,62 +16,62 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Directions of normalised z_sem, the one with the largest variance first.
+    """Principal components of normalised z_sem, the one with the largest variance first.
 
     Attributes:
         directions: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive.
-        spreads: ``[K]``, the standard deviation of the training cases along each.
-        explained: ``[K]``, the share of the variance of normalised z_sem that each has, from 0 to 1.
-        statistics: what z_sem is normalised with.
+        stds: ``[K]``, the standard deviation of the training cases along each component.
+        explained: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1.
+        statistics: the statistics that normalise z_sem.
     """
 
     directions: Floats
-    spreads: Floats
+    stds: Floats
     explained: Floats
     statistics: LatentStatistics
 
-    def walk(self, z: ArrayLike, component: int, amounts: Sequence[float]) -> Codes:
-        """A case moved along a component: ``z_norm + amount * spread * direction``, de-normalised.
+    def traverse(self, z: ArrayLike, component: int, strengths: Sequence[float]) -> Codes:
+        """Move a case along a component: ``z_norm + strength * std * direction``, denormalised.
 
         Args:
             z: ``[D]`` or ``[1, D]``, not normalised.
-            component: which, from 0.
-            amounts: ``[A]``, in standard deviations of the training cases; at 0, z comes back bit by bit.
+            component: index of the component, from 0.
+            strengths: ``[A]``, in standard deviations of the training cases; strength 0 returns z bit by bit.
 
         Returns:
             ``[A, D]``, in the dtype of ``z``.
 
         Raises:
-            ConfigError: no such component, amounts that are not finite, or another z_sem.
+            ConfigError: the component does not exist, a strength is not finite, or z_sem does not fit.
         """
         if not 0 <= component < len(self.directions):
             raise ConfigError(f"component: {component} is not one of 0 to {len(self.directions) - 1}")
-        if not np.isfinite(amounts).all():
-            raise ConfigError("amounts: they must be finite numbers")
+        if not np.isfinite(strengths).all():
+            raise ConfigError("strengths: must be finite numbers")
         start = checked_codes(z, self.statistics.z_channels)
         if start.size != self.statistics.z_channels:
-            raise ConfigError(f"z_sem: a walk starts from one case, not from {len(start)}")
-        step = self.spreads[component] * self.directions[component]
-        return np.stack([self.statistics.moved(start.reshape(-1), amount * step) for amount in amounts])
+            raise ConfigError(f"z_sem: a traversal starts from one case, not from {len(start)}")
+        step = self.stds[component] * self.directions[component]
+        return np.stack([self.statistics.moved(start.reshape(-1), strength * step) for strength in strengths])
 
 
 def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int) -> PrincipalComponents:
-    """The principal components of normalised z_sem.
+    """Compute the principal components of normalised z_sem.
 
     Args:
-        z: the training cases' ``[N, D]``, not normalised.
-        statistics: what to normalise them with.
-        count: how many components, at most N - 1 and D.
+        z: z_sem of the training cases, ``[N, D]``, not normalised.
+        statistics: the statistics that normalise them.
+        count: number of components, at most N - 1 and D.
 
     Raises:
-        ConfigError: more components than there can be, fewer than 2 cases, or z_sem that does not fit ``statistics``.
+        ConfigError: ``count`` is out of range, there are fewer than 2 cases, or z_sem does not fit ``statistics``.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 1)) * [3.0, 4.0]
-        >>> found = principal_components(z, LatentStatistics.of(z), 1)
-        >>> found.directions.round(3), found.spreads.round(3), found.explained.round(3)
+        >>> components = principal_components(z, LatentStatistics.of(z), 1)
+        >>> components.directions.round(3), components.stds.round(3), components.explained.round(3)
         (array([[0.707, 0.707]]), array([1.414]), array([1.]))
-        >>> found.walk([0.0, 0.0], 0, [-1, 0, 1]).shape
+        >>> components.traverse([0.0, 0.0], 0, [-1, 0, 1]).shape
         (3, 2)
     """
     from sklearn.decomposition import PCA
@@ -80,13 +80,13 @@ def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int)
     most = min(len(codes) - 1, statistics.z_channels)
     if not 1 <= count <= most:
         raise ConfigError(
-            f"components: {count} cannot be found in {len(codes)} cases of {statistics.z_channels} dimensions; "
-            f"choose 1 to {most}"
+            f"num_components: {count} components cannot be computed from {len(codes)} cases with "
+            f"{statistics.z_channels} dimensions; choose 1 to {most}"
         )
-    # "full": the same whatever the sizes; scikit-learn would choose a randomised solver for few components of many
+    # "full" gives the same result for every size; scikit-learn may choose a randomised solver otherwise
     pca = PCA(count, svd_solver="full").fit(statistics.normalise(codes))
     largest = np.abs(pca.components_).argmax(axis=1)
     directions = pca.components_ * np.sign(pca.components_[np.arange(count), largest])[:, None]
-    # over N, as the statistics have it; scikit-learn divides by N - 1
-    spreads = np.sqrt(pca.explained_variance_ * (len(codes) - 1) / len(codes))
-    return PrincipalComponents(directions, spreads, pca.explained_variance_ratio_, statistics)
+    # divided by N, as in the statistics; scikit-learn divides by N - 1
+    stds = np.sqrt(pca.explained_variance_ * (len(codes) - 1) / len(codes))
+    return PrincipalComponents(directions, stds, pca.explained_variance_ratio_, statistics)

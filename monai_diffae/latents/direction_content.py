@@ -1,4 +1,4 @@
-"""What a direction's file may hold: every value checked, since such files travel between people and machines."""
+"""The content of direction files. Every value is checked, because such files travel between people and machines."""
 
 from __future__ import annotations
 
@@ -15,54 +15,42 @@ from monai_diffae.latents.statistics import LatentStatistics
 FORMAT, VERSION = "monai_diffae.direction", 1
 _TEXTS = ("target", "model")
 _NUMBERS = ("intercept", "offset", "score")
-_POSITIVE = ("slope", "spread", "strength")
+_POSITIVE = ("slope", "std", "regularisation")
 _COUNTS = ("num_cases", "num_left_out")
-_KEYS = {
-    "format",
-    "version",
-    "kind",
-    "classes",
-    "weight",
-    "pattern",
-    "statistics",
-    *_TEXTS,
-    *_NUMBERS,
-    *_POSITIVE,
-    *_COUNTS,
-}
+_OTHERS = ("format", "version", "kind", "classes", "weight", "pattern", "statistics")
+_KEYS = {*_OTHERS, *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
 
 
 def checked_content(content: object) -> dict[str, Any]:
-    """The arguments of a :class:`~monai_diffae.latents.Direction`, from what was read from JSON.
+    """Return the arguments of a :class:`~monai_diffae.latents.Direction` from the content of a JSON file.
 
     Raises:
-        ConfigError: keys that are missing or not known, another version, wrong types or lengths, values that are not
-            finite or out of range.
+        ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or range.
 
     Example:
         >>> checked_content([1, 2])
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: this is no direction; make one with monai-diffae fit-direction
+        monai_diffae.errors.ConfigError: not a direction; make one with monai-diffae fit-direction
     """
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise ConfigError("this is no direction; make one with monai-diffae fit-direction")
+        raise ConfigError("not a direction; make one with monai-diffae fit-direction")
     if content.get("version") != VERSION:
         raise ConfigError(
             f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "
-            "fit it again"
+            "fit the direction again"
         )
     differing = sorted(map(repr, set(content) ^ _KEYS))
     if differing:
-        raise ConfigError(f"keys are missing or not known: {', '.join(differing)[:200]}; fit the direction again")
+        raise ConfigError(f"keys are missing or unknown: {', '.join(differing)[:200]}; fit the direction again")
     _check_scalars(content)
     statistics = _statistics(content["statistics"])
     weight = _vector(content["weight"], "weight")
-    _require(len(weight) == statistics.z_channels, "weight", f"{statistics.z_channels} numbers, as the statistics")
+    _require(len(weight) == statistics.z_channels, "weight", f"{statistics.z_channels} numbers, like the statistics")
     _require(abs(float(np.linalg.norm(weight)) - 1) < 1e-6, "weight", "of length 1")
     pattern = _vector(content["pattern"], "pattern")
-    _require(len(pattern) == len(weight), "pattern", f"{len(weight)} numbers, as the weight")
-    _require(abs(float(pattern @ weight) - 1) < 1e-6, "pattern", "of a product of 1 with the weight")
+    _require(len(pattern) == len(weight), "pattern", f"{len(weight)} numbers, like the weight")
+    _require(abs(float(pattern @ weight) - 1) < 1e-6, "pattern", "a vector whose dot product with the weight is 1")
     return {
         **{key: content[key] for key in (*_TEXTS, *_COUNTS, "kind")},
         **{key: float(content[key]) for key in (*_NUMBERS, *_POSITIVE)},
@@ -88,7 +76,7 @@ def _check_scalars(content: Mapping[str, Any]) -> None:
     if kind == "binary":
         _require(is_pair and classes[0] != classes[1], "classes", "two names")
     else:
-        _require(classes is None, "classes", "null, as the target is continuous")
+        _require(classes is None, "classes", "null, because the target is continuous")
 
 
 def _statistics(content: object) -> LatentStatistics:
@@ -104,10 +92,10 @@ def _vector(values: object, key: str) -> NDArray[Any]:
 
 
 def _is_number(value: object) -> bool:
-    """Finite, no boolean, and no integer beyond the range of floats."""
+    """Return whether a value is a finite number: no boolean, and no integer beyond the range of floats."""
     return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _require(holds: bool, key: str, wanted: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key}: must be {wanted}; fit the direction again")
+def _require(is_valid: bool, key: str, requirement: str) -> None:
+    if not is_valid:
+        raise ConfigError(f"{key}: must be {requirement}; fit the direction again")

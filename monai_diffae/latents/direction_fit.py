@@ -1,4 +1,4 @@
-"""Fitting a direction of z_sem to labels: logistic or ridge regression, its strength chosen across patients."""
+"""Fitting a direction in z_sem to labels: logistic or ridge regression, regularised by cross-validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Splits: TypeAlias = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 _LEAST_CASES = 4
 _MOST_FOLDS = 5
-_LEAST_SLOPE = 1e-6  # of a label that z_sem does not tell: each class has a probability of one half
+_LEAST_SLOPE = 1e-6  # for a label that z_sem does not predict: each class then has a probability of one half
 
 
 def fit_direction(
@@ -34,31 +34,33 @@ def fit_direction(
     seed: int = 0,
     statistics: LatentStatistics | None = None,
 ) -> Direction:
-    """The direction in which z_sem says more of a label.
+    """Fit the direction in z_sem along which a label increases.
 
-    A label of two values is told by a logistic regression with balanced class weights, a number of more values by a
-    ridge regression, both of normalised z_sem (the linear classifier of Diff-AE, Preechakul et al., CVPR 2022, section
-    4.2). The strength of the regularisation is the one with the best AUROC or R2 of all cases' out-of-fold
-    predictions, the folds of up to 5-fold cross-validation dividing the groups; the strongest where several are alike.
-    That score is a little too good, since the strength was chosen by it: judge a direction on other cases. The slope
-    of two classes is fitted to the out-of-fold distances, so that probabilities are not those of cases learnt by heart.
+    Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by
+    ridge regression, both on normalised z_sem (the linear classifier of Diff-AE, Preechakul et al., CVPR 2022, section
+    4.2). The regularisation is the one with the best AUROC or R2 of the out-of-fold predictions of all cases; of equal
+    ones, the strongest. The folds of the (up to 5-fold) cross-validation keep the cases of a group together. The score
+    is slightly optimistic, because the regularisation was chosen by it: evaluate a direction on other cases. With two
+    classes, the slope is fitted to out-of-fold distances, so that probabilities are not overfitted to the training
+    cases.
 
     Args:
-        z: the training cases' z_sem ``[N, D]``, not normalised, those without a label too.
-        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text stand for no label.
-        target: the label's name.
-        model: the SHA-256 of the autoencoder's weights.
-        groups: ``[N]``, such as patients: none is in the training and the test part of a fold. None: each case its own.
-        positive: the class that the direction points to; the larger number or the text that sorts last when None. With
-            more than two values it is set against all others.
-        max_cases: only so many labelled cases, of both classes alike as far as there are as many.
-        seed: of the folds, and of the choice of ``max_cases``.
-        statistics: to normalise with; those of ``z`` when None.
+        z: z_sem of the training cases ``[N, D]``, not normalised, including cases without a label.
+        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text mean that a case has no label.
+        target: name of the label.
+        model: SHA-256 of the autoencoder's weights.
+        groups: ``[N]``, e.g. patients; no group is in both the training and the test part of a fold. None: every case
+            is its own group.
+        positive: the class that the direction points to; with more than two values, all other values form the negative
+            class. None: the larger number, or the text that sorts last.
+        max_cases: use at most this many labelled cases, equally many per class as far as possible.
+        seed: random seed of the folds and of the choice of ``max_cases``.
+        statistics: the statistics that normalise z_sem; None: those of ``z``.
 
     Raises:
-        ConfigError: numbers of cases that differ, a label that gives no direction (one value only, text of several
-            classes without ``positive``, fewer than 4 cases or 2 cases or groups of a class), or z_sem that is not
-            finite, never varies, or does not fit ``statistics``.
+        ConfigError: the numbers of cases differ, the labels give no direction (one value only, text with several
+            classes without ``positive``, fewer than 4 cases, or fewer than 2 cases or groups of a class), or z_sem is
+            not finite, never varies, or does not fit ``statistics``.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 3))
@@ -73,89 +75,89 @@ def fit_direction(
     codes = checked_codes(z, None if statistics is None else statistics.z_channels, num_least=2).astype(np.float64)
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
-            raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; one each is needed")
-    known = read_target(labels, target, positive)
-    chosen = known if max_cases is None else balanced_choice(known, max_cases, seed)
-    # numbered as they appear, so that names do not decide the folds
+            raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
+    labelled = read_target(labels, target, positive)
+    used = labelled if max_cases is None else balanced_choice(labelled, max_cases, seed)
+    # groups are numbered in their order of appearance, so that the folds do not depend on their names
     names = np.array([str(group) for group in (range(len(codes)) if groups is None else groups)], object)
-    member, _ = pd.factorize(names[chosen.rows])
-    _check_enough(chosen, member, target)
+    group_numbers, _ = pd.factorize(names[used.rows])
+    _check_enough(used, group_numbers, target)
     statistics = statistics or LatentStatistics.of(codes)
     z_norm = statistics.normalise(codes).astype(np.float64)
-    fit = _fit_binary if chosen.kind == "binary" else _fit_continuous
-    fitted = fit(z_norm[chosen.rows], chosen.values, member, seed)
+    fit = _fit_binary if used.kind == "binary" else _fit_continuous
+    fitted = fit(z_norm[used.rows], used.values, group_numbers, seed)
     centred = z_norm - z_norm.mean(axis=0)
     distance = centred @ fitted["weight"]
-    spread = float(distance.std())
-    if not spread > 0:
-        raise ConfigError(f"target '{target}': no line in z_sem tells it; choose another target")
+    std = float(distance.std())
+    if not std > 0:
+        raise ConfigError(f"target '{target}': no line in z_sem predicts it; choose another target")
     return Direction(
-        target=target, kind=chosen.kind, classes=chosen.classes, spread=spread,
+        target=target, kind=used.kind, classes=used.classes, std=std,
         pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
-        num_cases=len(chosen.rows), num_left_out=len(labels) - len(known.rows), **fitted,
+        num_cases=len(used.rows), num_left_out=len(labels) - len(labelled.rows), **fitted,
     )  # fmt: skip
 
 
-def _fit_binary(z_norm: Floats, y: Floats, member: NDArray[np.intp], seed: int) -> dict[str, Any]:
+def _fit_binary(z_norm: Floats, y: Floats, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = min(_MOST_FOLDS, *(len(np.unique(member[y == label])) for label in (0, 1)))
-    splits: Splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(z_norm, y, member))
+    folds = min(_MOST_FOLDS, *(len(np.unique(groups[y == label])) for label in (0, 1)))
+    splits: Splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(z_norm, y, groups))
     if any(len(np.unique(y[train])) < 2 for train, _ in splits):
-        raise ConfigError("groups: they cannot be divided with both classes in every part; label more patients")
+        raise ConfigError("groups: cannot be divided into folds with both classes in each; label more patients")
 
-    def fitted(strength: float, rows: NDArray[np.intp] | slice) -> Any:
-        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+    def fitted(regularisation: float, rows: NDArray[np.intp] | slice) -> Any:
+        model = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=2000)
         return model.fit(z_norm[rows], y[rows])
 
     def distances(model: Any, rows: NDArray[np.intp]) -> Floats:
-        # of any strength in the same unit, so that folds can be ranked together
+        # divided by the length, so that the distances of all folds can be ranked together
         length = max(float(np.linalg.norm(model.coef_)), np.finfo(float).tiny)
         return np.asarray(model.decision_function(z_norm[rows]) / length)
 
-    def out_of_fold(strength: float) -> Floats:
-        return _joined((test, distances(fitted(strength, train), test)) for train, test in splits)
+    def out_of_fold(regularisation: float) -> Floats:
+        return _joined((test, distances(fitted(regularisation, train), test)) for train, test in splits)
 
-    held_out = {float(strength): out_of_fold(strength) for strength in LOGISTIC_CS}
-    scores = {strength: float(roc_auc_score(y, distance)) for strength, distance in held_out.items()}
-    strength = max(scores, key=lambda strength: scores[strength])  # the first of equals, and so the strongest
-    model = fitted(strength, slice(None))
+    held_out = {float(regularisation): out_of_fold(regularisation) for regularisation in LOGISTIC_CS}
+    scores = {regularisation: float(roc_auc_score(y, distance)) for regularisation, distance in held_out.items()}
+    regularisation = max(scores, key=scores.__getitem__)  # of equal scores the first, i.e. the strongest
+    model = fitted(regularisation, slice(None))
     weight, length = _unit(model.coef_[0])
     return {
-        "weight": weight, "intercept": float(model.intercept_[0]) / length, "strength": strength,
-        "slope": _slope(held_out[strength], y), "offset": 0.0, "score": scores[strength],
+        "weight": weight, "intercept": float(model.intercept_[0]) / length, "regularisation": regularisation,
+        "slope": _slope(held_out[regularisation], y), "offset": 0.0, "score": scores[regularisation],
     }  # fmt: skip
 
 
-def _fit_continuous(z_norm: Floats, y: Floats, member: NDArray[np.intp], seed: int) -> dict[str, Any]:
+def _fit_continuous(z_norm: Floats, y: Floats, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
     from sklearn.linear_model import Ridge
     from sklearn.metrics import r2_score
     from sklearn.model_selection import KFold
 
-    def out_of_fold(strength: float) -> Floats:
+    def out_of_fold(alpha: float) -> Floats:
         return _joined(
-            (test, Ridge(strength).fit(z_norm[train], y[train]).predict(z_norm[test])) for train, test in splits
+            (test, Ridge(alpha).fit(z_norm[train], y[train]).predict(z_norm[test])) for train, test in splits
         )
 
-    patients = np.arange(member.max() + 1)
+    patients = np.arange(groups.max() + 1)
     folds = KFold(min(_MOST_FOLDS, len(patients)), shuffle=True, random_state=seed).split(patients)
-    held_out = [np.isin(member, test) for _, test in folds]
+    held_out = [np.isin(groups, test) for _, test in folds]
     splits: Splits = [(np.flatnonzero(~rows), np.flatnonzero(rows)) for rows in held_out]
-    scores = {float(strength): float(r2_score(y, out_of_fold(strength))) for strength in RIDGE_ALPHAS[::-1]}
-    strength = max(scores, key=lambda strength: scores[strength])  # the first of equals, and so the strongest
-    model = Ridge(strength).fit(z_norm, y)
+    scores = {float(alpha): float(r2_score(y, out_of_fold(alpha))) for alpha in RIDGE_ALPHAS[::-1]}
+    regularisation = max(scores, key=scores.__getitem__)  # of equal scores the first, i.e. the strongest
+    model = Ridge(regularisation).fit(z_norm, y)
     weight, length = _unit(model.coef_)
-    # normalised z_sem is 0 at the training mean, and so is the distance
+    # normalised z_sem is 0 at the training mean, so the distance is 0 there, too
     return {
-        "weight": weight, "intercept": 0.0, "strength": strength,
-        "slope": length, "offset": float(model.intercept_), "score": scores[strength],
+        "weight": weight, "intercept": 0.0, "regularisation": regularisation,
+        "slope": length, "offset": float(model.intercept_), "score": scores[regularisation],
     }  # fmt: skip
 
 
 def _joined(parts: Iterable[tuple[NDArray[np.intp], Floats]]) -> Floats:
-    """Predictions of the folds, in the order of the cases."""
+    """Concatenate the predictions of the folds, in the order of the cases."""
     rows, values = (np.concatenate(column) for column in zip(*parts, strict=True))
     return np.asarray(values[np.argsort(rows)])
 
@@ -163,12 +165,12 @@ def _joined(parts: Iterable[tuple[NDArray[np.intp], Floats]]) -> Floats:
 def _unit(weight: Floats) -> tuple[Floats, float]:
     length = float(np.linalg.norm(weight))
     if not length > 0:
-        raise ConfigError("z_sem is the same for all labelled cases; label others")
+        raise ConfigError("z_sem is the same for all labelled cases; label other cases")
     return weight / length, length
 
 
 def _slope(distance: Floats, y: Floats) -> float:
-    """The ``slope`` of ``logit = slope * distance``: a logistic regression of one number (Platt's scaling)."""
+    """Fit the ``slope`` of ``logit = slope * distance`` by logistic regression on one number (Platt scaling)."""
     from sklearn.linear_model import LogisticRegression
 
     unit = float(np.sqrt(np.mean(distance**2))) or 1.0
@@ -176,22 +178,22 @@ def _slope(distance: Floats, y: Floats) -> float:
     return max(float(model.coef_[0, 0]) / unit, _LEAST_SLOPE)
 
 
-def _check_enough(target: Target, member: NDArray[np.intp], name: str) -> None:
-    """Enough cases and groups for a fit and a cross-validation."""
+def _check_enough(target: Target, groups: NDArray[np.intp], name: str) -> None:
+    """Refuse too few cases or groups for a fit and a cross-validation."""
     num_cases = len(target.rows)
     if target.classes is None:
-        if num_cases < _LEAST_CASES or len(np.unique(member)) < 2:
+        if num_cases < _LEAST_CASES or len(np.unique(groups)) < 2:
             raise ConfigError(
-                f"target '{name}': {num_cases} labelled cases of {len(np.unique(member))} patients are too few; "
-                f"{_LEAST_CASES} cases of 2 are the least"
+                f"target '{name}': {num_cases} labelled cases of {len(np.unique(groups))} patients are too few; "
+                f"at least {_LEAST_CASES} cases of 2 patients are needed"
             )
         if np.ptp(target.values) == 0:
-            raise ConfigError(f"target '{name}': is the same for all {num_cases} chosen cases; allow more cases")
+            raise ConfigError(f"target '{name}': is the same for all {num_cases} selected cases; increase max_cases")
         return
     counts = {label: int((target.values == label).sum()) for label in (0, 1)}
-    patients = {label: len(np.unique(member[target.values == label])) for label in (0, 1)}
+    patients = {label: len(np.unique(groups[target.values == label])) for label in (0, 1)}
     if num_cases < _LEAST_CASES or min(counts.values()) < 2 or min(patients.values()) < 2:
         listed = " and ".join(
             f"{counts[label]} of '{target.classes[label]}' ({patients[label]} patients)" for label in (0, 1)
         )
-        raise ConfigError(f"target '{name}': {listed} are too few; label 2 cases of 2 patients of each class at least")
+        raise ConfigError(f"target '{name}': {listed} are too few; label at least 2 cases of 2 patients of each class")

@@ -1,4 +1,4 @@
-"""Directions in z_sem: along which line normalised z_sem says more of a label, and how far each case is on it."""
+"""Directions in z_sem: a line through normalised z_sem for one label, along which cases are graded and edited."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ Along = Literal["pattern", "weight"]
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A line through normalised z_sem for one label; made by :func:`~monai_diffae.latents.fit_direction`.
+    """A line through normalised z_sem for one label, fitted by :func:`~monai_diffae.latents.fit_direction`.
 
-    A case's signed distance is ``z_norm @ weight + intercept``: 0 on the plane between two classes, or at the training
-    mean for a number. An edit moves a case along ``pattern``: how normalised z_sem differs, on average, between
-    training cases whose distance differs by 1 (Haufe et al. 2014). The official code of Diff-AE (Preechakul et al.,
-    CVPR 2022, arXiv 2111.15640, section 4.2) moves it along ``weight`` itself, by ``amplitude * sqrt(D) * weight``,
-    amplitude about 0.3; but a classifier's weight also cancels what is of no use to it, and points to where no case
-    lies. Here the step is ``amount * spread``, so that an amount counts standard deviations of the training cases,
-    whatever the label; it changes the distance by as much along either line.
+    The signed distance of a case is ``z_norm @ weight + intercept``. It is 0 on the plane between two classes, or at
+    the training mean if the label is a number. An edit moves a case along ``pattern``: the mean difference in
+    normalised z_sem between training cases whose distances differ by 1 (Haufe et al. 2014). The official code of
+    Diff-AE (Preechakul et al., CVPR 2022, arXiv 2111.15640, section 4.2) moves a case along ``weight`` itself, by
+    ``amplitude * sqrt(D) * weight`` with an amplitude of about 0.3. But a classifier's weight also cancels components
+    that are irrelevant to the label, and so points to regions without cases. Here the step is ``strength * std``: the
+    strength counts standard deviations of the training cases, for any label, and changes the distance equally along
+    both lines.
 
     Attributes:
-        target: the label's name.
+        target: name of the label.
         kind: ``binary`` or ``continuous``.
-        classes: the negative and the positive class; None of a number.
+        classes: the negative and the positive class; None for a number.
         weight: ``[D]``, of length 1.
-        pattern: ``[D]``; its product with ``weight`` is 1.
-        intercept: of the signed distance.
-        slope: above 0. Of two classes: ``logit = slope * distance + offset``; else ``value = slope * distance +
+        pattern: ``[D]``; its dot product with ``weight`` is 1.
+        intercept: intercept of the signed distance.
+        slope: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance +
             offset``.
-        offset: 0 of two classes; the value at the training mean of a number.
-        spread: the standard deviation of the training cases' signed distances.
-        statistics: what z_sem is normalised with.
-        model: the SHA-256 of the autoencoder's weights.
-        strength: of the regularisation that cross-validation chose: logistic regression's C, or ridge's alpha.
-        score: AUROC or R2 of the cross-validation, the chosen strength's.
-        num_cases: cases that it was fitted to.
-        num_left_out: cases without the label.
+        offset: 0 for two classes; the value at the training mean for a number.
+        std: standard deviation of the training cases' signed distances.
+        statistics: the statistics that normalise z_sem.
+        model: SHA-256 of the autoencoder's weights.
+        regularisation: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression.
+        score: cross-validated AUROC or R2 with this regularisation.
+        num_cases: number of cases that the direction was fitted to.
+        num_left_out: number of cases without the label.
 
     Example:
         >>> direction = Direction(
@@ -68,102 +69,108 @@ class Direction:
     intercept: float
     slope: float
     offset: float
-    spread: float
+    std: float
     statistics: LatentStatistics
     model: str
-    strength: float
+    regularisation: float
     score: float
     num_cases: int
     num_left_out: int
 
     def distance(self, z: ArrayLike) -> Floats:
-        """The signed distance of each case, in normalised z_sem: ``[N, D]`` -> ``[N]``; ``z`` is not normalised.
+        """Return the signed distance ``[N]`` of each case, in normalised z_sem.
+
+        Args:
+            z: ``[N, D]``, not normalised.
 
         Raises:
-            ConfigError: another shape, or values that are not finite.
+            ConfigError: the shape differs, or a value is not finite.
         """
         codes = checked_codes(z, self.statistics.z_channels, num_least=0)
         return self.statistics.normalise(codes.astype(np.float64)) @ self.weight + self.intercept
 
     def predict(self, z: ArrayLike) -> Floats:
-        """The probability of the positive class, or the value: ``[N, D]`` -> ``[N]``.
+        """Return the probability of the positive class, or the value, of each case: ``[N]``.
 
-        The probability is one as though both classes were as frequent.
+        The probability assumes that both classes are equally frequent.
+
+        Args:
+            z: ``[N, D]``, not normalised.
 
         Raises:
-            ConfigError: another shape, or values that are not finite.
+            ConfigError: the shape differs, or a value is not finite.
         """
         from scipy.special import expit
 
-        said = self.slope * self.distance(z) + self.offset
-        return np.asarray(expit(said)) if self.kind == "binary" else said
+        output = self.slope * self.distance(z) + self.offset
+        return np.asarray(expit(output)) if self.kind == "binary" else output
 
     def line(self, along: Along) -> Floats:
-        """The ``[D]`` that an edit moves normalised z_sem along; a step of 1 changes the distance by 1.
+        """Return the vector ``[D]`` that an edit adds to normalised z_sem to increase the distance by 1.
 
         Raises:
-            ConfigError: no such line.
+            ConfigError: ``along`` is neither ``pattern`` nor ``weight``.
         """
         if along not in get_args(Along):
             raise ConfigError(f"along: {along!r} is not one of {', '.join(get_args(Along))}")
         return self.pattern if along == "pattern" else self.weight
 
-    def move(self, z: ArrayLike, amount: float, along: Along = "pattern") -> Codes:
-        """z_sem moved by ``amount`` standard deviations of the training cases, towards the positive class or more.
+    def move(self, z: ArrayLike, strength: float, along: Along = "pattern") -> Codes:
+        """Move z_sem by ``strength`` standard deviations of the training cases, towards the positive class or up.
 
         Args:
             z: ``[N, D]`` or ``[D]``, not normalised.
-            amount: such as -3 to 3; at 0, z comes back bit by bit.
+            strength: usually -3 to 3; strength 0 returns z bit by bit.
             along: ``pattern``, as training cases differ; ``weight``, as in the paper.
 
         Returns:
-            In the shape and dtype of ``z``.
+            The moved z_sem, in the shape and dtype of ``z``.
 
         Raises:
-            ConfigError: an amount or values that are not finite, or another shape.
+            ConfigError: the strength or a value is not finite, or the shape differs.
         """
-        if not np.isfinite(amount):
-            raise ConfigError(f"amount: {amount} is not finite; choose a number such as -3 to 3")
-        return self.statistics.moved(z, amount * self.spread * self.line(along))
+        if not np.isfinite(strength):
+            raise ConfigError(f"strength: {strength} is not finite; choose a number such as -3 to 3")
+        return self.statistics.moved(z, strength * self.std * self.line(along))
 
     def truth(self, labels: Sequence[Any]) -> Floats:
-        """What :meth:`predict` should say of labels: 1 and 0 for the two classes, or the numbers; ``[N]``.
+        """Return what :meth:`predict` should return for labels: 1 and 0 for the two classes, or the numbers; ``[N]``.
 
         Raises:
-            ConfigError: labels that are missing, of another class, or no numbers.
+            ConfigError: a label is missing, belongs to another class, or is not a number.
         """
         if missing(labels).any():
-            raise ConfigError(f"target '{self.target}': some cases have no label; leave them out")
+            raise ConfigError(f"target '{self.target}': some cases have no label; omit them")
         if self.classes is None:
             try:
                 return np.array(labels, np.float64)
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"target '{self.target}': some labels are no numbers; leave them out") from error
+                raise ConfigError(f"target '{self.target}': some labels are not numbers; omit these cases") from error
         negative, positive = self.classes
         names = np.array([class_name(label) for label in labels], dtype=object)
         unknown = sorted(set(names) - {negative, positive})
         if unknown and negative != rest_of(positive):
             raise ConfigError(
-                f"target '{self.target}': the class '{unknown[0]}' is neither '{negative}' nor '{positive}', which the "
-                "direction was fitted to; leave it out"
+                f"target '{self.target}': the class '{unknown[0]}' is neither '{negative}' nor '{positive}', the "
+                "classes that the direction was fitted to; omit its cases"
             )
         return (names == positive).astype(np.float64)
 
     def check_fits(self, model_sha256: str, z_channels: int) -> None:
-        """Refuse to be used with another model than it was fitted to.
+        """Refuse a model other than the one whose z_sem the direction was fitted to.
 
-        Its statistics are not compared: it brings its own, and fits z_sem of its model from any cohort.
+        The statistics are not compared: the direction brings its own, and is valid for any cohort of its model.
 
         Args:
-            model_sha256: the SHA-256 of the model's weights.
-            z_channels: the size of its z_sem.
+            model_sha256: SHA-256 of the model's weights.
+            z_channels: size of the model's z_sem.
 
         Raises:
-            ConfigError: another size, or other weights.
+            ConfigError: the size or the weights differ.
         """
         if z_channels != self.statistics.z_channels:
             raise ConfigError(
-                f"direction '{self.target}': is for z_sem of {self.statistics.z_channels} numbers, this model has "
+                f"direction '{self.target}': is for z_sem of {self.statistics.z_channels} numbers, but this model has "
                 f"{z_channels}; fit it again to this model's embeddings"
             )
         if model_sha256 != self.model:
@@ -173,24 +180,23 @@ class Direction:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it, without any loss."""
+        """Return the content of a direction file, without any loss of precision."""
         return {
             "format": FORMAT, "version": VERSION,
             "target": self.target, "kind": self.kind, "classes": None if self.classes is None else list(self.classes),
             "weight": self.weight.tolist(), "pattern": self.pattern.tolist(),
-            "intercept": self.intercept, "slope": self.slope, "offset": self.offset,
-            "spread": self.spread,
+            "intercept": self.intercept, "slope": self.slope, "offset": self.offset, "std": self.std,
             "statistics": {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()},
-            "model": self.model, "strength": self.strength, "score": self.score,
+            "model": self.model, "regularisation": self.regularisation, "score": self.score,
             "num_cases": self.num_cases, "num_left_out": self.num_left_out,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, content: object) -> Direction:
-        """The inverse of :meth:`to_json`.
+        """Undo :meth:`to_json`.
 
         Raises:
-            ConfigError: anything else: keys that are missing or not known, another version, wrong types or lengths,
-                values that are not finite or out of range.
+            ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or
+                range.
         """
         return cls(**checked_content(content))

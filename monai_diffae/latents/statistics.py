@@ -1,4 +1,4 @@
-"""Statistics of z_sem over a training set: per dimension, what normalised z_sem is measured in."""
+"""Mean and standard deviation of z_sem over a training set, and the normalised z_sem that they define."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai_diffae.errors import ConfigError
 
 Codes = NDArray[np.floating[Any]]
 
-# of the median standard deviation: below it, a dimension holds a constant and its rounding errors
+# A dimension whose std is below this fraction of the median std holds a constant and its rounding errors.
 _NEVER_VARIES = 1e-6
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class LatentStatistics:
         std: ``[D]``, float32, above 0.
 
     Raises:
-        ConfigError: shapes that differ or are not ``[D]``, values that are not finite, or a std that is not above 0.
+        ConfigError: the shapes differ or are not ``[D]``, a value is not finite, or a std is not above 0.
 
     Example:
         >>> statistics = LatentStatistics.of([[1.0, 0.0], [3.0, 4.0]])
@@ -43,7 +43,7 @@ class LatentStatistics:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            # beyond float32 becomes inf, which is refused below
+            # values beyond the range of float32 become inf, which is refused below
             with np.errstate(over="ignore"):
                 values = np.asarray(getattr(self, name)).astype(np.float32)
             object.__setattr__(self, name, values)
@@ -59,80 +59,80 @@ class LatentStatistics:
 
     @classmethod
     def of(cls, z: ArrayLike) -> LatentStatistics:
-        """The statistics of a training set's z_sem.
+        """Compute the statistics of a training set's z_sem.
 
-        A dimension that never varies (its standard deviation is 0, or below 1e-6 of the median of those above 0) gets
-        the standard deviation 1, so that nothing is divided by its rounding errors; a warning says how many do.
+        A dimension that never varies (std 0, or below 1e-6 times the median of the positive stds) gets std 1, so that
+        its rounding errors are not amplified. A warning reports how many dimensions never vary.
 
         Args:
             z: ``[N, D]``, N at least 2.
 
         Raises:
-            ConfigError: fewer than 2 cases, another shape, values that are not finite, or no dimension that varies.
+            ConfigError: there are fewer than 2 cases, the shape differs, a value is not finite, or no dimension varies.
         """
         codes = checked_codes(z, num_least=2).astype(np.float64)
         std = codes.std(axis=0)
-        # the mean of equal values can be off by a rounding error, which leaves a tiny std
+        # rounding in the mean of equal values would leave a tiny std
         std[np.ptp(codes, axis=0) == 0] = 0
         if not std.any():
             raise ConfigError(f"z_sem is the same for all {len(codes)} cases; train the encoder, or embed other cases")
         never = std < _NEVER_VARIES * np.median(std[std > 0])
         if never.any():
-            logger.warning("%d of %d dimensions of z_sem never vary and are left alone", never.sum(), len(never))
+            logger.warning("%d of %d dimensions of z_sem never vary and are not rescaled", never.sum(), len(never))
         return cls(codes.mean(axis=0), np.where(never, 1.0, std))
 
     @property
     def z_channels(self) -> int:
-        """D, the size of z_sem."""
+        """The size D of z_sem."""
         return len(self.mean)
 
     def normalise(self, z: ArrayLike) -> Codes:
-        """z_sem ``[N, D]`` or ``[D]`` -> mean 0 and standard deviation 1 over the training set.
+        """Normalise z_sem ``[N, D]`` or ``[D]`` to mean 0 and standard deviation 1 over the training set.
 
-        In the dtype of z; of float16 in float32.
+        The dtype is that of z; float16 becomes float32.
 
         Raises:
-            ConfigError: another shape, or values that are not finite.
+            ConfigError: the shape differs, or a value is not finite.
         """
         codes = checked_codes(z, self.z_channels)
         return (codes - self.mean) / self.std
 
     def denormalise(self, z: ArrayLike) -> Codes:
-        """The inverse of :meth:`normalise`.
+        """Undo :meth:`normalise`.
 
         Raises:
-            ConfigError: another shape, or values that are not finite.
+            ConfigError: the shape differs, or a value is not finite.
         """
         codes = checked_codes(z, self.z_channels)
         return codes * self.std + self.mean
 
     def moved(self, z: ArrayLike, step: NDArray[np.floating[Any]]) -> Codes:
-        """z_sem moved by a step of normalised z_sem: ``denormalise(normalise(z) + step)``, without the round trip.
+        """Move z_sem by a step of normalised z_sem: ``denormalise(normalise(z) + step)``, without the round trip.
 
         Args:
             z: ``[N, D]`` or ``[D]``, not normalised.
-            step: ``[D]``; where it is 0, z stays as it is, bit by bit.
+            step: ``[D]``; z is unchanged, bit by bit, in dimensions where the step is 0.
 
         Returns:
-            In the shape and dtype of ``z``.
+            The moved z_sem, in the shape and dtype of ``z``.
 
         Raises:
-            ConfigError: another shape, or values that are not finite.
+            ConfigError: the shape differs, or a value is not finite.
         """
         codes = checked_codes(z, self.z_channels)
         return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
 
 
 def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int | None = None) -> Codes:
-    """z_sem as an array of floats, if it is that.
+    """Check z_sem and return it as an array of floats.
 
     Args:
-        z: ``[N, D]``; also ``[D]`` without ``num_least``.
-        z_channels: the D that is needed; None: any.
-        num_least: the N that is needed at least.
+        z: ``[N, D]``; without ``num_least`` also ``[D]``.
+        z_channels: required D; None: any.
+        num_least: smallest N.
 
     Raises:
-        ConfigError: no numbers, another shape, too few cases, or values that are not finite.
+        ConfigError: the values are not numbers or not finite, the shape differs, or there are too few cases.
 
     Example:
         >>> checked_codes([[1, 2]]).dtype
@@ -147,14 +147,16 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
         raise ConfigError(f"z_sem: holds {codes.dtype}, not numbers; give an array of floats")
     if codes.dtype.kind != "f":
         codes = codes.astype(np.float64)
-    wanted = "(N, D)" if z_channels is None else f"(N, {z_channels})"
+    expected = "(N, D)" if z_channels is None else f"(N, {z_channels})"
     if codes.ndim != 2 and not (codes.ndim == 1 and num_least is None):
-        raise ConfigError(f"z_sem: has the shape {codes.shape}; {wanted} is needed")
+        raise ConfigError(f"z_sem: has the shape {codes.shape}; {expected} is needed")
     if codes.shape[-1] != (z_channels or codes.shape[-1]) or codes.shape[-1] == 0:
-        raise ConfigError(f"z_sem: has the shape {codes.shape}; {wanted} is needed, z_sem of the same model")
+        raise ConfigError(f"z_sem: has the shape {codes.shape}; {expected} is needed, z_sem of the same model")
     if num_least is not None and len(codes) < num_least:
         raise ConfigError(f"z_sem: {len(codes)} cases are too few; {num_least} are the least")
-    broken = ~np.isfinite(codes).all(axis=-1)
-    if broken.any():
-        raise ConfigError(f"z_sem: {broken.sum()} of {broken.size} cases hold values that are not finite; embed again")
+    not_finite = ~np.isfinite(codes).all(axis=-1)
+    if not_finite.any():
+        raise ConfigError(
+            f"z_sem: {not_finite.sum()} of {not_finite.size} cases hold values that are not finite; embed again"
+        )
     return codes

@@ -1,4 +1,4 @@
-"""Labels as a linear model takes them: two classes or a number, and which cases have one."""
+"""Labels as targets of a linear model: two classes or a number, and which cases have a label."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from monai_diffae.errors import ConfigError
 
 Kind = Literal["binary", "continuous"]
-_SHOWN = 10
+_MOST_LISTED = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A label of the cases that have it.
+    """The labels of the cases that have one.
 
     Attributes:
         kind: ``binary`` or ``continuous``.
-        classes: the names of the negative and the positive class; None of a continuous one.
+        classes: names of the negative and the positive class; None for a continuous target.
         values: ``[K]``: 1 for the positive class and 0 for the negative one, or the number.
-        rows: ``[K]``, which cases these are, ascending.
+        rows: ``[K]``, the row numbers of these cases, ascending.
     """
 
     kind: Kind
@@ -34,17 +34,20 @@ class Target:
 
 
 def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Target:
-    """What a label is: with two values, or with ``positive``, two classes; a number with more values continuous.
+    """Read labels as two classes or as a number.
+
+    Labels with two values are two classes, and so are labels with more values if ``positive`` is given. Numbers with
+    more than two values are continuous.
 
     Args:
-        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text stand for no label.
-        name: of the label, for messages.
-        positive: the positive class; with more than two values it is set against all others. The larger number or the
-            text that sorts last when None.
+        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text mean that a case has no label.
+        name: name of the label, for messages.
+        positive: the positive class; with more than two values, all other values form the negative class. None: the
+            larger number, or the text that sorts last.
 
     Raises:
-        ConfigError: one value only, text of more than two values without ``positive``, no such class, or numbers that
-            are infinite.
+        ConfigError: all labels are the same, there are more than two text values and no ``positive``, ``positive`` is
+            not one of the values, or a number is infinite.
 
     Example:
         >>> target = read_target(["ill", "well", None, "ill"], "state", positive="ill")
@@ -55,37 +58,37 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Targe
     """
     is_missing = missing(labels)
     rows = np.flatnonzero(~is_missing)
-    known = [label for label, is_none in zip(labels, is_missing, strict=True) if not is_none]
-    is_number = all(isinstance(value, (Real, np.bool_)) for value in known)
+    present = [label for label, is_none in zip(labels, is_missing, strict=True) if not is_none]
+    is_number = all(isinstance(value, (Real, np.bool_)) for value in present)
     order: Callable[[Any], Any] = float if is_number else class_name
-    classes = list(dict.fromkeys(class_name(value) for value in sorted(known, key=order)))
+    classes = list(dict.fromkeys(class_name(value) for value in sorted(present, key=order)))
     if len(classes) < 2:
         only = f", all '{classes[0]}'" if classes else ""
         raise ConfigError(
-            f"target '{name}': {len(known)} of {len(labels)} cases have it{only}; two classes or numbers that vary "
+            f"target '{name}': {len(present)} of {len(labels)} cases have it{only}; two classes or numbers that vary "
             "are needed"
         )
     if positive is None and len(classes) > 2:
         if not is_number:
             raise ConfigError(
-                f"target '{name}': is text of {len(classes)} classes ({_listed(classes)}); "
-                "choose one with positive, to set it against the rest"
+                f"target '{name}': is text with {len(classes)} classes ({_listed(classes)}); "
+                "name one of them as positive, to compare it with the rest"
             )
-        values = np.array(known, np.float64)
+        values = np.array(present, np.float64)
         if not np.isfinite(values).all():
-            raise ConfigError(f"target '{name}': holds infinite numbers; leave those labels empty")
+            raise ConfigError(f"target '{name}': contains infinite numbers; leave those labels empty")
         return Target("continuous", None, values, rows)
-    chosen = classes[-1] if positive is None else class_name(positive)
-    if chosen not in classes:
-        raise ConfigError(f"target '{name}': there is no class '{chosen}' to be positive; it has {_listed(classes)}")
-    others = [other for other in classes if other != chosen]
-    negative = others[0] if len(others) == 1 else rest_of(chosen)
-    is_positive = [float(class_name(value) == chosen) for value in known]
-    return Target("binary", (negative, chosen), np.array(is_positive), rows)
+    positive_class = classes[-1] if positive is None else class_name(positive)
+    if positive_class not in classes:
+        raise ConfigError(f"positive: target '{name}' has no class '{positive_class}'; it has {_listed(classes)}")
+    others = [other for other in classes if other != positive_class]
+    negative = others[0] if len(others) == 1 else rest_of(positive_class)
+    is_positive = [float(class_name(value) == positive_class) for value in present]
+    return Target("binary", (negative, positive_class), np.array(is_positive), rows)
 
 
 def missing(labels: Sequence[Any]) -> NDArray[np.bool_]:
-    """Which labels are none: None, NaN, pandas' NA, and blank text; ``[N]``.
+    """Return a mask ``[N]`` of the cases without a label: None, NaN, pandas' NA, and blank text.
 
     Example:
         >>> missing([1.0, None, float("nan"), "", "a"])
@@ -97,7 +100,7 @@ def missing(labels: Sequence[Any]) -> NDArray[np.bool_]:
 
 
 def class_name(value: Any) -> str:
-    """A class as text, the same for the number 1 and 1.0, since a table with gaps holds integers as floats.
+    """Return a class as text, the same for 1 and 1.0, because a table with gaps stores integers as floats.
 
     Example:
         >>> class_name(1.0), class_name(np.int64(1)), class_name(True), class_name(" ill ")
@@ -110,24 +113,24 @@ def class_name(value: Any) -> str:
 
 
 def rest_of(positive: str) -> str:
-    """The name of all classes but one."""
+    """Return the name for all classes but one."""
     return f"not {positive}"
 
 
 def balanced_choice(target: Target, count: int, seed: int) -> Target:
-    """Only ``count`` of a target's cases, of both classes alike as far as there are as many.
+    """Choose ``count`` of a target's cases at random, equally many per class as far as possible.
 
-    With the same seed, a larger choice holds the smaller one.
+    With the same seed, a larger choice contains the smaller one.
     """
     order = np.random.default_rng(seed).permutation(len(target.rows))
-    is_class = target.values[order] if target.kind == "binary" else np.zeros(len(order))
+    class_values = target.values[order] if target.kind == "binary" else np.zeros(len(order))
     place_in_class = np.empty(len(order), np.intp)
-    for label in np.unique(is_class):
-        place_in_class[is_class == label] = np.arange((is_class == label).sum())
-    kept = np.sort(order[np.argsort(place_in_class, kind="stable")][:count])
-    return Target(target.kind, target.classes, target.values[kept], target.rows[kept])
+    for label in np.unique(class_values):
+        place_in_class[class_values == label] = np.arange((class_values == label).sum())
+    selected = np.sort(order[np.argsort(place_in_class, kind="stable")][:count])
+    return Target(target.kind, target.classes, target.values[selected], target.rows[selected])
 
 
 def _listed(classes: Sequence[str]) -> str:
-    more = f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
-    return ", ".join(classes[:_SHOWN]) + more
+    more = f" and {len(classes) - _MOST_LISTED} more" if len(classes) > _MOST_LISTED else ""
+    return ", ".join(classes[:_MOST_LISTED]) + more

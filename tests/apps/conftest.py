@@ -59,7 +59,7 @@ class Labelled:
 def labelled(tiny_bundle, tmp_path_factory):
     """A bundle that heeds z_sem, the embedded cohort, and a direction for a label of two classes."""
     from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.directions import fit_direction
+    from monai_diffae.apps.synthesis.fit_direction import fit_direction
 
     root = tmp_path_factory.mktemp("labelled")
     bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
@@ -71,7 +71,7 @@ def labelled(tiny_bundle, tmp_path_factory):
         table.loc[rows.index, "wide"] = (order > len(rows) / 2).map({True: "yes", False: "no"})
     table.to_csv(root / "cohort.csv", index=False)
     embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
-    fit_direction(embedded, "wide", root / "wide.json")
+    fit_direction(embedded, root / "wide.json", target="wide")
     return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
 
 
@@ -124,7 +124,7 @@ def unusual(request, tiny_bundle, tmp_path_factory):
     from monai.bundle import ConfigParser
 
     from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.directions import fit_direction
+    from monai_diffae.apps.synthesis.fit_direction import fit_direction
 
     root = tmp_path_factory.mktemp(request.param)
     colour = request.param == "colour"
@@ -145,7 +145,7 @@ def unusual(request, tiny_bundle, tmp_path_factory):
     torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), models / "model.pt")
     _shake(models / "model.pt")
     embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
-    fit_direction(embedded, "wide", root / "wide.json")
+    fit_direction(embedded, root / "wide.json", target="wide")
     return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
 
 

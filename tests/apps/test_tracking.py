@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.results import log_to_open_run
-from monai_diffae.apps.synthesis.directions import fit_direction, grade
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.generate import generate
+from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.interpolate import interpolate
-from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.apps.synthesis.walk import walk
 
 FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}}
 
@@ -38,25 +39,25 @@ def client(server):
 def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, latent_bundle, client, server, tmp_path):
     ids = pd.read_csv(labelled.cohort)["id"].tolist()
     with mlflow.start_run() as run:
-        fit_direction(labelled.embeddings, "wide", tmp_path / "wide.json")
-        grade(labelled.embeddings, tmp_path / "wide.json", tmp_path / "grades.csv")
+        fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
+        grade(labelled.embeddings, tmp_path / "grades.csv", direction=tmp_path / "wide.json")
         edit(
-            labelled.bundle, labelled.cohort, tmp_path / "e", direction=labelled.direction, amounts=(2,), limit=1,
+            labelled.bundle, labelled.cohort, tmp_path / "e", direction=labelled.direction, strengths=(2,), limit=1,
             embeddings=labelled.embeddings, **FAST,
         )  # fmt: skip
-        interpolate(labelled.bundle, labelled.cohort, tmp_path / "i", first=ids[0], second=ids[1], **FAST)
+        interpolate(labelled.bundle, labelled.cohort, tmp_path / "i", start=ids[0], end=ids[1], **FAST)
         made = vary(labelled.bundle, labelled.cohort, tmp_path / "v", case=ids[0], num_images=2, **FAST)
-        walk(labelled.bundle, labelled.embeddings, tmp_path / "w", num_components=1, amounts=(0,), **FAST)
-        sample(latent_bundle, tmp_path / "s", num_images=1, **FAST)
+        traverse(labelled.bundle, labelled.embeddings, tmp_path / "w", num_components=1, strengths=(0,), **FAST)
+        generate(latent_bundle, tmp_path / "s", num_images=1, **FAST)
     logged = client.get_run(run.info.run_id).data
     assert logged.metrics.keys() == {
         "directions/wide_score", "grades/wide_train", "grades/wide_val", "grades/wide_test", "edits/num_cases",
-        "edits/num_failed", "edits/monotone", "edits/moved",
-        "variations/mean_std", "samples/num_images", "samples/accepted",
+        "edits/num_failed", "edits/monotone", "edits/achieved",
+        "variations/mean_std", "generated/num_images", "generated/accepted",
     }  # fmt: skip
     assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)
     files = [file for file in (server / "artifacts").rglob("*") if file.is_file()]
-    pictures = {"edits.png", "interpolation.png", "variations.png", "walk.png", "samples.png"}
+    pictures = {"edits.png", "interpolation.png", "variations.png", "traversal.png", "generated.png"}
     assert {file.name for file in files} == pictures
     assert not logged.params
     # nothing that names a case or a folder, in the database or the pictures
@@ -92,7 +93,7 @@ def test_a_server_that_fails_only_warns(client, server, labelled, tmp_path, capl
         log_to_open_run({"a": 1.0}, [tmp_path / "mni-000000.png"], "edits")  # which is not there
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'no' / 'folder' / 'x.db'}")
         (tmp_path / "no").write_text("a file where a folder should be")
-        fit_direction(labelled.embeddings, "wide", tmp_path / "wide.json")
+        fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
         mlflow.set_tracking_uri(f"sqlite:///{server / 'mlflow.db'}")
     warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.results"]
     assert len(warnings) == 2

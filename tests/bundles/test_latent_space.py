@@ -16,13 +16,13 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.directions import fit_direction
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.apps.synthesis.walk import walk
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.checksums import checksum
@@ -122,20 +122,20 @@ def test_every_command_makes_images(trained: Any, tmp_path: Path) -> None:
         "train#dataset#draws": 1,
     }  # fmt: skip
     train_latent(trained.bundle, embeddings=trained.embeddings, out=tmp_path / "generator", overrides=quick)
-    fit_direction(trained.embeddings, "wide", tmp_path / "wide.json")
+    fit_direction(trained.embeddings, tmp_path / "wide.json", target="wide")
     on, case = (trained.bundle, trained.cohort), {"device": "cpu"}
     folders = [
-        sample(tmp_path / "generator", tmp_path / "s", num_images=2, **case).folder,
+        generate(tmp_path / "generator", tmp_path / "s", num_images=2, **case).folder,
         vary(*on, tmp_path / "v", case=a, num_images=2, **case).folder,
-        walk(
-            trained.bundle, trained.embeddings, tmp_path / "w", num_components=1, amounts=[1], num_noises=2, **case
+        traverse(
+            trained.bundle, trained.embeddings, tmp_path / "w", num_components=1, strengths=[1], num_noises=2, **case
         ).folder,
-        interpolate(*on, tmp_path / "i", first=a, second=b, num_images=2, **case).folder,
+        interpolate(*on, tmp_path / "i", start=a, end=b, num_images=2, **case).folder,
     ]
     for folder in folders:
         (image, *_) = (folder / "images").glob("*.nii.gz")
         assert nib.load(image).shape == SHAPE
-    edited = edit(*on, tmp_path / "e", direction=tmp_path / "wide.json", cases=[a], amounts=[-1, 1], **case)
+    edited = edit(*on, tmp_path / "e", direction=tmp_path / "wide.json", cases=[a], strengths=[-1, 1], **case)
     assert nib.load(edited.folder / "images" / f"{a}_+1.00.nii.gz").shape == nib.load(trained.table["image"][0]).shape
     assert pd.read_csv(edited.folder / "edits.csv")["prediction"].notna().all()
 
@@ -150,11 +150,17 @@ def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
         "output_dir": str(tmp_path),
         "device": "cpu",
     }
-    workflow.parser.update({**values, "split": "test", "mode": "z_sem"})
+    workflow.parser.update({**values, "split": "test", "mode": "z_sem", "grid": "model"})
     workflow.initialize()
     workflow.run()
-    assert all(nib.load(file).shape[:3] == SHAPE for file in tmp_path.glob("*.nii.gz"))
-    assert list(tmp_path.glob("*.nii.gz"))
+    files = list((tmp_path / "z_sem").glob("*.nii.gz"))
+    assert files
+    assert all(nib.load(file).shape[:3] == SHAPE for file in files)
+    # the evaluator for MONAI's tools writes the same images
+    workflow.parser.update({"output_dir": str(tmp_path / "evaluated")})
+    workflow.parser.get_parsed_content("evaluator").run()
+    for file in files:
+        assert (tmp_path / "evaluated" / "z_sem" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_an_exported_bundle_loads(trained: Any, tmp_path: Path) -> None:

@@ -18,31 +18,27 @@ import pandas as pd
 import pytest
 from monai.bundle import ConfigWorkflow
 
+from monai_diffae.apps.command_configs import as_json, command_config
+from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.directions import fit_direction, grade
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.generate import generate
+from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.interpolate import interpolate
-from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.apps.synthesis.walk import walk
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.config import check_config
 from monai_diffae.errors import find_diffae_error, one_line
 
-CONFIGS = Path(__file__).parents[2] / "bundles" / "diffae_2d" / "configs"
-RUNS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "sample": ("sampling", sample),
-    "interpolate": ("interpolating", interpolate),
-    "vary": ("varying", vary),
-    "walk": ("walking", walk),
-    "fit_direction": ("fitting", fit_direction),
-    "grade": ("grading", grade),
-    "edit": ("editing", edit),
-}
+BUNDLES = Path(__file__).parents[2] / "bundles"
+CONFIGS = BUNDLES / "diffae_2d" / "configs"
+FUNCTIONS = (generate, interpolate, vary, traverse, fit_direction, grade, edit, embed)
+RUNS: dict[str, Callable[..., Any]] = {function.__name__: function for function in FUNCTIONS}
 MADE_OF_A_COHORT = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
-# what these two write is a file, not a folder
-MADE_OF_A_TABLE = {"bundle": "bundle_root"}
-QUICK = {"overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}, "device": "cpu"}
+MADE_OF_A_TABLE = {"bundle": "bundle_root"}  # fit_direction and grade write a file, not a folder
+QUICK = {"steps": 2, "invert_steps": 2, "device": "cpu"}
 
 
 def renamed(name: str) -> dict[str, str]:
@@ -69,13 +65,14 @@ class Made:
         cohort = {"bundle": str(self.root), "cohort": str(self.cohort), **QUICK}
         table = {"embeddings": str(self.embeddings)}
         return {
-            "sample": {"bundle": str(self.root), **QUICK, "num_images": 2},
-            "interpolate": {**cohort, "first": self.ids[0], "second": self.ids[1], "num_images": 3},
+            "generate": {"bundle": str(self.root), **QUICK, "num_images": 2},
+            "interpolate": {**cohort, "start": self.ids[0], "end": self.ids[1], "num_images": 3},
             "vary": {**cohort, "case": self.ids[0], "num_images": 2},
-            "walk": {**cohort, **table, "case": self.ids[0], "amounts": [-1, 1], "num_components": 1},
+            "traverse": {**cohort, **table, "case": self.ids[0], "strengths": [-1, 1], "num_components": 1},
             "fit_direction": {**table, "target": "tilt"},
             "grade": {**table, "direction": str(self.direction)},
-            "edit": {**cohort, "direction": str(self.direction), "cases": self.ids[:1], "amounts": [-1, 1]},
+            "edit": {**cohort, "direction": str(self.direction), "cases": self.ids[:1], "strengths": [-1, 1]},
+            "embed": {"bundle": str(self.root), "cohort": str(self.cohort), "device": "cpu"},
         }[name]
 
 
@@ -94,7 +91,7 @@ def made(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
         "latent_inferer#steps": 2,
     }  # fmt: skip
     train_latent(root, embeddings=embeddings, overrides=quick)
-    fit_direction(embeddings, "tilt", folder / "tilt.json")
+    fit_direction(embeddings, folder / "tilt.json", target="tilt")
     return Made(root, folder / "cohort.csv", embeddings, folder / "tilt.json", [str(i) for i in table["id"]])
 
 
@@ -126,27 +123,33 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_keys_are_the_functions_arguments_with_the_same_defaults(name: str) -> None:
-    config, (action, function) = read(name), RUNS[name]
+    config, function = read(name), RUNS[name]
     parameters = inspect.signature(function).parameters
     expected = {renamed(name).get(parameter, parameter) for parameter in parameters} | {"bundle_root"}
-    assert config.keys() == expected | {"imports", "initialize", "run", action}
-    component = config[action]
-    assert component.keys() == {"_target_", *parameters}
-    assert component["_target_"] == f"{function.__module__}.{function.__name__}"
-    assert config["run"] == f"%{action}"
+    assert config.keys() == expected | {"imports", "initialize", "run", name}
+    component = config[name]
+    assert component == {
+        "_target_": f"monai_diffae.{name}",
+        **{parameter: f"@{renamed(name).get(parameter, parameter)}" for parameter in parameters},
+    }
+    assert config["run"] == f"%{name}"
     assert config["initialize"] == ["$bundle.check_running_config()"]
     for parameter, about in parameters.items():
         key = renamed(name).get(parameter, parameter)
-        assert f"@{key}" in component[parameter]
         if key == "bundle_root":
             assert config[key] == "."
         elif about.default is inspect.Parameter.empty:
             assert config[key] == "???"
-        elif key in ("columns", "overrides"):  # none, which may be filled in key by key
-            assert (config[key], about.default) == ({}, None)
         else:
             default = list(about.default) if isinstance(about.default, tuple) else about.default
             assert config[key] == default
+
+
+@pytest.mark.parametrize("bundle", ["diffae_2d", "diffae_3d"])
+@pytest.mark.parametrize("name", RUNS)
+def test_the_files_are_what_make_configs_writes(name: str, bundle: str) -> None:
+    (command,) = [command for command in COMMANDS if command.config == f"{name}.json"]
+    assert (BUNDLES / bundle / "configs" / f"{name}.json").read_text() == as_json(command_config(command))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -162,7 +165,7 @@ def test_a_run_makes_the_files_of_the_python_function(made: Made, tmp_path: Path
     as_typed = {key: int(value) if isinstance(value, str) and value.isdigit() else value
                 for key, value in arguments.items()}  # fmt: skip
     run(made, name, keys_of(name, {**as_typed, "out": str(by_config)}))
-    RUNS[name][1](**arguments, out=by_python)
+    RUNS[name](**arguments, out=by_python)
     ours = {file.replace("config", "python"): content for file, content in contents(by_config).items()}
     assert ours.keys() == contents(by_python).keys()
     assert ours == contents(by_python)
@@ -180,7 +183,8 @@ def test_a_run_takes_the_python_functions_result_as_its_own(made: Made, tmp_path
 
 
 def test_overrides_reach_the_bundles_config(made: Made, tmp_path: Path) -> None:
-    values = keys_of("vary", {**made.arguments("vary"), "out": str(tmp_path / "out")})
+    arguments = {**made.arguments("vary"), "out": str(tmp_path / "out"), "steps": None, "invert_steps": None}
+    values = keys_of("vary", arguments)
     run(made, "vary", {**values, "overrides": {"inferer#steps": 3}})
     record = json.loads((tmp_path / "out" / "variations.json").read_text())
     assert record["made_from"]["steps"] == 3
@@ -189,9 +193,9 @@ def test_overrides_reach_the_bundles_config(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "meant"),
     [
-        ("sample", "num_image", "num_images"), ("interpolate", "frist", "first"), ("vary", "sead", "seed"),
-        ("walk", "num_component", "num_components"), ("fit_direction", "targt", "target"),
-        ("grade", "directon", "direction"), ("edit", "amount", "amounts"), ("edit", "editing#amount", "amounts"),
+        ("generate", "num_image", "num_images"), ("interpolate", "strat", "start"), ("vary", "sead", "seed"),
+        ("traverse", "num_component", "num_components"), ("fit_direction", "targt", "target"),
+        ("grade", "directon", "direction"), ("edit", "strength", "strengths"), ("edit", "edit#strength", "strengths"),
     ],
 )  # fmt: skip
 def test_a_misspelt_key_is_refused(made: Made, tmp_path: Path, name: str, key: str, meant: str) -> None:
@@ -210,7 +214,7 @@ def test_a_key_of_another_config_is_refused(made: Made, tmp_path: Path, key: str
     ("name", "argument"),
     [
         (name, parameter)
-        for name, (_, function) in RUNS.items()
+        for name, function in RUNS.items()
         for parameter, about in inspect.signature(function).parameters.items()
         if about.default is inspect.Parameter.empty and parameter != "bundle"
     ],
@@ -225,19 +229,19 @@ def test_a_key_that_is_not_set_is_named(made: Made, name: str, argument: str) ->
 @pytest.mark.parametrize(
     ("name", "key", "value", "words"),
     [
-        ("sample", "num_images", "many", "num_images is 'many'; it must be a whole number of at least 1"),
-        ("sample", "side", "left", "side is 'left'; it must be 'positive' or 'negative'"),
-        ("sample", "image_format", "gif", "'png', 'nii.gz' or null"),
-        ("sample", "min_probability", 1, "a number from 0 to below 1"),
-        ("edit", "amounts", "2", "amounts is '2'; it must be a list of numbers, such as [-2, 0, 2]"),
-        ("edit", "amounts", [True], "a list of numbers"),
-        ("edit", "cases", "a", "cases is 'a'; it must be a list of ids"),
-        ("edit", "watch", "age.json", "watch is 'age.json'; it must be a list of files"),
-        ("edit", "limit", 0, "limit is 0; it must be a whole number of at least 1, or null"),
-        ("edit", "along", "axis", "'pattern' or 'weight'"),
-        ("edit", "split", "rest", "'train', 'val', 'test' or null"),
-        ("vary", "overrides", "inferer#steps=5", "values by ids, such as {'inferer#steps': 50}"),
-        ("vary", "columns", "image=file", "names by our words"),
+        ("generate", "num_images", "many", "num_images: 'many' cannot be used: input should be a valid integer"),
+        ("generate", "side", "left", "side: 'left' is not one of positive, negative"),
+        ("generate", "image_format", "gif", "image_format: 'gif' is not one of png, nii.gz"),
+        ("generate", "min_probability", 1, "min_probability: 1 is not below 1"),
+        ("edit", "strengths", "2", "strengths: '2' cannot be used"),
+        ("edit", "strengths", [True], "strengths: [True] cannot be used: input should be a number"),
+        ("edit", "cases", "a", "cases: 'a' cannot be used: 'str' instances are not allowed"),
+        ("edit", "watch", "age.json", "watch: 'age.json' cannot be used: 'str' instances are not allowed"),
+        ("edit", "limit", 0, "limit: 0 is below 1"),
+        ("edit", "along", "axis", "along: 'axis' is not one of pattern, weight"),
+        ("edit", "split", "rest", "split is 'rest'; it must be 'train', 'val', 'test' or null"),
+        ("vary", "overrides", "inferer#steps=5", "cannot be used: input should be a valid dictionary"),
+        ("vary", "columns", "image=file", "columns is 'image=file'"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(made: Made, name: str, key: str, value: Any, words: str) -> None:
@@ -245,10 +249,10 @@ def test_a_value_of_the_wrong_kind_is_refused(made: Made, name: str, key: str, v
     assert words in line
 
 
-def test_amounts_may_be_what_the_command_line_makes_of_numbers_with_commas(made: Made, tmp_path: Path) -> None:
-    values = keys_of("edit", {**made.arguments("edit"), "out": str(tmp_path / "out"), "amounts": (-0.5, 2)})
+def test_strengths_may_be_what_the_command_line_makes_of_numbers_with_commas(made: Made, tmp_path: Path) -> None:
+    values = keys_of("edit", {**made.arguments("edit"), "out": str(tmp_path / "out"), "strengths": (-0.5, 2)})
     run(made, "edit", values)
-    assert pd.read_csv(tmp_path / "out" / "edits.csv")["amount"].tolist() == [-0.5, 0, 2]
+    assert pd.read_csv(tmp_path / "out" / "edits.csv")["strength"].tolist() == [-0.5, 0, 2]
 
 
 def test_a_case_that_is_not_there_is_one_line(made: Made, tmp_path: Path) -> None:
@@ -261,23 +265,23 @@ def test_monai_runs_one_from_the_command_line(made: Made, tmp_path: Path) -> Non
     arguments = [
         "--config_file", made.root / "configs" / "edit.json", "--bundle_root", made.root, "--dataset_dir", made.cohort,
         "--direction", made.direction, "--output_dir", tmp_path / "edited", "--cases", f"[{made.ids[0]}]",
-        "--amounts", "-2,2", "--device", "cpu", "--overrides", "{'inferer#steps': 2}",
+        "--strengths", "-2,2", "--device", "cpu", "--steps", "2",
     ]  # fmt: skip
 
     def call(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "monai.bundle", "run", "editing", *map(str, arguments), *more]
+        command = [sys.executable, "-m", "monai.bundle", "run", "edit", *map(str, arguments), *more]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
     done = call()
     assert done.returncode == 0, done.stderr[-4000:]
     table = pd.read_csv(tmp_path / "edited" / "edits.csv")
-    assert table["amount"].tolist() == [-2, 0, 2]
+    assert table["strength"].tolist() == [-2, 0, 2]
     assert table["mse"].to_numpy()[1] == 0
     assert np.isfinite(table["prediction"]).all()
-    wrong = call("--amonts", "1")
+    wrong = call("--strenths", "1")
     errors = [line for line in wrong.stderr.splitlines() if line.startswith("error: ")]
     assert wrong.returncode != 0
     assert len(errors) == 1
-    assert "did you mean 'amounts'" in errors[0]
+    assert "did you mean 'strengths'" in errors[0]
     assert "Traceback" not in wrong.stderr

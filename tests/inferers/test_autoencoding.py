@@ -6,7 +6,7 @@ import torch
 from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
 from monai_diffae.diffusion.solvers import unipc
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import build_autoencoder
 
 
@@ -267,15 +267,3 @@ def test_codes_carry_no_gradient(inferer, network, images):
     z_sem = inferer.encode(images, network)
     assert not z_sem.requires_grad
     assert not inferer.invert(images, network, z_sem).requires_grad
-
-
-def test_the_reconstructor_uses_the_same_noise_for_all_images(inferer, network, images):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, steps=3)
-    from_z_sem = Reconstructor(inferer, mode="z_sem", seed=5)
-    reconstructions = from_z_sem(images, network)
-    torch.testing.assert_close(reconstructions[1:2], from_z_sem(images[1:2], network))
-    assert not torch.allclose(reconstructions, from_z_sem(images, network, condition=images.flip(-1)))
-    exact = Reconstructor(inferer, mode="x_T")(images, network)
-    torch.testing.assert_close(exact, inferer.reconstruct(images, network))
-    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
-        Reconstructor(inferer, mode="z")

@@ -9,8 +9,8 @@ from monai_diffae.latents import Direction, LatentStatistics
 def binary():
     return Direction(
         target="ill", kind="binary", classes=("well", "ill"), weight=np.eye(6)[0], pattern=np.ones(6), intercept=0.1,
-        slope=2.0, offset=0.0, spread=1.0, statistics=LatentStatistics(np.zeros(6), np.ones(6)), model="a" * 64,
-        strength=1.0, score=0.9, num_cases=20, num_left_out=1,
+        slope=2.0, offset=0.0, std=1.0, statistics=LatentStatistics(np.zeros(6), np.ones(6)), model="a" * 64,
+        regularisation=1.0, score=0.9, num_cases=20, num_left_out=1,
     )  # fmt: skip
 
 
@@ -19,8 +19,8 @@ def test_content_comes_back(binary):
 
 
 BROKEN = [
-    (None, [], "no direction"),
-    ("format", "other", "no direction"),
+    (None, [], "not a direction"),
+    ("format", "other", "not a direction"),
     ("version", 2, "version 1, not 2"),
     ("weight", None, "weight: must be a list"),
     ("weight", [1.0, 0.0], "weight: must be 6 numbers"),
@@ -29,9 +29,9 @@ BROKEN = [
     ("weight", ["1.0"] + [0.0] * 5, "weight: must be a list of finite"),
     ("weight", [[1.0, 0.0]] * 3, "weight: must be a list of finite"),
     ("pattern", [1.0, 0.0], "pattern: must be 6 numbers"),
-    ("pattern", [0.5] * 6, "pattern: must be of a product of 1"),
+    ("pattern", [0.5] * 6, "pattern: must be a vector whose dot product with the weight is 1"),
     ("slope", 0.0, "slope: must be above 0"),
-    ("spread", -1.0, "spread: must be above 0"),
+    ("std", -1.0, "std: must be above 0"),
     ("score", float("inf"), "score: must be a finite number"),
     ("intercept", 10**400, "intercept: must be a finite number"),
     ("intercept", True, "intercept: must be a finite number"),
@@ -44,7 +44,7 @@ BROKEN = [
     ("statistics", {"mean": [0.0] * 6, "std": [1.0] * 5}, "both must be"),
     ("statistics", {"mean": [0.0] * 6, "std": [0.0] * 6}, "above 0"),
     ("statistics", {"mean": [1e300] * 6, "std": [1.0] * 6}, "not finite"),
-    ("colour", "red", "missing or not known: 'colour'"),
+    ("colour", "red", "missing or unknown: 'colour'"),
 ]
 
 

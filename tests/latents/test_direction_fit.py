@@ -67,10 +67,10 @@ def test_predictions_are_scikit_learns(kind, z, labels, along, request):
     z_norm = direction.statistics.normalise(z.astype(np.float64))
     if kind == "continuous":
         age = 50 + 8 * along + np.random.default_rng(2).normal(size=600)
-        expected = Ridge(direction.strength).fit(z_norm, age).predict(z_norm)
+        expected = Ridge(direction.regularisation).fit(z_norm, age).predict(z_norm)
         np.testing.assert_allclose(direction.predict(z), expected, rtol=1e-6)
         return
-    model = LogisticRegression(C=direction.strength, class_weight="balanced", max_iter=2000).fit(z_norm, labels)
+    model = LogisticRegression(C=direction.regularisation, class_weight="balanced", max_iter=2000).fit(z_norm, labels)
     expected = model.decision_function(z_norm) / np.linalg.norm(model.coef_)
     np.testing.assert_allclose(direction.distance(z), expected, atol=1e-6)
     np.testing.assert_allclose(logit(direction.predict(z)), direction.slope * expected, atol=1e-6)
@@ -96,22 +96,22 @@ def test_probabilities_of_separable_classes_are_near_certain(z, along):
 
 
 @pytest.mark.parametrize("kind", ["binary", "continuous"])
-def test_amounts_are_standard_deviations_of_the_training_cases(kind, z, request):
+def test_strengths_are_standard_deviations_of_the_training_cases(kind, z, request):
     direction = request.getfixturevalue(kind)
-    assert direction.spread == pytest.approx(direction.distance(z).std(), rel=1e-6)
-    for amount in (-3, 0.5, 2):
+    assert direction.std == pytest.approx(direction.distance(z).std(), rel=1e-6)
+    for strength in (-3, 0.5, 2):
         for along in ("pattern", "weight"):
-            gone = direction.distance(direction.move(z, amount, along)) - direction.distance(z)
-            np.testing.assert_allclose(gone, amount * direction.spread, atol=1e-4)
+            gone = direction.distance(direction.move(z, strength, along)) - direction.distance(z)
+            np.testing.assert_allclose(gone, strength * direction.std, atol=1e-4)
 
 
 def test_moving_is_the_papers_arithmetic(binary, z):
     # Diff-AE: z_norm += amplitude * sqrt(D) * w / |w|
     amplitude = 0.3
-    amount = amplitude * np.sqrt(6) / binary.spread
+    strength = amplitude * np.sqrt(6) / binary.std
     wide = z.astype(np.float64)
     expected = binary.statistics.denormalise(binary.statistics.normalise(wide) + amplitude * np.sqrt(6) * binary.weight)
-    np.testing.assert_allclose(binary.move(wide, amount, along="weight"), expected, rtol=1e-9)
+    np.testing.assert_allclose(binary.move(wide, strength, along="weight"), expected, rtol=1e-9)
 
 
 def test_the_pattern_is_how_cases_of_other_distances_differ_though_the_weight_is_not():
@@ -130,7 +130,7 @@ def test_the_pattern_is_how_cases_of_other_distances_differ_though_the_weight_is
     np.testing.assert_allclose(moved.mean(axis=0)[:2], [cause.std(), 0], atol=0.05)
 
 
-def test_amount_zero_changes_no_bit(binary, z):
+def test_strength_zero_changes_no_bit(binary, z):
     z = z.copy()
     z[0, 0] = -0.0
     moved = binary.move(z, 0)
@@ -152,18 +152,18 @@ def test_json_loses_nothing(kind, z, request):
 def test_direction_of_another_model_is_refused(binary):
     with pytest.raises(ConfigError, match="another model \\(aaaaaaaa, this one is bbbbbbbb\\)"):
         binary.check_fits("b" * 64, 6)
-    with pytest.raises(ConfigError, match="z_sem of 6 numbers, this model has 8"):
+    with pytest.raises(ConfigError, match="z_sem of 6 numbers, but this model has 8"):
         binary.check_fits(MODEL, 8)
 
 
-def test_z_and_amounts_that_do_not_fit_are_refused(binary, z):
+def test_z_and_strengths_that_do_not_fit_are_refused(binary, z):
     with pytest.raises(ConfigError, match="same model"):
         binary.distance(z[:, :5])
     with pytest.raises(ConfigError, match="not finite"):
         binary.predict(np.full((1, 6), np.nan))
     with pytest.raises(ConfigError, match="along: 'up' is not one of pattern, weight"):
         binary.move(z, 1, along="up")
-    with pytest.raises(ConfigError, match="amount: nan is not finite"):
+    with pytest.raises(ConfigError, match="strength: nan is not finite"):
         binary.move(z, float("nan"))
 
 
@@ -200,7 +200,7 @@ def test_truth_of_labels(binary, continuous):
     np.testing.assert_array_equal(continuous.truth([40, 50.5]), [40, 50.5])
     with pytest.raises(ConfigError, match="neither '0' nor '1'"):
         binary.truth([0, 2])
-    with pytest.raises(ConfigError, match="no numbers"):
+    with pytest.raises(ConfigError, match="not numbers"):
         continuous.truth(["old"])
     with pytest.raises(ConfigError, match="no label"):
         binary.truth([None, 1])
@@ -265,8 +265,8 @@ COLOURS = ["red", "green", "blue", "red"] * 3
     [
         ([1] * 12, {}, "12 of 12 cases have it, all '1'"),
         ([None] * 12, {}, "0 of 12 cases have it;"),
-        (COLOURS, {}, "text of 3 classes \\(blue, green, red\\); choose one with positive"),
-        (COLOURS, {"positive": "pink"}, "no class 'pink' to be positive; it has blue, green, red"),
+        (COLOURS, {}, "text with 3 classes \\(blue, green, red\\); name one of them as positive"),
+        (COLOURS, {"positive": "pink"}, "positive: target 't' has no class 'pink'; it has blue, green, red"),
         ([0, 1, 1] + [None] * 9, {}, "1 of '0' \\(1 patients\\) and 2 of '1' \\(2 patients\\) are too few"),
         ([0] * 11 + [1], {}, "11 of '0' .* and 1 of '1'"),
         ([0] * 6 + [1] * 6, {"groups": list("aaaaaabbbbcc")}, "6 of '0' \\(1 patients\\)"),

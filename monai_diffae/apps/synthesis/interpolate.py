@@ -1,106 +1,126 @@
-"""From one case of a cohort to another: a strip of images along both codes."""
+"""The command ``interpolate``: morph one case into another."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+from annotated_types import Ge
 
-from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
-from monai_diffae.apps.session import checksum_of_cases, open_cohort
-from monai_diffae.apps.synthesis.images import grid_affine, write_image
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, log_to_open_run, remove_images, run_once
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.inferers.interpolation import lerp, slerp
-from monai_diffae.pictures.mosaic import draw_mosaic
+
+if TYPE_CHECKING:
+    from monai_diffae.apps.session import Session
+    from monai_diffae.data.cases import Case
 
 
 @dataclass(frozen=True)
-class InterpolateResult:
-    """What :func:`interpolate` made.
+class InterpolateResult(CommandResult):
+    """The result of :func:`interpolate`.
 
     Attributes:
-        folder: with ``images/``, one a position, and the strip ``interpolation.png``.
-        skipped: whether all was there already.
+        folder: holds ``images/``, with one image per position, and the strip ``interpolation.png``.
+        skipped: whether the results were complete already.
     """
 
     folder: Path
     skipped: bool = False
 
+    def lines(self) -> Iterator[str]:
+        """The folder."""
+        yield str(self.folder)
 
+
+@command
 def interpolate(
-    bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    bundle: Path,
+    cohort: Path,
+    out: Path,
     *,
-    first: str,
-    second: str,
-    num_images: int = 9,
-    device: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    start: str,
+    end: str,
+    num_images: Annotated[int, Ge(2)] = 9,
+    decoding: Decoding = Decoding(),
+    reading: Reading = Reading(),
+    run: Run = Run(),
 ) -> InterpolateResult:
-    """Morph one case into another: z_sem on a straight line, x_T on the sphere (the paper's section 4.2).
+    """Morph one case into another: images between the two, and a strip.
 
-    ``out/images/`` gets the images in the model's grid, named by their place from 0 (the first case) to 1.
-    ``out/interpolation.png`` is the strip, with the two scans blended pixel by pixel below it, to compare with.
+    z_sem moves on a straight line and x_T on a great circle (section 4.2 of the paper). ``out/images/`` gets the images
+    in the model's grid, named by their position from 0 (``start``) to 1 (``end``). ``out/interpolation.png`` shows
+    them, and below them the two scans blended pixel by pixel, for comparison.
 
     Args:
-        bundle: a trained bundle's folder.
-        cohort: a folder, table, datalist or scan.
-        out: the folder for the results.
-        first: a case's id.
-        second: another case's id.
-        num_images: how many, both ends included.
-        device: where to compute; the GPU if there is one when None.
-        columns: what the cohort's table calls our words.
-        overwrite: make it anew although it is there.
-        overrides: values for keys of the bundle's config, such as ``{"inferer#steps": 50}``.
+        bundle: Folder of a trained bundle.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan.
+        out: Folder for the results.
+        start: Id of the first case.
+        end: Id of the last case.
+        num_images: Number of images, both ends included.
+        decoding: How to invert and decode.
+        reading: How scans are read.
+        run: How the command runs.
+
+    Returns:
+        The folder.
 
     Raises:
-        ConfigError: no trained bundle, an argument out of range, or ``out`` holds another result.
-        CohortError: no case of that id, or it cannot be read.
+        ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
+        CohortError: a case does not exist, or cannot be read.
 
     Example:
-        >>> interpolate("bundle", "cohort.csv", "out", first="a", second="b", num_images=1)
+        >>> interpolate("bundle", "cohort.csv", "out", start="case-1", end="case-2", num_images=1)
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: num_images: 1 is below 2, the two ends
+        monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
-    if num_images < 2:
-        raise ConfigError(f"num_images: {num_images} is below 2, the two ends")
-    if first == second:
-        raise ConfigError(f"case: '{first}' is both the first and the second; name two")
-    opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
-    cases = opened.choose([first, second])
-    folder = Path(out)
-    picture = folder / "interpolation.png"
-    made_from = {**opened.made_from, "cases": checksum_of_cases(cases), "num_images": num_images}
-    model_range = opened.trained.model_range
+    if start == end:
+        raise ConfigError(f"end: '{end}' is also the start; name another case")
+    from monai_diffae.apps.session import Session
 
-    def make() -> dict[str, Any]:
-        coded = list(opened.coded(opened.read(cases, folder), "inverting 2 cases"))
-        if len(coded) < 2:
-            failure = next(failure for failure in opened.failures if failure.case_id in (first, second))
-            raise CohortError(f"{failure.case_id}: {failure.reason}")
-        a, b = coded
-        weights = np.linspace(0, 1, num_images).tolist()
-        images = opened.decode(lerp(a.z_sem, b.z_sem, weights), slerp(a.x_T, b.x_T, weights))
-        digits = max(3, len(str(num_images)))  # so that no two names are alike
-        affine = grid_affine(opened.trained.config)
-        remove_images(folder / "images")
-        for weight, image in zip(weights, images, strict=True):
-            write_image(folder / "images" / f"{weight:.{digits}f}", image, model_range, a.case.file, affine)
-        rows = {"both codes": images, "pixels": lerp(a.image, b.image, weights)}
-        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range, [f"{w:.2g}" for w in weights]))
+    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+    cases = session.choose(Choice(cases=(start, end)))
+    made_from = session.made_from(cases, num_images=num_images)
+    picture, images = out / "interpolation.png", out / "images"
+
+    def make() -> Mapping[str, Any]:
+        _write_morph(session, cases, num_images, out)
         log_to_open_run({}, [picture], "interpolation")
         return {"num_images": num_images}
 
-    results = [picture, folder / "images"]
-    _, skipped = run_once(folder / "interpolation.json", results, made_from, make, overwrite=overwrite)
-    return InterpolateResult(folder, skipped)
+    _, skipped = run_once(out / "interpolation.json", [picture, images], made_from, make, overwrite=run.overwrite)
+    return InterpolateResult(out, skipped)
+
+
+def _write_morph(session: Session, cases: list[Case], num_images: int, out: Path) -> None:
+    """Write the images and the strip.
+
+    Raises:
+        CohortError: one of the two cases cannot be read.
+    """
+    import numpy as np
+
+    from monai_diffae.data.atomic import write_atomic
+    from monai_diffae.inferers.interpolation import lerp, slerp
+    from monai_diffae.pictures import draw_mosaic
+    from monai_diffae.transforms.case_images import write_image
+
+    read = session.read(cases, out, named=True)
+    if read.failures:
+        raise CohortError(f"{read.failures[0].case_id}: {read.failures[0].reason}")
+    first, last = session.coded(read, "inverting 2 cases")
+    positions = np.linspace(0, 1, num_images).tolist()
+    images = session.decode(lerp(first.z_sem, last.z_sem, positions), slerp(first.x_T, last.x_T, positions))
+    trained, digits = session.trained, max(3, len(str(num_images)))  # digits: enough for names that differ
+    remove_images(out / "images")
+    for position, image in zip(positions, images, strict=True):
+        file = out / "images" / f"{position:.{digits}f}"
+        write_image(file, image, trained.model_range, first.case.file, trained.grid_affine)
+    rows = {"both codes": images, "pixels": lerp(first.image, last.image, positions)}
+    titles = [f"{position:.2g}" for position in positions]
+    write_atomic(out / "interpolation.png", lambda path: draw_mosaic(rows, path, trained.model_range, titles))

@@ -73,9 +73,9 @@ def reconstruct(
     have the model's resolution, and the scan's own values outside the model's field of view. Cases that are PNG or
     JPEG become PNG, all others NIfTI. ``reconstructions.csv`` has one row per case, measured in the model's grid and
     range: ``id``; ``mse``, ``psnr`` and ``ssim`` of each mode; and the mean, standard deviation and neighbor
-    correlation of the inverted ``x_T`` (0, 1 and 0 for perfect noise). For a model of a first stage's latents it also
-    has the errors of the first stage alone. ``mosaic.png`` shows the first 8 cases (volumes in three planes): input,
-    decoded from z_sem alone, decoded from both codes.
+    correlation of the inverted ``x_T`` (0, 1 and 0 for perfect noise). In latent mode it also has the errors of the
+    first stage alone. ``mosaic.png`` shows the first 8 cases (volumes in three planes): input, decoded from z_sem
+    alone, decoded from both codes.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -97,9 +97,8 @@ def reconstruct(
         The folder, the mean errors and the number of cases.
 
     Raises:
-        ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results made from other
-            things.
-        CohortError: no usable case.
+        ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
+        CohortError: there is no usable case.
 
     Example:
         >>> reconstruct("bundle", "cohort.csv", "out", mode="z")
@@ -123,8 +122,7 @@ def reconstruct(
         read = session.read(cases, out, named=bool(choice.cases))
         for name in MODES:
             remove_images(out / name)
-        work = Reconstruction(session, out, modes, native=grid == "native", dicom=dicom, seed=seed)
-        means = work.run(read, table, mosaic)
+        means = Reconstruction(session, out, modes, grid, dicom, seed).run(read, table, mosaic)
         return {"means": means, "num_cases": len(read.cases), "num_failed": len(read.failures)}
 
     figures, skipped = run_once(out / "reconstructions.json", results, made_from, make, overwrite=run.overwrite)

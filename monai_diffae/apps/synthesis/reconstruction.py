@@ -1,5 +1,7 @@
 """The work of ``reconstruct``: batches of images encoded, decoded, measured and written."""
 
+# tested in tests/apps/synthesis/test_reconstruct.py
+
 from __future__ import annotations
 
 import logging
@@ -13,20 +15,19 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.session import ReadCases, Session
-from monai_diffae.apps.synthesis.images import grid_affine, warn_without_dicom, write_image, write_in_space_of
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.diffusion.noise import image_noise, seed_of
-from monai_diffae.errors import ConfigError
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers import ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.pictures import draw_mosaic
-from monai_diffae.transforms import NativeSpace, check_invertible
+from monai_diffae.transforms import WriteReconstructiond
+from monai_diffae.transforms.case_images import warn_without_dicom
+from monai_diffae.transforms.reconstructions import Grid
 
 logger = logging.getLogger(__name__)
 
-MODES = ("z_sem", "x_T")
+MODES: tuple[ReconstructionMode, ...] = ("z_sem", "x_T")
 _IN_MOSAIC = 8
 _ROWS = {"input": "input", "z_sem": "z_sem only", "x_T": "inverted x_T"}
 
@@ -37,17 +38,17 @@ class Reconstruction:
 
     Attributes:
         session: the bundle and the cohort.
-        folder: for the images, in one folder per mode.
+        folder: the folder for the images, which get one folder per mode in it.
         modes: ``x_T``, ``z_sem`` or both.
-        native: write images in the scan's own space, not in the model's grid.
+        grid: ``native`` or ``model``: where the images lie.
         dicom: write DICOM cases also as series.
         seed: random seed of the noise in mode ``z_sem``.
     """
 
     session: Session
     folder: Path
-    modes: Sequence[str]
-    native: bool
+    modes: Sequence[ReconstructionMode]
+    grid: Grid
     dicom: bool
     seed: int
     _mosaic: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -59,17 +60,20 @@ class Reconstruction:
             The mean of each numeric column of the table.
 
         Raises:
-            ConfigError: the preprocessing cannot be inverted, but the images belong into the scan's own space.
+            ConfigError: the preprocessing cannot be inverted, but the images should lie in the scan's own space.
         """
-        if self.native:
-            self._check_invertible()
+        trained = self.session.trained
+        writer = WriteReconstructiond(
+            self.modes, self.folder, read.cases, trained.preprocessing, grid=self.grid,
+            model_range=trained.model_range, affine=trained.grid_affine, dicom=self.dicom, overwrite=True,
+        )  # fmt: skip
         if self.dicom:
             warn_without_dicom(read.cases)
         rows: list[dict[str, Any]] = []
         for cases, images, seen in read.batches(self.session.run.batch_size, f"reconstructing {len(read.cases)} cases"):
-            rows += self._batch(cases, images, seen, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
+            rows += self._batch(cases, images, seen, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
         pictures = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items()}
-        write_atomic(mosaic, lambda path: draw_mosaic(pictures, path, self.session.trained.model_range))
+        write_atomic(mosaic, lambda path: draw_mosaic(pictures, path, trained.model_range))
         table = pd.DataFrame(rows)
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
@@ -77,63 +81,44 @@ class Reconstruction:
         return means
 
     @torch.no_grad()
-    def _batch(self, cases: list[Case], images: Tensor, seen: Tensor, in_mosaic: int) -> list[dict[str, Any]]:
+    def _batch(
+        self, cases: list[Case], images: Tensor, seen: Tensor, writer: WriteReconstructiond, in_mosaic: int
+    ) -> list[dict[str, Any]]:
         """Decode, write and measure one batch; keep its first images for the mosaic."""
         trained = self.session.trained
         images, seen = images.to(trained.device), seen.to(trained.device)
         z_sem = encode_exactly(seen, trained.inferer, trained.network)
         decoded: dict[str, Tensor] = {"input": images}
         columns: dict[str, Tensor] = {}
-        for name in MODES:
-            count = len(images) if name in self.modes else min(in_mosaic, len(images))
-            decoded[name], x_T = self._decode(name, cases[:count], images[:count], z_sem[:count])
-            if name in self.modes:
-                columns |= self._errors(images, decoded[name], name)
-            if name == "x_T" and name in self.modes:
+        for mode in MODES:
+            count = len(images) if mode in self.modes else min(in_mosaic, len(images))
+            decoded[mode], x_T = self._decode(mode, cases[:count], images[:count], z_sem[:count])
+            if mode in self.modes:
+                columns |= self._errors(images, decoded[mode], mode)
+            if mode == "x_T" and mode in self.modes:
                 columns |= {f"x_T_{statistic}": values for statistic, values in noise_statistics(x_T).items()}
         first_stage = trained.inferer.first_stage
-        if first_stage is not None:  # what is lost before the diffusion model sees anything
+        if first_stage is not None:  # the error of the first stage alone, without the diffusion model
             columns |= self._errors(images, first_stage.decode(first_stage.encode(images)), "first_stage")
         for name, stack in decoded.items():
             self._mosaic.setdefault(name, []).append(stack[:in_mosaic].cpu())
         for i, case in enumerate(cases):
-            self._write(case, {name: decoded[name][i].cpu() for name in self.modes})
+            writer({"id": case.id, **{mode: decoded[mode][i] for mode in self.modes}})
         values = {name: column.cpu() for name, column in columns.items()}
         return [{"id": case.id, **{key: float(v[i]) for key, v in values.items()}} for i, case in enumerate(cases)]
 
-    def _decode(self, mode: str, cases: Sequence[Case], images: Tensor, z_sem: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, *S) decoded in a mode, and the x_T they were decoded with."""
-        trained = self.session.trained
+    def _decode(
+        self, mode: ReconstructionMode, cases: Sequence[Case], images: Tensor, z_sem: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decode images (B, C, *S) in a mode; also return the x_T that they were decoded with."""
         if len(images) == 0:
             return images, images
-        if mode == "x_T":
-            x_T, decoded = trained.inferer.round_trip(images, trained.network, z_sem)
-            return decoded, x_T
-        x_T = image_noise(trained.x_T_shape, self.seed, [seed_of(case.id) for case in cases]).to(trained.device)
-        return trained.inferer.decode(z_sem, x_T, trained.network), x_T
+        reconstructor = Reconstructor(self.session.trained.inferer, mode, self.seed)
+        return reconstructor.decode(images, self.session.trained.network, z_sem, [case.id for case in cases])
 
     def _errors(self, images: Tensor, decoded: Tensor, name: str) -> dict[str, Tensor]:
         errors = reconstruction_errors(images, decoded, self.session.trained.model_range)
         return {f"{metric}_{name}": values for metric, values in errors.items()}
-
-    def _write(self, case: Case, images: Mapping[str, Tensor]) -> None:
-        """Write one case's images (C, *S) of each mode."""
-        trained = self.session.trained
-        if not self.native:
-            for name, image in images.items():
-                file = self.folder / name / case.id
-                write_image(file, image, trained.model_range, case.file, grid_affine(trained.config))
-            return
-        native = NativeSpace(trained.preprocessing, case.item())
-        for name, image in images.items():
-            description = f"monai_diffae reconstruction from {name}" if self.dicom else None
-            write_in_space_of(self.folder / name, case.id, native, native.back(image), case, description)
-
-    def _check_invertible(self) -> None:
-        try:
-            check_invertible(self.session.trained.preprocessing)
-        except ConfigError as error:
-            raise ConfigError(f"{error}; or use grid model") from error
 
 
 def _warn_of_structure(means: Mapping[str, float]) -> None:

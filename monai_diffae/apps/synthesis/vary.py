@@ -1,127 +1,101 @@
-"""Variations of a case: what its z_sem leaves open."""
+"""The command ``vary``: decode the z_sem of a case with different x_T."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
-from torch import Tensor
+from annotated_types import Ge
 
-from monai_diffae.apps.results import log_to_open_run, remove_images, run_once
-from monai_diffae.apps.session import checksum_of_cases, open_cohort
-from monai_diffae.apps.synthesis.images import grid_affine, image_suffix, write_image
-from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.scans import write_scan
-from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import ConfigError
-from monai_diffae.pictures.mosaic import draw_mosaic, in_colours
-
-_SHOWN = 8
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
 
 
 @dataclass(frozen=True)
-class VaryResult:
-    """What :func:`vary` made.
+class VaryResult(CommandResult):
+    """The result of :func:`vary`.
 
     Attributes:
-        folder: with ``images/``, ``mean`` and ``std.nii.gz`` and ``variations.png``.
-        mean_std: the standard deviation over the variations, averaged over the image, in the model's range.
-        skipped: whether all was there already.
+        folder: holds ``images/``, ``mean``, ``std.nii.gz`` and ``variations.png``.
+        mean_std: standard deviation over the variations, averaged over the image, in the model's range.
+        skipped: whether the results were complete already.
     """
 
     folder: Path
     mean_std: float
     skipped: bool = False
 
+    def lines(self) -> Iterator[str]:
+        """The mean standard deviation, then the folder."""
+        yield f"mean_std {self.mean_std:.6g}"
+        yield str(self.folder)
 
+    def figures(self) -> dict[str, Any]:
+        """The mean standard deviation."""
+        return {"mean_std": self.mean_std}
+
+
+@command
 def vary(
-    bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    bundle: Path,
+    cohort: Path,
+    out: Path,
     *,
     case: str,
-    num_images: int = 16,
+    num_images: Annotated[int, Ge(2)] = 16,
     seed: int = 0,
-    device: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    decoding: Decoding = Decoding(),
+    reading: Reading = Reading(),
+    run: UnbatchedRun = UnbatchedRun(),
 ) -> VaryResult:
-    """Decode a case's z_sem with new x_T: the same meaning, other details (the paper's section 4.1).
+    """Decode the z_sem of a case with new x_T: images with the same meaning and other details.
 
-    ``out/images/`` gets the variations in the model's grid, ``out/mean`` their mean and ``out/std.nii.gz`` their
-    standard deviation in each voxel: where it is large, the image is stochastic to the model, not semantic.
-    ``out/variations.png`` shows them.
+    This shows what z_sem does not determine (section 4.1 of the paper). ``out/images/`` gets the variations in the
+    model's grid, ``out/mean`` their mean, and ``out/std.nii.gz`` their standard deviation per voxel: where it is large,
+    the image depends on x_T rather than on z_sem. ``out/variations.png`` shows them.
 
     Args:
-        bundle: a trained bundle's folder.
-        cohort: a folder, table, datalist or scan.
-        out: the folder for the results.
-        case: the case's id.
-        num_images: how many variations.
-        seed: of the noise; the i-th variation is a function of (seed, i), to the bit.
-        device: where to compute; the GPU if there is one when None.
-        columns: what the cohort's table calls our words.
-        overwrite: make it anew although it is there.
-        overrides: values for keys of the bundle's config.
+        bundle: Folder of a trained bundle.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan.
+        out: Folder for the results.
+        case: Id of the case.
+        num_images: Number of variations.
+        seed: Random seed of the noise. Variation i is a function of the seed and i, to the bit.
+        decoding: How to invert and decode.
+        reading: How scans are read.
+        run: How the command runs.
+
+    Returns:
+        The folder and the mean standard deviation.
 
     Raises:
-        ConfigError: no trained bundle, an argument out of range, or ``out`` holds another result.
-        CohortError: no case of that id, or it cannot be read.
+        ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
+        CohortError: the case does not exist, or cannot be read.
 
     Example:
-        >>> vary("bundle", "cohort.csv", "out", case="a", num_images=1)
+        >>> vary("bundle", "cohort.csv", "out", case="case-1", num_images=1)
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: num_images: 1 is below 2, without which nothing varies
+        monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
-    if num_images < 2:
-        raise ConfigError(f"num_images: {num_images} is below 2, without which nothing varies")
-    opened = open_cohort(bundle, cohort, device=device, columns=columns, overrides=overrides)
-    cases = opened.choose([case])
-    folder = Path(out)
-    picture, mean_file, std_file = folder / "variations.png", folder / "mean", folder / "std.nii.gz"
-    made_from = {**opened.made_from, "cases": checksum_of_cases(cases), "num_images": num_images, "seed": seed}
-    model_range = opened.trained.model_range
+    from monai_diffae.apps.session import Session
+    from monai_diffae.apps.synthesis.variation import write_variations
+    from monai_diffae.transforms.case_images import image_suffix
 
-    def make() -> dict[str, Any]:
-        coded = next(opened.coded(opened.read(cases, folder), "inverting the case"))
-        noise = image_noise(opened.trained.x_T_shape, seed, list(range(num_images))).to(coded.image.device)
-        # one by one: the last bits of a convolution depend on how many images it gets
-        images = torch.cat([opened.decode(coded.z_sem, x_T[None]) for x_T in noise])
-        affine = grid_affine(opened.trained.config)
-        remove_images(folder / "images")
-        for i, image in enumerate(images):
-            write_image(folder / "images" / f"{i:03d}", image, model_range, coded.case.file, affine)
-        mean, std = images.mean(dim=0, keepdim=True), images.std(dim=0, keepdim=True)
-        for suffix in (".png", ".nii.gz"):  # an earlier case's may have the other
-            (folder / f"mean{suffix}").unlink(missing_ok=True)
-        write_image(mean_file, mean[0], model_range, coded.case.file, affine)
-        write_scan(std_file, std[0].cpu().numpy(), affine)
-        reconstruction = opened.decode(coded.z_sem, coded.x_T)
-        limit = float(std.max())
-        rows = {
-            "input, own x_T": torch.cat([coded.image, reconstruction]),
-            "new x_T": images[:_SHOWN],
-            f"mean, std (to {limit:.2f})": torch.cat(
-                [_in_three_channels(mean).cpu(), in_colours(std, limit, "magma", model_range)]
-            ),
-        }
-        write_atomic(picture, lambda path: draw_mosaic(rows, path, model_range))
-        numbers = {"mean_std": float(std.mean())}
-        log_to_open_run(numbers, [picture], "variations")
-        return numbers
+    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
+    cases = session.choose(Choice(cases=(case,)))
+    made_from = session.made_from(cases, num_images=num_images, seed=seed)
+    picture, suffix = out / "variations.png", image_suffix(session.trained.image_shape, cases[0].file)
+    results = [picture, out / f"mean{suffix}", out / "std.nii.gz", out / "images"]
 
-    suffix = image_suffix(opened.trained.image_shape, cases[0].file)
-    results = [picture, mean_file.with_suffix(suffix), std_file, folder / "images"]
-    numbers, skipped = run_once(folder / "variations.json", results, made_from, make, overwrite=overwrite)
-    return VaryResult(folder, numbers["mean_std"], skipped)
+    def make() -> Mapping[str, Any]:
+        coded = next(session.coded(session.read(cases, out, named=True), "inverting the case"))
+        figures = {"mean_std": write_variations(session, coded, num_images, seed, out)}
+        log_to_open_run(figures, [picture], "variations")
+        return figures
 
-
-def _in_three_channels(images: Tensor) -> Tensor:
-    """As the mosaic shows images (B, C, *S): in colour, or the first channel in grey."""
-    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])
+    figures, skipped = run_once(out / "variations.json", results, made_from, make, overwrite=run.overwrite)
+    return VaryResult(out, figures["mean_std"], skipped)

@@ -17,7 +17,7 @@ from scan_files import shared
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.patches import PatchCutter
 from monai_diffae.apps.provenance import check_made_with
-from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
 from monai_diffae.errors import CohortError, ConfigError
@@ -252,7 +252,7 @@ def test_only_z_sem_of_single_patches_can_be_decoded(cut, tiny_bundle_3d, tmp_pa
         "patches"
     )
     with pytest.raises(ConfigError, match=refused):
-        walk(tiny_bundle_3d.directory, result.path, tmp_path / "walk")
+        traverse(tiny_bundle_3d.directory, result.path, tmp_path / "traversed")
     check_made_with(result.patches, tiny_bundle_3d.directory)
 
 

@@ -12,8 +12,9 @@ from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.synthesis.directions import fit_direction, grade
-from monai_diffae.apps.synthesis.walk import walk
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.grade import grade
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
 from monai_diffae.data.samples import make_virtual_cohort
@@ -198,9 +199,11 @@ def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(
 
 
 def test_a_direction_of_volumes_grades_slices_and_their_mean_alike(tables, tmp_path):
-    direction = fit_direction(tables["mean"], "head_size", tmp_path / "size.json")
+    direction = fit_direction(tables["mean"], tmp_path / "size.json", target="head_size").direction
     assert len(direction.weight) == 8
-    graded = {p: grade(path, tmp_path / "size.json", tmp_path / f"{p}.csv").path for p, path in tables.items()}
+    graded = {
+        p: grade(path, tmp_path / f"{p}.csv", direction=tmp_path / "size.json").path for p, path in tables.items()
+    }
     slices, mean, both = (pd.read_csv(graded[name]) for name in ("none", "mean", "mean_std"))
     by_volume = slices.groupby(slices["id"].str.rsplit("_", n=1).str[0])["distance"].mean()
     np.testing.assert_allclose(by_volume[mean["id"]], mean["distance"], atol=1e-4)
@@ -213,7 +216,7 @@ def test_pooled_z_sem_cannot_be_decoded(labelled, tables, tmp_path):
         "pool"
     )
     with pytest.raises(ConfigError, match=refused):
-        walk(labelled.bundle, tables["mean"], tmp_path / "walk")
+        traverse(labelled.bundle, tables["mean"], tmp_path / "traversed")
     with pytest.raises(ConfigError, match=refused):
         train_latent(labelled.bundle, embeddings=tables["mean_std"], out=tmp_path / "latent")
 

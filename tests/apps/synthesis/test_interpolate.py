@@ -17,7 +17,7 @@ def image(folder, name):
 
 @pytest.fixture(scope="module")
 def ends(tiny_bundle):
-    return dict(zip(("first", "second"), pd.read_csv(tiny_bundle.cohort)["id"][:2], strict=True))
+    return dict(zip(("start", "end"), pd.read_csv(tiny_bundle.cohort)["id"][:2], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_a_second_call_skips_other_arguments_are_refused_and_overwriting_leaves_
     (out / "images" / "0.250.nii.gz").unlink()
     assert not again().skipped
     np.testing.assert_array_equal(image(out, "0.250"), image(strip, "0.250"))
-    with pytest.raises(ConfigError, match="interpolation.png: is there already, made with other num_images"):
+    with pytest.raises(ConfigError, match="interpolation.png: exists and was made with other num_images"):
         again(num_images=3)
     with pytest.raises(ConfigError, match="made with other cases"):
-        again(first=ends["second"], second=ends["first"])
+        again(start=ends["end"], end=ends["start"])
     assert not again(num_images=3, overwrite=True).skipped
     assert sorted(file.name[:5] for file in (out / "images").iterdir()) == ["0.000", "0.500", "1.000"]
     np.testing.assert_allclose(image(out, "0.500"), image(strip, "0.500"), atol=1e-5)
@@ -77,9 +77,9 @@ def test_wrong_cases_are_one_line(tiny_bundle, ends, tmp_path):
         interpolate(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **{**ends, "device": "cpu", **changed})
 
     with pytest.raises(CohortError, match="the cohort has no 'mni-000001x'; did you mean 'mni-000001'"):
-        wrong(second="mni-000001x")
-    with pytest.raises(ConfigError, match="'mni-000001' is both the first and the second"):
-        wrong(first="mni-000001", second="mni-000001")
+        wrong(end="mni-000001x")
+    with pytest.raises(ConfigError, match="end: 'mni-000001' is also the start"):
+        wrong(start="mni-000001", end="mni-000001")
     with pytest.raises(ConfigError, match="num_images: 1 is below 2"):
         wrong(num_images=1)
     with pytest.raises(ConfigError, match="infere: the model's configuration has no such key"):
@@ -97,7 +97,7 @@ def test_a_case_that_cannot_be_read_is_named_and_no_other(tiny_bundle, ends, tmp
     (tmp_path / "other.nii").write_bytes(b"no scan, of a case that is not asked for")
     table.loc[[1, 5], "image"] = [str(tmp_path / "nan.nii"), str(tmp_path / "other.nii")]
     table.to_csv(tmp_path / "cohort.csv", index=False)
-    with pytest.raises(CohortError, match=f"^{ends['second']}: ") as caught:
+    with pytest.raises(CohortError, match=f"^{ends['end']}: ") as caught:
         interpolate(tiny_bundle.directory, tmp_path / "cohort.csv", tmp_path / "out", **ends, device="cpu")
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)

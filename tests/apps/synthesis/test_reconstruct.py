@@ -58,6 +58,19 @@ def test_a_second_call_skips_and_other_steps_are_refused(both, tiny_bundle):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **{**options, "steps": 2})
 
 
+def test_results_of_another_configuration_are_not_complete(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    options = {"limit": 2, "device": "cpu", "steps": 2}
+    before = reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
+    file = bundle / "models" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"percentiles": [10, 90]}))
+    with pytest.raises(ConfigError, match="made with other config"):
+        reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
+    after = reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options, overwrite=True)
+    assert not after.skipped
+    assert after.means != before.means
+
+
 def test_z_sem_alone_depends_on_the_seed_and_not_on_the_batch(both, tiny_bundle, tmp_path):
     result, options = both
     files = [f"{case}.nii.gz" for case in pd.read_csv(result.folder / "reconstructions.csv")["id"]]
@@ -103,7 +116,7 @@ def test_a_preprocessing_that_cannot_be_undone_needs_the_models_grid(tiny_bundle
     config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "@image_keys"})
     (bundle / "models" / "config.json").write_text(json.dumps(config))
     options = {"limit": 1, "steps": 2, "device": "cpu"}
-    with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or say --grid model$"):
+    with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or use grid model$"):
         reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
     assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1
 
@@ -124,8 +137,8 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
 def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatch, caplog):
     cases = {
         "noise": (1.05, 0.1, False),
-        "spread": (1.2, 0.0, True),
-        "neighbours": (1.0, 0.25, True),
+        "std": (1.2, 0.0, True),
+        "neighbors": (1.0, 0.25, True),
         "nan": (1.0, torch.nan, True),
     }
     for name, (std, correlation, is_warned) in cases.items():
@@ -134,11 +147,12 @@ def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatc
             "std": torch.tensor([std]),
             "neighbor_correlation": torch.tensor([correlation]),
         }
-        monkeypatch.setattr("monai_diffae.apps.synthesis.reconstruct.noise_statistics", lambda x_T, found=found: found)
+        module = "monai_diffae.apps.synthesis.reconstruction"
+        monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, found=found: found)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "monai_diffae"):
             reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, limit=1, device="cpu")
-        assert ("x_T is no noise" in caplog.text) == is_warned, name
+        assert ("x_T is not Gaussian noise" in caplog.text) == is_warned, name
 
 
 def made_from(folder):
@@ -211,9 +225,9 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
         ({"split": "all"}, "split: 'all' is not one of"),
         ({"steps": 5000}, "steps is 5000; it must be between 1 and 1000"),
         ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
-        ({"solver": "magic"}, "solver is 'magic'; choose one of: adams, ddim, "),
-        ({"solver": "$print(1)"}, r"solver is '\$print\(1\)'; choose one of: adams"),
-        ({"inversion": "magic"}, "inversion is 'magic'; choose one of: implicit, ddim"),
+        ({"solver": "magic"}, "solver: 'magic' is not one of adams, ddim, "),
+        ({"solver": "$print(1)"}, r"solver: '\$print\(1\)' is not one of adams"),
+        ({"inversion": "magic"}, "inversion: 'magic' is not one of implicit, ddim"),
         ({"overrides": {"inferer#foo": 1}}, "unknown config key 'inferer#foo': .*Inferer takes batch_size, clip, "),
         (
             {"overrides": {"inferer": 5}},
@@ -221,7 +235,7 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
         ),
         ({"overrides": {"inferer#schedule": None}}, "schedule is None; it must be a DiffusionSchedule"),
         ({"overrides": {"diffusion#clip_range": [1, -1]}}, "clip_range is .1, -1.; it must be the least and"),
-        ({"spacing": "magic"}, "spacing is 'magic'; choose one of: logsnr, leading, trailing, linspace"),
+        ({"spacing": "magic"}, "spacing: 'magic' is not one of logsnr, leading, trailing, linspace"),
     ],
 )
 def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, message):
@@ -247,7 +261,7 @@ def test_the_message_after_a_killed_run_names_what_is_there(tiny_bundle, tmp_pat
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, **options)
     (out / "reconstructions.csv").unlink()
     (out / "mosaic.png").unlink()
-    with pytest.raises(ConfigError, match="^x_T: is there already, made with other seed;"):
+    with pytest.raises(ConfigError, match="^x_T: exists and was made with other seed;"):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, seed=1, **options)
 
 

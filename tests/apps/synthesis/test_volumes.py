@@ -11,16 +11,18 @@ import pandas as pd
 import pydicom
 import pytest
 from dicom_files import AXIAL, make_plane, positions
+from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.directions import fit_direction, grade
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.generate import generate
+from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.apps.synthesis.walk import walk
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.scans import read_scan
@@ -39,7 +41,7 @@ def heads(tiny_bundle_3d, tmp_path_factory):
     table["large"] = (table.groupby("split")["head_size"].rank(pct=True) > 0.5).map({True: "yes", False: "no"})
     table.to_csv(root / "cohort.csv", index=False)
     embeddings = embed(tiny_bundle_3d.directory, root / "cohort.csv", root / "embedded", device="cpu").path
-    fit_direction(embeddings, "head_size", root / "size.json")
+    fit_direction(embeddings, root / "size.json", target="head_size")
     return SimpleNamespace(
         bundle=tiny_bundle_3d.directory, cohort=root / "cohort.csv", embeddings=embeddings, table=table,
         direction=root / "size.json",
@@ -65,40 +67,55 @@ def test_reconstruct_gives_scans_back_in_their_own_space(heads, tmp_path):
     assert made.means["mse_x_T"] < made.means["mse_z_sem"]
 
 
+def test_the_bundles_evaluator_writes_the_same_volumes(heads, tmp_path):
+    root, options = heads.bundle, {"mode": "z_sem", "limit": 3, "batch_size": 2}
+    reconstruct(root, heads.cohort, tmp_path / "command", device="cpu", **options)
+    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
+    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    paths = {"bundle_root": root, "dataset_dir": heads.cohort, "output_dir": tmp_path / "evaluator"}
+    workflow.parser.update({**{key: str(path) for key, path in paths.items()}, "device": "cpu", **options})
+    workflow.initialize()
+    workflow.evaluator.run()
+    written = sorted((tmp_path / "command" / "z_sem").iterdir())
+    assert len(written) == 3
+    for file in written:
+        assert (tmp_path / "evaluator" / "z_sem" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
     case = str(heads.table["id"][0])
     result = edit(
-        heads.bundle, heads.cohort, tmp_path, direction=heads.direction, cases=[case], amounts=[-2, 2], device="cpu",
+        heads.bundle, heads.cohort, tmp_path, direction=heads.direction, cases=[case], strengths=[-2, 2], device="cpu",
         embeddings=heads.embeddings,
     )  # fmt: skip
     source = heads.table["image"][0]
-    for amount in ("-2.00", "+0.00", "+2.00"):
-        same_space(result.folder / "images" / f"{case}_{amount}.nii.gz", source)
-        difference = nib.load(result.folder / "differences" / f"{case}_{amount}.nii.gz")
+    for strength in ("-2.00", "+0.00", "+2.00"):
+        same_space(result.folder / "images" / f"{case}_{strength}.nii.gz", source)
+        difference = nib.load(result.folder / "differences" / f"{case}_{strength}.nii.gz")
         assert np.array_equal(difference.affine, nib.load(source).affine)
         assert difference.get_data_dtype() == np.float32
     assert np.abs(difference.get_fdata()).max() > 0
-    grade(heads.embeddings, heads.direction, tmp_path / "grades.csv")
+    grade(heads.embeddings, tmp_path / "grades.csv", direction=heads.direction)
     assert len(pd.read_csv(tmp_path / "grades.csv")) == len(heads.table)
 
 
-def test_vary_walk_interpolate_and_sample_lie_in_the_models_grid(heads, quick_latent, tmp_path):
+def test_vary_traverse_interpolate_and_generate_write_in_the_models_grid(heads, quick_latent, tmp_path):
     a, b = (str(name) for name in heads.table["id"][:2])
     made = [
         vary(heads.bundle, heads.cohort, tmp_path / "v", case=a, num_images=2, device="cpu").folder,
-        walk(
+        traverse(
             heads.bundle,
             heads.embeddings,
             tmp_path / "w",
             num_components=1,
-            amounts=[-1, 1],
+            strengths=[-1, 1],
             num_noises=1,
             device="cpu",
         ).folder,
-        interpolate(heads.bundle, heads.cohort, tmp_path / "i", first=a, second=b, num_images=2, device="cpu").folder,
+        interpolate(heads.bundle, heads.cohort, tmp_path / "i", start=a, end=b, num_images=2, device="cpu").folder,
     ]
     train_latent(heads.bundle, embeddings=heads.embeddings, out=tmp_path / "latent", overrides=quick_latent)
-    made.append(sample(tmp_path / "latent", tmp_path / "s", num_images=2, device="cpu").folder)
+    made.append(generate(tmp_path / "latent", tmp_path / "s", num_images=2, device="cpu").folder)
     for folder in made:
         files = sorted((folder / "images").glob("*.nii.gz"))
         assert len(files) >= 2
@@ -161,6 +178,6 @@ def test_a_spacing_that_is_none_is_refused_in_one_line(heads, spacing, tmp_path)
         train(heads.bundle, heads.cohort, tmp_path, overrides={"spacing_mm": spacing, "device": "cpu"})
 
 
-def test_asking_for_dicom_where_there_is_none_is_said(heads, tmp_path, caplog):
+def test_asking_for_dicom_without_any_logs_a_warning(heads, tmp_path, caplog):
     reconstruct(heads.bundle, heads.cohort, tmp_path, dicom=True, limit=1, device="cpu")
     assert "none of the cases is a DICOM file" in caplog.text

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.synthesis.directions import fit_direction, read_direction
-from monai_diffae.apps.synthesis.sample import sample
+from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_of
@@ -24,7 +25,7 @@ def images(folder):
 
 @pytest.fixture(scope="module")
 def five(latent_bundle, tmp_path_factory):
-    return sample(latent_bundle, tmp_path_factory.mktemp("five"), num_images=5, **EXACT)
+    return generate(latent_bundle, tmp_path_factory.mktemp("five"), num_images=5, **EXACT)
 
 
 @pytest.fixture
@@ -39,83 +40,83 @@ def assert_same(found, expected):
 
 
 def test_the_files_and_the_table(five):
-    table = pd.read_csv(five.folder / "samples.csv", dtype={"id": str})
+    table = pd.read_csv(five.folder / "generated.csv", dtype={"id": str})
     assert table["id"].tolist() == [f"{i:05d}" for i in range(5)]
     assert list(table.columns) == ["id", "file", "seed", "candidate"]
     assert table["candidate"].tolist() == list(range(5))
     assert all((five.folder / file).is_file() for file in table["file"])
-    codes = read_embeddings(five.folder / "samples.parquet")
+    codes = read_embeddings(five.folder / "generated.parquet")
     assert codes["id"].tolist() == table["id"].tolist()
     assert z_of(codes).shape == (5, 8)
-    assert Image.open(five.folder / "samples.png").width > 100
+    assert Image.open(five.folder / "generated.png").width > 100
     assert (five.num_images, five.accepted, five.skipped) == (5, 1.0, False)
     made = list(images(five.folder).values())
     assert all(np.abs(a - b).mean() > 0.01 for a, b in zip(made, made[1:], strict=False))
 
 
 @pytest.mark.parametrize("changed", [{"num_images": 3}, {"batch_size": 2}])
-def test_a_sample_depends_on_its_place_and_not_on_the_others(five, latent_bundle, tmp_path, changed):
-    sample(latent_bundle, tmp_path, **{"num_images": 5, **EXACT, **changed})
+def test_an_image_depends_on_its_place_and_not_on_the_others(five, latent_bundle, tmp_path, changed):
+    generate(latent_bundle, tmp_path, **{"num_images": 5, **EXACT, **changed})
     made = images(tmp_path)
     assert_same(made, {name: image for name, image in images(five.folder).items() if name in made})
-    z_sem = z_of(read_embeddings(tmp_path / "samples.parquet"))
-    np.testing.assert_array_equal(z_sem, z_of(read_embeddings(five.folder / "samples.parquet"))[: len(z_sem)])
+    z_sem = z_of(read_embeddings(tmp_path / "generated.parquet"))
+    np.testing.assert_array_equal(z_sem, z_of(read_embeddings(five.folder / "generated.parquet"))[: len(z_sem)])
 
 
 def test_another_seed_makes_others(five, latent_bundle, tmp_path):
-    sample(latent_bundle, tmp_path, num_images=1, seed=1, **EXACT)
+    generate(latent_bundle, tmp_path, num_images=1, seed=1, **EXACT)
     assert np.abs(images(tmp_path)["00000.nii.gz"] - images(five.folder)["00000.nii.gz"]).max() > 0.01
 
 
-def test_a_killed_run_goes_on_with_what_is_missing(five, copied, latent_bundle):
-    record = json.loads((copied / "samples.json").read_text())
-    (copied / "samples.json").write_text(json.dumps({**record, "results": {}}))  # as a killed run leaves it
-    for name in ("samples.csv", "samples.png", "images/00001.nii.gz", "images/00004.nii.gz"):
+def test_a_killed_run_resumes_with_what_is_missing(five, copied, latent_bundle):
+    record = json.loads((copied / "generated.json").read_text())
+    (copied / "generated.json").write_text(json.dumps({**record, "results": {}}))  # as a killed run leaves it
+    for name in ("generated.csv", "generated.png", "images/00001.nii.gz", "images/00004.nii.gz"):
         (copied / name).unlink()
     before = {file.name: file.stat().st_mtime_ns for file in (copied / "images").iterdir()}
-    assert not sample(latent_bundle, copied, num_images=5, **EXACT).skipped
+    assert not generate(latent_bundle, copied, num_images=5, **EXACT).skipped
     after = {file.name: file.stat().st_mtime_ns for file in (copied / "images").iterdir()}
     assert {name: after[name] for name in before} == before
     assert_same(images(copied), images(five.folder))
-    assert (copied / "samples.csv").read_bytes() == (five.folder / "samples.csv").read_bytes()
+    assert (copied / "generated.csv").read_bytes() == (five.folder / "generated.csv").read_bytes()
 
 
 def test_an_image_that_was_deleted_is_made_again(five, copied, latent_bundle):
     (copied / "images" / "00002.nii.gz").unlink()
-    assert not sample(latent_bundle, copied, num_images=5, **EXACT).skipped
+    assert not generate(latent_bundle, copied, num_images=5, **EXACT).skipped
     assert_same(images(copied), images(five.folder))
 
 
 def test_images_of_a_killed_run_with_another_seed_or_format_are_refused(copied, latent_bundle):
-    record = json.loads((copied / "samples.json").read_text())
-    (copied / "samples.json").write_text(json.dumps({**record, "results": {}}))
-    for name in ("samples.csv", "samples.parquet", "samples.png"):
+    record = json.loads((copied / "generated.json").read_text())
+    (copied / "generated.json").write_text(json.dumps({**record, "results": {}}))
+    for name in ("generated.csv", "generated.parquet", "generated.png"):
         (copied / name).unlink()
     with pytest.raises(ConfigError, match="made with other seed"):
-        sample(latent_bundle, copied, num_images=5, seed=1, **EXACT)
+        generate(latent_bundle, copied, num_images=5, seed=1, **EXACT)
     with pytest.raises(ConfigError, match="made with other image_format"):
-        sample(latent_bundle, copied, num_images=5, device="cpu")
+        generate(latent_bundle, copied, num_images=5, device="cpu")
     shutil.rmtree(copied / "images")
-    assert not sample(latent_bundle, copied, num_images=1, seed=1, **EXACT).skipped
+    assert not generate(latent_bundle, copied, num_images=1, seed=1, **EXACT).skipped
 
 
 def test_options_of_a_direction_do_not_count_without_one(copied, latent_bundle):
     options = {"num_images": 5, "side": "negative", "min_probability": 0.7, **EXACT}
-    assert sample(latent_bundle, copied, **options).skipped
+    assert generate(latent_bundle, copied, **options).skipped
 
 
 def test_the_codes_are_made_again_too(five, copied, latent_bundle):
-    (copied / "samples.parquet").unlink()
-    assert not sample(latent_bundle, copied, num_images=5, **EXACT).skipped
-    assert (copied / "samples.parquet").is_file()
+    (copied / "generated.parquet").unlink()
+    assert not generate(latent_bundle, copied, num_images=5, **EXACT).skipped
+    assert (copied / "generated.parquet").is_file()
 
 
 def test_in_colour_and_whatever_the_encoder_sees(unusual, quick_latent, tmp_path):
     bundle = train_latent(
         unusual.bundle, embeddings=unusual.embeddings, out=tmp_path / "b", overrides=quick_latent
     ).folder
-    sample(bundle, tmp_path / "png", num_images=2, device="cpu", direction=unusual.direction)
-    sample(bundle, tmp_path / "nii", num_images=2, direction=unusual.direction, **EXACT)
+    generate(bundle, tmp_path / "png", num_images=2, device="cpu", direction=unusual.direction)
+    generate(bundle, tmp_path / "nii", num_images=2, direction=unusual.direction, **EXACT)
     for i in range(2):
         png = read_scan(tmp_path / "png" / "images" / f"0000{i}.png").array / 127.5 - 1
         exact = nib.load(tmp_path / "nii" / "images" / f"0000{i}.nii.gz").get_fdata().reshape(16, 16, -1)
@@ -126,29 +127,29 @@ def test_in_colour_and_whatever_the_encoder_sees(unusual, quick_latent, tmp_path
 
 
 def test_more_can_be_added_and_fewer_are_there_already(five, copied, latent_bundle):
-    fewer = sample(latent_bundle, copied, num_images=2, **EXACT)
+    fewer = generate(latent_bundle, copied, num_images=2, **EXACT)
     assert (fewer.skipped, fewer.num_images) == (True, 5)
     kept = {file: file.stat().st_mtime_ns for file in (copied / "images").iterdir()}
-    more = sample(latent_bundle, copied, num_images=7, **EXACT)
-    assert (more.skipped, more.num_images, len(pd.read_csv(copied / "samples.csv"))) == (False, 7, 7)
+    more = generate(latent_bundle, copied, num_images=7, **EXACT)
+    assert (more.skipped, more.num_images, len(pd.read_csv(copied / "generated.csv"))) == (False, 7, 7)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert sample(latent_bundle, copied, num_images=7, **EXACT).skipped
+    assert generate(latent_bundle, copied, num_images=7, **EXACT).skipped
 
 
 def test_other_arguments_are_refused_and_overwriting_leaves_nothing_old(copied, latent_bundle):
     with pytest.raises(ConfigError, match="made with other seed"):
-        sample(latent_bundle, copied, num_images=5, seed=1, **EXACT)
+        generate(latent_bundle, copied, num_images=5, seed=1, **EXACT)
     stamp = (copied / "images" / "00000.nii.gz").stat().st_mtime_ns
-    sample(latent_bundle, copied, num_images=2, overwrite=True, **EXACT)
+    generate(latent_bundle, copied, num_images=2, overwrite=True, **EXACT)
     assert (copied / "images" / "00000.nii.gz").stat().st_mtime_ns > stamp
-    assert len(images(copied)) == len(pd.read_csv(copied / "samples.csv")) == 2
-    # with more and overwrite, all are made anew; as PNG, of which no NIfTI stays
-    sample(latent_bundle, copied, num_images=3, overwrite=True, device="cpu")
+    assert len(images(copied)) == len(pd.read_csv(copied / "generated.csv")) == 2
+    # with more and overwrite, all are made again; as PNG, of which no NIfTI stays
+    generate(latent_bundle, copied, num_images=3, overwrite=True, device="cpu")
     assert sorted(file.name for file in (copied / "images").iterdir()) == [f"0000{i}.png" for i in range(3)]
 
 
 def test_pngs_are_the_same_images(five, latent_bundle, tmp_path):
-    sample(latent_bundle, tmp_path, num_images=2, device="cpu")
+    generate(latent_bundle, tmp_path, num_images=2, device="cpu")
     for i in range(2):
         png = read_scan(tmp_path / "images" / f"0000{i}.png").array / 127.5 - 1
         exact = read_scan(five.folder / "images" / f"0000{i}.nii.gz").array
@@ -161,18 +162,18 @@ def test_pngs_are_the_same_images(five, latent_bundle, tmp_path):
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, latent_bundle, tmp_path, side):
     direction = read_direction(labelled.direction)
-    sample(latent_bundle, tmp_path / "all", num_images=16, **EXACT)
-    z_sem = z_of(read_embeddings(tmp_path / "all" / "samples.parquet"))
+    generate(latent_bundle, tmp_path / "all", num_images=16, **EXACT)
+    z_sem = z_of(read_embeddings(tmp_path / "all" / "generated.parquet"))
     of_all = direction.predict(z_sem) if side == "positive" else 1 - direction.predict(z_sem)
     least = float(np.median(of_all))
     options = {**EXACT, "direction": labelled.direction, "side": side, "min_probability": least}
-    result = sample(latent_bundle, tmp_path / "few", num_images=4, **options)
-    table = pd.read_csv(result.folder / "samples.csv", dtype={"id": str})
+    result = generate(latent_bundle, tmp_path / "few", num_images=4, **options)
+    table = pd.read_csv(result.folder / "generated.csv", dtype={"id": str})
     # nothing acceptable was passed over, and each is the sample of its place
     assert table["candidate"].tolist() == np.flatnonzero(of_all >= least)[:4].tolist()
     assert result.accepted == pytest.approx(4 / (table["candidate"].iloc[-1] + 1))
     np.testing.assert_allclose(table["probability"], of_all[table["candidate"]])
-    np.testing.assert_allclose(z_of(read_embeddings(result.folder / "samples.parquet")), z_sem[table["candidate"]])
+    np.testing.assert_allclose(z_of(read_embeddings(result.folder / "generated.parquet")), z_sem[table["candidate"]])
     whole = images(tmp_path / "all")
     for name, image in images(result.folder).items():
         place = table.set_index("id").loc[name[:5], "candidate"]
@@ -180,19 +181,19 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
 
 
 def test_a_classifier_that_accepts_nothing_is_one_line_with_counts(labelled, latent_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.synthesis.sample._MOST_REFUSED", 300)
-    with pytest.raises(CohortError, match=r"accepted 0 of 768 z_sem, 2 were wanted; lower min_probability"):
-        sample(latent_bundle, tmp_path, num_images=2, direction=labelled.direction, min_probability=0.999999, **EXACT)
+    monkeypatch.setattr("monai_diffae.apps.synthesis.generation._MOST_CANDIDATES", 300)
+    with pytest.raises(CohortError, match=r"accepted 0 of 768 z_sem, but 2 are needed; lower min_probability"):
+        generate(latent_bundle, tmp_path, num_images=2, direction=labelled.direction, min_probability=0.999999, **EXACT)
 
 
 def test_a_direction_that_does_not_fit_is_refused(labelled, latent_bundle, tmp_path):
-    fit_direction(labelled.embeddings, "ventricles", tmp_path / "ventricles.json")
-    with pytest.raises(ConfigError, match="'ventricles' is a number, not two classes"):
-        sample(latent_bundle, tmp_path / "out", direction=tmp_path / "ventricles.json", **EXACT)
+    fit_direction(labelled.embeddings, tmp_path / "ventricles.json", target="ventricles")
+    with pytest.raises(ConfigError, match="'ventricles' is a number; use a direction for a label with two classes"):
+        generate(latent_bundle, tmp_path / "out", direction=tmp_path / "ventricles.json", **EXACT)
     content = json.loads(labelled.direction.read_text())
     (tmp_path / "other.json").write_text(json.dumps({**content, "model": "0" * 64}))
     with pytest.raises(ConfigError, match="direction 'wide': was fitted to another model"):
-        sample(latent_bundle, tmp_path / "out", direction=tmp_path / "other.json", **EXACT)
+        generate(latent_bundle, tmp_path / "out", direction=tmp_path / "other.json", **EXACT)
     assert not (tmp_path / "out").exists()
 
 
@@ -202,18 +203,18 @@ def test_a_direction_that_does_not_fit_is_refused(labelled, latent_bundle, tmp_p
         ({"num_images": 0}, "num_images: 0 is below 1"),
         ({"batch_size": 0}, "batch_size: 0 is below 1"),
         ({"side": "left"}, "side: 'left' is not one of positive, negative"),
-        ({"min_probability": 1.0}, "min_probability: 1.0 is not from 0 to below 1"),
+        ({"min_probability": 1.0}, "min_probability: 1.0 is not below 1"),
         ({"image_format": "gif"}, "image_format: 'gif' is not one of png, nii.gz"),
         ({"image_format": "png", "overrides": {"image_size": [16, 16, 16]}}, r"PNG cannot hold .* \[1, 16, 16, 16\]"),
     ],
 )
 def test_arguments_out_of_range_are_refused(latent_bundle, tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        sample(latent_bundle, tmp_path, **{"device": "cpu", **wrong})
+        generate(latent_bundle, tmp_path, **{"device": "cpu", **wrong})
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
 
 
 def test_without_a_latent_model_it_says_how_to_train_one(labelled, tmp_path):
     with pytest.raises(ConfigError, match="no latent model; train it with monai-diffae train-latent"):
-        sample(labelled.bundle, tmp_path, device="cpu")
+        generate(labelled.bundle, tmp_path, device="cpu")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffae.apps.synthesis.images import read_image, write_image
+from monai_diffae.transforms.case_images import read_image, write_image
 
 
 @pytest.mark.parametrize("source", ["a.png", "a.nii"])

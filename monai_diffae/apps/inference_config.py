@@ -1,0 +1,116 @@
+"""``inference.json``: the bundle run of ``reconstruct``, and the components of the same model for MONAI's tools."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.apps.command_configs import MONAI_KEYS, keys_and_call
+from monai_diffae.apps.commands import Command
+
+_NAMES = {**MONAI_KEYS, "seed": "noise_seed"}
+"""Keys of arguments that are called differently; ``seed`` is the one of the cohort's split, as in ``train.json``."""
+
+_EVALUATOR: dict[str, Any] = {
+    "dataset": {
+        "_target_": "monai_diffae.data.CachedCases",
+        "data": "$[case.item() for case in @cohort.choose(@cases, @split, @limit)]",
+        "transform": "@preprocessing",
+        "keys": "$list(dict.fromkeys([*@image_keys, @encoder_key]))",
+        "num_workers": "@workers",
+    },
+    "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": "@batch_size", "num_workers": 0},
+    "postprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {
+                "_target_": "monai_diffae.transforms.WriteReconstructiond",
+                "keys": "pred",
+                "directory": "@output_dir",
+                "cases": "$@cohort.cases",
+                "preprocessing": "@preprocessing",
+                "folders": "@mode",
+                "grid": "@grid",
+                "model_range": "@model_range",
+                "affine": "$bundle.grid_affine(bundle.running_config())",
+                "dicom": "@dicom",
+                "overwrite": "@overwrite",
+            }
+        ],
+    },
+    "handlers": [
+        {
+            "_target_": "monai_diffae.handlers.BadScans",
+            "directory": "@output_dir",
+            "datasets": ["@dataset"],
+            "failures": "$[] if @cases else @cohort.failures",
+        },
+        {
+            "_target_": "CheckpointLoader",
+            "load_path": "$@bundle_root + '/models/model.pt'",
+            "load_dict": {"model": "@network"},
+            "map_location": "@device",
+        },
+    ],
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "prepare_batch": {
+            "_target_": "PrepareBatchExtraInput",
+            "extra_keys": {"condition": "@encoder_key", "ids": "id"},
+        },
+        "inferer": {
+            "_target_": "monai_diffae.inferers.Reconstructor",
+            "inferer": "@inferer",
+            "mode": "@mode",
+            "seed": "@noise_seed",
+        },
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+    },
+}
+"""MONAI's standard components, which write the same images as the command."""
+
+
+def inference_config(command: Command, bundle: Path) -> dict[str, Any]:
+    """The configuration of ``inference.json`` for a bundle with this ``configs/train.json``.
+
+    Its runs ``evaluating`` and ``run`` are the command ``reconstruct``. It also describes the model, as ``train.json``
+    does, with MONAI's standard components, because MONAI's tools read them by their names.
+
+    Args:
+        command: the command ``reconstruct``.
+        bundle: the bundle's folder.
+    """
+    from monai_diffae.bundle import model_config
+
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    function = command.declared()
+    name = function.__name__
+    values, call = keys_and_call(function, _NAMES)
+    values |= {"output_dir": "$@bundle_root + '/reconstructions'", "device": train["device"]}
+    call |= {"device": "$str(@device)", "overrides": "$bundle.run_overrides(@bundle_root, @overrides)"}
+    model = {key: value for key, value in model_config(train).items() if key not in ("imports", *values)}
+    config = {
+        "bundle_root": ".",
+        **values,
+        **model,
+        "network": train["network"],
+        **_EVALUATOR,
+        name: {"_target_": f"monai_diffae.{name}", **call},
+        "initialize": ["$bundle.check_running_config()"],
+        "evaluating": [f"%{name}"],
+        "run": "%evaluating",
+    }
+    return {"imports": _needed_imports(train["imports"], config), **config}
+
+
+def _needed_imports(imports: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Those import expressions whose name an expression of the configuration uses."""
+    expressions = json.dumps(config)
+    return [line for line in imports if re.search(rf"\b{line.split()[-1]}\.", expressions)]

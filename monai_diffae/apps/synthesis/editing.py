@@ -1,0 +1,138 @@
+"""The work of ``edit``: cases inverted, moved, decoded, measured, written and drawn."""
+
+# tested in tests/apps/synthesis/test_edit.py
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.results import remove_images
+from monai_diffae.apps.session import CodedCase, ReadCases, Session
+from monai_diffae.apps.synthesis.edit_table import EditTable, achieved_share, monotone_share
+from monai_diffae.apps.synthesis.strengths import strength_names, strength_titles
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.inferers import encode_exactly
+from monai_diffae.pictures import draw_mosaic, in_colours
+from monai_diffae.transforms import NativeSpace, check_invertible, write_native
+from monai_diffae.transforms.case_images import warn_without_dicom, write_case_image
+
+logger = logging.getLogger(__name__)
+
+_IN_PICTURE = 4
+_LEAST_SCALE = 0.1  # of the model's range, so that small differences look small
+
+
+@dataclass(frozen=True)
+class Editing:
+    """Edits the cases of a session.
+
+    Attributes:
+        session: the bundle and the cohort.
+        table: the direction, the strengths, and what is measured.
+        folder: the folder for the results.
+        dicom: write edited DICOM cases also as series.
+    """
+
+    session: Session
+    table: EditTable
+    folder: Path
+    dicom: bool
+
+    @property
+    def picture(self) -> Path:
+        """The mosaic of the first cases."""
+        return self.folder / "edits.png"
+
+    @property
+    def results(self) -> list[Path]:
+        """The table, the picture, and the folders of images."""
+        return [self.folder / "edits.csv", self.picture, self.folder / "images", self.folder / "differences"]
+
+    def run(self, read: ReadCases) -> dict[str, Any]:
+        """Edit all cases.
+
+        Returns:
+            The figures of an :class:`~monai_diffae.apps.synthesis.edit.EditResult`.
+
+        Raises:
+            ConfigError: the preprocessing cannot be inverted.
+        """
+        check_invertible(self.session.trained.preprocessing)
+        if self.dicom:
+            warn_without_dicom(read.cases)
+        if not self.session.encoder_sees_decoded_images:
+            logger.warning(
+                "the encoder sees %s, which an edit does not change: prediction, achieved, identity and drift are "
+                "not measured", self.session.encoder_key,
+            )  # fmt: skip
+        for name in ("images", "differences"):
+            remove_images(self.folder / name)
+        tables: list[pd.DataFrame] = []
+        pictures: list[tuple[Tensor, Tensor]] = []
+        for coded in self.session.coded(read, f"editing {len(read.cases)} cases"):
+            rows, images, differences = self._edit(coded)
+            tables.append(rows)
+            self._write(coded, images, differences)
+            if len(pictures) < _IN_PICTURE:
+                pictures.append((images.cpu(), differences.cpu()))
+        table = pd.concat(tables)
+        write_atomic(self.results[0], lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        draw_edits(self.picture, pictures, self.table.strengths, self.session.trained.model_range)
+        return {
+            "num_cases": len(read.cases), "num_failed": len(read.failures),
+            "monotone": monotone_share(table, self.table.direction.kind), "achieved": achieved_share(table),
+        }  # fmt: skip
+
+    def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
+        """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
+        trained = self.session.trained
+        z_moved = self.table.moved(coded.z_sem.cpu().numpy())
+        images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
+        differences = images - images[self.table.strengths.index(0)]
+        z_edited = None
+        if self.session.encoder_sees_decoded_images:
+            z_edited = encode_exactly(images, trained.inferer, trained.network).cpu().numpy()
+        mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
+        return self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse), images, differences
+
+    def _write(self, coded: CodedCase, images: Tensor, differences: Tensor) -> None:
+        native = NativeSpace(self.session.trained.preprocessing, coded.case.item())
+        names = strength_names(self.table.strengths)
+        for strength, image, difference in zip(names, images.cpu(), differences.cpu(), strict=True):
+            name = f"{coded.case.id}_{strength}"
+            description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.dicom else None
+            write_case_image(self.folder / "images", name, native, native.back(image), coded.case, description)
+            file = self.folder / "differences" / f"{name}.nii.gz"
+            write_native(file, native.back_difference(difference), native.scan, np.float32)
+
+
+def draw_edits(
+    path: Path,
+    cases: Sequence[tuple[Tensor, Tensor]],
+    strengths: Sequence[float],
+    model_range: tuple[float, float],
+) -> None:
+    """Draw edited images, and below them their differences in colours.
+
+    Args:
+        path: the file, ``.png``.
+        cases: images and differences (A, C, *S) of each case.
+        strengths: the titles of the A columns.
+        model_range: black and white.
+    """
+    low, high = model_range
+    limit = max(_LEAST_SCALE * (high - low), *(float(differences.abs().max()) for _, differences in cases))
+    rows: dict[str, Tensor] = {}
+    for i, (images, differences) in enumerate(cases, start=1):
+        rows[f"case {i}"] = images
+        rows[f"difference {i} (±{limit:.2g})"] = in_colours(differences, limit, model_range=model_range)
+    write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, strength_titles(strengths)))

@@ -1,0 +1,118 @@
+"""The command ``fit-direction``: fit the direction in z_sem along which a label increases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, log_to_open_run
+from monai_diffae.apps.synthesis.direction_files import is_direction, json_content
+from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from monai_diffae.latents import Direction
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitDirectionResult(CommandResult):
+    """The result of :func:`fit_direction`.
+
+    Attributes:
+        path: the direction file.
+        direction: its content.
+    """
+
+    path: Path
+    direction: Direction
+
+    def lines(self) -> Iterator[str]:
+        """The score and the number of cases, then the file."""
+        direction = self.direction
+        metric = "AUROC" if direction.kind == "binary" else "R2"
+        towards = f" towards {direction.classes[1]}" if direction.classes else ""
+        yield (
+            f"{direction.target}{towards}: cross-validated {metric} {direction.score:.3f}, {direction.num_cases} "
+            f"training cases, {direction.num_left_out} without the label omitted"
+        )
+        yield str(self.path)
+
+    def figures(self) -> dict[str, Any]:
+        """The direction without its vectors."""
+        keys = ("target", "kind", "classes", "score", "regularisation", "num_cases", "num_left_out")
+        content = self.direction.to_json()
+        return {key: content[key] for key in keys}
+
+
+@command
+def fit_direction(
+    embeddings: Path,
+    out: Path,
+    *,
+    target: str,
+    positive: str | None = None,
+    max_cases: Annotated[int, Ge(4)] | None = None,
+    seed: Annotated[int, Ge(0)] = 0,
+    overwrite: bool = False,
+) -> FitDirectionResult:
+    """Fit the direction in z_sem along which a label increases, for edit, grade and generate.
+
+    The direction is fitted to normalised z_sem of the training cases, or of all cases if the table has no split: by
+    logistic regression for two classes, by ridge regression for a number. Cases without the label are omitted.
+
+    Args:
+        embeddings: Table of embeddings (embed).
+        out: The direction file, ``.json``.
+        target: A label column: two classes, or numbers.
+        positive: The class that the direction points to; by default the larger value, or the one that sorts last. With
+            more than two classes, it is compared with all others.
+        max_cases: Use at most this many labelled cases, equally many per class, for few-shot generation.
+        seed: Random seed of the cross-validation's folds, and of the choice of cases.
+        overwrite: Replace an existing direction.
+
+    Returns:
+        The file and the direction in it.
+
+    Raises:
+        CohortError: the table cannot be used, or has splits and no training case.
+        ConfigError: the label column does not exist, its labels give no direction, or ``out`` exists already.
+
+    Example:
+        >>> fit_direction("no.parquet", "age.json", target="age")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
+    """
+    from monai_diffae.apps.provenance import model_of
+    from monai_diffae.data.atomic import write_json
+    from monai_diffae.data.embeddings import label_columns, training_rows, z_of
+    from monai_diffae.latents import fit_direction as fit
+
+    if out.suffix != ".json":
+        raise ConfigError(f"{out.name}: directions are written as .json; name such a file")
+    if out.exists() and not is_direction(out):
+        raise ConfigError(f"{out.name}: exists and is not a direction; name another out")
+    table = training_rows(embeddings)
+    labels = label_columns(table)
+    if target not in labels:
+        raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
+    patients = table["patient"].tolist() if "patient" in table else None
+    direction = fit(
+        z_of(table), table[target].tolist(), target=target, model=model_of(embeddings), groups=patients,
+        positive=positive, max_cases=max_cases, seed=seed,
+    )  # fmt: skip
+    content = direction.to_json()
+    if out.exists() and not overwrite and json_content(out) != content:
+        raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or name another out")
+    if direction.num_left_out:
+        logger.info("%d cases without the label '%s' are omitted", direction.num_left_out, target)
+    write_json(out, content)
+    log_to_open_run({f"{target}_score": direction.score}, [], "directions")
+    return FitDirectionResult(out, direction)

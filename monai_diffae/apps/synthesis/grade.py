@@ -1,0 +1,161 @@
+"""The command ``grade``: the signed distance of every case along a direction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.synthesis.direction_files import json_content, read_direction
+from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monai_diffae.latents import Direction
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GradeResult(CommandResult):
+    """The result of :func:`grade`.
+
+    Attributes:
+        path: the table.
+        scores: for each split that has the label: ``metric``, ``score`` with its 95% interval (``low``, ``high``), and
+            ``num_cases``.
+        skipped: whether the table was complete already.
+    """
+
+    path: Path
+    scores: dict[str, dict[str, Any]]
+    skipped: bool = False
+
+    def lines(self) -> Iterator[str]:
+        """The score of each split, then the table."""
+        for split, row in self.scores.items():
+            yield (
+                f"{split}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
+                f"{row['num_cases']} cases)"
+            )
+        yield str(self.path)
+
+    def figures(self) -> dict[str, Any]:
+        """The scores by split."""
+        return self.scores
+
+
+@command
+def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwrite: bool = False) -> GradeResult:
+    """Grade every case by its signed distance along a direction, e.g. as a measure of severity.
+
+    ``out`` gets one row per case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training
+    cases; above 0 on the positive side), ``prediction`` (the probability of the positive class, or the value), and the
+    label if the table has it. A label with one of these names gets the prefix ``label_``.
+
+    Args:
+        embeddings: Table of embeddings (embed), made with the direction's model.
+        out: The table of grades, ``.csv``.
+        direction: Direction file (fit-direction).
+        seed: Random seed of the bootstrap over patients.
+        overwrite: Replace existing grades.
+
+    Returns:
+        The table and the scores by split.
+
+    Raises:
+        ConfigError: the direction belongs to another model, or ``out`` exists and is no table of grades, or holds
+            grades of other inputs.
+        CohortError: the table of embeddings cannot be used.
+
+    Example:
+        >>> grade("embeddings.parquet", "grades.txt", direction="sick.json")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; name such a file
+    """
+    from monai_diffae.apps.provenance import model_of
+    from monai_diffae.bundle.checksums import file_checksum
+    from monai_diffae.data.atomic import write_atomic
+    from monai_diffae.data.embeddings import read_embeddings, z_of
+
+    if out.suffix != ".csv":
+        raise ConfigError(f"{out.name}: grades are written as .csv; name such a file")
+    fitted, table = read_direction(direction), read_embeddings(embeddings)
+    fitted.check_fits(model_of(embeddings), z_of(table).shape[1])
+    made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
+    record = out.with_suffix(".json")
+    _check_replaceable(out, record, made_from)
+
+    def make() -> Mapping[str, Any]:
+        graded, label = _graded(table, fitted)
+        write_atomic(out, lambda path: graded.to_csv(path, index=False, lineterminator="\n"))
+        scores = _scores(graded, label, fitted, seed)
+        log_to_open_run({f"{fitted.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
+        return {"scores": scores}
+
+    figures, skipped = run_once(record, [out], made_from, make, overwrite=overwrite)
+    return GradeResult(out, figures["scores"], skipped)
+
+
+def _check_replaceable(out: Path, record: Path, made_from: Mapping[str, Any]) -> None:
+    """Refuse to replace a table, or a record of the same name, that ``grade`` has not written, e.g. a cohort."""
+    existing = next((file for file in (out, record) if file.exists()), None)
+    content = json_content(record)
+    recorded = content.get("made_from") if isinstance(content, dict) else None
+    if existing is not None and not (isinstance(recorded, dict) and recorded.keys() == made_from.keys()):
+        raise ConfigError(f"{existing.name}: exists and was not written by grade; name another out")
+
+
+def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:
+    """The table of grades, and the name of its label column, which may not exist."""
+    from monai_diffae.data.embeddings import z_of
+
+    graded = table[[name for name in ("id", "patient", "split") if name in table]].copy()
+    graded["distance"] = direction.distance(z_of(table)) / direction.std
+    graded["prediction"] = direction.predict(z_of(table))
+    label = f"label_{direction.target}" if direction.target in graded else direction.target
+    if direction.target in table:
+        graded[label] = table[direction.target]
+    return graded, label
+
+
+def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
+    """How well the distance predicts the label, for each split that has it."""
+    import numpy as np
+
+    from monai_diffae.latents.probing.scores import score_with_interval
+    from monai_diffae.latents.targets import missing
+
+    if label not in graded:
+        return {}
+    labelled = _of_fitted_classes(graded[~missing(graded[label].tolist())], label, direction)
+    splits = {"all": labelled} if "split" not in labelled else dict(iter(labelled.groupby("split")))
+    metric: Literal["auroc", "r2"] = "auroc" if direction.kind == "binary" else "r2"
+    scores = {}
+    for name, rows in splits.items():
+        truth = direction.truth(rows[label].tolist())
+        if len(np.unique(truth)) < 2:
+            continue
+        patients = rows["patient"].tolist() if "patient" in rows else None
+        predicted = rows["distance" if direction.kind == "binary" else "prediction"].to_numpy()
+        score, low, high = score_with_interval(metric, truth, predicted, patients, seed)
+        scores[str(name)] = {"metric": metric, "score": score, "low": low, "high": high, "num_cases": len(rows)}
+    return scores
+
+
+def _of_fitted_classes(labelled: pd.DataFrame, label: str, direction: Direction) -> pd.DataFrame:
+    """The cases whose class the direction was fitted to; how many others there are is logged."""
+    from monai_diffae.latents.targets import class_name, rest_of
+
+    if direction.classes is None or direction.classes[0] == rest_of(direction.classes[1]):
+        return labelled
+    is_fitted = labelled[label].map(class_name).isin(direction.classes)
+    if not is_fitted.all():
+        logger.info("%d cases of other classes are graded, but not scored", int((~is_fitted).sum()))
+    return labelled[is_fitted]

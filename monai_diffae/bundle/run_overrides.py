@@ -1,0 +1,89 @@
+"""What a bundle run changes in the model's configuration, as overrides of the command that it calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.bundle.config import model_config, running_config
+from monai_diffae.bundle.layout import CONFIG, CONFIGS, MODELS
+
+logger = logging.getLogger(__name__)
+
+_ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets them as arguments, or needs none
+
+
+def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return overrides for a command that is run by ``configs/inference.json``.
+
+    The command reads the model's configuration from the trained bundle. Values of it that the run changes, such as
+    ``--inferer#steps 50``, would otherwise have no effect. The running configuration is compared with
+    ``configs/inference.json``, and with ``models/config.json`` laid over it: the one with fewer differences is what the
+    run began with.
+
+    Args:
+        bundle_root: the bundle's folder.
+        overrides: ids and values that the run names as overrides; they take precedence.
+
+    Returns:
+        Ids and values.
+
+    Raises:
+        ConfigError: called from anywhere but an expression of a bundle's configuration.
+    """
+    root = Path(bundle_root)
+    shipped = _content(root / CONFIGS / "inference.json")
+    trained = {**shipped, **_content(root / MODELS / CONFIG)}
+    if not trained:
+        return dict(overrides)
+    running = _model(running_config())
+    from_trained, from_shipped = (dict(_changes(_model(start), running)) for start in (trained, shipped))
+    if len(from_trained) <= len(from_shipped):
+        return {**from_trained, **overrides}
+    differing = sorted(
+        {key.partition("#")[0] for key in from_trained} - {key.partition("#")[0] for key in from_shipped}
+    )
+    logger.warning(
+        "the run uses the trained model's values of %s, from models/config.json, not those of inference.json",
+        ", ".join(differing),
+    )
+    return {**from_shipped, **overrides}
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The content of a configuration file; nothing if it cannot be read."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _model(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model_config(config).items() if key not in _ARGUMENTS}
+
+
+def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The ids of values that differ, and the values after the change.
+
+    Example:
+        >>> list(_changes({"a": {"b": 1, "c": 2}, "d": [1, 2]}, {"a": {"b": 1, "c": 3}, "d": [1, 3]}))
+        [('a#c', 3), ('d', [1, 3])]
+    """
+    prefix = f"{path}#" if path else ""
+    if isinstance(before, dict) and isinstance(after, dict) and (not path or before.keys() == after.keys()):
+        for key in after:
+            yield from _changes(before.get(key), after[key], f"{prefix}{key}")
+    elif _is_structured(before) and _is_structured(after) and len(before) == len(after):
+        for i, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _changes(one, other, f"{prefix}{i}")
+    elif before != (list(after) if isinstance(after, tuple) else after):
+        yield path, after
+
+
+def _is_structured(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)

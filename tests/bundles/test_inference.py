@@ -1,0 +1,144 @@
+"""``reconstruct``, its bundle run, and the evaluator for MONAI's tools: one program, one result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.errors import find_diffae_error, one_line
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose training had a seed of its own, which must not become that of the noise."""
+    folder = tmp_path_factory.mktemp("inference") / "bundle"
+    shutil.copytree(tiny_bundle.directory, folder, ignore=shutil.ignore_patterns("cache"))
+    file = folder / "models" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seed": 7}))
+    return folder
+
+
+def workflow(bundle: Path, cohort: Path, out: Path, *, with_config: bool = True, **values: Any) -> ConfigWorkflow:
+    files = [str(bundle / "configs" / "inference.json")]
+    files += [str(bundle / "models" / "config.json")] if with_config else []
+    made = ConfigWorkflow(files, str(bundle / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    paths = {"bundle_root": str(bundle), "dataset_dir": str(cohort), "output_dir": str(out)}
+    made.parser.update({**paths, "device": "cpu", **values})
+    made.initialize()
+    return made
+
+
+def evaluate(bundle: Path, cohort: Path, out: Path, **values: Any) -> None:
+    made = workflow(bundle, cohort, out, **values)
+    assert made.check_properties() == []
+    made.evaluator.run()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("with_config", [True, False], ids=["with the trained model's config", "alone"])
+@pytest.mark.parametrize("run_id", ["run", "evaluating", "reconstruct"])
+def test_the_run_makes_the_files_of_the_command(
+    tiny_bundle: Any, bundle: Path, tmp_path: Path, run_id: str, with_config: bool
+) -> None:
+    options = {"mode": "both", "split": "test", "batch_size": 2, "steps": 2}
+    reconstruct(bundle, tiny_bundle.cohort, tmp_path / "command", device="cpu", **options)
+    made = workflow(bundle, tiny_bundle.cohort, tmp_path / "run", with_config=with_config, **options)
+    made._run_expr(run_id)
+    command = contents(tmp_path / "command")
+    assert command.keys() >= {"reconstructions.csv", "reconstructions.json", "mosaic.png"}
+    assert contents(tmp_path / "run") == command
+
+
+def test_a_result_of_the_command_is_one_of_the_run(tiny_bundle: Any, bundle: Path, tmp_path: Path) -> None:
+    reconstruct(bundle, tiny_bundle.cohort, tmp_path, device="cpu", limit=2)
+    before = (tmp_path / "reconstructions.json").stat().st_mtime_ns
+    workflow(bundle, tiny_bundle.cohort, tmp_path, limit=2).run()
+    assert (tmp_path / "reconstructions.json").stat().st_mtime_ns == before
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        workflow(bundle, tiny_bundle.cohort, tmp_path, limit=2, grid="model").run()
+    assert find_diffae_error(caught.value) is not None
+    assert "made with other grid" in one_line(caught.value)
+
+
+def test_values_of_the_model_that_a_run_changes_are_overrides_of_the_command(
+    tiny_bundle: Any, bundle: Path, tmp_path: Path
+) -> None:
+    changes = {"percentiles": [5, 95], "inferer#steps": 2}
+    reconstruct(bundle, tiny_bundle.cohort, tmp_path / "command", device="cpu", limit=2, overrides=changes)
+    workflow(bundle, tiny_bundle.cohort, tmp_path / "run", limit=2, **changes).run()
+    assert contents(tmp_path / "run") == contents(tmp_path / "command")
+    record = json.loads((tmp_path / "run" / "reconstructions.json").read_text())["made_from"]
+    assert (record["steps"], record["overrides"]) == (2, changes)
+
+
+def test_alone_it_uses_the_trained_models_values_and_says_so(
+    tiny_bundle: Any, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "monai_diffae"):
+        workflow(bundle, tiny_bundle.cohort, tmp_path, with_config=False, limit=1, grid="model").run()
+    assert "the run uses the trained model's values of base_channels, " in caplog.text
+    assert "image_size" in caplog.text
+
+
+# -- the evaluator, for tools that take MONAI's components ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["x_T", "z_sem"])
+@pytest.mark.parametrize("grid", ["native", "model"])
+def test_the_evaluator_writes_the_images_of_the_command(
+    tiny_bundle: Any, bundle: Path, tmp_path: Path, mode: str, grid: str
+) -> None:
+    options = {"mode": mode, "grid": grid, "batch_size": 5}
+    reconstruct(bundle, tiny_bundle.cohort, tmp_path / "command", device="cpu", seed=3, **options)
+    evaluate(bundle, tiny_bundle.cohort, tmp_path / "evaluator", noise_seed=3, **options)
+    images = contents(tmp_path / "command" / mode)
+    assert len(images) == len(pd.read_csv(tiny_bundle.cohort))
+    assert contents(tmp_path / "evaluator") == {f"{mode}/{name}": content for name, content in images.items()}
+
+
+def test_the_evaluator_takes_the_same_cases_and_lists_the_same_failures(
+    tiny_bundle: Any, bundle: Path, tmp_path: Path
+) -> None:
+    names = [f"case-{i}" for i in range(4)]
+    for i, name in enumerate(names):
+        values = np.arange(320.0).reshape(16, 20, 1) * (np.nan if i == 1 else 1)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    table = pd.DataFrame({"image": [f"{name}.nii.gz" for name in names], "id": names, "split": "test"})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    for options in ({"limit": 3}, {"cases": ["case-3", "case-1", "case-0"]}):
+        folder = tmp_path / next(iter(options))
+        reconstruct(bundle, tmp_path / "cohort.csv", folder / "command", device="cpu", mode="z_sem", **options)
+        evaluate(bundle, tmp_path / "cohort.csv", folder / "evaluator", mode="z_sem", **options)
+        command = contents(folder / "command")
+        made = contents(folder / "evaluator")
+        assert made == {name: command[name] for name in made}
+        assert made.keys() == {name for name in command if name.endswith((".nii.gz", "failures.csv"))}
+        assert len(made) == 3
+
+
+def test_the_evaluator_replaces_files_only_if_asked(tiny_bundle: Any, bundle: Path, tmp_path: Path) -> None:
+    reconstruct(bundle, tiny_bundle.cohort, tmp_path, device="cpu", limit=1)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        evaluate(bundle, tiny_bundle.cohort, tmp_path, limit=1)
+    assert "exists; set overwrite" in one_line(caught.value)
+    evaluate(bundle, tiny_bundle.cohort, tmp_path, limit=1, overwrite=True)
+
+
+def test_the_evaluator_makes_one_mode(tiny_bundle: Any, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        evaluate(bundle, tiny_bundle.cohort, tmp_path, mode="both")
+    assert "mode: 'both' is not one of x_T, z_sem" in one_line(caught.value)
