@@ -20,19 +20,18 @@ html_theme = "furo"
 html_title = f"monai_diffae {release}"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_mock_imports: list[str] = []
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
 def escape_spatial_axes(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings write shapes as (B, C, *S), where reStructuredText would begin an emphasis."""
-    lines[:] = [re.sub(r"(?<![`*\\])\*(?=S\b)", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"(?<=[,( ])\*(?=\w)", r"\\*", line) for line in lines]
 
 
 def setup(app: Any) -> None:
