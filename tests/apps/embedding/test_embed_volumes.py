@@ -190,8 +190,8 @@ def test_labels_with_reserved_names_are_renamed(labelled, volumes, tmp_path):
 
 
 def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(tables):
-    rows = {name: probe(path, seed=0) for name, path in tables.items()}
-    targets = {name: [row["target"] for row in results] for name, results in rows.items()}
+    rows = {name: probe(path, seed=0).rows for name, path in tables.items()}
+    targets = {name: [row["target"] for row in table] for name, table in rows.items()}
     assert targets["mean_std"] == targets["mean"] == targets["none"]
     assert {row["dims"] for row in rows["mean"]} == {8}
     assert {row["dims"] for row in rows["mean_std"]} == {16}
