@@ -1,10 +1,11 @@
-"""How long ``embed`` takes beside reading alone and encoding alone, and the memory it takes for more cases.
+"""Time of ``embed`` compared with reading alone and encoding alone, and its memory for more cases.
 
     python benchmarks/embedding.py BUNDLE COHORT [--rounds 3] [--workers 1] [--times 1]
 
-Reading alone: every case read and preprocessed, in as many workers. Encoding alone: the same images, from memory.
-Each round runs all three, and medians are compared. ``--times 10`` copies the cohort ten times over (under other ids)
-and runs ``embed`` alone once more, for the largest resident set (VmHWM) of both, in processes of their own. Linux only.
+Reading alone: every case is read and preprocessed, with the same number of workers. Encoding alone: the same images,
+from memory. Each round runs all three, and medians are compared. ``--times 10`` also runs ``embed`` on the cohort and
+on ten copies of it (with other ids), in processes of their own, and compares their largest resident sets (VmHWM).
+Linux only.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ import pandas as pd
 import torch
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.session import read_split_cohort
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.apps.session import Session
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
 def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str, float]:
-    """Of one round."""
-    trained = load_bundle(bundle, "cpu")
-    split, key = read_split_cohort(bundle, trained, cohort)
+    """The seconds of one round, and the number of cases."""
+    session = Session.open(bundle, cohort, device="cpu")
+    trained, key = session.trained, session.encoder_key
+    items = [case.item() for case in session.cohort.cases]
     start = time.perf_counter()
-    results = read_stream([case.item() for case in split.cases], trained.preprocessing, (key,), workers)
+    results = read_stream(items, trained.preprocessing, (key,), workers)
     images = [torch.from_numpy(result[key]) for result in results if not isinstance(result, Exception)]
     read = time.perf_counter() - start
     start = time.perf_counter()
@@ -48,7 +49,7 @@ def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str,
 
 
 def memory_gib(bundle: Path, cohort: Path, times: int, workers: int, folder: Path) -> float:
-    """The largest resident set of ``embed`` on the cohort, copied so many times over."""
+    """The largest resident set of ``embed`` on a cohort that is copied ``times`` times."""
     table = pd.read_csv(cohort)
     copies = []
     for k in range(times):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from monai_diffae.apps.session import OpenedCohort, open_cohort, read_cases
 from monai_diffae.apps.synthesis.fit_direction import grade, read_direction
 from monai_diffae.bundle.latent_ddim import load_latent
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.latents import (
     LatentStatistics,
@@ -132,7 +132,7 @@ def measure_severity(opened: OpenedCohort, args: argparse.Namespace) -> dict[str
 @torch.no_grad()
 def measure_samples(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, Any]:
     table = read_embeddings(args.embeddings)
-    z, split = z_of(table), table["split"].to_numpy()
+    z, split = z_matrix(table), table["split"].to_numpy()
     statistics = LatentStatistics.of(z[split == "train"])
     train, held_out = statistics.normalise(z[split == "train"]), statistics.normalise(z[split != "train"])
     latent = load_latent(args.bundle, "cpu")

@@ -29,7 +29,7 @@ def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
 
 
-def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
+def preprocessing_differences(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
     """The keys in which a bundle's preprocessing differs from the one a table was made with.
 
     The list is empty if the table has no metadata, as one that was read from a CSV.
@@ -37,7 +37,7 @@ def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[
     Example:
         >>> table = pd.DataFrame()
         >>> table.attrs["monai_diffae"] = {"preprocessing": {"image_size": [64, 64], "preprocessing": "@image_size"}}
-        >>> other_preprocessing(table, {"image_size": [32, 32], "preprocessing": "@image_size"})
+        >>> preprocessing_differences(table, {"image_size": [32, 32], "preprocessing": "@image_size"})
         ['image_size']
     """
     recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
@@ -47,14 +47,14 @@ def other_preprocessing(table: pd.DataFrame, config: Mapping[str, Any]) -> list[
     return sorted(key for key in {*recorded, *current} if recorded.get(key) != current.get(key))
 
 
-def made_with(table: pd.DataFrame) -> dict[str, Any]:
+def recorded_overrides(table: pd.DataFrame) -> dict[str, Any]:
     """The overrides of the bundle's configuration that a table was made with, from its metadata."""
     overrides = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides")
     return overrides if isinstance(overrides, dict) else {}
 
 
-def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
-    """The overrides of :func:`made_with` that are safe to use: plain values of top-level keys.
+def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
+    """The overrides of :func:`recorded_overrides` that are safe to use: plain values of top-level keys.
 
     A table must not run code, so values that MONAI would evaluate, and arguments of components, are ignored.
 
@@ -62,10 +62,14 @@ def overrides_of(table: pd.DataFrame) -> dict[str, Any]:
         >>> table = pd.DataFrame()
         >>> overrides = {"slice_step": 1, "slice_range": "$print()", "inferer#solver": "ddim"}
         >>> table.attrs["monai_diffae"] = {"made_from": {"overrides": overrides}}
-        >>> overrides_of(table)
+        >>> safe_overrides(table)
         {'slice_step': 1}
     """
-    return {key: value for key, value in made_with(table).items() if _TOP_LEVEL_KEY.fullmatch(key) and _is_plain(value)}
+    return {
+        key: value
+        for key, value in recorded_overrides(table).items()
+        if _TOP_LEVEL_KEY.fullmatch(key) and _is_plain(value)
+    }
 
 
 def _is_plain(value: Any) -> bool:
@@ -74,7 +78,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (int, float)) or (isinstance(value, str) and not set("$@%") & set(value))
 
 
-def warn_of_another_cohort(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
+def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
     """Log a warning if a cohort differs from the one that a table was made from.
 
     Args:
@@ -91,7 +95,7 @@ def warn_of_another_cohort(table: pd.DataFrame, split: SplitCohort, cohort: str 
         )  # fmt: skip
 
 
-def model_of(embeddings: str | os.PathLike[str]) -> str:
+def model_checksum(embeddings: str | os.PathLike[str]) -> str:
     """The SHA-256 of the weights that a table of embeddings was made with, from the record beside the table.
 
     Raises:
@@ -100,7 +104,7 @@ def model_of(embeddings: str | os.PathLike[str]) -> str:
     return _model_and_pool(embeddings)[0]
 
 
-def check_made_with(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
+def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
     """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded.
 
     Raises:

@@ -22,8 +22,8 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, find_cases
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.progress import shown
-from monai_diffae.data.tables import WORDS, column_names
+from monai_diffae.data.progress import track
+from monai_diffae.data.tables import COLUMN_ROLES, column_names
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
@@ -71,7 +71,7 @@ class ReadCases:
     def batches(self, batch_size: int, text: str) -> Iterator[tuple[list[Case], Tensor, Tensor]]:
         """Yield cases, images (B, C, *S) and encoder inputs (B, C', *S); the last batch may be smaller."""
         starts = range(0, len(self.cases), batch_size)
-        for start in shown(starts, text):
+        for start in track(starts, text):
             items = [self.dataset[i] for i in range(start, min(start + batch_size, len(self.cases)))]
             images = torch.stack([item["image"] for item in items])
             seen = images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
@@ -193,7 +193,7 @@ class Session:
         Cases are inverted one by one, so that the x_T of a case does not depend on the others.
         """
         trained = self.trained
-        for i in shown(range(len(read.cases)), text):
+        for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
             image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(seen, trained.inferer, trained.network)
@@ -287,7 +287,7 @@ def _columns_present(columns: Mapping[str, str], cohort: Path) -> dict[str, str]
     if lacking and cohort.suffix.lower() != ".json":
         word = lacking[0]
         has = textwrap.shorten(", ".join(header), 80, placeholder=" ...")
-        otherwise = f", or add an empty column {word}" if word in WORDS else ""
+        otherwise = f", or add an empty column {word}" if word in COLUMN_ROLES else ""
         raise CohortError(
             f'{cohort.name}: no column "{named[word]}", which was {word} in the bundle\'s training (has {has}); '
             f"name this table's column with --columns {word}=...{otherwise}"
@@ -358,7 +358,7 @@ class OpenedCohort:
         Every case is inverted by itself, so that its x_T does not depend on the others.
         """
         trained = self.trained
-        for i in shown(range(len(read.cases)), text):
+        for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
             image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(seen, trained.inferer, trained.network)
@@ -451,7 +451,7 @@ class BundleCases:
     def batches(self, batch_size: int, text: str) -> Iterator[tuple[list[Case], Tensor, Tensor]]:
         """Cases, images (B, C, *S) and what the encoder sees (B, C', *S); the last batch may be smaller."""
         starts = range(0, len(self.cases), batch_size)
-        for start in shown(starts, text):
+        for start in track(starts, text):
             items = [self.dataset[i] for i in range(start, min(start + batch_size, len(self.cases)))]
             images = torch.stack([item["image"] for item in items])
             seen = images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
@@ -511,7 +511,7 @@ def _fitting(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:
     if lacking and cohort.suffix.lower() != ".json":
         word = lacking[0]
         has = textwrap.shorten(", ".join(header), 80, placeholder=" ...")
-        otherwise = f", or add an empty column {word} for none" if word in WORDS else ""
+        otherwise = f", or add an empty column {word} for none" if word in COLUMN_ROLES else ""
         raise CohortError(
             f'{cohort.name}: no column "{named[word]}", which was {word} in the bundle\'s training (has {has}); '
             f"name this table's with --column {word}=...{otherwise}"

@@ -16,7 +16,7 @@ from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
-from monai_diffae.data.tables import WORDS, Row, read_datalist, read_table
+from monai_diffae.data.tables import COLUMN_ROLES, Row, read_datalist, read_table
 from monai_diffae.errors import CohortError, ConfigError
 
 __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
@@ -61,10 +61,10 @@ def read_cohort(
         {'age': 41}
     """
     path = Path(path)
-    unknown = sorted(set(columns or {}) - {*image_keys, *WORDS})
+    unknown = sorted(set(columns or {}) - {*image_keys, *COLUMN_ROLES})
     if unknown:
-        words = ", ".join((*image_keys, *WORDS))
-        raise ConfigError(f"columns: {unknown[0]!r} is unknown; use one of {words}")
+        roles = ", ".join((*image_keys, *COLUMN_ROLES))
+        raise ConfigError(f"columns: {unknown[0]!r} is unknown; use one of {roles}")
     pattern = _compiled(patient_pattern)
     folder, uid = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden

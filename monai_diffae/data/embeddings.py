@@ -40,7 +40,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     if path.is_dir():
         raise ConfigError(f"{path.resolve().name}: is a folder; name the table in it, such as embeddings.parquet")
     if not path.is_file():
-        raise CohortError(f"{path.name}: does not exist; make it with monai-diffae embed")
+        raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"
     try:
         table = (_read_csv(path) if is_csv else pd.read_parquet(path)).reset_index(drop=True)
@@ -52,7 +52,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     if table.empty:
         raise CohortError(f"{path.name}: has no rows; embed a cohort with usable cases")
     try:
-        z_of(table)
+        z_matrix(table)
     except CohortError as error:
         raise CohortError(f"{path.name}: {error}") from error
     for name in table[label_columns(table)].select_dtypes(exclude=["number", "bool"]):
@@ -110,14 +110,14 @@ def label_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name not in others]
 
 
-def z_of(table: pd.DataFrame) -> NDArray[np.float32]:
+def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
     """The z_sem (N, D) of a table, float32, in the order of its rows.
 
     Raises:
         CohortError: values are not finite numbers.
 
     Example:
-        >>> z_of(pd.DataFrame({"id": ["a"], "z_000": [1.0], "z_001": [2.0]}))
+        >>> z_matrix(pd.DataFrame({"id": ["a"], "z_000": [1.0], "z_001": [2.0]}))
         array([[1., 2.]], dtype=float32)
     """
     try:
@@ -129,7 +129,7 @@ def z_of(table: pd.DataFrame) -> NDArray[np.float32]:
     return z
 
 
-def rows_of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
+def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of a split: ``train``, ``val`` or ``test``.
 
     Raises:
@@ -143,7 +143,7 @@ def rows_of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def embeddings_fingerprint(table: pd.DataFrame) -> str:
     """SHA-256 of the z_sem and splits of a table, without ids and labels."""
-    digest = hashlib.sha256(z_of(table).astype("<f4").tobytes())
+    digest = hashlib.sha256(z_matrix(table).astype("<f4").tobytes())
     digest.update("\n".join(table["split"].astype(str)).encode())
     return digest.hexdigest()
 
@@ -179,8 +179,8 @@ class EmbeddedCases(Dataset[dict[str, Any]]):
         transform: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
         draws: int = 1,
     ) -> None:
-        rows = rows_of_split(table, split)
-        z = z_of(rows)
+        rows = split_rows(table, split)
+        z = z_matrix(rows)
         self.z = torch.tensor(z if transform is None else transform(z), dtype=torch.float32)
         self.ids = [str(case) for case in rows["id"]]
         self.draws = draws
@@ -203,11 +203,11 @@ def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
     """
     table = read_embeddings(embeddings)
     try:
-        return rows_of_split(table, "train") if "split" in table else table
+        return split_rows(table, "train") if "split" in table else table
     except CohortError as error:
         raise CohortError(f"{Path(embeddings).name}: {error}") from error
 
 
-def training_codes(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
+def training_z_sem(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
     """Read the z_sem (N, D) of a table's training cases."""
-    return z_of(training_rows(embeddings))
+    return z_matrix(training_rows(embeddings))

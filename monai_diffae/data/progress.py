@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def shown(items: Sequence[T], text: str) -> Iterator[T]:
+def track(items: Sequence[T], text: str) -> Iterator[T]:
     """Yield the items, with a bar on a terminal (if INFO is logged) or one line in the log elsewhere."""
     if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
         logger.info("%s", text)

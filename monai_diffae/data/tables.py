@@ -17,7 +17,7 @@ from monai_diffae.errors import CohortError
 
 logger = logging.getLogger(__name__)
 
-WORDS = ("id", "patient", "split")
+COLUMN_ROLES = ("id", "patient", "split")
 """The standard column names besides the image keys."""
 
 
@@ -50,11 +50,11 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
         CohortError: a column is missing, a row has no image, the table is empty, or the file is not text.
     """
     header, lines = _read_lines(path)
-    names = {word: columns.get(word, word) for word in (*image_keys, *WORDS)}
-    for word, name in names.items():
-        if name not in header and (word in image_keys or word in columns):
+    names = {role: columns.get(role, role) for role in (*image_keys, *COLUMN_ROLES)}
+    for role, name in names.items():
+        if name not in header and (role in image_keys or role in columns):
             guess = _guess_image_column(header)
-            advice = f"set columns, e.g. {word}={guess} (in a bundle run --columns#{word} {guess})"
+            advice = f"set columns, e.g. {role}={guess} (in a bundle run --columns#{role} {guess})"
             raise CohortError(_shortened(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {advice}"))
     if not lines:
         raise CohortError(f"{path.name}: the table has no rows; add one row per scan")
@@ -68,7 +68,7 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
             raise CohortError(
                 f'{path.name}: row {i + 1} has no file in column "{names[missing]}"; fill it or remove the row'
             )
-        standard = {word: cells[names[word]][i] or None for word in WORDS if names[word] in cells}
+        standard = {role: cells[names[role]][i] or None for role in COLUMN_ROLES if names[role] in cells}
         rows.append(Row(images, **standard, labels={name: column[i] for name, column in labels.items()}))
     return rows
 
@@ -91,7 +91,7 @@ def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str,
     rows = [_entry(path, section, n, entry, columns, image_keys) for section, n, entry in entries]
     mappings = [entry for *_, entry in entries if isinstance(entry, dict)]
     nested = {key for entry in mappings for key, value in entry.items() if isinstance(value, (list, dict))}
-    nested -= {columns.get(word, word) for word in (*image_keys, *WORDS)}
+    nested -= {columns.get(role, role) for role in (*image_keys, *COLUMN_ROLES)}
     if nested:
         logger.warning(
             "%s: lists and mappings cannot be labels, so these are ignored: %s; give each value a key of its own",
@@ -104,7 +104,7 @@ def _entry(
     path: Path, section: str, n: int, entry: Any, columns: Mapping[str, str], image_keys: tuple[str, ...]
 ) -> Row:
     entry = {columns.get("image", "image"): entry} if isinstance(entry, str) else entry
-    names = {word: columns.get(word, word) for word in (*image_keys, *WORDS)}
+    names = {role: columns.get(role, role) for role in (*image_keys, *COLUMN_ROLES)}
     images: dict[str, Images] = {}
     for key in image_keys:
         value = entry.get(names[key]) if isinstance(entry, dict) else None
@@ -113,9 +113,9 @@ def _entry(
             entry_name = f"{section or 'entry'} {n + 1}"
             raise CohortError(f'{path.name}: {entry_name} has no "{names[key]}" path; add it, or set columns')
         images[key] = tuple(path.parent / f for f in files) if isinstance(value, list) else path.parent / files[0]
-    values = {word: entry.get(names[word]) for word in WORDS}
+    values = {role: entry.get(names[role]) for role in COLUMN_ROLES}
     # pandas writes NaN for missing values
-    texts = {word: str(value) for word, value in values.items() if value is not None and value == value}
+    texts = {role: str(value) for role, value in values.items() if value is not None and value == value}
     texts.setdefault("split", section)
     others = {k: v for k, v in entry.items() if k not in names.values()}
     plain = {k: v for k, v in others.items() if v is None or isinstance(v, (str, int, float))}

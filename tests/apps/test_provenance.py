@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.provenance import (
-    check_made_with,
-    made_with,
-    model_of,
-    other_preprocessing,
-    overrides_of,
-    warn_of_another_cohort,
+    check_same_model,
+    model_checksum,
+    preprocessing_differences,
+    recorded_overrides,
+    safe_overrides,
+    warn_if_cohort_changed,
 )
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.loading import load_bundle
@@ -38,8 +38,8 @@ def copied(labelled, tmp_path):
 
 def test_a_table_of_the_same_model_is_accepted(labelled, copied):
     path, _ = copied
-    assert model_of(path) == checksum(labelled.bundle)
-    check_made_with(path, labelled.bundle)
+    assert model_checksum(path) == checksum(labelled.bundle)
+    check_same_model(path, labelled.bundle)
 
 
 def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copied):
@@ -47,48 +47,48 @@ def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copie
     for pool, option in {"mean": "pool", "mean_std": "pool", "patches": "patches"}.items():
         change(pool=pool)
         with pytest.raises(ConfigError, match=f"single images; embed the cohort without {option}$"):
-            check_made_with(path, labelled.bundle)
+            check_same_model(path, labelled.bundle)
     change(pool="patch")
-    check_made_with(path, labelled.bundle)
+    check_same_model(path, labelled.bundle)
     change(model="0" * 64)
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: another autoencoder made it; embed the cohort with"):
-        check_made_with(path, labelled.bundle)
+        check_same_model(path, labelled.bundle)
     change(results={})
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is not complete; run monai-diffae embed again$"):
-        model_of(path)
+        model_checksum(path)
     path.with_suffix(".json").unlink()
     with pytest.raises(
         ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so its"
     ):
-        model_of(path)
+        model_checksum(path)
 
 
 def test_the_preprocessing_of_a_table_is_compared_with_a_bundles(labelled):
     table, config = pd.read_parquet(labelled.embeddings), load_bundle(labelled.bundle, "cpu").config
-    assert other_preprocessing(table, config) == []
-    assert other_preprocessing(table, {**config, "percentiles": [1, 99]}) == ["percentiles"]
-    assert other_preprocessing(pd.DataFrame(), config) == []
+    assert preprocessing_differences(table, config) == []
+    assert preprocessing_differences(table, {**config, "percentiles": [1, 99]}) == ["percentiles"]
+    assert preprocessing_differences(pd.DataFrame(), config) == []
 
 
 def test_only_plain_overrides_are_safe():
     table = pd.DataFrame()
-    assert made_with(table) == overrides_of(table) == {}
+    assert recorded_overrides(table) == safe_overrides(table) == {}
     plain = {"slice_step": 1, "slice_range": [0.0, 1.0], "slice_axis": "coronal", "nonfinite": None}
     other = {"inferer#solver": "ddim", "imports": "$print()", "image_size": ["@a"], "network_def": {"_target_": "os"}}
     table.attrs["monai_diffae"] = {"made_from": {"overrides": {**plain, **other}}}
-    assert made_with(table) == {**plain, **other}
-    assert overrides_of(table) == plain
+    assert recorded_overrides(table) == {**plain, **other}
+    assert safe_overrides(table) == plain
 
 
 def test_a_changed_cohort_is_a_warning(caplog):
     table = pd.DataFrame()
     split = SimpleNamespace(fingerprint="1")
-    warn_of_another_cohort(table, split, "c.csv", "images")
+    warn_if_cohort_changed(table, split, "c.csv", "images")
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "1"}}
-    warn_of_another_cohort(table, split, "c.csv", "images")
+    warn_if_cohort_changed(table, split, "c.csv", "images")
     assert not caplog.records
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "2"}}
-    warn_of_another_cohort(table, split, "somewhere/c.csv", "images")
+    warn_if_cohort_changed(table, split, "somewhere/c.csv", "images")
     assert caplog.messages == [
         "images: c.csv is not as it was when the table was made (its cases, splits or the sizes of its files); an id "
         "may be of another image now"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monai_diffae.apps.session import check_choice, checksum_of_cases, open_cohort
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -48,7 +48,7 @@ def test_codes_are_those_of_embed_and_decode_to_the_image_whatever_the_other_cas
     alone = next(opened.coded(opened.read(cases[2:], tmp_path), "coding"))
     assert torch.equal(coded[2].z_sem, alone.z_sem)
     assert torch.equal(coded[2].x_T, alone.x_T)
-    embedded = z_of(read_embeddings(labelled.embeddings))
+    embedded = z_matrix(read_embeddings(labelled.embeddings))
     for i, one in enumerate(coded):
         assert one.case == cases[i]
         np.testing.assert_array_equal(one.z_sem[0].numpy(), embedded[i])

@@ -9,7 +9,7 @@ from monai_diffae.data.embeddings import (
     label_columns,
     read_embeddings,
     z_columns,
-    z_of,
+    z_matrix,
 )
 from monai_diffae.engines import training_loader, validation_loader
 from monai_diffae.errors import CohortError, ConfigError
@@ -32,7 +32,7 @@ def test_csv_and_parquet_give_the_same(table, tmp_path):
     parquet, csv = read_embeddings(tmp_path / "e.parquet"), read_embeddings(tmp_path / "e.csv")
     assert csv["id"].tolist() == parquet["id"].tolist() == table["id"].tolist()
     assert csv["patient"].tolist() == table["patient"].tolist()
-    assert (z_of(csv) == z_of(parquet)).all()
+    assert (z_matrix(csv) == z_matrix(parquet)).all()
     assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
 
 
@@ -76,7 +76,7 @@ def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
 def test_columns_are_told_apart(table):
     assert z_columns(table) == ["z_000", "z_001", "z_002"]
     assert label_columns(table) == ["age", "z_score"]
-    assert z_of(table).dtype == np.float32
+    assert z_matrix(table).dtype == np.float32
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, "text"])
@@ -84,7 +84,7 @@ def test_values_that_are_no_numbers_are_refused(table, value):
     table["z_001"] = table["z_001"].astype(object)
     table.loc[3, "z_001"] = value
     with pytest.raises(CohortError, match="not finite numbers; embed again"):
-        z_of(table)
+        z_matrix(table)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -132,7 +132,7 @@ def test_the_fingerprint_is_of_z_and_splits_only(table):
 
 def test_items_are_the_rows_of_a_split_under_both_loaders(table):
     cases = EmbeddedCases(table, "train", transform=lambda z: z * 2)
-    assert torch.equal(cases.z, torch.from_numpy(z_of(table)[:14] * 2))
+    assert torch.equal(cases.z, torch.from_numpy(z_matrix(table)[:14] * 2))
     batch = next(iter(training_loader(cases, 4, seed=3)))
     assert torch.equal(batch["z"], cases.z[batch["index"]])
     assert batch["id"] == [f"{i:03d}" for i in batch["index"]]

@@ -3,12 +3,12 @@
 import logging
 
 from monai_diffae.data import progress as progress_module
-from monai_diffae.data.progress import progress, shown
+from monai_diffae.data.progress import progress, track
 
 
 def test_without_a_terminal_one_line_is_logged_and_all_items_are_yielded(caplog):
     caplog.set_level(logging.INFO, "monai_diffae")
-    assert list(shown("abc", "reading")) == ["a", "b", "c"]
+    assert list(track("abc", "reading")) == ["a", "b", "c"]
     assert [record.message for record in caplog.records] == ["reading"]
 
 

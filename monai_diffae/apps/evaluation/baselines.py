@@ -15,7 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.apps.provenance import made_with, other_preprocessing, overrides_of, warn_of_another_cohort
+from monai_diffae.apps.provenance import (
+    preprocessing_differences,
+    recorded_overrides,
+    safe_overrides,
+    warn_if_cohort_changed,
+)
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle.checksums import file_checksum
@@ -56,8 +61,10 @@ class PixelBaselines:
             ConfigError: the bundle is not trained.
             CohortError: the cohort has no usable case.
         """
-        overrides = overrides_of(table)
-        not_applied = [name for name in made_with(table) if name not in overrides and not name.startswith("inferer#")]
+        overrides = safe_overrides(table)
+        not_applied = [
+            name for name in recorded_overrides(table) if name not in overrides and not name.startswith("inferer#")
+        ]
         if not_applied:
             logger.warning(
                 "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may "
@@ -83,7 +90,7 @@ class PixelBaselines:
             ConfigError: the bundle's preprocessing differs from that of the table.
         """
         self._check_table()
-        warn_of_another_cohort(self.table, self.session.cohort, self.cohort, "pixel_baselines")
+        warn_if_cohort_changed(self.table, self.session.cohort, self.cohort, "pixel_baselines")
         with tempfile.TemporaryDirectory() as folder:
             images, is_available = self._images(_ids(self.table, "embeddings"), Path(folder) if out is None else out)
         feature_sets = {
@@ -99,7 +106,7 @@ class PixelBaselines:
                     "pixel_baselines: the z_sem of this table are means over several images, so no single image "
                     f"belongs to a row; embed without {option}, or give the features as baselines"
                 )
-        differ = other_preprocessing(self.table, self.session.trained.config)
+        differ = preprocessing_differences(self.table, self.session.trained.config)
         if differ:
             raise ConfigError(
                 f"pixel_baselines: the preprocessing of {self.session.trained.folder.resolve().name} differs from that "

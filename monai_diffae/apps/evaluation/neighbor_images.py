@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.provenance import check_made_with, other_preprocessing, warn_of_another_cohort
+from monai_diffae.apps.provenance import check_same_model, preprocessing_differences, warn_if_cohort_changed
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.data.atomic import write_atomic
@@ -70,7 +70,7 @@ class CaseImages:
         """
         if settings.bundle is None or settings.cohort is None:
             raise ValueError("images are read with a bundle and a cohort")
-        check_made_with(embeddings, settings.bundle)
+        check_same_model(embeddings, settings.bundle)
         sessions = [
             Session.open(settings.bundle, cohort, decoding=decoding, reading=reading, run=run)
             for cohort in (settings.cohort, settings.query_cohort)
@@ -96,13 +96,13 @@ class CaseImages:
         if queries is not None:
             tables.append((search.cases, queries, self.query_session, query_cohort))
         for table, file, session, path in tables:
-            differ = other_preprocessing(table, session.trained.config)
+            differ = preprocessing_differences(table, session.trained.config)
             if differ:
                 logger.warning(
                     "images: the preprocessing of %s differs from that of %s: %s",
                     session.trained.folder.resolve().name, file.name, ", ".join(differ),
                 )  # fmt: skip
-            warn_of_another_cohort(table, session.cohort, str(path), "images")
+            warn_if_cohort_changed(table, session.cohort, str(path), "images")
 
     def reconstruction_errors(self, session: Session, ids: Sequence[str]) -> pd.DataFrame:
         """The mean squared error of decoded images in the model's range, one row per case.

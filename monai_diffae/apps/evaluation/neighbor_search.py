@@ -21,11 +21,11 @@ from monai_diffae.apps.evaluation.outliers import (
     unusual_shares,
     with_reconstruction_errors,
 )
-from monai_diffae.apps.provenance import model_of
+from monai_diffae.apps.provenance import model_checksum
 from monai_diffae.apps.results import log_to_open_run
 from monai_diffae.apps.settings import Choice
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.embeddings import label_columns, read_embeddings, rows_of_split, z_columns
+from monai_diffae.data.embeddings import label_columns, read_embeddings, split_rows, z_columns
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 
@@ -67,7 +67,7 @@ class NeighborSearch:
             is_same_kind = len(z_columns(rows)) == len(z_columns(table)) and all(
                 (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
             )
-            if not is_same_kind or model_of(queries) != model_of(embeddings):
+            if not is_same_kind or model_checksum(queries) != model_checksum(embeddings):
                 raise ConfigError(
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
@@ -167,4 +167,4 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
         return rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
-    return (rows if choice.split is None else rows_of_split(rows, choice.split))[: choice.limit]
+    return (rows if choice.split is None else split_rows(rows, choice.split))[: choice.limit]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.data.embeddings import z_of
+from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.latents import LatentStatistics
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
@@ -40,11 +40,11 @@ class TrainingCases:
         Raises:
             ConfigError: there are fewer than two cases, or all are the same.
         """
-        return cls(rows, LatentStatistics.of(z_of(rows)))
+        return cls(rows, LatentStatistics.of(z_matrix(rows)))
 
     def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
         """z_sem (N, D) of any rows, scaled by the standard deviations of the training cases."""
-        return self.statistics.normalise(z_of(rows))
+        return self.statistics.normalise(z_matrix(rows))
 
     def sample(self, count: int, seed: int) -> list[str]:
         """The ids of at most ``count`` random training cases; they do not depend on the order of the table."""
@@ -65,7 +65,7 @@ class TrainingCases:
             ConfigError: there are fewer than k training cases of other patients.
         """
         if not whitened:
-            return self._distances(rows, k, np.eye(z_of(self.rows).shape[1]))
+            return self._distances(rows, k, np.eye(z_matrix(self.rows).shape[1]))
         names, member = np.unique(patients_of(self.rows), return_inverse=True)
         num_folds = min(_FOLDS, len(names))
         training_folds = {str(name): i % num_folds for i, name in enumerate(names)}

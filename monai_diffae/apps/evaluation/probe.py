@@ -222,7 +222,7 @@ def _evaluate(
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
     """The evaluated probes, and the figures of the result; with few labels if there is a folder to write to."""
     from monai_diffae.apps.evaluation.baselines import feature_set, z_sem_features
-    from monai_diffae.data.progress import shown
+    from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
 
     given = [feature_set(name, values, table, targets) for name, values in baselines.items()]
@@ -233,7 +233,7 @@ def _evaluate(
         if names.count(name) > 1:
             raise ConfigError(f"baselines: there are two feature sets called '{name}'; rename one")
     evaluated, omitted = evaluate_probes(
-        table, shown(targets, "probing"), feature_sets, settings, with_few_labels=folder is not None
+        table, track(targets, "probing"), feature_sets, settings, with_few_labels=folder is not None
     )
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.provenance import check_made_with
+from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import TrainedBundle
-from monai_diffae.data.embeddings import patient_hash, read_embeddings, z_of
+from monai_diffae.data.embeddings import patient_hash, read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.latents.directions import Along
@@ -51,7 +51,7 @@ class OtherPatients:
             raise CohortError(
                 "embeddings: the table has no two patients to compare; embed a cohort with a column patient"
             )
-        return cls(direction.statistics.normalise(z_of(table)), table["patient"].to_numpy(str))
+        return cls(direction.statistics.normalise(z_matrix(table)), table["patient"].to_numpy(str))
 
     def nearest(self, z_norm: Floats, patient: str) -> Floats:
         """Return the distance of each z_sem (A, D) to the nearest one of another patient: (A,)."""
@@ -103,7 +103,7 @@ class EditTable:
         if embeddings is None:
             return self
         table = read_embeddings(embeddings)
-        check_made_with(embeddings, trained.folder)
+        check_same_model(embeddings, trained.folder)
         return replace(self, others=OtherPatients.of(table, self.direction))
 
     def moved(self, z_sem: Floats) -> Floats:

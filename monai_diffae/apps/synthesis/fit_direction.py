@@ -90,9 +90,9 @@ def fit_direction(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.provenance import model_of
+    from monai_diffae.apps.provenance import model_checksum
     from monai_diffae.data.atomic import write_json
-    from monai_diffae.data.embeddings import label_columns, training_rows, z_of
+    from monai_diffae.data.embeddings import label_columns, training_rows, z_matrix
     from monai_diffae.latents import fit_direction as fit
 
     if out.suffix != ".json":
@@ -105,7 +105,7 @@ def fit_direction(
         raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
     patients = table["patient"].tolist() if "patient" in table else None
     direction = fit(
-        z_of(table), table[target].tolist(), target=target, model=model_of(embeddings), groups=patients,
+        z_matrix(table), table[target].tolist(), target=target, model=model_checksum(embeddings), groups=patients,
         positive=positive, max_cases=max_cases, seed=seed,
     )  # fmt: skip
     content = direction.to_json()

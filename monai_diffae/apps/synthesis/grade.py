@@ -79,15 +79,15 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
         ...
         monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; name such a file
     """
-    from monai_diffae.apps.provenance import model_of
+    from monai_diffae.apps.provenance import model_checksum
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.data.atomic import write_atomic
-    from monai_diffae.data.embeddings import read_embeddings, z_of
+    from monai_diffae.data.embeddings import read_embeddings, z_matrix
 
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; name such a file")
     fitted, table = read_direction(direction), read_embeddings(embeddings)
-    fitted.check_fits(model_of(embeddings), z_of(table).shape[1])
+    fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1])
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
     record = out.with_suffix(".json")
     _check_replaceable(out, record, made_from)
@@ -114,11 +114,11 @@ def _check_replaceable(out: Path, record: Path, made_from: Mapping[str, Any]) ->
 
 def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:
     """The table of grades, and the name of its label column, which may not exist."""
-    from monai_diffae.data.embeddings import z_of
+    from monai_diffae.data.embeddings import z_matrix
 
     graded = table[[name for name in ("id", "patient", "split") if name in table]].copy()
-    graded["distance"] = direction.distance(z_of(table)) / direction.std
-    graded["prediction"] = direction.predict(z_of(table))
+    graded["distance"] = direction.distance(z_matrix(table)) / direction.std
+    graded["prediction"] = direction.predict(z_matrix(table))
     label = f"label_{direction.target}" if direction.target in graded else direction.target
     if direction.target in table:
         graded[label] = table[direction.target]

@@ -21,7 +21,7 @@ from monai_diffae.apps.synthesis.strengths import strength_names, strength_title
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.data.progress import shown
+from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.latents import LatentStatistics, PrincipalComponents, principal_components
 from monai_diffae.pictures import draw_mosaic
@@ -111,7 +111,7 @@ class Traversal:
         remove_images(out / "images")
         rows: dict[str, Tensor] = {}
         count = len(components.directions)
-        for k in shown(range(count), f"traversing {count} components"):
+        for k in track(range(count), f"traversing {count} components"):
             images = self._images(codes, k)
             for name, image in zip(strength_names(self.strengths), images, strict=True):
                 file = out / "images" / f"{k + 1:03d}_{name}"

@@ -100,14 +100,14 @@ def traverse(
     if cohort is None and reading.columns:
         raise ConfigError("columns: applies to a cohort; name one and a case, or omit columns")
     strength_names(strengths)  # refuses unusable strengths before anything is loaded
-    from monai_diffae.apps.provenance import check_made_with
+    from monai_diffae.apps.provenance import check_same_model
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
     from monai_diffae.apps.synthesis.traversal import CaseStart, MeanStart, Traversal
     from monai_diffae.bundle.checksums import file_checksum
-    from monai_diffae.data.embeddings import training_codes
+    from monai_diffae.data.embeddings import training_z_sem
 
-    z_train = training_codes(embeddings)
-    check_made_with(embeddings, bundle)
+    z_train = training_z_sem(embeddings)
+    check_same_model(embeddings, bundle)
     start: CaseStart | MeanStart
     if cohort is None or case is None:
         trained = open_bundle(bundle, decoding=decoding, run=run)

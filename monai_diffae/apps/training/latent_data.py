@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.provenance import check_made_with
-from monai_diffae.data.embeddings import read_embeddings, rows_of_split, z_of
+from monai_diffae.apps.provenance import check_same_model
+from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
 
@@ -50,7 +50,7 @@ def embedded_cohort(
     """
     if embeddings is not None:
         table = read_embeddings(embeddings)
-        check_made_with(embeddings, bundle)
+        check_same_model(embeddings, bundle)
         return table
     if cohort is None:
         raise ConfigError(
@@ -70,4 +70,4 @@ def training_statistics(table: pd.DataFrame) -> LatentStatistics:
     Raises:
         CohortError: there are no training cases.
     """
-    return LatentStatistics.of(z_of(rows_of_split(table, "train")))
+    return LatentStatistics.of(z_matrix(split_rows(table, "train")))

@@ -149,7 +149,7 @@ def plan(
     from monai_diffae.apps.training import planning
     from monai_diffae.apps.training.proposals import propose
     from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.progress import shown
+    from monai_diffae.data.progress import track
     from monai_diffae.data.survey import survey_cohort
 
     target = planning.find_device(device)
@@ -158,7 +158,7 @@ def plan(
     cases = read_cohort(
         cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
     )
-    scans = shown(cases, "reading every scan") if check else cases
+    scans = track(cases, "reading every scan") if check else cases
     survey = survey_cohort(scans, given.get("spatial_dims"), read_whole=check)
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
     parser = planning.read_training_config(bundle, overlays)

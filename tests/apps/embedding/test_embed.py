@@ -13,7 +13,7 @@ from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
-def z_of(table):
+def z_table(table):
     return table.set_index("id")[[name for name in table.columns if name.startswith("z_")]].sort_index()
 
 
@@ -43,8 +43,8 @@ def test_every_case_has_a_row_with_labels_and_z_sem(embedded, tiny_bundle):
     assert list(table.columns[:3]) == ["id", "patient", "split"]
     assert table["split"].tolist() == cohort["split"].tolist()
     np.testing.assert_allclose(table["head_size"], cohort["head_size"])
-    assert z_of(table).shape == (12, 8)
-    assert z_of(table).dtypes.unique().tolist() == [np.float32]
+    assert z_table(table).shape == (12, 8)
+    assert z_table(table).dtypes.unique().tolist() == [np.float32]
     assert not any((embedded.path.parent).glob("failures.csv"))
 
 
@@ -58,8 +58,8 @@ def test_no_patient_and_no_path_is_written(embedded, tiny_bundle):
 
 def test_z_does_not_depend_on_the_other_cases_or_their_order(embedded, tiny_bundle, other_cohort, tmp_path):
     cohort = other_cohort(lambda table: table.iloc[[7, 3, 0, 11, 5]])
-    other = z_of(pd.read_parquet(embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu").path))
-    pd.testing.assert_frame_equal(z_of(pd.read_parquet(embedded.path)).loc[other.index], other, check_exact=True)
+    other = z_table(pd.read_parquet(embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu").path))
+    pd.testing.assert_frame_equal(z_table(pd.read_parquet(embedded.path)).loc[other.index], other, check_exact=True)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16, 100])

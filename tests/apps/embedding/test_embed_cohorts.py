@@ -20,7 +20,7 @@ from PIL import Image
 
 from monai_diffae.apps.embedding.embed import _modification_times, embed
 from monai_diffae.data.cases import Case
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import ConfigError
 
 EMBED = ("monai_diffae.cli", "--quiet", "embed")
@@ -106,7 +106,7 @@ def test_worker_processes_give_the_same_table(labelled, cohort, whole, tmp_path)
 def test_a_csv_holds_the_same_numbers_to_the_bit(labelled, tmp_path):
     made = embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu")
     parquet = embed(labelled.bundle, labelled.cohort, tmp_path / "z2.parquet", device="cpu")
-    assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(parquet.path)))
+    assert np.array_equal(z_matrix(read_embeddings(made.path)), z_matrix(read_embeddings(parquet.path)))
     assert embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu").skipped
 
 
@@ -171,7 +171,7 @@ def test_fifty_bad_scans_of_ten_kinds_are_fifty_lines_and_nothing_else(run, labe
     table, failures = pd.read_parquet(out / "embeddings.parquet"), pd.read_csv(out / "failures.csv")
     assert len(table) == 950
     assert table["id"].tolist() == [name.removesuffix(".png") for name in names if name in set(good)]
-    assert np.isfinite(z_of(table)).all()
+    assert np.isfinite(z_matrix(table)).all()
     assert sorted(failures["file"]) == sorted(bad)
     assert Counter(file.split("_", 1)[1] for file in failures["file"]) == dict.fromkeys(KINDS, 5)
     for reason in failures["reason"]:
@@ -254,7 +254,7 @@ def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
     made = embed(labelled.bundle, labelled.cohort, tmp_path / name, device="cpu")
     assert made.path == tmp_path / name
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
-    assert np.array_equal(z_of(read_embeddings(made.path)), z_of(read_embeddings(labelled.embeddings)))
+    assert np.array_equal(z_matrix(read_embeddings(made.path)), z_matrix(read_embeddings(labelled.embeddings)))
     for other in ("T.parquet", "T.csv"):
         with pytest.raises(ConfigError, match=re.escape(f"would share its record with {name}; name another out")):
             embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")

@@ -16,10 +16,10 @@ from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.patches import PatchCutter
-from monai_diffae.apps.provenance import check_made_with
+from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
+from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 
 MM = ["x_mm", "y_mm", "z_mm"]
@@ -82,9 +82,9 @@ def test_the_tables_have_one_row_per_scan_and_per_patch(cut, tmp_path):
     assert label_columns(scans) == ["age"]
     assert label_columns(patches) == []
     for row in range(2):
-        scan_z = z_of(patches[patches["id"] == scans["id"][row]])
+        scan_z = z_matrix(patches[patches["id"] == scans["id"][row]])
         assert len(np.unique(scan_z[:, 0])) == 6
-        np.testing.assert_array_equal(z_of(scans)[row], scan_z.astype(np.float64).mean(axis=0).astype(np.float32))
+        np.testing.assert_array_equal(z_matrix(scans)[row], scan_z.astype(np.float64).mean(axis=0).astype(np.float32))
 
 
 def test_the_grid_is_centred_on_the_scan(cut, tmp_path):
@@ -103,8 +103,8 @@ def test_a_scan_no_larger_than_the_field_of_view_is_one_patch(cut, tiny_bundle_3
     whole = read_embeddings(
         embed(tiny_bundle_3d.directory, cohort, tmp_path / "w", device="cpu", overrides=SPACING).path
     )
-    np.testing.assert_array_equal(z_of(scans), z_of(whole))
-    np.testing.assert_array_equal(z_of(patches), z_of(whole))
+    np.testing.assert_array_equal(z_matrix(scans), z_matrix(whole))
+    np.testing.assert_array_equal(z_matrix(patches), z_matrix(whole))
     centre = oblique() @ [*((np.array(shape) - 1) / 2), 1]
     np.testing.assert_allclose(patches[MM].to_numpy()[0], centre[:3], atol=0.01)
 
@@ -116,7 +116,7 @@ def test_a_local_change_changes_only_the_patches_there(cut, tmp_path):
     cube[4:9, 38:43, 20:25] = 1
     _, _, before = cut(write(tmp_path / "before", {"a": volume}, affine), "z_before")
     _, _, after = cut(write(tmp_path / "after", {"a": cube}, affine), "z_after")
-    moved = np.linalg.norm(z_of(after) - z_of(before), axis=1)
+    moved = np.linalg.norm(z_matrix(after) - z_matrix(before), axis=1)
     distance_mm = np.linalg.norm(before[MM].to_numpy() - landmark[:3], axis=1)
     assert len(before) >= 27
     assert moved.argmax() == distance_mm.argmin()
@@ -141,7 +141,7 @@ def test_patches_of_slices_have_the_volumes_world_coordinates(labelled, tmp_path
         )
         tables.append(read_embeddings(made.patches))
     before, after = tables
-    moved = np.linalg.norm(z_of(after) - z_of(before), axis=1)
+    moved = np.linalg.norm(z_matrix(after) - z_matrix(before), axis=1)
     assert before["id"][moved > 0].nunique() == 1
     distance_mm = np.linalg.norm(before[MM].to_numpy() - landmark[:3], axis=1)
     nearest = before.iloc[distance_mm.argmin()]
@@ -196,7 +196,7 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
         pd.testing.assert_frame_equal(other_scans, scans, check_exact=True)
         pd.testing.assert_frame_equal(other_patches, patches, check_exact=True)
     _, some_scans, some_patches = cut(tmp_path / "c" / "turned.csv", "turned", overlap=0.25)
-    np.testing.assert_array_equal(z_of(some_scans), z_of(scans.iloc[[4, 1]]))
+    np.testing.assert_array_equal(z_matrix(some_scans), z_matrix(scans.iloc[[4, 1]]))
     alone = some_patches[some_patches["id"] == "v1"].drop(columns="split")
     expected = patches[patches["id"] == "v1"].drop(columns="split")
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
@@ -253,7 +253,7 @@ def test_only_z_sem_of_single_patches_can_be_decoded(cut, tiny_bundle_3d, tmp_pa
     )
     with pytest.raises(ConfigError, match=refused):
         traverse(tiny_bundle_3d.directory, result.path, tmp_path / "traversed")
-    check_made_with(result.patches, tiny_bundle_3d.directory)
+    check_same_model(result.patches, tiny_bundle_3d.directory)
 
 
 def test_labels_with_reserved_names_are_renamed(cut, tmp_path):

@@ -16,7 +16,7 @@ from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
-from monai_diffae.data.embeddings import label_columns, read_embeddings, z_of
+from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -75,8 +75,8 @@ def test_the_table_has_one_row_per_volume_with_the_mean_of_its_slices(tables, he
     np.testing.assert_array_equal(pooled["head_size"], cohort["head_size"])
     assert list(pooled.columns) == [*slices.columns[:8], "slices", *(f"z_{i:03d}" for i in range(8))]
     volume_ids = slices["id"].str.rsplit("_", n=1).str[0]
-    for row, z in zip(pooled.itertuples(), z_of(pooled), strict=True):
-        codes = z_of(slices)[volume_ids == row.id].astype(np.float64)
+    for row, z in zip(pooled.itertuples(), z_matrix(pooled), strict=True):
+        codes = z_matrix(slices)[volume_ids == row.id].astype(np.float64)
         assert row.slices == len(codes) == 3
         np.testing.assert_array_equal(z, codes.mean(axis=0).astype(np.float32))
         assert row.patient == slices["patient"][volume_ids == row.id].unique().item()
@@ -85,7 +85,7 @@ def test_the_table_has_one_row_per_volume_with_the_mean_of_its_slices(tables, he
 def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     slices, mean, both = (read_embeddings(tables[name]) for name in ("none", "mean", "mean_std"))
     pd.testing.assert_frame_equal(both[mean.columns], mean, check_exact=True)
-    codes = z_of(slices).astype(np.float64).reshape(24, 3, 8)
+    codes = z_matrix(slices).astype(np.float64).reshape(24, 3, 8)
     np.testing.assert_array_equal(std_of(both), codes.std(axis=1).astype(np.float32))
     assert std_of(both).min() > 0
 
@@ -179,7 +179,7 @@ def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_pa
     assert table["slices"].tolist() == [2, 3, 2, 3, 3, 1]
     assert not std_of(table)[5].any()
     alone = read_embeddings(labelled.embeddings).set_index("id")
-    np.testing.assert_array_equal(z_of(table)[5], z_of(alone.loc[picture["id"]])[0])
+    np.testing.assert_array_equal(z_matrix(table)[5], z_matrix(alone.loc[picture["id"]])[0])
 
 
 def test_labels_with_reserved_names_are_renamed(labelled, volumes, tmp_path):
@@ -190,8 +190,8 @@ def test_labels_with_reserved_names_are_renamed(labelled, volumes, tmp_path):
 
 
 def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(tables):
-    rows = {name: probe(path, seed=0) for name, path in tables.items()}
-    targets = {name: [row["target"] for row in results] for name, results in rows.items()}
+    rows = {name: probe(path, seed=0).rows for name, path in tables.items()}
+    targets = {name: [row["target"] for row in table] for name, table in rows.items()}
     assert targets["mean_std"] == targets["mean"] == targets["none"]
     assert {row["dims"] for row in rows["mean"]} == {8}
     assert {row["dims"] for row in rows["mean_std"]} == {16}
@@ -246,7 +246,7 @@ def test_the_table_has_one_row_per_real_dicom_series(labelled, tmp_path):
     assert not any(private in text for private in ("Dumbledore", "Albus", "19500101", str(folder)))
     single = next(path for path in sorted(folder.iterdir()) if path.is_dir())
     one = read_embeddings(embed(labelled.bundle, single, tmp_path / "one", pool="mean_std", device="cpu").path)
-    np.testing.assert_array_equal(z_of(one)[0], z_of(table)[table["id"].str.contains("T1post").to_numpy()][0])
+    np.testing.assert_array_equal(z_matrix(one)[0], z_matrix(table)[table["id"].str.contains("T1post").to_numpy()][0])
 
 
 def test_real_hippocampi_give_the_same_in_other_batches(tiny_bundle_3d, tmp_path):

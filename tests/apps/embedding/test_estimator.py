@@ -24,7 +24,7 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.estimator import DiffAEEncoder
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import z_columns, z_of
+from monai_diffae.data.embeddings import z_columns, z_matrix
 from monai_diffae.data.scans import read_shape
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -92,7 +92,7 @@ def test_z_sem_of_paths_equal_those_of_embed_in_the_order_of_the_rows(cohort, wo
     encoder = DiffAEEncoder(directory, device="cpu", workers=workers, batch_size=5)
     z = encoder.fit_transform(table["image"].iloc[order])
     assert z.dtype == np.float32
-    np.testing.assert_array_equal(z, z_of(embedded)[order])
+    np.testing.assert_array_equal(z, z_matrix(embedded)[order])
     assert encoder.get_feature_names_out().tolist() == z_columns(embedded)
 
 
@@ -102,7 +102,7 @@ def test_z_sem_of_arrays_equal_those_of_the_scans(cohort):
     encoder = DiffAEEncoder(directory, device="cpu").fit(images)
     assert encoder.n_features_in_ == images[0].size
     for X in (images, images[:, 0], images.reshape(len(images), -1), torch.from_numpy(images), images.tolist()):
-        np.testing.assert_array_equal(encoder.transform(X), z_of(embedded))
+        np.testing.assert_array_equal(encoder.transform(X), z_matrix(embedded))
 
 
 def test_kinds_of_paths(encoder, table):
@@ -131,7 +131,7 @@ def test_slices_of_volumes(labelled, tmp_path):
     slices = [int(name[-3:]) for name in embedded["id"]]
     X = pd.DataFrame({"image": str(tmp_path / "v.nii"), "slice": slices})
     encoder = DiffAEEncoder(labelled.bundle, device="cpu")
-    np.testing.assert_array_equal(encoder.fit_transform(X), z_of(embedded))
+    np.testing.assert_array_equal(encoder.fit_transform(X), z_matrix(embedded))
     with pytest.raises(ScanError, match=r"row 0, v\.nii: a 3D volume .* expected a 2D image"):
         encoder.transform(X["image"])
 
@@ -141,7 +141,7 @@ def test_two_modalities_and_colour(unusual, tmp_path):
     keys = [key for key in ("image", "encoder_image") if key in table]
     table[keys] = table[keys].map(lambda file: str(unusual.cohort.parent / file))
     encoder = DiffAEEncoder(unusual.bundle, device="cpu")
-    np.testing.assert_array_equal(encoder.fit_transform(table), z_of(pd.read_parquet(unusual.embeddings)))
+    np.testing.assert_array_equal(encoder.fit_transform(table), z_matrix(pd.read_parquet(unusual.embeddings)))
     if len(keys) == 2:
         with pytest.raises(ConfigError, match="X: the bundle also reads 'encoder_image'; give a DataFrame"):
             encoder.fit(table["image"])
@@ -390,7 +390,7 @@ def test_overrides_are_those_of_embed(labelled, table, tmp_path):
     encoder = DiffAEEncoder(labelled.bundle, device="cpu", overrides=overrides, workers=None)
     plain = DiffAEEncoder(labelled.bundle, device="cpu").fit_transform(table["image"])
     z = encoder.fit_transform(table["image"])
-    np.testing.assert_array_equal(z, z_of(pd.read_parquet(embedded.path)))
+    np.testing.assert_array_equal(z, z_matrix(pd.read_parquet(embedded.path)))
     assert not np.array_equal(z, plain)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder)).transform(table["image"]), z)
     with pytest.raises(ConfigError, match="^bundle: overrides changed since the encoder was fitted; fit it again"):

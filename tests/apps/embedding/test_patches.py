@@ -9,7 +9,7 @@ import torch
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 
 SETTINGS = {"spacing_mm": [3.0, 3.0, 3.0], "intensity": "none"}
 SIDE = 16
@@ -53,5 +53,5 @@ def test_a_patch_has_the_voxels_around_its_position(tiny_bundle_3d, tmp_path, an
     windows = [padded[tuple(slice(s + SIDE, s + 2 * SIDE) for s in start)] for start in starts]
     trained = load_bundle(tiny_bundle_3d.directory, "cpu")
     z_sem = trained.inferer.encode(torch.from_numpy(np.stack(windows))[:, None], trained.network).numpy()
-    np.testing.assert_allclose(z_of(patches), z_sem, rtol=1e-3, atol=1e-4 * np.abs(z_sem).max())
+    np.testing.assert_allclose(z_matrix(patches), z_sem, rtol=1e-3, atol=1e-4 * np.abs(z_sem).max())
     assert np.ptp(z_sem, axis=0).max() > 1e-2 * np.abs(z_sem).max()

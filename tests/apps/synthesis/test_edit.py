@@ -15,7 +15,7 @@ from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -106,7 +106,7 @@ def test_the_target_rises_and_is_the_directions_own(edited, table, labelled):
     monotone = []
     for name, rows in table.groupby("id"):
         assert (np.diff(rows["target"]) > 0).all()
-        z_sem = z_of(embedded.loc[[name]])
+        z_sem = z_matrix(embedded.loc[[name]])
         expected = direction.predict(np.concatenate([direction.move(z_sem, strength) for strength in STRENGTHS]))
         np.testing.assert_allclose(rows["target"], expected, atol=1e-4)
         monotone.append((np.diff(rows["prediction"]) > 0).all())
@@ -124,12 +124,12 @@ def test_identity_and_drift_are_those_of_the_edited_images(edited, table, labell
     embedded = read_embeddings(labelled.embeddings)
     direction, watched = read_direction(labelled.direction), read_direction(tilt)
     mean, std = direction.statistics.mean, direction.statistics.std
-    others = (z_of(embedded) - mean) / std
+    others = (z_matrix(embedded) - mean) / std
     for name, rows in table.groupby("id"):
         own_row = embedded["id"] == name
         own = others[own_row][0]
         ids = [f"e{i}" for i in rows.index]
-        z = (z_of(z_edited.loc[ids]) - mean) / std
+        z = (z_matrix(z_edited.loc[ids]) - mean) / std
         gone = z - own
         across = np.linalg.norm(gone - np.outer(gone @ direction.weight, direction.pattern), axis=1)
         np.testing.assert_allclose(rows["identity"], across, atol=0.15)
@@ -137,7 +137,7 @@ def test_identity_and_drift_are_those_of_the_edited_images(edited, table, labell
         np.testing.assert_allclose(rows["nearest_other"], nearest, atol=0.15)
         assert (rows["is_itself"] == (np.linalg.norm(gone, axis=1) < nearest)).all()
         for each, column in ((watched, "drift_tilt"), (direction, "achieved")):
-            said = each.distance(z_of(z_edited.loc[ids])) / each.std
+            said = each.distance(z_matrix(z_edited.loc[ids])) / each.std
             np.testing.assert_allclose(rows[column], said - said[list(rows["strength"]).index(0)], atol=0.15)
     away = table[table["strength"] != 0]
     assert edited.achieved == pytest.approx(np.median(away["achieved"] / away["strength"]))
@@ -315,7 +315,7 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
     difference = nib.load(folders[0] / "differences" / "case-1_+2.00.nii.gz").get_fdata()
     assert difference.shape == ((20, 24, 1, 3) if shape[0] == 3 else (20, 24, 1))
     table = pd.read_csv(folders[0] / "edits.csv")
-    z_sem = z_of(read_embeddings(unusual.embeddings))[:2]
+    z_sem = z_matrix(read_embeddings(unusual.embeddings))[:2]
     target = read_direction(unusual.direction).predict(z_sem)
     np.testing.assert_allclose(table["target"][table["strength"] == 0], target, atol=1e-6)
     # an encoder of another image cannot say what became of the drawn one

@@ -7,7 +7,7 @@ import pytest
 
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.data.embeddings import training_codes
+from monai_diffae.data.embeddings import training_z_sem
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -22,7 +22,7 @@ def test_only_training_cases_count(labelled, table, changed, tmp_path):
     turned = table["wide"].map({"yes": "no", "no": "yes"})
     other = fit_direction(changed("turned", wide=turned), tmp_path / "other.json", target="wide").direction
     assert other.weight @ read_direction(labelled.direction).weight < 0
-    assert len(training_codes(labelled.embeddings)) == (~elsewhere).sum()
+    assert len(training_z_sem(labelled.embeddings)) == (~elsewhere).sum()
 
 
 def test_a_table_without_splits_counts_as_a_whole(table, changed, tmp_path):

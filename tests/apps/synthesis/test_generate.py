@@ -12,7 +12,7 @@ from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -47,7 +47,7 @@ def test_the_files_and_the_table(five):
     assert all((five.folder / file).is_file() for file in table["file"])
     codes = read_embeddings(five.folder / "generated.parquet")
     assert codes["id"].tolist() == table["id"].tolist()
-    assert z_of(codes).shape == (5, 8)
+    assert z_matrix(codes).shape == (5, 8)
     assert Image.open(five.folder / "generated.png").width > 100
     assert (five.num_images, five.accepted, five.skipped) == (5, 1.0, False)
     made = list(images(five.folder).values())
@@ -59,8 +59,8 @@ def test_an_image_depends_on_its_place_and_not_on_the_others(five, latent_bundle
     generate(latent_bundle, tmp_path, **{"num_images": 5, **EXACT, **changed})
     made = images(tmp_path)
     assert_same(made, {name: image for name, image in images(five.folder).items() if name in made})
-    z_sem = z_of(read_embeddings(tmp_path / "generated.parquet"))
-    np.testing.assert_array_equal(z_sem, z_of(read_embeddings(five.folder / "generated.parquet"))[: len(z_sem)])
+    z_sem = z_matrix(read_embeddings(tmp_path / "generated.parquet"))
+    np.testing.assert_array_equal(z_sem, z_matrix(read_embeddings(five.folder / "generated.parquet"))[: len(z_sem)])
 
 
 def test_another_seed_makes_others(five, latent_bundle, tmp_path):
@@ -163,7 +163,7 @@ def test_pngs_are_the_same_images(five, latent_bundle, tmp_path):
 def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, latent_bundle, tmp_path, side):
     direction = read_direction(labelled.direction)
     generate(latent_bundle, tmp_path / "all", num_images=16, **EXACT)
-    z_sem = z_of(read_embeddings(tmp_path / "all" / "generated.parquet"))
+    z_sem = z_matrix(read_embeddings(tmp_path / "all" / "generated.parquet"))
     of_all = direction.predict(z_sem) if side == "positive" else 1 - direction.predict(z_sem)
     least = float(np.median(of_all))
     options = {**EXACT, "direction": labelled.direction, "side": side, "min_probability": least}
@@ -173,7 +173,9 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
     assert table["candidate"].tolist() == np.flatnonzero(of_all >= least)[:4].tolist()
     assert result.accepted == pytest.approx(4 / (table["candidate"].iloc[-1] + 1))
     np.testing.assert_allclose(table["probability"], of_all[table["candidate"]])
-    np.testing.assert_allclose(z_of(read_embeddings(result.folder / "generated.parquet")), z_sem[table["candidate"]])
+    np.testing.assert_allclose(
+        z_matrix(read_embeddings(result.folder / "generated.parquet")), z_sem[table["candidate"]]
+    )
     whole = images(tmp_path / "all")
     for name, image in images(result.folder).items():
         place = table.set_index("id").loc[name[:5], "candidate"]

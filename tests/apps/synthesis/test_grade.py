@@ -8,7 +8,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.grade import grade
-from monai_diffae.data.embeddings import z_of
+from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.errors import ConfigError
 
 
@@ -38,8 +38,8 @@ def test_grades_are_distances_in_standard_deviations(labelled, table, tmp_path):
     graded = pd.read_csv(tmp_path / "g.csv")
     assert list(graded.columns) == ["id", "patient", "split", "distance", "prediction", "wide"]
     direction = read_direction(labelled.direction)
-    np.testing.assert_allclose(graded["distance"], direction.distance(z_of(table)) / direction.std)
-    np.testing.assert_allclose(graded["prediction"], direction.predict(z_of(table)))
+    np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
+    np.testing.assert_allclose(graded["prediction"], direction.predict(z_matrix(table)))
     assert graded["distance"][table["split"] == "train"].std(ddof=0) == pytest.approx(1)
     assert graded["wide"].tolist() == table["wide"].tolist()
 
@@ -94,7 +94,7 @@ def test_a_label_with_the_name_of_a_column_of_ours_does_not_replace_it(table, ch
     result = grade(path, tmp_path / "g.csv", direction=tmp_path / "d.json")
     graded = pd.read_csv(result.path)
     direction = read_direction(tmp_path / "d.json")
-    np.testing.assert_allclose(graded["distance"], direction.distance(z_of(table)) / direction.std)
+    np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
     assert graded["label_distance"].tolist() == table["wide"].tolist()
     assert result.scores.keys() == {"train", "val", "test"}
 
@@ -104,7 +104,7 @@ def test_a_direction_fits_any_cohort_of_its_model(labelled, table, changed, tmp_
     direction = fit_direction(part, tmp_path / "tilt.json", target="tilt").direction
     assert not np.array_equal(direction.statistics.std, read_direction(labelled.direction).statistics.std)
     graded = pd.read_csv(grade(labelled.embeddings, tmp_path / "g.csv", direction=tmp_path / "tilt.json").path)
-    np.testing.assert_allclose(graded["prediction"], direction.predict(z_of(table)))
+    np.testing.assert_allclose(graded["prediction"], direction.predict(z_matrix(table)))
 
 
 def test_cases_of_a_class_that_it_does_not_know_are_graded_and_not_scored(labelled, table, changed, tmp_path):

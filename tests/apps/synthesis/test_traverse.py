@@ -11,7 +11,7 @@ from PIL import Image
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -31,7 +31,7 @@ def pixels(folder, name):
 def test_strength_0_is_the_mean_of_the_training_cases_over_the_noises(traversed, labelled):
     assert sorted(file.stem for file in (traversed.folder / "images").iterdir()) == NAMES
     table = read_embeddings(labelled.embeddings)
-    z_mean = z_of(table[table["split"] == "train"]).mean(axis=0)
+    z_mean = z_matrix(table[table["split"] == "train"]).mean(axis=0)
     trained = load_bundle(labelled.bundle, "cpu")
     z_sem = torch.from_numpy(z_mean)[None].expand(2, -1)
     image = trained.inferer.decode(z_sem, image_noise((1, 16, 16), 0, [0, 1]), trained.network).mean(dim=0)
@@ -47,7 +47,7 @@ def test_the_table_has_what_each_component_explains(traversed, labelled):
     assert table["component"].tolist() == [1, 2]
     assert table["explained"].tolist() == pytest.approx(traversed.explained)
     embedded = read_embeddings(labelled.embeddings)
-    z = z_of(embedded[embedded["split"] == "train"]).astype(float)
+    z = z_matrix(embedded[embedded["split"] == "train"]).astype(float)
     variances = np.linalg.eigvalsh(np.cov(((z - z.mean(axis=0)) / z.std(axis=0)).T, bias=True))[::-1]
     np.testing.assert_allclose(table["std"], np.sqrt(variances[:2]), rtol=1e-4)
     np.testing.assert_allclose(table["explained"], variances[:2] / variances.sum(), rtol=1e-4)

@@ -13,7 +13,7 @@ from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import read_embeddings, z_of
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.latents.statistics import LatentStatistics
 
@@ -63,7 +63,7 @@ def test_the_files_of_a_training_and_the_autoencoder_as_it_was(trained, tiny_bun
 
 def test_the_statistics_are_those_of_the_training_cases(trained):
     table = read_embeddings(trained / "embeddings" / "embeddings.parquet")
-    expected = LatentStatistics.of(z_of(table[table["split"] == "train"]))
+    expected = LatentStatistics.of(z_matrix(table[table["split"] == "train"]))
     assert np.array_equal(weights(trained)["z_mean"].numpy(), expected.mean)
     assert np.array_equal(weights(trained)["z_std"].numpy(), expected.std)
 
