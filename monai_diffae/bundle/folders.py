@@ -62,9 +62,9 @@ def overlays_of(bundle: Path) -> list[Path]:
     usable = []
     for path in sorted(shipped("overlays").glob("*.json")):
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
-        known = config.keys() | references(overlay)
+        usable_keys = config.keys() | references(overlay)
         has_same_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
-        if has_same_dims and {key.partition("#")[0] for key in overlay} <= known:
+        if has_same_dims and {key.partition("#")[0] for key in overlay} <= usable_keys:
             usable.append(path)
     return usable
 

@@ -240,9 +240,9 @@ def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
     try:
         component = parser.get_parsed_content(key)
     except Exception as error:
-        known = find_diffae_error(error)
-        if known is not None:
-            raise type(known)(str(known)) from error
+        cause = find_diffae_error(error)
+        if cause is not None:
+            raise type(cause)(str(cause)) from error
         check_arguments(model_config(parser.get(), roots=(key,)))
         raise ConfigError(f"{key}: cannot be built from the configuration: {one_line(error)}") from error
     if not isinstance(component, kind):

@@ -101,7 +101,9 @@ def probe_once(model: Path, cohort: Path, embeddings: Path, table: Path, workers
         One row per target and kind of features.
     """
     if table.is_file() and table.stat().st_mtime >= embeddings.stat().st_mtime:
-        return [{str(key): value for key, value in row.items()} for row in pd.read_csv(table).to_dict("records")]
+        scores = pd.read_csv(table).astype(object)
+        scores = scores.where(scores.notna(), None)  # as a probe gives them, and valid in JSON
+        return [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
     session = Session.open(model, cohort, reading=Reading(workers=workers), run=Run(device="cpu"))
     read = session.read(session.cohort.cases, table.parent)
     position = {case.id: i for i, case in enumerate(read.cases)}

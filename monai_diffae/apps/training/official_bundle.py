@@ -64,7 +64,7 @@ _ATTENTION_SIZE = 16  # pixels per side where the official configurations have a
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """What is known about a checkpoint of the official code, beside its weights.
+    """Properties of a checkpoint of the official code that its weights do not show.
 
     Attributes:
         image_size: pixels per side; None: that of the checkpoint's ``x_T``, or else the size at which the network's
@@ -87,7 +87,7 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
         checkpoint: the official checkpoint.
         out: the new folder.
         bundle: the shipped bundle whose configurations are used.
-        model: what the checkpoint does not say.
+        model: properties that the weights do not show.
 
     Raises:
         ConfigError: the checkpoint does not exist or is of another network, its image size is unknown or cannot be

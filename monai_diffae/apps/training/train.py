@@ -129,10 +129,10 @@ def run_training(
         workflow.run()
         workflow.finalize()
     except Exception as error:
-        known = find_diffae_error(error)
-        if known is None or known is error:
+        cause = find_diffae_error(error)
+        if cause is None or cause is error:
             raise
-        raise known from error
+        raise cause from error
     return Path(values.get("output_dir", bundle))
 
 

@@ -41,7 +41,8 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
     shown = list(second.lines())
     assert shown[0] == DISCLAIMER
     assert any("ventricles" in line for line in shown)
-    assert json.loads(json.dumps(second.figures()))["reconstruction"] == first.reconstruction
+    assert json.loads(json.dumps(second.figures(), allow_nan=False))["reconstruction"] == first.reconstruction
+    assert [row["difference"] for row in second.probes].count(None) == 5
     assert second.incomplete is None
 
 
