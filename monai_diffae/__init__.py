@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Reading as Reading
     from monai_diffae.apps.settings import Run as Run
     from monai_diffae.apps.settings import Training as Training
+    from monai_diffae.apps.synthesis.edit import edit as edit
+    from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
+    from monai_diffae.apps.synthesis.generate import generate as generate
+    from monai_diffae.apps.synthesis.grade import grade as grade
+    from monai_diffae.apps.synthesis.interpolate import interpolate as interpolate
     from monai_diffae.apps.synthesis.reconstruct import reconstruct as reconstruct
+    from monai_diffae.apps.synthesis.traverse import traverse as traverse
+    from monai_diffae.apps.synthesis.vary import vary as vary
     from monai_diffae.apps.training.demo import demo as demo
     from monai_diffae.apps.training.import_official import import_official as import_official
     from monai_diffae.apps.training.init import init as init

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.results import checksum_of
-from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
@@ -217,7 +217,7 @@ def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_
 def open_bundle(
     bundle: str | os.PathLike[str],
     *,
-    decoding: Decoding | None = None,
+    decoding: Decoding | Sampling | None = None,
     run: Run | None = None,
     device: str | None = None,
 ) -> TrainedBundle:

@@ -96,6 +96,19 @@ class Decoding:
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
 
 
+@Parameter(name="*", group=Group("Decoding", sort_key=3))
+@dataclass(frozen=True)
+class Sampling:
+    """How a bundle decodes noise, where this differs from the bundle's configuration; nothing is inverted."""
+
+    steps: Annotated[int, Ge(1)] | None = None
+    """Network evaluations for decoding; by default the bundle's."""
+    solver: SolverName | None = None
+    """Solver of the probability-flow ODE; by default the bundle's."""
+    spacing: SpacingName | None = None
+    """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
+
+
 @Parameter(name="*", group=Group("Reading", sort_key=4))
 @dataclass(frozen=True)
 class Reading:

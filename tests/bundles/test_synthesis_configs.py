@@ -65,7 +65,7 @@ class Made:
         cohort = {"bundle": str(self.root), "cohort": str(self.cohort), **QUICK}
         table = {"embeddings": str(self.embeddings)}
         return {
-            "generate": {"bundle": str(self.root), **QUICK, "num_images": 2},
+            "generate": {"bundle": str(self.root), "steps": 2, "device": "cpu", "num_images": 2},
             "interpolate": {**cohort, "start": self.ids[0], "end": self.ids[1], "num_images": 3},
             "vary": {**cohort, "case": self.ids[0], "num_images": 2},
             "traverse": {**cohort, **table, "case": self.ids[0], "strengths": [-1, 1], "num_components": 1},

@@ -1,1 +1,3 @@
-"""Commands that make images."""
+"""Commands that make images. Their functions are imported from ``monai_diffae``."""
+
+__all__: list[str] = []

@@ -11,7 +11,7 @@ from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, images_in, log_to_open_run, remove_images, run_once
-from monai_diffae.apps.settings import Decoding, Run
+from monai_diffae.apps.settings import Run, Sampling
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]
@@ -57,7 +57,7 @@ def generate(
     side: Side = "positive",
     min_probability: Annotated[float, Ge(0), Lt(1)] = 0.5,
     image_format: Format | None = None,
-    decoding: Decoding = Decoding(),
+    sampling: Sampling = Sampling(),
     run: Run = Run(),
 ) -> GenerateResult:
     """Generate synthetic images of no real patient: z_sem from the latent DDIM, x_T from Gaussian noise.
@@ -80,7 +80,7 @@ def generate(
         side: With a direction, the class to generate.
         min_probability: With a direction, the smallest probability of that class.
         image_format: File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI.
-        decoding: How to decode.
+        sampling: How to decode.
         run: How the command runs.
 
     Returns:
@@ -103,7 +103,7 @@ def generate(
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODELS
 
-    trained = open_bundle(bundle, decoding=decoding, run=run)
+    trained = open_bundle(bundle, decoding=sampling, run=run)
     latent = load_latent(bundle, trained.device)
     class_filter = None if direction is None else ClassFilter.read(direction, trained, side, min_probability)
     suffix = generated_suffix(image_format, trained.image_shape)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from monai_diffae.errors import ConfigError
 
-STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+STRENGTHS: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
 _MOST = 100
 
 

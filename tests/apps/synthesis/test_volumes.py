@@ -174,7 +174,7 @@ def test_a_2d_image_is_refused_in_one_line(heads, tmp_path):
 
 @pytest.mark.parametrize("spacing", ["abc", 14, [14, 0, 14], [14, float("nan"), 14]])
 def test_a_spacing_that_is_none_is_refused_in_one_line(heads, spacing, tmp_path):
-    with pytest.raises(ConfigError, match="spacing_mm is .*; it must be a list of numbers of mm above 0"):
+    with pytest.raises(ConfigError, match="spacing_mm is .*; it must be a list of numbers above 0 in mm"):
         train(heads.bundle, heads.cohort, tmp_path, overrides={"spacing_mm": spacing, "device": "cpu"})
 
 
