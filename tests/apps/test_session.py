@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -6,65 +7,72 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae.apps.session import check_choice, checksum_of_cases, open_cohort
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Choice, Reading, Run
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 
+CPU = Run(device="cpu")
+
 
 @pytest.fixture(scope="module")
-def opened(labelled):
-    return open_cohort(labelled.bundle, labelled.cohort, device="cpu")
+def session(labelled):
+    return Session.open(labelled.bundle, labelled.cohort, run=CPU)
 
 
-def test_cases_are_chosen_by_id_in_their_order_or_by_split(opened, labelled):
+def test_cases_are_chosen_by_id_in_their_order_or_by_split(session, labelled):
     table = pd.read_csv(labelled.cohort)
     ids = table["id"].tolist()
-    assert [case.id for case in opened.choose([ids[3], ids[0], ids[3]])] == [ids[3], ids[0]]
-    assert [case.id for case in opened.choose()] == ids
-    assert [case.id for case in opened.choose(limit=2)] == ids[:2]
-    assert [case.id for case in opened.choose(split="test")] == table["id"][table["split"] == "test"].tolist()
+    assert [case.id for case in session.choose(Choice([ids[3], ids[0], ids[3]]))] == [ids[3], ids[0]]
+    assert [case.id for case in session.choose()] == ids
+    assert [case.id for case in session.choose(Choice(limit=2))] == ids[:2]
+    assert [case.id for case in session.choose(Choice(split="test"))] == table["id"][table["split"] == "test"].tolist()
 
 
-def test_wrong_choices_are_one_line(opened):
+def test_wrong_choices_are_one_line(session, labelled, tmp_path):
     with pytest.raises(CohortError, match="the cohort has no 'mni-00005z'; did you mean 'mni-00000"):
-        opened.choose(["mni-00005z"])
+        session.choose(Choice(["mni-00005z"]))
     with pytest.raises(ConfigError, match="split: 'all' is not one of train, val, test"):
-        check_choice("all", None)
+        reconstruct(labelled.bundle, labelled.cohort, tmp_path, split="all")
     for limit in (0, -1):
         with pytest.raises(ConfigError, match=f"limit: {limit} is below 1"):
-            check_choice(None, limit)
+            reconstruct(labelled.bundle, labelled.cohort, tmp_path, limit=limit)
 
 
 def test_an_empty_split_is_one_line(labelled, tmp_path):
     table = pd.read_csv(labelled.cohort)
     table[table["split"] != "test"].to_csv(tmp_path / "cohort.csv", index=False)
     with pytest.raises(CohortError, match="no case is in the split 'test'"):
-        open_cohort(labelled.bundle, tmp_path / "cohort.csv", device="cpu").choose(split="test")
+        Session.open(labelled.bundle, tmp_path / "cohort.csv", run=CPU).choose(Choice(split="test"))
 
 
-def test_codes_are_those_of_embed_and_decode_to_the_image_whatever_the_other_cases(opened, labelled, tmp_path):
-    cases = opened.choose(limit=3)
-    coded = list(opened.coded(opened.read(cases, tmp_path), "coding"))
-    alone = next(opened.coded(opened.read(cases[2:], tmp_path), "coding"))
+def test_codes_are_those_of_embed_and_decode_to_the_image_whatever_the_other_cases(session, labelled, tmp_path):
+    cases = session.choose(Choice(limit=3))
+    read = session.read(cases, tmp_path)
+    coded = list(session.coded(read, "coding"))
+    alone = next(session.coded(session.read(cases[2:], tmp_path), "coding"))
     assert torch.equal(coded[2].z_sem, alone.z_sem)
     assert torch.equal(coded[2].x_T, alone.x_T)
     embedded = z_matrix(read_embeddings(labelled.embeddings))
     for i, one in enumerate(coded):
         assert one.case == cases[i]
         np.testing.assert_array_equal(one.z_sem[0].numpy(), embedded[i])
-        error = (opened.decode(one.z_sem, one.x_T) - one.image).square().mean()
-        noise = (opened.decode(one.z_sem, torch.randn_like(one.x_T)) - one.image).square().mean()
+        error = (session.decode(one.z_sem, one.x_T) - one.image).square().mean()
+        noise = (session.decode(one.z_sem, torch.randn_like(one.x_T)) - one.image).square().mean()
         assert error < noise / 10
-    assert opened.failures == []
+    assert read.failures == []
 
 
-def test_one_code_serves_all_of_the_other(opened):
+def test_one_code_serves_all_of_the_other(session):
     rng = torch.Generator().manual_seed(0)
     z_sem, x_T = torch.randn(3, 8, generator=rng), torch.randn(3, 1, 16, 16, generator=rng)
     for i in range(3):
-        one = opened.decode(z_sem[i : i + 1], x_T[i : i + 1])
-        torch.testing.assert_close(opened.decode(z_sem, x_T[i : i + 1])[i : i + 1], one)
-        torch.testing.assert_close(opened.decode(z_sem[i : i + 1], x_T)[i : i + 1], one)
+        one = session.decode(z_sem[i : i + 1], x_T[i : i + 1])
+        torch.testing.assert_close(session.decode(z_sem, x_T[i : i + 1])[i : i + 1], one)
+        torch.testing.assert_close(session.decode(z_sem[i : i + 1], x_T)[i : i + 1], one)
 
 
 def test_cases_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
@@ -72,19 +80,78 @@ def test_cases_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
     nib.save(nib.Nifti1Image(np.full((16, 16, 1), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
     table.loc[1, "image"] = str(tmp_path / "nan.nii")
     table.to_csv(tmp_path / "cohort.csv", index=False)
-    opened = open_cohort(labelled.bundle, tmp_path / "cohort.csv", device="cpu")
-    coded = list(opened.coded(opened.read(opened.choose(), tmp_path / "out"), "coding"))
+    session = Session.open(labelled.bundle, tmp_path / "cohort.csv", run=CPU)
+    read = session.read(session.choose(), tmp_path / "out")
+    coded = list(session.coded(read, "coding"))
     assert [one.case.id for one in coded] == [table["id"][0], table["id"][2]]
-    assert [failure.case_id for failure in opened.failures] == [table["id"][1]]
+    assert [failure.case_id for failure in read.failures] == [table["id"][1]]
     assert pd.read_csv(tmp_path / "out" / "failures.csv")["case_id"].tolist() == [table["id"][1]]
 
 
-def test_what_results_depend_on_holds_no_names(opened, labelled):
-    text = json.dumps(opened.made_from)
+def test_what_results_depend_on_holds_no_names(session, labelled):
+    text = json.dumps(session.made_from())
     assert "mni-" not in text
     assert str(labelled.cohort.parent) not in text
-    changed = open_cohort(labelled.bundle, labelled.cohort, device="cpu", overrides={"inferer#steps": 2})
-    assert changed.made_from != opened.made_from
-    first, second = opened.choose(limit=2)
-    digests = {checksum_of_cases(cases) for cases in ([first], [second], [first, second], [second, first])}
+    changed = Session.open(labelled.bundle, labelled.cohort, run=Run(device="cpu", overrides={"inferer#steps": 2}))
+    assert changed.made_from() != session.made_from()
+    first, second = session.choose(Choice(limit=2))
+    orders = ([first], [second], [first, second], [second, first])
+    digests = {session.made_from(cases)["cases"] for cases in orders}
     assert len(digests) == 4
+
+
+@pytest.fixture
+def warnings_on(caplog):
+    """The warnings when a bundle reads a cohort."""
+
+    def read(bundle, cohort):
+        caplog.clear()
+        Session.open(bundle, cohort, run=CPU)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    return read
+
+
+def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, tiny_settings, warnings_on, tmp_path):
+    folder, bundle = tiny_bundle.cohort.parent, init_bundle(tmp_path / "bundle", "diffae_2d")
+    train(bundle, folder, overrides={**tiny_settings, "test_fraction": 0.3})
+    assert warnings_on(bundle, folder) == []
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(folder / image) for image in table["image"]]
+    table.to_csv(tmp_path / "split.csv", index=False)
+    assert warnings_on(bundle, tmp_path / "split.csv") == []
+    table.drop(columns="split").to_csv(tmp_path / "drawn.csv", index=False)
+    (line,) = warnings_on(bundle, tmp_path / "drawn.csv")
+    assert line.startswith("drawn.csv differs from the cohort listed in training, so its split is drawn again")
+    assert "\n" not in line
+    assert str(tmp_path) not in line
+    assert warnings_on(bundle, table["image"][0]) == []  # one scan is in no split to be judged on
+
+    description = bundle / "models" / "config.json"
+    of_old_bundle = {key: value for key, value in json.loads(description.read_text()).items() if key != "_meta_"}
+    description.write_text(json.dumps(of_old_bundle))
+    assert warnings_on(bundle, tmp_path / "drawn.csv") == []
+
+
+@pytest.mark.parametrize("word", ["patient", "image"])
+def test_a_column_that_only_the_training_table_has_is_named(tiny_bundle, tmp_path, word):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.directory, bundle)
+    config = json.loads((bundle / "models" / "config.json").read_text())
+    (bundle / "models" / "config.json").write_text(json.dumps({**config, "columns": {word: "key"}}))
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    table = table.rename(columns={word: "other"})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    with pytest.raises(CohortError) as caught:
+        Session.open(bundle, tmp_path / "cohort.csv", run=CPU)
+    line = str(caught.value)
+    assert line.startswith(f'cohort.csv: no column "key", which was {word} in the bundle\'s training')
+    assert f"--columns {word}=" in line
+    assert ("an empty column patient" in line) == (word == "patient")
+    session = Session.open(bundle, tmp_path / "cohort.csv", run=CPU, reading=Reading({word: "other"}))
+    assert len(session.cohort.cases) == len(table)
+    if word == "patient":
+        table.assign(patient="").to_csv(tmp_path / "cohort.csv", index=False)
+        session = Session.open(bundle, tmp_path / "cohort.csv", run=CPU)
+        assert [case.patient for case in session.cohort.cases] == [case.id for case in session.cohort.cases]
