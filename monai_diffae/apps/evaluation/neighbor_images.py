@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.provenance import check_made_with, other_preprocessing, warn_of_another_cohort
-from monai_diffae.apps.session import ReadCases, Session
+from monai_diffae.apps.session import ReadCases, Session, decode_in_batches
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.failures import Failure, write_failures
@@ -58,7 +58,6 @@ class CaseImages:
         settings: Images,
         folder: Path,
         embeddings: Path,
-        queries: Path | None,
         decoding: Decoding,
         reading: Reading,
         run: Run,
@@ -114,7 +113,8 @@ class CaseImages:
         noise = image_noise(session.trained.x_T_shape, self.settings.seed, [0]).to(session.trained.device)
         errors = {}
         for coded in session.coded(read, f"decoding {len(read.cases)} cases"):
-            images = session.decode(coded.z_sem, torch.cat([noise.to(coded.x_T), coded.x_T]))
+            x_T = torch.cat([noise.to(coded.x_T), coded.x_T])
+            images = decode_in_batches(session.trained, coded.z_sem, x_T, batch_size=2)
             errors[coded.case.id] = (images - coded.image).square().flatten(1).mean(dim=1).tolist()
         return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_x_T"])
 

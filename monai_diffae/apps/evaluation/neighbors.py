@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
+from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def neighbors(
     images: Images = Images(),
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
-    run: Run = Run(),
+    run: UnbatchedRun = UnbatchedRun(),
 ) -> NeighborsResult:
     """Find the nearest cases of other patients in z_sem, and score how unusual each case is.
 
@@ -140,7 +140,7 @@ def neighbors(
     training = TrainingCases.from_rows(training_rows(embeddings))
     case_images = None
     if images.cohort is not None:
-        case_images = CaseImages.open(images, out, embeddings, queries, decoding, reading, run)
+        case_images = CaseImages.open(images, out, embeddings, decoding, reading, run.batched)
         case_images.warn_of_differences(search, embeddings, queries)
     made_from = {
         "images": None if case_images is None else case_images.made_from,
