@@ -35,8 +35,8 @@ class ProbedCases:
     """
 
     positions: NDArray[np.intp]
-    patients: NDArray[np.str_]
-    splits: NDArray[np.str_] | None
+    patients: NDArray[Any]
+    splits: NDArray[Any] | None
     is_restricted: bool = False
 
     @classmethod
@@ -71,7 +71,7 @@ class ProbedCases:
         return self.splits is not None and "train" in self.splits and bool({"val", "test"} & {*self.splits})
 
 
-def _is_in_splits(split_of_rows: NDArray[np.str_] | None, splits: Sequence[str]) -> NDArray[np.bool_]:
+def _is_in_splits(split_of_rows: NDArray[Any] | None, splits: Sequence[str]) -> NDArray[np.bool_]:
     existing = [] if split_of_rows is None else sorted(np.unique(split_of_rows).tolist())
     missing = [name for name in splits if name not in existing]
     if missing:
@@ -94,7 +94,7 @@ class TargetFolds:
     """
 
     target: ProbeTarget
-    patients: NDArray[np.str_]
+    patients: NDArray[Any]
     folds: Folds
     evaluation: Evaluation
     num_omitted: int
@@ -158,7 +158,7 @@ def _sides(cases: ProbedCases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_
     return splits == "train", splits == ("test" if "test" in cases.splits else "val")
 
 
-def _is_split_enough(cases: ProbedCases, target: ProbeTarget, patients: NDArray[np.str_]) -> bool:
+def _is_split_enough(cases: ProbedCases, target: ProbeTarget, patients: NDArray[Any]) -> bool:
     """Whether the table's split has training cases and enough test patients, in total and of each class."""
     if cases.is_restricted or not cases.has_split():
         return False
@@ -169,7 +169,7 @@ def _is_split_enough(cases: ProbedCases, target: ProbeTarget, patients: NDArray[
     return all(count >= _MIN_PATIENTS_OF_CLASS for count in counts.values())
 
 
-def _num_seen(cases: ProbedCases, patients: NDArray[np.str_]) -> int:
+def _num_seen(cases: ProbedCases, patients: NDArray[Any]) -> int:
     if cases.splits is None:
         return 0
     return int(np.isin(patients, cases.patients[cases.splits == "train"]).sum())
