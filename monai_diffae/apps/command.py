@@ -55,6 +55,8 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
     def checks() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         from pydantic import ConfigDict, validate_call
 
+        # evaluated with the names of the function's own module, where pydantic would look into another
+        arguments.__annotations__ = get_type_hints(function, include_extras=True)
         config = ConfigDict(
             extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True,
             coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
