@@ -1,19 +1,20 @@
-"""What a trained bundle's edits, grades and samples are worth: the figures of docs/synthesis.md.
+"""How good edits, grades and synthetic images of a trained bundle are: the figures of docs/synthesis.md.
 
     python benchmarks/synthesis.py BUNDLE COHORT.csv --column image=file --target label --embeddings embeddings.parquet
         --direction sick.json --out results/ [--num-cases 64 --num-samples 500]
 
-With a trained bundle that has a latent DDIM, on patients that neither it nor the direction was fitted to:
+The bundle needs a latent DDIM. All figures are for patients that neither the model nor the direction was fitted to:
 
-- edits: a classifier of the images, of the encoder's shape but trained on the labels of the training images alone,
-  judges held-out cases that were edited from -3 to 3. In how many its probability rises from each amount to the next,
-  along the direction's pattern and along its weight, beside the same for the direction's own prediction.
-- severity: AUROC or R2 of the signed distance on each split, 95 % intervals over patients.
-- samples: energy distance of sampled z_sem to held-out z_sem, against that of a Gaussian fitted to the training z_sem,
-  the interval of their difference, and the permutation test of each; how near samples come to training cases, held-out
-  cases being 1, in z_sem and in the pixels of decoded images.
+- edits: a classifier of images, with the architecture of the encoder but trained on the labels of the training images
+  alone, judges held-out cases that were edited from -3 to 3. The figures are the fraction of cases in which its
+  probability rises from each strength to the next, along the direction's pattern and along its weight, and the same
+  for the direction's own distance.
+- severity: AUROC or R2 of the signed distance on each split, with 95 % intervals over patients.
+- samples: energy distance of sampled z_sem to held-out z_sem, compared with that of a Gaussian fitted to the training
+  z_sem, with the interval of their difference and a permutation test of each; and the distance of samples to training
+  cases, divided by that of held-out cases, in z_sem and in the pixels of decoded images.
 
-It writes edits.csv, samples.csv and summary.json, and prints the summary.
+The script writes edits.csv, samples.csv and summary.json, and prints the summary.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.apps.session import OpenedCohort, open_cohort, read_cases
-from monai_diffae.apps.synthesis.fit_direction import grade, read_direction
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Choice, Reading, Run, Split
+from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.grade import grade
+from monai_diffae.apps.synthesis.strengths import STRENGTHS
 from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
@@ -41,28 +45,26 @@ from monai_diffae.latents import (
     difference_interval,
     energy_distance,
     permutation_test,
-    score_with_interval,
 )
 from monai_diffae.latents.directions import Along
+from monai_diffae.latents.probing import score_with_interval
 from monai_diffae.networks import SemanticEncoder
 
-AMOUNTS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
-
-def images_of(opened: OpenedCohort, split: str, target: str, out: Path) -> tuple[Tensor, Tensor]:
-    """A split's images (N, C, *S) and labels (N,), those with one."""
-    cases = [case for case in opened.choose(split=split) if case.labels.get(target) is not None]
-    read = read_cases(opened.cohort, opened.trained, out, only=cases)
+def images_of(session: Session, split: Split, target: str, out: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, C, *S) and labels (N,) of a split's cases that have a label."""
+    cases = [case for case in session.choose(Choice(split=split)) if case.labels.get(target) is not None]
+    read = session.read(cases, out)
     images = torch.stack([read.dataset[i]["image"] for i in range(len(read.cases))])
     return images, torch.tensor([float(case.labels[target]) for case in read.cases])  # type: ignore[arg-type]
 
 
 @torch.enable_grad()
-def train_classifier(opened: OpenedCohort, target: str, out: Path, epochs: int, seed: int) -> tuple[nn.Module, float]:
-    """A network of the encoder's shape, trained on the labels; and its AUROC on the test split."""
+def train_classifier(session: Session, target: str, out: Path, epochs: int, seed: int) -> tuple[nn.Module, float]:
+    """Train a network with the encoder's architecture on the labels; also return its AUROC on the test split."""
     torch.manual_seed(seed)
-    images, labels = images_of(opened, "train", target, out)
-    config = opened.trained.network.unet.config
+    images, labels = images_of(session, "train", target, out)
+    config = session.trained.network.unet.config
     network = SemanticEncoder(
         spatial_dims=config["spatial_dims"], in_channels=config["in_channels"], z_channels=1,
         base_channels=config["base_channels"], channel_mult=config["channel_mult"], num_res_blocks=1,
@@ -72,65 +74,67 @@ def train_classifier(opened: OpenedCohort, target: str, out: Path, epochs: int, 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     balance = (1 - labels).sum() / labels.sum()
     for _ in range(steps):
-        chosen = torch.randint(len(images), (32,))
-        batch = torch.where(torch.rand(32, 1, 1, 1) < 0.5, images[chosen].flip(-1), images[chosen])
-        loss = nn.functional.binary_cross_entropy_with_logits(network(batch)[:, 0], labels[chosen], pos_weight=balance)
+        rows = torch.randint(len(images), (32,))
+        batch = torch.where(torch.rand(32, 1, 1, 1) < 0.5, images[rows].flip(-1), images[rows])
+        loss = nn.functional.binary_cross_entropy_with_logits(network(batch)[:, 0], labels[rows], pos_weight=balance)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     network.eval()
-    images, labels = images_of(opened, "test", target, out)
+    images, labels = images_of(session, "test", target, out)
     with torch.no_grad():
-        said = torch.cat([network(batch)[:, 0] for batch in images.split(64)])
-    return network, score_with_interval("auroc", labels.numpy(), said.numpy())[0]
+        logits = torch.cat([network(batch)[:, 0] for batch in images.split(64)])
+    return network, score_with_interval("auroc", labels.numpy(), logits.numpy())[0]
 
 
 @torch.no_grad()
-def measure_edits(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, Any]:
-    direction = read_direction(args.direction)
-    classifier, auroc = train_classifier(opened, args.target, args.out, args.epochs, args.seed)
+def measure_edits(session: Session, args: argparse.Namespace) -> dict[str, Any]:
+    direction, trained = read_direction(args.direction), session.trained
+    classifier, auroc = train_classifier(session, args.target, args.out, args.epochs, args.seed)
     rows = []
     alongs: tuple[Along, ...] = ("pattern", "weight")
-    test = opened.choose(split="test")
-    chosen = [test[i] for i in np.linspace(0, len(test) - 1, min(args.num_cases, len(test))).astype(int)]
-    for number, coded in enumerate(opened.coded(opened.read(chosen, args.out), f"editing {len(chosen)} cases")):
+    test = session.choose(Choice(split="test"))
+    cases = [test[i] for i in np.linspace(0, len(test) - 1, min(args.num_cases, len(test))).astype(int)]
+    for number, coded in enumerate(session.coded(session.read(cases, args.out), f"editing {len(cases)} cases")):
         for along in alongs:
-            z = np.concatenate([direction.move(coded.z_sem.numpy(), amount, along) for amount in AMOUNTS])
-            images = opened.decode(torch.from_numpy(z), coded.x_T)
-            again = opened.trained.inferer.encode(images, opened.trained.network).numpy()
-            said, own = classifier(images)[:, 0].numpy(), direction.distance(again)
-            mse = (images - images[AMOUNTS.index(0)]).square().flatten(1).mean(dim=1).numpy()
+            z = np.concatenate([direction.move(coded.z_sem.numpy(), strength, along) for strength in STRENGTHS])
+            images = session.decode(torch.from_numpy(z), coded.x_T)
+            distances = direction.distance(trained.inferer.encode(images, trained.network).numpy())
+            logits = classifier(images)[:, 0].numpy()
+            mse = (images - images[STRENGTHS.index(0)]).square().flatten(1).mean(dim=1).numpy()
             rows += [
-                {"case": number, "along": along, "amount": a, "logit": x, "distance": d, "mse": m}
-                for a, x, d, m in zip(AMOUNTS, said, own, mse, strict=True)
+                {"case": number, "along": along, "strength": s, "logit": x, "distance": d, "mse": m}
+                for s, x, d, m in zip(STRENGTHS, logits, distances, mse, strict=True)
             ]
     table = pd.DataFrame(rows)
     table.to_csv(args.out / "edits.csv", index=False)
-    found: dict[str, Any] = {"classifier_auroc": auroc, "num_cases": len(chosen)}
-    for along, group in table.groupby("along"):
-        logits, distances, mse = (
-            group.pivot(index="case", columns="amount", values=name).to_numpy() for name in ("logit", "distance", "mse")
-        )
-        probabilities = 1 / (1 + np.exp(-logits))
-        found[str(along)] = {
-            # where a probability is within a hundredth of 0 or 1 already, it may go up and down in the last digits
-            "monotone_within_.01": float((np.diff(probabilities) > -0.01).all(axis=1).mean()),
-            "monotone_strictly": float((np.diff(probabilities) > 0).all(axis=1).mean()),
-            "median_rise": float(np.median(probabilities[:, -1] - probabilities[:, 0])),
-            "monotone_own_distance": float((np.diff(distances) > 0).all(axis=1).mean()),
-            "probability_by_amount": probabilities.mean(axis=0).round(4).tolist(),
-            "mse_at_ends": float(mse[:, [0, -1]].mean()),
-        }
-    return found
+    figures: dict[str, Any] = {"classifier_auroc": auroc, "num_cases": len(cases)}
+    return figures | {str(along): figures_of_edits(group) for along, group in table.groupby("along")}
 
 
-def measure_severity(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, Any]:
-    return grade(args.embeddings, args.direction, args.out / "grades.csv", overwrite=True).scores
+def figures_of_edits(table: pd.DataFrame) -> dict[str, Any]:
+    logits, distances, mse = (
+        table.pivot(index="case", columns="strength", values=name).to_numpy() for name in ("logit", "distance", "mse")
+    )
+    probabilities = 1 / (1 + np.exp(-logits))
+    return {
+        # a probability within a hundredth of 0 or 1 may go up and down in the last digits
+        "monotone_within_.01": float((np.diff(probabilities) > -0.01).all(axis=1).mean()),
+        "monotone_strictly": float((np.diff(probabilities) > 0).all(axis=1).mean()),
+        "median_rise": float(np.median(probabilities[:, -1] - probabilities[:, 0])),
+        "monotone_own_distance": float((np.diff(distances) > 0).all(axis=1).mean()),
+        "probability_by_strength": probabilities.mean(axis=0).round(4).tolist(),
+        "mse_at_ends": float(mse[:, [0, -1]].mean()),
+    }
+
+
+def measure_severity(session: Session, args: argparse.Namespace) -> dict[str, Any]:
+    return grade(args.embeddings, args.out / "grades.csv", direction=args.direction, overwrite=True).scores
 
 
 @torch.no_grad()
-def measure_samples(opened: OpenedCohort, args: argparse.Namespace) -> dict[str, Any]:
+def measure_samples(session: Session, args: argparse.Namespace) -> dict[str, Any]:
     table = read_embeddings(args.embeddings)
     z, split = z_matrix(table), table["split"].to_numpy()
     statistics = LatentStatistics.of(z[split == "train"])
@@ -141,7 +145,7 @@ def measure_samples(opened: OpenedCohort, args: argparse.Namespace) -> dict[str,
     generator = np.random.default_rng(args.seed)
     gaussian = generator.multivariate_normal(train.mean(axis=0), np.cov(train.T), args.num_samples).astype(np.float32)
     interval = difference_interval(held_out, samples, gaussian, num=500, seed=args.seed)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "num_samples": args.num_samples, "num_held_out": len(held_out),
         "energy_distance": energy_distance(samples, held_out),
         "energy_distance_gaussian": energy_distance(gaussian, held_out),
@@ -151,16 +155,16 @@ def measure_samples(opened: OpenedCohort, args: argparse.Namespace) -> dict[str,
     }  # fmt: skip
     for name, values in {"latent_ddim": samples, "gaussian": gaussian}.items():
         test = permutation_test("energy", values, held_out, num=500, seed=args.seed)
-        found[f"permutation_{name}"] = [test.value, test.p_value, test.null_low, test.null_high]
+        figures[f"permutation_{name}"] = [test.value, test.p_value, test.null_low, test.null_high]
     count = min(args.num_images, args.num_samples)
-    images_train, _ = images_of(opened, "train", args.target, args.out)
-    images_test, _ = images_of(opened, "test", args.target, args.out)
+    images_train, _ = images_of(session, "train", args.target, args.out)
+    images_test, _ = images_of(session, "test", args.target, args.out)
     x_T = image_noise(tuple(images_train.shape[1:]), args.seed, list(range(count)))
-    decoded = opened.decode(z_sem[:count], x_T)
+    decoded = session.decode(z_sem[:count], x_T)
     pixels = [images.flatten(1).numpy() for images in (decoded, images_train, images_test)]
-    found["copying_ratio_pixels"] = copying_ratio(*pixels)
-    pd.DataFrame({k: [json.dumps(v)] for k, v in found.items()}).to_csv(args.out / "samples.csv", index=False)
-    return found
+    figures["copying_ratio_pixels"] = copying_ratio(*pixels)
+    pd.DataFrame({k: [json.dumps(v)] for k, v in figures.items()}).to_csv(args.out / "samples.csv", index=False)
+    return figures
 
 
 def main() -> None:
@@ -183,11 +187,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     columns = dict(c.split("=", 1) for c in args.column)
-    opened = open_cohort(args.bundle, args.cohort, device="cpu", columns=columns)
+    session = Session.open(args.bundle, args.cohort, reading=Reading(columns=columns), run=Run(device="cpu"))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "edits": partial(measure_edits, opened, args),
-        "severity": partial(measure_severity, opened, args),
-        "samples": partial(measure_samples, opened, args),
+        "edits": partial(measure_edits, session, args),
+        "severity": partial(measure_severity, session, args),
+        "samples": partial(measure_samples, session, args),
     }
     file = args.out / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {}
