@@ -16,7 +16,7 @@ FORMAT, VERSION = "monai_diffae.direction", 1
 _TEXTS = ("target", "model")
 _NUMBERS = ("intercept", "offset", "score")
 _POSITIVE = ("slope", "std", "regularisation")
-_COUNTS = ("num_cases", "num_left_out")
+_COUNTS = ("num_cases", "num_omitted")
 _OTHERS = ("format", "version", "kind", "classes", "weight", "pattern", "statistics")
 _KEYS = {*_OTHERS, *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
 

@@ -94,7 +94,7 @@ def fit_direction(
     return Direction(
         target=target, kind=used.kind, classes=used.classes, std=std,
         pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
-        num_cases=len(used.rows), num_left_out=len(labels) - len(labelled.rows), **fitted,
+        num_cases=len(used.rows), num_omitted=len(labels) - len(labelled.rows), **fitted,
     )  # fmt: skip
 
 

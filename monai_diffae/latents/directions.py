@@ -49,7 +49,7 @@ class Direction:
         regularisation: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression.
         score: cross-validated AUROC or R2 with this regularisation.
         num_cases: number of cases that the direction was fitted to.
-        num_left_out: number of cases without the label.
+        num_omitted: number of cases without the label.
 
     Example:
         >>> direction = Direction(
@@ -77,7 +77,7 @@ class Direction:
     regularisation: float
     score: float
     num_cases: int
-    num_left_out: int
+    num_omitted: int
 
     def distance(self, z: ArrayLike) -> Floats:
         """Return the signed distance ``[N]`` of each case, in normalised z_sem.
@@ -190,7 +190,7 @@ class Direction:
             "intercept": self.intercept, "slope": self.slope, "offset": self.offset, "std": self.std,
             "statistics": {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()},
             "model": self.model, "regularisation": self.regularisation, "score": self.score,
-            "num_cases": self.num_cases, "num_left_out": self.num_left_out,
+            "num_cases": self.num_cases, "num_omitted": self.num_omitted,
         }  # fmt: skip
 
     @classmethod

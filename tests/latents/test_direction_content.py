@@ -10,7 +10,7 @@ def binary():
     return Direction(
         target="ill", kind="binary", classes=("well", "ill"), weight=np.eye(6)[0], pattern=np.ones(6), intercept=0.1,
         slope=2.0, offset=0.0, std=1.0, statistics=LatentStatistics(np.zeros(6), np.ones(6)), model="a" * 64,
-        regularisation=1.0, score=0.9, num_cases=20, num_left_out=1,
+        regularisation=1.0, score=0.9, num_cases=20, num_omitted=1,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def continuous(z, along):
 def test_binary_direction_finds_the_line_of_the_classes(binary, labels, along):
     from sklearn.metrics import roc_auc_score
 
-    assert (binary.kind, binary.classes, binary.num_cases, binary.num_left_out) == ("binary", ("0", "1"), 600, 0)
+    assert (binary.kind, binary.classes, binary.num_cases, binary.num_omitted) == ("binary", ("0", "1"), 600, 0)
     assert np.linalg.norm(binary.weight) == pytest.approx(1)
     assert binary.weight @ TRUE_WEIGHT > 0.98
     assert binary.score == pytest.approx(roc_auc_score(labels, along), abs=0.02)
@@ -83,9 +83,9 @@ def test_probabilities_hold_for_classes_as_frequent(binary):
     weight = np.where(is_ill, 0.5 / is_ill.mean(), 0.5 / (1 - is_ill.mean()))
     probability = binary.predict(fresh)
     for low in (0.1, 0.3, 0.5, 0.7):
-        chosen = (probability >= low) & (probability < low + 0.2)
-        share = np.average(is_ill[chosen], weights=weight[chosen])
-        assert share == pytest.approx(probability[chosen].mean(), abs=0.08)
+        is_near = (probability >= low) & (probability < low + 0.2)
+        share = np.average(is_ill[is_near], weights=weight[is_near])
+        assert share == pytest.approx(probability[is_near].mean(), abs=0.08)
 
 
 def test_probabilities_of_separable_classes_are_near_certain(z, along):
@@ -167,11 +167,11 @@ def test_z_and_strengths_that_do_not_fit_are_refused(binary, z):
         binary.move(z, float("nan"))
 
 
-def test_missing_labels_are_left_out_and_counted(z, labels):
+def test_missing_labels_are_omitted_and_counted(z, labels):
     named = np.where(labels == 1, "ill", "well").astype(object)
     named[:50], named[50:70], named[70:75], named[75] = None, float("nan"), pd.NA, "  "
     direction = fit_direction(z, named, target="ill", model=MODEL, positive="ill")
-    assert (direction.num_cases, direction.num_left_out, direction.classes) == (524, 76, ("well", "ill"))
+    assert (direction.num_cases, direction.num_omitted, direction.classes) == (524, 76, ("well", "ill"))
     # statistics of all cases, the fit of the labelled ones
     alone = fit_direction(
         z[76:], named[76:], target="ill", model=MODEL, positive="ill", statistics=LatentStatistics.of(z)
@@ -247,7 +247,7 @@ def test_few_labels_are_balanced_and_nested(z, labels):
     rare = read_target([1, 1, 1] + [0] * 30, "rare")
     assert balanced_choice(rare, 12, seed=0).values.sum() == 3
     direction = fit_direction(z, labels, target="ill", model=MODEL, max_cases=40)
-    assert (direction.num_cases, direction.num_left_out) == (40, 0)
+    assert (direction.num_cases, direction.num_omitted) == (40, 0)
     assert direction.weight @ TRUE_WEIGHT > 0.7
     np.testing.assert_array_equal(direction.statistics.std, LatentStatistics.of(z).std)
 

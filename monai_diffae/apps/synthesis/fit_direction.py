@@ -40,13 +40,13 @@ class FitDirectionResult(CommandResult):
         towards = f" towards {direction.classes[1]}" if direction.classes else ""
         yield (
             f"{direction.target}{towards}: cross-validated {metric} {direction.score:.3f}, {direction.num_cases} "
-            f"training cases, {direction.num_left_out} without the label omitted"
+            f"training cases, {direction.num_omitted} without the label omitted"
         )
         yield str(self.path)
 
     def figures(self) -> dict[str, Any]:
         """The direction without its vectors."""
-        keys = ("target", "kind", "classes", "score", "regularisation", "num_cases", "num_left_out")
+        keys = ("target", "kind", "classes", "score", "regularisation", "num_cases", "num_omitted")
         content = self.direction.to_json()
         return {key: content[key] for key in keys}
 
@@ -111,8 +111,8 @@ def fit_direction(
     content = direction.to_json()
     if out.exists() and not overwrite and json_content(out) != content:
         raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or name another out")
-    if direction.num_left_out:
-        logger.info("%d cases without the label '%s' are omitted", direction.num_left_out, target)
+    if direction.num_omitted:
+        logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
     write_json(out, content)
     log_to_open_run({f"{target}_score": direction.score}, [], "directions")
     return FitDirectionResult(out, direction)

@@ -137,8 +137,8 @@ def test_identity_and_drift_are_those_of_the_edited_images(edited, table, labell
         np.testing.assert_allclose(rows["nearest_other"], nearest, atol=0.15)
         assert (rows["is_itself"] == (np.linalg.norm(gone, axis=1) < nearest)).all()
         for each, column in ((watched, "drift_tilt"), (direction, "achieved")):
-            said = each.distance(z_matrix(z_edited.loc[ids])) / each.std
-            np.testing.assert_allclose(rows[column], said - said[list(rows["strength"]).index(0)], atol=0.15)
+            position = each.distance(z_matrix(z_edited.loc[ids])) / each.std
+            np.testing.assert_allclose(rows[column], position - position[list(rows["strength"]).index(0)], atol=0.15)
     away = table[table["strength"] != 0]
     assert edited.achieved == pytest.approx(np.median(away["achieved"] / away["strength"]))
 

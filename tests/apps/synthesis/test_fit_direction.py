@@ -33,11 +33,11 @@ def test_a_table_without_splits_counts_as_a_whole(table, changed, tmp_path):
         fit_direction(changed("val", split="val"), tmp_path / "d.json", target="wide")
 
 
-def test_cases_without_the_label_are_left_out_and_counted(table, changed, tmp_path, caplog):
+def test_cases_without_the_label_are_omitted_and_counted(table, changed, tmp_path, caplog):
     first = table.index[table["split"] == "train"][0]
     with caplog.at_level(logging.INFO, "monai_diffae"):
         direction = fit_direction(changed(wide=table["wide"].drop(first)), tmp_path / "d.json", target="wide").direction
-    assert (direction.num_left_out, direction.num_cases) == (1, (table["split"] == "train").sum() - 1)
+    assert (direction.num_omitted, direction.num_cases) == (1, (table["split"] == "train").sum() - 1)
     assert "1 cases without the label 'wide' are omitted" in caplog.text
     assert read_direction(tmp_path / "d.json").to_json() == direction.to_json()
 
@@ -95,4 +95,4 @@ def test_the_command_says_what_is_wrong_with_a_target(run, table, changed, tmp_p
     code, printed, _ = run(*fit, "gaps")
     assert code == 0
     assert f"{count - 2} training cases, 2 without the label omitted\n" in printed
-    assert json.loads(run(*fit, "gaps", "--json")[1])["num_left_out"] == 2
+    assert json.loads(run(*fit, "gaps", "--json")[1])["num_omitted"] == 2

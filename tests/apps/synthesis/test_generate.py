@@ -33,9 +33,9 @@ def copied(five, tmp_path):
     return shutil.copytree(five.folder, tmp_path / "copied")
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, image in found.items():
+def assert_same(images, expected):
+    assert images.keys() == expected.keys()
+    for name, image in images.items():
         np.testing.assert_allclose(image, expected[name], atol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
     options = {**EXACT, "direction": labelled.direction, "side": side, "min_probability": least}
     result = generate(latent_bundle, tmp_path / "few", num_images=4, **options)
     table = pd.read_csv(result.folder / "generated.csv", dtype={"id": str})
-    # nothing acceptable was passed over, and each is the sample of its place
+    # nothing acceptable was passed over, and each is the image of its number
     assert table["candidate"].tolist() == np.flatnonzero(of_all >= least)[:4].tolist()
     assert result.accepted == pytest.approx(4 / (table["candidate"].iloc[-1] + 1))
     np.testing.assert_allclose(table["probability"], of_all[table["candidate"]])

@@ -142,13 +142,13 @@ def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatc
         "nan": (1.0, torch.nan, True),
     }
     for name, (std, correlation, is_warned) in cases.items():
-        found = {
+        statistics = {
             "mean": torch.zeros(1),
             "std": torch.tensor([std]),
             "neighbor_correlation": torch.tensor([correlation]),
         }
         module = "monai_diffae.apps.synthesis.reconstruction"
-        monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, found=found: found)
+        monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, statistics=statistics: statistics)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "monai_diffae"):
             reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, limit=1, device="cpu")
@@ -161,7 +161,7 @@ def made_from(folder):
 
 
 @pytest.mark.parametrize(
-    ("said", "differs"),
+    ("settings", "differs"),
     [
         ({}, {}),
         ({"steps": 5}, {"steps": 5, "invert_steps": 5}),
@@ -172,12 +172,12 @@ def made_from(folder):
         ({"spacing": "trailing", "overrides": {"inferer#steps": 2}}, {"spacing": "trailing", "steps": 2}),
     ],
 )
-def test_what_is_not_said_is_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path, said, differs):
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, limit=1, device="cpu", **said)
+def test_settings_that_are_not_given_are_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path, settings, differs):
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, limit=1, device="cpu", **settings)
     assert made_from(tmp_path) == {**DEFAULTS, **differs}
 
 
-def test_the_bundles_values_said_again_are_the_same_result(tiny_bundle, tmp_path):
+def test_the_bundles_own_values_give_the_same_result(tiny_bundle, tmp_path):
     options = {"limit": 1, "device": "cpu"}
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
     assert reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **DEFAULTS).skipped
@@ -186,15 +186,15 @@ def test_the_bundles_values_said_again_are_the_same_result(tiny_bundle, tmp_path
 
 
 def test_solver_inversion_and_spacing_reach_the_images(tiny_bundle, tmp_path):
-    found = {}
-    for said in ({}, {"solver": "ddim"}, {"inversion": "ddim"}, {"spacing": "leading"}):
-        name = "_".join(said) or "default"
+    results = {}
+    for settings in ({}, {"solver": "ddim"}, {"inversion": "ddim"}, {"spacing": "leading"}):
+        name = "_".join(settings) or "default"
         result = reconstruct(
-            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, mode="both", limit=1, device="cpu", **said
+            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, mode="both", limit=1, device="cpu", **settings
         )
         image = nib.load(next((tmp_path / name / "z_sem").glob("*.nii.gz"))).get_fdata()
-        found[name] = image, result.means["x_T_std"]
-    images, stds = ({name: values[i] for name, values in found.items()} for i in (0, 1))
+        results[name] = image, result.means["x_T_std"]
+    images, stds = ({name: values[i] for name, values in results.items()} for i in (0, 1))
     # a network that knows nothing yet is nearly linear, so the solvers agree nearly, but not to rounding
     assert np.abs(images["solver"] - images["default"]).max() > 1e-5
     np.testing.assert_array_equal(images["inversion"], images["default"])
@@ -211,9 +211,9 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
     (old / "models" / "config.json").write_text(json.dumps(config))
     summary = bundle_summary(old)
     assert [summary[key] for key in ("solver", "steps", "invert_steps")] == ["adams", 100, 100]
-    said = {"solver": "ddim", "steps": 2, "inversion": "ddim", "spacing": "leading"}
-    reconstruct(old, tiny_bundle.cohort, tmp_path / "out", limit=1, device="cpu", **said)
-    assert made_from(tmp_path / "out") == {**said, "invert_steps": 2}
+    settings = {"solver": "ddim", "steps": 2, "inversion": "ddim", "spacing": "leading"}
+    reconstruct(old, tiny_bundle.cohort, tmp_path / "out", limit=1, device="cpu", **settings)
+    assert made_from(tmp_path / "out") == {**settings, "invert_steps": 2}
 
 
 @pytest.mark.parametrize(
