@@ -13,6 +13,7 @@ import pytest
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.cli import build_app, parse
+from monai_diffae.diffusion import registry
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
@@ -47,7 +48,12 @@ def test_python_blocks_run(code: str, tiny_bundle: Any, tmp_path: Path, monkeypa
     if "results/embeddings.parquet" in code:
         made = embed("my_bundle", tiny_bundle.cohort, "results", device="cpu").path
         pd.read_parquet(made).rename(columns={"head_size": "age"}).to_parquet(made)
-    exec(compile(code, "block", "exec"), {})
+    before = dict(registry.SOLVERS)
+    try:
+        exec(compile(code, "block", "exec"), {})
+    finally:  # a page shows how to register a solver
+        for name in registry.SOLVERS.keys() - before.keys():
+            del registry.SOLVERS[name]
 
 
 @pytest.mark.parametrize("words", commands("monai-diffae"), ids=" ".join)
