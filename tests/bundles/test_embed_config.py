@@ -59,7 +59,7 @@ def test_wrong_keys_and_values_are_one_line(tiny_bundle: Any, tmp_path: Path) ->
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path / "o"), "device": "cpu"}
     for key in ("dataset_dir", "output_dir"):
         without = {name: value for name, value in values.items() if name != key}
-        assert complaint(tiny_bundle.directory, without) == f"{key} is not set; give it a value, as --{key}"
+        assert complaint(tiny_bundle.directory, without) == f"{key}: is required; give it a value"
     line = complaint(tiny_bundle.directory, {**values, "batch_sise": 1})
     assert "unknown config key 'batch_sise'" in line
     assert "did you mean 'batch_size'?" in line

@@ -403,5 +403,5 @@ def test_overrides_are_those_of_embed(labelled, table, tmp_path):
             encoder.set_params(overrides=wrong).fit(table["image"])
     with pytest.raises(ConfigError, match="overrides: are not plain values"):
         encoder.set_params(overrides={"percentiles": {5}}).fit(table["image"])
-    with pytest.raises(ConfigError, match="^no_such_key: the model's config has no such key"):
+    with pytest.raises(ConfigError, match="^no_such_key: the model's configuration has no such key"):
         encoder.set_params(overrides={"no_such_key": 1}).fit(table["image"])
