@@ -30,7 +30,7 @@ def made(tmp_path):
 def test_complete_results_are_not_made_again_and_those_of_other_things_refused(made, tmp_path):
     assert made() == ({"num": 3}, False)
     assert made() == ({"num": 3}, True)
-    with pytest.raises(ConfigError, match=r"t\.csv: is there already, made with other seed; say --overwrite"):
+    with pytest.raises(ConfigError, match=r"t\.csv: exists and was made with other seed; set overwrite"):
         made(seed=1)
     assert made(seed=1, overwrite=True) == ({"num": 3}, False)
     assert made(seed=1) == ({"num": 3}, True)
@@ -71,12 +71,12 @@ def test_images_that_are_not_ours_are_refused(made, tmp_path):
     assert not made()[1]  # an empty folder is nothing to lose
     for name in ("t.json", "t.csv"):
         (tmp_path / "out" / name).unlink()
-    with pytest.raises(ConfigError, match=r"images: is there already, and no t\.json beside it .*; say --overwrite"):
+    with pytest.raises(ConfigError, match=r"images: exists, and no t\.json beside it .*; set overwrite"):
         made()
 
 
 def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
     (tmp_path / "taken").write_text("")
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(ConfigError, match="is a file, or lies below one; name a folder as --out"):
+        with pytest.raises(ConfigError, match="is a file, or lies below one; name a folder as out"):
             run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)

@@ -88,7 +88,7 @@ def fit_direction(
         >>> fit_direction("no.parquet", "age.json", target="age")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.CohortError: no.parquet: does not exist; make it with monai-diffae embed
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     from monai_diffae.apps.provenance import model_checksum
     from monai_diffae.data.atomic import write_json

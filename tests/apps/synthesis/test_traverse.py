@@ -121,6 +121,6 @@ def test_embeddings_of_another_model_and_an_unknown_case_are_refused(labelled, t
         traverse(labelled.bundle, other, tmp_path / "out", **QUICK)
     with pytest.raises(CohortError, match="the cohort has no 'nobody'"):
         traverse(labelled.bundle, labelled.embeddings, tmp_path / "out", **QUICK, cohort=labelled.cohort, case="nobody")
-    with pytest.raises(CohortError, match="none.parquet: does not exist"):
+    with pytest.raises(CohortError, match="none.parquet: there is no such file"):
         traverse(labelled.bundle, tmp_path / "none.parquet", tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
