@@ -10,7 +10,7 @@ from monai_diffae.errors import ConfigError
         ("inferer#step", r"unknown config key 'inferer#step': \S+Inferer takes .*; did you mean 'steps'\?"),
         (
             "network_def#nope",
-            r"unknown config key 'network_def#nope': \S+Autoencoder takes encoder, encoder_frozen, unet, use_checkpoint",
+            r"unknown config key 'network_def#nope': \S+ takes encoder, encoder_frozen, unet, use_checkpoint",
         ),
         (
             "network_def#unet#nope",
