@@ -76,3 +76,45 @@ heavy = {"torch", "monai", "pandas", "pydantic"} & sys.modules.keys()
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# -- CONTRIBUTING.md says how few places an addition needs -------------------------------------------------------------
+
+
+def files_with(pattern: str) -> set[str]:
+    """Files of the package whose code or docstrings contain a word."""
+    texts = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    return {str(path.relative_to(PACKAGE)) for path, text in texts.items() if re.search(pattern, text)}
+
+
+def test_a_decoding_option_is_a_field_and_an_argument_of_the_inferer() -> None:
+    """Then the command line, the bundle runs, the call of the inferer and the record of a result have it."""
+    from dataclasses import fields
+    from inspect import signature
+
+    from monai_diffae.apps.settings import Decoding
+    from monai_diffae.bundle.decoding import inferer_settings
+    from monai_diffae.diffusion import DiffusionSchedule
+    from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+    names = {field.name for field in fields(Decoding)}
+    assert names <= signature(DiffusionAutoencoderInferer).parameters.keys()
+    assert names <= inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule())).keys()
+
+
+def test_a_solver_is_a_function_and_a_name() -> None:
+    assert files_with(r"\bdpmpp_2m\b") == {"diffusion/solvers.py", "diffusion/names.py"}
+
+
+def test_a_command_is_a_module_and_two_lines() -> None:
+    elsewhere = files_with(r"\"traverse\"|import traverse\b|\(\"traverse\"")
+    assert elsewhere == {"apps/commands.py", "__init__.py"}
+
+
+def test_a_network_argument_is_one_place_per_network() -> None:
+    def takes(node: ast.FunctionDef, argument: str) -> bool:
+        return argument in {a.arg for a in [*node.args.args, *node.args.kwonlyargs]}
+
+    constructors = [name for name, node in functions() if node.name == "__init__" and takes(node, "z_grid")]
+    assert sorted(re.findall(r"networks/(\w+)\.py", " ".join(constructors))) == ["denoising_unet", "semantic_encoder"]
+    assert len(constructors) == 2

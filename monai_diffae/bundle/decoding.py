@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from monai_diffae.diffusion import Solver
 from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+# components with a configuration of their own, what does not change the result, and what ``clip_range`` says
+_NOT_SETTINGS = ("schedule", "first_stage", "batch_size", "clip")
 
 
 def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
@@ -34,17 +38,18 @@ def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str
 def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
     """How an inferer decodes and inverts, as plain values, whether a command or the configuration chose them.
 
+    All of its arguments are included, so a result's record also names an argument that is added later.
+
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="ddim", steps=5))
         >>> settings["solver"], settings["steps"], settings["invert_steps"], settings["spacing"]
         ('ddim', 5, 5, 'logsnr')
     """
+    arguments = [name for name in inspect.signature(type(inferer)).parameters if name not in _NOT_SETTINGS]
     return {
+        **{name: getattr(inferer, name) for name in arguments},
         "solver": _solver_name(inferer.solver),
-        "steps": inferer.steps,
-        "invert_steps": inferer.invert_steps,
-        "inversion": inferer.inversion,
         "spacing": inferer.spacing or inferer.schedule.spacing,
         "clip_range": None if inferer.clip_range is None else list(inferer.clip_range),
     }

@@ -125,7 +125,7 @@ def test_the_inferer_of_the_inference_config_is_usable() -> None:
     settings = parser.get_parsed_content("inferer")
     assert inferer_settings(settings) == {
         "solver": "adams", "steps": 20, "invert_steps": 20, "inversion": "implicit", "spacing": "logsnr",
-        "clip_range": [-1, 1],
+        "invert_tolerance": 0.001, "clip_range": [-1, 1],
     }  # fmt: skip
     parser.update({"inferer#steps": 4, "inferer#invert_steps": 4, "device": "cpu"})
     inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network").eval()
