@@ -127,7 +127,7 @@ def neighbors(
         >>> neighbors("no.parquet", "out")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.CohortError: no.parquet: does not exist; make it with monai-diffae embed
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     _check_images(images, queries, decoding)
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages

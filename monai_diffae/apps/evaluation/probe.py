@@ -142,7 +142,7 @@ def probe(
         >>> probe("no.parquet")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.CohortError: no.parquet: does not exist; make it with monai-diffae embed
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     _check_comparison(comparison)
     from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features

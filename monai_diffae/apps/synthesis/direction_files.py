@@ -23,7 +23,7 @@ def read_direction(path: str | os.PathLike[str]) -> Direction:
         >>> read_direction("no.json")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no.json: does not exist; make it with monai-diffae fit-direction
+        monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
     """
     from monai_diffae.latents import Direction
 
@@ -31,7 +31,7 @@ def read_direction(path: str | os.PathLike[str]) -> Direction:
     if path.is_dir():
         raise ConfigError(f"{path.resolve().name}: is a folder; name the direction file in it")
     if not path.is_file():
-        raise ConfigError(f"{path.name}: does not exist; make it with monai-diffae fit-direction")
+        raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
     content = json_content(path)
     if content is None:
         raise ConfigError(f"{path.name}: is not a direction; make one with monai-diffae fit-direction")

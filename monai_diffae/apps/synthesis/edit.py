@@ -133,7 +133,7 @@ def edit(
         >>> edit("bundle", "cohort.csv", "out", direction="no.json")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no.json: does not exist; make it with monai-diffae fit-direction
+        monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses unusable strengths before anything is loaded

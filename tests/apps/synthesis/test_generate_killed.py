@@ -15,11 +15,11 @@ def made(folder):
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_same_command_makes_what_an_uninterrupted_run_does(latent_bundle, tmp_path):
-    options = ["--bundle", latent_bundle, "--n", COUNT, "--format", "nii.gz", "--batch-size", 1, "--device", "cpu"]
+def test_after_a_kill_the_same_command_gives_the_result_of_an_uninterrupted_run(latent_bundle, tmp_path):
+    options = ["--num-images", COUNT, "--image-format", "nii.gz", "--batch-size", 1, "--device", "cpu"]
 
     def start(folder):
-        command = [sys.executable, "-m", "monai_diffae.cli", "--quiet", "sample", *options, "--out", folder]
+        command = [sys.executable, "-m", "monai_diffae.cli", "--quiet", "generate", latent_bundle, folder, *options]
         return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -34,7 +34,7 @@ def test_after_a_kill_the_same_command_makes_what_an_uninterrupted_run_does(late
     process.wait(10)
     before = {file: file.stat().st_mtime_ns for file in (killed / "images").glob("0*")}
     assert COUNT // 5 <= len(before) < COUNT
-    assert not (killed / "samples.csv").exists()
+    assert not (killed / "generated.csv").exists()
     again = start(killed)
     printed, errors = again.communicate(timeout=120)
     assert (again.returncode, printed, errors) == (0, f"{killed}\n", "")
