@@ -261,7 +261,7 @@ def main() -> None:
     }  # fmt: skip
     record = args.out / "settings.json"
     if record.is_file() and json.loads(record.read_text()) != settings:
-        parser.error(f"{args.out} holds features that were made otherwise; name another folder")
+        parser.error(f"{args.out} holds features that were made otherwise; choose another folder")
     write_json(record, settings)
     data = open_data(args.bundle, args.cohort, columns, args.out)
     makers: dict[str, Callable[[], NDArray[np.float32]]] = {

@@ -1,4 +1,4 @@
-"""What makes a function a command: its arguments are checked by its annotations, from whichever door they come."""
+"""The decorator ``command``: checks a function's arguments, for the command line, bundle runs and Python alike."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
     def checks() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         from pydantic import ConfigDict, validate_call
 
-        # evaluated with the names of the function's own module, where pydantic would look into another
+        # evaluated in the namespace of the function's own module; pydantic would use another one
         arguments.__annotations__ = get_type_hints(function, include_extras=True)
         config = ConfigDict(
             extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True,
@@ -65,7 +65,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> R:
-        # imported here: cyclopts would check annotations by itself if it found pydantic when it parses
+        # imported here, because cyclopts checks annotations itself if pydantic is imported when it parses
         from pydantic import ValidationError
 
         _refuse_booleans(kwargs, function)
@@ -80,7 +80,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def _owners_of_fields(function: Callable[..., Any]) -> dict[str, str]:
-    """For each field of a settings dataclass, the argument whose field it is."""
+    """The name of the argument that each field of a settings dataclass belongs to, by the field's name."""
     owners: dict[str, str] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if is_dataclass(parameter.default):
@@ -139,10 +139,10 @@ def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def _one_line(error: ValidationError, function: Callable[..., Any]) -> str:
-    """The first thing that is wrong, with the argument's name."""
+    """One line about the first error, with the argument's name."""
     details = error.errors()[0]
     first, *rest = details["loc"]
-    # an argument given by its place is reported by it; of a dataclass's field, the field's name is the argument's
+    # pydantic reports a positional argument by its index, and a field of a dataclass by argument and field
     name = list(inspect.signature(function).parameters)[first] if isinstance(first, int) else str(first)
     if rest and isinstance(rest[0], str) and is_dataclass(inspect.signature(function).parameters[name].default):
         name = rest[0]

@@ -1,4 +1,4 @@
-"""The commands: one line each. Their help, options, checks and bundle runs come from the functions named here."""
+"""The list of commands. Their help, options, checks and bundle runs are generated from the functions in this list."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Command:
     Attributes:
         name: the word after ``monai-diffae``.
         function: its function, as ``module:name``; importing the module loads neither torch nor MONAI.
-        group: under which heading the help lists it.
+        group: its heading in the help.
         example: a command line for its help.
-        config: the file of its bundle run in ``configs/``; None: it has none.
+        config: the file of its bundle run in ``configs/``; None: it has no bundle run.
         writes_a_file: whether ``out`` is a file, not a folder.
     """
 

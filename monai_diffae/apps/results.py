@@ -77,7 +77,7 @@ def run_once(
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; name a folder as out") from error
+        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
     write_record(record, made_from, {})  # marks the result as unfinished, in case the run is killed
     figures = dict(make())
     counts = {path.name: len(images_in(path)) for path in results if path.is_dir()}
@@ -101,12 +101,12 @@ def finished(
     if content is None:
         raise ConfigError(
             f"{existing.name}: exists, and no {record.name} beside it says what it was made from; "
-            "set overwrite, or name another out"
+            "set overwrite, or choose another out"
         )
     differ = sorted(key for key in made_from if content["made_from"].get(key) != made_from[key])
     if differ:
         raise ConfigError(
-            f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or name another out"
+            f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
         )
     counts = content.get("files", {})
     is_whole = all(path.exists() and len(images_in(path)) >= counts.get(path.name, 0) for path in results)
@@ -188,5 +188,5 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or not {"made_from", "results"} <= content.keys():
-        raise ConfigError(f"{path.name}: exists and is not a record of this package; name another out")
+        raise ConfigError(f"{path.name}: exists and is not a record of this package; choose another out")
     return content

@@ -59,8 +59,8 @@ class ReadCases:
     Attributes:
         cases: the readable cases, in the order of ``dataset``.
         dataset: their images ``[C, *S]`` in the model's range, under the bundle's image keys.
-        failures: the unreadable cases that were asked for.
-        encoder_key: the image that the encoder sees; the decoder draws ``"image"``.
+        failures: the requested cases that could not be read.
+        encoder_key: the image that the encoder sees; the decoder reconstructs ``"image"``.
     """
 
     cases: list[Case]
@@ -145,7 +145,7 @@ class Session:
         return {**made_from, **more}
 
     def choose(self, choice: Choice | None = None) -> list[Case]:
-        """The chosen cases: those of its ids in their order, else the first ``limit`` of a split.
+        """The selected cases: those with the given ids in their order, else the first ``limit`` of a split.
 
         Raises:
             CohortError: no case has such an id, or none is in the split.
@@ -162,7 +162,7 @@ class Session:
             cases: the cases to read.
             out: the folder of the results.
             failures_name: the name of the list of failures.
-            named: the user named these cases, so scans of the cohort whose headers are unreadable do not matter.
+            named: whether the user named these cases; if so, other scans with unreadable headers are not failures.
 
         Raises:
             CohortError: no case can be read.
@@ -258,13 +258,13 @@ def _split_cohort(
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
-    config = trained.folder / layout.CONFIGS / "train.json"  # has the keys that are not the model's
+    config = trained.folder / layout.CONFIGS / "train.json"  # has the keys that do not describe the model
     if config.is_file():
         parser.read_config(str(config))
     parser.update({**trained.config, **overrides})
     values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
-    of_training = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
-    values["columns"] = {**_columns_present(of_training, Path(cohort)), **columns}
+    training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
+    values["columns"] = {**_columns_present(training_columns, Path(cohort)), **columns}
     encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
     split = split_cohort(cohort, **values)
     trained_on = trained.config.get("_meta_", {}).get("data_fingerprint")

@@ -91,7 +91,7 @@ class Decoding:
     solver: SolverName | None = None
     """Solver of the probability-flow ODE; by default the bundle's."""
     inversion: InversionName | None = None
-    """``implicit`` undoes the solver's own steps; ``ddim`` is first order (the paper's, with spacing ``leading``)."""
+    """``implicit`` undoes the solver's steps, ``ddim`` is the paper's; by default the bundle's."""
     spacing: SpacingName | None = None
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
 
@@ -163,7 +163,7 @@ class Training:
     overrides: Overrides = field(default_factory=dict)
     """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
     overwrite: bool = False
-    """Start from the first step, and replace the model that is there."""
+    """Start from the first step, and replace the existing model."""
 
 
 @Parameter(name="*", group=Group("Run", sort_key=5))

@@ -16,7 +16,7 @@ from monai_diffae.errors import ConfigError
 def checksum(directory: str | os.PathLike[str]) -> str:
     """SHA-256 of a bundle's weights.
 
-    Those of a first stage need not count, as only the first stage of the model's own training loads.
+    The weights of a first stage are not included, because a model only loads the first stage of its own training.
 
     Raises:
         ConfigError: the bundle is not trained.

@@ -21,7 +21,7 @@ _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 @dataclass(frozen=True)
 class _Rule:
-    """What the values of a key may be: a test, and the same in words."""
+    """The condition for the values of a key: as a function, and in words for messages."""
 
     holds: Callable[[Any], bool]
     text: str
@@ -134,7 +134,7 @@ def check_values(config: dict[str, Any]) -> None:
             raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
     out = config.get("output_dir")
     if isinstance(out, str) and Path(out).is_file():
-        raise MachineError(f"output_dir: {Path(out).name} is a file, not a folder; name another output_dir")
+        raise MachineError(f"output_dir: {Path(out).name} is a file, not a folder; choose another output_dir")
     device = config.get("device")
     if isinstance(device, str) and not is_formula(device):
         check_device(device)

@@ -54,7 +54,7 @@ def load_first_stage(
     if not weights.is_file():
         todo = "copy the whole bundle again" if prefix else "train the first stage first"
         raise ConfigError(
-            f"{folder.parent.name}: there is no models/{weights.name}; {todo}, or name a folder that has it"
+            f"{folder.parent.name}: there is no models/{weights.name}; {todo}, or choose a folder that has it"
         )
     if sha256 is not None and file_checksum(weights) != sha256:
         raise ConfigError(
@@ -66,7 +66,7 @@ def load_first_stage(
     network = build(parser, "network_def", nn.Module)
     if not isinstance(network, FirstStage):
         raise ConfigError(
-            f"{folder.parent.name}: is a {type(network).__name__}, not a first stage; name a trained autoencoder_kl_3d"
+            f"{folder.parent.name}: is a {type(network).__name__}, not a first stage; use a trained autoencoder_kl_3d"
         )
     network.load_state_dict(read_weights(weights, network, may_be_unknown=("latent_mean", "latent_std")))
     if network.latent_std.isnan():

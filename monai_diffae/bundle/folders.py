@@ -81,11 +81,11 @@ def check_new_folder(directory: str | Path) -> None:
     nearest = next((path for path in (target, *target.parents) if os.path.lexists(path)), Path())
     if not nearest.is_dir():
         kind = "a file" if nearest.exists() else "a broken link"
-        raise ConfigError(f"{nearest.name}: is {kind}; name a new folder")
+        raise ConfigError(f"{nearest.name}: is {kind}; choose a new folder")
     if not os.access(nearest, os.W_OK | os.X_OK | (os.R_OK if nearest == target else 0)):
         raise MachineError(f"{name}: cannot be written (Permission denied); choose another folder")
     if nearest == target and any(target.iterdir()):
-        raise ConfigError(f"{name}: the folder is not empty; name a new one")
+        raise ConfigError(f"{name}: the folder is not empty; choose a new one")
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:

@@ -15,7 +15,7 @@ CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
-FIRST_STAGE_PREFIX = "first_stage_"  # of the files of an autoencoder whose latents a model works on
+FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage beside the model on its latents
 
 
 def model_config_file(bundle: str | os.PathLike[str]) -> Path:

@@ -108,7 +108,7 @@ class TrainedBundle:
 
     @property
     def image_keys(self) -> list[str]:
-        """The columns of the cohort's table that name a case's images."""
+        """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
 
 
@@ -161,13 +161,13 @@ def load_bundle(
     root = Path(bundle)
     weights = root / layout.MODELS / layout.MODEL
     if not weights.is_file():
-        raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or name a trained one")
+        raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or choose a trained one")
     config = layout.model_config_file(root)
     parser = read_model_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
     if lacks:
         raise ConfigError(
-            f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or name a diffusion autoencoder"
+            f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or choose a diffusion autoencoder"
         )
     unknown = [key for key in overrides if "#" not in key and key not in parser]  # components may get new arguments
     if unknown:
@@ -268,7 +268,7 @@ def read_weights(path: Path, network: nn.Module, may_be_unknown: Sequence[str] =
         raise ScanError(f"{path.name}: cannot be read as weights; copy it again, or train again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError(
-            f"{path.name}: is not a state dict of weights; name a bundle that was trained with this package"
+            f"{path.name}: is not a state dict of weights; choose a bundle that was trained with this package"
         )
     checked = [value for name, value in state.items() if value.is_floating_point() and name not in may_be_unknown]
     if not all(torch.isfinite(value).all() for value in checked):

@@ -1,4 +1,4 @@
-"""Scans, cohorts and splits, from files to arrays. This package knows no networks."""
+"""Scans, cohorts and splits, from files to arrays. This package does not use networks."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:
 def _check_target(path: Path, is_volume: bool, overwrite: bool) -> None:
     if is_volume == (path.suffix.lower() in dicom.SUFFIXES):
         kind = "a volume is written into a folder" if is_volume else "a 2D image is written as one file"
-        raise ConfigError(f"{path.name}: {kind}; name {'it without .dcm' if is_volume else 'it .dcm'}")
+        raise ConfigError(f"{path.name}: {kind}; choose a name that ends {'otherwise' if is_volume else 'in .dcm'}")
     if not path.exists():
         return
     if not overwrite:

@@ -38,7 +38,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{path.resolve().name}: is a folder; name the table in it, such as embeddings.parquet")
+        raise ConfigError(f"{path.resolve().name}: is a folder; give the table in it, such as embeddings.parquet")
     if not path.is_file():
         raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"

@@ -56,7 +56,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
         if not failures:
             return path
         raise ConfigError(
-            f"{path.name}: already exists and was not written by this package; move it, or name another out"
+            f"{path.name}: already exists and was not written by this package; move it, or choose another out"
         )
     if not failures:
         with suppress(NotADirectoryError):  # the writer of the results reports it

@@ -210,7 +210,7 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
     if suffix in dicom.SUFFIXES or dicom.is_dicom(path):
         return dicom.read_file, dicom.read_header
     if path.name.lower().endswith((".img", ".img.gz")):
-        raise problem(path, "a pair of .hdr and .img files is read by its header", "name its .hdr file")
+        raise problem(path, "a pair of .hdr and .img files is read by its header", "give its .hdr file")
     raise problem(path, "files with this suffix cannot be read", "convert it to .nii.gz, .png or DICOM")
 
 

@@ -17,7 +17,7 @@ from monai_diffae.data.scans import Axis, read_geometry, read_scan
 from monai_diffae.data.slices import slice_shape
 from monai_diffae.errors import CohortError, ScanError
 
-_OUTLIER_RATIO = 2.0  # of a value to the median, or of the median to a value
+_OUTLIER_RATIO = 2.0  # ratio of a value to the median, or of the median to a value, beyond which a scan is an outlier
 
 
 @dataclass(frozen=True, eq=False)

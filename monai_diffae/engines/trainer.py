@@ -20,7 +20,7 @@ from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import ConfigError
 
-_SMALLEST_SCALE = 1e-4  # of fp16 gradients, as in fairseq: gradients that need a smaller scale come from divergence
+_SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
 class TrainingEvents(EventEnum):
@@ -76,7 +76,7 @@ class ResumableTrainer(SupervisedTrainer):
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # fp16 gradients underflow without a scaler; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
-        self._grad_norm: Tensor | float = 0.0  # of the last update; the device may still be computing it
+        self._grad_norm: Tensor | float = 0.0  # norm after the last update; the device may still be computing it
         self._last_update = 0
         self._reported: BaseException | None = None
         self.logger.addFilter(_is_not_repeated)  # Ignite logs an exception twice before raising it

@@ -166,8 +166,8 @@ class CheckpointKeeper:
         if is_stopped_early or saved["iteration"] >= state.max_epochs * state.epoch_length:
             engine.is_complete = True  # type: ignore[attr-defined]
             logger.info(
-                "training is complete after %d steps; nothing to do. Increase %s to go on, choose another output_dir, "
-                "or set overwrite to start again",
+                "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
+                "output_dir, or set overwrite to start again",
                 saved["iteration"],
                 "early_stop_patience" if is_stopped_early else "max_epochs",
             )

@@ -15,7 +15,7 @@ from monai_diffae.handlers.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-_USED = 1.02  # from this z_sem_usage on, the decoder counts as using z_sem
+_USED = 1.02  # least z_sem_usage at which the decoder counts as using z_sem
 
 
 class TrainingProgress:

@@ -1,4 +1,4 @@
-"""Inference with a diffusion autoencoder: encode, invert, decode and reconstruct images; and its training forward."""
+"""Inference with a diffusion autoencoder: encode, invert, decode and reconstruct; and the forward pass of training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class DiffusionAutoencoderInferer(Inferer):
-    """Encodes, inverts and decodes images. Calling it is the training forward.
+    """Encodes, inverts and decodes images. Calling it is the forward pass of training.
 
     The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
     20 for decoding reproduce an image more exactly than the paper's 250 and 100.
@@ -50,7 +50,7 @@ class DiffusionAutoencoderInferer(Inferer):
         schedule: the noise schedule that the network is trained with.
         solver: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`.
         steps: network evaluations for decoding. A solver that takes several evaluations per step makes as many steps as
-            fit: Heun's method takes two per step but one for the last step, so of an even number one is not used.
+            fit: Heun's method takes two per step but one for the last step, so it uses one less than an even number.
         invert_steps: network evaluations for inversion; None: as many as for decoding. If there are more, the levels
             are still the decoder's, and the cleanest of them get more than one evaluation. If there are fewer, the
             levels differ from the decoder's, which costs accuracy.
@@ -130,7 +130,7 @@ class DiffusionAutoencoderInferer(Inferer):
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, condition: Tensor, **_: Any
     ) -> Tensor:
-        """The training forward: the network's output (B, C, *S) for x_t drawn from q(x_t | inputs).
+        """The forward pass of training: the network's output (B, C, *S) for x_t drawn from q(x_t | inputs).
 
         Args:
             inputs: clean images x0 (B, C, *S) in the model's range; with a first stage, their latents.

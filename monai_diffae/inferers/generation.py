@@ -1,4 +1,4 @@
-"""Sampling of z_sem with a latent DDIM, a second diffusion model; and its training forward."""
+"""Sampling of z_sem with a latent DDIM, a second diffusion model; and its forward pass in training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BATCH_SIZE = 64
 
 
 class LatentInferer(Inferer):
-    """Samples z_sem with a latent DDIM. Calling it is the training forward.
+    """Samples z_sem with a latent DDIM. Calling it is the forward pass of training.
 
     The latent DDIM is a second diffusion model, on normalised z_sem (Preechakul et al., CVPR 2022, section 4.5 and
     appendix A). Nothing is clipped, as normalised z_sem has no bounds. With the defaults, samples differ from those of
@@ -62,7 +62,7 @@ class LatentInferer(Inferer):
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: torch.nn.Module, noise: Tensor, timesteps: Tensor, **_: Any
     ) -> Tensor:
-        """The training forward: the network's output (B, D) for z_t drawn from q(z_t | inputs).
+        """The forward pass of training: the network's output (B, D) for z_t drawn from q(z_t | inputs).
 
         Args:
             inputs: normalised z_sem (B, D).

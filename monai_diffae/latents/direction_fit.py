@@ -19,7 +19,7 @@ Splits: TypeAlias = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 _LEAST_CASES = 4
 _MOST_FOLDS = 5
-_LEAST_SLOPE = 1e-6  # for a label that z_sem does not predict: each class then has a probability of one half
+_LEAST_SLOPE = 1e-6  # used if z_sem does not predict the label: each class then has a probability of one half
 
 
 def fit_direction(
@@ -38,10 +38,10 @@ def fit_direction(
 
     Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by
     ridge regression, both on normalised z_sem (the linear classifier of Diff-AE, Preechakul et al., CVPR 2022, section
-    4.2). The regularisation is the one with the best AUROC or R2 of the out-of-fold predictions of all cases; of equal
-    ones, the strongest. The folds of the (up to 5-fold) cross-validation keep the cases of a group together. The score
-    is slightly optimistic, because the regularisation was chosen by it: evaluate a direction on other cases. With two
-    classes, the slope is fitted to out-of-fold distances, so that probabilities are not overfitted to the training
+    4.2). The regularisation is the one whose out-of-fold predictions have the best AUROC or R2, and the strongest if
+    several are equally good. The folds of the (up to 5-fold) cross-validation keep the cases of a group together. The
+    score is slightly optimistic, because the regularisation was chosen by it: evaluate a direction on other cases. With
+    two classes, the slope is fitted to out-of-fold distances, so that probabilities are not overfitted to the training
     cases.
 
     Args:
@@ -122,7 +122,7 @@ def _fit_binary(z_norm: Floats, y: Floats, groups: NDArray[np.intp], seed: int) 
 
     held_out = {float(regularisation): out_of_fold(regularisation) for regularisation in LOGISTIC_CS}
     scores = {regularisation: float(roc_auc_score(y, distance)) for regularisation, distance in held_out.items()}
-    regularisation = max(scores, key=scores.__getitem__)  # of equal scores the first, i.e. the strongest
+    regularisation = max(scores, key=scores.__getitem__)  # the first of equal scores, i.e. the strongest
     model = fitted(regularisation, slice(None))
     weight, length = _unit(model.coef_[0])
     return {
@@ -146,7 +146,7 @@ def _fit_continuous(z_norm: Floats, y: Floats, groups: NDArray[np.intp], seed: i
     held_out = [np.isin(groups, test) for _, test in folds]
     splits: Splits = [(np.flatnonzero(~rows), np.flatnonzero(rows)) for rows in held_out]
     scores = {float(alpha): float(r2_score(y, out_of_fold(alpha))) for alpha in RIDGE_ALPHAS[::-1]}
-    regularisation = max(scores, key=scores.__getitem__)  # of equal scores the first, i.e. the strongest
+    regularisation = max(scores, key=scores.__getitem__)  # the first of equal scores, i.e. the strongest
     model = Ridge(regularisation).fit(z_norm, y)
     weight, length = _unit(model.coef_)
     # normalised z_sem is 0 at the training mean, so the distance is 0 there, too

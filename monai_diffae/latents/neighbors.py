@@ -55,7 +55,7 @@ def nearest_neighbors(z: ArrayLike, pool: ArrayLike, k: int, groups: ArrayLike, 
     names, sizes = np.unique(pool_group, return_counts=True)
     largest = int(sizes[np.isin(names, group)].max(initial=0))
     if not 1 <= k <= len(y) - largest:
-        raise ConfigError(f"k: {k} is not from 1 to {len(y) - largest}, the number of cases of others; choose another")
+        raise ConfigError(f"k: {k} is not from 1 to {len(y) - largest}, the number of other patients' cases; lower k")
     indices = NearestNeighbors(n_neighbors=k + largest).fit(y).kneighbors(x, return_distance=False)
     is_own = pool_group[indices] == group[:, None]
     indices = np.take_along_axis(indices, np.argsort(is_own, axis=1, kind="stable")[:, :k], axis=1)

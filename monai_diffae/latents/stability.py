@@ -80,7 +80,9 @@ def stability(
         displacement = _distance_to_other_scans(x, again, group, _numbered(scans))
     compared = np.flatnonzero(np.isfinite(displacement) & (patient.max() > 0))
     if not len(compared):
-        raise ConfigError("stability: no case is seen again and has another patient beside it; give more cases")
+        raise ConfigError(
+            "stability: no case can be compared both with itself and with another patient; give more cases"
+        )
     usual_distance = _distance_between_patients(x, patient, compared)
     if usual_distance == 0:
         raise ConfigError("stability: most patients have the same z_sem; train the encoder")

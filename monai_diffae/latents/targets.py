@@ -74,7 +74,7 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Targe
         if not is_number:
             raise ConfigError(
                 f"target '{name}': is text with {len(classes)} classes ({_listed(classes)}); "
-                "name one of them as positive, to compare it with the rest"
+                "choose one of them as positive, to compare it with the rest"
             )
         values = np.array(present, np.float64)
         if not np.isfinite(values).all():

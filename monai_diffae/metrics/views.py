@@ -7,7 +7,7 @@ from torch import Tensor
 
 from monai_diffae.errors import ConfigError
 
-_AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # of volumes in RAS order
+_AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
 
 
 def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:

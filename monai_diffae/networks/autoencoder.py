@@ -28,8 +28,8 @@ class DiffusionAutoencoder(nn.Module):
             ``z_channels``, ``spatial_dims`` and ``size_divisors`` are used where it has them.
         unet: a :class:`~monai_diffae.networks.DenoisingUNet`, or a network with the same forward method and the
             attributes ``spatial_dims``, ``in_channels``, ``z_channels`` and ``size_divisors``.
-        encoder_frozen: keep the encoder as it is: no gradients, and evaluation mode also after ``train()``. Of an
-            :class:`~monai_diffae.networks.EncoderAdapter`, the network is frozen and the projection still learns.
+        encoder_frozen: keep the encoder as it is: no gradients, and evaluation mode also after ``train()``. In an
+            :class:`~monai_diffae.networks.EncoderAdapter`, the network is frozen and the projection is trained.
         use_checkpoint: recompute the activations of both networks in the backward pass instead of keeping them. It has
             no effect on other people's encoders.
 
@@ -63,11 +63,11 @@ class DiffusionAutoencoder(nn.Module):
         self.z_channels: int = _required(unet, "z_channels")
         self.in_channels: int = _required(unet, "in_channels")
         self.encoder_in_channels = _known(encoder, "in_channels")
-        for name, of_unet in (("z_channels", self.z_channels), ("spatial_dims", self.spatial_dims)):
-            of_encoder = _known(encoder, name)
-            if of_encoder not in (None, of_unet):
+        for name, in_unet in (("z_channels", self.z_channels), ("spatial_dims", self.spatial_dims)):
+            in_encoder = _known(encoder, name)
+            if in_encoder not in (None, in_unet):
                 raise ConfigError(
-                    f"{name} differs: {of_encoder} in the encoder ({type(encoder).__name__}), {of_unet} in the UNet; "
+                    f"{name} differs: {in_encoder} in the encoder ({type(encoder).__name__}), {in_unet} in the UNet; "
                     "give both networks the same number"
                 )
         divisors = (_divisors(network, self.spatial_dims) for network in (unet, encoder))
@@ -147,7 +147,7 @@ def _refuse_other_objects(encoder: object, unet: object) -> None:
 
 
 def _frozen_part(encoder: nn.Module) -> nn.Module:
-    """What ``encoder_frozen`` freezes: of an adapter the network, whose projection has yet to learn."""
+    """The part that ``encoder_frozen`` freezes: the encoder, or only the network in an adapter."""
     return encoder.network if isinstance(encoder, EncoderAdapter) else encoder
 
 

@@ -1,4 +1,4 @@
-"""Other people's networks as encoders: what they expect of an image, and what becomes of their features."""
+"""Networks of other packages as encoders: an adapter that prepares their images and projects their features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EncoderAdapter(nn.Module):
     An image is mapped from ``model_range`` to [0, 1], resized, repeated to ``channels`` if it has one channel, and
     normalised by ``mean`` and ``std``. Features (B, F) pass on to ``projection``; feature maps (B, F, *S') are first
     averaged over their positions. With ``DiffusionAutoencoder(..., encoder_frozen=True)``, ``network`` is frozen and
-    ``projection`` still learns.
+    ``projection`` is trained.
 
     Args:
         network: prepared images (B, channels, *S) -> features. If it returns several tensors, the first is used.
@@ -32,8 +32,8 @@ class EncoderAdapter(nn.Module):
             classes, such as ``fc`` of torchvision's ResNets; None: no layer.
         projection: features (B, F) -> (B, z_channels), such as ``torch.nn.Linear(512, 128)``; None: the features are
             z_sem.
-        size_divisors: what each spatial size must be a multiple of; None: what ``network`` says by an attribute of
-            that name, if it has one, and nothing if images are resized.
+        size_divisors: what each spatial size must be a multiple of; None: the attribute of that name of ``network``,
+            if it has one, and 1 if images are resized.
 
     Raises:
         ConfigError: the settings do not fit each other or ``network``; in ``forward``, a wrong number of channels.

@@ -122,7 +122,7 @@ class FirstStage(nn.Module):
         self.latent_std.copy_(std)
 
     def check_patch_size(self, patch_size: Sequence[int], image_size: Sequence[int]) -> None:
-        """Refuse patches that the levels cannot divide, or of which the deepest level sees only 1 or 2 voxels per axis.
+        """Refuse patches that the levels cannot divide, or that have only 1 or 2 voxels per axis at the deepest level.
 
         So few voxels give little to learn from. In addition, if the first of three axes has size 2, oneDNN computes
         wrong weight gradients in bfloat16 (see :class:`~monai_diffae.networks.blocks.SameConv3d`).

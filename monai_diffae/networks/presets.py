@@ -86,20 +86,20 @@ def build_autoencoder(
     for_encoder = {
         name.removeprefix(_FOR_ENCODER): both.pop(name) for name in arguments if name.startswith(_FOR_ENCODER)
     }
-    of_unet, of_encoder = _parameters(DenoisingUNet), _parameters(SemanticEncoder)
-    _refuse_unknown(both, of_unet | of_encoder)
-    _refuse_unknown(for_encoder, of_encoder, _FOR_ENCODER)
+    unet_names, encoder_names = _parameters(DenoisingUNet), _parameters(SemanticEncoder)
+    _refuse_unknown(both, unet_names | encoder_names)
+    _refuse_unknown(for_encoder, encoder_names, _FOR_ENCODER)
     # The UNet first: the order decides which random weights a seed gives.
-    unet = DenoisingUNet(**{name: value for name, value in both.items() if name in of_unet})
+    unet = DenoisingUNet(**{name: value for name, value in both.items() if name in unet_names})
     if encoder is None:
         *_, last = levels = unet.config["channel_mult"]
-        settings = {name: value for name, value in both.items() if name in of_encoder}
+        settings = {name: value for name, value in both.items() if name in encoder_names}
         settings["channel_mult"] = [*levels, last]
         settings |= {name: value for name, value in for_encoder.items() if value is not None}
         encoder = SemanticEncoder(**settings)
     elif for_encoder:
         name = next(iter(for_encoder))
-        raise ConfigError(f"{_FOR_ENCODER}{name} has no effect on an encoder of your own; leave it out")
+        raise ConfigError(f"{_FOR_ENCODER}{name} has no effect on an encoder of your own; omit it")
     return DiffusionAutoencoder(encoder, unet, encoder_frozen, use_checkpoint)
 
 

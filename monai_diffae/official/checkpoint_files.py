@@ -68,7 +68,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{path.name or path}: is a folder; name the file in it")
+        raise ConfigError(f"{path.name or path}: is a folder; give the file in it")
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file")
     try:
@@ -82,7 +82,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         content, place = content["state_dict"], " as its state_dict"
     if not isinstance(content, Mapping):
         raise ConfigError(
-            f"{path.name}: holds a {type(content).__name__}{place}, not named weights; name a checkpoint or state dict"
+            f"{path.name}: holds a {type(content).__name__}{place}, not named weights; give a checkpoint or state dict"
         )
     return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 

@@ -42,7 +42,7 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
         >>> load_official_latent({"encoder.out.3.weight": torch.zeros(2, 2)})
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: there is no latent DDIM's MLP in it; name a checkpoint of the latent training
+        monai_diffae.errors.ConfigError: there is no latent DDIM's MLP in it; choose a checkpoint of the latent training
     """
     weights = read_weights(source) if isinstance(source, (str, Path)) else source
     with named_after(source):
@@ -57,7 +57,7 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
 def _network(weights: StateDict) -> LatentMLP:
     layers = select_latent(weights)
     if layers is None:
-        raise ConfigError("there is no latent DDIM's MLP in it; name a checkpoint of the latent training")
+        raise ConfigError("there is no latent DDIM's MLP in it; choose a checkpoint of the latent training")
     layers = _without_duplicates(layers)
     try:
         network = LatentMLP(**infer_latent_config(layers))
@@ -166,6 +166,6 @@ def _statistics(weights: StateDict) -> tuple[torch.Tensor, torch.Tensor]:
     missing = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
     if missing:
         raise ConfigError(
-            f"there is no tensor {missing[0]} among the statistics of z_sem; name the official latent.pkl"
+            f"there is no tensor {missing[0]} among the statistics of z_sem; give the official latent.pkl"
         )
     return weights["conds_mean"], weights["conds_std"]

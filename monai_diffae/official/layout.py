@@ -1,4 +1,4 @@
-"""Derives the network from the names and shapes of official Diff-AE weights, or says why it is not supported."""
+"""Derives the network from the names and shapes of official Diff-AE weights; unsupported networks are errors."""
 
 # tested in tests/official/test_configurations.py
 

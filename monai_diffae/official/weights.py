@@ -75,7 +75,7 @@ def load_official(source: str | Path | StateDict, **overrides: Any) -> Diffusion
 def _network(weights: StateDict, overrides: dict[str, Any]) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
         raise ConfigError(
-            "there is no autoencoder in it; name the autoencoder's checkpoint, not that of a latent DDIM alone"
+            "there is no autoencoder in it; choose the autoencoder's checkpoint, not that of a latent DDIM alone"
         )
     try:
         config = infer_config(weights, overrides.pop("encoder_num_res_blocks", None))

@@ -78,7 +78,7 @@ class WriteReconstructiond(MapTransform):
         if grid not in ("native", "model"):
             raise ConfigError(f"grid: {grid!r} is not one of native, model")
         if dicom and grid == "model":
-            raise ConfigError("dicom: a DICOM series lies in its scan's own space; use grid native")
+            raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
         if grid == "native":
             try:
                 check_invertible(preprocessing)
@@ -111,7 +111,7 @@ class WriteReconstructiond(MapTransform):
 
     def _check_new(self, file: Path) -> None:
         if file.exists() and not self.overwrite:
-            raise ConfigError(f"{file.name}: exists; set overwrite, or name another output_dir")
+            raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")
 
 
 WriteReconstructionD = WriteReconstructionDict = WriteReconstructiond

@@ -78,5 +78,5 @@ def test_images_that_are_not_ours_are_refused(made, tmp_path):
 def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
     (tmp_path / "taken").write_text("")
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(ConfigError, match="is a file, or lies below one; name a folder as out"):
+        with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
             run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)

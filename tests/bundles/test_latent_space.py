@@ -197,7 +197,7 @@ def test_what_is_no_first_stage_is_refused(trained: Any) -> None:
         load_first_stage(trained.bundle / "configs")
     with pytest.raises(ConfigError, match="bundle: is a DiffusionAutoencoder, not a first stage"):
         load_first_stage(trained.original / "models")
-    with pytest.raises(ConfigError, match="lacks 'inferer'.*name a diffusion autoencoder"):
+    with pytest.raises(ConfigError, match="lacks 'inferer'.*choose a diffusion autoencoder"):
         load_bundle(trained.first_stage, "cpu")
 
 

@@ -101,7 +101,7 @@ def test_a_table_without_numbers_is_refused_by_its_name(table, tmp_path, suffix,
 
 def test_a_folder_instead_of_a_table_is_named(tmp_path, monkeypatch):
     (tmp_path / "embedded").mkdir()
-    with pytest.raises(ConfigError, match="^embedded: is a folder; name the table in it, such as embeddings.parquet"):
+    with pytest.raises(ConfigError, match="^embedded: is a folder; give the table in it, such as embeddings.parquet"):
         read_embeddings(tmp_path / "embedded")
     monkeypatch.chdir(tmp_path / "embedded")
     with pytest.raises(ConfigError, match="^embedded: is a folder"):

@@ -22,7 +22,7 @@ def test_a_file_of_the_users_own_is_never_touched(tmp_path):
     path = tmp_path / "failures.csv"
     path.write_text("mine")
     write_failures(path, [])
-    message = r"^failures\.csv: already exists and was not written by this package; move it, or name another out$"
+    message = r"^failures\.csv: already exists and was not written by this package; move it, or choose another out$"
     with pytest.raises(ConfigError, match=message):
         write_failures(path, [FAILURE])
     assert path.read_text() == "mine"

@@ -265,7 +265,7 @@ COLOURS = ["red", "green", "blue", "red"] * 3
     [
         ([1] * 12, {}, "12 of 12 cases have it, all '1'"),
         ([None] * 12, {}, "0 of 12 cases have it;"),
-        (COLOURS, {}, "text with 3 classes \\(blue, green, red\\); name one of them as positive"),
+        (COLOURS, {}, "text with 3 classes \\(blue, green, red\\); choose one of them as positive"),
         (COLOURS, {"positive": "pink"}, "positive: target 't' has no class 'pink'; it has blue, green, red"),
         ([0, 1, 1] + [None] * 9, {}, "1 of '0' \\(1 patients\\) and 2 of '1' \\(2 patients\\) are too few"),
         ([0] * 11 + [1], {}, "11 of '0' .* and 1 of '1'"),

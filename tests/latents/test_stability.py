@@ -57,9 +57,9 @@ def test_collapsed_codes_are_one_line():
 
 
 def test_without_anything_to_compare_it_is_one_line(z):
-    with pytest.raises(ConfigError, match="no case is seen again"):
+    with pytest.raises(ConfigError, match="no case can be compared both"):
         stability(z, z, np.arange(60) // 2, np.arange(60) // 2)
-    with pytest.raises(ConfigError, match="no case is seen again"):
+    with pytest.raises(ConfigError, match="no case can be compared both"):
         stability(z, z, np.zeros(60))
     with pytest.raises(ConfigError, match="of as many cases"):
         stability(z, z, np.arange(5))

@@ -230,9 +230,9 @@ def test_a_zip_that_is_none_of_torchs(tmp_path):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(ConfigError, match=r"^none\.ckpt: there is no such file$"):
         read_weights(tmp_path / "none.ckpt")
-    with pytest.raises(ConfigError, match="is a folder; name the file in it"):
+    with pytest.raises(ConfigError, match="is a folder; give the file in it"):
         read_weights(tmp_path)
-    with pytest.raises(ConfigError, match=r"^\.: is a folder; name the file in it"):
+    with pytest.raises(ConfigError, match=r"^\.: is a folder; give the file in it"):
         read_weights("")
 
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_written_is_one_line(case, tmp_path):
     with pytest.raises(ConfigError, match="NormalizeIntensityd cannot be undone.*; or use grid model$"):
         WriteReconstructiond("pred", tmp_path, [case], lossy)
     WriteReconstructiond("pred", tmp_path, [case], lossy, grid="model")
-    with pytest.raises(ConfigError, match="dicom: a DICOM series lies in its scan's own space"):
+    with pytest.raises(ConfigError, match="dicom: DICOM series are written in the scan's own space"):
         WriteReconstructiond("pred", tmp_path, [case], PREPROCESSING, grid="model", dicom=True)
     with pytest.raises(ConfigError, match="grid: 'scan' is not one of native, model"):
         WriteReconstructiond("pred", tmp_path, [case], PREPROCESSING, grid="scan")

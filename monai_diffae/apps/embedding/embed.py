@@ -64,7 +64,7 @@ class EmbedResult(CommandResult):
 
     @property
     def incomplete(self) -> str | None:
-        """How many cases failed, or None."""
+        """One line that says how many cases failed; None if none did."""
         return failed_cases(self.num_failed, self.num_cases, self.failures.name)
 
 
@@ -82,11 +82,11 @@ def embed(
 ) -> EmbedResult:
     """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
-    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256, which is equal for equal patients and no
-    protection for names that can be guessed), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ...
-    as float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case is equal to the
-    bit whatever the other cases, their order, ``batch_size`` and ``workers`` are; another machine or number of threads
-    may change the last bits.
+    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: the same for all cases of a patient, but no
+    protection of names that can be guessed), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ...
+    as float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case does not depend,
+    to the bit, on the other cases, their order, ``batch_size`` or ``workers``. On another machine or with another
+    number of threads, the last bits may differ.
 
     With ``pool``, the slices that a 2D bundle takes from a volume become one row with the volume's id and labels:
     ``slices`` (their number), ``z_000``, ... (their mean) and, with ``mean_std``, ``std_000``, ... (their standard
@@ -179,16 +179,16 @@ def _table_path(out: Path, cohort: Path) -> Path:
         ConfigError: the file would be the cohort's own, has another format, or would share a record with another table.
     """
     if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
-        raise ConfigError(f"{out.name}: tables are .parquet or .csv; name such a file, or a folder")
+        raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
     path = out if out.suffix.lower() in _SUFFIXES else out / "embeddings.parquet"
     same_stem = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
     others = [file for file in same_stem if file.name != path.name]
     if path.resolve() == cohort.resolve():
-        raise ConfigError(f"{path.name}: this is the cohort; name another out")
+        raise ConfigError(f"{path.name}: this is the cohort; choose another out")
     if others and path.with_suffix(".json").exists():
-        raise ConfigError(f"{path.name}: would share its record with {others[0].name}; name another out")
+        raise ConfigError(f"{path.name}: would share its record with {others[0].name}; choose another out")
     if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-        raise ConfigError(f"{path.name}: is a folder, or lies below a file; name another out")
+        raise ConfigError(f"{path.name}: is a folder, or lies below a file; choose another out")
     return path
 
 

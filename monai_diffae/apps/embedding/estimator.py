@@ -32,18 +32,18 @@ from monai_diffae.inferers.exact_encoding import encode_exactly
 OnBadScan = Literal["raise", "nan"]
 Item = dict[str, Any]
 
-_OVERSHOOT = 0.05  # of the model's range: interpolation overshoots a little
+_OVERSHOOT = 0.05  # accepted values beyond the model's range, as a fraction of it: interpolation overshoots a little
 _HINT = "give images of that size, or paths of scans"
 _NO_ROWS = "X: has no rows; give one row per scan"
 
 
 class DiffAEEncoder(TransformerMixin, BaseEstimator):
-    """Encodes scans, or images in arrays, to z_sem: a trained bundle as a transformer for scikit-learn's pipelines.
+    """A scikit-learn transformer that encodes scans, or images in arrays, to z_sem with a trained bundle.
 
-    ``fit`` learns nothing; it only checks. (The bundle itself was trained, so evaluate on patients that it has not
-    seen.) The model is not part of the estimator: a copy or a pickle carries the bundle's path and the checksums of
-    its weights and configuration, and refuses a bundle that has changed since ``fit``. Each process keeps the model
-    that it used last, for all estimators.
+    ``fit`` learns nothing; it only checks its arguments. (The bundle itself was trained, so evaluate on patients that
+    were not in its training.) The model is not part of the estimator: a copy or a pickle holds the bundle's path and
+    the checksums of its weights and configuration, and refuses a bundle that has changed since ``fit``. Each process
+    keeps the model that it used last, for all estimators.
 
     ``X`` is either of:
 
@@ -150,7 +150,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
     def _open(self) -> tuple[TrainedBundle, dict[str, str]]:
         """Load the bundle, with all that its z_sem depend on: weights, configuration and overrides."""
         if self.bundle is None:
-            raise ConfigError("bundle: is not given; name the folder of a trained bundle")
+            raise ConfigError("bundle: is not given; give the folder of a trained bundle")
         folder = Path(self.bundle)
         weights = checksum(folder)
         try:

@@ -22,7 +22,7 @@ from monai_diffae.transforms import ReadScand
 _TO_PLACES = "to_places"
 _MM = ("x_mm", "y_mm", "z_mm")
 _PIXELS = ("row_px", "column_px")
-_BACKGROUND = 0.01  # of the model's range above its lowest value: resampling changes the last bits of background
+_BACKGROUND = 0.01  # range of background values, as a fraction of the model's range: resampling changes them a little
 _COPIES = (CopyItemsd, EnsureTyped)
 
 

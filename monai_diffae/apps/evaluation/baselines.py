@@ -110,7 +110,7 @@ class PixelBaselines:
         if differ:
             raise ConfigError(
                 f"pixel_baselines: the preprocessing of {self.session.trained.folder.resolve().name} differs from that "
-                f"of the table: {', '.join(differ)}; name the bundle that made the table, or give the features as "
+                f"of the table: {', '.join(differ)}; give the bundle that made the table, or give the features as "
                 "baselines"
             )
 
@@ -119,7 +119,9 @@ class PixelBaselines:
         requested = set(ids)
         cases = [case for case in self.session.cohort.cases if case.id in requested]
         if not cases:
-            raise CohortError("pixel_baselines: no case of the table is in the cohort; name the one that was embedded")
+            raise CohortError(
+                "pixel_baselines: no case of the table is in the cohort; give the cohort that was embedded"
+            )
         read, key = self.session.read(cases, out, "probe_failures.csv"), self.session.encoder_key
         positions = {case.id: position for position, case in enumerate(read.cases)}
         first = read.dataset[0][key]
@@ -192,7 +194,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     requested = _ids(table, "embeddings")
     is_available = np.isin(np.array(requested, object).astype(str), np.array(ids, object).astype(str))
     if not is_available.any():
-        raise CohortError(f"{path.name}: has none of the cases of the embeddings; name the cases in its column id")
+        raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     return FeatureSet.from_values(name, by_id.reindex(requested).to_numpy(np.float64), is_available, columns)
 
 

@@ -160,7 +160,7 @@ def _read(embeddings: Path) -> pd.DataFrame:
 
 
 def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
-    """The rows of the chosen ids in their order, else the first ``limit`` of a split."""
+    """The rows with the given ids in their order, else the first ``limit`` of a split."""
     if choice.cases:
         ids: Sequence[str] = list(dict.fromkeys(choice.cases))
         missing = [name for name in ids if name not in set(rows["id"])]

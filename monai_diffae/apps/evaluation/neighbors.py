@@ -31,7 +31,7 @@ class Images:
     query_cohort: Path | None = None
     """The cohort of ``queries``; by default ``cohort``."""
     reconstruction_error: bool = False
-    """Also score cases by their reconstruction error; takes as long as ``reconstruct``."""
+    """Also score cases by their reconstruction error; this takes as long as ``reconstruct``."""
     num_reference: Annotated[int, Ge(1)] = 200
     """Training cases that reconstruction errors are compared with."""
     seed: int = 0
@@ -104,7 +104,7 @@ def neighbors(
     ``cohort``, no image is read and ``bundle`` is not used: there are no picture and no reconstruction errors.
 
     Args:
-        embeddings: Table written by ``embed``, with training cases; neighbors are searched in all of it.
+        embeddings: Table of embeddings, written by ``embed``, with training cases; neighbors are searched in all of it.
         out: Folder for the results.
         k: Number of neighbors.
         queries: Another table of the same model; its cases are looked up in ``embeddings``.

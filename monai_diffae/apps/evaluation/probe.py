@@ -118,7 +118,7 @@ def probe(
     replaced by as many principal components as z_sem has dimensions.
 
     Args:
-        embeddings: Table written by ``embed``.
+        embeddings: Table of embeddings, written by ``embed``.
         out: Folder for tables, predictions, calibration and few-label curves; by default nothing is written.
         targets: Label columns to predict; by default all numeric ones.
         evaluation: ``split`` fits to the table's training cases and evaluates on its test cases; ``cv`` is nested
@@ -185,7 +185,7 @@ def _check_comparison(comparison: Comparison) -> None:
                 f"pixel_baselines: the images are read with bundle and cohort; also give {' and '.join(missing)}"
             )
     elif comparison.cohort is not None:
-        raise ConfigError("cohort: is only used for pixel_baselines; name some, or omit cohort")
+        raise ConfigError("cohort: is only used for pixel_baselines; set pixel_baselines, or omit cohort")
 
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> list[str]:
@@ -207,7 +207,7 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> l
     numeric = [label for label in labels if is_numeric_dtype(table[label]) and table[label].nunique() > 1]
     names = list(dict.fromkeys(targets)) or numeric
     if not names:
-        remedy = "name others as targets" if labels else "embed a cohort with labels"
+        remedy = "choose others as targets" if labels else "embed a cohort with labels"
         raise ConfigError(f"{name}: there is no numeric label column to predict; {remedy}")
     return names
 

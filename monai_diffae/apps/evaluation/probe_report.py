@@ -16,7 +16,7 @@ from monai_diffae.pictures.probes import METRIC_NAMES, draw_calibration, draw_fe
 
 FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")
 
-_WIDTH = 140  # of tables that are written to a file
+_WIDTH = 140  # columns of text, for tables that are written to a file
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip

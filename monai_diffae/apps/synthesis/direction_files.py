@@ -29,7 +29,7 @@ def read_direction(path: str | os.PathLike[str]) -> Direction:
 
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{path.resolve().name}: is a folder; name the direction file in it")
+        raise ConfigError(f"{path.resolve().name}: is a folder; give the direction file in it")
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
     content = json_content(path)

@@ -101,19 +101,19 @@ def edit(
     - ``drift_<target>`` for each direction in ``watch``: how far the edited image moved along it, in standard
       deviations.
 
-    If the encoder sees another image of the case than the decoder draws, such as a second modality, it cannot encode
-    the edited image. The table then only has ``target`` and ``mse``.
+    If the encoder sees another image of the case than the decoder reconstructs, such as a second modality, it cannot
+    encode the edited image. The table then only has ``target`` and ``mse``.
 
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for the results.
-        direction: Direction file (fit-direction).
+        direction: Direction file, written by ``fit-direction``.
         strengths: How far to move, in standard deviations of the training cases, e.g. ``-2,0,2``; negative: the other
             way.
         along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weight vector, as in
             the paper.
-        dicom: Write edited DICOM cases also as new series of the same study, ``out/images/dicom``. They contain the
+        dicom: Also write edited DICOM cases as new series of the same study, ``out/images/dicom``. They contain the
             patient's name, as their sources do.
         measurements: What is measured.
         choice: Which cases.

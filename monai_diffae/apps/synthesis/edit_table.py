@@ -23,7 +23,7 @@ from monai_diffae.latents.targets import Kind
 
 logger = logging.getLogger(__name__)
 
-_LEAST_ACHIEVED = 0.2  # of the requested strength; below it, a warning is logged
+_LEAST_ACHIEVED = 0.2  # fraction of the requested strength; below it, a warning is logged
 
 Floats = NDArray[np.floating[Any]]
 
@@ -48,9 +48,7 @@ class OtherPatients:
             CohortError: the table has fewer than two patients.
         """
         if "patient" not in table or table["patient"].nunique() < 2:
-            raise CohortError(
-                "embeddings: the table has no two patients to compare; embed a cohort with a column patient"
-            )
+            raise CohortError("embeddings: the table has fewer than two patients; embed a cohort with a column patient")
         return cls(direction.statistics.normalise(z_matrix(table)), table["patient"].to_numpy(str))
 
     def nearest(self, z_norm: Floats, patient: str) -> Floats:

@@ -28,7 +28,7 @@ from monai_diffae.transforms.case_images import warn_without_dicom, write_case_i
 logger = logging.getLogger(__name__)
 
 _IN_PICTURE = 4
-_LEAST_SCALE = 0.1  # of the model's range, so that small differences look small
+_LEAST_SCALE = 0.1  # end of the colour scale, as a fraction of the model's range: small differences should look small
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def draw_edits(
     strengths: Sequence[float],
     model_range: tuple[float, float],
 ) -> None:
-    """Draw edited images, and below them their differences in colours.
+    """Draw edited images, and below them their differences in colour.
 
     Args:
         path: the file, ``.png``.

@@ -68,7 +68,7 @@ def fit_direction(
     logistic regression for two classes, by ridge regression for a number. Cases without the label are omitted.
 
     Args:
-        embeddings: Table of embeddings (embed).
+        embeddings: Table of embeddings, written by ``embed``.
         out: The direction file, ``.json``.
         target: A label column: two classes, or numbers.
         positive: The class that the direction points to; by default the larger value, or the one that sorts last. With
@@ -96,9 +96,9 @@ def fit_direction(
     from monai_diffae.latents import fit_direction as fit
 
     if out.suffix != ".json":
-        raise ConfigError(f"{out.name}: directions are written as .json; name such a file")
+        raise ConfigError(f"{out.name}: directions are written as .json; choose a name that ends in .json")
     if out.exists() and not is_direction(out):
-        raise ConfigError(f"{out.name}: exists and is not a direction; name another out")
+        raise ConfigError(f"{out.name}: exists and is not a direction; choose another out")
     table = training_rows(embeddings)
     labels = label_columns(table)
     if target not in labels:
@@ -110,7 +110,7 @@ def fit_direction(
     )  # fmt: skip
     content = direction.to_json()
     if out.exists() and not overwrite and json_content(out) != content:
-        raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or name another out")
+        raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or choose another out")
     if direction.num_omitted:
         logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
     write_json(out, content)

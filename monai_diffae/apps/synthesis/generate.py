@@ -64,15 +64,15 @@ def generate(
 
     ``out/images/`` gets ``00000.png``, ``00001.png``, ...; ``generated.csv`` has one row per image (``id``, ``file``,
     ``seed``, ``candidate``: the number of its z_sem among all sampled ones; and with a direction the ``probability`` of
-    the requested class); ``generated.parquet`` has the z_sem in the columns of an embedding; ``generated.png`` shows
-    the first 32 images. An image is a function of the weights, the seed and its number (to about 1e-6 for different
+    the requested class); ``generated.parquet`` has the z_sem, as a table of embeddings; ``generated.png`` shows the
+    first 32 images. An image is a function of the weights, the seed and its number (to about 1e-6 for different
     batches), so an interrupted run resumes, and more images can be added later.
 
     With ``direction``, a linear classifier fitted to a few labels, only the z_sem that it assigns to the requested
     class are decoded: the few-shot conditional sampling of the paper (section 4.5).
 
     Args:
-        bundle: Folder of a trained bundle with a latent DDIM (train-latent).
+        bundle: Folder of a trained bundle with a latent DDIM, trained by ``train-latent``.
         out: Folder for the results.
         num_images: Number of images.
         seed: Random seed of z_sem and noise.

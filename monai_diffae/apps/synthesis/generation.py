@@ -181,7 +181,7 @@ class Generation:
         return Codes(torch.cat(z_accepted), numbers, probabilities)
 
     def _candidates(self, at_once: int) -> Iterator[tuple[int, Tensor]]:
-        """Sample z_sem without end: the number of the first, and ``at_once`` of them."""
+        """Yield ``at_once`` new z_sem again and again, with the number of the first of them."""
         start = 0
         while True:
             yield start, self.latent.inferer.sample(self.latent.network, at_once, seed=self.seed, start=start).cpu()

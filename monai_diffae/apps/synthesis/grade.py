@@ -59,9 +59,9 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
     label if the table has it. A label with one of these names gets the prefix ``label_``.
 
     Args:
-        embeddings: Table of embeddings (embed), made with the direction's model.
+        embeddings: Table of embeddings, written by ``embed`` with the direction's model.
         out: The table of grades, ``.csv``.
-        direction: Direction file (fit-direction).
+        direction: Direction file, written by ``fit-direction``.
         seed: Random seed of the bootstrap over patients.
         overwrite: Replace existing grades.
 
@@ -77,7 +77,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
         >>> grade("embeddings.parquet", "grades.txt", direction="sick.json")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; name such a file
+        monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; choose a name that ends in .csv
     """
     from monai_diffae.apps.provenance import model_checksum
     from monai_diffae.bundle.checksums import file_checksum
@@ -85,7 +85,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
     from monai_diffae.data.embeddings import read_embeddings, z_matrix
 
     if out.suffix != ".csv":
-        raise ConfigError(f"{out.name}: grades are written as .csv; name such a file")
+        raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
     fitted, table = read_direction(direction), read_embeddings(embeddings)
     fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1])
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
@@ -109,7 +109,7 @@ def _check_replaceable(out: Path, record: Path, made_from: Mapping[str, Any]) ->
     content = json_content(record)
     recorded = content.get("made_from") if isinstance(content, dict) else None
     if existing is not None and not (isinstance(recorded, dict) and recorded.keys() == made_from.keys()):
-        raise ConfigError(f"{existing.name}: exists and was not written by grade; name another out")
+        raise ConfigError(f"{existing.name}: exists and was not written by grade; choose another out")
 
 
 def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:

@@ -51,9 +51,9 @@ def interpolate(
 ) -> InterpolateResult:
     """Morph one case into another: images between the two, and a strip.
 
-    z_sem moves on a straight line and x_T on a great circle (section 4.2 of the paper). ``out/images/`` gets the images
-    in the model's grid, named by their position from 0 (``start``) to 1 (``end``). ``out/interpolation.png`` shows
-    them, and below them the two scans blended pixel by pixel, for comparison.
+    z_sem is interpolated linearly and x_T spherically (section 4.2 of the paper). ``out/images/`` gets the images in
+    the model's grid, named by their position from 0 (``start``) to 1 (``end``). ``out/interpolation.png`` shows them,
+    and below them the two scans blended pixel by pixel, for comparison.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -80,7 +80,7 @@ def interpolate(
         monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
     if start == end:
-        raise ConfigError(f"end: '{end}' is also the start; name another case")
+        raise ConfigError(f"end: '{end}' is also the start; choose another case")
     from monai_diffae.apps.session import Session
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)

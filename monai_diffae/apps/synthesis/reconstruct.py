@@ -85,7 +85,7 @@ def reconstruct(
             does both.
         grid: ``native`` writes images in the scan's own space; ``model`` in the model's grid and range (float32
             NIfTI or 8-bit PNG), which also works if the preprocessing cannot be inverted.
-        dicom: Write DICOM cases also as new series of the same study, ``out/<mode>/dicom/<id>``. They contain the
+        dicom: Also write DICOM cases as new series of the same study, ``out/<mode>/dicom/<id>``. They contain the
             patient's name, as their sources do.
         seed: Random seed of the noise in mode ``z_sem``, a function of the seed and the case's id.
         choice: Which cases.
@@ -107,7 +107,7 @@ def reconstruct(
         monai_diffae.errors.ConfigError: mode: 'z' is not one of x_T, z_sem, both
     """
     if dicom and grid == "model":
-        raise ConfigError("dicom: a DICOM series lies in its scan's own space; use grid native")
+        raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
     from monai_diffae.apps.session import Session
     from monai_diffae.apps.synthesis.reconstruction import MODES, Reconstruction
 

@@ -29,7 +29,9 @@ def strength_names(strengths: Sequence[float]) -> list[str]:
     names = [f"{strength:+.2f}" for strength in strengths]
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate is not None:
-        raise ConfigError(f"strengths: two of them are {duplicate} to two digits, which names the images; omit one")
+        raise ConfigError(
+            f"strengths: two of them are {duplicate} when rounded to two digits, as in the images' names; omit one"
+        )
     return names
 
 

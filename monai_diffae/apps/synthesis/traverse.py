@@ -67,7 +67,7 @@ def traverse(
 
     Args:
         bundle: Folder of a trained bundle.
-        embeddings: Table of embeddings (embed), made with this bundle.
+        embeddings: Table of embeddings, written by ``embed`` with this bundle.
         out: Folder for the results.
         num_components: Number of components, those with the largest variance first.
         strengths: Positions along a component, in standard deviations of the training cases, e.g. ``-2,0,2``.
@@ -91,14 +91,14 @@ def traverse(
         >>> traverse("bundle", "embeddings.parquet", "out", case="case-1")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: cohort: is required with a case; name the cohort that has it
+        monai_diffae.errors.ConfigError: cohort: is required with a case; give the cohort that has it
     """
     if cohort is None and case is not None:
-        raise ConfigError("cohort: is required with a case; name the cohort that has it")
+        raise ConfigError("cohort: is required with a case; give the cohort that has it")
     if cohort is not None and case is None:
-        raise ConfigError("case: is required with a cohort; name the case to start from, or omit the cohort")
+        raise ConfigError("case: is required with a cohort; give the case to start from, or omit the cohort")
     if cohort is None and reading.columns:
-        raise ConfigError("columns: applies to a cohort; name one and a case, or omit columns")
+        raise ConfigError("columns: applies to a cohort; give a cohort and a case, or omit columns")
     strength_names(strengths)  # refuses unusable strengths before anything is loaded
     from monai_diffae.apps.provenance import check_same_model
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle

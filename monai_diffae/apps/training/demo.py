@@ -111,7 +111,7 @@ def demo(
     same folder resumes: complete stages are skipped.
 
     Args:
-        out: Folder for everything.
+        out: Folder for the cohort, the model and all results.
         overlay: Name of the shipped configuration overlay to train with.
         num_patients: Patients of the virtual cohort.
         size: Pixels per side of its images; the model's image size is that of the overlay.

@@ -75,7 +75,7 @@ def train_once(
     before = json.loads(record.read_text()) if record.is_file() else {}
     has_weights = (model / layout.MODELS / layout.CHECKPOINT).is_file()
     if has_weights and before.get("settings") != settings:
-        raise ConfigError(f"{model.parent.name}: holds a demo with other settings; name another out")
+        raise ConfigError(f"{model.parent.name}: holds a demo with other settings; choose another out")
     if has_weights and before["is_complete"]:
         logger.info("training is complete; nothing to do")
         return

@@ -58,7 +58,7 @@ def import_official(
         image_size: Pixels per side; by default that of the checkpoint's ``x_T``, or else the size at which the
             network's attention sees 16 x 16, as in all official configurations.
         latent_statistics: The official ``latent.pkl``, if the checkpoint lacks the statistics of z_sem.
-        encoder_num_res_blocks: Residual blocks per level of the encoder; required if the weights fit several numbers.
+        encoder_num_res_blocks: Residual blocks per level of the encoder; required if several numbers fit the weights.
         num_heads: Attention heads, which cannot be read from the weights.
 
     Returns:

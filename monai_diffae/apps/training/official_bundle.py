@@ -172,7 +172,7 @@ def _latent(checkpoint: Path, has_latent: bool, statistics: Path | None, z_chann
     if latent.z_channels != z_channels:
         raise ConfigError(
             f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, but the encoder's has "
-            f"{z_channels}; name a checkpoint in which both belong together"
+            f"{z_channels}; choose a checkpoint in which both belong together"
         )
     if latent.z_std.isnan().any():
         logger.warning("the mean and std of z_sem are not in the checkpoint; latent_statistics adds them")
@@ -188,7 +188,7 @@ def _config(bundle: str, network: DiffusionAutoencoder, size: list[int]) -> dict
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
         raise ConfigError(
-            f"bundle: {bundle} is for {shipped_config['spatial_dims']}D images, but the weights are not; name another"
+            f"bundle: {bundle} is for {shipped_config['spatial_dims']}D images, but the weights are not; choose another"
         )
     config = shipped_config | _OFFICIAL
     config["image_size"] = size

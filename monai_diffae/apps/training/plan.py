@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.speed import Speed
     from monai_diffae.data.survey import Survey
 
-_MAX_NAMES = 5  # of outliers, and of scans that cannot be used, on a terminal
+_MAX_NAMES = 5  # most outliers, and most failed scans, that are listed on a terminal
 _GIB = 2**30
 
 

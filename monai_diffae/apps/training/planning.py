@@ -24,7 +24,7 @@ from monai_diffae.data.survey import Survey
 from monai_diffae.engines.memory import GIB, free_memory
 from monai_diffae.errors import ConfigError, MachineError
 
-_USABLE = 0.8  # of the free memory
+_USABLE = 0.8  # usable fraction of the free memory
 
 
 def find_device(device: str | None) -> torch.device:
@@ -67,7 +67,7 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
     file = folder / "configs" / "train.json"
     if not file.is_file():
-        raise ConfigError(f"{folder.name}: there is no configs/train.json; name a bundle's folder")
+        raise ConfigError(f"{folder.name}: there is no configs/train.json; give a bundle's folder")
     for overlay in overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")

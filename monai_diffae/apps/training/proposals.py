@@ -69,7 +69,7 @@ def propose(
         overrides: values that are decided already, by their keys.
 
     Raises:
-        ConfigError: the configuration's network has no width that could be chosen.
+        ConfigError: the configuration's network has no key for its width.
         MachineError: not even a single image of the coarsest grid fits.
     """
     machine = _Machine(_with_first_stage(config, overrides), dict(overrides), budget, device)
@@ -109,7 +109,7 @@ def grid_3d(
     fine = median < 2 * median.min()
     spacing = np.maximum(np.where(fine, 0, median), np.median(median[fine]) * coarsening)
     spacing_mm = [float(f"{v:.3g}") for v in spacing]
-    # as if every axis could be halved: what strides a network on large images would have
+    # the strides of a network on images so large that every axis can be halved
     strides = anisotropic_strides([2**16] * 3, spacing_mm, num_levels - 1)
     field = np.percentile(survey.fields_mm, 95, axis=0)
     voxels = [math.ceil(mm / step - 1e-3) for mm, step in zip(field, spacing_mm, strict=True)]
@@ -165,8 +165,8 @@ class _Machine:
         is_used = key not in (_WIDTH, _LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
         if key not in parser or not is_used:
             raise ConfigError(
-                f"{key}: the network has no such key in the configuration, for which plan proposes values; name a "
-                "bundle of a diffusion autoencoder"
+                f"{key}: the network has no such key in the configuration, for which plan proposes values; choose "
+                "a bundle of a diffusion autoencoder"
             )
         return parser.get(key)
 
@@ -209,7 +209,7 @@ def _with_first_stage(config: dict[str, Any], overrides: Mapping[str, Any]) -> d
     parser = ConfigParser(copy.deepcopy(config))
     parser.update({**overrides, "device": "cpu"})
     if parser.get("first_stage_bundle") == "???":
-        raise ConfigError("first_stage_bundle: is required; name a trained one with overrides first_stage_bundle=DIR")
+        raise ConfigError("first_stage_bundle: is required; give a trained one with overrides first_stage_bundle=DIR")
     return {**config, "first_stage": build(parser, "first_stage", FirstStage)}
 
 

@@ -49,8 +49,8 @@ def sample_data(
     """Write sample data: a virtual cohort (one brain template with simulated variation) or a MedMNIST set.
 
     The patients of the virtual cohort differ in factors of known strength, such as the size of the ventricles; the
-    table has one column for each. It needs no download, but the extra ``samples``. MedMNIST sets are real images; they
-    need the extra ``medmnist`` and a network, or a downloaded ``.npz`` file.
+    table has one column for each. It needs the extra ``samples``, but no download. MedMNIST sets are real images; they
+    need the extra ``medmnist`` and an internet connection, or a downloaded ``.npz`` file.
 
     Args:
         out: Folder for the images and their table.

@@ -50,8 +50,8 @@ def train(
 ) -> TrainResult:
     """Train a bundle's autoencoder on a cohort, or resume its training after an interruption.
 
-    The same run as ``python -m monai.bundle run --config_file my_bundle/configs/train.json --bundle_root my_bundle
-    --dataset_dir scans.csv``. The folder ``models`` gets the weights (``model.pt``), their configuration
+    The same run as ``python -m monai.bundle run training --config_file my_bundle/configs/train.json --bundle_root
+    my_bundle --dataset_dir scans.csv``. The folder ``models`` gets the weights (``model.pt``), their configuration
     (``config.json``) and a checkpoint; ``curves.csv``, ``curves.png`` and ``pictures`` show the progress.
 
     Args:
@@ -104,7 +104,7 @@ def run_training(
     files = [bundle / "configs" / f"{config}.json", *training.overlays]
     if not files[0].is_file():
         raise ConfigError(
-            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or name one"
+            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
         )
     for overlay in training.overlays:
         if not overlay.is_file():

@@ -19,10 +19,10 @@ def train_latent(
     embeddings: Path | None = None,
     training: Training = Training(),
 ) -> TrainResult:
-    """Train a bundle's latent DDIM, which ``generate`` samples from, or resume its training after an interruption.
+    """Train a bundle's latent DDIM, which ``generate`` needs, or resume its training after an interruption.
 
-    The cohort is embedded first, into ``embeddings`` in the output folder, unless that is done already. The folder
-    ``models`` gets ``latent_model.pt`` and ``latent_config.json``, the folder ``latent`` the curves.
+    The cohort is embedded first, into ``embeddings`` in the output folder, unless that is done already. The model is
+    written to ``models/latent_model.pt`` and ``models/latent_config.json``, the curves to the folder ``latent``.
 
     Args:
         bundle: Folder of a trained bundle.

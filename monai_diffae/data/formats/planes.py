@@ -35,7 +35,7 @@ _PLACE = {  # the tags that say where a plane lies: how many numbers each has, a
 }
 _VALUES = ("RescaleSlope", "RescaleIntercept")
 _SAME_DIRECTION = 2e-3  # 0.1 degrees; scanners round to 4 decimals or more
-_EVEN = 0.1  # of the distance between planes
+_EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
 _LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is no tilt
 
 

@@ -32,7 +32,7 @@ class EvaluatedProbe:
     Attributes:
         row: the scores.
         predictions: the predictions for held-out patients.
-        few_labels: scores with few labels, one row per number of patients; empty if they were not asked for.
+        few_labels: scores with few labels, one row per number of patients; empty if they were not requested.
     """
 
     row: dict[str, Any]

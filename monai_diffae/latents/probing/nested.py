@@ -15,9 +15,9 @@ from monai_diffae.latents.probing.scores import ClassScores, NumberScores
 from monai_diffae.latents.probing.targets import ProbeTarget
 
 _MIN_TRAINING, _MIN_TEST = 4, 2
-_MIN_PATIENTS = 3  # per class, in cross-validation: two to train on, one of whom chooses the regularisation
-_MIN_PATIENTS_PER_SIDE = 2  # of a split: one patient gives neither a regularisation nor an interval
-_MIN_LABELLED = 2  # patients of each class, in a draw of few labels
+_MIN_PATIENTS = 3  # patients of each class in cross-validation: one to test, two to train and choose a regularisation
+_MIN_PATIENTS_PER_SIDE = 2  # training patients, and test patients: one gives neither a regularisation nor an interval
+_MIN_LABELLED = 2  # patients of each class in a draw of few labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -195,11 +195,11 @@ def test_shards_of_scans_that_were_replaced_are_not_used(labelled, tmp_path, wri
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("cohort.csv", "cohort.csv: this is the cohort; name another out"),
-        ("z.tsv", "z.tsv: tables are .parquet or .csv; name such a file, or a folder"),
-        ("folder.csv", "folder.csv: is a folder, or lies below a file; name another out"),
-        ("file/z.csv", "z.csv: is a folder, or lies below a file; name another out"),
-        ("z.csv", "z.csv: would share its record with z.parquet; name another out"),
+        ("cohort.csv", "cohort.csv: this is the cohort; choose another out"),
+        ("z.tsv", "z.tsv: tables are .parquet or .csv; choose a file with such a suffix, or a folder"),
+        ("folder.csv", "folder.csv: is a folder, or lies below a file; choose another out"),
+        ("file/z.csv", "z.csv: is a folder, or lies below a file; choose another out"),
+        ("z.csv", "z.csv: would share its record with z.parquet; choose another out"),
     ],
 )
 def test_an_out_that_cannot_be_used_is_refused_before_anything_is_encoded(labelled, tmp_path, out, says):
@@ -256,7 +256,7 @@ def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
     assert np.array_equal(z_matrix(read_embeddings(made.path)), z_matrix(read_embeddings(labelled.embeddings)))
     for other in ("T.parquet", "T.csv"):
-        with pytest.raises(ConfigError, match=re.escape(f"would share its record with {name}; name another out")):
+        with pytest.raises(ConfigError, match=re.escape(f"would share its record with {name}; choose another out")):
             embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
 
 

@@ -339,7 +339,7 @@ def test_values_a_little_beyond_the_models_range_are_accepted(encoder):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"bundle": None}, "bundle: is not given; name the folder of a trained bundle"),
+        ({"bundle": None}, "bundle: is not given; give the folder of a trained bundle"),
         ({"bundle": "nowhere"}, r"nowhere: there is no models/model\.pt"),
         ({"batch_size": 0}, "batch_size: 0 is not a whole number of at least 1"),
         ({"on_bad_scan": "skip"}, "on_bad_scan: 'skip' is not one of raise, nan"),

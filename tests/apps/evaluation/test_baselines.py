@@ -126,7 +126,7 @@ def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog
     (bundle / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
     other = {"pixel_baselines": ["intensity"], "bundle": bundle, "cohort": labelled.cohort}
     message = (
-        "^pixel_baselines: the preprocessing of bundle differs from that of the table: percentiles; name the bundle "
+        "^pixel_baselines: the preprocessing of bundle differs from that of the table: percentiles; give the bundle "
         "that made the table, or give the features as baselines$"
     )
     with pytest.raises(ConfigError, match=message):
@@ -246,7 +246,7 @@ def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):
     assert "R2" in printed
     for words, message in (
         (pixels[:2], "--pixel-baselines: the images are read with bundle and cohort; also give bundle and cohort"),
-        (pixels[4:], "--cohort: is only used for pixel_baselines; name some, or omit cohort"),
+        (pixels[4:], "--cohort: is only used for pixel_baselines; set pixel_baselines, or omit cohort"),
         (["--pixel-baselines", "vae"], 'Invalid value "vae"'),
         (["--baselines", "mine"], "is not of the form name=value"),
     ):

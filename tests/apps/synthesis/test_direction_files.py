@@ -26,7 +26,7 @@ def test_a_damaged_direction_is_one_line(labelled, tmp_path):
     with pytest.raises(ConfigError, match=r"no\.json: there is no such file; make it with monai-diffae fit-direction"):
         read_direction(tmp_path / "no.json")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="^folder: is a folder; name the direction file in it"):
+    with pytest.raises(ConfigError, match="^folder: is a folder; give the direction file in it"):
         read_direction(tmp_path / "folder")
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_direction_is_never_overwritten(labelled, changed, tmp_path, 
     record = changed("embeddings").with_suffix(".json")
     for content in (record.read_text(), '{"half', "", "[1]"):
         record.write_text(content)
-        with pytest.raises(ConfigError, match=r"^embeddings\.json: exists and is not a direction; name another"):
+        with pytest.raises(ConfigError, match=r"^embeddings\.json: exists and is not a direction; choose another"):
             fit_direction(labelled.embeddings, record, target="wide", overwrite=overwrite)
         assert record.read_text() == content
 

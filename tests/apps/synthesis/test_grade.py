@@ -19,7 +19,7 @@ def test_grades_replace_nothing_but_grades(labelled, changed, table, tmp_path, o
     shutil.copy(labelled.direction, tmp_path / "wide.json")
     for name, there in {"embeddings": "embeddings.json", "scans": "scans.csv", "wide": "wide.json"}.items():
         before = (tmp_path / there).read_bytes()
-        with pytest.raises(ConfigError, match=f"^{there}: exists and was not written by grade; name another"):
+        with pytest.raises(ConfigError, match=f"^{there}: exists and was not written by grade; choose another"):
             grade(embeddings, tmp_path / f"{name}.csv", direction=labelled.direction, overwrite=overwrite)
         assert (tmp_path / there).read_bytes() == before
 
@@ -30,7 +30,7 @@ def test_a_folder_for_a_file_ends_with_2(run, labelled, tmp_path):
         files = {"embeddings": labelled.embeddings, "direction": labelled.direction, option: tmp_path / "folder"}
         code, _, error = run("grade", files["embeddings"], tmp_path / "g.csv", "--direction", files["direction"])
         assert (code, error.count("\n")) == (2, 1)
-        assert error.startswith("error: folder: is a folder; name the ")
+        assert error.startswith("error: folder: is a folder; give the ")
 
 
 def test_grades_are_distances_in_standard_deviations(labelled, table, tmp_path):

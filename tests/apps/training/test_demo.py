@@ -36,7 +36,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
     second = demo(tmp_path, num_reconstructions=3, **options)
     assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written
     assert second.reconstruction == first.reconstruction
-    with pytest.raises(ConfigError, match="holds a demo with other settings; name another out"):
+    with pytest.raises(ConfigError, match="holds a demo with other settings; choose another out"):
         demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "learning_rate": 0.1}})
     shown = list(second.lines())
     assert shown[0] == DISCLAIMER

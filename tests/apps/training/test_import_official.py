@@ -343,7 +343,7 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_pa
     (tmp_path / "full" / "mine").write_text("mine")
     with pytest.raises(ConfigError, match="full: the folder is not empty"):
         import_official(tmp_path / "none.ckpt", tmp_path / "full")
-    with pytest.raises(ConfigError, match="mine: is a file; name a new folder"):
+    with pytest.raises(ConfigError, match="mine: is a file; choose a new folder"):
         import_official(tmp_path / "none.ckpt", tmp_path / "full" / "mine")
 
 
@@ -352,9 +352,9 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_pat
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out, message in (
-        ("file.txt/sub", r"^file\.txt: is a file; name a new folder$"),
+        ("file.txt/sub", r"^file\.txt: is a file; choose a new folder$"),
         ("file.txt/sub/sub", r"^file\.txt: is a file"),
-        ("link", "^link: is a broken link; name a new folder$"),
+        ("link", "^link: is a broken link; choose a new folder$"),
         ("link/sub", "^link: is a broken link"),
         ("loop", "^loop: is a broken link"),
     ):

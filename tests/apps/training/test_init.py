@@ -17,7 +17,7 @@ def test_a_shipped_bundle_is_copied(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(ConfigError, match="mine: is a file; name a new folder"):
+    with pytest.raises(ConfigError, match="mine: is a file; choose a new folder"):
         init(tmp_path / "mine")
     with pytest.raises(ConfigError, match="the folder is not empty"):
         init(tmp_path)

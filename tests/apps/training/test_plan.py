@@ -158,7 +158,7 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
         plan(volumes, overlays=["gone.json"], memory_gib=1)
     with pytest.raises(ConfigError, match=r"ct\.json is for|but spatial_dims is 2"):
         plan(volumes, overlays=[ROOT / "configs" / "ct.json"], memory_gib=1)
-    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; name a trained"):
+    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; give a trained"):
         plan(volumes, overlays=[ROOT / "configs" / "latent_space.json"], memory_gib=1)
     monkeypatch.setattr(planning, "free_memory", lambda device: None)
     with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown.*; give a value"):

@@ -241,7 +241,7 @@ def test_a_huge_position_of_the_voxels_takes_no_memory(tmp_path: Path) -> None:
 
 def test_halves_of_pairs_and_files_of_analyze(tmp_path: Path) -> None:
     save(tmp_path / "a.hdr", [])
-    assert "name its .hdr file" in refusal(tmp_path / "a.img")
+    assert "give its .hdr file" in refusal(tmp_path / "a.img")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     assert "single NIfTI file" in refusal(tmp_path / "a.nii")
     save(tmp_path / "b.nii", []).rename(tmp_path / "b.hdr")
