@@ -74,8 +74,10 @@ class ReadCases:
         for start in track(starts, text):
             items = [self.dataset[i] for i in range(start, min(start + batch_size, len(self.cases)))]
             images = torch.stack([item["image"] for item in items])
-            seen = images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
-            yield self.cases[start : start + len(items)], images, seen
+            encoder_images = (
+                images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
+            )
+            yield self.cases[start : start + len(items)], images, encoder_images
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,8 @@ class Session:
         trained = self.trained
         for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
-            image, seen = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
-            z_sem = encode_exactly(seen, trained.inferer, trained.network)
+            image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
+            z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 

@@ -95,9 +95,11 @@ class Diagnosis:
         """z_sem (N, D) of the images that the encoder sees, unchanged and with each change."""
         trained, read = self.session.trained, self.read
         parts: dict[str, list[Codes]] = {}
-        for cases, _, seen in read.batches(self.session.run.batch_size, f"encoding {len(read.cases)} cases"):
-            noise = image_noise(tuple(seen.shape[1:]), self.seed, [seed_of("view", case.id) for case in cases])
-            views = {UNCHANGED: seen, **changed_views(seen, noise, trained.model_range)}
+        for cases, _, encoder_images in read.batches(self.session.run.batch_size, f"encoding {len(read.cases)} cases"):
+            noise = image_noise(
+                tuple(encoder_images.shape[1:]), self.seed, [seed_of("view", case.id) for case in cases]
+            )
+            views = {UNCHANGED: encoder_images, **changed_views(encoder_images, noise, trained.model_range)}
             for name, view in views.items():
                 z_sem = encode_exactly(view.to(trained.device), trained.inferer, trained.network)
                 parts.setdefault(name, []).append(z_sem.cpu().numpy())

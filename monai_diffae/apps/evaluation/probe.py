@@ -225,9 +225,9 @@ def _evaluate(
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
 
-    given = [feature_set(name, values, table, targets) for name, values in baselines.items()]
+    baseline_sets = [feature_set(name, values, table, targets) for name, values in baselines.items()]
     pixel_sets = [] if pixels is None else pixels.read(folder)
-    feature_sets = [z_sem_features(table), *given, *pixel_sets]
+    feature_sets = [z_sem_features(table), *baseline_sets, *pixel_sets]
     names = [features.name for features in feature_sets]
     for name in names:
         if names.count(name) > 1:

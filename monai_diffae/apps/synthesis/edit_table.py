@@ -152,8 +152,8 @@ def achieved_share(table: pd.DataFrame) -> float | None:
     """Return the median of achieved over requested strength; None if it is not measured, or 0 is the only strength."""
     if "achieved" not in table or not table["strength"].any():
         return None
-    moved = table[table["strength"] != 0]
-    return float((moved["achieved"] / moved["strength"]).median())
+    edits = table[table["strength"] != 0]
+    return float((edits["achieved"] / edits["strength"]).median())
 
 
 def warn_of_small_changes(achieved: float | None, along: Along) -> None:

@@ -70,8 +70,10 @@ class Reconstruction:
         if self.dicom:
             warn_without_dicom(read.cases)
         rows: list[dict[str, Any]] = []
-        for cases, images, seen in read.batches(self.session.run.batch_size, f"reconstructing {len(read.cases)} cases"):
-            rows += self._batch(cases, images, seen, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
+        for cases, images, encoder_images in read.batches(
+            self.session.run.batch_size, f"reconstructing {len(read.cases)} cases"
+        ):
+            rows += self._batch(cases, images, encoder_images, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
         pictures = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items()}
         write_atomic(mosaic, lambda path: draw_mosaic(pictures, path, trained.model_range))
         table = pd.DataFrame(rows)
@@ -82,12 +84,12 @@ class Reconstruction:
 
     @torch.no_grad()
     def _batch(
-        self, cases: list[Case], images: Tensor, seen: Tensor, writer: WriteReconstructiond, in_mosaic: int
+        self, cases: list[Case], images: Tensor, encoder_images: Tensor, writer: WriteReconstructiond, in_mosaic: int
     ) -> list[dict[str, Any]]:
         """Decode, write and measure one batch; keep its first images for the mosaic."""
         trained = self.session.trained
-        images, seen = images.to(trained.device), seen.to(trained.device)
-        z_sem = encode_exactly(seen, trained.inferer, trained.network)
+        images, encoder_images = images.to(trained.device), encoder_images.to(trained.device)
+        z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
         decoded: dict[str, Tensor] = {"input": images}
         columns: dict[str, Tensor] = {}
         for mode in MODES:
