@@ -90,8 +90,8 @@ def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str 
     made_from = table.attrs.get("monai_diffae", {}).get("made_from", {})
     if made_from.get("cohort", split.fingerprint) != split.fingerprint:
         logger.warning(
-            "%s: %s is not as it was when the table was made (its cases, splits or the sizes of its files); an id may "
-            "be of another image now", what, Path(cohort).resolve().name,
+            "%s: %s has changed since the table was made (its cases, splits or file sizes); an id may now belong to "
+            "another image", what, Path(cohort).resolve().name,
         )  # fmt: skip
 
 

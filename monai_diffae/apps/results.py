@@ -94,7 +94,7 @@ def finished(
         ConfigError: there are results made from other things, and ``overwrite`` is False.
     """
     content = _read_record(record)
-    was_killed = content is not None and not content["results"]  # then its images are worth nothing without a table
+    was_killed = content is not None and not content["results"]  # images without a table cannot be used
     existing = next((path for path in results if path.is_file() or (not was_killed and images_in(path))), None)
     if overwrite or existing is None:
         return None

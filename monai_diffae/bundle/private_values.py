@@ -16,7 +16,7 @@ PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_p
 # A slash or backslash in plain text, or in an expression a quoted absolute path with at least two folders.
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
 _ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")
-SEPARATOR = re.compile("#|::")  # in ids: as people write them, and as MONAI stores them
+SEPARATOR = re.compile("#|::")  # separates the parts of an id: ``#`` as people write it, ``::`` as MONAI stores it
 
 
 def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_KEYS) -> dict[str, Any]:

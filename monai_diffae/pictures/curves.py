@@ -11,7 +11,7 @@ import pandas as pd
 _BESIDE_LOSSES = {
     "validation_kl": "KL divergence of the latents\n(nats per value)",
     "validation_copying_ratio": "copying ratio\n(distance of samples to training cases / of held-out cases)",
-    "validation_z_sem_usage": "z_sem usage\n(loss with another image's z_sem / own)",
+    "validation_z_sem_usage": "z_sem_usage\n(loss with another image's z_sem / own)",
 }
 
 

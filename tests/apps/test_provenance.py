@@ -90,6 +90,6 @@ def test_a_changed_cohort_is_a_warning(caplog):
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "2"}}
     warn_if_cohort_changed(table, split, "somewhere/c.csv", "images")
     assert caplog.messages == [
-        "images: c.csv is not as it was when the table was made (its cases, splits or the sizes of its files); an id "
-        "may be of another image now"
+        "images: c.csv has changed since the table was made (its cases, splits or file sizes); an id may now belong to "
+        "another image"
     ]

@@ -86,7 +86,7 @@ def encode_cohort(
         The encoded cases, or None in a process that is not the first.
 
     Raises:
-        MachineError: a worker died, or the shards of another process do not come.
+        MachineError: a worker died, or another process does not write its shards.
     """
     at_once = images_at_once(trained.image_shape[1:])
     shards = Shards(folder, len(cases), _CALLS_PER_SHARD * at_once if cutter is None else _SCANS_PER_SHARD)

@@ -174,8 +174,8 @@ class Shards:
             patience_s: how long to wait for the next shard.
 
         Raises:
-            MachineError: no shard came for ``patience_s`` seconds, or another run has removed shards of the first
-                process.
+            MachineError: no shard was written for ``patience_s`` seconds, or another run has removed shards of the
+                first process.
         """
         missing, last_progress, warn_at = self.missing(), time.monotonic(), _FIRST_WARNING_S
         while missing:
@@ -192,7 +192,7 @@ class Shards:
                 missing, last_progress, warn_at = still_missing, time.monotonic(), _FIRST_WARNING_S
             elif waited_s > patience_s:
                 raise MachineError(
-                    f"{len(still_missing)} of {len(self)} shards did not come from rank {ranks}; run the command "
+                    f"{len(still_missing)} of {len(self)} shards were not written by rank {ranks}; run the command "
                     "again to resume"
                 )
             elif waited_s > warn_at:

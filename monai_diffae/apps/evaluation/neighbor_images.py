@@ -144,7 +144,7 @@ class CaseImages:
         write_atomic(path, lambda temporary: draw_cells(rows, temporary, model_range))
 
     def write_failures(self) -> None:
-        """Write the list of all unreadable cases, in place of that of the last reading."""
+        """Replace the list of failures, which has those of the last reading, by a list of all unreadable cases."""
         write_failures(self.folder / FAILURES, list(self.failures.values()))
 
     def _images(self, session: Session, ids: Sequence[str]) -> dict[str, Tensor]:

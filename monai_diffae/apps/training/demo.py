@@ -51,7 +51,7 @@ class DemoResult(CommandResult):
         yield from table_lines(self._probe_table())
         yield from table_lines(self._reconstruction_table())
         if self.z_sem_usage is not None:
-            yield f"z_sem usage: {self.z_sem_usage:.3f}"
+            yield f"z_sem_usage: {self.z_sem_usage:.3f}"
         yield from (f"{name:>16}: {path}" for name, path in self.paths.items())
         yield "   ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
 

@@ -126,10 +126,10 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
 
 
 def _image_size(checkpoint: Path, weights: Mapping[str, Tensor], network: DiffusionAutoencoder) -> list[int]:
-    """The image size for which the network was trained, as far as the weights tell.
+    """The image size for which the network was trained, derived from the weights.
 
     Raises:
-        ConfigError: they do not tell.
+        ConfigError: the weights do not determine it.
     """
     x_T = weights.get("x_T")
     if x_T is not None and x_T.ndim == network.spatial_dims + 2:

@@ -21,7 +21,9 @@ def test_shards_hold_what_was_written_and_know_what_is_missing(tmp_path):
     shards.write(0, [0, 1, 3], z, [Failure("c", "c.nii", "c.nii: is empty; copy it again")])
     shards.write(2, [], np.empty((0, 2), np.float32), [Failure("i", "i", "é"), Failure("j", "j", "")])
     assert shards.missing() == [1]
-    with pytest.raises(MachineError, match="^1 of 3 shards did not come from rank 1; run the command again to resume$"):
+    with pytest.raises(
+        MachineError, match="^1 of 3 shards were not written by rank 1; run the command again to resume$"
+    ):
         shards.wait(2, patience_s=0.3)
     shards.write(1, [5], z[:1] + 100, [])
     shards.wait(2, patience_s=0.3)
@@ -45,7 +47,9 @@ def test_the_first_process_logs_at_times_which_others_it_waits_for(tmp_path, mon
     shards = Shards(tmp_path / "shards", 9, 1)
     for shard in (0, 1, 3, 4, 6, 7):
         shards.write(shard, [], np.empty((0, 2), np.float32), [])
-    with pytest.raises(MachineError, match="^3 of 9 shards did not come from rank 2; run the command again to resume$"):
+    with pytest.raises(
+        MachineError, match="^3 of 9 shards were not written by rank 2; run the command again to resume$"
+    ):
         shards.wait(3, patience_s=2.2)
     lines = [record.message for record in caplog.records]
     assert len(lines) == 2
@@ -57,7 +61,7 @@ def test_the_first_process_logs_at_times_which_others_it_waits_for(tmp_path, mon
     caplog.clear()
     shards = Shards(tmp_path / "two", 3, 1)
     shards.write(0, [], np.empty((0, 2), np.float32), [])
-    with pytest.raises(MachineError, match="did not come from rank 1, 2; run"):
+    with pytest.raises(MachineError, match="were not written by rank 1, 2; run"):
         shards.wait(3, patience_s=0.3)
     assert not caplog.records
 

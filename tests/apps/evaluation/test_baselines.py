@@ -171,8 +171,8 @@ def test_other_images_under_the_same_ids_are_noticed(labelled, tmp_path, caplog)
     table = read_embeddings(labelled.embeddings)
     read(["intensity"], labelled.bundle, tmp_path / "cohort.csv", table)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "pixel_baselines: cohort.csv is not as it was when the table was made (its cases, splits or the sizes of its "
-        "files); an id may be of another image now"
+        "pixel_baselines: cohort.csv has changed since the table was made (its cases, splits or file sizes); an id may "
+        "now belong to another image"
     ]
 
 

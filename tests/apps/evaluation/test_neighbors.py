@@ -214,8 +214,8 @@ def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, 
     neighbors(labelled.embeddings, tmp_path / "o", cohort=tmp_path / "changed.csv", overrides=overrides, **options)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "images: the preprocessing of bundle differs from that of embeddings.parquet: percentiles",
-        "images: changed.csv is not as it was when the table was made (its cases, splits or the sizes of its files); "
-        "an id may be of another image now",
+        "images: changed.csv has changed since the table was made (its cases, splits or file sizes); an id may now "
+        "belong to another image",
     ]
 
 
