@@ -202,7 +202,7 @@ def measure_memory(directory: str) -> pd.DataFrame:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A table as README and docs show it, two digits a number."""
+    """A table as README and docs show it, two digits per number."""
 
     def shown(value: object) -> str:
         if isinstance(value, float):

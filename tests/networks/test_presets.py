@@ -83,7 +83,7 @@ def test_arguments_that_no_network_has_are_one_line():
         build_autoencoder(2, z_chanels=3)
     with pytest.raises(ConfigError, match="^there is no argument 'encoder_dropout'"):
         build_autoencoder(2, encoder_dropout=0.1)
-    with pytest.raises(ConfigError, match="^encoder_base_channels has no effect on an encoder of your own; leave it"):
+    with pytest.raises(ConfigError, match="^encoder_base_channels has no effect on an encoder of your own; omit it"):
         build_autoencoder(2, encoder=torch.nn.Identity(), encoder_base_channels=8)
 
 

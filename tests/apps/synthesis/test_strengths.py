@@ -15,7 +15,7 @@ def test_names_sort_out_signs_and_titles_are_short():
         ((), "are not numbers"),
         ((0, float("nan")), "are not numbers"),
         ((0, 1e308), r"1e\+308 is beyond 100 standard deviations"),
-        ((0.001, 0.002), r"two of them are \+0.00 to two digits"),
+        ((0.001, 0.002), r"two of them are \+0.00 when rounded to two digits"),
     ],
 )
 def test_unusable_strengths_are_refused(strengths, message):

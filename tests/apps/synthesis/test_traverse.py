@@ -102,7 +102,7 @@ def test_a_second_call_skips_and_overwriting_leaves_nothing_old(traversed, label
         ({"strengths": ()}, "strengths: .* are not numbers"),
         ({"strengths": (0, float("nan"))}, "strengths: .* are not numbers"),
         ({"strengths": (0, 1e308)}, "strengths: 1e.308 is beyond 100 standard deviations"),
-        ({"strengths": (0.001, 0.002)}, "strengths: two of them are .0.00 to two digits"),
+        ({"strengths": (0.001, 0.002)}, "strengths: two of them are .0.00 when rounded to two digits"),
     ],
 )
 def test_arguments_out_of_range_are_refused(labelled, tmp_path, wrong, message):
