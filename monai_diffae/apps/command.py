@@ -17,10 +17,10 @@ R = TypeVar("R")
 
 _PLAIN_REASONS = {
     "literal_error": "is not one of {expected}",
-    "greater_than_equal": "is below {ge:g}",
-    "greater_than": "is not above {gt:g}",
-    "less_than_equal": "is above {le:g}",
-    "less_than": "is not below {lt:g}",
+    "greater_than_equal": "is below {ge:.15g}",
+    "greater_than": "is not above {gt:.15g}",
+    "less_than_equal": "is above {le:.15g}",
+    "less_than": "is not below {lt:.15g}",
 }
 
 

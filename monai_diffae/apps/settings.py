@@ -13,22 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
 
 Split = Literal["train", "val", "test"]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+"""A random seed that NumPy, scikit-learn and torch all take."""
 
 _FEW_CASES, _MOST_WORKERS = 256, 8
 
 
 def _pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
     """``image=file patient=subject`` as a mapping."""
+    pairs: dict[str, str] = {}
     for token in tokens:
         if not all(token.value.partition("=")):
             raise ValueError(f"{token.value!r} is not of the form name=value")
-    return dict(token.value.split("=", 1) for token in tokens)
+        name, value = token.value.split("=", 1)
+        if name in pairs:
+            raise ValueError(f"{name!r} is given twice")
+        pairs[name] = value
+    return pairs
 
 
 def _values(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -152,7 +159,7 @@ class Training:
     """Configuration files that replace values of the bundle's, in this order, e.g. from its ``configs/overlays``."""
     columns: Columns = field(default_factory=dict)
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
-    seed: Annotated[int, Ge(0)] | None = None
+    seed: Seed | None = None
     """Random seed; by default the bundle's."""
     device: str | None = None
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the bundle's: the GPU if there is one."""

@@ -8,11 +8,11 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token, convert
 from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
@@ -32,6 +32,15 @@ def _shown_default(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
+def _exactly(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Values as cyclopts converts them, but a whole number has to be written as one: cyclopts rounds 2.7 to 3."""
+    if int in (type_, *get_args(type_)):
+        for token in tokens:
+            if not re.fullmatch(r"[+-]?[0-9]+", token.value):
+                raise ValueError(f"{token.value!r} is not a whole number")
+    return convert(type_, tokens)
+
+
 def build_app() -> App:
     """The program, with every command in its group."""
     app = App(
@@ -40,7 +49,12 @@ def build_app() -> App:
         help="Diffusion autoencoders for medical scans. Start with: monai-diffae demo --out demo",
         help_epilogue=_EXIT_CODES,
         help_flags=["--help", "-h"],
-        default_parameter=Parameter(consume_multiple=True, negative="", show_default=_shown_default),
+        default_parameter=Parameter(
+            consume_multiple=1,  # an option without a value, as of an empty shell variable, would select every case
+            converter=_exactly,
+            negative="",
+            show_default=_shown_default,
+        ),
         result_action="return_value",
         exit_on_error=False,
         print_error=False,

@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, run_once
-from monai_diffae.apps.settings import Reading, Run, ValidationChoice
+from monai_diffae.apps.settings import Reading, Run, Seed, ValidationChoice
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def diagnose(
     out: Path,
     *,
     num_levels: Annotated[int, Ge(1)] = 10,
-    seed: int = 0,
+    seed: Seed = 0,
     choice: ValidationChoice = ValidationChoice(),
     reading: Reading = Reading(),
     run: Run = Run(),

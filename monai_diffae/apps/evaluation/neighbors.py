@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Images:
     """Also score cases by their reconstruction error; this takes as long as ``reconstruct``."""
     num_reference: Annotated[int, Ge(1)] = 200
     """Training cases that reconstruction errors are compared with."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the choice of these cases and of the noise for decoding z_sem alone."""
 
 

@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, run_once
-from monai_diffae.apps.settings import NamedFiles, Reading, Split
+from monai_diffae.apps.settings import NamedFiles, Reading, Seed, Split
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def probe(
     evaluation: EvaluationName | None = None,
     splits: Sequence[Split] = (),
     probes: Sequence[ProbeName] = ("linear", "knn"),
-    seed: int = 0,
+    seed: Seed = 0,
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
     overwrite: bool = False,

@@ -12,6 +12,7 @@ from annotated_types import Ge
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run
+from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.direction_files import is_direction, json_content
 from monai_diffae.errors import ConfigError
 
@@ -59,7 +60,7 @@ def fit_direction(
     target: str,
     positive: str | None = None,
     max_cases: Annotated[int, Ge(4)] | None = None,
-    seed: Annotated[int, Ge(0)] = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> FitDirectionResult:
     """Fit the direction in z_sem along which a label increases, for edit, grade and generate.

@@ -11,7 +11,7 @@ from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, images_in, log_to_open_run, remove_images, run_once
-from monai_diffae.apps.settings import Run, Sampling
+from monai_diffae.apps.settings import Run, Sampling, Seed
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]
@@ -52,7 +52,7 @@ def generate(
     out: Path,
     *,
     num_images: Annotated[int, Ge(1)] = 16,
-    seed: Annotated[int, Ge(0)] = 0,
+    seed: Seed = 0,
     direction: Path | None = None,
     side: Side = "positive",
     min_probability: Annotated[float, Ge(0), Lt(1)] = 0.5,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, failed_cases, remove_images, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def reconstruct(
     mode: Mode = "x_T",
     grid: Grid = "native",
     dicom: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     choice: Choice = Choice(),
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),

@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
+from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed
 from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names
 from monai_diffae.errors import ConfigError
 
@@ -52,7 +52,7 @@ def traverse(
     num_noises: Annotated[int, Ge(1)] = 4,
     cohort: Path | None = None,
     case: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: Run = Run(),

@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def vary(
     *,
     case: str,
     num_images: Annotated[int, Ge(2)] = 16,
-    seed: int = 0,
+    seed: Seed = 0,
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),

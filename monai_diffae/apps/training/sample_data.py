@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.settings import Seed
 from monai_diffae.errors import ConfigError
 
 _NUM_PATIENTS, _SIZE, _MEDMNIST_SIZE = 1000, 48, 28
@@ -43,7 +44,7 @@ def sample_data(
     size: Annotated[int, Ge(1)] | None = None,
     num_patients: Annotated[int, Ge(1)] | None = None,
     spatial_dims: Literal[2, 3] | None = None,
-    seed: Annotated[int, Ge(0)] | None = None,
+    seed: Seed | None = None,
     overwrite: bool = False,
 ) -> SampleDataResult:
     """Write sample data: a virtual cohort (one brain template with simulated variation) or a MedMNIST set.
