@@ -59,7 +59,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         arguments.__annotations__ = get_type_hints(function, include_extras=True)
         config = ConfigDict(
             extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True,
-            coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
+            allow_inf_nan=False, coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
         )  # fmt: skip
         return validate_call(config=config)(arguments)
 
@@ -68,9 +68,10 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         # imported here, because cyclopts checks annotations itself if pydantic is imported when it parses
         from pydantic import ValidationError
 
-        _refuse_booleans(kwargs, function)
+        packed = _packed(kwargs, owners)
+        _refuse_booleans(packed, function)
         try:
-            checked_args, checked_kwargs = checks()(*args, **_packed(kwargs, owners))
+            checked_args, checked_kwargs = checks()(*args, **packed)
         except ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
         return function(*checked_args, **checked_kwargs)
@@ -93,9 +94,16 @@ def _packed(kwargs: Mapping[str, Any], owners: Mapping[str, str]) -> dict[str, A
     packed = {name: value for name, value in kwargs.items() if name not in owners}
     for name in kwargs.keys() & owners.keys():
         owner = packed.get(owners[name], {})
-        values = {field.name: getattr(owner, field.name) for field in fields(owner)} if is_dataclass(owner) else owner
-        packed[owners[name]] = {**values, name: kwargs[name]}
+        values = _values(owner)
+        packed[owners[name]] = owner if values is None else {**values, name: kwargs[name]}
     return packed
+
+
+def _values(settings: Any) -> Mapping[str, Any] | None:
+    """The fields of a settings dataclass, or of a mapping in its place; None for anything else."""
+    if is_dataclass(settings):
+        return {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return settings if isinstance(settings, Mapping) else None
 
 
 def _refuse_booleans(kwargs: Mapping[str, Any], function: Callable[..., Any]) -> None:
@@ -104,8 +112,11 @@ def _refuse_booleans(kwargs: Mapping[str, Any], function: Callable[..., Any]) ->
     Raises:
         ConfigError: names the argument.
     """
-    for name, value in kwargs.items():
-        is_boolean = isinstance(value, bool) or (isinstance(value, list | tuple) and bool in map(type, value))
+    settings = [_values(kwargs[name]) or {} for name in kwargs.keys() & set(_owners_of_fields(function).values())]
+    for name, value in [item for values in (kwargs, *settings) for item in values.items()]:
+        values = value if isinstance(value, list | tuple) else [value]
+        # NumPy, which need not be loaded, has booleans of its own
+        is_boolean = any(type(each).__name__ in ("bool", "bool_") for each in values)
         if is_boolean and not _may_be_boolean(_hints(function).get(name, Any)):
             raise ConfigError(f"{name}: {value!r} cannot be used: input should be a number or text, not True or False")
 
@@ -142,6 +153,10 @@ def _one_line(error: ValidationError, function: Callable[..., Any]) -> str:
     """One line about the first error, with the argument's name."""
     details = error.errors()[0]
     first, *rest = details["loc"]
+    if details["type"] == "unexpected_positional_argument":
+        return (
+            f"{function.__name__}: {details['input']!r} has no name; give all but the first {first} arguments by name"
+        )
     # pydantic reports a positional argument by its index, and a field of a dataclass by argument and field
     name = list(inspect.signature(function).parameters)[first] if isinstance(first, int) else str(first)
     if rest and isinstance(rest[0], str) and is_dataclass(inspect.signature(function).parameters[name].default):

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -76,6 +77,39 @@ def test_other_reasons_are_those_of_the_check_in_one_line():
         draw("b", share="many")
     with pytest.raises(ConfigError, match=r"^bundle: 5 cannot be used: input is not a valid path"):
         draw(5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"steps": True}, {"steps": np.True_}, {"share": np.True_}, {"cases": [True]}, {"cases": (np.True_,)},
+        {"decoding": {"steps": True}}, {"decoding": Decoding(steps=True)}, {"choice": Choice(cases=[True])},
+        {"decoding": {"steps": np.True_}, "solver": "heun"},
+    ],
+)  # fmt: skip
+def test_truth_is_not_a_number(arguments):
+    with pytest.raises(ConfigError, match=r"^(steps|share|cases): .* not True or False$"):
+        draw("b", **arguments)
+
+
+@pytest.mark.parametrize("settings", [None, 5, "steps=4", [("steps", 4)]])
+def test_what_is_no_settings_is_named_with_and_without_a_field(settings):
+    for more in ({}, {"solver": "heun"}):
+        with pytest.raises(ConfigError, match=r"^decoding: .* cannot be used: input should be a dictionary"):
+            draw("b", decoding=settings, **more)
+
+
+def test_infinite_numbers_and_nan_are_refused():
+    for value in (float("nan"), float("inf"), "nan"):
+        with pytest.raises(ConfigError, match=r"^share: .* cannot be used: input should be a finite number$"):
+            draw("b", share=value)
+
+
+def test_an_argument_that_needs_its_name_is_not_called_unknown():
+    with pytest.raises(ConfigError, match=r"^draw: 'x_T' has no name; give all but the first 2 arguments by name$"):
+        draw("b", "out", "x_T")
+    with pytest.raises(ConfigError, match=r"^draw: 2 has no name"):
+        draw("b", "out", *range(2, 20))
 
 
 def test_a_missing_argument_is_named():
