@@ -8,9 +8,11 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from monai_diffae import __version__
 from monai_diffae.errors import ConfigError
@@ -68,7 +70,8 @@ def run_once(
         The figures, and whether the results were there already.
 
     Raises:
-        ConfigError: there are results made from other things, and ``overwrite`` is False.
+        ConfigError: there are results made from other things, and ``overwrite`` is False; or another run wrote into the
+            same folder meanwhile.
     """
     figures = finished(record, results, made_from, overwrite=overwrite)
     if figures is not None:
@@ -78,8 +81,8 @@ def run_once(
         record.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
-    write_record(record, made_from, {})  # marks the result as unfinished, in case the run is killed
-    figures = dict(make())
+    with _unfinished(record, made_from):
+        figures = dict(make())
     counts = {path.name: len(images_in(path)) for path in results if path.is_dir()}
     write_record(record, made_from, figures, counts)
     return figures, False
@@ -113,8 +116,32 @@ def finished(
     return dict(content["results"]) if content["results"] and is_whole else None
 
 
+@contextmanager
+def _unfinished(record: Path, made_from: Mapping[str, Any]) -> Iterator[None]:
+    """Mark results as unfinished while they are made, in case the run is killed or another one begins.
+
+    Raises:
+        ConfigError: another run replaced the mark. The results of both may be mixed, so neither counts as complete.
+    """
+    run = uuid4().hex
+    write_record(record, made_from, {}, run=run)
+    try:
+        yield
+    finally:
+        if (_read_record(record) or {}).get("run") != run:
+            write_record(record, made_from, {})
+            raise ConfigError(
+                f"{record.parent.name}: another run wrote results there at the same time, and they may be mixed; "
+                "wait until it ends, then run this one again"
+            )
+
+
 def write_record(
-    path: Path, made_from: Mapping[str, Any], results: Mapping[str, Any], files: Mapping[str, int] | None = None
+    path: Path,
+    made_from: Mapping[str, Any],
+    results: Mapping[str, Any],
+    files: Mapping[str, int] | None = None,
+    run: str | None = None,
 ) -> None:
     """Write beside a result what it was made from: versions and checksums, no paths and no patients.
 
@@ -123,13 +150,14 @@ def write_record(
         made_from: what the result depends on.
         results: its figures; empty: the result is not finished.
         files: how many images each of its folders holds.
+        run: which run makes an unfinished result.
     """
     from monai_diffae.data.atomic import write_json
 
     content = {
         "made_from": dict(made_from), "results": dict(results), "files": dict(files or {}), "versions": versions()
     }  # fmt: skip
-    write_json(path, content)
+    write_json(path, content if run is None else {**content, "run": run})
 
 
 def versions() -> dict[str, str]:

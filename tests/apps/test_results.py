@@ -80,3 +80,27 @@ def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
             run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)
+
+
+def test_two_runs_at_once_do_not_mix_their_results(tmp_path):
+    record, table = tmp_path / "t.json", tmp_path / "t.csv"
+
+    def run(seed, work):
+        return run_once(record, [table], {"seed": seed}, work, overwrite=True)
+
+    def write():
+        table.write_text("")
+        return {"num": 3}
+
+    def meet():
+        run(2, write)
+        raise FileNotFoundError("the other run deleted it")
+
+    with pytest.raises(ConfigError, match="another run wrote results there at the same time, and they may be mixed"):
+        run(1, lambda: run(2, write)[0])
+    assert json.loads(record.read_text())["results"] == {}
+    with pytest.raises(ConfigError, match="another run wrote results there"):
+        run(1, meet)
+    assert run(2, write) == ({"num": 3}, False)
+    assert run_once(record, [table], {"seed": 2}, write, overwrite=False) == ({"num": 3}, True)
+    assert "run" not in json.loads(record.read_text())
