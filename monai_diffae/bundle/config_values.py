@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ RULES: dict[str, _Rule] = {
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,
         "two numbers from 0 to 100, the lower one first",
     ),
+    "slice_range": _Rule(
+        lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 1,
+        "two numbers from 0 to 1, the lower one first",
+    ),
+    "patient_pattern": _Rule(lambda value: value is None or isinstance(value, str), "a regular expression, or null"),
     "split": _one_of("train", "val", "test", None),
     "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
 }  # fmt: skip
@@ -122,22 +127,38 @@ def check_values(config: dict[str, Any]) -> None:
         monai_diffae.errors.ConfigError: batch_size is 0; it must be a whole number of at least 1
     """
     _check_all_set(config)
-    for key, rule in RULES.items():
-        value = config.get(key)
-        if key not in config or is_formula(value):
-            continue
-        try:
-            is_valid = rule.holds(value)
-        except TypeError:
-            is_valid = False
-        if not is_valid:
-            raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
+    check_rules(config)
     out = config.get("output_dir")
     if isinstance(out, str) and Path(out).is_file():
         raise MachineError(f"output_dir: {Path(out).name} is a file, not a folder; choose another output_dir")
     device = config.get("device")
     if isinstance(device, str) and not is_formula(device):
         check_device(device)
+
+
+def check_rules(config: Mapping[str, Any]) -> None:
+    """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list.
+
+    Raises:
+        ConfigError: a value cannot be used; the message names the key.
+
+    Example:
+        >>> check_rules({"slice_range": [0.2, 1.2]})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: slice_range is [0.2, 1.2]; it must be two numbers from 0 to 1, the lower ...
+    """
+    for key, rule in RULES.items():
+        value = config.get(key)
+        if key not in config or is_formula(value):
+            continue
+        value = list(value) if isinstance(value, tuple) else value
+        try:
+            is_valid = rule.holds(value)
+        except TypeError:
+            is_valid = False
+        if not is_valid:
+            raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
 
 
 def check_dimensions(config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
-from monai_diffae.bundle.config_values import check_device
+from monai_diffae.bundle.config_values import check_device, check_rules
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -174,6 +174,7 @@ def load_bundle(
         raise ConfigError(no_such_key(unknown[0], "the model's configuration", "models/config.json"))
     set_values(parser, overrides, "the model's configuration", "models/config.json")
     values = dict(parser.get())
+    check_rules(values)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
     network = build(parser, "network_def", nn.Module)

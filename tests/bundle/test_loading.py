@@ -36,5 +36,22 @@ def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, m
         load_bundle(tiny_bundle.directory, "cpu", overrides={key: 1})
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"slice_step": "abc"}, {"slice_step": 1.5}, {"slice_range": "0.1,0.9"}, {"slice_range": None},
+        {"slice_range": [1]}, {"val_fraction": float("nan")}, {"seed": "abc"}, {"seed": None}, {"columns": "image"},
+        {"patient_pattern": 5}, {"image_keys": "image"}, {"image_size": 16}, {"image_size": [0, 0]},
+    ],
+)  # fmt: skip
+def test_an_override_with_a_value_that_cannot_be_used_is_named(tiny_bundle, overrides):
+    with pytest.raises(ConfigError, match=f"^{next(iter(overrides))} is .*; it must be "):
+        load_bundle(tiny_bundle.directory, "cpu", overrides=overrides)
+
+
+def test_a_tuple_counts_as_a_list(tiny_bundle):
+    assert load_bundle(tiny_bundle.directory, "cpu", overrides={"slice_range": (0.2, 0.8)}).config["in_channels"] == 1
+
+
 def test_an_override_may_add_an_argument_that_a_component_takes(tiny_bundle):
     assert load_bundle(tiny_bundle.directory, "cpu", overrides={"inferer#batch_size": 7}).inferer.batch_size == 7
