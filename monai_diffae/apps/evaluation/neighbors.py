@@ -129,7 +129,7 @@ def neighbors(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    _check_images(images, queries, decoding)
+    _check_images(images, queries, decoding, {"columns": reading.columns, "overrides": run.overrides})
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
     from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
     from monai_diffae.apps.evaluation.outliers import TrainingCases
@@ -160,7 +160,12 @@ def neighbors(
     return NeighborsResult(out, figures["unusual_shares"], figures["num_cases"], figures["num_failed"], skipped)
 
 
-def _check_images(images: Images, queries: Path | None, decoding: Decoding) -> None:
+def _check_images(
+    images: Images, queries: Path | None, decoding: Decoding, image_settings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    unused = next((name for name, value in image_settings.items() if value and images.cohort is None), None)
+    if unused is not None:
+        raise ConfigError(f"{unused}: applies to a cohort; also give bundle and cohort, or omit {unused}")
     given = [name for name, value in asdict(decoding).items() if value is not None]
     if given and not images.reconstruction_error:
         raise ConfigError(f"{given[0]}: applies to reconstruction_error; set it too, or omit {given[0]}")

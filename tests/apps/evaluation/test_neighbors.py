@@ -161,6 +161,8 @@ def test_complete_results_are_skipped(table, write, tmp_path):
         ),
         ({"cohort": "b"}, ConfigError, "^cohort: .* also give bundle"),
         ({"query_cohort": "b"}, ConfigError, "^query_cohort: applies to queries"),
+        ({"columns": {"image": "file"}}, ConfigError, "^columns: applies to a cohort; also give bundle and cohort"),
+        ({"overrides": {"slice_step": 1}}, ConfigError, "^overrides: applies to a cohort"),
         ({"steps": 5}, ConfigError, "^steps: applies to reconstruction_error"),
     ],
 )
