@@ -273,7 +273,7 @@ def _split_cohort(
     if split.is_drawn and trained_on and split.fingerprint != trained_on:
         logger.warning(
             "%s differs from the cohort listed in training, so its split is drawn again, and its val and test cases "
-            "may have been trained on; use the training's table, or add a column split",
+            "may have been trained on; use the training's table, or add a column split (test, if these are new scans)",
             Path(cohort).name,
         )
     return split, str(encoder_key)

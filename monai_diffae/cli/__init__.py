@@ -170,9 +170,18 @@ def _show(result: Any, *, as_json: bool) -> int:
 
 
 def _with_dashes(message: str, function: Callable[..., Any]) -> str:
-    """``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, if that is an argument of the command."""
+    """An error with its arguments as a command line writes them.
+
+    ``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, and "set --overwrite" for "set overwrite". Keys of
+    a training's configuration that MONAI names otherwise become the command's arguments.
+    """
+    names = argument_names(function)
     name = message.partition(":")[0]
-    return f"--{message.replace(name, name.replace('_', '-'), 1)}" if name in argument_names(function) else message
+    if name in names:
+        message = f"--{message.replace(name, name.replace('_', '-'), 1)}"
+    options = {**{name: name for name in names}, "output_dir": "out", "dataset_dir": "cohort"}
+    advice = rf"\b(set|add|omit|another) ({'|'.join(options)})\b"
+    return re.sub(advice, lambda match: f"{match[1]} --{options[match[2]].replace('_', '-')}", message)
 
 
 def argument_names(function: Callable[..., Any]) -> set[str]:
