@@ -229,6 +229,15 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
         cli.main()
 
 
+@pytest.mark.parametrize("options", [[], ["-u"]])  # with and without a buffer
+def test_a_reader_that_stops_reading_is_no_error(tiny_bundle, options):
+    program = [sys.executable, *options, "-m", "monai_diffae", "info", str(tiny_bundle.directory)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (0, "")
+
+
 def test_a_bug_ends_with_1_and_says_how_to_see_it(run, monkeypatch, tmp_path):
     from monai_diffae.bundle import folders
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -163,6 +164,7 @@ def _show(result: Any, *, as_json: bool) -> int:
     else:
         for line in result.lines():
             print(line)
+    sys.stdout.flush()  # a reader that stopped reading is noticed here, not when Python ends
     if result.incomplete is None:
         return 0
     print(result.incomplete, file=sys.stderr)
@@ -200,6 +202,9 @@ def main() -> NoReturn:
     except CycloptsError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of the output has seen enough, as in `monai-diffae info my_model | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it once more at the end
+        sys.exit(0)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
