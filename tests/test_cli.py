@@ -219,7 +219,7 @@ def test_sample_data(run, tmp_path):
     assert len(pd.read_csv(tmp_path / "v" / "cohort.csv")) == 3
     code, _, error = run("sample-data", tmp_path / "m", "--medmnist", "x", "--num-patients", 3)
     assert (code, error) == (
-        2, "error: --num-patients: applies to the virtual cohort; omit num_patients or medmnist\n"
+        2, "error: --num-patients: applies to the virtual cohort; omit --num-patients or medmnist\n"
     )  # fmt: skip
 
 

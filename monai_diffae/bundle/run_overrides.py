@@ -11,9 +11,11 @@ from typing import Any
 
 from monai_diffae.bundle.config import model_config, running_config
 from monai_diffae.bundle.layout import CONFIG, CONFIGS, MODELS
+from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_EVALUATOR = ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")
 _ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets them as arguments, or needs none
 
 
@@ -33,14 +35,17 @@ def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, A
         Ids and values.
 
     Raises:
-        ConfigError: called from anywhere but an expression of a bundle's configuration.
+        ConfigError: called from anywhere but an expression of a bundle's configuration, or the run changes a part of
+            the evaluator, which the command does not use.
     """
     root = Path(bundle_root)
     shipped = _content(root / CONFIGS / "inference.json")
     trained = {**shipped, **_content(root / MODELS / CONFIG)}
     if not trained:
         return dict(overrides)
-    running = _model(running_config())
+    config = running_config()
+    _refuse_changes_without_effect(shipped, config)
+    running = _model(config)
     from_trained, from_shipped = (dict(_changes(_model(start), running)) for start in (trained, shipped))
     if len(from_trained) <= len(from_shipped):
         return {**from_trained, **overrides}
@@ -52,6 +57,16 @@ def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, A
         ", ".join(differing),
     )
     return {**from_shipped, **overrides}
+
+
+def _refuse_changes_without_effect(shipped: dict[str, Any], config: dict[str, Any]) -> None:
+    before, after = ({key: each.get(key) for key in _EVALUATOR} for each in (shipped, config))
+    changed = next(_changes(before, after), None)
+    if changed is not None:
+        raise ConfigError(
+            f"{changed[0]}: has no effect on this run, which calls reconstruct; use its arguments, such as mode, grid or "
+            "batch_size, or run the evaluator itself"
+        )
 
 
 def _content(file: Path) -> dict[str, Any]:

@@ -94,6 +94,18 @@ def test_alone_it_uses_the_trained_models_values_and_says_so(
     assert "image_size" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"evaluator#inferer#mode": "z_sem"}, {"dataloader#batch_size": 7}, {"postprocessing#transforms#0#grid": "model"}],
+)
+def test_a_changed_part_of_the_evaluator_is_refused_by_the_run(
+    tiny_bundle: Any, bundle: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        workflow(bundle, tiny_bundle.cohort, tmp_path, limit=1, **change).run()
+    assert one_line(caught.value).startswith(f"{next(iter(change))}: has no effect on this run")
+
+
 # -- the evaluator, for tools that take MONAI's components ------------------------------------------------------------
 
 
