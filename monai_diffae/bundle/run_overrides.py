@@ -64,8 +64,8 @@ def _refuse_changes_without_effect(shipped: dict[str, Any], config: dict[str, An
     changed = next(_changes(before, after), None)
     if changed is not None:
         raise ConfigError(
-            f"{changed[0]}: has no effect on this run, which calls reconstruct; use its arguments, such as mode, grid or "
-            "batch_size, or run the evaluator itself"
+            f"{changed[0]}: has no effect on this run, which calls reconstruct; use its arguments, such as mode, grid "
+            "or batch_size, or run the evaluator itself"
         )
 
 
