@@ -246,7 +246,7 @@ def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):
     assert "R2" in printed
     for words, message in (
         (pixels[:2], "--pixel-baselines: the images are read with bundle and cohort; also give bundle and cohort"),
-        (pixels[4:], "--cohort: is only used for pixel_baselines; set pixel_baselines, or omit cohort"),
+        (pixels[4:], "--cohort: is only used for pixel_baselines; set --pixel-baselines, or omit --cohort"),
         (["--pixel-baselines", "vae"], 'Invalid value "vae"'),
         (["--baselines", "mine"], "is not of the form name=value"),
     ):

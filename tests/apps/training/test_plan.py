@@ -1,7 +1,6 @@
 """Plans: the grid, what fits, the command that they end with."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -144,9 +143,11 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="memory_gib: -1 is not above 0"):
         plan(volumes, memory_gib=-1)
-    for wrong, reason in ((float("nan"), "nan is above 1e+06"), (float("inf"), "inf is above 1e+06")):
-        with pytest.raises(ConfigError, match=f"^memory_gib: {re.escape(reason)}$"):
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"^memory_gib: {wrong} cannot be used: input should be a finite number$"):
             plan(volumes, memory_gib=wrong)
+    with pytest.raises(ConfigError, match=r"^memory_gib: 1e\+07 is above 1e\+06$|^memory_gib: 10000000.0 is above"):
+        plan(volumes, memory_gib=1e7)
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'"):
         plan(volumes, bundle="diffae_4d")
     with pytest.raises(ConfigError, match="channel_mult: the network has no such key .*diffusion autoencoder"):
