@@ -220,9 +220,9 @@ def test_two_processes_both_end_and_resume(small_cohort: Path, tmp_path: Path, s
     # 10 images in batches of 2 on each of 2 ranks: 2 steps per epoch
     settings = {
         "bundle_root": BUNDLE, "dataset_dir": small_cohort, "output_dir": tmp_path / "out", "image_size": [16, 16],
-        "network_def#base_channels": 8, "network_def#channel_mult": [1, 2], "network_def#z_channels": 8,
-        "network_def#time_embed_channels": 16, "batch_size": 2, "val_interval": 1, "num_pictures": 0, "mlflow": False,
-        "max_epochs": 2,
+        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
+        "network_def#unet#time_embed_channels": 16, "batch_size": 2, "val_interval": 1, "num_pictures": 0,
+        "mlflow": False, "max_epochs": 2,
     }  # fmt: skip
     arguments = [str(x) for key, value in settings.items() for x in (f"--{key}", value)]
 
