@@ -65,11 +65,11 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> R:
-        # imported here, because cyclopts checks annotations itself if pydantic is imported when it parses
+        # imported here, so that importing a command, as the help does, stays quick
         from pydantic import ValidationError
 
         packed = _packed(kwargs, owners)
-        _refuse_booleans(packed, function)
+        _refuse_booleans(packed, set(owners.values()), function)
         try:
             checked_args, checked_kwargs = checks()(*args, **packed)
         except ValidationError as error:
@@ -106,13 +106,13 @@ def _values(settings: Any) -> Mapping[str, Any] | None:
     return settings if isinstance(settings, Mapping) else None
 
 
-def _refuse_booleans(kwargs: Mapping[str, Any], function: Callable[..., Any]) -> None:
+def _refuse_booleans(kwargs: Mapping[str, Any], settings_names: set[str], function: Callable[..., Any]) -> None:
     """Refuse True and False for numbers, which pydantic would convert.
 
     Raises:
         ConfigError: names the argument.
     """
-    settings = [_values(kwargs[name]) or {} for name in kwargs.keys() & set(_owners_of_fields(function).values())]
+    settings = [_values(kwargs[name]) or {} for name in kwargs.keys() & settings_names]
     for name, value in [item for values in (kwargs, *settings) for item in values.items()]:
         values = value if isinstance(value, list | tuple) else [value]
         # NumPy, which need not be loaded, has booleans of its own

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -95,11 +95,11 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         """
         _set_up_logging(quiet, debug)
         function, bound = parse(app, tokens)
+        run = checked.get(function, function)  # help and version are functions of their own
         try:
-            run = checked.get(function, function)  # help and version are functions of their own
             return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
-            raise type(error)(_with_dashes(str(error), function)) from error
+            raise type(error)(_with_dashes(str(error), inspect.signature(run).parameters)) from error
 
     return launch
 
@@ -171,28 +171,18 @@ def _show(result: Any, *, as_json: bool) -> int:
     return 3
 
 
-def _with_dashes(message: str, function: Callable[..., Any]) -> str:
+def _with_dashes(message: str, names: Collection[str]) -> str:
     """An error with its arguments as a command line writes them.
 
     ``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, and "set --overwrite" for "set overwrite". Keys of
     a training's configuration that MONAI names otherwise become the command's arguments.
     """
-    names = argument_names(function)
     name = message.partition(":")[0]
     if name in names:
         message = f"--{message.replace(name, name.replace('_', '-'), 1)}"
     options = {**{name: name for name in names}, "output_dir": "out", "dataset_dir": "cohort"}
     advice = rf"\b(set|add|omit|another) ({'|'.join(options)})\b"
     return re.sub(advice, lambda match: f"{match[1]} --{options[match[2]].replace('_', '-')}", message)
-
-
-def argument_names(function: Callable[..., Any]) -> set[str]:
-    """The names of a command's arguments, those of its settings dataclasses included."""
-    names: set[str] = set()
-    for name, parameter in inspect.signature(function).parameters.items():
-        fields = getattr(parameter.default, "__dataclass_fields__", None)
-        names |= {name} if fields is None else set(fields)
-    return names
 
 
 def main() -> NoReturn:
