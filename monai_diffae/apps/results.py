@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,25 @@ class CommandResult:
     def incomplete(self) -> str | None:
         """One line if some cases failed or were omitted: how many, and where they are listed."""
         return None
+
+
+@dataclass(frozen=True)
+class FolderResult(CommandResult):
+    """The result of a command that makes a folder.
+
+    Attributes:
+        folder: the folder.
+    """
+
+    folder: Path
+
+    def lines(self) -> Iterator[str]:
+        """The folder."""
+        yield str(self.folder)
+
+    def figures(self) -> dict[str, Any]:
+        """The folder."""
+        return {"folder": str(self.folder)}
 
 
 def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:

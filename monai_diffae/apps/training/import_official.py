@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
-
-
-@dataclass(frozen=True)
-class ImportResult(CommandResult):
-    """The result of :func:`import_official`.
-
-    Attributes:
-        folder: the trained bundle.
-    """
-
-    folder: Path
-
-    def lines(self) -> Iterator[str]:
-        """The folder."""
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The folder."""
-        return {"folder": str(self.folder)}
+from monai_diffae.apps.results import FolderResult
 
 
 @command
@@ -42,7 +21,7 @@ def import_official(
     latent_statistics: Path | None = None,
     encoder_num_res_blocks: Annotated[int, Ge(1)] | None = None,
     num_heads: Annotated[int, Ge(1)] = 1,
-) -> ImportResult:
+) -> FolderResult:
     """Make a trained bundle from a checkpoint of the official Diff-AE code (phizaz/diffae).
 
     The folder gets a shipped bundle's configurations, ``models/model.pt``, ``models/config.json`` and
@@ -80,4 +59,4 @@ def import_official(
 
     model = OfficialModel(image_size, latent_statistics, encoder_num_res_blocks, num_heads)
     make_official_bundle(checkpoint, out, bundle, model)
-    return ImportResult(out)
+    return FolderResult(out)

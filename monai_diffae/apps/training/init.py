@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
-
-
-@dataclass(frozen=True)
-class InitResult(CommandResult):
-    """The result of :func:`init`.
-
-    Attributes:
-        folder: the new bundle.
-    """
-
-    folder: Path
-
-    def lines(self) -> Iterator[str]:
-        """The folder."""
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The folder."""
-        return {"folder": str(self.folder)}
+from monai_diffae.apps.results import FolderResult
 
 
 @command
-def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
+def init(out: Path, *, bundle: str = "diffae_2d") -> FolderResult:
     """Copy a shipped bundle into a new folder, as a starting point for your own.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
@@ -56,4 +34,4 @@ def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
     """
     from monai_diffae.bundle.folders import init_bundle
 
-    return InitResult(init_bundle(out, bundle))
+    return FolderResult(init_bundle(out, bundle))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.settings import Training
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 
 @dataclass(frozen=True)
-class TrainResult(CommandResult):
+class TrainResult(FolderResult):
     """The result of a training.
 
     Attributes:
@@ -24,17 +23,12 @@ class TrainResult(CommandResult):
         num_failed: how many they are.
     """
 
-    folder: Path
     failures: Path
     num_failed: int
 
-    def lines(self) -> Iterator[str]:
-        """The folder."""
-        yield str(self.folder)
-
     def figures(self) -> dict[str, Any]:
         """The folder and the number of cases that could not be used."""
-        return {"folder": str(self.folder), "num_failed": self.num_failed}
+        return {**super().figures(), "num_failed": self.num_failed}
 
     @property
     def incomplete(self) -> str | None:
