@@ -11,21 +11,6 @@ from monai_diffae.networks import build_autoencoder
 
 
 @pytest.fixture
-def network():
-    torch.manual_seed(0)
-    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-    for parameter in network.parameters():
-        if not parameter.any():  # zero-initialised convolutions, which would make z_sem ineffective
-            torch.nn.init.normal_(parameter, std=0.05)
-    return network.eval()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-@pytest.fixture
 def inferer():
     schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
     return DiffusionAutoencoderInferer(schedule, steps=50, clip=False)

@@ -5,22 +5,6 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor
-from monai_diffae.networks import build_autoencoder
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-    for parameter in network.parameters():
-        if not parameter.any():  # the zero-initialised convolutions: without them z_sem changes nothing
-            torch.nn.init.normal_(parameter, std=0.05)
-    return network.eval()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.fixture
