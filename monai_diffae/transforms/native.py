@@ -21,7 +21,7 @@ from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
 
-_PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg")
 _NOTHING_TO_INVERT = (CopyItemsd, EnsureTyped, SmoothForSpacingd)
 
 
@@ -79,7 +79,7 @@ class NativeSpace:
         self._weight = self._invert(self._spatial, torch.ones(self.image.shape))
         self.field: NDArray[np.bool_] = np.all(self._weight > 0.5, axis=0)
         files = item[key] if isinstance(item[key], (list, tuple)) else [item[key]]
-        is_picture = scan_suffix(files[0]) in _PICTURES and len(self.scan.array) in (1, 3)
+        is_picture = scan_suffix(files[0]) in PICTURES and len(self.scan.array) in (1, 3)
         self.suffix = ".png" if is_picture and self.scan.array.max() <= 255 else ".nii.gz"
 
     def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
