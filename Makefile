@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LABEL_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
+LABEL_PYTHON ?= $(shell python3.11 -c "" 2> /dev/null && echo python3.11 || echo $(PYTHON))
 LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 

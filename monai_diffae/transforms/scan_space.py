@@ -72,7 +72,7 @@ class ToScanSpaced(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the decoded images, and set the size and affine of the scan's image."""
-        item = dict(data)
+        item: dict[Any, Any] = dict(data)
         path = item.get(f"{self.ref_image}_path")
         if not path:
             raise ConfigError(f"{self.ref_image}_path: is missing; give the file of the scan that was reconstructed")

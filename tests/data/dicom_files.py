@@ -41,7 +41,10 @@ def ramp(place: np.ndarray) -> np.ndarray:
 def make_plane(
     position: Sequence[float], orientation: Sequence[float] = AXIAL, number: int = 1, **tags: Any
 ) -> FileDataset:
-    """One slice of :func:`ramp`; ``tags`` are set last, those that are None taken away; ``little_endian=False`` is no tag."""
+    """One slice of :func:`ramp`; ``tags`` are set last, those that are None taken away.
+
+    ``little_endian=False`` is no tag: the file is big-endian.
+    """
     meta = FileMetaDataset()
     is_little = tags.pop("little_endian", True)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
