@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from monai_diffae.bundle.config_values import references
-from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.layout import CHECKPOINT, MODEL_FILES, MODELS
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_json
