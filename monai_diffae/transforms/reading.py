@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
-from monai_diffae.data.scan_checks import fit_scan, scan_of_array
+from monai_diffae.data.scan_checks import scan_of_array
 from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -127,12 +127,13 @@ class ReadScand(MapTransform):
         """Read or check one scan with all checks."""
         if isinstance(image, (str, os.PathLike)):
             return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite)
-        if isinstance(image, Scan):
-            return fit_scan(Path(key), replace(image), spatial_dims, channels, self.nonfinite)
         array, affine = _array_in_memory(image, key)
-        return scan_of_array(
+        scan = scan_of_array(
             array, affine, name=key, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite
         )
+        if isinstance(image, Scan) and scan.array.shape == array.shape:
+            return replace(scan, modality=image.modality, header=image.header)
+        return scan
 
 
 ReadScanD = ReadScanDict = ReadScand
@@ -170,7 +171,9 @@ def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
 
 
 def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
-    """The values of an array or tensor, and its affine if it has one."""
+    """The values of an array, tensor or scan, and its affine if it has one."""
+    if isinstance(image, Scan):
+        return image.array, image.affine
     if isinstance(image, MetaTensor):
         return image.as_tensor().detach().cpu().numpy(), _affine_in_memory(image)
     if isinstance(image, torch.Tensor):
