@@ -45,14 +45,17 @@ def read_scan(
     spatial_dims: int | None = None,
     channels: int | None = None,
     nonfinite: Literal["error"] | float = "error",
+    flatten: bool = True,
 ) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
         path: the file or folder; ``folder#series=UID`` names one of several series in a folder.
-        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice counts as 2D.
+        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice
+            counts as 2D, if ``flatten`` is set.
         channels: the number of channels that the caller needs; None: any. Grey images stored as RGB have one.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
+        flatten: read a volume with one slice as a 2D image.
 
     Returns:
         The scan: float32 array ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in
@@ -73,7 +76,7 @@ def read_scan(
     """
     path = _as_path(path)
     scan = _guarded(path, lambda p: _format(p)[0](p))
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite)
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite, flatten=flatten)
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:

@@ -77,11 +77,12 @@ class ReadScand(MapTransform):
         return {key: self._read(images, data.get("slice"), key) for key, images in self._channels(data)}
 
     def read_whole(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
-        """Read the scan under each key; volumes stay whole, also if the model is 2D."""
-        return {
-            key: self._joined(images, self._volumes(images, self._num_channels(images), key), key)
-            for key, images in self._channels(data)
-        }
+        """Read the scan under each key; volumes stay volumes, whatever the dimensions of the model."""
+        scans: dict[Hashable, Scan] = {}
+        for key, images in self._channels(data):
+            parts = [self._scan(image, None, self._num_channels(images), key, flatten=False) for image in images]
+            scans[key] = self._joined(images, parts, key)
+        return scans
 
     def _channels(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
         """Each key with the list of its images, which are the channels of one image if there are several."""
@@ -123,14 +124,16 @@ class ReadScand(MapTransform):
             return _read_volume(paths, _modification_time(paths), num_channels, self.nonfinite)
         return [self._scan(image, None, num_channels, key) for image in images]
 
-    def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str) -> Scan:
+    def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
         """Read or check one scan with all checks."""
+        nonfinite = self.nonfinite
         if isinstance(image, (str, os.PathLike)):
-            return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite)
+            return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=nonfinite, flatten=flatten)
         array, affine = _array_in_memory(image, key)
         scan = scan_of_array(
-            array, affine, name=key, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite
-        )
+            array, affine, name=key,
+            spatial_dims=spatial_dims, channels=channels, nonfinite=nonfinite, flatten=flatten,
+        )  # fmt: skip
         if isinstance(image, Scan) and scan.array.shape == array.shape:
             return replace(scan, modality=image.modality, header=image.header)
         return scan
