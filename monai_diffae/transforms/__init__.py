@@ -11,6 +11,7 @@ from monai_diffae.transforms.reconstructions import (
     WriteReconstructiond,
     WriteReconstructionDict,
 )
+from monai_diffae.transforms.scan_space import ToScanSpaceD, ToScanSpaced, ToScanSpaceDict
 from monai_diffae.transforms.smoothing import SmoothForSpacingD, SmoothForSpacingd, SmoothForSpacingDict
 from monai_diffae.transforms.writing import WriteScanD, WriteScand, WriteScanDict
 
@@ -25,6 +26,9 @@ __all__ = [
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",
+    "ToScanSpaceD",
+    "ToScanSpaceDict",
+    "ToScanSpaced",
     "WriteReconstructionD",
     "WriteReconstructionDict",
     "WriteReconstructiond",

@@ -22,7 +22,7 @@ from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
 
-_PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg")
 _NOTHING_TO_INVERT = (CopyItemsd, EnsureTyped, SmoothForSpacingd)
 
 
@@ -66,7 +66,7 @@ class PreprocessedScan:
         self.image = self.images[key]
         first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
         is_file = isinstance(first, (str, os.PathLike))
-        is_picture = is_file and scan_suffix(first) in _PICTURES and len(self.scan.array) in (1, 3)
+        is_picture = is_file and scan_suffix(first) in PICTURES and len(self.scan.array) in (1, 3)
         self.suffix = ".png" if is_picture and self.scan.array.max() <= 255 else ".nii.gz"
 
 

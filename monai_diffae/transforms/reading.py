@@ -144,7 +144,12 @@ ReadScanD = ReadScanDict = ReadScand
 
 def as_tensor(scan: Scan) -> MetaTensor:
     """Convert a scan to a MetaTensor ``[C, *S]`` with its affine and without its path."""
-    meta = {"scan_affine": torch.from_numpy(scan.affine)}
+    meta = {
+        "scan_affine": torch.from_numpy(scan.affine),
+        # MONAI's names, from which applications restore a result to the scan's grid
+        "original_affine": torch.from_numpy(scan.affine),
+        "spatial_shape": np.array(scan.array.shape[1:]),
+    }
     return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_monai_affine(scan)), meta=meta)
 
 
