@@ -15,6 +15,7 @@ from monai_diffae.bundle.latent_ddim import (
     set_statistics,
 )
 from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
+from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.bundle.publication import publish
 from monai_diffae.bundle.run_overrides import run_overrides
 from monai_diffae.bundle.training_description import TrainingDescription
@@ -22,6 +23,7 @@ from monai_diffae.bundle.training_settings import training_settings
 from monai_diffae.bundle.warm_start import check_start
 
 __all__ = [
+    "OpenedCase",
     "TrainedBundle",
     "TrainedLatent",
     "TrainingDescription",

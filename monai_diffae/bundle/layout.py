@@ -9,7 +9,7 @@ from pathlib import Path
 
 CONFIGS, MODELS = "configs", "models"
 
-TRAIN = "train.json"  # in ``CONFIGS``
+TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``

@@ -10,6 +10,7 @@ from monai_diffae.transforms.reconstructions import (
     WriteReconstructiond,
     WriteReconstructionDict,
 )
+from monai_diffae.transforms.scan_space import ToScanSpaceD, ToScanSpaced, ToScanSpaceDict
 from monai_diffae.transforms.smoothing import SmoothForSpacingD, SmoothForSpacingd, SmoothForSpacingDict
 from monai_diffae.transforms.writing import WriteScanD, WriteScand, WriteScanDict
 
@@ -24,6 +25,9 @@ __all__ = [
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",
+    "ToScanSpaceD",
+    "ToScanSpaceDict",
+    "ToScanSpaced",
     "WriteReconstructionD",
     "WriteReconstructionDict",
     "WriteReconstructiond",

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
 from monai_diffae.diffusion.solvers import unipc
@@ -22,6 +23,16 @@ def test_a_call_is_the_training_forward_for_a_code_and_for_an_image(inferer, net
     from_code = inferer(images, network, noise=eps, timesteps=t, condition=network.encode(images))
     torch.testing.assert_close(from_image, from_code)
     torch.testing.assert_close(from_image, network(inferer.schedule.q_sample(images, eps, t), t, images))
+
+
+def test_a_call_with_images_and_network_alone_reconstructs_to_the_bit(inferer, network, images):
+    expected = inferer.reconstruct(images, network, mode="x_T")
+    assert torch.equal(inferer(images, network), expected)
+    tracked = inferer(MetaTensor(images), network)  # as MONAI Label calls it
+    assert torch.equal(tracked, expected)
+    assert type(tracked) is torch.Tensor
+    with pytest.raises(ConfigError, match="give all of them, or none"):
+        inferer(images, network, noise=images)
 
 
 def test_inversion_and_decoding_reproduce_the_image_and_other_noise_does_not(inferer, network, images):
