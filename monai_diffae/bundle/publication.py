@@ -12,7 +12,6 @@ from torch import nn
 
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.loading import build, read_model_config, read_weights
 from monai_diffae.bundle.writing import STAGED, WriteLock, replace_files
 from monai_diffae.data.atomic import disk_errors
@@ -57,7 +56,6 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
         copies = read_consistently(source, partial(_copy, source, Path(folder)), _NAMES)
         writers = {name: partial(shutil.move, copy) for name, copy in copies.items()}
         replace_files(models, writers, removed=layout.MODEL_FILES)
-        describe_model(target)
 
 
 def _copy(source: Path, folder: Path, models: Path) -> dict[str, Path]:

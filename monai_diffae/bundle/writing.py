@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES, NEXT, newest_files
 from monai_diffae.data.atomic import disk_errors, flush, write_atomic
 from monai_diffae.errors import ConfigError
@@ -124,6 +125,7 @@ def _complete(models: Path) -> None:
                     (Path(folder) / name).replace(models / name)
                 else:
                     (models / name).unlink(missing_ok=True)
+        describe_model(models.parent)
         done = models / f"{_DONE}{secrets.token_hex(4)}"
         flush(models)
         newer.rename(done)  # in one step: readers see all of it or nothing

@@ -13,7 +13,6 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import nn
 
-from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, MODEL, PROVENANCE, TRAINING
 from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.warm_start import start_weights
@@ -138,8 +137,6 @@ class CheckpointKeeper:
             **{f"{self.prefix}{name}": partial(save_tensors, content) for name, content in tensors.items()},
         }
         replace_files(self.directory, writers, removed=() if self.prefix else (ANOMALY, PROVENANCE))
-        if not self.prefix:
-            describe_model(self.directory.parent)
 
     def _start(self, engine: Workflow) -> None:
         self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,8 @@ def train(
     """
     from monai_diffae.data.failures import count_failures
 
-    values = {} if start_from is None else {"start_from": str(start_from)}
-    folder = run_training("train", bundle, cohort, out, training, **values)
+    given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
+    folder = run_training("train", bundle, training, given)
     failures = folder / "failures.csv"
     return TrainResult(folder, failures, count_failures(failures))
 
@@ -92,22 +92,18 @@ def train(
 def run_training(
     config: str,
     bundle: Path,
-    cohort: Path | None,
-    out: Path | None,
     training: Training,
+    given: Mapping[str, Path | None],
     watch: Callable[[ConfigWorkflow], object] | None = None,
-    **values: Any,
 ) -> Path:
     """Run one of a bundle's training configurations.
 
     Args:
         config: the name of a file in the bundle's ``configs``, without ``.json``.
         bundle: the bundle's folder.
-        cohort: the data; None: what the configuration names.
-        out: the folder of the results; None: what the configuration names.
         training: the values and overlays that replace the configuration's.
+        given: files and folders by their keys, such as ``dataset_dir``; None: what the configuration names.
         watch: called with the run before it trains, for example to attach handlers to its trainer.
-        values: values of further keys.
 
     Returns:
         The folder of the results.
@@ -125,7 +121,7 @@ def run_training(
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
     from monai_diffae.apps.training.training_run import open_training_run
 
-    values = {"bundle_root": str(bundle), **_values(cohort, out, training), **values}
+    values = {"bundle_root": str(bundle), **_values(given, training)}
     run = open_training_run(file, training.overlays, values)
     try:
         run.workflow.initialize()
@@ -141,12 +137,12 @@ def run_training(
     return run.folder
 
 
-def _values(cohort: Path | None, out: Path | None, training: Training) -> dict[str, Any]:
+def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
     """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
     named = {
-        "dataset_dir": cohort, "output_dir": out, "seed": training.seed, "device": training.device,
-        "batch_size": training.batch_size, "workers": training.workers, "overwrite": training.overwrite or None,
+        **given, "seed": training.seed, "device": training.device, "batch_size": training.batch_size,
+        "workers": training.workers, "overwrite": training.overwrite or None,
     }  # fmt: skip
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in named.items() if value is not None}
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
-    return {**given, **columns, **training.overrides}
+    return {**{key: value for key, value in values.items() if value is not None}, **columns, **training.overrides}

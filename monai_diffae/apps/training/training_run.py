@@ -1,7 +1,5 @@
 """The run of a training configuration: the bundle's file, remembered settings, overlays and given values."""
 
-# tested in tests/apps/training/test_train.py
-
 from __future__ import annotations
 
 import json

@@ -75,7 +75,8 @@ def train_watched(
         training: how to train.
         stop: if it is set, the training saves a checkpoint at the next step and ends. While scans are read, it waits
             until they are read.
-        report: called from the training's thread every ``report_every`` steps and at the end of each epoch.
+        report: called from the training's thread every ``report_every`` steps and at the end of each epoch; its errors
+            end the training.
 
     Returns:
         The folder, and whether the training was stopped.
@@ -94,10 +95,10 @@ def train_watched(
         if report is not None:
             trainer.add_event_handler(TrainingEvents.STATISTICS, lambda engine: report(_report(engine)))
 
-    paths = [None if path is None else Path(path) for path in (cohort, out)]
-    values = {} if start_from is None else {"start_from": str(start_from)}
+    given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
+    paths = {key: None if path is None else Path(path) for key, path in given.items()}
     try:
-        folder = run_training("train", Path(bundle), *paths, training, watch, **values)
+        folder = run_training("train", Path(bundle), training, paths, watch)
     except TrainingStopped:
         return WatchedTraining(folders[0], is_stopped=True)
     return WatchedTraining(folder, is_stopped=False)
