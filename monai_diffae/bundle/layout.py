@@ -9,7 +9,7 @@ from pathlib import Path
 
 CONFIGS, MODELS = "configs", "models"
 
-TRAIN = "train.json"  # in ``CONFIGS``
+TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
