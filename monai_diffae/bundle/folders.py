@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from monai_diffae.bundle.config_values import references
+from monai_diffae.bundle.layout import ANOMALY
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, MachineError
@@ -112,9 +113,9 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy a trained model, and its first stage if it has one, from one ``models`` folder to another."""
+    """Copy a trained model, with its first stage and calibration if it has them, between ``models`` folders."""
     target.mkdir(exist_ok=True)
-    for name in ("model.pt", "config.json", "first_stage_model.pt", "first_stage_config.json"):
+    for name in ("model.pt", "config.json", "first_stage_model.pt", "first_stage_config.json", ANOMALY):
         if (source / name).is_file():  # without config.json, configs/train.json describes the model
             shutil.copy2(source / name, target / name)
 

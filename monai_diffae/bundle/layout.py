@@ -12,6 +12,7 @@ CONFIGS, MODELS = "configs", "models"
 TRAIN = "train.json"  # in ``CONFIGS``
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
+ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
