@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySettings
+from monai_diffae.bundle.anomaly_calibration import calibrate_trained
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, check_running_config, model_config, running_config
 from monai_diffae.bundle.first_stages import check_latent_image_size, load_first_stage, self_contained
@@ -19,9 +21,13 @@ from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.bundle.run_overrides import run_overrides
 
 __all__ = [
+    "Anomaly",
+    "AnomalyDetector",
+    "AnomalySettings",
     "OpenedCase",
     "TrainedBundle",
     "TrainedLatent",
+    "calibrate_trained",
     "check_image_size",
     "check_latent_image_size",
     "check_running_config",

@@ -20,7 +20,7 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
-from monai_diffae.metrics.anomaly import highest_mean, residual_spread, smoothed_residuals
+from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
 
 if TYPE_CHECKING:
     from monai_diffae.bundle.loading import TrainedBundle
@@ -38,7 +38,7 @@ class AnomalySettings:
             keeps less of the image.
         draws: noises per level.
         seed: random seed of the noise.
-        smoothing: standard deviation in voxels of the Gaussian that smooths residuals.
+        smoothing: standard deviation in voxels of the Gaussian that smooths residuals, and then maps.
         floor: share of the mean variance that is added to each voxel's.
         fraction: a score is the mean of this share of the voxels, those with the highest values.
     """
@@ -48,7 +48,7 @@ class AnomalySettings:
     seed: int = 0
     smoothing: float = 1.0
     floor: float = 0.1
-    fraction: float = 0.02
+    fraction: float = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class AnomalyDetector:
 
     The residual is the difference between an image and the model's estimate of it from its noised version and z_sem
     (:func:`~monai_diffae.inferers.noised_images.estimate_from_noised`). A map is the smoothed residual divided by its
-    root mean square over held-out cases, voxel by voxel.
+    root mean square over held-out cases, voxel by voxel, and smoothed again.
 
     Attributes:
         settings: how residuals become maps and scores.
@@ -147,7 +147,7 @@ class AnomalyDetector:
     def __call__(self, case: OpenedCase) -> Anomaly:
         """The anomaly map, score and p-value of a case."""
         reconstruction, residuals = image_residuals(case.trained, case.images, case.z_sem, self.settings)
-        maps = residuals / self.spread.to(residuals.device)
+        maps = anomaly_maps(residuals, self.spread.to(residuals.device), self.settings.smoothing)
         scores = highest_mean(maps, self.settings.fraction)
         return Anomaly(maps, float(scores.max()), self._p_value(scores), reconstruction, self)
 

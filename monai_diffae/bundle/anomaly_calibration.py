@@ -38,12 +38,11 @@ def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
     files: dict[str, dict[str, str]] = {}  # by patient and scan; the draw must not depend on the folders in a path
     for case in cases:
         files.setdefault(case.patient, {})[str(case.images)] = case.file
-    ranked = sorted(
-        (turn, seed_of(seed, patient), scan)
-        for patient, own in files.items()
-        for turn, scan in enumerate(sorted(own, key=lambda scan, own=own: (seed_of(seed, own[scan]), scan)))
-    )
-    drawn = {scan for _, _, scan in ranked[:limit]}
+    ranked: list[tuple[int, int, str]] = []
+    for patient, own in files.items():
+        order = sorted((seed_of(seed, file), scan) for scan, file in own.items())
+        ranked += [(turn, seed_of(seed, patient), scan) for turn, (_, scan) in enumerate(order)]
+    drawn = {scan for _, _, scan in sorted(ranked)[:limit]}
     return [case for case in cases if str(case.images) in drawn]
 
 
@@ -70,7 +69,7 @@ def fit_detector(
     if len(cases) < 2 or patients.max() == 0:
         raise CohortError("calibration needs held-out cases of at least 2 patients; give more patients")
     residuals = torch.cat([_residual(trained, image, encoder_image, settings) for image, encoder_image in images])
-    maps = cross_fitted_maps(residuals, patients.tolist(), settings.floor)
+    maps = cross_fitted_maps(residuals, patients.tolist(), settings.floor, settings.smoothing)
     scans = np.unique([str(case.images) for case in cases], return_inverse=True)[1]
     if scans.max() + 1 < _FEWEST_SCANS:
         logger.warning(

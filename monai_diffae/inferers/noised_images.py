@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.diffusion.integration import evaluate
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
@@ -64,15 +63,17 @@ def estimate_from_noised(
     timesteps = [max(round(level * schedule.num_train_timesteps) - 1, 0) for level in noise_levels]
     noises = {t: image_noise(shape, seed_of(seed, t), list(range(draws))).to(images.device) for t in timesteps}
 
-    def estimate(image: Tensor, z: Tensor) -> Tensor:
+    def estimate(image: Tensor, code: Tensor) -> Tensor:
         x_0 = image if first_stage is None else first_stage.encode(image)
-        sums = []
+        total = torch.zeros_like(image, dtype=torch.float32)
         for t, noise in noises.items():
             for eps in noise.split(images_at_once(shape[1:])):
-                x_t = schedule.q_sample(x_0.expand_as(eps), eps, torch.full((len(eps),), t))
-                codes = z.to(dtype).expand(len(eps), -1)
-                x = evaluate(lambda x, t, z=codes: network(x.to(dtype), t, z), schedule, x_t, t, inferer.clip_range).x0
-                sums.append((x if first_stage is None else first_stage.decode(x)).sum(dim=0, keepdim=True))
-        return torch.stack(sums).sum(dim=0) / (draws * len(noises))
+                timesteps, codes = torch.full((len(eps),), t, device=eps.device), code.to(dtype).expand(len(eps), -1)
+                x_t = schedule.q_sample(x_0.expand_as(eps), eps, timesteps)
+                output = network(x_t.to(dtype), timesteps, codes)
+                estimates, _ = schedule.to_x0_eps(output, x_t, timesteps, inferer.clip_range)
+                decoded = estimates if first_stage is None else first_stage.decode(estimates)
+                total += decoded.sum(dim=0, keepdim=True)
+        return total / (draws * len(noises))
 
-    return torch.cat([estimate(image, z) for image, z in zip(images.split(1), z_sem.split(1), strict=True)])
+    return torch.cat([estimate(image, code) for image, code in zip(images.split(1), z_sem.split(1), strict=True)])

@@ -43,8 +43,8 @@ def residual_spread(mean_squares: Tensor, floor: float) -> Tensor:
         (1, *S), above 0.
 
     Example:
-        >>> residual_spread(torch.full((1, 8, 8), 3.0), floor=1 / 3).max()
-        tensor(2.)
+        >>> round(float(residual_spread(torch.full((1, 8, 8), 3.0), floor=1 / 3).max()), 4)
+        2.0
     """
     variance = _smoothed(mean_squares[None], _SPREAD_SIGMA)[0]
     # at the border, MONAI's filter averages with zeros from outside
@@ -52,8 +52,18 @@ def residual_spread(mean_squares: Tensor, floor: float) -> Tensor:
     return (variance + floor * variance.mean()).clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
 
 
-def cross_fitted_maps(residuals: Tensor, groups: Sequence[int], floor: float) -> Tensor:
-    """Divide each residual by a spread that was fitted without its own group, such as its patient.
+def anomaly_maps(residuals: Tensor, spread: Tensor, sigma: float) -> Tensor:
+    """Residuals (N, 1, *S) divided by their spread (1, *S), smoothed once more.
+
+    Example:
+        >>> anomaly_maps(torch.full((1, 1, 8, 8), 3.0), torch.full((1, 8, 8), 1.5), sigma=0).max()
+        tensor(2.)
+    """
+    return _smoothed(residuals / spread, sigma)
+
+
+def cross_fitted_maps(residuals: Tensor, groups: Sequence[int], floor: float, sigma: float) -> Tensor:
+    """The :func:`anomaly_maps` of cases, each with a spread that was fitted without its own group, such as its patient.
 
     The values are then those of unseen cases. With a spread that was fitted to the cases themselves, their values would
     be too low, and every new case would look unusual.
@@ -62,13 +72,14 @@ def cross_fitted_maps(residuals: Tensor, groups: Sequence[int], floor: float) ->
         residuals: (n, 1, *S) of normal cases.
         groups: the group of each case; at least two groups.
         floor: as for :func:`residual_spread`.
+        sigma: as for :func:`anomaly_maps`.
 
     Returns:
         (n, 1, *S).
 
     Example:
-        >>> maps = cross_fitted_maps(torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4), [0, 1], floor=0.0)
-        >>> maps[:, 0, 0, 0]
+        >>> residuals = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+        >>> cross_fitted_maps(residuals, [0, 1], floor=0, sigma=0)[:, 0, 0, 0]
         tensor([0.5000, 2.0000])
     """
     members = torch.tensor(groups, device=residuals.device)
@@ -77,7 +88,7 @@ def cross_fitted_maps(residuals: Tensor, groups: Sequence[int], floor: float) ->
     for group in members.unique():
         own = members == group
         others = (total - squares[own].sum(dim=0, dtype=torch.float64)).clamp(min=0) / (~own).sum()
-        maps[own] = residuals[own] / residual_spread(others.float(), floor)
+        maps[own] = anomaly_maps(residuals[own], residual_spread(others.float(), floor), sigma)
     return maps
 
 
