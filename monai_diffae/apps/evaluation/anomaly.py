@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult, failed_cases, remove_images, run_once
-from monai_diffae.apps.settings import Choice, Reading, UnbatchedRun
+from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,19 @@ def anomaly(
     quantile: Annotated[float, Ge(0), Le(1)] = 0.99,
     num_pictures: Annotated[int, Ge(1)] = 8,
     choice: Choice = Choice(),
-    reading: Reading = Reading(),
+    columns: Columns = NONE_GIVEN,
     run: UnbatchedRun = UnbatchedRun(),
 ) -> AnomalyResult:
     """Show what is unusual inside scans: maps and masks in the scan's own space, scores with p-values, a picture.
 
     ``out/maps/<id>.nii.gz`` is the anomaly map (float32): how much a voxel differs from what the model expects, in
     units of the usual difference at this voxel. ``out/masks/<id>`` marks the voxels above the quantile (uint8, 1; 255
-    in the PNG of pictures). Both are 0 outside the model's field of view. ``anomaly.csv`` has one row per case, the
-    most unusual first: ``id``, ``score``, ``p_value``, ``mask_voxels`` and ``mask_mm3`` (empty for pictures).
-    ``anomaly.png`` shows the most unusual cases. The bundle must be calibrated, which training does: see ``calibrate``.
+    in the PNG of pictures). Both are 0 outside the model's field of view. A volume is one case with a 2D bundle, too:
+    its slices are put back into it, unless single slices are named as ``cases``.
+
+    ``anomaly.csv`` has one row per case, the most unusual first: ``id``, ``score``, ``p_value``, ``mask_voxels`` and
+    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. The bundle must be calibrated,
+    which training does: see ``calibrate``.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -74,7 +77,7 @@ def anomaly(
         quantile: A voxel belongs to the mask if its map is above this share of all voxels of the held-out cases.
         num_pictures: Cases in the picture.
         choice: Which cases; those that the bundle was trained on look more normal than new ones.
-        reading: How scans are read.
+        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         run: How the command runs.
 
     Returns:
@@ -91,15 +94,21 @@ def anomaly(
         ...
         monai_diffae.errors.ConfigError: quantile: 2 is above 1
     """
-    from monai_diffae.apps.evaluation.anomaly_maps import AnomalyMaps
+    from monai_diffae.apps.evaluation.anomaly_maps import AnomalyMaps, whole_scans
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle.anomaly import AnomalyDetector
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.bundle.layout import ANOMALY, MODELS
 
-    session = Session.open(bundle, cohort, reading=reading, run=run.batched)
+    session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = AnomalyDetector.load(session.trained)
-    cases = session.choose(choice)
+    if choice.cases:
+        cases, failures = session.choose(choice), []
+    else:
+        cases, failures = (
+            whole_scans(session.choose(Choice(split=choice.split)))[: choice.limit],
+            session.cohort.failures,
+        )
     calibration = file_checksum(bundle / MODELS / ANOMALY)
     made_from = session.made_from(
         cases, decodes=False, calibration=calibration, quantile=quantile, num_pictures=num_pictures
@@ -107,11 +116,9 @@ def anomaly(
     results = [out / name for name in ("anomaly.csv", "anomaly.png", "maps", "masks")]
 
     def make() -> Mapping[str, Any]:
-        read = session.read(cases, out, named=bool(choice.cases))
         for folder in results[2:]:
             remove_images(folder)
-        num_unusual = AnomalyMaps(session.trained, detector, out, quantile, num_pictures).run(read.cases)
-        return {"num_cases": len(read.cases), "num_unusual": num_unusual, "num_failed": len(read.failures)}
+        return AnomalyMaps(session, detector, out, quantile, num_pictures).run(cases, failures)
 
     figures, skipped = run_once(out / "anomaly.json", results, made_from, make, overwrite=run.overwrite)
-    return AnomalyResult(out, figures["num_cases"], figures["num_unusual"], figures["num_failed"], skipped)
+    return AnomalyResult(out, **figures, skipped=skipped)

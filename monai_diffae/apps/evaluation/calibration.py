@@ -49,7 +49,7 @@ def calibrated(
     if existing is not None and existing.settings == settings and made_from.items() <= existing.made_from.items():
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         return path, existing, True
-    read = session.read(cases, failures.parent, failures.name, named=True)
+    read = session.read(cases, failures.parent, failures.name)
     text = f"calibrating with {len(read.cases)} cases"
     items = (read.dataset[i] for i in track(range(len(read.cases)), text))
     images = ((item["image"], item[session.encoder_key]) for item in items)
