@@ -47,7 +47,7 @@ class AnomalySettings:
     draws: int = 8
     seed: int = 0
     smoothing: float = 1.0
-    floor: float = 0.1
+    floor: float = 1.0
     fraction: float = 0.01
 
 
