@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from monai_diffae.bundle.config_values import references
+from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.layout import ANOMALY
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_json
@@ -90,9 +91,13 @@ def check_new_folder(directory: str | Path) -> None:
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
-    """Complete an output folder to a bundle, unless it is the bundle: with configurations, docs and licence."""
+    """Complete an output folder to a bundle, unless it is the bundle: with configurations, docs and licence.
+
+    Its ``inference.json`` then describes the trained model.
+    """
     if Path(bundle_root).resolve() != Path(output_dir).resolve():
         _copy_static(Path(bundle_root), Path(output_dir))
+        describe_model(output_dir)
 
 
 def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:
@@ -102,6 +107,7 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     """
     _copy_static(Path(bundle_root), folder)
     copy_model(Path(output_dir) / "models", folder / "models")
+    describe_model(folder)
     for file in (folder / "configs").rglob("*"):
         if file.is_file() and file.suffix != ".json":
             file.unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CONFIGS, MODELS = "configs", "models"
 
-TRAIN = "train.json"  # in ``CONFIGS``
+TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
 ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated

@@ -15,7 +15,7 @@ from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_EVALUATOR = ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")
+_EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "evaluator")
 _ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets them as arguments, or needs none
 
 

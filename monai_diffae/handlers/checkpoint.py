@@ -16,6 +16,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import nn
 
+from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents, diverged
@@ -122,6 +123,8 @@ class CheckpointKeeper:
             meta = {"_meta_": {"data_fingerprint": self.fingerprint}} if self.fingerprint else {}
             text = json.dumps({**meta, **self.model_config}, indent=2) + "\n"
             write_atomic(self.config, lambda target: target.write_text(text))
+            if self.config.name == CONFIG:
+                describe_model(self.config.parents[1])
             self._has_saved = True
         contents = {self.model: self.ema.network.state_dict(), self.checkpoint: checkpoint}
         # The checkpoint is written last: a training that is killed between the two repeats its last steps. The first
