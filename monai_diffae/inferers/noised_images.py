@@ -27,8 +27,8 @@ def estimate_from_noised(
     """Estimate each image from noisy versions of itself and its z_sem.
 
     The network's x0 at one noise level is the mean of all images that fit the noisy image and z_sem. So one evaluation
-    gives what the mean over many sampled reconstructions would approach. Conditioned DDPMs (Behrendt et al. 2025) and
-    ANDi (Frotscher et al. 2024) use it in place of AnoDDPM's sampling (Wyatt et al. 2022).
+    gives what the mean over many sampled reconstructions would approach. Conditioned DDPMs (Behrendt et al., arXiv
+    2312.04215) and ANDi (Frotscher et al., arXiv 2312.01904) use it in place of AnoDDPM's sampling (Wyatt et al. 2022).
 
     An image is processed on its own, so its estimate is the same to the bit whatever the other images are.
 
