@@ -35,7 +35,7 @@ def silence_monai_label() -> None:
     """Keep MONAI Label from logging ids and paths, in the server and in its jobs; not if this package debugs."""
     if logging.getLogger("monai_diffae").level == logging.DEBUG:
         return
-    for name in ("monailabel", "dicomweb_client"):
+    for name in ("monailabel", "dicomweb_client", "timeloop"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("__main__").setLevel(logging.CRITICAL)  # a job is started as MONAI Label's module
 

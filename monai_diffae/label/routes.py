@@ -68,7 +68,7 @@ def _in_thread(
         return await to_thread.run_sync(run, arguments, limiter=limiter[0])
 
     call.__name__, call.__doc__ = endpoint.__name__, endpoint.__doc__
-    call.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined] # FastAPI reads it
+    call.__signature__ = inspect.signature(endpoint, eval_str=True)  # type: ignore[attr-defined] # for FastAPI
     return call
 
 

@@ -30,7 +30,7 @@ FROM_VIEWERS = frozenset({
 
 FROM_MONAI_LABEL = frozenset({
     "model", "image", "description", "session", "session_id", "device", "logging", "timeout", "images", "multi_gpu",
-    "gpus", "save_label", "label_tag", "max_workers", "max_batch_size", "local_rank", "_id", "_image_id",
+    "gpus", "save_label", "label_tag", "max_workers", "max_batch_size", "local_rank", "_id", "_image_id", "image_id",
 })  # fmt: skip
 """What MONAI Label itself adds to a request, in batch inference too."""
 
@@ -111,7 +111,7 @@ class DiffAETask(InferTask):
         labels: Mapping[str, int] | None = None,
         makes_image: bool = True,
     ) -> None:
-        description = (inspect.getdoc(function) or "").partition("\n")[0]
+        description = (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")
         super().__init__(
             type=type,
             labels=dict(labels or {}),
