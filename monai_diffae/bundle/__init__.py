@@ -15,9 +15,11 @@ from monai_diffae.bundle.latent_ddim import (
     set_statistics,
 )
 from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
+from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.bundle.run_overrides import run_overrides
 
 __all__ = [
+    "OpenedCase",
     "TrainedBundle",
     "TrainedLatent",
     "check_image_size",

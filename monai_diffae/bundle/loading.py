@@ -19,6 +19,7 @@ from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_values import check_device, check_rules
 from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
@@ -107,9 +108,37 @@ class TrainedBundle:
         return int(self.network.z_channels)  # type: ignore[arg-type]
 
     @property
+    def encoder_key(self) -> str:
+        """The key of the image that the encoder sees; the decoder reconstructs ``"image"``."""
+        return str(self.config.get("encoder_key", "image"))
+
+    @property
     def image_keys(self) -> list[str]:
         """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
+
+    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> OpenedCase:
+        """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
+
+        Args:
+            image: a path; a list of paths, the channels of one image; an array ``[C, *S]``; a MetaTensor, which brings
+                its affine; or a mapping from image keys to one of these, for bundles with several images. A 2D image
+                has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
+                ``slice_step`` select.
+            slice: for a volume in a 2D bundle: this slice only, counted as for
+                :func:`~monai_diffae.data.slices.slice_volume`.
+            id: the case's id; None: the file's name without its suffix, or ``""``.
+
+        Raises:
+            ScanError: the scan cannot be used.
+            ConfigError: the image keys or ``slice`` do not fit the bundle, or its preprocessing cannot be inverted.
+
+        Example:
+            >>> trained = load_bundle("my_model")  # doctest: +SKIP
+            >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
+            >>> case.write("reconstructed.nii.gz", case.back(case.reconstruct("z_sem")))  # doctest: +SKIP
+        """
+        return open_case(self, image, slice=slice, id=id)
 
 
 def grid_affine(config: Mapping[str, Any]) -> NDArray[np.float64] | None:

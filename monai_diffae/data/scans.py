@@ -20,7 +20,8 @@ from PIL import Image
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import Header, Scan, problem
-from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume, to_ras
+from monai_diffae.data.scan_checks import fit_scan
+from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 
 __all__ = [
@@ -79,12 +80,9 @@ def read_scan(
         >>> scan.array.shape, scan.spacing_mm
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
-    path = Path(path)
+    path = _as_path(path)
     scan = _guarded(path, lambda p: _format(p)[0](p))
-    scan = _fit_dims(path, scan, spatial_dims)
-    scan.array = _fit_channels(path, scan.array, channels)
-    scan.array = _fit_values(path, scan.array, nonfinite)
-    return scan
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite)
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -109,7 +107,7 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
         ...     read_geometry(path)
         ((4, 5, 6), (1.0, 1.0, 3.0))
     """
-    path = Path(path)
+    path = _as_path(path)
     header = _guarded(path, lambda p: _format(p)[1](p))
     spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:
@@ -190,6 +188,12 @@ def scan_suffix(path: str | os.PathLike[str]) -> str:
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    if not os.fspath(path):  # Path("") would be the working directory
+        raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
+    return Path(path)
+
+
 def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header]]:
     """The functions that read a file's scan and its header, after the checks that do not depend on the format."""
     folder, uid = dicom.split_series(path)
@@ -230,44 +234,3 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
         raise problem(
             path, f"it cannot be read ({type(error).__name__}: {error})", "copy or export it again"
         ) from error
-
-
-def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
-    if scan.spatial_dims == 3:
-        flat = flat_axis(to_ras(scan).array.shape[1:]) if 1 in scan.array.shape[1:] else None
-        scan = slice_volume(scan, flat, 0) if flat else scan
-    if spatial_dims == 2 and scan.spatial_dims == 3:
-        sizes = " x ".join(map(str, scan.array.shape[1:]))
-        raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")
-    if spatial_dims == 3 and scan.spatial_dims == 2:
-        sizes = " x ".join(map(str, scan.array.shape[1:]))
-        raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", "give the whole series, or use a 2D model")
-    return scan
-
-
-def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None) -> NDArray[np.float32]:
-    # JPEG may round the three channels of a grey picture differently
-    if len(array) == 3 and channels in (None, 1) and float(np.ptp(array, axis=0).max()) <= 2:
-        array = array[:1]
-    if channels is not None and len(array) != channels:
-        colour = " (colour)" if len(array) == 3 else ""
-        raise problem(
-            path, f"it has {len(array)} channels{colour}, expected {channels}", "convert it, or train a model for them"
-        )
-    return array
-
-
-def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: Literal["error"] | float) -> NDArray[np.float32]:
-    num_bad = array.size - int(np.isfinite(array).sum())
-    if num_bad and nonfinite == "error":
-        raise problem(
-            path, f"{num_bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value"
-        )
-    if num_bad:
-        logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
-        array = np.where(np.isfinite(array), array, np.float32(nonfinite))
-    if array.min() == array.max():
-        raise problem(
-            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export, or omit it"
-        )
-    return array

@@ -11,7 +11,7 @@ from pathlib import Path
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.scans import read_shape
-from monai_diffae.data.slices import AXES, Axis
+from monai_diffae.data.slices import AXES, Axis, check_axis
 from monai_diffae.errors import ConfigError, ScanError
 
 LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
@@ -40,11 +40,8 @@ def expand_slices(
     Raises:
         ConfigError: the axis, range or step is invalid.
     """
-    low, high = range
-    if axis not in AXES:
-        raise ConfigError(f"axis: '{axis}' is not one of {', '.join(AXES)}")
-    if not 0 <= low < high <= 1 or step < 1:
-        raise ConfigError(f"slices: range {tuple(range)} must lie within 0..1, and step {step} must be at least 1")
+    check_axis(axis)
+    slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
     expanded: list[Case] = []
     failures: list[Failure] = []
     for case in cases:
@@ -57,11 +54,31 @@ def expand_slices(
         if len(shape) == 2:
             expanded.append(case)
             continue
-        length = shape[AXES[axis]]
-        first, stop = math.floor(low * length), math.ceil(high * length)
-        for k in itertools.islice(itertools.count(first, step), math.ceil((stop - first) / step)):
+        for k in slice_indices(shape[AXES[axis]], range, step):
             expanded.append(replace(case, id=f"{case.id}_{LETTERS[axis]}{k:03d}", slice_index=k))
     return expanded, failures
+
+
+def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: int = 1) -> list[int]:
+    """The slices of a volume that a part of its axis covers.
+
+    Args:
+        length: the number of slices of the volume.
+        range: the part of the axis to use: (0.25, 0.75) is the middle half.
+        step: use every ``step``-th slice of that part.
+
+    Raises:
+        ConfigError: the range or step is invalid.
+
+    Example:
+        >>> slice_indices(10, (0.25, 0.75), 2)
+        [2, 4, 6]
+    """
+    low, high = range
+    if not 0 <= low < high <= 1 or step < 1:
+        raise ConfigError(f"slices: range {tuple(range)} must lie within 0..1, and step {step} must be at least 1")
+    first, stop = math.floor(low * length), math.ceil(high * length)
+    return list(itertools.islice(itertools.count(first, step), math.ceil((stop - first) / step)))
 
 
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats.scan import Scan
 from monai_diffae.errors import ConfigError, ScanError
+
+T = TypeVar("T", bound=np.generic)
 
 Axis = Literal["axial", "coronal", "sagittal"]
 AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -50,8 +52,7 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
                [16.,  4.],
                [12.,  0.]], dtype=float32)
     """
-    if axis not in AXES:
-        raise ConfigError(f"axis: '{axis}' is not one of {', '.join(AXES)}")
+    check_axis(axis)
     if scan.spatial_dims != 3:
         raise ScanError("a 2D image has no slices")
     volume = to_ras(scan)
@@ -69,6 +70,62 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     corner[normal] = index
     slice_affine[:, 3] = affine @ corner
     return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality)
+
+
+def insert_slices(
+    background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
+) -> NDArray[T]:
+    """Put slices back into a volume: the inverse of :func:`slice_volume`.
+
+    Args:
+        background: a volume ``[C, X, Y, Z]`` in the voxel order of the source; it is not modified.
+        affine: the source's affine, 4x4.
+        axis: the direction in which the slices are stacked.
+        slices: slices ``[C, H, W]`` as :func:`slice_volume` orients them, by their index.
+
+    Returns:
+        A copy of ``background``, ``[C, X, Y, Z]``, in which the slices replace the volume's own.
+
+    Raises:
+        ConfigError: the axis is unknown, there is no such slice, or a slice has another size than the volume's own.
+
+    Example:
+        >>> volume = Scan(np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), np.diag([1.0, -1, 1, 1]))
+        >>> slices = {k: slice_volume(volume, "axial", k).array for k in (0, 2, 3)}
+        >>> insert_slices(np.zeros_like(volume.array), volume.affine, "axial", slices)[0, 1, 2]
+        array([20.,  0., 22., 23.], dtype=float32)
+    """
+    check_axis(axis)
+    canonical = nib.orientations.io_orientation(np.eye(4))
+    orientation = nib.orientations.io_orientation(affine)
+    volume = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in background])
+    size = (len(volume), *slice_shape(volume.shape[1:], axis))
+    along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
+    for index, plane in slices.items():
+        if not 0 <= index < along.shape[1] or plane.shape != size:
+            raise ConfigError(
+                f"slice {index} of size {list(plane.shape)} does not fit into the volume, which has {along.shape[1]} "
+                f"{axis} slices of size {list(size)}; give slices of this volume"
+            )
+        along[:, index] = plane.swapaxes(1, 2)[:, ::-1, ::-1]
+    back = nib.orientations.ornt_transform(canonical, orientation)
+    return np.stack([nib.orientations.apply_orientation(channel, back) for channel in volume])
+
+
+def slice_count(scan: Scan, axis: Axis) -> int:
+    """The number of slices of a volume along an axis.
+
+    Example:
+        >>> slice_count(Scan(np.zeros((1, 2, 3, 4), np.float32), np.eye(4)[[1, 0, 2, 3]]), "coronal")
+        2
+    """
+    return int(scan.array.shape[1 + ras_axes(scan.affine).index(AXES[axis])])
+
+
+def check_axis(axis: str) -> None:
+    """Raise a ConfigError if ``axis`` is not one of :data:`AXES`."""
+    if axis not in AXES:
+        raise ConfigError(f"axis: '{axis}' is not one of {', '.join(AXES)}")
 
 
 def flat_axis(shape: Sequence[int]) -> Axis | None:

@@ -14,6 +14,7 @@ different image. :func:`refined_inversion` handles these images by solving the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -114,7 +115,9 @@ def refined_inversion(
     tolerance: float,
     order: int = 3,
     clip_range: ClipRange = None,
-) -> tuple[Tensor, Tensor]:
+    max_evaluations: int | None = None,
+    decode_evaluations: int = 0,
+) -> tuple[Tensor, Tensor] | None:
     """x_T (1, C, *S) of one image for which :func:`implicit_inversion` was not exact enough, and its decoded x0.
 
     A step of :func:`~monai_diffae.diffusion.solvers.adams` from level t_k down to t_(k-1) uses the network's
@@ -132,10 +135,18 @@ def refined_inversion(
         tolerance: stop when the mean squared error of the decoded x0 is at most this, or after :data:`SWEEPS` sweeps.
         order: order of the decoder's steps: 3 for ``adams``, 1 for ``ddim``.
         clip_range: as for decoding.
+        max_evaluations: stop before more network evaluations than this are made, those of ``decode`` included; None:
+            no such limit. With less than four evaluations per level, no sweep can be completed.
+        decode_evaluations: network evaluations of one call of ``decode``.
 
     Returns:
-        x_T of the sweep with the smallest error, and the x0 that it decodes to.
+        x_T of the sweep with the smallest error, and the x0 that it decodes to; None if ``max_evaluations`` does not
+        allow a single sweep.
     """
+    num_steps = len(levels) - 1
+    remaining = math.inf if max_evaluations is None else max_evaluations - 2 * num_steps  # used before the first sweep
+    if remaining < num_steps + decode_evaluations:
+        return None
     path = [x0]  # x at each level
     implicit_inversion(
         denoise, schedule, x0, levels, order=order, clip_range=clip_range, callback=lambda _, __, x: path.append(x)
@@ -150,15 +161,20 @@ def refined_inversion(
             def step_up(
                 x: Tensor, k: int = k, t: int = t, t_next: int = t_next, above: list[Evaluation] = above
             ) -> Tensor:
+                nonlocal remaining
+                remaining -= 1
                 evaluations[k] = evaluate(denoise, schedule, x, t_next, clip_range)
                 return interpolated_step(schedule, path[k], t, t_next, [evaluations[k], *above], parameterisation)
 
+            reserved = num_steps - 1 - k + decode_evaluations  # so that each sweep is completed and decoded
             path[k + 1] = fixed_point(
-                step_up, path[k + 1], tolerance=STEP_TOLERANCE * tolerance, max_evaluations=STEP_EVALUATIONS
-            )
+                step_up, path[k + 1], tolerance=STEP_TOLERANCE * tolerance,
+                max_evaluations=int(min(STEP_EVALUATIONS, remaining - reserved)),
+            )  # fmt: skip
         decoded = decode(path[-1])
+        remaining -= decode_evaluations
         sweeps.append((float((decoded - x0).square().mean()), path[-1], decoded))
-        if sweeps[-1][0] <= tolerance:
+        if sweeps[-1][0] <= tolerance or remaining < num_steps + decode_evaluations:
             break
     _, x_T, decoded = min(sweeps, key=lambda sweep: sweep[0])
     return x_T, decoded

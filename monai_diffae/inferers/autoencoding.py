@@ -97,6 +97,11 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError(f"invert_tolerance is {invert_tolerance!r}; it must be a number above 0, or null")
         if type(clip) is not bool:
             raise ConfigError(f"clip is {clip!r}; it must be true or false")
+        self._arguments = {
+            "schedule": schedule, "solver": solver, "steps": steps, "invert_steps": invert_steps,
+            "inversion": inversion, "invert_tolerance": invert_tolerance, "spacing": spacing, "clip": clip,
+            "batch_size": batch_size, "first_stage": first_stage,
+        }  # fmt: skip
         self.schedule = schedule
         self.solver = find_solver(solver)
         facts = solver_facts(self.solver)
@@ -154,6 +159,19 @@ class DiffusionAutoencoderInferer(Inferer):
         (z_sem,) = self._in_batches(run, network, images)
         return z_sem
 
+    def replace(self, **arguments: Any) -> DiffusionAutoencoderInferer:
+        """Return an inferer with other values for some of the constructor's arguments.
+
+        Raises:
+            ConfigError: a value cannot be used.
+
+        Example:
+            >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), steps=20)
+            >>> inferer.replace(steps=5).invert_steps
+            5
+        """
+        return type(self)(**{**self._arguments, **arguments})
+
     @torch.no_grad()
     def invert(
         self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
@@ -207,7 +225,12 @@ class DiffusionAutoencoderInferer(Inferer):
 
     @torch.no_grad()
     def round_trip(
-        self, images: Tensor, network: nn.Module, z_sem: Tensor | None = None, callback: StepCallback | None = None
+        self,
+        images: Tensor,
+        network: nn.Module,
+        z_sem: Tensor | None = None,
+        callback: StepCallback | None = None,
+        max_evaluations: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Invert images and decode them again; refine x_T of those images that are not reproduced.
 
@@ -220,6 +243,9 @@ class DiffusionAutoencoderInferer(Inferer):
             network: the trained autoencoder.
             z_sem: (B, Z); None: computed from the images.
             callback: called after each step of inversion and of decoding, but not during a refinement.
+            max_evaluations: most network evaluations for refining one image; None: no limit, 0: no refinement. They
+                bound its time whatever the machine. If they do not suffice, the best x_T so far is returned, and the
+                warning is logged.
 
         Returns:
             x_T, and the reconstruction (B, C, *S).
@@ -229,9 +255,11 @@ class DiffusionAutoencoderInferer(Inferer):
             x_0, denoise = self._from_images(images), _denoiser(network, z_sem)
             x_T = self._inverted(x_0, denoise, callback)
             decoded = self._decoded(x_T, denoise, callback)
-            x_T, decoded = self._refined(x_0, z_sem, x_T, decoded, network)
+            x_T, decoded = self._refined((x_0, z_sem), x_T, decoded, network, max_evaluations)
             return x_T, self._to_images(decoded)
 
+        if max_evaluations is not None and (type(max_evaluations) is not int or max_evaluations < 0):
+            raise ConfigError(f"max_evaluations is {max_evaluations!r}; it must be a whole number, at least 0, or null")
         z_sem = self.encode(images, network) if z_sem is None else z_sem
         x_T, reconstruction = self._in_batches(run, network, images, z_sem)
         return x_T, reconstruction
@@ -303,9 +331,23 @@ class DiffusionAutoencoderInferer(Inferer):
         return x_0
 
     def _refined(
-        self, x_0: Tensor, z_sem: Tensor, x_T: Tensor, decoded: Tensor, network: nn.Module
+        self,
+        target: tuple[Tensor, Tensor],
+        x_T: Tensor,
+        decoded: Tensor,
+        network: nn.Module,
+        max_evaluations: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """x_T and its decoded x_0; images whose error is above the tolerance are inverted again, one by one."""
+        """x_T and its decoded x_0; images whose error is above the tolerance are inverted again, one by one.
+
+        Args:
+            target: x_0 and its z_sem.
+            x_T: the first inversion's x_T.
+            decoded: what it decodes to.
+            network: the trained autoencoder.
+            max_evaluations: as for :meth:`round_trip`.
+        """
+        x_0, z_sem = target
         tolerance = self.invert_tolerance
         if tolerance is None or self.inversion == "ddim":
             return x_T, decoded
@@ -313,10 +355,14 @@ class DiffusionAutoencoderInferer(Inferer):
         levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
         for i in (~(errors <= tolerance)).nonzero().flatten().tolist():
             denoise = _denoiser(network, z_sem[i : i + 1])
-            new_x_T, new_decoded = refined_inversion(
+            refined = refined_inversion(
                 denoise, partial(self._decoded, denoise=denoise), self.schedule, x_0[i : i + 1], levels,
                 tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
+                max_evaluations=max_evaluations, decode_evaluations=self.steps,
             )  # fmt: skip
+            if refined is None:  # there are too few evaluations for a refinement
+                continue
+            new_x_T, new_decoded = refined
             if (error := _mean_squares(new_decoded - x_0[i : i + 1])[0]) < errors[i]:
                 x_T[i], decoded[i], errors[i] = new_x_T[0], new_decoded[0], error
         if num_inexact := int((~(errors <= tolerance)).sum()):

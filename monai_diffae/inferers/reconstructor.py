@@ -21,10 +21,13 @@ class Reconstructor(Inferer):
     Args:
         inferer: encodes, inverts and decodes.
         mode: ``x_T`` decodes with each image's own inverted x_T (near-exact); ``z_sem`` with Gaussian noise.
-        seed: random seed of that noise, which is a function of the seed and the case's id.
+        seed: random seed of that noise, which is a function of the seed, the case's id and the number of the draw.
+        draws: in mode ``z_sem``, the reconstruction is the mean over this many decodings from different noise.
+        max_evaluations: in mode ``x_T``, most network evaluations for refining the inversion of one image; see
+            :meth:`DiffusionAutoencoderInferer.round_trip`.
 
     Raises:
-        ConfigError: the mode does not exist.
+        ConfigError: the mode does not exist, or ``draws`` is not a whole number, at least 1.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
@@ -35,10 +38,22 @@ class Reconstructor(Inferer):
         torch.Size([2, 1, 16, 16])
     """
 
-    def __init__(self, inferer: DiffusionAutoencoderInferer, mode: ReconstructionMode = "x_T", seed: int = 0) -> None:
+    def __init__(
+        self,
+        inferer: DiffusionAutoencoderInferer,
+        mode: ReconstructionMode = "x_T",
+        seed: int = 0,
+        draws: int = 1,
+        max_evaluations: int | None = None,
+    ) -> None:
         if mode not in ("x_T", "z_sem"):
             raise ConfigError(f"mode: '{mode}' is not one of x_T, z_sem")
+        if type(draws) is not int or draws < 1:
+            raise ConfigError(f"draws is {draws!r}; it must be a whole number, at least 1")
+        if mode == "x_T" and draws != 1:
+            raise ConfigError(f"draws is {draws}, but mode x_T has no noise; use 1, or mode z_sem")
         self.inferer, self.mode, self.seed = inferer, mode, seed
+        self.draws, self.max_evaluations = draws, max_evaluations
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -70,12 +85,18 @@ class Reconstructor(Inferer):
         """Decode z_sem (B, D) of images; the other arguments are those of a call.
 
         Returns:
-            The reconstructions (B, C, *S), and the x_T that they were decoded with.
+            The reconstructions (B, C, *S), and the x_T that they were decoded with; of several draws, the first.
         """
         if self.mode == "x_T":
-            x_T, decoded = self.inferer.round_trip(images, network, z_sem)
+            x_T, decoded = self.inferer.round_trip(images, network, z_sem, max_evaluations=self.max_evaluations)
             return decoded, x_T
         indices = [0] if ids is None else [seed_of(name) for name in ids]
-        noise = image_noise(self.inferer.x_T_shape(images.shape[1:]), self.seed, indices)
-        x_T = noise.to(images).expand(len(images), *noise.shape[1:])
-        return self.inferer.decode(z_sem, x_T, network), x_T
+        shape = self.inferer.x_T_shape(images.shape[1:])
+        # the first draw's noise is that of a single draw
+        rows = [[index, *(seed_of(index, "draw", draw) for draw in range(1, self.draws))] for index in indices]
+        noise = torch.stack([image_noise(shape, self.seed, row) for row in rows])
+        x_T = noise.to(images).expand(len(images), self.draws, *shape)
+        if self.draws == 1:
+            return self.inferer.decode(z_sem, x_T[:, 0], network), x_T[:, 0]
+        decoded = self.inferer.decode(z_sem.repeat_interleave(self.draws, dim=0), x_T.flatten(0, 1), network)
+        return decoded.unflatten(0, (len(images), self.draws)).mean(dim=1), x_T[:, 0]

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, CopyItemsd, EnsureTyped, InvertibleTransform
-from monai.transforms.utils import allow_missing_keys_mode
+from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
+from monai.utils import TraceKeys
 from numpy.typing import DTypeLike, NDArray
 
 from monai_diffae.data.scans import Scan, scan_suffix, write_scan
@@ -40,6 +41,7 @@ class NativeSpace:
 
     Attributes:
         image: MetaTensor float32 ``[C, *S]``, the model's input.
+        images: all preprocessed images of the item by key, among them ``image``.
         scan: the case's scan (or slice), ``[C, *native S]`` in its own units, with its affine.
         field: bool ``[*native S]``, True for voxels of the scan within the model's field of view.
         suffix: the suffix for files: ``.png`` for 8-bit PNG and JPEG with one or three channels, else ``.nii.gz``.
@@ -69,17 +71,22 @@ class NativeSpace:
         self.scan = scans[key]
         try:
             read_item: dict[Any, Any] = {**item, **{name: as_tensor(scan) for name, scan in scans.items()}}
-            self.image: MetaTensor = self._preprocessing(read_item, start=1)[key]
+            preprocessed: dict[Any, Any] = self._preprocessing(read_item, start=1)
         except Exception as error:  # MONAI wraps errors into others with many lines
             cause = find_diffae_error(error)
             if cause is None:
                 raise
             raise type(cause)(str(cause)) from error
+        self.images: dict[Any, MetaTensor] = {
+            name: value for name, value in preprocessed.items() if isinstance(value, MetaTensor)
+        }
+        self.image = self.images[key]
         # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
         self._weight = self._invert(self._spatial, torch.ones(self.image.shape))
         self.field: NDArray[np.bool_] = np.all(self._weight > 0.5, axis=0)
-        files = item[key] if isinstance(item[key], (list, tuple)) else [item[key]]
-        is_picture = scan_suffix(files[0]) in _PICTURES and len(self.scan.array) in (1, 3)
+        first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
+        is_file = isinstance(first, (str, os.PathLike))
+        is_picture = is_file and scan_suffix(first) in _PICTURES and len(self.scan.array) in (1, 3)
         self.suffix = ".png" if is_picture and self.scan.array.max() <= 255 else ".nii.gz"
 
     def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
@@ -102,26 +109,69 @@ class NativeSpace:
         offset = self._inside(torch.zeros(self.image.shape))
         return np.where(self.field, self._inside(difference) - offset, np.float32(0))
 
+    def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
+        """Convert maps in the model's grid, ``[C', *S]``, to ``[C', *native S]``; their values are not rescaled.
+
+        A map, such as a residual, has values of its own, so only the spatial transforms are inverted, with linear
+        interpolation. It is 0 outside the model's field of view.
+
+        Raises:
+            ConfigError: the size S is not that of the model's image.
+        """
+        self._check_size(maps)
+        inside = self._invert(self._spatial, maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
+        return np.where(self.field, inside, np.float32(0))
+
+    def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
+        """Convert masks or label maps in the model's grid, ``[C', *S]`` of 0 to 255, to uint8 ``[C', *native S]``.
+
+        Each voxel gets the nearest value. It is 0 outside the model's field of view.
+
+        Raises:
+            ConfigError: the size S is not that of the model's image, or the values are not whole numbers of 0 to 255.
+        """
+        self._check_size(masks)
+        labels = masks.to(torch.uint8)
+        if not bool((labels == masks).all()):
+            raise ConfigError("the mask has values that are not whole numbers of 0 to 255; threshold it, or use a map")
+        inside = self._invert(self._spatial, labels, nearest=True)
+        return np.where(self.field, np.round(inside).astype(np.uint8), np.uint8(0))
+
     def _inside(self, image: torch.Tensor) -> NDArray[np.float32]:
         """Convert an image; valid where ``field`` is True. Zeros from beyond a crop's edge are divided out."""
-        if image.shape != self.image.shape:
-            raise ConfigError(
-                f"the image has the size {list(image.shape)}, but the case's is {list(self.image.shape)}; give an "
-                "image that was decoded from this case"
-            )
+        self._check_size(image, channels=len(self.image))
         spatial = self._invert(self._spatial, image) / np.where(self.field, self._weight, np.float32(1))
         return self._invert(self._intensities, torch.from_numpy(spatial))
 
-    def _invert(self, transforms: Sequence[InvertibleTransform], image: torch.Tensor) -> NDArray[np.float32]:
+    def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
+        size = [len(image) if channels is None else channels, *self.image.shape[1:]]
+        if list(image.shape) != size:
+            raise ConfigError(
+                f"the image has the size {list(image.shape)}, but the case's is {size}; give an image that was "
+                "decoded from this case"
+            )
+
+    def _invert(
+        self, transforms: Sequence[InvertibleTransform], image: torch.Tensor, nearest: bool = False
+    ) -> NDArray[np.float32]:
         tensor = image.detach().to("cpu", torch.float32)
         plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
         # copies, because MONAI's inverses modify the records (ResizeWithPadOrCrop, SpatialResample)
         meta, operations = copy.deepcopy((self.image.meta, self.image.applied_operations))
+        operations = [_nearest(operation) for operation in operations] if nearest else operations
         item: dict[str, Any] = {self._key: MetaTensor(plain, meta=meta, applied_operations=operations)}
         with allow_missing_keys_mode(self._preprocessing):  # the item has only one of its images
             for transform in transforms:
                 item = transform.inverse(item)
         return np.asarray(item[self._key].as_tensor().numpy(), np.float32)
+
+
+def _nearest(operation: dict[str, Any]) -> dict[str, Any]:
+    """The record of a transform, so that its inverse takes the nearest value."""
+    nearest: dict[str, Any] = convert_applied_interp_mode(operation)
+    if nearest[TraceKeys.CLASS_NAME] == "Resize":  # torch's "nearest" is shifted by half a voxel, and kept for old code
+        nearest = convert_applied_interp_mode(operation, "nearest-exact")
+    return nearest
 
 
 def write_native(
@@ -131,7 +181,8 @@ def write_native(
 
     Args:
         path: ``.nii.gz`` or, for pictures, ``.png``: see :attr:`NativeSpace.suffix`.
-        array: ``[C, *native S]`` in the scan's units. For PNG, values are rounded and clipped to 0..255.
+        array: ``[C', *native S]`` in the scan's units, or a map with channels of its own. For PNG, values are rounded
+            and clipped to 0..255.
         scan: the scan. For a NIfTI volume, the new file gets the type, units and codes of the scan's file, and values
             that do not fit are clipped. Otherwise, if the scan has whole numbers, values are rounded and stored in the
             smallest of uint8, int16, uint16 and int32 that holds the scan and the array; else they are float32.
@@ -150,14 +201,14 @@ def write_native(
         ...     np.asarray(Image.open(path)).tolist()
         [[37, 37], [37, 37]]
     """
-    if array.shape != scan.array.shape:
+    if array.shape[1:] != scan.array.shape[1:]:
         sizes = f"{list(array.shape)}, but the scan's is {list(scan.array.shape)}"
         raise ConfigError(f"{Path(path).name}: the size is {sizes}; convert it to the scan's space first")
     if Path(path).suffix.lower() == ".png":
         return write_scan(path, array, value_range=(0, 255))
     without_geometry = scan.spatial_dims == 2 and np.array_equal(scan.affine, np.eye(4))  # pictures
     affine = None if without_geometry else scan.affine
-    header = scan.header
+    header = scan.header if len(array) == 1 else None
     if header is not None and dtype is not None:
         header = header.copy()
         header.set_data_dtype(dtype)

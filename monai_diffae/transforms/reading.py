@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,22 +14,28 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
 
+from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
+from monai_diffae.data.scan_checks import fit_scan, scan_of_array
 from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, ScanError
 
 
 class ReadScand(MapTransform):
     """Reads the scan under each key with all checks of :func:`~monai_diffae.data.scans.read_scan`.
 
     A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+). The files of a list of paths become
-    the channels of one image; they must have the same grid. If an item has ``"slice"``, that slice of the volume is
-    read, oriented for display. The result's metadata contain no path. For a 2D image, MONAI's affine has only the
-    spacing; the complete affine is ``meta["scan_affine"]``.
+    the channels of one image; they must have the same grid. In place of a path there may be an image in memory, which
+    passes the same checks: an array ``[C, *S]``, a MetaTensor, which brings its affine, or a
+    :class:`~monai_diffae.data.scans.Scan`. A 2D image has rows first (MONAI's own readers put columns first). If an
+    item has ``"slice"``, that slice of the volume is read, oriented for display. The result's metadata contain no path.
+    For a 2D image, MONAI's affine has only the spacing; the complete affine is ``meta["scan_affine"]``.
 
     Args:
-        keys: the keys of the paths.
+        keys: the keys of the paths or images.
         spatial_dims: the dimensions of the model, 2 or 3.
         channels: the number of channels that the model takes for each key.
         axis: the axis for ``item["slice"]``: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
@@ -68,27 +74,65 @@ class ReadScand(MapTransform):
 
     def read(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
         """Read the scan under each key."""
-        scans = {}
-        for key in self.key_iterator(dict(data)):
-            paths = [data[key]] if isinstance(data[key], (str, os.PathLike)) else list(data[key])
-            scans[key] = self._read(paths, data.get("slice"))
-        return scans
+        return {key: self._read(images, data.get("slice"), key) for key, images in self._channels(data)}
 
-    def _read(self, paths: Sequence[str], index: int | None) -> Scan:
-        dims = self.spatial_dims if index is None or self.spatial_dims == 3 else None
-        file_channels = self.channels if len(paths) == 1 else 1
+    def read_whole(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
+        """Read the scan under each key; volumes stay whole, also if the model is 2D."""
+        return {
+            key: self._joined(images, self._volumes(images, self._num_channels(images), key), key)
+            for key, images in self._channels(data)
+        }
+
+    def _channels(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
+        """Each key with the list of its images, which are the channels of one image if there are several."""
+        for key in self.key_iterator(dict(data)):
+            images = list(data[key]) if isinstance(data[key], (list, tuple)) else [data[key]]
+            if not images:
+                raise ScanError(f"{key}: the list of files is empty; give one file per channel")
+            yield str(key), images
+
+    def _num_channels(self, images: Sequence[Any]) -> int:
+        """The number of channels that each of the images must have."""
+        return self.channels if len(images) == 1 else 1
+
+    def _read(self, images: Sequence[Any], index: int | None, key: str) -> Scan:
+        num_channels = self._num_channels(images)
         if index is None or self.spatial_dims == 3:
-            scans = [read_scan(p, spatial_dims=dims, channels=file_channels, nonfinite=self.nonfinite) for p in paths]
+            scans = [self._scan(image, self.spatial_dims, num_channels, key) for image in images]
         else:
-            # a volume is read once for consecutive slices
-            files = _read_volume(tuple(map(str, paths)), _modification_time(paths), file_channels, self.nonfinite)
-            scans = [slice_volume(f, self.axis, int(index)) if f.spatial_dims == 3 else f for f in files]
-        scan = _stacked(paths, scans)
+            scans = [
+                slice_volume(volume, self.axis, int(index)) if volume.spatial_dims == 3 else volume
+                for volume in self._volumes(images, num_channels, key)
+            ]
+        return self._joined(images, scans, key)
+
+    def _joined(self, images: Sequence[Any], scans: Sequence[Scan], key: str) -> Scan:
+        """One scan of all channels."""
+        names = [str(image) if isinstance(image, (str, os.PathLike)) else key for image in images]
+        scan = _stacked(names, scans)
         if len(scan.array) != self.channels:
             raise problem(
-                paths[0], f"there are {len(paths)} files; expected {self.channels}", "give one file per channel"
+                names[0], f"there are {len(images)} files; expected {self.channels}", "give one file per channel"
             )
         return scan
+
+    def _volumes(self, images: Sequence[Any], num_channels: int, key: str) -> Sequence[Scan]:
+        """The scans whose slices are needed; files are read once for consecutive slices."""
+        if all(isinstance(image, (str, os.PathLike)) for image in images):
+            paths = tuple(map(str, images))
+            return _read_volume(paths, _modification_time(paths), num_channels, self.nonfinite)
+        return [self._scan(image, None, num_channels, key) for image in images]
+
+    def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str) -> Scan:
+        """Read or check one scan with all checks."""
+        if isinstance(image, (str, os.PathLike)):
+            return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite)
+        if isinstance(image, Scan):
+            return fit_scan(Path(key), replace(image), spatial_dims, channels, self.nonfinite)
+        array, affine = _array_in_memory(image, key)
+        return scan_of_array(
+            array, affine, name=key, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite
+        )
 
 
 ReadScanD = ReadScanDict = ReadScand
@@ -123,6 +167,29 @@ def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
         if not np.allclose(other.affine, first.affine, atol=0.01):
             raise problem(path, "its affine differs from the first channel's", "resample the channels to one grid")
     return replace(first, array=np.concatenate([s.array for s in scans]), header=None) if len(scans) > 1 else first
+
+
+def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
+    """The values of an array or tensor, and its affine if it has one."""
+    if isinstance(image, MetaTensor):
+        return image.as_tensor().detach().cpu().numpy(), _affine_in_memory(image)
+    if isinstance(image, torch.Tensor):
+        return image.detach().cpu().numpy(), None
+    if isinstance(image, np.ndarray):
+        return image, None
+    kind = type(image).__name__
+    raise ScanError(f"{key}: it is of type {kind}; give a path, a list of paths, an array or a MetaTensor [C, *S]")
+
+
+def _affine_in_memory(image: MetaTensor) -> NDArray[np.float64]:
+    """The affine (RAS+) of a MetaTensor that this class, or one of MONAI's readers, has made."""
+    if image.ndim == 3 and "scan_affine" in image.meta and not image.applied_operations:
+        return np.asarray(image.meta["scan_affine"], np.float64)
+    affine = np.asarray(image.affine, np.float64)
+    if affine.shape == (3, 3):  # of a 2D image: rows, columns, position
+        affine = np.insert(np.insert(affine, 2, 0.0, axis=0), 2, (0.0, 0.0, 1.0, 0.0), axis=1)
+    is_lps = str(image.meta.get(MetaKeys.SPACE, SpaceKeys.RAS)).upper().endswith(SpaceKeys.LPS)
+    return LPS_TO_RAS @ affine if is_lps and affine.shape == (4, 4) else affine
 
 
 def _monai_affine(scan: Scan) -> np.ndarray:

@@ -1,0 +1,120 @@
+"""Checks that every scan passes, whether it was read from a file or is an array in memory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_diffae.data.formats.scan import MAX_BYTES, Scan, as_float32, check_affine, problem
+from monai_diffae.data.slices import flat_axis, slice_volume, to_ras
+
+logger = logging.getLogger(__name__)
+
+NonFinite = Literal["error"] | float
+
+
+def fit_scan(name: Path, scan: Scan, spatial_dims: int | None, channels: int | None, nonfinite: NonFinite) -> Scan:
+    """Return the scan with the dimensions and channels that a caller needs, and with finite values.
+
+    The arguments are those of :func:`~monai_diffae.data.scans.read_scan`; ``name`` is the scan's name in messages.
+
+    Raises:
+        ScanError: the scan cannot be used.
+    """
+    scan = _fit_dims(name, scan, spatial_dims)
+    scan.array = _fit_channels(name, scan.array, channels)
+    scan.array = _fit_values(name, scan.array, nonfinite)
+    return scan
+
+
+def scan_of_array(
+    array: ArrayLike,
+    affine: ArrayLike | None = None,
+    *,
+    name: str = "image",
+    spatial_dims: int | None = None,
+    channels: int | None = None,
+    nonfinite: NonFinite = "error",
+) -> Scan:
+    """Make a scan of an array in memory, with the checks of :func:`~monai_diffae.data.scans.read_scan`.
+
+    Args:
+        array: ``[C, X, Y, Z]``, or ``[C, H, W]`` with rows from top to bottom.
+        affine: 4x4, from voxel indices to mm, RAS+; None: the identity.
+        name: the scan's name in messages.
+        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either.
+        channels: the number of channels that the caller needs; None: any.
+        nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
+
+    Raises:
+        ScanError: the array or its affine cannot be used.
+
+    Example:
+        >>> scan_of_array(np.arange(6).reshape(1, 2, 3)).array.shape
+        (1, 2, 3)
+        >>> scan_of_array(np.full((1, 2, 2), np.nan))
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ScanError: image: 4 of its voxels are NaN or infinite; repair it, or set nonfinite to ...
+    """
+    path, values = Path(name), np.asarray(array)
+    if values.dtype.kind not in "iufb":
+        raise problem(path, f"its values are {values.dtype}, not plain numbers", "give one real number per voxel")
+    if values.ndim not in (3, 4):
+        axes = f"it has {values.ndim} axes, expected [C, H, W] or [C, X, Y, Z]"
+        raise problem(path, axes, "add or remove axes, such as that of a batch")
+    if not values.size or values.size * 4 > MAX_BYTES:
+        sizes, gib = " x ".join(map(str, values.shape)), values.size * 4 / 1024**3
+        raise problem(path, f"its size is {sizes}, {gib:.1f} GiB; expected up to 2 GiB", "crop or resample it")
+    matrix = np.eye(4) if affine is None else np.asarray(affine, np.float64)
+    if matrix.shape != (4, 4):
+        sizes = " x ".join(map(str, matrix.shape))
+        raise problem(path, f"its affine is {sizes}, expected 4 x 4", "give the affine from voxel indices to mm")
+    check_affine(path, matrix)
+    scan = Scan(as_float32(path, values), matrix)
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite)
+
+
+def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
+    if scan.spatial_dims == 3:
+        flat = flat_axis(to_ras(scan).array.shape[1:]) if 1 in scan.array.shape[1:] else None
+        scan = slice_volume(scan, flat, 0) if flat else scan
+    if spatial_dims == 2 and scan.spatial_dims == 3:
+        sizes = " x ".join(map(str, scan.array.shape[1:]))
+        raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")
+    if spatial_dims == 3 and scan.spatial_dims == 2:
+        sizes = " x ".join(map(str, scan.array.shape[1:]))
+        raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", "give the whole series, or use a 2D model")
+    return scan
+
+
+def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None) -> NDArray[np.float32]:
+    # JPEG may round the three channels of a grey picture differently
+    if len(array) == 3 and channels in (None, 1) and float(np.ptp(array, axis=0).max()) <= 2:
+        array = array[:1]
+    if channels is not None and len(array) != channels:
+        colour = " (colour)" if len(array) == 3 else ""
+        raise problem(
+            path, f"it has {len(array)} channels{colour}, expected {channels}", "convert it, or train a model for them"
+        )
+    return array
+
+
+def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: NonFinite) -> NDArray[np.float32]:
+    num_bad = array.size - int(np.isfinite(array).sum())
+    if num_bad and nonfinite == "error":
+        raise problem(
+            path, f"{num_bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value"
+        )
+    if num_bad:
+        logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
+        array = np.where(np.isfinite(array), array, np.float32(nonfinite))
+    if array.min() == array.max():
+        raise problem(
+            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export, or omit it"
+        )
+    return array

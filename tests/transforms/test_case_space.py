@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, Resized, ResizeWithPadOrCropd
+
+from monai_diffae.data.scans import Scan
+from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.transforms import ReadScand, ToModelRanged, write_native
+from monai_diffae.transforms.case_space import CaseSpace
+
+ORIENTATIONS = [
+    "".join(signs) for axes in itertools.permutations(("LR", "PA", "IS")) for signs in itertools.product(*axes)
+]
+SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.1, 6.5)]
+
+
+def preprocessing(size=(16, 16), axis="axial"):
+    """As in bundles/diffae_2d."""
+    return Compose([
+        ReadScand("image", 2, axis=axis),
+        ToModelRanged("image", method="minmax"),
+        Resized("image", max(size), size_mode="longest", mode="bilinear", anti_aliasing=True),
+        ResizeWithPadOrCropd("image", size, mode="constant", value=-1),
+    ])  # fmt: skip
+
+
+def oriented(array, spacing, codes):
+    """A volume [X, Y, Z] in RAS order with this spacing, stored in another order of axes."""
+    image = nib.Nifti1Image(array, np.diag([*spacing, 1.0]) + np.array([[0, 0, 0, v] for v in (7, -5, 2, 0)]))
+    target = nib.orientations.axcodes2ornt(codes)
+    return image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target))
+
+
+def all_slices(length):
+    return range(length)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS, ids=["isotropic", "thick"])
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_slices_come_back_into_the_volume_whatever_its_orientation(tmp_path, codes, spacing):
+    assert len(ORIENTATIONS) == 48
+    ras = np.random.default_rng(0).random((5, 7, 4)).astype(np.float32)
+    nib.save(oriented(ras, spacing, codes), tmp_path / "in.nii.gz")
+    source = nib.load(tmp_path / "in.nii.gz")
+    exact = Compose([ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))])
+    space = CaseSpace(exact, {"image": str(tmp_path / "in.nii.gz")}, all_slices)
+    images = space.images("image")
+    assert images.shape == (4, 1, 7, 5)
+    # the model sees the same slices whatever the order of the file's axes, from inferior to superior
+    expected = np.stack([np.rot90(ras[::-1, :, k]) for k in range(4)])
+    np.testing.assert_array_equal(images[:, 0].numpy(), expected)
+    np.testing.assert_array_equal(space.back(images)[0], source.get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(space.back_map(images * 3)[0], source.get_fdata(dtype=np.float32) * np.float32(3))
+    written = nib.load(write_native(tmp_path / "out.nii.gz", space.back(images), space.scan))
+    assert written.shape == source.shape
+    assert np.array_equal(written.affine, source.affine)
+    assert nib.aff2axcodes(written.affine) == tuple(codes)
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_only_the_slices_in_use_change(axis):
+    volume = Scan(np.random.default_rng(1).random((1, 9, 8, 10)).astype(np.float32), np.diag([1.0, -2, 1, 1]))
+    space = CaseSpace(preprocessing(axis=axis), {"image": volume}, lambda length: range(2, length - 1, 3))
+    used = np.zeros((9, 8, 10), bool)
+    along = np.moveaxis(used, {"sagittal": 0, "coronal": 1, "axial": 2}[axis], 0)
+    along[list(space.spaces)] = True
+    used = used[:, ::-1] if axis == "coronal" else used
+    white, ones = torch.ones(len(space.spaces), 1, 16, 16), torch.ones(len(space.spaces), 2, 16, 16)
+    np.testing.assert_array_equal((space.back(white) != volume.array)[0] & ~used, False)
+    for array in (space.back_map(ones), space.back_mask(ones), space.field[None].repeat(2, 0)):
+        np.testing.assert_array_equal(array > 0.999, np.stack([used, used]))
+    assert ((space.back_difference(white) != 0)[0] == used).all()
+
+
+def test_slices_that_cannot_be_used_are_skipped(caplog):
+    array = np.random.default_rng(1).random((1, 9, 8, 6)).astype(np.float32)
+    array[..., 4:] = 0
+    space = CaseSpace(preprocessing(), {"image": array}, all_slices)
+    assert list(space.spaces) == [0, 1, 2, 3]
+    assert "2 of 6 slices are skipped; the first: " in caplog.text
+    np.testing.assert_array_equal(space.back(space.images("image"))[..., 4:], 0)
+    with pytest.raises(ScanError, match="^none of the 2 slices can be used; the first: "):
+        CaseSpace(preprocessing(), {"image": array}, lambda _: (4, 5))
+
+
+def test_sizes_and_numbers_are_checked():
+    space = CaseSpace(preprocessing(), {"image": np.random.rand(1, 9, 8, 6)}, all_slices)
+    with pytest.raises(ConfigError, match="^there are 5 images, but the case has 6; give one for each$"):
+        space.back(torch.zeros(5, 1, 16, 16))
+    with pytest.raises(ConfigError, match=r"^the image has the size \[1, 8, 16\], but the case's is \[1, 16, 16\]"):
+        space.back_map(torch.zeros(6, 1, 8, 16))
