@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -90,6 +91,15 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
         uvicorn.Server(config).run()
+    _abandon_requests()
+
+
+def _abandon_requests() -> None:
+    """End the process if a request is still computing in a thread, which Python would wait for."""
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        logger.info("ended; a request that was being served was abandoned")
+        logging.shutdown()
+        os._exit(0)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -6,12 +6,13 @@ during an inference of a minute, not even ``/info`` answers.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from fastapi.routing import APIRoute
 from monailabel.utils.async_tasks.utils import tasks
 
@@ -65,7 +66,10 @@ def _in_thread(
     async def call(**arguments: Any) -> Any:
         if not limiter:
             limiter.append(CapacityLimiter(num_threads))
-        return await to_thread.run_sync(run, arguments, limiter=limiter[0])
+        try:
+            return await to_thread.run_sync(run, arguments, limiter=limiter[0])
+        except asyncio.CancelledError as error:
+            raise HTTPException(503, "the server is ending") from error
 
     call.__name__, call.__doc__ = endpoint.__name__, endpoint.__doc__
     call.__signature__ = inspect.signature(endpoint, eval_str=True)  # type: ignore[attr-defined] # for FastAPI
