@@ -12,6 +12,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
 from monai_diffae.errors import (
+    BusyError,
     CohortError,
     ConfigError,
     DiffAEError,
@@ -38,7 +39,7 @@ class NotFoundError(DiffAEError):
 
 
 class ConflictError(DiffAEError):
-    """A request cannot be served in the present state, such as a second training beside a running one."""
+    """A request cannot be served in the present state, such as a strategy before the first scoring."""
 
 
 def status_of(error: DiffAEError) -> int:
@@ -50,7 +51,7 @@ def status_of(error: DiffAEError) -> int:
     """
     if isinstance(error, NotFoundError):
         return 404
-    if isinstance(error, ConflictError):
+    if isinstance(error, (ConflictError, BusyError)):
         return 409
     return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
 

@@ -14,7 +14,6 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.tasks.activelearning.random import Random
 
 import monai_diffae
 from monai_diffae.errors import CohortError
@@ -93,8 +92,8 @@ class DiffAEApp(MONAILabelApp):
         return {"diffae_embed": EmbedScoring(self.served, self.folder)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """The strategies by name; ``random`` is MONAI Label's own."""
-        return {**strategies(self.served, self.folder), "random": Random()}
+        """The strategies by name."""
+        return strategies(self.served, self.folder)
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """The trainers by name."""

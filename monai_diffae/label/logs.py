@@ -35,8 +35,9 @@ def silence_monai_label() -> None:
     """Keep MONAI Label from logging ids and paths, in the server and in its jobs; not if this package debugs."""
     if logging.getLogger("monai_diffae").level == logging.DEBUG:
         return
-    for name in ("monailabel", "dicomweb_client", "timeloop"):
+    for name in ("monailabel", "dicomweb_client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("timeloop").disabled = True  # it sets its own level
     logging.getLogger("__main__").setLevel(logging.CRITICAL)  # a job is started as MONAI Label's module
 
 

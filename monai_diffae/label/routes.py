@@ -16,7 +16,8 @@ from fastapi import APIRouter, HTTPException
 from fastapi.routing import APIRoute
 from monailabel.utils.async_tasks.utils import tasks
 
-from monai_diffae.label.answers import ConflictError, answered
+from monai_diffae.errors import BusyError
+from monai_diffae.label.answers import answered
 
 Endpoint = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -98,7 +99,7 @@ def refuse_second_training() -> None:
     MONAI Label (0.8.5) only notices a running one once its process has started, and queues the second one before.
 
     Raises:
-        ConflictError: there is one.
+        BusyError: there is one.
     """
     if any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train")):
-        raise ConflictError("train: a training is running; wait for it, or stop it with DELETE /train/")
+        raise BusyError("train: a training is running; wait for it, or stop it with DELETE /train/")
