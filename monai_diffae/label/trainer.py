@@ -22,7 +22,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
-from monai_diffae.bundle import publish
+from monai_diffae.bundle import load_bundle, publish
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.failures import count_failures
 from monai_diffae.errors import BusyError, CohortError, ConfigError
@@ -137,12 +137,9 @@ class DiffAETrainer(TrainTask):
             train_watched(
                 bundle, cohort, work / "bundle", start_from=bundle, training=training, report=self._report
             )
-            publish(work / "bundle", bundle)
+            sha256 = self._encode_and_publish(work / "bundle", paths)
         finally:
             shutil.rmtree(work / "bundle" / "models", ignore_errors=True)  # curves and pictures stay until the next
-        with self._served.in_use() as trained:
-            EmbeddingIndex(self._folder.index).keep_only([trained])
-            sha256 = trained.sha256
         seconds = round(time.monotonic() - started, 1)
         num_failed = len(failed) + count_failures(work / "bundle" / "failures.csv")
         total = {"epoch": overrides["max_epochs"], "total_epochs": overrides["max_epochs"], "total_time": seconds}
@@ -150,6 +147,14 @@ class DiffAETrainer(TrainTask):
         logger.info("training ended after %.0f s: the new model is in use, %d images could not be used",
                     seconds, num_failed)  # fmt: skip
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
+
+    def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> str:
+        """Encode all images with the new model, so that strategies need not wait, and publish it; its checksum."""
+        trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
+        index.update(trained, paths)
+        publish(new, self._served.folder)
+        index.keep_only([trained])
+        return trained.sha256
 
     def _tracking(self) -> dict[str, Any]:
         if os.environ.get("MLFLOW_TRACKING_URI"):
