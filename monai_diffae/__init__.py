@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import embed as embed
     from monai_diffae.apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
+    from monai_diffae.apps.embedding.index import EmbeddingIndex as EmbeddingIndex
     from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
@@ -49,6 +50,7 @@ _MODULES = {
     "DiffusionAutoencoder": "networks",
     "DiffusionAutoencoderInferer": "inferers",
     "DiffusionSchedule": "diffusion",
+    "EmbeddingIndex": "apps.embedding.index",
     "Reading": "apps.settings",
     "Run": "apps.settings",
     "Training": "apps.settings",

@@ -42,6 +42,10 @@ class MachineError(DiffAEError, RuntimeError):
     exit_code = 6
 
 
+class BusyError(MachineError):
+    """Another process is changing the same files; the same call works when it has finished."""
+
+
 def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
     """The first :class:`DiffAEError` in an exception's chain of causes; None if there is none.
 

@@ -5,6 +5,7 @@ from monai_diffae.latents.dimensions import ActiveDimensions, active_dimensions
 from monai_diffae.latents.direction_fit import fit_direction
 from monai_diffae.latents.directions import Direction
 from monai_diffae.latents.neighbors import Neighbors, nearest_neighbors, p_values
+from monai_diffae.latents.outliers import OutlierScores, ReferenceCases, outlier_scores
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.latents.two_samples import (
     DifferenceInterval,
@@ -16,6 +17,7 @@ from monai_diffae.latents.two_samples import (
     nearest_distances,
     permutation_test,
 )
+from monai_diffae.latents.whitening import whitening
 
 __all__ = [
     "ActiveDimensions",
@@ -23,8 +25,10 @@ __all__ = [
     "Direction",
     "LatentStatistics",
     "Neighbors",
+    "OutlierScores",
     "PermutationTest",
     "PrincipalComponents",
+    "ReferenceCases",
     "active_dimensions",
     "copying_ratio",
     "difference_interval",
@@ -33,7 +37,9 @@ __all__ = [
     "mmd",
     "nearest_distances",
     "nearest_neighbors",
+    "outlier_scores",
     "p_values",
     "permutation_test",
     "principal_components",
+    "whitening",
 ]

@@ -26,15 +26,17 @@ class Neighbors:
     distances: Floats
 
 
-def nearest_neighbors(z: ArrayLike, pool: ArrayLike, k: int, groups: ArrayLike, pool_groups: ArrayLike) -> Neighbors:
-    """Find the k nearest rows of a pool that belong to another group, such as another patient.
+def nearest_neighbors(
+    z: ArrayLike, pool: ArrayLike, k: int, groups: ArrayLike | None = None, pool_groups: ArrayLike | None = None
+) -> Neighbors:
+    """Find the k nearest rows of a pool, without those of the same group, such as the same patient.
 
     Args:
         z: ``[N, D]``, normalised.
         pool: ``[M, D]``, normalised in the same way.
         k: number of neighbors.
-        groups: ``[N]``, the group of each row of ``z``.
-        pool_groups: ``[M]``, the group of each row of the pool.
+        groups: ``[N]``, the group of each row of ``z``; None: no row of the pool is left out.
+        pool_groups: ``[M]``, the group of each row of the pool; None: each row is a group of its own.
 
     Raises:
         ConfigError: the shapes do not match, values are not finite, or there are fewer than k rows of other groups.
@@ -49,7 +51,8 @@ def nearest_neighbors(z: ArrayLike, pool: ArrayLike, k: int, groups: ArrayLike, 
 
     y = checked_codes(pool, num_least=1).astype(np.float64)
     x = checked_codes(z, y.shape[1], num_least=1).astype(np.float64)
-    group, pool_group = np.asarray(groups, str), np.asarray(pool_groups, str)
+    group = np.full(len(x), "") if groups is None else np.asarray(groups, str)
+    pool_group = np.arange(len(y)).astype(str) if pool_groups is None else np.asarray(pool_groups, str)
     if group.shape != (len(x),) or pool_group.shape != (len(y),):
         raise ConfigError("neighbors: give as many groups as cases")
     names, sizes = np.unique(pool_group, return_counts=True)

@@ -1,3 +1,3 @@
-"""Encode scans to z_sem. The public names are ``monai_diffae.embed`` and ``monai_diffae.DiffAEEncoder``."""
+"""Encode scans to z_sem: ``monai_diffae.embed``, ``monai_diffae.DiffAEEncoder`` and ``monai_diffae.EmbeddingIndex``."""
 
 __all__: list[str] = []

@@ -11,14 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.latents import LatentStatistics
-from monai_diffae.latents.neighbors import nearest_neighbors, p_values
-from monai_diffae.latents.whitening import whitening
+from monai_diffae.latents.neighbors import p_values
+from monai_diffae.latents.outliers import ReferenceCases
 
 Floats = NDArray[np.float64]
 
 _UNUSUAL = 0.05
-_FOLDS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +25,11 @@ class TrainingCases:
 
     Attributes:
         rows: the training rows of the embeddings.
-        statistics: mean and standard deviation of their z_sem.
+        reference: their z_sem and patients.
     """
 
     rows: pd.DataFrame
-    statistics: LatentStatistics
+    reference: ReferenceCases
 
     @classmethod
     def from_rows(cls, rows: pd.DataFrame) -> TrainingCases:
@@ -40,44 +38,23 @@ class TrainingCases:
         Raises:
             ConfigError: there are fewer than two cases, or all are the same.
         """
-        return cls(rows, LatentStatistics.of(z_matrix(rows)))
+        return cls(rows, ReferenceCases.of(z_matrix(rows), patients_of(rows)))
 
     def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
         """z_sem (N, D) of any rows, scaled by the standard deviations of the training cases."""
-        return self.statistics.normalise(z_matrix(rows))
+        return self.reference.normalised(z_matrix(rows))
 
     def sample(self, count: int, seed: int) -> list[str]:
         """The ids of at most ``count`` random training cases; they do not depend on the order of the table."""
         return sorted(self.rows["id"].astype(str), key=lambda name: seed_of(seed, "reference", name))[:count]
 
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
-        """The mean distance (N,) from cases to their k nearest training cases of other patients.
-
-        Whitening is fitted to nine of ten folds of the training patients, never to the case's own patient. Training
-        cases are thus scored like unseen cases, and all scores can be compared.
-
-        Args:
-            rows: the cases.
-            k: number of neighbors.
-            whitened: scale each direction of z_sem by the variation of the training cases, not only each dimension.
+        """The :meth:`~monai_diffae.latents.outliers.ReferenceCases.distances` (N,) of rows of a table.
 
         Raises:
             ConfigError: there are fewer than k training cases of other patients.
         """
-        if not whitened:
-            return self._distances(rows, k, np.eye(z_matrix(self.rows).shape[1]))
-        names, member = np.unique(patients_of(self.rows), return_inverse=True)
-        num_folds = min(_FOLDS, len(names))
-        training_folds = {str(name): i % num_folds for i, name in enumerate(names)}
-        fold = np.array([
-            training_folds[name] if name in training_folds else seed_of("units", name) % num_folds
-            for name in patients_of(rows).tolist()
-        ])  # fmt: skip
-        scores = np.empty(len(rows))
-        for i in np.unique(fold):
-            axes = whitening(self.normalised(self.rows[member % num_folds != i]))
-            scores[fold == i] = self._distances(rows[fold == i], k, axes)
-        return scores
+        return self.reference.distances(z_matrix(rows), patients_of(rows), k, whitened)
 
     def own_distances(self, k: int, whitened: bool) -> Floats:
         """The :meth:`distances` of the training cases themselves.
@@ -85,11 +62,7 @@ class TrainingCases:
         Raises:
             ConfigError: there are fewer than k training cases of other patients.
         """
-        return self.distances(self.rows, k, whitened)
-
-    def _distances(self, rows: pd.DataFrame, k: int, axes: Floats) -> Floats:
-        z_norm, z_train = (self.normalised(each) @ axes for each in (rows, self.rows))
-        return nearest_neighbors(z_norm, z_train, k, patients_of(rows), patients_of(self.rows)).distances.mean(axis=1)
+        return self.reference.own_distances(k, whitened)
 
 
 def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:

@@ -1,0 +1,202 @@
+"""An embedding index: the z_sem of a changing set of scans, of which only new and changed ones are encoded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from monai_diffae.apps.embedding.index_encoding import encode_cases
+from monai_diffae.apps.embedding.index_store import IndexStore
+from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.settings import Reading
+from monai_diffae.bundle.config import model_config
+from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.data.cases import Case, Images
+from monai_diffae.data.file_states import file_state
+from monai_diffae.data.progress import progress
+from monai_diffae.errors import BusyError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Image: TypeAlias = PathLike | Sequence[PathLike]
+"""A scan: a file, a folder with a DICOM series, or the files of its channels."""
+
+_DATABASE, _LOCK = "embeddings.sqlite", "embeddings.lock"
+_CODE_ROOTS = ("network_def", "preprocessing", "encoder_key", "slice_axis", "slice_range", "slice_step")
+
+
+@dataclass(frozen=True)
+class IndexUpdate:
+    """What an update has changed.
+
+    Attributes:
+        new: ids that were encoded for the first time, sorted.
+        changed: ids that were encoded again because their files have changed, sorted.
+        removed: ids that were removed because the scans are gone, sorted.
+        failed: ids whose new or changed files cannot be used, with the reason.
+    """
+
+    new: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedCases:
+    """The cases of one model at one time.
+
+    Attributes:
+        ids: (N,) the encoded cases, sorted.
+        z_sem: (N, D) float32.
+        failures: the reason for each case that cannot be used, by id.
+    """
+
+    ids: list[str]
+    z_sem: NDArray[np.float32]
+    failures: dict[str, str]
+
+
+class EmbeddingIndex:
+    """The z_sem of a set of scans that grows and changes, such as the images of an annotation server.
+
+    A case is encoded again only if a file of it has another size or modification time, or if the weights or the
+    configuration of the model have changed. A case that cannot be used is listed with the reason, and is not tried
+    again until its file changes (or :meth:`remove` is called with its id). The entries of several models are kept
+    apart; :meth:`keep_only` removes those of former models.
+
+    z_sem equal those of :func:`monai_diffae.embed` to the bit. A volume in a 2D bundle has one row: the mean over the
+    slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
+
+    The index is an SQLite database in a folder of its own. Results are saved in batches, each in one transaction: a
+    process that is killed loses the batch under way and nothing else, and readers never see half of one. One process
+    or thread updates at a time, the others wait; reading is possible at any time. The index holds ids, checksums, z_sem
+    and reasons, and no paths. Use a local disk, because locks of network file systems are not reliable.
+
+    Args:
+        folder: the folder of the index, which the first update creates.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     EmbeddingIndex(folder).remove(["case-7"])
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = Path(folder)
+        self._store = IndexStore(self.folder / _DATABASE)
+
+    def update(
+        self,
+        trained: TrainedBundle,
+        images: Mapping[str, Image | Mapping[str, Image]],
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        wait_s: float | None = None,
+    ) -> IndexUpdate:
+        """Encode the scans that are new or have changed, and remove those that are not listed any more.
+
+        Args:
+            trained: the bundle.
+            images: all scans by id; for a bundle with several images, a mapping of them by image key.
+            batch_size: images on the device at once; also the number of images after which results are saved.
+            workers: processes that read scans ahead; 0: none; None: one per core (at most 8) for 256 scans or more.
+            wait_s: how long to wait for another process that updates the index; None: until it has finished.
+
+        Returns:
+            What has changed.
+
+        Raises:
+            BusyError: another process is updating the index, and ``wait_s`` is over.
+            ConfigError: a case lacks an image of the bundle, or the database is damaged.
+            MachineError: the disk is full, or a worker died.
+        """
+        cases = {name: _case(name, image, trained.image_keys) for name, image in images.items()}
+        model = _model_key(trained)
+        with self._lock(wait_s):
+            states = {name: file_state(_files(case)) for name, case in cases.items()}
+            before = self._store.states(model)
+            removed = sorted(before.keys() - states.keys())
+            self._store.remove(removed, model)
+            todo = sorted(name for name, state in states.items() if before.get(name) != state)
+            failed: dict[str, str] = {}
+            if todo:
+                workers = Reading(workers=workers).workers_for(len(todo))
+                with progress(len(todo), f"encoding {len(todo)} cases") as advance:
+                    for batch in encode_cases([cases[name] for name in todo], trained, batch_size, workers):
+                        self._store.write(model, batch, states)
+                        failed |= {name: code for name, code in batch.items() if isinstance(code, str)}
+                        for _ in batch:
+                            advance()
+        encoded = [name for name in todo if name not in failed]
+        new, changed = ([name for name in encoded if (name in before) == known] for known in (False, True))
+        return IndexUpdate(new, changed, removed, failed)
+
+    def read(self, trained: TrainedBundle) -> IndexedCases:
+        """The cases of this model only: those of one moment, also while another process updates the index.
+
+        Raises:
+            ConfigError: the database is damaged.
+        """
+        return IndexedCases(*self._store.read(_model_key(trained)))
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed."""
+        self._store.remove(ids)
+
+    def keep_only(self, trained: Sequence[TrainedBundle]) -> None:
+        """Remove the cases of all models but these, for example of former weights."""
+        self._store.keep_only([_model_key(each) for each in trained])
+
+    @contextlib.contextmanager
+    def _lock(self, wait_s: float | None) -> Iterator[None]:
+        """Hold the lock of the updates; the operating system releases it if the process is killed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process is updating the index")
+            try:
+                lock.acquire(timeout=-1 if wait_s is None else wait_s)
+            except Timeout as error:
+                raise BusyError(
+                    f"{self.folder.name}: another process is updating this index; try again when it has finished"
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _model_key(trained: TrainedBundle) -> str:
+    """A checksum of all that a z_sem depends on besides the image: weights, and configuration with overrides."""
+    return checksum_of([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
+
+
+def _case(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> Case:
+    images = image if isinstance(image, Mapping) else {keys[0]: image}
+    missing = [key for key in keys if key not in images]
+    if missing:
+        raise ConfigError(f"images: case '{name[:60]}' has no {missing[0]!r}; give {', '.join(keys)} for every case")
+    return Case(name, {key: _paths(images[key]) for key in keys}, patient=name)
+
+
+def _paths(image: Image) -> Images:
+    return Path(image) if isinstance(image, str | os.PathLike) else tuple(map(Path, image))
+
+
+def _files(case: Case) -> list[Path]:
+    images = case.images.values()
+    return [file for image in images for file in ((image,) if isinstance(image, Path) else image)]

@@ -1,0 +1,143 @@
+"""Outlier scores of cases relative to reference cases, and their p-values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.latents.neighbors import nearest_neighbors, p_values
+from monai_diffae.latents.statistics import LatentStatistics, checked_codes
+from monai_diffae.latents.whitening import whitening
+
+Floats = NDArray[np.float64]
+Groups = NDArray[np.str_]
+
+_FOLDS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceCases:
+    """The cases, such as those of the training, with which other cases are compared.
+
+    Attributes:
+        z_sem: ``[M, D]``, not normalised.
+        groups: ``[M]``, the patient of each case, as text.
+        statistics: mean and standard deviation of ``z_sem``.
+    """
+
+    z_sem: NDArray[np.floating[Any]]
+    groups: Groups
+    statistics: LatentStatistics
+
+    @classmethod
+    def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None) -> ReferenceCases:
+        """The reference cases with their statistics.
+
+        Args:
+            z_sem: ``[M, D]``, not normalised.
+            groups: ``[M]``, the patient of each case; None: each case is a patient of its own.
+
+        Raises:
+            ConfigError: there are fewer than two cases, or all are the same.
+        """
+        codes = checked_codes(z_sem, num_least=2)
+        names = np.arange(len(codes)) if groups is None else np.asarray(groups)
+        return cls(codes, names.astype(np.str_), LatentStatistics.of(codes))
+
+    def normalised(self, z_sem: ArrayLike) -> NDArray[np.floating[Any]]:
+        """z_sem ``[N, D]`` of any cases, scaled by the standard deviations of the reference cases."""
+        return self.statistics.normalise(z_sem)
+
+    def distances(self, z_sem: ArrayLike, groups: ArrayLike, k: int, whitened: bool) -> Floats:
+        """The mean distance ``[N]`` from cases to their k nearest reference cases of other patients.
+
+        Whitening is fitted to nine of ten folds of the reference patients, never to the case's own patient. Reference
+        cases are thus scored like unseen cases, and all scores can be compared.
+
+        Args:
+            z_sem: ``[N, D]``, not normalised.
+            groups: ``[N]``, the patient of each case.
+            k: number of neighbors.
+            whitened: scale each direction of z_sem by the variation of the reference cases, not only each dimension.
+
+        Raises:
+            ConfigError: there are fewer than k reference cases of other patients.
+        """
+        codes, patients = np.asarray(z_sem), np.asarray(groups, str)
+        if not whitened:
+            return self._distances(codes, patients, k, np.eye(self.z_sem.shape[1]))
+        names, member = np.unique(self.groups, return_inverse=True)
+        num_folds = min(_FOLDS, len(names))
+        reference_folds = {str(name): i % num_folds for i, name in enumerate(names)}
+        fold = np.array([
+            reference_folds[name] if name in reference_folds else seed_of("units", name) % num_folds
+            for name in patients.tolist()
+        ])  # fmt: skip
+        scores = np.empty(len(codes))
+        for i in np.unique(fold):
+            axes = whitening(self.normalised(self.z_sem[member % num_folds != i]))
+            scores[fold == i] = self._distances(codes[fold == i], patients[fold == i], k, axes)
+        return scores
+
+    def own_distances(self, k: int, whitened: bool) -> Floats:
+        """The :meth:`distances` of the reference cases themselves.
+
+        Raises:
+            ConfigError: there are fewer than k reference cases of other patients.
+        """
+        return self.distances(self.z_sem, self.groups, k, whitened)
+
+    def _distances(self, z_sem: NDArray[np.floating[Any]], groups: Groups, k: int, axes: Floats) -> Floats:
+        z_norm, z_reference = (self.normalised(each) @ axes for each in (z_sem, self.z_sem))
+        return nearest_neighbors(z_norm, z_reference, k, groups, self.groups).distances.mean(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierScores:
+    """The result of :func:`outlier_scores`.
+
+    Attributes:
+        distances: ``[N]``, the mean distance to the nearest reference cases, higher for more unusual cases.
+        p_values: ``[N]``, the probability of a distance at least as high among the reference cases.
+    """
+
+    distances: Floats
+    p_values: Floats
+
+
+def outlier_scores(
+    z_sem: ArrayLike,
+    reference: ArrayLike,
+    *,
+    k: int = 5,
+    whitened: bool = True,
+    groups: ArrayLike | None = None,
+    reference_groups: ArrayLike | None = None,
+) -> OutlierScores:
+    """Score how unusual new cases are compared with reference cases, with the arithmetic of ``neighbors``.
+
+    Args:
+        z_sem: ``[N, D]``, not normalised; none of them is a reference case.
+        reference: ``[M, D]``, the reference cases, such as those of the training.
+        k: number of neighbors.
+        whitened: scale each direction of z_sem by the variation of the reference cases, not only each dimension.
+        groups: ``[N]``, the patient of each case; None: none is a patient of the reference cases.
+        reference_groups: ``[M]``, their patients; None: each case is a patient of its own.
+
+    Raises:
+        ConfigError: there are fewer than k reference cases of other patients, or the shapes do not match.
+
+    Example:
+        >>> reference = np.random.default_rng(0).normal(size=(99, 2))
+        >>> outlier_scores([[0.0, 0.0], [9.0, 9.0]], reference).p_values
+        array([0.66, 0.01])
+    """
+    cases, codes = ReferenceCases.of(reference, reference_groups), checked_codes(z_sem, num_least=1)
+    names = [f"case {i}" for i in range(len(codes))] if groups is None else groups
+    distances = cases.distances(codes, names, k, whitened)
+    p = p_values(distances, cases.own_distances(k, whitened), np.zeros(len(codes), bool))
+    return OutlierScores(distances, p)

@@ -1,0 +1,340 @@
+"""The index is embed, piece by piece; it notices what changed, and survives others and a kill."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scan_files import shared
+
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.embedding.index import EmbeddingIndex, IndexUpdate
+from monai_diffae.apps.embedding.index_store import IndexStore
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.errors import BusyError, ConfigError, MachineError
+
+UPDATE = """
+import json, sys
+from monai_diffae.apps.embedding.index import EmbeddingIndex
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.errors import BusyError
+folder, bundle, images, wait_s = sys.argv[1:]
+try:
+    update = EmbeddingIndex(folder).update(
+        load_bundle(bundle, "cpu"), json.load(open(images)), batch_size=16, wait_s=json.loads(wait_s)
+    )
+    print(json.dumps([len(update.new), len(update.changed), len(update.removed), len(update.failed)]))
+except BusyError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(labelled):
+    return load_bundle(labelled.bundle, "cpu")
+
+
+@pytest.fixture
+def images(labelled, tmp_path):
+    """Copies of the labelled cohort's images, by id."""
+    table = pd.read_csv(labelled.cohort)
+    (tmp_path / "images").mkdir()
+    return {
+        name: shutil.copy(image, tmp_path / "images" / f"Doe_{name}.nii.gz")
+        for name, image in zip(table["id"], table["image"], strict=True)
+    }
+
+
+@pytest.fixture
+def index(tmp_path):
+    return EmbeddingIndex(tmp_path / "index")
+
+
+def rows(cases):
+    return dict(zip(cases.ids, cases.z_sem, strict=True))
+
+
+def start(index, bundle, images, wait_s=None):
+    """The update in a process of its own."""
+    listed = index.folder.parent / f"{time.monotonic_ns()}.json"
+    listed.write_text(json.dumps({name: str(path) for name, path in images.items()}))
+    command = [sys.executable, "-c", UPDATE, index.folder, bundle, listed, json.dumps(wait_s)]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_rows_are_those_of_embed_to_the_bit_whatever_the_pieces(labelled, trained, images, index):
+    expected = read_embeddings(labelled.embeddings).sort_values("id")
+    first = dict(list(images.items())[:5])
+    assert index.update(trained, first, batch_size=2).new == sorted(first)
+    update = index.update(trained, images, batch_size=3, workers=1)
+    assert update == IndexUpdate(new=sorted(images.keys() - first.keys()))
+    cases = index.read(trained)
+    assert cases.ids == expected["id"].tolist()
+    assert cases.z_sem.dtype == np.float32
+    np.testing.assert_array_equal(cases.z_sem, z_matrix(expected))
+    assert index.update(trained, images) == IndexUpdate()
+
+
+def test_only_changed_scans_are_encoded_again_and_those_gone_are_removed(trained, images, index, monkeypatch):
+    index.update(trained, images)
+    before = rows(index.read(trained))
+    a, b, c = sorted(images)[:3]
+    shutil.copy(images[b], images[a])
+    del images[c]
+    encoded = []
+    encode = type(trained.inferer).encode
+    monkeypatch.setattr(
+        type(trained.inferer), "encode", lambda self, x, network: encoded.append(x) or encode(self, x, network)
+    )
+    assert index.update(trained, images) == IndexUpdate(changed=[a], removed=[c])
+    assert len(encoded) == 1
+    after = rows(index.read(trained))
+    assert after.keys() == before.keys() - {c}
+    np.testing.assert_array_equal(after[a], before[b])
+    np.testing.assert_array_equal(after[b], before[b])
+
+
+def test_a_moved_cohort_is_not_encoded_again(trained, images, index, tmp_path):
+    index.update(trained, images)
+    shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    moved = {name: path.replace("/images/", "/elsewhere/") for name, path in map(_as_text, images.items())}
+    assert index.update(trained, moved) == IndexUpdate()
+
+
+def _as_text(item):
+    return item[0], str(item[1])
+
+
+def test_a_bad_scan_is_listed_and_tried_again_only_when_its_file_changes(trained, images, index, caplog):
+    bad, missing, good = sorted(images)[:3]
+    images[bad].write_bytes(b"no scan")
+    images[missing].unlink()
+    update = index.update(trained, images)
+    assert update.failed.keys() == {bad, missing}
+    assert bad not in update.new
+    assert index.read(trained).failures == update.failed
+    assert index.read(trained).ids == sorted(images.keys() - update.failed.keys())
+    caplog.clear()
+    assert index.update(trained, images) == IndexUpdate()
+    assert "skipped" not in caplog.text
+    shutil.copy(images[good], images[bad])
+    shutil.copy(images[good], images[missing])
+    assert index.update(trained, images) == IndexUpdate(changed=[bad, missing])
+    assert index.read(trained).failures == {}
+
+
+def test_a_scan_that_breaks_loses_its_row(trained, images, index):
+    index.update(trained, images)
+    name = min(images)
+    images[name].write_bytes(b"no scan")
+    assert index.update(trained, images).failed.keys() == {name}
+    assert name not in index.read(trained).ids
+
+
+def test_the_index_holds_no_paths_and_no_file_names(trained, images, index):
+    broken = sorted(images)[:2]
+    images[broken[0]].write_bytes(b"no scan")
+    images[broken[1]].unlink()
+    update = index.update(trained, images)
+    content = b"".join(file.read_bytes() for file in index.folder.iterdir())
+    assert b"Doe" not in content
+    assert str(index.folder.parent).encode() not in content
+    assert all(reason and "/" not in reason for reason in update.failed.values())
+
+
+def test_removed_cases_leave_no_trace_and_can_come_back(trained, images, index):
+    index.update(trained, images)
+    name = min(images)
+    z = rows(index.read(trained))[name]
+    database = index.folder / "embeddings.sqlite"
+    assert z.tobytes() in database.read_bytes()
+    index.remove([name, "unknown"])
+    assert z.tobytes() not in database.read_bytes()
+    assert index.read(trained).ids == sorted(images.keys() - {name})
+    assert index.update(trained, images) == IndexUpdate(new=[name])
+    np.testing.assert_array_equal(rows(index.read(trained))[name], z)
+
+
+def test_models_and_preprocessings_never_mix(labelled, trained, images, index, tmp_path):
+    import torch
+
+    other_folder = shutil.copytree(labelled.bundle, tmp_path / "other")
+    weights = other_folder / "models" / "model.pt"
+    torch.save({k: v * 1.01 for k, v in torch.load(weights, weights_only=True).items()}, weights)
+    other = load_bundle(other_folder, "cpu")
+    brighter = load_bundle(labelled.bundle, "cpu", {"percentiles": [5.0, 95.0]})
+    slower = load_bundle(labelled.bundle, "cpu", {"inferer#steps": 7})
+    index.update(trained, images)
+    assert index.read(other).ids == index.read(brighter).ids == []
+    assert index.read(other).z_sem.shape[0] == 0
+    assert index.update(slower, images) == IndexUpdate()  # decoding does not change z_sem
+    few = dict(list(images.items())[:3])
+    assert index.update(other, few).new == sorted(few)
+    assert index.update(brighter, few).new == sorted(few)
+    assert len(index.read(trained).ids) == len(images)  # those that are gone for one model stay for another
+    name = min(few)
+    codes = [rows(index.read(each))[name] for each in (trained, other, brighter)]
+    assert len(np.unique(codes, axis=0)) == 3
+    index.keep_only([other, trained])
+    assert [len(index.read(each).ids) for each in (trained, other, brighter)] == [len(images), 3, 0]
+
+
+def test_a_volume_in_a_2d_bundle_is_the_mean_of_its_slices(labelled, trained, images, index, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"v{i}": rng.gamma(2, 50, size=(12, 12, 10 + i)) for i in range(4)}
+    arrays["v1"][..., 5] = 7  # a constant slice
+    for name, array in arrays.items():
+        nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([12, 12, 12, 1])), tmp_path / f"{name}.nii")
+    (tmp_path / "v3.nii").write_bytes(b"no scan")
+    picture = min(images)
+    paths = {name: tmp_path / f"{name}.nii" for name in arrays} | {picture: images[picture]}
+    table = pd.DataFrame({"image": [str(path) for path in paths.values()], "id": list(paths), "split": "train"})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    pooled = read_embeddings(
+        embed(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "out", pool="mean", device="cpu").path
+    ).sort_values("id")
+    update = index.update(trained, paths, batch_size=1)
+    assert update.new == pooled["id"].tolist() == sorted([picture, "v0", "v2"])
+    assert update.failed.keys() == {"v1", "v3"}
+    assert update.failed["v1"].startswith("slice 5: ")
+    np.testing.assert_array_equal(index.read(trained).z_sem, z_matrix(pooled))
+
+
+def test_a_dicom_series_is_a_folder_whose_files_all_count(tiny_bundle_3d, index, tmp_path):
+    series = sorted(p for p in shared("hippocampus_hcrop_dicom").rglob("*") if p.is_dir() and list(p.glob("*.dcm")))[0]
+    folder = shutil.copytree(series, tmp_path / "series")
+    trained = load_bundle(tiny_bundle_3d.directory, "cpu")
+    assert index.update(trained, {"a": folder}).new == ["a"]
+    assert index.update(trained, {"a": folder}) == IndexUpdate()
+    os.utime(sorted(folder.iterdir())[3])
+    assert index.update(trained, {"a": folder}).changed == ["a"]
+
+
+@pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
+def test_a_bundle_with_several_images_needs_all_of_them(unusual, index):
+    trained = load_bundle(unusual.bundle, "cpu")
+    table = pd.read_csv(unusual.cohort)
+    keys = ["image", "encoder_image"]
+    images = {row["id"]: {key: unusual.cohort.parent / row[key] for key in keys} for _, row in table.iterrows()}
+    index.update(trained, images)
+    np.testing.assert_array_equal(
+        index.read(trained).z_sem, z_matrix(read_embeddings(unusual.embeddings).sort_values("id"))
+    )
+    with pytest.raises(ConfigError, match="^images: case 'x' has no 'encoder_image'; give image, encoder_image for"):
+        index.update(trained, {"x": images["case-0"]["image"]})
+
+
+def test_a_file_that_is_no_index_is_named(trained, images, index):
+    index.folder.mkdir()
+    (index.folder / "embeddings.sqlite").write_bytes(b"no database, but long enough to be one" * 99)
+    with pytest.raises(ConfigError, match=r"^embeddings\.sqlite: is damaged or not an index .*; delete it"):
+        index.read(trained)
+    (index.folder / "embeddings.sqlite").unlink()
+    with sqlite3.connect(index.folder / "embeddings.sqlite") as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigError, match=r"^embeddings\.sqlite: another version wrote this index"):
+        index.update(trained, images)
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_the_index_stays(trained, images, index, monkeypatch):
+    index.update(trained, dict(list(images.items())[:3]))
+    connect = sqlite3.connect
+
+    def small(*arguments, **options):
+        database = connect(*arguments, **options)
+        database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count').fetchone()[0]}")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    many = {f"{name}-{i}": path for name, path in images.items() for i in range(40)}
+    with pytest.raises(MachineError, match=r"^embeddings\.sqlite: cannot be used \(database or disk is full\)"):
+        index.update(trained, {**images, **many}, batch_size=400)
+    monkeypatch.undo()
+    assert len(index.read(trained).ids) == 3
+
+
+def test_of_two_threads_one_waits_or_reports_that_the_index_is_busy(trained, images, index, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+    write = IndexStore.write
+
+    def slow_write(*arguments):
+        entered.set()
+        assert leave.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(IndexStore, "write", slow_write)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(index.update, trained, images)
+        assert entered.wait(60)
+        with pytest.raises(BusyError, match="^index: another process is updating this index; try again when"):
+            index.update(trained, images, wait_s=0.1)
+        second = pool.submit(EmbeddingIndex(index.folder).update, trained, images)
+        leave.set()
+        assert first.result(60).new == sorted(images)
+        assert second.result(60) == IndexUpdate()
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_waits_and_finds_the_work_done(labelled, trained, images, index):
+    many = {f"{name}-{i}": path for name, path in images.items() for i in range(20)}
+    processes = [start(index, labelled.bundle, many) for _ in range(2)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert sorted(json.loads(printed) for printed, _ in results) == [[0, 0, 0, 0], [len(many), 0, 0, 0]]
+    expected = rows(EmbeddingIndex(index.folder).read(trained))
+    assert len(expected) == len(many)
+    index.update(trained, images)
+    for name, z in rows(index.read(trained)).items():
+        np.testing.assert_array_equal(expected[f"{name}-0"], z)
+
+
+@pytest.mark.slow
+def test_a_second_process_can_report_that_the_index_is_busy_and_readers_need_not_wait(labelled, trained, images, index):
+    many = {f"{name}-{i}": path for name, path in images.items() for i in range(100)}
+    first = start(index, labelled.bundle, many)
+    wait_for(lambda: index.read(trained).ids, first)
+    with pytest.raises(BusyError, match="^index: another process is updating this index; try again when"):
+        index.update(trained, many, wait_s=0)
+    sizes = [len(index.read(trained).ids) for _ in range(20)]
+    assert first.poll() is None
+    assert sizes == sorted(sizes)
+    assert all(size % 16 == 0 for size in sizes)  # whole batches only
+    first.kill()
+    first.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_after_a_kill_all_complete_batches_are_there_and_the_lock_is_free(labelled, trained, images, index):
+    many = {f"{name}-{i}": path for name, path in images.items() for i in range(50)}
+    process = start(index, labelled.bundle, many)
+    wait_for(lambda: len(index.read(trained).ids) >= 64, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    before = rows(index.read(trained))
+    assert 64 <= len(before) < len(many)
+    assert len(before) % 16 == 0
+    update = index.update(trained, many, wait_s=10)
+    assert update.new == sorted(many.keys() - before.keys())
+    cases = rows(index.read(trained))
+    assert len(cases) == len(many)
+    for name, z in before.items():
+        np.testing.assert_array_equal(cases[name], z)
+        np.testing.assert_array_equal(cases[f"{name.rsplit('-', 1)[0]}-49"], z)
