@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToModelRangeDict
-from monai_diffae.transforms.native import NativeSpace, check_invertible, write_native
+from monai_diffae.transforms.native import NativeSpace, check_invertible
+from monai_diffae.transforms.native_writing import write_native
 from monai_diffae.transforms.reading import ReadScanD, ReadScand, ReadScanDict
 from monai_diffae.transforms.reconstructions import (
     WriteReconstructionD,
