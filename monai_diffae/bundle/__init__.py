@@ -16,15 +16,21 @@ from monai_diffae.bundle.latent_ddim import (
 )
 from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
 from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.bundle.publication import publish
 from monai_diffae.bundle.run_overrides import run_overrides
+from monai_diffae.bundle.training_description import TrainingDescription
+from monai_diffae.bundle.training_settings import training_settings
+from monai_diffae.bundle.warm_start import check_start
 
 __all__ = [
     "OpenedCase",
     "TrainedBundle",
     "TrainedLatent",
+    "TrainingDescription",
     "check_image_size",
     "check_latent_image_size",
     "check_running_config",
+    "check_start",
     "checksum",
     "complete_bundle",
     "complete_latent_bundle",
@@ -37,8 +43,10 @@ __all__ = [
     "load_first_stage",
     "load_latent",
     "model_config",
+    "publish",
     "run_overrides",
     "running_config",
     "self_contained",
     "set_statistics",
+    "training_settings",
 ]
