@@ -118,7 +118,6 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
     """
     from monai_diffae.bundle import load_bundle
     from monai_diffae.bundle.folders import check_new_folder, complete_bundle, copy_model
-    from monai_diffae.bundle.layout import MODELS
 
     check_new_folder(path)
     load_bundle(bundle, "cpu")
@@ -130,7 +129,7 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
             unfinished.directions.mkdir()
             if not refer:
                 complete_bundle(bundle, unfinished.copied_bundle)
-                copy_model(bundle / MODELS, unfinished.copied_bundle / MODELS)
+                copy_model(bundle, unfinished.copied_bundle)
             write_json(unfinished.settings_file, {"bundle": str(bundle.resolve()) if refer else "bundle"})
             unfinished.path.chmod(0o755)
             unfinished.path.replace(path)

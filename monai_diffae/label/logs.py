@@ -14,21 +14,27 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class OwnLines(logging.Filter):
-    """Passes the records of this room, and those lines of jobs that this room logged.
+    """Passes the records of this room, of uvicorn, and those of jobs, which :class:`JobLines` has filtered.
 
     MONAI Label (0.8.5) logs requests, ids and paths, and other modules of this package name files in their warnings. A
     file's name is often that of a patient.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is logged; the line of a job loses its own time and level."""
-        if record.name in _JOBS:
-            line = _OWN_LINE.search(record.getMessage())
-            if line is None:
-                return False
-            record.msg, record.args = f"{record.name.removeprefix('task_')}: {line[1]}", ()
-            return True
-        return record.name.startswith(_OWN)
+        """Whether a record is logged."""
+        return record.name in _JOBS or record.name.startswith(_OWN)
+
+
+class JobLines(logging.Filter):
+    """Passes those lines of a job's output that this room logged, without their time and level."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is logged."""
+        line = _OWN_LINE.search(record.getMessage())
+        if line is None:
+            return False
+        record.msg, record.args = f"{record.name.removeprefix('task_')}: {line[1]}", ()
+        return True
 
 
 def silence_monai_label() -> None:
@@ -61,5 +67,7 @@ def set_up_logging(file: Path) -> None:
         logging.getLogger("monai_diffae").setLevel(logging.INFO)
     for name in (*_JOBS, "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
+    for name in () if debug else _JOBS:
+        logging.getLogger(name).addFilter(JobLines())
     logging.getLogger("uvicorn.access").disabled = True  # its lines hold the ids of requests
     silence_monai_label()
