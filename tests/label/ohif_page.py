@@ -66,7 +66,7 @@ class OhifPage:
     def run_class_prompt(self, label: str) -> None:
         """Run the same model from the tab Class Prompts for one label, until its result is drawn."""
         self.page.locator("label.tab-label", has_text="Class Prompts").click()
-        self.page.locator(".optionsTableContainer, .optionsTable").get_by_text(label).wait_for()
+        self.page.locator("tr", has=self.page.get_by_role("cell", name=label, exact=True)).get_by_role("checkbox").check()
         self._run(".modelSelector >> nth=1", "Run Class Based Inference - Successful")
 
     def _run(self, selector: str, message: str) -> None:
