@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING
 
-from monai_diffae.bundle import TrainedBundle, load_bundle
-
-if TYPE_CHECKING:
-    from monai_diffae.bundle.anomaly import AnomalyDetector
+from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
+from monai_diffae.bundle.layout import ANOMALY, models_folder
+from monai_diffae.errors import ConfigError
 
 
 class ServedModel:
@@ -22,7 +20,8 @@ class ServedModel:
         device: where to compute; None: the GPU if there is one.
 
     Raises:
-        ConfigError: the bundle is not trained, or its weights are those of another network.
+        ConfigError: the bundle is not trained, its weights are those of another network, or it needs several images of
+            a case.
 
     Example:
         >>> ServedModel(Path("no_bundle"))
@@ -34,8 +33,8 @@ class ServedModel:
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder, self.device = folder, device
         self._lock = RLock()
-        self._trained = load_bundle(folder, device)
-        self._detector: AnomalyDetector | None = None
+        self._trained = self._load()
+        self._detector: tuple[int, AnomalyDetector] | None = None  # with the time of its file
 
     @property
     def spatial_dims(self) -> int:
@@ -52,7 +51,7 @@ class ServedModel:
         with self._lock:
             if not self._trained.is_current():
                 self._detector = None
-                self._trained = load_bundle(self.folder, self.device)
+                self._trained = self._load()
             yield self._trained
 
     def detector(self, trained: TrainedBundle) -> AnomalyDetector:
@@ -61,8 +60,15 @@ class ServedModel:
         Raises:
             ConfigError: the bundle is not calibrated, or was calibrated with other weights.
         """
-        from monai_diffae.bundle.anomaly import AnomalyDetector
+        file = models_folder(self.folder) / ANOMALY
+        changed = file.stat().st_mtime_ns if file.is_file() else 0
+        if self._detector is None or self._detector[0] != changed:
+            self._detector = (changed, AnomalyDetector.load(trained))
+        return self._detector[1]
 
-        if self._detector is None:
-            self._detector = AnomalyDetector.load(trained)
-        return self._detector
+    def _load(self) -> TrainedBundle:
+        trained = load_bundle(self.folder, self.device)
+        if trained.image_keys != ["image"]:
+            keys = ", ".join(trained.image_keys)
+            raise ConfigError(f"{self.folder.name}: needs the images {keys} of a case, but MONAI Label has one image per id")
+        return trained

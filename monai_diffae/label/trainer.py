@@ -22,9 +22,8 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
-from monai_diffae.bundle import load_bundle, publish
+from monai_diffae.bundle import TrainedBundle, load_bundle, publish
 from monai_diffae.data.atomic import write_atomic, write_json
-from monai_diffae.data.failures import count_failures
 from monai_diffae.errors import BusyError, CohortError, ConfigError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.scoring import image_paths
@@ -132,29 +131,40 @@ class DiffAETrainer(TrainTask):
         logger.info("training on %d images", len(paths))
         cohort = write_atomic(work / "images.csv", lambda path: _write_table(path, paths))
         self._write_status({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
-        training = Training(overrides={**overrides, **self._tracking()}, device=self._served.device)
+        values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
+        training = Training(overrides=values, device=self._served.device)
         try:
             train_watched(
                 bundle, cohort, work / "bundle", start_from=bundle, training=training, report=self._report
             )
-            sha256 = self._encode_and_publish(work / "bundle", paths)
+            sha256, num_unusable = self._encode_and_publish(work / "bundle", paths)
         finally:
             shutil.rmtree(work / "bundle" / "models", ignore_errors=True)  # curves and pictures stay until the next
         seconds = round(time.monotonic() - started, 1)
-        num_failed = len(failed) + count_failures(work / "bundle" / "failures.csv")
+        num_failed = len(failed) + num_unusable
         total = {"epoch": overrides["max_epochs"], "total_epochs": overrides["max_epochs"], "total_time": seconds}
         self._write_status({**total, "images": len(paths), "failed": num_failed, "model": sha256})
         logger.info("training ended after %.0f s: the new model is in use, %d images could not be used",
                     seconds, num_failed)  # fmt: skip
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
 
-    def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> str:
-        """Encode all images with the new model, so that strategies need not wait, and publish it; its checksum."""
+    def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> tuple[str, int]:
+        """Encode all images with the new model, so that strategies need not wait, and publish it.
+
+        Returns:
+            The checksum of the new weights, and the number of images that cannot be used.
+
+        Raises:
+            ConfigError: the new model has diverged; it is not published.
+        """
         trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
         index.update(trained, paths)
+        cases = index.read(trained)
+        if not cases.ids or not _makes_finite_images(trained, paths[cases.ids[0]]):
+            raise ConfigError("train: the new model makes no finite images, so it is not used; lower learning_rate")
         publish(new, self._served.folder)
         index.keep_only([trained])
-        return trained.sha256
+        return trained.sha256, len(cases.failures)
 
     def _tracking(self) -> dict[str, Any]:
         if os.environ.get("MLFLOW_TRACKING_URI"):
@@ -205,6 +215,23 @@ class DiffAETrainer(TrainTask):
 
     def _lock(self) -> FileLock:
         return FileLock(self._folder.training / ".lock")
+
+
+def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:
+    try:
+        return bool(trained.open(image).reconstruct().isfinite().all())
+    except ConfigError:  # the inferer refuses values that are not finite
+        return False
+
+
+def split_fractions(num_images: int) -> dict[str, float]:
+    """The shares of images that are held out: one tenth, but at least three, with which anomalies are calibrated.
+
+    Example:
+        >>> split_fractions(200), split_fractions(10), split_fractions(4)
+        ({'val_fraction': 0.1, 'test_fraction': 0.0}, {'val_fraction': 0.3, 'test_fraction': 0.0}, {'val_fraction': 0.5, 'test_fraction': 0.0})
+    """
+    return {"val_fraction": min(0.5, max(0.1, 3 / num_images)), "test_fraction": 0.0}
 
 
 def _write_table(path: Path, images: Mapping[str, str]) -> None:

@@ -52,7 +52,7 @@ class Server:
     app: Any
     studies: Studies
 
-    def infer(self, model: str, image: str, output: str = "json", **params: Any) -> Any:
+    def infer(self, model: str, image: str, output: str = "json", /, **params: Any) -> Any:
         """The response to a request for inference."""
         return self.client.post(f"/infer/{model}?image={image}&output={output}", data={"params": json.dumps(params)})
 

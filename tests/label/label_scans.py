@@ -57,7 +57,7 @@ def train_tiny(root: Path, name: str, scans: dict[str, Path]) -> Path:
     """A bundle trained for one epoch on real scans, with weights that are shaken so that z_sem tells scans apart."""
     import torch
 
-    from monai_diffae.apps.training.train import train
+    from monai_diffae import calibrate, train
     from monai_diffae.bundle.folders import init_bundle
 
     cohort = root / "cohort.csv"
@@ -73,4 +73,5 @@ def train_tiny(root: Path, name: str, scans: dict[str, Path]) -> Path:
         if value.is_floating_point() and value.ndim > 1:
             state[key] = value + 0.05 * torch.randn(value.shape, generator=generator)
     torch.save(state, weights)
+    calibrate(bundle, cohort, device="cpu")
     return bundle
