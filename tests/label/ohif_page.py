@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Playwright
+    from playwright.sync_api import Browser, Locator, Playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 TIMEOUT_MS = 60_000
@@ -61,16 +61,24 @@ class OhifPage:
 
     def run_segmentation(self) -> None:
         """Run the model that Auto-Segmentation shows, until its result is drawn."""
-        self._run(".modelSelector >> nth=0", "Running Segmentation - Successful")
+        self._run(self._tab("Auto-Segmentation"), "Running Segmentation - Successful")
 
     def run_class_prompt(self, label: str) -> None:
         """Run the same model from the tab Class Prompts for one label, until its result is drawn."""
-        self.page.locator("label.tab-label", has_text="Class Prompts").click()
-        self.page.locator("tr", has=self.page.get_by_role("cell", name=label, exact=True)).get_by_role("checkbox").check()
-        self._run(".modelSelector >> nth=1", "Run Class Based Inference - Successful")
+        tab = self._tab("Class Prompts")
+        tab.get_by_role("row", name=label).get_by_role("checkbox").check()
+        self._run(tab, "Run Class Based Inference - Successful")
 
-    def _run(self, selector: str, message: str) -> None:
-        self.page.locator(f"{selector} >> button").click()
+    def _tab(self, title: str) -> Locator:
+        """One of the tabs of the panel, opened."""
+        name = self.page.locator("label.tab-label", has_text=title)
+        tab = self.page.locator(".tab", has=name)
+        if not tab.locator(".modelSelector button").is_visible():
+            name.click()
+        return tab
+
+    def _run(self, tab: Locator, message: str) -> None:
+        tab.locator(".modelSelector button").click()
         self.page.get_by_text(message).wait_for()
         self.page.get_by_text(message).wait_for(state="hidden")
         self._wait_for_drawing()

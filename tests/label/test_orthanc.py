@@ -50,7 +50,7 @@ BRIEF_TRAINING = {
     "max_epochs": 10, "batch_size": 8, "num_pictures": 0, "mlflow": False, "device": "cpu",
     "val_fraction": 0.3, "test_fraction": 0.1,
 }  # fmt: skip
-LABEL_INFO = [{"name": "anomaly", "idx": 1, "model_name": "diffae_anomaly"}]
+LABEL_INFO = [{"name": "anomalies", "idx": 1, "model_name": "diffae_anomaly"}]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def test_an_anomaly_mask_as_dicom_seg(stand: Stand) -> None:
     assert answer.status_code == 200, answer.text
     segmentation = pydicom.dcmread(io.BytesIO(answer.content))
     assert segmentation.SOPClassUID == pydicom.uid.SegmentationStorage
-    assert [one.SegmentLabel for one in segmentation.SegmentSequence] == ["anomaly"]
+    assert [one.SegmentLabel for one in segmentation.SegmentSequence] == ["anomalies"]
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == stand.planted
     assert segmentation.pixel_array.max() == 1
 
@@ -181,7 +181,7 @@ def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand: Stand, tmp_
     source = next(one for one in stand.orthanc.series() if one["SeriesInstanceUID"] == stand.hippocampus)
     assert stored["StudyInstanceUID"] == source["StudyInstanceUID"]
     (file,) = stand.orthanc.instances(stored["SeriesInstanceUID"])
-    assert [one.SegmentLabel for one in pydicom.dcmread(io.BytesIO(file)).SegmentSequence] == ["anomaly"]
+    assert [one.SegmentLabel for one in pydicom.dcmread(io.BytesIO(file)).SegmentSequence] == ["anomalies"]
     assert images(stand) == {stand.hippocampus, stand.head, stand.planted}  # no SEG
     deadline = time.monotonic() + 90  # MONAI Label keeps the server's answers for a minute
     while (status := stand.client().info()["datastore"])["completed"] != 1:
@@ -249,5 +249,5 @@ def test_ohif_runs_the_task_from_class_prompts(ohif: OhifPage) -> None:
     """That tab lists the task, too, and sends ``label_prompt``, which stays in the options of later runs."""
     ohif.connect()
     ohif.set_option("diffae_anomaly", "quantile", "0.9")
-    ohif.run_class_prompt("anomaly")
+    ohif.run_class_prompt("anomalies")
     ohif.run_segmentation()
