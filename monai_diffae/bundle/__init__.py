@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySettings
+from monai_diffae.bundle.anomaly_calibration import calibrate_trained
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, check_running_config, model_config, running_config
 from monai_diffae.bundle.first_stages import check_latent_image_size, load_first_stage, self_contained
 from monai_diffae.bundle.folders import complete_bundle, export_bundle, init_bundle
+from monai_diffae.bundle.given_data import use_given_data
 from monai_diffae.bundle.latent_ddim import (
     TrainedLatent,
     complete_latent_bundle,
@@ -23,10 +26,14 @@ from monai_diffae.bundle.training_settings import training_settings
 from monai_diffae.bundle.warm_start import check_start
 
 __all__ = [
+    "Anomaly",
+    "AnomalyDetector",
+    "AnomalySettings",
     "OpenedCase",
     "TrainedBundle",
     "TrainedLatent",
     "TrainingDescription",
+    "calibrate_trained",
     "check_image_size",
     "check_latent_image_size",
     "check_running_config",
@@ -49,4 +56,5 @@ __all__ = [
     "self_contained",
     "set_statistics",
     "training_settings",
+    "use_given_data",
 ]

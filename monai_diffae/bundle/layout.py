@@ -13,9 +13,9 @@ TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
+ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 TRAINING = "training.json"  # the settings of the training, as an overlay of its configuration
-ANOMALY = "anomaly.pt"  # the residuals of normal cases
 PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 
 LATENT_PREFIX = "latent_"  # prefix of the files of a latent DDIM

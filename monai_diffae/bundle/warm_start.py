@@ -52,7 +52,10 @@ def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_start(
-    start_from: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], config: dict[str, Any]
+    start_from: str | os.PathLike[str] | None,
+    output_dir: str | os.PathLike[str],
+    config: dict[str, Any],
+    overwrite: bool = False,
 ) -> None:
     """Check that a training can begin from a trained bundle; does nothing without one.
 
@@ -60,16 +63,20 @@ def check_start(
         start_from: the trained bundle.
         output_dir: the folder of the training.
         config: the configuration that describes the model of the training.
+        overwrite: the training replaces the weights in its folder, which may then be those that it begins with.
 
     Raises:
-        ConfigError: the bundle is not trained or is the output folder, or its network, preprocessing or noise schedule
-            differs.
+        ConfigError: the bundle is not trained, its network, preprocessing or noise schedule differs, or it is the
+            output folder without ``overwrite``.
     """
     if start_from is None:
         return
     root = Path(start_from)
-    if root.resolve() == Path(output_dir).resolve():
-        raise ConfigError(f"start_from: {root.name} is also the folder of the results; choose another output_dir")
+    if not overwrite and root.resolve() == Path(output_dir).resolve():
+        raise ConfigError(
+            f"start_from: {root.name} is also the folder of the results; choose another output_dir, or set overwrite "
+            "to replace its weights"
+        )
     read_consistently(root, lambda models: _check_binding(root, models, config))
 
 
