@@ -1,9 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LABEL_PYTHON ?= $(shell python3.11 -c "" 2> /dev/null && echo python3.11 || echo $(PYTHON))
+LABEL_VENV := .venv-label
+LABEL_BIN := $(LABEL_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check configs docs clean
+.PHONY: help demo test test-all test-label check configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +19,9 @@ test: $(VENV)/.dev  ## the tests, without the slow ones
 
 test-all: $(VENV)/.dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-label: $(LABEL_VENV)/.label-tests  ## the tests with MONAI Label, in an environment of its own (Python 3.11)
+	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal tests/label tests/data/test_dicom*.py
 
 check: $(VENV)/.dev  ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -30,10 +36,15 @@ docs: $(VENV)/.docs  ## the documentation as a site with search, in site/
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
 
 clean:  ## remove the environment, caches and the demo's results
-	rm -rf $(VENV) demo site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LABEL_VENV) demo site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # one stamp an extra: a second call installs nothing, a changed pyproject.toml does
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[$*]"
+	touch $@
+
+$(LABEL_VENV)/.%: pyproject.toml
+	test -x $(LABEL_BIN)/python || $(LABEL_PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_BIN)/python -m pip install --quiet -e ".[$*]"
 	touch $@

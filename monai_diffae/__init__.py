@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import embed as embed
     from monai_diffae.apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
     from monai_diffae.apps.embedding.index import EmbeddingIndex as EmbeddingIndex
+    from monai_diffae.apps.evaluation.anomaly import anomaly as anomaly
+    from monai_diffae.apps.evaluation.calibrate import calibrate as calibrate
     from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
@@ -56,6 +58,8 @@ _MODULES = {
     "Reading": "apps.settings",
     "Run": "apps.settings",
     "Training": "apps.settings",
+    "anomaly": "apps.evaluation.anomaly",
+    "calibrate": "apps.evaluation.calibrate",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
     "edit": "apps.synthesis.edit",

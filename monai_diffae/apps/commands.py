@@ -78,6 +78,8 @@ COMMANDS: tuple[Command, ...] = (
     _command("grade", "synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     _command("probe", "evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     _command("neighbors", "evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
+    _command("calibrate", "evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
+    _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
     _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),

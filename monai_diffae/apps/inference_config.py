@@ -26,20 +26,21 @@ _EVALUATOR: dict[str, Any] = {
     "postprocessing": {
         "_target_": "Compose",
         "transforms": [
-            {
-                "_target_": "monai_diffae.transforms.WriteReconstructiond",
-                "keys": "pred",
-                "directory": "@output_dir",
-                "cases": "$@cohort.cases",
-                "preprocessing": "@preprocessing",
-                "folders": "@mode",
-                "grid": "@grid",
-                "model_range": "@model_range",
-                "affine": "$bundle.grid_affine(bundle.running_config())",
-                "dicom": "@dicom",
-                "overwrite": "@overwrite",
-            }
+            {"_target_": "monai_diffae.transforms.ToScanSpaced", "keys": "pred", "preprocessing": "@preprocessing"}
         ],
+    },
+    "writer": {
+        "_target_": "monai_diffae.transforms.WriteReconstructiond",
+        "keys": "pred",
+        "directory": "@output_dir",
+        "cases": "$@cohort.cases",
+        "preprocessing": "@preprocessing",
+        "folders": "@mode",
+        "grid": "@grid",
+        "model_range": "@model_range",
+        "affine": "$bundle.grid_affine(bundle.running_config())",
+        "dicom": "@dicom",
+        "overwrite": "@overwrite",
     },
     "handlers": [
         {
@@ -70,11 +71,15 @@ _EVALUATOR: dict[str, Any] = {
             "mode": "@mode",
             "seed": "@noise_seed",
         },
-        "postprocessing": "@postprocessing",
+        "postprocessing": "$@writer",
         "val_handlers": "@handlers",
     },
 }
-"""MONAI's standard components, which write the same images as the command."""
+"""MONAI's standard components.
+
+The evaluator writes the same images as the command. MONAI Label runs the components one by one instead: the
+preprocessing, ``inferer(inputs, network)`` and the postprocessing, after which it writes the image itself.
+"""
 
 
 def inference_config(command: Command, bundle: Path) -> dict[str, Any]:

@@ -171,7 +171,11 @@ def _save(dataset: Dataset, path: Path) -> None:
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     meta.TransferSyntaxUID, meta.ImplementationVersionName = ExplicitVRLittleEndian, _WRITER
     dataset.file_meta, dataset.preamble = meta, bytes(128)
-    pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    if int(pydicom.__version__.partition(".")[0]) >= 3:
+        pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    else:  # MONAI Label 0.8 needs pydicom 2
+        dataset.is_implicit_VR, dataset.is_little_endian = False, True
+        pydicom.dcmwrite(path, dataset, write_like_original=False)
 
 
 def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:

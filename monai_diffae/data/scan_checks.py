@@ -10,14 +10,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.formats.scan import MAX_BYTES, Scan, as_float32, check_affine, problem
-from monai_diffae.data.slices import flat_axis, slice_volume, to_ras
+from monai_diffae.data.slices import flattened
 
 logger = logging.getLogger(__name__)
 
 NonFinite = Literal["error"] | float
 
 
-def fit_scan(name: Path, scan: Scan, spatial_dims: int | None, channels: int | None, nonfinite: NonFinite) -> Scan:
+def fit_scan(
+    name: Path,
+    scan: Scan,
+    spatial_dims: int | None,
+    channels: int | None,
+    nonfinite: NonFinite,
+    *,
+    flatten: bool = True,
+) -> Scan:
     """Return the scan with the dimensions and channels that a caller needs, and with finite values.
 
     The arguments are those of :func:`~monai_diffae.data.scans.read_scan`; ``name`` is the scan's name in messages.
@@ -25,7 +33,7 @@ def fit_scan(name: Path, scan: Scan, spatial_dims: int | None, channels: int | N
     Raises:
         ScanError: the scan cannot be used.
     """
-    scan = _fit_dims(name, scan, spatial_dims)
+    scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
     scan.array = _fit_channels(name, scan.array, channels)
     scan.array = _fit_values(name, scan.array, nonfinite)
     return scan
@@ -39,6 +47,7 @@ def scan_of_array(
     spatial_dims: int | None = None,
     channels: int | None = None,
     nonfinite: NonFinite = "error",
+    flatten: bool = True,
 ) -> Scan:
     """Make a scan of an array in memory, with the checks of :func:`~monai_diffae.data.scans.read_scan`.
 
@@ -49,6 +58,7 @@ def scan_of_array(
         spatial_dims: the dimensions that the caller needs, 2 or 3; None: either.
         channels: the number of channels that the caller needs; None: any.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
+        flatten: take a volume with one slice as a 2D image.
 
     Raises:
         ScanError: the array or its affine cannot be used.
@@ -75,14 +85,11 @@ def scan_of_array(
         sizes = " x ".join(map(str, matrix.shape))
         raise problem(path, f"its affine is {sizes}, expected 4 x 4", "give the affine from voxel indices to mm")
     check_affine(path, matrix)
-    scan = Scan(as_float32(path, values), matrix)
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite)
+    scan = Scan(np.ascontiguousarray(as_float32(path, values)), matrix)
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite, flatten=flatten)
 
 
 def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
-    if scan.spatial_dims == 3:
-        flat = flat_axis(to_ras(scan).array.shape[1:]) if 1 in scan.array.shape[1:] else None
-        scan = slice_volume(scan, flat, 0) if flat else scan
     if spatial_dims == 2 and scan.spatial_dims == 3:
         sizes = " x ".join(map(str, scan.array.shape[1:]))
         raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")

@@ -6,23 +6,19 @@ dimensions and channels that the caller needs. Otherwise a :class:`~monai_diffae
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
-from PIL import Image
 
-from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import Header, Scan, problem
 from monai_diffae.data.scan_checks import fit_scan
+from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume
-from monai_diffae.errors import ConfigError, DiffAEError, ScanError
+from monai_diffae.errors import DiffAEError, ScanError
 
 __all__ = [
     "SUFFIXES",
@@ -37,15 +33,10 @@ __all__ = [
     "write_scan",
 ]
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
 """The suffixes of files that can be read; DICOM files may also have none. A NIfTI pair is read by its .hdr file."""
-
-# The affine for a 2D image without geometry: rows run to posterior, columns to the patient's left.
-_DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def read_scan(
@@ -54,14 +45,17 @@ def read_scan(
     spatial_dims: int | None = None,
     channels: int | None = None,
     nonfinite: Literal["error"] | float = "error",
+    flatten: bool = True,
 ) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
         path: the file or folder; ``folder#series=UID`` names one of several series in a folder.
-        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice counts as 2D.
+        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice
+            counts as 2D, if ``flatten`` is set.
         channels: the number of channels that the caller needs; None: any. Grey images stored as RGB have one.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
+        flatten: read a volume with one slice as a 2D image.
 
     Returns:
         The scan: float32 array ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in
@@ -82,7 +76,7 @@ def read_scan(
     """
     path = _as_path(path)
     scan = _guarded(path, lambda p: _format(p)[0](p))
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite)
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite, flatten=flatten)
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -119,67 +113,6 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
         return tuple(shape), tuple(spacings)
     rows, columns = slice_shape(range(3), flat)
     return (shape[rows], shape[columns]), (spacings[rows], spacings[columns])
-
-
-def write_scan(
-    path: str | os.PathLike[str],
-    array: ArrayLike,
-    affine: NDArray[np.float64] | None = None,
-    *,
-    value_range: tuple[float, float] | None = None,
-    dtype: DTypeLike = np.float32,
-    header: nib.Nifti1Header | None = None,
-) -> Path:
-    """Write an array as NIfTI (by default float32, so that no value is clipped) or PNG (8 bit), atomically.
-
-    Args:
-        path: ``.nii``, ``.nii.gz`` or ``.png``.
-        array: ``[C, X, Y, Z]`` or ``[C, H, W]``; for PNG ``[1, H, W]`` or ``[3, H, W]``.
-        affine: 4x4 in mm, RAS+, as in :class:`Scan`; None: voxels of 1 mm.
-        value_range: for PNG: the values shown as black and white; values beyond are clipped. By default the array's
-            minimum and maximum.
-        dtype: for NIfTI: data type of the file. Values are rounded to integers, and must fit into the type.
-        header: for NIfTI: the header of a scan of the same size, whose affine, type, units and codes replace
-            ``affine`` and ``dtype``. Values that do not fit into its type are clipped; their number is logged.
-
-    Raises:
-        ConfigError: the file format cannot hold such an array.
-        MachineError: the disk is full, or the folder cannot be written.
-    """
-    path, values = Path(path), np.asarray(array, np.float32)
-    if values.ndim not in (3, 4):
-        raise ConfigError(f"{path.name}: an array with {values.ndim} axes cannot be written; expected [C, *S]")
-    if header is not None:
-        num_clipped = 0
-
-        def write(temporary: Path) -> None:
-            nonlocal num_clipped
-            num_clipped = nifti.write_like(temporary, values[0], header)
-
-        write_atomic(path, write)
-        if num_clipped:
-            logger.warning(
-                "%s: %d voxels do not fit into %s and were clipped", path.name, num_clipped, header.get_data_dtype()
-            )
-        return path
-    if path.name.endswith((".nii", ".nii.gz")):
-        if values.ndim == 3:
-            values = values[..., None]
-            affine = _DISPLAYED if affine is None else affine
-        values = (np.round(values) if np.issubdtype(dtype, np.integer) else values).astype(dtype)
-        stored = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
-        image = nib.Nifti1Image(stored, np.eye(4) if affine is None else affine)
-        image.header.set_xyzt_units("mm")
-        return write_atomic(path, lambda temporary: nib.save(image, temporary))
-    if path.suffix.lower() != ".png" or values.ndim != 3 or len(values) not in (1, 3):
-        raise ConfigError(
-            f"{path.name}: cannot hold an array {list(values.shape)}; use .nii.gz (or .png for [1 or 3, H, W])"
-        )
-    low, high = value_range or (float(values.min()), float(values.max()))
-    grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
-    pixels = grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)
-    picture = Image.fromarray(np.round(pixels).astype(np.uint8))
-    return write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
 def scan_suffix(path: str | os.PathLike[str]) -> str:

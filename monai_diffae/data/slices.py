@@ -112,16 +112,6 @@ def insert_slices(
     return np.stack([nib.orientations.apply_orientation(channel, back) for channel in volume])
 
 
-def slice_count(scan: Scan, axis: Axis) -> int:
-    """The number of slices of a volume along an axis.
-
-    Example:
-        >>> slice_count(Scan(np.zeros((1, 2, 3, 4), np.float32), np.eye(4)[[1, 0, 2, 3]]), "coronal")
-        2
-    """
-    return int(scan.array.shape[1 + ras_axes(scan.affine).index(AXES[axis])])
-
-
 def check_axis(axis: str) -> None:
     """Raise a ConfigError if ``axis`` is not one of :data:`AXES`."""
     if axis not in AXES:
@@ -136,6 +126,28 @@ def flat_axis(shape: Sequence[int]) -> Axis | None:
         ('coronal', None)
     """
     return next((axis for axis in reversed(AXES) if shape[AXES[axis]] == 1), None)
+
+
+def flattened(scan: Scan) -> Scan:
+    """A volume with one slice as a 2D image; any other scan unchanged.
+
+    Example:
+        >>> flattened(Scan(np.zeros((1, 5, 1, 4), np.float32), np.eye(4))).array.shape
+        (1, 4, 5)
+    """
+    axis = flat_axis(ras_shape(scan)) if scan.spatial_dims == 3 else None
+    return scan if axis is None else slice_volume(scan, axis, 0)
+
+
+def ras_shape(scan: Scan) -> tuple[int, int, int]:
+    """The size ``(R, A, S)`` of a volume.
+
+    Example:
+        >>> ras_shape(Scan(np.zeros((1, 2, 3, 4), np.float32), np.eye(4)[[1, 0, 2, 3]]))
+        (3, 2, 4)
+    """
+    r, a, s = (scan.array.shape[1 + axis] for axis in np.argsort(ras_axes(scan.affine)))
+    return r, a, s
 
 
 def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:

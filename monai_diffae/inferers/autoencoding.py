@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class DiffusionAutoencoderInferer(Inferer):
-    """Encodes, inverts and decodes images. Calling it is the forward pass of training.
+    """Encodes, inverts and decodes images. Calling it is the forward pass of training, or a reconstruction.
 
     The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
     20 for decoding reproduce an image more exactly than the paper's 250 and 100.
@@ -133,17 +134,36 @@ class DiffusionAutoencoderInferer(Inferer):
             )
 
     def __call__(  # type: ignore[override]
-        self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, condition: Tensor, **_: Any
+        self,
+        inputs: Tensor,
+        network: nn.Module,
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        condition: Tensor | None = None,
+        **_: Any,
     ) -> Tensor:
-        """The forward pass of training: the network's output (B, C, *S) for x_t drawn from q(x_t | inputs).
+        """The forward pass of training; without noise, timesteps and condition, the near-exact reconstruction.
+
+        MONAI's applications, such as MONAI Label, call an inferer with ``inputs`` and ``network`` only.
 
         Args:
-            inputs: clean images x0 (B, C, *S) in the model's range; with a first stage, their latents.
+            inputs: clean images x0 (B, C, *S) in the model's range; in training with a first stage, their latents.
             network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`.
             noise: eps (B, C, *S).
             timesteps: t (B,).
             condition: z_sem (B, D), or the clean images (B, C', *S) to encode.
+
+        Returns:
+            The network's output (B, C, *S) for x_t drawn from q(x_t | inputs), or what :meth:`reconstruct` returns.
+
+        Raises:
+            ConfigError: only some of noise, timesteps and condition are given.
         """
+        if noise is None and timesteps is None and condition is None:
+            # MONAI Label passes a MetaTensor, which would track every operation
+            return self.reconstruct(inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs, network)
+        if noise is None or timesteps is None or condition is None:
+            raise ConfigError("training needs noise, timesteps and condition; give all of them, or none to reconstruct")
         x_t = self.schedule.q_sample(inputs, noise, timesteps)
         output: Tensor = network(x_t, timesteps, condition)
         return output

@@ -9,7 +9,7 @@ from annotated_types import Gt, Lt
 from monai_diffae.apps.command import command
 from monai_diffae.label.task import Answer
 
-ANOMALY_LABELS = {"anomaly": 1}
+ANOMALY_LABELS = {"anomalies": 1}  # OHIF computes the colour from the name: amber; "anomaly" is nearly black
 
 
 @command

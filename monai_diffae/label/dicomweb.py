@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 from pathlib import Path
+from tempfile import mkdtemp
+from threading import RLock
 from typing import Any
 
 import requests
+from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore, DICOMwebClientX
 from monailabel.datastore.local import LocalDatastore
+from monailabel.datastore.utils.convert import dicom_to_nifti
+from monailabel.datastore.utils.dicom import dicom_web_download_series
 
+from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.datastore import CheckedIds
@@ -35,6 +42,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
 
     def __init__(self, url: str, search_filter: dict[str, Any]) -> None:
         self._listed: tuple[float, list[str]] = (-_LISTED_FOR_S, [])
+        self._lock = RLock()
         session = None
         if settings.MONAI_LABEL_DICOMWEB_USERNAME and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
             from dicomweb_client.session_utils import create_session_from_user_pass
@@ -71,6 +79,48 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         if not cached.is_dir() and not self._client.search_for_series(search_filters={"SeriesInstanceUID": uid}):
             raise NotFoundError("image: the DICOMweb server has no such series")
         return uid
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The path of a series as NIfTI (or of its folder, if series are not converted); it is fetched once.
+
+        MONAI Label (0.8.5) takes a folder that another process or thread is still filling for the whole series, and
+        converts slices of any distance and tilt. Here a series is complete before it is seen, and is checked.
+
+        Raises:
+            ConfigError: the id is not a UID.
+            NotFoundError: the server has no such series.
+            ScanError: the series is no volume of parallel slices of one distance.
+        """
+        uid = self.check_known(image_id)
+        cache = Path(self._datastore.image_path())
+        series, image = cache / uid, cache / f"{uid}.nii.gz"
+        with FileLock(cache / f".{uid}.lock"):
+            if not series.is_dir():
+                self._fetch(uid, series)
+            if self._convert_to_nifti and not image.exists():
+                read_scan(series)
+                Path(shutil.move(dicom_to_nifti(str(series)), cache / f".{uid}.part")).replace(image)
+        if not self._convert_to_nifti:
+            return str(series)
+        if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
+            self._register(uid)
+        return str(image)
+
+    def _fetch(self, uid: str, series: Path) -> None:
+        unfinished = Path(mkdtemp(prefix=".tmp-", dir=series.parent))
+        try:
+            dicom_web_download_series(None, uid, str(unfinished), self._client, self._fetch_by_frame)
+            unfinished.chmod(0o755)
+            unfinished.replace(series)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _register(self, uid: str) -> None:
+        """Add a fetched series and what the server says about it to the list of images; labels need it there."""
+        with self._lock:
+            if "SeriesInstanceUID" not in self.get_image_info(uid):
+                self.refresh()
+                LocalDatastore.update_image_info(self, uid, self._dicom_info(uid))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Refuse an upload; series are stored on the DICOMweb server itself.

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from monai_diffae.bundle.opened_case import OpenedCase
 
 FROM_VIEWERS = frozenset({
-    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info", "user",
+    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info", "label_prompt",
+    "user",
 })  # fmt: skip
 """What 3D Slicer, OHIF and ``MONAILabelClient`` send with every request."""
 

@@ -29,6 +29,6 @@ def whitening(z: ArrayLike) -> NDArray[np.float64]:
                [0. , 1. ]])
     """
     codes = checked_codes(z, num_least=1).astype(np.float64)
-    variance, axes = np.linalg.eigh(np.cov(codes, rowvar=False, bias=True).reshape(codes.shape[1], -1))
+    variance, axes = np.linalg.eigh(np.cov(codes.T, bias=True).reshape(codes.shape[1], -1))
     whitened: NDArray[np.float64] = axes / np.sqrt(variance.clip(min=0) + ACTIVE_SHARE)
     return whitened

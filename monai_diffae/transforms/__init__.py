@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToModelRangeDict
-from monai_diffae.transforms.native import NativeSpace, check_invertible, write_native
+from monai_diffae.transforms.native import NativeSpace, check_invertible
+from monai_diffae.transforms.native_writing import write_native
 from monai_diffae.transforms.reading import ReadScanD, ReadScand, ReadScanDict
 from monai_diffae.transforms.reconstructions import (
     WriteReconstructionD,
     WriteReconstructiond,
     WriteReconstructionDict,
 )
+from monai_diffae.transforms.scan_space import ToScanSpaceD, ToScanSpaced, ToScanSpaceDict
 from monai_diffae.transforms.smoothing import SmoothForSpacingD, SmoothForSpacingd, SmoothForSpacingDict
 from monai_diffae.transforms.writing import WriteScanD, WriteScand, WriteScanDict
 
@@ -24,6 +26,9 @@ __all__ = [
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",
+    "ToScanSpaceD",
+    "ToScanSpaceDict",
+    "ToScanSpaced",
     "WriteReconstructionD",
     "WriteReconstructionDict",
     "WriteReconstructiond",

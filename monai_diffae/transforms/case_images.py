@@ -18,7 +18,8 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.dicom_series import write_series
 from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scans import scan_suffix, write_scan
-from monai_diffae.transforms.native import NativeSpace, write_native
+from monai_diffae.transforms.native import NativeSpace
+from monai_diffae.transforms.native_writing import write_native
 
 logger = logging.getLogger(__name__)
 

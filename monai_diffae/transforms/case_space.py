@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from monai_diffae.data.scans import Axis, Scan, slice_volume
-from monai_diffae.data.slices import insert_slices, slice_count
+from monai_diffae.data.slices import AXES, flat_axis, insert_slices, ras_shape
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms.native import NativeSpace, check_invertible
+from monai_diffae.transforms.native import NativeSpace, PreprocessedScan, check_invertible, check_reader
 from monai_diffae.transforms.reading import ReadScand
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ class CaseSpace:
 
     Attributes:
         scan: the whole scan, or the slice ``item["slice"]``.
-        spaces: the native space of each image, by the index of the slice; the key of a whole image is None.
+        spaces: the images by the index of their slice; the key of a whole image is None.
 
     Raises:
         ScanError: the scan cannot be used.
-        ConfigError: the preprocessing cannot be inverted, or ``item["slice"]`` names a slice of something without
-            slices.
+        ConfigError: the preprocessing does not begin with `ReadScand`, or ``item["slice"]`` names a slice of something
+            without slices. The ways back raise one if the preprocessing cannot be inverted.
 
     Example:
         >>> from monai_diffae.transforms import ToModelRanged
@@ -59,26 +59,63 @@ class CaseSpace:
         choose_slices: Callable[[int], Sequence[int]],
         key: str = "image",
     ) -> None:
-        reader: ReadScand = check_invertible(preprocessing)[0]
+        reader: ReadScand = check_reader(preprocessing)[0]
+        self._preprocessing, self._key = preprocessing, key
+        self._make: type[PreprocessedScan] = NativeSpace if _is_invertible(preprocessing) else PreprocessedScan
         self._axis: Axis | None = None
-        self.spaces: dict[int | None, NativeSpace] = {}
-        if reader.spatial_dims == 3 or item.get("slice") is not None:
-            _check_slice(reader, item, key)
-            native = NativeSpace(preprocessing, item, key)
-            self.scan, self.spaces = native.scan, {item.get("slice"): native}
+        self.spaces: dict[int | None, PreprocessedScan] = {}
+        if reader.spatial_dims == 2:
+            self._open_2d(reader, item, choose_slices)
             return
-        scans = reader.read_whole(item)
-        self.scan = scans[key]
-        if self.scan.spatial_dims == 2:
-            self.spaces = {None: NativeSpace(preprocessing, item, key)}
-            return
-        self._axis = reader.axis
-        self.spaces = dict(_slice_spaces(preprocessing, item, scans, choose_slices, key).items())
+        if item.get("slice") is not None:
+            raise ConfigError(f"slice: is {item['slice']}, but this bundle takes whole volumes; leave it out")
+        whole = self._make(preprocessing, item, key)
+        self.scan, self.spaces[None] = whole.scan, whole
+
+    def _open_2d(
+        self, reader: ReadScand, item: Mapping[str, Any], choose_slices: Callable[[int], Sequence[int]]
+    ) -> None:
+        scans = {str(name): scan for name, scan in reader.read_whole(item).items()}
+        item, index = {name: value for name, value in item.items() if name != "slice"}, item.get("slice")
+        self.scan = scans[self._key]
+        flat = flat_axis(ras_shape(self.scan)) if self.scan.spatial_dims == 3 else None
+        if self.scan.spatial_dims == 2 or flat is not None:  # a picture, or a volume that is one image
+            if index is not None:
+                raise ConfigError(f"slice: is {index}, but the image is 2D and has no slices; leave it out")
+            self._axis = flat
+            self.spaces[None] = self._make(self._preprocessing, {**item, **scans}, self._key)
+        elif index is not None:
+            one = self._make(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)}, self._key)
+            self.scan, self.spaces[index] = one.scan, one
+        else:
+            self._axis = reader.axis
+            self._open_slices(item, scans, reader.axis, choose_slices(ras_shape(self.scan)[AXES[reader.axis]]))
+
+    def _open_slices(
+        self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, chosen: Sequence[int]
+    ) -> None:
+        """Preprocess slices. One that cannot be used, such as an empty one, is skipped.
+
+        Raises:
+            ScanError: no slice can be used.
+        """
+        error: ScanError | None = None
+        for index in chosen:
+            slices = _slice_all(scans, axis, index)
+            try:
+                self.spaces[index] = self._make(self._preprocessing, {**item, **slices}, self._key)
+            except ScanError as caught:
+                error = error or caught
+        num_skipped = len(chosen) - len(self.spaces)
+        if error is not None and not self.spaces:
+            raise ScanError(f"none of the {num_skipped} slices can be used; the first: {error}")
+        if error is not None:
+            logger.warning("%d of %d slices are skipped; the first: %s", num_skipped, len(chosen), error)
 
     @property
     def field(self) -> NDArray[np.bool_]:
         """``[*native S]``, True for voxels within the model's field of view."""
-        fields = [space.field[None] for space in self.spaces.values()]
+        fields = [space.field[None] for space in self._native()]
         return self._gather(fields, np.zeros((1, *self.scan.array.shape[1:]), np.bool_))[0]
 
     def images(self, key: str) -> torch.Tensor:
@@ -125,49 +162,26 @@ class CaseSpace:
     def _each(self, convert: Callable[[NativeSpace, torch.Tensor], NDArray[Any]], images: torch.Tensor) -> list[Any]:
         if len(images) != len(self.spaces):
             raise ConfigError(f"there are {len(images)} images, but the case has {len(self.spaces)}; give one for each")
-        return [convert(space, image) for space, image in zip(self.spaces.values(), images, strict=True)]
+        return [convert(space, image) for space, image in zip(self._native(), images, strict=True)]
+
+    def _native(self) -> list[NativeSpace]:
+        check_invertible(self._preprocessing)
+        return [space for space in self.spaces.values() if isinstance(space, NativeSpace)]
 
     def _gather(self, parts: list[NDArray[Any]], background: NDArray[Any]) -> NDArray[Any]:
         if self._axis is None:
             return parts[0]
-        slices = {index: part for index, part in zip(self.spaces, parts, strict=True) if index is not None}
+        slices = {0 if index is None else index: part for index, part in zip(self.spaces, parts, strict=True)}
         return insert_slices(background, self.scan.affine, self._axis, slices)
 
 
-def _check_slice(reader: ReadScand, item: Mapping[str, Any], key: str) -> None:
-    if item.get("slice") is None:
-        return
-    if reader.spatial_dims == 3:
-        raise ConfigError(f"slice: is {item['slice']}, but this bundle takes whole volumes; leave it out")
-    if reader.read_whole(item)[key].spatial_dims == 2:
-        raise ConfigError(f"slice: is {item['slice']}, but the image is 2D and has no slices; leave it out")
+def _is_invertible(preprocessing: Callable[[Any], Any]) -> bool:
+    try:
+        check_invertible(preprocessing)
+    except ConfigError:
+        return False
+    return True
 
 
-def _slice_spaces(
-    preprocessing: Callable[[Any], Any],
-    item: Mapping[str, Any],
-    scans: Mapping[Any, Scan],
-    choose_slices: Callable[[int], Sequence[int]],
-    key: str,
-) -> dict[int, NativeSpace]:
-    """The native space of each usable slice. A slice that cannot be used, such as an empty one, is skipped.
-
-    Raises:
-        ScanError: no slice can be used.
-    """
-    reader: ReadScand = check_invertible(preprocessing)[0]
-    num_slices = slice_count(scans[key], reader.axis)
-    spaces: dict[int, NativeSpace] = {}
-    error: ScanError | None = None
-    chosen = choose_slices(num_slices)
-    for index in chosen:
-        slices = {name: slice_volume(scan, reader.axis, index) for name, scan in scans.items()}
-        try:
-            spaces[index] = NativeSpace(preprocessing, {**item, **slices}, key)
-        except ScanError as caught:
-            error = error or caught
-    if error is not None and not spaces:
-        raise ScanError(f"none of the {len(chosen)} slices can be used; the first: {error}")
-    if error is not None:
-        logger.warning("%d of %d slices are skipped; the first: %s", len(chosen) - len(spaces), len(chosen), error)
-    return spaces
+def _slice_all(scans: Mapping[str, Scan], axis: Axis, index: int) -> dict[str, Scan]:
+    return {name: slice_volume(scan, axis, index) for name, scan in scans.items()}

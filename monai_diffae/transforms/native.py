@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,59 +14,43 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, CopyItemsd, EnsureTyped, InvertibleTransform
 from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
 from monai.utils import TraceKeys
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from monai_diffae.data.scans import Scan, scan_suffix, write_scan
+from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import ConfigError, find_diffae_error
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
 
-_PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg")
 _NOTHING_TO_INVERT = (CopyItemsd, EnsureTyped, SmoothForSpacingd)
 
 
-class NativeSpace:
-    """Preprocesses one case, and converts images that the model makes from it back to the scan's space.
-
-    The way back inverts the preprocessing's transforms, with linear interpolation if they interpolate linearly. Outside
-    the model's field of view, which the preprocessing crops to, an image keeps the scan's own values, and a difference
-    is 0.
+class PreprocessedScan:
+    """One image of a case, preprocessed for the model, and the scan that it was made of.
 
     Args:
         preprocessing: a bundle's preprocessing, from the case's item to ``[C, *S]`` in the model's range. It begins
             with `ReadScand`.
-        item: the case, as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`.
+        item: the case, as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, or with images in memory.
         key: the image of the item that the model decodes.
 
     Attributes:
         image: MetaTensor float32 ``[C, *S]``, the model's input.
         images: all preprocessed images of the item by key, among them ``image``.
         scan: the case's scan (or slice), ``[C, *native S]`` in its own units, with its affine.
-        field: bool ``[*native S]``, True for voxels of the scan within the model's field of view.
         suffix: the suffix for files: ``.png`` for 8-bit PNG and JPEG with one or three channels, else ``.nii.gz``.
 
     Raises:
         ScanError: the scan cannot be used.
-        ConfigError: a transform of the preprocessing cannot be inverted, or the first is not `ReadScand`.
-
-    Example:
-        >>> import tempfile
-        >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_scan(Path(folder) / "a.nii.gz", np.arange(12.0).reshape(1, 3, 4))
-        ...     native = NativeSpace(preprocessing, {"image": str(path)})
-        >>> float(native.image.max()), float(native.back(native.image).max())
-        (1.0, 11.0)
+        ConfigError: the first transform of the preprocessing is not `ReadScand`.
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
-        transforms = check_invertible(preprocessing)
-        self._key, self._preprocessing = key, Compose(transforms)
-        invertible = [t for t in reversed(transforms) if isinstance(t, InvertibleTransform)]
-        self._intensities = [t for t in invertible if isinstance(t, ToModelRanged)]
-        self._spatial = [t for t in invertible if not isinstance(t, ToModelRanged)]
-        reader: ReadScand = transforms[0]
+        # a copy, because allow_missing_keys_mode below changes the transforms, also for other threads
+        self._transforms = copy.deepcopy(check_reader(preprocessing))
+        self._key, self._preprocessing = key, Compose(self._transforms)
+        reader: ReadScand = self._transforms[0]
         scans = reader.read(item)
         self.scan = scans[key]
         try:
@@ -81,13 +65,46 @@ class NativeSpace:
             name: value for name, value in preprocessed.items() if isinstance(value, MetaTensor)
         }
         self.image = self.images[key]
-        # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
-        self._weight = self._invert(self._spatial, torch.ones(self.image.shape))
-        self.field: NDArray[np.bool_] = np.all(self._weight > 0.5, axis=0)
         first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
         is_file = isinstance(first, (str, os.PathLike))
-        is_picture = is_file and scan_suffix(first) in _PICTURES and len(self.scan.array) in (1, 3)
+        is_picture = is_file and scan_suffix(first) in PICTURES and len(self.scan.array) in (1, 3)
         self.suffix = ".png" if is_picture and self.scan.array.max() <= 255 else ".nii.gz"
+
+
+class NativeSpace(PreprocessedScan):
+    """Preprocesses one case, and converts images that the model makes from it back to the scan's space.
+
+    The way back inverts the preprocessing's transforms, with linear interpolation if they interpolate linearly. Outside
+    the model's field of view, which the preprocessing crops to, an image keeps the scan's own values, and a difference
+    is 0. The arguments and attributes are those of :class:`PreprocessedScan`.
+
+    Raises:
+        ScanError: the scan cannot be used.
+        ConfigError: a transform of the preprocessing cannot be inverted, or the first is not `ReadScand`.
+
+    Example:
+        >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
+        >>> native = NativeSpace(preprocessing, {"image": np.arange(12.0).reshape(1, 3, 4)})
+        >>> float(native.image.max()), float(native.back(native.image).max())
+        (1.0, 11.0)
+    """
+
+    def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
+        check_invertible(preprocessing)
+        super().__init__(preprocessing, item, key)
+        invertible = [t for t in reversed(self._transforms) if isinstance(t, InvertibleTransform)]
+        self._intensities = [t for t in invertible if isinstance(t, ToModelRanged)]
+        self._spatial = [t for t in invertible if not isinstance(t, ToModelRanged)]
+
+    @cached_property
+    def field(self) -> NDArray[np.bool_]:
+        """Bool ``[*native S]``, True for voxels of the scan within the model's field of view."""
+        return np.all(self._weight > 0.5, axis=0)
+
+    @cached_property
+    def _weight(self) -> NDArray[np.float32]:
+        # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
+        return self._invert(self._spatial, torch.ones(self.image.shape))
 
     def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
         """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units.
@@ -174,59 +191,16 @@ def _nearest(operation: dict[str, Any]) -> dict[str, Any]:
     return nearest
 
 
-def write_native(
-    path: str | os.PathLike[str], array: NDArray[np.float32], scan: Scan, dtype: DTypeLike | None = None
-) -> Path:
-    """Write an image in a scan's space as NIfTI with the scan's affine, or as PNG with the image's values, atomically.
-
-    Args:
-        path: ``.nii.gz`` or, for pictures, ``.png``: see :attr:`NativeSpace.suffix`.
-        array: ``[C', *native S]`` in the scan's units, or a map with channels of its own. For PNG, values are rounded
-            and clipped to 0..255.
-        scan: the scan. For a NIfTI volume, the new file gets the type, units and codes of the scan's file, and values
-            that do not fit are clipped. Otherwise, if the scan has whole numbers, values are rounded and stored in the
-            smallest of uint8, int16, uint16 and int32 that holds the scan and the array; else they are float32.
-        dtype: for NIfTI: data type of the file instead; float32 for differences.
+def check_reader(preprocessing: Callable[[Any], Any]) -> list[Any]:
+    """Check that a preprocessing begins with `ReadScand`, and return its transforms; no scan is read.
 
     Raises:
-        ConfigError: ``array`` has another size than the scan, or the file format cannot hold it.
-        MachineError: the disk is full, or the folder cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> scan = Scan(np.zeros((1, 2, 2), np.float32), np.eye(4))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_native(Path(folder) / "a.png", np.full((1, 2, 2), 37.2), scan)
-        ...     np.asarray(Image.open(path)).tolist()
-        [[37, 37], [37, 37]]
+        ConfigError: it does not.
     """
-    if array.shape[1:] != scan.array.shape[1:]:
-        sizes = f"{list(array.shape)}, but the scan's is {list(scan.array.shape)}"
-        raise ConfigError(f"{Path(path).name}: the size is {sizes}; convert it to the scan's space first")
-    if Path(path).suffix.lower() == ".png":
-        return write_scan(path, array, value_range=(0, 255))
-    without_geometry = scan.spatial_dims == 2 and np.array_equal(scan.affine, np.eye(4))  # pictures
-    affine = None if without_geometry else scan.affine
-    header = scan.header if len(array) == 1 else None
-    if header is not None and dtype is not None:
-        header = header.copy()
-        header.set_data_dtype(dtype)
-    stored = _stored_type(array, scan) if dtype is None and header is None else dtype
-    return write_scan(path, array, affine, dtype=np.float32 if stored is None else stored, header=header)
-
-
-def _stored_type(array: NDArray[np.float32], scan: Scan) -> DTypeLike:
-    # decided by the values: with a slope, or after an export of integers as floats, the file's type says little
-    if not (np.equal(np.round(scan.array), scan.array).all() and np.isfinite(array).all()):
-        return np.float32
-    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
-    low = int(min(scan.array.min(), np.round(array.min())))
-    high = int(max(scan.array.max(), np.round(array.max())))
-    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return dtype
-    return np.float32
+    transforms = list(Compose(preprocessing).flatten().transforms)
+    if not (transforms and isinstance(transforms[0], ReadScand)):
+        raise ConfigError("preprocessing: must begin with ReadScand, which keeps the scan's own space; put it first")
+    return transforms
 
 
 def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
@@ -235,9 +209,7 @@ def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
     Raises:
         ConfigError: a transform cannot be inverted, or the first is not `ReadScand`.
     """
-    transforms = list(Compose(preprocessing).flatten().transforms)
-    if not (transforms and isinstance(transforms[0], ReadScand)):
-        raise ConfigError("preprocessing: must begin with ReadScand, which keeps the scan's own space; put it first")
+    transforms = check_reader(preprocessing)
     for transform in transforms[1:]:
         if not isinstance(transform, (InvertibleTransform, *_NOTHING_TO_INVERT)):
             raise ConfigError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
-from monai_diffae.data.scan_checks import fit_scan, scan_of_array
+from monai_diffae.data.scan_checks import scan_of_array
 from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -77,11 +77,12 @@ class ReadScand(MapTransform):
         return {key: self._read(images, data.get("slice"), key) for key, images in self._channels(data)}
 
     def read_whole(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
-        """Read the scan under each key; volumes stay whole, also if the model is 2D."""
-        return {
-            key: self._joined(images, self._volumes(images, self._num_channels(images), key), key)
-            for key, images in self._channels(data)
-        }
+        """Read the scan under each key; volumes stay volumes, whatever the dimensions of the model."""
+        scans: dict[Hashable, Scan] = {}
+        for key, images in self._channels(data):
+            parts = [self._scan(image, None, self._num_channels(images), key, flatten=False) for image in images]
+            scans[key] = self._joined(images, parts, key)
+        return scans
 
     def _channels(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
         """Each key with the list of its images, which are the channels of one image if there are several."""
@@ -123,16 +124,19 @@ class ReadScand(MapTransform):
             return _read_volume(paths, _modification_time(paths), num_channels, self.nonfinite)
         return [self._scan(image, None, num_channels, key) for image in images]
 
-    def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str) -> Scan:
+    def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
         """Read or check one scan with all checks."""
+        nonfinite = self.nonfinite
         if isinstance(image, (str, os.PathLike)):
-            return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite)
-        if isinstance(image, Scan):
-            return fit_scan(Path(key), replace(image), spatial_dims, channels, self.nonfinite)
+            return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=nonfinite, flatten=flatten)
         array, affine = _array_in_memory(image, key)
-        return scan_of_array(
-            array, affine, name=key, spatial_dims=spatial_dims, channels=channels, nonfinite=self.nonfinite
-        )
+        scan = scan_of_array(
+            array, affine, name=key,
+            spatial_dims=spatial_dims, channels=channels, nonfinite=nonfinite, flatten=flatten,
+        )  # fmt: skip
+        if isinstance(image, Scan) and scan.array.shape == array.shape:
+            return replace(scan, modality=image.modality, header=image.header)
+        return scan
 
 
 ReadScanD = ReadScanDict = ReadScand
@@ -140,7 +144,12 @@ ReadScanD = ReadScanDict = ReadScand
 
 def as_tensor(scan: Scan) -> MetaTensor:
     """Convert a scan to a MetaTensor ``[C, *S]`` with its affine and without its path."""
-    meta = {"scan_affine": torch.from_numpy(scan.affine)}
+    meta = {
+        "scan_affine": torch.from_numpy(scan.affine),
+        # MONAI's names, from which applications restore a result to the scan's grid
+        "original_affine": torch.from_numpy(scan.affine),
+        "spatial_shape": np.array(scan.array.shape[1:]),
+    }
     return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_monai_affine(scan)), meta=meta)
 
 
@@ -170,11 +179,13 @@ def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
 
 
 def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
-    """The values of an array or tensor, and its affine if it has one."""
-    if isinstance(image, MetaTensor):
-        return image.as_tensor().detach().cpu().numpy(), _affine_in_memory(image)
+    """The values of an array, tensor or scan, and its affine if it has one."""
+    if isinstance(image, Scan):
+        return image.array, image.affine
     if isinstance(image, torch.Tensor):
-        return image.detach().cpu().numpy(), None
+        tensor = image.as_tensor() if isinstance(image, MetaTensor) else image
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # numpy has no bfloat16
+        return tensor.detach().cpu().numpy(), _affine_in_memory(image) if isinstance(image, MetaTensor) else None
     if isinstance(image, np.ndarray):
         return image, None
     kind = type(image).__name__

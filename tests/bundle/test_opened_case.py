@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Flip, LoadImage, Orientation
+from monai.utils import SpaceKeys
 from scan_files import shared
 
 from monai_diffae.bundle import load_bundle
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.scans import write_scan
+from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers import Reconstructor, encode_exactly
 
@@ -129,3 +136,181 @@ def test_real_whole_head(trained, tmp_path):
     assert not (back != case.scan.array)[0][~used].any()
     assert np.corrcoef(case.back(case.images)[0][used], case.scan.array[0][used])[0, 1] > 0.9
     assert np.array_equal(nib.load(case.write(tmp_path / "a.nii", back)).affine, nib.load(file).affine)
+
+
+def headers():
+    """Headers as other programs write them: which of qform and sform they set, codes, units, dimensions."""
+    rotation = np.linalg.qr(OBLIQUE[:3, :3])[0]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = rotation * (0.9, 1.1, 2.9), OBLIQUE[:3, 3]
+    flipped = affine @ np.diag([-1.0, 1, 1, 1])
+    return {
+        "dcm2niix": (affine, 1, 1, "mm", 3), "fsl": (flipped, 1, 1, "mm", 3), "afni": (affine, 1, 0, "mm", 4),
+        "spm": (affine, 2, 2, "mm", 3), "qform_only": (flipped, 1, 0, "mm", 3), "sheared": (OBLIQUE, 0, 2, "mm", 3),
+        "metres": (np.diag([2e-3, 3e-3, 4e-3, 1]), 1, 1, "meter", 3),
+        "neither": (np.diag([2.0, 3, 4, 1]), 0, 0, "mm", 3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("program", sorted(headers()))
+def test_files_of_other_programs_keep_their_header(trained, tmp_path, program):
+    affine, qform, sform, units, num_axes = headers()[program]
+    array = (np.random.default_rng(0).random((14, 20, 12)) * 900).astype(np.int16)
+    image = nib.Nifti1Image(array.reshape((*array.shape, 1)[:num_axes]), affine)
+    image.header.set_slope_inter(2.0, -1000.0)
+    image.set_qform(affine if qform else None, qform)
+    image.set_sform(affine if sform else None, sform)
+    if not qform and not sform:
+        image.header["pixdim"][1:4] = (2, 3, 4)
+    image.header.set_xyzt_units(units)
+    image.header["descrip"] = b"Doe^Jane"
+    nib.save(image, tmp_path / "in.nii.gz")
+    source = nib.load(tmp_path / "in.nii.gz")
+    case = trained.open(tmp_path / "in.nii.gz")
+    results = {
+        "image": (case.back(case.images), None), "mask": (case.back_mask(case.images > 0), None),
+        "map": (case.back_map(case.images), None), "uint8": (case.back_map(case.images * 100), np.uint8),
+    }  # fmt: skip
+    for name, (result, dtype) in results.items():
+        written = nib.load(case.write(tmp_path / f"{name}.nii.gz", result, dtype))
+        assert written.shape == source.shape
+        assert np.array_equal(written.affine, source.affine)
+        for key in ("qform_code", "sform_code", "xyzt_units", "quatern_b", "srow_x", "pixdim"):
+            np.testing.assert_array_equal(written.header[key], source.header[key])
+        assert written.get_data_dtype() == (dtype or result.dtype)
+        np.testing.assert_array_equal(
+            written.get_fdata().reshape(result.shape[1:]), np.clip(np.round(result[0]), 0, 255) if dtype else result[0]
+        )
+        assert b"Doe" not in written.header.binaryblock
+        nrrd = read_scan(case.write(tmp_path / f"{name}.nrrd", result, dtype))
+        np.testing.assert_allclose(nrrd.affine, case.scan.affine, rtol=1e-9, atol=1e-6)
+        np.testing.assert_array_equal(
+            nrrd.array[0].astype(np.float32), written.get_fdata(dtype=np.float32).reshape(array.shape)
+        )
+
+
+def test_pictures_are_written_as_png_only_in_uint8(trained, tmp_path):
+    case = trained.open(write_scan(tmp_path / "in.png", np.random.default_rng(0).random((1, 20, 24))))
+    image = case.back(case.reconstruct("x_T"))
+    with pytest.raises(
+        ConfigError, match="^a.png: PNG holds uint8, not float32; use .nii.gz or .nrrd, or write uint8$"
+    ):
+        case.write(tmp_path / "a.png", image)
+    assert read_scan(case.write(tmp_path / "a.png", image, np.uint8)).array.shape == case.scan.array.shape
+    mask = case.back_mask(case.images > 0)
+    np.testing.assert_array_equal(read_scan(case.write(tmp_path / "m.png", mask)).array, mask)
+    for suffix in (".nii.gz", ".nrrd"):
+        written = read_scan(case.write(tmp_path / f"a{suffix}", image))
+        np.testing.assert_array_equal(np.sort(written.array, axis=None), np.sort(image, axis=None))
+    with pytest.raises(ConfigError, match=r"^a.mha: cannot hold an array"):
+        case.write(tmp_path / "a.mha", image)
+    with pytest.raises(ConfigError, match=r"^a.nii: the size is \[1, 16, 16\], but the scan's is "):
+        case.write(tmp_path / "a.nii", case.images[0].numpy())
+
+
+def test_the_batch_size_of_the_bundle_changes_no_bit(trained, tiny_bundle, volume):
+    other = load_bundle(tiny_bundle.directory, "cpu", {"inferer#batch_size": 1})
+    for mode, draws in (("z_sem", 3), ("x_T", 1)):
+        results = [bundle.open(volume).reconstruct(mode, draws=draws) for bundle in (trained, other)]
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("space", ["RAS", "LPS"])
+def test_what_monai_reads_is_opened_like_the_file(trained, volume, space):
+    image = LoadImage("NibabelReader", image_only=True, ensure_channel_first=True)(volume)
+    if space == "LPS":  # as ITKReader(affine_lps_to_ras=False) and Orientation leave it
+        image.affine = np.diag([-1.0, -1, 1, 1]) @ image.affine.numpy()
+        image.meta["space"] = SpaceKeys.LPS
+    case, expected = trained.open(image), trained.open(volume)
+    np.testing.assert_allclose(case.scan.affine, expected.scan.affine, atol=1e-4)
+    torch.testing.assert_close(case.images, expected.images)
+    assert (case.back(case.images)[0] == case.scan.array[0]).mean() > 0.7  # the slices that are not used
+    turned = Orientation("SPL", labels=None)(image)  # an image that was changed is opened as it is now
+    torch.testing.assert_close(trained.open(turned).images, expected.images)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_2d_image_in_memory_has_the_affine_of_the_scan(trained, volume, changed):
+    one = trained.open(volume, slice=5)
+    image = trained.preprocessing.transforms[0]({"image": str(volume), "slice": 5})["image"]
+    case = trained.open(Flip(0)(image) if changed else image)
+    assert np.array_equal(case.scan.affine, one.scan.affine) != changed
+    assert case.scan.spacing_mm == pytest.approx(one.scan.spacing_mm)
+    flat = MetaTensor(image.as_tensor(), affine=torch.tensor([[2.0, 0, 5], [0, 3, 7], [0, 0, 1]]))
+    np.testing.assert_allclose(trained.open(flat).scan.affine, [[2, 0, 0, 5], [0, 3, 0, 7], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def test_an_encoder_that_sees_another_image_gets_it(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    config = json.loads((bundle / "models" / "config.json").read_text())
+    config |= {"image_keys": ["image", "late"], "encoder_key": "late"}
+    (bundle / "models" / "config.json").write_text(json.dumps(config))
+    trained = load_bundle(bundle, "cpu")
+    early, late = np.random.default_rng(0).random((2, 1, 20, 24))
+    case = trained.open({"image": early, "late": late})
+    plain = load_bundle(tiny_bundle.directory, "cpu")
+    assert torch.equal(case.z_sem, plain.open(late).z_sem)
+    assert torch.equal(case.images, plain.open(early).images)
+    expected = Reconstructor(trained.inferer, "x_T").decode(case.images, trained.network, case.z_sem)[0]
+    assert torch.equal(case.reconstruct("x_T"), expected)
+    assert case.back(expected).shape == (1, 20, 24)
+    with pytest.raises(ConfigError, match="^image: the bundle takes the images image, late, but got image; "):
+        trained.open(early)
+
+
+@pytest.mark.parametrize(
+    "name", ["dicom_mr_brain_pgbm003/11-T1post-18670", "hippocampus_hcrop_dicom/Study1_13_HCropVolume"]
+)
+def test_real_dicom_series_as_volumes_of_slices(trained, tmp_path, name):
+    folder = shared(name.partition("/")[0]) / name.partition("/")[2]
+    case = trained.open(folder)
+    assert case.id == ""  # a folder may have a patient's name
+    mask = case.back_mask(torch.ones(len(case.slices), 1, 16, 16))
+    for suffix in (".nrrd", ".nii.gz"):
+        written = read_scan(case.write(tmp_path / f"a{suffix}", mask))
+        assert written.array.shape == case.scan.array.shape
+        np.testing.assert_allclose(written.affine, case.scan.affine, atol=1e-4)
+    back = case.back(case.images)
+    inside = mask[0] > 0
+    assert 0 < inside.mean() < 1
+    np.testing.assert_array_equal(back[0][~inside], case.scan.array[0][~inside])
+    assert np.corrcoef(back[0][inside], case.scan.array[0][inside])[0, 1] > 0.6  # 16 x 16 pixels
+
+
+def test_real_radiographs(trained, tmp_path):
+    for file in sorted(shared("cxr_pneumonia_224").glob("train/*/*.jpeg"))[::1200]:
+        case = trained.open(file)
+        assert case.id == file.stem
+        back = case.back(case.images)
+        assert np.corrcoef(back.ravel(), case.scan.array.ravel())[0, 1] > 0.8
+        assert read_scan(case.write(tmp_path / "a.png", back, "uint8")).array.shape == case.scan.array.shape
+
+
+def test_threads_do_not_disturb_each_other(trained, tmp_path):
+    """Reading, preprocessing and the way back run in the threads of a server."""
+    rng = np.random.default_rng(0)
+    files = [
+        write_scan(tmp_path / f"{i}{suffix}", rng.random((1, 14 + i, 20, 24)) * 900, OBLIQUE)
+        for i, suffix in enumerate((".nii.gz", ".nrrd", ".nii"))
+    ]
+
+    def there_and_back(file):
+        case = trained.open(file)
+        return case.images, torch.from_numpy(case.back(case.images)), torch.from_numpy(case.back_mask(case.images > 0))
+
+    expected = [there_and_back(file) for file in files]
+    before = os.fstat(2)
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(there_and_back, files * 16))
+    for i, result in enumerate(results):
+        assert all(torch.equal(*pair) for pair in zip(result, expected[i % 3], strict=True))
+    assert os.path.samestat(before, os.fstat(2))  # the standard error is still there
+
+
+def test_tensors_of_other_types(trained):
+    values = torch.randint(0, 100, (1, 20, 24), generator=torch.Generator().manual_seed(0))
+    expected = trained.open(values.numpy()).images
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int64):
+        assert torch.equal(trained.open(values.to(dtype)).images, expected)
+    assert torch.equal(trained.open(values.float().requires_grad_()).images, expected)
+    assert torch.equal(trained.open(np.asfortranarray(values.numpy())[..., ::-1][..., ::-1]).images, expected)

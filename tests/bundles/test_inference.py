@@ -85,18 +85,25 @@ def test_values_of_the_model_that_a_run_changes_are_overrides_of_the_command(
     assert (record["steps"], record["overrides"]) == (2, changes)
 
 
-def test_alone_it_uses_the_trained_models_values_and_says_so(
+def test_alone_it_uses_the_trained_models_values_and_says_so_if_it_does_not_describe_them(
     tiny_bundle: Any, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    options = {"with_config": False, "limit": 1, "grid": "model"}
     with caplog.at_level(logging.WARNING, "monai_diffae"):
-        workflow(bundle, tiny_bundle.cohort, tmp_path, with_config=False, limit=1, grid="model").run()
+        workflow(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "described", **options).run()
+    assert "trained model's values" not in caplog.text
+    shipped = Path(__file__).parents[2] / "bundles" / "diffae_2d" / "configs" / "inference.json"
+    older = shutil.copytree(bundle, tmp_path / "older")  # of a version whose training did not describe the model
+    shutil.copy(shipped, older / "configs" / "inference.json")
+    with caplog.at_level(logging.WARNING, "monai_diffae"):
+        workflow(older, tiny_bundle.cohort, tmp_path / "out", **options).run()
     assert "the run uses the trained model's values of base_channels, " in caplog.text
     assert "image_size" in caplog.text
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"evaluator#inferer#mode": "z_sem"}, {"dataloader#batch_size": 7}, {"postprocessing#transforms#0#grid": "model"}],
+    [{"evaluator#inferer#mode": "z_sem"}, {"dataloader#batch_size": 7}, {"writer#grid": "model"}],
 )
 def test_a_changed_part_of_the_evaluator_is_refused_by_the_run(
     tiny_bundle: Any, bundle: Path, tmp_path: Path, change: dict[str, Any]

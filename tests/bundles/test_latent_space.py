@@ -102,6 +102,19 @@ def test_the_network_works_on_latents(trained: Any) -> None:
     torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
 
 
+def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained: Any) -> None:
+    loaded = load_bundle(trained.bundle, "cpu")
+    case = loaded.open(trained.table["image"][0])
+    embedded = pd.read_parquet(trained.embeddings)
+    np.testing.assert_array_equal(case.z_sem[0], embedded.loc[0, [c for c in embedded if c.startswith("z_")]].to_list())
+    assert case.x_T.shape == (1, *loaded.x_T_shape)
+    mean, exact = case.reconstruct(draws=2), case.reconstruct("x_T", max_evaluations=0)
+    assert mean.shape == exact.shape == (1, 1, *SHAPE)
+    torch.testing.assert_close(case.decode(case.z_sem, case.x_T), case.reconstruct("x_T"))
+    assert case.back(exact).shape == case.scan.array.shape
+    assert case.back_map(torch.ones(1, 1, *SHAPE)).max() == pytest.approx(1)
+
+
 def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(trained: Any, tmp_path: Path) -> None:
     result = reconstruct(trained.bundle, trained.cohort, tmp_path, mode="both", limit=2, device="cpu")
     table = pd.read_csv(tmp_path / "reconstructions.csv")

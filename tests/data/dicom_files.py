@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 OBLIQUE = tuple(np.round(np.linalg.qr(np.random.default_rng(1).normal(size=(3, 2)))[0].T.ravel(), 12))
@@ -41,12 +41,18 @@ def ramp(place: np.ndarray) -> np.ndarray:
 def make_plane(
     position: Sequence[float], orientation: Sequence[float] = AXIAL, number: int = 1, **tags: Any
 ) -> FileDataset:
-    """One slice of :func:`ramp`; ``tags`` are set last, those that are None taken away."""
+    """One slice of :func:`ramp`; ``tags`` are set last, those that are None taken away.
+
+    ``little_endian=False`` is no tag: the file is big-endian.
+    """
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    is_little = tags.pop("little_endian", True)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
-    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    # pydicom 2 writes in this encoding, whatever the transfer syntax says
+    encoding = {"is_implicit_VR": False, "is_little_endian": is_little}
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128), **encoding)
     stored = tags.pop("stored", None)
     pixels = ramp(points(position, orientation)) if stored is None else np.asarray(stored)
     fixed: dict[str, Any] = {

@@ -9,7 +9,6 @@ import SimpleITK as sitk
 from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, points, positions, save_enhanced, save_planes
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset
-from pydicom.uid import ExplicitVRBigEndian
 from scan_files import refusal, shared
 
 from monai_diffae.data.scans import read_scan, read_shape
@@ -140,7 +139,7 @@ def test_frames_that_are_no_volume(tmp_path: Path) -> None:
     fewer.PerFrameFunctionalGroupsSequence.pop()
     fewer.save_as(tmp_path / "fewer.dcm")
     assert "4 frames, but positions for 3" in refusal(tmp_path / "fewer.dcm")
-    film = get_testdata_file("examples_ybr_color.dcm", download=False)
+    film = get_testdata_file("SC_rgb_rle_2frame.dcm", download=False)
     assert "a film" in refusal(str(film))
 
 
@@ -151,10 +150,9 @@ def test_encodings(how: str) -> None:
 
 
 def test_what_gdcm_decodes_wrongly_is_refused(tmp_path: Path) -> None:
-    dataset = make_plane(positions()[0], BitsAllocated=32, BitsStored=32, HighBit=31)
+    dataset = make_plane(positions()[0], BitsAllocated=32, BitsStored=32, HighBit=31, little_endian=False)
     dataset.PixelData = np.arange(140, dtype=">i4").tobytes()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-    pydicom.dcmwrite(tmp_path / "a.dcm", dataset, implicit_vr=False, little_endian=False)
+    dataset.save_as(tmp_path / "a.dcm")
     assert "32-bit big-endian" in refusal(tmp_path / "a.dcm")
 
 

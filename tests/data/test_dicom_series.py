@@ -186,7 +186,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         write_series(tmp_path / "new.dcm", array, source)
     with pytest.raises(ConfigError, match="one file"):
         write_series(tmp_path / "new", array[..., 0], next(source.iterdir()))
-    colours = str(get_testdata_file("examples_rgb_color.dcm", download=False))
+    colours = str(get_testdata_file("SC_rgb_small_odd.dcm", download=False))
     with pytest.raises(ScanError, match="colour images"):
         write_series(tmp_path / "new.dcm", read_scan(colours).array, colours)
     closed = tmp_path / "closed"

@@ -126,7 +126,7 @@ def test_the_fingerprint_is_of_z_and_splits_only(table):
     assert embeddings_fingerprint(table.assign(age=4)) == embeddings_fingerprint(table)
     moved, other = table.copy(), table.copy()
     moved.loc[0, "split"] = "val"
-    other.loc[0, "z_000"] += 1e-3
+    other.loc[0, "z_000"] += np.float32(1e-3)
     assert len({embeddings_fingerprint(t) for t in (table, moved, other)}) == 3
 
 

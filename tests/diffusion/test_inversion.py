@@ -126,3 +126,40 @@ def test_a_refined_inversion_is_exact_where_a_small_error_in_x_T_changes_the_ima
         x_T, decoded = refined_inversion(denoise, decode, schedule, x0, levels, tolerance=1e-4, order=order)
         assert (decoded - x0).square().mean() < 1e-4
         torch.testing.assert_close(decode(x_T), decoded)
+
+
+def test_a_bound_on_the_evaluations_of_a_refinement_holds_and_loses_nothing_that_it_allows():
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
+    network, levels = two_modes(schedule), schedule.inversion_levels(20)
+    num_evaluations = 0
+
+    def denoise(x, t):
+        nonlocal num_evaluations
+        num_evaluations += 1
+        return network(x, t)
+
+    def decode(x_T):
+        return adams(denoise, schedule, x_T, schedule.decoding_levels(20))
+
+    def refine(max_evaluations, tolerance=1e-7):
+        nonlocal num_evaluations
+        num_evaluations = 0
+        return refined_inversion(
+            denoise, decode, schedule, x0, levels, tolerance=tolerance,
+            max_evaluations=max_evaluations, decode_evaluations=20,
+        )  # fmt: skip
+
+    x0 = 0.7 * data(1, 1, 8, 8, seed=1).sign() + 0.15 / STD * data(1, 1, 8, 8)
+    unbounded, in_full = refine(None), num_evaluations
+    errors = {}
+    for bound in (80, 81, 99, 120, 163, 200, 300, in_full):
+        x_T, decoded = refine(bound)
+        assert bound - 60 < num_evaluations <= bound  # what remains is less than another sweep
+        torch.testing.assert_close(decode(x_T), decoded)
+        errors[bound] = float((decoded - x0).square().mean())
+    assert errors[300] < errors[80] / 10
+    assert all(torch.equal(*pair) for pair in zip(refine(in_full + 1000), unbounded, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(refine(120), refine(120), strict=True))
+    for too_few in (0, 79):
+        assert refine(too_few) is None
+        assert num_evaluations == 0

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
 from monai_diffae.diffusion.solvers import unipc
@@ -22,6 +23,16 @@ def test_a_call_is_the_training_forward_for_a_code_and_for_an_image(inferer, net
     from_code = inferer(images, network, noise=eps, timesteps=t, condition=network.encode(images))
     torch.testing.assert_close(from_image, from_code)
     torch.testing.assert_close(from_image, network(inferer.schedule.q_sample(images, eps, t), t, images))
+
+
+def test_a_call_with_images_and_network_alone_reconstructs_to_the_bit(inferer, network, images):
+    expected = inferer.reconstruct(images, network, mode="x_T")
+    assert torch.equal(inferer(images, network), expected)
+    tracked = inferer(MetaTensor(images), network)  # as MONAI Label calls it
+    assert torch.equal(tracked, expected)
+    assert type(tracked) is torch.Tensor
+    with pytest.raises(ConfigError, match="give all of them, or none"):
+        inferer(images, network, noise=images)
 
 
 def test_inversion_and_decoding_reproduce_the_image_and_other_noise_does_not(inferer, network, images):
@@ -252,3 +263,39 @@ def test_codes_carry_no_gradient(inferer, network, images):
     z_sem = inferer.encode(images, network)
     assert not z_sem.requires_grad
     assert not inferer.invert(images, network, z_sem).requires_grad
+
+
+@pytest.mark.parametrize("solver", ["adams", "heun"])
+def test_the_evaluations_of_a_round_trip_can_be_bounded(inferer, network, images, evaluations, caplog, solver):
+    few = DiffusionAutoencoderInferer(inferer.schedule, solver, steps=5, invert_tolerance=1e-12)
+    z_sem = few.encode(images, network)
+    plain = few.replace(invert_tolerance=None).round_trip(images, network, z_sem)
+    plain_error = (plain[1] - images).square().mean(dim=(1, 2, 3))
+    evaluations.clear()
+    for bound in (0, 7, 25, 60):
+        caplog.clear()
+        evaluations.clear()
+        x_T, decoded = few.round_trip(images, network, z_sem, max_evaluations=bound)
+        assert len(evaluations) <= few.invert_steps + few.steps + bound * len(images)
+        assert "3 of 3 images are not reproduced" in caplog.text
+        assert ((decoded - images).square().mean(dim=(1, 2, 3)) <= plain_error).all()  # the better one is kept
+        torch.testing.assert_close(few.decode(z_sem, x_T, network), decoded, atol=1e-5, rtol=1e-5)
+        if bound < 20:
+            assert torch.equal(x_T, plain[0])
+    assert not torch.equal(x_T, plain[0])
+    unbounded = few.round_trip(images, network, z_sem)
+    assert torch.equal(few.round_trip(images, network, z_sem, max_evaluations=10_000)[0], unbounded[0])
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match=f"^max_evaluations is {wrong}; it must be a whole number, at least 0"):
+            few.round_trip(images, network, z_sem, max_evaluations=wrong)
+
+
+def test_an_inferer_can_be_replaced_by_one_with_other_arguments(inferer, network, images):
+    other = inferer.replace(steps=3, solver="ddim")
+    assert (other.steps, other.invert_steps, other.solver.__name__) == (3, 3, "ddim")
+    assert other.schedule is inferer.schedule
+    expected = DiffusionAutoencoderInferer(inferer.schedule, steps=3, solver="ddim").reconstruct(images, network)
+    assert torch.equal(other.reconstruct(images, network), expected)
+    assert inferer.replace().steps == inferer.steps
+    with pytest.raises(ConfigError, match="steps is 0"):
+        inferer.replace(steps=0)

@@ -40,3 +40,32 @@ def test_the_noise_of_a_case_is_a_function_of_its_id_and_the_seed(inferer, netwo
     assert torch.equal(x_T, noise)
     decoded, x_T = Reconstructor(inferer).decode(images, network, z_sem)
     torch.testing.assert_close(x_T, inferer.round_trip(images, network, z_sem)[0])
+
+
+def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, network, images):
+    ids, z_sem = ["a", "b", "c"], inferer.encode(images, network)
+
+    def reconstruct(draws, rows=slice(None), seed=5):
+        reconstructor = Reconstructor(inferer, "z_sem", seed, draws)
+        return reconstructor.decode(images[rows], network, z_sem[rows], ids[rows])
+
+    (one, noise), (mean, first_noise) = reconstruct(1), reconstruct(4)
+    assert torch.equal(noise, first_noise)
+    torch.testing.assert_close(reconstruct(4, slice(1, 2))[0], mean[1:2])
+    assert torch.equal(reconstruct(4)[0], mean)
+    # decoded one by one, with noise that no two draws share
+    draws = [[seed_of(name), *(seed_of(seed_of(name), "draw", i) for i in (1, 2, 3))] for name in ids]
+    noises = torch.stack([image_noise((1, 16, 16), 5, row) for row in draws])
+    assert torch.equal(noises[:, 0], noise)
+    single = torch.stack([inferer.decode(z_sem, noises[:, i].contiguous(), network) for i in range(4)])
+    torch.testing.assert_close(mean, single.mean(dim=0))
+    torch.testing.assert_close(one, single[0])
+    assert single.std(dim=0).mean() > 1e-3
+    spread = [(reconstruct(n)[0] - reconstruct(n, seed=6)[0]).square().mean() for n in (1, 16)]
+    assert spread[1] < spread[0] / 4  # the mean depends less on the noise
+
+
+@pytest.mark.parametrize("draws", [0, -1, 1.5, "2", None])
+def test_draws_are_a_whole_number(inferer, draws):
+    with pytest.raises(ConfigError, match="^draws is .*; it must be a whole number, at least 1$"):
+        Reconstructor(inferer, "z_sem", draws=draws)

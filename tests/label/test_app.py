@@ -19,7 +19,7 @@ def test_info_lists_everything_and_viewers_list_the_label_map(serve, bundle_3d, 
     assert info["models"].keys() == TASKS
     segmentations = {name: task for name, task in info["models"].items() if task["type"] == "segmentation"}
     assert segmentations.keys() == {"diffae_anomaly"}
-    assert segmentations["diffae_anomaly"]["labels"] == {"anomaly": 1}
+    assert segmentations["diffae_anomaly"]["labels"] == {"anomalies": 1}
     assert segmentations["diffae_anomaly"]["config"] == {"quantile": 0.99}
     assert all(task["dimension"] == 3 for task in info["models"].values())
     assert info["labels"] == ["anomaly"]

@@ -65,7 +65,7 @@ def test_image_and_figures_come_together(server):
     response = server.infer("diffae_anomaly", "hippocampus_001", "all")
     assert response.headers["content-type"].startswith("multipart/form-data")
     assert b'"p_value"' in response.content
-    assert b'"label_names": {"anomaly": 1}' in response.content
+    assert b'"label_names": {"anomalies": 1}' in response.content
 
 
 def test_a_label_is_refused(server):

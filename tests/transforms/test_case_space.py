@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, Resized, ResizeWithPadOrCropd
+from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPadOrCropd
 
 from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError
@@ -94,3 +94,60 @@ def test_sizes_and_numbers_are_checked():
         space.back(torch.zeros(5, 1, 16, 16))
     with pytest.raises(ConfigError, match=r"^the image has the size \[1, 8, 16\], but the case's is \[1, 16, 16\]"):
         space.back_map(torch.zeros(6, 1, 8, 16))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "ILP", "PRS", "ASL"])
+@pytest.mark.parametrize("flat", [0, 1, 2])
+def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_path, codes, flat):
+    shape = [6, 9, 8]
+    shape[flat] = 1
+    nib.save(
+        oriented(np.random.default_rng(0).random(shape).astype(np.float32), (1.0, 2.0, 3.0), codes), tmp_path / "a.nii"
+    )
+    source = nib.load(tmp_path / "a.nii")
+    exact = [ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))]
+    space = CaseSpace(exact, {"image": str(tmp_path / "a.nii")}, lambda _: ())
+    assert list(space.spaces) == [None]
+    assert torch.equal(space.images("image")[0], exact[0]({"image": str(tmp_path / "a.nii")})["image"].as_tensor())
+    written = nib.load(write_native(tmp_path / "out.nii", space.back(space.images("image")), space.scan))
+    np.testing.assert_array_equal(written.get_fdata(), source.get_fdata())
+    assert written.shape == source.shape
+    assert np.array_equal(written.affine, source.affine)
+    with pytest.raises(ConfigError, match="^slice: is 0, but the image is 2D and has no slices; leave it out$"):
+        CaseSpace(exact, {"image": str(tmp_path / "a.nii"), "slice": 0}, all_slices)
+
+
+def test_a_nifti_of_two_dimensions_stays_one(tmp_path):
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).random((12, 9)).astype(np.float32), np.diag([-2.0, 3, 1, 1])),
+        tmp_path / "a.nii",
+    )
+    space = CaseSpace(preprocessing(), {"image": tmp_path / "a.nii"}, all_slices)
+    written = nib.load(write_native(tmp_path / "out.nii", space.back(space.images("image")), space.scan))
+    assert written.shape == (12, 9)
+    assert np.array_equal(written.affine, nib.load(tmp_path / "a.nii").affine)
+
+
+def test_a_preprocessing_without_inverse_gives_images_only():
+    one_way = Compose([*preprocessing().transforms[:2], NormalizeIntensityd("image"), *preprocessing().transforms[2:]])
+    array = np.random.default_rng(0).random((1, 9, 8, 6))
+    space = CaseSpace(one_way, {"image": array}, all_slices)
+    assert space.images("image").shape == (6, 1, 16, 16)
+    assert space.scan.array.shape == (1, 9, 8, 6)
+    for convert in (space.back, space.back_map, space.back_mask, space.back_difference, lambda _: space.field):
+        with pytest.raises(ConfigError, match="^preprocessing: NormalizeIntensityd cannot be undone, "):
+            convert(torch.ones(6, 1, 16, 16))
+    with pytest.raises(ConfigError, match="^preprocessing: must begin with ReadScand"):
+        CaseSpace(one_way.transforms[1:], {"image": array}, all_slices)
+
+
+def test_several_images_are_sliced_together():
+    pair = [ReadScand(["image", "other"], 2), ToModelRanged(["image", "other"], method="minmax")]
+    volumes = {key: np.random.default_rng(seed).random((1, 4, 5, 6)) for seed, key in enumerate(("image", "other"))}
+    space = CaseSpace(pair, volumes, all_slices)
+    assert space.images("other").shape == (6, 1, 5, 4)
+    np.testing.assert_allclose(space.back(space.images("image")), volumes["image"], rtol=1e-6)
+    alone = CaseSpace(pair, {**volumes, "slice": 3}, all_slices)
+    assert torch.equal(alone.images("other")[0], space.images("other")[3])
+    with pytest.raises(ScanError, match="^slice 5 does not exist: the volume has 5 axial slices"):
+        CaseSpace(pair, {**volumes, "other": volumes["other"][..., :5]}, all_slices)

@@ -21,6 +21,7 @@ from monai_diffae import __version__
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksums import checksum, file_checksum
 from monai_diffae.bundle.config import check_image_size, model_config
+from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.errors import ConfigError
@@ -112,6 +113,7 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     with _removed_on_failure(out):
         models = init_bundle(out, bundle) / layout.MODELS
         write_json(models / layout.CONFIG, config)
+        describe_model(out)
         write_json(models / "provenance.json", provenance)
         if latent is not None:
             _save(latent, models / layout.LATENT_MODEL)

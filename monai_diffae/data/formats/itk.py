@@ -1,4 +1,4 @@
-"""Read NRRD, MHA and MHD with SimpleITK, after a check that the files are complete.
+"""Read NRRD, MHA and MHD with SimpleITK, after a check that the files are complete; write NRRD.
 
 SimpleITK fills the missing part of a truncated file with zeros, so lengths are compared first.
 """
@@ -12,6 +12,7 @@ import gzip
 import math
 import os
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem
-from monai_diffae.errors import DiffAEError
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+_STDERR = threading.RLock()
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -78,19 +81,23 @@ def open_header(path: Path) -> sitk.ImageFileReader:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Silence the process's standard error: ITK's MetaIO writes to it what our errors say in one line."""
-    try:
-        saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is no standard error
-        yield
-        return
-    try:
-        os.dup2(devnull, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(devnull)
+    """Silence the process's standard error: ITK's MetaIO writes to it what our errors say in one line.
+
+    One thread at a time: a second one would take the silence for the standard error, and restore it.
+    """
+    with _STDERR:
+        try:
+            saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # there is no standard error
+            yield
+            return
+        try:
+            os.dup2(devnull, 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(devnull)
 
 
 def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
@@ -111,6 +118,46 @@ def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
     affine[:n, :n] = direction * np.asarray(image.GetSpacing()[:n])
     affine[:n, 3] = image.GetOrigin()[:n]
     return LPS_TO_RAS @ (affine if n == 3 else affine[:, [1, 0, 2, 3]])
+
+
+def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> sitk.Image:
+    """Convert a volume ``[C, X, Y, Z]`` with an affine in RAS+ to an image, whose geometry is in LPS.
+
+    Args:
+        path: the file to be written, for the message.
+        array: the volume.
+        affine: 4x4, from voxel indices to mm.
+
+    Raises:
+        ConfigError: ITK has no such data type.
+    """
+    voxels = array.transpose(3, 2, 1, 0) if len(array) > 1 else array[0].transpose(2, 1, 0)
+    try:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(voxels), isVector=len(array) > 1)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{path.name}: NRRD cannot hold {array.dtype}; use float32 or an integer type") from error
+    lps, spacing = LPS_TO_RAS @ affine, np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def write_nrrd(path: Path, image: sitk.Image) -> None:
+    """Write an image as compressed NRRD.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.SetImageIO("NrrdImageIO")
+    writer.UseCompressionOn()
+    try:
+        with silent_stderr():
+            writer.Execute(image)
+    except RuntimeError as error:
+        raise MachineError("an NRRD file cannot be written; free space or choose another folder") from error
 
 
 def unreadable(path: Path, error: RuntimeError) -> DiffAEError:

@@ -1,0 +1,122 @@
+"""Write an array with its geometry as NIfTI, NRRD or PNG."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from PIL import Image
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.formats import itk, nifti
+from monai_diffae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# The affine for a 2D image without geometry: rows run to posterior, columns to the patient's left.
+_DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def write_scan(
+    path: str | os.PathLike[str],
+    array: ArrayLike,
+    affine: NDArray[np.float64] | None = None,
+    *,
+    value_range: tuple[float, float] | None = None,
+    dtype: DTypeLike = np.float32,
+    header: nib.Nifti1Header | None = None,
+) -> Path:
+    """Write an array as NIfTI or NRRD (by default float32, so that no value is clipped) or PNG (8 bit), atomically.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png``.
+        array: ``[C, X, Y, Z]`` or ``[C, H, W]``; for PNG ``[1, H, W]`` or ``[3, H, W]``. In NIfTI and NRRD, a 2D image
+            becomes a volume ``[H, W, 1]``.
+        affine: 4x4 in mm, RAS+, as in :class:`~monai_diffae.data.scans.Scan`; None: voxels of 1 mm.
+        value_range: for PNG: the values shown as black and white; values beyond are clipped. By default the array's
+            minimum and maximum.
+        dtype: for NIfTI and NRRD: data type of the file. For integers, values are rounded. Values that do not fit into
+            the type are clipped; their number is logged.
+        header: for NIfTI: the header of a scan of the same size, whose affine, type, units and codes replace
+            ``affine`` and ``dtype``.
+
+    Raises:
+        ConfigError: the file format cannot hold such an array.
+        MachineError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_scan(Path(folder) / "mask.nrrd", np.ones((1, 2, 3, 4)), dtype=np.uint8)
+        ...     itk.read(path).array.shape
+        (1, 2, 3, 4)
+    """
+    path, values = Path(path), np.asarray(array, np.float32)
+    if values.ndim not in (3, 4):
+        raise ConfigError(f"{path.name}: an array with {values.ndim} axes cannot be written; expected [C, *S]")
+    if header is not None:
+        return _write_like(path, values[0], header)
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz", ".nrrd")):
+        if values.ndim == 3:
+            values = values[..., None]
+            affine = _DISPLAYED if affine is None else affine
+        stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
+        if name.endswith(".nrrd"):
+            image = itk.to_image(path, stored, affine)
+            return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image))
+        return _write_nifti(path, stored, affine)
+    if not name.endswith(".png") or values.ndim != 3 or len(values) not in (1, 3):
+        raise ConfigError(
+            f"{path.name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
+        )
+    return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
+
+
+def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> Path:
+    num_clipped = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal num_clipped
+        num_clipped = nifti.write_like(temporary, array, header)
+
+    write_atomic(path, write)
+    _warn_of_clipped(path, num_clipped, header.get_data_dtype())
+    return path
+
+
+def _write_nifti(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) -> Path:
+    image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
+    image.header.set_xyzt_units("mm")
+    return write_atomic(path, lambda temporary: nib.save(image, temporary))
+
+
+def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float, float]) -> Path:
+    low, high = value_range
+    grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
+    pixels = grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)
+    picture = Image.fromarray(np.round(pixels).astype(np.uint8))
+    return write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def _as_type(path: Path, values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Convert values to the type of a file; integers are rounded, and clipped if they do not fit."""
+    dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+    if dtype.kind not in "iu":
+        return values.astype(dtype)
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{path.name}: {dtype} cannot hold values that are NaN or infinite; use float32")
+    limits, rounded = np.iinfo(dtype), np.round(values.astype(np.float64))
+    _warn_of_clipped(path, int(((rounded < limits.min) | (rounded > limits.max)).sum()), dtype)
+    highest = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max  # float64 cannot hold 2^63 - 1
+    return np.clip(rounded, limits.min, highest).astype(dtype)
+
+
+def _warn_of_clipped(path: Path, number: int, dtype: np.dtype[Any]) -> None:
+    if number:
+        logger.warning("%s: %d voxels do not fit into %s and were clipped", path.name, number, dtype)

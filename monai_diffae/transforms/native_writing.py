@@ -1,0 +1,81 @@
+"""Write an image in the space of its scan."""
+
+# tested in tests/transforms/test_native_volumes.py
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from monai_diffae.data.scans import Scan, write_scan
+from monai_diffae.errors import ConfigError
+
+
+def write_native(path: str | os.PathLike[str], array: NDArray[Any], scan: Scan, dtype: DTypeLike | None = None) -> Path:
+    """Write an image in a scan's space as NIfTI or NRRD with the scan's affine, or as PNG, atomically.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, ``.nrrd`` or, for 2D images, ``.png``: see :attr:`NativeSpace.suffix`.
+        array: ``[C', *native S]`` in the scan's units, or a map with values and channels of its own.
+        scan: the scan.
+        dtype: data type of the file; uint8 for masks, float32 for maps and differences. With integers, values are
+            rounded; values that do not fit are clipped, and their number is logged. None: the type of an image in the
+            scan's units. For a NIfTI volume, this is the type of the scan's file. Otherwise, if the scan has whole
+            numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the array; else
+            float32. For PNG, values are rounded and clipped to 0..255.
+
+    Raises:
+        ConfigError: ``array`` has another size than the scan, or the file format cannot hold it.
+        MachineError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> scan = Scan(np.zeros((1, 2, 2), np.float32), np.eye(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_native(Path(folder) / "a.png", np.full((1, 2, 2), 37.2), scan)
+        ...     np.asarray(Image.open(path)).tolist()
+        [[37, 37], [37, 37]]
+    """
+    name = Path(path).name
+    if array.shape[1:] != scan.array.shape[1:]:
+        sizes = f"{list(array.shape)}, but the scan's is {list(scan.array.shape)}"
+        raise ConfigError(f"{name}: the size is {sizes}; convert it to the scan's space first")
+    if name.lower().endswith(".png"):
+        if dtype is not None and np.dtype(dtype) not in (np.uint8, np.bool_):
+            raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
+        return write_scan(path, array, value_range=(0, 255))
+    header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
+    if header is not None and dtype is not None:
+        header = _header_of_type(header, np.dtype(dtype))
+    without_geometry = scan.spatial_dims == 2 and np.array_equal(scan.affine, np.eye(4))  # pictures
+    affine = None if without_geometry else scan.affine
+    stored = _stored_type(array, scan) if dtype is None and header is None else dtype
+    return write_scan(path, array, affine, dtype=np.float32 if stored is None else stored, header=header)
+
+
+def _header_of_type(header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:
+    """A scan's header for an array of another type, whose values are not the scan's intensities."""
+    header = header.copy()
+    header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
+    header.set_slope_inter(1.0, 0.0)
+    header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
+    return header
+
+
+def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
+    # decided by the values: with a slope, or after an export of integers as floats, the file's type says little
+    if not (np.equal(np.round(scan.array), scan.array).all() and np.isfinite(array).all()):
+        return np.float32
+    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
+    low = int(min(scan.array.min(), np.round(array.min())))
+    high = int(max(scan.array.max(), np.round(array.max())))
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return dtype
+    return np.float32
