@@ -69,6 +69,7 @@ class RunningServer:
 
     def job(self, method: str) -> dict:
         """The last job of a kind, once it has ended."""
+
         def ended():
             answer = requests.get(f"{self.url}/{method}/", timeout=30)
             return answer.ok and answer.json()["status"] in ("DONE", "ERROR", "STOPPED")
@@ -120,7 +121,7 @@ def check_every_task(server: RunningServer, image: str) -> str:
         file, figures = server.infer(model, image)
         check_space(file, source)
         os.unlink(file)
-    assert figures["label_names"] == {"anomaly": 1}
+    assert figures["label_names"] == {"anomalies": 1}
     nrrd, _ = server.infer("diffae_anomaly", image, result_extension=".nrrd", result_dtype="uint8")
     assert nrrd.endswith(".nrrd")
     file, codes = server.infer("diffae_encode", image)
@@ -131,7 +132,7 @@ def check_every_task(server: RunningServer, image: str) -> str:
 
 
 def test_from_the_first_score_to_the_trained_model(server):
-    client, images = server.client, [name for name in server.studies.source]
+    client, images = server.client, list(server.studies.source)
     info = client.info()
     assert set(info["strategies"]) >= {"diffae_diversity", "diffae_mixed"}
     assert info["datastore"]["total"] == len(images)

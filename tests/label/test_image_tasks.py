@@ -10,9 +10,8 @@ import pytest
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
 import SimpleITK as sitk
-from PIL import Image
-
 from label_scans import direction_for
+from PIL import Image
 
 from monai_diffae.data.scans import read_scan
 from monai_diffae.label.app_folder import AppFolder
@@ -47,8 +46,8 @@ def test_x_T_reconstructs_the_scan(serve, bundle_3d, studies_3d, tmp_path):
 
 def test_the_same_request_has_the_same_answer_and_another_seed_another(serve, bundle_3d, studies_3d):
     server = serve(bundle_3d, studies_3d)
-    answers = [server.infer("diffae_reconstruct", "hippocampus_001", "image", seed=seed, result_extension=".nii").content
-               for seed in (0, 0, 1)]  # fmt: skip
+    asked = ("diffae_reconstruct", "hippocampus_001", "image")
+    answers = [server.infer(*asked, seed=seed, result_extension=".nii").content for seed in (0, 0, 1)]
     assert answers[0] == answers[1] != answers[2]
 
 
