@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -10,9 +11,10 @@ from tempfile import mkdtemp
 from threading import RLock
 from typing import Any
 
+import requests
 from filelock import FileLock
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore, DICOMwebClientX
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
@@ -23,7 +25,11 @@ from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.datastore import CheckedIds
 from monai_diffae.label.ids import check_id, check_tag
 
-_NO_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"})
+logger = logging.getLogger(__name__)
+
+_NO_IMAGES = frozenset(
+    {"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"}
+)
 _LISTED_FOR_S = 10.0
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
@@ -139,9 +145,14 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The listed series with a DICOM-SEG on the server or a final label that was saved here, each once.
 
-        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and keeps the list for two hours.
+        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and fails if one DICOM-SEG cannot be read.
         """
-        remote = super().get_labeled_images(label_tag, labels)
+        try:
+            remote = super().get_labeled_images(label_tag, labels)
+        except (requests.RequestException, KeyError, IndexError) as error:
+            logger.warning("the DICOM-SEG of the server cannot be listed (%s); only labels saved here count",
+                           type(error).__name__)  # fmt: skip
+            remote = []
         local = LocalDatastore.get_labeled_images(self, label_tag, labels)
         return sorted({*remote, *local} & set(self.list_images()))
 
