@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from monai_diffae.bundle import load_bundle as load_bundle
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
     from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
+    from monai_diffae.label.label_app import label_app as label_app
+    from monai_diffae.label.label_server import label_server as label_server
     from monai_diffae.networks import DiffusionAutoencoder as DiffusionAutoencoder
 
 __version__ = "0.1.0"
@@ -69,6 +71,8 @@ _MODULES = {
     "info": "apps.evaluation.info",
     "init": "apps.training.init",
     "interpolate": "apps.synthesis.interpolate",
+    "label_app": "label.label_app",
+    "label_server": "label.label_server",
     "load_bundle": "bundle",
     "neighbors": "apps.evaluation.neighbors",
     "plan": "apps.training.plan",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -32,3 +33,25 @@ def test_baselines(tmp_path, tiny_settings):
     kinds = {"z_sem", "PCA of pixels", "intensity statistics", "AutoencoderKL", "untrained encoder", "pixels"}
     assert set(table["features"]) == {*kinds, "supervised"}
     assert table["score"].notna().all()
+
+
+@pytest.mark.slow
+def test_active_learning(tmp_path):
+    """Two blobs, one of a tenth of the patients: typical cases show both classes, random ones rarely."""
+    generator = np.random.default_rng(0)
+    rare = np.arange(200) % 10 == 0
+    table = pd.DataFrame(generator.normal(size=(200, 4)) + 9 * rare[:, None], columns=[f"z_00{i}" for i in range(4)])
+    labels = {"rare": np.where(rare, "yes", "no"), "size": table["z_001"] * 100}
+    ids = [f"case-{i}" for i in range(200)]
+    table.assign(id=ids, patient=ids, split="train", **labels).to_parquet(tmp_path / "z.parquet")
+    options = ["--target", "rare", "--target", "size", "--seeds", "3", "--most", "20", "--out", tmp_path / "out"]
+    for strategies in (["typical"], ["typical", "mixed"]):  # the second run continues with the scores that are there
+        command = [sys.executable, BENCHMARKS / "active_learning.py", tmp_path / "z.parquet", *options]
+        subprocess.run([*command, "--strategies", *strategies], check=True, timeout=500)
+    scores = pd.read_csv(tmp_path / "out" / "active_learning.csv")
+    assert len(scores) == 2 * 3 * 3 * 3  # targets, strategies, budgets, seeds
+    table = pd.read_csv(tmp_path / "out" / "differences.csv").set_index(["target", "budget", "strategy"])
+    assert table.loc[("rare", 5, "typical"), "score"] == 1
+    assert table.loc[("rare", 5, "random"), "score"] < 1
+    assert table.loc[("size", 20, "mixed"), "score"] > 0.9
+    assert (tmp_path / "out" / "active_learning.png").stat().st_size > 1000

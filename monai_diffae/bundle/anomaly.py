@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.bundle.config import model_config
-from monai_diffae.bundle.layout import ANOMALY, MODELS
+from monai_diffae.bundle.layout import ANOMALY, MODELS, models_folder
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, ScanError
@@ -116,7 +116,7 @@ class AnomalyDetector:
             ConfigError: the bundle is not calibrated, or was calibrated with other weights or another configuration.
             ScanError: the file is damaged.
         """
-        path, name = trained.folder / MODELS / ANOMALY, trained.folder.name
+        path, name = models_folder(trained.folder) / ANOMALY, trained.folder.name
         advice = f"run monai-diffae calibrate {name} COHORT"
         if not path.is_file():
             raise ConfigError(f"{name}: there is no models/{ANOMALY}, which anomaly maps need; {advice}")

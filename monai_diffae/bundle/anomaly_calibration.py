@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.bundle.anomaly import AnomalyDetector, AnomalySettings, calibrated_model, image_residuals
-from monai_diffae.bundle.layout import ANOMALY, MODELS
+from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
@@ -131,7 +131,7 @@ def calibrate_trained(
 
 
 def _is_calibrated(trained: TrainedBundle) -> bool:
-    if not (trained.folder / MODELS / ANOMALY).is_file():
+    if not (models_folder(trained.folder) / ANOMALY).is_file():
         return False
     try:
         AnomalyDetector.load(trained)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from monai_diffae.data.formats.dicom import split_series
+from monai_diffae.data.formats.dicom import SERIES
 
-_PARTNERS = {".hdr": (".img",), ".gz": (".img.gz",), ".mhd": (".raw", ".zraw")}
-"""The suffixes of the files that hold the voxels of a header file. (Of .gz, only .hdr.gz has such a file.)"""
+# The suffixes of header files, with those of the files that may hold their voxels.
+_PARTNERS = {".hdr": (".img",), ".hdr.gz": (".img.gz",), ".mhd": (".raw", ".zraw")}
 
 
-def file_state(files: Sequence[Path]) -> str:
+def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
     """A SHA-256 of the names, sizes and modification times of a case's files; no name can be read from it.
 
     A folder, such as a DICOM series, counts with the files in it. Folders above the files do not count, so a cohort can
@@ -24,6 +24,7 @@ def file_state(files: Sequence[Path]) -> str:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.nii"
         ...     _ = path.write_bytes(b"scan")
@@ -32,36 +33,25 @@ def file_state(files: Sequence[Path]) -> str:
         ...     before == file_state([path])
         False
     """
-    digest = hashlib.sha256()
-    for file in files:
-        for line in _lines(file):
-            digest.update(line.encode(errors="surrogatepass") + b"\0")
-    return digest.hexdigest()
+    # with text, not with Path, which takes ten times as long for the many files of a cohort
+    lines = [line for file in files for line in _lines(os.fspath(file))]
+    return hashlib.sha256("\0".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
-def _lines(file: Path) -> Iterator[str]:
-    path = split_series(file)[0]
-    yield file.name
+def _lines(file: str) -> Iterator[str]:
+    path = file.rpartition(SERIES)[0] if SERIES in file else file
+    yield os.path.basename(file)  # noqa: PTH119 - see above
     try:
-        with os.scandir(path) as entries:
-            states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-        yield from sorted(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)
-    except NotADirectoryError:
-        yield from map(_line, [path, *_partners(path)])
+        state = os.stat(path)  # noqa: PTH116 - see above
+        if not stat.S_ISDIR(state.st_mode):
+            yield f"{state.st_size} {state.st_mtime_ns}"
+        else:
+            with os.scandir(path) as entries:
+                states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+            yield from sorted(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in states)
     except OSError:
         yield "absent"
-
-
-def _partners(path: Path) -> list[Path]:
-    stem = path.name.removesuffix(".gz")
-    if path.suffix == ".gz" and not stem.endswith(".hdr"):
-        return []
-    return [path.with_name(Path(stem).stem + suffix) for suffix in _PARTNERS.get(path.suffix.lower(), ())]
-
-
-def _line(path: Path) -> str:
-    try:
-        state = path.stat()
-    except OSError:
-        return "absent"
-    return f"{state.st_size} {state.st_mtime_ns}"
+    for header, partners in _PARTNERS.items():
+        if path.lower().endswith(header):
+            for partner in partners:
+                yield from _lines(path[: -len(header)] + partner)

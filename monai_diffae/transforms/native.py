@@ -47,7 +47,7 @@ class PreprocessedScan:
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
-        # a copy, because MONAI's inverses switch their transforms' tracing off, also for other threads
+        # a copy, because allow_missing_keys_mode below changes the transforms, also for other threads
         self._transforms = copy.deepcopy(check_reader(preprocessing))
         self._key, self._preprocessing = key, Compose(self._transforms)
         reader: ReadScand = self._transforms[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.loading import TrainedBundle
-from monai_diffae.data.cases import Case, Images
+from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state
 from monai_diffae.data.progress import progress
 from monai_diffae.errors import BusyError, ConfigError
@@ -122,10 +123,10 @@ class EmbeddingIndex:
             ConfigError: a case lacks an image of the bundle, or the database is damaged.
             MachineError: the disk is full, or a worker died.
         """
-        cases = {name: _case(name, image, trained.image_keys) for name, image in images.items()}
+        files = {name: _files(name, image, trained.image_keys) for name, image in images.items()}
         model = _model_key(trained)
         with self._lock(wait_s):
-            states = {name: file_state(_files(case)) for name, case in cases.items()}
+            states = {name: file_state([*itertools.chain(*each.values())]) for name, each in files.items()}
             before = self._store.states(model)
             removed = sorted(before.keys() - states.keys())
             self._store.remove(removed, model)
@@ -134,7 +135,9 @@ class EmbeddingIndex:
             if todo:
                 workers = Reading(workers=workers).workers_for(len(todo))
                 with progress(len(todo), f"encoding {len(todo)} cases") as advance:
-                    for batch in encode_cases([cases[name] for name in todo], trained, batch_size, workers):
+                    for batch in encode_cases(
+                        [_case(name, files[name]) for name in todo], trained, batch_size, workers
+                    ):
                         self._store.write(model, batch, states)
                         failed |= {name: code for name, code in batch.items() if isinstance(code, str)}
                         for _ in batch:
@@ -185,18 +188,15 @@ def _model_key(trained: TrainedBundle) -> str:
     return checksum_of([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
 
 
-def _case(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> Case:
+def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, list[PathLike]]:
+    """The files of each image of a case, by image key."""
     images = image if isinstance(image, Mapping) else {keys[0]: image}
     missing = [key for key in keys if key not in images]
     if missing:
         raise ConfigError(f"images: case '{name[:60]}' has no {missing[0]!r}; give {', '.join(keys)} for every case")
-    return Case(name, {key: _paths(images[key]) for key in keys}, patient=name)
+    return {key: [each] if isinstance(each := images[key], str | os.PathLike) else [*each] for key in keys}
 
 
-def _paths(image: Image) -> Images:
-    return Path(image) if isinstance(image, str | os.PathLike) else tuple(map(Path, image))
-
-
-def _files(case: Case) -> list[Path]:
-    images = case.images.values()
-    return [file for image in images for file in ((image,) if isinstance(image, Path) else image)]
+def _case(name: str, files: Mapping[str, Sequence[PathLike]]) -> Case:
+    paths = {key: tuple(map(Path, each)) for key, each in files.items()}
+    return Case(name, {key: each[0] if len(each) == 1 else each for key, each in paths.items()}, patient=name)

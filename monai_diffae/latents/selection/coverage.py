@@ -14,6 +14,7 @@ Rows = NDArray[np.intp]
 
 _NEIGHBORS = 20  # typicality is measured within this many nearest members of a cluster, as in TypiClust
 _MOST_CLUSTERS = 500
+_CASES_PER_CLUSTER = 1000  # with more, searching the neighbors of all members would take minutes
 _MANY_CASES = 10_000
 
 
@@ -62,8 +63,8 @@ def typical_first(z: ArrayLike, covered: ArrayLike, count: int, seed: int = 0) -
     """Select the most typical case of each of the largest clusters without a covered case (TypiClust).
 
     With few labels, typical cases teach a classifier more than uncertain ones (Hacohen et al. 2022). The cases are
-    divided by k-means into as many clusters as there will be covered cases (at most 500). A case is typical if the
-    mean distance to its 20 nearest neighbors in its cluster is small.
+    divided by k-means into as many clusters as there will be covered cases (at most 500, and at least one for 1,000
+    cases). A case is typical if the mean distance to its 20 nearest neighbors in its cluster is small.
 
     Args:
         z: ``[N, D]``, normalised, all cases.
@@ -89,7 +90,8 @@ def typical_first(z: ArrayLike, covered: ArrayLike, count: int, seed: int = 0) -
     count = min(count, len(codes) - num_covered)
     if count <= 0:
         return np.empty(0, np.intp)
-    clusters = _clusters(codes, min(num_covered + count, _MOST_CLUSTERS), seed)
+    num_clusters = max(min(num_covered + count, _MOST_CLUSTERS), len(codes) // _CASES_PER_CLUSTER)
+    clusters = _clusters(codes, num_clusters, seed)
     num_done = np.bincount(clusters[done], minlength=clusters.max() + 1)
     sizes = np.bincount(clusters, minlength=len(num_done))
     selected: list[int] = []

@@ -18,7 +18,9 @@ from monai_diffae.latents.statistics import LatentStatistics, checked_codes
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
+_FEW_LABELS = 10  # with fewer, typical cases teach a probe more than those it is uncertain about
 _NEIGHBORS = 5
+_MOST_REFERENCE_CASES = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +68,16 @@ def select(
     """Select the cases to label next.
 
     The result is a function of the arguments. Of equally good cases, the first row is selected; so sort the rows by id.
-    With no label, or labels of one class, ``uncertain`` and ``mixed`` select as ``diversity`` does.
+    ``mixed`` needed the fewest labels in our measurements. As long as no probe can be fitted, because there is no label
+    or all are the same, it and ``uncertain`` select as ``typical`` does.
 
     - ``random``: any case, by the seed.
     - ``diversity``: the farthest from all labelled and proposed cases (:func:`farthest_first`).
     - ``typical``: the centres of regions without a labelled or proposed case (:func:`typical_first`).
     - ``outlier``: the most unusual (:func:`outlier_order`).
     - ``uncertain``: those that a probe of the labels is least certain about (:func:`uncertainty`).
-    - ``mixed``: farthest first, with distances multiplied by the uncertainty.
+    - ``mixed``: with fewer than 10 labels as ``typical``, then farthest first with distances multiplied by the
+      uncertainty.
 
     Args:
         strategy: one of :data:`STRATEGIES`.
@@ -110,6 +114,8 @@ def select(
 def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
     """All rows, the most unusual first: by the mean distance to the nearest 5 cases of other patients, whitened.
 
+    With more than 5,000 cases, all are compared with the same 5,000 random ones.
+
     Args:
         z_sem: ``[N, D]``, not normalised.
         groups: ``[N]``, the patient of each case; None: each case is a patient of its own.
@@ -123,11 +129,12 @@ def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
     """
     codes = checked_codes(z_sem, num_least=0)
     names = np.arange(len(codes)) if groups is None else np.asarray(groups)
-    _, sizes = np.unique(names, return_counts=True)
-    k = min(_NEIGHBORS, len(codes) - int(sizes.max(initial=0)))
-    if k < 1 or not np.ptp(codes, axis=0).any():  # one patient, or all the same: no case is unusual
+    sample = np.sort(np.random.default_rng(0).permutation(len(codes))[:_MOST_REFERENCE_CASES])
+    _, sizes = np.unique(names[sample], return_counts=True)
+    k = min(_NEIGHBORS, len(sample) - int(sizes.max(initial=0)))
+    if k < 1 or not np.ptp(codes[sample], axis=0).any():  # one patient, or all the same: no case is unusual
         return np.arange(len(codes))
-    scores = ReferenceCases.of(codes, names).own_distances(k, whitened=True)
+    scores = ReferenceCases.of(codes[sample], names[sample]).distances(codes, names, k, whitened=True)
     return np.argsort(-scores, kind="stable")
 
 
@@ -136,18 +143,27 @@ def _outliers(task: _Task) -> Rows:
     return order[np.isin(order, task.candidates)][: task.count]
 
 
+def _typical(task: _Task) -> Rows:
+    return typical_first(task.z, task.covered, task.count, task.seed)
+
+
 def _uncertain(task: _Task) -> Rows:
     scores = task.uncertainty()
-    return task.best(scores) if np.ptp(scores) else task.farthest()
+    return task.best(scores) if np.ptp(scores) else _typical(task)
+
+
+def _mixed(task: _Task) -> Rows:
+    scores = task.uncertainty()
+    return task.farthest(scores) if np.ptp(scores) and len(task.labelled) >= _FEW_LABELS else _typical(task)
 
 
 STRATEGIES: dict[str, Callable[[_Task], Rows]] = {
     "random": lambda task: task.best(np.random.default_rng(task.seed).random(len(task.z))),
     "diversity": _Task.farthest,
-    "typical": lambda task: typical_first(task.z, task.covered, task.count, task.seed),
+    "typical": _typical,
     "outlier": _outliers,
     "uncertain": _uncertain,
-    "mixed": lambda task: task.farthest(task.uncertainty()),
+    "mixed": _mixed,
 }
 """The strategies of :func:`select`, by name."""
 

@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def test_typical_cases_are_new_and_as_many_as_there_are():
     np.testing.assert_array_equal(typical_first(z, covered, 99, seed=1), rows)
     assert typical_first(np.ones((3, 2)), [0], 5).tolist() == [1, 2]
     assert typical_first(z, range(40), 3).tolist() == []
+
+
+def test_many_cases_are_divided_into_clusters_of_about_a_thousand_that_are_searched_quickly():
+    z = codes(0, 12_000, 4)
+    start = time.process_time()
+    (row,) = typical_first(z, [], 1)
+    assert time.process_time() - start < 20
+    assert np.linalg.norm(z[row]) < np.median(np.linalg.norm(z, axis=1))
 
 
 def test_values_that_are_not_finite_are_refused():

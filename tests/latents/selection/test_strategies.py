@@ -62,16 +62,25 @@ def test_uncertain_cases_are_the_most_uncertain_of_those_left(z_sem):
 
 def test_mixed_takes_one_of_two_equal_uncertain_cases():
     """Two twins are the most uncertain: uncertain takes both, mixed the first and then another."""
-    z = np.array([[-2.0, 0], [-1.9, 0.1], [2.0, 0], [1.9, 0.1], [0.01, 5], [0.01, 5], [0.3, -4]])
-    arguments = {"labelled": [0, 1, 2, 3], "labels": list("aabb")}
-    assert select("uncertain", z, 2, **arguments).tolist() == [4, 5]
-    assert select("mixed", z, 2, **arguments).tolist() == [4, 6]
+    known = np.concatenate([np.linspace(-2.1, -1.9, 5), np.linspace(1.9, 2.1, 5)])
+    z = np.concatenate([np.stack([known, np.zeros(10)], axis=1), [[0.01, 5], [0.01, 5], [0.3, -4]]])
+    arguments = {"labelled": range(10), "labels": list("aaaaabbbbb")}
+    assert select("uncertain", z, 2, **arguments).tolist() == [10, 11]
+    assert select("mixed", z, 2, **arguments).tolist() == [10, 12]
 
 
 @pytest.mark.parametrize("strategy", ["uncertain", "mixed"])
-def test_without_labels_a_probe_strategy_is_diversity(strategy, z_sem):
-    expected = select("diversity", z_sem, 5, labelled=[7])
-    np.testing.assert_array_equal(select(strategy, z_sem, 5, labelled=[7], labels=["a"]), expected)
+def test_without_labels_that_differ_a_probe_strategy_is_typical(strategy, z_sem):
+    labelled, labels = range(12), ["a"] * 12
+    expected = select("typical", z_sem, 5, labelled=labelled)
+    np.testing.assert_array_equal(select(strategy, z_sem, 5, labelled=labelled, labels=labels), expected)
+
+
+def test_with_few_labels_mixed_is_typical_and_uncertain_is_not(z_sem):
+    arguments = {"labelled": LABELLED, "labels": KINDS["classes"]}
+    typical, uncertain, mixed = (select(name, z_sem, 5, **arguments) for name in ("typical", "uncertain", "mixed"))
+    np.testing.assert_array_equal(mixed, typical)
+    assert set(mixed) != set(uncertain)
 
 
 def test_a_planted_outlier_comes_first_and_the_rest_follow(z_sem):
@@ -108,3 +117,12 @@ def test_random_depends_on_the_seed_alone(seed, z_sem):
 def test_arguments_that_cannot_be_used_are_named(arguments, message, z_sem):
     with pytest.raises(ConfigError, match=message):
         select(**{"strategy": "diversity", "z_sem": z_sem, **arguments})
+
+
+def test_many_cases_are_compared_with_a_sample():
+    z_sem = np.random.default_rng(0).normal(size=(6000, 2))
+    z_sem[17] += 20
+    order = outlier_order(z_sem)
+    assert order[0] == 17
+    assert len(set(order.tolist())) == 6000
+    np.testing.assert_array_equal(outlier_order(z_sem), order)
