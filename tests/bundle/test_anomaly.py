@@ -120,7 +120,8 @@ def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_ru
 
 def test_the_file_travels_with_the_model_and_holds_no_code(copy, tmp_path):
     torch.load(copy / "models" / "anomaly.pt", weights_only=True)
-    copy_model(copy / "models", tmp_path / "models")
-    assert (tmp_path / "models" / "anomaly.pt").is_file()
+    (tmp_path / "other").mkdir()
+    copy_model(copy, tmp_path / "other")
+    assert (tmp_path / "other" / "models" / "anomaly.pt").is_file()
     export_bundle(copy, copy, tmp_path / "exported")
     AnomalyDetector.load(load_bundle(tmp_path / "exported", "cpu"))
