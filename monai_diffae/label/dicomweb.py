@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -10,6 +11,7 @@ from tempfile import mkdtemp
 from threading import RLock
 from typing import Any
 
+import requests
 from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore, DICOMwebClientX
@@ -22,6 +24,8 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.datastore import CheckedIds
 from monai_diffae.label.ids import check_id, check_tag
+
+logger = logging.getLogger(__name__)
 
 _NO_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"})
 _LISTED_FOR_S = 10.0
@@ -139,9 +143,14 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The listed series with a DICOM-SEG on the server or a final label that was saved here, each once.
 
-        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and keeps the list for two hours.
+        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and fails if one DICOM-SEG cannot be read.
         """
-        remote = super().get_labeled_images(label_tag, labels)
+        try:
+            remote = super().get_labeled_images(label_tag, labels)
+        except (requests.RequestException, KeyError, IndexError) as error:
+            logger.warning("the DICOM-SEG of the server cannot be listed (%s); only labels saved here count",
+                           type(error).__name__)  # fmt: skip
+            remote = []
         local = LocalDatastore.get_labeled_images(self, label_tag, labels)
         return sorted({*remote, *local} & set(self.list_images()))
 

@@ -37,7 +37,7 @@ def settings_for(app: Path, studies: str, port: int, modality: str | None = None
         # by default CT only
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality} if modality else {}),
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
-        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "60",  # by default two hours, in which saved labels do not count
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "600",  # by default two hours, in which labels of others do not count
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "true",
         "MONAI_LABEL_DATASTORE_READ_ONLY": "false",
