@@ -22,7 +22,7 @@ def test_info_lists_everything_and_viewers_list_the_label_map(serve, bundle_3d, 
     assert segmentations["diffae_anomaly"]["labels"] == {"anomalies": 1}
     assert segmentations["diffae_anomaly"]["config"] == {"quantile": 0.99}
     assert all(task["dimension"] == 3 for task in info["models"].values())
-    assert info["labels"] == ["anomaly"]
+    assert info["labels"] == ["anomalies"]
     assert info["trainers"].keys() == {"diffae"}
     assert info["scoring"].keys() == {"diffae_embed"}
     assert {"diffae_diversity", "diffae_outlier", "diffae_uncertain", "diffae_mixed", "random"} <= set(
