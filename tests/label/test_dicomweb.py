@@ -142,3 +142,14 @@ def test_a_series_with_a_missing_slice_is_refused(serve, bundle_3d, series, tmp_
         assert answer.status_code == 422
         assert "slice" in answer.json()["detail"]
         assert server.client.post("/scoring/diffae_embed?run_sync=true").json()["failed"].keys() == {uid}
+
+
+def test_a_tilted_series_is_refused(serve, bundle_3d, series, tmp_path):
+    """MONAI Label converts it without the tilt: a mask would lie elsewhere."""
+    from dicom_files import positions, save_planes
+
+    folder = save_planes(tmp_path / "ct", positions(n=6, tilt=0.6))
+    uid = pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID
+    with dicomweb_server([folder]) as url:
+        answer = serve(bundle_3d, Studies(url, {uid: folder})).infer("diffae_encode", uid)
+    assert (answer.status_code, "tilted" in answer.json()["detail"]) == (422, True)
