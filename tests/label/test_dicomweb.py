@@ -1,5 +1,10 @@
 """A DICOMweb server as the datastore, on real series."""
 
+import shutil
+import threading
+import time
+from pathlib import Path
+
 import nibabel as nib
 import pytest
 
@@ -95,3 +100,62 @@ def test_labels_that_are_saved_count_once(server, series, volumes):
     assert (
         server.client.put(f"/datastore/label?image={uid}&tag=../x", files={"label": ("a.nii", b"x")}).status_code == 400
     )
+
+
+def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatch):
+    """MONAI Label takes the slices that another thread or process has written so far for the whole series."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from monai_diffae.label import dicomweb
+
+    uid, folder = next(iter(series.items()))
+    half_done, go_on = threading.Event(), threading.Event()
+
+    def slowly(_study, uid, target, *_rest):
+        files = sorted(series[uid].glob("*.dcm"))
+        for number, file in enumerate(files):
+            shutil.copy(file, target)
+            if number == len(files) // 2:
+                half_done.set()
+                assert go_on.wait(30)
+
+    monkeypatch.setattr(dicomweb, "dicom_web_download_series", slowly)
+    store = server.app.datastore()
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(store.get_image_uri, uid)
+        assert half_done.wait(30)
+        second = threads.submit(store.get_image_uri, uid)
+        time.sleep(0.3)
+        assert not second.done()
+        go_on.set()
+        assert first.result(30) == second.result(30)
+    assert nib.load(first.result()).shape[2] == len(list(folder.glob("*.dcm")))
+    assert store.get_image_info(uid)["StudyInstanceUID"]  # OHIF opens the study of the next sample
+    assert not list(Path(first.result()).parent.glob(".tmp-*"))
+
+
+def test_a_series_with_a_missing_slice_is_refused(serve, bundle_3d, series, tmp_path):
+    """MONAI Label converts it as if the slices were evenly spaced."""
+    uid, folder = next(iter(series.items()))
+    shutil.copytree(folder, tmp_path / "gap", ignore=shutil.ignore_patterns("*.txt"))
+    positions = {
+        file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")
+    }
+    sorted(positions, key=positions.get)[10].unlink()
+    with dicomweb_server([tmp_path / "gap"]) as url:
+        server = serve(bundle_3d, Studies(url, series))
+        answer = server.infer("diffae_encode", uid)
+        assert answer.status_code == 422
+        assert "slice" in answer.json()["detail"]
+        assert server.client.post("/scoring/diffae_embed?run_sync=true").json()["failed"].keys() == {uid}
+
+
+def test_a_tilted_series_is_refused(serve, bundle_3d, series, tmp_path):
+    """MONAI Label converts it without the tilt: a mask would lie elsewhere."""
+    from dicom_files import positions, save_planes
+
+    folder = save_planes(tmp_path / "ct", positions(n=6, tilt=0.6))
+    uid = pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID
+    with dicomweb_server([folder]) as url:
+        answer = serve(bundle_3d, Studies(url, {uid: folder})).infer("diffae_encode", uid)
+    assert (answer.status_code, "tilted" in answer.json()["detail"]) == (422, True)
