@@ -133,8 +133,8 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[
     return torch.cat([function(batch).float().flatten(1) for batch in images.split(64)]).numpy()
 
 
-def autoencoder_kl(data: Data, minutes: float) -> NDArray[np.float32]:
-    """The latents' means of an AutoencoderKL, trained as MONAI's tutorials do, without a discriminator."""
+def train_autoencoder_kl(data: Data, minutes: float) -> AutoencoderKL:
+    """An AutoencoderKL with a bottleneck of z_sem's size, trained as MONAI's tutorials do, without a discriminator."""
     size, dims = data.images.shape[2:], data.trained.z_channels
     # as deep as leaves at least 2 voxels of the shortest axis, and 4 of the longest: a grid of a few latent vectors
     levels = max(n for n in range(1, 6) if all(s % 2**n == 0 for s in size) and max(size) // 2**n >= 3)
@@ -157,6 +157,12 @@ def autoencoder_kl(data: Data, minutes: float) -> NDArray[np.float32]:
     mse = float(np.square(made - held_out.flatten(1).numpy()).mean())
     shape = tuple(network.encode(held_out[:1])[0].shape[1:])
     print(f"AutoencoderKL: latents {shape}, {seen} images in {took:.1f} min, MSE on val {mse:.4f}", flush=True)
+    return network
+
+
+def autoencoder_kl(data: Data, minutes: float) -> NDArray[np.float32]:
+    """The latents' means of an AutoencoderKL."""
+    network = train_autoencoder_kl(data, minutes)
     return in_batches(lambda x: network.encode(x)[0], data.images)
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import embed as embed
     from monai_diffae.apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
     from monai_diffae.apps.embedding.index import EmbeddingIndex as EmbeddingIndex
+    from monai_diffae.apps.evaluation.anomaly import anomaly as anomaly
+    from monai_diffae.apps.evaluation.calibrate import calibrate as calibrate
     from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from monai_diffae.bundle import load_bundle as load_bundle
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
     from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
+    from monai_diffae.label.label_app import label_app as label_app
+    from monai_diffae.label.label_server import label_server as label_server
     from monai_diffae.networks import DiffusionAutoencoder as DiffusionAutoencoder
 
 __version__ = "0.1.0"
@@ -54,6 +58,8 @@ _MODULES = {
     "Reading": "apps.settings",
     "Run": "apps.settings",
     "Training": "apps.settings",
+    "anomaly": "apps.evaluation.anomaly",
+    "calibrate": "apps.evaluation.calibrate",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
     "edit": "apps.synthesis.edit",
@@ -65,6 +71,8 @@ _MODULES = {
     "info": "apps.evaluation.info",
     "init": "apps.training.init",
     "interpolate": "apps.synthesis.interpolate",
+    "label_app": "label.label_app",
+    "label_server": "label.label_server",
     "load_bundle": "bundle",
     "neighbors": "apps.evaluation.neighbors",
     "plan": "apps.training.plan",

@@ -15,7 +15,7 @@ class Command:
 
     Attributes:
         name: the word after ``monai-diffae``.
-        function: its function, as ``module:name``; importing the module loads neither torch nor MONAI.
+        function: its function, as ``module:name`` below the package; importing it loads neither torch nor MONAI.
         group: its heading in the help.
         example: a command line for its help.
         config: the file of its bundle run in ``configs/``; None: it has no bundle run.
@@ -32,7 +32,7 @@ class Command:
     def load(self) -> Callable[..., Any]:
         """Import the function."""
         module, name = self.function.split(":")
-        function: Callable[..., Any] = getattr(import_module(f"monai_diffae.apps.{module}"), name)
+        function: Callable[..., Any] = getattr(import_module(f"monai_diffae.{module}"), name)
         return function
 
     def declared(self) -> Callable[..., Any]:
@@ -40,15 +40,16 @@ class Command:
         return inspect.unwrap(self.load())
 
 
-def _command(name: str, module: str, group: str, example: str, *, run: bool = True) -> Command:
+def _command(name: str, module: str, group: str, example: str, *, run: bool = True, room: str = "apps") -> Command:
     function = name.replace("-", "_")
     config = f"{function}.json" if run else None
     example = f"monai-diffae {name} {example}"
-    return Command(name, f"{module}:{function}", group, example, config, name in _WRITES_A_FILE)
+    return Command(name, f"{room}.{module}:{function}", group, example, config, name in _WRITES_A_FILE)
 
 
 _WRITES_A_FILE = ("fit-direction", "grade")
 _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
+_ANNOTATE = "Annotate with MONAI Label"
 
 COMMANDS: tuple[Command, ...] = (
     _command("demo", "training.demo", _START, "--out demo", run=False),
@@ -61,7 +62,7 @@ COMMANDS: tuple[Command, ...] = (
     _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file"),
     Command(
         "reconstruct",
-        "synthesis.reconstruct:reconstruct",
+        "apps.synthesis.reconstruct:reconstruct",
         _MAKE,
         "monai-diffae reconstruct my_model scans.csv reconstructed --limit 8",
         "inference.json",
@@ -75,6 +76,10 @@ COMMANDS: tuple[Command, ...] = (
     _command("grade", "synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     _command("probe", "evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     _command("neighbors", "evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
+    _command("calibrate", "evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
+    _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
+    _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),
+    _command("label-server", "label_server", _ANNOTATE, "my_app scans", run=False, room="label"),
 )

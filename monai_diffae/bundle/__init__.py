@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySettings
+from monai_diffae.bundle.anomaly_calibration import calibrate_trained
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, check_running_config, model_config, running_config
 from monai_diffae.bundle.first_stages import check_latent_image_size, load_first_stage, self_contained
 from monai_diffae.bundle.folders import complete_bundle, export_bundle, init_bundle
+from monai_diffae.bundle.given_data import use_given_data
 from monai_diffae.bundle.latent_ddim import (
     TrainedLatent,
     complete_latent_bundle,
@@ -16,15 +19,25 @@ from monai_diffae.bundle.latent_ddim import (
 )
 from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
 from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.bundle.publication import publish
 from monai_diffae.bundle.run_overrides import run_overrides
+from monai_diffae.bundle.training_description import TrainingDescription
+from monai_diffae.bundle.training_settings import training_settings
+from monai_diffae.bundle.warm_start import check_start
 
 __all__ = [
+    "Anomaly",
+    "AnomalyDetector",
+    "AnomalySettings",
     "OpenedCase",
     "TrainedBundle",
     "TrainedLatent",
+    "TrainingDescription",
+    "calibrate_trained",
     "check_image_size",
     "check_latent_image_size",
     "check_running_config",
+    "check_start",
     "checksum",
     "complete_bundle",
     "complete_latent_bundle",
@@ -37,8 +50,11 @@ __all__ = [
     "load_first_stage",
     "load_latent",
     "model_config",
+    "publish",
     "run_overrides",
     "running_config",
     "self_contained",
     "set_statistics",
+    "training_settings",
+    "use_given_data",
 ]

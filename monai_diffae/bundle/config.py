@@ -42,6 +42,16 @@ _SECTION_IDS = {
 def running_config() -> dict[str, Any]:
     """The configuration of the bundle run that evaluates the calling expression, with all overrides, not evaluated.
 
+    Raises:
+        ConfigError: the caller is not an expression of a bundle's configuration.
+    """
+    config: dict[str, Any] = deepcopy(running_parser().get())
+    return config
+
+
+def running_parser() -> ConfigParser:
+    """The parser of the bundle run that evaluates the calling expression.
+
     MONAI (1.6.1) gives expressions no access to its parser, so the parser is searched for on the call stack.
 
     Raises:
@@ -51,8 +61,7 @@ def running_config() -> dict[str, Any]:
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigParser):
-            config: dict[str, Any] = deepcopy(owner.get())
-            return config
+            return owner
         frame = frame.f_back
     raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
 

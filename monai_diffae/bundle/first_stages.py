@@ -15,7 +15,7 @@ from torch import nn
 
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.checksums import file_checksum
-from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL
+from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL, newest_files
 from monai_diffae.bundle.loading import build, read_model_config, read_weights
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import FirstStage
@@ -49,26 +49,25 @@ def load_first_stage(
         ...
         monai_diffae.errors.ConfigError: my_first_stage: there is no models/model.pt; train the first stage ...
     """
-    folder = Path(models)
+    root = Path(models).parent
+    folder = newest_files(Path(models))
     weights = folder / f"{prefix}{MODEL}"
     if not weights.is_file():
         todo = "copy the whole bundle again" if prefix else "train the first stage first"
-        raise ConfigError(
-            f"{folder.parent.name}: there is no models/{weights.name}; {todo}, or choose a folder that has it"
-        )
+        raise ConfigError(f"{root.name}: there is no models/{weights.name}; {todo}, or choose a folder that has it")
     if sha256 is not None and file_checksum(weights) != sha256:
         raise ConfigError(
             f"{weights.name}: is not the first stage that the model was trained with; copy the whole bundle again"
         )
     parser = read_model_config(folder / f"{prefix}{CONFIG}")
     # These keys are set in case the folder is that of a model on latents, which is reported below.
-    parser.update({"bundle_root": str(folder.parent), "device": device})
+    parser.update({"bundle_root": str(root), "device": device})
     network = build(parser, "network_def", nn.Module)
     if not isinstance(network, FirstStage):
         raise ConfigError(
-            f"{folder.parent.name}: is a {type(network).__name__}, not a first stage; use a trained autoencoder_kl_3d"
+            f"{root.name}: is a {type(network).__name__}, not a first stage; use a trained autoencoder_kl_3d"
         )
-    network.load_state_dict(read_weights(weights, network, may_be_unknown=("latent_mean", "latent_std")))
+    network.load_state_dict(read_weights(weights, network))
     if network.latent_std.isnan():
         raise ConfigError(
             f"{weights.name}: the scale of its latents is not measured yet; train it at least to its first validation"
@@ -86,7 +85,7 @@ def self_contained(config: dict[str, Any], models: str | os.PathLike[str]) -> di
         config: the model's configuration, from :func:`~monai_diffae.bundle.config.model_config`.
         models: the ``models`` folder of the first stage's own bundle.
     """
-    folder = Path(models)
+    folder = newest_files(Path(models))
     trained_on = read_model_config(folder / CONFIG)
     different = [key for key in _INTENSITY_KEYS if key in config and trained_on.get(key, config[key]) != config[key]]
     if different:

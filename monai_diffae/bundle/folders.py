@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 from monai_diffae.bundle.config_values import references
+from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import describe_model
+from monai_diffae.bundle.layout import CHECKPOINT, MODEL_FILES, MODELS
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, MachineError
@@ -105,7 +107,7 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     Paths and patterns that the user wrote into the configurations are removed, and so are configurations in YAML.
     """
     _copy_static(Path(bundle_root), folder)
-    copy_model(Path(output_dir) / "models", folder / "models")
+    copy_model(Path(output_dir), folder)
     describe_model(folder)
     for file in (folder / "configs").rglob("*"):
         if file.is_file() and file.suffix != ".json":
@@ -118,11 +120,16 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy a trained model, and its first stage if it has one, from one ``models`` folder to another."""
-    target.mkdir(exist_ok=True)
-    for name in ("model.pt", "config.json", "first_stage_model.pt", "first_stage_config.json"):
-        if (source / name).is_file():  # without config.json, configs/train.json describes the model
-            shutil.copy2(source / name, target / name)
+    """Copy a trained model from one bundle to another, with its first stage, but without its checkpoint."""
+    (target / MODELS).mkdir(exist_ok=True)
+    names = [name for name in MODEL_FILES if name != CHECKPOINT]
+
+    def copy(models: Path) -> None:
+        for name in names:
+            if (models / name).is_file():  # without config.json, configs/train.json describes the model
+                shutil.copy2(models / name, target / MODELS / name)
+
+    read_consistently(source, copy, names)
 
 
 def _copy_static(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bundle
-from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL
+from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import build, read_weights
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import LatentInferer
@@ -54,13 +54,13 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
         ScanError: its weights cannot be read.
     """
     root = Path(bundle)
-    weights = root / "models" / LATENT_MODEL
+    weights = models_folder(root) / LATENT_MODEL
     if not weights.is_file():
         raise ConfigError(f"{root.name}: there is no latent model; train it with monai-diffae train-latent")
     parser = _read_latent_config(root)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = build(parser, "latent_network_def", LatentMLP)
-    network.load_state_dict(read_weights(weights, network, may_be_unknown=("z_mean", "z_std")))
+    network.load_state_dict(read_weights(weights, network))
     if network.z_std.isnan().any():
         raise ConfigError(
             f"{weights.name}: the mean and std of z_sem are unknown; import the checkpoint again with the official "
@@ -80,7 +80,7 @@ def _read_latent_config(root: Path) -> ConfigParser:
     """
     from monai.bundle import ConfigParser
 
-    config = root / "models" / LATENT_CONFIG
+    config = models_folder(root) / LATENT_CONFIG
     parser = ConfigParser()
     try:
         parser.read_config(str(config))
@@ -114,11 +114,11 @@ def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str 
     if source.resolve() == target.resolve():
         return
     complete_bundle(source, target)
-    copy_model(source / "models", target / "models")
+    copy_model(source, target)
 
 
 def export_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str], folder: Path) -> None:
     """Copy the bundle and both trained models to ``folder``, but nothing of the data."""
     export_bundle(Path(bundle_root), Path(bundle_root), folder)
     for file in (LATENT_MODEL, LATENT_CONFIG):
-        shutil.copy2(Path(output_dir) / "models" / file, folder / "models" / file)
+        shutil.copy2(models_folder(output_dir) / file, folder / "models" / file)

@@ -10,15 +10,42 @@ from pathlib import Path
 CONFIGS, MODELS = "configs", "models"
 
 TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
+MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
+ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
+TRAINING = "training.json"  # the settings of the training, as an overlay of its configuration
+PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 
+LATENT_PREFIX = "latent_"  # prefix of the files of a latent DDIM
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
 FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage beside the model on its latents
+
+LOADED_FILES = (MODEL, CONFIG, f"{FIRST_STAGE_PREFIX}{MODEL}", f"{FIRST_STAGE_PREFIX}{CONFIG}")
+"""The files that a trained model is loaded from."""
+
+MODEL_FILES = (*LOADED_FILES, CHECKPOINT, TRAINING, ANOMALY, PROVENANCE)
+"""The files that belong to a model and are replaced together."""
+
+LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING))
+"""The files of a latent DDIM; they name the autoencoder that they belong to."""
+
+NEXT = "next"  # folder in ``MODELS`` with a newer set of all these files, while they are moved to their places
+
+
+def models_folder(bundle: str | os.PathLike[str]) -> Path:
+    """The folder with a bundle's model: ``models``, or ``models/next`` while a newer model is put in its place."""
+    return newest_files(Path(bundle) / MODELS)
+
+
+def newest_files(models: Path) -> Path:
+    """A ``models`` folder, or the folder ``next`` in it while a newer model is put in its place."""
+    newer = models / NEXT
+    return newer if newer.is_dir() else models
 
 
 def model_config_file(bundle: str | os.PathLike[str]) -> Path:
     """The file that describes a bundle's model: ``models/config.json``, or ``configs/train.json`` without it."""
-    written_by_training = Path(bundle) / MODELS / CONFIG
+    written_by_training = models_folder(bundle) / CONFIG
     return written_by_training if written_by_training.is_file() else Path(bundle) / CONFIGS / TRAIN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_values import check_device, check_rules
+from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
@@ -56,6 +57,8 @@ class TrainedBundle:
         inferer: encodes, inverts, decodes.
         preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
         config: the values of the model's config keys, such as ``image_size``.
+        sha256: SHA-256 of the loaded weights.
+        config_sha256: SHA-256 of the configuration that describes the model.
         device: where the network is.
     """
 
@@ -64,17 +67,20 @@ class TrainedBundle:
     inferer: DiffusionAutoencoderInferer
     preprocessing: Callable[[Any], Any]
     config: dict[str, Any] = field(repr=False)
+    sha256: str
+    config_sha256: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the weights."""
-        return checksum(self.folder)
+    def is_current(self) -> bool:
+        """Whether the bundle's folder still has this model, or another one since it was loaded.
 
-    @property
-    def config_sha256(self) -> str:
-        """SHA-256 of the configuration that describes the model."""
-        return config_checksum(self.folder)
+        Weights and configuration are compared by their checksums. The weights are only read if their file changed.
+
+        Raises:
+            ConfigError: the folder has no trained model any more.
+        """
+        current = read_consistently(self.folder, lambda _: (checksum(self.folder), config_checksum(self.folder)))
+        return current == (self.sha256, self.config_sha256)
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -188,7 +194,12 @@ def load_bundle(
     if device is not None:
         check_device(device)
     root = Path(bundle)
-    weights = root / layout.MODELS / layout.MODEL
+    return read_consistently(root, lambda models: _loaded(root, models, device, overrides))
+
+
+def _loaded(root: Path, models: Path, device: str | torch.device | None, overrides: Mapping[str, Any]) -> TrainedBundle:
+    """Load a bundle whose model is in the folder ``models``; :func:`load_bundle` lists the errors."""
+    weights = models / layout.MODEL
     if not weights.is_file():
         raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or choose a trained one")
     config = layout.model_config_file(root)
@@ -212,7 +223,8 @@ def load_bundle(
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
     preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-    return TrainedBundle(root, network, inferer, preprocessing, values, device)
+    checksums = checksum(root), config_checksum(root)
+    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device)
 
 
 def read_model_config(path: Path) -> ConfigParser:
@@ -280,13 +292,13 @@ def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
     return component
 
 
-def read_weights(path: Path, network: nn.Module, may_be_unknown: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     """Read the weights of a network from a file, and check them.
 
     Args:
         path: a state dict.
-        network: the network that the weights must fit.
-        may_be_unknown: names of tensors that may hold NaN.
+        network: the network that the weights must fit, newly built. Its buffers that hold NaN, because they are
+            measured later, may do so in the file.
 
     Raises:
         ScanError: the file is damaged, or holds weights that are not finite.
@@ -300,7 +312,8 @@ def read_weights(path: Path, network: nn.Module, may_be_unknown: Sequence[str] =
         raise ConfigError(
             f"{path.name}: is not a state dict of weights; choose a bundle that was trained with this package"
         )
-    checked = [value for name, value in state.items() if value.is_floating_point() and name not in may_be_unknown]
+    measured_later = {name for name, buffer in network.named_buffers() if buffer.isnan().any()}
+    checked = [value for name, value in state.items() if value.is_floating_point() and name not in measured_later]
     if not all(torch.isfinite(value).all() for value in checked):
         raise ScanError(f"{path.name}: holds weights that are not finite; copy it again, or train again")
     shapes = {name: value.shape for name, value in network.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,10 +198,9 @@ def open_case(
 
 
 def _index(slice: Any) -> int:
-    try:
-        return operator.index(slice)
-    except TypeError as error:
-        raise ConfigError(f"slice is {slice!r}; it must be a whole number") from error
+    if isinstance(slice, bool) or not isinstance(slice, (int, np.integer)):
+        raise ConfigError(f"slice is {slice!r}; it must be a whole number")
+    return int(slice)
 
 
 def _name(image: CaseImage) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.bundle.config import model_config, running_config
-from monai_diffae.bundle.layout import CONFIG, CONFIGS, MODELS
+from monai_diffae.bundle.layout import CONFIG, CONFIGS, models_folder
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, A
     """
     root = Path(bundle_root)
     shipped = _content(root / CONFIGS / "inference.json")
-    trained = {**shipped, **_content(root / MODELS / CONFIG)}
+    trained = {**shipped, **_content(models_folder(root) / CONFIG)}
     if not trained:
         return dict(overrides)
     config = running_config()

@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +47,42 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
     path = Path(path)
     temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}{_suffix(path)}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer(temporary)
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    except OSError as error:
-        if error.errno in _MACHINE_ERRORS:
-            reason = os.strerror(error.errno)
-            raise MachineError(
-                f"{path.name}: cannot be written ({reason}); free space or choose another folder"
-            ) from error
-        raise
+        with disk_errors(path.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer(temporary)
+            flush(temporary)
+            temporary.replace(path)
+            flush(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def disk_errors(name: str) -> Iterator[None]:
+    """Raise errors of the disk and of its permissions as errors of the machine.
+
+    Args:
+        name: the file or folder that is written.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> with disk_errors("a.txt"):
+        ...     raise OSError(errno.ENOSPC, "")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.MachineError: a.txt: cannot be written (No space left on device); free space or choose ...
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _MACHINE_ERRORS:
+            reason = os.strerror(error.errno)
+            raise MachineError(f"{name}: cannot be written ({reason}); free space or choose another folder") from error
+        raise
 
 
 def _suffix(path: Path) -> str:
@@ -70,7 +90,8 @@ def _suffix(path: Path) -> str:
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,5 @@
 """Write an array with its geometry as NIfTI, NRRD or PNG."""
 
-# tested in tests/data/test_scans.py and tests/data/test_scan_writing.py
-
 from __future__ import annotations
 
 import logging

@@ -90,8 +90,12 @@ class ResumableTrainer(SupervisedTrainer):
         self.is_complete = False
         self._grad_norm = 0.0
         self.fire_event(TrainingEvents.BEFORE_RUN)
-        if not self.is_complete:
+        if self.is_complete:
+            return
+        try:
             super().run()
+        except BaseException as error:  # Ignite (0.5.5) does not report an exit that a handler of an epoch raises
+            self._handle_exception(error)
 
     @property
     def is_between_updates(self) -> bool:

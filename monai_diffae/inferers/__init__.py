@@ -4,6 +4,7 @@ from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, Reco
 from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.inferers.first_stage import FirstStageInferer, FirstStageReconstructor
 from monai_diffae.inferers.generation import LatentInferer
+from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.inferers.reconstructor import Reconstructor
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "ReconstructionMode",
     "Reconstructor",
     "encode_exactly",
+    "estimate_from_noised",
 ]

@@ -1,5 +1,12 @@
-"""Metrics: reconstruction errors, validation loss, use of z_sem, statistics of x_T, and copies among samples."""
+"""Metrics: reconstruction errors, anomaly maps, validation loss, use of z_sem, statistics of x_T, copies."""
 
+from monai_diffae.metrics.anomaly import (
+    anomaly_maps,
+    cross_fitted_maps,
+    highest_mean,
+    residual_spread,
+    smoothed_residuals,
+)
 from monai_diffae.metrics.copying import CopyingRatio
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
@@ -11,8 +18,13 @@ __all__ = [
     "CopyingRatio",
     "ValidationLoss",
     "ZSemUsage",
+    "anomaly_maps",
     "changed_views",
+    "cross_fitted_maps",
+    "highest_mean",
     "level_losses",
     "noise_statistics",
     "reconstruction_errors",
+    "residual_spread",
+    "smoothed_residuals",
 ]

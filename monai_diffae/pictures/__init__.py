@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monai_diffae.pictures.anomalies import draw_anomalies
 from monai_diffae.pictures.cells import draw_cells
 from monai_diffae.pictures.curves import draw_curves
 from monai_diffae.pictures.diagnosis import draw_diagnosis
@@ -9,6 +10,7 @@ from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
 from monai_diffae.pictures.probes import draw_calibration, draw_few_labels
 
 __all__ = [
+    "draw_anomalies",
     "draw_calibration",
     "draw_cells",
     "draw_curves",

@@ -63,14 +63,15 @@ def in_colours(
     return rgb.float() * (high - low) + low
 
 
-def three_planes(volumes: Tensor) -> Tensor:
-    """The middle axial, coronal and sagittal planes of volumes in RAS order, side by side as a radiologist sees them.
+def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
+    """The axial, coronal and sagittal planes of volumes in RAS order, side by side as a radiologist sees them.
 
     The orientation is that of :func:`~monai_diffae.data.slices.slice_volume`: superior or anterior above, the patient's
     right on the left.
 
     Args:
         volumes: (B, C, R, A, S).
+        voxel: the voxel through which the planes pass; None: the middle.
 
     Returns:
         (B, C, H, W); smaller planes are padded with white.
@@ -79,9 +80,9 @@ def three_planes(volumes: Tensor) -> Tensor:
         >>> three_planes(torch.zeros(2, 1, 8, 10, 6)).shape
         torch.Size([2, 1, 10, 26])
     """
-    right, anterior, superior = (size // 2 for size in volumes.shape[2:])
-    middle = (volumes[..., superior], volumes[..., anterior, :], volumes[:, :, right])
-    planes = [plane.flip(2, 3).transpose(2, 3) for plane in middle]
+    right, anterior, superior = [size // 2 for size in volumes.shape[2:]] if voxel is None else voxel
+    cuts = (volumes[..., superior], volumes[..., anterior, :], volumes[:, :, right])
+    planes = [plane.flip(2, 3).transpose(2, 3) for plane in cuts]
     height = max(plane.shape[2] for plane in planes)
     spare = [height - plane.shape[2] for plane in planes]
     return torch.cat(

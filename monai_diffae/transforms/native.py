@@ -47,9 +47,10 @@ class PreprocessedScan:
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
-        transforms = check_reader(preprocessing)
-        self._key, self._preprocessing = key, Compose(transforms)
-        reader: ReadScand = transforms[0]
+        # a copy, because allow_missing_keys_mode below changes the transforms, also for other threads
+        self._transforms = copy.deepcopy(check_reader(preprocessing))
+        self._key, self._preprocessing = key, Compose(self._transforms)
+        reader: ReadScand = self._transforms[0]
         scans = reader.read(item)
         self.scan = scans[key]
         try:
@@ -89,9 +90,9 @@ class NativeSpace(PreprocessedScan):
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
-        transforms = check_invertible(preprocessing)
+        check_invertible(preprocessing)
         super().__init__(preprocessing, item, key)
-        invertible = [t for t in reversed(transforms) if isinstance(t, InvertibleTransform)]
+        invertible = [t for t in reversed(self._transforms) if isinstance(t, InvertibleTransform)]
         self._intensities = [t for t in invertible if isinstance(t, ToModelRanged)]
         self._spatial = [t for t in invertible if not isinstance(t, ToModelRanged)]
 

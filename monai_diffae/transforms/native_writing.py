@@ -1,6 +1,6 @@
 """Write an image in the space of its scan."""
 
-# tested in tests/transforms/test_native.py, tests/transforms/test_native_volumes.py
+# tested in tests/transforms/test_native_volumes.py
 
 from __future__ import annotations
 

@@ -182,10 +182,10 @@ def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], NDArray[np.flo
     """The values of an array, tensor or scan, and its affine if it has one."""
     if isinstance(image, Scan):
         return image.array, image.affine
-    if isinstance(image, MetaTensor):
-        return image.as_tensor().detach().cpu().numpy(), _affine_in_memory(image)
     if isinstance(image, torch.Tensor):
-        return image.detach().cpu().numpy(), None
+        tensor = image.as_tensor() if isinstance(image, MetaTensor) else image
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # numpy has no bfloat16
+        return tensor.detach().cpu().numpy(), _affine_in_memory(image) if isinstance(image, MetaTensor) else None
     if isinstance(image, np.ndarray):
         return image, None
     kind = type(image).__name__

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -282,3 +284,33 @@ def test_real_radiographs(trained, tmp_path):
         back = case.back(case.images)
         assert np.corrcoef(back.ravel(), case.scan.array.ravel())[0, 1] > 0.8
         assert read_scan(case.write(tmp_path / "a.png", back, "uint8")).array.shape == case.scan.array.shape
+
+
+def test_threads_do_not_disturb_each_other(trained, tmp_path):
+    """Reading, preprocessing and the way back run in the threads of a server."""
+    rng = np.random.default_rng(0)
+    files = [
+        write_scan(tmp_path / f"{i}{suffix}", rng.random((1, 14 + i, 20, 24)) * 900, OBLIQUE)
+        for i, suffix in enumerate((".nii.gz", ".nrrd", ".nii"))
+    ]
+
+    def there_and_back(file):
+        case = trained.open(file)
+        return case.images, torch.from_numpy(case.back(case.images)), torch.from_numpy(case.back_mask(case.images > 0))
+
+    expected = [there_and_back(file) for file in files]
+    before = os.fstat(2)
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(there_and_back, files * 16))
+    for i, result in enumerate(results):
+        assert all(torch.equal(*pair) for pair in zip(result, expected[i % 3], strict=True))
+    assert os.path.samestat(before, os.fstat(2))  # the standard error is still there
+
+
+def test_tensors_of_other_types(trained):
+    values = torch.randint(0, 100, (1, 20, 24), generator=torch.Generator().manual_seed(0))
+    expected = trained.open(values.numpy()).images
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int64):
+        assert torch.equal(trained.open(values.to(dtype)).images, expected)
+    assert torch.equal(trained.open(values.float().requires_grad_()).images, expected)
+    assert torch.equal(trained.open(np.asfortranarray(values.numpy())[..., ::-1][..., ::-1]).images, expected)

@@ -22,9 +22,9 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.errors import find_diffae_error, one_line
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-NAMES = ("probe", "neighbors", "diagnose")
+NAMES = ("probe", "neighbors", "diagnose", "anomaly")
 KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
-RECORDS = ("probe.json", "neighbors.json", "diagnosis.json")
+RECORDS = ("probe.json", "neighbors.json", "diagnosis.json", "anomaly.json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Embedded:
             "probe": {**table, **bundle, "targets": ["tilt"], "probes": ["linear"], "pixel_baselines": ["intensity"]},
             "neighbors": {**table, **bundle, "k": 2, "cases": self.ids[:2], "device": "cpu"},
             "diagnose": {**bundle, "split": None, "num_levels": 1, "device": "cpu"},
+            "anomaly": {**bundle, "cases": self.ids[:2], "device": "cpu"},
         }[name]
 
 
@@ -115,6 +116,7 @@ def test_a_run_without_a_cohort_reads_no_image(embedded: Embedded, tmp_path: Pat
         ("neighbors", "gap", True, "unknown config key 'gap'"),
         ("neighbors", "k", 0, "k: 0 is below 1"),
         ("diagnose", "num_levels", 0, "num_levels: 0 is below 1"),
+        ("anomaly", "quantile", 2, "quantile: 2 is above 1"),
     ],
 )
 def test_wrong_keys_and_values_are_one_line(

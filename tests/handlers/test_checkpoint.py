@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL
+from monai_diffae.bundle import TrainingDescription
+from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL, TRAINING
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
 
@@ -19,7 +20,13 @@ def keeper(directory, size=64):
     optimizer = torch.optim.AdamW(network.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     return CheckpointKeeper(
-        directory, network, EMA(network), optimizer, scheduler, Validation(validator=None), {"a": 1}
+        directory,
+        network,
+        EMA(network),
+        optimizer,
+        scheduler,
+        Validation(validator=None),
+        TrainingDescription({"a": 1}),
     )
 
 
@@ -32,7 +39,7 @@ def test_both_files_load_without_pickle_and_the_model_is_a_flat_state_dict(tmp_p
     model = torch.load(tmp_path / MODEL, weights_only=True)
     assert {k: v.shape for k, v in model.items()} == {"weight": (64, 64), "bias": (64,)}
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["trainer"]["iteration"] == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", MODEL]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", MODEL, TRAINING]
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 10_000, 30_000])
@@ -81,7 +88,7 @@ def test_moments_saved_in_another_memory_format_meet_their_own_weights(tmp_path,
         optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         return layer, CheckpointKeeper(
-            tmp_path, layer, EMA(layer), optimizer, scheduler, Validation(validator=None), {"a": 1}
+            tmp_path, layer, EMA(layer), optimizer, scheduler, Validation(validator=None), TrainingDescription({"a": 1})
         )
 
     def step(layer, kept, number):
@@ -108,7 +115,7 @@ def test_moments_saved_in_another_memory_format_meet_their_own_weights(tmp_path,
 
 def test_the_data_are_told_by_their_fingerprint_beside_the_weights(tmp_path):
     kept = keeper(tmp_path)
-    kept.fingerprint = "f" * 64
+    kept.description = TrainingDescription({"a": 1}, fingerprint="f" * 64)
     kept.save(ENGINE)
     described = json.loads((tmp_path / CONFIG).read_text())
     assert described == {"_meta_": {"data_fingerprint": "f" * 64}, "a": 1}
@@ -173,10 +180,10 @@ def test_with_a_prefix_another_models_files_stay_as_they_are(tmp_path):
     optimizer = torch.optim.AdamW(network.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     parts = (network, EMA(network), optimizer, scheduler, Validation(validator=None))
-    kept = CheckpointKeeper(tmp_path, *parts, {"b": 2}, prefix="latent_")
+    kept = CheckpointKeeper(tmp_path, *parts, TrainingDescription({"b": 2}), prefix="latent_")
     kept.save(ENGINE)
     after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert after.keys() - before.keys() == {"latent_checkpoint.pt", "latent_model.pt", "latent_config.json"}
+    assert after.keys() - before.keys() == {f"latent_{name}" for name in (CHECKPOINT, MODEL, CONFIG, TRAINING)}
     assert {name: after[name] for name in before} == before
     assert torch.load(tmp_path / "latent_model.pt", weights_only=True)["weight"].shape == (3, 3)
     assert after["latent_config.json"] == b'{\n  "b": 2\n}\n'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -166,3 +168,26 @@ def test_real_series(tmp_path, name):
     assert dice > 0.85
     path = write_native(tmp_path / "bright.nrrd", bright[None], native.scan, np.uint8)
     np.testing.assert_allclose(read_scan(path).affine, native.scan.affine, atol=1e-9)
+
+
+def test_threads_that_share_a_preprocessing_do_not_disturb_each_other():
+    """MONAI's ``allow_missing_keys_mode``, which the way back needs, changes the transforms, also for other threads."""
+    keys = ["image", "other"]
+    preprocessing = Compose([ReadScand(keys, 2), ToModelRanged(keys), ResizeWithPadOrCropd(keys, (24, 24))])
+    rng = np.random.default_rng(0)
+    items = [{key: rng.random((1, 20 + i, 30)) for key in keys} for i in range(4)]
+
+    def there_and_back(item):
+        native = NativeSpace(preprocessing, item)
+        return native.back(native.image)
+
+    expected = [there_and_back(item) for item in items]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(there_and_back, items * 25))
+    finally:
+        sys.setswitchinterval(interval)
+    for back, serial in zip(results, expected * 25, strict=True):
+        np.testing.assert_array_equal(back, serial)

@@ -101,7 +101,7 @@ def generate(
     from monai_diffae.apps.synthesis.generation import ClassFilter, Generation, generated_suffix
     from monai_diffae.bundle import load_latent
     from monai_diffae.bundle.checksums import file_checksum
-    from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODELS
+    from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
 
     trained = open_bundle(bundle, decoding=sampling, run=run)
     latent = load_latent(bundle, trained.device)
@@ -110,7 +110,7 @@ def generate(
     latent_files = {"latent_model": LATENT_MODEL, "latent_config": LATENT_CONFIG}
     made_from = {
         **made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
-        **{name: file_checksum(bundle / MODELS / file) for name, file in latent_files.items()},
+        **{name: file_checksum(models_folder(bundle) / file) for name, file in latent_files.items()},
         "direction": None if direction is None else file_checksum(direction),
     }  # fmt: skip
     if direction is not None:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monai_diffae.apps.training.latent_data import embedded_cohort, training_statistics
+    from monai_diffae.apps.training.watched import TrainingReport, WatchedTraining, train_watched
 
-__all__ = ["embedded_cohort", "training_statistics"]
+__all__ = ["TrainingReport", "WatchedTraining", "embedded_cohort", "train_watched", "training_statistics"]
 
 
 def __getattr__(name: str) -> Any:
     # imported when it is first used: the command line imports this package for the commands' help
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.latent_data"), name)
+    module = "latent_data" if name in ("embedded_cohort", "training_statistics") else "watched"
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.settings import Training
 from monai_diffae.errors import ConfigError, find_diffae_error
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigWorkflow
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,35 @@ class TrainResult(FolderResult):
 
 @command
 def train(
-    bundle: Path, cohort: Path | None = None, out: Path | None = None, *, training: Training = Training()
+    bundle: Path,
+    cohort: Path | None = None,
+    out: Path | None = None,
+    *,
+    start_from: Path | None = None,
+    training: Training = Training(),
 ) -> TrainResult:
     """Train a bundle's autoencoder on a cohort, or resume its training after an interruption.
 
     The same run as ``python -m monai.bundle run training --config_file my_bundle/configs/train.json --bundle_root
     my_bundle --dataset_dir scans.csv``. The folder ``models`` gets the weights (``model.pt``), their configuration
-    (``config.json``) and a checkpoint; ``curves.csv``, ``curves.png`` and ``pictures`` show the progress.
+    (``config.json``), a checkpoint and the settings (``training.json``); ``curves.csv``, ``curves.png`` and
+    ``pictures`` show the progress. A training that is resumed uses the settings with which it began, so that they need
+    not be given again.
 
     Args:
         bundle: Folder of a bundle, made with ``monai-diffae init``.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
         out: Folder for the trained bundle; by default the bundle's own.
+        start_from: Trained bundle with whose weights a new training begins, on any cohort. Its network, preprocessing
+            and other settings are used; it is only read.
         training: How to train.
 
     Returns:
         The folder of the trained bundle and the number of cases that could not be used.
 
     Raises:
-        ConfigError: the bundle or an overlay does not exist, a key or value of the configuration cannot be used, or
-            the training is complete already.
+        ConfigError: the bundle or an overlay does not exist, a key or value of the configuration cannot be used, the
+            training is complete already, or ``start_from`` is not trained or has another network or preprocessing.
         CohortError: no usable case.
         MachineError: the training does not fit into memory, or the disk is full.
 
@@ -71,23 +83,27 @@ def train(
     """
     from monai_diffae.data.failures import count_failures
 
-    folder = run_training("train", bundle, cohort, out, training)
+    given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
+    folder = run_training("train", bundle, training, given)
     failures = folder / "failures.csv"
     return TrainResult(folder, failures, count_failures(failures))
 
 
 def run_training(
-    config: str, bundle: Path, cohort: Path | None, out: Path | None, training: Training, **values: Any
+    config: str,
+    bundle: Path,
+    training: Training,
+    given: Mapping[str, Path | None],
+    watch: Callable[[ConfigWorkflow], object] | None = None,
 ) -> Path:
     """Run one of a bundle's training configurations.
 
     Args:
         config: the name of a file in the bundle's ``configs``, without ``.json``.
         bundle: the bundle's folder.
-        cohort: the data; None: what the configuration names.
-        out: the folder of the results; None: what the configuration names.
         training: the values and overlays that replace the configuration's.
-        values: values of further keys.
+        given: files and folders by their keys, such as ``dataset_dir``; None: what the configuration names.
+        watch: called with the run before it trains, for example to attach handlers to its trainer.
 
     Returns:
         The folder of the results.
@@ -95,47 +111,38 @@ def run_training(
     Raises:
         ConfigError: a file does not exist, or a key or value cannot be used.
     """
-    files = [bundle / "configs" / f"{config}.json", *training.overlays]
-    if not files[0].is_file():
+    file = bundle / "configs" / f"{config}.json"
+    if not file.is_file():
         raise ConfigError(
             f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
         )
     for overlay in training.overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
-    from monai.bundle import ConfigWorkflow
+    from monai_diffae.apps.training.training_run import open_training_run
 
-    from monai_diffae.bundle.loading import set_values
-
-    values = {"bundle_root": str(bundle), **_values(cohort, out, training), **values}
-    # MONAI warns about each overlay from another folder, and about the lack of a logging file
-    log = logging.getLogger("monai.bundle.workflows")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    values = {"bundle_root": str(bundle), **_values(given, training)}
+    run = open_training_run(file, training.overlays, values)
     try:
-        workflow = ConfigWorkflow([str(file) for file in files], logging_file=False, workflow_type="train")
-    finally:
-        log.setLevel(level)
-    # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
-    set_values(workflow.parser, values, "the configuration", f"configs/{config}.json")
-    try:
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
+        run.workflow.initialize()
+        if watch is not None:
+            watch(run.workflow)
+        run.workflow.run()
+        run.workflow.finalize()
     except Exception as error:
         cause = find_diffae_error(error)
         if cause is None or cause is error:
             raise
         raise cause from error
-    return Path(values.get("output_dir", bundle))
+    return run.folder
 
 
-def _values(cohort: Path | None, out: Path | None, training: Training) -> dict[str, Any]:
+def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
     """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
     named = {
-        "dataset_dir": cohort, "output_dir": out, "seed": training.seed, "device": training.device,
-        "batch_size": training.batch_size, "workers": training.workers, "overwrite": training.overwrite or None,
+        **given, "seed": training.seed, "device": training.device, "batch_size": training.batch_size,
+        "workers": training.workers, "overwrite": training.overwrite or None,
     }  # fmt: skip
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in named.items() if value is not None}
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
-    return {**given, **columns, **training.overrides}
+    return {**{key: value for key, value in values.items() if value is not None}, **columns, **training.overrides}

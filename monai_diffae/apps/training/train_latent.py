@@ -52,7 +52,7 @@ def train_latent(
     from monai_diffae.data.failures import count_failures
 
     checksum(bundle)  # raises an error if the bundle is not trained
-    values = {} if embeddings is None else {"embeddings": str(embeddings)}
-    folder = run_training("train_latent", bundle, cohort, out, training, **values)
+    given = {"dataset_dir": cohort, "output_dir": out, "embeddings": embeddings}
+    folder = run_training("train_latent", bundle, training, given)
     failures = folder / "embeddings" / "failures.csv"
     return TrainResult(folder, failures, 0 if embeddings is not None else count_failures(failures))

@@ -12,6 +12,7 @@ import gzip
 import math
 import os
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affin
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+_STDERR = threading.RLock()
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -78,19 +81,23 @@ def open_header(path: Path) -> sitk.ImageFileReader:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Silence the process's standard error: ITK's MetaIO writes to it what our errors say in one line."""
-    try:
-        saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is no standard error
-        yield
-        return
-    try:
-        os.dup2(devnull, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(devnull)
+    """Silence the process's standard error: ITK's MetaIO writes to it what our errors say in one line.
+
+    One thread at a time: a second one would take the silence for the standard error, and restore it.
+    """
+    with _STDERR:
+        try:
+            saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # there is no standard error
+            yield
+            return
+        try:
+            os.dup2(devnull, 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(devnull)
 
 
 def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:

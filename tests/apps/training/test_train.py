@@ -1,9 +1,13 @@
 import json
+import logging
+import shutil
 
 import pytest
+from monai.bundle import ConfigWorkflow
 
 from monai_diffae.apps.training.train import train
-from monai_diffae.errors import ConfigError
+from monai_diffae.bundle import load_bundle, publish
+from monai_diffae.errors import ConfigError, find_diffae_error
 
 
 def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
@@ -17,7 +21,7 @@ def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
     ("overrides", "message"),
     [
         ({"max_epoch": 1}, "did you mean 'max_epochs'"),
-        ({"mlflow": False, "device": "cpu"}, "another model"),
+        ({"z_channels": 9, "device": "cpu"}, "another model with other values of z_channels; "),
         ({"nope#x": 1}, "nope#x: the configuration has no such key"),
         ({"max_epochs#x": 1}, "max_epochs#x: the configuration has no such key"),
     ],
@@ -35,3 +39,60 @@ def test_train_refuses_a_folder_that_is_no_bundle(tmp_path):
 def test_train_refuses_an_overlay_that_is_not_there(tiny_bundle):
     with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])
+
+
+def test_a_training_is_resumed_without_its_overrides(tiny_bundle, tmp_path, caplog):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        train(bundle, tiny_bundle.cohort, device="cpu")
+    assert "training is complete after 1 steps; nothing to do." in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        train(bundle, tiny_bundle.cohort, device="cpu", overrides={"max_epochs": 2, "learning_rate": 1e-5})
+    assert "resuming from step 1 of 2" in caplog.text
+    settings = json.loads((bundle / "models" / "training.json").read_text())
+    assert (settings["max_epochs"], settings["learning_rate"], settings["image_size"]) == (2, 1e-5, [16, 16])
+    assert "device" not in settings
+
+
+def test_a_bundle_run_is_resumed_with_the_remembered_settings_as_a_file(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    files = [str(bundle / "configs" / "train.json"), str(bundle / "models" / "training.json")]
+    values = {"bundle_root": str(bundle), "dataset_dir": str(tiny_bundle.cohort), "device": "cpu", "max_epochs": 2}
+    for given in (files[:1], files):
+        workflow = ConfigWorkflow(given, logging_file=False, **values)
+        workflow.initialize()
+        if len(given) == 1:
+            with pytest.raises(RuntimeError) as caught:
+                workflow.run()
+            message = str(find_diffae_error(caught.value))
+            assert "(in a bundle run, add models/training.json to config_file)" in message
+    workflow.run()
+    assert json.loads((bundle / "models" / "training.json").read_text())["max_epochs"] == 2
+
+
+def test_train_starts_from_a_trained_bundle_on_other_data(tiny_bundle, small_cohort, tmp_path):
+    before = (tiny_bundle.directory / "models" / "model.pt").read_bytes()
+    out = tmp_path / "out"
+    result = train(tiny_bundle.directory, small_cohort, out, start_from=tiny_bundle.directory, device="cpu")
+    assert result.folder == out
+    assert (tiny_bundle.directory / "models" / "model.pt").read_bytes() == before
+    trained = load_bundle(out, "cpu")
+    assert trained.config["_meta_"]["data_fingerprint"] != load_bundle(tiny_bundle.directory).config["_meta_"]
+    assert json.loads((out / "models" / "training.json").read_text())["max_epochs"] == 1
+    train(tiny_bundle.directory, small_cohort, out, device="cpu")  # complete
+    publish(out, shutil.copytree(tiny_bundle.directory, tmp_path / "served"))
+    assert load_bundle(tmp_path / "served", "cpu").sha256 == trained.sha256
+
+
+def test_a_failed_warm_start_leaves_the_trained_bundle(tiny_bundle, small_cohort, tmp_path):
+    models = tiny_bundle.directory / "models"
+    before = {path.name: path.read_bytes() for path in models.iterdir()}
+    with pytest.raises(ConfigError, match="not finite"):
+        train(
+            tiny_bundle.directory, small_cohort, tmp_path / "out", start_from=tiny_bundle.directory, device="cpu",
+            overrides={"learning_rate": 1e30, "max_epochs": 3},
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="is also the folder of the results"):
+        train(tiny_bundle.directory, small_cohort, start_from=tiny_bundle.directory, overwrite=True, device="cpu")
+    assert {path.name: path.read_bytes() for path in models.iterdir()} == before

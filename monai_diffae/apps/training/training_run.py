@@ -1,0 +1,109 @@
+"""The run of a training configuration: the bundle's file, remembered settings, overlays and given values."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.loading import set_values
+from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.bundle.warm_start import start_settings
+from monai_diffae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run of a training configuration.
+
+    Attributes:
+        workflow: the run, not initialised.
+        folder: the folder of its results.
+    """
+
+    workflow: ConfigWorkflow
+    folder: Path
+
+
+def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str, Any]) -> TrainingRun:
+    """Read the configuration of a training.
+
+    A value is taken from the first of these that has it: ``values``, the overlays, the settings of the training that is
+    resumed or of the bundle from which it starts, the bundle's file.
+
+    Args:
+        file: the bundle's file.
+        overlays: configuration files that replace its values.
+        values: values by their ids.
+
+    Raises:
+        ConfigError: the configuration has no such id, or remembered settings do not fit it.
+    """
+    given = ConfigParser()
+    given.read_config([str(path) for path in (file, *overlays)])
+    set_values(given, values, "the configuration", f"configs/{file.name}")
+    folder = Path(str(given.get_parsed_content("output_dir")))
+    settings = _remembered(given, folder)
+    if not settings:
+        workflow = _workflow([file, *overlays])
+    else:
+        extended = _extended_ids(overlays)
+        kept = {key: value for key, value in settings.items() if not any(_overlap(key, other) for other in extended)}
+        with tempfile.TemporaryDirectory() as temporary:
+            remembered = Path(temporary) / layout.TRAINING
+            remembered.write_text(json.dumps(kept))
+            try:
+                workflow = _workflow([file, remembered, *overlays])
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"{layout.TRAINING}: its settings do not fit configs/{file.name}; use the bundle with which the "
+                    "training began"
+                ) from error
+    # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
+    set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
+    return TrainingRun(workflow, folder)
+
+
+def _remembered(given: ConfigParser, folder: Path) -> dict[str, Any]:
+    """The settings of the training that is resumed, or of the bundle from which a new one starts."""
+    prefix = given.get("train#checkpoint#prefix", "")
+    models, start_from = layout.newest_files(folder / layout.MODELS), given.get("start_from")
+    if (models / f"{prefix}{layout.CHECKPOINT}").is_file() and given.get("overwrite") is not True:
+        return read_training_settings(models, prefix)
+    return {} if start_from is None else start_settings(str(start_from))
+
+
+def _workflow(files: Sequence[Path]) -> ConfigWorkflow:
+    # MONAI warns about each overlay from another folder, and about the lack of a logging file
+    log = logging.getLogger("monai.bundle.workflows")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return ConfigWorkflow([str(file) for file in files], logging_file=False, workflow_type="train")
+    finally:
+        log.setLevel(level)
+
+
+def _extended_ids(overlays: Iterable[Path]) -> set[str]:
+    """The ids of lists and mappings that overlays extend; remembered settings have the result of that already."""
+    contents = [ConfigParser.load_config_file(str(overlay)) for overlay in overlays]
+    return {key[1:] for content in contents for key in content if key.startswith("+")}
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether one id is the other, or a part of it.
+
+    Example:
+        >>> _overlap("train#handlers", "train#handlers#3"), _overlap("train", "training")
+        (True, False)
+    """
+    return f"{first}#".startswith(f"{second}#") or f"{second}#".startswith(f"{first}#")

@@ -1,0 +1,123 @@
+"""The settings of a training: which values of the bundle's configuration it changed. They are kept beside the weights.
+
+The file is an overlay of the training's configuration. ``monai-diffae train`` uses it by itself; in a run of
+``python -m monai.bundle``, it is one more ``--config_file``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_diffae.bundle.config_values import is_formula
+from monai_diffae.bundle.layout import CONFIG, CONFIGS, MULTI_GPU_TRAIN, TRAIN, TRAINING
+from monai_diffae.bundle.private_values import PRIVATE_KEYS, SEPARATOR, without_paths
+from monai_diffae.errors import ConfigError
+
+# What a run uses, and not what it trains: where its files are, and on which machine it runs.
+_OF_THE_RUN = {
+    "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "start_from", "device", "workers", "rank",
+    "world_size",
+}  # fmt: skip
+
+
+def training_settings(config: dict[str, Any], file: str = TRAIN) -> dict[str, Any]:
+    """The values of a training's configuration that differ from the bundle's file, by their ids.
+
+    Values that only concern the run, such as the device, are omitted, and so are paths, patterns that find patients in
+    paths, and other private values.
+
+    Args:
+        config: the configuration of the training, with its ``bundle_root``.
+        file: the bundle's file in ``configs`` that the training began with.
+
+    Returns:
+        Ids and values, as in an overlay. Nothing if the bundle has no such file. A private value of a key that the
+        bundle does not have is ``???``, which has to be given again.
+    """
+    configs = Path(str(config.get("bundle_root", "."))) / CONFIGS
+    is_distributed = is_formula(config.get("world_size"))
+    files = [configs / file, *([configs / MULTI_GPU_TRAIN] if is_distributed else [])]
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(path) for path in files])
+        parser.parse()  # MONAI writes ids in another way into a configuration that it has parsed
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    before = parser.get()
+    settings: dict[str, Any] = {}
+    for key, value in _changes(before, config):
+        if not _is_private(key, value):
+            settings[key] = value
+        elif SEPARATOR.split(key)[0] not in before:
+            settings[key] = "???"  # an overlay needs it, and the run asks for it
+    return settings
+
+
+def read_training_settings(models: Path, prefix: str = "") -> dict[str, Any]:
+    """Read the settings of the training that wrote a ``models`` folder: ids and values; nothing if it wrote none.
+
+    The pattern that finds patients in paths is private, and therefore read from the model's own configuration.
+
+    Raises:
+        ConfigError: the file cannot be read.
+
+    Example:
+        >>> read_training_settings(Path("no_such_bundle/models"))
+        {}
+    """
+    content = _content(models / f"{prefix}{TRAINING}")
+    pattern = _content(models / f"{prefix}{CONFIG}").get("patient_pattern")
+    settings = {key: value for key, value in content.items() if key != "_meta_"}
+    return settings if pattern in (None, "???") else {**settings, "patient_pattern": pattern}
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+        return dict(content)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{file.name}: cannot be read; remove it, and give the settings of the training again"
+        ) from error
+
+
+def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The ids of values that differ, and the values after the change; each list of plain values is one value.
+
+    Example:
+        >>> before = {"a": {"b": 1, "c": 2}, "size": [1, 2], "list": [{"p": 1}, {"p": 2}], "device": "cpu"}
+        >>> after = {"a": {"b": 1, "c": 3, "d": 4}, "size": [1, 3], "list": [{"p": 1}, {"p": 0}], "device": "cuda"}
+        >>> list(_changes(before, after))
+        [('a#c', 3), ('a#d', 4), ('size', [1, 3]), ('list#1#p', 0)]
+    """
+    prefix = f"{path}#" if path else ""
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() <= after.keys():
+        for key in after:
+            if path or key not in _OF_THE_RUN:
+                yield from _changes(before.get(key, _ABSENT), after[key], f"{prefix}{key}")
+    elif _has_parts(before) and _has_parts(after) and len(before) == len(after):
+        for i, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _changes(one, other, f"{prefix}{i}")
+    elif before is _ABSENT or before != (after := list(after) if isinstance(after, tuple) else after):
+        yield path, after
+
+
+_ABSENT = object()
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, (dict, list)) or is_formula(item) for item in value)
+
+
+def _is_private(key: str, value: Any) -> bool:
+    name = SEPARATOR.split(key)[-1]
+    if name in PRIVATE_KEYS and not is_formula(value):
+        return True
+    return without_paths({"value": value}) != {"value": value}

@@ -1,0 +1,136 @@
+"""Warm start: a training that begins from the weights of a trained bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.checksums import cached_checksum
+from monai_diffae.bundle.config import model_config
+from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.loading import read_weights
+from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.errors import ConfigError
+
+# What the weights were trained for. The cohort's split and the decoding settings may differ.
+_BINDING = ("network_def", "preprocessing", "encoder_key", "diffusion")
+_NOT_BINDING = {"imports", "device", "bundle_root", "first_stage_bundle"}
+_OF_THE_DATA = ("columns", "patient_pattern")
+
+
+def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings for a training that begins from a trained bundle: those that bind it, and those of its training.
+
+    Args:
+        start_from: the trained bundle.
+
+    Returns:
+        Values by the ids of the training's configuration.
+
+    Raises:
+        ConfigError: the bundle is not trained, or a file cannot be read.
+
+    Example:
+        >>> start_settings("no_such_bundle")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; choose a trained bundle as ...
+    """
+
+    def read(models: Path) -> dict[str, Any]:
+        config = _binding(_trained_config(Path(start_from), models))
+        config.pop("first_stage", None)  # a training reads it from its own bundle
+        remembered = read_training_settings(models)
+        return {**config, **{key: value for key, value in remembered.items() if _first(key) not in _OF_THE_DATA}}
+
+    return read_consistently(start_from, read, (*layout.LOADED_FILES, layout.TRAINING))
+
+
+def check_start(
+    start_from: str | os.PathLike[str] | None,
+    output_dir: str | os.PathLike[str],
+    config: dict[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Check that a training can begin from a trained bundle; does nothing without one.
+
+    Args:
+        start_from: the trained bundle.
+        output_dir: the folder of the training.
+        config: the configuration that describes the model of the training.
+        overwrite: the training replaces the weights in its folder, which may then be those that it begins with.
+
+    Raises:
+        ConfigError: the bundle is not trained, its network, preprocessing or noise schedule differs, or it is the
+            output folder without ``overwrite``.
+    """
+    if start_from is None:
+        return
+    root = Path(start_from)
+    if not overwrite and root.resolve() == Path(output_dir).resolve():
+        raise ConfigError(
+            f"start_from: {root.name} is also the folder of the results; choose another output_dir, or set overwrite "
+            "to replace its weights"
+        )
+    read_consistently(root, lambda models: _check_binding(root, models, config))
+
+
+def start_weights(
+    start_from: str | os.PathLike[str], network: nn.Module, config: dict[str, Any]
+) -> tuple[dict[str, Tensor], str]:
+    """Read the averaged weights of a trained bundle, for a training of the same network.
+
+    Args:
+        start_from: the trained bundle.
+        network: the network that is trained.
+        config: the configuration that describes the model of the training.
+
+    Returns:
+        The state dict, and the SHA-256 of its file.
+
+    Raises:
+        ConfigError: the bundle is not trained, or describes or holds another network.
+        ScanError: the weights are damaged, or not finite.
+    """
+    root = Path(start_from)
+
+    def read(models: Path) -> tuple[dict[str, Tensor], str]:
+        _check_binding(root, models, config)
+        return read_weights(models / layout.MODEL, network), cached_checksum(models / layout.MODEL)
+
+    return read_consistently(root, read)
+
+
+def _check_binding(root: Path, models: Path, config: dict[str, Any]) -> None:
+    trained, current = _binding(_trained_config(root, models)), _binding(config)
+    keys = sorted(key for key in trained.keys() | current.keys() if trained.get(key) != current.get(key))
+    if keys:
+        raise ConfigError(
+            f"start_from: {root.name} was trained with other values of {', '.join(keys)}; use its values (in a bundle "
+            "run, add its models/training.json to config_file), or train without start_from"
+        )
+
+
+def _trained_config(root: Path, models: Path) -> dict[str, Any]:
+    for name in (layout.MODEL, layout.CONFIG):
+        if not (models / name).is_file():
+            raise ConfigError(f"{root.name}: there is no models/{name}; choose a trained bundle as start_from")
+    try:
+        config: dict[str, Any] = dict(json.loads((models / layout.CONFIG).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{root.name}: {layout.CONFIG} cannot be read; copy the bundle again") from error
+    return config
+
+
+def _binding(config: dict[str, Any]) -> dict[str, Any]:
+    described = model_config(config, roots=_BINDING)
+    return {key: value for key, value in described.items() if key not in _NOT_BINDING}
+
+
+def _first(key: str) -> str:
+    return key.partition("#")[0]

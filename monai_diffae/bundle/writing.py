@@ -1,0 +1,141 @@
+"""Replace the files of a bundle's model as one set, and keep other writers out meanwhile."""
+
+# tested in tests/bundle/test_publication.py
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from monai_diffae.bundle.described_model import describe_model
+from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES, NEXT, newest_files
+from monai_diffae.data.atomic import disk_errors, flush, write_atomic
+from monai_diffae.errors import ConfigError
+
+_LOCK = ".lock"
+_PATIENCE_S = 10.0  # worker processes of a killed training need a few seconds to end
+STAGED = ".staged-"  # prefix of hidden folders in which new files are collected
+_DONE = ".done-"
+
+
+class WriteLock:
+    """The right to write a ``models`` folder. It ends with the process, even if that is killed.
+
+    Args:
+        models: the folder; it is created.
+        patience_s: how long to wait for another process; None: 10 s.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as models, WriteLock(models):
+        ...     print("no other process trains or publishes this bundle")
+        no other process trains or publishes this bundle
+    """
+
+    def __init__(self, models: str | Path, patience_s: float | None = None) -> None:
+        self.models = Path(models)
+        self.patience_s = _PATIENCE_S if patience_s is None else patience_s
+        self._lock = FileLock(self.models / _LOCK)
+
+    def acquire(self) -> None:
+        """Take the lock, and complete what a killed process has left incomplete.
+
+        Raises:
+            ConfigError: another process has it.
+            MachineError: the folder cannot be written.
+        """
+        with disk_errors(self.models.name):
+            self.models.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=self.patience_s)
+            except Timeout as error:
+                raise ConfigError(
+                    f"{self.models.resolve().parent.name}: another process trains or publishes this bundle; wait until "
+                    "it has ended, or choose another folder"
+                ) from error
+        try:
+            _complete(self.models)
+            for folder in [*self.models.glob(f"{STAGED}*"), *self.models.glob(f"{_DONE}*")]:
+                shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the lock back; does nothing without it."""
+        self._lock.release()
+
+    def __enter__(self) -> WriteLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def replace_files(models: Path, writers: Mapping[str, Callable[[Path], object]], removed: Collection[str] = ()) -> None:
+    """Replace files of a bundle's model in one step; the caller has the :class:`WriteLock`.
+
+    The complete new set is written to a hidden folder, which is then renamed to ``next``. From that moment on, readers
+    use the files in ``next``. They are put in their places, and ``next`` is removed. If the process is killed at any
+    time, either the old or the new set is complete.
+
+    Args:
+        models: the ``models`` folder.
+        writers: write the new files, by their names.
+        removed: names of files that are removed.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written; the old files stay.
+    """
+    staged = models / f"{STAGED}{secrets.token_hex(4)}"
+    try:
+        with disk_errors(models.name):
+            staged.mkdir()
+        for name, writer in writers.items():
+            write_atomic(staged / name, writer)
+        for name in {*MODEL_FILES, *LATENT_FILES} - writers.keys() - set(removed):
+            if (models / name).is_file():
+                write_atomic(staged / name, partial(_link_or_copy, models / name))
+        with disk_errors(models.name):
+            flush(staged)
+            staged.rename(models / NEXT)
+            flush(models)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    _complete(models)
+
+
+def _complete(models: Path) -> None:
+    """Put the files of ``next`` in their places, if there are any."""
+    newer = newest_files(models)
+    if newer == models:
+        return
+    with disk_errors(models.name):
+        with tempfile.TemporaryDirectory(dir=models, prefix=STAGED) as folder:
+            for name in (*MODEL_FILES, *LATENT_FILES):
+                if (newer / name).is_file():
+                    _link_or_copy(newer / name, Path(folder) / name)
+                    (Path(folder) / name).replace(models / name)
+                else:
+                    (models / name).unlink(missing_ok=True)
+        describe_model(models.parent)
+        done = models / f"{_DONE}{secrets.token_hex(4)}"
+        flush(models)
+        newer.rename(done)  # in one step: readers see all of it or nothing
+        flush(models)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # not all file systems have links
+        shutil.copyfile(source, target)
+        flush(target)

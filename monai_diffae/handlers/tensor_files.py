@@ -1,0 +1,56 @@
+"""Files of torch: written so that they are complete or absent, read without running code."""
+
+# tested in tests/handlers/test_checkpoint.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import ConfigError, ScanError
+
+
+def write_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file that is complete or absent, even if the process is killed.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    write_atomic(path, partial(save_tensors, content))
+
+
+def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file. A full disk raises the system's error, not one of torch's own.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    with path.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
+    """Read a checkpoint that has these parts.
+
+    Raises:
+        ScanError: the file cannot be read.
+        ConfigError: a part is missing.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = parts - checkpoint.keys()
+    except Exception as error:  # torch raises the errors of pickle and zip, and its own
+        raise ScanError(f"{path.name}: cannot be read as a checkpoint; copy it again, or set overwrite") from error
+    if missing:
+        raise ConfigError(
+            f"{path.name}: is not a checkpoint of this package (no {min(missing)!r}); set overwrite to start again"
+        )
+    return checkpoint

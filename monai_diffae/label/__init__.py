@@ -1,0 +1,24 @@
+"""A MONAI Label app that serves a trained bundle: inference, active learning and training at the annotator's side.
+
+This is the only room that knows MONAI Label (0.8.5, and its unreleased successor). ``monailabel`` is imported when a
+name below is first used, so the commands ``label-app`` and ``label-server`` are quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_diffae.label.app import DiffAEApp as DiffAEApp
+    from monai_diffae.label.app_folder import AppFolder as AppFolder
+
+_MODULES = {"AppFolder": "app_folder", "DiffAEApp": "app"}
+
+__all__ = ["AppFolder", "DiffAEApp"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'monai_diffae.label' has no attribute {name!r}")
+    return getattr(import_module(f"monai_diffae.label.{_MODULES[name]}"), name)

@@ -1,0 +1,200 @@
+"""MONAI Label's datastore for a folder, with checked ids and tags, and with DICOM series.
+
+MONAI Label (0.8.5) joins ids and tags of requests to paths without a check, so that ``tag=../../x`` writes outside the
+folder of the studies.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import os
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from monailabel.datastore.local import LocalDatastore
+
+from monai_diffae.data.formats import dicom
+from monai_diffae.data.scans import SUFFIXES
+from monai_diffae.errors import ConfigError
+from monai_diffae.label.answers import ConflictError, NotFoundError
+from monai_diffae.label.ids import check_id, check_tag
+
+logger = logging.getLogger(__name__)
+
+PATTERNS = [f"*{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper())]
+"""The names of files that are images: all that this package reads, ``*.jpeg`` and DICOM included."""
+
+
+class CheckedIds:
+    """Mixin for a datastore of MONAI Label: every id and tag is checked before it becomes part of a path."""
+
+    def check_known(self, image_id: object) -> str:
+        """Return the id of an image that exists.
+
+        Raises:
+            ConfigError: it is not an id.
+            NotFoundError: the datastore has no such image.
+        """
+        id = check_id(image_id)
+        if id not in self.list_images():  # type: ignore[attr-defined]
+            raise NotFoundError("image: the datastore has no such id; GET /datastore/?output=all lists them")
+        return id
+
+    def check_known_label(self, label_id: object, tag: object) -> tuple[str, str]:
+        """Return the id and tag of a label that exists.
+
+        Raises:
+            ConfigError: they are not an id and a tag.
+            NotFoundError: the datastore has no such label.
+        """
+        id, checked_tag = check_id(label_id, "label"), check_tag(tag)
+        if checked_tag not in self.get_labels_by_image_id(id):  # type: ignore[attr-defined]
+            raise NotFoundError(f"label: the image has no label with the tag {checked_tag!r}")
+        return id, checked_tag
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The path of an image."""
+        return super().get_image_uri(self.check_known(image_id))  # type: ignore[misc]
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known about an image."""
+        return super().get_image_info(self.check_known(image_id))  # type: ignore[misc]
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to what is known about an image."""
+        super().update_image_info(self.check_known(image_id), info)  # type: ignore[misc]
+
+    def remove_image(self, image_id: str) -> None:
+        """Delete an image and its labels."""
+        super().remove_image(self.check_known(image_id))  # type: ignore[misc]
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Store a label of an image."""
+        if not isinstance(label_info, dict | None):
+            raise ConfigError("params: must be a mapping")
+        return super().save_label(  # type: ignore[misc]
+            self.check_known(image_id), label_filename, check_tag(label_tag), label_info
+        )
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Delete a label."""
+        super().remove_label(*self.check_known_label(label_id, label_tag))  # type: ignore[misc]
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """What is known about a label."""
+        return super().get_label_info(*self.check_known_label(label_id, label_tag))  # type: ignore[misc]
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is known about a label."""
+        super().update_label_info(*self.check_known_label(label_id, label_tag), info)  # type: ignore[misc]
+
+
+class FolderDatastore(CheckedIds, LocalDatastore):
+    """A folder of studies: image files, and subfolders with one DICOM series each.
+
+    Reading and changing its list are serialised, because requests run in several threads.
+
+    Args:
+        studies: the folder.
+        auto_reload: whether to watch the folder for new files.
+        read_only: whether to leave the list of images as it is; for jobs beside the server.
+    """
+
+    def __init__(self, studies: str, *, auto_reload: bool = False, read_only: bool = False) -> None:
+        self._lock = RLock()
+        self._num_unmatched = 0
+        super().__init__(studies, extensions=PATTERNS, auto_reload=auto_reload, read_only=read_only)
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The path of a label."""
+        with self._lock:
+            return str(super().get_label_uri(*self.check_known_label(label_id, label_tag)))
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Store a new image.
+
+        Raises:
+            ConfigError: the id cannot be used, or files of this kind are no images.
+            ConflictError: another image has this id.
+        """
+        own_id, suffix = self._to_id(Path(image_filename).name)
+        id = check_id(image_id or own_id)
+        if suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"file: images have one of the suffixes {' '.join(SUFFIXES)}")
+        with self._lock:
+            known = self._datastore.objects.get(id)
+            if known is not None and not filecmp.cmp(self.get_image_uri(id), image_filename, shallow=False):
+                raise ConflictError("image: another image has this id; choose a new id, or delete that image first")
+            return str(super().add_image(id, image_filename, image_info))
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Store a label of an image; one that the image has already is replaced."""
+        with self._lock:
+            return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def list_images(self) -> list[str]:
+        """The ids of all images."""
+        with self._lock:
+            return sorted(super().list_images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The ids of images with a final label."""
+        with self._lock:
+            return sorted(super().get_labeled_images(label_tag, labels))
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The ids of images without a final label."""
+        with self._lock:
+            return sorted(super().get_unlabeled_images(label_tag, labels))
+
+    def status(self) -> dict[str, Any]:
+        """Numbers of images and labels."""
+        with self._lock:
+            return dict(super().status())
+
+    def _reconcile_datastore(self) -> None:
+        with self._lock:
+            super()._reconcile_datastore()
+            self._report_unmatched_labels()
+
+    def _report_unmatched_labels(self) -> None:
+        """Log how many label files belong to no image; MONAI Label (0.8.5) would log their names."""
+        known = set(self._datastore.objects)
+        unmatched = {
+            file
+            for tag in Path(self._datastore.label_path(None)).iterdir() if tag.is_dir()
+            for file in self._list_files(str(tag), PATTERNS) if self._to_id(file)[0] not in known
+        }  # fmt: skip
+        if len(unmatched) != self._num_unmatched:
+            self._num_unmatched = len(unmatched)
+            logger.warning("%d label files belong to no image and are ignored", len(unmatched))
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        # MONAI Label (0.8.5) removes the suffix wherever it occurs in a name, and takes 3 of 1.2.3 for a suffix
+        if (Path(self._datastore.image_path()) / file).is_dir():
+            return file, ""
+        suffix = max((s for s in SUFFIXES if file.lower().endswith(s)), key=len, default="")
+        return (file[: -len(suffix)], file[-len(suffix) :]) if suffix else (file, "")
+
+    def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
+        files: dict[str, str] = {
+            name: name for name in super()._list_files(path, patterns) if (Path(path) / name).is_file()
+        }
+        if os.path.realpath(path) != os.path.realpath(self._datastore.image_path()):
+            return files
+        labels = Path(self._datastore.label_path(None)).resolve()
+        folders = [
+            f for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith(".") and f.resolve() != labels
+        ]
+        num_series = {folder.name: len(dicom.list_series(folder)) for folder in folders}
+        several = [name for name, number in num_series.items() if number > 1]
+        if several:
+            logger.warning("%d folders hold several DICOM series and are ignored; give each its own", len(several))
+        series = {name: name for name, number in num_series.items() if number == 1}
+        ids = [self._to_id(name)[0] for name in files | series]
+        if len(set(ids)) < len(ids):
+            logger.warning("%d files have the name of another, with another suffix, and are ignored; rename them",
+                           len(ids) - len(set(ids)))  # fmt: skip
+        return files | series

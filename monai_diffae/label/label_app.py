@@ -1,0 +1,52 @@
+"""The command ``label-app``: make a MONAI Label app from a trained bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import FolderResult
+
+
+@dataclass(frozen=True)
+class AppResult(FolderResult):
+    """The result of :func:`label_app`: the folder, and how to start the server."""
+
+    def lines(self) -> Iterator[str]:
+        """The folder, and the command that starts the server."""
+        yield from super().lines()
+        yield f"start the server with: monai-diffae label-server {self.folder} STUDIES"
+        yield "STUDIES is a folder of scans, or the URL of a DICOMweb server"
+
+
+@command
+def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
+    """Make a MONAI Label app that serves a trained bundle.
+
+    The folder gets a copy of the bundle, which training on the server replaces, and a folder ``directions`` for files
+    of ``monai-diffae fit-direction``, with which annotators can edit scans. Start the server with
+    ``monai-diffae label-server``.
+
+    Args:
+        out: New folder for the app.
+        bundle: Folder of a trained bundle.
+        refer: Use the bundle where it is instead of a copy; training on the server is then refused.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the bundle is not trained, or ``out`` is not empty or cannot be a folder.
+        MachineError: the folder cannot be written.
+
+    Example:
+        >>> label_app("my_app", bundle="no_model")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: no_model: there is no models/model.pt; train the bundle first, or ...
+    """
+    from monai_diffae.label.app_folder import make_app_folder
+
+    return AppResult(make_app_folder(out, bundle, refer=refer).path)

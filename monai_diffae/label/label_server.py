@@ -1,0 +1,118 @@
+"""The command ``label-server``: serve an app of ``label-app`` to 3D Slicer, OHIF and other clients of MONAI Label."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.results import CommandResult
+from monai_diffae.errors import ConfigError, MachineError
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_END_AFTER_S = 5
+
+
+@command
+def label_server(
+    app: Path,
+    studies: str,
+    *,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Ge(1), Le(65535)] = 8000,
+    modality: str | None = None,
+) -> CommandResult:
+    """Serve an app to 3D Slicer, OHIF and other clients of MONAI Label, until Ctrl-C.
+
+    The server has no passwords. It therefore answers this machine only, unless ``host`` says otherwise. OHIF expects
+    it at port 8000. Its log, without names and ids, is ``logs/app.log`` in the app's folder.
+
+    Args:
+        app: Folder of an app, made with ``monai-diffae label-app``.
+        studies: Folder of scans, or URL of a DICOMweb server such as ``http://127.0.0.1:8042/dicom-web``. MONAI Label
+            writes its list of images and the labels into the folder.
+        host: Address to listen on.
+        port: Port to listen on.
+        modality: For a DICOMweb server: list only series of this modality, such as ``MR``; by default all images.
+
+    Returns:
+        Nothing, when the server has ended.
+
+    Raises:
+        ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
+        MachineError: the port is in use.
+
+    Example:
+        >>> label_server("no_app", "scans")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: no_app: is not an app; make one with monai-diffae label-app
+    """
+    from monai_diffae.label.app_folder import AppFolder
+
+    folder = AppFolder(app)
+    folder.settings()
+    is_url = studies.startswith(("http://", "https://"))
+    if not is_url and not Path(studies).is_dir():
+        raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans, or a DICOMweb URL")
+    if find_spec("monailabel") is None:
+        raise ConfigError("monailabel: is not installed; install it with pip install 'monai-diffae[label]'")
+    _check_port(host, port)
+    if host not in _LOOPBACK:
+        logger.warning(
+            "host: everyone who reaches %s can read the scans and replace labels: there is no password", host
+        )
+    _serve(folder.path, studies if is_url else str(Path(studies).resolve()), host, port, modality)
+    return CommandResult()
+
+
+def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) -> None:
+    import uvicorn
+
+    from monai_diffae.label.app_folder import AppFolder
+    from monai_diffae.label.asgi import build_app
+    from monai_diffae.label.logs import set_up_logging
+    from monai_diffae.label.server_settings import apply_settings, settings_for
+
+    apply_settings(settings_for(app, studies, port, modality))
+    set_up_logging(AppFolder(app).log_file)
+    from monailabel.interfaces.utils.app import app_instance
+
+    app_instance()  # here, so that an error ends the command with its one line
+    application = build_app(loopback_only=host in _LOOPBACK)
+    logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
+    config = uvicorn.Config(
+        application, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_END_AFTER_S
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
+        uvicorn.Server(config).run()
+    _abandon_requests()
+
+
+def _abandon_requests() -> None:
+    """End the process if a request is still computing in a thread, which Python would wait for."""
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        logger.info("ended; a request that was being served was abandoned")
+        logging.shutdown()
+        os._exit(0)
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as test:
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            test.bind(address)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such address"
+        raise MachineError(f"port: {host}:{port} cannot be used ({reason}); choose another port") from error

@@ -1,0 +1,239 @@
+"""Training on the server: the bundle's own training goes on, with all images of the datastore."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+from filelock import FileLock, Timeout
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.embedding.index import EmbeddingIndex
+from monai_diffae.apps.settings import Seed, Training
+from monai_diffae.apps.training.watched import TrainingReport, train_watched
+from monai_diffae.bundle import TrainedBundle, load_bundle, publish
+from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.errors import BusyError, CohortError, ConfigError
+from monai_diffae.label.app_folder import AppFolder
+from monai_diffae.label.scoring import image_paths
+from monai_diffae.label.served_model import ServedModel
+from monai_diffae.label.task import check_keys, option_names, shown_options
+
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 5.0
+
+
+@command
+def training_options(
+    *,
+    max_epochs: Annotated[int, Ge(1)] = 10,
+    learning_rate: Annotated[float, Gt(0)] | None = None,
+    seed: Seed = 0,
+    mlflow: bool = True,
+) -> dict[str, Any]:
+    """The values of the training's configuration that a client may set, by key; the others are those of the bundle.
+
+    Args:
+        max_epochs: how often each image is seen.
+        learning_rate: learning rate; None: that with which the bundle was trained.
+        seed: random seed.
+        mlflow: track the training with MLflow.
+
+    Example:
+        >>> training_options(max_epochs=3)
+        {'max_epochs': 3, 'seed': 0, 'mlflow': True}
+    """
+    values = {"max_epochs": max_epochs, "seed": seed, "mlflow": mlflow}
+    return values if learning_rate is None else {**values, "learning_rate": learning_rate}
+
+
+class DiffAETrainer(TrainTask):
+    """The trainer ``diffae``: continues the bundle's training on all images of the datastore, labelled or not.
+
+    It trains in a folder of its own, from the bundle's weights, and replaces the bundle's model in one step at the end.
+    A training that fails or is stopped therefore changes nothing. MLflow's database is ``mlflow.db`` in the app's
+    folder, unless ``MLFLOW_TRACKING_URI`` is set.
+
+    Args:
+        served: the bundle.
+        folder: the app's folder.
+    """
+
+    def __init__(self, served: ServedModel, folder: AppFolder) -> None:
+        super().__init__("Continues the training of the diffusion autoencoder on all images, labelled or not")
+        self._served, self._folder = served, folder
+        self._status_file = folder.training / "status.json"
+        self._reported_at = 0.0
+
+    def config(self) -> dict[str, Any]:
+        """The options that clients show."""
+        return shown_options(training_options)
+
+    def stats(self) -> dict[str, Any]:
+        """How far the training is, or how the last one ended: ``epoch``, ``total_epochs``, ``loss``, ``total_time``."""
+        try:
+            status: dict[str, Any] = json.loads(self._status_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if "total_time" not in status and not self._is_running():
+            return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
+        return status
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, and publish the new model.
+
+        Args:
+            request: the options, beside each other or as ``{"diffae": {...}}``, as OHIF sends them.
+            datastore: the images.
+
+        Returns:
+            ``images``: number of images; ``failed``: how many could not be used; ``seconds``; ``model``: checksum of
+            the new weights.
+
+        Raises:
+            ConfigError: an option cannot be used, or the app refers to a bundle outside its folder.
+            CohortError: there is no usable image.
+            BusyError: another training is running.
+        """
+        nested = request.get("diffae") or {}
+        given = {**request, **(nested if isinstance(nested, Mapping) else {})}
+        given.pop("diffae", None)
+        names = option_names(training_options)
+        check_keys(given, set(names), "params")
+        overrides = training_options(**{name: given[name] for name in names if given.get(name) is not None})
+        if not self._folder.owns_its_bundle:
+            raise ConfigError(
+                "train: the app refers to a bundle outside its folder, which training would change; make an app "
+                "with a copy (monai-diffae label-app without --refer)"
+            )
+        with self._alone():
+            return self._train(overrides, datastore)
+
+    def _train(self, overrides: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        started = time.monotonic()
+        work, bundle = self._folder.training / "run", self._served.folder
+        shutil.rmtree(work, ignore_errors=True)
+        paths, failed = image_paths(datastore)
+        if not paths:
+            raise CohortError("train: there is no image; add scans to the folder or the DICOMweb server")
+        logger.info("training on %d images", len(paths))
+        cohort = write_atomic(work / "images.csv", lambda path: _write_table(path, paths))
+        self._write_status({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
+        values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
+        training = Training(overrides=values, device=self._served.device)
+        try:
+            train_watched(bundle, cohort, work / "bundle", start_from=bundle, training=training, report=self._report)
+            sha256, num_unusable = self._encode_and_publish(work / "bundle", paths)
+        finally:
+            shutil.rmtree(work / "bundle" / "models", ignore_errors=True)  # curves and pictures stay until the next
+        seconds = round(time.monotonic() - started, 1)
+        num_failed = len(failed) + num_unusable
+        total = {"epoch": overrides["max_epochs"], "total_epochs": overrides["max_epochs"], "total_time": seconds}
+        self._write_status({**total, "images": len(paths), "failed": num_failed, "model": sha256})
+        logger.info("training ended after %.0f s: the new model is in use, %d images could not be used",
+                    seconds, num_failed)  # fmt: skip
+        return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
+
+    def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> tuple[str, int]:
+        """Encode all images with the new model, so that strategies need not wait, and publish it.
+
+        Returns:
+            The checksum of the new weights, and the number of images that cannot be used.
+
+        Raises:
+            ConfigError: the new model has diverged; it is not published.
+        """
+        trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
+        index.update(trained, paths)
+        cases = index.read(trained)
+        if not cases.ids or not _makes_finite_images(trained, paths[cases.ids[0]]):
+            raise ConfigError("train: the new model makes no finite images, so it is not used; lower learning_rate")
+        publish(new, self._served.folder)
+        index.keep_only([trained])
+        return trained.sha256, len(cases.failures)
+
+    def _tracking(self) -> dict[str, Any]:
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            return {}
+        from monai.utils import path_to_sqlite_uri
+
+        return {"tracking_uri": path_to_sqlite_uri(str((self._folder.path / "mlflow.db").resolve()))}
+
+    def _report(self, report: TrainingReport) -> None:
+        """Write the state of the training, which :meth:`stats` reads in the server's process, and log it."""
+        if time.monotonic() - self._reported_at < _REPORT_EVERY_S and report.step < report.num_steps:
+            return
+        self._reported_at = time.monotonic()
+        self._write_status(
+            {
+                "epoch": report.epoch, "total_epochs": report.max_epochs, "step": report.step,
+                "total_steps": report.num_steps, "loss": report.loss, "seconds_left": round(report.seconds_left),
+            }
+        )  # fmt: skip
+        logger.info("epoch %d of %d, loss %.4f, %.0f s left",
+                    report.epoch, report.max_epochs, report.loss, report.seconds_left)  # fmt: skip
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        write_json(self._status_file, status)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of the app's training; the operating system releases it if the process is killed."""
+        self._folder.training.mkdir(parents=True, exist_ok=True)
+        lock = self._lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BusyError("train: a training is running; wait for it, or stop it with DELETE /train/") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _is_running(self) -> bool:
+        lock = self._lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _lock(self) -> FileLock:
+        return FileLock(self._folder.training / ".lock")
+
+
+def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:
+    try:
+        return bool(trained.open(image).reconstruct().isfinite().all())
+    except ConfigError:  # the inferer refuses values that are not finite
+        return False
+
+
+def split_fractions(num_images: int) -> dict[str, float]:
+    """The shares of images that are held out: one tenth, but at least three, with which anomalies are calibrated.
+
+    Example:
+        >>> [split_fractions(number)["val_fraction"] for number in (200, 10, 4)]
+        [0.1, 0.3, 0.5]
+    """
+    return {"val_fraction": min(0.5, max(0.1, 3 / num_images)), "test_fraction": 0.0}
+
+
+def _write_table(path: Path, images: Mapping[str, str]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "image"])
+        writer.writerows(images.items())

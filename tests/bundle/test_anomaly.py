@@ -1,0 +1,127 @@
+"""The detector of a bundle: stored, refused if stale, and applied to pictures and to volumes in a 2D bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from monai_diffae.bundle import AnomalyDetector, load_bundle
+from monai_diffae.bundle.folders import copy_model, export_bundle
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.scans import write_scan
+from monai_diffae.errors import ConfigError, ScanError
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bundle):
+    return load_bundle(tiny_bundle.directory, "cpu")
+
+
+@pytest.fixture
+def detector(trained):
+    return AnomalyDetector.load(trained)
+
+
+@pytest.fixture
+def case(trained, tiny_bundle):
+    return trained.open(next(iter(read_cohort(tiny_bundle.cohort)[0].images.values())))
+
+
+@pytest.fixture
+def copy(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle.directory, tmp_path / "copy", ignore=shutil.ignore_patterns("cache"))
+
+
+def test_training_has_calibrated_the_bundle(detector, trained):
+    assert len(detector.scores) >= 2
+    assert detector.mean_squares.shape == (1, 16, 16)
+    assert detector.made_from["model"] == trained.sha256
+
+
+def test_a_case_has_a_map_a_score_a_mask_and_a_p_value(detector, case):
+    anomaly = detector(case)
+    assert anomaly.map.shape == anomaly.reconstruction.shape == case.images.shape
+    assert 0 < anomaly.p_value <= 1
+    assert anomaly.mask(0.5).dtype == torch.bool
+    assert anomaly.mask(0.5).sum() > anomaly.mask(0.999).sum()
+    assert torch.equal(anomaly.map, detector(case).map)
+    assert case.back_mask(anomaly.mask()).shape == case.back_map(anomaly.map).shape == case.scan.array.shape
+
+
+def test_a_planted_lesion_raises_the_score_and_is_where_the_map_is_highest(detector, trained, case):
+    array = case.scan.array.copy()
+    row, column = (size // 2 for size in array.shape[1:3])
+    array[:, row - 2 : row + 3, column - 2 : column + 3] = array.max() * 2
+    planted = trained.open(array)
+    score = detector(case).score
+    anomaly = detector(planted)
+    assert anomaly.score > score
+    assert anomaly.p_value == pytest.approx(1 / (1 + len(detector.scores)))
+    native = planted.back_map(anomaly.map)[0]
+    assert np.hypot(*np.subtract(np.unravel_index(native.argmax(), native.shape)[:2], (row, column))) < 5
+
+
+def test_a_volume_in_a_2d_bundle_has_a_map_in_its_own_space(detector, trained, tmp_path):
+    path = write_scan(tmp_path / "volume.nii.gz", np.random.default_rng(0).random((1, 20, 18, 12)))
+    case = trained.open(path)
+    anomaly = detector(case)
+    assert len(anomaly.map) == len(case.slices) > 1
+    assert case.back_map(anomaly.map).shape == (1, 20, 18, 12)
+    singles = [detector(trained.open(path, slice=index)) for index in case.slices]
+    assert anomaly.score == max(single.score for single in singles)
+    assert torch.equal(anomaly.map, torch.cat([single.map for single in singles]))
+    # the held-out cases are pictures, so the p-value of a volume is corrected for the number of its slices
+    assert anomaly.p_value == min(1, len(singles) * min(single.p_value for single in singles))
+
+
+def test_a_volume_is_compared_with_volumes_if_there_are_some(detector):
+    scores, scans = torch.tensor([1.0, 5.0, 2.0, 3.0]), torch.tensor([0, 0, 1, 1])
+    of_volumes = AnomalyDetector(
+        detector.settings, detector.mean_squares, scores, scans, detector.quantiles, detector.made_from
+    )
+    assert of_volumes.scan_scores.tolist() == [5, 3]
+    assert of_volumes._p_value(torch.tensor([1.0, 4.0])) == pytest.approx(2 / 3)
+    assert of_volumes._p_value(torch.tensor([4.0])) == pytest.approx(2 / 5)
+
+
+def test_thresholds_are_quantiles_of_the_held_out_maps(detector):
+    values = [detector.threshold(q) for q in (0, 0.5, 0.99, 0.9999, 1)]
+    assert values == sorted(values)
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="quantile"):
+            detector.threshold(wrong)
+
+
+def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_run(copy):
+    path = copy / "models" / "anomaly.pt"
+    config = copy / "models" / "config.json"
+    load = lambda **overrides: AnomalyDetector.load(load_bundle(copy, "cpu", overrides))  # noqa: E731
+    load(**{"inferer#steps": 7})  # maps do not depend on the solver
+    with pytest.raises(ConfigError, match="belongs to another configuration; run monai-diffae calibrate copy COHORT"):
+        load(percentiles=[2, 98])
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"percentiles": [1, 99]}))
+    with pytest.raises(ConfigError, match="belongs to another configuration"):
+        load()
+    weights = torch.load(copy / "models" / "model.pt", weights_only=True)
+    torch.save({name: value * 1.01 for name, value in weights.items()}, copy / "models" / "model.pt")
+    with pytest.raises(ConfigError, match="belongs to other weights; run monai-diffae calibrate copy COHORT"):
+        load()
+    path.write_bytes(b"no file of torch")
+    with pytest.raises(ScanError, match="cannot be read; run monai-diffae calibrate copy COHORT"):
+        load()
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"there is no models/anomaly.pt, .* run monai-diffae calibrate copy COHORT"):
+        load()
+
+
+def test_the_file_travels_with_the_model_and_holds_no_code(copy, tmp_path):
+    torch.load(copy / "models" / "anomaly.pt", weights_only=True)
+    (tmp_path / "other").mkdir()
+    copy_model(copy, tmp_path / "other")
+    assert (tmp_path / "other" / "models" / "anomaly.pt").is_file()
+    export_bundle(copy, copy, tmp_path / "exported")
+    AnomalyDetector.load(load_bundle(tmp_path / "exported", "cpu"))

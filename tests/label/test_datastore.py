@@ -1,0 +1,178 @@
+"""The datastore of a folder: what it lists, and that no id or tag leads out of it."""
+
+import json
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("monailabel", reason="MONAI Label is not installed")
+
+from label_scans import fill
+
+from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.label.answers import ConflictError, NotFoundError
+from monai_diffae.label.datastore import FolderDatastore
+
+
+@pytest.fixture
+def studies(tmp_path, volumes, pictures):
+    names = [*list(volumes)[:2], "series-1"]
+    scans = {name: volumes[name] for name in names}
+    scans["1.2.840"] = volumes["series-1"]  # a folder's name may look as if it had a suffix
+    return fill(tmp_path / "studies", {**scans, "picture": next(iter(pictures.values()))})
+
+
+@pytest.fixture
+def label(tmp_path, volumes):
+    path = tmp_path / "label.nii.gz"
+    shutil.copy(next(iter(volumes.values())), path)
+    return str(path)
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_volumes_pictures_and_dicom_series_are_listed(studies):
+    datastore = FolderDatastore(str(studies.folder))
+    assert datastore.list_images() == sorted(studies.source)
+    for id in studies.source:
+        uri = datastore.get_image_uri(id)
+        assert os.path.dirname(uri) == str(studies.folder)
+        assert os.path.basename(uri).startswith(id)
+        assert datastore.get_image_info(id)["path"] == uri
+    assert datastore.status()["total"] == len(studies.source)
+
+
+def test_suffixes_in_capitals_are_listed_and_other_files_are_not(tmp_path, pictures):
+    shutil.copy(next(iter(pictures.values())), tmp_path / "A.JPEG")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "empty_folder").mkdir()
+    assert FolderDatastore(str(tmp_path)).list_images() == ["A"]
+
+
+def test_files_with_the_same_name_are_reported_without_it(tmp_path, volumes, pictures, caplog):
+    shutil.copy(next(iter(volumes.values())), tmp_path / "doe.nii.gz")
+    shutil.copy(next(iter(pictures.values())), tmp_path / "doe.jpeg")
+    with caplog.at_level(logging.WARNING, "monai_diffae"):
+        assert FolderDatastore(str(tmp_path)).list_images() == ["doe"]
+    assert "1 files have the name of another" in caplog.text
+    assert "doe" not in caplog.text
+
+
+@pytest.mark.parametrize("id", ["", "..", "../secret", "/etc/passwd", "unknown", None])
+def test_unknown_ids_are_refused_everywhere(id, studies, label, tmp_path):
+    (tmp_path / "secret.nii.gz").write_text("not a study")
+    datastore = FolderDatastore(str(studies.folder))
+    before = files_below(tmp_path)
+    for call in (
+        lambda: datastore.get_image_uri(id),
+        lambda: datastore.get_image(id),
+        lambda: datastore.get_image_info(id),
+        lambda: datastore.update_image_info(id, {"a": 1}),
+        lambda: datastore.remove_image(id),
+        lambda: datastore.save_label(id, label, "final", {}),
+        lambda: datastore.get_label_uri(id, "final"),
+        lambda: datastore.get_label_info(id, "final"),
+        lambda: datastore.update_label_info(id, "final", {"a": 1}),
+        lambda: datastore.remove_label(id, "final"),
+    ):
+        with pytest.raises(DiffAEError) as refused:
+            call()
+        assert isinstance(refused.value, ConfigError if id != "unknown" else NotFoundError)
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("tag", ["", "../../outside", "/tmp/outside", ".."])
+def test_tags_do_not_lead_out_of_the_folder(tag, studies, label, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    before = files_below(tmp_path)
+    with pytest.raises(ConfigError, match=r"^tag: "):
+        datastore.save_label("picture", label, tag, {})
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("id", ["../outside", "/tmp/outside", "a/b"])
+def test_images_are_not_added_outside_the_folder(id, studies, label, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    before = files_below(tmp_path)
+    with pytest.raises(ConfigError):
+        datastore.add_image(id, label, {})
+    assert files_below(tmp_path) == before
+
+
+def test_an_image_is_added_but_does_not_replace_another(studies, volumes, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    first, second = list(volumes.values())[2:4]
+    assert datastore.add_image("new", str(first), {}) == "new"
+    assert datastore.add_image("new", str(first), {}) == "new"  # a client that sends it again
+    with pytest.raises(ConflictError, match="another image has this id"):
+        datastore.add_image("new", str(second), {})
+    assert Path(datastore.get_image_uri("new")).read_bytes() == first.read_bytes()
+    text = tmp_path / "a.txt"
+    text.write_text("no image")
+    with pytest.raises(ConfigError, match="images have one of the suffixes"):
+        datastore.add_image("text", str(text), {})
+
+
+def test_labels_are_saved_read_and_removed(studies, label):
+    datastore = FolderDatastore(str(studies.folder))
+    assert datastore.save_label("series-1", label, "final", {"class": "left"}) == "series-1"
+    assert datastore.get_labeled_images() == ["series-1"]
+    assert "series-1" not in datastore.get_unlabeled_images()
+    assert datastore.get_label_info("series-1", "final")["class"] == "left"
+    assert Path(datastore.get_label_uri("series-1", "final")).read_bytes() == Path(label).read_bytes()
+    again = FolderDatastore(str(studies.folder))  # another process
+    assert again.get_label_info("series-1", "final")["class"] == "left"
+    datastore.remove_label("series-1", "final")
+    assert datastore.get_labeled_images() == []
+
+
+def test_labels_without_an_image_are_counted_but_not_named(studies, label, caplog):
+    FolderDatastore(str(studies.folder))
+    shutil.copy(label, studies.folder / "labels" / "final" / "doe.nii.gz")
+    with caplog.at_level(logging.WARNING, "monai_diffae"):
+        datastore = FolderDatastore(str(studies.folder))
+    assert "1 label files belong to no image" in caplog.text
+    assert "doe" not in " ".join(r.getMessage() for r in caplog.records if r.name.startswith("monai_diffae"))
+    assert datastore.get_labeled_images() == []
+
+
+def test_a_job_does_not_write_the_list(studies, label):
+    server = FolderDatastore(str(studies.folder))
+    file = studies.folder / "datastore_v2.json"
+    before = file.read_bytes()
+    shutil.copy(label, studies.folder / "later.nii.gz")
+    job = FolderDatastore(str(studies.folder), read_only=True)
+    assert file.read_bytes() == before
+    assert job.list_images() == server.list_images()
+    server.refresh()
+    assert "later" in server.list_images()
+    assert "later" in json.loads(file.read_text())["objects"]
+
+
+def test_many_threads_at_once_lose_no_label(studies, label):
+    datastore = FolderDatastore(str(studies.folder))
+    errors = []
+
+    def work(id):
+        try:
+            for i in range(5):
+                datastore.refresh()
+                datastore.save_label(id, label, f"reader-{i}", {})
+                datastore.status()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=[id]) for id in studies.source]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for id in studies.source:
+        assert set(datastore.get_labels_by_image_id(id)) == {f"reader-{i}" for i in range(5)}

@@ -1,0 +1,94 @@
+"""MONAI Label's routes in threads."""
+
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("monailabel", reason="MONAI Label is not installed")
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.testclient import TestClient
+from monailabel.utils.async_tasks import utils as jobs
+
+from monai_diffae.errors import BusyError, ScanError
+from monai_diffae.label.routes import in_threads, refuse_second_training
+
+
+def application(num_threads=1, before=None):
+    """Two routes as MONAI Label declares them: async, and busy for a second without awaiting."""
+    slow, fast = APIRouter(prefix="/slow", tags=["Slow"]), APIRouter(prefix="/fast")
+    running, most = [], []
+
+    @slow.post("/{name}", summary="Takes a second")
+    async def work(name: str, seconds: float = 0.5, user: str = Depends(lambda: "admin")):
+        running.append(name)
+        most.append(len(running))
+        time.sleep(seconds)
+        running.remove(name)
+        if name == "broken":
+            raise ScanError("a.nii: the file is empty; copy it again")
+        return {"name": name, "user": user}
+
+    @fast.get("/")
+    async def answer():
+        return "at once"
+
+    app = FastAPI()
+    app.include_router(in_threads(slow, num_threads, before))
+    app.include_router(in_threads(fast))
+    return app, most
+
+
+def test_a_long_request_does_not_stop_the_server():
+    app, _ = application()
+    with TestClient(app) as client:
+        thread = threading.Thread(target=client.post, args=["/slow/a?seconds=2"])
+        thread.start()
+        time.sleep(0.2)
+        start = time.monotonic()
+        assert client.get("/fast/").json() == "at once"
+        assert time.monotonic() - start < 1
+        assert thread.is_alive()
+        thread.join()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_requests_of_a_router_wait_for_each_other(num_threads):
+    app, most = application(num_threads)
+    with TestClient(app) as client:
+        threads = [threading.Thread(target=client.post, args=[f"/slow/{i}"]) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert max(most) == num_threads
+
+
+def test_arguments_dependencies_and_descriptions_are_kept():
+    app, _ = application()
+    with TestClient(app) as client:
+        assert client.post("/slow/a?seconds=0").json() == {"name": "a", "user": "admin"}
+        assert client.post("/slow/a?seconds=x").status_code == 422
+        described = client.get("/openapi.json").json()["paths"]["/slow/{name}"]["post"]
+        assert (described["summary"], described["tags"]) == ("Takes a second", ["Slow"])
+
+
+def test_errors_are_answered_with_a_reason():
+    app, _ = application()
+    with TestClient(app) as client:
+        response = client.post("/slow/broken?seconds=0")
+    assert (response.status_code, response.json()["detail"]) == (422, "a.nii: the file is empty; copy it again")
+
+
+@pytest.mark.parametrize(("status", "is_refused"), [("SUBMITTED", True), ("RUNNING", True), ("DONE", False)])
+def test_a_second_training_is_refused_before_it_is_queued(status, is_refused, monkeypatch):
+    monkeypatch.setitem(jobs.background_tasks, "train", [{"id": "1", "status": status}])
+    app, most = application(before=refuse_second_training)
+    with TestClient(app) as client:
+        response = client.post("/slow/a?seconds=0")
+    assert response.status_code == (409 if is_refused else 200)
+    assert len(most) == (0 if is_refused else 1)
+    if is_refused:
+        with pytest.raises(BusyError):
+            refuse_second_training()
