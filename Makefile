@@ -6,10 +6,10 @@ LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-label check configs docs clean
+.PHONY: help demo test test-all test-label test-orthanc check configs docs clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.samples  ## train a small model on sample data and show what it does, in ./demo
 	$(BIN)/monai-diffae demo --out demo
@@ -22,6 +22,13 @@ test-all: $(VENV)/.dev  ## all tests
 
 test-label: $(LABEL_VENV)/.label-tests  ## the tests with MONAI Label, in an environment of its own (Python 3.11)
 	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal tests/label tests/data/test_dicom*.py
+
+# in a network of its own, as Orthanc listens on all addresses and the tests use fixed ports; without the right to make
+# one, Orthanc refuses other machines
+NETWORK = $(shell unshare -rn ip link set lo up 2> /dev/null && echo "unshare -rn sh -c 'ip link set lo up && exec \"\$$@\"' sh")
+
+test-orthanc: $(LABEL_VENV)/.orthanc-tests  ## the tests with Orthanc and OHIF; needs Debian's orthanc-dicomweb and chromium
+	OMP_NUM_THREADS=1 $(NETWORK) $(LABEL_BIN)/python -m pytest -m orthanc -rs tests/label
 
 check: $(VENV)/.dev  ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

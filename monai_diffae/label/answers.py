@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import requests
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
@@ -77,6 +78,8 @@ def answered() -> Iterator[None]:
     except MONAILabelException as error:
         missing = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
         raise HTTPException(404 if missing else 400, " ".join(str(error.msg).split())) from error
+    except requests.RequestException as error:
+        raise HTTPException(503, "studies: the DICOMweb server does not give the data; is it running?") from error
     except Exception as error:
         known = find_diffae_error(error)
         if known is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import re
 import shutil
 import time
@@ -10,21 +12,29 @@ from tempfile import mkdtemp
 from threading import RLock
 from typing import Any
 
+import nibabel as nib
+import numpy as np
+import requests
 from filelock import FileLock
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore, DICOMwebClientX
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 
-from monai_diffae.data.scans import read_scan
-from monai_diffae.errors import ConfigError
+from monai_diffae.data.scans import Scan, read_scan
+from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.datastore import CheckedIds
 from monai_diffae.label.ids import check_id, check_tag
 
-_NO_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"})
+logger = logging.getLogger(__name__)
+
+_NO_IMAGES = frozenset(
+    {"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"}
+)
 _LISTED_FOR_S = 10.0
+_SAME_PLACE_MM = 0.1
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
@@ -85,7 +95,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         Raises:
             ConfigError: the id is not a UID.
             NotFoundError: the server has no such series.
-            ScanError: the series is no volume of parallel slices of one distance.
+            ScanError: the series is no regular volume: slices are missing, or the gantry was tilted.
         """
         uid = self.check_known(image_id)
         cache = Path(self._datastore.image_path())
@@ -94,8 +104,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
             if not series.is_dir():
                 self._fetch(uid, series)
             if self._convert_to_nifti and not image.exists():
-                read_scan(series)
-                Path(shutil.move(dicom_to_nifti(str(series)), cache / f".{uid}.part")).replace(image)
+                _convert(series, image)
         if not self._convert_to_nifti:
             return str(series)
         if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
@@ -139,9 +148,14 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The listed series with a DICOM-SEG on the server or a final label that was saved here, each once.
 
-        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and keeps the list for two hours.
+        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and fails if one DICOM-SEG cannot be read.
         """
-        remote = super().get_labeled_images(label_tag, labels)
+        try:
+            remote = super().get_labeled_images(label_tag, labels)
+        except (requests.RequestException, KeyError, IndexError) as error:
+            logger.warning("the DICOM-SEG of the server cannot be listed (%s); only labels saved here count",
+                           type(error).__name__)  # fmt: skip
+            remote = []
         local = LocalDatastore.get_labeled_images(self, label_tag, labels)
         return sorted({*remote, *local} & set(self.list_images()))
 
@@ -160,6 +174,28 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """What is known about a series."""
         return dict(LocalDatastore.get_image_info(self, check_id(image_id)))
+
+
+def _convert(series: Path, image: Path) -> None:
+    """Convert a series to NIfTI as MONAI Label does, because viewers expect its order of voxels, if that is right."""
+    scan = read_scan(series)  # refuses slices that are missing, doubled or uneven
+    converted = Path(dicom_to_nifti(str(series)))
+    try:
+        if scan.array.ndim == 4 and not _is_same_grid(scan, read_scan(converted)):
+            raise ScanError("series: its slices are tilted, which MONAI Label cannot show; straighten it, and store it")
+        Path(shutil.move(converted, image.with_name(f".{series.name}.part"))).replace(image)
+    finally:
+        converted.unlink(missing_ok=True)  # MONAI Label (0.8.5) leaves it in the temporary folder
+
+
+def _is_same_grid(first: Scan, second: Scan) -> bool:
+    """Whether two volumes have their corners at the same places; the order of axes does not matter."""
+    corners = []
+    for scan in (first, second):
+        indices = np.array(list(itertools.product(*((0, size - 1) for size in scan.array.shape[1:]))))
+        corners.append(nib.affines.apply_affine(scan.affine, indices))
+    distances = np.linalg.norm(corners[0][:, None] - corners[1], axis=-1)
+    return bool(distances.min(axis=1).max() < _SAME_PLACE_MM)
 
 
 def _value(series: dict[str, Any], tag: str) -> Any:

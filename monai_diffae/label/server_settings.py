@@ -37,7 +37,7 @@ def settings_for(app: Path, studies: str, port: int, modality: str | None = None
         # by default CT only
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality} if modality else {}),
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
-        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "60",  # by default two hours, in which saved labels do not count
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "600",  # by default two hours, in which labels of others do not count
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "true",
         "MONAI_LABEL_DATASTORE_READ_ONLY": "false",
@@ -72,7 +72,7 @@ def apply_settings(values: Mapping[str, str], *, keep: bool = True) -> None:
 
 
 def _path_with_dcmqi() -> str:
-    """PATH, with the folder of this Python's programs if only there ``itkimage2segimage`` is, which writes DICOM-SEG."""
+    """PATH; with the folder of this Python's programs if only they include ``itkimage2segimage``, for DICOM-SEG."""
     path = os.environ.get("PATH", "")
     own = str(Path(sys.executable).parent)
     if shutil.which("itkimage2segimage") is None and shutil.which("itkimage2segimage", path=own) is not None:

@@ -22,7 +22,7 @@ def test_info_lists_everything_and_viewers_list_the_label_map(serve, bundle_3d, 
     assert segmentations["diffae_anomaly"]["labels"] == {"anomalies": 1}
     assert segmentations["diffae_anomaly"]["config"] == {"quantile": 0.99}
     assert all(task["dimension"] == 3 for task in info["models"].values())
-    assert info["labels"] == ["anomaly"]
+    assert info["labels"] == ["anomalies"]
     assert info["trainers"].keys() == {"diffae"}
     assert info["scoring"].keys() == {"diffae_embed"}
     assert {"diffae_diversity", "diffae_outlier", "diffae_uncertain", "diffae_mixed", "random"} <= set(
@@ -142,5 +142,7 @@ def test_requests_leave_no_files_behind(serve, bundle_3d, studies_3d, tmp_path, 
     server.infer("diffae_reconstruct", "hippocampus_001", "image", result_dtype="int8")
     with open(source, "rb") as stream:
         server.client.post("/infer/diffae_reconstruct?output=image", files={"file": (source.name, stream)})
+        server.client.post("/infer/unknown", files={"file": (source.name, stream)})
+    server.client.post("/infer/diffae_reconstruct", files={"file": ("damaged.nii.gz", b"no scan")})
     assert list(temporary.iterdir()) == []
     assert [path for path in (server.app.folder.path / "sessions").rglob("*") if path.is_file()] == []
