@@ -285,8 +285,9 @@ def test_an_intensity_that_the_first_stage_does_not_know_is_told(
 
 def test_the_overlay_replaces_what_it_means_to() -> None:
     plain = json.loads((ROOT / "bundles" / "diffae_3d" / "configs" / "train.json").read_text())
-    assert "check_image_size" in plain["initialize"][2]
-    assert "check_memory" in plain["initialize"][3]
+    replaced = [key.partition("#")[2] for key in json.loads(OVERLAY.read_text()) if key.startswith("initialize")]
+    functions = ["check_image_size", "check_memory"]
+    assert [next(f for f in functions if f in plain["initialize"][int(index)]) for index in replaced] == functions
     assert len(OVERLAY.read_text().splitlines()) < 40
     assert plain["validate"]["handlers"][0]["_target_"].endswith("ReconstructionPictures")
     parser = ConfigParser()
