@@ -40,9 +40,7 @@ class Command:
         return inspect.unwrap(self.load())
 
 
-def _command(
-    name: str, module: str, group: str, example: str, *, run: bool = True, room: str = "apps"
-) -> Command:
+def _command(name: str, module: str, group: str, example: str, *, run: bool = True, room: str = "apps") -> Command:
     function = name.replace("-", "_")
     config = f"{function}.json" if run else None
     example = f"monai-diffae {name} {example}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Gt, Lt
 
 from monai_diffae.apps.command import command
-from monai_diffae.label.task import Answer
+from monai_diffae.label.task import Answer, NativeImage
 
 ANOMALY_LABELS = {"anomalies": 1}  # OHIF computes the colour from the name: amber; "anomaly" is nearly black
 
@@ -29,7 +29,8 @@ def diffae_anomaly_map(request: Any) -> Answer:
     """
     case = request.open()
     anomaly = request.served.detector(request.trained)(case)
-    return Answer({"score": anomaly.score, "p_value": anomaly.p_value}, case.back_map(anomaly.map), case)
+    figures = {"score": anomaly.score, "p_value": anomaly.p_value}
+    return Answer(figures, NativeImage(case, case.back_map(anomaly.map)))
 
 
 @command
@@ -51,4 +52,4 @@ def diffae_anomaly(request: Any, *, quantile: Annotated[float, Gt(0), Lt(1)] = 0
     anomaly = request.served.detector(request.trained)(case)
     mask = case.back_mask(anomaly.mask(quantile))
     figures = {"score": anomaly.score, "p_value": anomaly.p_value, "quantile": quantile, "voxels": int(mask.sum())}
-    return Answer(figures, mask, case)
+    return Answer(figures, NativeImage(case, mask))

@@ -59,7 +59,7 @@ class DiffAEApp(MONAILabelApp):
             studies=studies,
             conf=dict(conf or {}),
             name="MONAI Label - diffusion autoencoder",
-            description="Reconstruction, anomalies, similar cases, edits and active learning with a diffusion autoencoder",
+            description="Anomalies, similar scans, edits and active learning with a diffusion autoencoder",
             version=monai_diffae.__version__,
         )
 

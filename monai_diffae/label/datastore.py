@@ -185,7 +185,9 @@ class FolderDatastore(CheckedIds, LocalDatastore):
         if os.path.realpath(path) != os.path.realpath(self._datastore.image_path()):
             return files
         labels = Path(self._datastore.label_path(None)).resolve()
-        folders = [f for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith(".") and f.resolve() != labels]
+        folders = [
+            f for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith(".") and f.resolve() != labels
+        ]
         num_series = {folder.name: len(dicom.list_series(folder)) for folder in folders}
         several = [name for name, number in num_series.items() if number > 1]
         if several:

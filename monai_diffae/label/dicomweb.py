@@ -17,7 +17,7 @@ import numpy as np
 import requests
 from filelock import FileLock
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore, DICOMwebClientX
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
@@ -30,7 +30,9 @@ from monai_diffae.label.ids import check_id, check_tag
 
 logger = logging.getLogger(__name__)
 
-_NO_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"})
+_NO_IMAGES = frozenset(
+    {"SEG", "SR", "PR", "KO", "REG", "FID", "RWV", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD"}
+)
 _LISTED_FOR_S = 10.0
 _SAME_PLACE_MM = 0.1
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")

@@ -14,7 +14,7 @@ from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.app_folder import AppFolder
-from monai_diffae.label.task import Answer, DiffAETask, Request
+from monai_diffae.label.task import Answer, DiffAETask, NativeImage, Request
 
 if TYPE_CHECKING:
     from monai_diffae.bundle.opened_case import OpenedCase
@@ -54,7 +54,8 @@ def diffae_reconstruct(
     case = request.open()
     images = case.reconstruct(mode, steps=steps or None, draws=draws, seed=seed, max_evaluations=max_evaluations)
     mse = float((images - case.images).square().mean())
-    return Answer({"mode": mode, "mse": mse}, case.back(images), case, is_picture=is_picture(request, case))
+    image = NativeImage(case, case.back(images), is_picture(request, case))
+    return Answer({"mode": mode, "mse": mse}, image)
 
 
 @command
@@ -95,7 +96,7 @@ def diffae_edit(
         "strength": strength,
         "prediction": {"scan": line.predict(codes).tolist(), "edited": line.predict(moved).tolist()},
     }
-    return Answer(figures, case.back(images), case, is_picture=is_picture(request, case))
+    return Answer(figures, NativeImage(case, case.back(images), is_picture(request, case)))
 
 
 class EditTask(DiffAETask):

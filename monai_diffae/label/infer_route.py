@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.background import BackgroundTasks
@@ -20,6 +22,8 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.ids import check_id
 
+_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+
 router = APIRouter(prefix="/infer", tags=["Infer"])
 
 _NO_PARAMS = frozenset({"model", "image", "session", "image_id", "label", "save_label", "label_tag", "description"})
@@ -31,11 +35,11 @@ async def infer(
     model: str,
     image: str = "",
     session_id: str = "",
-    params: str = Form("{}"),
-    file: UploadFile = File(None),
-    label: UploadFile = File(None),
+    params: Annotated[str, Form()] = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    label: Annotated[UploadFile | None, File()] = None,
     output: ResultType | None = None,
-    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)),
+    user: User = _USER,
 ) -> Any:
     """Run an inference task for an image of the datastore, an uploaded file, or an image of a session."""
     instance = app_instance()
@@ -46,7 +50,8 @@ async def infer(
     if label is not None:
         raise ConfigError(f"label: {model} takes no label")
     if file is not None:
-        session_id = _upload(file, background_tasks)
+        with _uploaded(file) as session_id:
+            return run_inference(background_tasks, model, image, session_id, params, None, None, output)
     if session_id:
         check_id(session_id, "session_id")
         if instance.sessions() is None or instance.sessions().get_session(session_id) is None:
@@ -80,18 +85,19 @@ def check_params(text: str) -> dict[str, Any]:
     return params
 
 
-def _upload(file: UploadFile, background_tasks: BackgroundTasks) -> str:
-    """Store an uploaded scan as a session, which ends with the request."""
+@contextmanager
+def _uploaded(file: UploadFile) -> Iterator[str]:
+    """Store an uploaded scan as a session, which ends with the request; yields its id."""
     sessions = app_instance().sessions()
     suffix = scan_suffix(file.filename or "")
     if sessions is None or not suffix:
         raise ConfigError("file: cannot be read; upload NIfTI, NRRD, MHA, PNG, JPEG or a DICOM file")
-    folder = Path(tempfile.mkdtemp())
-    try:
-        with open(folder / f"scan{suffix}", "wb") as stream:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"scan{suffix}"
+        with path.open("wb") as stream:
             shutil.copyfileobj(file.file, stream)
-        session_id, _ = sessions.add_session(str(folder / f"scan{suffix}"))
+        session_id, _ = sessions.add_session(str(path))
+    try:
+        yield str(session_id)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    background_tasks.add_task(sessions.remove_session, session_id)
-    return str(session_id)
+        sessions.remove_session(session_id)

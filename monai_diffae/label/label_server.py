@@ -45,6 +45,9 @@ def label_server(
         port: Port to listen on.
         modality: For a DICOMweb server: list only series of this modality, such as ``MR``; by default all images.
 
+    Returns:
+        Nothing, when the server has ended.
+
     Raises:
         ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
         MachineError: the port is in use.
@@ -66,7 +69,9 @@ def label_server(
         raise ConfigError("monailabel: is not installed; install it with pip install 'monai-diffae[label]'")
     _check_port(host, port)
     if host not in _LOOPBACK:
-        logger.warning("host: everyone who reaches %s can read the scans and replace labels: there is no password", host)
+        logger.warning(
+            "host: everyone who reaches %s can read the scans and replace labels: there is no password", host
+        )
     _serve(folder.path, studies if is_url else str(Path(studies).resolve()), host, port, modality)
     return CommandResult()
 

@@ -73,9 +73,9 @@ def structure_sizes(path: Path) -> dict[int, float]:
 @functools.lru_cache(maxsize=10_000)
 def _sizes_in_state(path: str, _changed: int, _size: int) -> tuple[tuple[int, float], ...]:
     image = sitk.ReadImage(path)
-    values = sitk.GetArrayViewFromImage(image)
+    values = np.asarray(sitk.GetArrayViewFromImage(image))
     if image.GetNumberOfComponentsPerPixel() > 1:
-        values = (values > 0).any(axis=-1)
+        values = np.asarray((values > 0).any(axis=-1))
     numbers, counts = np.unique(np.round(values).astype(np.int64), return_counts=True)
     voxel = math.prod(image.GetSpacing()) / 10.0 ** image.GetDimension()  # mm to cm
     return tuple((int(n), float(count * voxel)) for n, count in zip(numbers, counts, strict=True) if n != 0)

@@ -22,9 +22,7 @@ from monai_diffae.label.answers import answered
 Endpoint = Callable[..., Coroutine[Any, Any, Any]]
 
 
-def in_threads(
-    router: APIRouter, num_threads: int = 8, before_post: Callable[[], None] | None = None
-) -> APIRouter:
+def in_threads(router: APIRouter, num_threads: int = 8, before_post: Callable[[], None] | None = None) -> APIRouter:
     """The same routes, whose endpoints run in threads and answer errors with a reason.
 
     Args:
@@ -43,10 +41,11 @@ def in_threads(
     limiter: list[CapacityLimiter] = []  # made by the first request, as it belongs to an event loop
     for route in router.routes:
         if isinstance(route, APIRoute):
+            methods = sorted(route.methods or ())
             threaded.add_api_route(
                 route.path,
-                _in_thread(route.endpoint, num_threads, limiter, before_post if "POST" in route.methods else None),
-                methods=sorted(route.methods),
+                _in_thread(route.endpoint, num_threads, limiter, before_post if "POST" in methods else None),
+                methods=methods,
                 summary=route.summary,
                 tags=route.tags,
                 include_in_schema=route.include_in_schema,

@@ -70,5 +70,7 @@ class ServedModel:
         trained = load_bundle(self.folder, self.device)
         if trained.image_keys != ["image"]:
             keys = ", ".join(trained.image_keys)
-            raise ConfigError(f"{self.folder.name}: needs the images {keys} of a case, but MONAI Label has one image per id")
+            raise ConfigError(
+                f"{self.folder.name}: needs the images {keys} of a case, but MONAI Label has one image per id"
+            )
         return trained

@@ -72,7 +72,7 @@ def apply_settings(values: Mapping[str, str], *, keep: bool = True) -> None:
 
 
 def _path_with_dcmqi() -> str:
-    """PATH, with the folder of this Python's programs if only there ``itkimage2segimage`` is, which writes DICOM-SEG."""
+    """PATH; with the folder of this Python's programs if only they include ``itkimage2segimage``, for DICOM-SEG."""
     path = os.environ.get("PATH", "")
     own = str(Path(sys.executable).parent)
     if shutil.which("itkimage2segimage") is None and shutil.which("itkimage2segimage", path=own) is not None:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from monai_diffae.bundle.opened_case import OpenedCase
 
 FROM_VIEWERS = frozenset({
-    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info", "label_prompt",
-    "user",
+    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info",
+    "label_prompt", "user",
 })  # fmt: skip
 """What 3D Slicer, OHIF and ``MONAILabelClient`` send with every request."""
 
@@ -68,25 +68,55 @@ class Request:
 
 
 @dataclass(frozen=True)
+class NativeImage:
+    """An image in the space of a scan.
+
+    Attributes:
+        case: the case of the scan.
+        array: ``[C, *native S]``.
+        is_picture: whether the array has the intensities of a picture, from 0 to 255, so that PNG can hold it.
+    """
+
+    case: OpenedCase
+    array: NDArray[Any]
+    is_picture: bool = False
+
+    def write(self, suffix: str | None, dtype_name: str | None) -> str:
+        """Write a temporary file, whose name says nothing about the scan, and return its path.
+
+        Args:
+            suffix: the kind of file; None: PNG for pictures, else NIfTI.
+            dtype_name: the data type that a client asked for; None: any.
+
+        Raises:
+            ConfigError: the image has another data type, or the kind of file cannot hold it.
+        """
+        suffix, array = suffix or (".png" if self.is_picture else ".nii.gz"), self.array
+        if suffix == ".png" and self.is_picture:
+            array = np.clip(np.round(array), 0, 255).astype(np.uint8)
+        if dtype_name not in (None, array.dtype.name):
+            raise ConfigError(f"result_dtype: these images are {array.dtype.name}; ask for this, or for none")
+        handle, name = tempfile.mkstemp(suffix=suffix)
+        os.close(handle)
+        try:
+            self.case.write(name, array)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return name
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer to a request.
 
     Attributes:
         figures: plain values for the client.
-        image: ``[C, *native S]`` in the space of ``case``; None: there are figures only.
-        case: the case that the image belongs to.
-        is_picture: whether the image has the scan's intensities, from 0 to 255, so that PNG can hold it.
+        image: an image for the client; None: there are figures only.
     """
 
-    figures: dict[str, Any] = field(default_factory=dict)
-    image: NDArray[Any] | None = None
-    case: OpenedCase | None = None
-    is_picture: bool = False
-
-    @property
-    def suffix(self) -> str:
-        """The kind of file if the client asks for none."""
-        return ".png" if self.is_picture else ".nii.gz"
+    figures: dict[str, Any]
+    image: NativeImage | None = None
 
 
 class DiffAETask(InferTask):
@@ -149,7 +179,8 @@ class DiffAETask(InferTask):
             image, id = str(request["image"]), str(request.get("image_id", ""))
             call = Request(image, id, _slice(request), trained, self._served, self._folder)
             answer = self._function(call, **options)
-            file = None if answer.image is None else _write(answer, request)
+            asked = (request.get("result_extension") or None, request.get("result_dtype"))
+            file = None if answer.image is None else answer.image.write(*asked)
             figures = {**answer.figures, "model": trained.sha256}
         seconds = round(time.monotonic() - started, 3)
         return file, {**figures, "label_names": self.labels, "latencies": {"total": seconds}}
@@ -216,23 +247,3 @@ def check_file_format(request: Mapping[str, Any]) -> None:
     suffix = request.get("result_extension")
     if suffix and suffix not in _SUFFIXES:
         raise ConfigError(f"result_extension: {str(suffix)[:20]!r} is not one of {', '.join(_SUFFIXES)}")
-
-
-def _write(answer: Answer, request: Mapping[str, Any]) -> str:
-    """Write the image to a temporary file, whose name says nothing about the scan."""
-    assert answer.image is not None
-    assert answer.case is not None
-    suffix = request.get("result_extension") or answer.suffix
-    image, dtype = answer.image, answer.image.dtype
-    if suffix == ".png" and answer.is_picture:
-        image, dtype = np.clip(np.round(image), 0, 255).astype(np.uint8), np.dtype(np.uint8)
-    if request.get("result_dtype") not in (None, dtype.name):
-        raise ConfigError(f"result_dtype: these images are {dtype.name}; ask for {dtype.name}, or for none")
-    handle, name = tempfile.mkstemp(suffix=suffix)
-    os.close(handle)
-    try:
-        answer.case.write(name, image)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return name

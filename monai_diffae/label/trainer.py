@@ -134,9 +134,7 @@ class DiffAETrainer(TrainTask):
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
         try:
-            train_watched(
-                bundle, cohort, work / "bundle", start_from=bundle, training=training, report=self._report
-            )
+            train_watched(bundle, cohort, work / "bundle", start_from=bundle, training=training, report=self._report)
             sha256, num_unusable = self._encode_and_publish(work / "bundle", paths)
         finally:
             shutil.rmtree(work / "bundle" / "models", ignore_errors=True)  # curves and pictures stay until the next
@@ -228,8 +226,8 @@ def split_fractions(num_images: int) -> dict[str, float]:
     """The shares of images that are held out: one tenth, but at least three, with which anomalies are calibrated.
 
     Example:
-        >>> split_fractions(200), split_fractions(10), split_fractions(4)
-        ({'val_fraction': 0.1, 'test_fraction': 0.0}, {'val_fraction': 0.3, 'test_fraction': 0.0}, {'val_fraction': 0.5, 'test_fraction': 0.0})
+        >>> [split_fractions(number)["val_fraction"] for number in (200, 10, 4)]
+        [0.1, 0.3, 0.5]
     """
     return {"val_fraction": min(0.5, max(0.1, 3 / num_images)), "test_fraction": 0.0}
 

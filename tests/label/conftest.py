@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from label_scans import Studies, fill, shared, train_tiny
 
+
 @pytest.fixture(scope="session")
 def volumes() -> dict[str, Path]:
     """Twelve hippocampi as NIfTI and one as a DICOM series, by id."""

@@ -6,7 +6,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from monai_diffae import calibrate, load_bundle, train
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.latents import Direction
+from monai_diffae.latents.statistics import LatentStatistics
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -55,11 +62,6 @@ def fill(folder: Path, scans: dict[str, Path]) -> Studies:
 
 def train_tiny(root: Path, name: str, scans: dict[str, Path]) -> Path:
     """A bundle trained for one epoch on real scans, with weights that are shaken so that z_sem tells scans apart."""
-    import torch
-
-    from monai_diffae import calibrate, train
-    from monai_diffae.bundle.folders import init_bundle
-
     cohort = root / "cohort.csv"
     rows = [f"{id},{path}" for id, path in scans.items()]
     cohort.parent.mkdir(parents=True, exist_ok=True)
@@ -75,3 +77,14 @@ def train_tiny(root: Path, name: str, scans: dict[str, Path]) -> Path:
     torch.save(state, weights)
     calibrate(bundle, cohort, device="cpu")
     return bundle
+
+
+def direction_for(bundle: Path) -> Direction:
+    """A direction for a bundle's z_sem, without meaning."""
+    trained = load_bundle(bundle, "cpu")
+    weight = np.random.default_rng(0).normal(size=trained.z_channels)
+    weight /= np.linalg.norm(weight)
+    statistics = LatentStatistics(np.zeros(trained.z_channels), np.ones(trained.z_channels))
+    return Direction(
+        "age", "continuous", None, weight, weight, 0.0, 10.0, 50.0, 2.0, statistics, trained.sha256, 1.0, 0.9, 100, 0
+    )

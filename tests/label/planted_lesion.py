@@ -44,5 +44,7 @@ def slice_distance_mm(first: list[float], second: list[float]) -> float:
 def ball(shape: tuple[int, ...], spacing_mm: list[float], radius_mm: float) -> np.ndarray:
     """A ball half a radius beside the middle of a grid, along each axis, as a mask."""
     grid = np.indices(shape)
-    offset = [(axis - length // 2) * mm - radius_mm / 2 for axis, length, mm in zip(grid, shape, spacing_mm, strict=True)]
+    offset = [
+        (axis - length // 2) * mm - radius_mm / 2 for axis, length, mm in zip(grid, shape, spacing_mm, strict=True)
+    ]
     return np.sqrt(np.square(offset).sum(0)) <= radius_mm

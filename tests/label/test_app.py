@@ -142,5 +142,7 @@ def test_requests_leave_no_files_behind(serve, bundle_3d, studies_3d, tmp_path, 
     server.infer("diffae_reconstruct", "hippocampus_001", "image", result_dtype="int8")
     with open(source, "rb") as stream:
         server.client.post("/infer/diffae_reconstruct?output=image", files={"file": (source.name, stream)})
+        server.client.post("/infer/unknown", files={"file": (source.name, stream)})
+    server.client.post("/infer/diffae_reconstruct", files={"file": ("damaged.nii.gz", b"no scan")})
     assert list(temporary.iterdir()) == []
     assert [path for path in (server.app.folder.path / "sessions").rglob("*") if path.is_file()] == []

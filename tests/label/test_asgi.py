@@ -21,7 +21,9 @@ def test_routes_that_replace_weights_or_read_paths_are_left_out(client):
 
 def test_documentation_and_ohif_are_served(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/info/", "/infer/{model}", "/train/{model}", "/activelearning/{strategy}", "/datastore/label"} <= set(paths)
+    assert {"/info/", "/infer/{model}", "/train/{model}", "/activelearning/{strategy}", "/datastore/label"} <= set(
+        paths
+    )
     assert "<html" in client.get("/ohif/").text
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_an_image_is_added_but_does_not_replace_another(studies, volumes, tmp_pa
     assert datastore.add_image("new", str(first), {}) == "new"  # a client that sends it again
     with pytest.raises(ConflictError, match="another image has this id"):
         datastore.add_image("new", str(second), {})
-    assert open(datastore.get_image_uri("new"), "rb").read() == first.read_bytes()
+    assert Path(datastore.get_image_uri("new")).read_bytes() == first.read_bytes()
     text = tmp_path / "a.txt"
     text.write_text("no image")
     with pytest.raises(ConfigError, match="images have one of the suffixes"):
@@ -124,7 +125,7 @@ def test_labels_are_saved_read_and_removed(studies, label):
     assert datastore.get_labeled_images() == ["series-1"]
     assert "series-1" not in datastore.get_unlabeled_images()
     assert datastore.get_label_info("series-1", "final")["class"] == "left"
-    assert open(datastore.get_label_uri("series-1", "final"), "rb").read() == open(label, "rb").read()
+    assert Path(datastore.get_label_uri("series-1", "final")).read_bytes() == Path(label).read_bytes()
     again = FolderDatastore(str(studies.folder))  # another process
     assert again.get_label_info("series-1", "final")["class"] == "left"
     datastore.remove_label("series-1", "final")

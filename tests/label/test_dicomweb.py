@@ -92,7 +92,9 @@ def test_labels_that_are_saved_count_once(server, series, volumes):
     label = next(iter(volumes.values()))
     for tag in ("original", "reader"):  # final ones become DICOM-SEG on the server
         with open(label, "rb") as stream:
-            response = server.client.put(f"/datastore/label?image={uid}&tag={tag}", files={"label": (label.name, stream)})
+            response = server.client.put(
+                f"/datastore/label?image={uid}&tag={tag}", files={"label": (label.name, stream)}
+            )
         assert response.status_code == 200, response.text
     assert server.client.get(f"/datastore/label?label={uid}&tag=original").content == label.read_bytes()
     assert server.client.put(f"/datastore/label?image={uid}&tag=../x", files={"label": ("a.nii", b"x")}).status_code == 400

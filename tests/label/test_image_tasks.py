@@ -10,30 +10,18 @@ import pytest
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
 import SimpleITK as sitk
+from label_scans import direction_for
 from PIL import Image
 
-from monai_diffae import load_bundle
 from monai_diffae.data.scans import read_scan
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.image_tasks import direction_names
-from monai_diffae.latents import Direction
-from monai_diffae.latents.statistics import LatentStatistics
 
 
 def nifti(response, tmp_path):
     path = tmp_path / "answer.nii.gz"
     path.write_bytes(response.content)
     return nib.load(path)
-
-
-def direction_for(bundle, rng=0):
-    """A direction for a bundle's z_sem, without meaning."""
-    trained = load_bundle(bundle, "cpu")
-    weight = np.random.default_rng(rng).normal(size=trained.z_channels)
-    weight /= np.linalg.norm(weight)
-    statistics = LatentStatistics(np.zeros(trained.z_channels), np.ones(trained.z_channels))
-    return Direction("age", "continuous", None, weight, weight, 0.0, 10.0, 50.0, 2.0, statistics, trained.sha256,
-                     1.0, 0.9, 100, 0)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["z_sem", "x_T"])
@@ -58,8 +46,8 @@ def test_x_T_reconstructs_the_scan(serve, bundle_3d, studies_3d, tmp_path):
 
 def test_the_same_request_has_the_same_answer_and_another_seed_another(serve, bundle_3d, studies_3d):
     server = serve(bundle_3d, studies_3d)
-    answers = [server.infer("diffae_reconstruct", "hippocampus_001", "image", seed=seed, result_extension=".nii").content
-               for seed in (0, 0, 1)]  # fmt: skip
+    asked = ("diffae_reconstruct", "hippocampus_001", "image")
+    answers = [server.infer(*asked, seed=seed, result_extension=".nii").content for seed in (0, 0, 1)]
     assert answers[0] == answers[1] != answers[2]
 
 

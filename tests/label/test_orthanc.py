@@ -41,7 +41,9 @@ missing = missing_parts() or ("" if CHROMIUM.exists() else "chromium")
 pytestmark = [
     pytest.mark.orthanc,
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing), reason=f"needs Debian's {missing}: apt install orthanc orthanc-dicomweb chromium"),
+    pytest.mark.skipif(
+        bool(missing), reason=f"needs Debian's {missing}: apt install orthanc orthanc-dicomweb chromium"
+    ),
 ]
 ORTHANC_PORT, SERVER_PORT = 8042, 8000
 BRIEF_TRAINING = {
@@ -133,7 +135,9 @@ def test_a_series_is_encoded_as_the_same_files_are_in_a_folder(stand: Stand) -> 
     np.testing.assert_allclose(answer.json()["z_sem"], ours.numpy(), atol=1e-4)
 
 
-def test_the_anomaly_mask_has_the_grid_of_the_series_and_covers_the_planted_lesion(stand: Stand, tmp_path: Path) -> None:
+def test_the_anomaly_mask_has_the_grid_of_the_series_and_covers_the_planted_lesion(
+    stand: Stand, tmp_path: Path
+) -> None:
     from planted_lesion import ball
 
     answer = stand.infer("diffae_anomaly", stand.planted, "image", result_extension=".nii.gz", quantile=0.9)

@@ -41,7 +41,8 @@ def test_new_weights_are_used_at_the_next_request(bundle):
     change_weights(bundle)
     with served.in_use() as after:
         assert after.sha256 != before.sha256
-        assert any(not torch.equal(a, b) for a, b in zip(before.network.parameters(), after.network.parameters()))
+        pairs = zip(before.network.parameters(), after.network.parameters(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs)
 
 
 def test_weights_that_vanish_are_reported_and_the_bundle_is_served_when_they_are_back(bundle):

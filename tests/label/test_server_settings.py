@@ -27,7 +27,7 @@ def test_settings_reach_monai_label_and_its_jobs(tmp_path):
     from monailabel.config import settings
 
     apply_settings(settings_for(tmp_path / "app", "/scans", 8123, "MR"), keep=False)
-    assert settings.MONAI_LABEL_APP_DIR == str((tmp_path / "app").resolve())
+    assert str((tmp_path / "app").resolve()) == settings.MONAI_LABEL_APP_DIR
     assert settings.MONAI_LABEL_STUDIES == "/scans"
     assert settings.MONAI_LABEL_SERVER_PORT == 8123
     assert settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == {"Modality": "MR"}

@@ -1,0 +1,14 @@
+"""Which modules of the package pytest imports to run their examples."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+LABEL = Path(__file__).parent / "monai_diffae" / "label"
+WITHOUT_MONAI_LABEL = {"__init__.py", "app_folder.py", "ids.py", "label_app.py", "label_server.py", "logs.py"}
+
+# MONAI Label is an extra with an environment of its own (`make test-label`)
+collect_ignore = (
+    []
+    if find_spec("monailabel") is not None
+    else [str(path) for path in LABEL.glob("*.py") if path.name not in WITHOUT_MONAI_LABEL]
+)
