@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -151,9 +152,14 @@ def reconstructions(trained: TrainedBundle, data: Data, minutes: float) -> dict[
         "voxel-wise mean": lambda x: train_mean.expand_as(x),
     }  # fmt: skip
     if minutes:
-        autoencoder = train_autoencoder_kl(data, minutes)
-        decode = lambda x: autoencoder.decode(autoencoder.encode(x)[0])  # noqa: E731
-        methods["AutoencoderKL"] = lambda x: torch.from_numpy(in_batches(decode, x)).reshape(x.shape)
+        trained_once = cache(lambda: train_autoencoder_kl(data, minutes))  # on first use, after the other methods
+
+        def decoded(images: Tensor) -> Tensor:
+            autoencoder = trained_once()
+            values = in_batches(lambda x: autoencoder.decode(autoencoder.encode(x)[0]), images)
+            return torch.from_numpy(values).reshape(images.shape)
+
+        methods["AutoencoderKL"] = decoded
     return methods
 
 

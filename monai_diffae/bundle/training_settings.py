@@ -36,7 +36,8 @@ def training_settings(config: dict[str, Any], file: str = TRAIN) -> dict[str, An
         file: the bundle's file in ``configs`` that the training began with.
 
     Returns:
-        Ids and values, as in an overlay. Nothing if the bundle has no such file.
+        Ids and values, as in an overlay. Nothing if the bundle has no such file. A private value of a key that the
+        bundle does not have is ``???``, which has to be given again.
     """
     configs = Path(str(config.get("bundle_root", "."))) / CONFIGS
     is_distributed = is_formula(config.get("world_size"))
@@ -47,7 +48,14 @@ def training_settings(config: dict[str, Any], file: str = TRAIN) -> dict[str, An
         parser.parse()  # MONAI writes ids in another way into a configuration that it has parsed
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
-    return {key: value for key, value in _changes(parser.get(), config) if not _is_private(key, value)}
+    before = parser.get()
+    settings: dict[str, Any] = {}
+    for key, value in _changes(before, config):
+        if not _is_private(key, value):
+            settings[key] = value
+        elif SEPARATOR.split(key)[0] not in before:
+            settings[key] = "???"  # an overlay needs it, and the run asks for it
+    return settings
 
 
 def read_training_settings(models: Path, prefix: str = "") -> dict[str, Any]:

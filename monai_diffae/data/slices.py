@@ -55,7 +55,7 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     check_axis(axis)
     if scan.spatial_dims != 3:
         raise ScanError("a 2D image has no slices")
-    volume = to_ras(scan)
+    volume = to_ras(scan)  # a view: the volume is not copied for one slice
     affine = volume.affine
     normal = AXES[axis]
     num_slices = volume.array.shape[1 + normal]
@@ -96,9 +96,8 @@ def insert_slices(
         array([20.,  0., 22., 23.], dtype=float32)
     """
     check_axis(axis)
-    canonical = nib.orientations.io_orientation(np.eye(4))
-    orientation = nib.orientations.io_orientation(affine)
-    volume = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in background])
+    filled = background.copy()
+    volume = _oriented(filled, nib.orientations.io_orientation(affine))  # a view of ``filled``
     size = (len(volume), *slice_shape(volume.shape[1:], axis))
     along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
     for index, plane in slices.items():
@@ -108,8 +107,13 @@ def insert_slices(
                 f"{axis} slices of size {list(size)}; give slices of this volume"
             )
         along[:, index] = plane.swapaxes(1, 2)[:, ::-1, ::-1]
-    back = nib.orientations.ornt_transform(canonical, orientation)
-    return np.stack([nib.orientations.apply_orientation(channel, back) for channel in volume])
+    return filled
+
+
+def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
+    """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
+    oriented = nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation)
+    return np.moveaxis(oriented, -1, 0)
 
 
 def check_axis(axis: str) -> None:
@@ -167,7 +171,7 @@ def ras_axes(affine: NDArray[np.float64]) -> list[int]:
 
 
 def to_ras(scan: Scan) -> Scan:
-    """Reorder and flip a volume's axes to the closest RAS order, without resampling."""
+    """Reorder and flip a volume's axes to the closest RAS order, without resampling; the array is a view."""
     orientation = nib.orientations.io_orientation(scan.affine)
-    array = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in scan.array])
+    array = _oriented(scan.array, orientation)
     return Scan(array, scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:]), scan.modality)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,6 +88,18 @@ class DiffusionAutoencoder(nn.Module):
         if self.encoder_frozen:
             _frozen_part(self.encoder).eval()
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, as torch does, but refuse those of which not one belongs to this network.
+
+        MONAI Label loads any file that its user selects with ``strict=False``, and would answer from random weights.
+
+        Raises:
+            ConfigError: no weight has a name of this network.
+        """
+        if not strict and not state_dict.keys() & self.state_dict().keys():
+            raise ConfigError("the file holds no weights of this network; choose models/model.pt")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Clean images (B, encoder_in_channels, *S), normally in [-1, 1] -> z_sem (B, z_channels).

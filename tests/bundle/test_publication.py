@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 
+from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import checksum, load_bundle, publish, writing
 from monai_diffae.bundle.checksums import config_checksum
 from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES
@@ -227,24 +230,61 @@ while True:
 """
 
 
+@pytest.fixture
+def start_reader():
+    """Starts a process that loads a bundle in a loop; the function that this gives ends it, and returns what it saw."""
+
+    def start(bundle: Path) -> Callable[[], list[list[Any]]]:
+        reader = subprocess.Popen([sys.executable, "-c", READER, str(bundle)], stdout=subprocess.PIPE, text=True)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        lines: list[str] = []
+        thread = threading.Thread(target=lambda: lines.extend(reader.stdout))
+        thread.start()
+
+        def end() -> list[list[Any]]:
+            assert reader.poll() is None  # it never failed
+            reader.kill()
+            thread.join()
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+
+        return end
+
+    return start
+
+
 @pytest.mark.slow
-def test_a_process_that_loads_in_a_loop_never_sees_a_mixture(models, tmp_path):
+def test_a_process_that_loads_in_a_loop_never_sees_a_mixture(models, tmp_path, start_reader):
     target = copy(models[0], tmp_path / "target")
-    reader = subprocess.Popen([sys.executable, "-c", READER, str(target)], stdout=subprocess.PIPE, text=True)
-    assert reader.stdout.readline() == "ready\n"
-    seen: list[str] = []
-    thread = threading.Thread(target=lambda: seen.extend(reader.stdout))
-    thread.start()
+    end_reader = start_reader(target)
     random = np.random.default_rng(0)
     for i in range(60):
         publish(models[(i + 1) % 2], target)
         time.sleep(random.uniform(0, 0.3))
-    reader.kill()
-    thread.join()
-    expected = set()
+    seen = end_reader()
+    assert len(seen) > 20
+    expected = []
     for bundle in models:
         trained = load_bundle(bundle, "cpu")
         weight = next(iter(trained.network.state_dict().values())).flatten()[0].item()
-        expected.add(json.dumps([trained.sha256, trained.config_sha256, trained.config["percentiles"], weight]))
-    assert {line.strip() for line in seen if line.endswith("\n")} == expected
-    assert len(seen) > 20
+        expected.append([trained.sha256, trained.config_sha256, trained.config["percentiles"], weight])
+    assert all(each in expected for each in seen)
+    assert all(each in seen for each in expected)
+
+
+@pytest.mark.slow
+def test_a_process_that_loads_during_a_training_never_sees_a_mixture(
+    tiny_bundle, tmp_path, tiny_settings, start_reader
+):
+    target = copy(tiny_bundle.directory, tmp_path / "target")
+    before = checksum(target)
+    end_reader = start_reader(target)
+    settings = {
+        **tiny_settings, "percentiles": [1, 99], "max_epochs": 200, "val_interval": 1000, "batch_size": 2,
+        "checkpoint_minutes": 0.0,
+    }  # fmt: skip
+    train(target, tiny_bundle.cohort, overwrite=True, overrides=settings)
+    seen = end_reader()
+    assert len({sha256 for sha256, *_ in seen}) > 3
+    assert any(sha256 == before for sha256, *_ in seen)
+    assert all(shown == ([0.5, 99.5] if sha256 == before else [1, 99]) for sha256, _, shown, _ in seen)

@@ -49,6 +49,12 @@ def test_remembered_settings_are_an_overlay_with_the_same_effect(tmp_path, overl
     assert remembered(files=[*files, tmp_path / "training.json"]) == remembered(files=files)
 
 
+def test_a_path_that_an_overlay_needs_has_to_be_given_again(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"mine_bundle": "???", "inferer#mine": "$@mine_bundle + '/models'"}))
+    expected = {"mine_bundle": "???", "inferer#mine": "$@mine_bundle + '/models'"}
+    assert remembered({"mine_bundle": "/home/doe/mine"}, [tmp_path / "mine.json"]) == expected
+
+
 def test_several_gpus_leave_nothing_that_binds_one():
     files = [ROOT / "configs" / "multi_gpu_train.json"]
     assert remembered(files=files) == {}

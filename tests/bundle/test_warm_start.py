@@ -138,9 +138,14 @@ def test_a_bundle_that_cannot_be_used_is_one_line(make_workflow, source, tmp_pat
     assert not (tmp_path / "out" / "models" / "model.pt").exists()
 
 
-def test_the_folder_of_the_results_is_refused(make_workflow, source):
+def test_a_bundle_s_own_weights_are_replaced_only_if_asked(make_workflow, source):
     with pytest.raises(ConfigError, match="^start_from: source is also the folder of the results; choose another out"):
-        train(make_workflow, source, source, overwrite=True)
+        train(make_workflow, source, source)
+    before = checksum(source)
+    train(make_workflow, source, source, overwrite=True)
+    assert checksum(source) != before
+    meta = json.loads((source / "models" / "training.json").read_text())["_meta_"]
+    assert meta["started_from"] == before
 
 
 def test_start_settings_bind_the_network_and_leave_out_what_names_columns_and_patients(source):

@@ -239,6 +239,43 @@ def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_pat
     assert len(pd.read_csv(tmp_path / "out" / "curves.csv")["validation_loss"].dropna()) == 2
 
 
+def test_its_settings_are_remembered_but_not_the_folder_of_the_first_stage(
+    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = shutil.copytree(trained.original, tmp_path / "bundle")
+    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; give it a value"):
+        train(bundle, trained.cohort)
+    first_stage = {"first_stage_bundle": str(trained.first_stage)}
+    with caplog.at_level("INFO", logger="monai_diffae"):
+        train(bundle, trained.cohort.parent / "cohort" / "cohort.csv", device="cpu", overrides=first_stage)
+    assert "training is complete after" in caplog.text
+
+
+def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained: Any, tmp_path: Path) -> None:
+    bundle, out = init_bundle(tmp_path / "bundle", "diffae_3d"), tmp_path / "out"
+    settings = {"first_stage_bundle": str(trained.first_stage), "learning_rate": 0.0}
+    train(bundle, trained.cohort, out, start_from=trained.bundle, device="cpu", overrides=settings)
+    before, after = (torch.load(b / "models" / "model.pt", weights_only=True) for b in (trained.bundle, out))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert load_bundle(out, "cpu").inferer.first_stage is not None
+    other = shutil.copytree(trained.first_stage, tmp_path / "other")
+    weights = torch.load(other / "models" / "model.pt", weights_only=True)
+    torch.save({name: value * 1.5 for name, value in weights.items()}, other / "models" / "model.pt")
+    with pytest.raises(ConfigError, match="^start_from: bundle was trained with other values of first_stage; "):
+        train(
+            bundle, trained.cohort, tmp_path / "new", start_from=trained.bundle, device="cpu",
+            overrides=settings | {"first_stage_bundle": str(other)},
+        )  # fmt: skip
+
+
+def test_a_first_stage_starts_from_another_one(trained: Any, tmp_path: Path) -> None:
+    bundle = init_bundle(tmp_path / "bundle", "autoencoder_kl_3d")
+    train(bundle, trained.cohort, start_from=trained.first_stage, device="cpu", overrides={"learning_rate": 0.0})
+    before, after = (load_first_stage(b / "models") for b in (trained.first_stage, bundle))
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_an_intensity_that_the_first_stage_does_not_know_is_told(
     trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,8 +285,9 @@ def test_an_intensity_that_the_first_stage_does_not_know_is_told(
 
 def test_the_overlay_replaces_what_it_means_to() -> None:
     plain = json.loads((ROOT / "bundles" / "diffae_3d" / "configs" / "train.json").read_text())
-    assert "check_image_size" in plain["initialize"][2]
-    assert "check_memory" in plain["initialize"][3]
+    replaced = [key.partition("#")[2] for key in json.loads(OVERLAY.read_text()) if key.startswith("initialize")]
+    functions = ["check_image_size", "check_memory"]
+    assert [next(f for f in functions if f in plain["initialize"][int(index)]) for index in replaced] == functions
     assert len(OVERLAY.read_text().splitlines()) < 40
     assert plain["validate"]["handlers"][0]["_target_"].endswith("ReconstructionPictures")
     parser = ConfigParser()

@@ -231,13 +231,18 @@ def bundle_command(cohort, out, **values):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_warm", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_goes_on_with_the_same_command(small_cohort, tmp_path, number):
+def test_a_killed_process_goes_on_with_the_same_command(small_cohort, tmp_path, number, is_warm):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    subprocess.run(bundle_command(small_cohort, whole), check=True, capture_output=True, env=env)
+    whole, part, start = tmp_path / "whole", tmp_path / "part", {}
+    if is_warm:
+        source = bundle_command(small_cohort, tmp_path / "source", max_epochs=1, seed=5)
+        subprocess.run(source, check=True, capture_output=True, env=env)
+        start = {"start_from": tmp_path / "source"}
+    subprocess.run(bundle_command(small_cohort, whole, **start), check=True, capture_output=True, env=env)
     process = subprocess.Popen(
-        bundle_command(small_cohort, part), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env
+        bundle_command(small_cohort, part, **start), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env
     )
     while not (part / "models" / "checkpoint.pt").is_file():
         assert process.poll() is None
@@ -247,7 +252,7 @@ def test_a_killed_process_goes_on_with_the_same_command(small_cohort, tmp_path, 
     assert process.wait(timeout=120) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     step = torch.load(part / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
     assert 0 < step < 150
-    subprocess.run(bundle_command(small_cohort, part), check=True, capture_output=True, env=env)
+    subprocess.run(bundle_command(small_cohort, part, **start), check=True, capture_output=True, env=env)
     assert_same_weights(whole, part)
 
 

@@ -97,7 +97,9 @@ def test_labels_that_are_saved_count_once(server, series, volumes):
             )
         assert response.status_code == 200, response.text
     assert server.client.get(f"/datastore/label?label={uid}&tag=original").content == label.read_bytes()
-    assert server.client.put(f"/datastore/label?image={uid}&tag=../x", files={"label": ("a.nii", b"x")}).status_code == 400
+    assert (
+        server.client.put(f"/datastore/label?image={uid}&tag=../x", files={"label": ("a.nii", b"x")}).status_code == 400
+    )
 
 
 def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatch):
@@ -136,7 +138,9 @@ def test_a_series_with_a_missing_slice_is_refused(serve, bundle_3d, series, tmp_
     """MONAI Label converts it as if the slices were evenly spaced."""
     uid, folder = next(iter(series.items()))
     shutil.copytree(folder, tmp_path / "gap", ignore=shutil.ignore_patterns("*.txt"))
-    positions = {file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")}
+    positions = {
+        file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")
+    }
     sorted(positions, key=positions.get)[10].unlink()
     with dicomweb_server([tmp_path / "gap"]) as url:
         server = serve(bundle_3d, Studies(url, series))

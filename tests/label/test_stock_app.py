@@ -275,6 +275,15 @@ def test_colour_is_refused_rather_than_written_wrongly(serve: Any, bundles: Path
         infer(serve(colour), "diffae_2d", "colour-0")
 
 
+def test_a_file_without_the_model_is_refused_rather_than_answered_from_random_weights(
+    serve: Any, volumes: Path
+) -> None:
+    client = serve(volumes)
+    assert client.get("/info/").json()["models"]["diffae_3d"]["config"]["model_filename"][0] == "model.pt"
+    with pytest.raises(Exception, match="holds no weights of this network"):
+        infer(client, "diffae_3d", "scan-0", model_filename="checkpoint.pt")
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 

@@ -365,3 +365,13 @@ def test_the_parts_check_their_own_input():
         encoder(torch.zeros(1, 1, 7, 8))
     with pytest.raises(ConfigError, match="multiples of 2"):
         unet(torch.zeros(1, 1, 7, 8), torch.tensor([1]), torch.zeros(1, 4))
+
+
+def test_weights_of_which_none_is_of_this_network_are_refused():
+    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+    weights = network.state_dict()
+    network.load_state_dict({"encoder.head.4.bias": weights["encoder.head.4.bias"]}, strict=False)
+    with pytest.raises(ConfigError, match="no weights of this network"):
+        network.load_state_dict({"network": weights}, strict=False)  # a checkpoint of a training
+    with pytest.raises(RuntimeError, match="Missing key"):
+        network.load_state_dict({})

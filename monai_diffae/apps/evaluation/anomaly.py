@@ -98,7 +98,7 @@ def anomaly(
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle.anomaly import AnomalyDetector
     from monai_diffae.bundle.checksums import file_checksum
-    from monai_diffae.bundle.layout import ANOMALY, MODELS
+    from monai_diffae.bundle.layout import ANOMALY, models_folder
 
     session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = AnomalyDetector.load(session.trained)
@@ -109,7 +109,7 @@ def anomaly(
             whole_scans(session.choose(Choice(split=choice.split)))[: choice.limit],
             session.cohort.failures,
         )
-    calibration = file_checksum(bundle / MODELS / ANOMALY)
+    calibration = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
         cases, decodes=False, calibration=calibration, quantile=quantile, num_pictures=num_pictures
     )

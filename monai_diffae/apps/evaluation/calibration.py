@@ -13,7 +13,7 @@ from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.session import Session
 from monai_diffae.bundle.anomaly import AnomalyDetector, AnomalySettings
 from monai_diffae.bundle.anomaly_calibration import fit_detector
-from monai_diffae.bundle.layout import ANOMALY, MODELS
+from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track
 from monai_diffae.errors import DiffAEError
@@ -40,7 +40,7 @@ def calibrated(
         CohortError: there are no readable cases of two patients.
     """
     trained = session.trained
-    path = trained.folder / MODELS / ANOMALY
+    path = models_folder(trained.folder) / ANOMALY
     made_from: dict[str, Any] = {
         "cohort": session.cohort.fingerprint,
         "cases": checksum_of([(case.id, case.patient) for case in cases]),

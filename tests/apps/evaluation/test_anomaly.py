@@ -29,10 +29,8 @@ def test_maps_and_masks_have_the_shape_and_affine_of_the_scans(found, tiny_bundl
         source = nib.load(tiny_bundle.cohort.parent / cohort.loc[row.id, "image"])
         anomaly_map, mask = (nib.load(out / folder / f"{row.id}.nii.gz") for folder in ("maps", "masks"))
         assert anomaly_map.shape == mask.shape == source.shape
-        # a 2D scan has rows first, so its file may have its axes in another order
-        places = [read_scan(image.get_filename()).affine for image in (source, anomaly_map, mask)]
-        assert np.array_equal(places[0], places[1])
-        assert np.array_equal(places[0], places[2])
+        assert np.array_equal(anomaly_map.affine, source.affine)
+        assert np.array_equal(mask.affine, source.affine)
         assert (anomaly_map.get_data_dtype(), mask.get_data_dtype()) == (np.float32, np.uint8)
         assert set(np.unique(mask.dataobj)) <= {0, 1}
         assert np.sum(mask.dataobj) == row.mask_voxels
@@ -92,7 +90,7 @@ def test_volumes_of_a_3d_bundle_show_the_planes_through_the_highest_value(tiny_b
 def test_a_volume_is_one_case_of_a_2d_bundle_and_comes_back_in_its_own_space(tiny_bundle, tmp_path):
     source = shared("hippocampus_msd/images/hippocampus_001.nii.gz")
     overrides = {"slice_range": [0.4, 0.6], "slice_step": 3}
-    mdae.anomaly(tiny_bundle.directory, source, tmp_path / "out", overrides=overrides)
+    mdae.anomaly(tiny_bundle.directory, source, tmp_path / "out", overrides=overrides, quantile=0.5)
     table = pd.read_csv(tmp_path / "out" / "anomaly.csv")
     assert table["id"].tolist() == ["hippocampus_001"]
     scan = nib.load(source)

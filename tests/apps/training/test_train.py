@@ -94,5 +94,5 @@ def test_a_failed_warm_start_leaves_the_trained_bundle(tiny_bundle, small_cohort
             overrides={"learning_rate": 1e30, "max_epochs": 3},
         )  # fmt: skip
     with pytest.raises(ConfigError, match="is also the folder of the results"):
-        train(tiny_bundle.directory, small_cohort, start_from=tiny_bundle.directory, overwrite=True, device="cpu")
+        train(tiny_bundle.directory, small_cohort, start_from=tiny_bundle.directory, device="cpu")
     assert {path.name: path.read_bytes() for path in models.iterdir()} == before
