@@ -76,8 +76,8 @@ def select(
     - ``typical``: the centres of regions without a labelled or proposed case (:func:`typical_first`).
     - ``outlier``: the most unusual (:func:`outlier_order`).
     - ``uncertain``: those that a probe of the labels is least certain about (:func:`uncertainty`).
-    - ``mixed``: with fewer than 10 labels as ``typical``, then farthest first with distances multiplied by the
-      uncertainty.
+    - ``mixed``: with fewer than 10 labels the same as ``typical``; then as ``diversity``, with distances multiplied by
+      the uncertainty.
 
     Args:
         strategy: one of :data:`STRATEGIES`.
@@ -178,5 +178,5 @@ def _normalised(codes: NDArray[Any]) -> Floats:
 def _rows(rows: ArrayLike, num_cases: int, name: str) -> Rows:
     checked = np.asarray(rows, np.intp).reshape(-1)
     if not ((checked >= 0) & (checked < num_cases)).all():
-        raise ConfigError(f"{name}: a row is not from 0 to {num_cases - 1}; give rows of z_sem")
+        raise ConfigError(f"{name}: a row is outside 0 to {num_cases - 1}; give row numbers of z_sem")
     return checked
