@@ -181,5 +181,5 @@ def _normalised(codes: NDArray[Any]) -> Floats:
 def _rows(rows: ArrayLike, num_cases: int, name: str) -> Rows:
     checked = np.asarray(rows, np.intp).reshape(-1)
     if not ((checked >= 0) & (checked < num_cases)).all():
-        raise ConfigError(f"{name}: a row is not from 0 to {num_cases - 1}; give rows of z_sem")
+        raise ConfigError(f"{name}: a row is outside 0 to {num_cases - 1}; give row numbers of z_sem")
     return checked

@@ -117,8 +117,8 @@ def test_random_depends_on_the_seed_alone(seed, z_sem):
     ("arguments", "message"),
     [
         ({"strategy": "best"}, "^strategy: 'best' is not one of random, "),
-        ({"labelled": [50]}, "^labelled: a row is not from 0 to 49; give rows of z_sem"),
-        ({"proposed": [-1]}, "^proposed: a row is not"),
+        ({"labelled": [50]}, "^labelled: a row is outside 0 to 49; give row numbers"),
+        ({"proposed": [-1]}, "^proposed: a row is outside"),
         ({"strategy": "uncertain", "labelled": [1, 2]}, "^labels: 0 labels for 2 labelled cases"),
     ],
 )
