@@ -18,11 +18,11 @@ from monai_diffae.label.task import check_keys
 from monai_diffae.latents.selection import select
 
 DESCRIPTIONS = {
+    "mixed": "Typical images first, then those that are uncertain and far from labelled ones",
     "diversity": "The image that is farthest in z_sem from all labelled and proposed ones",
     "typical": "The centre of a region in z_sem without a labelled or proposed image",
     "outlier": "The most unusual image",
     "uncertain": "The image that a probe of the labels so far is least certain about",
-    "mixed": "Far from labelled and proposed images, and uncertain",
 }
 _WITH_PROBE = ("uncertain", "mixed")
 
