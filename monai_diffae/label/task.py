@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import inspect
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -95,8 +98,8 @@ class NativeImage:
         if suffix == ".png" and self.is_picture:
             array = np.clip(np.round(array), 0, 255).astype(np.uint8)
         if dtype_name not in (None, array.dtype.name):
-            raise ConfigError(f"result_dtype: these images are {array.dtype.name}; ask for this, or for none")
-        handle, name = tempfile.mkstemp(suffix=suffix)
+            raise ConfigError(f"result_dtype: must be {array.dtype.name} for this task; use this, or omit it")
+        handle, name = tempfile.mkstemp(suffix=suffix, dir=_answers_folder())
         os.close(handle)
         try:
             self.case.write(name, array)
@@ -104,6 +107,18 @@ class NativeImage:
             Path(name).unlink(missing_ok=True)
             raise
         return name
+
+
+@functools.cache
+def _answers_folder() -> str:
+    """A folder of this process for the files of answers, which the server removes once they are sent.
+
+    They do not lie in the temporary folder itself: there, ``MONAILabelClient`` (0.8.5) on the same machine saves what
+    it gets under the same name, and would lose it.
+    """
+    folder = tempfile.mkdtemp(prefix="monai-diffae-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,7 @@ def _slice(request: Mapping[str, Any]) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError("slice: must be a whole number from 0")
+        raise ConfigError("slice: must be a whole number, 0 or above")
     return value
 
 

@@ -132,10 +132,13 @@ def test_monai_labels_own_server_runs_the_app_with_the_same_checks(serve, bundle
 def test_requests_leave_no_files_behind(serve, bundle_3d, studies_3d, tmp_path, monkeypatch):
     import tempfile
 
+    from monai_diffae.label import task
+
     server = serve(bundle_3d, studies_3d)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(task, "_answers_folder", lambda: str(temporary))
     source = studies_3d.source["hippocampus_001"]
     server.infer("diffae_reconstruct", "hippocampus_001", "image")
     server.infer("diffae_reconstruct", "hippocampus_001", "all")

@@ -1,5 +1,9 @@
 """``POST /infer/{model}``: uploads, sessions and kinds of answers."""
 
+import re
+import tempfile
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
@@ -72,4 +76,15 @@ def test_a_label_is_refused(server):
     source = server.studies.source["hippocampus_001"]
     with open(source, "rb") as stream:
         response = server.client.post("/infer/diffae_encode?image=hippocampus_001", files={"label": ("l.bin", stream)})
-    assert (response.status_code, response.json()["detail"]) == (400, "label: diffae_encode takes no label")
+    assert (response.status_code, response.json()["detail"]) == (400, "label: diffae_encode takes no label; omit it")
+
+
+def test_what_a_client_on_this_machine_saves_is_not_removed(server):
+    """MONAI Label's client saves into the temporary folder, under the name of the server's file."""
+    response = server.infer("diffae_anomaly", "hippocampus_001", "image")
+    name = re.search(r'filename="(.+?)"', response.headers["content-disposition"])[1]
+    assert not Path(tempfile.gettempdir(), name).exists()
+    task = server.app._infers["diffae_anomaly"]
+    file, _ = task({"image": str(server.studies.source["hippocampus_001"])})
+    assert Path(file).parent != Path(tempfile.gettempdir())
+    Path(file).unlink()

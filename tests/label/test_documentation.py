@@ -1,0 +1,98 @@
+"""What docs/label.md shows runs, and the page knows every task, option and strategy."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("monailabel", reason="MONAI Label is not installed")
+
+import requests
+import uvicorn
+from monailabel.client import MONAILabelClient
+
+PAGE = (Path(__file__).parents[2] / "docs" / "label.md").read_text(encoding="utf-8")
+URL = "http://127.0.0.1:8000"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.S)
+
+
+@pytest.fixture
+def server_url(serve: Any, bundle_3d: Path, studies_3d: Any, tmp_path: Path) -> Iterator[str]:
+    """A server in a thread, with encoded scans; one of them has the id ``scan-1``."""
+    first = next(studies_3d.folder.glob("*.nii.gz"))
+    first.rename(first.with_name("scan-1.nii.gz"))
+    served = serve(bundle_3d, studies_3d)
+    assert served.client.post("/scoring/diffae_embed?run_sync=true").status_code == 200
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(served.client.app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    (tmp_path / "my_scan.nii.gz").write_bytes((studies_3d.folder / "scan-1.nii.gz").read_bytes())
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(30)
+
+
+def test_the_example_in_python_runs(server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example, training = blocks("py")
+    names: dict[str, Any] = {}
+    exec(compile(example.replace(URL, server_url), "label.md", "exec"), names)
+    assert len(names["z_sem"]) == 8
+    assert "score" in names["answer"] or "mse" in names["answer"]
+    assert re.search(r"\.nii\.gz [\d.]+ [\d.]+$", capsys.readouterr().out, flags=re.M)
+    label = requests.get(f"{server_url}/datastore/label?label={names['image']}&tag=final", timeout=30)
+    assert label.content == Path(names["mask"]).read_bytes()
+    for method in re.findall(r"client\.(\w+)\(", training):  # a training takes too long here
+        assert hasattr(MONAILabelClient, method)
+
+
+def test_the_examples_with_curl_run(server_url: str, tmp_path: Path) -> None:
+    (block,) = blocks("sh")
+    for line in block.splitlines():
+        command = [*shlex.split(line.replace(URL, server_url)), "-f"]  # fail on an error of the server
+        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+        assert answer.returncode == 0, line
+    assert (tmp_path / "mask.nii.gz").read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_every_task_option_and_strategy_is_explained(server_url: str) -> None:
+    from monai_diffae.label.task import option_names
+    from monai_diffae.label.trainer import training_options
+
+    info = requests.get(f"{server_url}/info/", timeout=30).json()
+    names = {*info["models"], *info["strategies"], *info["trainers"], *info["scoring"], *option_names(training_options)}
+    for kind in ("models", "trainers", "strategies"):
+        names |= {option for task in info[kind].values() for option in task.get("config", {})}
+    assert {name for name in names if f"`{name}`" not in PAGE} == set()
+
+
+def test_defaults_are_those_of_the_tasks() -> None:
+    from monai_diffae.label import anomaly_tasks, code_tasks, image_tasks
+
+    functions = [anomaly_tasks.diffae_anomaly, image_tasks.diffae_reconstruct, image_tasks.diffae_edit,
+                 code_tasks.diffae_neighbors]  # fmt: skip
+    for function in functions:
+        for name, parameter in inspect.signature(inspect.unwrap(function)).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default not in ("", "z_sem"):
+                row = re.search(rf"^\| `{name}` \|.*$", PAGE, flags=re.M)
+                assert row, name
+                assert row[0].rstrip(" |").endswith(f"| {parameter.default}"), name
