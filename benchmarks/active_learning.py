@@ -88,7 +88,7 @@ def draw(table: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
     """Draw the differences to random choice over the number of labelled patients, one panel per target."""
     figure = Figure(figsize=(4 * len(metrics), 3.6), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    strategies = [name for name in STRATEGIES if name in set(table["strategy"])]
+    strategies = [name for name in STRATEGIES if name in set(table["strategy"]) and name != "outlier"]  # far below
     for panel, (target, metric) in zip(panels, metrics.items(), strict=True):
         for i, strategy in enumerate(strategies):
             rows = table[(table["target"] == target) & (table["strategy"] == strategy)]
@@ -103,7 +103,7 @@ def draw(table: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
         panel.set_title(target, fontsize=10)
         panel.set_xticks(ticks, list(map(str, ticks)))
         panel.minorticks_off()
-    panels[-1].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -129,7 +129,7 @@ def run(embeddings: Path, targets: Sequence[str], out: Path, strategies: Sequenc
             rows = [row for seed in range(seeds) for row in simulate(z_sem, target, strategy, seed, most)]
             scores = pd.concat([scores, pd.DataFrame(rows).assign(target=name)], ignore_index=True)
             scores.to_csv(file, index=False)
-    table = differences(scores)
+    table = differences(scores.astype({"budget": int, "seed": int}))
     table.to_csv(out / "differences.csv", index=False, float_format="%.4f")
     draw(table, metrics, out / "active_learning.png")
     for name in metrics:

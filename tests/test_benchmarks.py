@@ -55,3 +55,16 @@ def test_active_learning(tmp_path):
     assert table.loc[("rare", 5, "random"), "score"] < 1
     assert table.loc[("size", 20, "mixed"), "score"] > 0.9
     assert (tmp_path / "out" / "active_learning.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_anomaly(tmp_path, tiny_settings):
+    cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=40, size=16, val_fraction=0.3, test_fraction=0.2)
+    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
+    train(bundle, cohort, overrides=tiny_settings)
+    options = ["--minutes", "0.02", "--cases", "6", "--out", tmp_path / "out"]
+    subprocess.run([sys.executable, BENCHMARKS / "anomaly.py", bundle, cohort, *options], check=True, timeout=500)
+    table = pd.read_csv(tmp_path / "out" / "anomaly.csv").set_index("reconstruction")
+    assert {"Diff-AE, estimated from noised images", "AutoencoderKL", "voxel-wise mean"} <= set(table.index)
+    assert table["auroc_voxel"].str.match(r"[01]\.\d{3} \(").all()
+    assert len(pd.read_csv(tmp_path / "out" / "by_size.csv")) == 9

@@ -119,7 +119,7 @@ class AnomalyDetector:
         path, name = models_folder(trained.folder) / ANOMALY, trained.folder.name
         advice = f"run monai-diffae calibrate {name} COHORT"
         if not path.is_file():
-            raise ConfigError(f"{name}: there is no models/{ANOMALY}, which anomaly maps need; {advice}")
+            raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             settings = AnomalySettings(**content["settings"])

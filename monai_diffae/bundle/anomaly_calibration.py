@@ -125,8 +125,8 @@ def calibrate_trained(
         fit_detector(trained, drawn, images, AnomalySettings()).save(folder)
     except Exception as error:  # whatever happens here, the model is trained
         logger.warning(
-            "anomaly maps are not calibrated (%s); the training is complete, and monai-diffae calibrate %s COHORT can "
-            "be run with other held-out cases", one_line(error), folder.name,
+            "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "
+            "with other held-out cases", one_line(error), folder.name,
         )  # fmt: skip
 
 

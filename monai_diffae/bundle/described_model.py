@@ -35,7 +35,9 @@ def describe_model(directory: str | os.PathLike[str]) -> None:
         content: dict[str, Any] = json.loads(file.read_text())
         imports = list(dict.fromkeys([*content.get("imports", []), *model.get("imports", [])]))
     except (ValueError, TypeError, AttributeError):
-        logger.warning("%s: cannot be read, so it does not describe the trained model; repair it", file.name)
+        logger.warning(
+            "%s: cannot be read, so the trained model's values were not written into it; repair it", file.name
+        )
         return
     described = {**content, "imports": imports, **{k: v for k, v in model.items() if k not in _OF_THE_RUN}}
     if described != content:

@@ -48,7 +48,9 @@ def use_given_data() -> None:
         return
     if any(is_formula(data) for data in lists.values()):
         listed, other = (id for id in sorted(lists, key=lambda id: is_formula(lists[id])))
-        raise ConfigError(f"{other}: is not a list, but {listed} is; give both (in MONAI Label, val_split above 0)")
+        raise ConfigError(
+            f"{other}: must be a list, because {listed} is one; give both (in MONAI Label, set val_split above 0)"
+        )
     root = Path(str(config["bundle_root"]))
     original = json.loads((root / CONFIGS / TRAIN).read_text())
     max_epochs = parser.get("train#trainer#max_epochs")
@@ -70,7 +72,9 @@ def _start(root: Path, loaded: str, config: dict[str, Any]) -> dict[str, Any]:
     """The values with which a training begins from the bundle's weights, and replaces them."""
     weights = root / MODELS / MODEL
     if Path(loaded).resolve() != weights.resolve():
-        raise ConfigError(f"{Path(loaded).name}: a training begins with models/model.pt; choose that model_filename")
+        raise ConfigError(
+            f"{Path(loaded).name}: training can start only from models/model.pt; set model_filename to model.pt"
+        )
     given = training_settings(config)
     settings = {
         id: value for id, value in start_settings(root).items() if not any(_overlap(id, other) for other in given)

@@ -1,6 +1,6 @@
 """A MONAI Label app that serves a trained bundle: inference, active learning and training at the annotator's side.
 
-This is the only room that knows MONAI Label (0.8.5, and its unreleased successor). ``monailabel`` is imported when a
+Only this folder depends on MONAI Label (0.8.5, and its unreleased successor). ``monailabel`` is imported when a
 name below is first used, so the commands ``label-app`` and ``label-server`` are quick.
 """
 

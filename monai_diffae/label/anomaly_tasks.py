@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.label.task import Answer, NativeImage
@@ -34,7 +34,7 @@ def diffae_anomaly_map(request: Any) -> Answer:
 
 
 @command
-def diffae_anomaly(request: Any, *, quantile: Annotated[float, Gt(0), Lt(1)] = 0.99) -> Answer:
+def diffae_anomaly(request: Any, *, quantile: Annotated[float, Ge(0), Le(1)] = 0.99) -> Answer:
     """The unusual voxels of a scan, as a label map.
 
     Args:

@@ -79,13 +79,17 @@ def answered() -> Iterator[None]:
         missing = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
         raise HTTPException(404 if missing else 400, " ".join(str(error.msg).split())) from error
     except requests.RequestException as error:
-        raise HTTPException(503, "studies: the DICOMweb server does not give the data; is it running?") from error
+        raise HTTPException(
+            503, "studies: the DICOMweb server did not return the data; check that it is running"
+        ) from error
     except Exception as error:
         known = find_diffae_error(error)
         if known is not None:
             raise HTTPException(status_of(known), one_line(known)) from error
         log_unexpected(error)
-        raise HTTPException(500, f"{type(error).__name__}: this is a bug; the server's log says where") from error
+        raise HTTPException(
+            500, f"{type(error).__name__}: this is a bug; see the server's log, and report it"
+        ) from error
 
 
 def log_unexpected(error: BaseException) -> None:

@@ -135,7 +135,7 @@ class DiffAEApp(MONAILabelApp):
             HTTPException: always.
         """
         with answered():
-            raise NotFoundError("wsi: whole-slide images are not served")
+            raise NotFoundError("wsi: whole-slide images are not supported; use POST /infer/")
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task for many images; see :class:`BatchInference`.
@@ -192,7 +192,7 @@ class DiffAEApp(MONAILabelApp):
         return dict(super().async_scoring(method, params) or {})
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
-        """Called by MONAI Label when a label was saved; nothing has to be done, and no id is logged."""
+        """Log that a label was saved, without its id; MONAI Label calls this."""
         logger.info("a label was saved")
 
     def _task(self, tasks: Mapping[str, Any], name: Any, what: str) -> Any:

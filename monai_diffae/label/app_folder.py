@@ -73,11 +73,11 @@ class AppFolder:
             ConfigError: this is not the folder of an app, or the file cannot be used.
         """
         if not (self.main.is_file() and self.settings_file.is_file()):
-            raise ConfigError(f"{self.path.name}: is not an app; make one with monai-diffae label-app")
+            raise ConfigError(f"{self.path.name}: is not an app folder; make one with monai-diffae label-app")
         try:
             settings = json.loads(self.settings_file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ConfigError("settings.json: is not valid JSON; repair it, or make a new app") from error
+            raise ConfigError("settings.json: is not valid JSON; correct it, or make a new app") from error
         if not isinstance(settings, dict) or not isinstance(settings.get("bundle"), str):
             raise ConfigError("settings.json: has no bundle; set it to the folder of a trained bundle")
         unknown = settings.keys() - {"bundle", "device"}
@@ -137,5 +137,7 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
             shutil.rmtree(unfinished.path, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
-        raise MachineError(f"{path.name}: cannot be written ({reason}); free space or choose another") from error
+        raise MachineError(
+            f"{path.name}: cannot be written ({reason}); free disk space or choose another folder"
+        ) from error
     return AppFolder(path)

@@ -1,4 +1,4 @@
-"""The server: MONAI Label's routes and this room's, as the ASGI application ``monai_diffae.label.asgi:app``.
+"""The server: MONAI Label's routes and those of this folder, as the ASGI application ``monai_diffae.label.asgi:app``.
 
 The command ``monai-diffae label-server`` runs it. For another ASGI server, set ``MONAI_LABEL_APP_DIR`` and
 ``MONAI_LABEL_STUDIES`` to the app's folder and the studies.

@@ -52,7 +52,7 @@ def diffae_neighbors(request: Any, *, k: Annotated[int, Ge(1), Le(1000)] = 5) ->
     indexed = EmbeddingIndex(request.folder.index).read(request.trained)
     k = min(k, sum(id != request.id for id in indexed.ids))
     if not k:
-        raise ConflictError("neighbors: no other image has been scored yet; POST /scoring/diffae_embed")
+        raise ConflictError("neighbors: no other image is encoded yet; send POST /scoring/diffae_embed")
     codes = request.open().z_sem.mean(dim=0, keepdim=True).cpu().numpy()
     statistics = LatentStatistics.of(indexed.z_sem)
     z, pool = (statistics.normalise(each.astype(np.float64)) for each in (codes, indexed.z_sem))

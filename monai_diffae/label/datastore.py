@@ -39,7 +39,9 @@ class CheckedIds:
         """
         id = check_id(image_id)
         if id not in self.list_images():  # type: ignore[attr-defined]
-            raise NotFoundError("image: the datastore has no such id; GET /datastore/?output=all lists them")
+            raise NotFoundError(
+                "image: the datastore has no image with this id; GET /datastore/?output=all lists the ids"
+            )
         return id
 
     def check_known_label(self, label_id: object, tag: object) -> tuple[str, str]:
@@ -73,7 +75,7 @@ class CheckedIds:
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Store a label of an image."""
         if not isinstance(label_info, dict | None):
-            raise ConfigError("params: must be a mapping")
+            raise ConfigError("params: must be a JSON object; send {} for none")
         return super().save_label(  # type: ignore[misc]
             self.check_known(image_id), label_filename, check_tag(label_tag), label_info
         )
@@ -122,7 +124,7 @@ class FolderDatastore(CheckedIds, LocalDatastore):
         own_id, suffix = self._to_id(Path(image_filename).name)
         id = check_id(image_id or own_id)
         if suffix.lower() not in SUFFIXES:
-            raise ConfigError(f"file: images have one of the suffixes {' '.join(SUFFIXES)}")
+            raise ConfigError(f"file: has an unknown suffix; use one of {' '.join(SUFFIXES)}")
         with self._lock:
             known = self._datastore.objects.get(id)
             if known is not None and not filecmp.cmp(self.get_image_uri(id), image_filename, shallow=False):
@@ -191,10 +193,12 @@ class FolderDatastore(CheckedIds, LocalDatastore):
         num_series = {folder.name: len(dicom.list_series(folder)) for folder in folders}
         several = [name for name, number in num_series.items() if number > 1]
         if several:
-            logger.warning("%d folders hold several DICOM series and are ignored; give each its own", len(several))
+            logger.warning(
+                "%d folders hold several DICOM series and are ignored; give each series its own folder", len(several)
+            )
         series = {name: name for name, number in num_series.items() if number == 1}
         ids = [self._to_id(name)[0] for name in files | series]
         if len(set(ids)) < len(ids):
-            logger.warning("%d files have the name of another, with another suffix, and are ignored; rename them",
+            logger.warning("%d files differ only in the suffix from another file and are ignored; rename them",
                            len(ids) - len(set(ids)))  # fmt: skip
         return files | series

@@ -80,10 +80,10 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         """
         uid = check_id(image_id)
         if not _UID.fullmatch(uid):
-            raise ConfigError("image: must be a SeriesInstanceUID")
+            raise ConfigError("image: is not a SeriesInstanceUID; GET /datastore/?output=all lists them")
         cached = Path(self._datastore.image_path()) / uid
         if not cached.is_dir() and not self._client.search_for_series(search_filters={"SeriesInstanceUID": uid}):
-            raise NotFoundError("image: the DICOMweb server has no such series")
+            raise NotFoundError("image: the DICOMweb server has no such series; GET /datastore/?output=all lists them")
         return uid
 
     def get_image_uri(self, image_id: str) -> str:
@@ -153,7 +153,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         try:
             remote = super().get_labeled_images(label_tag, labels)
         except (requests.RequestException, KeyError, IndexError) as error:
-            logger.warning("the DICOM-SEG of the server cannot be listed (%s); only labels saved here count",
+            logger.warning("the server's DICOM-SEG objects cannot be listed (%s); only labels saved here are counted",
                            type(error).__name__)  # fmt: skip
             remote = []
         local = LocalDatastore.get_labeled_images(self, label_tag, labels)
@@ -182,7 +182,9 @@ def _convert(series: Path, image: Path) -> None:
     converted = Path(dicom_to_nifti(str(series)))
     try:
         if scan.array.ndim == 4 and not _is_same_grid(scan, read_scan(converted)):
-            raise ScanError("series: its slices are tilted, which MONAI Label cannot show; straighten it, and store it")
+            raise ScanError(
+                "series: its slices are tilted, which MONAI Label does not support; resample and store it again"
+            )
         Path(shutil.move(converted, image.with_name(f".{series.name}.part"))).replace(image)
     finally:
         converted.unlink(missing_ok=True)  # MONAI Label (0.8.5) leaves it in the temporary folder

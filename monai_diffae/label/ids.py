@@ -26,12 +26,12 @@ def check_id(text: object, what: str = "image") -> str:
         >>> check_id("../../etc/passwd")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: image: must be an id without folders; GET /datastore/?output=all lists them
+        monai_diffae.errors.ConfigError: image: must be an id without folders; GET /datastore/?output=all lists the ids
     """
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{what}: is empty; give an id of the datastore")
     if len(text) > _LONGEST or re.search(r"[/\\\x00-\x1f\x7f]", text) or text.startswith("."):
-        raise ConfigError(f"{what}: must be an id without folders; GET /datastore/?output=all lists them")
+        raise ConfigError(f"{what}: must be an id without folders; GET /datastore/?output=all lists the ids")
     return text
 
 

@@ -40,10 +40,10 @@ def diffae_reconstruct(
     Args:
         request: a :class:`~monai_diffae.label.task.Request`.
         mode: ``z_sem`` decodes z_sem with Gaussian noise; ``x_T`` with the inverted x_T, which is near-exact.
-        steps: network evaluations; 0: the bundle's.
+        steps: network evaluations; 0: the bundle's own setting.
         draws: in mode ``z_sem``, the result is the mean over this many decodings.
         seed: random seed of the noise.
-        max_evaluations: in mode ``x_T``, most network evaluations for refining the inversion.
+        max_evaluations: in mode ``x_T``, at most this many network evaluations for refining the inversion.
 
     Returns:
         The image; ``mse``: mean squared error in the model's range.
@@ -73,8 +73,8 @@ def diffae_edit(
         request: a :class:`~monai_diffae.label.task.Request`.
         direction: name of a file in ``directions``, without ``.json``; may be omitted if there is only one.
         strength: how far to move, in standard deviations of the training cases; negative: the other way.
-        steps: network evaluations; 0: the bundle's.
-        max_evaluations: most network evaluations for refining the inversion.
+        steps: network evaluations; 0: the bundle's own setting.
+        max_evaluations: at most this many network evaluations for refining the inversion.
 
     Returns:
         The image; ``prediction``: what the direction predicts for the scan and for the moved z_sem.
@@ -121,7 +121,9 @@ def is_picture(request: Request, case: OpenedCase) -> bool:
 def _direction_file(folder: AppFolder, name: str) -> Path:
     names = direction_names(folder)
     if not names:
-        raise ConfigError("direction: the app has none; put a file of monai-diffae fit-direction into directions")
+        raise ConfigError(
+            "direction: the app has none; run monai-diffae fit-direction and put its file into directions"
+        )
     if not name and len(names) == 1:
         name = names[0]
     if name not in names:  # a name of the list cannot lead out of the folder

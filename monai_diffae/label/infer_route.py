@@ -48,7 +48,7 @@ async def infer(
     if task is not None and not task.makes_image and output in (ResultType.image, ResultType.dicom_seg):
         raise ConfigError(f"output: {model} answers with JSON only; use output=json")
     if label is not None:
-        raise ConfigError(f"label: {model} takes no label")
+        raise ConfigError(f"label: {model} takes no label; omit it")
     if file is not None:
         with _uploaded(file) as session_id:
             return run_inference(background_tasks, model, image, session_id, params, None, None, output)
@@ -76,9 +76,9 @@ def check_params(text: str) -> dict[str, Any]:
     try:
         params = json.loads(text or "{}")
     except ValueError as error:
-        raise ConfigError("params: is not valid JSON") from error
+        raise ConfigError("params: is not valid JSON; send a JSON object") from error
     if not isinstance(params, dict):
-        raise ConfigError("params: must be a JSON object")
+        raise ConfigError("params: must be a JSON object; send {} for none")
     refused = sorted(_NO_PARAMS & params.keys())
     if refused:
         raise ConfigError(f"params: {refused[0]!r} is not a parameter; give it in the URL")

@@ -25,14 +25,14 @@ class AppResult(FolderResult):
 def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
     """Make a MONAI Label app that serves a trained bundle.
 
-    The folder gets a copy of the bundle, which training on the server replaces, and a folder ``directions`` for files
-    of ``monai-diffae fit-direction``, with which annotators can edit scans. Start the server with
+    The app's folder holds a copy of the bundle. Training on the server changes this copy only. To let annotators edit
+    scans, put files of ``monai-diffae fit-direction`` into its subfolder ``directions``. Start the server with
     ``monai-diffae label-server``.
 
     Args:
         out: New folder for the app.
         bundle: Folder of a trained bundle.
-        refer: Use the bundle where it is instead of a copy; training on the server is then refused.
+        refer: Use the bundle itself instead of a copy. The server then refuses to train.
 
     Returns:
         The folder.

@@ -34,16 +34,17 @@ def label_server(
 ) -> CommandResult:
     """Serve an app to 3D Slicer, OHIF and other clients of MONAI Label, until Ctrl-C.
 
-    The server has no passwords. It therefore answers this machine only, unless ``host`` says otherwise. OHIF expects
-    it at port 8000. Its log, without names and ids, is ``logs/app.log`` in the app's folder.
+    The server has no passwords. By default, only programs on this machine can reach it; ``host`` changes that. OHIF
+    works only with port 8000. The log, without names and ids, is ``logs/app.log`` in the app's folder.
 
     Args:
         app: Folder of an app, made with ``monai-diffae label-app``.
-        studies: Folder of scans, or URL of a DICOMweb server such as ``http://127.0.0.1:8042/dicom-web``. MONAI Label
-            writes its list of images and the labels into the folder.
+        studies: Folder of scans, or URL of a DICOMweb server such as ``http://127.0.0.1:8042/dicom-web``. The server
+            writes the labels and its list of images into the folder.
         host: Address to listen on.
         port: Port to listen on.
-        modality: For a DICOMweb server: list only series of this modality, such as ``MR``; by default all images.
+        modality: With a DICOMweb server: list only series of this modality, such as ``MR``. Default: all
+            series of images.
 
     Returns:
         Nothing, when the server has ended.
@@ -56,7 +57,7 @@ def label_server(
         >>> label_server("no_app", "scans")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_app: is not an app; make one with monai-diffae label-app
+        monai_diffae.errors.ConfigError: no_app: is not an app folder; make one with monai-diffae label-app
     """
     from monai_diffae.label.app_folder import AppFolder
 
@@ -64,13 +65,13 @@ def label_server(
     folder.settings()
     is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
-        raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans, or a DICOMweb URL")
+        raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")
     if find_spec("monailabel") is None:
-        raise ConfigError("monailabel: is not installed; install it with pip install 'monai-diffae[label]'")
+        raise ConfigError("monailabel is not installed; run pip install 'monai-diffae[label]'")
     _check_port(host, port)
     if host not in _LOOPBACK:
         logger.warning(
-            "host: everyone who reaches %s can read the scans and replace labels: there is no password", host
+            "host: everyone who can reach %s can read the scans and replace labels, because there is no password", host
         )
     _serve(folder.path, studies if is_url else str(Path(studies).resolve()), host, port, modality)
     return CommandResult()
@@ -102,7 +103,7 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
 def _abandon_requests() -> None:
     """End the process if a request is still computing in a thread, which Python would wait for."""
     if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-        logger.info("ended; a request that was being served was abandoned")
+        logger.info("the server has ended; an unfinished request was aborted")
         logging.shutdown()
         os._exit(0)
 

@@ -1,4 +1,4 @@
-"""What the labels of the datastore say about each image: a class, or the volume of a structure.
+"""The value that a probe learns from each label of the datastore: a class, or the volume of a structure.
 
 MONAI Label's labels are label maps. A probe needs one value per image, which is one of these:
 
@@ -47,7 +47,9 @@ def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) 
     if target not in (AUTO, VOLUME):
         numbers = {id: number for id, number in numbers.items() if number is not None}
         if infos and not numbers:
-            raise ConfigError(f"target: no label has a structure {target[:40]!r}; use its name or number, or volume")
+            raise ConfigError(
+                f"target: no label has a structure {target[:40]!r}; use the name or number of a structure, or volume"
+            )
     volumes: dict[str, float] = {}
     for id, number in numbers.items():
         sizes = _sizes_of_label(datastore, id)

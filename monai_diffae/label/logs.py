@@ -1,4 +1,4 @@
-"""What the server logs: lines of this room and of uvicorn, without ids, names and paths."""
+"""What the server logs: messages of this folder and of uvicorn, without ids, names and paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class OwnLines(logging.Filter):
-    """Passes the records of this room, of uvicorn, and those of jobs, which :class:`JobLines` has filtered.
+    """Passes the records of this folder, of uvicorn, and those of jobs, which :class:`JobLines` has filtered.
 
     MONAI Label (0.8.5) logs requests, ids and paths, and other modules of this package name files in their warnings. A
     file's name is often that of a patient.
@@ -26,7 +26,7 @@ class OwnLines(logging.Filter):
 
 
 class JobLines(logging.Filter):
-    """Passes those lines of a job's output that this room logged, without their time and level."""
+    """Passes those lines of a job's output that this folder logged, without their time and level."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is logged."""
@@ -38,7 +38,7 @@ class JobLines(logging.Filter):
 
 
 def silence_monai_label() -> None:
-    """Keep MONAI Label from logging ids and paths, in the server and in its jobs; not if this package debugs."""
+    """Keep MONAI Label from logging ids and paths, in the server and in its jobs, unless this package logs at DEBUG."""
     if logging.getLogger("monai_diffae").level == logging.DEBUG:
         return
     for name in ("monailabel", "dicomweb_client"):
@@ -51,7 +51,7 @@ def set_up_logging(file: Path) -> None:
     """Send the server's own lines to the terminal and to a file, and nothing else.
 
     Args:
-        file: the log; at one megabyte it begins again, and three former ones are kept.
+        file: the log; at one megabyte a new file is started, and the last three are kept.
     """
     debug = logging.getLogger("monai_diffae").level == logging.DEBUG
     root = logging.getLogger()

@@ -35,10 +35,15 @@ class OriginGuard:
             host, origin = headers.get("host", ""), headers.get("origin")
             is_local = re.fullmatch(LOOPBACK_ORIGIN, f"http://{host}") is not None
             if self.loopback_only and not is_local:
-                await _refuse("host: only localhost is served", scope, receive, send)
+                await _refuse(
+                    "host: the server answers only this machine; use localhost, or start it with --host",
+                    scope,
+                    receive,
+                    send,
+                )
                 return
             if origin is not None and not may_ask(origin, host):
-                await _refuse("origin: pages of other machines are not served", scope, receive, send)
+                await _refuse("origin: web pages of other machines may not use this server", scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

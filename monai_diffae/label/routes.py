@@ -69,7 +69,7 @@ def _in_thread(
         try:
             return await to_thread.run_sync(run, arguments, limiter=limiter[0])
         except asyncio.CancelledError as error:
-            raise HTTPException(503, "the server is ending") from error
+            raise HTTPException(503, "the server is shutting down; try again later") from error
 
     call.__name__, call.__doc__ = endpoint.__name__, endpoint.__doc__
     call.__signature__ = inspect.signature(endpoint, eval_str=True)  # type: ignore[attr-defined] # for FastAPI

@@ -64,7 +64,7 @@ class EmbedScoring(ScoringMethod):
 
 
 def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:
-    """The path of every image by id, and the reason for those whose path cannot be had, as from a DICOMweb server."""
+    """The path of every image by id, and the reason for each image that a DICOMweb server does not return."""
     paths: dict[str, str] = {}
     failed: dict[str, str] = {}
     for id in datastore.list_images():
@@ -73,5 +73,5 @@ def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:
         except DiffAEError as error:
             failed[id] = one_line(error)
         except Exception as error:  # one series that a DICOMweb server does not give is no reason to stop
-            failed[id] = f"{type(error).__name__}: the image cannot be fetched"
+            failed[id] = f"{type(error).__name__}: the image cannot be fetched; check the DICOMweb server"
     return paths, failed

@@ -71,6 +71,7 @@ class ServedModel:
         if trained.image_keys != ["image"]:
             keys = ", ".join(trained.image_keys)
             raise ConfigError(
-                f"{self.folder.name}: needs the images {keys} of a case, but MONAI Label has one image per id"
+                f"{self.folder.name}: needs the images {keys} per case, but MONAI Label has one image per id; "
+                "use another bundle"
             )
         return trained

@@ -18,11 +18,11 @@ from monai_diffae.label.task import check_keys
 from monai_diffae.latents.selection import select
 
 DESCRIPTIONS = {
+    "mixed": "Typical images first, then those that are uncertain and far from labelled ones",
     "diversity": "The image that is farthest in z_sem from all labelled and proposed ones",
     "typical": "The centre of a region in z_sem without a labelled or proposed image",
     "outlier": "The most unusual image",
     "uncertain": "The image that a probe of the labels so far is least certain about",
-    "mixed": "Far from labelled and proposed images, and uncertain",
 }
 _WITH_PROBE = ("uncertain", "mixed")
 
@@ -71,7 +71,7 @@ class DiffAEStrategy(Strategy):
             cases = EmbeddingIndex(self._folder.index).read(trained)
         rows = {id: row for row, id in enumerate(cases.ids)}
         if not rows.keys() & set(unlabelled):
-            raise ConflictError("strategy: no image without a label has been scored; wait for the scoring, or "
+            raise ConflictError("strategy: no unlabelled image is encoded yet; wait for the scoring, or send "
                                 "POST /scoring/diffae_embed")  # fmt: skip
         proposed_at = proposals(datastore, [id for id in unlabelled if id in rows])
         kind, targets = self._targets(request, datastore, rows)
@@ -91,7 +91,7 @@ class DiffAEStrategy(Strategy):
     def _targets(
         self, request: Mapping[str, Any], datastore: Datastore, rows: Mapping[str, int]
     ) -> tuple[str | None, dict[str, Any]]:
-        """What the probe is fitted to: ``class`` or ``volume``, and the value of each scored image with a label."""
+        """The targets of the probe: ``class`` or ``volume``, and the value of each scored image with a label."""
         if self._selection not in _WITH_PROBE:
             return None, {}
         ids = [id for id in datastore.get_labeled_images() if id in rows]

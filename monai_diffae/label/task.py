@@ -98,7 +98,7 @@ class NativeImage:
         if suffix == ".png" and self.is_picture:
             array = np.clip(np.round(array), 0, 255).astype(np.uint8)
         if dtype_name not in (None, array.dtype.name):
-            raise ConfigError(f"result_dtype: these images are {array.dtype.name}; ask for this, or for none")
+            raise ConfigError(f"result_dtype: must be {array.dtype.name} for this task; use this, or omit it")
         handle, name = tempfile.mkstemp(suffix=suffix, dir=_answers_folder())
         os.close(handle)
         try:
@@ -249,7 +249,7 @@ def _slice(request: Mapping[str, Any]) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError("slice: must be a whole number from 0")
+        raise ConfigError("slice: must be a whole number, 0 or above")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Training on the server: the bundle's own training goes on, with all images of the datastore."""
+"""Training on the server: continues the bundle's training on all images of the datastore."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def training_options(
     """The values of the training's configuration that a client may set, by key; the others are those of the bundle.
 
     Args:
-        max_epochs: how often each image is seen.
-        learning_rate: learning rate; None: that with which the bundle was trained.
+        max_epochs: number of epochs.
+        learning_rate: learning rate; None: that of the bundle's training.
         seed: random seed.
         mlflow: track the training with MLflow.
 
@@ -115,8 +115,8 @@ class DiffAETrainer(TrainTask):
         overrides = training_options(**{name: given[name] for name in names if given.get(name) is not None})
         if not self._folder.owns_its_bundle:
             raise ConfigError(
-                "train: the app refers to a bundle outside its folder, which training would change; make an app "
-                "with a copy (monai-diffae label-app without --refer)"
+                "train: the app uses a bundle outside its folder, and training would change it; make an app "
+                "with a copy of the bundle (monai-diffae label-app without --refer)"
             )
         with self._alone():
             return self._train(overrides, datastore)
@@ -159,7 +159,9 @@ class DiffAETrainer(TrainTask):
         index.update(trained, paths)
         cases = index.read(trained)
         if not cases.ids or not _makes_finite_images(trained, paths[cases.ids[0]]):
-            raise ConfigError("train: the new model makes no finite images, so it is not used; lower learning_rate")
+            raise ConfigError(
+                "train: the new model has diverged (NaN), so the old one stays in use; lower learning_rate"
+            )
         publish(new, self._served.folder)
         index.keep_only([trained])
         return trained.sha256, len(cases.failures)

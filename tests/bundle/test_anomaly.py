@@ -114,7 +114,9 @@ def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_ru
     with pytest.raises(ScanError, match="cannot be read; run monai-diffae calibrate copy COHORT"):
         load()
     path.unlink()
-    with pytest.raises(ConfigError, match=r"there is no models/anomaly.pt, .* run monai-diffae calibrate copy COHORT"):
+    with pytest.raises(
+        ConfigError, match=r"not calibrated .*models/anomaly\.pt\); run monai-diffae calibrate copy COHORT"
+    ):
         load()
 
 

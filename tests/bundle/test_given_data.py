@@ -171,7 +171,7 @@ def test_what_is_refused_changes_nothing(bundle: Path, images: list[str], tmp_pa
     assert "train#dataset#data: there is no image; in MONAI Label, label more" in refused(lambda: run(bundle, [], val))
     assert "validate#dataset#data: there is no image" in refused(lambda: run(bundle, train, []))
     from_cohort = "$@cohort.items('val')"
-    assert "validate#dataset#data: is not a list" in refused(lambda: run(bundle, train, from_cohort))
+    assert "validate#dataset#data: must be a list" in refused(lambda: run(bundle, train, from_cohort))
     assert 'has no "image" path' in refused(lambda: run(bundle, [{"label": "a"}], val))
     assert "have the same file" in refused(lambda: run(bundle, train, train))
     changed = refused(lambda: run(bundle, train, val, z_channels=4))
@@ -179,7 +179,7 @@ def test_what_is_refused_changes_nothing(bundle: Path, images: list[str], tmp_pa
     other = {"_target_": "CheckpointLoader", "load_path": "models/checkpoint.pt", "load_dict": {"model": "$@network"}}
     handlers = [other, *read(bundle / "configs" / "train.json")["train"]["handlers"]]
     loader = refused(lambda: run(bundle, train, val, **{"train#handlers": handlers}))
-    assert "checkpoint.pt: a training begins with models/model.pt" in loader
+    assert "checkpoint.pt: training can start only from models/model.pt" in loader
     assert content(bundle) == before
 
 

@@ -280,7 +280,7 @@ def test_a_process_that_loads_during_a_training_never_sees_a_mixture(
     before = checksum(target)
     end_reader = start_reader(target)
     settings = {
-        **tiny_settings, "percentiles": [1, 99], "max_epochs": 200, "val_interval": 1000, "batch_size": 2,
+        **tiny_settings, "percentiles": [1, 99], "max_epochs": 30, "val_interval": 1000, "batch_size": 2,
         "checkpoint_minutes": 0.0,
     }  # fmt: skip
     train(target, tiny_bundle.cohort, overwrite=True, overrides=settings)

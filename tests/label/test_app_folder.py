@@ -72,5 +72,5 @@ def test_settings_are_checked(settings, message, tmp_path):
 
 def test_another_folder_is_not_an_app(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"bundle": "bundle"}))
-    with pytest.raises(ConfigError, match="is not an app; make one with monai-diffae label-app"):
+    with pytest.raises(ConfigError, match="is not an app folder; make one with monai-diffae label-app"):
         AppFolder(tmp_path).settings()

@@ -37,6 +37,6 @@ def test_some_images_can_be_chosen(serve, bundle_3d, studies_3d):
     assert batch(server, "diffae_encode", images=["series-1"]).json().keys() == {"series-1"}
     assert len(batch(server, "diffae_encode", max_batch_size=2).json()) == 2
     assert batch(server, "diffae_encode", images=["../x"]).status_code == 400
-    assert "no such id" in batch(server, "diffae_encode", images=["unknown"]).json()["unknown"]["error"]
+    assert "no image with this id" in batch(server, "diffae_encode", images=["unknown"]).json()["unknown"]["error"]
     assert batch(server, "diffae_encode", label_tag="../../x").status_code == 400
     assert batch(server, "unknown").status_code == 404

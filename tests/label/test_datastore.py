@@ -60,7 +60,7 @@ def test_files_with_the_same_name_are_reported_without_it(tmp_path, volumes, pic
     shutil.copy(next(iter(pictures.values())), tmp_path / "doe.jpeg")
     with caplog.at_level(logging.WARNING, "monai_diffae"):
         assert FolderDatastore(str(tmp_path)).list_images() == ["doe"]
-    assert "1 files have the name of another" in caplog.text
+    assert "1 files differ only in the suffix" in caplog.text
     assert "doe" not in caplog.text
 
 
@@ -115,7 +115,7 @@ def test_an_image_is_added_but_does_not_replace_another(studies, volumes, tmp_pa
     assert Path(datastore.get_image_uri("new")).read_bytes() == first.read_bytes()
     text = tmp_path / "a.txt"
     text.write_text("no image")
-    with pytest.raises(ConfigError, match="images have one of the suffixes"):
+    with pytest.raises(ConfigError, match="has an unknown suffix; use one of"):
         datastore.add_image("text", str(text), {})
 
 

@@ -76,7 +76,7 @@ def test_a_label_is_refused(server):
     source = server.studies.source["hippocampus_001"]
     with open(source, "rb") as stream:
         response = server.client.post("/infer/diffae_encode?image=hippocampus_001", files={"label": ("l.bin", stream)})
-    assert (response.status_code, response.json()["detail"]) == (400, "label: diffae_encode takes no label")
+    assert (response.status_code, response.json()["detail"]) == (400, "label: diffae_encode takes no label; omit it")
 
 
 def test_what_a_client_on_this_machine_saves_is_not_removed(server):

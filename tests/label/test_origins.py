@@ -32,7 +32,10 @@ def test_this_machine_is_served(host, origin):
 )
 def test_pages_of_other_machines_are_refused(origin):
     response = client("127.0.0.1:8000").post("/", headers={"origin": origin})
-    assert (response.status_code, response.json()["detail"]) == (403, "origin: pages of other machines are not served")
+    assert (response.status_code, response.json()["detail"]) == (
+        403,
+        "origin: web pages of other machines may not use this server",
+    )
 
 
 def test_a_foreign_name_for_this_machine_is_refused():

@@ -362,7 +362,7 @@ def test_a_training_without_images_is_refused_with_the_reason(serve: Any, volume
     for labelled, split, reason in (
         ([], 0.2, "train#dataset#data: there is no image; in MONAI Label, label more images"),
         (["scan-0", "scan-1"], 0, "validate#dataset#data: there is no image"),
-        ([], -1, "validate#dataset#data: is not a list"),
+        ([], -1, "validate#dataset#data: must be a list, because train#dataset#data is one"),
     ):
         label(client, volumes, labelled)
         with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours

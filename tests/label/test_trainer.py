@@ -90,7 +90,7 @@ def test_a_training_that_fails_changes_nothing(serve, bundle_3d, studies_3d):
     server = serve(bundle_3d, studies_3d)
     before = state(server)
     response = train(server, learning_rate=1e30)
-    assert (response.status_code, response.json()["detail"][:27]) == (400, "train: the new model makes "), response.text
+    assert (response.status_code, response.json()["detail"][:27]) == (400, "train: the new model has di"), response.text
     assert state(server) == before
     assert not (server.app.folder.training / "run" / "bundle" / "models").exists()
 
@@ -116,7 +116,7 @@ def test_a_bundle_that_the_app_refers_to_is_not_trained(bundle_3d, studies_3d, t
 
     folder = make_app_folder(tmp_path / "app", bundle_3d, refer=True)
     trainer = DiffAETrainer(ServedModel(bundle_3d, "cpu"), folder)
-    with pytest.raises(ConfigError, match="refers to a bundle outside its folder"):
+    with pytest.raises(ConfigError, match="uses a bundle outside its folder"):
         trainer({"model": "diffae", **QUICK}, FolderDatastore(str(studies_3d.folder)))
 
 

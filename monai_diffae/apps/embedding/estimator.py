@@ -204,7 +204,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         Raises:
             ScanError: a scan cannot be used, and ``on_bad_scan`` is ``raise``.
         """
-        key = str(trained.config.get("encoder_key", "image"))
+        key = trained.encoder_key
         workers = Reading(workers=self.workers).workers_for(len(items))
         stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=self.batch_size)
         numbered = zip(range(len(items)), items, stream, strict=True)

@@ -1,4 +1,4 @@
-"""An embedding index: the z_sem of a changing set of scans, of which only new and changed ones are encoded."""
+"""An embedding index: keeps the z_sem of a changing set of scans, and encodes only new and changed ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class EmbeddingIndex:
             trained: the bundle.
             images: all scans by id; for a bundle with several images, a mapping of them by image key.
             batch_size: images on the device at once; also the number of images after which results are saved.
-            workers: processes that read scans ahead; 0: none; None: one per core (at most 8) for 256 scans or more.
+            workers: processes that read scans; 0: none; None: one per core (at most 8) for 256 scans or more.
             wait_s: how long to wait for another process that updates the index; None: until it has finished.
 
         Returns:
@@ -147,7 +147,7 @@ class EmbeddingIndex:
         return IndexUpdate(new, changed, removed, failed)
 
     def read(self, trained: TrainedBundle) -> IndexedCases:
-        """The cases of this model only: those of one moment, also while another process updates the index.
+        """Return the cases of this model, as a consistent snapshot even while another process updates the index.
 
         Raises:
             ConfigError: the database is damaged.

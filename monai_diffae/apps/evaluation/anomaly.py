@@ -59,23 +59,24 @@ def anomaly(
     columns: Columns = NONE_GIVEN,
     run: UnbatchedRun = UnbatchedRun(),
 ) -> AnomalyResult:
-    """Show what is unusual inside scans: maps and masks in the scan's own space, scores with p-values, a picture.
+    """Show what is unusual inside scans: maps and masks in the scan's own space, and scores with p-values.
 
     ``out/maps/<id>.nii.gz`` is the anomaly map (float32): how much a voxel differs from what the model expects, in
-    units of the usual difference at this voxel. ``out/masks/<id>`` marks the voxels above the quantile (uint8, 1; 255
-    in the PNG of pictures). Both are 0 outside the model's field of view. A volume is one case with a 2D bundle, too:
-    its slices are put back into it, unless single slices are named as ``cases``.
+    units of the usual difference at this voxel. ``out/masks/<id>`` marks the voxels above the quantile with 1 (uint8;
+    with 255 in PNG). Both are 0 outside the model's field of view. A volume is one case with a 2D bundle, too, and
+    its map and mask are volumes, unless ``cases`` names single slices.
 
     ``anomaly.csv`` has one row per case, the most unusual first: ``id``, ``score``, ``p_value``, ``mask_voxels`` and
-    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. The bundle must be calibrated,
-    which training does: see ``calibrate``.
+    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. Training
+    calibrates a bundle; for a bundle without calibration, run ``calibrate`` first.
 
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for the results.
-        quantile: A voxel belongs to the mask if its map is above this share of all voxels of the held-out cases.
-        num_pictures: Cases in the picture.
+        quantile: A voxel belongs to the mask if its map value is above this quantile of all voxels of
+            held-out cases.
+        num_pictures: Number of cases in ``anomaly.png``.
         choice: Which cases; those that the bundle was trained on look more normal than new ones.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         run: How the command runs.

@@ -67,9 +67,9 @@ def calibrate(
 ) -> CalibrateResult:
     """Calibrate anomaly maps and scores with held-out cases, and store the calibration in the bundle.
 
-    Training does this at its end with validation cases. Run it again to calibrate with more cases, or with normal
-    cases only: list these in a table of their own. ``models/anomaly.pt`` is replaced, unless it was made from the same
-    cases and arguments. It holds no images: the mean squared residual of each voxel, the scores of the cases, and
+    Training does this at its end with validation cases. Run this command to calibrate with more cases, or with a table
+    of normal cases only. ``models/anomaly.pt`` is replaced, unless it was computed from the same cases and arguments.
+    It holds no images: the mean squared residual of each voxel, the scores of the cases, and
     quantiles.
 
     Args:
@@ -77,9 +77,9 @@ def calibrate(
         cohort: Folder, CSV/TSV, MONAI datalist or single scan, with normal cases that the bundle was not trained on.
         split: Use the cases of this split.
         limit: Use at most this many scans, drawn at random from as many patients as possible.
-        noise_level: Share of all timesteps at which images are noised. A higher level finds larger anomalies, a lower
-            one smaller ones.
-        draws: Noisy versions of each image, over which the reconstruction is averaged.
+        noise_level: Noise that is added to images, as a share of all timesteps. A higher level finds larger anomalies,
+            a lower one smaller ones.
+        draws: Number of noisy versions of each image; their reconstructions are averaged.
         seed: Random seed of the noise and of the choice of scans.
         reading: How scans are read.
         run: How the command runs.

@@ -50,13 +50,18 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
     codes, rows = checked_codes(z, num_least=1).astype(np.float64), np.asarray(labelled, np.intp)
     if rows.shape != (len(labels),):
         raise ConfigError(f"labels: {len(labels)} labels for {rows.size} labelled cases; give one for each")
-    if kind == "classes" or (kind == "auto" and all(map(_is_class, labels))):
+    if are_classes(labels, kind):
         names, target = np.unique([class_name(label) for label in labels], return_inverse=True)
         if len(names) < 2:
             return np.ones(len(codes))
         probe = fit_probe("linear", codes[rows], target, rows, len(names), standardise=False)
         return _entropy(probe.predict(codes)) / np.log(len(names))
     return _predictive_std(codes, rows, _numbers(labels))
+
+
+def are_classes(labels: Sequence[Any], kind: Kind) -> bool:
+    """Whether labels are classes, or numbers; see :func:`uncertainty`."""
+    return kind == "classes" or (kind == "auto" and all(map(_is_class, labels)))
 
 
 def _is_class(label: Any) -> bool:

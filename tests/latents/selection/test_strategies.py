@@ -76,6 +76,14 @@ def test_without_labels_that_differ_a_probe_strategy_is_typical(strategy, z_sem)
     np.testing.assert_array_equal(select(strategy, z_sem, 5, labelled=labelled, labels=labels), expected)
 
 
+def test_mixed_is_typical_for_numbers(z_sem):
+    labels = np.linspace(0.5, 9.5, 20)
+    expected = select("typical", z_sem, 5, labelled=range(20))
+    np.testing.assert_array_equal(select("mixed", z_sem, 5, labelled=range(20), labels=labels), expected)
+    classes = select("mixed", z_sem, 5, labelled=range(20), labels=["a", "b"] * 10)
+    assert set(classes) != set(expected)
+
+
 def test_with_few_labels_mixed_is_typical_and_uncertain_is_not(z_sem):
     arguments = {"labelled": LABELLED, "labels": KINDS["classes"]}
     typical, uncertain, mixed = (select(name, z_sem, 5, **arguments) for name in ("typical", "uncertain", "mixed"))
@@ -109,9 +117,9 @@ def test_random_depends_on_the_seed_alone(seed, z_sem):
     ("arguments", "message"),
     [
         ({"strategy": "best"}, "^strategy: 'best' is not one of random, "),
-        ({"labelled": [50]}, "^labelled: a row is not from 0 to 49; give rows of z_sem"),
-        ({"proposed": [-1]}, "^proposed: a row is not"),
-        ({"strategy": "mixed", "labelled": [1, 2]}, "^labels: 0 labels for 2 labelled cases"),
+        ({"labelled": [50]}, "^labelled: a row is outside 0 to 49; give row numbers"),
+        ({"proposed": [-1]}, "^proposed: a row is outside"),
+        ({"strategy": "uncertain", "labelled": [1, 2]}, "^labels: 0 labels for 2 labelled cases"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_named(arguments, message, z_sem):
