@@ -40,7 +40,7 @@ def server_url(serve: Any, bundle_3d: Path, studies_3d: Any, tmp_path: Path) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = uvicorn.Server(
-        uvicorn.Config(served.client.app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
+        uvicorn.Config(served.client.app, host="127.0.0.1", port=port, log_config=None, lifespan="off")
     )
     thread = threading.Thread(target=server.run)
     thread.start()
