@@ -35,7 +35,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
+SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", *pictures.SUFFIXES)
 """The suffixes of files that can be read; DICOM files may also have none. A NIfTI pair is read by its .hdr file."""
 
 
@@ -140,7 +140,7 @@ def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header
         suffix = scan_suffix(path)
     if suffix.startswith((".nii", ".hdr")):
         return nifti.read, nifti.read_header
-    if suffix in (".png", ".jpg", ".jpeg"):
+    if suffix in pictures.SUFFIXES:
         return pictures.read, pictures.read_header
     if suffix in (".nrrd", ".mha", ".mhd"):
         return itk.read, itk.read_header

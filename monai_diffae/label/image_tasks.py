@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -11,18 +11,13 @@ from annotated_types import Ge, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.direction_files import read_direction
-from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.app_folder import AppFolder
-from monai_diffae.label.task import Answer, DiffAETask, NativeImage, Request
-
-if TYPE_CHECKING:
-    from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.label.task import Answer, DiffAETask, NativeImage
+from monai_diffae.transforms.native import fits_png
 
 Steps = Annotated[int, Ge(0), Le(1000)]
 Evaluations = Annotated[int, Ge(0), Le(10_000)]
-
-_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 @command
@@ -54,7 +49,7 @@ def diffae_reconstruct(
     case = request.open()
     images = case.reconstruct(mode, steps=steps or None, draws=draws, seed=seed, max_evaluations=max_evaluations)
     mse = float((images - case.images).square().mean())
-    image = NativeImage(case, case.back(images), is_picture(request, case))
+    image = NativeImage(case, case.back(images), fits_png(request.image, case.scan))
     return Answer({"mode": mode, "mse": mse}, image)
 
 
@@ -96,7 +91,7 @@ def diffae_edit(
         "strength": strength,
         "prediction": {"scan": line.predict(codes).tolist(), "edited": line.predict(moved).tolist()},
     }
-    return Answer(figures, NativeImage(case, case.back(images), is_picture(request, case)))
+    return Answer(figures, NativeImage(case, case.back(images), fits_png(request.image, case.scan)))
 
 
 class EditTask(DiffAETask):
@@ -110,12 +105,6 @@ class EditTask(DiffAETask):
 def direction_names(folder: AppFolder) -> list[str]:
     """The names of the files in an app's folder ``directions``, sorted."""
     return sorted(path.stem for path in folder.directions.glob("*.json")) if folder.directions.is_dir() else []
-
-
-def is_picture(request: Request, case: OpenedCase) -> bool:
-    """Whether a scan is an 8-bit picture, so that an image with its intensities is a PNG."""
-    array = case.scan.array
-    return scan_suffix(request.image) in _PICTURES and len(array) in (1, 3) and float(array.max()) <= 255
 
 
 def _direction_file(folder: AppFolder, name: str) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.dicom_series import write_series
+from monai_diffae.data.formats import pictures
 from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.transforms.native import NativeSpace
@@ -31,7 +32,7 @@ def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
         >>> image_suffix((3, 16, 16), "a.jpeg"), image_suffix((1, 16, 16), "a.nii"), image_suffix((2, 16, 16), "a.png")
         ('.png', '.nii.gz', '.nii.gz')
     """
-    is_picture = scan_suffix(source) in (".png", ".jpg", ".jpeg") and len(shape) == 3 and shape[0] in (1, 3)
+    is_picture = scan_suffix(source) in pictures.SUFFIXES and len(shape) == 3 and shape[0] in (1, 3)
     return ".png" if is_picture else ".nii.gz"
 
 

@@ -16,13 +16,13 @@ from monai.transforms.utils import allow_missing_keys_mode, convert_applied_inte
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.formats import pictures
+from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.errors import ConfigError, find_diffae_error
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
 
-PICTURES = (".png", ".jpg", ".jpeg")
 _NOTHING_TO_INVERT = (CopyItemsd, EnsureTyped, SmoothForSpacingd)
 
 
@@ -67,8 +67,13 @@ class PreprocessedScan:
         self.image = self.images[key]
         first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
         is_file = isinstance(first, (str, os.PathLike))
-        is_picture = is_file and scan_suffix(first) in PICTURES and len(self.scan.array) in (1, 3)
-        self.suffix = ".png" if is_picture and self.scan.array.max() <= 255 else ".nii.gz"
+        self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
+
+
+def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:
+    """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
+    is_picture = scan_suffix(file) in pictures.SUFFIXES and len(scan.array) in (1, 3)
+    return is_picture and bool(scan.array.max() <= 255)
 
 
 class NativeSpace(PreprocessedScan):

@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 
 from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
 
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
 _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "La": "LA"}
 
 
