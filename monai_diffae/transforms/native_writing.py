@@ -53,8 +53,7 @@ def write_native(path: str | os.PathLike[str], array: NDArray[Any], scan: Scan, 
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
     if header is not None and dtype is not None:
         header = _header_of_type(header, np.dtype(dtype))
-    without_geometry = scan.spatial_dims == 2 and np.array_equal(scan.affine, np.eye(4))  # pictures
-    affine = None if without_geometry else scan.affine
+    affine = None if scan.lacks_geometry else scan.affine
     stored = _stored_type(array, scan) if dtype is None and header is None else dtype
     return write_scan(path, array, affine, dtype=np.float32 if stored is None else stored, header=header)
 

@@ -134,6 +134,6 @@ def voxel_mm3(scan: Scan) -> float | None:
         >>> voxel_mm3(Scan(np.zeros((1, 2, 2, 2), np.float32), np.diag([1.0, 2.0, 3.0, 1.0])))
         6.0
     """
-    if scan.spatial_dims == 2 and np.array_equal(scan.affine, np.eye(4)):
+    if scan.lacks_geometry:
         return None
     return math.fabs(float(np.linalg.det(scan.affine[:3, :3])))

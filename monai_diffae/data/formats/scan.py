@@ -54,6 +54,11 @@ class Scan:
         return self.array.ndim - 1
 
     @property
+    def lacks_geometry(self) -> bool:
+        """Whether the place and size in mm are not known, as for PNG and JPEG."""
+        return self.spatial_dims == 2 and np.array_equal(self.affine, np.eye(4))
+
+    @property
     def spacing_mm(self) -> tuple[float, ...]:
         """Voxel spacing along each axis of ``S``, in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0))
