@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.layout import ANOMALY, MODELS, models_folder
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
@@ -134,6 +135,14 @@ class AnomalyDetector:
             raise ConfigError(f"{name}: models/{ANOMALY} belongs to {what}; {advice}")
         return detector
 
+    @classmethod
+    def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:
+        """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged."""
+        try:
+            return cls.load(trained)
+        except DiffAEError:
+            return None
+
     def save(self, folder: Path) -> Path:
         """Write the detector into a bundle's folder, in one atomic step.
 
@@ -151,12 +160,12 @@ class AnomalyDetector:
         scores = highest_mean(maps, self.settings.fraction)
         return Anomaly(maps, float(scores.max()), self._p_value(scores), reconstruction, self)
 
-    @property
+    @cached_property
     def spread(self) -> Tensor:
         """The usual size of the residual at each voxel, (1, *S)."""
         return residual_spread(self.mean_squares, self.settings.floor)
 
-    @property
+    @cached_property
     def scan_scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The scores of the held-out scans: of a volume's slices, the highest."""
         scans = self.scans.numpy()

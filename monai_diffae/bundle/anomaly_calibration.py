@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from monai_diffae.bundle.anomaly import AnomalyDetector, AnomalySettings, calibrated_model, image_residuals
-from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.errors import CohortError, DiffAEError, one_line
+from monai_diffae.errors import CohortError, one_line
 from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.metrics.anomaly import cross_fitted_maps, highest_mean
 
@@ -115,7 +114,7 @@ def calibrate_trained(
         return
     try:
         trained = load_bundle(folder, device)
-        if _is_calibrated(trained):
+        if AnomalyDetector.load_if_usable(trained) is not None:
             return
         readable = {str(item["id"]): index for index, item in enumerate(dataset.items)}
         drawn = draw_scans([case for case in cases if case.id in readable], limit)
@@ -128,13 +127,3 @@ def calibrate_trained(
             "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "
             "with other held-out cases", one_line(error), folder.name,
         )  # fmt: skip
-
-
-def _is_calibrated(trained: TrainedBundle) -> bool:
-    if not (models_folder(trained.folder) / ANOMALY).is_file():
-        return False
-    try:
-        AnomalyDetector.load(trained)
-    except DiffAEError:
-        return False
-    return True

@@ -16,7 +16,6 @@ from monai_diffae.bundle.anomaly_calibration import fit_detector
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track
-from monai_diffae.errors import DiffAEError
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def calibrated(
         "cohort": session.cohort.fingerprint,
         "cases": checksum_of([(case.id, case.patient) for case in cases]),
     }
-    existing = None if overwrite or not path.is_file() else _usable(session)
+    existing = None if overwrite else AnomalyDetector.load_if_usable(trained)
     if existing is not None and existing.settings == settings and made_from.items() <= existing.made_from.items():
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         return path, existing, True
@@ -57,11 +56,3 @@ def calibrated(
     made_from["num_failed"] = len(read.failures)
     detector = fit_detector(trained, read.cases, images, settings, made_from)
     return detector.save(trained.folder), detector, False
-
-
-def _usable(session: Session) -> AnomalyDetector | None:
-    """The bundle's detector; None if it is of another model, or damaged."""
-    try:
-        return AnomalyDetector.load(session.trained)
-    except DiffAEError:
-        return None
