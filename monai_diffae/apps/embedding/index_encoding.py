@@ -42,7 +42,7 @@ def encode_cases(
     images, owners, failed = _images(cases, trained)
     if failed:
         yield failed
-    key = str(trained.config.get("encoder_key", "image"))
+    key = trained.encoder_key
     items = [image.item() for image in images]
     stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=batch_size)
     numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained, key)

@@ -61,7 +61,7 @@ def train_watched(
     stop: threading.Event | None = None,
     report: Callable[[TrainingReport], object] | None = None,
 ) -> WatchedTraining:
-    """Train a bundle as :func:`monai_diffae.train` does, inside a program that goes on afterwards.
+    """Train a bundle as :func:`monai_diffae.train` does, inside a program that continues afterwards.
 
     It can run in any thread. In the main thread, SIGTERM and Ctrl-C save a checkpoint and then raise ``SystemExit``.
     The random numbers are those of torch's global generator, as in every training: if another thread draws from that
