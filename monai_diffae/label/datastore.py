@@ -14,17 +14,16 @@ from threading import RLock
 from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import Datastore
 
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import SUFFIXES
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, DiffAEError, one_line
 from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.ids import check_id, check_tag
+from monai_diffae.label.server_settings import PATTERNS
 
 logger = logging.getLogger(__name__)
-
-PATTERNS = [f"*{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper())]
-"""The names of files that are images: all that this package reads, ``*.jpeg`` and DICOM included."""
 
 
 class CheckedIds:
@@ -202,3 +201,17 @@ class FolderDatastore(CheckedIds, LocalDatastore):
             logger.warning("%d files differ only in the suffix from another file and are ignored; rename them",
                            len(ids) - len(set(ids)))  # fmt: skip
         return files | series
+
+
+def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:
+    """The path of every image by id, and the reason for each image that a DICOMweb server does not return."""
+    paths: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for id in datastore.list_images():
+        try:
+            paths[id] = datastore.get_image_uri(id)
+        except DiffAEError as error:
+            failed[id] = one_line(error)
+        except Exception as error:  # one series that a DICOMweb server does not give is no reason to stop
+            failed[id] = f"{type(error).__name__}: the image cannot be fetched; check the DICOMweb server"
+    return paths, failed

@@ -18,6 +18,7 @@ from monailabel.utils.async_tasks.utils import tasks
 
 from monai_diffae.errors import BusyError
 from monai_diffae.label.answers import answered
+from monai_diffae.label.training_state import IS_RUNNING
 
 Endpoint = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -101,4 +102,4 @@ def refuse_second_training() -> None:
         BusyError: there is one.
     """
     if any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train")):
-        raise BusyError("train: a training is running; wait for it, or stop it with DELETE /train/")
+        raise BusyError(IS_RUNNING)

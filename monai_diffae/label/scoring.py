@@ -10,10 +10,10 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.errors import DiffAEError, one_line
 from monai_diffae.label.app_folder import AppFolder
+from monai_diffae.label.datastore import image_paths
+from monai_diffae.label.options import check_keys
 from monai_diffae.label.served_model import ServedModel
-from monai_diffae.label.task import check_keys
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +61,3 @@ class EmbedScoring(ScoringMethod):
         with self._served.in_use() as trained:
             cases = EmbeddingIndex(self._folder.index).read(trained)
         return {*cases.ids, *cases.failures} >= set(datastore.list_images())
-
-
-def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:
-    """The path of every image by id, and the reason for each image that a DICOMweb server does not return."""
-    paths: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for id in datastore.list_images():
-        try:
-            paths[id] = datastore.get_image_uri(id)
-        except DiffAEError as error:
-            failed[id] = one_line(error)
-        except Exception as error:  # one series that a DICOMweb server does not give is no reason to stop
-            failed[id] = f"{type(error).__name__}: the image cannot be fetched; check the DICOMweb server"
-    return paths, failed

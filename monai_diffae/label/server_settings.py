@@ -11,6 +11,9 @@ from pathlib import Path
 
 from monai_diffae.data.scans import SUFFIXES
 
+PATTERNS = [f"*{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper())]
+"""The names of files that are images: all that this package reads, ``*.jpeg`` and DICOM included."""
+
 _FOR_JOBS = {"MONAI_LABEL_DATASTORE_READ_ONLY": "true", "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
 
 
@@ -27,13 +30,12 @@ def settings_for(app: Path, studies: str, port: int, modality: str | None = None
         >>> settings_for(Path("app"), "scans", 8000)["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]
         '{}'
     """
-    patterns = [f"*{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper())]
     folder = app.resolve()
     return {
         "MONAI_LABEL_APP_DIR": str(folder),
         "MONAI_LABEL_STUDIES": studies,
         "MONAI_LABEL_SERVER_PORT": str(port),
-        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(patterns),  # by default without *.jpeg and DICOM
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(PATTERNS),  # by default without *.jpeg and DICOM
         # by default CT only
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality} if modality else {}),
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),

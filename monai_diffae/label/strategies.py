@@ -13,8 +13,8 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.label.answers import ConflictError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.label_targets import AUTO, CLASS, label_targets
+from monai_diffae.label.options import check_keys
 from monai_diffae.label.served_model import ServedModel
-from monai_diffae.label.task import check_keys
 from monai_diffae.latents.selection import select
 
 DESCRIPTIONS = {

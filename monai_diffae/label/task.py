@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -21,22 +21,11 @@ from numpy.typing import NDArray
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.app_folder import AppFolder
+from monai_diffae.label.options import check_keys, option_names, shown_options
 from monai_diffae.label.served_model import ServedModel
 
 if TYPE_CHECKING:
     from monai_diffae.bundle.opened_case import OpenedCase
-
-FROM_VIEWERS = frozenset({
-    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info",
-    "label_prompt", "user",
-})  # fmt: skip
-"""What 3D Slicer, OHIF and ``MONAILabelClient`` send with every request."""
-
-FROM_MONAI_LABEL = frozenset({
-    "model", "image", "description", "session", "session_id", "device", "logging", "timeout", "images", "multi_gpu",
-    "gpus", "save_label", "label_tag", "max_workers", "max_batch_size", "local_rank", "_id", "_image_id", "image_id",
-})  # fmt: skip
-"""What MONAI Label itself adds to a request, in batch inference too."""
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
@@ -199,49 +188,6 @@ class DiffAETask(InferTask):
             figures = {**answer.figures, "model": trained.sha256}
         seconds = round(time.monotonic() - started, 3)
         return file, {**figures, "label_names": self.labels, "latencies": {"total": seconds}}
-
-
-def check_keys(request: Mapping[str, Any], known: set[str], what: str) -> None:
-    """Refuse keys that neither a task declares nor viewers send.
-
-    Raises:
-        ConfigError: names the first such key.
-
-    Example:
-        >>> check_keys({"model": "diffae_encode", "roi": [0, 1]}, {"slice"}, "params")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: params: 'roi' is unknown; use slice
-    """
-    unknown = sorted(set(map(str, request)) - known - FROM_VIEWERS - FROM_MONAI_LABEL)
-    if unknown:
-        raise ConfigError(f"{what}: {unknown[0][:40]!r} is unknown; use {', '.join(sorted(known)) or 'none'}")
-
-
-def option_names(function: Callable[..., Any]) -> list[str]:
-    """The names of a function's keyword arguments."""
-    parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
-def shown_options(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options as clients show them: the default, or a list of choices that begins with the default.
-
-    Example:
-        >>> def draw(request, *, mode: Literal["fast", "exact"] = "exact", seed: int = 0, limit: int | None = None): ...
-        >>> shown_options(draw)
-        {'mode': ['exact', 'fast'], 'seed': 0}
-    """
-    declared = inspect.unwrap(function)
-    hints = get_type_hints(declared)
-    shown: dict[str, Any] = {}
-    for name in option_names(function):
-        default = inspect.signature(declared).parameters[name].default
-        if get_origin(hints[name]) is Literal:
-            shown[name] = [default, *(choice for choice in get_args(hints[name]) if choice != default)]
-        elif default is not None and default is not inspect.Parameter.empty:
-            shown[name] = default
-    return shown
 
 
 def _slice(request: Mapping[str, Any]) -> int | None:

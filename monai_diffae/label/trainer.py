@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
-from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
@@ -23,12 +20,13 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import TrainedBundle, load_bundle, publish
-from monai_diffae.data.atomic import write_atomic, write_json
-from monai_diffae.errors import BusyError, CohortError, ConfigError
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.label.app_folder import AppFolder
-from monai_diffae.label.scoring import image_paths
+from monai_diffae.label.datastore import image_paths
+from monai_diffae.label.options import check_keys, option_names, shown_options
 from monai_diffae.label.served_model import ServedModel
-from monai_diffae.label.task import check_keys, option_names, shown_options
+from monai_diffae.label.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class DiffAETrainer(TrainTask):
     def __init__(self, served: ServedModel, folder: AppFolder) -> None:
         super().__init__("Continues the training of the diffusion autoencoder on all images, labelled or not")
         self._served, self._folder = served, folder
-        self._status_file = folder.training / "status.json"
+        self._state = TrainingState(folder.training)
         self._reported_at = 0.0
 
     def config(self) -> dict[str, Any]:
@@ -83,13 +81,7 @@ class DiffAETrainer(TrainTask):
 
     def stats(self) -> dict[str, Any]:
         """How far the training is, or how the last one ended: ``epoch``, ``total_epochs``, ``loss``, ``total_time``."""
-        try:
-            status: dict[str, Any] = json.loads(self._status_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if "total_time" not in status and not self._is_running():
-            return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
-        return status
+        return self._state.read()
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, and publish the new model.
@@ -118,7 +110,7 @@ class DiffAETrainer(TrainTask):
                 "train: the app uses a bundle outside its folder, and training would change it; make an app "
                 "with a copy of the bundle (monai-diffae label-app without --refer)"
             )
-        with self._alone():
+        with self._state.alone():
             return self._train(overrides, datastore)
 
     def _train(self, overrides: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -130,7 +122,7 @@ class DiffAETrainer(TrainTask):
             raise CohortError("train: there is no image; add scans to the folder or the DICOMweb server")
         logger.info("training on %d images", len(paths))
         cohort = write_atomic(work / "images.csv", lambda path: _write_table(path, paths))
-        self._write_status({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
+        self._state.write({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
         try:
@@ -141,7 +133,7 @@ class DiffAETrainer(TrainTask):
         seconds = round(time.monotonic() - started, 1)
         num_failed = len(failed) + num_unusable
         total = {"epoch": overrides["max_epochs"], "total_epochs": overrides["max_epochs"], "total_time": seconds}
-        self._write_status({**total, "images": len(paths), "failed": num_failed, "model": sha256})
+        self._state.write({**total, "images": len(paths), "failed": num_failed, "model": sha256})
         logger.info("training ended after %.0f s: the new model is in use, %d images could not be used",
                     seconds, num_failed)  # fmt: skip
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
@@ -178,7 +170,7 @@ class DiffAETrainer(TrainTask):
         if time.monotonic() - self._reported_at < _REPORT_EVERY_S and report.step < report.num_steps:
             return
         self._reported_at = time.monotonic()
-        self._write_status(
+        self._state.write(
             {
                 "epoch": report.epoch, "total_epochs": report.max_epochs, "step": report.step,
                 "total_steps": report.num_steps, "loss": report.loss, "seconds_left": round(report.seconds_left),
@@ -186,35 +178,6 @@ class DiffAETrainer(TrainTask):
         )  # fmt: skip
         logger.info("epoch %d of %d, loss %.4f, %.0f s left",
                     report.epoch, report.max_epochs, report.loss, report.seconds_left)  # fmt: skip
-
-    def _write_status(self, status: dict[str, Any]) -> None:
-        write_json(self._status_file, status)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of the app's training; the operating system releases it if the process is killed."""
-        self._folder.training.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BusyError("train: a training is running; wait for it, or stop it with DELETE /train/") from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _is_running(self) -> bool:
-        lock = self._lock()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
-    def _lock(self) -> FileLock:
-        return FileLock(self._folder.training / ".lock")
 
 
 def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:

@@ -8,7 +8,8 @@ pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
 from monai_diffae.apps.command import command
 from monai_diffae.errors import ConfigError
-from monai_diffae.label.task import check_file_format, check_keys, option_names, shown_options
+from monai_diffae.label.options import check_keys, option_names, shown_options
+from monai_diffae.label.task import check_file_format
 
 FROM_SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8", "client_id": "user-xyz"}
 FROM_OHIF = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}

@@ -126,7 +126,7 @@ def test_a_second_training_is_refused_and_the_first_goes_on(serve, bundle_3d, st
     first = threading.Thread(target=lambda: answers.append(train(server, max_epochs=3)))
     first.start()
     (trainer,) = server.app._trainers.values()
-    while not trainer._is_running():
+    while not trainer._state.is_running():
         time.sleep(0.01)
     with pytest.raises(BusyError, match="a training is running"):
         trainer({"model": "diffae", **QUICK}, server.app.datastore())
@@ -146,7 +146,7 @@ def test_a_training_of_another_process_is_noticed(serve, bundle_3d, studies_3d):
 def test_a_training_that_was_killed_is_not_running(serve, bundle_3d, studies_3d):
     server = serve(bundle_3d, studies_3d)
     (trainer,) = server.app._trainers.values()
-    trainer._write_status({"epoch": 1, "total_epochs": 9})
+    trainer._state.write({"epoch": 1, "total_epochs": 9})
     assert server.client.get("/info/").json()["train_stats"]["diffae"]["total_time"] == "stopped"
 
 
