@@ -96,7 +96,7 @@ class Validation(ValidationHandler):
     @property
     def is_time_over(self) -> bool:
         """Whether the training has taken ``max_minutes``; all processes of a distributed training agree."""
-        return self.max_minutes is not None and idist.all_reduce(self._seconds, "MAX") >= 60 * self.max_minutes
+        return self.max_minutes is not None and bool(idist.all_reduce(self._seconds, "MAX") >= 60 * self.max_minutes)
 
     @property
     def stopping_key(self) -> str | None:
