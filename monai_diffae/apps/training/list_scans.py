@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,11 @@ class ListScansResult(CommandResult):
 
     def lines(self) -> Iterator[str]:
         """What was found, the table and the next command."""
+        from monai_diffae.apps.command_lines import command_line
+
         yield from self.listing.lines()
         yield str(self.table)
-        yield f"next: {shlex.join(['monai-diffae', 'plan', str(self.table)])}"
+        yield f"next: {command_line('plan', {'cohort': self.table})}"
 
     def figures(self) -> dict[str, Any]:
         """The table and the counts."""
