@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
 from monai_diffae.data.progress import track
 from monai_diffae.data.scans import read_scan
@@ -52,7 +52,7 @@ def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]
         [{'twins': 'group 1'}, {'twins': None}, {'twins': 'group 1'}]
     """
     names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}
-    marks = [{COLUMN: names.get(position)} if groups else {} for position in range(len(cases))]
+    marks: list[dict[str, Label]] = [{COLUMN: names.get(position)} if groups else {} for position in range(len(cases))]
     return [
         replace(case, labels={name: label for name, label in case.labels.items() if name != COLUMN} | mark)
         for case, mark in zip(cases, marks, strict=True)
