@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.demo import demo as demo
     from monai_diffae.apps.training.import_official import import_official as import_official
     from monai_diffae.apps.training.init import init as init
+    from monai_diffae.apps.training.list_scans import list_scans as list_scans
     from monai_diffae.apps.training.plan import plan as plan
     from monai_diffae.apps.training.sample_data import sample_data as sample_data
     from monai_diffae.apps.training.train import train as train
@@ -73,6 +74,7 @@ _MODULES = {
     "interpolate": "apps.synthesis.interpolate",
     "label_app": "label.label_app",
     "label_server": "label.label_server",
+    "list_scans": "apps.training.list_scans",
     "load_bundle": "bundle",
     "neighbors": "apps.evaluation.neighbors",
     "plan": "apps.training.plan",

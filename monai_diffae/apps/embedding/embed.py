@@ -63,6 +63,12 @@ class EmbedResult(CommandResult):
         """The number of cases."""
         return {"num_cases": self.num_cases, "num_failed": self.num_failed}
 
+    def preview(self) -> pd.DataFrame:
+        """The first rows of the table."""
+        from monai_diffae.data.embeddings import read_embeddings
+
+        return read_embeddings(self.path).head()
+
     @property
     def incomplete(self) -> str | None:
         """One line that says how many cases failed; None if none did."""

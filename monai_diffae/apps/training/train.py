@@ -29,6 +29,11 @@ class TrainResult(FolderResult):
     failures: Path
     num_failed: int
 
+    def pictures(self) -> list[Path]:
+        """The curves, and the newest reconstructions of validation images."""
+        latest = self.folder / "pictures" / "latest.png"
+        return [*super().pictures(), *([latest] if latest.is_file() else [])]
+
     def figures(self) -> dict[str, Any]:
         """The folder and the number of cases that could not be used."""
         return {**super().figures(), "num_failed": self.num_failed}
