@@ -31,12 +31,11 @@ class FirstHour:
     """What ``start`` does with a cohort.
 
     Attributes:
-        cohort: folder, table or datalist; after :meth:`look`, the table of a folder.
+        cohort: folder, table or datalist.
         out: folder of all results.
         minutes: duration of the training.
         targets: label columns to predict; empty: those that are found.
-        joined: arguments of ``list-scans`` that join a table with labels to a folder.
-        columns: names that a table uses for image, id, patient or split.
+        listing: further arguments of ``list-scans``.
         device: where to compute; None: the GPU if there is one.
         steps: the commands that were run.
         record: what was decided, as in ``start.json``.
@@ -46,11 +45,15 @@ class FirstHour:
     out: Path
     minutes: float
     targets: Sequence[str]
-    joined: Mapping[str, Any]
-    columns: Mapping[str, str]
+    listing: Mapping[str, Any]
     device: str | None
     steps: Steps = field(default_factory=Steps)
     record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Path:
+        """The table of the scans."""
+        return self.out / "scans.csv"
 
     @property
     def model(self) -> Path:
@@ -58,28 +61,25 @@ class FirstHour:
         return self.out / "model"
 
     def look(self) -> None:
-        """List the scans of a folder, and plan the training unless that was done by an earlier call.
+        """List the scans, and plan the training unless that was done by an earlier call.
 
         Raises:
             CohortError: no usable scan.
             ConfigError: ``out`` holds the results of another cohort or another duration.
         """
-        if self.cohort.is_dir():
-            listed = self.steps.run(
-                "List the scans", "list-scans", folder=self.cohort, out=self.out / "scans.csv",
-                group_duplicates=True, **self.joined,
-            )  # fmt: skip
-            self.cohort = Path(listed)
-        elif any(self.joined.values()):
-            raise ConfigError("table: is joined to a folder of scans, and the cohort is a table already; omit table")
-        asked = {
-            "cohort": fingerprint(read_cohort(self.cohort, columns=self.columns)),
-            "columns": dict(self.columns),
-            "minutes": self.minutes,
-        }
+        if self.out.resolve().is_relative_to(self.cohort.resolve()):
+            raise ConfigError(
+                f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
+            )
+        self.steps.run(
+            "List the scans", "list-scans", cohort=self.cohort, out=self.table, group_duplicates=True, **self.listing
+        )
+        asked = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
         self.record = self._read_record(asked)
         if not self.record:
-            plan = self.steps.run("Plan the training", "plan", **self._data(), minutes=self.minutes, device=self.device)
+            plan = self.steps.run(
+                "Plan the training", "plan", cohort=self.table, minutes=self.minutes, device=self.device
+            )
             self.record = {
                 "asked": asked, "bundle": plan.bundle, "settings": plan.proposal.settings,
                 "about": list(plan.lines()), "is_trained": False,
@@ -97,10 +97,6 @@ class FirstHour:
             )
         return record
 
-    def _data(self) -> dict[str, Any]:
-        """The arguments by which a command reads the cohort."""
-        return {"cohort": self.cohort, **({"columns": self.columns} if self.columns else {})}
-
     def about(self) -> Iterator[str]:
         """What is going to be done."""
         yield from self.record["about"]
@@ -115,7 +111,7 @@ class FirstHour:
             What can be done next: explanations with lines for a shell.
         """
         self._train()
-        common = {"bundle": self.model, **self._data(), "device": self.device}
+        common = {"bundle": self.model, "cohort": self.table, "device": self.device}
         embedded = self.steps.run("Embed the scans", "embed", **common, out=self.out / "embeddings")
         table = read_embeddings(embedded.path)
         splits = set(table["split"]) if "split" in table else set()
@@ -146,9 +142,8 @@ class FirstHour:
             self.steps.run("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
             return
-        self.steps.run(
-            "Train", "train", bundle=self.model, **self._data(), device=self.device, overrides=self.record["settings"]
-        )
+        settings = self.record["settings"]
+        self.steps.run("Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings)
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
@@ -167,11 +162,11 @@ class FirstHour:
         return direction
 
     def _next_lines(self, embeddings: Path, direction: Path | None) -> list[tuple[str, str]]:
-        longer = {"cohort": self.cohort, "out": f"{self.out}_longer", "columns": self.columns, "minutes": 60}
+        longer = {"cohort": self.table, "out": f"{self.out}_longer", "minutes": 60}
         lines = [("Train a better model, for an hour:", command_line("start", longer))]
         if direction is not None:
             grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": direction}
             lines.append(("Grade every scan along the label:", command_line("grade", grades)))
-        unusual = {"bundle": self.model, **self._data(), "out": self.out / "anomaly", "split": "val", "limit": 8}
+        unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
         lines.append(("Show what is unusual inside scans:", command_line("anomaly", unusual)))
         return lines[:3]

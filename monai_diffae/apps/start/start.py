@@ -118,8 +118,8 @@ def start(
     from monai_diffae.apps.start.first_hour import FirstHour
     from monai_diffae.apps.start.page import write_page
 
-    joined = {"table": table, "id_column": id_column}
-    hour = FirstHour(cohort, out, minutes, targets, joined, columns, device)
+    listing = {"table": table, "id_column": id_column, "columns": columns or None}
+    hour = FirstHour(cohort, out, minutes, targets, {k: v for k, v in listing.items() if v is not None}, device)
     hour.look()
     about = list(hour.about())
     for line in about:
