@@ -71,13 +71,13 @@ class FirstHour:
             raise ConfigError(
                 f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
             )
-        self.steps.run(
+        self.steps.prepare(
             "List the scans", "list-scans", cohort=self.cohort, out=self.table, group_duplicates=True, **self.listing
         )
         asked = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
         self.record = self._read_record(asked)
         if not self.record:
-            plan = self.steps.run(
+            plan = self.steps.prepare(
                 "Plan the training", "plan", cohort=self.table, minutes=self.minutes, device=self.device
             )
             self.record = {
@@ -112,38 +112,42 @@ class FirstHour:
         """
         self._train()
         common = {"bundle": self.model, "cohort": self.table, "device": self.device}
-        embedded = self.steps.run("Embed the scans", "embed", **common, out=self.out / "embeddings")
+        embedded = self.steps.prepare("Embed the scans", "embed", **common, out=self.out / "embeddings")
         table = read_embeddings(embedded.path)
         splits = set(table["split"]) if "split" in table else set()
-        held_out = next((name for name in ("test", "val") if name in splits), None)
-        self.steps.attempt(
-            "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
-            split=held_out, limit=_NUM_MOSAIC,
-        )  # fmt: skip
-        self.steps.attempt(
-            "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common,
-            split=held_out, limit=_NUM_QUERIES,
-        )  # fmt: skip
+        held_out = {"split": next((name for name in ("test", "val") if name in splits), None)}
         targets = find_targets(table, self.targets)
-        if not targets:
+        direction = None
+        if targets:
+            self.steps.attempt(
+                "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
+            )
+            direction = self._edit(embedded.path, table, targets[0], common)
+        else:
             self.steps.attempt(
                 "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
                 out=self.out / "traversal", device=self.device,
             )  # fmt: skip
-            return self._next_lines(embedded.path, None)
         self.steps.attempt(
-            "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
-        )
-        return self._next_lines(embedded.path, self._edit(embedded.path, table, targets[0], common))
+            "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common,
+            **held_out, limit=_NUM_QUERIES, captions=targets[:1],
+        )  # fmt: skip
+        self.steps.attempt(
+            "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
+            **held_out, limit=_NUM_MOSAIC,
+        )  # fmt: skip
+        return self._next_lines(embedded.path, direction)
 
     def _train(self) -> None:
         write_json(self.out / "start.json", self.record)
         if not self.model.is_dir():
-            self.steps.run("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
+            self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
             return
         settings = self.record["settings"]
-        self.steps.run("Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings)
+        self.steps.prepare(
+            "Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings
+        )
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
@@ -157,7 +161,7 @@ class FirstHour:
             return None
         self.steps.attempt(
             f"Edit scans along {target}", "edit", **common, out=self.out / "edits", direction=direction,
-            cases=find_examples(table, target, _NUM_EDITS),
+            cases=find_examples(table, target, _NUM_EDITS), captions=[target],
         )  # fmt: skip
         return direction
 

@@ -17,6 +17,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 code, pre { font-family: ui-monospace, monospace; font-size: .85rem; }
 pre { overflow-x: auto; padding: .6rem .8rem; background: color-mix(in srgb, currentColor 7%, transparent); }
+pre.line { white-space: pre-wrap; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; background: #fff; margin: .3rem 0; }
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto; }
 td, th { padding: .15rem .6rem; text-align: right; }
@@ -36,21 +37,24 @@ def write_page(
         file: the page, ``.html``.
         title: its heading.
         about: lines about the cohort and the plan.
-        outcomes: of the steps, in the order of the page.
+        outcomes: of the steps; results come first on the page, preparations are folded.
         next_lines: what can be done next: an explanation, and the line for a shell.
     """
 
     def address(path: Path) -> str:
         return quote(Path(os.path.relpath(path, file.parent)).as_posix())
 
-    sections = [_section(outcome, address) for outcome in outcomes]
-    steps_to_take = "".join(f"<p>{escape(why)}</p><pre>{escape(line)}</pre>" for why, line in next_lines)
+    results = [outcome for outcome in outcomes if not outcome.step.is_preparation]
+    preparations = [outcome for outcome in outcomes if outcome.step.is_preparation]
+    next_steps = "".join(f'<p>{escape(why)}</p><pre class="line">{escape(line)}</pre>' for why, line in next_lines)
     body = [
         f"<h1>{escape(title)}</h1>",
         "<p>Research software, not for clinical use. Edits and reconstructions are synthetic images.</p>",
         f"<pre>{escape(chr(10).join(about))}</pre>",
-        *sections,
-        f"<h2>Next</h2>{steps_to_take}",
+        *(_section(outcome, address, is_open=True) for outcome in results),
+        "<h2>How this was made</h2>",
+        *(_section(outcome, address, is_open=False) for outcome in preparations),
+        f"<h2>Next</h2>{next_steps}",
     ]
     head = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -60,13 +64,13 @@ def write_page(
     return write_atomic(file, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 
-def _section(outcome: Outcome, address: Callable[[Path], str]) -> str:
+def _section(outcome: Outcome, address: Callable[[Path], str], *, is_open: bool) -> str:
     step = outcome.step
     if outcome.result is None:
         content = f'<p class="error">Omitted: {escape(outcome.error or "")}</p>'
     else:
         content = result_html(outcome.result, address)
     return (
-        f"<details open><summary>{escape(step.title)} ({outcome.seconds:.0f} s)</summary>"
-        f"<pre>{escape(step.line)}</pre>{content}</details>"
+        f"<details{' open' if is_open else ''}><summary>{escape(step.title)} ({outcome.seconds:.0f} s)</summary>"
+        f'<pre class="line">{escape(step.line)}</pre>{content}</details>'
     )

@@ -24,11 +24,13 @@ class Step:
         title: what it is for, as a heading.
         command: its name, such as ``embed``.
         arguments: by their names in Python.
+        is_preparation: whether it only prepares other steps.
     """
 
     title: str
     command: str
     arguments: Mapping[str, Any]
+    is_preparation: bool = False
 
     @property
     def line(self) -> str:
@@ -63,8 +65,8 @@ class Steps:
 
     outcomes: list[Outcome] = field(default_factory=list)
 
-    def run(self, title: str, command: str, **arguments: Any) -> Any:
-        """Run a step without which nothing else can be done.
+    def prepare(self, title: str, command: str, **arguments: Any) -> Any:
+        """Run a step that the other steps need.
 
         Returns:
             What the command returns.
@@ -72,31 +74,31 @@ class Steps:
         Raises:
             DiffAEError: the command failed.
         """
-        step = Step(title, command, arguments)
-        logger.info("\n%s\n$ %s", step.title, step.line)
-        start = time.monotonic()
-        result = next(each for each in COMMANDS if each.name == command).load()(**arguments)
-        self.outcomes.append(Outcome(step, time.monotonic() - start, result))
-        return result
+        return self._run(Step(title, command, arguments, is_preparation=True))
 
     def attempt(self, title: str, command: str, **arguments: Any) -> Any:
-        """Run a step that nothing else needs; if it fails, the reason is logged and kept.
+        """Run a step that no other step needs; if it fails, the reason is logged and kept.
 
         Returns:
             What the command returns; None if it failed.
         """
-        start = time.monotonic()
+        step, start = Step(title, command, arguments), time.monotonic()
         try:
-            return self.run(title, command, **arguments)
+            return self._run(step)
         except Exception as error:
             if find_diffae_error(error) is None:
                 raise
             reason = one_line(error)
         logger.warning("%s: omitted (%s)", title, reason)
-        self.outcomes.append(Outcome(Step(title, command, arguments), time.monotonic() - start, error=reason))
+        self.outcomes.append(Outcome(step, time.monotonic() - start, error=reason))
         return None
 
-    @property
-    def failed(self) -> list[Outcome]:
-        """The steps that failed."""
-        return [outcome for outcome in self.outcomes if outcome.error is not None]
+    def _run(self, step: Step) -> CommandResult:
+        logger.info("\n%s\n$ %s", step.title, step.line)
+        start = time.monotonic()
+        command = next(command for command in COMMANDS if command.name == step.command)
+        result: CommandResult = command.load()(**step.arguments)
+        for line in result.lines():
+            logger.info("%s", line)
+        self.outcomes.append(Outcome(step, time.monotonic() - start, result))
+        return result
