@@ -29,6 +29,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 _STDERR = threading.RLock()
 
+_SUFFIXES = (".nrrd", ".mha", ".mhd")
 _LONGEST_HEADER = 1024**2
 _NRRD_DATA_FILE = re.compile(rb"data ?file\s*:\s*([^\r\n]*)", re.IGNORECASE)
 
@@ -63,7 +64,8 @@ def read_header(path: Path) -> Header:
 
 def open_header(path: Path) -> sitk.ImageFileReader:
     """Read and check a file's header, and return the reader."""
-    _check_data_files(path)
+    if path.name.lower().endswith(_SUFFIXES):
+        check_data_files(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -198,10 +200,16 @@ def _check_spacing(path: Path) -> None:
             raise problem(path, f"its voxel spacing is {spacing} mm", "export it again with a valid spacing")
 
 
-def _check_data_files(path: Path) -> None:
-    """Raise an error if the header names a file with voxels in another folder: ITK would read any file of the machine.
+def check_data_files(path: Path) -> None:
+    """Check that a header names no file with voxels in another folder: ITK would read any file of the machine.
 
     The search is independent of lines and of the order of fields, so that no header can hide a name from it.
+
+    Args:
+        path: a file in one of the formats NRRD, MHA and MHD.
+
+    Raises:
+        ScanError: it names such a file, or its header does not end.
     """
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)
