@@ -49,7 +49,7 @@ def _lines(file: str) -> Iterator[str]:
             with os.scandir(path) as entries:
                 states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
             yield from sorted(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in states)
-    except OSError:
+    except (OSError, ValueError):  # no file has a name with a null character
         yield "absent"
     for header, partners in _PARTNERS.items():
         if path.lower().endswith(header):
