@@ -199,12 +199,22 @@ class AnomalyDetector:
 def image_residuals(
     trained: TrainedBundle, images: Tensor, z_sem: Tensor, settings: AnomalySettings
 ) -> tuple[Tensor, Tensor]:
-    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S)."""
+    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S).
+
+    Raises:
+        ConfigError: the model gives values that are not finite; a score would be NaN, and compare with nothing.
+    """
     estimates = estimate_from_noised(
         images, z_sem, trained.network, trained.inferer,
         noise_levels=settings.noise_levels, draws=settings.draws, seed=settings.seed,
     )  # fmt: skip
-    return estimates, smoothed_residuals(images, estimates, settings.smoothing)
+    residuals = smoothed_residuals(images, estimates, settings.smoothing)
+    if not bool(residuals.isfinite().all()):
+        raise ConfigError(
+            f"{trained.folder.name}: the model estimates values that are not finite; train it again with a lower "
+            "learning_rate"
+        )
+    return estimates, residuals
 
 
 def calibrated_model(trained: TrainedBundle) -> dict[str, str]:

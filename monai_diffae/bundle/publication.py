@@ -55,7 +55,9 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     with WriteLock(models), tempfile.TemporaryDirectory(dir=models, prefix=STAGED) as folder:
         copies = read_consistently(source, partial(_copy, source, Path(folder)), _NAMES)
         writers = {name: partial(shutil.move, copy) for name, copy in copies.items()}
-        replace_files(models, writers, removed=layout.MODEL_FILES)
+        # never the checkpoint of one latent DDIM beside the weights of another
+        removed = layout.MODEL_FILES if copies.keys().isdisjoint(layout.LATENT_FILES) else _NAMES
+        replace_files(models, writers, removed=removed)
 
 
 def _copy(source: Path, folder: Path, models: Path) -> dict[str, Path]:

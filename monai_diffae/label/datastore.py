@@ -21,6 +21,7 @@ from monai_diffae.data.scans import SUFFIXES
 from monai_diffae.errors import ConfigError, DiffAEError, one_line
 from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.ids import check_id, check_tag
+from monai_diffae.label.label_targets import check_label_file
 from monai_diffae.label.server_settings import PATTERNS
 
 logger = logging.getLogger(__name__)
@@ -128,12 +129,25 @@ class FolderDatastore(CheckedIds, LocalDatastore):
             known = self._datastore.objects.get(id)
             if known is not None and not filecmp.cmp(self.get_image_uri(id), image_filename, shallow=False):
                 raise ConflictError("image: another image has this id; choose a new id, or delete that image first")
+            if known is not None:
+                return id  # MONAI Label would forget the labels of the image
             return str(super().add_image(id, image_filename, image_info))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Store a label of an image; one that the image has already is replaced."""
+        """Store a label of an image; one that the image has already is replaced, whatever the suffix of its file.
+
+        Raises:
+            ConfigError: the file is not an image; a label that the image has already stays.
+        """
+        check_label_file(Path(label_filename))
         with self._lock:
-            return super().save_label(image_id, label_filename, label_tag, label_info)
+            id = super().save_label(image_id, label_filename, label_tag, label_info)
+            file = Path(self.get_label_uri(id, check_tag(label_tag)))
+            for other in file.parent.iterdir():
+                # else it would take the label's place once that is removed
+                if other != file and self._to_id(other.name)[0] == id:
+                    other.unlink()
+            return id
 
     def list_images(self) -> list[str]:
         """The ids of all images."""

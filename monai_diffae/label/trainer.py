@@ -100,7 +100,9 @@ class DiffAETrainer(TrainTask):
             BusyError: another training is running.
         """
         nested = request.get("diffae") or {}
-        given = {**request, **(nested if isinstance(nested, Mapping) else {})}
+        if not isinstance(nested, Mapping):
+            raise ConfigError("diffae: must be a JSON object with options; omit it for none")
+        given = {**request, **nested}
         given.pop("diffae", None)
         names = option_names(training_options)
         check_keys(given, set(names), "params")

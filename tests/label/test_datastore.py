@@ -11,8 +11,10 @@ import pytest
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
+import numpy as np
 from label_scans import fill
 
+from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.datastore import FolderDatastore
@@ -130,6 +132,45 @@ def test_labels_are_saved_read_and_removed(studies, label):
     assert again.get_label_info("series-1", "final")["class"] == "left"
     datastore.remove_label("series-1", "final")
     assert datastore.get_labeled_images() == []
+
+
+def test_an_image_that_is_sent_again_keeps_its_labels(studies, label, volumes):
+    datastore = FolderDatastore(str(studies.folder))
+    name = next(iter(volumes))
+    datastore.save_label(name, label, "final", {"class": "left"})
+    datastore.update_image_info(name, {"site": "A"})
+    assert datastore.add_image(name, str(volumes[name]), {}) == name
+    assert datastore.get_label_info(name, "final")["class"] == "left"
+    assert datastore.get_image_info(name)["site"] == "A"
+
+
+def test_a_file_that_is_no_image_does_not_replace_a_label(studies, label, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    datastore.save_label("series-1", label, "final", {})
+    header = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: "
+    contents = {
+        "a.nii.gz": b"",
+        "b.nii.gz": b"garbage",
+        "c.exe": b"garbage",
+        "d.nrrd": header + label.encode() + b"\n\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match="label: cannot be read as an image"):
+            datastore.save_label("series-1", str(tmp_path / name), "final", {})
+    assert Path(datastore.get_label_uri("series-1", "final")).read_bytes() == Path(label).read_bytes()
+
+
+def test_a_label_with_another_suffix_replaces_the_label(studies, label, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    datastore.save_label("series-1", label, "final", {})
+    datastore.save_label("picture", label, "final", {})
+    other = write_scan(tmp_path / "label.nrrd", read_scan(label).array, np.eye(4))
+    datastore.save_label("series-1", str(other), "final", {})
+    for store in (datastore, FolderDatastore(str(studies.folder))):
+        assert Path(store.get_label_uri("series-1", "final")).read_bytes() == other.read_bytes()
+    datastore.remove_label("series-1", "final")
+    assert FolderDatastore(str(studies.folder)).get_labeled_images() == ["picture"]
 
 
 def test_labels_without_an_image_are_counted_but_not_named(studies, label, caplog):
