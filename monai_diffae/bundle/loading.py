@@ -199,9 +199,7 @@ def load_bundle(
 
 def _loaded(root: Path, models: Path, device: str | torch.device | None, overrides: Mapping[str, Any]) -> TrainedBundle:
     """Load a bundle whose model is in the folder ``models``; :func:`load_bundle` lists the errors."""
-    weights = models / layout.MODEL
-    if not weights.is_file():
-        raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or choose a trained one")
+    layout.check_trained(root, models)
     config = layout.model_config_file(root)
     parser = read_model_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
@@ -218,7 +216,7 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
     network = build(parser, "network_def", nn.Module)
-    network.load_state_dict(read_weights(weights, network))
+    network.load_state_dict(read_weights(models / layout.MODEL, network))
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
