@@ -16,7 +16,7 @@ from typing import Any
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
-from monai_diffae.data.folders import name_within, search_folder
+from monai_diffae.data.folders import search_folder
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import SUFFIXES
 from monai_diffae.errors import ConfigError, DiffAEError, one_line
@@ -113,6 +113,7 @@ class FolderDatastore(CheckedIds, LocalDatastore):
         self._lock = RLock()
         self._num_unmatched = 0
         self._scans: dict[str, str] = {}  # paths in the folder by id, of the last search
+        self._nested: dict[str, str] = {}  # ids by path, of those that are no plain files or folders in it
         super().__init__(studies, extensions=PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
@@ -187,7 +188,7 @@ class FolderDatastore(CheckedIds, LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         with self._lock:
-            self._scans = self._search()
+            self._search()
             super()._reconcile_datastore()
             self._report_unmatched_labels()
 
@@ -200,18 +201,18 @@ class FolderDatastore(CheckedIds, LocalDatastore):
             del objects[id]
         return num_removed + len(gone)
 
-    def _search(self) -> dict[str, str]:
-        """The paths in the folder of all scans in it, by their ids."""
-        root, labels = Path(self._datastore.image_path()), Path(self._datastore.label_path(None)).resolve()
-        paths = [scan.path for scan in search_folder(root) if labels not in scan.path.resolve().parents]
-        names = [os.path.relpath(path, root) for path in paths]
-        scans = {self._to_id(name)[0]: name for name in reversed(names)}
-        if len(scans) < len(names):
+    def _search(self) -> None:
+        """Find the scans of the folder."""
+        root, labels = Path(self._datastore.image_path()), f"{self._datastore.labels_dir}/"
+        found = [(scan.name.replace("/", "_"), os.path.relpath(scan.path, root)) for scan in search_folder(root)]
+        scans = [(id, path) for id, path in found if not path.startswith(labels)]
+        self._scans = dict(reversed(scans))
+        self._nested = {path: id for id, path in scans if path == "." or "/" in path or dicom.SERIES in path}
+        if len(self._scans) < len(scans):
             logger.warning(
                 "%d scans have the id of another scan and are ignored (ids have no suffix, and _ instead of /); rename "
-                "them", len(names) - len(scans),
+                "them", len(scans) - len(self._scans),
             )  # fmt: skip
-        return scans
 
     def _report_unmatched_labels(self) -> None:
         """Log how many label files belong to no image; MONAI Label (0.8.5) would log their names."""
@@ -227,11 +228,8 @@ class FolderDatastore(CheckedIds, LocalDatastore):
 
     def _to_id(self, file: str) -> tuple[str, str]:
         # MONAI Label (0.8.5) removes the suffix wherever it occurs in a name, and takes 3 of 1.2.3 for a suffix
-        root = Path(self._datastore.image_path())
-        if file == "." or "/" in file or dicom.SERIES in file:
-            return name_within(root / file, root).replace("/", "_"), f"/{file}"
-        if (root / file).is_dir():
-            return file, ""
+        if file in self._nested:
+            return self._nested[file], f"/{file}"
         suffix = max((s for s in SUFFIXES if file.lower().endswith(s)), key=len, default="")
         return (file[: -len(suffix)], file[-len(suffix) :]) if suffix else (file, "")
 
