@@ -62,9 +62,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
 
 def _copy(source: Path, folder: Path, models: Path) -> dict[str, Path]:
     """Check a model and copy its files to a folder; the copies by their names."""
-    for name in (layout.MODEL, layout.CONFIG):
-        if not (models / name).is_file():
-            raise ConfigError(f"{source.name}: there is no models/{name}; train the bundle first")
+    layout.check_trained(source, models, layout.MODEL, layout.CONFIG)
     parser = read_model_config(models / layout.CONFIG)
     parser.update({"bundle_root": str(source), "device": "cpu"})
     network = build(parser, "network_def", nn.Module)

@@ -43,7 +43,10 @@ def build_app(*, loopback_only: bool = True) -> FastAPI:
     from monai_diffae.label.infos import check_infos
     from monai_diffae.label.routes import in_threads, refuse_archives, refuse_second_training
 
-    app = FastAPI(title="monai_diffae", version=monai_diffae.__version__, lifespan=_lifespan)
+    # FastAPI's pages /docs and /redoc would run scripts of another server, which could then read the scans
+    app = FastAPI(
+        title="monai_diffae", version=monai_diffae.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None
+    )
     app.add_middleware(
         CORSMiddleware, allow_origin_regex=LOOPBACK_ORIGIN, allow_credentials=True,
         allow_methods=["*"], allow_headers=["*"],
