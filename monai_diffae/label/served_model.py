@@ -9,7 +9,7 @@ from threading import RLock
 
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
 from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import BusyError, ConfigError
 from monai_diffae.label.app_folder import AppFolder
 
 
@@ -62,11 +62,17 @@ class ServedModel:
 
         Raises:
             ConfigError: the bundle is not calibrated, or was calibrated with other weights.
+            BusyError: a training published other weights since the request began.
         """
         file = models_folder(self.folder) / ANOMALY
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         if self._detector is None or self._detector[0] != changed:
-            self._detector = (changed, AnomalyDetector.load(trained, self._name))
+            try:
+                self._detector = (changed, AnomalyDetector.load(trained, self._name))
+            except ConfigError as error:
+                if trained.is_current():
+                    raise
+                raise BusyError("the model was replaced a moment ago; send the request again") from error
         return self._detector[1]
 
     def _load(self) -> TrainedBundle:
