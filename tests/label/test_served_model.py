@@ -93,6 +93,7 @@ def test_one_request_at_a_time_uses_it(bundle):
 
 
 def test_a_request_during_a_publication_is_to_be_sent_again(bundle):
+    (bundle / "models" / "anomaly.pt").unlink()
     served = ServedModel(bundle, "cpu")
     with served.in_use() as trained:
         with pytest.raises(ConfigError, match="calibrate"):
