@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Reading as Reading
     from monai_diffae.apps.settings import Run as Run
     from monai_diffae.apps.settings import Training as Training
+    from monai_diffae.apps.start.start import start as start
     from monai_diffae.apps.synthesis.edit import edit as edit
     from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
     from monai_diffae.apps.synthesis.generate import generate as generate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.demo import demo as demo
     from monai_diffae.apps.training.import_official import import_official as import_official
     from monai_diffae.apps.training.init import init as init
+    from monai_diffae.apps.training.list_scans import list_scans as list_scans
     from monai_diffae.apps.training.plan import plan as plan
     from monai_diffae.apps.training.sample_data import sample_data as sample_data
     from monai_diffae.apps.training.train import train as train
@@ -73,12 +75,14 @@ _MODULES = {
     "interpolate": "apps.synthesis.interpolate",
     "label_app": "label.label_app",
     "label_server": "label.label_server",
+    "list_scans": "apps.training.list_scans",
     "load_bundle": "bundle",
     "neighbors": "apps.evaluation.neighbors",
     "plan": "apps.training.plan",
     "probe": "apps.evaluation.probe",
     "reconstruct": "apps.synthesis.reconstruct",
     "sample_data": "apps.training.sample_data",
+    "start": "apps.start.start",
     "train": "apps.training.train",
     "train_latent": "apps.training.train_latent",
     "traverse": "apps.synthesis.traverse",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from monai_diffae.errors import ConfigError
@@ -27,9 +29,10 @@ _PLAIN_REASONS = {
 def command(function: Callable[..., R]) -> Callable[..., R]:
     """Check and convert a function's arguments by its annotations before it runs.
 
-    A text becomes a ``Path``, a mapping a settings dataclass of :mod:`monai_diffae.apps.settings`. The fields of these
-    dataclasses can also be given directly, under the same names as on the command line and in a bundle's JSON. All
-    three therefore accept the same values and report the same errors.
+    A text or the result of another command becomes a ``Path``, a mapping a settings dataclass of
+    :mod:`monai_diffae.apps.settings`. The fields of these dataclasses can also be given directly, under the same names
+    as on the command line and in a bundle's JSON. All three therefore accept the same values and report the same
+    errors.
 
     Raises:
         ConfigError: (by the decorated function) an argument is missing, unknown, or has a value that it cannot take.
@@ -68,7 +71,8 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         # imported here, so that importing a command, as the help does, stays quick
         from pydantic import ValidationError
 
-        packed = _packed(kwargs, owners)
+        args = tuple(map(_as_path, args))
+        packed = _packed({name: _as_path(value) for name, value in kwargs.items()}, owners)
         _refuse_booleans(packed, set(owners.values()), function)
         try:
             checked_args, checked_kwargs = checks()(*args, **packed)
@@ -78,6 +82,11 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
     run.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
     return run
+
+
+def _as_path(value: Any) -> Any:
+    """The path of the result of another command, which pydantic would refuse; anything else as it is."""
+    return Path(value) if isinstance(value, os.PathLike) else value
 
 
 def _owners_of_fields(function: Callable[..., Any]) -> dict[str, str]:

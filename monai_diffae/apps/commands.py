@@ -47,13 +47,15 @@ def _command(name: str, module: str, group: str, example: str, *, run: bool = Tr
     return Command(name, f"{room}.{module}:{function}", group, example, config, name in _WRITES_A_FILE)
 
 
-_WRITES_A_FILE = ("fit-direction", "grade")
+_WRITES_A_FILE = ("list-scans", "fit-direction", "grade")
 _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
 _ANNOTATE = "Annotate with MONAI Label"
 
 COMMANDS: tuple[Command, ...] = (
     _command("demo", "training.demo", _START, "--out demo", run=False),
+    _command("start", "start.start", _START, "scans/ first_hour --minutes 10", run=False),
     _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200", run=False),
+    _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv", run=False),
     _command("init", "training.init", _START, "my_model --bundle diffae_2d", run=False),
     _command("plan", "training.plan", _START, "scans.csv --memory-gib 8", run=False),
     _command("train", "training.train", _TRAIN, "my_model scans.csv --overrides max_epochs=20", run=False),

@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from monai_diffae import __version__
 from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,35 @@ class CommandResult:
     def incomplete(self) -> str | None:
         """One line if some cases failed or were omitted: how many, and where they are listed."""
         return None
+
+    def preview(self) -> pd.DataFrame | None:
+        """A few rows of a table to look at; None: ``lines`` show everything."""
+        return None
+
+    def pictures(self) -> list[Path]:
+        """The pictures to look at: those at the top of the result's folder, if it has one."""
+        folder = getattr(self, "folder", None)
+        return [] if folder is None else sorted(folder.glob("*.png"))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from monai_diffae.apps.result_html import result_html
+
+        return result_html(self)
+
+    def __fspath__(self) -> str:
+        """The folder or file of the result, so that the next command takes the result itself as its path.
+
+        Raises:
+            ConfigError: the command wrote no files.
+        """
+        paths = (getattr(self, name, None) for name in ("folder", "path", "table"))
+        path = next((path for path in paths if path is not None), None)
+        if path is None:
+            raise ConfigError(
+                f"{type(self).__name__}: the command wrote no files, so the result is no path; give it an out"
+            )
+        return str(path)
 
 
 @dataclass(frozen=True)

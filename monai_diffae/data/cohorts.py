@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from monai_diffae.data.cases import Case, Images, safe_ids
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.folders import name_within, search_folder, searched_formats
+from monai_diffae.data.folders import FolderContent, name_within, search_folder, searched_formats
 from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.slice_cases import expand_slices
@@ -20,6 +21,8 @@ from monai_diffae.data.tables import COLUMN_ROLES, Row, read_datalist, read_tabl
 from monai_diffae.errors import CohortError, ConfigError
 
 __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
+
+logger = logging.getLogger(__name__)
 
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
@@ -65,7 +68,7 @@ def read_cohort(
     if unknown:
         roles = ", ".join((*image_keys, *COLUMN_ROLES))
         raise ConfigError(f"columns: {unknown[0]!r} is unknown; use one of {roles}")
-    pattern = _compiled(patient_pattern)
+    pattern = compiled(patient_pattern)
     folder, uid = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
@@ -75,12 +78,34 @@ def read_cohort(
         rows = reader(path, dict(columns or {}), tuple(image_keys))
         root = _common_folder(path.parent, rows)
     else:
-        rows = _rows_of_files(path, is_folder=folder.is_dir() and uid is None)
-        root = path if folder.is_dir() and uid is None else folder.parent
+        if folder.is_dir() and uid is None:
+            content = search_folder(path)
+            for line in content.left_out():
+                logger.warning("%s: %s", path.name, line)
+            return cases_in_folder(path, content, pattern)
+        rows, root = [Row({"image": path})], folder.parent
     cases = _to_cases(path.name, rows, root, pattern)
     check_splits(cases, path.name)
     _check_existence(path, rows)
     return cases
+
+
+def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[str] | None = None) -> list[Case]:
+    """The scans that were found in a folder, as cases.
+
+    Args:
+        folder: the folder that was searched.
+        content: what was found.
+        pattern: finds the patient in the image's path within the folder.
+
+    Raises:
+        CohortError: there are no scans.
+    """
+    if not content.scans:
+        reason = next(content.left_out(), f"it was searched for {searched_formats()}")
+        raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
+    rows = [Row({"image": scan.path}, patient=scan.patient) for scan in content.scans]
+    return _to_cases(folder.name, rows, folder, pattern)
 
 
 def fingerprint(cases: Sequence[Case]) -> str:
@@ -109,20 +134,16 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+def compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """Compile ``patient_pattern``.
+
+    Raises:
+        ConfigError: it is not a regular expression.
+    """
     try:
         return re.compile(pattern) if pattern else None
     except re.error as error:
         raise ConfigError(f"patient_pattern: '{pattern}' is not a regular expression ({error})") from error
-
-
-def _rows_of_files(path: Path, *, is_folder: bool) -> list[Row]:
-    if not is_folder:
-        return [Row({"image": path})]
-    scans = search_folder(path)
-    if not scans:
-        raise CohortError(f"{path.name}: there are no scans in this folder; it was searched for {searched_formats()}")
-    return [Row({"image": scan.path}, patient=scan.patient) for scan in scans]
 
 
 def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:

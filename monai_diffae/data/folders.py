@@ -6,14 +6,26 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_diffae.data.formats import dicom
+from monai_diffae.data.label_maps import find_label_maps
 from monai_diffae.data.scans import SUFFIXES, scan_suffix
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE_SUFFIXES = frozenset(
+    (
+        ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".svs", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz", ".h5",
+        ".avi", ".mp4", ".zip", ".tar",
+    )
+)  # fmt: skip
+"""Suffixes of files that may hold images and cannot be read."""
+
+_MAX_SUFFIXES = 3
 
 
 @dataclass(frozen=True)
@@ -25,27 +37,47 @@ class FoundScan:
     patient: str | None = None
 
 
-def search_folder(root: Path) -> list[FoundScan]:
-    """Find all scans in a folder and its subfolders, sorted by name; hidden files and folders are skipped.
+@dataclass(frozen=True)
+class FolderContent:
+    """What a folder holds.
+
+    Attributes:
+        scans: its scans, sorted by name.
+        label_maps: names of the label maps beside them, which are left out.
+        unreadable: the number of image files whose format cannot be read, by suffix.
+    """
+
+    scans: list[FoundScan]
+    label_maps: list[str] = field(default_factory=list)
+    unreadable: Counter[str] = field(default_factory=Counter)
+
+    def left_out(self) -> Iterator[str]:
+        """One line each about label maps and about files whose format cannot be read, if there are any."""
+        if self.label_maps:
+            yield f"label maps beside the scans are left out: {len(self.label_maps)}, e.g. {self.label_maps[0]}"
+        if self.unreadable:
+            suffixes = ", ".join(f"{count} {suffix}" for suffix, count in self.unreadable.most_common(_MAX_SUFFIXES))
+            yield f"files that cannot be read are left out: {suffixes}; convert them to .nii.gz or .png"
+
+
+def search_folder(root: Path) -> FolderContent:
+    """Find all scans in a folder and its subfolders; hidden files and folders are skipped.
 
     The DICOM files of a series are one scan, but each radiograph is a scan of its own. Unreadable files with a DICOM
-    suffix are included, so that they are reported as failures when they are read. ``labelsTr`` beside ``imagesTr``
-    (the layout of the Medical Segmentation Decathlon and of nnU-Net) is skipped, because it contains no scans.
+    suffix are included, so that they are reported as failures when they are read. Label maps beside the scans are left
+    out, see :func:`~monai_diffae.data.label_maps.find_label_maps`.
     """
     scans: list[FoundScan] = []
+    unreadable: Counter[str] = Counter()
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        for labels in [f for f in folders if f.startswith("labels")]:
-            images = labels.replace("labels", "images", 1)
-            if images in folders:
-                folders.remove(labels)
-                logger.warning("%s: skipped, because it holds the label maps of %s and no scans", labels, images)
         if (real_path := os.path.realpath(folder)) in visited:  # a link to a folder must not count its scans twice
             folders.clear()
             continue
         visited.add(real_path)
         visible = [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
+        unreadable.update(s for p in visible if (s := p.suffix.lower()) in UNREADABLE_SUFFIXES and not scan_suffix(p))
         non_dicom = [p for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
         scans += [FoundScan(p, name_within(p, root)) for p in non_dicom]
         dicom_names = {
@@ -53,7 +85,13 @@ def search_folder(root: Path) -> list[FoundScan]:
         }
         if dicom_names:
             scans += _search_dicom(Path(folder), dicom_names, root)
-    return sorted(scans, key=lambda scan: (scan.name, str(scan.path)))
+    scans.sort(key=lambda scan: (scan.name, str(scan.path)))
+    label_maps = find_label_maps([scan.name for scan in scans])
+    return FolderContent(
+        [scan for scan in scans if scan.name not in label_maps],
+        [Path(os.path.relpath(scan.path, root)).as_posix() for scan in scans if scan.name in label_maps],
+        unreadable,
+    )
 
 
 def name_within(path: Path, root: Path) -> str:

@@ -135,6 +135,20 @@ def column_names(path: Path) -> list[str]:
     return list(dict.fromkeys(key for entry in entries for key in entry))
 
 
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """The cells of a CSV or TSV, as text without surrounding spaces, by column.
+
+    Raises:
+        CohortError: the file does not exist, is empty, has no rows, or is not text.
+    """
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise CohortError(f"{path.name}: there is no such CSV or TSV; check the path of the table")
+    header, lines = _read_lines(path)
+    if not lines:
+        raise CohortError(f"{path.name}: the table has no rows; add one row per scan or patient")
+    return {name: [line[i].strip() if i < len(line) else "" for line in lines] for i, name in enumerate(header) if name}
+
+
 def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
     """Section, number and content of each entry of a datalist."""
     try:

@@ -46,21 +46,25 @@ class Validation(ValidationHandler):
     def attach(self, engine: Engine) -> None:
         """Validate every ``interval`` epochs, and always after the last step."""
         engine.add_event_handler(Events.STARTED, self._start_clock)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_time_is_over)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._end_if_time_is_over)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_within_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_if_due)
 
     def _start_clock(self) -> None:
         self._started_at = time.monotonic()
 
-    def _stop_if_time_is_over(self, engine: Engine) -> None:
+    def _end_if_time_is_over(self, engine: Engine) -> None:
+        engine.ends_after_step = self.is_time_over  # type: ignore[attr-defined]
+
+    def _stop_within_epoch(self, engine: Engine) -> None:
         is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0  # type: ignore[operator]
-        if self.is_time_over and not is_last_of_epoch and not engine.is_between_updates:  # type: ignore[attr-defined]
+        if engine.ends_after_step and not is_last_of_epoch and not engine.is_between_updates:  # type: ignore[attr-defined]
             self(engine)
             self._stop_for_time(engine)
 
     def _validate_if_due(self, engine: Engine) -> None:
         is_last = engine.state.epoch == engine.state.max_epochs
-        is_cut = self.is_time_over and not is_last
+        is_cut = engine.ends_after_step and not is_last  # type: ignore[attr-defined]
         if engine.state.epoch % self.interval == 0 or is_last or is_cut:
             self(engine)
         if is_cut:

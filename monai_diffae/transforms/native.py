@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats import pictures
 from monai_diffae.data.scans import Scan, scan_suffix
-from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
@@ -59,7 +59,11 @@ class PreprocessedScan:
         except Exception as error:  # MONAI wraps errors into others with many lines
             cause = find_diffae_error(error)
             if cause is None:
-                raise
+                name, size = item.get("id", key), " x ".join(map(str, self.scan.array.shape[1:]))
+                raise ScanError(
+                    f"{name}: the preprocessing fails at its size {size} ({one_line(error)}); omit this case, or check "
+                    "the preprocessing"
+                ) from error
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {
             name: value for name, value in preprocessed.items() if isinstance(value, MetaTensor)
@@ -130,6 +134,24 @@ class NativeSpace(PreprocessedScan):
         # the way back is an affine function of the intensities, and its value at 0 is the offset
         offset = self._inside(torch.zeros(self.image.shape))
         return np.where(self.field, self._inside(difference) - offset, np.float32(0))
+
+    def add_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
+        """Add a difference of two images of the model, ``[C, *S]``, to the scan: ``[C, *native S]`` in its units.
+
+        The scan keeps its own detail, however coarse the model's grid is, and intensities beyond the model's range. A
+        difference of 0 returns the scan to the bit.
+
+        Raises:
+            ConfigError: the size is not that of the model's image.
+        """
+        return self.scan.array + self.back_difference(difference)
+
+    def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
+        # the way back is an affine function of the intensities of each channel
+        constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
+        zero, one = (each.reshape(len(each), -1)[:, 0] for each in constants)
+        return np.moveaxis((np.moveaxis(array, 0, -1) - zero) / (one - zero), -1, 0)
 
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
         """Convert maps in the model's grid, ``[C', *S]``, to ``[C', *native S]``; their values are not rescaled.

@@ -209,7 +209,9 @@ def test_patience_stops_early_and_a_rerun_knows(make_workflow, tmp_path, caplog)
     assert "training is complete after 15 steps; nothing to do. Increase early_stop_patience" in caplog.text
 
 
-@pytest.mark.parametrize(("minutes", "last_step"), [(6.5, 7), (10, 10)])  # within an epoch and at its end
+@pytest.mark.parametrize(
+    ("minutes", "last_step"), [(6, 7), (9, 10)]
+)  # the next step is the last: within an epoch and at its end
 def test_max_minutes_ends_a_training_that_more_minutes_complete(
     make_workflow, tmp_path, whole, monkeypatch, caplog, minutes, last_step
 ):
@@ -220,7 +222,7 @@ def test_max_minutes_ends_a_training_that_more_minutes_complete(
     def run(**settings):
         workflow = make_workflow({**RUN, "output_dir": str(tmp_path / "out"), **settings})
         trainer = workflow.parser.get_parsed_content("train#trainer")
-        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: setattr(clock, "now", clock.now + 60))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: setattr(clock, "now", clock.now + 60))
         workflow.run()
         return trainer.state.iteration
 

@@ -77,7 +77,7 @@ def test_label_maps_beside_the_images_are_no_scans(tmp_path: Path, caplog: pytes
         touch(tmp_path / f"{name}.nii.gz")
     assert [c.id for c in read_cohort(tmp_path)] == ["imagesTr_a", "imagesTs_b", "other_labels_c", "predictions_a"]
     assert [r.getMessage() for r in caplog.records] == [
-        "labelsTr: skipped, because it holds the label maps of imagesTr and no scans"
+        f"{tmp_path.name}: label maps beside the scans are left out: 1, e.g. labelsTr/a.nii.gz"
     ]
     caplog.clear()
     assert [c.id for c in read_cohort(tmp_path / "labelsTr")] == ["a"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.proposals import Proposal
     from monai_diffae.apps.training.timed_plans import TimedProposal
     from monai_diffae.data.survey import Survey
+    from monai_diffae.data.twin_reports import TwinReport
 
 _MAX_NAMES = 5  # most outliers, and most failed scans, that are listed on a terminal
 _GIB = 2**30
@@ -36,6 +37,7 @@ class Plan(CommandResult):
         bundle: folder or name of the bundle to train.
         commands: lines for a shell that train with the proposal.
         timed: the proposal with its measured speed and its timetable; None: it was not measured.
+        twins: identical and nearly identical scans; None: the scans were not read.
     """
 
     survey: Survey
@@ -46,6 +48,7 @@ class Plan(CommandResult):
     bundle: Path
     commands: list[str]
     timed: TimedProposal | None = None
+    twins: TwinReport | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,6 +117,8 @@ class Plan(CommandResult):
         yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
         if len(survey.failures) > _MAX_NAMES:
             yield f"failed: {len(survey.failures) - _MAX_NAMES} more; the result as JSON lists them all"
+        if self.twins is not None:
+            yield from self.twins.lines()
 
     def figures(self) -> dict[str, Any]:
         """Everything; memory in GiB."""
@@ -124,6 +129,7 @@ class Plan(CommandResult):
         }
         return {
             "cohort": self.survey.summary(),
+            "twins": None if self.twins is None else self.twins.figures(),
             "settings": self.proposal.settings,
             "num_cropped": self.num_cropped,
             "memory": memory,
@@ -168,7 +174,8 @@ def plan(
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
-        check: Read every scan completely. The header alone does not show whether a compressed file is complete.
+        check: Read every scan completely, and find twins: scans that are identical or nearly so. The header alone does
+            not show whether a compressed file is complete.
         overlays: Configuration files that replace values of the bundle's, in this order.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         overrides: Values that are decided already, e.g. ``batch_size=8``; the others are chosen to fit.
@@ -216,4 +223,5 @@ def plan(
         proposal = replace(timed.grid, settings=timed.settings)
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
     num_cropped = planning.count_cropped(survey, proposal.settings)
-    return Plan(survey, proposal, num_cropped, budget, str(target), bundle, commands, timed)
+    twins = planning.twins_in(cases, survey) if check else None
+    return Plan(survey, proposal, num_cropped, budget, str(target), bundle, commands, timed, twins)

@@ -22,8 +22,11 @@ from monai_diffae.apps.training.timetables import CHOSEN_KEYS, Work
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import build
+from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.survey import Survey
+from monai_diffae.data.twin_reports import TwinReport, report_twins
+from monai_diffae.data.twins import find_twins
 from monai_diffae.engines.memory import GIB, free_memory
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -129,6 +132,13 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
         return propose_in_time(machine, survey, Work(len(train), len(val), config, machine.overrides), measure, seconds)
     finally:
         torch.set_num_threads(threads)
+
+
+def twins_in(cases: Sequence[Case], survey: Survey) -> TwinReport:
+    """The twins among the cases of a cohort whose scans were read completely."""
+    read = [case for case in cases if case.id in survey.fingerprints]
+    groups = find_twins([survey.fingerprints[case.id] for case in read], [case.patient for case in read])
+    return report_twins(read, groups)
 
 
 def count_cropped(survey: Survey, settings: Mapping[str, Any]) -> int:

@@ -41,6 +41,11 @@ class Timetable:
     seconds: dict[str, float]
 
     @property
+    def steps_end_s(self) -> float:
+        """Seconds from the start of the program until no step may begin any more, so that all else ends in time."""
+        return self.seconds["start"] + self.seconds["reading"] + 60 * float(self.settings["max_minutes"])
+
+    @property
     def total_s(self) -> float:
         """Predicted duration in seconds, altogether."""
         return sum(self.seconds.values())

@@ -31,6 +31,11 @@ class TrainResult(FolderResult):
     failures: Path
     num_failed: int
 
+    def pictures(self) -> list[Path]:
+        """The curves, and the newest reconstructions of validation images."""
+        latest = self.folder / "pictures" / "latest.png"
+        return [*super().pictures(), *([latest] if latest.is_file() else [])]
+
     def figures(self) -> dict[str, Any]:
         """The folder and the number of cases that could not be used."""
         return {**super().figures(), "num_failed": self.num_failed}
@@ -88,12 +93,14 @@ def train(
     """
     from monai_diffae.data.failures import count_failures
 
+    watch = None
     if minutes is not None:
         from monai_diffae.apps.training.planned import with_plan
 
-        training = with_plan(bundle, cohort, out, start_from, training, minutes)
+        planned = with_plan(bundle, cohort, out, start_from, training, minutes)
+        training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
-    folder = run_training("train", bundle, training, given)
+    folder = run_training("train", bundle, training, given, watch)
     failures = folder / "failures.csv"
     return TrainResult(folder, failures, count_failures(failures))
 

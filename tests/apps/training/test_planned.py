@@ -7,6 +7,7 @@ import pytest
 
 from monai_diffae.apps.training import planned, planning
 from monai_diffae.apps.training.speed import Speed
+from monai_diffae.apps.training.timetables import Timetable
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
 
@@ -37,3 +38,12 @@ def test_a_training_in_minutes_keeps_the_network_that_it_starts_from(tiny_bundle
     settings = json.loads((out / "models" / "training.json").read_text())
     assert (settings["image_size"], settings["channel_mult"]) == ([16, 16], [1, 2])
     assert settings["max_epochs"] > 1
+
+
+def test_the_steps_end_in_time_although_reading_took_long(small_cohort, tmp_path, tiny_settings, monkeypatch, caplog):
+    monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(12.0, batch_size))
+    monkeypatch.setattr(Timetable, "steps_end_s", -1.0)
+    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
+    overrides = {key: value for key, value in tiny_settings.items() if key not in ("max_epochs", "device")}
+    train(bundle, small_cohort, minutes=2, device="cpu", overrides=overrides)
+    assert "max_minutes: 0 minutes are over at step 1 of 6; the other steps are left out" in caplog.text

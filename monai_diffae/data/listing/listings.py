@@ -1,0 +1,265 @@
+"""List the scans of a folder or table with the labels that can be found for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.data.cases import MISSING_WORDS, Case, Label, as_labels
+from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort
+from monai_diffae.data.folders import name_within, search_folder
+from monai_diffae.data.formats import dicom
+from monai_diffae.data.listing import bids
+from monai_diffae.data.listing.class_folders import find_class_folders
+from monai_diffae.data.listing.joins import Join, join_table
+from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.splits import SPLITS
+from monai_diffae.errors import CohortError
+
+_BIDS_TABLE = "participants.tsv"
+_MAX_CLASSES = 12  # most values of a label that are listed
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where labels come from.
+
+    Attributes:
+        from_folders: take the names of folders as labels; None: if they look like classes.
+        label: the name of the label column for the folders.
+        table: a table with labels, which is joined to the scans; None: ``participants.tsv`` in the folder, if it is
+            there.
+        id_column: the column of the table that names scans or patients; None: found by its name.
+        patient_pattern: a regular expression that finds the patient in the image's path.
+    """
+
+    from_folders: bool | None = None
+    label: str = "label"
+    table: Path | None = None
+    id_column: str | None = None
+    patient_pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The scans of a folder or table, with their labels.
+
+    Attributes:
+        name: the folder or table.
+        cases: the scans.
+        notes: one line for each thing that was found, decided or left out.
+    """
+
+    name: str
+    cases: list[Case]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def formats(self) -> Counter[str]:
+        """The number of scans of each format: a suffix, or ``DICOM``."""
+        return Counter(_format(case) for case in self.cases)
+
+    @property
+    def labels(self) -> dict[str, Counter[Label]]:
+        """For each label the number of scans with each value; None: missing."""
+        names = dict.fromkeys(name for case in self.cases for name in case.labels)
+        return {name: Counter(case.labels.get(name) for case in self.cases) for name in names}
+
+    @property
+    def num_patients(self) -> int:
+        """The number of patients."""
+        return len({case.patient for case in self.cases})
+
+    @property
+    def splits(self) -> Counter[str | None]:
+        """The number of scans in each split; None: not decided."""
+        return Counter(case.split for case in self.cases)
+
+    def figures(self) -> dict[str, Any]:
+        """Counts and notes as plain values; of labels with many values only their number."""
+        labels = {
+            name: {str(value): count for value, count in values.items()} if len(values) <= _MAX_CLASSES else len(values)
+            for name, values in self.labels.items()
+        }
+        return {
+            "num_scans": len(self.cases),
+            "num_patients": self.num_patients,
+            "formats": dict(self.formats),
+            "splits": {str(name): count for name, count in self.splits.items()},
+            "labels": labels,
+            "notes": self.notes,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """What was found, line by line."""
+        formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
+        yield f"{self.name}: {len(self.cases)} scans ({formats})"
+        if all(case.patient == case.id for case in self.cases):
+            yield "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)"
+        else:
+            yield f"patients: {self.num_patients}"
+        yield from self.notes
+        if set(self.splits) != {None}:
+            yield f"split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
+        for name, values in self.labels.items():
+            yield f"label {name}: {_described(values)}"
+
+
+def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str, str] | None = None) -> Listing:
+    """List the scans of a cohort, with labels from its folders, from a table and from the names of BIDS.
+
+    Args:
+        cohort: a folder, which is searched with its subfolders, or a table, datalist or scan.
+        sources: where labels come from.
+        columns: names that the cohort's table uses for image, id, patient or split.
+
+    Raises:
+        CohortError: no scans, or the table of labels cannot be joined to them.
+        ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("benign/a", "benign/b", "malignant/c", "malignant/c_mask", "malignant/d"):
+        ...         (Path(folder) / name).parent.mkdir(exist_ok=True)
+        ...         _ = (Path(folder) / f"{name}.png").write_bytes(b"...")
+        ...     listing = list_cases(Path(folder))
+        >>> [(case.id, case.labels["label"]) for case in listing.cases]
+        [('a', 'benign'), ('b', 'benign'), ('c', 'malignant'), ('d', 'malignant')]
+        >>> listing.notes[0]
+        'label maps beside the scans are left out: 1, e.g. malignant/c_mask.png'
+    """
+    notes: list[str] = []
+    if cohort.is_dir():
+        content = search_folder(cohort)
+        notes += content.left_out()
+        cases, root = cases_in_folder(cohort, content, compiled(sources.patient_pattern)), cohort
+        cases = _with_plain_ids(cases, root)
+    else:
+        cases = read_cohort(cohort, columns=columns, patient_pattern=sources.patient_pattern)
+        root = cohort.parent
+    if sources.from_folders or (sources.from_folders is None and cohort.is_dir()):
+        cases, lines = _with_classes(cases, root, sources)
+        notes += lines
+    table = sources.table or _bids_table(cohort)
+    if table is not None:
+        join = join_table(cases, root, table, sources.id_column)
+        notes += join.notes(table.name, cases)
+        cases = _joined(cases, join, table.name)
+    return Listing(cohort.name or cohort.resolve().name, _with_bids_details(cases, root), notes)
+
+
+def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
+    """The cases with their name as id: of the file if all these are different, else with the folders."""
+    names = [name_within(_first_file(case), root) for case in cases]
+    stems = [Path(name).name for name in names]
+    ids = stems if len(set(stems)) == len(stems) else names
+    if len(set(ids)) < len(ids):
+        return cases
+    return [
+        replace(case, id=id, patient=id if case.patient == case.id else case.patient)
+        for case, id in zip(cases, ids, strict=True)
+    ]
+
+
+def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[list[Case], list[str]]:
+    """The cases with the labels and splits of their folders, and lines that say what was found."""
+    folders = [Path(name_within(_first_file(case), root)).parts[:-1] for case in cases]
+    found = find_class_folders(folders, strict=sources.from_folders is None)
+    if sources.from_folders and not found.classes:
+        raise CohortError(
+            "labels_from_folders: the scans are not in two folders of one level; omit it, or join a table"
+        )
+    notes = []
+    if found.classes:
+        names = ", ".join(map(str, sorted({name for name in found.classes if name is not None})[:_MAX_CLASSES]))
+        notes.append(f"the folders {names} are classes: column {sources.label} (no_labels_from_folders omits it)")
+        cases = [
+            replace(case, labels={**case.labels, sources.label: name})
+            for case, name in zip(cases, found.classes, strict=True)
+        ]
+    if found.splits:
+        notes.append("the folders train, val or test are the column split")
+        cases = [replace(case, split=case.split or split) for case, split in zip(cases, found.splits, strict=True)]
+    return list(cases), notes
+
+
+def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
+    """The cases with the session and suffix in their BIDS names as labels, if these differ."""
+    details = [bids.details(name_within(_first_file(case), root)) for case in cases]
+    for word in ("session", "suffix"):
+        values = [each.get(word) for each in details]
+        if len(set(values)) > 1:
+            cases = [
+                replace(case, labels={**case.labels, word: value}) for case, value in zip(cases, values, strict=True)
+            ]
+    return list(cases)
+
+
+def _bids_table(cohort: Path) -> Path | None:
+    table = cohort / _BIDS_TABLE
+    return table if table.is_file() else None
+
+
+def _joined(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
+    """The cases with the cells of their rows: labels, and the split and patient if the table has them."""
+    columns = {name: cells for name, cells in join.columns.items() if name.lower() not in ("image", "id")}
+    labels = as_labels({name: cells for name, cells in columns.items() if name not in ("patient", "split")})
+    labels.pop(join.id_column, None)
+    clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
+    if clash is not None:
+        raise CohortError(f"{table}: its column {clash!r} is also found in the folders; rename one (label_column)")
+    is_shared = max(Counter(row for row in join.rows if row is not None).values()) > 1
+    return [_with_row(case, row, join, labels, is_shared=is_shared) for case, row in zip(cases, join.rows, strict=True)]
+
+
+def _with_row(
+    case: Case, row: int | None, join: Join, labels: Mapping[str, Sequence[Label]], *, is_shared: bool
+) -> Case:
+    """A case with its row: the labels; the split and patient; and the id, as patient if rows have several scans."""
+    own: dict[str, Label] = {name: None if row is None else values[row] for name, values in labels.items()}
+    case = replace(case, labels={**case.labels, **own})
+    if row is None:
+        return case
+    id, patient, split = (join.columns[name][row] if name in join.columns else "" for name in
+                          (join.id_column, "patient", "split"))  # fmt: skip
+    if split and split not in MISSING_WORDS:
+        if split.lower() not in SPLITS:
+            raise CohortError(f"the row of {case.id!r} has the unknown split {split[:40]!r}; use train, val or test")
+        case = replace(case, split=SPLITS[split.lower()])
+    if patient and patient not in MISSING_WORDS:
+        case = replace(case, patient=patient)
+        return case if is_shared else replace(case, id=id)
+    if not is_shared:
+        return replace(case, id=id, patient=id if case.patient == case.id else case.patient)
+    return case if bids.subject(case.patient) or _format(case) == "DICOM" else replace(case, patient=id)
+
+
+def _first_file(case: Case) -> Path:
+    image = case.images["image"]
+    return image if isinstance(image, Path) else image[0]
+
+
+def _format(case: Case) -> str:
+    suffix = scan_suffix(dicom.split_series(_first_file(case))[0])
+    return "DICOM" if suffix in ("", *dicom.SUFFIXES) else suffix
+
+
+def _described(values: Mapping[Label, int]) -> str:
+    missing = values.get(None, 0)
+    present = {value: count for value, count in values.items() if value is not None}
+    numbers = [value for value in present if isinstance(value, int | float)]
+    if len(numbers) > _MAX_CLASSES:
+        text = f"{min(numbers):g} to {max(numbers):g}"
+    elif len(present) > _MAX_CLASSES:
+        text = f"{len(present)} values"
+    else:
+        text = _counts(present)
+    return f"{text}, {missing} missing" if missing else text
+
+
+def _counts(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{count} {value}" for value, count in sorted(counts.items(), key=lambda item: str(item[0])))

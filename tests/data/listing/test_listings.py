@@ -1,0 +1,116 @@
+"""Listings: ids as given, labels from folders, tables and BIDS, and the table that is written."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.listing import Sources, list_cases, write_listing
+from monai_diffae.errors import CohortError, ConfigError
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Make a folder of scans with these names."""
+
+    def make(*names: str) -> Path:
+        for name in names:
+            file = tmp_path / "scans" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"...")
+        return tmp_path / "scans"
+
+    return make
+
+
+ULTRASOUND = [f"{kind}/{kind} ({n}).png" for kind in ("benign", "malignant") for n in (1, 2)]
+
+
+def test_class_folders_are_a_label_and_ids_stay_as_given(scans):
+    listing = list_cases(scans(*ULTRASOUND, "benign/benign (1)_mask.png"))
+    assert [case.id for case in listing.cases] == ["benign (1)", "benign (2)", "malignant (1)", "malignant (2)"]
+    assert listing.labels == {"label": {"benign": 2, "malignant": 2}}
+    assert listing.notes == [
+        "label maps beside the scans are left out: 1, e.g. benign/benign (1)_mask.png",
+        "the folders benign, malignant are classes: column label (no_labels_from_folders omits it)",
+    ]
+
+
+def test_class_folders_can_be_ignored_or_renamed(scans):
+    folder = scans(*ULTRASOUND)
+    assert list_cases(folder, Sources(from_folders=False)).labels == {}
+    assert list(list_cases(folder, Sources(label="kind")).labels) == ["kind"]
+    with pytest.raises(CohortError, match="not in two folders of one level"):
+        list_cases(folder / "benign", Sources(from_folders=True))
+
+
+def test_ids_have_their_folders_if_names_occur_twice(scans):
+    folder = scans("train/NORMAL/1.png", "train/NORMAL/2.png", "test/SICK/1.png", "test/SICK/2.png")
+    listing = list_cases(folder)
+    assert [case.id for case in listing.cases] == ["test/SICK/1", "test/SICK/2", "train/NORMAL/1", "train/NORMAL/2"]
+    assert listing.splits == {"train": 2, "test": 2}
+
+
+def test_participants_of_bids_are_joined(scans):
+    folder = scans("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
+    (folder / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t41\tF\nsub-02\tn/a\tM\n")
+    cases = list_cases(folder).cases
+    assert [case.labels for case in cases] == [
+        {"age": 41, "sex": "F", "suffix": "T1w"},
+        {"age": 41, "sex": "F", "suffix": "bold"},
+        {"age": None, "sex": "M", "suffix": "T1w"},
+    ]
+    assert [case.patient for case in cases] == ["sub-01", "sub-01", "sub-02"]
+
+
+def test_a_table_gives_ids_splits_and_patients(scans, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,split,patient,grade\na.png,Training,p1,2\nb.png,test,p2,3\n")
+    listing = list_cases(scans("a.png", "b.png"), Sources(table=tmp_path / "labels.csv"))
+    assert [(c.id, c.split, c.patient, c.labels) for c in listing.cases] == [
+        ("a.png", "train", "p1", {"grade": 2}),
+        ("b.png", "test", "p2", {"grade": 3}),
+    ]
+
+
+def test_scans_with_one_row_are_one_patient(scans, tmp_path):
+    (tmp_path / "labels.csv").write_text("MRID,age\np1,41\np2,52\n")
+    listing = list_cases(scans("p1_a.nii", "p1_b.nii", "p2_a.nii"), Sources(table=tmp_path / "labels.csv"))
+    assert [(c.id, c.patient, c.labels["age"]) for c in listing.cases] == [
+        ("p1_a", "p1", 41), ("p1_b", "p1", 41), ("p2_a", "p2", 52),
+    ]  # fmt: skip
+
+
+def test_scans_of_other_classes_with_one_name_need_their_folder(scans, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,age\n1.png,41\n2.png,52\n")
+    folder = scans("benign/1.png", "benign/2.png", "malignant/1.png", "malignant/2.png")
+    with pytest.raises(CohortError, match="row 1 fits the scans 'benign/1' and 'malignant/1' of other folders"):
+        list_cases(folder, Sources(table=tmp_path / "labels.csv"))
+
+
+def test_a_label_is_not_taken_from_two_places(scans, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label\nbenign (1),0\n")
+    with pytest.raises(CohortError, match="its column 'label' is also found in the folders"):
+        list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv"))
+
+
+def test_the_written_table_is_read_as_the_same_cohort(scans, tmp_path):
+    listing = list_cases(scans(*ULTRASOUND))
+    table = write_listing(listing, tmp_path / "tables" / "scans.csv")
+    with open(table, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[0] == {
+        "image": "../scans/benign/benign (1).png", "id": "benign (1)", "label": "benign",
+    }  # fmt: skip
+    assert [case.labels for case in read_cohort(table)] == [case.labels for case in listing.cases]
+
+
+def test_another_file_is_replaced_on_request_only(scans, tmp_path):
+    listing, table = list_cases(scans(*ULTRASOUND)), tmp_path / "scans.csv"
+    write_listing(listing, write_listing(listing, table))
+    table.write_text("image\n")
+    with pytest.raises(ConfigError, match=r"scans\.csv: exists and has other content; set overwrite"):
+        write_listing(listing, table)
+    assert "benign (1)" in write_listing(listing, table, overwrite=True).read_text()
+    with pytest.raises(ConfigError, match=r"the table is a \.csv or \.tsv"):
+        write_listing(listing, tmp_path / "scans")
