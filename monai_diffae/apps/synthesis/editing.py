@@ -108,7 +108,7 @@ class Editing:
         native = NativeSpace(self.session.trained.preprocessing, coded.case.item())
         names = strength_names(self.table.strengths)
         for strength, image, difference in zip(names, images.cpu(), differences.cpu(), strict=True):
-            name = f"{coded.case.id}_{strength}"
+            name = f"{coded.case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.dicom else None
             write_case_image(self.folder / "images", name, native, native.back(image), coded.case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"

@@ -97,7 +97,7 @@ class Listing:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {len(self.cases)} scans ({formats})"
-        if all(case.patient == case.id for case in self.cases):
+        if all(case.has_own_patient for case in self.cases):
             yield "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)"
         else:
             yield f"patients: {self.num_patients}"
@@ -160,7 +160,7 @@ def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
     if len(set(ids)) < len(ids):
         return cases
     return [
-        replace(case, id=id, patient=id if case.patient == case.id else case.patient)
+        replace(case, id=id, patient=id if case.has_own_patient else case.patient)
         for case, id in zip(cases, ids, strict=True)
     ]
 
@@ -234,7 +234,7 @@ def _with_row(
         case = replace(case, patient=patient)
         return case if is_shared else replace(case, id=id)
     if not is_shared:
-        return replace(case, id=id, patient=id if case.patient == case.id else case.patient)
+        return replace(case, id=id, patient=id if case.has_own_patient else case.patient)
     return case if bids.subject(case.patient) or _format(case) == "DICOM" else replace(case, patient=id)
 
 
