@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.failures import Failure
+from monai_diffae.data.fingerprints import Fingerprint, fingerprint
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_stream
 from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
@@ -45,6 +46,7 @@ class CachedCases(Dataset[Item]):
         on_bad_scan: ``"skip"``, or ``"stop"`` to raise the :class:`ScanError` of the first bad scan.
         keys: the entries of the transform's result to keep.
         progress: show a bar on a terminal, or log a line elsewhere.
+        fingerprints: keep a fingerprint of each image while it is read, in :attr:`fingerprints`, to find twins.
 
     Raises:
         CohortError: (on first use) no scan can be used.
@@ -70,6 +72,7 @@ class CachedCases(Dataset[Item]):
         on_bad_scan: Literal["skip", "stop"] = "skip",
         keys: Sequence[str] = ("image",),
         progress: bool = True,
+        fingerprints: bool = False,
     ) -> None:
         if cache not in ("memory", "disk", "none"):
             raise ConfigError(f"cache: '{cache}' is not one of memory, disk, none")
@@ -81,6 +84,7 @@ class CachedCases(Dataset[Item]):
         self.num_workers, self.seed, self.on_bad_scan = num_workers or 0, seed, on_bad_scan
         self.keys, self.progress, self.epoch = tuple(keys), progress, 0
         self.failures: list[Failure] = []
+        self.fingerprints: list[Fingerprint] | None = [] if fingerprints else None
         self._items: list[Item] | None = None
         self._stores: dict[str, ArrayStore] = {}
 
@@ -101,6 +105,8 @@ class CachedCases(Dataset[Item]):
             error = result if isinstance(result, Exception) else self._keep(result)
             if error is None:
                 items.append(self.data[index])
+                if self.fingerprints is not None and not isinstance(result, Exception):
+                    self.fingerprints.append(fingerprint(result[self.keys[0]]))
             elif (isinstance(error, DiffAEError) and not isinstance(error, ScanError)) or self.on_bad_scan == "stop":
                 raise error
             else:

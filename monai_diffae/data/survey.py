@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
+from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
 from monai_diffae.data.scans import Axis, read_geometry, read_scan
 from monai_diffae.data.slices import slice_shape
 from monai_diffae.errors import CohortError, ScanError
@@ -29,12 +30,14 @@ class Survey:
         sizes: (N, D) voxels along R, A and S of volumes, or rows and columns of images.
         spacings_mm: (N, D) voxel spacings in mm.
         failures: cases whose header (or scan) cannot be read, or that are of the other kind.
+        fingerprints: of the scans that were read completely, by id.
     """
 
     ids: list[str]
     sizes: NDArray[np.int64]
     spacings_mm: NDArray[np.float64]
     failures: list[Failure] = field(default_factory=list)
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
     @property
     def spatial_dims(self) -> int:
@@ -91,9 +94,13 @@ def survey_cohort(
     """
     scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
+    fingerprints: dict[str, Fingerprint] = {}
     for case in cases:
         try:
-            scans.append((case, *_read(case, read_whole)))
+            if read_whole:
+                fingerprints[case.id] = _read_whole(case)
+            image = case.images["image"]
+            scans.append((case, *read_geometry(image if isinstance(image, Path) else image[0])))
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
     if spatial_dims is None:
@@ -110,15 +117,14 @@ def survey_cohort(
         first = failures[0]
         raise CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
     ids, sizes, spacings = zip(*usable, strict=True)
-    return Survey(list(ids), np.array(sizes), np.array(spacings), failures)
+    return Survey(list(ids), np.array(sizes), np.array(spacings), failures, fingerprints)
 
 
-def _read(case: Case, whole: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _read_whole(case: Case) -> Fingerprint:
+    """Read all images of a case; the fingerprint of the first file."""
     files = [[image] if isinstance(image, Path) else image for image in case.images.values()]
-    for path in itertools.chain.from_iterable(files if whole else []):
-        read_scan(path)
-    image = case.images["image"]
-    return read_geometry(image if isinstance(image, Path) else image[0])
+    fingerprints = [scan_fingerprint(read_scan(path)) for path in itertools.chain.from_iterable(files)]
+    return fingerprints[0]
 
 
 def _model_view(

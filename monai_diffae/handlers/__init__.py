@@ -11,6 +11,7 @@ from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import ReconstructionPictures
 from monai_diffae.handlers.progress import TrainingProgress
 from monai_diffae.handlers.statistics import RunningStatistics
+from monai_diffae.handlers.twin_scans import TwinScans
 from monai_diffae.handlers.validation import Validation
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RunningStatistics",
     "TrainingCurves",
     "TrainingProgress",
+    "TwinScans",
     "Validation",
     "default_tracking_uri",
 ]

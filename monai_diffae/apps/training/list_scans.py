@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
+from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
     from monai_diffae.data.listing import Listing
+    from monai_diffae.data.twin_reports import TwinReport
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,27 @@ class ListScansResult(CommandResult):
     Attributes:
         table: the cohort table.
         listing: the scans, with their labels, and what was left out.
+        twins: identical and nearly identical scans; None: not sought.
     """
 
     table: Path
     listing: Listing
+    twins: TwinReport | None = None
 
     def lines(self) -> Iterator[str]:
         """What was found, the table and the next command."""
         from monai_diffae.apps.command_lines import command_line
 
         yield from self.listing.lines()
+        if self.twins is not None:
+            yield from self.twins.lines()
         yield str(self.table)
         yield f"next: {command_line('plan', {'cohort': self.table})}"
 
     def figures(self) -> dict[str, Any]:
         """The table and the counts."""
-        return {"table": str(self.table), **self.listing.figures()}
+        twins = None if self.twins is None else self.twins.figures()
+        return {"table": str(self.table), **self.listing.figures(), "twins": twins}
 
 
 @command
@@ -51,6 +58,8 @@ def list_scans(
     id_column: str | None = None,
     patient_pattern: str | None = None,
     columns: Columns = NONE_GIVEN,
+    group_duplicates: bool = False,
+    skip_twins: bool = False,
     overwrite: bool = False,
 ) -> ListScansResult:
     r"""List the scans of a folder as a table with their labels, which all other commands take.
@@ -58,6 +67,10 @@ def list_scans(
     Labels come from class folders (``benign/`` and ``malignant/``, perhaps below ``train/`` and ``test/``), from a
     table of participants or scans, and from BIDS names (session and suffix). Label maps beside the scans
     (``a_seg.nii.gz``, ``labelsTr/``) are left out.
+
+    Every scan is read to find twins: scans that are identical, or nearly so (saved again, resized, slightly cropped,
+    brighter). They are marked in the column ``twins``. Twins in different splits, and twins with different labels, are
+    listed.
 
     Args:
         cohort: Folder, which is searched with its subfolders; or a CSV/TSV, MONAI datalist or single scan.
@@ -69,14 +82,18 @@ def list_scans(
         id_column: Column of ``table`` that names the scans or patients, e.g. ``MRID``; by default found by its name.
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\\d+``.
         columns: Names that a table as ``cohort`` uses for image, id, patient or split, e.g. ``image=file``.
+        group_duplicates: Make twins one patient, so that no split separates them.
+        skip_twins: Do not read the scans, and find no twins.
         overwrite: Replace another file of this name.
 
     Returns:
         The table, and what was found and left out.
 
     Raises:
-        ConfigError: ``out`` exists with other content or is not a ``.csv`` or ``.tsv``.
-        CohortError: there are no scans, or the table does not fit them.
+        ConfigError: ``out`` exists with other content or is not a ``.csv`` or ``.tsv``, or ``group_duplicates`` is
+            given together with ``skip_twins``.
+        CohortError: there are no scans, the table does not fit them, or twins that are to be one patient are in
+            different splits.
         MachineError: the table cannot be written.
 
     Example:
@@ -85,8 +102,19 @@ def list_scans(
         ...
         monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
-    from monai_diffae.data.listing import Sources, list_cases, write_listing
+    if group_duplicates and skip_twins:
+        raise ConfigError("skip_twins: then there are no twins to group; omit it, or group_duplicates")
+    from monai_diffae.data.listing import Sources, find_listed_twins, group_twins, list_cases, mark_twins, write_listing
+    from monai_diffae.data.twin_reports import report_twins
 
     sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = list_cases(cohort, sources, columns)
-    return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing)
+    if skip_twins:
+        return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing)
+    cases = mark_twins(listing.cases, [])
+    groups = find_listed_twins(cases)
+    listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
+    marked = replace(listing, cases=mark_twins(listing.cases, groups))
+    return ListScansResult(
+        write_listing(marked, out, overwrite=overwrite), listing, report_twins(listing.cases, groups)
+    )

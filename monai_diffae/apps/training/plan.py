@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.proposals import Proposal
     from monai_diffae.apps.training.speed import Speed
     from monai_diffae.data.survey import Survey
+    from monai_diffae.data.twin_reports import TwinReport
 
 _MAX_NAMES = 5  # most outliers, and most failed scans, that are listed on a terminal
 _GIB = 2**30
@@ -35,6 +36,7 @@ class Plan(CommandResult):
         device: where it will run.
         commands: lines for a shell that train with the proposal.
         speed: the speed of training with it; None: it was not measured.
+        twins: identical and nearly identical scans; None: the scans were not read.
     """
 
     survey: Survey
@@ -44,6 +46,7 @@ class Plan(CommandResult):
     device: str
     commands: list[str]
     speed: Speed | None = None
+    twins: TwinReport | None = None
 
     def lines(self) -> Iterator[str]:
         """The cohort, the proposal with its memory and time, and the commands."""
@@ -76,6 +79,8 @@ class Plan(CommandResult):
         yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
         if len(survey.failures) > _MAX_NAMES:
             yield f"failed: {len(survey.failures) - _MAX_NAMES} more; the result as JSON lists them all"
+        if self.twins is not None:
+            yield from self.twins.lines()
 
     def figures(self) -> dict[str, Any]:
         """Everything; memory in GiB."""
@@ -86,6 +91,7 @@ class Plan(CommandResult):
         }
         return {
             "cohort": self.survey.summary(),
+            "twins": None if self.twins is None else self.twins.figures(),
             "settings": self.proposal.settings,
             "num_cropped": self.num_cropped,
             "memory": memory,
@@ -125,7 +131,8 @@ def plan(
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
-        check: Read every scan completely. The header alone does not show whether a compressed file is complete.
+        check: Read every scan completely, and find twins: scans that are identical or nearly so. The header alone does
+            not show whether a compressed file is complete.
         measure: Train on noise for some seconds, and estimate how long training takes.
         overlays: Configuration files that replace values of the bundle's, in this order.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
@@ -173,4 +180,5 @@ def plan(
         speed = planning.measured_speed(parser, survey, proposal, target)
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
     num_cropped = planning.count_cropped(survey, proposal.settings)
-    return Plan(survey, proposal, num_cropped, budget, str(target), commands, speed)
+    twins = planning.twins_in(cases, survey) if check else None
+    return Plan(survey, proposal, num_cropped, budget, str(target), commands, speed, twins)

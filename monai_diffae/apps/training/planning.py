@@ -19,8 +19,11 @@ from monai_diffae.apps.training.speed import Speed, measure_speed
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import build
+from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.survey import Survey
+from monai_diffae.data.twin_reports import TwinReport, report_twins
+from monai_diffae.data.twins import find_twins
 from monai_diffae.engines.memory import GIB, free_memory
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -99,6 +102,13 @@ def measured_speed(parser: ConfigParser, survey: Survey, proposal: Proposal, dev
     failed = {failure.case_id for failure in survey.failures}
     cases = build(parser, "cohort", SplitCohort).split("train")
     return measure_speed(parser.get(), device, sum(case.id not in failed for case in cases))
+
+
+def twins_in(cases: Sequence[Case], survey: Survey) -> TwinReport:
+    """The twins among the cases of a cohort whose scans were read completely."""
+    read = [case for case in cases if case.id in survey.fingerprints]
+    groups = find_twins([survey.fingerprints[case.id] for case in read], [case.patient for case in read])
+    return report_twins(read, groups)
 
 
 def count_cropped(survey: Survey, settings: Mapping[str, Any]) -> int:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from monai_diffae.data.listing.listings import Listing, Sources, list_cases
 from monai_diffae.data.listing.tables import write_listing
+from monai_diffae.data.listing.twins import find_listed_twins, group_twins, mark_twins
 
-__all__ = ["Listing", "Sources", "list_cases", "write_listing"]
+__all__ = ["Listing", "Sources", "find_listed_twins", "group_twins", "list_cases", "mark_twins", "write_listing"]

@@ -2,8 +2,14 @@
 
 import json
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from monai_diffae.apps.training.list_scans import list_scans
 from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.twin_reports import ADVICE
+from monai_diffae.errors import ConfigError
 
 
 def test_a_folder_becomes_a_table(tmp_path):
@@ -23,3 +29,43 @@ def test_a_folder_becomes_a_table(tmp_path):
     assert json.loads(json.dumps(result.figures()))["labels"] == {"label": {"benign": 2, "malignant": 2}}
     assert len(read_cohort(result.table)) == 4
     assert list_scans(tmp_path / "us", tmp_path / "scans.csv").table == result.table
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six pictures in class folders, of which one is in both classes."""
+    images = np.random.default_rng(0).integers(0, 255, (6, 48, 48), np.uint8)
+    for number, image in enumerate(images):
+        file = tmp_path / "us" / ("benign" if number < 3 else "malignant") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    Image.fromarray(images[1]).save(tmp_path / "us" / "malignant" / "copy.png")
+    return tmp_path / "us"
+
+
+def test_twins_are_listed_and_marked(pictures, tmp_path):
+    result = list_scans(pictures, tmp_path / "scans.csv")
+    assert [line for line in result.lines() if "twins " in line or "twins:" in line] == [
+        "twins: 2 scans in 1 group are identical or nearly so (1 identical, 1 of different patients): 1 = copy",
+        f"a random split may separate twins of different patients; {ADVICE}",
+        "1 pair of twins with different labels: 1 (label benign) and copy (label malignant); correct or remove them",
+    ]
+    assert result.figures()["twins"]["groups"] == [["1", "copy"]]
+    assert result.figures()["twins"]["contradictory"][0]["values"] == ["benign", "malignant"]
+    assert {case.id for case in read_cohort(result.table) if case.labels["twins"] == "group 1"} == {"1", "copy"}
+
+
+def test_twins_become_one_patient(pictures, tmp_path):
+    table = list_scans(pictures, tmp_path / "scans.csv", group_duplicates=True).table
+    cases = read_cohort(table)
+    assert len({case.patient for case in cases}) == 6
+    assert len({case.patient for case in cases if case.id in ("1", "copy")}) == 1
+    assert list_scans(table, tmp_path / "again.csv").twins.other_patients == []
+
+
+def test_twins_are_not_sought_if_they_are_skipped(pictures, tmp_path):
+    result = list_scans(pictures, tmp_path / "scans.csv", skip_twins=True)
+    assert result.figures()["twins"] is None
+    assert "twins" not in result.table.read_text()
+    with pytest.raises(ConfigError, match="skip_twins"):
+        list_scans(pictures, tmp_path / "b.csv", skip_twins=True, group_duplicates=True)

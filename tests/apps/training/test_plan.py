@@ -219,3 +219,14 @@ def test_every_scan_is_read_on_demand_and_all_failures_are_counted(run, tmp_path
     assert "failed: 1 more; the result as JSON lists them all" in printed
     code, printed, _ = run("plan", tmp_path, *options, "--check", "--json")
     assert len(json.loads(printed)["cohort"]["failures"]) == 6
+
+
+def test_a_check_lists_twins(tmp_path, run):
+    images = np.random.default_rng(0).integers(0, 255, (5, 40, 40), np.uint8)
+    for name, image in zip("abcdef", [*images, images[1]], strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    options = ("plan", tmp_path, "--memory-gib", 1, "--device", "cpu")
+    code, printed, _ = run(*options, "--check")
+    assert code == 0
+    assert "1 identical, 1 of different patients): b = f" in printed
+    assert "twins:" not in run(*options)[1]

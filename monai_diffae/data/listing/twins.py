@@ -1,0 +1,89 @@
+"""Twins among listed scans: found by reading every scan, marked in a column, and made one patient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from monai_diffae.data.cases import Case, Label
+from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
+from monai_diffae.data.progress import track
+from monai_diffae.data.scans import read_scan
+from monai_diffae.data.twin_reports import report_twins
+from monai_diffae.data.twins import TwinGroup, find_twins
+from monai_diffae.errors import CohortError, ScanError
+
+logger = logging.getLogger(__name__)
+
+COLUMN = "twins"
+
+
+def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
+    """Read every scan (the first file of each image), and find twins; scans that cannot be read are ignored.
+
+    Example:
+        >>> find_listed_twins([Case("a", {"image": Path("gone.nii")}, "a")])
+        []
+    """
+    fingerprints: dict[int, Fingerprint] = {}
+    for position, case in enumerate(track(cases, f"reading {len(cases)} scans to find twins")):
+        image = case.images["image"]
+        try:
+            fingerprints[position] = scan_fingerprint(read_scan(image if isinstance(image, Path) else image[0]))
+        except ScanError as error:
+            logger.debug("%s", error)
+    if len(fingerprints) < len(cases):
+        logger.warning("%d scans cannot be read; plan --check lists them", len(cases) - len(fingerprints))
+    positions = [*fingerprints]
+    groups = find_twins([*fingerprints.values()], [cases[position].patient for position in positions])
+    return [replace(group, members=tuple(positions[member] for member in group.members)) for group in groups]
+
+
+def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:
+    """The cases with a column ``twins``, which is the same text for the twins of a group, such as ``group 1``.
+
+    A column of this name from an earlier listing is replaced, or removed if there are no twins.
+
+    Example:
+        >>> cases = [Case(name, {}, name) for name in "abc"]
+        >>> [case.labels for case in mark_twins(cases, [TwinGroup((0, 2), is_identical=True)])]
+        [{'twins': 'group 1'}, {'twins': None}, {'twins': 'group 1'}]
+    """
+    names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}
+    marks: list[dict[str, Label]] = [{COLUMN: names.get(position)} if groups else {} for position in range(len(cases))]
+    return [
+        replace(case, labels={name: label for name, label in case.labels.items() if name != COLUMN} | mark)
+        for case, mark in zip(cases, marks, strict=True)
+    ]
+
+
+def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:
+    """The cases with one patient for all twins of a group, and for all other scans of their patients.
+
+    Raises:
+        CohortError: twins are in different splits already.
+
+    Example:
+        >>> cases = [Case("a", {}, "p"), Case("b", {}, "q"), Case("c", {}, "q"), Case("d", {}, "r")]
+        >>> [case.patient for case in group_twins(cases, [TwinGroup((0, 1), is_identical=True)])]
+        ['p', 'p', 'p', 'r']
+    """
+    separated = report_twins(cases, groups).separated
+    if separated:
+        raise CohortError(
+            f"group_duplicates: the column split separates {len(separated)} groups of twins, such as {separated[0]}; "
+            "omit group_duplicates, correct the column split where the column twins has a group, and list that table"
+        )
+    first = {case.patient: case.patient for case in cases}
+
+    def merged(patient: str) -> str:
+        while first[patient] != patient:
+            patient = first[patient]
+        return patient
+
+    for group in groups:
+        patients = [merged(cases[position].patient) for position in group.members]
+        first.update(dict.fromkeys(patients, patients[0]))
+    return [replace(case, patient=merged(case.patient)) for case in cases]
