@@ -125,7 +125,11 @@ def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
         raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")
     if spatial_dims == 3 and scan.spatial_dims == 2:
         sizes = " x ".join(map(str, scan.array.shape[1:]))
-        raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", "give the whole series, or use a 2D model")
+        raise problem(
+            path,
+            f"a 2D image ({sizes}), expected a 3D volume",
+            "leave it out or give its whole series, or use a 2D model",
+        )
     return scan
 
 

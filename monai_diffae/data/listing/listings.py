@@ -103,9 +103,9 @@ class Listing:
             yield f"patients: {self.num_patients}"
         yield from self.notes
         if set(self.splits) != {None}:
-            yield f"split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
+            yield f"column split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
         for name, values in self.labels.items():
-            yield f"label {name}: {_described(values)}"
+            yield f"column {name}: {_described(values)}"
 
 
 def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str, str] | None = None) -> Listing:
