@@ -225,7 +225,7 @@ def _check_existence(path: Path, rows: Sequence[Row]) -> None:
         short_name = name if len(name) <= 100 else f"...{name[-97:]}"
         raise CohortError(
             f"{path.name}: none of its {len(rows)} files exists (first: {short_name}); "
-            "check the paths, which are relative to the table's folder"
+            "check the paths, which are relative to the table's folder, or use list-scans"
         )
 
 
