@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
+from monai_diffae.data.file_states import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
 from monai_diffae.data.scan_checks import Colour, check_colour, scan_of_array
@@ -126,7 +126,7 @@ class ReadScand(MapTransform):
         """The scans whose slices are needed; files are read once for consecutive slices."""
         if all(isinstance(image, (str, os.PathLike)) for image in images):
             paths = tuple(map(str, images))
-            return _read_volume(paths, _modification_time(paths), num_channels, self.nonfinite, self.colour)
+            return _read_volume(paths, file_state(paths), num_channels, self.nonfinite, self.colour)
         return [self._scan(image, None, num_channels, key) for image in images]
 
     def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
@@ -160,13 +160,9 @@ def as_tensor(scan: Scan) -> MetaTensor:
 
 @functools.lru_cache(maxsize=1)
 def _read_volume(
-    paths: tuple[str, ...], _modified: int, channels: int, nonfinite: Literal["error"] | float, colour: Colour
+    paths: tuple[str, ...], _state: str, channels: int, nonfinite: Literal["error"] | float, colour: Colour
 ) -> tuple[Scan, ...]:
     return tuple(read_scan(p, channels=channels, nonfinite=nonfinite, colour=colour) for p in paths)
-
-
-def _modification_time(paths: Sequence[str]) -> int:
-    return max((Path(p).stat().st_mtime_ns for p in paths if Path(p).exists()), default=0)
 
 
 def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
