@@ -68,7 +68,8 @@ def with_plan(
     parser = read_training_config(bundle, training.overlays)
     result = plan(
         cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
-        overlays=training.overlays, columns=training.columns, overrides={**fixed, **given, **training.overrides},
+        overlays=training.overlays, columns=training.columns, colour=training.colour,
+        overrides={**fixed, **given, **training.overrides},
     )  # fmt: skip
     result = result.within(60 * minutes - (time.monotonic() - start))
     new = {key: value for key, value in result.settings.items() if key not in fixed}

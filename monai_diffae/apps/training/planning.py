@@ -113,23 +113,24 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
         MachineError: nothing fits into memory.
     """
     failed = {failure.case_id for failure in survey.failures}
-    cohort = build(parser, "cohort", SplitCohort)
+    config = parser.get()
+    cohort = build(ConfigParser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration
     train, val = ([case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val"))
     items = [case.item() for case in train[:_MEASURED_SCANS]]
     if not items:
         cohort.items("train")  # raises the error of an empty split
 
     def measure(settings: Mapping[str, Any]) -> Speed:
-        measured = ConfigParser(copy.deepcopy(parser.get()))
+        measured = ConfigParser(copy.deepcopy(config))
         measured.update(dict(settings))
         return measure_speed(
             measured.get(), machine.device, items, max(1, min(int(settings["batch_size"]), len(train)))
         )
 
-    config = {key: machine.value(key) for key in _TIMED_KEYS if key in parser}
+    timed = {key: machine.value(key) for key in _TIMED_KEYS if key in parser}
     threads = torch.get_num_threads()
     try:
-        return propose_in_time(machine, survey, Work(len(train), len(val), config, machine.overrides), measure, seconds)
+        return propose_in_time(machine, survey, Work(len(train), len(val), timed, machine.overrides), measure, seconds)
     finally:
         torch.set_num_threads(threads)
 
