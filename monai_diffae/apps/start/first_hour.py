@@ -89,8 +89,8 @@ class FirstHour:
             *plan.time_lines(),
         ]
         self.record = {
-            "asked": asked, "bundle": str(plan.bundle), "settings": plan.settings, "about": about,
-            "is_trained": False,
+            "asked": asked, "bundle": plan.bundle, "settings": plan.settings, "about": about, "is_trained": False,
+            "threads": None if plan.timed is None else plan.timed.threads,
         }  # fmt: skip
 
     def _read_record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
