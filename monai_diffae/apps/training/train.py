@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
@@ -53,6 +55,7 @@ def train(
     out: Path | None = None,
     *,
     start_from: Path | None = None,
+    minutes: Annotated[float, Gt(0), Le(100_000)] | None = None,
     training: Training = Training(),
 ) -> TrainResult:
     """Train a bundle's autoencoder on a cohort, or resume its training after an interruption.
@@ -69,6 +72,8 @@ def train(
         out: Folder for the trained bundle; by default the bundle's own.
         start_from: Trained bundle with whose weights a new training begins, on any cohort. Its network, preprocessing
             and other settings are used; it is only read.
+        minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
+            training ends in time. By default as configured.
         training: How to train.
 
     Returns:
@@ -88,8 +93,14 @@ def train(
     """
     from monai_diffae.data.failures import count_failures
 
+    watch = None
+    if minutes is not None:
+        from monai_diffae.apps.training.planned import with_plan
+
+        planned = with_plan(bundle, cohort, out, start_from, training, minutes)
+        training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
-    folder = run_training("train", bundle, training, given)
+    folder = run_training("train", bundle, training, given, watch)
     failures = folder / "failures.csv"
     return TrainResult(folder, failures, count_failures(failures))
 
