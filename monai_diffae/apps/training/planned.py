@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.planning import read_training_config
 from monai_diffae.apps.training.timetables import CHOSEN_KEYS
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.warm_start import start_settings
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.survey import survey_cohort
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,17 @@ class Planned:
         workflow.parser.get_parsed_content("train#trainer")  # reads the scans
         validation = workflow.parser.get_parsed_content("validate#handler")
         validation.max_minutes = min(validation.max_minutes, max(0.0, self.steps_end - time.monotonic()) / 60)
+
+
+def make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
+    """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images.
+
+    Raises:
+        CohortError: no usable scan.
+    """
+    name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
+    init_bundle(folder, name)
+    logger.info("%s: a new bundle, made from %s", folder.name, name)
 
 
 def with_plan(

@@ -67,7 +67,7 @@ def train(
     not be given again.
 
     Args:
-        bundle: Folder of a bundle, made with ``monai-diffae init``.
+        bundle: Folder of a bundle, made with ``monai-diffae init``. With ``minutes`` it is made if it does not exist.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
         out: Folder for the trained bundle; by default the bundle's own.
         start_from: Trained bundle with whose weights a new training begins, on any cohort. Its network, preprocessing
@@ -95,8 +95,10 @@ def train(
 
     watch = None
     if minutes is not None:
-        from monai_diffae.apps.training.planned import with_plan
+        from monai_diffae.apps.training.planned import make_bundle, with_plan
 
+        if cohort is not None and start_from is None and not bundle.exists():
+            make_bundle(bundle, cohort, training.columns)
         planned = with_plan(bundle, cohort, out, start_from, training, minutes)
         training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
