@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
@@ -100,6 +100,7 @@ def demo(
     num_patients: Annotated[int, Ge(20)] = 3000,
     size: Annotated[int, Ge(8)] = 48,
     num_reconstructions: Annotated[int, Ge(1)] = 32,
+    minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
     steps: Annotated[int, Ge(1)] | None = None,
     device: str | None = None,
     workers: Annotated[int, Ge(0)] | None = None,
@@ -116,6 +117,7 @@ def demo(
         num_patients: Patients of the virtual cohort.
         size: Pixels per side of its images; the model's image size is that of the overlay.
         num_reconstructions: Test cases to reconstruct.
+        minutes: About how long the demo may take. On a slow or busy machine, it trains and reconstructs less.
         steps: Network evaluations for inversion and for decoding; by default the bundle's.
         device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         workers: Processes that read scans; by default chosen by each stage.
@@ -134,9 +136,12 @@ def demo(
         ...
         monai_diffae.errors.ConfigError: overlay: there is no 'no_such_overlay'; choose one of: ...
     """
+    import torch
+
     from monai_diffae.apps.embedding.embed import embed
     from monai_diffae.apps.synthesis.reconstruct import reconstruct
     from monai_diffae.apps.training import demo_stages
+    from monai_diffae.apps.training.demo_budget import demo_budget
     from monai_diffae.data.samples import make_virtual_cohort
 
     overlay_file = demo_stages.find_overlay(overlay)
@@ -145,14 +150,18 @@ def demo(
     common = {"device": device, "workers": workers}
     with _timed("cohort", seconds):
         cohort = make_virtual_cohort(out / "cohort", num_patients=num_patients, size=size)
+    with _timed("measure", seconds):
+        budget = demo_budget(out / "budget.json", cohort, overlay_file, overrides, device, minutes, num_reconstructions)
+    if budget.threads is not None:
+        torch.set_num_threads(budget.threads)
     with _timed("train", seconds):
-        demo_stages.train_once(model, cohort, overlay_file, overrides, device, workers)
+        demo_stages.train_once(model, cohort, overlay_file, {**budget.settings, **overrides}, device, workers)
     with _timed("embed", seconds):
         embedded = embed(model, cohort, out / "embeddings.parquet", **common)
     with _timed("reconstruct", seconds):
         reconstructed = reconstruct(
-            model, cohort, out / "reconstructions", mode="both", steps=steps, limit=num_reconstructions, split="test",
-            **common,
+            model, cohort, out / "reconstructions", mode="both", steps=steps, limit=budget.num_reconstructions,
+            split="test", **common,
         )  # fmt: skip
     with _timed("probe", seconds):
         probes = demo_stages.probe_once(model, cohort, embedded.path, out / "probe.csv", workers)

@@ -38,12 +38,12 @@ class Planned:
     steps_end: float | None = None
 
     def watch(self, workflow: ConfigWorkflow) -> None:
-        """Let the training's steps end in time even if reading the scans took longer than predicted."""
+        """Let the training's steps end in time, however long reading the scans has taken."""
         if self.steps_end is None:
             return
         workflow.parser.get_parsed_content("train#trainer")  # reads the scans
         validation = workflow.parser.get_parsed_content("validate#handler")
-        validation.max_minutes = min(validation.max_minutes, max(0.0, self.steps_end - time.monotonic()) / 60)
+        validation.max_minutes = max(0.0, self.steps_end - time.monotonic()) / 60
 
 
 def make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:

@@ -3,7 +3,10 @@ import json
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.training import demo_budget, demo_stages
 from monai_diffae.apps.training.demo import DISCLAIMER, demo
+from monai_diffae.apps.training.speed import Speed
+from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError
 
 
@@ -49,3 +52,28 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
 def test_demo_names_the_overlays_that_there_are(tmp_path):
     with pytest.raises(ConfigError, match=r"choose one of: .*demo"):
         demo(tmp_path, overlay="other")
+
+
+OVERRIDES = {"image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "batch_size": 8}
+
+
+@pytest.mark.parametrize(("seconds_per_step", "epochs", "reconstructions"), [(0.001, None, 32), (5.0, 21, 4)])
+def test_the_demo_leaves_out_what_does_not_fit_and_decides_once(
+    tmp_path, monkeypatch, caplog, seconds_per_step, epochs, reconstructions
+):
+    """30 training images in batches of 8: 3 steps an epoch, 7 of 10 minutes for training."""
+    cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=40, size=16)
+    overlay = demo_stages.find_overlay("demo")
+    arguments = (tmp_path / "budget.json", cohort, overlay, {**OVERRIDES, "max_epochs": 100}, "cpu", 10, 32)
+    monkeypatch.setattr(demo_budget, "measure_speed", lambda *args: Speed(seconds_per_step, args[-1]))
+    budget = demo_budget.demo_budget(*arguments)
+    assert budget.settings.get("max_epochs") == (epochs and int(7 * 60 // (seconds_per_step * (count(cohort) // 8))))
+    assert budget.settings["max_minutes"] == 7
+    assert budget.num_reconstructions == reconstructions
+    assert ("the demo does" in caplog.text) == (epochs is not None)
+    monkeypatch.setattr(demo_budget, "measure_speed", lambda *args: pytest.fail("measured again"))
+    assert demo_budget.demo_budget(*arguments) == budget
+
+
+def count(cohort):
+    return int((pd.read_csv(cohort)["split"] == "train").sum())
