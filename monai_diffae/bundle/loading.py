@@ -20,6 +20,7 @@ from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_values import check_device, check_rules
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -43,6 +44,7 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
         **{key: trained.config[key] for key in keys if key in trained.config},
         "parameters": sum(p.numel() for p in trained.network.parameters()),
         **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
+        "z_sem_usage": trained.z_sem_usage,
         "sha256": trained.sha256,
     }
 
@@ -81,6 +83,11 @@ class TrainedBundle:
         """
         current = read_consistently(self.folder, lambda _: (checksum(self.folder), config_checksum(self.folder)))
         return current == (self.sha256, self.config_sha256)
+
+    @property
+    def z_sem_usage(self) -> float | None:
+        """The last ``z_sem_usage`` of the training; None if it was not measured."""
+        return last_usage(self.folder)
 
     @property
     def made_from(self) -> dict[str, Any]:

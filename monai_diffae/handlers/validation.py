@@ -30,6 +30,7 @@ class Validation(ValidationHandler):
         self.patience = patience
         self.best = math.inf
         self.validations_since_best = 0
+        self.metrics: dict[str, float] = {}  # of the last validation
 
     def attach(self, engine: Engine) -> None:
         """Validate every ``interval`` epochs, and always after the last one."""
@@ -43,7 +44,8 @@ class Validation(ValidationHandler):
         """Validate, and end the training if the patience is exhausted."""
         self.evaluator.state.trainer_step = engine.state.iteration
         super().__call__(engine)
-        loss = self.evaluator.state.metrics["loss"]
+        self.metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        loss = self.metrics["loss"]
         if loss < self.best:
             self.best, self.validations_since_best = loss, 0
             return
@@ -58,9 +60,12 @@ class Validation(ValidationHandler):
         return self.patience is not None and self.validations_since_best >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of early stopping."""
-        return {"best": self.best, "validations_since_best": self.validations_since_best}
+        """The state of early stopping, and the last metrics."""
+        return {
+            "best": self.best, "validations_since_best": self.validations_since_best, "metrics": self.metrics
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of early stopping."""
+        """Restore the state of early stopping, and the last metrics."""
+        self.metrics = state.get("metrics", {})  # a checkpoint of an earlier version has none
         self.best, self.validations_since_best = state["best"], state["validations_since_best"]

@@ -39,7 +39,7 @@ def test_both_files_load_without_pickle_and_the_model_is_a_flat_state_dict(tmp_p
     model = torch.load(tmp_path / MODEL, weights_only=True)
     assert {k: v.shape for k, v in model.items()} == {"weight": (64, 64), "bias": (64,)}
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["trainer"]["iteration"] == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", MODEL, TRAINING]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", "metrics.json", MODEL, TRAINING]
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 10_000, 30_000])

@@ -150,9 +150,11 @@ def probe(
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.latents.probing.evaluation import ProbeSettings
+    from monai_diffae.metrics import warn_if_unused
 
     settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed)
     table = read_embeddings(embeddings)
+    warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, embeddings.name)
     pixels = PixelBaselines.open(table, comparison, reading) if comparison.pixel_baselines else None
     if out is None:

@@ -141,10 +141,12 @@ def edit(
     from monai_diffae.apps.synthesis.edit_table import EditTable, warn_of_small_changes
     from monai_diffae.apps.synthesis.editing import Editing
     from monai_diffae.bundle.checksums import file_checksum
+    from monai_diffae.metrics import warn_if_unused
 
     table = EditTable.read(direction, along, strengths, measurements.watch)
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     table = table.for_model(session.trained, measurements.embeddings)
+    warn_if_unused(session.trained.z_sem_usage)
     cases = session.choose(choice)
     embeddings = measurements.embeddings
     made_from = session.made_from(

@@ -319,3 +319,9 @@ def test_errors_name_the_choices(table, write, tmp_path):
         probe(tmp_path / "no.parquet")
     with pytest.raises(CohortError, match="no columns z_000"):
         probe(write(table[["id", "age"]]))
+
+
+def test_it_warns_if_the_decoder_hardly_used_z_sem(table, write, caplog):
+    table.attrs["monai_diffae"] = {"z_sem_usage": 1.05}
+    probe(write(table), targets=["grade"], probes=["linear"])
+    assert "z_sem_usage 1.050: the decoder hardly uses z_sem" in caplog.text
