@@ -101,7 +101,30 @@ def model_checksum(embeddings: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: there is no record.
     """
-    return _model_and_pool(embeddings)[0]
+    return _made_from(embeddings)["model"]
+
+
+def encoder_of(embeddings: str | os.PathLike[str]) -> str:
+    """The encoder that made a table of embeddings: ``trained``, ``untrained`` or ``pca``.
+
+    Raises:
+        ConfigError: there is no record.
+    """
+    return _made_from(embeddings)["encoder"]
+
+
+def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
+    """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use.
+
+    Raises:
+        ConfigError: an encoder without training made it, or there is no record beside it.
+    """
+    encoder = encoder_of(embeddings)
+    if encoder != "trained":
+        raise ConfigError(
+            f"{Path(embeddings).name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; "
+            "train a bundle and embed the cohort with it, or use this table for probe and neighbors"
+        )
 
 
 def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
@@ -110,8 +133,10 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
     Raises:
         ConfigError: another model made the table, or its z_sem are pooled, or there is no record beside it.
     """
-    name, (model, pool) = Path(embeddings).name, _model_and_pool(embeddings)
-    if model != checksum(bundle):
+    check_z_sem(embeddings)
+    name, made_from = Path(embeddings).name, _made_from(embeddings)
+    pool = made_from["pool"]
+    if made_from["model"] != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
     if pool not in _IMAGE_POOLS:
         option = "patches" if pool == "patches" else "pool"
@@ -120,13 +145,15 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
         )
 
 
-def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
+def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
+    """The model, the pool and the encoder that a table was made with."""
     path = Path(embeddings)
     record = path.with_suffix(".json")
     try:
         content = json.loads(record.read_text())
         made_from, is_finished = content["made_from"], bool(content["results"])
-        model, pool = str(made_from["model"]), str(made_from.get("pool", "none"))
+        defaults = {"pool": "none", "encoder": "trained"}
+        values = {"model": str(made_from["model"]), **{key: str(made_from.get(key, defaults[key])) for key in defaults}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
@@ -134,4 +161,4 @@ def _model_and_pool(embeddings: str | os.PathLike[str]) -> tuple[str, str]:
         ) from error
     if not is_finished:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
-    return model, pool
+    return values

@@ -123,8 +123,13 @@ class Session:
             ConfigError: the bundle is not trained, or an override names an unknown key.
             CohortError: the cohort has no usable case.
         """
-        reading, run = reading or Reading(), run or Run()
+        run = run or Run()
         trained = open_bundle(bundle, decoding=decoding, run=run, device=device)
+        return cls.of(trained, cohort, reading=reading or Reading(), run=run)
+
+    @classmethod
+    def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> Session:
+        """List a cohort for a loaded bundle; the arguments and errors are those of :meth:`open`."""
         split, encoder_key = _split_cohort(trained, cohort, reading.columns, run.overrides)
         return cls(trained, split, encoder_key, reading, run)
 

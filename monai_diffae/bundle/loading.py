@@ -209,6 +209,27 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     weights = models / layout.MODEL
     if not weights.is_file():
         raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or choose a trained one")
+    parser = described_model(root, overrides)
+    values = dict(parser.get())
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
+    network = build(parser, "network_def", nn.Module)
+    network.load_state_dict(read_weights(weights, network))
+    network.to(device).eval().requires_grad_(False)
+    inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
+    inferer.schedule.to(device)
+    preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
+    checksums = checksum(root), config_checksum(root)
+    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device)
+
+
+def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
+    """The configuration that describes a bundle's model, trained or not, with overrides, checked.
+
+    Raises:
+        ConfigError: the configuration describes no diffusion autoencoder, an override names an unknown key, or a value
+            cannot be used.
+    """
     config = layout.model_config_file(root)
     parser = read_model_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
@@ -220,18 +241,8 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     if unknown:
         raise ConfigError(no_such_key(unknown[0], "the model's configuration", "models/config.json"))
     set_values(parser, overrides, "the model's configuration", "models/config.json")
-    values = dict(parser.get())
-    check_rules(values)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
-    network = build(parser, "network_def", nn.Module)
-    network.load_state_dict(read_weights(weights, network))
-    network.to(device).eval().requires_grad_(False)
-    inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
-    inferer.schedule.to(device)
-    preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-    checksums = checksum(root), config_checksum(root)
-    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device)
+    check_rules(dict(parser.get()))
+    return parser
 
 
 def read_model_config(path: Path) -> ConfigParser:

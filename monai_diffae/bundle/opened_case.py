@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,6 +30,8 @@ ScanPath: TypeAlias = "str | os.PathLike[str]"
 CaseImage: TypeAlias = "ScanPath | Sequence[ScanPath] | NDArray[Any] | Tensor | Scan"
 CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
 """What :meth:`TrainedBundle.open` opens."""
+Detail = Literal["own", "model"]
+"""What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,34 @@ class OpenedCase:
         reconstructor = Reconstructor(self._inferer(steps), mode, seed, draws, max_evaluations)
         return reconstructor.decode(self.images, self.trained.network, self.z_sem, names)[0]
 
+    def edited(
+        self,
+        z_sem: Tensor,
+        *,
+        detail: Detail = "own",
+        steps: int | None = None,
+        max_evaluations: int | None = None,
+    ) -> NDArray[np.float32]:
+        """The scan with another z_sem, decoded with its own x_T: ``[C, *native S]`` in the scan's units.
+
+        Args:
+            z_sem: (N, D), such as a moved :attr:`z_sem`.
+            detail: ``own`` adds the difference that the change of z_sem makes to the scan, which keeps its own detail;
+                with the case's own z_sem, the result is the scan to the bit. ``model`` is the decoded image itself.
+            steps: network evaluations for inversion and for decoding; None: the bundle's.
+            max_evaluations: as for :meth:`invert`.
+
+        Raises:
+            ConfigError: an argument is out of range.
+        """
+        if detail not in get_args(Detail):
+            raise ConfigError(f"detail: {detail!r} is not one of {', '.join(get_args(Detail))}")
+        x_T = self.invert(steps=steps, max_evaluations=max_evaluations)
+        images = self.decode(z_sem, x_T, steps=steps)
+        if detail == "model":
+            return self.back(images)
+        return self.add_difference(images - self.decode(self.z_sem, x_T, steps=steps))
+
     def back(self, images: Tensor) -> NDArray[np.float32]:
         """Convert images of the model to the scan's space and units; see :meth:`CaseSpace.back`."""
         return self.space.back(images)
@@ -134,6 +164,10 @@ class OpenedCase:
     def back_difference(self, differences: Tensor) -> NDArray[np.float32]:
         """Convert differences of two images to the scan's space and units; see :meth:`CaseSpace.back_difference`."""
         return self.space.back_difference(differences)
+
+    def add_difference(self, differences: Tensor) -> NDArray[np.float32]:
+        """Add differences of two images of the model to the scan; see :meth:`CaseSpace.add_difference`."""
+        return self.space.add_difference(differences)
 
     def back_map(self, maps: Tensor) -> NDArray[np.float32]:
         """Convert maps to the scan's space, keeping their values; see :meth:`CaseSpace.back_map`."""

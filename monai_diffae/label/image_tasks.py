@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.bundle.opened_case import Detail
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.task import Answer, DiffAETask, NativeImage
@@ -59,6 +60,7 @@ def diffae_edit(
     *,
     direction: str = "",
     strength: Annotated[float, Ge(-10), Le(10)] = 2.0,
+    detail: Detail = "own",
     steps: Steps = 0,
     max_evaluations: Evaluations = 100,
 ) -> Answer:
@@ -68,6 +70,7 @@ def diffae_edit(
         request: a :class:`~monai_diffae.label.task.Request`.
         direction: name of a file in ``directions``, without ``.json``; may be omitted if there is only one.
         strength: how far to move, in standard deviations of the training cases; negative: the other way.
+        detail: ``own`` adds the change to the scan, which keeps its own detail; ``model`` is the decoded image.
         steps: network evaluations; 0: the bundle's own setting.
         max_evaluations: at most this many network evaluations for refining the inversion.
 
@@ -84,14 +87,16 @@ def diffae_edit(
     case = request.open()
     codes = case.z_sem.cpu().numpy()
     moved = line.move(codes, strength)
-    x_T = case.invert(steps=steps or None, max_evaluations=max_evaluations)
-    images = case.decode(torch.from_numpy(moved).to(x_T), x_T, steps=steps or None)
+    edited = case.edited(
+        torch.from_numpy(moved).to(case.z_sem), detail=detail, steps=steps or None, max_evaluations=max_evaluations
+    )
     figures = {
         "direction": line.target,
         "strength": strength,
+        "detail": detail,
         "prediction": {"scan": line.predict(codes).tolist(), "edited": line.predict(moved).tolist()},
     }
-    return Answer(figures, NativeImage(case, case.back(images), fits_png(request.image, case.scan)))
+    return Answer(figures, NativeImage(case, edited, fits_png(request.image, case.scan)))
 
 
 class EditTask(DiffAETask):

@@ -27,8 +27,8 @@ def warn_if_unused(z_sem_usage: float | None) -> None:
     """
     if z_sem_usage is not None and z_sem_usage < LEAST_USAGE:
         logger.warning(
-            "z_sem_usage %.3f: the decoder hardly uses z_sem, so embeddings and edits say little; train longer, or with "
-            "fewer, larger pixels (monai-diffae plan)",
+            "z_sem_usage %.3f: the decoder hardly uses z_sem, so embeddings and edits say little; train longer, or "
+            "with fewer, larger pixels (monai-diffae plan)",
             z_sem_usage,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monai_diffae.pictures.anomalies import draw_anomalies
+from monai_diffae.pictures.captions import caption, check_captions
 from monai_diffae.pictures.cells import draw_cells
 from monai_diffae.pictures.curves import draw_curves
 from monai_diffae.pictures.diagnosis import draw_diagnosis
@@ -10,6 +11,8 @@ from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
 from monai_diffae.pictures.probes import draw_calibration, draw_few_labels
 
 __all__ = [
+    "caption",
+    "check_captions",
     "draw_anomalies",
     "draw_calibration",
     "draw_cells",

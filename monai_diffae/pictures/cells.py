@@ -17,7 +17,7 @@ _INCHES = 1.4
 def draw_cells(
     rows: Sequence[Iterable[tuple[Tensor | None, str]]], path: Path, model_range: tuple[float, float]
 ) -> None:
-    """Draw rows of images, each with a caption above it.
+    """Draw rows of images, each with a caption of one or several lines above it.
 
     Args:
         rows: images (C, *S) with their captions; volumes are shown in three planes, and None leaves the cell empty.
@@ -28,11 +28,12 @@ def draw_cells(
 
     cells = [[(None if image is None else _pixels(image, model_range), text) for image, text in row] for row in rows]
     height, width = next((pixels.shape[:2] for row in cells for pixels, _ in row if pixels is not None), (1, 1))
-    size = (_INCHES * len(cells[0]) * width / height, (_INCHES + 0.25) * len(cells))
+    num_lines = max(len(text.split("\n")) for row in cells for _, text in row)
+    size = (_INCHES * len(cells[0]) * width / height, (_INCHES + 0.1 + 0.15 * num_lines) * len(cells))
     figure = Figure(figsize=size, layout="constrained")
     for panels, row in zip(figure.subplots(len(cells), len(cells[0]), squeeze=False), cells, strict=True):
         for panel, (pixels, text) in zip(panels, row, strict=True):
-            panel.set_title(text, fontsize=9)
+            panel.set_title(text, fontsize=9, parse_math=False)
             panel.axis("off")
             if pixels is not None:
                 panel.imshow(pixels, interpolation="nearest")

@@ -20,7 +20,8 @@ def draw_mosaic(
 
     Args:
         rows: for each label, images (B, C, H, W), or volumes (B, C, R, A, S), which are shown as their three middle
-            planes. Images with three channels are shown in colour, those with any other number by their first channel.
+            planes. A label may have several lines. Images with three channels are shown in colour, those with any other
+            number by their first channel.
         path: the PNG.
         model_range: black and white.
         columns: headings of the images.
@@ -30,7 +31,7 @@ def draw_mosaic(
     height, width = strips[0].height, max(strip.width for strip in strips)
     enlarged = -(-1000 // width)  # a whole number, so that the pixels of the model are shown as they are
     font = ImageFont.load_default(size=16)
-    margin = 10 + max(int(font.getlength(label)) for label in rows) + 10
+    margin = 10 + max(int(font.getlength(line)) for label in rows for line in label.split("\n")) + 10
     heading = 26 if columns else 0
     mosaic = Image.new("RGB", (margin + width * enlarged, heading + len(strips) * height * enlarged), "white")
     draw = ImageDraw.Draw(mosaic)

@@ -140,6 +140,16 @@ class CaseSpace:
         """
         return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
 
+    def add_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
+        """Add differences of two images of the model, (N, C, *S), to the scan: ``[C, *native S]`` in its units.
+
+        The scan keeps its own detail; where a difference is 0 or unknown, it keeps its values to the bit.
+
+        Raises:
+            ConfigError: the number or size of the images is not that of the case.
+        """
+        return self.scan.array + self.back_difference(differences)
+
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
         """Convert maps (N, C', *S) to ``[C', *native S]`` without rescaling their values; 0 where none is known.
 

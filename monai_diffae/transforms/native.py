@@ -131,6 +131,24 @@ class NativeSpace(PreprocessedScan):
         offset = self._inside(torch.zeros(self.image.shape))
         return np.where(self.field, self._inside(difference) - offset, np.float32(0))
 
+    def add_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
+        """Add a difference of two images of the model, ``[C, *S]``, to the scan: ``[C, *native S]`` in its units.
+
+        The scan keeps its own detail, however coarse the model's grid is, and intensities beyond the model's range. A
+        difference of 0 returns the scan to the bit.
+
+        Raises:
+            ConfigError: the size is not that of the model's image.
+        """
+        return self.scan.array + self.back_difference(difference)
+
+    def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
+        # the way back is an affine function of the intensities of each channel
+        constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
+        zero, one = (each.reshape(len(each), -1)[:, 0] for each in constants)
+        return np.moveaxis((np.moveaxis(array, 0, -1) - zero) / (one - zero), -1, 0)
+
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
         """Convert maps in the model's grid, ``[C', *S]``, to ``[C', *native S]``; their values are not rescaled.
 

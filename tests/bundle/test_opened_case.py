@@ -50,6 +50,17 @@ def test_a_picture_has_one_image_with_the_codes_of_embed(trained, picture):
     assert case.x_T is case.x_T
 
 
+def test_an_edit_keeps_the_detail_of_the_scan_or_of_the_model(trained, picture):
+    case = trained.open(picture)
+    np.testing.assert_array_equal(case.edited(case.z_sem), case.scan.array)
+    np.testing.assert_array_equal(case.edited(case.z_sem, detail="model"), case.back(case.reconstruct("x_T")))
+    moved = case.z_sem + 1
+    change = case.decode(moved, case.x_T) - case.decode(case.z_sem, case.x_T)
+    np.testing.assert_array_equal(case.edited(moved), case.scan.array + case.back_difference(change))
+    with pytest.raises(ConfigError, match="detail: 'fine' is not one of own, model"):
+        case.edited(moved, detail="fine")
+
+
 def test_reconstructions_are_those_of_the_reconstructor(trained, picture):
     case = trained.open(picture)
     for mode in ("z_sem", "x_T"):

@@ -112,6 +112,34 @@ def test_differences(tmp_path: Path) -> None:
     np.testing.assert_array_equal(native.back(one), native.back(one))  # going back uses nothing up
 
 
+@settings(max_examples=15, deadline=None)
+@given(height=st.integers(10, 300), width=st.integers(10, 300), seed=st.integers(0, 99))
+def test_a_difference_of_0_leaves_the_scan_to_the_bit(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scan = rng.normal(100, 1000, (1, height, width)).astype(np.float32)
+    native = NativeSpace(shipped_2d((24, 32)), {"image": scan})
+    np.testing.assert_array_equal(native.add_difference(torch.zeros(1, 24, 32)), native.scan.array)
+    difference = torch.from_numpy(rng.normal(0, 0.3, (1, 24, 32)).astype(np.float32))
+    change = native.add_difference(difference) - native.scan.array
+    np.testing.assert_allclose(change, native.back_difference(difference), atol=2e-3)
+    twice = native.add_difference(2 * difference) - native.scan.array  # for a linear change, twice the difference
+    np.testing.assert_allclose(twice, 2 * change, atol=4e-3)
+    assert not change[:, ~native.field].any()
+
+
+@pytest.mark.parametrize("range_", [{"method": "window", "window_hu": (-160, 240)}, {"percentiles": (5, 95)}])
+def test_a_difference_is_in_the_units_of_the_scan(range_: dict[str, Any]) -> None:
+    """Also where the scan is beyond the model's range: a bone of 900 HU becomes one of 800 HU."""
+    scan = smooth(40, 64) * 2 - 800
+    native = NativeSpace(shipped_2d((40, 64), **range_), {"image": scan})
+    low, high = range_.get("window_hu", np.percentile(scan, (5, 95)))
+    assert scan.max() > high + 1
+    edited = native.add_difference(torch.full((1, 40, 64), -0.5))
+    np.testing.assert_allclose(edited, scan - (high - low) / 4, rtol=1e-4, atol=1e-2)
+    scaled = native.to_model_range(native.scan.array)
+    np.testing.assert_allclose(scaled, (scan - low) / (high - low) * 2 - 1, atol=1e-4)
+
+
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
 def test_slices_lie_where_they_were(tmp_path: Path, axis: Any) -> None:
     volume = smooth(31, 44, 23)
@@ -150,6 +178,10 @@ def test_volumes(tmp_path: Path, size: tuple[int, int, int], flips: np.ndarray) 
     assert written.shape == nib.load(source).shape
     assert np.array_equal(written.affine, nib.load(source).affine)
     assert written.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_array_equal(native.add_difference(torch.zeros(1, *size)), native.scan.array)
+    edited = native.add_difference(torch.full((1, *size), 0.5)) - native.scan.array
+    assert not edited[:, ~native.field].any()
+    assert np.ptp(edited[:, native.field]) < 1e-3
     middle = tuple(n // 2 for n in volume.shape[1:])
     constant = native.back(torch.zeros(1, *size))[0][middle]
     low, high = volume.min(), volume.max()

@@ -13,7 +13,7 @@ from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.apps.settings import Reading, Run, Seed
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
+Encoder = Literal["trained", "untrained", "pca"]
 
 _SUFFIXES = (".parquet", ".csv")
 _OVERLAP = 0.25
@@ -35,7 +36,7 @@ class EmbedResult(CommandResult):
     """The result of :func:`embed`.
 
     Attributes:
-        path: the table, ``embeddings.parquet``.
+        path: the table, ``embeddings.parquet``, or e.g. ``embeddings_pca.parquet`` for another encoder.
         patches: the table of patches beside it, ``embeddings_patches.parquet``, if scans were cut into patches.
         num_cases: number of rows of ``path``.
         num_failed: number of cases (volumes if their slices are pooled) that failed, listed in ``failures``.
@@ -83,9 +84,11 @@ def embed(
     cohort: Path,
     out: Path,
     *,
+    encoder: Encoder = "trained",
     pool: Pool = "none",
     patches: bool = False,
     overlap: Annotated[float, Ge(0), Lt(1)] | None = None,
+    seed: Seed = 0,
     reading: Reading = Reading(),
     run: Run = Run(),
 ) -> EmbedResult:
@@ -109,6 +112,12 @@ def embed(
     world coordinates, RAS+; for 2D images also ``row_px``, ``column_px``; NaN for pictures, which have no world
     coordinates) and ``z_000``, ...
 
+    With another ``encoder``, nothing needs to be trained: ``untrained`` is the bundle's encoder with random weights,
+    ``pca`` as many principal components of the training images' pixels as z_sem would have dimensions (or as many as
+    there can be). ``bundle`` may then be a folder made by ``init``, or the name of a shipped bundle. The preprocessing
+    is that of the bundle's training. The table, e.g. ``embeddings_pca.parquet``, can be used with ``probe`` and
+    ``neighbors``; commands that decode z_sem refuse it.
+
     Scans are read while others are encoded; none is kept in memory. An interrupted run resumes and retries the cases
     that failed. Several processes started by ``torchrun`` (on one machine, or on several with a common disk) share the
     work: the table is the same, and the first process writes it. The metadata of a Parquet table,
@@ -116,12 +125,14 @@ def embed(
     made with.
 
     Args:
-        bundle: Folder of a trained bundle.
+        bundle: Folder of a trained bundle. For other encoders also an untrained one, or the name of a shipped bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
+        encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
         pool: ``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume.
         patches: Cut scans that are larger than the model's field of view into patches.
         overlap: Overlap of neighboring patches as a fraction of their size; by default 0.25.
+        seed: Random seed of the weights of the encoder ``untrained``.
         reading: How scans are read.
         run: How the command runs.
 
@@ -143,6 +154,7 @@ def embed(
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
     if overlap is not None and not patches:
         raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
+    from monai_diffae.apps.embedding.baseline_encoders import open_baseline
     from monai_diffae.apps.embedding.encoding import encode_cohort
     from monai_diffae.apps.embedding.patches import PatchCutter
     from monai_diffae.apps.embedding.shards import shards_folder, this_process
@@ -150,8 +162,11 @@ def embed(
     from monai_diffae.apps.session import Session
     from monai_diffae.metrics import warn_if_unused
 
-    path, process = _table_path(out, cohort), this_process()
-    session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
+    path, process = _table_path(out, cohort, encoder), this_process()
+    if encoder == "trained":
+        session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
+    else:
+        session = open_baseline(encoder, bundle, cohort, reading=reading, run=run, device=process.device, seed=seed)
     cases = session.cohort.cases
     if pool != "none" and all(case.slice_index is None for case in cases):
         raise ConfigError("pool: the bundle does not slice the volumes of this cohort; omit pool")
@@ -159,6 +174,8 @@ def embed(
     cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
     labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in cases])
     made_from = session.made_from(decodes=False, labels=labels, pool=pool)
+    if encoder != "trained":
+        made_from["encoder"] = encoder
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
     patch_table = next((file for file in files if file != path), None)
     usage = session.trained.z_sem_usage
@@ -185,7 +202,7 @@ def embed(
     return result
 
 
-def _table_path(out: Path, cohort: Path) -> Path:
+def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     """The table's file, checked before anything is encoded.
 
     Raises:
@@ -193,7 +210,8 @@ def _table_path(out: Path, cohort: Path) -> Path:
     """
     if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
         raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
-    path = out if out.suffix.lower() in _SUFFIXES else out / "embeddings.parquet"
+    name = "embeddings.parquet" if encoder == "trained" else f"embeddings_{encoder}.parquet"
+    path = out if out.suffix.lower() in _SUFFIXES else out / name
     same_stem = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
     others = [file for file in same_stem if file.name != path.name]
     if path.resolve() == cohort.resolve():

@@ -136,9 +136,10 @@ class PixelBaselines:
 
 
 def z_sem_features(table: pd.DataFrame) -> FeatureSet:
-    """The z_sem of a table of embeddings, and their standard deviations if the table has them."""
+    """The codes of a table, named after their encoder, and their standard deviations if the table has them."""
+    encoder = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained")
     codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
-    return FeatureSet.from_values("z_sem", codes)
+    return FeatureSet.from_values("z_sem" if encoder == "trained" else str(encoder), codes)
 
 
 def feature_set(

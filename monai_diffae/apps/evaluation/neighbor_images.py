@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.provenance import check_same_model, preprocessing_differences, warn_if_cohort_changed
-from monai_diffae.apps.session import ReadCases, Session, decode_in_batches
+from monai_diffae.apps.provenance import (
+    check_same_model,
+    encoder_of,
+    preprocessing_differences,
+    safe_overrides,
+    warn_if_cohort_changed,
+)
+from monai_diffae.apps.session import ReadCases, Session, decode_in_batches, open_bundle
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
+from monai_diffae.bundle.untrained import load_untrained
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError
-from monai_diffae.pictures import draw_cells
+from monai_diffae.pictures import caption, draw_cells
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
@@ -62,19 +70,21 @@ class CaseImages:
         reading: Reading,
         run: Run,
     ) -> CaseImages:
-        """Open the cohorts with the bundle that made the embeddings.
+        """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used.
 
         Raises:
             ConfigError: another bundle made them, or their z_sem are pooled.
         """
         if settings.bundle is None or settings.cohort is None:
             raise ValueError("images are read with a bundle and a cohort")
-        check_same_model(embeddings, settings.bundle)
-        sessions = [
-            Session.open(settings.bundle, cohort, decoding=decoding, reading=reading, run=run)
-            for cohort in (settings.cohort, settings.query_cohort)
-            if cohort is not None
-        ]
+        if encoder_of(embeddings) == "trained" or settings.reconstruction_error:
+            check_same_model(embeddings, settings.bundle)
+            trained = open_bundle(settings.bundle, decoding=decoding, run=run)
+        else:
+            run = replace(run, overrides={**safe_overrides(read_embeddings(embeddings)), **run.overrides})
+            trained = load_untrained(settings.bundle, run.device, run.overrides)
+        cohorts = [cohort for cohort in (settings.cohort, settings.query_cohort) if cohort is not None]
+        sessions = [Session.of(trained, cohort, reading=reading, run=run) for cohort in cohorts]
         return cls(settings, sessions[-1], sessions[0], folder)
 
     @property
@@ -118,30 +128,37 @@ class CaseImages:
             errors[coded.case.id] = (images - coded.image).square().flatten(1).mean(dim=1).tolist()
         return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_x_T"])
 
-    def draw(self, path: Path, neighbors: pd.DataFrame, ids: Sequence[str], k: int) -> None:
+    def draw(self, path: Path, neighbors: pd.DataFrame, cases: pd.DataFrame, table: pd.DataFrame) -> None:
         """Draw the first 8 cases, each in a row with its neighbors and their distances.
 
-        The picture has no ids, so that it can be shown to others.
+        The picture has no ids unless they are asked for, so that it can be shown to others.
 
         Args:
             path: the PNG.
-            neighbors: the table of neighbors, with ``k`` rows per case.
-            ids: the selected cases.
-            k: number of neighbors; at most 8 are drawn.
+            neighbors: the table of neighbors, with equally many rows per case; at most 8 are drawn.
+            cases: the selected cases.
+            table: the cases among which neighbors were searched.
         """
-        ids, width = ids[:_IN_PICTURE], min(k, _IN_PICTURE)
-        drawn = neighbors[neighbors["id"].isin(ids) & (neighbors["rank"] <= width)]
-        names, distances = (drawn[name].to_numpy().reshape(-1, width) for name in ("neighbor", "distance"))
-        case_images = self._images(self.query_session, ids)
-        neighbor_images = self._images(self.table_session, names.ravel().tolist())
+        drawn = neighbors[neighbors["rank"] <= _IN_PICTURE]
+        ids = cases["id"].tolist()[:_IN_PICTURE]
+        rows_of = dict(iter(drawn[drawn["id"].isin(ids)].groupby("id")))
+        names = sorted({name for rows in rows_of.values() for name in rows["neighbor"]})
+        case_images, neighbor_images = self._images(self.query_session, ids), self._images(self.table_session, names)
+        case_captions, neighbor_captions = self._captions(cases, ids), self._captions(table, names)
         rows = []
         for i, case_id in enumerate(ids):
-            cells = [(case_images.get(case_id), f"case {i + 1}")]
-            for name, distance in zip(names[i], distances[i], strict=True):
-                cells.append((neighbor_images.get(name), f"{distance:.3g}"))
+            cells = [(case_images.get(case_id), f"case {i + 1}{case_captions[case_id]}")]
+            for name, distance in rows_of[case_id][["neighbor", "distance"]].itertuples(index=False):
+                cells.append((neighbor_images.get(name), f"{distance:.3g}{neighbor_captions[name]}"))
             rows.append(cells)
         model_range = self.table_session.trained.model_range
         write_atomic(path, lambda temporary: draw_cells(rows, temporary, model_range))
+
+    def _captions(self, table: pd.DataFrame, ids: Sequence[str]) -> dict[str, str]:
+        """The captions of cases by their ids, each line on a line of its own."""
+        names = self.settings.captions
+        rows = table[table["id"].isin(ids)].to_dict("records")
+        return {str(row["id"]): "".join(f"\n{line}" for line in caption(row, names).splitlines()) for row in rows}
 
     def write_failures(self) -> None:
         """Replace the list of failures, which has those of the last reading, by a list of all unreadable cases."""

@@ -89,7 +89,7 @@ class NeighborSearch:
         outliers, shares = self.outliers(training)
         picture = out / "neighbors.png"
         if images is not None:
-            images.draw(picture, neighbors, self.cases["id"].tolist(), self.k)
+            images.draw(picture, neighbors, self.cases, self.table)
             if images.settings.reconstruction_error:
                 outliers = self._with_reconstruction_errors(outliers, training, images)
                 for name in ("mse_z_sem", "mse_x_T"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +30,8 @@ class Images:
     """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan. Needed for the picture."""
     query_cohort: Path | None = None
     """The cohort of ``queries``; by default ``cohort``."""
+    captions: Sequence[str] = ()
+    """What ``neighbors.png`` says about a case: ``id`` and names of labels; by default nothing."""
     reconstruction_error: bool = False
     """Also score cases by their reconstruction error; this takes as long as ``reconstruct``."""
     num_reference: Annotated[int, Ge(1)] = 200
@@ -134,9 +136,11 @@ def neighbors(
     from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
     from monai_diffae.apps.evaluation.outliers import TrainingCases
     from monai_diffae.bundle.checksums import file_checksum
-    from monai_diffae.data.embeddings import training_rows
+    from monai_diffae.data.embeddings import label_columns, training_rows
+    from monai_diffae.pictures import check_captions
 
     search = NeighborSearch.open(embeddings, queries, choice, k, same_patient)
+    check_captions(images.captions, label_columns(search.table))
     training = TrainingCases.from_rows(training_rows(embeddings))
     case_images = None
     if images.cohort is not None:
@@ -147,6 +151,7 @@ def neighbors(
         "embeddings": file_checksum(embeddings),
         "queries": None if queries is None else file_checksum(queries),
         "cases": checksum_of(search.cases["id"].tolist()),
+        "captions": list(images.captions),
         "k": k,
         "same_patient": same_patient,
     }
@@ -163,6 +168,8 @@ def neighbors(
 def _check_images(
     images: Images, queries: Path | None, decoding: Decoding, image_settings: Mapping[str, Mapping[str, Any]]
 ) -> None:
+    if images.captions and images.cohort is None:
+        raise ConfigError("captions: apply to the picture; also give bundle and cohort, or omit captions")
     unused = next((name for name, value in image_settings.items() if value and images.cohort is None), None)
     if unused is not None:
         raise ConfigError(f"{unused}: applies to a cohort; also give bundle and cohort, or omit {unused}")

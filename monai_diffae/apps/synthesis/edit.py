@@ -15,6 +15,7 @@ from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names
 
 Along = Literal["pattern", "weight"]
+Detail = Literal["own", "model"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ class Measurements:
     """Table of embeddings of the cohort, for the distance to other patients."""
 
 
+@Parameter(name="*", group=Group("Images", sort_key=2))
+@dataclass(frozen=True)
+class EditedImages:
+    """How edited images are written and drawn."""
+
+    detail: Detail = "own"
+    """``own`` adds the change to the scan, which keeps its own detail; ``model`` writes what the model decodes."""
+    dicom: bool = False
+    """Also write edited DICOM cases as new series of the same study, ``out/images/dicom``. They contain the patient's
+    name, as their sources do."""
+    captions: Sequence[str] = ()
+    """What ``edits.png`` says about a case: ``id`` and names of labels; by default nothing."""
+
+
 @command
 def edit(
     bundle: Path,
@@ -75,7 +90,7 @@ def edit(
     direction: Path,
     strengths: Numbers = STRENGTHS,
     along: Along = "pattern",
-    dicom: bool = False,
+    output: EditedImages = EditedImages(),
     measurements: Measurements = Measurements(),
     choice: Choice = Choice(),
     decoding: Decoding = Decoding(),
@@ -85,10 +100,11 @@ def edit(
     """Edit cases along a direction: images, differences and measurements, in the scan's own space.
 
     Each case is inverted, its z_sem moved, and decoded with its own x_T (section 4.3 of the paper).
-    ``out/images/<id>_<strength>`` are the edited images and ``out/differences/`` their differences from the plain
-    reconstruction, both with the scan's own shape, affine and intensities. Strength 0 is the plain reconstruction and
-    always included. ``out/edits.png`` shows the first cases with their differences. ``out/edits.csv`` has one row per
-    case and strength:
+    ``out/differences/<id>_<strength>`` are the differences of the decoded images from the plain reconstruction, which
+    is strength 0 and always included, and ``out/images/`` the edited images: by default the scan plus the difference,
+    so that the scan keeps its own detail, however coarse the model is. Both have the scan's own shape, affine and
+    intensities. ``out/edits.png`` shows the first cases with their differences. ``out/edits.csv`` has one row per case
+    and strength, about the decoded images in the model's grid:
 
     - ``target``, ``prediction``: the probability of the positive class (or the value) of the moved z_sem, and that of
       the edited image, encoded again;
@@ -113,8 +129,7 @@ def edit(
             way.
         along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weight vector, as in
             the paper.
-        dicom: Also write edited DICOM cases as new series of the same study, ``out/images/dicom``. They contain the
-            patient's name, as their sources do.
+        output: How the edited images are written and drawn.
         measurements: What is measured.
         choice: Which cases.
         decoding: How to invert and decode.
@@ -142,19 +157,22 @@ def edit(
     from monai_diffae.apps.synthesis.editing import Editing
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.metrics import warn_if_unused
+    from monai_diffae.pictures import check_captions
 
     table = EditTable.read(direction, along, strengths, measurements.watch)
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     table = table.for_model(session.trained, measurements.embeddings)
     warn_if_unused(session.trained.z_sem_usage)
     cases = session.choose(choice)
+    check_captions(output.captions, {name for case in cases for name in case.labels})
     embeddings = measurements.embeddings
     made_from = session.made_from(
-        cases, strengths=strengths, along=along, dicom=dicom, patients=checksum_of([case.patient for case in cases]),
+        cases, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
+        captions=list(output.captions), patients=checksum_of([case.patient for case in cases]),
         watch=[file_checksum(file) for file in measurements.watch], direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),
     )  # fmt: skip
-    editing = Editing(session, table, out, dicom)
+    editing = Editing(session, table, out, output)
 
     def make() -> Mapping[str, Any]:
         read = session.read(cases, out, named=bool(choice.cases))

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,18 @@ from torch import Tensor
 
 from monai_diffae.apps.results import remove_images
 from monai_diffae.apps.session import CodedCase, ReadCases, Session
+from monai_diffae.apps.synthesis.edit import EditedImages
+from monai_diffae.apps.synthesis.edit_picture import NUM_PICTURED, PicturedCase, draw_edits, own_detail
 from monai_diffae.apps.synthesis.edit_table import EditTable, achieved_share, monotone_share
-from monai_diffae.apps.synthesis.strengths import strength_names, strength_titles
+from monai_diffae.apps.synthesis.strengths import strength_names
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cases import Case
 from monai_diffae.inferers import encode_exactly
-from monai_diffae.pictures import draw_mosaic, in_colours
+from monai_diffae.pictures import caption
 from monai_diffae.transforms import NativeSpace, check_invertible, write_native
 from monai_diffae.transforms.case_images import warn_without_dicom, write_case_image
 
 logger = logging.getLogger(__name__)
-
-_IN_PICTURE = 4
-_LEAST_SCALE = 0.1  # end of the colour scale, as a fraction of the model's range: small differences should look small
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class Editing:
         session: the bundle and the cohort.
         table: the direction, the strengths, and what is measured.
         folder: the folder for the results.
-        dicom: write edited DICOM cases also as series.
+        output: how the edited images are written and drawn.
     """
 
     session: Session
     table: EditTable
     folder: Path
-    dicom: bool
+    output: EditedImages
 
     @property
     def picture(self) -> Path:
@@ -67,7 +66,7 @@ class Editing:
             ConfigError: the preprocessing cannot be inverted.
         """
         check_invertible(self.session.trained.preprocessing)
-        if self.dicom:
+        if self.output.dicom:
             warn_without_dicom(read.cases)
         if not self.session.encoder_sees_decoded_images:
             logger.warning(
@@ -77,13 +76,14 @@ class Editing:
         for name in ("images", "differences"):
             remove_images(self.folder / name)
         tables: list[pd.DataFrame] = []
-        pictures: list[tuple[Tensor, Tensor]] = []
+        pictures: list[PicturedCase] = []
         for coded in self.session.coded(read, f"editing {len(read.cases)} cases"):
             rows, images, differences = self._edit(coded)
             tables.append(rows)
-            self._write(coded, images, differences)
-            if len(pictures) < _IN_PICTURE:
-                pictures.append((images.cpu(), differences.cpu()))
+            native = NativeSpace(self.session.trained.preprocessing, coded.case.item())
+            self._write(coded.case, native, images, differences)
+            if len(pictures) < NUM_PICTURED:
+                pictures.append(self._pictured(coded.case, native, images, differences))
         table = pd.concat(tables)
         write_atomic(self.results[0], lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         draw_edits(self.picture, pictures, self.table.strengths, self.session.trained.model_range)
@@ -91,6 +91,12 @@ class Editing:
             "num_cases": len(read.cases), "num_failed": len(read.failures),
             "monotone": monotone_share(table, self.table.direction.kind), "achieved": achieved_share(table),
         }  # fmt: skip
+
+    def _pictured(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> PicturedCase:
+        text = caption({"id": case.id, **case.labels}, self.output.captions)
+        if self.output.detail == "own":
+            images, differences = own_detail(native, differences)
+        return PicturedCase(images, differences, text)
 
     def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
@@ -102,37 +108,15 @@ class Editing:
         if self.session.encoder_sees_decoded_images:
             z_edited = encode_exactly(images, trained.inferer, trained.network).cpu().numpy()
         mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
-        return self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse), images, differences
+        rows = self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
+        return rows, images.cpu(), differences.cpu()
 
-    def _write(self, coded: CodedCase, images: Tensor, differences: Tensor) -> None:
-        native = NativeSpace(self.session.trained.preprocessing, coded.case.item())
+    def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
         names = strength_names(self.table.strengths)
-        for strength, image, difference in zip(names, images.cpu(), differences.cpu(), strict=True):
-            name = f"{coded.case.id}_{strength}"
-            description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.dicom else None
-            write_case_image(self.folder / "images", name, native, native.back(image), coded.case, description)
+        for strength, image, difference in zip(names, images, differences, strict=True):
+            name = f"{case.id}_{strength}"
+            description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
+            edited = native.add_difference(difference) if self.output.detail == "own" else native.back(image)
+            write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             write_native(file, native.back_difference(difference), native.scan, np.float32)
-
-
-def draw_edits(
-    path: Path,
-    cases: Sequence[tuple[Tensor, Tensor]],
-    strengths: Sequence[float],
-    model_range: tuple[float, float],
-) -> None:
-    """Draw edited images, and below them their differences in colour.
-
-    Args:
-        path: the file, ``.png``.
-        cases: images and differences (A, C, *S) of each case.
-        strengths: the titles of the A columns.
-        model_range: black and white.
-    """
-    low, high = model_range
-    limit = max(_LEAST_SCALE * (high - low), *(float(differences.abs().max()) for _, differences in cases))
-    rows: dict[str, Tensor] = {}
-    for i, (images, differences) in enumerate(cases, start=1):
-        rows[f"case {i}"] = images
-        rows[f"difference {i} (±{limit:.2g})"] = in_colours(differences, limit, model_range=model_range)
-    write_atomic(path, lambda temporary: draw_mosaic(rows, temporary, model_range, strength_titles(strengths)))

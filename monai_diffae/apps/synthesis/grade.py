@@ -79,7 +79,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
         ...
         monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; choose a name that ends in .csv
     """
-    from monai_diffae.apps.provenance import model_checksum
+    from monai_diffae.apps.provenance import check_z_sem, model_checksum
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.data.atomic import write_atomic
     from monai_diffae.data.embeddings import read_embeddings, z_matrix
@@ -87,6 +87,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
     fitted, table = read_direction(direction), read_embeddings(embeddings)
+    check_z_sem(embeddings)
     fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1])
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
     record = out.with_suffix(".json")

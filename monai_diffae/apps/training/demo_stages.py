@@ -7,16 +7,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import Session
@@ -24,7 +22,8 @@ from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.folders import shipped
-from monai_diffae.bundle.loading import TrainedBundle, build
+from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.untrained import untrained_network
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.engines.precision import resolve_precision
@@ -117,8 +116,7 @@ def probe_once(model: Path, cohort: Path, embeddings: Path, table: Path, workers
 
 def _untrained_z_sem(trained: TrainedBundle, images: Tensor) -> NDArray[np.float32]:
     """z_sem (N, D) of images (N, C, *S) from a network like the trained one, with random weights."""
-    torch.manual_seed(0)
-    untrained = build(ConfigParser(deepcopy(trained.config)), "network_def", nn.Module).eval()
+    untrained = untrained_network(trained.config)
     return np.concatenate([trained.inferer.encode(batch, untrained).numpy() for batch in images.split(_BATCH_SIZE)])
 
 

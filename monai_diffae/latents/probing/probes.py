@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.pixel_components import PixelComponents
 
 Floats = NDArray[np.float64]
 Probe = Literal["linear", "knn", "boosting"]
@@ -21,7 +22,6 @@ RIDGE_ALPHAS = np.logspace(-3, 6, 19)
 LOGISTIC_CS = np.logspace(-4, 2, 7)
 NUM_NEIGHBORS = (100, 30, 10, 3)
 _MAX_FOLDS = 5
-_FEW_IMAGES = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,15 +170,9 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
         >>> [features.shape for features in pca_features(images[:15], images[15:], 8)]
         [(15, 8), (5, 8)]
     """
-    from sklearn.decomposition import PCA
-
-    train, test = (np.asarray(images).reshape(len(images), -1) for images in (images_train, images_test))  # type: ignore[arg-type]
-    # the randomised solver is faster, but with few images it is inaccurate for the last components
-    solver = "full" if min(train.shape) <= _FEW_IMAGES else "auto"
-    num = max(1, min(dims, len(train) - 1, train.shape[1]))
-    pca = PCA(num, svd_solver=solver, random_state=0).fit(train)
-    scale = np.sqrt(pca.explained_variance_.mean()) or 1.0
-    return pca.transform(train) / scale, pca.transform(test) / scale
+    train, test = np.asarray(images_train), np.asarray(images_test)
+    components = PixelComponents.fit([train], dims)
+    return components.features(train), components.features(test)
 
 
 def _model(probe: Probe, is_class: bool, num_cases: int, seed: int) -> tuple[Any, str, Sequence[float]]:

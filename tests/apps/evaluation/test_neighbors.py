@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation import neighbor_images
 from monai_diffae.apps.evaluation.neighbors import neighbors
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.samples import make_virtual_cohort
@@ -202,6 +203,24 @@ def test_the_picture_and_reconstruction_errors(labelled, tmp_path):
     assert set(pd.read_csv(tmp_path / "few" / "outliers.csv")["p_mse_x_T"]) <= {0.5, 1.0}
     with pytest.raises(ConfigError, match="made with other images"):  # decoded with other settings
         neighbors(labelled.embeddings, tmp_path / "few", steps=2, **few, **options)
+
+
+def test_captions_are_drawn_only_if_they_are_asked_for(labelled, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(neighbor_images, "draw_cells", lambda rows, path, _: drawn.append(rows) or path.touch())
+    options = {"bundle": labelled.bundle, "cohort": labelled.cohort, "device": "cpu", "k": 2, "limit": 1}
+    result = neighbors(labelled.embeddings, tmp_path / "plain", **options)
+    neighbors(labelled.embeddings, tmp_path / "named", **options, captions=["id", "wide"])
+    table = pd.read_csv(result.folder / "neighbors.csv")
+    texts = [text for _, text in drawn[0][0]]
+    assert texts == ["case 1", *(f"{distance:.3g}" for distance in table["distance"])]
+    labels = [f"{table['id'][0]}\nwide {table['wide'][0]}"]
+    labels += [f"{row.neighbor}\nwide {row.neighbor_wide}" for row in table.itertuples()]
+    assert [text for _, text in drawn[1][0]] == [f"{text}\n{label}" for text, label in zip(texts, labels, strict=True)]
+    with pytest.raises(ConfigError, match="captions: there is no 'name'; choose from: id, .*wide"):
+        neighbors(labelled.embeddings, tmp_path / "none", **options, captions=["name"])
+    with pytest.raises(ConfigError, match="captions: apply to the picture; also give bundle and cohort"):
+        neighbors(labelled.embeddings, tmp_path / "none", captions=["id"])
 
 
 def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, caplog):

@@ -1,0 +1,174 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from monai_diffae.apps.embedding import baseline_encoders
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation.neighbors import neighbors
+from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.grade import grade
+from monai_diffae.apps.synthesis.traverse import traverse
+from monai_diffae.apps.training.train_latent import train_latent
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.untrained import load_untrained
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.inferers.exact_encoding import encode_exactly
+
+SMALL = {"image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 5}
+ENCODERS = ["untrained", "pca"]
+
+
+@pytest.fixture(scope="module")
+def made(labelled, tmp_path_factory):
+    """Tables of both encoders, made without a trained bundle."""
+    root = tmp_path_factory.mktemp("made")
+    options = {"device": "cpu", "overrides": SMALL}
+    return {name: embed("diffae_2d", labelled.cohort, root, encoder=name, **options).path for name in ENCODERS}
+
+
+def preprocessed(cohort, split=None):
+    """The ids and images [N, P] of a cohort, as the bundle's training would prepare them."""
+    session = Session.of(
+        load_untrained("diffae_2d", "cpu", SMALL), cohort,
+        **{"reading": baseline_encoders.Reading(), "run": baseline_encoders.Run(overrides=SMALL)},
+    )  # fmt: skip
+    cases = [case for case in session.cohort.cases if split in (None, case.split)]
+    images = [session.trained.preprocessing(case.item())["image"].as_tensor() for case in cases]
+    return [case.id for case in cases], torch.stack(images)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_table_says_in_its_name_metadata_and_record_what_made_it(made, labelled, name):
+    path = made[name]
+    assert path.name == f"embeddings_{name}.parquet"
+    table = read_embeddings(path)
+    assert table["id"].tolist() == read_embeddings(labelled.embeddings)["id"].tolist()
+    assert z_matrix(table).shape == (12, 5)
+    assert table["wide"].tolist() == pd.read_csv(labelled.cohort)["wide"].tolist()
+    assert table.attrs["monai_diffae"]["made_from"]["encoder"] == name
+    assert json.loads(path.with_suffix(".json").read_text())["made_from"]["encoder"] == name
+
+
+def test_components_are_those_of_the_training_images(made, labelled):
+    (_, train), (ids, images) = preprocessed(labelled.cohort, "train"), preprocessed(labelled.cohort)
+    pca = PCA(5, svd_solver="full").fit(train.flatten(1).numpy())
+    expected = pca.transform(images.flatten(1).numpy()) / np.sqrt(pca.explained_variance_.mean())
+    table = read_embeddings(made["pca"]).set_index("id").loc[ids]
+    np.testing.assert_allclose(z_matrix(table), expected, atol=1e-3)
+
+
+def test_the_untrained_encoder_is_that_of_the_bundle_with_random_weights(made, labelled, tmp_path):
+    ids, images = preprocessed(labelled.cohort)
+    untrained = load_untrained("diffae_2d", "cpu", SMALL)
+    expected = encode_exactly(images, untrained.inferer, untrained.network)
+    table = read_embeddings(made["untrained"]).set_index("id").loc[ids]
+    np.testing.assert_array_equal(z_matrix(table), expected.numpy())
+    options = {"encoder": "untrained", "device": "cpu", "overrides": SMALL}
+    other = embed("diffae_2d", labelled.cohort, tmp_path, seed=1, **options).path
+    assert (z_matrix(read_embeddings(other)) != z_matrix(table)).any(axis=1).all()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_same_command_gives_the_same_table_and_a_second_run_skips(made, labelled, tmp_path, name):
+    options = {"encoder": name, "device": "cpu", "overrides": SMALL}
+    bundle = init_bundle(tmp_path / "bundle")  # a folder of init is as good as the name
+    again = embed(bundle, labelled.cohort, tmp_path / "out", **options)
+    expected = read_embeddings(made[name])
+    pd.testing.assert_frame_equal(read_embeddings(again.path), expected)
+    assert read_embeddings(again.path).attrs["monai_diffae"] == expected.attrs["monai_diffae"]
+    assert embed(bundle, labelled.cohort, tmp_path / "out", **options).skipped
+
+
+def test_with_a_trained_bundle_the_preprocessing_is_the_same(labelled, tmp_path):
+    path = embed(labelled.bundle, labelled.cohort, tmp_path, encoder="pca", device="cpu").path
+    trained, pca = (read_embeddings(each).attrs["monai_diffae"] for each in (labelled.embeddings, path))
+    assert pca["preprocessing"] == trained["preprocessing"]
+    # twelve cases, of which fewer than eight components can be fitted, and a file of its own name
+    named = embed(labelled.bundle, labelled.cohort, tmp_path / "x.csv", encoder="pca", device="cpu").path
+    assert named.name == "x.csv"
+    np.testing.assert_allclose(z_matrix(read_embeddings(named)), z_matrix(read_embeddings(path)), rtol=1e-6)
+
+
+def test_components_in_batches_are_nearly_the_same(made, labelled, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for i in range(24):  # images of three components, and noise
+        pixels = 100 + 20 * rng.normal(size=3) @ np.sin(np.arange(3)[:, None] * np.arange(256) / 40 + 1)
+        pixels = pixels + rng.normal(0, 1, 256)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).reshape(16, 16)).save(tmp_path / f"{i:02d}.png")
+    options = {"encoder": "pca", "device": "cpu", "overrides": {**SMALL, "z_channels": 2, "intensity": "window",
+               "window_hu": [0, 255], "test_fraction": 0.1}}  # fmt: skip
+    whole = embed("diffae_2d", tmp_path, tmp_path / "whole", **options).path
+    monkeypatch.setattr(baseline_encoders, "_BATCH_BYTES", 1)
+    batches = embed("diffae_2d", tmp_path, tmp_path / "batches", **options).path
+    one, other = (z_matrix(read_embeddings(path)) for path in (whole, batches))
+    assert (one != other).any()
+    assert np.abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) > 0.99
+
+
+def test_probes_and_neighbors_work(made, tmp_path):
+    for path in made.values():
+        rows = probe(path, targets=["head_size"], probes=["linear"], evaluation="cv").rows
+        assert np.isfinite(rows[0]["score"])
+        assert rows[0]["features"] == path.stem.removeprefix("embeddings_")
+        assert neighbors(path, tmp_path / path.stem, k=2).num_cases == 12
+
+
+def test_neighbors_are_drawn_with_the_preprocessing_of_the_table(made, labelled, tmp_path, caplog):
+    images = {"bundle": "diffae_2d", "cohort": labelled.cohort, "limit": 1, "k": 2}
+    neighbors(made["pca"], tmp_path / "n", **images)
+    assert (tmp_path / "n" / "neighbors.png").stat().st_size > 1000
+    assert "differs" not in caplog.text
+    neighbors(made["pca"], tmp_path / "other", **images, overrides={"image_size": [32, 32]})
+    assert "differs from that of embeddings_pca.parquet: image_size" in caplog.text
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_path, name):
+    table, bundle, cohort = made[name], labelled.bundle, labelled.cohort
+    # even if the model were that of the bundle
+    copy = shutil.copy(table, tmp_path / "t.parquet")
+    record = json.loads(table.with_suffix(".json").read_text())
+    record["made_from"]["model"] = json.loads(labelled.embeddings.with_suffix(".json").read_text())["made_from"][
+        "model"
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(record))
+    out, image = tmp_path / "out", {"bundle": bundle, "cohort": cohort}
+    for embeddings in (table, copy):
+        calls = [
+            lambda e=embeddings: fit_direction(e, tmp_path / "d.json", target="wide"),
+            lambda e=embeddings: grade(e, tmp_path / "g.csv", direction=labelled.direction),
+            lambda e=embeddings: traverse(bundle, e, out),
+            lambda e=embeddings: train_latent(bundle, out=out, embeddings=e),
+            lambda e=embeddings: edit(bundle, cohort, out, direction=labelled.direction, embeddings=e),
+            lambda e=embeddings: neighbors(e, out, reconstruction_error=True, **image),
+        ]
+        for call in calls:
+            with pytest.raises(ConfigError, match=f"was made with encoder {name}, so it has no z_sem") as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_what_cannot_be_used_is_one_line(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="bundle: there is no 'no_bundle'; choose one of: .*diffae_2d"):
+        embed("no_bundle", labelled.cohort, tmp_path / "o", encoder="pca")
+    with pytest.raises(ConfigError, match="imagesize: .* has no such key"):
+        embed("diffae_2d", labelled.cohort, tmp_path / "o", encoder="pca", overrides={"imagesize": 3})
+    with pytest.raises(ConfigError, match="image_size is .15, 16.; the network needs multiples of 4"):
+        embed("diffae_2d", labelled.cohort, tmp_path / "o", encoder="pca", overrides={**SMALL, "image_size": [15, 16]})
+    test_only = pd.read_csv(labelled.cohort).assign(split="test")
+    test_only.to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(CohortError, match="encoder: principal components are fitted to training images, but only 0"):
+        embed("diffae_2d", tmp_path / "test.csv", tmp_path / "o", encoder="pca", overrides=SMALL)
+    with pytest.raises(ConfigError, match="there is no models/model.pt"):
+        embed(init_bundle(tmp_path / "b"), labelled.cohort, tmp_path / "o")

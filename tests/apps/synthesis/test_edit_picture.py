@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from monai_diffae.apps.synthesis import edit_picture
+from monai_diffae.apps.synthesis.edit_picture import PicturedCase, draw_edits, own_detail
+from monai_diffae.pictures.mosaic import in_colours
+from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The rows of the last picture."""
+    rows = {}
+    whole = edit_picture.draw_mosaic
+    monkeypatch.setattr(edit_picture, "draw_mosaic", lambda new, *rest: rows.update(new) or whole(new, *rest))
+    return rows
+
+
+def test_the_scale_of_differences_is_theirs_or_a_tenth_of_the_range(drawn, tmp_path):
+    images = torch.zeros(1, 1, 4, 4)
+    for largest, model_range, scale in ((0.05, (-1.0, 1.0), 0.2), (0.5, (-1.0, 1.0), 0.5), (0.05, (0.0, 1.0), 0.1)):
+        drawn.clear()
+        differences = torch.full_like(images, -largest)
+        draw_edits(tmp_path / "edits.png", [PicturedCase(images, differences)], [0], model_range)
+        assert list(drawn) == ["case 1", f"difference 1 (±{scale})"]
+        expected = in_colours(differences, scale, model_range=model_range)
+        torch.testing.assert_close(drawn[f"difference 1 (±{scale})"], expected)
+
+
+def test_a_caption_is_below_the_number_of_the_case(drawn, tmp_path):
+    images = torch.zeros(1, 1, 4, 4)
+    draw_edits(tmp_path / "edits.png", [PicturedCase(images, images, "a\nsex f")], [0], (-1.0, 1.0))
+    assert next(iter(drawn)) == "case 1\na\nsex f"
+
+
+def test_a_2d_scan_is_shown_with_its_own_detail_and_in_its_own_shape():
+    stripes = np.tile(np.array([0.0, 100.0]), (96, 24))[None]  # no model of 16 pixels can show them
+    native = NativeSpace(Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")]), {"image": stripes})
+    differences = torch.stack([torch.zeros(1, 96, 48), torch.full((1, 96, 48), 0.5)])
+    images, changes = own_detail(native, differences)
+    assert images.shape == changes.shape == (2, 1, 224, 224)
+    middle = images[0, 0, :, 56:168]  # 96 x 48 pixels become 224 x 112
+    assert set(middle.unique().tolist()) == {-1.0, 1.0}
+    assert not changes[0].any()
+    torch.testing.assert_close(changes[1, 0, :, 56:168], torch.full((224, 112), 0.5))
+    assert not changes[1, 0, :, :56].any()
+
+
+def test_a_volume_is_shown_in_the_models_grid():
+    volume = np.random.default_rng(0).random((1, 6, 7, 8)) * 100
+    native = NativeSpace(Compose([ReadScand("image", 3), ToModelRanged("image", method="minmax")]), {"image": volume})
+    differences = torch.full((1, 1, 6, 7, 8), 0.25)
+    images, changes = own_detail(native, differences)
+    torch.testing.assert_close(images[0], native.image.as_tensor() + 0.25)
+    assert changes is differences
