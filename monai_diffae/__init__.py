@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Reading as Reading
     from monai_diffae.apps.settings import Run as Run
     from monai_diffae.apps.settings import Training as Training
+    from monai_diffae.apps.start.start import start as start
     from monai_diffae.apps.synthesis.edit import edit as edit
     from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
     from monai_diffae.apps.synthesis.generate import generate as generate
@@ -81,6 +82,7 @@ _MODULES = {
     "probe": "apps.evaluation.probe",
     "reconstruct": "apps.synthesis.reconstruct",
     "sample_data": "apps.training.sample_data",
+    "start": "apps.start.start",
     "train": "apps.training.train",
     "train_latent": "apps.training.train_latent",
     "traverse": "apps.synthesis.traverse",

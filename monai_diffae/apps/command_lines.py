@@ -16,7 +16,7 @@ def command_line(name: str, arguments: Mapping[str, Any]) -> str:
 
     Args:
         name: the command, such as ``fit-direction``.
-        arguments: its arguments by their names in Python; None and False are left out.
+        arguments: its arguments by their names in Python; None, False and empty values are left out.
 
     Example:
         >>> command_line("embed", {"bundle": "my model", "cohort": "scans.csv", "out": "results", "batch_size": 8})
@@ -29,7 +29,7 @@ def command_line(name: str, arguments: Mapping[str, Any]) -> str:
     # the arguments that need no name stand first
     for key, parameter in inspect.signature(command.load()).parameters.items():
         value = arguments.get(key)
-        if value is None or value is False:
+        if value is None or value is False or value in ((), [], {}):
             continue
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             words.append(f"--{key.replace('_', '-')}")

@@ -53,6 +53,7 @@ _ANNOTATE = "Annotate with MONAI Label"
 
 COMMANDS: tuple[Command, ...] = (
     _command("demo", "training.demo", _START, "--out demo", run=False),
+    _command("start", "start.start", _START, "scans/ first_hour --minutes 10", run=False),
     _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200", run=False),
     _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv", run=False),
     _command("init", "training.init", _START, "my_model --bundle diffae_2d", run=False),

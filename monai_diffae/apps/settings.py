@@ -19,6 +19,7 @@ from cyclopts import Group, Parameter, Token
 from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
 
 Split = Literal["train", "val", "test"]
+Colour = Literal["refuse", "grey", "rgb"]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 """A random seed that NumPy, scikit-learn and torch all take."""
 
@@ -53,6 +54,18 @@ def _values(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     """``-2,0,2`` or ``-2 0 2`` as numbers."""
     return tuple(float(word) for token in tokens for word in token.value.split(",") if word.strip())
+
+
+def colour_values(colour: Colour | None) -> dict[str, Any]:
+    """The values of a configuration that train on colour images in this way.
+
+    Example:
+        >>> colour_values("rgb"), colour_values(None)
+        ({'colour': 'rgb', 'in_channels': 3}, {})
+    """
+    if colour is None:
+        return {}
+    return {"colour": colour, **({} if colour == "refuse" else {"in_channels": {"grey": 1, "rgb": 3}[colour]})}
 
 
 NONE_GIVEN: Mapping[str, Any] = {}
@@ -159,6 +172,8 @@ class Training:
     """Configuration files that replace values of the bundle's, in this order, e.g. from its ``configs/overlays``."""
     columns: Columns = field(default_factory=dict)
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
+    colour: Colour | None = None
+    """Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's."""
     seed: Seed | None = None
     """Random seed; by default the bundle's."""
     device: str | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.layout import ANOMALY, MODELS, models_folder
 from monai_diffae.bundle.private_values import without_private_values
+from monai_diffae.bundle.writing import WriteLock
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 from monai_diffae.inferers.noised_images import estimate_from_noised
@@ -110,14 +111,18 @@ class AnomalyDetector:
     made_from: Mapping[str, Any]
 
     @classmethod
-    def load(cls, trained: TrainedBundle) -> AnomalyDetector:
+    def load(cls, trained: TrainedBundle, name: str | None = None) -> AnomalyDetector:
         """Read the detector of a trained bundle.
+
+        Args:
+            trained: the bundle.
+            name: the bundle's name in error messages, such as ``my_app/bundle``; None: that of its folder.
 
         Raises:
             ConfigError: the bundle is not calibrated, or was calibrated with other weights or another configuration.
             ScanError: the file is damaged.
         """
-        path, name = models_folder(trained.folder) / ANOMALY, trained.folder.name
+        path, name = models_folder(trained.folder) / ANOMALY, name or trained.folder.name
         advice = f"run monai-diffae calibrate {name} COHORT"
         if not path.is_file():
             raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
@@ -147,11 +152,13 @@ class AnomalyDetector:
         """Write the detector into a bundle's folder, in one atomic step.
 
         Raises:
+            ConfigError: another process trains or publishes the bundle.
             MachineError: the disk is full, or the folder cannot be written.
         """
         tensors = {key: getattr(self, key) for key in ("mean_squares", "scores", "scans", "quantiles")}
         content = {"settings": asdict(self.settings), **tensors, "made_from": dict(self.made_from)}
-        return write_atomic(folder / MODELS / ANOMALY, lambda path: torch.save(content, path))
+        with WriteLock(folder / MODELS):  # a new model that is put in place meanwhile would remove the file
+            return write_atomic(folder / MODELS / ANOMALY, lambda path: torch.save(content, path))
 
     def __call__(self, case: OpenedCase) -> Anomaly:
         """The anomaly map, score and p-value of a case."""
@@ -199,12 +206,22 @@ class AnomalyDetector:
 def image_residuals(
     trained: TrainedBundle, images: Tensor, z_sem: Tensor, settings: AnomalySettings
 ) -> tuple[Tensor, Tensor]:
-    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S)."""
+    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S).
+
+    Raises:
+        ConfigError: the model gives values that are not finite; a score would be NaN, and compare with nothing.
+    """
     estimates = estimate_from_noised(
         images, z_sem, trained.network, trained.inferer,
         noise_levels=settings.noise_levels, draws=settings.draws, seed=settings.seed,
     )  # fmt: skip
-    return estimates, smoothed_residuals(images, estimates, settings.smoothing)
+    residuals = smoothed_residuals(images, estimates, settings.smoothing)
+    if not bool(residuals.isfinite().all()):
+        raise ConfigError(
+            f"{trained.folder.name}: the model estimates values that are not finite; train it again with a lower "
+            "learning_rate"
+        )
+    return estimates, residuals
 
 
 def calibrated_model(trained: TrainedBundle) -> dict[str, str]:

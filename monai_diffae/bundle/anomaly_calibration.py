@@ -23,7 +23,7 @@ from monai_diffae.metrics.anomaly import cross_fitted_maps, highest_mean
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
+FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
 _SHARES = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 101)[1:], [1.0]])
 _MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
 
@@ -70,10 +70,10 @@ def fit_detector(
     residuals = torch.cat([_residual(trained, image, encoder_image, settings) for image, encoder_image in images])
     maps = cross_fitted_maps(residuals, patients.tolist(), settings.floor, settings.smoothing)
     scans = np.unique([str(case.images) for case in cases], return_inverse=True)[1]
-    if scans.max() + 1 < _FEWEST_SCANS:
+    if scans.max() + 1 < FEWEST_SCANS:
         logger.warning(
             "calibration: with %d held-out scans, the lowest possible p-value is %.2g; %d scans or more allow p-values "
-            "of .05", scans.max() + 1, 1 / (scans.max() + 2), _FEWEST_SCANS,
+            "of .05", scans.max() + 1, 1 / (scans.max() + 2), FEWEST_SCANS,
         )  # fmt: skip
     voxels = maps.flatten()
     values = np.quantile(voxels[:: -(-len(voxels) // _MOST_VOXELS)].double().numpy(), _SHARES)

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from monai_diffae.bundle.layout import MODEL, model_config_file, models_folder
-from monai_diffae.errors import ConfigError
+from monai_diffae.bundle.layout import MODEL, check_trained, model_config_file, models_folder
 
 _SETTLED_S = 2.0  # file systems store the time of a change to 2 s or better
 _MOST_KNOWN = 128
@@ -26,10 +25,9 @@ def checksum(directory: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: the bundle is not trained.
     """
-    path = models_folder(directory) / MODEL
-    if not path.is_file():
-        raise ConfigError(f"{Path(directory).name}: there is no models/model.pt; train the bundle first")
-    return cached_checksum(path)
+    models = models_folder(directory)
+    check_trained(directory, models)
+    return cached_checksum(models / MODEL)
 
 
 def config_checksum(directory: str | os.PathLike[str]) -> str:

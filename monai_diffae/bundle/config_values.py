@@ -98,6 +98,7 @@ RULES: dict[str, _Rule] = {
         "a list with one stride per level below the first, such as [2, [2, 2, 1]], or null",
     ),
     "on_bad_scan": _one_of("skip", "stop"),
+    "colour": _one_of("refuse", "grey", "rgb"),
     "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
     "percentiles": _Rule(
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,

@@ -15,7 +15,7 @@ from torch import nn
 
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.checksums import file_checksum
-from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL, newest_files
+from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL, check_trained, newest_files
 from monai_diffae.bundle.loading import build, read_model_config, read_weights
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import FirstStage
@@ -47,14 +47,14 @@ def load_first_stage(
         >>> load_first_stage("my_first_stage/models")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: my_first_stage: there is no models/model.pt; train the first stage ...
+        monai_diffae.errors.ConfigError: my_first_stage: there is no models/model.pt; train the bundle first, or ...
     """
     root = Path(models).parent
     folder = newest_files(Path(models))
     weights = folder / f"{prefix}{MODEL}"
-    if not weights.is_file():
-        todo = "copy the whole bundle again" if prefix else "train the first stage first"
-        raise ConfigError(f"{root.name}: there is no models/{weights.name}; {todo}, or choose a folder that has it")
+    if prefix and not weights.is_file():
+        raise ConfigError(f"{root.name}: there is no models/{weights.name}; copy the whole bundle again")
+    check_trained(root, folder)
     if sha256 is not None and file_checksum(weights) != sha256:
         raise ConfigError(
             f"{weights.name}: is not the first stage that the model was trained with; copy the whole bundle again"

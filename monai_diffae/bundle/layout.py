@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from monai_diffae.errors import ConfigError
+
 CONFIGS, MODELS = "configs", "models"
 
 TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
@@ -50,3 +52,27 @@ def model_config_file(bundle: str | os.PathLike[str]) -> Path:
     """The file that describes a bundle's model: ``models/config.json``, or ``configs/train.json`` without it."""
     written_by_training = models_folder(bundle) / CONFIG
     return written_by_training if written_by_training.is_file() else Path(bundle) / CONFIGS / TRAIN
+
+
+def check_trained(bundle: str | os.PathLike[str], models: Path, *names: str) -> None:
+    """Check that a bundle has the files of a trained model.
+
+    Args:
+        bundle: the bundle's folder, for the message.
+        models: the folder with its model.
+        names: the files that the caller needs; none: the weights.
+
+    Raises:
+        ConfigError: a file does not exist.
+
+    Example:
+        >>> check_trained("my_bundle", Path("my_bundle/models"))
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: my_bundle: there is no models/model.pt; train the bundle first, or choose ...
+    """
+    for name in names or (MODEL,):
+        if not (models / name).is_file():
+            raise ConfigError(
+                f"{Path(bundle).name}: there is no models/{name}; train the bundle first, or choose a trained one"
+            )

@@ -206,15 +206,13 @@ def load_bundle(
 
 def _loaded(root: Path, models: Path, device: str | torch.device | None, overrides: Mapping[str, Any]) -> TrainedBundle:
     """Load a bundle whose model is in the folder ``models``; :func:`load_bundle` lists the errors."""
-    weights = models / layout.MODEL
-    if not weights.is_file():
-        raise ConfigError(f"{root.name}: there is no models/model.pt; train the bundle first, or choose a trained one")
+    layout.check_trained(root, models)
     parser = described_model(root, overrides)
     values = dict(parser.get())
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
     network = build(parser, "network_def", nn.Module)
-    network.load_state_dict(read_weights(weights, network))
+    network.load_state_dict(read_weights(models / layout.MODEL, network))
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)

@@ -55,14 +55,14 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     with WriteLock(models), tempfile.TemporaryDirectory(dir=models, prefix=STAGED) as folder:
         copies = read_consistently(source, partial(_copy, source, Path(folder)), _NAMES)
         writers = {name: partial(shutil.move, copy) for name, copy in copies.items()}
-        replace_files(models, writers, removed=layout.MODEL_FILES)
+        # never the checkpoint of one latent DDIM beside the weights of another
+        removed = layout.MODEL_FILES if copies.keys().isdisjoint(layout.LATENT_FILES) else _NAMES
+        replace_files(models, writers, removed=removed)
 
 
 def _copy(source: Path, folder: Path, models: Path) -> dict[str, Path]:
     """Check a model and copy its files to a folder; the copies by their names."""
-    for name in (layout.MODEL, layout.CONFIG):
-        if not (models / name).is_file():
-            raise ConfigError(f"{source.name}: there is no models/{name}; train the bundle first")
+    layout.check_trained(source, models, layout.MODEL, layout.CONFIG)
     parser = read_model_config(models / layout.CONFIG)
     parser.update({"bundle_root": str(source), "device": "cpu"})
     network = build(parser, "network_def", nn.Module)

@@ -39,7 +39,7 @@ def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
         >>> start_settings("no_such_bundle")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; choose a trained bundle as ...
+        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; train the bundle first, or ...
     """
 
     def read(models: Path) -> dict[str, Any]:
@@ -117,9 +117,7 @@ def _check_binding(root: Path, models: Path, config: dict[str, Any]) -> None:
 
 
 def _trained_config(root: Path, models: Path) -> dict[str, Any]:
-    for name in (layout.MODEL, layout.CONFIG):
-        if not (models / name).is_file():
-            raise ConfigError(f"{root.name}: there is no models/{name}; choose a trained bundle as start_from")
+    layout.check_trained(root, models, layout.MODEL, layout.CONFIG)
     try:
         config: dict[str, Any] = dict(json.loads((models / layout.CONFIG).read_text()))
     except (ValueError, TypeError) as error:

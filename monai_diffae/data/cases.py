@@ -30,12 +30,13 @@ class Case:
     """One scan of a cohort.
 
     Attributes:
-        id: unique in the cohort and safe as a file name.
+        id: unique in the cohort: the table's own, or the scan's path within the folder.
         images: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image.
         patient: groups the cases of one person. For DICOM it is a hash, never the PatientID.
         split: ``"train"``, ``"val"``, ``"test"`` or None.
         labels: the other columns of the table: numbers, text, or None for missing values.
         slice_index: the slice of the volume; None for a whole image.
+        file_name: the id as a name for files: unique in the cohort, and safe on every system.
     """
 
     id: str
@@ -44,12 +45,22 @@ class Case:
     split: str | None = None
     labels: dict[str, Label] = field(default_factory=dict)
     slice_index: int | None = None
+    file_name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.file_name:
+            object.__setattr__(self, "file_name", safe_file_name(self.id))
 
     @property
     def file(self) -> str:
         """The name, without folders, of the case's first file."""
         image = self.images["image"]
         return (image if isinstance(image, Path) else image[0]).name
+
+    @property
+    def has_own_patient(self) -> bool:
+        """Whether no patient is known, so that the case counts as a patient of its own."""
+        return self.patient in (self.id, self.file_name)
 
     def item(self) -> dict[str, Any]:
         """The case as MONAI's transforms take it: paths as text, ``id``, and ``slice`` for a slice.
@@ -68,7 +79,7 @@ class Case:
 
 
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
-    """Find cases by id, in the order of the ids, each once.
+    """Find cases by id, or by the name of their files, in the order of the ids, each once.
 
     Raises:
         CohortError: no case has such an id.
@@ -79,7 +90,7 @@ def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
         ...
         monai_diffae.errors.CohortError: cases: the cohort has no 'sub-4'; did you mean 'sub-04'?
     """
-    by_id = {case.id: case for case in cases}
+    by_id = {case.file_name: case for case in cases} | {case.id: case for case in cases}
     for name in ids:
         if name not in by_id:
             close_matches = difflib.get_close_matches(name, by_id, n=1)
@@ -88,7 +99,7 @@ def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
             )
             quoted = name if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]}..."
             raise CohortError(f"cases: the cohort has no '{quoted}'; {advice}")
-    return [by_id[name] for name in dict.fromkeys(ids)]
+    return list({by_id[name].id: by_id[name] for name in ids}.values())
 
 
 def safe_id(text: str) -> str:
@@ -105,6 +116,17 @@ def safe_id(text: str) -> str:
     if _RESERVED.match(plain):
         plain = f"_{plain}"
     return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 9]}-{_short_hash(text)}"
+
+
+def safe_file_name(id: str) -> str:
+    """Convert an id to a safe file name. Unique ids have unique names: an id that is not safe itself gets a hash.
+
+    Example:
+        >>> safe_file_name("case-1"), safe_file_name("benign (1)")
+        ('case-1', 'benign_1-eec8c400')
+    """
+    plain = safe_id(id)
+    return plain if plain == id else f"{plain[: _LONGEST - 9]}-{_short_hash(id)}"
 
 
 def safe_ids(texts: Sequence[str]) -> list[str]:

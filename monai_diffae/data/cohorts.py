@@ -118,7 +118,7 @@ def fingerprint(cases: Sequence[Case]) -> str:
             if file not in sizes:
                 sizes[file] = _size(file)
         file_sizes = [f"{key}={sizes[file]}" for key, file in files]
-        id_hash = hashlib.sha256(case.id.encode()).hexdigest()
+        id_hash = hashlib.sha256(case.file_name.encode()).hexdigest()
         lines.append(" ".join([id_hash, str(case.slice_index), str(case.split), *file_sizes]))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
@@ -166,11 +166,14 @@ def _to_cases(source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
     _check_duplicates(source, rows, texts)
-    ids = safe_ids(texts)
+    file_names = safe_ids(texts)
     return [
-        Case(id, row.images, _patient(row, file, pattern) or id, _split(source, id, row.split), row.labels)
-        for id, row, file in zip(ids, rows, files, strict=True)
-    ]
+        Case(
+            row.id or name, row.images, _patient(row, file, pattern) or name,
+            _split(source, row.id or name, row.split), row.labels, file_name=name,
+        )
+        for name, row, file in zip(file_names, rows, files, strict=True)
+    ]  # fmt: skip
 
 
 def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | None:
@@ -198,6 +201,10 @@ def _check_duplicates(source: str, rows: Sequence[Row], ids: Sequence[str]) -> N
     earlier_ids: set[str] = set()
     by_file: dict[tuple[str, ...], str] = {}
     for row, id in zip(rows, ids, strict=True):
+        if row.id is not None and not row.id.isprintable():
+            raise CohortError(
+                f"{source}: the id {row.id[:60]!r} has a line break or another control character; remove it"
+            )
         if row.id is not None and id in earlier_ids:
             raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
         earlier_ids.add(id)
@@ -218,7 +225,7 @@ def _check_existence(path: Path, rows: Sequence[Row]) -> None:
         short_name = name if len(name) <= 100 else f"...{name[-97:]}"
         raise CohortError(
             f"{path.name}: none of its {len(rows)} files exists (first: {short_name}); "
-            "check the paths, which are relative to the table's folder"
+            "check the paths, which are relative to the table's folder, or use list-scans"
         )
 
 

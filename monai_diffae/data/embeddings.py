@@ -22,7 +22,7 @@ from monai_diffae.errors import CohortError, ConfigError
 
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_CASE_COLUMNS = ("id", "patient", "split", "slices", "patches", "empty_patches")
+_CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
@@ -72,9 +72,9 @@ def patient_hash(patient: str) -> str:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    names = pd.read_csv(path, nrows=0).columns
-    missing = {name: list(MISSING_WORDS) for name in names if name not in ("id", "patient")}  # an id may be NA
-    text = {name: str for name in ("id", "patient") if name in names}
+    names, text_columns = pd.read_csv(path, nrows=0).columns, ("id", "file_name", "patient")
+    missing = {name: list(MISSING_WORDS) for name in names if name not in text_columns}  # an id may be NA
+    text = {name: str for name in text_columns if name in names}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
     with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is valid, too
         content = json.loads(path.with_suffix(".json").read_text())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 
 from monai_diffae.data.formats.dicom import SERIES
 
 # The suffixes of header files, with those of the files that may hold their voxels.
-_PARTNERS = {".hdr": (".img",), ".hdr.gz": (".img.gz",), ".mhd": (".raw", ".zraw")}
+_PARTNERS = {".hdr": (".img",), ".hdr.gz": (".img.gz",)}
 
 
 def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
@@ -49,9 +51,21 @@ def _lines(file: str) -> Iterator[str]:
             with os.scandir(path) as entries:
                 states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
             yield from sorted(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in states)
-    except OSError:
+    except (OSError, ValueError):  # no file has a name with a null character
         yield "absent"
     for header, partners in _PARTNERS.items():
         if path.lower().endswith(header):
             for partner in partners:
                 yield from _lines(path[: -len(header)] + partner)
+    if path.lower().endswith(".mhd"):
+        yield from _lines(_voxels_of_mhd(path))
+
+
+def _voxels_of_mhd(path: str) -> str:
+    """The file with the voxels, which may be the file itself; its folder if the header names several files or none."""
+    folder, name = os.path.dirname(path), ""  # noqa: PTH120 - see above
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        match = re.search(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)", stream.read(1 << 20))
+        name = match[1].decode(errors="surrogateescape").strip() if match else ""
+    voxels = path if name == "LOCAL" else os.path.join(folder, name)  # noqa: PTH118 - see above
+    return voxels if os.path.isfile(voxels) else folder or "."  # noqa: PTH113 - see above

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.formats.scan import MAX_BYTES, Scan, as_float32, check_affine, problem
 from monai_diffae.data.slices import flattened
+from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 NonFinite = Literal["error"] | float
+
+Colour = Literal["refuse", "grey", "rgb"]
+"""What to do with colour images: refuse them, convert them to grey, or bring all images to three channels."""
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as PIL and OpenCV convert to grey
+_ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 
 
 def fit_scan(
@@ -24,6 +31,7 @@ def fit_scan(
     channels: int | None,
     nonfinite: NonFinite,
     *,
+    colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
     """Return the scan with the dimensions and channels that a caller needs, and with finite values.
@@ -34,7 +42,7 @@ def fit_scan(
         ScanError: the scan cannot be used.
     """
     scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
-    scan.array = _fit_channels(name, scan.array, channels)
+    scan.array = _fit_channels(name, scan.array, channels, colour)
     scan.array = _fit_values(name, scan.array, nonfinite)
     return scan
 
@@ -47,6 +55,7 @@ def scan_of_array(
     spatial_dims: int | None = None,
     channels: int | None = None,
     nonfinite: NonFinite = "error",
+    colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
     """Make a scan of an array in memory, with the checks of :func:`~monai_diffae.data.scans.read_scan`.
@@ -58,6 +67,8 @@ def scan_of_array(
         spatial_dims: the dimensions that the caller needs, 2 or 3; None: either.
         channels: the number of channels that the caller needs; None: any.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
+        colour: ``refuse``, ``grey`` or ``rgb``: what to do with colour images, see
+            :func:`~monai_diffae.data.scans.read_scan`.
         flatten: take a volume with one slice as a 2D image.
 
     Raises:
@@ -86,7 +97,26 @@ def scan_of_array(
         raise problem(path, f"its affine is {sizes}, expected 4 x 4", "give the affine from voxel indices to mm")
     check_affine(path, matrix)
     scan = Scan(np.ascontiguousarray(as_float32(path, values)), matrix)
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite, flatten=flatten)
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+
+
+def check_colour(colour: str, channels: int) -> None:
+    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model.
+
+    Example:
+        >>> check_colour("rgb", 1)
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: colour: rgb has 3 channels, but in_channels is 1; set in_channels to 3
+    """
+    if colour not in get_args(Colour):
+        raise ConfigError(f"colour: {colour!r} is not one of {', '.join(get_args(Colour))}")
+    num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
+    if num_channels != channels:
+        raise ConfigError(
+            f"colour: {colour} has {num_channels} channels, but in_channels is {channels}; "
+            f"set in_channels to {num_channels}"
+        )
 
 
 def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
@@ -95,19 +125,29 @@ def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
         raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")
     if spatial_dims == 3 and scan.spatial_dims == 2:
         sizes = " x ".join(map(str, scan.array.shape[1:]))
-        raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", "give the whole series, or use a 2D model")
+        raise problem(
+            path,
+            f"a 2D image ({sizes}), expected a 3D volume",
+            "leave it out or give its whole series, or use a 2D model",
+        )
     return scan
 
 
-def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None) -> NDArray[np.float32]:
-    # JPEG may round the three channels of a grey picture differently
-    if len(array) == 3 and channels in (None, 1) and float(np.ptp(array, axis=0).max()) <= 2:
-        array = array[:1]
+def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, colour: Colour) -> NDArray[np.float32]:
+    if len(array) == 3 and channels in (None, 1):
+        if float(np.ptp(array, axis=0).max()) <= _ROUNDING:
+            array = array[:1]
+        elif colour == "grey":
+            array = np.tensordot(np.array(_LUMINANCE, np.float32), array, 1)[None]
+    if len(array) == 1 and colour == "rgb":
+        array = np.repeat(array, 3, axis=0)
     if channels is not None and len(array) != channels:
-        colour = " (colour)" if len(array) == 3 else ""
-        raise problem(
-            path, f"it has {len(array)} channels{colour}, expected {channels}", "convert it, or train a model for them"
+        is_colour = len(array) == 3 and channels == 1
+        text = f"it has {len(array)} channels{' (colour)' if is_colour else ''}, expected {channels}"
+        advice = (
+            "train with colour grey or rgb, or convert it" if is_colour else "convert it, or train a model for them"
         )
+        raise problem(path, text, advice)
     return array
 
 

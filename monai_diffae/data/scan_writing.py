@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from PIL import Image
 
@@ -56,12 +57,17 @@ def write_scan(
         ...     itk.read(path).array.shape
         (1, 2, 3, 4)
     """
-    path, values = Path(path), np.asarray(array, np.float32)
+    path, given = Path(path), np.asarray(array)
+    if given.dtype.kind not in "biuf":
+        raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
+    values = given.astype(np.float32)
     if values.ndim not in (3, 4):
         raise ConfigError(f"{path.name}: an array with {values.ndim} axes cannot be written; expected [C, *S]")
-    if header is not None:
-        return _write_like(path, values[0], header)
     name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")) and not path.name.endswith((".nii", ".nii.gz")):
+        raise ConfigError(f"{path.name}: nibabel needs a suffix in small letters; use .nii or .nii.gz")
+    if header is not None and name.endswith((".nii", ".nii.gz")):
+        return _write_like(path, values[0], header)
     if name.endswith((".nii", ".nii.gz", ".nrrd")):
         if values.ndim == 3:
             values = values[..., None]
@@ -79,6 +85,7 @@ def write_scan(
 
 
 def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> Path:
+    _check_finite(path, array, header.get_data_dtype())
     num_clipped = 0
 
     def write(temporary: Path) -> None:
@@ -91,9 +98,17 @@ def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header
 
 
 def _write_nifti(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) -> Path:
-    image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
+    try:
+        image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
+    except HeaderDataError as error:
+        raise ConfigError(no_such_type(path, stored.dtype)) from error
     image.header.set_xyzt_units("mm")
     return write_atomic(path, lambda temporary: nib.save(image, temporary))
+
+
+def no_such_type(path: Path, dtype: np.dtype[Any]) -> str:
+    """The message about a data type that a NIfTI file cannot have."""
+    return f"{path.name}: NIfTI cannot hold {dtype}; use float32, float64 or an integer type"
 
 
 def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float, float]) -> Path:
@@ -109,12 +124,16 @@ def _as_type(path: Path, values: NDArray[np.float32], dtype: np.dtype[Any]) -> N
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
     if dtype.kind not in "iu":
         return values.astype(dtype)
-    if not np.isfinite(values).all():
-        raise ConfigError(f"{path.name}: {dtype} cannot hold values that are NaN or infinite; use float32")
+    _check_finite(path, values, dtype)
     limits, rounded = np.iinfo(dtype), np.round(values.astype(np.float64))
     _warn_of_clipped(path, int(((rounded < limits.min) | (rounded > limits.max)).sum()), dtype)
     highest = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max  # float64 cannot hold 2^63 - 1
     return np.clip(rounded, limits.min, highest).astype(dtype)
+
+
+def _check_finite(path: Path, values: NDArray[np.float32], dtype: np.dtype[Any]) -> None:
+    if dtype.kind in "iu" and not np.isfinite(values).all():
+        raise ConfigError(f"{path.name}: {dtype} cannot hold values that are NaN or infinite; use float32")
 
 
 def _warn_of_clipped(path: Path, number: int, dtype: np.dtype[Any]) -> None:

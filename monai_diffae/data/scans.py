@@ -15,7 +15,7 @@ import numpy as np
 
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import Header, Scan, problem
-from monai_diffae.data.scan_checks import fit_scan
+from monai_diffae.data.scan_checks import Colour, fit_scan
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume
 from monai_diffae.errors import DiffAEError, ScanError
@@ -45,6 +45,7 @@ def read_scan(
     spatial_dims: int | None = None,
     channels: int | None = None,
     nonfinite: Literal["error"] | float = "error",
+    colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
@@ -55,6 +56,8 @@ def read_scan(
             counts as 2D, if ``flatten`` is set.
         channels: the number of channels that the caller needs; None: any. Grey images stored as RGB have one.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
+        colour: ``refuse`` colour images if the caller needs one channel; convert them to ``grey`` (0.299 red + 0.587
+            green + 0.114 blue); or ``rgb``: grey images get three channels.
         flatten: read a volume with one slice as a 2D image.
 
     Returns:
@@ -76,7 +79,7 @@ def read_scan(
     """
     path = _as_path(path)
     scan = _guarded(path, lambda p: _format(p)[0](p))
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite, flatten=flatten)
+    return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:

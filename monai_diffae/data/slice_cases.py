@@ -55,7 +55,8 @@ def expand_slices(
             expanded.append(case)
             continue
         for k in slice_indices(shape[AXES[axis]], range, step):
-            expanded.append(replace(case, id=f"{case.id}_{LETTERS[axis]}{k:03d}", slice_index=k))
+            name = f"{LETTERS[axis]}{k:03d}"
+            expanded.append(replace(case, id=f"{case.id}_{name}", file_name=f"{case.file_name}_{name}", slice_index=k))
     return expanded, failures
 
 
@@ -109,6 +110,18 @@ def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tupl
             failure = replace(failure, case_id=_volume_id(case), reason=f"slice {case.slice_index}: {failure.reason}")
         failed.setdefault(failure.case_id, failure)
     return {name: cases for name, cases in volumes.items() if name not in failed}, list(failed.values())
+
+
+def whole_scan(case: Case) -> Case:
+    """The scan that a slice was taken from, without its slice; a whole image unchanged.
+
+    Example:
+        >>> whole_scan(Case("a_z004", {"image": Path("a.nii")}, "p", slice_index=4)).id
+        'a'
+    """
+    if case.slice_index is None:
+        return case
+    return replace(case, id=_volume_id(case), file_name=case.file_name.rpartition("_")[0], slice_index=None)
 
 
 def _volume_id(case: Case) -> str:

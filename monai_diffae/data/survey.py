@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Survey:
         ids: (N,) ids of the scans.
         sizes: (N, D) voxels along R, A and S of volumes, or rows and columns of images.
         spacings_mm: (N, D) voxel spacings in mm.
-        failures: cases whose header (or scan) cannot be read, or that are of the other kind.
+        failures: cases whose header cannot be read, or that are of the other kind.
         fingerprints: of the scans that were read completely, by id.
     """
 
@@ -38,6 +38,21 @@ class Survey:
     spacings_mm: NDArray[np.float64]
     failures: list[Failure] = field(default_factory=list)
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+
+    def after_check(self, failures: Sequence[Failure]) -> Survey:
+        """The survey after all scans were read: ``failures`` are those that cannot be used.
+
+        Raises:
+            CohortError: no scan can be used.
+        """
+        failed = {failure.case_id for failure in failures}
+        usable = [row for row, id in enumerate(self.ids) if id not in failed]
+        if not usable:
+            raise none_usable(failures)
+        ids = [self.ids[row] for row in usable]
+        return replace(
+            self, ids=ids, sizes=self.sizes[usable], spacings_mm=self.spacings_mm[usable], failures=list(failures)
+        )
 
     @property
     def spatial_dims(self) -> int:
@@ -72,7 +87,7 @@ class Survey:
 
 
 def survey_cohort(
-    cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial", read_whole: bool = False
+    cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial", fingerprints: bool = False
 ) -> Survey:
     """Survey a cohort: read the header of each case's first image.
 
@@ -80,8 +95,7 @@ def survey_cohort(
         cases: the cohort.
         spatial_dims: 3 for volumes, 2 for images and slices of volumes; None: what most scans are.
         slice_axis: the direction in which the slices of volumes are stacked.
-        read_whole: also read every image of each case completely, with all checks of
-            :func:`~monai_diffae.data.scans.read_scan`.
+        fingerprints: also read every scan, and compute its fingerprint; scans that cannot be read have none.
 
     Raises:
         CohortError: no scan of this kind can be read.
@@ -94,11 +108,12 @@ def survey_cohort(
     """
     scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
-    fingerprints: dict[str, Fingerprint] = {}
+    found: dict[str, Fingerprint] = {}
     for case in cases:
+        if fingerprints:
+            with suppress(ScanError):
+                found[case.id] = _fingerprint(case)
         try:
-            if read_whole:
-                fingerprints[case.id] = _read_whole(case)
             image = case.images["image"]
             scans.append((case, *read_geometry(image if isinstance(image, Path) else image[0])))
         except ScanError as error:
@@ -114,17 +129,20 @@ def survey_cohort(
     usable = [(case.id, *_model_view(size, spacing, slice_axis, spatial_dims)) for case, size, spacing in scans
               if len(size) >= spatial_dims]  # fmt: skip
     if not usable:
-        first = failures[0]
-        raise CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
+        raise none_usable(failures)
     ids, sizes, spacings = zip(*usable, strict=True)
-    return Survey(list(ids), np.array(sizes), np.array(spacings), failures, fingerprints)
+    return Survey(list(ids), np.array(sizes), np.array(spacings), failures, found)
 
 
-def _read_whole(case: Case) -> Fingerprint:
-    """Read all images of a case; the fingerprint of the first file."""
-    files = [[image] if isinstance(image, Path) else image for image in case.images.values()]
-    fingerprints = [scan_fingerprint(read_scan(path)) for path in itertools.chain.from_iterable(files)]
-    return fingerprints[0]
+def none_usable(failures: Sequence[Failure]) -> CohortError:
+    """Make the error that no scan can be used, with the first reason."""
+    first = failures[0]
+    return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
+
+
+def _fingerprint(case: Case) -> Fingerprint:
+    image = case.images["image"]
+    return scan_fingerprint(read_scan(image if isinstance(image, Path) else image[0]))
 
 
 def _model_view(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import logging
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import MISSING_WORDS, Images, Label, as_labels
+from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import CohortError
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,10 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
     names = {role: columns.get(role, role) for role in (*image_keys, *COLUMN_ROLES)}
     for role, name in names.items():
         if name not in header and (role in image_keys or role in columns):
-            guess = _guess_image_column(header)
+            guess = _guess_image_column(path, header, lines) if role in image_keys else _closest(name, header)
             advice = f"set columns, e.g. {role}={guess} (in a bundle run --columns#{role} {guess})"
+            if guess is None:
+                advice = f"join it to its scans: monai-diffae list-scans FOLDER scans.csv --table {path.name}"
             raise CohortError(_shortened(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {advice}"))
     if not lines:
         raise CohortError(f"{path.name}: the table has no rows; add one row per scan")
@@ -194,10 +198,21 @@ def _delimiter(path: Path, first_line: str) -> str:
     return ";" if ";" in first_line and "," not in first_line else ","
 
 
-def _guess_image_column(header: list[str]) -> str:
-    """The column that most likely holds the images, for the advice in an error."""
-    words = ("file", "path", "image", "img", "scan", "dicom", "nifti", "filename")
-    return next((name for name in header if any(w in name.lower() for w in words)), header[0] if header else "file")
+def _guess_image_column(path: Path, header: list[str], lines: list[list[str]]) -> str | None:
+    """The column that holds paths of scans, for the advice in an error; None: there is none."""
+    first_line = dict(zip(header, map(str.strip, lines[0]), strict=False)) if lines else {}
+    return next((name for name, cell in first_line.items() if cell and _is_scan(path.parent / cell)), None)
+
+
+def _is_scan(path: Path) -> bool:
+    return bool(scan_suffix(path)) or (
+        path.name != "" and path.exists() and path.suffix.lower() not in (".csv", ".tsv")
+    )
+
+
+def _closest(name: str, header: list[str]) -> str:
+    """The column whose name is most like a name, for the advice in an error."""
+    return next(iter(difflib.get_close_matches(name, header, n=1, cutoff=0.0)), "file")
 
 
 def _shortened(start: str, middle: str, end: str) -> str:

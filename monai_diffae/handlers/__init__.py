@@ -7,7 +7,7 @@ from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentScale
-from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
+from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri, log_bundle
 from monai_diffae.handlers.pictures import ReconstructionPictures
 from monai_diffae.handlers.progress import TrainingProgress
 from monai_diffae.handlers.statistics import RunningStatistics
@@ -29,4 +29,5 @@ __all__ = [
     "TwinScans",
     "Validation",
     "default_tracking_uri",
+    "log_bundle",
 ]

@@ -47,7 +47,8 @@ class MLflowTracking:
         run_name: MLflow run; None: MLflow chooses a name.
         tags: further properties of the run, such as the data's fingerprint.
         evaluator: the evaluator whose metrics are logged after each validation.
-        export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged.
+        export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged,
+            or :func:`log_bundle` does this later.
         private_keys: top-level configuration keys whose values are not sent, nor is anything that looks like a path.
         enabled: False: track nothing.
     """
@@ -97,10 +98,7 @@ class MLflowTracking:
             action()
         except Exception as error:  # whatever a tracking server does, training continues
             self.enabled = False
-            # The text of an OSError has the path, which may name a patient.
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            reason = " ".join(text.split())[:200]
-            logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason)
+            logger.warning("MLflow tracking failed and is off for the rest of this run: %s", _reason(error))
 
     def _start(self) -> None:
         # By default, MLflow reports its usage to its makers and prints its migrations.
@@ -180,16 +178,50 @@ class MLflowTracking:
         self._client.log_batch(self.run_id, metrics=[Metric(k, v, now_ms, step) for k, v in metrics.items()])
 
     def _finish(self) -> None:
-        if self.export_bundle is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                self.export_bundle(Path(folder))
-                self._client.log_artifacts(self.run_id, folder, "bundle")
+        if self.export_bundle is not None and self.run_id is not None:
+            _log_bundle(self._client, self.run_id, self.export_bundle)
         self._client.set_terminated(self.run_id, "FINISHED")
 
     def _fail(self, engine: Workflow, error: BaseException) -> None:
         if self._client is not None and self.run_id is not None:
             status = "KILLED" if isinstance(error, (SystemExit, KeyboardInterrupt)) else "FAILED"
             self._try(lambda: self._client.set_terminated(self.run_id, status))
+
+
+def log_bundle(
+    output_dir: str | Path, export_bundle: Callable[[Path], object], tracking_uri: str | None = None
+) -> None:
+    """Add the trained bundle to the MLflow run of a training that has ended. A failure is logged as a warning.
+
+    A training calls this after the calibration, so that the exported bundle is complete.
+
+    Args:
+        output_dir: the training's folder, with the id of its run; without one, nothing is logged.
+        export_bundle: called with a folder to fill with the trained bundle.
+        tracking_uri: as in :class:`MLflowTracking`.
+    """
+    id_file = Path(output_dir) / RUN_ID
+    if not id_file.is_file():
+        return
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri or default_tracking_uri(output_dir))
+        _log_bundle(client, id_file.read_text().strip(), export_bundle)
+    except Exception as error:  # whatever a tracking server does, the model is trained
+        logger.warning("the trained bundle is not logged with MLflow: %s", _reason(error))
+
+
+def _log_bundle(client: Any, run_id: str, export_bundle: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        export_bundle(Path(folder))
+        client.log_artifacts(run_id, folder, "bundle")
+
+
+def _reason(error: Exception) -> str:
+    # The text of an OSError has the path, which may name a patient.
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200]
 
 
 def _versions() -> dict[str, str]:

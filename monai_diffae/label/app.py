@@ -64,9 +64,15 @@ class DiffAEApp(MONAILabelApp):
         )
 
     def init_datastore(self) -> Datastore:
-        """The datastore, with checked ids and tags."""
+        """The datastore, with checked ids and tags.
+
+        Raises:
+            MachineError: the DICOMweb server cannot be reached.
+        """
         if self.studies.startswith(("http://", "https://")):
-            return DicomWebDatastore(self.studies.rstrip("/"), settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER)
+            datastore = DicomWebDatastore(self.studies.rstrip("/"), settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER)
+            datastore.check_reachable()
+            return datastore
         return FolderDatastore(
             self.studies,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,

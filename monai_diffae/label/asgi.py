@@ -40,19 +40,27 @@ def build_app(*, loopback_only: bool = True) -> FastAPI:
         loopback_only: whether only requests to this machine's loopback address are served.
     """
     from monai_diffae.label import infer_route
-    from monai_diffae.label.routes import in_threads, refuse_second_training
+    from monai_diffae.label.infos import check_infos
+    from monai_diffae.label.routes import in_threads, refuse_archives, refuse_second_training
 
-    app = FastAPI(title="monai_diffae", version=monai_diffae.__version__, lifespan=_lifespan)
+    # FastAPI's pages /docs and /redoc would run scripts of another server, which could then read the scans
+    app = FastAPI(
+        title="monai_diffae", version=monai_diffae.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None
+    )
     app.add_middleware(
         CORSMiddleware, allow_origin_regex=LOOPBACK_ORIGIN, allow_credentials=True,
         allow_methods=["*"], allow_headers=["*"],
     )  # fmt: skip
     app.add_middleware(OriginGuard, loopback_only=loopback_only)
     app.include_router(in_threads(infer_route.router, 1))
+    checks = {
+        "train": {"POST": refuse_second_training},
+        "session": {"PUT": refuse_archives},
+        "datastore": {"PUT": check_infos},
+    }
     for name, num_threads in _ROUTES.items():
-        check = {"train": refuse_second_training}.get(name)
         router = import_module(f"monailabel.endpoints.{name}").router
-        app.include_router(in_threads(router, num_threads, before_post=check))
+        app.include_router(in_threads(router, num_threads, checks.get(name)))
     app.include_router(import_module("monailabel.endpoints.proxy").router)  # awaits the request's body
     endpoints = Path(str(import_module("monailabel.endpoints").__file__)).parent
     app.mount("/static", StaticFiles(directory=endpoints / "static"), name="static")

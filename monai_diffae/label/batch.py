@@ -11,6 +11,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
+from monai_diffae.errors import ConfigError
 from monai_diffae.label.ids import check_id, check_tag
 
 logger = logging.getLogger(__name__)
@@ -37,11 +38,15 @@ class BatchInference(BatchInferTask):
             What the task returns for each image by id, or ``{"error": reason}``.
 
         Raises:
-            ConfigError: an id or the tag cannot be used.
+            ConfigError: an id, the tag, ``images`` or ``max_batch_size`` cannot be used.
         """
         tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL))
+        images, limit = request.get("images", []), request.get("max_batch_size") or 0
+        if not isinstance(images, (str, list)):
+            raise ConfigError("images: must be all, labeled, unlabeled or a list of ids")
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise ConfigError(f"max_batch_size: is {limit!r}; it must be a whole number, 0 for no limit")
         ids = sorted(check_id(id) for id in self.get_images(request, datastore))
-        limit = int(request.get("max_batch_size") or 0)
         results: dict[str, dict[str, Any]] = {}
         for id in ids[:limit] if limit > 0 else ids:
             save = request.get("save_label", True)

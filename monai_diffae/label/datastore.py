@@ -16,11 +16,13 @@ from typing import Any
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
+from monai_diffae.data.folders import search_folder
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import SUFFIXES
 from monai_diffae.errors import ConfigError, DiffAEError, one_line
 from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.ids import check_id, check_tag
+from monai_diffae.label.label_targets import check_label_file
 from monai_diffae.label.server_settings import PATTERNS
 
 logger = logging.getLogger(__name__)
@@ -93,9 +95,14 @@ class CheckedIds:
 
 
 class FolderDatastore(CheckedIds, LocalDatastore):
-    """A folder of studies: image files, and subfolders with one DICOM series each.
+    """A folder of studies: all scans in it and in its subfolders, except its labels.
 
-    Reading and changing its list are serialised, because requests run in several threads.
+    MONAI Label's list has an id and a suffix for each image, and its file is ``id + suffix``. The id of a scan in a
+    subfolder is its path with ``_`` instead of ``/``, and its "suffix" is ``/`` and its path, from which
+    :meth:`_filename` gives its file. Labels have plain suffixes. A series that shares its folder with others has the
+    path ``folder#series=UID``.
+
+    Reading and changing the list are serialised, because requests run in several threads.
 
     Args:
         studies: the folder.
@@ -106,12 +113,37 @@ class FolderDatastore(CheckedIds, LocalDatastore):
     def __init__(self, studies: str, *, auto_reload: bool = False, read_only: bool = False) -> None:
         self._lock = RLock()
         self._num_unmatched = 0
+        self._scans: dict[str, str] = {}  # paths in the folder by id, of the last search
+        self._nested: dict[str, str] = {}  # ids by path, of those that are no plain files or folders in it
         super().__init__(studies, extensions=PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """The path of a label."""
         with self._lock:
             return str(super().get_label_uri(*self.check_known_label(label_id, label_tag)))
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The path of an image; of one of several series in a folder, ``folder#series=UID``."""
+        uri = str(super().get_image_uri(image_id))
+        uid = dicom.split_series(self._datastore.objects[image_id].image.ext)[1]
+        return uri if uid is None else f"{uri}{dicom.SERIES}{uid}"
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known about an image; ``name`` is a name without folders, because viewers save files under it."""
+        info = dict(super().get_image_info(image_id))
+        return {**info, "name": Path(info["path"]).name}
+
+    def remove_image(self, image_id: str) -> None:
+        """Delete an image and its labels.
+
+        Raises:
+            ConfigError: it is a DICOM series whose folder holds more, which would be deleted, too.
+        """
+        folder = Path(super().get_image_uri(image_id))
+        others = (dicom.split_series(self.get_image_uri(id))[0] for id in self.list_images() if id != image_id)
+        if folder.is_dir() and (folder in others or any(item.is_dir() for item in folder.iterdir())):
+            raise ConfigError("image: its folder holds more than this series; delete its files by hand")
+        super().remove_image(image_id)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store a new image.
@@ -128,12 +160,25 @@ class FolderDatastore(CheckedIds, LocalDatastore):
             known = self._datastore.objects.get(id)
             if known is not None and not filecmp.cmp(self.get_image_uri(id), image_filename, shallow=False):
                 raise ConflictError("image: another image has this id; choose a new id, or delete that image first")
+            if known is not None:
+                return id  # MONAI Label would forget the labels of the image
             return str(super().add_image(id, image_filename, image_info))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Store a label of an image; one that the image has already is replaced."""
+        """Store a label of an image; one that the image has already is replaced, whatever the suffix of its file.
+
+        Raises:
+            ConfigError: the file is not an image; a label that the image has already stays.
+        """
+        check_label_file(Path(label_filename))
         with self._lock:
-            return super().save_label(image_id, label_filename, label_tag, label_info)
+            id = super().save_label(image_id, label_filename, label_tag, label_info)
+            file = Path(self.get_label_uri(id, check_tag(label_tag)))
+            for other in file.parent.iterdir():
+                # else it would take the label's place once that is removed
+                if other != file and self._to_id(other.name)[0] == id:
+                    other.unlink()
+            return id
 
     def list_images(self) -> list[str]:
         """The ids of all images."""
@@ -157,8 +202,31 @@ class FolderDatastore(CheckedIds, LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         with self._lock:
+            self._search()
             super()._reconcile_datastore()
             self._report_unmatched_labels()
+
+    def _remove_non_existing(self) -> int:
+        # MONAI Label (0.8.5) keeps a series as long as its folder exists
+        num_removed = super()._remove_non_existing()
+        objects = self._datastore.objects
+        gone = [id for id in objects if objects[id].image.ext[:1] in ("", "/") and id not in self._scans]
+        for id in gone:
+            del objects[id]
+        return num_removed + len(gone)
+
+    def _search(self) -> None:
+        """Find the scans of the folder."""
+        root, labels = Path(self._datastore.image_path()), f"{self._datastore.labels_dir}/"
+        found = [(scan.name.replace("/", "_"), os.path.relpath(scan.path, root)) for scan in search_folder(root).scans]
+        scans = [(id, path) for id, path in found if not path.startswith(labels)]
+        self._scans = dict(reversed(scans))
+        self._nested = {path: id for id, path in scans if path == "." or "/" in path or dicom.SERIES in path}
+        if len(self._scans) < len(scans):
+            logger.warning(
+                "%d scans have the id of another scan and are ignored (ids have no suffix, and _ instead of /); rename "
+                "them", len(scans) - len(self._scans),
+            )  # fmt: skip
 
     def _report_unmatched_labels(self) -> None:
         """Log how many label files belong to no image; MONAI Label (0.8.5) would log their names."""
@@ -174,33 +242,19 @@ class FolderDatastore(CheckedIds, LocalDatastore):
 
     def _to_id(self, file: str) -> tuple[str, str]:
         # MONAI Label (0.8.5) removes the suffix wherever it occurs in a name, and takes 3 of 1.2.3 for a suffix
-        if (Path(self._datastore.image_path()) / file).is_dir():
-            return file, ""
+        if file in self._nested:
+            return self._nested[file], f"/{file}"
         suffix = max((s for s in SUFFIXES if file.lower().endswith(s)), key=len, default="")
         return (file[: -len(suffix)], file[-len(suffix) :]) if suffix else (file, "")
 
+    def _filename(self, id: str, ext: str) -> str:
+        return str(dicom.split_series(ext[1:])[0]) if ext.startswith("/") else id + ext
+
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        files: dict[str, str] = {
-            name: name for name in super()._list_files(path, patterns) if (Path(path) / name).is_file()
-        }
-        if os.path.realpath(path) != os.path.realpath(self._datastore.image_path()):
-            return files
-        labels = Path(self._datastore.label_path(None)).resolve()
-        folders = [
-            f for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith(".") and f.resolve() != labels
-        ]
-        num_series = {folder.name: len(dicom.list_series(folder)) for folder in folders}
-        several = [name for name, number in num_series.items() if number > 1]
-        if several:
-            logger.warning(
-                "%d folders hold several DICOM series and are ignored; give each series its own folder", len(several)
-            )
-        series = {name: name for name, number in num_series.items() if number == 1}
-        ids = [self._to_id(name)[0] for name in files | series]
-        if len(set(ids)) < len(ids):
-            logger.warning("%d files differ only in the suffix from another file and are ignored; rename them",
-                           len(ids) - len(set(ids)))  # fmt: skip
-        return files | series
+        if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
+            return {name: name for name in self._scans.values()}
+        names: dict[str, str] = super()._list_files(path, patterns)
+        return {name: name for name in names if (Path(path) / name).is_file()}
 
 
 def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:

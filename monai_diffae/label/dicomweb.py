@@ -23,7 +23,7 @@ from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 
 from monai_diffae.data.scans import Scan, read_scan
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, MachineError, ScanError
 from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.datastore import CheckedIds
 from monai_diffae.label.ids import check_id, check_tag
@@ -70,6 +70,27 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
             fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
             convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,
         )
+
+    def check_reachable(self) -> None:
+        """Ask the server for its series, once; dicomweb_client would try again for half a minute.
+
+        Raises:
+            MachineError: it does not answer, or not with a list of series.
+        """
+        self._client.set_http_retry_params(retry=False)
+        try:
+            self.list_images()
+        except (requests.RequestException, ValueError) as error:
+            response = getattr(error, "response", None)
+            what = "does not list its series" if response is None else f"answers with status {response.status_code}"
+            if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+                what = "cannot be reached"
+            raise MachineError(
+                f"studies: the DICOMweb server {what}; check that it is running, its address (with the path of "
+                "DICOMweb, such as /dicom-web) and its password"
+            ) from error
+        finally:
+            self._client.set_http_retry_params()
 
     def check_known(self, image_id: object) -> str:
         """Return the SeriesInstanceUID of a series that is in the cache or on the server.

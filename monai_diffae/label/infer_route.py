@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.ids import check_id
+from monai_diffae.label.infos import read_object
 
 _USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 
@@ -73,12 +73,7 @@ def check_params(text: str) -> dict[str, Any]:
         ...
         monai_diffae.errors.ConfigError: params: 'image' is not a parameter; give it in the URL
     """
-    try:
-        params = json.loads(text or "{}")
-    except ValueError as error:
-        raise ConfigError("params: is not valid JSON; send a JSON object") from error
-    if not isinstance(params, dict):
-        raise ConfigError("params: must be a JSON object; send {} for none")
+    params = read_object(text or "{}", "params")
     refused = sorted(_NO_PARAMS & params.keys())
     if refused:
         raise ConfigError(f"params: {refused[0]!r} is not a parameter; give it in the URL")

@@ -8,17 +8,26 @@ from pathlib import Path
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
+from monai_diffae.errors import DiffAEError
 
 
 @dataclass(frozen=True)
 class AppResult(FolderResult):
-    """The result of :func:`label_app`: the folder, and how to start the server."""
+    """The result of :func:`label_app`: the folder, and how to start the server.
+
+    Attributes:
+        not_calibrated: why the task ``diffae_anomaly`` cannot be used, and what to do; None if it can.
+    """
+
+    not_calibrated: str | None = None
 
     def lines(self) -> Iterator[str]:
-        """The folder, and the command that starts the server."""
+        """The folder, the command that starts the server, and how to calibrate the bundle if it is not."""
         yield from super().lines()
         yield f"start the server with: monai-diffae label-server {self.folder} STUDIES"
         yield "STUDIES is a folder of scans, or the URL of a DICOMweb server"
+        if self.not_calibrated:
+            yield f"diffae_anomaly cannot be used yet. {self.not_calibrated}"
 
 
 @command
@@ -35,7 +44,7 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
         refer: Use the bundle itself instead of a copy. The server then refuses to train.
 
     Returns:
-        The folder.
+        The folder, and whether the bundle must be calibrated.
 
     Raises:
         ConfigError: the bundle is not trained, or ``out`` is not empty or cannot be a folder.
@@ -47,6 +56,12 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
         ...
         monai_diffae.errors.ConfigError: no_model: there is no models/model.pt; train the bundle first, or ...
     """
+    from monai_diffae.bundle import AnomalyDetector, load_bundle
     from monai_diffae.label.app_folder import make_app_folder
 
-    return AppResult(make_app_folder(out, bundle, refer=refer).path)
+    app = make_app_folder(out, bundle, refer=refer)
+    try:
+        AnomalyDetector.load(load_bundle(app.bundle, "cpu"), str(app.bundle))
+    except DiffAEError as error:
+        return AppResult(app.path, str(error))
+    return AppResult(app.path)

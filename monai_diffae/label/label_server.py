@@ -51,7 +51,7 @@ def label_server(
 
     Raises:
         ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
-        MachineError: the port is in use.
+        MachineError: the port is in use, or the DICOMweb server cannot be reached.
 
     Example:
         >>> label_server("no_app", "scans")
@@ -103,7 +103,7 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
 def _abandon_requests() -> None:
     """End the process if a request is still computing in a thread, which Python would wait for."""
     if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-        logger.info("the server has ended; an unfinished request was aborted")
+        logger.info("the server has ended; what was still running was aborted")
         logging.shutdown()
         os._exit(0)
 

@@ -18,7 +18,9 @@ import numpy as np
 import SimpleITK as sitk
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.data.formats import itk
+from monai_diffae.data.scans import scan_suffix
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 
 CLASS, VOLUME, AUTO = "class", "volume", "auto"
 
@@ -72,10 +74,27 @@ def structure_sizes(path: Path) -> dict[int, float]:
     return dict(_sizes_in_state(str(path), state.st_mtime_ns, state.st_size))
 
 
+def check_label_file(path: Path) -> None:
+    """Check that a label can be read.
+
+    Raises:
+        ConfigError: it is not an image, or is damaged.
+    """
+    try:
+        if scan_suffix(path) in (".nrrd", ".mha", ".mhd"):
+            itk.check_data_files(path)
+        with itk.silent_stderr():
+            sitk.ReadImage(str(path))
+    except (RuntimeError, ScanError) as error:
+        raise ConfigError("label: cannot be read as an image; save it again as NIfTI, NRRD or PNG") from error
+
+
 @functools.lru_cache(maxsize=10_000)
 def _sizes_in_state(path: str, _changed: int, _size: int) -> tuple[tuple[int, float], ...]:
     image = sitk.ReadImage(path)
-    values = np.asarray(sitk.GetArrayViewFromImage(image))
+    values = np.nan_to_num(np.asarray(sitk.GetArrayViewFromImage(image)), nan=0.0, posinf=0.0, neginf=0.0)
+    if path.lower().endswith(".png") and image.GetNumberOfComponentsPerPixel() in (2, 4):
+        values = values[..., :-1]  # transparency is not a structure
     if image.GetNumberOfComponentsPerPixel() > 1:
         values = np.asarray((values > 0).any(axis=-1))
     numbers, counts = np.unique(np.round(values).astype(np.int64), return_counts=True)
@@ -99,10 +118,10 @@ def _label_info(datastore: Datastore, id: str) -> Mapping[str, Any]:
 
 def _structure(info: Mapping[str, Any], target: str) -> int | None:
     """The number of a structure: 3D Slicer and OHIF send names and numbers as ``label_info``."""
-    if target.isdigit():
+    if target.isdecimal():
         return int(target)
     entries = info.get("label_info")
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, Mapping) and entry.get("name") == target and str(entry.get("idx", "")).isdigit():
+        if isinstance(entry, Mapping) and entry.get("name") == target and str(entry.get("idx", "")).isdecimal():
             return int(entry["idx"])
     return None

@@ -9,7 +9,8 @@ from threading import RLock
 
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
 from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import BusyError, ConfigError
+from monai_diffae.label.app_folder import AppFolder
 
 
 class ServedModel:
@@ -32,6 +33,8 @@ class ServedModel:
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder, self.device = folder, device
+        is_copy = folder == AppFolder(folder.parent).copied_bundle and AppFolder(folder.parent).main.is_file()
+        self._name = f"{folder.parent.name}/{folder.name}" if is_copy else folder.name
         self._lock = RLock()
         self._trained = self._load()
         self._detector: tuple[int, AnomalyDetector] | None = None  # with the time of its file
@@ -59,11 +62,17 @@ class ServedModel:
 
         Raises:
             ConfigError: the bundle is not calibrated, or was calibrated with other weights.
+            BusyError: a training published other weights since the request began.
         """
         file = models_folder(self.folder) / ANOMALY
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         if self._detector is None or self._detector[0] != changed:
-            self._detector = (changed, AnomalyDetector.load(trained))
+            try:
+                self._detector = (changed, AnomalyDetector.load(trained, self._name))
+            except ConfigError as error:
+                if trained.is_current():
+                    raise
+                raise BusyError("the model was replaced a moment ago; send the request again") from error
         return self._detector[1]
 
     def _load(self) -> TrainedBundle:

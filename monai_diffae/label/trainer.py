@@ -19,7 +19,8 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
-from monai_diffae.bundle import TrainedBundle, load_bundle, publish
+from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
+from monai_diffae.bundle.anomaly_calibration import FEWEST_SCANS
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.label.app_folder import AppFolder
@@ -100,7 +101,9 @@ class DiffAETrainer(TrainTask):
             BusyError: another training is running.
         """
         nested = request.get("diffae") or {}
-        given = {**request, **(nested if isinstance(nested, Mapping) else {})}
+        if not isinstance(nested, Mapping):
+            raise ConfigError("diffae: must be a JSON object with options; omit it for none")
+        given = {**request, **nested}
         given.pop("diffae", None)
         names = option_names(training_options)
         check_keys(given, set(names), "params")
@@ -156,6 +159,14 @@ class DiffAETrainer(TrainTask):
             )
         publish(new, self._served.folder)
         index.keep_only([trained])
+        detector = AnomalyDetector.load_if_usable(trained)
+        num_held_out = 0 if detector is None else len(detector.scan_scores)
+        if num_held_out < FEWEST_SCANS:
+            logger.warning(
+                "anomaly maps of the new model are calibrated with %d scans only, so masks and p-values are coarse; "
+                "run monai-diffae calibrate on the app's bundle with %d other normal scans or more",
+                num_held_out, FEWEST_SCANS,
+            )  # fmt: skip
         return trained.sha256, len(cases.failures)
 
     def _tracking(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats import pictures
 from monai_diffae.data.scans import Scan, scan_suffix
-from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 from monai_diffae.transforms.smoothing import SmoothForSpacingd
@@ -59,7 +59,11 @@ class PreprocessedScan:
         except Exception as error:  # MONAI wraps errors into others with many lines
             cause = find_diffae_error(error)
             if cause is None:
-                raise
+                name, size = item.get("id", key), " x ".join(map(str, self.scan.array.shape[1:]))
+                raise ScanError(
+                    f"{name}: the preprocessing fails at its size {size} ({one_line(error)}); omit this case, or check "
+                    "the preprocessing"
+                ) from error
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {
             name: value for name, value in preprocessed.items() if isinstance(value, MetaTensor)

@@ -10,8 +10,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
+from monai_diffae.data.scan_writing import no_such_type
 from monai_diffae.data.scans import Scan, write_scan
 from monai_diffae.errors import ConfigError
 
@@ -52,16 +54,19 @@ def write_native(path: str | os.PathLike[str], array: NDArray[Any], scan: Scan, 
         return write_scan(path, array, value_range=(0, 255))
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
     if header is not None and dtype is not None:
-        header = _header_of_type(header, np.dtype(dtype))
+        header = _header_of_type(Path(path), header, np.dtype(dtype))
     affine = None if scan.lacks_geometry else scan.affine
     stored = _stored_type(array, scan) if dtype is None and header is None else dtype
     return write_scan(path, array, affine, dtype=np.float32 if stored is None else stored, header=header)
 
 
-def _header_of_type(header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:
+def _header_of_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:
     """A scan's header for an array of another type, whose values are not the scan's intensities."""
     header = header.copy()
-    header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
+    try:
+        header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
+    except HeaderDataError as error:
+        raise ConfigError(no_such_type(path, dtype)) from error
     header.set_slope_inter(1.0, 0.0)
     header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
     return header

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +16,10 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
+from monai_diffae.data.file_states import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
-from monai_diffae.data.scan_checks import scan_of_array
+from monai_diffae.data.scan_checks import Colour, check_colour, scan_of_array
 from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -40,6 +40,8 @@ class ReadScand(MapTransform):
         channels: the number of channels that the model takes for each key.
         axis: the axis for ``item["slice"]``: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
+        colour: ``refuse`` colour images if the model takes one channel; convert them to ``grey``; or ``rgb``: give grey
+            images three channels. See :func:`~monai_diffae.data.scans.read_scan`.
         allow_missing_keys: skip keys that an item does not have.
 
     Raises:
@@ -61,12 +63,15 @@ class ReadScand(MapTransform):
         channels: int = 1,
         axis: Axis = "axial",
         nonfinite: Literal["error"] | float = "error",
+        colour: Colour = "refuse",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if spatial_dims not in (2, 3):
             raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
-        self.spatial_dims, self.channels, self.axis, self.nonfinite = spatial_dims, channels, axis, nonfinite
+        check_colour(colour, channels)
+        self.spatial_dims, self.channels, self.axis = spatial_dims, channels, axis
+        self.nonfinite, self.colour = nonfinite, colour
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its scan."""
@@ -121,19 +126,19 @@ class ReadScand(MapTransform):
         """The scans whose slices are needed; files are read once for consecutive slices."""
         if all(isinstance(image, (str, os.PathLike)) for image in images):
             paths = tuple(map(str, images))
-            return _read_volume(paths, _modification_time(paths), num_channels, self.nonfinite)
+            return _read_volume(paths, file_state(paths), num_channels, self.nonfinite, self.colour)
         return [self._scan(image, None, num_channels, key) for image in images]
 
     def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
         """Read or check one scan with all checks."""
-        nonfinite = self.nonfinite
+        wanted: dict[str, Any] = {
+            "spatial_dims": spatial_dims, "channels": channels, "nonfinite": self.nonfinite, "colour": self.colour,
+            "flatten": flatten,
+        }  # fmt: skip
         if isinstance(image, (str, os.PathLike)):
-            return read_scan(image, spatial_dims=spatial_dims, channels=channels, nonfinite=nonfinite, flatten=flatten)
+            return read_scan(image, **wanted)
         array, affine = _array_in_memory(image, key)
-        scan = scan_of_array(
-            array, affine, name=key,
-            spatial_dims=spatial_dims, channels=channels, nonfinite=nonfinite, flatten=flatten,
-        )  # fmt: skip
+        scan = scan_of_array(array, affine, name=key, **wanted)
         if isinstance(image, Scan) and scan.array.shape == array.shape:
             return replace(scan, modality=image.modality, header=image.header)
         return scan
@@ -155,13 +160,9 @@ def as_tensor(scan: Scan) -> MetaTensor:
 
 @functools.lru_cache(maxsize=1)
 def _read_volume(
-    paths: tuple[str, ...], _modified: int, channels: int, nonfinite: Literal["error"] | float
+    paths: tuple[str, ...], _state: str, channels: int, nonfinite: Literal["error"] | float, colour: Colour
 ) -> tuple[Scan, ...]:
-    return tuple(read_scan(p, channels=channels, nonfinite=nonfinite) for p in paths)
-
-
-def _modification_time(paths: Sequence[str]) -> int:
-    return max((Path(p).stat().st_mtime_ns for p in paths if Path(p).exists()), default=0)
+    return tuple(read_scan(p, channels=channels, nonfinite=nonfinite, colour=colour) for p in paths)
 
 
 def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:

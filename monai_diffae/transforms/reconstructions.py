@@ -23,7 +23,7 @@ Grid = Literal["native", "model"]
 
 
 class WriteReconstructiond(MapTransform):
-    """Writes reconstructed images of a case to ``<directory>/<folder>/<id>.nii.gz`` or ``.png``.
+    """Writes reconstructed images of a case to ``<directory>/<folder>/<file_name>.nii.gz`` or ``.png``.
 
     With grid ``native``, an image lies in its scan's own space: shape, affine, units and, for NIfTI, data type. With
     grid ``model``, it lies in the model's grid and range.
@@ -37,7 +37,7 @@ class WriteReconstructiond(MapTransform):
         grid: ``native`` or ``model``.
         model_range: black and white of the model.
         affine: affine of the model's grid; None: voxels of 1 mm.
-        dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<id>``.
+        dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<file_name>``.
         overwrite: replace existing files.
         allow_missing_keys: ignore keys that an item does not have.
 
@@ -101,12 +101,12 @@ class WriteReconstructiond(MapTransform):
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
             suffix = image_suffix(image.shape, case.file) if native is None else native.suffix
-            self._check_new(folder / f"{case.id}{suffix}")
+            self._check_new(folder / f"{case.file_name}{suffix}")
             if native is None:
-                write_image(folder / case.id, image, self.model_range, case.file, self.affine)
+                write_image(folder / case.file_name, image, self.model_range, case.file, self.affine)
             else:
                 description = f"monai_diffae reconstruction from {folder.name}" if self.dicom else None
-                write_case_image(folder, case.id, native, native.back(image), case, description)
+                write_case_image(folder, case.file_name, native, native.back(image), case, description)
         return item
 
     def _check_new(self, file: Path) -> None:

@@ -13,12 +13,15 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError
 
 
 class WriteScand(MapTransform):
     """Writes each image to ``<directory>/<id>.nii.gz``, in the model's grid and range.
+
+    An id that is not safe as a file name is replaced by one that is.
 
     Args:
         keys: images ``[C, *S]``; with several keys, each has a folder of its name.
@@ -52,7 +55,7 @@ class WriteScand(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             folder = self.directory if len(self.keys) == 1 else self.directory / str(key)
-            path = folder / f"{item['id']}.nii.gz"
+            path = folder / f"{safe_file_name(str(item['id']))}.nii.gz"
             if path.exists() and not self.overwrite:
                 raise ConfigError(f"{path.name}: already exists; choose another output_dir, or set overwrite")
             folder.mkdir(parents=True, exist_ok=True)

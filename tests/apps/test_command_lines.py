@@ -39,6 +39,7 @@ def test_settings_of_dataclasses_and_overrides_are_read_back() -> None:
     }
 
 
-def test_what_is_none_or_false_is_left_out_and_order_does_not_matter() -> None:
-    first = command_line("embed", {"out": "o", "cohort": "c", "bundle": "b", "device": None, "patches": False})
+def test_what_is_not_given_is_left_out_and_order_does_not_matter() -> None:
+    given = {"out": "o", "cohort": "c", "bundle": "b", "device": None, "patches": False, "columns": {}}
+    first = command_line("embed", given)
     assert first == "monai-diffae embed b c o"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffae.bundle import AnomalyDetector, load_bundle
+from monai_diffae.bundle import AnomalyDetector, load_bundle, writing
 from monai_diffae.bundle.folders import copy_model, export_bundle
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scans import write_scan
@@ -127,3 +127,13 @@ def test_the_file_travels_with_the_model_and_holds_no_code(copy, tmp_path):
     assert (tmp_path / "other" / "models" / "anomaly.pt").is_file()
     export_bundle(copy, copy, tmp_path / "exported")
     AnomalyDetector.load(load_bundle(tmp_path / "exported", "cpu"))
+
+
+def test_the_file_is_not_written_while_another_process_writes_the_model(copy, detector, monkeypatch):
+    monkeypatch.setattr(writing, "_PATIENCE_S", 0.1)
+    before = (copy / "models" / "anomaly.pt").stat().st_mtime_ns
+    with writing.WriteLock(copy / "models"), pytest.raises(ConfigError, match="another process trains or publishes"):
+        detector.save(copy)
+    assert (copy / "models" / "anomaly.pt").stat().st_mtime_ns == before
+    detector.save(copy)
+    assert (copy / "models" / "anomaly.pt").stat().st_mtime_ns > before

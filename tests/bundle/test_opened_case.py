@@ -325,3 +325,24 @@ def test_tensors_of_other_types(trained):
         assert torch.equal(trained.open(values.to(dtype)).images, expected)
     assert torch.equal(trained.open(values.float().requires_grad_()).images, expected)
     assert torch.equal(trained.open(np.asfortranarray(values.numpy())[..., ::-1][..., ::-1]).images, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("a.mha", "f4"), ("a.nhdr", "f4"), ("a.NII.GZ", "f4"), ("a", "f4"), ("a.nii.gz", "f2"), ("a.nrrd", "f2"),
+     ("a.nii.gz", "O"), ("a.nii", "U3"), ("a.nii", "c8")],
+)  # fmt: skip
+@pytest.mark.parametrize("of_file", [True, False])
+def test_a_file_that_cannot_be_written_is_one_line(trained, volume, tmp_path, name, dtype, of_file):
+    case = trained.open(volume if of_file else np.random.default_rng(0).random((1, 14, 20, 12)))
+    array = case.back(case.images)
+    with pytest.raises(ConfigError, match=rf"^{name}: "):
+        case.write(tmp_path / name, array.astype(dtype))
+    assert not (tmp_path / name).exists()
+
+
+def test_nan_is_not_written_as_an_integer(trained, volume, tmp_path):
+    """It became 0 without a word if the scan was a NIfTI file."""
+    case = trained.open(volume)
+    with pytest.raises(ConfigError, match="uint8 cannot hold values that are NaN or infinite"):
+        case.write(tmp_path / "a.nii.gz", np.full_like(case.scan.array, np.nan), np.uint8)

@@ -64,6 +64,17 @@ def test_all_files_of_the_model_are_replaced_and_those_of_the_old_one_are_gone(m
     assert load_bundle(target, "cpu").config["percentiles"] == [0.5, 99.5]
 
 
+def test_a_latent_model_without_a_checkpoint_does_not_get_that_of_the_old_one(models, tmp_path):
+    first, second = models
+    target = copy(first, tmp_path / "target")
+    for name in LATENT_FILES:
+        (target / "models" / name).write_bytes(b"old")
+    for name in LATENT_FILES[:2]:  # as in an exported bundle
+        (second / "models" / name).write_bytes(b"new")
+    publish(second, target)
+    assert content(target) == content(second)
+
+
 def test_a_latent_model_stays_and_says_that_it_is_of_another_autoencoder(models, tmp_path):
     first, second = models
     target = copy(first, tmp_path / "target")

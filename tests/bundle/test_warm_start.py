@@ -119,7 +119,7 @@ def test_data_decoding_and_optimisation_may_differ(make_workflow, source, tmp_pa
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda models: (models / "model.pt").unlink(), ConfigError, "^source: there is no models/model.pt; choose a"),
+        (lambda models: (models / "model.pt").unlink(), ConfigError, "^source: there is no models/model.pt; train the"),
         (lambda models: (models / "config.json").unlink(), ConfigError, "^source: there is no models/config.json; "),
         (lambda models: (models / "config.json").write_text("{"), ConfigError, "^source: config.json cannot be read"),
         (lambda models: (models / "model.pt").write_bytes(b"0"), ScanError, "^model.pt: cannot be read as weights"),

@@ -206,7 +206,7 @@ def test_a_first_stage_that_is_not_the_models_own_is_one_line(trained: Any, tmp_
 
 
 def test_what_is_no_first_stage_is_refused(trained: Any) -> None:
-    with pytest.raises(ConfigError, match="there is no models/model.pt; train the first stage first"):
+    with pytest.raises(ConfigError, match="there is no models/model.pt; train the bundle first"):
         load_first_stage(trained.bundle / "configs")
     with pytest.raises(ConfigError, match="bundle: is a DiffusionAutoencoder, not a first stage"):
         load_first_stage(trained.original / "models")

@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from monai_diffae.data.cases import Case, as_labels, find_cases
+from monai_diffae.data.cases import Case, as_labels, find_cases, safe_file_name, safe_id
 from monai_diffae.errors import CohortError
 
 
@@ -40,3 +42,16 @@ def test_a_word_for_a_missing_value_is_no_class(word):
 
 def test_none_is_a_class():
     assert as_labels({"drug": ["None", "aspirin"]}) == {"drug": ["None", "aspirin"]}
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_names_of_files_are_safe_and_as_unique_as_ids(first: str, second: str) -> None:
+    names = [safe_file_name(first), safe_file_name(second)]
+    assert all(safe_id(name) == name for name in names)
+    assert (names[0] == names[1]) == (first == second)
+
+
+def test_cases_are_found_by_id_and_by_the_name_of_their_files() -> None:
+    """Tables and commands of earlier versions have names of files as ids."""
+    case = Case("benign (1)", {"image": Path("a.png")}, "p", file_name="benign_1")
+    assert find_cases([case], ["benign (1)", "benign_1"]) == [case]

@@ -389,3 +389,19 @@ def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
 def test_an_unknown_key_of_columns_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="columns: 'imaje' is unknown; use one of image, id, patient"):
         read_cohort(tmp_path, columns={"imaje": "file"})
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "advice"),
+    [
+        ("picture,age\na.png,41\n", {}, "set columns, e.g. image=picture (in a bundle run"),
+        ("MRID,age\nsub-01,41\n", {}, "join it to its scans: monai-diffae list-scans FOLDER scans.csv --table"),
+        ("image_id,age\nISIC_1,41\n", {}, "join it to its scans: monai-diffae list-scans FOLDER scans.csv --table"),
+        ("image,subject_id\na.png,p1\n", {"patient": "subject"}, "set columns, e.g. patient=subject_id"),
+    ],
+)
+def test_the_advice_about_columns_fits_the_table(
+    tmp_path: Path, content: str, columns: dict[str, str], advice: str
+) -> None:
+    touch(tmp_path / "a.png")
+    assert advice in refusal(table(tmp_path, content), columns=columns)

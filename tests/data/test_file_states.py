@@ -53,3 +53,17 @@ def test_the_file_with_the_voxels_counts_too(header, voxels, tmp_path):
     state = file_state([tmp_path / header])
     (tmp_path / voxels).write_bytes(b"others of another size")
     assert file_state([tmp_path / header]) != state
+
+
+@pytest.mark.parametrize("named", ["voxels.bin", "LIST\na.bin\nvoxels.bin", "voxels%d.bin 1 1 1"])
+def test_the_voxels_that_an_mhd_header_names_count(tmp_path, named):
+    header, voxels = tmp_path / "a.mhd", tmp_path / "voxels.bin"
+    header.write_text(f"NDims = 3\nElementDataFile = {named}\n")
+    states = {file_state([header])}
+    for content in (b"scan", b"longer"):
+        voxels.write_bytes(content)
+        states.add(file_state([header]))
+    assert len(states) == 3
+    voxels.unlink()
+    header.unlink()
+    assert file_state([header]) not in states

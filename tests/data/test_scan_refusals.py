@@ -261,3 +261,44 @@ def test_simpleitk_and_nibabel_stay_silent(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "a.mha"), str(bad)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+_MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+_NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mhd", _MHD + "ElementDataFile = ../secret.raw\n"),
+        ("a.mhd", _MHD + "ElementDataFile = {folder}/secret.raw\n"),
+        ("a.mha", _MHD + "ElementDataFile = ../secret.raw\n"),
+        ("a.mhd", _MHD + "\nElementDataFile = ../secret.raw\n"),
+        ("a.mhd", _MHD + "Comment = x\n" * 1200 + "ElementDataFile = ../secret.raw\n"),
+        ("a.mhd", _MHD.replace("4 4 4", "4 4 1") + "ElementDataFile = LIST\n../secret.raw\n"),
+        ("a.nrrd", _NRRD + "data file: ../secret.raw\n\n"),
+        ("a.nrrd", _NRRD + "Datafile: {folder}/secret.raw\n"),
+        ("a.nrrd", _NRRD + "# x\n" * 1200 + "data file: ../secret.raw\n\n"),
+        ("a.nrrd", _NRRD + "data file: LIST\n../secret.raw\n"),
+        ("a.nrrd", _NRRD + "#" * 2**20 + "\ndata file: ../secret.raw\n\n"),
+    ],
+)
+def test_a_header_cannot_name_a_file_of_another_folder(tmp_path: Path, name: str, header: str) -> None:
+    """Else whoever may upload a scan could read any file of the machine."""
+    (tmp_path / "secret.raw").write_bytes(bytes(range(64)))
+    (tmp_path / "uploads").mkdir()
+    path = tmp_path / "uploads" / name
+    path.write_text(header.replace("{folder}", str(tmp_path)))
+    assert "another folder" in refusal(path) or "does not end" in refusal(path)
+    with pytest.raises(ScanError):
+        read_shape(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("a.mhd", _MHD + "ElementDataFile = voxels.raw\n"), ("a.nrrd", _NRRD + "data file: voxels.raw\n\n")],
+)
+def test_a_header_can_name_a_file_beside_it(tmp_path: Path, name: str, header: str) -> None:
+    (tmp_path / "voxels.raw").write_bytes(bytes(range(64)))
+    (tmp_path / name).write_text(header)
+    assert read_scan(tmp_path / name).array.max() == 63

@@ -7,6 +7,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure
 from monai_diffae.data.scans import read_geometry
 from monai_diffae.data.survey import survey_cohort
 from monai_diffae.errors import CohortError
@@ -87,16 +88,16 @@ def test_plain_files_that_are_shorter_than_their_header_says_fail_without_being_
     assert all("early" in failure.reason for failure in survey.failures)
 
 
-def test_packed_files_and_values_are_read_to_the_end_on_demand(tmp_path):
+def test_a_survey_reads_headers_and_fingerprints_on_demand(tmp_path):
     whole, short = noise(tmp_path / "whole.nii.gz"), noise(tmp_path / "short.nii.gz")
     cut(short, len(short.images["image"].read_bytes()) - 100)
     flat = volume(tmp_path / "flat.nii.gz", (10, 12, 8), (1.0, 1.0, 1.0))  # one value everywhere
-    pair = Case("pair", {"image": whole.images["image"], "encoder_image": short.images["image"]}, "pair")
-    cases = [whole, short, flat, pair]
+    cases = [whole, short, flat]
     assert survey_cohort(cases).failures == []
-    survey = survey_cohort(cases, read_whole=True)
-    assert survey.ids == ["whole"]
-    reasons = {failure.case_id: failure.reason for failure in survey.failures}
-    assert "short.nii.gz: the compressed file ends early" in reasons["short"]
-    assert "same value" in reasons["flat"]
-    assert "short.nii.gz" in reasons["pair"]
+    survey = survey_cohort(cases, fingerprints=True)
+    assert survey.ids == ["whole", "short", "flat"]
+    assert list(survey.fingerprints) == ["whole"]
+    checked = survey.after_check([Failure("short", "short.nii.gz", "it ends early")])
+    assert (checked.ids, len(checked.sizes)) == (["whole", "flat"], 2)
+    with pytest.raises(CohortError, match="none of 3 scans can be used, the first is 'whole'"):
+        survey.after_check([Failure(case.id, case.file, "bad") for case in cases])

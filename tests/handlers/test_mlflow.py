@@ -63,6 +63,7 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
         "config.json",
         "bundle/models/model.pt",
         "bundle/models/config.json",
+        "bundle/models/anomaly.pt",
         "bundle/configs/train.json",
     } <= artifacts
     assert any(a.startswith("pictures/step_") for a in artifacts)

@@ -75,6 +75,6 @@ def test_a_bundle_that_is_not_calibrated_says_what_to_do(serve, bundle_3d, studi
     file.unlink()
     refused = server.infer("diffae_anomaly", "series-1")
     assert refused.status_code == 400
-    assert "monai-diffae calibrate" in refused.json()["detail"]
+    assert "run monai-diffae calibrate app-0/bundle COHORT" in refused.json()["detail"]
     file.write_bytes(content)  # the server need not be started again
     assert server.infer("diffae_anomaly", "series-1").status_code == 200

@@ -27,6 +27,11 @@ def test_documentation_and_ohif_are_served(client):
     assert "<html" in client.get("/ohif/").text
 
 
+def test_no_page_runs_a_script_of_another_server(client):
+    assert [client.get(page).status_code for page in ("/docs", "/redoc")] == [404, 404]
+    assert '<script src="http' not in client.get("/ohif/").text
+
+
 @pytest.mark.parametrize("origin", ["http://localhost:3000", "http://127.0.0.1:8000"])
 def test_pages_of_this_machine_may_read_answers(client, origin):
     response = client.get("/info/", headers={"origin": origin})

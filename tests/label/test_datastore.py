@@ -11,8 +11,10 @@ import pytest
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
+import numpy as np
 from label_scans import fill
 
+from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.datastore import FolderDatastore
@@ -60,7 +62,7 @@ def test_files_with_the_same_name_are_reported_without_it(tmp_path, volumes, pic
     shutil.copy(next(iter(pictures.values())), tmp_path / "doe.jpeg")
     with caplog.at_level(logging.WARNING, "monai_diffae"):
         assert FolderDatastore(str(tmp_path)).list_images() == ["doe"]
-    assert "1 files differ only in the suffix" in caplog.text
+    assert "1 scans have the id of another scan" in caplog.text
     assert "doe" not in caplog.text
 
 
@@ -132,6 +134,45 @@ def test_labels_are_saved_read_and_removed(studies, label):
     assert datastore.get_labeled_images() == []
 
 
+def test_an_image_that_is_sent_again_keeps_its_labels(studies, label, volumes):
+    datastore = FolderDatastore(str(studies.folder))
+    name = next(iter(volumes))
+    datastore.save_label(name, label, "final", {"class": "left"})
+    datastore.update_image_info(name, {"site": "A"})
+    assert datastore.add_image(name, str(volumes[name]), {}) == name
+    assert datastore.get_label_info(name, "final")["class"] == "left"
+    assert datastore.get_image_info(name)["site"] == "A"
+
+
+def test_a_file_that_is_no_image_does_not_replace_a_label(studies, label, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    datastore.save_label("series-1", label, "final", {})
+    header = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: "
+    contents = {
+        "a.nii.gz": b"",
+        "b.nii.gz": b"garbage",
+        "c.exe": b"garbage",
+        "d.nrrd": header + label.encode() + b"\n\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match="label: cannot be read as an image"):
+            datastore.save_label("series-1", str(tmp_path / name), "final", {})
+    assert Path(datastore.get_label_uri("series-1", "final")).read_bytes() == Path(label).read_bytes()
+
+
+def test_a_label_with_another_suffix_replaces_the_label(studies, label, tmp_path):
+    datastore = FolderDatastore(str(studies.folder))
+    datastore.save_label("series-1", label, "final", {})
+    datastore.save_label("picture", label, "final", {})
+    other = write_scan(tmp_path / "label.nrrd", read_scan(label).array, np.eye(4))
+    datastore.save_label("series-1", str(other), "final", {})
+    for store in (datastore, FolderDatastore(str(studies.folder))):
+        assert Path(store.get_label_uri("series-1", "final")).read_bytes() == other.read_bytes()
+    datastore.remove_label("series-1", "final")
+    assert FolderDatastore(str(studies.folder)).get_labeled_images() == ["picture"]
+
+
 def test_labels_without_an_image_are_counted_but_not_named(studies, label, caplog):
     FolderDatastore(str(studies.folder))
     shutil.copy(label, studies.folder / "labels" / "final" / "doe.nii.gz")
@@ -176,3 +217,61 @@ def test_many_threads_at_once_lose_no_label(studies, label):
     assert errors == []
     for id in studies.source:
         assert set(datastore.get_labels_by_image_id(id)) == {f"reader-{i}" for i in range(5)}
+
+
+@pytest.fixture
+def nested(tmp_path, volumes, pictures):
+    """A DICOM series and a picture in subfolders, and two series in one folder."""
+    folder, series = tmp_path / "nested", volumes["series-1"]
+    shutil.copytree(series, folder / "brain" / "11-T1", ignore=shutil.ignore_patterns("*.txt"))
+    (folder / "normal").mkdir()
+    shutil.copy(next(iter(pictures.values())), folder / "normal" / "a.jpeg")
+    for source in (series, series.parent / "Study2_14_HCropVolume"):
+        for file in source.glob("*.dcm"):
+            (folder / "two").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "two" / f"{source.name}-{file.name}")
+    return folder
+
+
+def test_scans_in_subfolders_and_several_series_of_a_folder_are_served(nested, label):
+    datastore = FolderDatastore(str(nested))
+    images = datastore.list_images()
+    first, second = (id for id in images if id.startswith("two_"))
+    assert images == sorted(["brain_11-T1", "normal_a", first, second])
+    shapes = {id: read_scan(datastore.get_image_uri(id)).array.shape for id in images}
+    assert shapes["brain_11-T1"] in (shapes[first], shapes[second])
+    assert shapes[first] != shapes[second]
+    assert datastore.get_image_info("normal_a")["name"] == "a.jpeg"
+    for id in images:
+        datastore.save_label(id, label, "final", {})
+        assert Path(datastore.get_label_uri(id, "final")) == nested / "labels" / "final" / f"{id}.nii.gz"
+    job = FolderDatastore(str(nested), read_only=True)
+    again = FolderDatastore(str(nested))
+    for other in (job, again):
+        assert other.list_images() == other.get_labeled_images() == images
+        assert [other.get_image_uri(id) for id in images] == [datastore.get_image_uri(id) for id in images]
+
+
+def test_a_series_is_deleted_only_with_a_folder_of_its_own(nested):
+    datastore = FolderDatastore(str(nested))
+    shared = datastore.list_images()[-1]
+    before = files_below(nested / "two")
+    with pytest.raises(ConfigError, match="its folder holds more than this series"):
+        datastore.remove_image(shared)
+    assert files_below(nested / "two") == before
+    datastore.remove_image("brain_11-T1")
+    assert not (nested / "brain" / "11-T1").exists()
+    shutil.rmtree(nested / "two")
+    (nested / "two").mkdir()
+    datastore.refresh()
+    assert datastore.list_images() == ["normal_a"]
+
+
+def test_a_folder_that_is_a_series_itself_is_served_and_never_deleted(tmp_path, volumes):
+    folder = tmp_path / "one"
+    shutil.copytree(volumes["series-1"], folder, ignore=shutil.ignore_patterns("*.txt"))
+    datastore = FolderDatastore(str(folder))
+    assert datastore.list_images() == ["one"]
+    assert read_scan(datastore.get_image_uri("one")).array.ndim == 4
+    with pytest.raises(ConfigError, match="delete its files by hand"):
+        datastore.remove_image("one")

@@ -1,7 +1,12 @@
 """The command ``label-server``: what it refuses. tests/label/test_end_to_end.py runs it."""
 
 import socket
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -45,3 +50,44 @@ def test_a_port_in_use_is_refused(app, tmp_path):
 def test_a_port_is_a_number(app, tmp_path, port):
     with pytest.raises(ConfigError, match=r"^port: "):
         label_server(app, str(tmp_path), port=port)
+
+
+@pytest.mark.parametrize("page", [None, b"<html>"])
+def test_a_dicom_server_that_does_not_answer_is_one_line(app, page):
+    pytest.importorskip("monailabel", reason="MONAI Label is not installed")
+    with http_server(page) as url:
+        command = [sys.executable, "-m", "monai_diffae", "label-server", app, url, "--port", str(free_port())]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 6
+    message = ended.stderr.strip().splitlines()[-1]
+    assert "studies: the DICOMweb server" in message
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert "serving at" not in ended.stderr + ended.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as test:
+        test.bind(("127.0.0.1", 0))
+        return int(test.getsockname()[1])
+
+
+@contextmanager
+def http_server(page: bytes | None) -> Iterator[str]:
+    """The URL of a server that answers with a page; None: no server listens there."""
+    if page is None:
+        yield f"http://127.0.0.1:{free_port()}/dicom-web"
+        return
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -1,5 +1,7 @@
 """What labels say about images: classes, and the volumes of structures in real label maps."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -50,15 +52,14 @@ def test_a_class_comes_first_and_images_without_one_are_left_out(labelled):
 
 def test_an_unknown_structure_is_refused(labelled):
     datastore, names = labelled
-    with pytest.raises(ConfigError, match="no label has a structure 'liver'"):
-        label_targets(datastore, names[:2], "liver")
+    for name in ("liver", "²"):  # a digit that is no number
+        with pytest.raises(ConfigError, match=f"no label has a structure '{name}'"):
+            label_targets(datastore, names[:2], name)
 
 
 def test_a_damaged_label_is_left_out(labelled, tmp_path):
     datastore, names = labelled
-    damaged = tmp_path / "damaged.nii.gz"
-    damaged.write_bytes(b"no label")
-    datastore.save_label(names[1], str(damaged), "final", {})
+    Path(datastore.get_label_uri(names[1], "final")).write_bytes(b"no label")
     assert list(label_targets(datastore, names[:2])[1]) == names[:1]
 
 
@@ -72,6 +73,12 @@ def test_sizes_have_units(tmp_path):
     picture[:10] = 7
     Image.fromarray(picture).save(tmp_path / "picture.png")
     assert structure_sizes(tmp_path / "picture.png") == {7: pytest.approx(2.0)}  # cm2 for pixels of 1 mm
+    opaque = np.full_like(picture, 255)
+    Image.fromarray(np.stack([picture, picture, picture, opaque], axis=-1)).save(tmp_path / "opaque.png")
+    assert structure_sizes(tmp_path / "opaque.png") == {1: pytest.approx(2.0)}
+    array[0, 5, 5, 5] = np.nan
+    with_nan = write_scan(tmp_path / "nan.nii.gz", array, np.diag([2.0, 1.0, 5.0, 1.0]))
+    assert structure_sizes(with_nan) == {1: pytest.approx(0.1)}
     Image.fromarray(np.stack([picture] * 3, axis=-1)).save(tmp_path / "colour.png")
     assert structure_sizes(tmp_path / "colour.png") == {1: pytest.approx(2.0)}
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from fastapi.testclient import TestClient
 from monailabel.utils.async_tasks import utils as jobs
 
@@ -15,7 +15,7 @@ from monai_diffae.errors import BusyError, ScanError
 from monai_diffae.label.routes import in_threads, refuse_second_training
 
 
-def application(num_threads=1, before=None):
+def application(num_threads=1, check=None):
     """Two routes as MONAI Label declares them: async, and busy for a second without awaiting."""
     slow, fast = APIRouter(prefix="/slow", tags=["Slow"]), APIRouter(prefix="/fast")
     running, most = [], []
@@ -35,7 +35,7 @@ def application(num_threads=1, before=None):
         return "at once"
 
     app = FastAPI()
-    app.include_router(in_threads(slow, num_threads, before))
+    app.include_router(in_threads(slow, num_threads, {"POST": check} if check else None))
     app.include_router(in_threads(fast))
     return app, most
 
@@ -74,6 +74,23 @@ def test_arguments_dependencies_and_descriptions_are_kept():
         assert (described["summary"], described["tags"]) == ("Takes a second", ["Slow"])
 
 
+def test_tasks_after_a_request_run_although_it_fails(tmp_path):
+    """They delete an uploaded scan from the temporary folder."""
+    router, upload = APIRouter(prefix="/upload"), tmp_path / "scan.nii.gz"
+
+    @router.put("/")
+    async def put(background_tasks: BackgroundTasks):
+        upload.write_bytes(b"scan")
+        background_tasks.add_task(upload.unlink)
+        raise ScanError("a.nii: the file is empty; copy it again")
+
+    app = FastAPI()
+    app.include_router(in_threads(router))
+    with TestClient(app) as client:
+        assert client.put("/upload/").status_code == 422
+    assert not upload.exists()
+
+
 def test_errors_are_answered_with_a_reason():
     app, _ = application()
     with TestClient(app) as client:
@@ -84,11 +101,11 @@ def test_errors_are_answered_with_a_reason():
 @pytest.mark.parametrize(("status", "is_refused"), [("SUBMITTED", True), ("RUNNING", True), ("DONE", False)])
 def test_a_second_training_is_refused_before_it_is_queued(status, is_refused, monkeypatch):
     monkeypatch.setitem(jobs.background_tasks, "train", [{"id": "1", "status": status}])
-    app, most = application(before=refuse_second_training)
+    app, most = application(check=refuse_second_training)
     with TestClient(app) as client:
         response = client.post("/slow/a?seconds=0")
     assert response.status_code == (409 if is_refused else 200)
     assert len(most) == (0 if is_refused else 1)
     if is_refused:
         with pytest.raises(BusyError):
-            refuse_second_training()
+            refuse_second_training({})

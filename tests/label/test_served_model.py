@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
-from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.errors import BusyError, ConfigError, DiffAEError
 from monai_diffae.label.served_model import ServedModel
 
 
@@ -90,3 +90,14 @@ def test_one_request_at_a_time_uses_it(bundle):
     for thread in threads:
         thread.join()
     assert most == [1] * 5
+
+
+def test_a_request_during_a_publication_is_to_be_sent_again(bundle):
+    (bundle / "models" / "anomaly.pt").unlink()
+    served = ServedModel(bundle, "cpu")
+    with served.in_use() as trained:
+        with pytest.raises(ConfigError, match="calibrate"):
+            served.detector(trained)
+        change_weights(bundle)
+        with pytest.raises(BusyError, match="send the request again"):
+            served.detector(trained)

@@ -1,5 +1,6 @@
 """Training on the server: on all images, published in one step; what fails changes nothing."""
 
+import logging
 import threading
 import time
 
@@ -42,9 +43,11 @@ def test_the_new_model_is_served(serve, bundle_3d, studies_3d):
     assert stats["total_time"] > 0
 
 
-def test_strategies_and_anomalies_need_not_wait_for_a_scoring(serve, bundle_3d, studies_3d):
+def test_strategies_and_anomalies_need_not_wait_for_a_scoring(serve, bundle_3d, studies_3d, caplog):
     server = serve(bundle_3d, studies_3d)
-    train(server)
+    with caplog.at_level(logging.WARNING, "monai_diffae.label"):
+        train(server)
+    assert "anomaly maps of the new model are calibrated with 2 scans only" in caplog.text
     assert server.client.post("/activelearning/diffae_diversity").json()["selection"]["scored"] == 4
     assert server.client.post("/scoring/diffae_embed?run_sync=true").json()["new"] == 0
     assert server.infer("diffae_anomaly", "hippocampus_001").status_code == 200

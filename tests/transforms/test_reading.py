@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import io
+import os
 import pickle
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, Spacingd
+from scan_files import save_series
 
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error
@@ -51,6 +56,30 @@ def test_slices_read_their_volume_once(tmp_path: Path, monkeypatch: pytest.Monke
         {"image": path, "slice": 0}
     )
     assert spaced["image"].shape == (1, 11, 5)
+
+
+def test_slices_of_a_volume_that_was_written_again_are_the_new_ones(tmp_path: Path) -> None:
+    """A folder, and the header of a pair, keep their time when a file with voxels is written in place."""
+    series, pair = save_series(tmp_path / "series"), tmp_path / "a.hdr"
+    nib.save(nib.Nifti1Pair(np.arange(60.0, dtype=np.float32).reshape(3, 4, 5), np.eye(4)), pair)
+    read = ReadScand("image", 2)
+    for path, file in ((series, min(series.iterdir())), (pair, tmp_path / "a.img")):
+        before = read({"image": str(path), "slice": 0})["image"]
+        if path == pair:
+            content = np.arange(60.0, 0, -1, dtype=np.float32).tobytes()
+        else:
+            dataset = pydicom.dcmread(file)
+            dataset.PixelData = dataset.pixel_array[::-1].tobytes()
+            dataset.save_as(buffer := io.BytesIO())
+            content = buffer.getvalue()
+        with file.open("r+b") as stream:
+            stream.write(content)
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+        after = [read({"image": str(path), "slice": k})["image"] for k in range(5)]
+        reading._read_volume.cache_clear()
+        fresh = [read({"image": str(path), "slice": k})["image"] for k in range(5)]
+        assert all(torch.equal(a, b) for a, b in zip(after, fresh, strict=True))
+        assert path != pair or not torch.equal(before, after[0])
 
 
 def test_files_as_channels(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ Pool = Literal["none", "mean", "mean_std"]
 Encoder = Literal["trained", "untrained", "pca"]
 
 _SUFFIXES = (".parquet", ".csv")
+_MOST_SHOWN = 4  # columns of z_sem in a preview
 _OVERLAP = 0.25
 
 
@@ -67,10 +68,11 @@ class EmbedResult(CommandResult):
         return {"num_cases": self.num_cases, "num_failed": self.num_failed, "z_sem_usage": self.z_sem_usage}
 
     def preview(self) -> pd.DataFrame:
-        """The first rows of the table."""
-        from monai_diffae.data.embeddings import read_embeddings
+        """The first rows of the table, with a few columns of z_sem."""
+        from monai_diffae.data.embeddings import read_embeddings, z_columns
 
-        return read_embeddings(self.path).head()
+        table = read_embeddings(self.path).head()
+        return table.drop(columns=z_columns(table)[_MOST_SHOWN:])
 
     @property
     def incomplete(self) -> str | None:

@@ -78,7 +78,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         >>> DiffAEEncoder("no_bundle").fit(["a.nii", "b.nii"])
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first
+        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first, or ...
     """
 
     def __init__(

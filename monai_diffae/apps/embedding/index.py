@@ -120,7 +120,7 @@ class EmbeddingIndex:
 
         Raises:
             BusyError: another process is updating the index, and ``wait_s`` is over.
-            ConfigError: a case lacks an image of the bundle, or the database is damaged.
+            ConfigError: an id is not text, a case lacks an image of the bundle, or the database is damaged.
             MachineError: the disk is full, or a worker died.
         """
         files = {name: _files(name, image, trained.image_keys) for name, image in images.items()}
@@ -155,7 +155,13 @@ class EmbeddingIndex:
         return IndexedCases(*self._store.read(_model_key(trained)))
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed."""
+        """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed.
+
+        Raises:
+            ConfigError: ``ids`` is not a list of texts, or the database is damaged.
+        """
+        if isinstance(ids, str) or not all(isinstance(name, str) for name in ids):
+            raise ConfigError("ids: must be a list of texts; put a single id into a list")
         self._store.remove(ids)
 
     def keep_only(self, trained: Sequence[TrainedBundle]) -> None:
@@ -190,11 +196,27 @@ def _model_key(trained: TrainedBundle) -> str:
 
 def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, list[PathLike]]:
     """The files of each image of a case, by image key."""
+    _check_id(name)
     images = image if isinstance(image, Mapping) else {keys[0]: image}
     missing = [key for key in keys if key not in images]
     if missing:
         raise ConfigError(f"images: case '{name[:60]}' has no {missing[0]!r}; give {', '.join(keys)} for every case")
-    return {key: [each] if isinstance(each := images[key], str | os.PathLike) else [*each] for key in keys}
+    files = {key: [each] if isinstance(each := images[key], str | os.PathLike) else each for key in keys}
+    for key, paths in files.items():
+        if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, str | os.PathLike) for p in paths):
+            raise ConfigError(f"images: {key!r} of case '{name[:60]}' is not a path or a list of paths; omit the case")
+    return {key: list(paths) for key, paths in files.items()}
+
+
+def _check_id(name: object) -> None:
+    """Refuse ids that the database would return as something else: it holds text."""
+    if not isinstance(name, str):
+        kind = type(name).__name__
+        raise ConfigError(f"images: the id {str(name)[:60]!r} is of type {kind}, not text; convert the ids with str")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"images: the id {name[:60]!r} is not valid Unicode; choose another id") from error
 
 
 def _case(name: str, files: Mapping[str, Sequence[PathLike]]) -> Case:

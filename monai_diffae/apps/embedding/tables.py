@@ -20,12 +20,12 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.embeddings import patient_hash
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.slice_cases import gather_slices
+from monai_diffae.data.slice_cases import gather_slices, whole_scan
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_RESERVED_COLUMNS = re.compile(r"id|patient|split|slices|patch|patches|empty_patches|(z|std)_\d+")
+_RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches|empty_patches|(z|std)_\d+")
 
 
 def make_tables(
@@ -68,8 +68,7 @@ def _pooled_table(
     columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
     if pool == "mean_std":
         columns |= _columns("std", np.stack([z.std(axis=0) for z in codes]))
-    volume_cases = [replace(slices[0], id=name, slice_index=None) for name, slices in volumes.items()]
-    return _table(volume_cases, columns)
+    return _table([whole_scan(slices[0]) for slices in volumes.values()], columns)
 
 
 def _scan_and_patch_tables(
@@ -102,6 +101,7 @@ def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArra
 def _table(cases: Sequence[Case], codes: Mapping[str, Any]) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "id": [case.id for case in cases],
+        **_file_names(cases),
         "patient": [patient_hash(case.patient) for case in cases],
         "split": [case.split for case in cases],
     }
@@ -111,6 +111,12 @@ def _table(cases: Sequence[Case], codes: Mapping[str, Any]) -> pd.DataFrame:
             raise ConfigError(f"columns: two labels of the cohort would both become {column!r}; rename one of them")
         columns[column] = _as_column([case.labels.get(name) for case in cases])
     return pd.DataFrame({**columns, **codes})
+
+
+def _file_names(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """The column with the names of the cases' files; none if these are the ids."""
+    names = [case.file_name for case in cases]
+    return {} if names == [case.id for case in cases] else {"file_name": names}
 
 
 def _as_column(values: list[Any]) -> list[Any]:

@@ -21,7 +21,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import track
 from monai_diffae.data.scans import Scan
-from monai_diffae.data.slice_cases import gather_slices
+from monai_diffae.data.slice_cases import gather_slices, whole_scan
 from monai_diffae.data.streamed import log_failure
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.pictures import draw_anomalies
@@ -69,7 +69,7 @@ class AnomalyMaps:
             except ScanError as error:
                 failed.append(log_failure(case.item(), index, "image", error))
             else:
-                rows.append(self._row(case.id, opened))
+                rows.append(self._row(case, opened))
         write_failures(self.folder / "failures.csv", failed)
         if not rows:
             raise CohortError(f"all {len(cases)} cases failed, the first is '{failed[0].case_id}': {failed[0].reason}")
@@ -91,20 +91,20 @@ class AnomalyMaps:
         images = {key: item[key] for key in self.session.trained.image_keys}
         return self.session.trained.open(images, slice=case.slice_index, id=case.id)
 
-    def _row(self, name: str, opened: OpenedCase) -> dict[str, Any]:
+    def _row(self, case: Case, opened: OpenedCase) -> dict[str, Any]:
         """Write the map and the mask of a case, and return its row of the table."""
         anomaly = self.detector(opened)
         mask = opened.back_mask(anomaly.mask(self.quantile))
-        opened.write(self.folder / "maps" / f"{name}.nii.gz", opened.back_map(anomaly.map))
+        opened.write(self.folder / "maps" / f"{case.file_name}.nii.gz", opened.back_map(anomaly.map))
         voxels, mm3 = int(mask.sum()), voxel_mm3(opened.scan)
         if mm3 is None:
-            opened.write(self.folder / "masks" / f"{name}.png", mask * np.uint8(255))
+            opened.write(self.folder / "masks" / f"{case.file_name}.png", mask * np.uint8(255))
         else:
-            opened.write(self.folder / "masks" / f"{name}.nii.gz", mask)
+            opened.write(self.folder / "masks" / f"{case.file_name}.nii.gz", mask)
         self._shown.append((anomaly.score, f"p {anomaly.p_value:.2g}", self._picture(opened, anomaly)))
         self._shown = sorted(self._shown, key=lambda shown: -shown[0])[: self.num_pictures]
         return {
-            "id": name, "score": anomaly.score, "p_value": anomaly.p_value,
+            "id": case.id, "score": anomaly.score, "p_value": anomaly.p_value,
             "mask_voxels": voxels, "mask_mm3": None if mm3 is None else voxels * mm3,
         }  # fmt: skip
 
@@ -121,10 +121,7 @@ class AnomalyMaps:
 def whole_scans(cases: Sequence[Case]) -> list[Case]:
     """One case per scan: the slices of a volume become the volume."""
     volumes, _ = gather_slices(cases, [])
-    return [
-        Case(name, slices[0].images, slices[0].patient, slices[0].split, slices[0].labels)
-        for name, slices in volumes.items()
-    ]
+    return [whole_scan(slices[0]) for slices in volumes.values()]
 
 
 def voxel_mm3(scan: Scan) -> float | None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LARGE_GIB = 2
-_NOT_FEATURES = ("id", "patient", "split", "slices", "patches", "empty_patches")
+_NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +117,15 @@ class PixelBaselines:
     def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
         requested = set(ids)
-        cases = [case for case in self.session.cohort.cases if case.id in requested]
+        cases = [case for case in self.session.cohort.cases if {case.id, case.file_name} & requested]
         if not cases:
             raise CohortError(
                 "pixel_baselines: no case of the table is in the cohort; give the cohort that was embedded"
             )
         read, key = self.session.read(cases, out, "probe_failures.csv"), self.session.encoder_key
-        positions = {case.id: position for position, case in enumerate(read.cases)}
+        # tables of earlier versions have the names of files as ids
+        positions = {case.file_name: position for position, case in enumerate(read.cases)}
+        positions |= {case.id: position for position, case in enumerate(read.cases)}
         first = read.dataset[0][key]
         gib = len(ids) * first.numel() * 4 / 1024**3
         if gib > _LARGE_GIB:

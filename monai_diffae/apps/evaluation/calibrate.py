@@ -24,7 +24,7 @@ class CalibrateResult(CommandResult):
         path: ``models/anomaly.pt`` of the bundle.
         num_cases: cases that were used; slices of a volume count as one each.
         num_patients: their patients.
-        lowest_p_value: the p-value of a case that is more unusual than all of them.
+        lowest_p_value: the p-value of a scan that is more unusual than all of them.
         num_failed: cases that could not be used, listed in ``calibration_failures.csv`` in the bundle.
         skipped: whether the bundle was calibrated with the same cases and arguments already.
     """
@@ -97,8 +97,6 @@ def calibrate(
         ...
         monai_diffae.errors.ConfigError: limit: 1 is below 2
     """
-    import numpy as np
-
     from monai_diffae.apps.evaluation.calibration import calibrated
     from monai_diffae.apps.session import Session
     from monai_diffae.apps.settings import Choice
@@ -109,7 +107,7 @@ def calibrate(
     cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
     settings = AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
     path, detector, skipped = calibrated(session, cases, settings, bundle / _FAILURES, overwrite=run.overwrite)
-    made_from, scores = detector.made_from, np.asarray(detector.scores)
+    made_from, lowest = detector.made_from, 1 / (1 + len(detector.scan_scores))
     return CalibrateResult(
-        path, len(scores), made_from["num_patients"], 1 / (1 + len(scores)), made_from["num_failed"], skipped
+        path, len(detector.scores), made_from["num_patients"], lowest, made_from["num_failed"], skipped
     )

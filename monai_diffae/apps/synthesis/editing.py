@@ -114,7 +114,7 @@ class Editing:
     def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
         names = strength_names(self.table.strengths)
         for strength, image, difference in zip(names, images, differences, strict=True):
-            name = f"{case.id}_{strength}"
+            name = f"{case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
             edited = native.add_difference(difference) if self.output.detail == "own" else native.back(image)
             write_case_image(self.folder / "images", name, native, edited, case, description)

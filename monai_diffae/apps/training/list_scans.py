@@ -13,7 +13,7 @@ from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
-    from monai_diffae.data.listing import Listing
+    from monai_diffae.data.listing import Appearance, Listing
     from monai_diffae.data.twin_reports import TwinReport
 
 
@@ -24,11 +24,13 @@ class ListScansResult(CommandResult):
     Attributes:
         table: the cohort table.
         listing: the scans, with their labels, and what was left out.
+        appearance: what some of the scans look like.
         twins: identical and nearly identical scans; None: not sought.
     """
 
     table: Path
     listing: Listing
+    appearance: Appearance
     twins: TwinReport | None = None
 
     def lines(self) -> Iterator[str]:
@@ -36,15 +38,17 @@ class ListScansResult(CommandResult):
         from monai_diffae.apps.command_lines import command_line
 
         yield from self.listing.lines()
+        yield from self.appearance.lines()
         if self.twins is not None:
             yield from self.twins.lines()
         yield str(self.table)
-        yield f"next: {command_line('plan', {'cohort': self.table})}"
+        colour = "grey" if self.appearance.num_colour else None
+        yield f"next: {command_line('plan', {'cohort': self.table, 'colour': colour})}"
 
     def figures(self) -> dict[str, Any]:
         """The table and the counts."""
         twins = None if self.twins is None else self.twins.figures()
-        return {"table": str(self.table), **self.listing.figures(), "twins": twins}
+        return {"table": str(self.table), **self.listing.figures(), **self.appearance.figures(), "twins": twins}
 
 
 @command
@@ -80,7 +84,7 @@ def list_scans(
         table: CSV or TSV with labels, joined to the scans by id, file name, BIDS subject, folder or DICOM PatientID; by
             default ``participants.tsv`` in the folder, if it is there.
         id_column: Column of ``table`` that names the scans or patients, e.g. ``MRID``; by default found by its name.
-        patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\\d+``.
+        patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``.
         columns: Names that a table as ``cohort`` uses for image, id, patient or split, e.g. ``image=file``.
         group_duplicates: Make twins one patient, so that no split separates them.
         skip_twins: Do not read the scans, and find no twins.
@@ -104,17 +108,28 @@ def list_scans(
     """
     if group_duplicates and skip_twins:
         raise ConfigError("skip_twins: then there are no twins to group; omit it, or group_duplicates")
-    from monai_diffae.data.listing import Sources, find_listed_twins, group_twins, list_cases, mark_twins, write_listing
+    from monai_diffae.data.listing import (
+        Sources,
+        find_listed_twins,
+        group_twins,
+        list_cases,
+        look_at,
+        mark_twins,
+        write_listing,
+    )
     from monai_diffae.data.twin_reports import report_twins
 
     sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = list_cases(cohort, sources, columns)
     if skip_twins:
-        return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing)
+        return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing, look_at(listing.cases))
     cases = mark_twins(listing.cases, [])
     groups = find_listed_twins(cases)
     listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
     marked = replace(listing, cases=mark_twins(listing.cases, groups))
     return ListScansResult(
-        write_listing(marked, out, overwrite=overwrite), listing, report_twins(listing.cases, groups)
+        write_listing(marked, out, overwrite=overwrite),
+        listing,
+        look_at(listing.cases),
+        report_twins(listing.cases, groups),
     )

@@ -11,7 +11,7 @@ from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
-from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides
+from monai_diffae.apps.settings import NONE_GIVEN, Colour, Columns, Overrides, colour_values
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def plan(
     measure: bool = False,
     overlays: Sequence[Path] = (),
     columns: Columns = NONE_GIVEN,
+    colour: Colour | None = None,
     overrides: Overrides = NONE_GIVEN,
 ) -> Plan:
     """Propose image size, batch size and network width to train a bundle on these scans and this machine.
@@ -131,11 +132,12 @@ def plan(
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
-        check: Read every scan completely, and find twins: scans that are identical or nearly so. The header alone does
-            not show whether a compressed file is complete.
+        check: Read and preprocess every scan as training does, list those that it would leave out, and find twins:
+            scans that are identical or nearly so.
         measure: Train on noise for some seconds, and estimate how long training takes.
         overlays: Configuration files that replace values of the bundle's, in this order.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
+        colour: Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's.
         overrides: Values that are decided already, e.g. ``batch_size=8``; the others are chosen to fit.
 
     Returns:
@@ -154,11 +156,13 @@ def plan(
         monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
     from monai_diffae.apps.training import planning
+    from monai_diffae.apps.training.plan_checks import unusable_scans
     from monai_diffae.apps.training.proposals import propose
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.progress import track
     from monai_diffae.data.survey import survey_cohort
 
+    overrides = {**colour_values(colour), **overrides}
     target = planning.find_device(device)
     budget = planning.memory_budget(memory_gib, target)
     given = {} if bundle is None else planning.read_training_config(bundle, overlays).get()
@@ -166,7 +170,7 @@ def plan(
         cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
     )
     scans = track(cases, "reading every scan") if check else cases
-    survey = survey_cohort(scans, given.get("spatial_dims"), read_whole=check)
+    survey = survey_cohort(scans, given.get("spatial_dims"), fingerprints=check)
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
     parser = planning.read_training_config(bundle, overlays)
     for key in overrides:
@@ -174,10 +178,12 @@ def plan(
             raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
     proposal = propose(parser.get(), survey, budget, target, overrides)
     speed = None
+    found = {"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}}
     if measure:
-        parser.update({**proposal.settings, "dataset_dir": str(cohort)})
-        parser.update({f"columns#{word}": name for word, name in columns.items()})
+        parser.update({**proposal.settings, **found})
         speed = planning.measured_speed(parser, survey, proposal, target)
+    if check:
+        survey = survey.after_check(unusable_scans(parser.get(), {**found, **proposal.settings}))
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
     num_cropped = planning.count_cropped(survey, proposal.settings)
     twins = planning.twins_in(cases, survey) if check else None

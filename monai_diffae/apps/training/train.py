@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
-from monai_diffae.apps.settings import Training
+from monai_diffae.apps.settings import Training, colour_values
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 if TYPE_CHECKING:
@@ -169,4 +169,5 @@ def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, A
     }  # fmt: skip
     values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
-    return {**{key: value for key, value in values.items() if value is not None}, **columns, **training.overrides}
+    given_values = {key: value for key, value in values.items() if value is not None}
+    return {**given_values, **columns, **colour_values(training.colour), **training.overrides}

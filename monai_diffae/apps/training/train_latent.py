@@ -43,7 +43,7 @@ def train_latent(
         >>> train_latent("no_such_bundle", "cohort.csv")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; train the bundle first
+        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; train the bundle first, or ...
     """
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):

@@ -82,7 +82,7 @@ def list_series(folder: Path) -> dict[str, Series]:
     return _list_series(str(folder), Path(folder).stat().st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _list_series(folder: str, _changed: int) -> dict[str, Series]:
     # GDCM's own search reads the whole folder again for each series, which takes hours for a folder of radiographs
     groups: dict[str, list[tuple[str, sitk.ImageFileReader]]] = {}

@@ -29,6 +29,10 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 _STDERR = threading.RLock()
 
+_SUFFIXES = (".nrrd", ".mha", ".mhd")
+_LONGEST_HEADER = 1024**2
+_NRRD_DATA_FILE = re.compile(rb"data ?file\s*:\s*([^\r\n]*)", re.IGNORECASE)
+
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -60,6 +64,8 @@ def read_header(path: Path) -> Header:
 
 def open_header(path: Path) -> sitk.ImageFileReader:
     """Read and check a file's header, and return the reader."""
+    if path.name.lower().endswith(_SUFFIXES):
+        check_data_files(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -192,6 +198,28 @@ def _check_spacing(path: Path) -> None:
         if re.fullmatch(r"-.*|[+]?0*[.]?0*(e.*)?", text, re.IGNORECASE):
             spacing = " x ".join(declared)
             raise problem(path, f"its voxel spacing is {spacing} mm", "export it again with a valid spacing")
+
+
+def check_data_files(path: Path) -> None:
+    """Check that a header names no file with voxels in another folder: ITK would read any file of the machine.
+
+    The search is independent of lines and of the order of fields, so that no header can hide a name from it.
+
+    Args:
+        path: a file in one of the formats NRRD, MHA and MHD.
+
+    Raises:
+        ScanError: it names such a file, or its header does not end.
+    """
+    with open(path, "rb") as stream:
+        header = stream.read(_LONGEST_HEADER)
+    is_nrrd = path.name.lower().endswith(".nrrd")
+    if len(header) == _LONGEST_HEADER and re.search(rb"\n\r?\n" if is_nrrd else rb"ElementDataFile", header) is None:
+        raise problem(path, "its header does not end", "export it again")
+    for match in re.finditer(_NRRD_DATA_FILE if is_nrrd else rb"ElementDataFile\s*[=:]\s*([^\r\n]*)", header):
+        names = header[match.start(1) :] if match[1].upper().startswith(b"LIST") else match[1]
+        if re.search(rb"[/\\]", names):
+            raise problem(path, "its voxels are in a file of another folder", "put that file beside it")
 
 
 def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool = True) -> None:

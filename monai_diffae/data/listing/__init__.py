@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from monai_diffae.data.listing.appearance import Appearance, look_at
 from monai_diffae.data.listing.listings import Listing, Sources, list_cases
 from monai_diffae.data.listing.tables import write_listing
 from monai_diffae.data.listing.twins import find_listed_twins, group_twins, mark_twins
 
-__all__ = ["Listing", "Sources", "find_listed_twins", "group_twins", "list_cases", "mark_twins", "write_listing"]
+__all__ = [
+    "Appearance",
+    "Listing",
+    "Sources",
+    "find_listed_twins",
+    "group_twins",
+    "list_cases",
+    "look_at",
+    "mark_twins",
+    "write_listing",
+]

@@ -40,6 +40,12 @@ class Join:
     rows: list[int | None]
     columns: dict[str, list[str]]
 
+    @property
+    def names(self) -> list[str]:
+        """Ids for scans with rows of their own: the column ``id`` if its values differ, else the joined column."""
+        own = self.columns.get("id", [""])
+        return own if all(own) and len(set(own)) == len(own) else self.columns[self.id_column]
+
     def notes(self, table: str, cases: Sequence[Case]) -> Iterator[str]:
         """How many scans were joined, and which scans and rows have no counterpart."""
         matched = {row for row in self.rows if row is not None}

@@ -12,6 +12,7 @@ from monai_diffae.data.cases import MISSING_WORDS, Case, Label, as_labels
 from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort
 from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom
+from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.listing import bids
 from monai_diffae.data.listing.class_folders import find_class_folders
 from monai_diffae.data.listing.joins import Join, join_table
@@ -97,15 +98,15 @@ class Listing:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {len(self.cases)} scans ({formats})"
-        if all(case.patient == case.id for case in self.cases):
+        if all(case.has_own_patient for case in self.cases):
             yield "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)"
         else:
             yield f"patients: {self.num_patients}"
         yield from self.notes
         if set(self.splits) != {None}:
-            yield f"split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
+            yield f"column split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
         for name, values in self.labels.items():
-            yield f"label {name}: {_described(values)}"
+            yield f"column {name}: {_described(values)}"
 
 
 def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str, str] | None = None) -> Listing:
@@ -160,7 +161,7 @@ def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
     if len(set(ids)) < len(ids):
         return cases
     return [
-        replace(case, id=id, patient=id if case.patient == case.id else case.patient)
+        replace(case, id=id, patient=id if case.has_own_patient else case.patient)
         for case, id in zip(cases, ids, strict=True)
     ]
 
@@ -224,18 +225,21 @@ def _with_row(
     case = replace(case, labels={**case.labels, **own})
     if row is None:
         return case
-    id, patient, split = (join.columns[name][row] if name in join.columns else "" for name in
-                          (join.id_column, "patient", "split"))  # fmt: skip
-    if split and split not in MISSING_WORDS:
+    patient, split = (join.columns[name][row] if name in join.columns else "" for name in ("patient", "split"))
+    if split not in MISSING_WORDS:
         if split.lower() not in SPLITS:
             raise CohortError(f"the row of {case.id!r} has the unknown split {split[:40]!r}; use train, val or test")
         case = replace(case, split=SPLITS[split.lower()])
-    if patient and patient not in MISSING_WORDS:
+    id = join.columns[join.id_column][row]
+    is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files
+    if patient not in MISSING_WORDS:
         case = replace(case, patient=patient)
-        return case if is_shared else replace(case, id=id)
+    if is_patient_id:
+        return case
     if not is_shared:
-        return replace(case, id=id, patient=id if case.patient == case.id else case.patient)
-    return case if bids.subject(case.patient) or _format(case) == "DICOM" else replace(case, patient=id)
+        name = join.names[row]
+        return replace(case, id=name, patient=name if case.has_own_patient else case.patient)
+    return replace(case, patient=id) if case.has_own_patient else case
 
 
 def _first_file(case: Case) -> Path:
@@ -252,7 +256,7 @@ def _described(values: Mapping[Label, int]) -> str:
     missing = values.get(None, 0)
     present = {value: count for value, count in values.items() if value is not None}
     numbers = [value for value in present if isinstance(value, int | float)]
-    if len(numbers) > _MAX_CLASSES:
+    if len(numbers) > _MAX_CLASSES or any(isinstance(number, float) for number in numbers):
         text = f"{min(numbers):g} to {max(numbers):g}"
     elif len(present) > _MAX_CLASSES:
         text = f"{len(present)} values"

@@ -49,7 +49,7 @@ def _text(listing: Listing, path: Path) -> str:
     if clash is not None:
         raise CohortError(f"a label is named {clash!r}, as a column of the table; choose another name")
     is_known = {
-        "patient": any(case.patient != case.id for case in listing.cases),
+        "patient": not all(case.has_own_patient for case in listing.cases),
         "split": any(case.split is not None for case in listing.cases),
     }
     columns = [name for name in _COLUMNS if is_known.get(name, True)]

@@ -113,6 +113,37 @@ def test_only_changed_scans_are_encoded_again_and_those_gone_are_removed(trained
     np.testing.assert_array_equal(after[b], before[b])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [(1, "of type int"), (np.int64(1), "of type int64"), (None, "of type NoneType"), ("a\udc80", "not valid Unicode")],
+)
+def test_ids_that_the_database_would_change_are_refused(trained, images, index, name, text):
+    """The number 1 came back as "1", so each update removed the case and encoded it again."""
+    with pytest.raises(ConfigError, match=f"^images: the id .*{text}"):
+        index.update(trained, {name: next(iter(images.values()))})
+    assert index.read(trained).ids == []
+
+
+@pytest.mark.parametrize("image", [None, float("nan"), 3, [], [None], b"a.nii", np.zeros((1, 4, 4))])
+def test_what_is_not_a_path_is_refused(trained, index, image):
+    with pytest.raises(ConfigError, match="'image' of case 'a' is not a path or a list of paths"):
+        index.update(trained, {"a": image})
+
+
+def test_a_path_that_no_file_can_have_fails_its_case(trained, images, index):
+    name, path = next(iter(images.items()))
+    update = index.update(trained, {name: path, "other": "a\0b.nii"})
+    assert (update.new, list(update.failed)) == ([name], ["other"])
+
+
+def test_a_single_id_is_removed_as_a_list_only(trained, images, index):
+    name = next(iter(images))
+    index.update(trained, {name: images[name], name[0]: images[name]})
+    with pytest.raises(ConfigError, match="list of texts"):
+        index.remove(name)
+    assert index.read(trained).ids == sorted([name, name[0]])
+
+
 def test_a_moved_cohort_is_not_encoded_again(trained, images, index, tmp_path):
     index.update(trained, images)
     shutil.move(tmp_path / "images", tmp_path / "elsewhere")

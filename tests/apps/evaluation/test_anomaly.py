@@ -116,3 +116,15 @@ def test_the_program_lists_how_many_cases_are_unusual(run, tiny_bundle, tmp_path
     code, out, _ = run("anomaly", tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "out", "--limit", 2)
     assert code == 0
     assert "of 2 cases have a p-value of at most .05" in out
+
+
+def test_an_image_at_which_the_preprocessing_fails_is_listed_and_the_others_are_done(tiny_bundle, tmp_path):
+    """MONAI's Resize cannot smooth an image of one row."""
+    rng = np.random.default_rng(0)
+    for name, shape in (("row", (1, 200)), ("square", (40, 40))):
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(tmp_path / f"{name}.png")
+    table = pd.DataFrame({"image": ["row.png", "square.png"], "split": "test"})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    result = mdae.anomaly(tiny_bundle.directory, tmp_path / "cohort.csv", tmp_path / "out")
+    assert (result.num_cases, result.num_failed) == (1, 1)
+    assert "preprocessing fails at its size 1 x 200" in (tmp_path / "out" / "failures.csv").read_text()

@@ -5,9 +5,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import monai_diffae as mdae
 from monai_diffae.bundle import AnomalyDetector
+from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -63,6 +65,33 @@ def test_bad_scans_are_listed_and_one_patient_is_too_few(bundle, tiny_bundle, tm
     with pytest.raises(CohortError, match="at least 2 patients"):
         mdae.calibrate(bundle, tmp_path / "one.csv")
     assert mdae.calibrate(bundle, tmp_path / "cohort.csv", draws=1).skipped
+
+
+def test_the_lowest_p_value_of_volumes_is_that_of_a_volume_not_of_a_slice(bundle, tmp_path):
+    rows = []
+    for k in range(3):
+        array = np.random.default_rng(k).random((1, 20, 18, 12))
+        rows.append({"image": str(write_scan(tmp_path / f"{k}.nii.gz", array)), "patient": k, "split": "val"})
+    pd.DataFrame(rows).to_csv(tmp_path / "volumes.csv", index=False)
+    result = mdae.calibrate(bundle, tmp_path / "volumes.csv", draws=1)
+    assert result.num_cases > 3
+    assert result.lowest_p_value == pytest.approx(1 / 4)
+
+
+def test_a_model_that_estimates_nan_is_refused(bundle, tiny_bundle, tmp_path):
+    """Its scores would be NaN, and NaN compares with nothing, so every case would have a p-value of 1."""
+    path = bundle / "models" / "model.pt"
+    weights = torch.load(path, weights_only=True)
+    grown = {name: value * 1e30 if name.startswith("unet") else value for name, value in weights.items()}
+    torch.save(grown, path)
+    with pytest.raises(ConfigError, match="bundle: the model estimates values that are not finite; train it again"):
+        mdae.calibrate(bundle, tiny_bundle.cohort, draws=1)
+    trained = mdae.load_bundle(tiny_bundle.directory, "cpu")
+    detector = AnomalyDetector.load(trained)
+    case = trained.open(tiny_bundle.cohort.parent / pd.read_csv(tiny_bundle.cohort)["image"][0])
+    trained.network.load_state_dict(grown)
+    with pytest.raises(ConfigError, match="not finite"):
+        detector(case)
 
 
 def test_the_program_says_how_low_p_values_can_be(run, bundle, tiny_bundle, caplog):

@@ -22,7 +22,8 @@ def test_a_folder_becomes_a_table(tmp_path):
         "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)",
         "files that cannot be read are left out: 1 .tif; convert them to .nii.gz or .png",
         "the folders benign, malignant are classes: column label (no_labels_from_folders omits it)",
-        "label label: 2 benign, 2 malignant",
+        "column label: 2 benign, 2 malignant",
+        "4 cannot be read, the first: a.png: this is not a readable PNG or JPEG; export it again",
         str(tmp_path / "scans.csv"),
         f"next: monai-diffae plan {tmp_path / 'scans.csv'}",
     ]
@@ -69,3 +70,12 @@ def test_twins_are_not_sought_if_they_are_skipped(pictures, tmp_path):
     assert "twins" not in result.table.read_text()
     with pytest.raises(ConfigError, match="skip_twins"):
         list_scans(pictures, tmp_path / "b.csv", skip_twins=True, group_duplicates=True)
+
+
+def test_the_next_command_takes_colour(tmp_path):
+    for number in range(4):
+        image = np.random.default_rng(number).integers(0, 255, (24, 24, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    lines = list(list_scans(tmp_path, tmp_path / "scans.csv", skip_twins=True).lines())
+    assert "4 are in colour: train with colour grey or rgb, or they are left out" in lines
+    assert lines[-1] == f"next: monai-diffae plan {tmp_path / 'scans.csv'} --colour grey"

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from scan_files import save_series
 
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.listing import Sources, list_cases, write_listing
@@ -114,3 +115,25 @@ def test_another_file_is_replaced_on_request_only(scans, tmp_path):
     assert "benign (1)" in write_listing(listing, table, overwrite=True).read_text()
     with pytest.raises(ConfigError, match=r"the table is a \.csv or \.tsv"):
         write_listing(listing, tmp_path / "scans")
+
+
+def test_the_tables_own_ids_win_over_its_file_names(scans, tmp_path):
+    (tmp_path / "labels.csv").write_text("id,file,age\ncase 1,x/a.png,41\ncase 2,x/b.png,52\n")
+    listing = list_cases(scans("x/a.png", "x/b.png"), Sources(table=tmp_path / "labels.csv"))
+    assert [(c.id, c.labels) for c in listing.cases] == [("case 1", {"age": 41}), ("case 2", {"age": 52})]
+
+
+def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):
+    for patient in ("MRN-0042", "MRN-0043"):
+        save_series(tmp_path / "scans" / f"ct{patient[-1]}", patient=patient)
+    (tmp_path / "labels.csv").write_text("PatientID,age\nMRN-0043,52\nMRN-0042,41\n")
+    listing = list_cases(tmp_path / "scans", Sources(table=tmp_path / "labels.csv"))
+    assert [(case.id, case.labels) for case in listing.cases] == [("ct2", {"age": 41}), ("ct3", {"age": 52})]
+    assert "MRN" not in write_listing(listing, tmp_path / "scans.csv").read_text()
+
+
+def test_numbers_are_described_by_their_range(scans, tmp_path):
+    rows = "".join(f"{i},{i / 4},{i % 3}\n" for i in range(6))
+    (tmp_path / "labels.csv").write_text(f"id,volume,grade\n{rows}")
+    listing = list_cases(scans(*(f"{i}.png" for i in range(6))), Sources(table=tmp_path / "labels.csv"))
+    assert list(listing.lines())[-2:] == ["column volume: 0 to 1.25", "column grade: 2 0, 2 1, 2 2"]

@@ -1,0 +1,176 @@
+"""The steps of ``start``: look at the cohort, plan, train, and show what the model learned."""
+
+# tested in tests/apps/start/test_start.py
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.start.labels import find_examples, find_targets
+from monai_diffae.apps.start.steps import Steps
+from monai_diffae.bundle import layout
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.cases import safe_id
+from monai_diffae.data.cohorts import fingerprint, read_cohort
+from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NUM_MOSAIC, _NUM_QUERIES, _NUM_EDITS = 8, 4, 4
+
+
+@dataclass
+class FirstHour:
+    """What ``start`` does with a cohort.
+
+    Attributes:
+        cohort: folder, table or datalist.
+        out: folder of all results.
+        minutes: duration of the training.
+        targets: label columns to predict; empty: those that are found.
+        listing: further arguments of ``list-scans``.
+        device: where to compute; None: the GPU if there is one.
+        steps: the commands that were run.
+        record: what was decided, as in ``start.json``.
+    """
+
+    cohort: Path
+    out: Path
+    minutes: float
+    targets: Sequence[str]
+    listing: Mapping[str, Any]
+    device: str | None
+    steps: Steps = field(default_factory=Steps)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Path:
+        """The table of the scans."""
+        return self.out / "scans.csv"
+
+    @property
+    def model(self) -> Path:
+        """The bundle's folder."""
+        return self.out / "model"
+
+    def look(self) -> None:
+        """List the scans, and plan the training unless that was done by an earlier call.
+
+        Raises:
+            CohortError: no usable scan.
+            ConfigError: ``out`` holds the results of another cohort or another duration.
+        """
+        if self.out.resolve().is_relative_to(self.cohort.resolve()):
+            raise ConfigError(
+                f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
+            )
+        self.steps.prepare(
+            "List the scans", "list-scans", cohort=self.cohort, out=self.table, group_duplicates=True, **self.listing
+        )
+        asked = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
+        self.record = self._read_record(asked)
+        if not self.record:
+            plan = self.steps.prepare(
+                "Plan the training", "plan", cohort=self.table, minutes=self.minutes, device=self.device
+            )
+            self.record = {
+                "asked": asked, "bundle": plan.bundle, "settings": plan.proposal.settings,
+                "about": list(plan.lines()), "is_trained": False,
+            }  # fmt: skip
+
+    def _read_record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        file = self.out / "start.json"
+        if not file.is_file():
+            return {}
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        differ = [name for name, value in asked.items() if record["asked"].get(name) != value]
+        if differ:
+            raise ConfigError(
+                f"{self.out.name}: holds what start made with other {', '.join(differ)}; choose another out"
+            )
+        return record
+
+    def about(self) -> Iterator[str]:
+        """What is going to be done."""
+        yield from self.record["about"]
+        begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
+        yield f"The training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it."
+        yield f"Then the scans are embedded, and the labels probed and edited. {self.out / 'index.html'} shows it all."
+
+    def run(self) -> list[tuple[str, str]]:
+        """Train, embed, and show what was learned.
+
+        Returns:
+            What can be done next: explanations with lines for a shell.
+        """
+        self._train()
+        common = {"bundle": self.model, "cohort": self.table, "device": self.device}
+        embedded = self.steps.prepare("Embed the scans", "embed", **common, out=self.out / "embeddings")
+        table = read_embeddings(embedded.path)
+        splits = set(table["split"]) if "split" in table else set()
+        held_out = {"split": next((name for name in ("test", "val") if name in splits), None)}
+        targets = find_targets(table, self.targets)
+        direction = None
+        if targets:
+            self.steps.attempt(
+                "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
+            )
+            direction = self._edit(embedded.path, table, targets[0], common)
+        else:
+            self.steps.attempt(
+                "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
+                out=self.out / "traversal", device=self.device,
+            )  # fmt: skip
+        self.steps.attempt(
+            "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common,
+            **held_out, limit=_NUM_QUERIES, captions=targets[:1],
+        )  # fmt: skip
+        self.steps.attempt(
+            "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
+            **held_out, limit=_NUM_MOSAIC,
+        )  # fmt: skip
+        return self._next_lines(embedded.path, direction)
+
+    def _train(self) -> None:
+        write_json(self.out / "start.json", self.record)
+        if not self.model.is_dir():
+            self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
+        if self.record["is_trained"]:
+            return
+        settings = self.record["settings"]
+        self.steps.prepare(
+            "Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings
+        )
+        self.record["is_trained"] = True
+        write_json(self.out / "start.json", self.record)
+
+    def _edit(self, embeddings: Path, table: pd.DataFrame, target: str, common: Mapping[str, Any]) -> Path | None:
+        """Edit held-out cases along a label; the direction's file, or None if it could not be fitted."""
+        direction = self.out / f"{safe_id(target)}.json"
+        fitted = self.steps.attempt(
+            f"Find the direction of {target}", "fit-direction", embeddings=embeddings, out=direction, target=target
+        )
+        if fitted is None:
+            return None
+        self.steps.attempt(
+            f"Edit scans along {target}", "edit", **common, out=self.out / "edits", direction=direction,
+            cases=find_examples(table, target, _NUM_EDITS), captions=[target],
+        )  # fmt: skip
+        return direction
+
+    def _next_lines(self, embeddings: Path, direction: Path | None) -> list[tuple[str, str]]:
+        longer = {"cohort": self.table, "out": f"{self.out}_longer", "minutes": 60}
+        lines = [("Train a better model, for an hour:", command_line("start", longer))]
+        if direction is not None:
+            grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": direction}
+            lines.append(("Grade every scan along the label:", command_line("grade", grades)))
+        unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
+        lines.append(("Show what is unusual inside scans:", command_line("anomaly", unusual)))
+        return lines[:3]

@@ -1,0 +1,62 @@
+"""Choose what ``start`` predicts and edits: labels that a probe can learn, and cases that show both ends of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from monai_diffae.data.embeddings import label_columns
+
+_MOST_TARGETS = 5
+_MOST_CLASSES = 10
+_FEWEST_PER_CLASS = 5
+
+
+def find_targets(table: pd.DataFrame, wanted: Sequence[str] = ()) -> list[str]:
+    """The label columns of a table of embeddings that can be predicted, in the order of the table, at most five.
+
+    A column is used if it has numbers, or up to 10 classes with at least five cases each. Columns with one value, and
+    text that differs from case to case (such as names), are not used.
+
+    Args:
+        table: of embeddings.
+        wanted: columns to use; empty: those that are found.
+    """
+    if wanted:
+        return list(wanted)
+    return [name for name in label_columns(table) if _can_be_predicted(table[name].dropna())][:_MOST_TARGETS]
+
+
+def _can_be_predicted(values: pd.Series) -> bool:
+    counts = Counter(values)
+    if len(counts) < 2:
+        return False
+    if len(counts) > _MOST_CLASSES:
+        return is_numeric_dtype(values)
+    return min(counts.values()) >= _FEWEST_PER_CLASS
+
+
+def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
+    """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
+
+    Args:
+        table: of embeddings.
+        target: the label column.
+        number: how many cases; fewer if the table has fewer.
+
+    Example:
+        >>> table = pd.DataFrame({"id": list("abcd"), "split": "test", "sick": [1, 0, 0, 1]})
+        >>> find_examples(table, "sick", 2)
+        ['b', 'd']
+    """
+    labelled = table[table[target].notna()]
+    for split in ("test", "val"):
+        if "split" in labelled and (labelled["split"] == split).any():
+            labelled = labelled[labelled["split"] == split]
+            break
+    ids = labelled.sort_values(target, kind="stable")["id"].astype(str).tolist()
+    from_both_ends = [ids[i // 2] if i % 2 == 0 else ids[-1 - i // 2] for i in range(len(ids))]
+    return from_both_ends[:number]
