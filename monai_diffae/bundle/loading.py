@@ -62,6 +62,7 @@ class TrainedBundle:
         sha256: SHA-256 of the loaded weights.
         config_sha256: SHA-256 of the configuration that describes the model.
         device: where the network is.
+        z_sem_usage: how much the decoder uses z_sem, from the last validation of the training; None: not measured.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class TrainedBundle:
     sha256: str
     config_sha256: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    z_sem_usage: float | None = None
 
     def is_current(self) -> bool:
         """Whether the bundle's folder still has this model, or another one since it was loaded.
@@ -83,11 +85,6 @@ class TrainedBundle:
         """
         current = read_consistently(self.folder, lambda _: (checksum(self.folder), config_checksum(self.folder)))
         return current == (self.sha256, self.config_sha256)
-
-    @property
-    def z_sem_usage(self) -> float | None:
-        """The last ``z_sem_usage`` of the training; None if it was not measured."""
-        return last_usage(self.folder)
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -218,7 +215,7 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     inferer.schedule.to(device)
     preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
     checksums = checksum(root), config_checksum(root)
-    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device)
+    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device, last_usage(root))
 
 
 def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
