@@ -1,5 +1,7 @@
 """Twins in a table of embeddings: cases of different patients with nearly the same z_sem."""
 
+# tested in tests/apps/evaluation/test_probe.py
+
 from __future__ import annotations
 
 import logging
