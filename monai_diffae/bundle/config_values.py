@@ -67,6 +67,7 @@ RULES: dict[str, _Rule] = {
     "workers": _whole(0, or_null=True),
     "early_stop_patience": _whole(1, or_null=True),
     "calibration_cases": _whole(0),
+    "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
     **dict.fromkeys(("learning_rate", "weight_decay", "checkpoint_minutes", "cache_gib"), _number(0)),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),

@@ -85,9 +85,11 @@ class ResumableTrainer(SupervisedTrainer):
     def run(self) -> None:  # type: ignore[override]
         """Train up to ``max_epochs``.
 
-        A handler of ``BEFORE_RUN`` can set the step from which to train, or ``is_complete`` if nothing is left to do.
+        A handler of ``BEFORE_RUN`` can set the step from which to train, or ``is_complete`` if nothing is left to do. A
+        handler that will end the training sets ``ends_after_step`` when a step starts, so that the step is reported.
         """
         self.is_complete = False
+        self.ends_after_step = False
         self._grad_norm = 0.0
         self.fire_event(TrainingEvents.BEFORE_RUN)
         if self.is_complete:

@@ -188,15 +188,16 @@ class CheckpointKeeper:
         _lay_out_like_parameters(self.parts["optimizer"])
         if self.enabled and not self.model.is_file():
             write_tensors(self.ema.network.state_dict(), self.model)
-        is_stopped_early = self.parts["validation"].is_patience_exhausted
-        if is_stopped_early or saved["iteration"] >= state.max_epochs * state.epoch_length:
+        has_all_steps = saved["iteration"] >= state.max_epochs * state.epoch_length
+        limit = "max_epochs" if has_all_steps else self.parts["validation"].stopping_key
+        if limit is not None:
             engine.is_complete = True  # type: ignore[attr-defined]
             self._lock.release()
             logger.info(
                 "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
                 "output_dir, or set overwrite to start again",
                 saved["iteration"],
-                "early_stop_patience" if is_stopped_early else "max_epochs",
+                limit,
             )
             return
         state.iteration = saved["iteration"]
@@ -217,7 +218,8 @@ class CheckpointKeeper:
         is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0
         if is_last_of_epoch or engine.is_between_updates:  # type: ignore[attr-defined]
             return
-        if self.stop_requests.are_pending or time.monotonic() - self._saved_at > self.interval_s:
+        is_stopping = self.stop_requests.are_pending or engine.should_terminate
+        if is_stopping or time.monotonic() - self._saved_at > self.interval_s:
             engine.check_gradients()  # type: ignore[attr-defined]
             self.save(engine)
         self._stop_if_asked(engine)

@@ -68,7 +68,8 @@ class RunningStatistics:
         state = engine.state
         self._loss = self._loss.to(state.output["loss"].device) + state.output["loss"]
         self._steps += 1
-        is_due = state.iteration % self.every == 0 or state.iteration % state.epoch_length == 0
+        is_last_of_epoch = state.iteration % state.epoch_length == 0
+        is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]
         loss = float(self._loss) / self._steps if is_due else 0.0  # waits for the GPU, so it is read before the clock
         self._seconds += time.perf_counter() - self._step_started
         if not is_due:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from ignite.engine import Events
 
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.handlers import validation
 
 # 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on
 RUN = {
@@ -205,6 +207,34 @@ def test_patience_stops_early_and_a_rerun_knows(make_workflow, tmp_path, caplog)
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(make_workflow, tmp_path / "out", **settings)
     assert "training is complete after 15 steps; nothing to do. Increase early_stop_patience" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("minutes", "last_step"), [(6, 7), (9, 10)]
+)  # the next step is the last: within an epoch and at its end
+def test_max_minutes_ends_a_training_that_more_minutes_complete(
+    make_workflow, tmp_path, whole, monkeypatch, caplog, minutes, last_step
+):
+    """A clock on which each step takes a minute."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def run(**settings):
+        workflow = make_workflow({**RUN, "output_dir": str(tmp_path / "out"), **settings})
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: setattr(clock, "now", clock.now + 60))
+        workflow.run()
+        return trainer.state.iteration
+
+    assert run(max_minutes=minutes) == last_step
+    assert f"max_minutes: {minutes:g} minutes are over at step {last_step} of 15; the other steps" in caplog.text
+    validated = pd.read_csv(tmp_path / "out" / "curves.csv").dropna(subset=["validation_loss"])["step"].tolist()
+    assert validated == [5, last_step]
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        run(max_minutes=minutes)
+    assert f"complete after {last_step} steps; nothing to do. Increase max_minutes" in caplog.text
+    assert run(max_minutes=100) == 15
+    assert_same_weights(whole, tmp_path / "out")
 
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"

@@ -105,6 +105,13 @@ def test_an_edit_follows_a_stored_direction(serve, bundle_3d, studies_3d, tmp_pa
     scan = read_scan(studies_3d.source["hippocampus_001"])
     assert image.shape == scan.array.shape[1:]
     np.testing.assert_array_equal(image.affine, scan.affine)
+    unchanged, decoded = (
+        nifti(server.infer("diffae_edit", "hippocampus_001", "image", strength=0, detail=detail), tmp_path).get_fdata()
+        for detail in ("own", "model")
+    )
+    np.testing.assert_array_equal(unchanged, scan.array[0])
+    assert (decoded != scan.array[0]).any()
+    assert (image.get_fdata() != scan.array[0]).any()
 
 
 def test_directions_outside_the_folder_and_of_other_models_are_refused(serve, bundle_3d, bundle_2d, studies_3d):

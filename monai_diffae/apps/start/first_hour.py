@@ -71,19 +71,27 @@ class FirstHour:
             raise ConfigError(
                 f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
             )
-        self.steps.prepare(
+        listed = self.steps.prepare(
             "List the scans", "list-scans", cohort=self.cohort, out=self.table, group_duplicates=True, **self.listing
         )
         asked = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
         self.record = self._read_record(asked)
-        if not self.record:
-            plan = self.steps.prepare(
-                "Plan the training", "plan", cohort=self.table, minutes=self.minutes, device=self.device
-            )
-            self.record = {
-                "asked": asked, "bundle": plan.bundle, "settings": plan.proposal.settings,
-                "about": list(plan.lines()), "is_trained": False,
-            }  # fmt: skip
+        if self.record:
+            return
+        colour = "grey" if listed.appearance.num_colour else None
+        plan = self.steps.prepare(
+            "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device
+        )
+        about = [
+            f"{len(listed.listing.cases)} scans of {listed.listing.num_patients} patients; "
+            f"labels: {', '.join(listed.listing.labels) or 'none'}",
+            f"training of {plan.bundle}: {_described(plan.settings)}",
+            *plan.time_lines(),
+        ]
+        self.record = {
+            "asked": asked, "bundle": plan.bundle, "settings": plan.settings, "about": about, "is_trained": False,
+            "threads": None if plan.timed is None else plan.timed.threads,
+        }  # fmt: skip
 
     def _read_record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         file = self.out / "start.json"
@@ -101,8 +109,8 @@ class FirstHour:
         """What is going to be done."""
         yield from self.record["about"]
         begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
-        yield f"The training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it."
-        yield f"Then the scans are embedded, and the labels probed and edited. {self.out / 'index.html'} shows it all."
+        yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
+        yield f"then the scans are embedded, and the labels predicted and edited; see {self.out / 'index.html'}"
 
     def run(self) -> list[tuple[str, str]]:
         """Train, embed, and show what was learned.
@@ -174,3 +182,10 @@ class FirstHour:
         unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
         lines.append(("Show what is unusual inside scans:", command_line("anomaly", unusual)))
         return lines[:3]
+
+
+def _described(settings: Mapping[str, Any]) -> str:
+    """Size and length of a training in words."""
+    size = " x ".join(map(str, settings["image_size"]))
+    spacing = " x ".join(f"{mm:g}" for mm in settings.get("spacing_mm", ()))
+    return f"images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, {settings['max_epochs']} epochs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +12,11 @@ from annotated_types import Gt, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import NONE_GIVEN, Colour, Columns, Overrides, colour_values
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, MachineError
 
 if TYPE_CHECKING:
     from monai_diffae.apps.training.proposals import Proposal
-    from monai_diffae.apps.training.speed import Speed
+    from monai_diffae.apps.training.timed_plans import TimedProposal
     from monai_diffae.data.survey import Survey
     from monai_diffae.data.twin_reports import TwinReport
 
@@ -34,8 +34,9 @@ class Plan(CommandResult):
         num_cropped: scans that are larger than the proposed grid along an axis.
         budget: bytes that training may use.
         device: where it will run.
+        bundle: folder or name of the bundle to train.
         commands: lines for a shell that train with the proposal.
-        speed: the speed of training with it; None: it was not measured.
+        timed: the proposal with its measured speed and its timetable; None: it was not measured.
         twins: identical and nearly identical scans; None: the scans were not read.
     """
 
@@ -44,9 +45,20 @@ class Plan(CommandResult):
     num_cropped: int
     budget: int
     device: str
+    bundle: str
     commands: list[str]
-    speed: Speed | None = None
+    timed: TimedProposal | None = None
     twins: TwinReport | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values for keys of the configuration."""
+        return self.proposal.settings
+
+    @property
+    def predicted_s(self) -> float | None:
+        """Predicted duration of the training in seconds, from the start of the program; None: not measured."""
+        return None if self.timed is None else self.timed.timetable.total_s
 
     def lines(self) -> Iterator[str]:
         """The cohort, the proposal with its memory and time, and the commands."""
@@ -56,10 +68,38 @@ class Plan(CommandResult):
             yield f"{self.num_cropped} scans are larger than this grid and will be cropped"
         memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
         yield f"predicted memory: {memory}"
-        yield (
-            "time: not measured; set measure to train for some seconds" if self.speed is None else f"time: {self.speed}"
-        )
+        yield from self.time_lines()
         yield from self.commands
+
+    def within(self, seconds: float) -> Plan:
+        """The same grid with another budget of time, and other epochs.
+
+        Raises:
+            MachineError: no time was measured.
+        """
+        if self.timed is None:
+            raise MachineError(f"minutes: this machine has no {self.device}, so that no time is known")
+        timed = self.timed.within(seconds)
+        return replace(self, proposal=replace(self.proposal, settings=timed.settings), timed=timed)
+
+    def time_lines(self) -> Iterator[str]:
+        """Speed and predicted time."""
+        if self.timed is None:
+            yield "predicted time: not measured"
+            return
+        timed, table = self.timed, self.timed.timetable
+        yield f"speed: {timed.speed}"
+        if timed.threads is not None:
+            yield "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train"
+        yield f"predicted time: {table}"
+        yield f"the network sees {table.num_images} images in {table.num_steps} steps"
+        if not timed.ends_in_time:
+            yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
+        if not timed.uses_z_sem:
+            yield (
+                f"z_sem may hardly be used after so few images; about {timed.needed_images} are needed: give more "
+                "minutes"
+            )
 
     def _cohort_lines(self) -> Iterator[str]:
         from rich.table import Table
@@ -95,7 +135,7 @@ class Plan(CommandResult):
             "settings": self.proposal.settings,
             "num_cropped": self.num_cropped,
             "memory": memory,
-            "speed": None if self.speed is None else self.speed.figures(),
+            "time": None if self.timed is None else self.timed.figures(),
             "commands": self.commands,
         }
 
@@ -111,30 +151,34 @@ def plan(
     cohort: Path,
     *,
     bundle: Path | None = None,
+    minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
+    memory_only: bool = False,
     memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
     device: str | None = None,
     check: bool = False,
-    measure: bool = False,
     overlays: Sequence[Path] = (),
     columns: Columns = NONE_GIVEN,
     colour: Colour | None = None,
     overrides: Overrides = NONE_GIVEN,
 ) -> Plan:
-    """Propose image size, batch size and network width to train a bundle on these scans and this machine.
+    """Propose image size, network, batch size and epochs to train a bundle on these scans and this machine.
 
-    For volumes, the proposed grid holds 95 % of the fields of view along each axis, with the finest spacing that fits
-    into memory. 2D images are resized to a square. In latent space (overlay ``latent_space``), the memory of the first
-    stage counts as well. Only the scans' headers are read, unless ``check`` is set.
+    The proposal is the finest grid on which training ends within ``minutes``, fits into memory, and sees so many images
+    that z_sem is used. For this, it trains for some seconds on a few grids. For volumes, the grid holds 95 % of the
+    fields of view along each axis. 2D images are resized to a square. In latent space (overlay ``latent_space``), the
+    memory of the first stage counts as well. Only the headers of the other scans are read, unless ``check`` is set.
 
     Args:
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         bundle: Folder or name of a bundle; by default ``diffae_3d`` if most scans are volumes, else ``diffae_2d``.
+        minutes: Time for the whole training, with reading, validation and pictures.
+        memory_only: Propose the finest grid that fits into memory, and measure no time. Always so if this machine does
+            not have the device.
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
         check: Read and preprocess every scan as training does, list those that it would leave out, and find twins:
             scans that are identical or nearly so.
-        measure: Train on noise for some seconds, and estimate how long training takes.
         overlays: Configuration files that replace values of the bundle's, in this order.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         colour: Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's.
@@ -147,7 +191,7 @@ def plan(
         ConfigError: the bundle, an overlay or the device does not exist, a key is unknown, or the network cannot halve
             the image size.
         CohortError: no usable scan.
-        MachineError: nothing fits into the memory, or the proposal to be measured does not fit into this machine's.
+        MachineError: nothing fits into the memory.
 
     Example:
         >>> plan("scans.csv", memory_gib=-1)
@@ -157,7 +201,7 @@ def plan(
     """
     from monai_diffae.apps.training import planning
     from monai_diffae.apps.training.plan_checks import unusable_scans
-    from monai_diffae.apps.training.proposals import propose
+    from monai_diffae.apps.training.proposals import open_machine, propose
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.progress import track
     from monai_diffae.data.survey import survey_cohort
@@ -176,15 +220,17 @@ def plan(
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
-    proposal = propose(parser.get(), survey, budget, target, overrides)
-    speed = None
     found = {"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}}
-    if measure:
-        parser.update({**proposal.settings, **found})
-        speed = planning.measured_speed(parser, survey, proposal, target)
+    if memory_only or not planning.has_device(target):
+        proposal, timed = propose(parser.get(), survey, budget, target, overrides), None
+    else:
+        parser.update(found)
+        machine = open_machine(parser.get(), overrides, planning.available(budget, target), target)
+        timed = planning.timed_proposal(parser, survey, machine, 60 * minutes)
+        proposal = replace(timed.grid, settings=timed.settings)
     if check:
         survey = survey.after_check(unusable_scans(parser.get(), {**found, **proposal.settings}))
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
     num_cropped = planning.count_cropped(survey, proposal.settings)
     twins = planning.twins_in(cases, survey) if check else None
-    return Plan(survey, proposal, num_cropped, budget, str(target), commands, speed, twins)
+    return Plan(survey, proposal, num_cropped, budget, str(target), str(bundle), commands, timed, twins)

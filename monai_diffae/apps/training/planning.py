@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from monai_diffae.apps.training.proposals import Proposal
+from monai_diffae.apps.training.proposals import Machine
 from monai_diffae.apps.training.speed import Speed, measure_speed
+from monai_diffae.apps.training.timed_plans import TimedProposal, propose_in_time
+from monai_diffae.apps.training.timetables import CHOSEN_KEYS, Work
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import build
@@ -28,6 +31,8 @@ from monai_diffae.engines.memory import GIB, free_memory
 from monai_diffae.errors import ConfigError, MachineError
 
 _USABLE = 0.8  # usable fraction of the free memory
+_MEASURED_SCANS = 3
+_TIMED_KEYS = (*CHOSEN_KEYS, "picture_steps")
 
 
 def find_device(device: str | None) -> torch.device:
@@ -57,6 +62,12 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
     return int(_USABLE * free)
 
 
+def available(budget: int, device: torch.device) -> int:
+    """A budget of bytes, or the device's free memory if that is less."""
+    free = free_memory(device)
+    return budget if free is None else min(budget, free)
+
+
 def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
     """A bundle's ``train.json`` with overlays.
 
@@ -80,28 +91,48 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
     return parser
 
 
-def measured_speed(parser: ConfigParser, survey: Survey, proposal: Proposal, device: torch.device) -> Speed:
-    """The speed of training with a proposal on this machine.
+def has_device(device: torch.device) -> bool:
+    """Whether this machine has a device."""
+    try:
+        check_device(device)
+    except MachineError:
+        return False
+    return True
+
+
+def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, seconds: float) -> TimedProposal:
+    """The finest training that ends within some seconds on this machine and uses z_sem.
 
     Args:
-        parser: the configuration, with the proposal's values and the cohort.
+        parser: the configuration, with the cohort.
         survey: of the cohort.
-        proposal: what to train with.
-        device: where.
+        machine: the configuration on a device.
+        seconds: for everything.
 
     Raises:
-        MachineError: this machine does not have the device, or enough memory.
+        MachineError: nothing fits into memory.
     """
-    check_device(device)
-    free = free_memory(device)
-    if free is not None and proposal.memory.total > free:
-        raise MachineError(
-            f"measure: the proposal needs {proposal.memory.gib:.2f} GiB, and {free / GIB:.2f} GiB are free on "
-            f"{device}; omit measure, or set a smaller memory_gib"
-        )
     failed = {failure.case_id for failure in survey.failures}
-    cases = build(parser, "cohort", SplitCohort).split("train")
-    return measure_speed(parser.get(), device, sum(case.id not in failed for case in cases))
+    config = parser.get()
+    cohort = build(ConfigParser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration
+    train, val = ([case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val"))
+    items = [case.item() for case in train[:_MEASURED_SCANS]]
+    if not items:
+        cohort.items("train")  # raises the error of an empty split
+
+    def measure(settings: Mapping[str, Any]) -> Speed:
+        measured = ConfigParser(copy.deepcopy(config))
+        measured.update(dict(settings))
+        return measure_speed(
+            measured.get(), machine.device, items, max(1, min(int(settings["batch_size"]), len(train)))
+        )
+
+    timed = {key: machine.value(key) for key in _TIMED_KEYS if key in parser}
+    threads = torch.get_num_threads()
+    try:
+        return propose_in_time(machine, survey, Work(len(train), len(val), timed, machine.overrides), measure, seconds)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def twins_in(cases: Sequence[Case], survey: Survey) -> TwinReport:

@@ -29,11 +29,12 @@ from monai_diffae.networks.strides import size_divisors
 
 logger = logging.getLogger(__name__)
 
-COARSENINGS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+COARSENINGS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 _LARGEST_2D = 256  # the largest image of the paper
-_WIDTH, _LEVELS, _RECOMPUTE = "base_channels", "channel_mult", "use_checkpoint"
+WIDTH, LEVELS = "base_channels", "channel_mult"
+_RECOMPUTE = "use_checkpoint"
 _LATENT_MODE = "; or train in latent space, as docs/latent_mode.md describes"
-_WIDEST = 64  # the paper's width at 64 pixels
+WIDEST = 64  # the paper's width at 64 pixels
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,45 @@ def propose(
         ConfigError: the configuration's network has no key for its width.
         MachineError: not even a single image of the coarsest grid fits.
     """
-    machine = _Machine(_with_first_stage(config, overrides), dict(overrides), budget, device)
-    factors = (1, 1, 1) if machine.first_stage is None else machine.first_stage.size_divisors
+    machine = open_machine(config, overrides, budget, device)
+    for grid in grids(survey, len(machine.value(LEVELS)), overrides, machine.factors):
+        proposal = fit_grid(machine, {**grid, WIDTH: machine.value(WIDTH)})
+        if proposal is not None:
+            return _widened(machine, proposal)
+    raise nothing_fits(machine, survey)
+
+
+def open_machine(config: dict[str, Any], overrides: Mapping[str, Any], budget: int, device: torch.device) -> Machine:
+    """A bundle's configuration on a device; its first stage is loaded if it has one.
+
+    Raises:
+        ConfigError: the configuration needs the folder of a first stage.
+    """
+    return Machine(_with_first_stage(config, overrides), dict(overrides), budget, device)
+
+
+def fit_grid(machine: Machine, settings: dict[str, Any]) -> Proposal | None:
+    """The largest batch that fits into memory with a grid and a width; None: not even a single image fits.
+
+    Activations are recomputed only if less than half of the configuration's batch fits without.
+    """
     batch_size = int(machine.value("batch_size"))
-    smallest, half = (batch_size, batch_size) if "batch_size" in overrides else (1, (batch_size + 1) // 2)
-    for grid in _grids(survey, len(machine.value(_LEVELS)), overrides, factors):
-        grid[_WIDTH] = machine.value(_WIDTH)
-        if not machine.fits({**grid, _RECOMPUTE: True, **_batches(machine, smallest, batch_size)}):
-            continue
-        for use_checkpoint, minimum in ((False, half), (True, smallest)):
-            proposal = _largest_batch(machine, {**grid, _RECOMPUTE: use_checkpoint}, batch_size, minimum)
-            if proposal is not None:
-                return _widened(machine, proposal)
+    smallest, half = (batch_size, batch_size) if "batch_size" in machine.overrides else (1, (batch_size + 1) // 2)
+    if not machine.fits({**settings, _RECOMPUTE: True, **_batches(machine, smallest, batch_size)}):
+        return None
+    for use_checkpoint, minimum in ((False, half), (True, smallest)):
+        proposal = _largest_batch(machine, {**settings, _RECOMPUTE: use_checkpoint}, batch_size, minimum)
+        if proposal is not None:
+            return proposal
+    return None
+
+
+def nothing_fits(machine: Machine, survey: Survey) -> MachineError:
+    """The error that names what to do if not even a single image of the coarsest grid fits."""
     can_use_latents = survey.spatial_dims == 3 and machine.first_stage is None
-    raise MachineError(
-        f"memory_gib: nothing fits into {budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or make the "
-        f"network narrower with overrides {_WIDTH}=8" + (_LATENT_MODE if can_use_latents else "")
+    return MachineError(
+        f"memory_gib: nothing fits into {machine.budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or make "
+        f"the network narrower with overrides {WIDTH}=8" + (_LATENT_MODE if can_use_latents else "")
     )
 
 
@@ -124,9 +148,10 @@ def grid_2d(survey: Survey, coarsening: float, num_levels: int) -> list[int]:
     return [max(1, round(longest / divisor)) * divisor] * 2
 
 
-def _grids(
+def grids(
     survey: Survey, num_levels: int, overrides: Mapping[str, Any], factors: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
+    """Values of ``image_size``, and of ``spacing_mm`` for volumes, from fine to coarse; ``overrides`` are kept."""
     earlier: list[dict[str, Any]] = []
     for coarsening in COARSENINGS:
         if survey.spatial_dims == 3:
@@ -141,7 +166,7 @@ def _grids(
 
 
 @dataclass(frozen=True)
-class _Machine:
+class Machine:
     """A bundle's configuration on a device, with a budget in bytes."""
 
     config: dict[str, Any]
@@ -155,6 +180,11 @@ class _Machine:
         stage: FirstStage | None = self.config.get("first_stage")
         return stage
 
+    @property
+    def factors(self) -> Sequence[int]:
+        """By how much a first stage reduces each axis of a volume before the network sees it."""
+        return (1, 1, 1) if self.first_stage is None else self.first_stage.size_divisors
+
     def value(self, key: str) -> Any:
         """The value of a key of the configuration with the overrides.
 
@@ -162,7 +192,7 @@ class _Machine:
             ConfigError: there is no such key, or the network is not built with it.
         """
         parser = self._parser({})
-        is_used = key not in (_WIDTH, _LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
+        is_used = key not in (WIDTH, LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
         if key not in parser or not is_used:
             raise ConfigError(
                 f"{key}: the network has no such key in the configuration, for which plan proposes values; choose "
@@ -213,9 +243,7 @@ def _with_first_stage(config: dict[str, Any], overrides: Mapping[str, Any]) -> d
     return {**config, "first_stage": build(parser, "first_stage", FirstStage)}
 
 
-def _largest_batch(
-    machine: _Machine, settings: dict[str, Any], config_batch_size: int, minimum: int
-) -> Proposal | None:
+def _largest_batch(machine: Machine, settings: dict[str, Any], config_batch_size: int, minimum: int) -> Proposal | None:
     """The largest batch within the budget, from the configuration's down to ``minimum``; None: not even that fits."""
     batch_size = config_batch_size
     while batch_size >= minimum:
@@ -227,7 +255,7 @@ def _largest_batch(
     return None
 
 
-def _batches(machine: _Machine, batch_size: int, config_batch_size: int) -> dict[str, Any]:
+def _batches(machine: Machine, batch_size: int, config_batch_size: int) -> dict[str, Any]:
     """A batch size, accumulation to as many images per update as configured, and no larger batches in validation."""
     settings: dict[str, Any] = {"batch_size": batch_size}
     if batch_size < config_batch_size:
@@ -238,12 +266,12 @@ def _batches(machine: _Machine, batch_size: int, config_batch_size: int) -> dict
     return settings
 
 
-def _widened(machine: _Machine, proposal: Proposal) -> Proposal:
+def _widened(machine: Machine, proposal: Proposal) -> Proposal:
     """The proposal with a network twice as wide, as often as it fits; only on a GPU, where width costs little time."""
-    width = int(machine.value(_WIDTH))
-    while machine.device.type == "cuda" and _WIDTH not in machine.overrides and 2 * width <= _WIDEST:
+    width = int(machine.value(WIDTH))
+    while machine.device.type == "cuda" and WIDTH not in machine.overrides and 2 * width <= WIDEST:
         width *= 2
-        wider = machine.predict({**proposal.settings, _WIDTH: width})
+        wider = machine.predict({**proposal.settings, WIDTH: width})
         if wider.memory.total > machine.budget:
             break
         proposal = wider

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
@@ -70,6 +72,7 @@ def train(
     out: Path | None = None,
     *,
     start_from: Path | None = None,
+    minutes: Annotated[float, Gt(0), Le(100_000)] | None = None,
     training: Training = Training(),
 ) -> TrainResult:
     """Train a bundle's autoencoder on a cohort, or resume its training after an interruption.
@@ -81,11 +84,13 @@ def train(
     not be given again.
 
     Args:
-        bundle: Folder of a bundle, made with ``monai-diffae init``.
+        bundle: Folder of a bundle, made with ``monai-diffae init``. With ``minutes`` it is made if it does not exist.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
         out: Folder for the trained bundle; by default the bundle's own.
         start_from: Trained bundle with whose weights a new training begins, on any cohort. Its network, preprocessing
             and other settings are used; it is only read.
+        minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
+            training ends in time. By default as configured.
         training: How to train.
 
     Returns:
@@ -105,8 +110,16 @@ def train(
     """
     from monai_diffae.data.failures import count_failures
 
+    watch = None
+    if minutes is not None:
+        from monai_diffae.apps.training.planned import make_bundle, with_plan
+
+        if cohort is not None and start_from is None and not bundle.exists():
+            make_bundle(bundle, cohort, training.columns)
+        planned = with_plan(bundle, cohort, out, start_from, training, minutes)
+        training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
-    run = run_training("train", bundle, training, given)
+    run = run_training("train", bundle, training, given, watch)
     cohort_read = run.workflow.parser.get_parsed_content("cohort")
     num_cases = sum(len(cohort_read.split(name)) for name in ("train", "val")) + len(cohort_read.failures)
     failures = run.folder / "failures.csv"

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose
+from monai.data import MetaTensor
+from monai.transforms import Compose, Resized
 
 from monai_diffae.apps.synthesis import edit_picture
 from monai_diffae.apps.synthesis.edit_picture import PicturedCase, draw_edits, own_detail
@@ -48,10 +49,24 @@ def test_a_2d_scan_is_shown_with_its_own_detail_and_in_its_own_shape():
     assert not changes[1, 0, :, :56].any()
 
 
-def test_a_volume_is_shown_in_the_models_grid():
-    volume = np.random.default_rng(0).random((1, 6, 7, 8)) * 100
-    native = NativeSpace(Compose([ReadScand("image", 3), ToModelRanged("image", method="minmax")]), {"image": volume})
-    differences = torch.full((1, 1, 6, 7, 8), 0.25)
+def test_a_volume_is_shown_in_three_planes_of_its_own_detail_in_mm():
+    array = np.zeros((1, 56, 28, 20), np.float32)  # superior, left, posterior; 1, 2 and 4 mm
+    array[:, 28:] = 80.0
+    array[:, ::2] += 20.0  # stripes of 1 mm
+    affine = np.array([[0, -2.0, 0, 0], [0, 0, -4.0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    native = NativeSpace(
+        Compose([ReadScand("image", 3), ToModelRanged("image", method="minmax"), Resized("image", (14, 14, 10))]),
+        {"image": MetaTensor(array, affine=affine)},
+    )
+    differences = torch.stack([torch.zeros(1, 14, 14, 10), torch.full((1, 14, 14, 10), 0.5)])
     images, changes = own_detail(native, differences)
-    torch.testing.assert_close(images[0], native.image.as_tensor() + 0.25)
-    assert changes is differences
+    assert images.shape == changes.shape == (2, 1, 112, 3 * 112)
+    assert not changes[0].any()
+    # 56 x 80 x 56 mm (right, anterior, superior), so the coronal plane is 78 pixels high and wide
+    coronal = images[0, 0, :, 112:224]
+    shown = (coronal > -1).nonzero()
+    assert (shown.amin(dim=0).tolist(), shown.amax(dim=0).tolist()) == ([17, 17], [94, 94])
+    rows = coronal[:, 56]
+    assert rows[17:56].mean() > rows[56:95].mean()  # superior is above, and brighter
+    assert {-1.0, 1.0} <= {round(value, 5) for value in rows[17:95].tolist()}  # the stripes are there
+    torch.testing.assert_close(changes[1, 0, 20:90, 112 + 20 : 112 + 90], torch.full((70, 70), 0.5))

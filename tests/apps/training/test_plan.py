@@ -62,7 +62,7 @@ def test_grids_of_images():
 
 
 def test_a_plan_of_volumes(volumes):
-    result = plan(volumes, memory_gib=4, device="cpu", overrides=SMALL)
+    result = plan(volumes, memory_gib=4, device="cpu", memory_only=True, overrides=SMALL)
     settings = result.proposal.settings
     assert settings["spacing_mm"] == [1, 1, 5]
     assert settings["image_size"] == [42, 36, 10]  # 41 mm is the 95th percentile, two levels
@@ -101,7 +101,9 @@ def quick(monkeypatch):
 def test_less_memory_gives_recomputing_then_smaller_batches_then_coarser_grids(
     volumes, quick, gib, image_size, use_checkpoint, batch_size, val_batch_size
 ):
-    proposal = plan(volumes, memory_gib=gib, device="cpu", overrides={"channel_mult": [1, 2]}).proposal
+    proposal = plan(
+        volumes, memory_gib=gib, device="cpu", memory_only=True, overrides={"channel_mult": [1, 2]}
+    ).proposal
     settings = proposal.settings
     assert proposal.memory.gib <= gib
     assert settings["image_size"] == image_size
@@ -119,13 +121,14 @@ def test_on_a_gpu_networks_become_wider(volumes, quick):
 
 def test_what_is_settled_stays(volumes, quick):
     settled = {**SMALL, "spacing_mm": [3, 3, 5], "image_size": [16, 16, 8], "batch_size": 3}
-    settings = plan(volumes, memory_gib=40, device="cpu", overrides=settled).proposal.settings
+    settings = plan(volumes, memory_gib=40, device="cpu", memory_only=True, overrides=settled).proposal.settings
     assert settled.items() <= settings.items()
     with pytest.raises(ConfigError, match=r"image_size is \[15, 16, 8\]"):
         plan(
             volumes,
             memory_gib=4,
             device="cpu",
+            memory_only=True,
             overrides={**settled, "image_size": [15, 16, 8], "strides": None},
         )
     with pytest.raises(ConfigError, match="batch_sise: the bundle's train.json has no such key"):
@@ -138,6 +141,7 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
             volumes,
             memory_gib=0.01,
             device="cpu",
+            memory_only=True,
             overrides={**SMALL, "image_size": [16, 16, 8], "spacing_mm": [9, 9, 9]},
         )
     assert "\n" not in str(caught.value)
@@ -168,10 +172,10 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
 
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     options = ["--overrides", *(f"{key}={value}" for key, value in SMALL.items())]
-    code, printed, error = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", *options)
+    code, printed, error = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", "--memory-only", *options)
     assert code == 0, error
     assert "10 scans can be used, 0 cannot" in printed
-    assert "time: not measured; set measure" in printed
+    assert "predicted time: not measured" in printed
     assert "1 scans are larger than this grid" in printed
     assert "predicted memory" in printed
     *_, init, train = printed.splitlines()
@@ -180,7 +184,7 @@ def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     assert bound.args[:2] == (Path("my_bundle"), volumes)
     assert (
         bound.arguments["training"].overrides
-        == plan(volumes, memory_gib=40, device="cpu", overrides=SMALL).proposal.settings
+        == plan(volumes, memory_gib=40, device="cpu", memory_only=True, overrides=SMALL).proposal.settings
     )
 
 
@@ -190,7 +194,7 @@ def test_json_of_images_and_a_bad_header(run, tmp_path):
     for i in range(3):
         Image.fromarray(np.zeros((60, 48), np.uint8)).save(folder / f"{i}.png")
     (folder / "bad.png").write_bytes(b"bad")
-    quick = ["--overrides", "channel_mult=[1,2]", "--memory-gib", 2, "--device", "cpu", "--json"]
+    quick = ["--overrides", "channel_mult=[1,2]", "--memory-gib", 2, "--device", "cpu", "--memory-only", "--json"]
     code, printed, _ = run("plan", folder, *quick)
     assert code == 3
     result = json.loads(printed)
@@ -208,7 +212,7 @@ def test_every_scan_is_read_on_demand_and_all_failures_are_counted(run, tmp_path
         if i > 2:
             file = tmp_path / f"{i}.nii.gz"
             file.write_bytes(file.read_bytes()[:-50])
-    options = ["--memory-gib", 4, "--device", "cpu", "--overrides"]
+    options = ["--memory-gib", 4, "--device", "cpu", "--memory-only", "--overrides"]
     options += [f"{key}={value}" for key, value in SMALL.items()]
     assert run("plan", tmp_path, *options)[0] == 0
     code, printed, error = run("plan", tmp_path, *options, "--check")

@@ -53,27 +53,33 @@ def settled(first_stage, **changes):
 
 
 def test_the_grid_is_one_that_both_networks_divide(first_stage, volumes):
-    result = plan(volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], overrides=settled(first_stage))
+    result = plan(
+        volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], memory_only=True, overrides=settled(first_stage)
+    )
     settings = result.proposal.settings
     assert (settings["spacing_mm"], settings["image_size"]) == ([1, 1, 1], [32, 36, 24])  # by 2 and once more by 2
     assert settings["batch_size"] == 2  # the overlay's
     odd = settled(first_stage, image_size=[32, 36, 21])
     with pytest.raises(ConfigError, match=r"image_size is \[32, 36, 21\]; the network needs multiples of .*, such as"):
-        plan(volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], overrides=odd)
+        plan(volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], memory_only=True, overrides=odd)
 
 
 def test_the_first_stage_counts(first_stage, volumes):
     overrides = settled(first_stage, image_size=[128] * 3, spacing_mm=[1, 1, 1], batch_size=1)
-    memory = plan(volumes, memory_gib=9, device="cpu", overlays=[OVERLAY], overrides=overrides).proposal.memory
+    memory = plan(
+        volumes, memory_gib=9, device="cpu", overlays=[OVERLAY], memory_only=True, overrides=overrides
+    ).proposal.memory
     assert memory.passing > 3 * 16 * 4 * 128**3  # decoding: three times the first level's channels, in float32
     with pytest.raises(MachineError, match="^memory_gib: nothing fits") as caught:
-        plan(volumes, memory_gib=0.3, device="cpu", overlays=[OVERLAY], overrides=overrides)
+        plan(volumes, memory_gib=0.3, device="cpu", overlays=[OVERLAY], memory_only=True, overrides=overrides)
     assert "latent space" not in str(caught.value)
 
 
 def test_the_command_trains_with_the_overlay(first_stage, volumes, run):
     options = ["--overrides", *(f"{key}={value}" for key, value in settled(first_stage).items())]
-    code, printed, _ = run("plan", volumes, "--memory-gib", 4, "--device", "cpu", "--overlays", OVERLAY, *options)
+    code, printed, _ = run(
+        "plan", volumes, "--memory-gib", 4, "--device", "cpu", "--overlays", OVERLAY, "--memory-only", *options
+    )
     assert code == 0
     _, bound = parse(build_app(), shlex.split(printed.splitlines()[-1])[1:])
     training = bound.arguments["training"]
@@ -86,6 +92,6 @@ def test_the_first_stage_takes_time_too(first_stage, volumes, monkeypatch):
     calls, encode = [], FirstStage.encode
     monkeypatch.setattr(FirstStage, "encode", lambda self, images: calls.append(images.shape) or encode(self, images))
     overrides = settled(first_stage, precision="fp32", image_size=[8, 8, 8])
-    result = plan(volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], overrides=overrides, measure=True)
+    result = plan(volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], overrides=overrides)
     assert set(calls) == {(2, 1, 8, 8, 8)}
-    assert result.speed.num_images == 4
+    assert result.timed.work.num_train == 4

@@ -1,24 +1,17 @@
-"""The measured time of a training: steps of the real trainer, and what follows from them."""
+"""The measured speed of a training: steps of the real trainer on a few scans."""
 
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
-from monai_diffae.apps.training import planning
 from monai_diffae.apps.training import speed as measuring
-from monai_diffae.apps.training.plan import plan
-from monai_diffae.apps.training.speed import Speed, measure_speed
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.apps.training.speed import Speed, fastest, measure_speed
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
-TINY = {
-    "base_channels": 4, "channel_mult": [1, 2], "z_channels": 8,
-    "spacing_mm": [1, 1, 1], "image_size": [8, 8, 8], "batch_size": 2, "precision": "fp32", "max_epochs": 5,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -26,57 +19,37 @@ def quick(monkeypatch):
     monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
 
 
-def cohort(folder, count=10):
-    """Volumes, one of which is named by the table and broken; the table calls things by other names."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        nib.save(nib.Nifti1Image(rng.random((8, 8, 8), np.float32), np.eye(4)), folder / f"{i}.nii")
-    (folder / "0.nii").write_bytes(b"bad")
-    splits = ["train"] * (count - 3) + ["val", "val", "test"]
-    pd.DataFrame({"file": [f"{i}.nii" for i in range(count)], "split": splits}).to_csv(folder / "c.csv", index=False)
-    return folder / "c.csv"
-
-
 def test_what_follows_from_a_step():
-    speed = Speed(seconds_per_step=0.5, batch_size=4, num_images=90, num_epochs=100)
-    assert (speed.images_per_second, speed.training_s) == (8, 1100)  # the last 2 images of an epoch wait
-    assert str(speed) == (
-        "0.5 s per step of 4 images, 8 images per second; 100 epochs of 90 images take about 0:18:20, without reading "
-        "and validation"
-    )
+    speed = Speed(seconds_per_step=0.5, batch_size=4, seconds_per_scan=0.25)
+    assert speed.images_per_second == 8
+    assert str(speed) == "0.5 s per step of 4 images, 8 images per second"
+    assert speed.figures() == {"seconds_per_step": 0.5, "images_per_second": 8, "seconds_per_scan": 0.25}
 
 
-def test_the_plan_measures_on_demand_with_the_cohorts_own_split(tmp_path, run):
-    table = cohort(tmp_path)
-    options = ["--columns", "image=file", "--memory-gib", 4, "--device", "cpu", "--overrides"]
-    options += [f"{key}={value}" for key, value in TINY.items()]
-    code, printed, _ = run("plan", table, *options, "--measure", "--json")
-    assert code == 3  # one cannot be used
-    measured = json.loads(printed)["speed"]
-    assert (measured["num_images"], measured["num_epochs"]) == (6, 5)
-    assert measured["images_per_second"] == pytest.approx(2 / measured["seconds_per_step"], rel=1e-3)
-    assert measured["training_s"] == pytest.approx(5 * 3 * measured["seconds_per_step"], rel=1e-3)
-    assert json.loads(run("plan", table, *options, "--json")[1])["speed"] is None
-    assert "images per second; 5 epochs of 6 images take about 0:00:0" in run("plan", table, *options, "--measure")[1]
-
-
-def test_it_is_the_bundles_own_trainer_in_2d_and_for_a_second_modality(monkeypatch):
+def test_it_is_the_bundles_own_trainer_in_2d_and_for_a_second_modality(tmp_path):
     config = json.loads((BUNDLES / "diffae_2d" / "configs" / "train.json").read_text())
     config |= {
         "image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image", "image_size": [16, 16],
-        "batch_size": 64, "max_epochs": 7, "accumulation_steps": 2,
+        "accumulation_steps": 2, "base_channels": 4, "channel_mult": [1, 2],
     }  # fmt: skip
-    config |= {"base_channels": 4, "channel_mult": [1, 2]}
-    speed = measure_speed(config, "cpu", num_images=3)
-    assert (speed.batch_size, speed.num_images, speed.num_epochs) == (3, 3, 7)
-    assert 0 < speed.seconds_per_step < 5
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24), np.uint8)).save(tmp_path / "a.png")
+    items = [{"image": str(tmp_path / "a.png"), "encoder_image": str(tmp_path / "a.png"), "id": "a"}]
+    speed = measure_speed(config, "cpu", items, batch_size=3)
+    assert speed.batch_size == 3
+    assert speed.seconds_per_step > 0
+    assert speed.seconds_per_scan > 0
     assert config["train"]["trainer"]["train_handlers"] != "$[@ema]"  # what was given is as it was
 
 
-def test_what_this_machine_cannot_hold_is_not_tried(tmp_path, monkeypatch):
-    table, settings = cohort(tmp_path), {"columns": {"image": "file"}, "memory_gib": 4, "overrides": TINY}
-    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
-    with pytest.raises(MachineError, match="^measure: the proposal needs 0.* GiB, and 0.00 GiB are free on cpu"):
-        plan(table, **settings, device="cpu", measure=True)
-    with pytest.raises(ConfigError, match="device: there is no 'banana'"):
-        plan(table, **settings, device="banana", measure=True)
+@pytest.mark.parametrize(("several", "one", "expected"), [(1.0, 1.6, None), (1.0, 0.9, None), (1.0, 0.1, 1)])
+def test_one_thread_is_used_where_it_is_clearly_faster(several, one, expected):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        seconds = {1: one, 2: several}
+        speed, threads = fastest(lambda: Speed(seconds[torch.get_num_threads()], 1))
+        assert threads == expected
+        assert speed.seconds_per_step == (one if expected else several)
+        assert torch.get_num_threads() == (expected or 2)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,98 @@
+"""A training with a plan of its own: what ``train --minutes`` adds to the given settings."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+from monai_diffae.apps.settings import Training
+from monai_diffae.apps.training.plan import plan
+from monai_diffae.apps.training.planning import read_training_config
+from monai_diffae.apps.training.timetables import CHOSEN_KEYS
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.warm_start import start_settings
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.survey import survey_cohort
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training with the settings of a plan.
+
+    Attributes:
+        training: the given settings with those of the plan.
+        steps_end: the time (of ``time.monotonic``) at which no step may begin any more; None: not limited.
+    """
+
+    training: Training
+    steps_end: float | None = None
+
+    def watch(self, workflow: ConfigWorkflow) -> None:
+        """Let the training's steps end in time even if reading the scans took longer than predicted."""
+        if self.steps_end is None:
+            return
+        workflow.parser.get_parsed_content("train#trainer")  # reads the scans
+        validation = workflow.parser.get_parsed_content("validate#handler")
+        validation.max_minutes = min(validation.max_minutes, max(0.0, self.steps_end - time.monotonic()) / 60)
+
+
+def make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
+    """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images.
+
+    Raises:
+        CohortError: no usable scan.
+    """
+    name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
+    init_bundle(folder, name)
+    logger.info("%s: a new bundle, made from %s", folder.name, name)
+
+
+def with_plan(
+    bundle: Path, cohort: Path | None, out: Path | None, start_from: Path | None, training: Training, minutes: float
+) -> Planned:
+    """Add the settings of a plan to those of a new training; a training that is resumed remembers its plan.
+
+    If one thread of the CPU is clearly faster than several, torch uses one from now on.
+
+    Args:
+        bundle: the bundle's folder.
+        cohort: the data; None: the ``dataset_dir`` of the configuration.
+        out: folder for the trained bundle; None: the bundle's own.
+        start_from: trained bundle with whose weights the training begins, and whose network it keeps.
+        training: the given settings, which the plan keeps.
+        minutes: time for everything from now on, planning included.
+    """
+    start = time.monotonic()
+    folder = Path(training.overrides.get("output_dir", out or bundle))
+    if (layout.newest_files(folder / layout.MODELS) / layout.CHECKPOINT).is_file() and not training.overwrite:
+        logger.info("the training continues with the plan that it began with")
+        return Planned(training)
+    fixed: dict[str, Any] = {} if start_from is None else start_settings(start_from)
+    fixed = {key: value for key, value in fixed.items() if key not in CHOSEN_KEYS}
+    given = {} if training.batch_size is None else {"batch_size": training.batch_size}
+    parser = read_training_config(bundle, training.overlays)
+    result = plan(
+        cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
+        overlays=training.overlays, columns=training.columns, colour=training.colour,
+        overrides={**fixed, **given, **training.overrides},
+    )  # fmt: skip
+    result = result.within(60 * minutes - (time.monotonic() - start))
+    new = {key: value for key, value in result.settings.items() if key not in fixed}
+    for line in (*(f"{key}: {value}" for key, value in new.items()), *result.time_lines()):
+        logger.info("%s", line)
+    planned = replace(training, overrides={**new, **training.overrides})
+    if result.timed is None or "max_minutes" in training.overrides:
+        return Planned(planned)
+    if result.timed.threads is not None:
+        torch.set_num_threads(result.timed.threads)
+    return Planned(planned, time.monotonic() + result.timed.timetable.steps_end_s)
