@@ -188,7 +188,7 @@ def test_some_failed_cases_end_with_3_none_left_with_4(run, tiny_bundle, tmp_pat
     assert "bad.nii" in (tmp_path / "out3" / "failures.csv").read_text()
 
 
-def test_train_ends_with_3_if_a_scan_cannot_be_used(run, tiny_bundle, tiny_settings, tmp_path):
+def test_train_ends_with_3_if_more_than_a_tenth_of_the_scans_cannot_be_used(run, tiny_bundle, tiny_settings, tmp_path):
     bundle = shutil.copytree(
         tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache", "models")
     )
@@ -203,7 +203,7 @@ def test_train_ends_with_3_if_a_scan_cannot_be_used(run, tiny_bundle, tiny_setti
     code, printed, error = run("--quiet", "train", bundle, tmp_path / "cohort.csv", *options)
     assert code == 3, error
     assert printed == f"{bundle}\n"
-    assert error.splitlines()[-1] == "1 cases could not be used: see failures.csv"
+    assert error.splitlines()[-1] == "1 of 9 cases could not be used: see failures.csv"
     assert "bad.nii" in (bundle / "failures.csv").read_text()
 
 

@@ -107,7 +107,7 @@ def test_a_solver_is_a_function_and_a_name() -> None:
 
 
 def test_a_command_is_a_module_and_two_lines() -> None:
-    elsewhere = files_with(r"\"traverse\"|import traverse\b|\(\"traverse\"")
+    elsewhere = files_with(r"\"vary\"|import vary\b|\(\"vary\"")
     assert elsewhere == {"apps/commands.py", "__init__.py"}
 
 

@@ -186,6 +186,8 @@ class Training:
     """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
     overwrite: bool = False
     """Start from the first step, and replace the existing model."""
+    strict: bool = False
+    """End with exit code 3 if any case cannot be used; by default only if more than 10 % of them cannot."""
 
 
 @Parameter(name="*", group=Group("Run", sort_key=5))

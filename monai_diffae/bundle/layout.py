@@ -15,6 +15,7 @@ TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
+METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
 ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 TRAINING = "training.json"  # the settings of the training, as an overlay of its configuration
@@ -27,10 +28,10 @@ FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage besi
 LOADED_FILES = (MODEL, CONFIG, f"{FIRST_STAGE_PREFIX}{MODEL}", f"{FIRST_STAGE_PREFIX}{CONFIG}")
 """The files that a trained model is loaded from."""
 
-MODEL_FILES = (*LOADED_FILES, CHECKPOINT, TRAINING, ANOMALY, PROVENANCE)
+MODEL_FILES = (*LOADED_FILES, CHECKPOINT, TRAINING, METRICS, ANOMALY, PROVENANCE)
 """The files that belong to a model and are replaced together."""
 
-LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING))
+LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
 """The files of a latent DDIM; they name the autoencoder that they belong to."""
 
 NEXT = "next"  # folder in ``MODELS`` with a newer set of all these files, while they are moved to their places

@@ -20,6 +20,7 @@ from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_values import check_device, check_rules
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -43,6 +44,7 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
         **{key: trained.config[key] for key in keys if key in trained.config},
         "parameters": sum(p.numel() for p in trained.network.parameters()),
         **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
+        "z_sem_usage": trained.z_sem_usage,
         "sha256": trained.sha256,
     }
 
@@ -60,6 +62,7 @@ class TrainedBundle:
         sha256: SHA-256 of the loaded weights.
         config_sha256: SHA-256 of the configuration that describes the model.
         device: where the network is.
+        z_sem_usage: how much the decoder uses z_sem, from the last validation of the training; None: not measured.
     """
 
     folder: Path
@@ -70,6 +73,7 @@ class TrainedBundle:
     sha256: str
     config_sha256: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    z_sem_usage: float | None = None
 
     def is_current(self) -> bool:
         """Whether the bundle's folder still has this model, or another one since it was loaded.
@@ -211,7 +215,7 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     inferer.schedule.to(device)
     preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
     checksums = checksum(root), config_checksum(root)
-    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device)
+    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device, last_usage(root))
 
 
 def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:

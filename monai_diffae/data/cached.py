@@ -110,7 +110,7 @@ class CachedCases(Dataset[Item]):
             elif (isinstance(error, DiffAEError) and not isinstance(error, ScanError)) or self.on_bad_scan == "stop":
                 raise error
             else:
-                self.failures.append(log_failure(self.data[index], index, self.keys[0], error))
+                self.failures.append(log_failure(self.data[index], index, self.keys[0], error, len(self.failures)))
         if not items:
             first = self.failures[0]
             raise CohortError(f"all {len(self.data)} cases failed, the first is '{first.case_id}': {first.reason}")

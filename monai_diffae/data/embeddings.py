@@ -30,7 +30,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table written by :func:`monai_diffae.embed`, as Parquet or CSV.
 
     The rows are numbered from 0. Labels among :data:`~monai_diffae.data.cases.MISSING_WORDS` become missing values.
-    For a CSV, ``attrs["monai_diffae"]["made_from"]`` is read from the record beside it.
+    For a CSV, ``made_from`` and ``z_sem_usage`` in ``attrs["monai_diffae"]`` are read from the record beside it.
 
     Raises:
         CohortError: the file does not exist, is not such a table, has no rows, or its z_sem are not finite numbers.
@@ -79,7 +79,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is valid, too
         content = json.loads(path.with_suffix(".json").read_text())
         if content["results"]:  # empty if the run was killed
-            table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"])}
+            usage = content["results"].get("z_sem_usage")
+            table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"]), "z_sem_usage": usage}
     return table
 
 

@@ -19,6 +19,8 @@ from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_
 
 logger = logging.getLogger(__name__)
 
+_MOST_WARNINGS = 5
+
 Arrays = dict[str, NDArray[np.float32]]
 """The images ``[C, *S]`` of one item, by key."""
 
@@ -86,12 +88,15 @@ def check_size(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> ScanErr
     return None
 
 
-def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception) -> Failure:
-    """Log a warning that an item is skipped, and return its line for ``failures.csv``."""
+def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception, num_earlier: int = 0) -> Failure:
+    """Log a warning that an item is skipped, unless there were 5 before, and return its line for ``failures.csv``."""
     image = item.get(key, item.get("image", ""))
     file = image[0] if isinstance(image, (list, tuple)) and image else image
     failure = Failure(str(item.get("id", index)), Path(str(file)).name, one_line(error))
-    logger.warning("case %s skipped: %s", failure.case_id, failure.reason)
+    level = logging.WARNING if num_earlier < _MOST_WARNINGS else logging.DEBUG
+    logger.log(level, "case %s skipped: %s", failure.case_id, failure.reason)
+    if num_earlier == _MOST_WARNINGS:
+        logger.warning("more cases are skipped; failures.csv lists all of them")
     return failure
 
 

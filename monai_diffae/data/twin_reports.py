@@ -71,6 +71,10 @@ class TwinReport:
         """Lines about twins in different splits and with different labels."""
         if self.separated:
             yield f"{_count(self.separated, 'group')} of twins in different splits: {_listed(self.separated)}; {ADVICE}"
+        yield from self.contradictions()
+
+    def contradictions(self) -> Iterator[str]:
+        """A line about twins with different labels, if there are any."""
         if self.contradictory:
             pairs = _count(self.contradictory, "pair")
             yield f"{pairs} of twins with different labels: {_listed(self.contradictory)}; correct or remove them"

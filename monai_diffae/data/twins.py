@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,18 +65,52 @@ def find_twins(fingerprints: Sequence[Fingerprint], patients: Sequence[str]) -> 
     original = [firsts.setdefault(each.digest, position) for position, each in enumerate(fingerprints)]
     links = [pair for pair in enumerate(original) if pair[0] != pair[1] and fingerprints[pair[1]].thumbnail is not None]
     links += _near_pairs({position: fingerprints[position] for position in firsts.values()}, patients)
-    if not links:
+    return linked_groups(links, original)
+
+
+def linked_groups(pairs: Sequence[tuple[int, int]], identity: Sequence[Hashable]) -> list[TwinGroup]:
+    """The groups into which pairs of twins link N scans.
+
+    Args:
+        pairs: their positions.
+        identity: for each scan a value that identical scans share.
+
+    Example:
+        >>> linked_groups([(0, 2), (2, 3)], "abcd")
+        [TwinGroup(members=(0, 2, 3), is_identical=False)]
+    """
+    if not pairs:
         return []
-    ones, (rows, columns) = np.ones(len(links)), np.array(links).T
-    _, groups = connected_components(coo_array((ones, (rows, columns)), shape=(len(original),) * 2), directed=False)
+    ones, (rows, columns) = np.ones(len(pairs)), np.array(pairs).T
+    _, groups = connected_components(coo_array((ones, (rows, columns)), shape=(len(identity),) * 2), directed=False)
     members: dict[int, list[int]] = {}
     for position, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(position)
     return [
-        TwinGroup(tuple(positions), len({original[position] for position in positions}) == 1)
+        TwinGroup(tuple(positions), len({identity[position] for position in positions}) == 1)
         for positions in members.values()
         if len(positions) > 1
     ]
+
+
+def merge_patients(patients: Sequence[str], groups: Sequence[TwinGroup]) -> list[str]:
+    """The patients of N scans, with one name for all patients whose scans are linked by twins.
+
+    Example:
+        >>> merge_patients(["p", "q", "q", "r"], [TwinGroup((0, 1), is_identical=True)])
+        ['p', 'p', 'p', 'r']
+    """
+    first = {patient: patient for patient in patients}
+
+    def merged(patient: str) -> str:
+        while first[patient] != patient:
+            patient = first[patient]
+        return patient
+
+    for group in groups:
+        names = [merged(patients[position]) for position in group.members]
+        first.update(dict.fromkeys(names, names[0]))
+    return [merged(patient) for patient in patients]
 
 
 def _near_pairs(fingerprints: Mapping[int, Fingerprint], patients: Sequence[str]) -> list[tuple[int, int]]:

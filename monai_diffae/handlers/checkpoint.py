@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from functools import partial
@@ -13,10 +14,11 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import nn
 
-from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, MODEL, PROVENANCE, TRAINING
+from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, METRICS, MODEL, PROVENANCE, TRAINING
 from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.warm_start import start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
+from monai_diffae.data.atomic import write_json
 from monai_diffae.engines.trainer import TrainingEvents, diverged
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.ema import EMA
@@ -30,14 +32,15 @@ logger = logging.getLogger(__name__)
 class CheckpointKeeper:
     """Ignite handler: save and resume a training: weights, EMA, optimiser, learning-rate schedule, scaler and step.
 
-    ``models/checkpoint.pt`` has everything, ``models/model.pt`` the flat EMA state dict that MONAI bundles load. Both
-    are written to temporary files, flushed to the disk and then renamed (MONAI's and Ignite's savers delete the old
-    file first). They are saved at the end of each epoch, every ``interval_minutes`` within an epoch, and when the
-    training is asked to stop (``stop_requests``: SIGTERM, Ctrl-C or an event), which ends the process with exit code
-    143 or 130, or raises TrainingStopped. Nothing is saved between accumulation steps, and the last step of an epoch
-    only after its validation. Weights that are not finite are never saved: training ends with an error instead, and
-    the files of the last save do not change. A training's first save replaces the files of an older model in one step,
-    and no other process can write the folder until the training ends.
+    ``models/checkpoint.pt`` has everything, ``models/model.pt`` the flat EMA state dict that MONAI bundles load, and
+    ``models/metrics.json`` the metrics of the last validation. All are written to temporary files, flushed to the disk
+    and then renamed (MONAI's and Ignite's savers delete the old file first). They are saved at the end of each epoch,
+    every ``interval_minutes`` within an epoch, and when the training is asked to stop (``stop_requests``: SIGTERM,
+    Ctrl-C or an event), which ends the process with exit code 143 or 130, or raises TrainingStopped. Nothing is saved
+    between accumulation steps, and the last step of an epoch only after its validation. Weights that are not finite are
+    never saved: training ends with an error instead, and the files of the last save do not change. A training's first
+    save replaces the files of an older model in one step, and no other process can write the folder until the training
+    ends.
 
     A resumed run uses the checkpoint's weights, averages, moments and step. The following come from its own
     configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
@@ -123,6 +126,7 @@ class CheckpointKeeper:
             # The checkpoint comes last: a training that is killed between the two repeats its last steps.
             write_tensors(model, self.model)
             write_tensors(checkpoint, self.checkpoint)
+            write_json(self.directory / f"{self.prefix}{METRICS}", self.parts["validation"].metrics)
         else:
             self._replace_files(model, checkpoint)
             self._has_saved = True
@@ -130,7 +134,11 @@ class CheckpointKeeper:
 
     def _replace_files(self, model: dict[str, Any], checkpoint: dict[str, Any]) -> None:
         """Put this training's files in the place of an older model's, in one step."""
-        texts = {CONFIG: self.description.config_text, TRAINING: self.description.settings_text(self._started_from)}
+        texts = {
+            CONFIG: self.description.config_text,
+            TRAINING: self.description.settings_text(self._started_from),
+            METRICS: json.dumps(self.parts["validation"].metrics),
+        }
         tensors = {MODEL: model, CHECKPOINT: checkpoint}
         writers = {
             **{f"{self.prefix}{name}": partial(_write_text, text) for name, text in texts.items()},

@@ -12,16 +12,15 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.statistics import Statistics
+from monai_diffae.metrics import warn_if_unused
 
 logger = logging.getLogger(__name__)
-
-_USED = 1.02  # least z_sem_usage at which the decoder counts as using z_sem
 
 
 class TrainingProgress:
     """Ignite handler: show images seen, loss, images/s and time left, and the metrics of each validation.
 
-    At the end, a warning is logged if the decoder does not use z_sem.
+    At the end, a warning is logged if the decoder hardly uses z_sem.
 
     Args:
         evaluator: the evaluator whose metrics are shown.
@@ -78,21 +77,6 @@ class TrainingProgress:
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def warn_if_unused(z_sem_usage: float) -> None:
-    """Log a warning if the decoder does as well with the z_sem of another image.
-
-    Args:
-        z_sem_usage: the denoising loss with another image's z_sem, divided by that with the image's own.
-
-    Example:
-        >>> warn_if_unused(1.3)  # logs nothing
-    """
-    if z_sem_usage < _USED:
-        logger.warning(
-            "z_sem_usage %.3f: the decoder does not use z_sem yet; train longer, or see docs/neighbors.md", z_sem_usage
-        )
 
 
 def describe(statistics: Statistics) -> str:

@@ -41,6 +41,7 @@ class Validation(ValidationHandler):
         self.max_minutes = max_minutes
         self.best = math.inf
         self.validations_since_best = 0
+        self.metrics: dict[str, float] = {}  # of the last validation
         self._seconds_before, self._started_at = 0.0, time.monotonic()
 
     def attach(self, engine: Engine) -> None:
@@ -83,7 +84,8 @@ class Validation(ValidationHandler):
         """Validate, and end the training if the patience is exhausted."""
         self.evaluator.state.trainer_step = engine.state.iteration
         super().__call__(engine)
-        loss = self.evaluator.state.metrics["loss"]
+        self.metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        loss = self.metrics["loss"]
         if loss < self.best:
             self.best, self.validations_since_best = loss, 0
             return
@@ -114,11 +116,15 @@ class Validation(ValidationHandler):
         return self._seconds_before + time.monotonic() - self._started_at
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of early stopping."""
-        return {"best": self.best, "validations_since_best": self.validations_since_best, "seconds": self._seconds}
+        """The state of early stopping, the time, and the last metrics."""
+        return {
+            "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self._seconds,
+            "metrics": self.metrics,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of early stopping."""
+        """Restore the state of early stopping, and the last metrics."""
+        self.metrics = state.get("metrics", {})  # a checkpoint of an earlier version has none
         self.best, self.validations_since_best = state["best"], state["validations_since_best"]
         self._seconds_before = state.get("seconds", 0.0)  # absent in checkpoints of earlier versions
         self._start_clock()

@@ -12,9 +12,10 @@ from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.metrics.validation_loss import ValidationLoss, ZSemUsage
 from monai_diffae.metrics.views import changed_views
-from monai_diffae.metrics.z_usage import level_losses
+from monai_diffae.metrics.z_usage import LEAST_USAGE, level_losses, warn_if_unused
 
 __all__ = [
+    "LEAST_USAGE",
     "CopyingRatio",
     "ValidationLoss",
     "ZSemUsage",
@@ -27,4 +28,5 @@ __all__ = [
     "reconstruction_errors",
     "residual_spread",
     "smoothed_residuals",
+    "warn_if_unused",
 ]

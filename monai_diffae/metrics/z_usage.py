@@ -1,13 +1,36 @@
-"""The denoising loss with different z_sem at one noise level."""
+"""Whether the decoder uses z_sem: the denoising loss with different z_sem, and a warning if that hardly matters."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+logger = logging.getLogger(__name__)
+
+LEAST_USAGE = 1.1
+"""The ``z_sem_usage`` below which embeddings and edits are hardly worth anything."""
+
+
+def warn_if_unused(z_sem_usage: float | None) -> None:
+    """Log a warning if the decoder does hardly worse with the z_sem of another image.
+
+    Args:
+        z_sem_usage: the denoising loss with another image's z_sem, divided by that with the image's own; None: unknown.
+
+    Example:
+        >>> warn_if_unused(1.3)  # logs nothing
+    """
+    if z_sem_usage is not None and z_sem_usage < LEAST_USAGE:
+        logger.warning(
+            "z_sem_usage %.3f: the decoder hardly uses z_sem, so embeddings and edits say little; train longer, or "
+            "with fewer, larger pixels (monai-diffae plan)",
+            z_sem_usage,
+        )
 
 
 @torch.no_grad()

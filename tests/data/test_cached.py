@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.fingerprints import fingerprint
 from monai_diffae.errors import CohortError, ConfigError, MachineError, ScanError
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
@@ -182,3 +183,21 @@ def test_without_augmentation_the_same_cases_are_as_they_are_and_read_once(tmp_p
     assert torch.equal(plain[(3, 0)]["image"], expected)
     assert not torch.equal(cases[(3, 0)]["image"], expected)
     assert cases.random_transform is RANDOM
+
+
+def test_after_five_bad_scans_a_line_refers_to_the_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = CachedCases(cohort(tmp_path, 10, bad=tuple(range(1, 9))), TRANSFORM)
+    assert (len(cases), len(cases.failures)) == (2, 8)
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(lines) == 6
+    assert lines[5] == "more cases are skipped; failures.csv lists all of them"
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_fingerprints_are_those_of_the_usable_images(tmp_path: Path, cache: Any) -> None:
+    cases = CachedCases(cohort(tmp_path, 4, bad=(1,)), TRANSFORM, cache=cache, fingerprints=True).prepare()
+    assert cases.fingerprints is not None
+    assert [f.digest for f in cases.fingerprints] == [
+        fingerprint(cases[i]["image"].numpy()).digest for i in range(len(cases))
+    ]
+    assert CachedCases(cohort(tmp_path, 4), TRANSFORM).prepare().fingerprints is None

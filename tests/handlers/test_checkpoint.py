@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from monai_diffae.bundle import TrainingDescription
-from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, MODEL, TRAINING
+from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, METRICS, MODEL, TRAINING
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
 
@@ -39,7 +39,7 @@ def test_both_files_load_without_pickle_and_the_model_is_a_flat_state_dict(tmp_p
     model = torch.load(tmp_path / MODEL, weights_only=True)
     assert {k: v.shape for k, v in model.items()} == {"weight": (64, 64), "bias": (64,)}
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["trainer"]["iteration"] == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", MODEL, TRAINING]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", "metrics.json", MODEL, TRAINING]
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 10_000, 30_000])
@@ -183,7 +183,7 @@ def test_with_a_prefix_another_models_files_stay_as_they_are(tmp_path):
     kept = CheckpointKeeper(tmp_path, *parts, TrainingDescription({"b": 2}), prefix="latent_")
     kept.save(ENGINE)
     after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert after.keys() - before.keys() == {f"latent_{name}" for name in (CHECKPOINT, MODEL, CONFIG, TRAINING)}
+    assert after.keys() - before.keys() == {f"latent_{name}" for name in (CHECKPOINT, MODEL, CONFIG, TRAINING, METRICS)}
     assert {name: after[name] for name in before} == before
     assert torch.load(tmp_path / "latent_model.pt", weights_only=True)["weight"].shape == (3, 3)
     assert after["latent_config.json"] == b'{\n  "b": 2\n}\n'

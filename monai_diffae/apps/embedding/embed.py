@@ -19,6 +19,7 @@ from monai_diffae.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from monai_diffae.bundle.loading import TrainedBundle
     from monai_diffae.data.cases import Case
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class EmbedResult(CommandResult):
         num_cases: number of rows of ``path``.
         num_failed: number of cases (volumes if their slices are pooled) that failed, listed in ``failures``.
         skipped: whether the table was complete already.
+        z_sem_usage: how much the decoder uses z_sem, from the training; None: unknown.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class EmbedResult(CommandResult):
     num_cases: int = 0
     num_failed: int = 0
     skipped: bool = False
+    z_sem_usage: float | None = None
 
     @property
     def failures(self) -> Path:
@@ -61,8 +64,8 @@ class EmbedResult(CommandResult):
             yield str(self.patches)
 
     def figures(self) -> dict[str, Any]:
-        """The number of cases."""
-        return {"num_cases": self.num_cases, "num_failed": self.num_failed}
+        """The number of cases, and how much the decoder uses z_sem."""
+        return {"num_cases": self.num_cases, "num_failed": self.num_failed, "z_sem_usage": self.z_sem_usage}
 
     def preview(self) -> pd.DataFrame:
         """The first rows of the table, with a few columns of z_sem."""
@@ -159,6 +162,7 @@ def embed(
     from monai_diffae.apps.embedding.shards import shards_folder, this_process
     from monai_diffae.apps.embedding.tables import make_tables
     from monai_diffae.apps.session import Session
+    from monai_diffae.metrics import warn_if_unused
 
     path, process = _table_path(out, cohort, encoder), this_process()
     if encoder == "trained":
@@ -176,10 +180,13 @@ def embed(
         made_from["encoder"] = encoder
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
     patch_table = next((file for file in files if file != path), None)
+    usage = session.trained.z_sem_usage
+    warn_if_unused(usage)
     figures = _finished(files, run.overwrite)
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
-        return EmbedResult(path, patch_table, figures["num_cases"], figures["num_failed"], skipped=True)
+        num_cases, num_failed = figures["num_cases"], figures["num_failed"]
+        return EmbedResult(path, patch_table, num_cases, num_failed, skipped=True, z_sem_usage=usage)
     # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
     shards_checksum = checksum_of([files[path], versions(), _modification_times(cases)])
     encoded = encode_cohort(
@@ -189,8 +196,8 @@ def embed(
     if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)
     tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path))
-    _write(dict(zip(files, tables, strict=True)), files, session.trained.config)
-    result = EmbedResult(path, patch_table, len(tables[0]), len(failures))
+    _write(dict(zip(files, tables, strict=True)), files, session.trained)
+    result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for file, file_made_from in files.items():
         write_record(file.with_suffix(".json"), file_made_from, result.figures())
     encoded.shards.remove()
@@ -253,7 +260,7 @@ def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str
 
 
 def _write(
-    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], config: Mapping[str, Any]
+    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], trained: TrainedBundle
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
     from monai_diffae.apps.provenance import preprocessing_config
@@ -261,7 +268,8 @@ def _write(
 
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {
-            "made_from": made_from[file], "preprocessing": preprocessing_config(config), "versions": versions()
+            "made_from": made_from[file], "preprocessing": preprocessing_config(trained.config),
+            "z_sem_usage": trained.z_sem_usage, "versions": versions(),
         }  # fmt: skip
         write_record(file.with_suffix(".json"), made_from[file], {})  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet

@@ -180,7 +180,7 @@ def encode_stream(
                 raise result
             images = list(cut(result))
         except ScanError as error:
-            failures.append(log_failure(item, position, key, error))
+            failures.append(log_failure(item, position, key, error, len(failures)))
             images = []
         for place, image in images:
             positions.append(position)

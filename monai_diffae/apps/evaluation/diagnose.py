@@ -125,7 +125,7 @@ def diagnose(
     """
     from monai_diffae.apps.evaluation.diagnosis import Diagnosis
     from monai_diffae.apps.session import Session
-    from monai_diffae.handlers.progress import warn_if_unused
+    from monai_diffae.metrics import warn_if_unused
 
     session = Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)

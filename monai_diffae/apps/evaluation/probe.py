@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monai_diffae.apps.evaluation.baselines import PixelBaselines
+    from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class ProbeResult(CommandResult):
         omitted_targets: the targets that cannot be probed, with the reason.
         num_failed: cases of the table whose images could not be read for ``pixel_baselines``.
         skipped: whether the results were complete already.
+        twins: groups of cases of different patients with nearly the same z_sem, and which of them differ in split or
+            labels.
     """
 
     rows: list[dict[str, Any]]
@@ -65,6 +68,7 @@ class ProbeResult(CommandResult):
     omitted_targets: dict[str, str] = field(default_factory=dict)
     num_failed: int = 0
     skipped: bool = False
+    twins: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """One table per target, then the folder."""
@@ -75,8 +79,9 @@ class ProbeResult(CommandResult):
             yield str(self.folder)
 
     def figures(self) -> dict[str, Any]:
-        """The rows, and what they do not cover."""
-        return {"rows": self.rows, "omitted_targets": self.omitted_targets, "num_failed": self.num_failed}
+        """The rows, what they do not cover, and twins."""
+        omitted = {"omitted_targets": self.omitted_targets, "num_failed": self.num_failed}
+        return {"rows": self.rows, **omitted, "twins": self.twins}
 
     @property
     def incomplete(self) -> str | None:
@@ -102,6 +107,7 @@ def probe(
     splits: Sequence[Split] = (),
     probes: Sequence[ProbeName] = ("linear", "knn"),
     seed: Seed = 0,
+    group_duplicates: bool = False,
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
     overwrite: bool = False,
@@ -112,6 +118,9 @@ def probe(
     (logistic regression; AUROC, AUPRC, balanced accuracy, Brier score). Intervals are bootstrapped over the test
     patients. For a table pooled with ``mean_std``, both means and standard deviations are features. All features are
     compared on the cases for which all of them are available.
+
+    Cases of different patients with nearly the same z_sem are probably the same image. A warning lists them if a probe
+    may be fitted to one and evaluated on the other, or if their labels differ.
 
     A target that cannot be probed is omitted with a warning, and so are images that cannot be read. In Python,
     ``baselines`` also takes arrays with one row per row of the table: features [N, D], or images [N, C, *S], which are
@@ -126,6 +135,8 @@ def probe(
         splits: Cross-validate within these splits only, e.g. ``val test``.
         probes: Models that predict the labels.
         seed: Random seed of folds, boosting and bootstrap.
+        group_duplicates: Count patients whose cases have nearly the same z_sem as one; ``cv`` is then the default if
+            the table's split separates them.
         comparison: What z_sem is compared with.
         reading: How scans are read for ``pixel_baselines``.
         overwrite: Replace existing results.
@@ -147,17 +158,23 @@ def probe(
     _check_comparison(comparison)
     from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features
     from monai_diffae.apps.evaluation.probe_report import FILES, write_report
+    from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.latents.probing.evaluation import ProbeSettings
+    from monai_diffae.metrics import warn_if_unused
 
     settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed)
     table = read_embeddings(embeddings)
+    warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, embeddings.name)
+    twins = TableTwins.find(table, names, splits)
+    twins = twins.grouped() if group_duplicates else twins
+    table, settings = twins.table, twins.settings(settings)
     pixels = PixelBaselines.open(table, comparison, reading) if comparison.pixel_baselines else None
     if out is None:
         _, figures = _evaluate(table, names, settings, comparison.baselines, pixels, None)
-        return _result(figures, None, False)
+        return _result(figures, twins, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
         "embeddings": file_checksum(embeddings),
@@ -165,6 +182,7 @@ def probe(
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
         "pixel_baselines": None if pixels is None else pixels.made_from,
+        "group_duplicates": group_duplicates,
     }
 
     def make() -> Mapping[str, Any]:
@@ -174,7 +192,7 @@ def probe(
 
     results = [folder / name for name in FILES]
     figures, skipped = run_once(folder / "probe.json", results, made_from, make, overwrite=overwrite)
-    return _result(figures, folder, skipped)
+    return _result(figures, twins, folder, skipped)
 
 
 def _check_comparison(comparison: Comparison) -> None:
@@ -240,7 +258,10 @@ def _evaluate(
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
 
-def _result(figures: Mapping[str, Any], folder: Path | None, skipped: bool) -> ProbeResult:
+def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> ProbeResult:
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
-    return ProbeResult(figures["rows"], folder, figures["omitted_targets"], figures["num_failed"], skipped)
+    rows = figures["rows"]
+    twins.warn(is_split=all(row["evaluation"] == "split" for row in rows))
+    omitted, num_failed = figures["omitted_targets"], figures["num_failed"]
+    return ProbeResult(rows, folder, omitted, num_failed, skipped, twins.report.figures())

@@ -156,11 +156,13 @@ def edit(
     from monai_diffae.apps.synthesis.edit_table import EditTable, warn_of_small_changes
     from monai_diffae.apps.synthesis.editing import Editing
     from monai_diffae.bundle.checksums import file_checksum
+    from monai_diffae.metrics import warn_if_unused
     from monai_diffae.pictures import check_captions
 
     table = EditTable.read(direction, along, strengths, measurements.watch)
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     table = table.for_model(session.trained, measurements.embeddings)
+    warn_if_unused(session.trained.z_sem_usage)
     cases = session.choose(choice)
     check_captions(output.captions, {name for case in cases for name in case.labels})
     embeddings = measurements.embeddings

@@ -85,7 +85,8 @@ def list_scans(
             default ``participants.tsv`` in the folder, if it is there.
         id_column: Column of ``table`` that names the scans or patients, e.g. ``MRID``; by default found by its name.
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``.
-        columns: Names that a table as ``cohort`` uses for image, id, patient or split, e.g. ``image=file``.
+        columns: Names that the table (``cohort`` or ``table``) uses for image, id, patient or split, e.g.
+            ``patient=subject``.
         group_duplicates: Make twins one patient, so that no split separates them.
         skip_twins: Do not read the scans, and find no twins.
         overwrite: Replace another file of this name.

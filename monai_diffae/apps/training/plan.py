@@ -93,6 +93,8 @@ class Plan(CommandResult):
             yield "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train"
         yield f"predicted time: {table}"
         yield f"the network sees {table.num_images} images in {table.num_steps} steps"
+        if not timed.ends_in_time:
+            yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
         if not timed.uses_z_sem:
             yield (
                 f"z_sem may hardly be used after so few images; about {timed.needed_images} are needed: give more "

@@ -1,4 +1,4 @@
-"""The finest grid on which a training ends within some minutes and uses z_sem."""
+"""The finest grid on which a training ends within some minutes and uses z_sem well."""
 
 # tested in tests/apps/training/test_timed_plan.py
 
@@ -27,6 +27,7 @@ _CELL, _MOST_CELLS = 4, 4  # z_grid of small volumes: a cell for so many voxels,
 
 # images after which z_sem is used (z_sem_usage 1.3 or more), measured on small grids: docs/training.md
 _IMAGES, _PIXELS, _GROWTH = 1500, 2304, 0.5
+_AMPLE = 4  # a grid is preferred to a coarser one if the network sees this many times as many images on it
 _FEWEST_STEPS = 150
 
 
@@ -40,6 +41,7 @@ class TimedProposal:
         work: what the training has to do.
         timetable: how long each part takes, and for how many epochs the training goes on.
         needed_images: images that the network should see so that z_sem is used.
+        budget_s: seconds for everything.
         threads: threads of the CPU to train with, if other programs use it; None: as many as torch uses.
     """
 
@@ -48,6 +50,7 @@ class TimedProposal:
     work: Work
     timetable: Timetable
     needed_images: int
+    budget_s: float
     threads: int | None
 
     @property
@@ -60,9 +63,14 @@ class TimedProposal:
         """Whether the network sees as many images as it should."""
         return self.timetable.num_images >= self.needed_images
 
+    @property
+    def ends_in_time(self) -> bool:
+        """Whether even the shortest training, of one epoch, ends within the budget."""
+        return self.timetable.total_s <= self.budget_s
+
     def within(self, budget_s: float) -> TimedProposal:
         """The same grid with another budget of seconds."""
-        return replace(self, timetable=self.work.timetable(self.speed, budget_s))
+        return replace(self, timetable=self.work.timetable(self.speed, budget_s), budget_s=budget_s)
 
     def figures(self) -> dict[str, Any]:
         """Speed and durations as plain values."""
@@ -98,7 +106,7 @@ class _Candidate:
 def propose_in_time(
     machine: Machine, survey: Survey, work: Work, measure: Callable[[Mapping[str, Any]], Speed], budget_s: float
 ) -> TimedProposal:
-    """Propose the finest grid on which a training ends in time, fits into memory and uses z_sem.
+    """Propose the finest grid on which a training ends in time, fits into memory and uses z_sem well; or the coarsest.
 
     The coarsest grid is measured first. The time of a step grows at most with the number of pixels, so a measurement
     says how long all finer grids take at most. The finest one that ends in time is measured next, until none is finer.
@@ -126,7 +134,7 @@ def propose_in_time(
         else:
             speed, threads = timer(grid.settings), None
         best = search.proposal(coarsest, grid, speed, threads)
-        candidates = range(coarsest if best.uses_z_sem else 0)  # those that may be better
+        candidates = range(coarsest if search.is_enough(coarsest, best.timetable, speed) else 0)  # may be better
         measured = coarsest
         for _ in range(_MOST_MEASUREMENTS - 1):
             advance()
@@ -136,7 +144,7 @@ def propose_in_time(
             measured, grid = following
             speed = timer(grid.settings)
             proposal = search.proposal(measured, grid, speed, threads)
-            if proposal.uses_z_sem:
+            if search.is_enough(measured, proposal.timetable, speed):
                 best, candidates = proposal, range(candidates.start, measured)
             else:
                 candidates = range(measured + 1, candidates.stop)
@@ -166,14 +174,18 @@ class _Search:
     budget_s: float
 
     def following(self, indices: range, measured: int, speed: Speed) -> tuple[int, Proposal] | None:
-        """The first of some candidates that, by the speed of another one, uses z_sem in time; and that fits."""
+        """The first of some candidates that, by the speed of another one, learns enough in time; and that fits."""
         for index in indices:
             ratio = self.candidates[index].work / self.candidates[measured].work
             scaled = replace(speed, seconds_per_step=speed.seconds_per_step * ratio)
-            needed = self.candidates[index].needed_images(speed.batch_size)
-            if self.work.timetable(scaled, self.budget_s).num_images >= needed:
+            if self.is_enough(index, self.work.timetable(scaled, self.budget_s), speed):
                 return self._first_that_fits(range(index, indices.stop))
         return None
+
+    def is_enough(self, index: int, timetable: Timetable, speed: Speed) -> bool:
+        """Whether a candidate's training ends in time, and sees so many images that z_sem is used well."""
+        ample = _AMPLE * self.candidates[index].needed_images(speed.batch_size)
+        return timetable.num_images >= ample and timetable.total_s <= self.budget_s
 
     def _first_that_fits(self, indices: range) -> tuple[int, Proposal] | None:
         """The first of some candidates that fits into memory; all that have less work fit, too."""
@@ -190,7 +202,8 @@ class _Search:
     def proposal(self, index: int, grid: Proposal, speed: Speed, threads: int | None) -> TimedProposal:
         """A candidate with its measured speed."""
         needed = self.candidates[index].needed_images(speed.batch_size)
-        return TimedProposal(grid, speed, self.work, self.work.timetable(speed, self.budget_s), needed, threads)
+        timetable = self.work.timetable(speed, self.budget_s)
+        return TimedProposal(grid, speed, self.work, timetable, needed, self.budget_s, threads)
 
 
 def _candidates(machine: Machine, survey: Survey) -> Iterator[_Candidate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,11 @@ from monai_diffae.errors import ConfigError, find_diffae_error
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
+    from monai_diffae.apps.training.training_run import TrainingRun
+
+
+_MOST_FAILED = 0.1  # of the cases of a training
+
 
 @dataclass(frozen=True)
 class TrainResult(FolderResult):
@@ -26,10 +31,20 @@ class TrainResult(FolderResult):
         folder: the trained bundle.
         failures: the list of cases that could not be used; it exists if there are any.
         num_failed: how many they are.
+        num_cases: the cases of training and validation, with those that could not be used.
+        is_strict: whether no case may fail; else at most 10 % may.
     """
 
     failures: Path
     num_failed: int
+    num_cases: int
+    is_strict: bool = False
+
+    def lines(self) -> Iterator[str]:
+        """The folder, and how many cases could not be used."""
+        if self.num_failed and self.incomplete is None:
+            yield self._failed()
+        yield from super().lines()
 
     def pictures(self) -> list[Path]:
         """The curves, and the newest reconstructions of validation images."""
@@ -37,15 +52,17 @@ class TrainResult(FolderResult):
         return [*super().pictures(), *([latest] if latest.is_file() else [])]
 
     def figures(self) -> dict[str, Any]:
-        """The folder and the number of cases that could not be used."""
-        return {**super().figures(), "num_failed": self.num_failed}
+        """The folder, the number of cases, and how many could not be used."""
+        return {**super().figures(), "num_cases": self.num_cases, "num_failed": self.num_failed}
 
     @property
     def incomplete(self) -> str | None:
-        """How many cases were not used."""
-        if not self.num_failed:
-            return None
-        return f"{self.num_failed} cases could not be used: see {self.failures.name}"
+        """How many cases were not used, if they are too many."""
+        most = 0 if self.is_strict else _MOST_FAILED * self.num_cases
+        return self._failed() if self.num_failed > most else None
+
+    def _failed(self) -> str:
+        return f"{self.num_failed} of {self.num_cases} cases could not be used: see {self.failures.name}"
 
 
 @command
@@ -102,9 +119,11 @@ def train(
         planned = with_plan(bundle, cohort, out, start_from, training, minutes)
         training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
-    folder = run_training("train", bundle, training, given, watch)
-    failures = folder / "failures.csv"
-    return TrainResult(folder, failures, count_failures(failures))
+    run = run_training("train", bundle, training, given, watch)
+    cohort_read = run.workflow.parser.get_parsed_content("cohort")
+    num_cases = sum(len(cohort_read.split(name)) for name in ("train", "val")) + len(cohort_read.failures)
+    failures = run.folder / "failures.csv"
+    return TrainResult(run.folder, failures, count_failures(failures), num_cases, training.strict)
 
 
 def run_training(
@@ -113,7 +132,7 @@ def run_training(
     training: Training,
     given: Mapping[str, Path | None],
     watch: Callable[[ConfigWorkflow], object] | None = None,
-) -> Path:
+) -> TrainingRun:
     """Run one of a bundle's training configurations.
 
     Args:
@@ -124,7 +143,7 @@ def run_training(
         watch: called with the run before it trains, for example to attach handlers to its trainer.
 
     Returns:
-        The folder of the results.
+        The completed run.
 
     Raises:
         ConfigError: a file does not exist, or a key or value cannot be used.
@@ -152,7 +171,7 @@ def run_training(
         if cause is None or cause is error:
             raise
         raise cause from error
-    return run.folder
+    return run
 
 
 def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def train_latent(
 
     checksum(bundle)  # raises an error if the bundle is not trained
     given = {"dataset_dir": cohort, "output_dir": out, "embeddings": embeddings}
-    folder = run_training("train_latent", bundle, training, given)
-    failures = folder / "embeddings" / "failures.csv"
-    return TrainResult(folder, failures, 0 if embeddings is not None else count_failures(failures))
+    run = run_training("train_latent", bundle, training, given)
+    failures = run.folder / "embeddings" / "failures.csv"
+    num_failed = 0 if embeddings is not None else count_failures(failures)
+    num_cases = len(run.workflow.parser.get_parsed_content("embedded")) + num_failed
+    return TrainResult(run.folder, failures, num_failed, num_cases, training.strict)

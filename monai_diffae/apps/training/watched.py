@@ -98,7 +98,7 @@ def train_watched(
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
     paths = {key: None if path is None else Path(path) for key, path in given.items()}
     try:
-        folder = run_training("train", Path(bundle), training, paths, watch)
+        folder = run_training("train", Path(bundle), training, paths, watch).folder
     except TrainingStopped:
         return WatchedTraining(folders[0], is_stopped=True)
     return WatchedTraining(folder, is_stopped=False)

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.cases import MISSING_WORDS, Case, Label, as_labels
+from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort
 from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom
-from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.listing import bids
 from monai_diffae.data.listing.class_folders import find_class_folders
-from monai_diffae.data.listing.joins import Join, join_table
+from monai_diffae.data.listing.joined_labels import with_roles, with_rows
+from monai_diffae.data.listing.joins import join_table
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.data.splits import SPLITS
 from monai_diffae.errors import CohortError
 
 _BIDS_TABLE = "participants.tsv"
@@ -115,7 +114,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
     Args:
         cohort: a folder, which is searched with its subfolders, or a table, datalist or scan.
         sources: where labels come from.
-        columns: names that the cohort's table uses for image, id, patient or split.
+        columns: names that the cohort's table uses for image, id, patient or split; for a folder, those of the table
+            that is joined.
 
     Raises:
         CohortError: no scans, or the table of labels cannot be joined to them.
@@ -147,9 +147,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
         notes += lines
     table = sources.table or _bids_table(cohort)
     if table is not None:
-        join = join_table(cases, root, table, sources.id_column)
-        notes += join.notes(table.name, cases)
-        cases = _joined(cases, join, table.name)
+        cases, lines = _with_table(cases, root, table, sources, columns if columns and cohort.is_dir() else {})
+        notes += lines
     return Listing(cohort.name or cohort.resolve().name, _with_bids_details(cases, root), notes)
 
 
@@ -188,6 +187,21 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
     return list(cases), notes
 
 
+def _with_table(
+    cases: list[Case], root: Path, table: Path, sources: Sources, columns: Mapping[str, str]
+) -> tuple[list[Case], list[str]]:
+    """The cases with the cells of a table, and lines that say how they were joined."""
+    names = dict(columns)
+    join = join_table(cases, root, table, sources.id_column or names.pop("id", None))
+    notes = list(join.notes(table.name, cases))
+    join, lines = with_roles(join, table.name, names)
+    is_double = sources.label in join.columns and any(sources.label in case.labels for case in cases)
+    if is_double and sources.from_folders is None:
+        lines.append(f"{table.name} has a column {sources.label}, so the folders are not used as labels")
+        cases = [replace(case, labels={k: v for k, v in case.labels.items() if k != sources.label}) for case in cases]
+    return with_rows(cases, join, table.name), notes + lines
+
+
 def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
     """The cases with the session and suffix in their BIDS names as labels, if these differ."""
     details = [bids.details(name_within(_first_file(case), root)) for case in cases]
@@ -203,43 +217,6 @@ def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
 def _bids_table(cohort: Path) -> Path | None:
     table = cohort / _BIDS_TABLE
     return table if table.is_file() else None
-
-
-def _joined(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
-    """The cases with the cells of their rows: labels, and the split and patient if the table has them."""
-    columns = {name: cells for name, cells in join.columns.items() if name.lower() not in ("image", "id")}
-    labels = as_labels({name: cells for name, cells in columns.items() if name not in ("patient", "split")})
-    labels.pop(join.id_column, None)
-    clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
-    if clash is not None:
-        raise CohortError(f"{table}: its column {clash!r} is also found in the folders; rename one (label_column)")
-    is_shared = max(Counter(row for row in join.rows if row is not None).values()) > 1
-    return [_with_row(case, row, join, labels, is_shared=is_shared) for case, row in zip(cases, join.rows, strict=True)]
-
-
-def _with_row(
-    case: Case, row: int | None, join: Join, labels: Mapping[str, Sequence[Label]], *, is_shared: bool
-) -> Case:
-    """A case with its row: the labels; the split and patient; and the id, as patient if rows have several scans."""
-    own: dict[str, Label] = {name: None if row is None else values[row] for name, values in labels.items()}
-    case = replace(case, labels={**case.labels, **own})
-    if row is None:
-        return case
-    patient, split = (join.columns[name][row] if name in join.columns else "" for name in ("patient", "split"))
-    if split not in MISSING_WORDS:
-        if split.lower() not in SPLITS:
-            raise CohortError(f"the row of {case.id!r} has the unknown split {split[:40]!r}; use train, val or test")
-        case = replace(case, split=SPLITS[split.lower()])
-    id = join.columns[join.id_column][row]
-    is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files
-    if patient not in MISSING_WORDS:
-        case = replace(case, patient=patient)
-    if is_patient_id:
-        return case
-    if not is_shared:
-        name = join.names[row]
-        return replace(case, id=name, patient=name if case.has_own_patient else case.patient)
-    return replace(case, patient=id) if case.has_own_patient else case
 
 
 def _first_file(case: Case) -> Path:

@@ -12,7 +12,7 @@ from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
 from monai_diffae.data.progress import track
 from monai_diffae.data.scans import read_scan
 from monai_diffae.data.twin_reports import report_twins
-from monai_diffae.data.twins import TwinGroup, find_twins
+from monai_diffae.data.twins import TwinGroup, find_twins, merge_patients
 from monai_diffae.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
@@ -76,14 +76,5 @@ def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case
             f"group_duplicates: the column split separates {len(separated)} groups of twins, such as {separated[0]}; "
             "omit group_duplicates, correct the column split where the column twins has a group, and list that table"
         )
-    first = {case.patient: case.patient for case in cases}
-
-    def merged(patient: str) -> str:
-        while first[patient] != patient:
-            patient = first[patient]
-        return patient
-
-    for group in groups:
-        patients = [merged(cases[position].patient) for position in group.members]
-        first.update(dict.fromkeys(patients, patients[0]))
-    return [replace(case, patient=merged(case.patient)) for case in cases]
+    patients = merge_patients([case.patient for case in cases], groups)
+    return [replace(case, patient=patient) for case, patient in zip(cases, patients, strict=True)]

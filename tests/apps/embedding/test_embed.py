@@ -8,7 +8,7 @@ import torch
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import patient_hash
+from monai_diffae.data.embeddings import patient_hash, read_embeddings
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
@@ -190,3 +190,12 @@ def test_a_bundle_whose_config_was_changed_is_another_one(tiny_bundle, tmp_path)
     model.write_text(json.dumps({**json.loads(model.read_text()), "percentiles": [20, 80]}))
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: exists and was made with other config; "):
         embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["e.parquet", "e.csv"])
+def test_the_table_says_how_much_the_decoder_uses_z_sem(tiny_bundle, tmp_path, name, caplog):
+    usage = load_bundle(tiny_bundle.directory, "cpu").z_sem_usage
+    result = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, device="cpu")
+    assert result.z_sem_usage == usage
+    assert read_embeddings(result.path).attrs["monai_diffae"]["z_sem_usage"] == usage
+    assert f"z_sem_usage {usage:.3f}: the decoder hardly uses z_sem" in caplog.text

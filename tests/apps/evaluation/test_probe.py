@@ -319,3 +319,54 @@ def test_errors_name_the_choices(table, write, tmp_path):
         probe(tmp_path / "no.parquet")
     with pytest.raises(CohortError, match="no columns z_000"):
         probe(write(table[["id", "age"]]))
+
+
+def test_it_warns_if_the_decoder_hardly_used_z_sem(table, write, caplog):
+    table.attrs["monai_diffae"] = {"z_sem_usage": 1.05}
+    probe(write(table), targets=["grade"], probes=["linear"])
+    assert "z_sem_usage 1.050: the decoder hardly uses z_sem" in caplog.text
+
+
+@pytest.fixture
+def with_twins(table):
+    """The table with ten more patients, whose z_sem are nearly those of training cases; half have another grade."""
+    more = np.random.default_rng(1).normal(size=(len(table), 12)).astype(np.float32)
+    table[[f"z_{i:03d}" for i in range(4, 16)]] = more
+    twins = table[table["split"] == "train"].head(10).copy()
+    twins["z_000"] += 0.001
+    twins["id"], twins["patient"] = "twin_" + twins["id"], [f"twin {i}" for i in range(10)]
+    twins["split"], twins["grade"] = "test", [grade ^ (i % 2) for i, grade in enumerate(twins["grade"])]
+    return pd.concat([table, twins], ignore_index=True)
+
+
+@pytest.mark.parametrize("evaluation", ["split", "cv"])
+def test_twins_of_different_patients_are_listed(with_twins, write, caplog, evaluation):
+    result = probe(write(with_twins), targets=["grade"], probes=["linear"], evaluation=evaluation)
+    lines = [record.message for record in caplog.records if "twins" in record.message or "same z_sem" in record.message]
+    assert lines[0].startswith(
+        "10 groups of cases of different patients have nearly the same z_sem, such as c1 = twin_c1;"
+    )
+    assert lines[1].startswith("5 pairs of twins with different labels: ")
+    assert len(result.figures()["twins"]["groups"]) == 10
+    assert len(result.figures()["twins"]["contradictory"]) == 5
+    assert json.loads(json.dumps(result.figures())) == result.figures()
+
+
+def test_grouped_twins_are_never_in_training_and_test(with_twins, write, tmp_path, caplog):
+    result = probe(write(with_twins), tmp_path / "out", targets=["grade"], probes=["linear"], group_duplicates=True)
+    folds = pd.read_parquet(tmp_path / "out" / "predictions.parquet").set_index("id")["fold"]
+    assert {row["evaluation"] for row in result.rows} == {"cv"}
+    assert all(folds[f"twin_{name}"] == folds[name] for name in with_twins["id"] if f"twin_{name}" in folds)
+    assert "same z_sem" not in caplog.text
+    assert probe(
+        write(with_twins), tmp_path / "out", targets=["grade"], probes=["linear"], group_duplicates=True
+    ).skipped
+
+
+def test_a_split_that_separates_grouped_twins_is_refused(with_twins, write):
+    with pytest.raises(ConfigError, match="10 patients have both training and test cases"):
+        probe(write(with_twins), targets=["grade"], evaluation="split", group_duplicates=True)
+
+
+def test_a_table_without_twins_has_none(table, write):
+    assert probe(write(table), targets=["grade"], probes=["linear"]).figures()["twins"]["groups"] == []

@@ -64,7 +64,9 @@ def test_the_check_lists_what_training_leaves_out(tmp_path, tiny_settings, name,
     (tmp_path / "scans").mkdir()
     make(tmp_path / "scans")
     bundle = init_bundle(tmp_path / "bundle", name)
-    planned = plan(tmp_path / "scans", bundle=bundle, memory_gib=1, check=True, overrides=SMALL, colour=colour)
+    planned = plan(
+        tmp_path / "scans", bundle=bundle, memory_only=True, memory_gib=1, check=True, overrides=SMALL, colour=colour
+    )
     tiny_settings.pop("channel_mult")
     settings = {**tiny_settings, **planned.proposal.settings, **SMALL, "batch_size": 2, "calibration_cases": 0}
     result = train(bundle, tmp_path / "scans", colour=colour, overrides=settings)

@@ -78,6 +78,23 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     assert "z_sem may hardly be used after so few images; about 1500 are needed: give more minutes" in printed
 
 
+def test_an_epoch_that_takes_too_long_is_announced(heads, machine, run):
+    machine(10)
+    _, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu", "--memory-gib", 4)
+    assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed
+
+
+@pytest.mark.parametrize(("seconds_per_step", "is_enough"), [(0.1, True), (1.0, False)])
+def test_a_grid_on_which_not_even_one_epoch_ends_in_time_is_not_chosen(seconds_per_step, is_enough):
+    """20,000 images are enough for z_sem, but one epoch takes 1,250 steps."""
+    candidate = timed_plans._Candidate({"image_size": [64, 64], "base_channels": 16})
+    speed, budget_s = Speed(seconds_per_step, 16), 600.0
+    search = timed_plans._Search(None, [candidate], timed_plans.Work(20_000, 10, {}, {}), budget_s)
+    timetable = search.work.timetable(speed, budget_s)
+    assert timetable.num_images >= 20_000 - 16
+    assert search.is_enough(0, timetable, speed) is is_enough
+
+
 def test_small_grids_have_fewer_levels_and_more_cells(heads, machine):
     machine(2e4)
     settings = plan(heads, device="cpu", memory_gib=4).settings

@@ -1,12 +1,15 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from monai_diffae.apps.training.train import train
-from monai_diffae.bundle import load_bundle, publish
+from monai_diffae.apps.training.train import TrainResult, train
+from monai_diffae.bundle import init_bundle, load_bundle, publish
+from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 
@@ -96,3 +99,26 @@ def test_a_failed_warm_start_leaves_the_trained_bundle(tiny_bundle, small_cohort
     with pytest.raises(ConfigError, match="is also the folder of the results"):
         train(tiny_bundle.directory, small_cohort, start_from=tiny_bundle.directory, device="cpu")
     assert {path.name: path.read_bytes() for path in models.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("num_failed", "is_strict", "is_complete"),
+    [(0, True, True), (1, False, True), (1, True, False), (11, False, False)],
+)
+def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_complete):
+    result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, is_strict)
+    line = f"{num_failed} of 100 cases could not be used: see failures.csv"
+    assert result.incomplete == (None if is_complete else line)
+    assert [*result.lines()] == ([line, "bundle"] if num_failed and is_complete else ["bundle"])
+
+
+def test_a_training_with_a_bad_scan_counts_the_cases(tiny_bundle, tiny_settings, tmp_path):
+    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    (tmp_path / "bad.nii").write_bytes(b"bad")
+    table.loc[table.index[table["split"] == "train"][0], "image"] = "bad.nii"
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    result = train(bundle, tmp_path / "cohort.csv", overrides=tiny_settings)
+    assert (result.num_failed, result.num_cases) == (1, int((table["split"] != "test").sum()))
+    assert last_usage(bundle) is not None

@@ -89,10 +89,24 @@ def test_scans_of_other_classes_with_one_name_need_their_folder(scans, tmp_path)
         list_cases(folder, Sources(table=tmp_path / "labels.csv"))
 
 
-def test_a_label_is_not_taken_from_two_places(scans, tmp_path):
+def test_a_tables_label_wins_over_folders_that_were_not_asked_for(scans, tmp_path):
     (tmp_path / "labels.csv").write_text("file,label\nbenign (1),0\n")
+    listing = list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv"))
+    assert listing.labels == {"label": {0: 1, None: 3}}
+    assert "labels.csv has a column label, so the folders are not used as labels" in listing.notes
     with pytest.raises(CohortError, match="its column 'label' is also found in the folders"):
-        list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv"))
+        list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv", from_folders=True))
+
+
+@pytest.mark.parametrize(("name", "columns"), [("subject_id", {}), ("who", {"patient": "who"})])
+def test_patients_come_from_the_table(scans, tmp_path, name, columns):
+    (tmp_path / "labels.csv").write_text(f"file,{name}\na,p1\nb,p1\nc,p2\n")
+    listing = list_cases(scans("a.png", "b.png", "c.png"), Sources(table=tmp_path / "labels.csv"), columns)
+    assert [(case.id, case.patient, case.labels) for case in listing.cases] == [
+        ("a", "p1", {}), ("b", "p1", {}), ("c", "p2", {}),
+    ]  # fmt: skip
+    with pytest.raises(CohortError, match="columns: labels.csv has no column 'x'; it has file"):
+        list_cases(tmp_path / "scans", Sources(table=tmp_path / "labels.csv"), {"patient": "x"})
 
 
 def test_the_written_table_is_read_as_the_same_cohort(scans, tmp_path):

@@ -1,0 +1,111 @@
+"""Twins in a table of embeddings: cases of different patients with nearly the same z_sem."""
+
+# tested in tests/apps/evaluation/test_probe.py
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from monai_diffae.data.cases import Case
+from monai_diffae.data.embeddings import z_matrix
+from monai_diffae.data.twin_reports import TwinReport, report_twins
+from monai_diffae.data.twins import TwinGroup, linked_groups, merge_patients
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.probing import ProbeSettings
+from monai_diffae.latents.targets import class_name, missing
+from monai_diffae.latents.twins import near_pairs
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class TableTwins:
+    """The twins of a table.
+
+    Attributes:
+        table: the embeddings.
+        groups: rows with nearly the same z_sem.
+        report: what they mean for splits and labels.
+        is_grouped: whether twins count as one patient.
+    """
+
+    table: pd.DataFrame
+    groups: list[TwinGroup]
+    report: TwinReport
+    is_grouped: bool = False
+
+    @classmethod
+    def find(cls, table: pd.DataFrame, targets: Sequence[str], splits: Sequence[str] = ()) -> TableTwins:
+        """Find the twins among the cases of some splits (none given: of all), and compare their labels."""
+        cases = _cases(table, targets)
+        used = [row for row, case in enumerate(cases) if not splits or case.split in splits]
+        z = z_matrix(table)
+        linked: list[tuple[int, int]] = []
+        if used:
+            pairs = near_pairs(z[used], [cases[row].patient for row in used])
+            linked = [(used[first], used[second]) for first, second in pairs]
+        groups = linked_groups(linked, [row.tobytes() for row in z])
+        return cls(table, groups, report_twins(cases, groups))
+
+    def warn(self, is_split: bool) -> None:
+        """Log a warning for twins that a probe may be fitted to and evaluated on, and for those with different labels.
+
+        Args:
+            is_split: whether the table's split was evaluated, so that only twins in different splits matter.
+        """
+        pairs = self.report.separated if is_split else self.report.other_patients
+        if pairs and not self.is_grouped:
+            examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
+            logger.warning(
+                "%d groups of cases of different patients have nearly the same z_sem, such as %s: they are probably "
+                "the same image, so scores may be too high; set group_duplicates to keep them together",
+                len(pairs), examples,
+            )  # fmt: skip
+        for line in self.report.contradictions():
+            logger.warning("%s", line)
+
+    def grouped(self) -> TableTwins:
+        """The table with one patient for the twins of a group.
+
+        Raises:
+            ConfigError: the table has no column ``patient``.
+        """
+        if "patient" not in self.table:
+            raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")
+        patients = merge_patients([case.patient for case in _cases(self.table, ())], self.groups)
+        return replace(self, table=self.table.assign(patient=patients), is_grouped=True)
+
+    def settings(self, settings: ProbeSettings) -> ProbeSettings:
+        """Settings with cross-validation instead of the table's split, if that separates twins and was not chosen."""
+        is_split_usable = not (self.is_grouped and self.report.separated)
+        return settings if is_split_usable or settings.evaluation is not None else replace(settings, evaluation="cv")
+
+
+def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
+    ids = [str(value) for value in (table["id"] if "id" in table else range(len(table)))]
+    patients = table["patient"].tolist() if "patient" in table else [None] * len(ids)
+    splits = table["split"].astype(str).tolist() if "split" in table else [None] * len(ids)
+    columns = {name: table[name].tolist() for name in targets}
+    is_missing = {name: missing(values) for name, values in columns.items()}
+    return [
+        Case(
+            id=ids[row],
+            images={},
+            patient=f"case {ids[row]}" if pd.isna(patients[row]) else str(patients[row]),
+            split=splits[row],
+            labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()},
+        )
+        for row in range(len(ids))
+    ]
+
+
+def _label(value: object) -> float | str:
+    is_fraction = isinstance(value, (float, np.floating)) and not float(value).is_integer()
+    return float(value) if is_fraction else class_name(value)  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""Give scans the labels, splits, patients and ids of the rows that they were joined to."""
+
+# tested in tests/data/listing/test_listings.py
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from monai_diffae.data.cases import MISSING_WORDS, Case, Label, as_labels
+from monai_diffae.data.formats.dicom import hash_patient
+from monai_diffae.data.listing.joins import Join
+from monai_diffae.data.splits import SPLITS
+from monai_diffae.errors import CohortError
+
+_PATIENTS = ("patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject")
+
+
+def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, list[str]]:
+    """The join with the columns of patients and splits under their standard names, and a line if one was guessed.
+
+    Args:
+        join: the joined table.
+        table: its name.
+        names: the names that it uses for patient and split.
+
+    Raises:
+        CohortError: there is no such column.
+    """
+    guess = next((name for name in join.columns if name.lower() in _PATIENTS and name != join.id_column), None)
+    lines = []
+    if guess is not None and "patient" not in {*names, *join.columns}:
+        names = {**names, "patient": guess}
+        lines.append(f"patients: the column {guess} of {table}")
+    for name in names.values():
+        if name not in join.columns:
+            raise CohortError(f"columns: {table} has no column {name!r}; it has {', '.join(join.columns)[:120]}")
+    roles = {name: role for role, name in names.items()}
+    return replace(join, columns={roles.get(name, name): cells for name, cells in join.columns.items()}), lines
+
+
+def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
+    """The cases with the cells of their rows: labels, and the split and patient if the table has them.
+
+    Raises:
+        CohortError: a label is in the folders, too, or a split is unknown.
+    """
+    columns = {name: cells for name, cells in join.columns.items() if name.lower() not in ("image", "id")}
+    labels = as_labels({name: cells for name, cells in columns.items() if name not in ("patient", "split")})
+    labels.pop(join.id_column, None)
+    clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
+    if clash is not None:
+        raise CohortError(f"{table}: its column {clash!r} is also found in the folders; rename one (label_column)")
+    is_shared = max(Counter(row for row in join.rows if row is not None).values()) > 1
+    return [_with_row(case, row, join, labels, is_shared=is_shared) for case, row in zip(cases, join.rows, strict=True)]
+
+
+def _with_row(
+    case: Case, row: int | None, join: Join, labels: Mapping[str, Sequence[Label]], *, is_shared: bool
+) -> Case:
+    """A case with its row: the labels; the split and patient; and the id, as patient if rows have several scans."""
+    own: dict[str, Label] = {name: None if row is None else values[row] for name, values in labels.items()}
+    case = replace(case, labels={**case.labels, **own})
+    if row is None:
+        return case
+    patient, split = (join.columns[name][row] if name in join.columns else "" for name in ("patient", "split"))
+    if split not in MISSING_WORDS:
+        if split.lower() not in SPLITS:
+            raise CohortError(f"the row of {case.id!r} has the unknown split {split[:40]!r}; use train, val or test")
+        case = replace(case, split=SPLITS[split.lower()])
+    id = join.columns[join.id_column][row]
+    is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files
+    if patient not in MISSING_WORDS:
+        case = replace(case, patient=patient)
+    if is_patient_id:
+        return case
+    if not is_shared:
+        name = join.names[row]
+        return replace(case, id=name, patient=name if case.has_own_patient else case.patient)
+    return replace(case, patient=id) if case.has_own_patient else case

@@ -1,0 +1,108 @@
+"""``start``: from a folder of pictures in class folders to a page, by ordinary commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from monai_diffae.apps.start.start import StartResult, start
+from monai_diffae.apps.training import planning
+from monai_diffae.apps.training.speed import Speed
+from monai_diffae.cli import build_app, parse
+from monai_diffae.errors import CohortError, ConfigError
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Two class folders with 15 pictures each, a disk of another size in each class, and one broken file."""
+    folder = tmp_path_factory.mktemp("data") / "my pictures"
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16] - 7.5
+    for name, radius in (("small", 3.0), ("large", 6.0)):
+        (folder / name).mkdir(parents=True)
+        for number in range(15):
+            disk = (np.hypot(x, y) < radius) * 180 + generator.uniform(0, 60, (16, 16))
+            Image.fromarray(disk.astype(np.uint8)).save(folder / name / f"{name} ({number}).png")
+    (folder / "large" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def slow_machine(monkeypatch) -> None:
+    """A machine on which one minute suffices for a few steps only, whatever runs beside the test."""
+    monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
+
+
+@pytest.fixture(scope="module")
+def started(pictures: Path, tmp_path_factory) -> StartResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
+        return start(pictures, tmp_path_factory.mktemp("out") / "first hour", minutes=1, device="cpu", yes=True)
+
+
+def test_every_step_is_done_and_shown(started: StartResult) -> None:
+    assert [outcome.step.command for outcome in started.outcomes] == [
+        "list-scans", "plan", "init", "train", "embed", "probe", "fit-direction", "edit", "neighbors", "reconstruct",
+    ]  # fmt: skip
+    assert started.incomplete is None
+    table = pd.read_parquet(started.folder / "embeddings" / "embeddings.parquet")
+    assert sorted(table["label"].unique()) == ["large", "small"]
+    assert "small (3)" in set(table["id"])
+    for name in ("edits/edits.png", "neighbors/neighbors.png", "reconstructions/mosaic.png", "index.html"):
+        assert (started.folder / name).is_file()
+
+
+def test_every_line_that_is_shown_can_be_typed(started: StartResult) -> None:
+    lines = [outcome.step.line for outcome in started.outcomes] + [line for _, line in started.next_lines]
+    for line in lines:
+        parse(build_app(), shlex.split(line)[1:])
+    page = started.page.read_text(encoding="utf-8")
+    assert "edits/edits.png" in page
+    assert "monai-diffae embed" in page
+
+
+def test_a_second_call_does_nothing_again(started: StartResult, pictures: Path, slow_machine) -> None:
+    model = started.folder / "model" / "models" / "model.pt"
+    before = model.stat().st_mtime_ns
+    again = start(pictures, started.folder, minutes=1, device="cpu", yes=True)
+    assert model.stat().st_mtime_ns == before
+    assert "train" not in [outcome.step.command for outcome in again.outcomes]
+    assert again.incomplete is None
+    json.dumps(again.figures())
+
+
+def test_another_duration_is_refused(started: StartResult, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="other minutes; choose another out"):
+        start(pictures, started.folder, minutes=2, device="cpu", yes=True)
+
+
+def test_out_may_not_lie_among_the_scans(pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="lies in the folder of scans"):
+        start(pictures, pictures / "out", yes=True)
+    assert not (pictures / "out").exists()
+
+
+def test_who_says_no_gets_no_training(pictures: Path, tmp_path: Path, slow_machine, monkeypatch, capsys) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    result = start(pictures, tmp_path / "out", minutes=1, device="cpu")
+    assert result.outcomes == ()
+    assert not (tmp_path / "out" / "model").exists()
+    assert "predicted time" in capsys.readouterr().err
+
+
+def test_a_folder_without_scans_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CohortError, match="empty: there are no scans"):
+        start(tmp_path / "empty", tmp_path / "out", yes=True)
