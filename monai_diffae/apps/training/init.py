@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
 
 
+@dataclass(frozen=True)
+class InitResult(FolderResult):
+    """The result of :func:`init`."""
+
+    def lines(self) -> Iterator[str]:
+        """The folder and the next command."""
+        from monai_diffae.apps.command_lines import command_line
+
+        yield from super().lines()
+        yield f"next: {command_line('train', {'bundle': self.folder, 'cohort': 'scans.csv', 'minutes': 10})}"
+
+
 @command
-def init(out: Path, *, bundle: str = "diffae_2d") -> FolderResult:
+def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
     """Copy a shipped bundle into a new folder, as a starting point for your own.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
@@ -34,4 +48,4 @@ def init(out: Path, *, bundle: str = "diffae_2d") -> FolderResult:
     """
     from monai_diffae.bundle.folders import init_bundle
 
-    return FolderResult(init_bundle(out, bundle))
+    return InitResult(init_bundle(out, bundle))

@@ -32,19 +32,22 @@ class TrainResult(FolderResult):
         failures: the list of cases that could not be used; it exists if there are any.
         num_failed: how many they are.
         num_cases: the cases of training and validation, with those that could not be used.
+        next_line: the line for a shell with which one goes on.
         is_strict: whether no case may fail; else at most 10 % may.
     """
 
     failures: Path
     num_failed: int
     num_cases: int
+    next_line: str
     is_strict: bool = False
 
     def lines(self) -> Iterator[str]:
-        """The folder, and how many cases could not be used."""
+        """How many cases could not be used, the folder and the next command."""
         if self.num_failed and self.incomplete is None:
             yield self._failed()
         yield from super().lines()
+        yield f"next: {self.next_line}"
 
     def pictures(self) -> list[Path]:
         """The curves, and the newest reconstructions of validation images."""
@@ -108,6 +111,7 @@ def train(
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
+    from monai_diffae.apps.command_lines import command_line
     from monai_diffae.data.failures import count_failures
 
     watch = None
@@ -120,10 +124,13 @@ def train(
         training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
     run = run_training("train", bundle, training, given, watch)
-    cohort_read = run.workflow.parser.get_parsed_content("cohort")
+    parser = run.workflow.parser
+    cohort_read = parser.get_parsed_content("cohort")
     num_cases = sum(len(cohort_read.split(name)) for name in ("train", "val")) + len(cohort_read.failures)
+    data = parser.get_parsed_content("dataset_dir")
+    next_line = command_line("embed", {"bundle": run.folder, "cohort": data, "out": "results"})
     failures = run.folder / "failures.csv"
-    return TrainResult(run.folder, failures, count_failures(failures), num_cases, training.strict)
+    return TrainResult(run.folder, failures, count_failures(failures), num_cases, next_line, training.strict)
 
 
 def run_training(

@@ -48,6 +48,7 @@ def train_latent(
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):
         raise ConfigError(f"{name}: has no effect if there are embeddings; omit {name} or embeddings")
+    from monai_diffae.apps.command_lines import command_line
     from monai_diffae.bundle.checksums import checksum
     from monai_diffae.data.failures import count_failures
 
@@ -57,4 +58,5 @@ def train_latent(
     failures = run.folder / "embeddings" / "failures.csv"
     num_failed = 0 if embeddings is not None else count_failures(failures)
     num_cases = len(run.workflow.parser.get_parsed_content("embedded")) + num_failed
-    return TrainResult(run.folder, failures, num_failed, num_cases, training.strict)
+    next_line = command_line("generate", {"bundle": run.folder, "out": "generated"})
+    return TrainResult(run.folder, failures, num_failed, num_cases, next_line, training.strict)

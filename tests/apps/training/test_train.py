@@ -106,10 +106,11 @@ def test_a_failed_warm_start_leaves_the_trained_bundle(tiny_bundle, small_cohort
     [(0, True, True), (1, False, True), (1, True, False), (11, False, False)],
 )
 def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_complete):
-    result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, is_strict)
+    result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
     line = f"{num_failed} of 100 cases could not be used: see failures.csv"
     assert result.incomplete == (None if is_complete else line)
-    assert [*result.lines()] == ([line, "bundle"] if num_failed and is_complete else ["bundle"])
+    shown = ["bundle", "next: monai-diffae embed"]
+    assert [*result.lines()] == ([line, *shown] if num_failed and is_complete else shown)
 
 
 def test_a_training_with_a_bad_scan_counts_the_cases(tiny_bundle, tiny_settings, tmp_path):
