@@ -82,6 +82,23 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders with 15 pictures of 16 x 16 each: noisy disks, ``small`` and ``large``."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("classes") / "scans"
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16] - 7.5
+    for name, radius in (("small", 3.0), ("large", 6.0)):
+        (folder / name).mkdir(parents=True)
+        for number in range(15):
+            disk = (np.hypot(x, y) < radius) * 180 + generator.uniform(0, 60, (16, 16))
+            Image.fromarray(disk.astype(np.uint8)).save(folder / name / f"{name} ({number}).png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_workflow_anywhere(small_cohort: Path) -> Callable[..., Any]:
     """Builds the workflow of the 2D training bundle, tiny, with overrides ``{id: value}``; they name ``output_dir``."""
     import warnings

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.training import planning
+from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.diffusion import registry
 
@@ -41,8 +43,14 @@ def commands(program: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(code: str, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    code: str, tiny_bundle: Any, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").symlink_to(class_folders)
+    if "minutes=10" in code:  # a machine on which a minute suffices for a few steps
+        monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
+        code = code.replace("minutes=10", "minutes=1")
     (tmp_path / "my_bundle").symlink_to(tiny_bundle.directory)
     (tmp_path / "scan.nii").symlink_to(next((tiny_bundle.cohort.parent / "images").iterdir()))
     if "results/embeddings.parquet" in code:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from monai_diffae.apps.start.start import StartResult, start
 from monai_diffae.apps.training import planning
@@ -21,16 +20,10 @@ from monai_diffae.errors import CohortError, ConfigError
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Two class folders with 15 pictures each, a disk of another size in each class, and one broken file."""
+def pictures(class_folders: Path, tmp_path_factory) -> Path:
+    """The class folders, and one broken file among them."""
     folder = tmp_path_factory.mktemp("data") / "my pictures"
-    generator = np.random.default_rng(0)
-    y, x = np.mgrid[:16, :16] - 7.5
-    for name, radius in (("small", 3.0), ("large", 6.0)):
-        (folder / name).mkdir(parents=True)
-        for number in range(15):
-            disk = (np.hypot(x, y) < radius) * 180 + generator.uniform(0, 60, (16, 16))
-            Image.fromarray(disk.astype(np.uint8)).save(folder / name / f"{name} ({number}).png")
+    shutil.copytree(class_folders, folder)
     (folder / "large" / "broken.png").write_bytes(b"no picture")
     return folder
 
