@@ -61,7 +61,7 @@ def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
 def _with_row(
     case: Case, row: int | None, join: Join, labels: Mapping[str, Sequence[Label]], *, is_shared: bool
 ) -> Case:
-    """A case with its row: the labels; the split and patient; and the id, as patient if several scans would share it."""
+    """A case with its row: the labels; the split and patient; and the id, as patient if scans would share it."""
     own: dict[str, Label] = {name: None if row is None else values[row] for name, values in labels.items()}
     case = replace(case, labels={**case.labels, **own})
     if row is None:
