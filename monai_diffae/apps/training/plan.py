@@ -69,6 +69,8 @@ class Plan(CommandResult):
         memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
         yield f"predicted memory: {memory}"
         yield from self.time_lines()
+        if self.timed is not None and self.timed.threads is not None:
+            yield "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train"
         yield from self.commands
 
     def within(self, seconds: float) -> Plan:
@@ -89,8 +91,6 @@ class Plan(CommandResult):
             return
         timed, table = self.timed, self.timed.timetable
         yield f"speed: {timed.speed}"
-        if timed.threads is not None:
-            yield "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train"
         yield f"predicted time: {table}"
         yield f"the network sees {table.num_images} images in {table.num_steps} steps"
         if not timed.ends_in_time:
