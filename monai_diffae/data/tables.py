@@ -66,6 +66,12 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
             raise CohortError(_shortened(f'{path.name}: no column "{name}" (has ', ", ".join(header), f"); {advice}"))
     if not lines:
         raise CohortError(f"{path.name}: the table has no rows; add one row per scan")
+    for role in COLUMN_ROLES:
+        similar = next((name for name in header if name.lower() == role and name not in names.values()), None)
+        if similar is not None and role not in header:
+            logger.warning(
+                "%s: the column %s is a label; set columns %s=%s if it is not", path.name, similar, role, similar
+            )
     cells = {name: [line[i].strip() if i < len(line) else "" for line in lines] for i, name in enumerate(header)}
     labels = as_labels({name: column for name, column in cells.items() if name and name not in names.values()})
     rows = []

@@ -120,6 +120,7 @@ def train(
 
         if cohort is not None and start_from is None and not bundle.exists():
             make_bundle(bundle, cohort, training.columns)
+        _config_file(bundle, "train")
         planned = with_plan(bundle, cohort, out, start_from, training, minutes)
         training, watch = planned.training, planned.watch
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
@@ -155,11 +156,7 @@ def run_training(
     Raises:
         ConfigError: a file does not exist, or a key or value cannot be used.
     """
-    file = bundle / "configs" / f"{config}.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
-        )
+    file = _config_file(bundle, config)
     for overlay in training.overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
@@ -179,6 +176,15 @@ def run_training(
             raise
         raise cause from error
     return run
+
+
+def _config_file(bundle: Path, config: str) -> Path:
+    file = bundle / "configs" / f"{config}.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
+        )
+    return file
 
 
 def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, Any]:

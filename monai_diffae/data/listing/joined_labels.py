@@ -14,7 +14,16 @@ from monai_diffae.data.listing.joins import Join
 from monai_diffae.data.splits import SPLITS
 from monai_diffae.errors import CohortError
 
-_PATIENTS = ("patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject")
+_PATIENTS = (
+    "patient",
+    "patient_id",
+    "patientid",
+    "patient_key",
+    "participant_id",
+    "participant",
+    "subject_id",
+    "subject",
+)
 
 
 def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, list[str]]:
@@ -28,11 +37,12 @@ def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, 
     Raises:
         CohortError: there is no such column.
     """
-    guess = next((name for name in join.columns if name.lower() in _PATIENTS and name != join.id_column), None)
     lines = []
-    if guess is not None and "patient" not in {*names, *join.columns}:
-        names = {**names, "patient": guess}
-        lines.append(f"patients: the column {guess} of {table}")
+    for role, usual in (("patient", _PATIENTS), ("split", ("split",))):
+        guess = next((name for name in join.columns if name.lower() in usual and name != join.id_column), None)
+        if guess is not None and role not in {*names, *join.columns}:
+            names = {**names, role: guess}
+            lines.append(f"{role}{'s' if role == 'patient' else ''}: the column {guess} of {table}")
     for name in names.values():
         if name not in join.columns:
             raise CohortError(f"columns: {table} has no column {name!r}; it has {', '.join(join.columns)[:120]}")

@@ -17,6 +17,7 @@ from monai_diffae.data.listing.class_folders import find_class_folders
 from monai_diffae.data.listing.joined_labels import with_roles, with_rows
 from monai_diffae.data.listing.joins import join_table
 from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.splits import SPLITS
 from monai_diffae.errors import CohortError
 
 _BIDS_TABLE = "participants.tsv"
@@ -181,10 +182,22 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
             replace(case, labels={**case.labels, sources.label: name})
             for case, name in zip(cases, found.classes, strict=True)
         ]
+    outside = _outside_splits(folders)
+    if not found.splits and outside is not None:
+        notes.append(
+            f"the folders train, val or test are no column split, because {cases[outside].id[:60]} is in none of them; "
+            "move or remove such scans, or add a column split"
+        )
     if found.splits:
         notes.append("the folders train, val or test are the column split")
         cases = [replace(case, split=case.split or split) for case, split in zip(cases, found.splits, strict=True)]
     return list(cases), notes
+
+
+def _outside_splits(folders: Sequence[Sequence[str]]) -> int | None:
+    """The first scan outside of folders named as splits, if there are several such folders; None: there is none."""
+    splits = [next((SPLITS[folder.lower()] for folder in each if folder.lower() in SPLITS), None) for each in folders]
+    return splits.index(None) if None in splits and len(set(splits)) > 2 else None
 
 
 def _with_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,11 +47,21 @@ def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]
 
     A column of this name from an earlier listing is replaced, or removed if there are no twins.
 
+    Raises:
+        CohortError: a column of this name has other content, such as ``monozygotic``.
+
     Example:
         >>> cases = [Case(name, {}, name) for name in "abc"]
         >>> [case.labels for case in mark_twins(cases, [TwinGroup((0, 2), is_identical=True)])]
         [{'twins': 'group 1'}, {'twins': None}, {'twins': 'group 1'}]
     """
+    for case in cases:
+        former = case.labels.get(COLUMN)
+        if former is not None and not re.fullmatch(r"group \d+", str(former)):
+            raise CohortError(
+                f"the column {COLUMN} of the table has a label, {str(former)[:40]!r}, which the twins that are "
+                "found would replace; rename it, or set skip_twins"
+            )
     names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}
     marks: list[dict[str, Label]] = [{COLUMN: names.get(position)} if groups else {} for position in range(len(cases))]
     return [

@@ -10,6 +10,7 @@ from monai_diffae.apps.training.speed import Speed
 from monai_diffae.apps.training.timetables import Timetable
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.errors import ConfigError
 
 
 def test_a_training_in_minutes_plans_once(small_cohort, tmp_path, tiny_settings, monkeypatch, caplog):
@@ -47,3 +48,10 @@ def test_the_steps_end_in_time_although_reading_took_long(small_cohort, tmp_path
     overrides = {key: value for key, value in tiny_settings.items() if key not in ("max_epochs", "device")}
     train(bundle, small_cohort, minutes=2, device="cpu", overrides=overrides)
     assert "max_minutes: 0 minutes are over at step 1 of 6; the other steps are left out" in caplog.text
+
+
+def test_a_bundle_that_does_not_exist_is_not_taken_for_a_shipped_one(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"mine: there is no configs/train.json; make a bundle with monai-diffae init"
+    ):
+        train(tmp_path / "mine", minutes=2, device="cpu")

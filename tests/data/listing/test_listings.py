@@ -180,3 +180,33 @@ def test_an_id_from_the_table_that_another_scan_has_is_not_used(scans, tmp_path)
     table.write_text("file,id,age\na.png,b,40\n")
     listing = list_cases(folder, Sources(table=table))
     assert [case.id for case in read_cohort(write_listing(listing, tmp_path / "scans.csv"))] == ["a", "b"]
+
+
+def test_split_and_patient_of_a_table_may_have_capitals(scans, tmp_path):
+    folder = scans("a.png", "b.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("id,Split,Patient,age\na,train,x,40\nb,test,y,50\n")
+    listing = list_cases(folder, Sources(table=table))
+    assert [(case.split, case.patient, case.labels) for case in listing.cases] == [
+        ("train", "x", {"age": 40}),
+        ("test", "y", {"age": 50}),
+    ]
+    assert "split: the column Split of labels.csv" in listing.notes
+
+
+def test_a_scan_outside_of_the_folders_of_splits_is_named(scans):
+    folder = scans("train/N/a.png", "train/S/b.png", "test/N/c.png", "test/S/d.png", "logo.png")
+    notes = list_cases(folder).notes
+    assert any("are no column split, because logo is in none of them" in note for note in notes)
+    (folder / "logo.png").unlink()
+    assert not any("no column split" in note for note in list_cases(folder).notes)
+
+
+def test_a_column_split_with_capitals_in_a_cohort_is_pointed_out(scans, caplog):
+    folder = scans("a.png", "b.png")
+    (folder / "cohort.csv").write_text("image,Split\na.png,train\nb.png,test\n")
+    assert [case.split for case in read_cohort(folder / "cohort.csv")] == [None, None]
+    assert "the column Split is a label; set columns split=Split if it is not" in caplog.text
+    caplog.clear()
+    read_cohort(folder / "cohort.csv", columns={"split": "Split"})
+    assert not caplog.text

@@ -38,3 +38,8 @@ def test_marks_of_an_earlier_listing_are_replaced():
     again = mark_twins(cases, [TwinGroup((1, 2), is_identical=True)])
     assert [case.labels["twins"] for case in again] == [None, "group 1", "group 1"]
     assert [case.labels for case in mark_twins(again, [])] == [{}, {}, {}]
+
+
+def test_a_label_named_twins_is_not_replaced_silently():
+    with pytest.raises(CohortError, match="column twins of the table has a label, 'monozygotic'"):
+        mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
