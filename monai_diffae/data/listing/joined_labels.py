@@ -51,7 +51,9 @@ def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
     labels.pop(join.id_column, None)
     clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
     if clash is not None:
-        raise CohortError(f"{table}: its column {clash!r} is also found in the folders; rename one (label_column)")
+        raise CohortError(
+            f"{table}: its column {clash!r} is also found in the folders; set label_column to another name"
+        )
     is_shared = max(Counter(row for row in join.rows if row is not None).values()) > 1
     return [_with_row(case, row, join, labels, is_shared=is_shared) for case, row in zip(cases, join.rows, strict=True)]
 

@@ -85,7 +85,7 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
     if all(row is None for row in matches):
         raise CohortError(
             f"{table.name}: no id in the column {id_column} (e.g. {columns[id_column][0][:40]!r}) fits a scan "
-            f"(e.g. {cases[0].id[:40]!r}); name another column with id_column"
+            f"(e.g. {cases[0].id[:40]!r}); set id_column to another column"
         )
     return Join(id_column, matches, columns)
 

@@ -98,7 +98,7 @@ class Listing:
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {len(self.cases)} scans ({formats})"
         if all(case.has_own_patient for case in self.cases):
-            yield "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)"
+            yield "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)"
         else:
             yield f"patients: {self.num_patients}"
         yield from self.notes
@@ -168,22 +168,24 @@ def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
 def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[list[Case], list[str]]:
     """The cases with the labels and splits of their folders, and lines that say what was found."""
     folders = [Path(name_within(_first_file(case), root)).parts[:-1] for case in cases]
-    found = find_class_folders(folders, strict=sources.from_folders is None)
-    if sources.from_folders and not found.classes:
+    folder_names = find_class_folders(folders, strict=sources.from_folders is None)
+    if sources.from_folders and not folder_names.classes:
         raise CohortError(
             "labels_from_folders: the scans are not in two folders of one level; omit it, or join a table"
         )
     notes = []
-    if found.classes:
-        names = ", ".join(map(str, sorted({name for name in found.classes if name is not None})[:_MAX_CLASSES]))
-        notes.append(f"the folders {names} are classes: column {sources.label} (no_labels_from_folders omits it)")
+    if folder_names.classes:
+        names = ", ".join(map(str, sorted({name for name in folder_names.classes if name is not None})[:_MAX_CLASSES]))
+        notes.append(f"the folders {names} are classes: column {sources.label} (--no-labels-from-folders omits it)")
         cases = [
             replace(case, labels={**case.labels, sources.label: name})
-            for case, name in zip(cases, found.classes, strict=True)
+            for case, name in zip(cases, folder_names.classes, strict=True)
         ]
-    if found.splits:
+    if folder_names.splits:
         notes.append("the folders train, val or test are the column split")
-        cases = [replace(case, split=case.split or split) for case, split in zip(cases, found.splits, strict=True)]
+        cases = [
+            replace(case, split=case.split or split) for case, split in zip(cases, folder_names.splits, strict=True)
+        ]
     return list(cases), notes
 
 

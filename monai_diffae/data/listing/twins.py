@@ -74,7 +74,8 @@ def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case
     if separated:
         raise CohortError(
             f"group_duplicates: the column split separates {len(separated)} groups of twins, such as {separated[0]}; "
-            "omit group_duplicates, correct the column split where the column twins has a group, and list that table"
+            "list the scans without it (monai-diffae list-scans), correct the column split where the column twins has "
+            "a group, and use that table"
         )
     patients = merge_patients([case.patient for case in cases], groups)
     return [replace(case, patient=patient) for case, patient in zip(cases, patients, strict=True)]

@@ -34,7 +34,7 @@ def test_class_folders_are_a_label_and_ids_stay_as_given(scans):
     assert listing.labels == {"label": {"benign": 2, "malignant": 2}}
     assert listing.notes == [
         "label maps beside the scans are left out: 1, e.g. benign/benign (1)_mask.png",
-        "the folders benign, malignant are classes: column label (no_labels_from_folders omits it)",
+        "the folders benign, malignant are classes: column label (--no-labels-from-folders omits it)",
     ]
 
 
