@@ -17,7 +17,7 @@ from monai_diffae.data.listing.class_folders import find_class_folders
 from monai_diffae.data.listing.joined_labels import with_roles, with_rows
 from monai_diffae.data.listing.joins import join_table
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 
 _BIDS_TABLE = "participants.tsv"
 _MAX_CLASSES = 12  # most values of a label that are listed
@@ -119,7 +119,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
 
     Raises:
         CohortError: no scans, or the table of labels cannot be joined to them.
-        ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
+        ConfigError: ``patient_pattern`` is not a regular expression, ``columns`` has an unknown key, or ``id_column``
+            or ``columns`` is given and there is no table.
 
     Example:
         >>> import tempfile
@@ -146,7 +147,9 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
         cases, lines = _with_classes(cases, root, sources)
         notes += lines
     table = sources.table or _bids_table(cohort)
-    if table is not None:
+    if table is None:
+        _refuse_without_table(cohort, sources, columns)
+    else:
         cases, lines = _with_table(cases, root, table, sources, columns if columns and cohort.is_dir() else {})
         notes += lines
     return Listing(cohort.name or cohort.resolve().name, _with_bids_details(cases, root), notes)
@@ -171,7 +174,7 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
     folder_names = find_class_folders(folders, strict=sources.from_folders is None)
     if sources.from_folders and not folder_names.classes:
         raise CohortError(
-            "labels_from_folders: the scans are not in two folders of one level; omit it, or join a table"
+            "labels_from_folders: the scans are not in two folders of one level; omit labels_from_folders, or set table"
         )
     notes = []
     if folder_names.classes:
@@ -214,6 +217,12 @@ def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
                 replace(case, labels={**case.labels, word: value}) for case, value in zip(cases, values, strict=True)
             ]
     return list(cases)
+
+
+def _refuse_without_table(cohort: Path, sources: Sources, columns: Mapping[str, str] | None) -> None:
+    for name, is_given in (("id_column", sources.id_column), ("columns", columns and cohort.is_dir())):
+        if is_given:
+            raise ConfigError(f"{name}: there is no table whose columns it could name; omit {name}, or set table")
 
 
 def _bids_table(cohort: Path) -> Path | None:

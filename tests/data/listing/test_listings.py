@@ -151,3 +151,12 @@ def test_numbers_are_described_by_their_range(scans, tmp_path):
     (tmp_path / "labels.csv").write_text(f"id,volume,grade\n{rows}")
     listing = list_cases(scans(*(f"{i}.png" for i in range(6))), Sources(table=tmp_path / "labels.csv"))
     assert list(listing.lines())[-2:] == ["column volume: 0 to 1.25", "column grade: 2 0, 2 1, 2 2"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "columns", "name"),
+    [(Sources(id_column="MRID"), None, "id_column"), (Sources(), {"patient": "subject"}, "columns")],
+)
+def test_names_of_columns_without_a_table_are_refused(scans, sources, columns, name):
+    with pytest.raises(ConfigError, match=f"{name}: there is no table whose columns it could name; omit {name}"):
+        list_cases(scans(*ULTRASOUND), sources, columns)
