@@ -25,7 +25,7 @@ from monai_diffae.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUM_MOSAIC, _NUM_QUERIES, _NUM_EDITS = 8, 4, 4
+_NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
 
 
 @dataclass
@@ -124,29 +124,35 @@ class FirstHour:
         common = {"bundle": self.model, "cohort": self.table, "device": self.device}
         embedded = self.steps.prepare("Embed the scans", "embed", **common, out=self.out / "embeddings")
         table = read_embeddings(embedded.path)
-        splits = set(table["split"]) if "split" in table else set()
-        held_out = {"split": next((name for name in ("test", "val") if name in splits), None)}
         targets = find_targets(table, self.targets)
+        shown = self._shown(table, targets)
         direction = None
         if targets:
             self.steps.attempt(
                 "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
             )
-            direction = self._edit(embedded.path, table, targets[0], common)
+            direction = self._edit(embedded.path, targets[0], {**common, **shown})
         else:
             self.steps.attempt(
                 "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
                 out=self.out / "traversal", device=self.device,
             )  # fmt: skip
         self.steps.attempt(
-            "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common,
-            **held_out, limit=_NUM_QUERIES, captions=targets[:1],
+            "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common, **shown,
+            captions=targets[:1],
         )  # fmt: skip
+        held_out = _held_out(table)
         self.steps.attempt(
             "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
-            **held_out, limit=_NUM_MOSAIC,
+            split=held_out, limit=_NUM_MOSAIC,
         )  # fmt: skip
         return self._next_lines(embedded.path, direction)
+
+    def _shown(self, table: pd.DataFrame, targets: Sequence[str]) -> dict[str, Any]:
+        """The arguments that choose cases for pictures: held-out ones, from both ends of the first label."""
+        if targets and (cases := find_examples(table, targets[0], _NUM_EXAMPLES)):
+            return {"cases": cases}
+        return {"split": _held_out(table), "limit": _NUM_EXAMPLES}
 
     def _train(self) -> None:
         write_json(self.out / "start.json", self.record)
@@ -163,7 +169,7 @@ class FirstHour:
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
-    def _edit(self, embeddings: Path, table: pd.DataFrame, target: str, common: Mapping[str, Any]) -> Path | None:
+    def _edit(self, embeddings: Path, target: str, arguments: Mapping[str, Any]) -> Path | None:
         """Edit held-out cases along a label; the direction's file, or None if it could not be fitted."""
         direction = self.out / f"{safe_id(target)}.json"
         fitted = self.steps.attempt(
@@ -172,8 +178,8 @@ class FirstHour:
         if fitted is None:
             return None
         self.steps.attempt(
-            f"Edit scans along {target}", "edit", **common, out=self.out / "edits", direction=direction,
-            cases=find_examples(table, target, _NUM_EDITS), captions=[target],
+            f"Edit scans along {target}", "edit", **arguments, out=self.out / "edits", direction=direction,
+            captions=[target],
         )  # fmt: skip
         return direction
 
@@ -196,3 +202,9 @@ def _described(settings: Mapping[str, Any]) -> str:
     size = " x ".join(map(str, settings["image_size"]))
     spacing = " x ".join(f"{mm:g}" for mm in settings.get("spacing_mm", ()))
     return f"images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, {settings['max_epochs']} epochs"
+
+
+def _held_out(table: pd.DataFrame) -> str | None:
+    """The split of the held-out cases; None: there are none."""
+    splits = set(table["split"]) if "split" in table else set()
+    return next((name for name in ("test", "val") if name in splits), None)

@@ -69,6 +69,11 @@ class Plan(CommandResult):
         memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
         yield f"predicted memory: {memory}"
         yield from self.time_lines()
+        if self.timed is not None and self.timed.threads is not None:
+            yield (
+                "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train "
+                "(start and train --minutes use one thread anyway)"
+            )
         yield from self.commands
 
     def within(self, seconds: float) -> Plan:
@@ -91,11 +96,6 @@ class Plan(CommandResult):
             return
         timed, table = self.timed, self.timed.timetable
         yield f"speed: {timed.speed}"
-        if timed.threads is not None:
-            yield (
-                "other programs use the processors, so one thread is fastest: train --minutes and start use one; for "
-                "other trainings, set OMP_NUM_THREADS=1"
-            )
         yield f"predicted time: {table}"
         yield f"the network sees {table.num_images} images in {table.num_steps} steps"
         if not timed.ends_in_time:
