@@ -8,6 +8,7 @@ import csv
 import difflib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 COLUMN_ROLES = ("id", "patient", "split")
 """The standard column names besides the image keys."""
+
+
+_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
 
 
 @dataclass(frozen=True)
@@ -182,14 +186,19 @@ def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             first_line = stream.readline()
             stream.seek(0)
-            lines = [line for line in csv.reader(stream, delimiter=_delimiter(path, first_line)) if any(line)]
+            delimiter = _delimiter(path, first_line)
+            lines = [line for line in csv.reader(stream, delimiter=delimiter) if any(line)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
     except OSError as error:
         raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
     if not lines:
         raise CohortError(f"{path.name}: the table is empty; it needs a header with a column image, and rows")
-    return [name.strip() for name in lines[0]], lines[1:]
+    header, rows = [name.strip() for name in lines[0]], lines[1:]
+    if delimiter == ";":  # written by a program in whose language 1,5 is a number
+        rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell for cell in row]
+                for row in rows]  # fmt: skip
+    return header, rows
 
 
 def _delimiter(path: Path, first_line: str) -> str:

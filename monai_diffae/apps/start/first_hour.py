@@ -20,7 +20,7 @@ from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,15 +67,18 @@ class FirstHour:
 
         Raises:
             CohortError: no usable scan.
-            ConfigError: ``out`` holds the results of another cohort or another duration.
+            ConfigError: ``out`` holds the results of another cohort or another duration, or a target is no label.
         """
         if self.out.resolve().is_relative_to(self.cohort.resolve()):
             raise ConfigError(
                 f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
             )
-        listed = self.steps.prepare(
-            "List the scans", "list-scans", cohort=self.cohort, out=self.table, group_duplicates=True, **self.listing
-        )
+        listed = self._list()
+        missing = next((name for name in self.targets if name not in listed.listing.labels), None)
+        if missing is not None:
+            raise ConfigError(
+                f"targets: there is no label {missing!r}; there are: {', '.join(listed.listing.labels) or 'none'}"
+            )
         request = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
         self.record = self._read_record(request)
         if self.record:
@@ -94,6 +97,14 @@ class FirstHour:
             "request": request, "bundle": plan.bundle, "settings": plan.settings, "about": about, "is_trained": False,
             "threads": None if plan.timed is None else plan.timed.threads,
         }  # fmt: skip
+
+    def _list(self) -> Any:
+        """List the scans, with twins as one patient unless they are in different splits."""
+        arguments = {"cohort": self.cohort, "out": self.table, **self.listing}
+        try:
+            return self.steps.prepare("List the scans", "list-scans", **arguments, group_duplicates=True)
+        except CohortError:  # any other error is raised again
+            return self.steps.prepare("List the scans", "list-scans", **arguments)
 
     def _read_record(self, request: Mapping[str, Any]) -> dict[str, Any]:
         file = self.out / "start.json"

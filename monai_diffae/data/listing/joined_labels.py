@@ -54,14 +54,16 @@ def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
         raise CohortError(
             f"{table}: its column {clash!r} is also found in the folders; set label_column to another name"
         )
-    is_shared = max(Counter(row for row in join.rows if row is not None).values()) > 1
-    return [_with_row(case, row, join, labels, is_shared=is_shared) for case, row in zip(cases, join.rows, strict=True)]
+    pairs = list(zip(cases, join.rows, strict=True))
+    ids = Counter(case.id if row is None else join.names[row] for case, row in pairs)
+    is_shared = max(ids.values()) > 1  # several scans of a row, several sessions, or a scan named as another row
+    return [_with_row(case, row, join, labels, is_shared=is_shared) for case, row in pairs]
 
 
 def _with_row(
     case: Case, row: int | None, join: Join, labels: Mapping[str, Sequence[Label]], *, is_shared: bool
 ) -> Case:
-    """A case with its row: the labels; the split and patient; and the id, as patient if rows have several scans."""
+    """A case with its row: the labels; the split and patient; and the id, as patient if scans would share it."""
     own: dict[str, Label] = {name: None if row is None else values[row] for name, values in labels.items()}
     case = replace(case, labels={**case.labels, **own})
     if row is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
 
     The first of these that some row has for a case decides: its id, path or file name, with or without suffix; its
     BIDS subject (``sub-01`` or ``01``; with the session, if the table has one), a folder in which it lies, or its DICOM
-    PatientID; the beginning of its file name, up to a separator. A row may have several cases.
+    PatientID; the beginning of its file name, up to a separator. A row may have several cases. Folders that are classes
+    are no ids.
 
     Args:
         cases: the scans.
@@ -77,15 +79,20 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
         CohortError: there is no such column, an id occurs twice, two rows fit one scan, or no row fits a scan.
     """
     columns = read_columns(table)
-    keys = [list(_keys(case, root)) for case in cases]
+    keys = [[{_plain(key) for key in group} for group in _keys(case, root)] for case in cases]
     id_column = _id_column(table.name, columns, id_column, set().union(*itertools.chain.from_iterable(keys)))
-    rows = _rows_by_key(table.name, columns, id_column)
+    rows = _rows_by_key(table.name, columns, id_column, has_sessions=any(_has_session(case, root) for case in cases))
+    _check_folders(table.name, cases, keys, rows, root)
     matches = [_row(table.name, case, each, rows, columns[id_column]) for case, each in zip(cases, keys, strict=True)]
     _check_namesakes(table.name, cases, [next((rows[key] for key in each[0] if key in rows), None) for each in keys])
     if all(row is None for row in matches):
+        classes = sorted({str(label) for case in cases for label in case.labels.values() if str(label) in rows})
+        advice = "set id_column to another column"
+        if classes:
+            advice = f"if the folders {_examples(classes)} are not classes, use --no-labels-from-folders"
         raise CohortError(
             f"{table.name}: no id in the column {id_column} (e.g. {columns[id_column][0][:40]!r}) fits a scan "
-            f"(e.g. {cases[0].id[:40]!r}); set id_column to another column"
+            f"(e.g. {cases[0].id[:40]!r}); {advice}"
         )
     return Join(id_column, matches, columns)
 
@@ -100,14 +107,17 @@ def _id_column(table: str, columns: Mapping[str, Sequence[str]], given: str | No
     guesses = [by_name[name] for name in ID_COLUMNS if name in by_name]
     if not guesses:
         raise CohortError(f"{table}: set id_column to the column that names the scans: {', '.join(columns)[:120]}")
-    return max(guesses, key=lambda name: sum(id in keys for id in columns[name]))
+    return max(guesses, key=lambda name: sum(_plain(id) in keys for id in columns[name]))
 
 
-def _rows_by_key(table: str, columns: Mapping[str, Sequence[str]], id_column: str) -> dict[str, int]:
-    """The rows by id, or by id and session if the table has one."""
-    session = next((name for name in _SESSIONS if name in columns and name != id_column), None)
+def _rows_by_key(
+    table: str, columns: Mapping[str, Sequence[str]], id_column: str, *, has_sessions: bool
+) -> dict[str, int]:
+    """The rows by id, or by id and session if the table and the scans have one."""
+    names = _SESSIONS if has_sessions else ()
+    session = next((name for name in names if name in columns and name != id_column), None)
     rows: dict[str, int] = {}
-    for row, id in enumerate(columns[id_column]):
+    for row, id in enumerate(map(_plain, columns[id_column])):
         key = id if session is None else f"{id}/{_with_prefix('ses', columns[session][row])}"
         if key in rows:
             raise CohortError(
@@ -143,14 +153,29 @@ def _check_namesakes(table: str, cases: Sequence[Case], matches: Sequence[int | 
             )
 
 
+def _check_folders(
+    table: str, cases: Sequence[Case], keys: Sequence[Sequence[Set[str]]], rows: Mapping[str, int], root: Path
+) -> None:
+    """Raise an error if one row fits a scan's file name and another its folder, as for ``1/2`` in a table of 1, 2."""
+    for case, (own, folders, _) in zip(cases, keys, strict=True):
+        by_name, by_folder = ({rows[key] for key in group if key in rows} for group in (own, folders))
+        is_named_with_folder = any("/" in key and key in rows for key in own)
+        if by_name and by_folder and not by_name & by_folder and not is_named_with_folder:
+            name = name_within(_first_file(case), root)
+            raise CohortError(
+                f"{table}: different rows fit the file name and the folder of {name[:60]!r}; use ids with the folder, "
+                f"such as {name[:60]}, or set id_column to another column"
+            )
+
+
 def _keys(case: Case, root: Path) -> Iterator[set[str]]:
     """The ids by which a table may call a case, the closest first."""
-    image = case.images["image"]
-    file = image if isinstance(image, Path) else image[0]
+    file = _first_file(case)
     name = name_within(file, root)
     path, stem = Path(os.path.relpath(file, root)).as_posix(), Path(name).name
     yield {case.id, name, path, stem, case.file}
-    yield {*_subject_keys(name), *Path(name).parts[:-1], case.patient}
+    folders = set(Path(name).parts[:-1]) - set(case.labels.values())  # which are classes
+    yield {*_subject_keys(name), *folders, case.patient}
     yield {stem[: match.start()] for match in re.finditer(r"[_. -]+", stem) if match.start()}
 
 
@@ -161,6 +186,20 @@ def _subject_keys(name: str) -> set[str]:
     session = bids.details(name).get("session")
     words = {subject, subject.removeprefix("sub-")}
     return words | {f"{word}/{session}" for word in words} if session else words
+
+
+def _has_session(case: Case, root: Path) -> bool:
+    return "session" in bids.details(name_within(_first_file(case), root))
+
+
+def _first_file(case: Case) -> Path:
+    image = case.images["image"]
+    return image if isinstance(image, Path) else image[0]
+
+
+def _plain(id: str) -> str:
+    """An id as another system writes it: paths of Windows, and letters such as ``ü`` of macOS."""
+    return unicodedata.normalize("NFC", id).replace("\\", "/").removeprefix("./")
 
 
 def _with_prefix(prefix: str, value: str) -> str:

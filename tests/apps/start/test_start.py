@@ -112,3 +112,21 @@ def test_a_folder_without_scans_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CohortError, match="empty: there are no scans"):
         start(tmp_path / "empty", tmp_path / "out", yes=True)
+
+
+def test_a_target_that_is_no_label_is_refused_before_the_training(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="targets: there is no label 'lable'; there are: label"):
+        start(pictures, tmp_path / "out", targets=["lable"], device="cpu", yes=True)
+
+
+def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(
+    pictures: Path, tmp_path: Path, slow_machine
+) -> None:
+    shutil.copytree(pictures, tmp_path / "set" / "train")
+    (tmp_path / "set" / "test" / "small").mkdir(parents=True)
+    shutil.copy(pictures / "small" / "small (3).png", tmp_path / "set" / "test" / "small" / "twin.png")
+    hour = FirstHour(tmp_path / "set", tmp_path / "out", 1, [], {}, "cpu")
+    hour.look()
+    listed = hour.steps.outcomes[0]
+    assert "group_duplicates" not in listed.step.arguments
+    assert len(listed.result.twins.separated) == 1

@@ -84,3 +84,27 @@ def test_the_notes_count_and_name_what_has_no_counterpart(scans, tmp_path):
         "2 scans have no row, so no labels: b, c",
         "1 rows have no scan: x",
     ]
+
+
+def test_paths_of_windows_and_letters_of_macos_are_the_same_name(scans):
+    folder = scans("x/a.png", "x/Mu\u0308ller.png")
+    assert list(rows_of(folder, "file,age\nx\\a.png,1\n.\\x\\M\u00fcller.png,2\n").values()) == [1, 0]
+
+
+def test_a_session_is_an_ordinary_column_if_no_scan_has_one(scans):
+    assert rows_of(scans("P1.png", "P2.png"), "id,session,age\nP2,1,40\nP1,1,50\n") == {"P1": 1, "P2": 0}
+
+
+def test_numbered_images_in_folders_of_patients_are_not_taken_for_patients(scans):
+    folder = scans("1/3.png", "1/2.png", "2/4.png")
+    with pytest.raises(CohortError, match="different rows fit the file name and the folder of '1/2'; use ids with"):
+        rows_of(folder, "id,age\n1,41\n2,42\n")
+    assert list(rows_of(folder, "id,age\n1/2,1\n1/3,2\n2/4,3\n").values()) == [0, 1, 2]
+
+
+def test_decimal_commas_of_a_table_with_semicolons_are_numbers(scans):
+    folder = scans("a.png", "b.png")
+    table = folder / "labels.csv"
+    table.write_text("image;age;site\na.png;41,5;x,1\nb.png;-2,25;y\n", encoding="utf-8-sig")
+    labels = [case.labels for case in read_cohort(table)]
+    assert labels == [{"age": 41.5, "site": "x,1"}, {"age": -2.25, "site": "y"}]

@@ -153,6 +153,35 @@ def test_numbers_are_described_by_their_range(scans, tmp_path):
     assert list(listing.lines())[-2:] == ["column volume: 0 to 1.25", "column grade: 2 0, 2 1, 2 2"]
 
 
+def test_a_class_folder_is_not_the_id_of_a_row(scans):
+    folder = scans("0/17.png", "0/18.png", "1/19.png", "1/20.png")
+    table = folder.parent / "ages.csv"
+    table.write_text("id,age\n17,40\n18,50\n19,60\n0,1\n1,2\n")
+    cases = list_cases(folder, Sources(table=table)).cases
+    assert {case.id: case.labels["age"] for case in cases} == {"17": 40, "18": 50, "19": 60, "20": None}
+    table.write_text("id,age\n0,1\n1,2\n")
+    with pytest.raises(CohortError, match=r"if the folders 0, 1 are not classes, use --no-labels-from-folders"):
+        list_cases(folder, Sources(table=table))
+
+
+def test_sessions_with_rows_of_their_own_keep_their_ids(scans, tmp_path):
+    folder = scans(*(f"sub-1/ses-{n}/anat/sub-1_ses-{n}_T1w.nii.gz" for n in (1, 2)))
+    (folder / "participants.tsv").write_text("participant_id\tsession_id\tage\nsub-1\t1\t41\nsub-1\t2\t42\n")
+    cases = read_cohort(write_listing(list_cases(folder), tmp_path / "scans.csv"))
+    assert [(case.id, case.patient, case.labels["age"]) for case in cases] == [
+        ("sub-1_ses-1_T1w", "sub-1", 41),
+        ("sub-1_ses-2_T1w", "sub-1", 42),
+    ]
+
+
+def test_an_id_from_the_table_that_another_scan_has_is_not_used(scans, tmp_path):
+    folder = scans("a.png", "b.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,id,age\na.png,b,40\n")
+    listing = list_cases(folder, Sources(table=table))
+    assert [case.id for case in read_cohort(write_listing(listing, tmp_path / "scans.csv"))] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("sources", "columns", "name"),
     [(Sources(id_column="MRID"), None, "id_column"), (Sources(), {"patient": "subject"}, "columns")],
