@@ -153,7 +153,7 @@ def test_every_command_that_makes_images_in_turn(run, tiny_bundle, tmp_path):
         "latent_network_def#hidden_channels=16", "train#dataset#draws=1",
     ]  # fmt: skip
     trained = succeeds("train-latent", bundle, "--embeddings", embeddings, "--device", "cpu", "--overrides", *latent)
-    assert trained == f"{bundle}\n"
+    assert trained.splitlines() == [str(bundle), f"next: monai-diffae generate {bundle} generated"]
     generated = ["--num-images", 2, "--image-format", "nii.gz", *quick]
     assert succeeds("generate", bundle, tmp_path / "s", *generated) == f"{tmp_path / 's'}\n"
     assert len(list((tmp_path / "s" / "images").glob("*.nii.gz"))) == 2
@@ -202,7 +202,8 @@ def test_train_ends_with_3_if_more_than_a_tenth_of_the_scans_cannot_be_used(run,
     options = ["--device", "cpu", "--batch-size", 3, "--seed", 1, "--workers", 0, "--overrides", *overrides]
     code, printed, error = run("--quiet", "train", bundle, tmp_path / "cohort.csv", *options)
     assert code == 3, error
-    assert printed == f"{bundle}\n"
+    data = tmp_path / "cohort.csv"
+    assert printed.splitlines() == [str(bundle), f"next: monai-diffae embed {bundle} {data} results"]
     assert error.splitlines()[-1] == "1 of 9 cases could not be used: see failures.csv"
     assert "bad.nii" in (bundle / "failures.csv").read_text()
 

@@ -64,9 +64,7 @@ class CommandResult:
         paths = (getattr(self, name, None) for name in ("folder", "path", "table"))
         path = next((path for path in paths if path is not None), None)
         if path is None:
-            raise ConfigError(
-                f"{type(self).__name__}: the command wrote no files, so the result is no path; give it an out"
-            )
+            raise ConfigError(f"{type(self).__name__}: the command wrote no files, so the result is no path; set out")
         return str(path)
 
 

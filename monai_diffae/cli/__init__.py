@@ -47,7 +47,8 @@ def build_app() -> App:
     app = App(
         name="monai-diffae",
         version=f"monai-diffae {__version__}",
-        help="Diffusion autoencoders for medical scans. Start with: monai-diffae demo --out demo",
+        help="Diffusion autoencoders for medical scans. Start with: monai-diffae start scans/ first_hour, or, without "
+        "scans of your own: monai-diffae demo --out demo",
         help_epilogue=_EXIT_CODES,
         help_flags=["--help", "-h"],
         default_parameter=Parameter(

@@ -108,11 +108,11 @@ def survey_cohort(
     """
     scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
-    found: dict[str, Fingerprint] = {}
+    fingerprint_of: dict[str, Fingerprint] = {}
     for case in cases:
         if fingerprints:
             with suppress(ScanError):
-                found[case.id] = _fingerprint(case)
+                fingerprint_of[case.id] = _fingerprint(case)
         try:
             image = case.images["image"]
             scans.append((case, *read_geometry(image if isinstance(image, Path) else image[0])))
@@ -131,7 +131,7 @@ def survey_cohort(
     if not usable:
         raise none_usable(failures)
     ids, sizes, spacings = zip(*usable, strict=True)
-    return Survey(list(ids), np.array(sizes), np.array(spacings), failures, found)
+    return Survey(list(ids), np.array(sizes), np.array(spacings), failures, fingerprint_of)
 
 
 def none_usable(failures: Sequence[Failure]) -> CohortError:

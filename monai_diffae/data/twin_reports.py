@@ -11,6 +11,7 @@ from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.twins import TwinGroup
 
 ADVICE = "monai-diffae list-scans --group-duplicates gives twins one patient, so that no split separates them"
+_ADVICE_IF_SEPARATED = f"correct the column split of the table; if it has none, {ADVICE}"
 
 _EXAMPLES = 5
 _MOST_CLASSES = 20
@@ -70,7 +71,10 @@ class TwinReport:
     def problems(self) -> Iterator[str]:
         """Lines about twins in different splits and with different labels."""
         if self.separated:
-            yield f"{_count(self.separated, 'group')} of twins in different splits: {_listed(self.separated)}; {ADVICE}"
+            yield (
+                f"{_count(self.separated, 'group')} of twins in different splits: {_listed(self.separated)}; "
+                f"{_ADVICE_IF_SEPARATED}"
+            )
         yield from self.contradictions()
 
     def contradictions(self) -> Iterator[str]:

@@ -74,8 +74,8 @@ class Validation(ValidationHandler):
     def _stop_for_time(self, engine: Engine) -> None:
         state = engine.state
         logger.warning(
-            "max_minutes: %.3g minutes are over at step %d of %d; the other steps are left out. Increase max_minutes "
-            "to train further",
+            "max_minutes: %.3g minutes are over at step %d of %d; the other steps are left out. To train "
+            "further, resume with a larger max_minutes or none (--overrides max_minutes=null)",
             self.max_minutes, state.iteration, state.max_epochs * state.epoch_length,  # type: ignore[operator]
         )  # fmt: skip
         engine.terminate()

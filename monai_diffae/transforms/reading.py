@@ -131,14 +131,14 @@ class ReadScand(MapTransform):
 
     def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
         """Read or check one scan with all checks."""
-        wanted: dict[str, Any] = {
+        expected: dict[str, Any] = {
             "spatial_dims": spatial_dims, "channels": channels, "nonfinite": self.nonfinite, "colour": self.colour,
             "flatten": flatten,
         }  # fmt: skip
         if isinstance(image, (str, os.PathLike)):
-            return read_scan(image, **wanted)
+            return read_scan(image, **expected)
         array, affine = _array_in_memory(image, key)
-        scan = scan_of_array(array, affine, name=key, **wanted)
+        scan = scan_of_array(array, affine, name=key, **expected)
         if isinstance(image, Scan) and scan.array.shape == array.shape:
             return replace(scan, modality=image.modality, header=image.header)
         return scan

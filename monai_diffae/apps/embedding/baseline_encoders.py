@@ -102,6 +102,6 @@ def _training_images(session: Session, num_least: int) -> Iterator[NDArray[np.fl
     if is_first and len(batch) < 2:
         raise CohortError(
             f"encoder: principal components are fitted to training images, but only {len(batch)} of {len(cases)} "
-            "training cases can be used; give a cohort with training cases, or use encoder untrained"
+            "training cases can be used; give a cohort with training cases, or set encoder to untrained"
         )
     yield np.stack(batch)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.start.labels import find_examples, find_targets
 from monai_diffae.apps.start.steps import Steps
@@ -38,7 +40,7 @@ class FirstHour:
         listing: further arguments of ``list-scans``.
         device: where to compute; None: the GPU if there is one.
         steps: the commands that were run.
-        record: what was decided, as in ``start.json``.
+        record: what was asked for and decided, as in ``start.json``.
     """
 
     cohort: Path
@@ -77,8 +79,8 @@ class FirstHour:
             raise ConfigError(
                 f"targets: there is no label {missing!r}; there are: {', '.join(listed.listing.labels) or 'none'}"
             )
-        asked = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
-        self.record = self._read_record(asked)
+        request = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
+        self.record = self._read_record(request)
         if self.record:
             return
         colour = "grey" if listed.appearance.num_colour else None
@@ -92,7 +94,7 @@ class FirstHour:
             *plan.time_lines(),
         ]
         self.record = {
-            "asked": asked, "bundle": plan.bundle, "settings": plan.settings, "about": about, "is_trained": False,
+            "request": request, "bundle": plan.bundle, "settings": plan.settings, "about": about, "is_trained": False,
             "threads": None if plan.timed is None else plan.timed.threads,
         }  # fmt: skip
 
@@ -104,12 +106,12 @@ class FirstHour:
         except CohortError:  # any other error is raised again
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
-    def _read_record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _read_record(self, request: Mapping[str, Any]) -> dict[str, Any]:
         file = self.out / "start.json"
         if not file.is_file():
             return {}
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        differ = [name for name, value in asked.items() if record["asked"].get(name) != value]
+        differ = [name for name, value in request.items() if record["request"].get(name) != value]
         if differ:
             raise ConfigError(
                 f"{self.out.name}: holds what start made with other {', '.join(differ)}; choose another out"
@@ -169,7 +171,9 @@ class FirstHour:
             self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
             return
-        settings = self.record["settings"]
+        settings, threads = self.record["settings"], self.record["threads"]
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.steps.prepare(
             "Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings
         )
@@ -191,7 +195,10 @@ class FirstHour:
         return direction
 
     def _next_lines(self, embeddings: Path, direction: Path | None) -> list[tuple[str, str]]:
-        longer = {"cohort": self.table, "out": f"{self.out}_longer", "minutes": 60}
+        longer = {
+            "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
+            "device": self.device,
+        }  # fmt: skip
         lines = [("Train a better model, for an hour:", command_line("start", longer))]
         if direction is not None:
             grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": direction}

@@ -15,7 +15,7 @@ _MOST_CLASSES = 10
 _FEWEST_PER_CLASS = 5
 
 
-def find_targets(table: pd.DataFrame, wanted: Sequence[str] = ()) -> list[str]:
+def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
     """The label columns of a table of embeddings that can be predicted, in the order of the table, at most five.
 
     A column is used if it has numbers, or up to 10 classes with at least five cases each. Columns with one value, and
@@ -23,10 +23,10 @@ def find_targets(table: pd.DataFrame, wanted: Sequence[str] = ()) -> list[str]:
 
     Args:
         table: of embeddings.
-        wanted: columns to use; empty: those that are found.
+        targets: columns to use; empty: those that are found.
     """
-    if wanted:
-        return list(wanted)
+    if targets:
+        return list(targets)
     return [name for name in label_columns(table) if _can_be_predicted(table[name].dropna())][:_MOST_TARGETS]
 
 

@@ -27,7 +27,7 @@ class StartResult(FolderResult):
 
     Attributes:
         folder: holds the model, the results of every step and ``index.html``.
-        outcomes: the commands that were run, with their results.
+        outcomes: the commands that were run, with their results; empty: the user did not agree to start.
         next_lines: what can be done next: an explanation, and the line for a shell.
     """
 
@@ -40,7 +40,10 @@ class StartResult(FolderResult):
         return self.folder / "index.html"
 
     def lines(self) -> Iterator[str]:
-        """The results in short, the page, and what can be done next."""
+        """The results in short, the page, and what can be done next; if the user did not agree, only that."""
+        if not self.outcomes:
+            yield "not started: nothing was trained"
+            return
         for outcome in self.outcomes:
             yield f"{outcome.step.title}: {outcome.seconds:.0f} s" + (
                 f", omitted ({outcome.error})" if outcome.result is None else ""

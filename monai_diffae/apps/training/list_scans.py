@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
@@ -56,7 +58,7 @@ def list_scans(
     cohort: Path,
     out: Path,
     *,
-    labels_from_folders: bool | None = None,
+    labels_from_folders: Annotated[bool | None, Parameter(negative="--no-labels-from-folders")] = None,
     label_column: str = "label",
     table: Path | None = None,
     id_column: str | None = None,
@@ -79,7 +81,8 @@ def list_scans(
     Args:
         cohort: Folder, which is searched with its subfolders; or a CSV/TSV, MONAI datalist or single scan.
         out: The new table, a ``.csv`` or ``.tsv``; its paths are relative to its folder.
-        labels_from_folders: Use the names of folders as labels, or not; by default if they look like classes.
+        labels_from_folders: Use the names of folders as labels, or do not; by default, they are used if they look like
+            classes.
         label_column: Name of the column for labels from folders.
         table: CSV or TSV with labels, joined to the scans by id, file name, BIDS subject, folder or DICOM PatientID; by
             default ``participants.tsv`` in the folder, if it is there.
@@ -108,7 +111,7 @@ def list_scans(
         monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
     if group_duplicates and skip_twins:
-        raise ConfigError("skip_twins: then there are no twins to group; omit it, or group_duplicates")
+        raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
     from monai_diffae.data.listing import (
         Sources,
         find_listed_twins,

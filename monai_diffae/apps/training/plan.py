@@ -70,7 +70,10 @@ class Plan(CommandResult):
         yield f"predicted memory: {memory}"
         yield from self.time_lines()
         if self.timed is not None and self.timed.threads is not None:
-            yield "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train"
+            yield (
+                "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train "
+                "(start and train --minutes use one thread anyway)"
+            )
         yield from self.commands
 
     def within(self, seconds: float) -> Plan:
@@ -80,7 +83,9 @@ class Plan(CommandResult):
             MachineError: no time was measured.
         """
         if self.timed is None:
-            raise MachineError(f"minutes: this machine has no {self.device}, so that no time is known")
+            raise MachineError(
+                f"minutes: this machine has no {self.device}, so its speed cannot be measured; choose another device"
+            )
         timed = self.timed.within(seconds)
         return replace(self, proposal=replace(self.proposal, settings=timed.settings), timed=timed)
 
@@ -172,8 +177,8 @@ def plan(
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         bundle: Folder or name of a bundle; by default ``diffae_3d`` if most scans are volumes, else ``diffae_2d``.
         minutes: Time for the whole training, with reading, validation and pictures.
-        memory_only: Propose the finest grid that fits into memory, and measure no time. Always so if this machine does
-            not have the device.
+        memory_only: Propose the finest grid that fits into memory, and measure no time. This is also done if this
+            machine does not have the device.
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
@@ -220,16 +225,16 @@ def plan(
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
-    found = {"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}}
+    data = {"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}}
     if memory_only or not planning.has_device(target):
         proposal, timed = propose(parser.get(), survey, budget, target, overrides), None
     else:
-        parser.update(found)
+        parser.update(data)
         machine = open_machine(parser.get(), overrides, planning.available(budget, target), target)
         timed = planning.timed_proposal(parser, survey, machine, 60 * minutes)
         proposal = replace(timed.grid, settings=timed.settings)
     if check:
-        survey = survey.after_check(unusable_scans(parser.get(), {**found, **proposal.settings}))
+        survey = survey.after_check(unusable_scans(parser.get(), {**data, **proposal.settings}))
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
     num_cropped = planning.count_cropped(survey, proposal.settings)
     twins = planning.twins_in(cases, survey) if check else None

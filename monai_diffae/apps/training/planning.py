@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
+from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.training.proposals import Machine
 from monai_diffae.apps.training.speed import Speed, measure_speed
 from monai_diffae.apps.training.timed_plans import TimedProposal, propose_in_time
@@ -160,20 +159,10 @@ def command_lines(
         >>> command_lines(Path("diffae_2d"), Path("scans"), {}, [], {"image_size": [64, 64]})[1]
         "monai-diffae train my_bundle scans --overrides 'image_size=[64,64]'"
     """
-    commands, folder = [], str(bundle)
-    if not bundle.is_dir():
-        folder = "my_bundle"
-        commands.append(shlex.join(["monai-diffae", "init", folder, "--bundle", str(bundle)]))
-    words = ["monai-diffae", "train", folder, str(cohort)]
-    options = {
-        "--overlays": [str(overlay) for overlay in overlays],
-        "--columns": [f"{word}={name}" for word, name in columns.items()],
-        "--overrides": [f"{key}={_as_typed(value)}" for key, value in settings.items()],
-    }
-    for option, values in options.items():
-        words += [option, *values] if values else []
-    return [*commands, shlex.join(words)]
-
-
-def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    is_shipped = not bundle.is_dir()
+    folder = "my_bundle" if is_shipped else str(bundle)
+    training = {
+        "bundle": folder, "cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings,
+    }  # fmt: skip
+    init = [command_line("init", {"out": folder, "bundle": bundle})] if is_shipped else []
+    return [*init, command_line("train", training)]

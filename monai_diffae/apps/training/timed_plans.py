@@ -39,7 +39,7 @@ class TimedProposal:
         grid: grid, network and batch, with the memory that they need.
         speed: the speed of training with them on this machine.
         work: what the training has to do.
-        timetable: how long each part takes, and for how many epochs the training goes on.
+        timetable: how long each part takes, and how many epochs the training has.
         needed_images: images that the network should see so that z_sem is used.
         budget_s: seconds for everything.
         threads: threads of the CPU to train with, if other programs use it; None: as many as torch uses.

@@ -32,7 +32,7 @@ class TrainResult(FolderResult):
         failures: the list of cases that could not be used; it exists if there are any.
         num_failed: how many they are.
         num_cases: the cases of training and validation, with those that could not be used.
-        next_line: the line for a shell with which one goes on.
+        next_line: the next command, as a line for a shell.
         is_strict: whether no case may fail; else at most 10 % may.
     """
 
@@ -93,7 +93,7 @@ def train(
         start_from: Trained bundle with whose weights a new training begins, on any cohort. Its network, preprocessing
             and other settings are used; it is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
-            training ends in time. By default as configured.
+            training ends in time. By default, all of them are as configured.
         training: How to train.
 
     Returns:
@@ -126,8 +126,8 @@ def train(
     given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
     run = run_training("train", bundle, training, given, watch)
     parser = run.workflow.parser
-    cohort_read = parser.get_parsed_content("cohort")
-    num_cases = sum(len(cohort_read.split(name)) for name in ("train", "val")) + len(cohort_read.failures)
+    split_cohort = parser.get_parsed_content("cohort")
+    num_cases = sum(len(split_cohort.split(name)) for name in ("train", "val")) + len(split_cohort.failures)
     data = parser.get_parsed_content("dataset_dir")
     next_line = command_line("embed", {"bundle": run.folder, "cohort": data, "out": "results"})
     failures = run.folder / "failures.csv"

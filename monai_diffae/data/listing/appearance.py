@@ -46,7 +46,7 @@ class Appearance:
                 spacing = f", voxels of {_range([self.spacings_mm[row] for row in rows])} mm" if dims == 3 else ""
                 yield f"{len(rows)} of {total} scans looked at are {kind}: {sizes}{spacing}"
         if self.num_colour:
-            yield f"{self.num_colour} are in colour: train with colour grey or rgb, or they are left out"
+            yield f"{self.num_colour} are in colour: train with --colour grey or --colour rgb, or they are left out"
         if self.num_images and self.num_volumes:
             yield "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes"
         if self.failures:

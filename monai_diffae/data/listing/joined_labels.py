@@ -61,7 +61,9 @@ def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
     labels.pop(join.id_column, None)
     clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
     if clash is not None:
-        raise CohortError(f"{table}: its column {clash!r} is also found in the folders; rename one (label_column)")
+        raise CohortError(
+            f"{table}: its column {clash!r} is also found in the folders; set label_column to another name"
+        )
     pairs = list(zip(cases, join.rows, strict=True))
     ids = Counter(case.id if row is None else join.names[row] for case, row in pairs)
     is_shared = max(ids.values()) > 1  # several scans of a row, several sessions, or a scan named as another row

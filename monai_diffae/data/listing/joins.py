@@ -87,9 +87,9 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
     _check_namesakes(table.name, cases, [next((rows[key] for key in each[0] if key in rows), None) for each in keys])
     if all(row is None for row in matches):
         classes = sorted({str(label) for case in cases for label in case.labels.values() if str(label) in rows})
-        advice = "name another column with id_column"
+        advice = "set id_column to another column"
         if classes:
-            advice = f"if the folders {_examples(classes)} are not classes, set no_labels_from_folders"
+            advice = f"if the folders {_examples(classes)} are not classes, use --no-labels-from-folders"
         raise CohortError(
             f"{table.name}: no id in the column {id_column} (e.g. {columns[id_column][0][:40]!r}) fits a scan "
             f"(e.g. {cases[0].id[:40]!r}); {advice}"
@@ -164,7 +164,7 @@ def _check_folders(
             name = name_within(_first_file(case), root)
             raise CohortError(
                 f"{table}: different rows fit the file name and the folder of {name[:60]!r}; use ids with the folder, "
-                f"such as {name[:60]}, or name another column with id_column"
+                f"such as {name[:60]}, or set id_column to another column"
             )
 
 

@@ -18,7 +18,7 @@ from monai_diffae.data.listing.joined_labels import with_roles, with_rows
 from monai_diffae.data.listing.joins import join_table
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.splits import SPLITS
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 
 _BIDS_TABLE = "participants.tsv"
 _MAX_CLASSES = 12  # most values of a label that are listed
@@ -99,7 +99,7 @@ class Listing:
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {len(self.cases)} scans ({formats})"
         if all(case.has_own_patient for case in self.cases):
-            yield "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)"
+            yield "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)"
         else:
             yield f"patients: {self.num_patients}"
         yield from self.notes
@@ -120,7 +120,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
 
     Raises:
         CohortError: no scans, or the table of labels cannot be joined to them.
-        ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
+        ConfigError: ``patient_pattern`` is not a regular expression, ``columns`` has an unknown key, or ``id_column``
+            or ``columns`` is given and there is no table.
 
     Example:
         >>> import tempfile
@@ -147,7 +148,9 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
         cases, lines = _with_classes(cases, root, sources)
         notes += lines
     table = sources.table or _bids_table(cohort)
-    if table is not None:
+    if table is None:
+        _refuse_without_table(cohort, sources, columns)
+    else:
         cases, lines = _with_table(cases, root, table, sources, columns if columns and cohort.is_dir() else {})
         notes += lines
     return Listing(cohort.name or cohort.resolve().name, _with_bids_details(cases, root), notes)
@@ -169,28 +172,30 @@ def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
 def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[list[Case], list[str]]:
     """The cases with the labels and splits of their folders, and lines that say what was found."""
     folders = [Path(name_within(_first_file(case), root)).parts[:-1] for case in cases]
-    found = find_class_folders(folders, strict=sources.from_folders is None)
-    if sources.from_folders and not found.classes:
+    folder_names = find_class_folders(folders, strict=sources.from_folders is None)
+    if sources.from_folders and not folder_names.classes:
         raise CohortError(
-            "labels_from_folders: the scans are not in two folders of one level; omit it, or join a table"
+            "labels_from_folders: the scans are not in two folders of one level; omit labels_from_folders, or set table"
         )
     notes = []
-    if found.classes:
-        names = ", ".join(map(str, sorted({name for name in found.classes if name is not None})[:_MAX_CLASSES]))
-        notes.append(f"the folders {names} are classes: column {sources.label} (no_labels_from_folders omits it)")
+    if folder_names.classes:
+        names = ", ".join(map(str, sorted({name for name in folder_names.classes if name is not None})[:_MAX_CLASSES]))
+        notes.append(f"the folders {names} are classes: column {sources.label} (--no-labels-from-folders omits it)")
         cases = [
             replace(case, labels={**case.labels, sources.label: name})
-            for case, name in zip(cases, found.classes, strict=True)
+            for case, name in zip(cases, folder_names.classes, strict=True)
         ]
     outside = _outside_splits(folders)
-    if not found.splits and outside is not None:
+    if not folder_names.splits and outside is not None:
         notes.append(
             f"the folders train, val or test are no column split, because {cases[outside].id[:60]} is in none of them; "
             "move or remove such scans, or add a column split"
         )
-    if found.splits:
+    if folder_names.splits:
         notes.append("the folders train, val or test are the column split")
-        cases = [replace(case, split=case.split or split) for case, split in zip(cases, found.splits, strict=True)]
+        cases = [
+            replace(case, split=case.split or split) for case, split in zip(cases, folder_names.splits, strict=True)
+        ]
     return list(cases), notes
 
 
@@ -225,6 +230,12 @@ def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
                 replace(case, labels={**case.labels, word: value}) for case, value in zip(cases, values, strict=True)
             ]
     return list(cases)
+
+
+def _refuse_without_table(cohort: Path, sources: Sources, columns: Mapping[str, str] | None) -> None:
+    for name, is_given in (("id_column", sources.id_column), ("columns", columns and cohort.is_dir())):
+        if is_given:
+            raise ConfigError(f"{name}: there is no table whose columns it could name; omit {name}, or set table")
 
 
 def _bids_table(cohort: Path) -> Path | None:

@@ -84,8 +84,9 @@ def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case
     separated = report_twins(cases, groups).separated
     if separated:
         raise CohortError(
-            f"group_duplicates: the column split separates {len(separated)} groups of twins, such as {separated[0]}; "
-            "omit group_duplicates, correct the column split where the column twins has a group, and list that table"
+            f"the column split separates twins, such as {separated[0]}, so they cannot become one patient; run "
+            "monai-diffae list-scans without --group-duplicates, correct the column split in its table where the "
+            "column twins has a group, and use that table"
         )
     patients = merge_patients([case.patient for case in cases], groups)
     return [replace(case, patient=patient) for case, patient in zip(cases, patients, strict=True)]

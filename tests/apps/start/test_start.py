@@ -14,6 +14,7 @@ import pytest
 
 from monai_diffae.apps.start.first_hour import FirstHour
 from monai_diffae.apps.start.start import StartResult, start
+from monai_diffae.apps.start.steps import Steps
 from monai_diffae.apps.training import planning
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
@@ -92,8 +93,19 @@ def test_who_says_no_gets_no_training(pictures: Path, tmp_path: Path, slow_machi
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     result = start(pictures, tmp_path / "out", minutes=1, device="cpu")
     assert result.outcomes == ()
+    assert list(result.lines()) == ["not started: nothing was trained"]  # there is no page to open
     assert not (tmp_path / "out" / "model").exists()
     assert "predicted time" in capsys.readouterr().err
+
+
+def test_the_training_uses_the_threads_of_its_plan(tmp_path: Path, monkeypatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setattr(Steps, "prepare", lambda *args, **kwargs: None)
+    hour = FirstHour(tmp_path, tmp_path / "out", 1, (), {}, "cpu")
+    hour.record = {"bundle": "diffae_2d", "settings": {}, "threads": 1, "is_trained": False}
+    hour._train()
+    assert threads == [1]
 
 
 def test_a_folder_without_scans_is_one_line(tmp_path: Path) -> None:

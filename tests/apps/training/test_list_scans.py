@@ -19,9 +19,9 @@ def test_a_folder_becomes_a_table(tmp_path):
     result = list_scans(tmp_path / "us", tmp_path / "scans.csv")
     assert list(result.lines()) == [
         "us: 4 scans (4 .png)",
-        "patients: not known, so each scan counts as one (patient_pattern finds them in the paths)",
+        "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)",
         "files that cannot be read are left out: 1 .tif; convert them to .nii.gz or .png",
-        "the folders benign, malignant are classes: column label (no_labels_from_folders omits it)",
+        "the folders benign, malignant are classes: column label (--no-labels-from-folders omits it)",
         "column label: 2 benign, 2 malignant",
         "4 cannot be read, the first: a.png: this is not a readable PNG or JPEG; export it again",
         str(tmp_path / "scans.csv"),
@@ -68,7 +68,9 @@ def test_twins_are_not_sought_if_they_are_skipped(pictures, tmp_path):
     result = list_scans(pictures, tmp_path / "scans.csv", skip_twins=True)
     assert result.figures()["twins"] is None
     assert "twins" not in result.table.read_text()
-    with pytest.raises(ConfigError, match="skip_twins"):
+    with pytest.raises(
+        ConfigError, match="group_duplicates: needs the scans to be read, to find twins; omit skip_twins"
+    ):
         list_scans(pictures, tmp_path / "b.csv", skip_twins=True, group_duplicates=True)
 
 
@@ -77,5 +79,21 @@ def test_the_next_command_takes_colour(tmp_path):
         image = np.random.default_rng(number).integers(0, 255, (24, 24, 3), np.uint8)
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     lines = list(list_scans(tmp_path, tmp_path / "scans.csv", skip_twins=True).lines())
-    assert "4 are in colour: train with colour grey or rgb, or they are left out" in lines
+    assert "4 are in colour: train with --colour grey or --colour rgb, or they are left out" in lines
     assert lines[-1] == f"next: monai-diffae plan {tmp_path / 'scans.csv'} --colour grey"
+
+
+def test_the_command_line_can_leave_class_folders_out(pictures, tmp_path, run):
+    code, printed, _ = run("list-scans", str(pictures), str(tmp_path / "s.csv"), "--skip-twins")
+    assert code == 0
+    option = next(word.strip("()") for word in printed.split() if word.startswith("(--no-"))
+    code, printed, _ = run("list-scans", str(pictures), str(tmp_path / "t.csv"), "--skip-twins", option)
+    assert code == 0
+    assert "column label" not in printed
+    assert "label" not in (tmp_path / "t.csv").read_text().splitlines()[0].split(",")
+
+
+def test_the_command_line_names_its_options_in_errors(pictures, tmp_path, run):
+    code, _, error = run("list-scans", str(pictures), str(tmp_path / "s.csv"), "--skip-twins", "--group-duplicates")
+    assert code == 2
+    assert "error: --group-duplicates: needs the scans to be read, to find twins; omit --skip-twins" in error

@@ -26,7 +26,7 @@ def test_kinds_sizes_colour_and_failures_are_described(tmp_path):
     assert list(appearance.lines()) == [
         "2 of 3 scans looked at are 2D images: 20-40 x 30",
         "1 of 3 scans looked at are volumes: 10 x 12 x 8, voxels of 1 x 1 x 2.5 mm",
-        "1 are in colour: train with colour grey or rgb, or they are left out",
+        "1 are in colour: train with --colour grey or --colour rgb, or they are left out",
         "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes",
         "1 cannot be read, the first: c.png: the file is empty; copy it again",
     ]

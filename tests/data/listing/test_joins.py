@@ -62,7 +62,7 @@ def test_a_whole_name_wins_over_its_beginning(scans):
         ("name,age\na,1\n", None, "labels.csv: set id_column to the column that names the scans: name, age"),
         ("name,age\na,1\n", "MRID", "id_column: labels.csv has no column 'MRID'; it has name, age"),
         ("id,age\na,1\nb,2\na,3\n", None, "labels.csv: the id 'a' is in the rows 1 and 3; keep one row per id"),
-        ("id,age\nx,1\n", None, "no id in the column id (e.g. 'x') fits a scan (e.g. 'a'); name another column with"),
+        ("id,age\nx,1\n", None, "no id in the column id (e.g. 'x') fits a scan (e.g. 'a'); set id_column to"),
         ("id,age\na,1\na.png,2\n", None, "the rows 'a' and 'a.png' both fit the scan 'a'; keep one"),
         ("id,age\n", None, "labels.csv: the table has no rows"),
     ],

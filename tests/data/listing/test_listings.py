@@ -34,7 +34,7 @@ def test_class_folders_are_a_label_and_ids_stay_as_given(scans):
     assert listing.labels == {"label": {"benign": 2, "malignant": 2}}
     assert listing.notes == [
         "label maps beside the scans are left out: 1, e.g. benign/benign (1)_mask.png",
-        "the folders benign, malignant are classes: column label (no_labels_from_folders omits it)",
+        "the folders benign, malignant are classes: column label (--no-labels-from-folders omits it)",
     ]
 
 
@@ -160,7 +160,7 @@ def test_a_class_folder_is_not_the_id_of_a_row(scans):
     cases = list_cases(folder, Sources(table=table)).cases
     assert {case.id: case.labels["age"] for case in cases} == {"17": 40, "18": 50, "19": 60, "20": None}
     table.write_text("id,age\n0,1\n1,2\n")
-    with pytest.raises(CohortError, match=r"if the folders 0, 1 are not classes, set no_labels_from_folders"):
+    with pytest.raises(CohortError, match=r"if the folders 0, 1 are not classes, use --no-labels-from-folders"):
         list_cases(folder, Sources(table=table))
 
 
@@ -210,3 +210,12 @@ def test_a_column_split_with_capitals_in_a_cohort_is_pointed_out(scans, caplog):
     caplog.clear()
     read_cohort(folder / "cohort.csv", columns={"split": "Split"})
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sources", "columns", "name"),
+    [(Sources(id_column="MRID"), None, "id_column"), (Sources(), {"patient": "subject"}, "columns")],
+)
+def test_names_of_columns_without_a_table_are_refused(scans, sources, columns, name):
+    with pytest.raises(ConfigError, match=f"{name}: there is no table whose columns it could name; omit {name}"):
+        list_cases(scans(*ULTRASOUND), sources, columns)

@@ -29,7 +29,7 @@ def test_twins_that_share_scans_become_one_patient():
 
 def test_twins_in_two_splits_cannot_be_one_patient():
     cases = [Case("a", {}, "p", "train"), Case("b", {}, "q", "test")]
-    with pytest.raises(CohortError, match=r"a \(split train\) and b \(split test\); omit group_duplicates"):
+    with pytest.raises(CohortError, match=r"a \(split train\) and b \(split test\), so they cannot become one patient"):
         group_twins(cases, [TwinGroup((0, 1), is_identical=True)])
 
 
