@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.scans import read_shape
 from monai_diffae.data.slices import AXES, Axis, check_axis
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import CohortError, ConfigError, ScanError
 
 LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
 """The letter before the slice's number in a case's id."""
@@ -39,6 +40,7 @@ def expand_slices(
 
     Raises:
         ConfigError: the axis, range or step is invalid.
+        CohortError: a slice would have the id of another case.
     """
     check_axis(axis)
     slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
@@ -57,6 +59,9 @@ def expand_slices(
         for k in slice_indices(shape[AXES[axis]], range, step):
             name = f"{LETTERS[axis]}{k:03d}"
             expanded.append(replace(case, id=f"{case.id}_{name}", file_name=f"{case.file_name}_{name}", slice_index=k))
+    twice = next((id for id, count in Counter(case.id for case in expanded).items() if count > 1), None)
+    if twice is not None:
+        raise CohortError(f"the id {twice[:60]!r} is that of a scan and of a slice of another scan; rename one")
     return expanded, failures
 
 

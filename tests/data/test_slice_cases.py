@@ -1,8 +1,13 @@
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
-from monai_diffae.data.slice_cases import gather_slices
+from monai_diffae.data.scans import write_scan
+from monai_diffae.data.slice_cases import expand_slices, gather_slices
+from monai_diffae.errors import CohortError
 
 
 def slices(name, *indices):
@@ -28,3 +33,11 @@ def test_a_volume_fails_as_a_whole_and_once():
     volumes, failures = gather_slices([*slices("a", 2, 4, 6), *slices("b", 2)], [bad_header, *bad_slices])
     assert list(volumes) == ["b"]
     assert failures == [bad_header, Failure("a", "a.nii", "slice 4: reason 4")]
+
+
+def test_a_slice_may_not_have_the_id_of_another_case(tmp_path):
+    volume = write_scan(tmp_path / "a.nii.gz", np.zeros((1, 2, 2, 3)))
+    picture = write_scan(tmp_path / "a_z001.png", np.zeros((1, 4, 4)))
+    cases = [Case("a", {"image": volume}, "a"), Case("a_z001", {"image": picture}, "p")]
+    with pytest.raises(CohortError, match="the id 'a_z001' is that of a scan and of a slice of another scan"):
+        expand_slices(cases)

@@ -40,7 +40,8 @@ def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, 
     lines = []
     for role, usual in (("patient", _PATIENTS), ("split", ("split",))):
         guess = next((name for name in join.columns if name.lower() in usual and name != join.id_column), None)
-        if guess is not None and role not in {*names, *join.columns}:
+        is_fit = guess is not None and (role != "split" or _are_splits(join.columns[guess]))
+        if guess is not None and is_fit and role not in {*names, *join.columns}:
             names = {**names, role: guess}
             lines.append(f"{role}{'s' if role == 'patient' else ''}: the column {guess} of {table}")
     for name in names.values():
@@ -48,6 +49,10 @@ def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, 
             raise CohortError(f"columns: {table} has no column {name!r}; it has {', '.join(join.columns)[:120]}")
     roles = {name: role for role, name in names.items()}
     return replace(join, columns={roles.get(name, name): cells for name, cells in join.columns.items()}), lines
+
+
+def _are_splits(cells: Sequence[str]) -> bool:
+    return all(cell in MISSING_WORDS or cell.lower() in SPLITS for cell in cells)
 
 
 def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:

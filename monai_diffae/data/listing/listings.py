@@ -221,11 +221,11 @@ def _with_table(
 
 
 def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
-    """The cases with the session and suffix in their BIDS names as labels, if these differ."""
+    """The cases with the session and suffix in their BIDS names as labels, if these differ and no table has them."""
     details = [bids.details(name_within(_first_file(case), root)) for case in cases]
     for word in ("session", "suffix"):
         values = [each.get(word) for each in details]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and not any(word in case.labels for case in cases):
             cases = [
                 replace(case, labels={**case.labels, word: value}) for case, value in zip(cases, values, strict=True)
             ]

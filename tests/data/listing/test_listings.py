@@ -219,3 +219,16 @@ def test_a_column_split_with_capitals_in_a_cohort_is_pointed_out(scans, caplog):
 def test_names_of_columns_without_a_table_are_refused(scans, sources, columns, name):
     with pytest.raises(ConfigError, match=f"{name}: there is no table whose columns it could name; omit {name}"):
         list_cases(scans(*ULTRASOUND), sources, columns)
+
+
+def test_a_column_split_with_other_values_stays_a_label(scans, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("id,Split\na,1\nb,2\n")
+    cases = list_cases(scans("a.png", "b.png"), Sources(table=table)).cases
+    assert [(case.split, case.labels) for case in cases] == [(None, {"Split": 1}), (None, {"Split": 2})]
+
+
+def test_the_names_of_bids_do_not_replace_labels_of_a_table(scans):
+    folder = scans("sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_T2w.nii.gz")
+    (folder / "participants.tsv").write_text("participant_id\tsuffix\nsub-1\tJr\n")
+    assert [case.labels for case in list_cases(folder).cases] == [{"suffix": "Jr"}, {"suffix": "Jr"}]
