@@ -21,6 +21,7 @@ from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.survey import survey_cohort
+from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ def with_plan(
         start_from: trained bundle with whose weights the training begins, and whose network it keeps.
         training: the given settings, which the plan keeps.
         minutes: time for everything from now on, planning included.
+
+    Raises:
+        ConfigError: there is no cohort.
     """
     start = time.monotonic()
     folder = Path(training.overrides.get("output_dir", out or bundle))
@@ -81,6 +85,8 @@ def with_plan(
     fixed = {key: value for key, value in fixed.items() if key not in CHOSEN_KEYS}
     given = {} if training.batch_size is None else {"batch_size": training.batch_size}
     parser = read_training_config(bundle, training.overlays)
+    if cohort is None and parser.get("dataset_dir") == "???":
+        raise ConfigError("cohort: is required, as the bundle's configuration names none; give it a value")
     result = plan(
         cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
         overlays=training.overlays, columns=training.columns, colour=training.colour,

@@ -55,3 +55,8 @@ def test_a_bundle_that_does_not_exist_is_not_taken_for_a_shipped_one(tmp_path):
         ConfigError, match=r"mine: there is no configs/train.json; make a bundle with monai-diffae init"
     ):
         train(tmp_path / "mine", minutes=2, device="cpu")
+
+
+def test_a_training_in_minutes_needs_a_cohort(tmp_path):
+    with pytest.raises(ConfigError, match="cohort: is required"):
+        train(init_bundle(tmp_path / "bundle", "diffae_2d"), minutes=2, device="cpu")
