@@ -49,6 +49,7 @@ class ReadScand(MapTransform):
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from monai_diffae.data.scans import write_scan
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = write_scan(Path(folder) / "a.nii.gz", np.arange(24.0).reshape(1, 2, 3, 4))

@@ -75,7 +75,7 @@ class Work:
         """Fill a budget of seconds, which includes the start of the program, with a training.
 
         Example:
-            >>> work = Work(100, 10, {"num_pictures": 4, "calibration_cases": 64, "ema_decay": 0.999}, {})
+            >>> work = Work(100, 10, {"max_epochs": 50, "num_pictures": 4, "calibration_cases": 64}, {})
             >>> work.timetable(Speed(0.1, 10, 0.05), 600).settings["max_epochs"]
             524
         """
