@@ -77,7 +77,7 @@ class Work:
         Example:
             >>> work = Work(100, 10, {"max_epochs": 50, "num_pictures": 4, "calibration_cases": 64}, {})
             >>> work.timetable(Speed(0.1, 10, 0.05), 600).settings["max_epochs"]
-            524
+            451
         """
         steps_per_epoch = max(1, self.num_train // speed.batch_size)
         reading_s = speed.seconds_per_scan * (self.num_train + self.num_val)
