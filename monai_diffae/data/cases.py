@@ -126,7 +126,7 @@ def safe_file_name(id: str) -> str:
         ('case-1', 'benign_1-eec8c400')
     """
     plain = safe_id(id)
-    return plain if plain == id else f"{plain[: _LONGEST - 9]}-{_short_hash(id)}"
+    return plain if plain == id else f"{plain[: _LONGEST - 9].lstrip('_')}-{_short_hash(id)}"
 
 
 def safe_ids(texts: Sequence[str]) -> list[str]:

@@ -46,5 +46,5 @@ def test_it_describes_the_model_as_train_json_does_and_calls_the_command(bundle:
 
 def test_only_imports_that_an_expression_uses_are_kept() -> None:
     flat, volume = (inference_config(RECONSTRUCT, bundle)["imports"] for bundle in BUNDLES)
-    assert flat == ["$import monai_diffae.bundle as bundle"]
+    assert flat == ["$import monai_diffae.bundle as bundle", "$import monai_diffae.handlers as handlers"]
     assert volume == [*flat, "$import monai_diffae.networks as networks"]

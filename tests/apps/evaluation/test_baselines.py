@@ -116,12 +116,16 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
 
 
 def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog):
+    def warnings():  # but not that z_sem of this bundle is hardly used
+        names = [record.name for record in caplog.records if record.levelname == "WARNING"]
+        return [name for name in names if name != "monai_diffae.metrics.z_usage"]
+
     bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
     table = read_embeddings(labelled.embeddings)
     read(["intensity"], bundle, labelled.cohort, table)
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not warnings()
     config = json.loads((bundle / "models" / "config.json").read_text())
     (bundle / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
     other = {"pixel_baselines": ["intensity"], "bundle": bundle, "cohort": labelled.cohort}
@@ -133,7 +137,7 @@ def test_pixels_are_those_that_the_tables_encoder_saw(labelled, tmp_path, caplog
         probe(labelled.embeddings, tmp_path / "o", targets=["wide"], probes=["linear"], **other)
     table.to_csv(tmp_path / "z.csv", index=False)  # has no record of what it was made with
     read(["intensity"], bundle, labelled.cohort, read_embeddings(tmp_path / "z.csv"))
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not warnings()
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv"])

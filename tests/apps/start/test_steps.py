@@ -13,7 +13,7 @@ from monai_diffae.errors import CohortError
 
 
 def test_a_step_runs_its_command_and_shows_it_as_it_can_be_typed(labelled, caplog) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="monai_diffae")
     steps = Steps()
     result = steps.attempt("Predict", "probe", embeddings=labelled.embeddings, targets=["wide"], evaluation="cv")
     assert result.rows[0]["target"] == "wide"

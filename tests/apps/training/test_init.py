@@ -10,7 +10,9 @@ from monai_diffae.errors import ConfigError
 
 def test_a_shipped_bundle_is_copied(tmp_path):
     result = init(tmp_path / "mine", bundle="diffae_3d")
-    assert list(result.lines()) == [str(tmp_path / "mine")]
+    folder, following = result.lines()
+    assert folder == str(tmp_path / "mine")
+    assert following.startswith("next: monai-diffae train ")
     assert result.figures() == {"folder": str(tmp_path / "mine")}
     assert json.loads((tmp_path / "mine" / "configs" / "train.json").read_text())["spatial_dims"] == 3
 

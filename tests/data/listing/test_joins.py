@@ -25,7 +25,7 @@ def scans(tmp_path):
 
 def rows_of(folder: Path, content: str, id_column: str | None = None) -> dict[str, int | None]:
     table = folder.parent / "labels.csv"
-    table.write_text(content)
+    table.write_text(content, encoding="utf-8")
     cases = read_cohort(folder)
     return dict(zip([case.id for case in cases], join_table(cases, folder, table, id_column).rows, strict=True))
 
