@@ -211,11 +211,20 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     network = build(parser, "network_def", nn.Module)
     network.load_state_dict(read_weights(models / layout.MODEL, network))
     network.to(device).eval().requires_grad_(False)
+    checksums = checksum(root), config_checksum(root)
+    return TrainedBundle(root, network, *build_companions(parser, device), values, *checksums, device, last_usage(root))
+
+
+def build_companions(parser: ConfigParser, device: torch.device) -> tuple[DiffusionAutoencoderInferer, Transform]:
+    """The inferer and the preprocessing that a model's configuration describes, for a network on a device.
+
+    Raises:
+        ConfigError: a component cannot be built.
+    """
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
-    preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-    checksums = checksum(root), config_checksum(root)
-    return TrainedBundle(root, network, inferer, preprocessing, values, *checksums, device, last_usage(root))
+    preprocessing: Transform = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
+    return inferer, preprocessing
 
 
 def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:

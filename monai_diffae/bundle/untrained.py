@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Transform
 from torch import nn
 
 from monai_diffae.bundle.config import check_image_size, model_config
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
-from monai_diffae.bundle.loading import TrainedBundle, build, described_model
-from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.bundle.loading import TrainedBundle, build, build_companions, described_model
 
 
 def load_untrained(
@@ -62,11 +60,9 @@ def load_untrained(
     parser.update({"bundle_root": str(root), "device": device})
     network = untrained_network(dict(parser.get()), seed).to(device)
     check_image_size(network, values["image_size"])
-    inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
-    inferer.schedule.to(device)
-    preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
+    companions = build_companions(parser, device)
     sha256 = hashlib.sha256(f"untrained {seed} {config_sha256}".encode()).hexdigest()
-    return TrainedBundle(root, network, inferer, preprocessing, values, sha256, config_sha256, device)
+    return TrainedBundle(root, network, *companions, values, sha256, config_sha256, device)
 
 
 def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:

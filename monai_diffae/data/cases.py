@@ -52,10 +52,14 @@ class Case:
             object.__setattr__(self, "file_name", safe_file_name(self.id))
 
     @property
+    def first_file(self) -> Path:
+        """The first file of ``"image"``."""
+        return first_file(self.images)
+
+    @property
     def file(self) -> str:
         """The name, without folders, of the case's first file."""
-        image = self.images["image"]
-        return (image if isinstance(image, Path) else image[0]).name
+        return self.first_file.name
 
     @property
     def has_own_patient(self) -> bool:
@@ -76,6 +80,17 @@ class Case:
         if self.slice_index is not None:
             item["slice"] = self.slice_index
         return {**item, "id": self.id}
+
+
+def first_file(images: Mapping[str, Images]) -> Path:
+    """The first file of ``"image"``, which may have one file per channel.
+
+    Example:
+        >>> first_file({"image": (Path("t1.nii"), Path("t2.nii"))}).name
+        't1.nii'
+    """
+    image = images["image"]
+    return image if isinstance(image, Path) else image[0]
 
 
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:

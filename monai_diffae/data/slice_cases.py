@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
@@ -47,9 +46,8 @@ def expand_slices(
     expanded: list[Case] = []
     failures: list[Failure] = []
     for case in cases:
-        image = case.images["image"]
         try:
-            shape = read_shape(image if isinstance(image, Path) else image[0])
+            shape = read_shape(case.first_file)
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
             continue
@@ -98,6 +96,7 @@ def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tupl
         The slices of each complete volume, by the volume's id; and one failure for each of the other volumes.
 
     Example:
+        >>> from pathlib import Path
         >>> slices = [Case(f"a_z00{k}", {"image": Path("a.nii")}, "a", slice_index=k) for k in (4, 6)]
         >>> gather_slices(slices, [])[0].keys()
         dict_keys(['a'])
@@ -121,6 +120,7 @@ def whole_scan(case: Case) -> Case:
     """The scan that a slice was taken from, without its slice; a whole image unchanged.
 
     Example:
+        >>> from pathlib import Path
         >>> whole_scan(Case("a_z004", {"image": Path("a.nii")}, "p", slice_index=4)).id
         'a'
     """

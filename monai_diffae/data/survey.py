@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +100,7 @@ def survey_cohort(
         CohortError: no scan of this kind can be read.
 
     Example:
+        >>> from pathlib import Path
         >>> survey_cohort([Case("a", {"image": Path("gone.nii")}, "a")])
         Traceback (most recent call last):
         ...
@@ -112,10 +112,9 @@ def survey_cohort(
     for case in cases:
         if fingerprints:
             with suppress(ScanError):
-                fingerprint_of[case.id] = _fingerprint(case)
+                fingerprint_of[case.id] = scan_fingerprint(read_scan(case.first_file))
         try:
-            image = case.images["image"]
-            scans.append((case, *read_geometry(image if isinstance(image, Path) else image[0])))
+            scans.append((case, *read_geometry(case.first_file)))
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
     if spatial_dims is None:
@@ -138,11 +137,6 @@ def none_usable(failures: Sequence[Failure]) -> CohortError:
     """Make the error that no scan can be used, with the first reason."""
     first = failures[0]
     return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
-
-
-def _fingerprint(case: Case) -> Fingerprint:
-    image = case.images["image"]
-    return scan_fingerprint(read_scan(image if isinstance(image, Path) else image[0]))
 
 
 def _model_view(

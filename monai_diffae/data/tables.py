@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.cases import MISSING_WORDS, Images, Label, as_labels
+from monai_diffae.data.cases import MISSING_WORDS, Images, Label, as_labels, first_file
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import CohortError
 
@@ -40,8 +40,7 @@ class Row:
     @property
     def first(self) -> Path:
         """The first file of ``"image"``."""
-        image = self.images["image"]
-        return image if isinstance(image, Path) else image[0]
+        return first_file(self.images)
 
 
 def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ...]) -> list[Row]:

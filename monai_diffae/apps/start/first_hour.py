@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.start.labels import find_examples, find_targets
+from monai_diffae.apps.start.labels import find_examples, find_targets, held_out_split
 from monai_diffae.apps.start.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
@@ -152,10 +152,9 @@ class FirstHour:
             "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common, **shown,
             captions=targets[:1],
         )  # fmt: skip
-        held_out = _held_out(table)
         self.steps.attempt(
             "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
-            split=held_out, limit=_NUM_MOSAIC,
+            split=held_out_split(table), limit=_NUM_MOSAIC,
         )  # fmt: skip
         return self._next_lines(embedded.path, direction)
 
@@ -163,7 +162,7 @@ class FirstHour:
         """The arguments that choose cases for pictures: held-out ones, from both ends of the first label."""
         if targets and (cases := find_examples(table, targets[0], _NUM_EXAMPLES)):
             return {"cases": cases}
-        return {"split": _held_out(table), "limit": _NUM_EXAMPLES}
+        return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
 
     def _train(self) -> None:
         write_json(self.out / "start.json", self.record)
@@ -205,7 +204,7 @@ class FirstHour:
             lines.append(("Grade every scan along the label:", command_line("grade", grades)))
         unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
         lines.append(("Show what is unusual inside scans:", command_line("anomaly", unusual)))
-        return lines[:3]
+        return lines
 
 
 def _described(settings: Mapping[str, Any]) -> str:
@@ -213,9 +212,3 @@ def _described(settings: Mapping[str, Any]) -> str:
     size = " x ".join(map(str, settings["image_size"]))
     spacing = " x ".join(f"{mm:g}" for mm in settings.get("spacing_mm", ()))
     return f"images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, {settings['max_epochs']} epochs"
-
-
-def _held_out(table: pd.DataFrame) -> str | None:
-    """The split of the held-out cases; None: there are none."""
-    splits = set(table["split"]) if "split" in table else set()
-    return next((name for name in ("test", "val") if name in splits), None)

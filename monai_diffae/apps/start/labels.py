@@ -39,6 +39,12 @@ def _can_be_predicted(values: pd.Series) -> bool:
     return min(counts.values()) >= _FEWEST_PER_CLASS
 
 
+def held_out_split(table: pd.DataFrame) -> str | None:
+    """The split of the held-out cases of a table of embeddings: ``test``, else ``val``; None: it has neither."""
+    splits = set(table["split"]) if "split" in table else set()
+    return next((name for name in ("test", "val") if name in splits), None)
+
+
 def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
     """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
 
@@ -53,10 +59,9 @@ def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
         ['b', 'd']
     """
     labelled = table[table[target].notna()]
-    for split in ("test", "val"):
-        if "split" in labelled and (labelled["split"] == split).any():
-            labelled = labelled[labelled["split"] == split]
-            break
+    split = held_out_split(labelled)
+    if split is not None:
+        labelled = labelled[labelled["split"] == split]
     ids = labelled.sort_values(target, kind="stable")["id"].astype(str).tolist()
     from_both_ends = [ids[i // 2] if i % 2 == 0 else ids[-1 - i // 2] for i in range(len(ids))]
     return from_both_ends[:number]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from monai_diffae.apps.settings import NONE_GIVEN, Columns
 
 if TYPE_CHECKING:
     from monai_diffae.apps.start.steps import Outcome
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

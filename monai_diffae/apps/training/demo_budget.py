@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.apps.training.planning import find_device, read_training_config
+from monai_diffae.apps.training.planning import MEASURED_SCANS, find_device, read_training_config
 from monai_diffae.apps.training.speed import fastest, measure_speed
 from monai_diffae.bundle.loading import build
 from monai_diffae.data.atomic import write_json
@@ -21,7 +21,6 @@ from monai_diffae.data.cohort_split import SplitCohort
 
 logger = logging.getLogger(__name__)
 
-_MEASURED_SCANS = 3
 _FOR_TRAINING, _FOR_RECONSTRUCTIONS = 0.7, 0.15  # shares of the time
 _CLEARLY_FEWER = 0.8  # a short measurement is not more exact
 _PER_RECONSTRUCTION = 60.0  # in training images: inverted once and decoded twice
@@ -66,7 +65,7 @@ def demo_budget(
     train = build(parser, "cohort", SplitCohort).split("train")
     epochs, batch_size = (int(parser.get_parsed_content(key)) for key in ("max_epochs", "batch_size"))
     batch_size = min(batch_size, len(train))
-    items = [case.item() for case in train[:_MEASURED_SCANS]]
+    items = [case.item() for case in train[:MEASURED_SCANS]]
     speed, threads = fastest(partial(measure_speed, config, target, items, batch_size))
     epoch_s = max(1, len(train) // batch_size) * speed.seconds_per_step
     affordable = max(1, int(60 * minutes * _FOR_TRAINING // epoch_s))

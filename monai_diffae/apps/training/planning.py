@@ -30,7 +30,7 @@ from monai_diffae.engines.memory import GIB, free_memory
 from monai_diffae.errors import ConfigError, MachineError
 
 _USABLE = 0.8  # usable fraction of the free memory
-_MEASURED_SCANS = 3
+MEASURED_SCANS = 3
 _TIMED_KEYS = (*CHOSEN_KEYS, "picture_steps")
 
 
@@ -115,7 +115,7 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
     config = parser.get()
     cohort = build(ConfigParser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration
     train, val = ([case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val"))
-    items = [case.item() for case in train[:_MEASURED_SCANS]]
+    items = [case.item() for case in train[:MEASURED_SCANS]]
     if not items:
         cohort.items("train")  # raises the error of an empty split
 

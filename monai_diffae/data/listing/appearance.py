@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,15 +65,15 @@ def look_at(cases: Sequence[Case], limit: int = 32) -> Appearance:
     """Read up to ``limit`` scans, evenly spread over the cases, and describe them.
 
     Example:
+        >>> from pathlib import Path
         >>> look_at([Case("a", {"image": Path("gone.nii")}, "a")]).failures[0].reason
         'gone.nii: there is no such file; check the path'
     """
     sizes, spacings, failures, num_colour = [], [], [], 0
     for row in np.unique(np.linspace(0, len(cases) - 1, min(limit, len(cases))).astype(int)):
         case = cases[row]
-        image = case.images["image"]
         try:
-            scan = read_scan(image if isinstance(image, Path) else image[0])
+            scan = read_scan(case.first_file)
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
             continue

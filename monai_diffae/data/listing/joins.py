@@ -161,7 +161,7 @@ def _check_folders(
         by_name, by_folder = ({rows[key] for key in group if key in rows} for group in (own, folders))
         is_named_with_folder = any("/" in key and key in rows for key in own)
         if by_name and by_folder and not by_name & by_folder and not is_named_with_folder:
-            name = name_within(_first_file(case), root)
+            name = name_within(case.first_file, root)
             raise CohortError(
                 f"{table}: different rows fit the file name and the folder of {name[:60]!r}; use ids with the folder, "
                 f"such as {name[:60]}, or set id_column to another column"
@@ -170,7 +170,7 @@ def _check_folders(
 
 def _keys(case: Case, root: Path) -> Iterator[set[str]]:
     """The ids by which a table may call a case, the closest first."""
-    file = _first_file(case)
+    file = case.first_file
     name = name_within(file, root)
     path, stem = Path(os.path.relpath(file, root)).as_posix(), Path(name).name
     yield {case.id, name, path, stem, case.file}
@@ -189,12 +189,7 @@ def _subject_keys(name: str) -> set[str]:
 
 
 def _has_session(case: Case, root: Path) -> bool:
-    return "session" in bids.details(name_within(_first_file(case), root))
-
-
-def _first_file(case: Case) -> Path:
-    image = case.images["image"]
-    return image if isinstance(image, Path) else image[0]
+    return "session" in bids.details(name_within(case.first_file, root))
 
 
 def _plain(id: str) -> str:

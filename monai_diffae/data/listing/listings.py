@@ -158,7 +158,7 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
 
 def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
     """The cases with their name as id: of the file if all these are different, else with the folders."""
-    names = [name_within(_first_file(case), root) for case in cases]
+    names = [name_within(case.first_file, root) for case in cases]
     stems = [Path(name).name for name in names]
     ids = stems if len(set(stems)) == len(stems) else names
     if len(set(ids)) < len(ids):
@@ -171,7 +171,7 @@ def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
 
 def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[list[Case], list[str]]:
     """The cases with the labels and splits of their folders, and lines that say what was found."""
-    folders = [Path(name_within(_first_file(case), root)).parts[:-1] for case in cases]
+    folders = [Path(name_within(case.first_file, root)).parts[:-1] for case in cases]
     folder_names = find_class_folders(folders, strict=sources.from_folders is None)
     if sources.from_folders and not folder_names.classes:
         raise CohortError(
@@ -222,7 +222,7 @@ def _with_table(
 
 def _with_bids_details(cases: Sequence[Case], root: Path) -> list[Case]:
     """The cases with the session and suffix in their BIDS names as labels, if these differ and no table has them."""
-    details = [bids.details(name_within(_first_file(case), root)) for case in cases]
+    details = [bids.details(name_within(case.first_file, root)) for case in cases]
     for word in ("session", "suffix"):
         values = [each.get(word) for each in details]
         if len(set(values)) > 1 and not any(word in case.labels for case in cases):
@@ -243,13 +243,8 @@ def _bids_table(cohort: Path) -> Path | None:
     return table if table.is_file() else None
 
 
-def _first_file(case: Case) -> Path:
-    image = case.images["image"]
-    return image if isinstance(image, Path) else image[0]
-
-
 def _format(case: Case) -> str:
-    suffix = scan_suffix(dicom.split_series(_first_file(case))[0])
+    suffix = scan_suffix(dicom.split_series(case.first_file)[0])
     return "DICOM" if suffix in ("", *dicom.SUFFIXES) else suffix
 
 

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
@@ -25,14 +24,14 @@ def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
     """Read every scan (the first file of each image), and find twins; scans that cannot be read are ignored.
 
     Example:
+        >>> from pathlib import Path
         >>> find_listed_twins([Case("a", {"image": Path("gone.nii")}, "a")])
         []
     """
     fingerprints: dict[int, Fingerprint] = {}
     for position, case in enumerate(track(cases, f"reading {len(cases)} scans to find twins")):
-        image = case.images["image"]
         try:
-            fingerprints[position] = scan_fingerprint(read_scan(image if isinstance(image, Path) else image[0]))
+            fingerprints[position] = scan_fingerprint(read_scan(case.first_file))
         except ScanError as error:
             logger.debug("%s", error)
     if len(fingerprints) < len(cases):

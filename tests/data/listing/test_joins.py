@@ -9,20 +9,6 @@ from monai_diffae.data.listing.joins import join_table
 from monai_diffae.errors import CohortError
 
 
-@pytest.fixture
-def scans(tmp_path):
-    """Make a folder of scans with these names."""
-
-    def make(*names: str) -> Path:
-        for name in names:
-            file = tmp_path / "scans" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(b"...")
-        return tmp_path / "scans"
-
-    return make
-
-
 def rows_of(folder: Path, content: str, id_column: str | None = None) -> dict[str, int | None]:
     table = folder.parent / "labels.csv"
     table.write_text(content, encoding="utf-8")

@@ -1,7 +1,6 @@
 """Listings: ids as given, labels from folders, tables and BIDS, and the table that is written."""
 
 import csv
-from pathlib import Path
 
 import pytest
 from scan_files import save_series
@@ -9,21 +8,6 @@ from scan_files import save_series
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.listing import Sources, list_cases, write_listing
 from monai_diffae.errors import CohortError, ConfigError
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """Make a folder of scans with these names."""
-
-    def make(*names: str) -> Path:
-        for name in names:
-            file = tmp_path / "scans" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(b"...")
-        return tmp_path / "scans"
-
-    return make
-
 
 ULTRASOUND = [f"{kind}/{kind} ({n}).png" for kind in ("benign", "malignant") for n in (1, 2)]
 
