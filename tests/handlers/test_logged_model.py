@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,8 @@ def post(url: str, content: object) -> dict:
 @pytest.mark.slow
 def test_a_real_server_answers_with_z_sem_for_an_image(tracked, small_cohort, tmp_path):
     out, port = tracked[0], free_port()
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # MLflow starts uvicorn by its name
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}"}
     command = ["models", "serve", "--model-uri", "models:/tiny/1", "--env-manager", "local", "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
@@ -114,8 +116,9 @@ def test_a_real_server_answers_with_z_sem_for_an_image(tracked, small_cohort, tm
         rows = [{"image": base64.b64encode(f.read_bytes()).decode(), "file_name": f.name} for f in files]
         answer = post(f"{url}/invocations", {"dataframe_records": rows})["predictions"]
     finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
+        if server.poll() is None:
+            os.killpg(server.pid, 15)
+            server.wait(30)
     trained = load_bundle(out, "cpu")
     expected = [trained.open(file).z_sem.mean(dim=0).numpy() for file in files]
     assert np.allclose(np.array(answer, np.float32), expected, atol=1e-5)
