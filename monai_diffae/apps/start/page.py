@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from monai_diffae.apps.result_html import result_html
-from monai_diffae.apps.start.steps import Outcome
+from monai_diffae.apps.steps import Outcome
 from monai_diffae.data.atomic import write_atomic
 
 _STYLE = """
