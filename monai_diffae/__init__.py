@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.anomaly import anomaly as anomaly
     from monai_diffae.apps.evaluation.calibrate import calibrate as calibrate
     from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
+    from monai_diffae.apps.evaluation.evaluate import evaluate as evaluate
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
     from monai_diffae.apps.evaluation.probe import probe as probe
@@ -69,6 +70,7 @@ _MODULES = {
     "diagnose": "apps.evaluation.diagnose",
     "edit": "apps.synthesis.edit",
     "embed": "apps.embedding.embed",
+    "evaluate": "apps.evaluation.evaluate",
     "explore": "explorer.explore",
     "fit_direction": "apps.synthesis.fit_direction",
     "generate": "apps.synthesis.generate",

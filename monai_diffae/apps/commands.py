@@ -87,6 +87,7 @@ COMMANDS: tuple[Command, ...] = (
     _command("calibrate", "evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
     _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
+    _command("evaluate", "evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv"),
     _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", run=False, room="explorer"),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
     _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.start.labels import find_examples, find_targets, held_out_split
-from monai_diffae.apps.start.steps import Steps
+from monai_diffae.apps.examples import find_examples, find_targets, held_out_split
+from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import safe_id

@@ -33,7 +33,7 @@ const isEdited = (made) =>
 
 function say(text, isError = false) {
   $("status").textContent = text;
-  $("status").classList.toggle("error", isError);
+  $("status").classList.toggle("failed", isError);
 }
 
 // -- a case ----------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ function drawSecond() {
   document.querySelector('output[for="weight"]').textContent = `${Math.round(100 * Number($("weight").value))} %`;
   if (!has) {
     $("weight").value = 0;
-    $("second").replaceChildren(element("span", { className: "quiet", textContent: "Shift-click a case on the map, or a neighbor, to choose it." }));
+    $("second").replaceChildren(element("span", { className: "muted small", textContent: "Shift-click a case on the map, or a neighbor, to choose it." }));
     return;
   }
   const drop = element("button", { type: "button", textContent: "Remove" });
@@ -337,6 +337,7 @@ function wire() {
   $("draw").addEventListener("click", drawSamples);
   $("copy-samples").addEventListener("click", () => copy("command", api.sampleCalls(NUM_SAMPLES, Number($("sample-seed").value))));
   $("help-button").addEventListener("click", () => $("help").showModal());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colour);
   document.addEventListener("keydown", key);
   document.addEventListener("keyup", (event) => event.key === "f" && flip(false));
 }

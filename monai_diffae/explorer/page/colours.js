@@ -1,7 +1,7 @@
 // Colours of cases: Okabe and Ito's palette for classes, cividis for numbers. Both suit colour-blind readers.
 
-const CLASSES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"];
-const MISSING = "#9a9a9a";
+const CLASSES = ["--c0", "--c4", "--c2", "--c3", "--c5", "--c1", "--c6"];
+const MISSING = "--c7";
 const CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];
 const SHADES = 24;
 
@@ -11,6 +11,9 @@ function cividis(share) {
   const mixed = CIVIDIS[low].map((v, i) => Math.round(v + (CIVIDIS[low + 1][i] - v) * (place - low)));
   return `rgb(${mixed.join(",")})`;
 }
+
+/** The colour of a name in the style sheet, which depends on light and dark. */
+const styled = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 const text = (value) => (typeof value === "number" ? Number(value.toPrecision(3)).toString() : String(value));
 
@@ -28,7 +31,7 @@ function scaled(values, present) {
   const colours = Array.from({ length: SHADES }, (_, i) => cividis(i / (SHADES - 1)));
   const shade = (value) => Math.round(Math.min(Math.max((value - low) / (high - low || 1), 0), 1) * (SHADES - 1));
   return {
-    colours: [...colours, MISSING],
+    colours: [...colours, styled(MISSING)],
     group: values.map((value) => (value === null ? SHADES : shade(value))),
     scale: { low: text(low), high: text(high), stops: CIVIDIS.map((_, i) => cividis(i / (CIVIDIS.length - 1))) },
   };
@@ -42,8 +45,8 @@ function classed(values, present, distinct) {
   const shown = names.slice(0, CLASSES.length);
   const index = new Map(shown.map((name, i) => [name, i]));
   const group = values.map((value) => (index.has(value) ? index.get(value) : shown.length));
-  const legend = shown.map((name, i) => [CLASSES[i], text(name), counts.get(name)]);
+  const legend = shown.map((name, i) => [styled(CLASSES[i]), text(name), counts.get(name)]);
   const rest = group.filter((each) => each === shown.length).length;
-  if (rest) legend.push([MISSING, names.length > shown.length ? "other or missing" : "missing", rest]);
-  return { colours: [...CLASSES.slice(0, shown.length), MISSING], group, legend };
+  if (rest) legend.push([styled(MISSING), names.length > shown.length ? "other or missing" : "missing", rest]);
+  return { colours: [...CLASSES.slice(0, shown.length), MISSING].map(styled), group, legend };
 }

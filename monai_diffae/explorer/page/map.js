@@ -216,7 +216,7 @@ export class CaseMap {
     context.clearRect(0, 0, this.width, this.height);
     const style = getComputedStyle(this.overlay);
     const ink = style.getPropertyValue("--ink");
-    const accent = style.getPropertyValue("--accent");
+    const accent = style.getPropertyValue("--c1");
     if (this.edited && this.chosen >= 0) this.drawPath(context, accent);
     if (this.second >= 0) this.ring(context, this.place(this.second), 9, ink, [4, 3]);
     if (this.chosen >= 0) this.ring(context, this.place(this.chosen), 9, ink);
@@ -273,7 +273,6 @@ export class CaseMap {
     canvas.addEventListener("pointerleave", () => this.point(-1, 0, 0));
     canvas.addEventListener("blur", () => this.point(-1, 0, 0));
     canvas.addEventListener("keydown", (event) => this.key(event));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
   moved(event) {

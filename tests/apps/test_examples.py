@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from monai_diffae.apps.start.labels import find_examples, find_targets
+from monai_diffae.apps.examples import find_examples, find_targets
 
 
 def table(**labels: list) -> pd.DataFrame:

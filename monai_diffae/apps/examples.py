@@ -1,4 +1,4 @@
-"""Choose what ``start`` predicts and edits: labels that a probe can learn, and cases that show both ends of one."""
+"""Choose what pages show: labels that a probe can learn, and cases that show both ends of one."""
 
 from __future__ import annotations
 
