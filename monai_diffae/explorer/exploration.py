@@ -21,7 +21,7 @@ from monai_diffae.explorer.atlas import Atlas
 from monai_diffae.explorer.pixels import packed
 from monai_diffae.explorer.recipes import Caller, Recipe
 from monai_diffae.explorer.scores import scores_of
-from monai_diffae.explorer.studio import Studio
+from monai_diffae.explorer.studio import Studio, shown_arrays
 from monai_diffae.explorer.thumbnails import Thumbnails
 from monai_diffae.explorer.worker import Check, ModelWorker
 from monai_diffae.serving.answers import NotFoundError
@@ -128,6 +128,7 @@ class Exploration:
             SupersededError: a newer request of the lane came.
         """
         combination, case, others = self._cases(recipe)
+        combination.check_detail(recipe.detail)
         steps = self.studio.preview_steps if quality == "preview" else self.studio.steps
 
         def decode(check: Check) -> bytes:
@@ -136,7 +137,7 @@ class Exploration:
             z_image = None if decoded.z_image is None else decoded.z_image.cpu().numpy()
             z_target = decoded.z_target.cpu().numpy()
             scores = scores_of(self.atlas, self.axes, recipe.case, z_case, z_target, z_image)
-            arrays = {"image": decoded.image[0], "difference": decoded.difference[0]}
+            arrays = shown_arrays(self.studio.open(case), decoded, recipe.detail)
             return packed(arrays, scores=scores, steps=steps, quality=quality)
 
         return self._wait(lane, decode)
