@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 
 import pytest
 
@@ -29,7 +30,7 @@ class Page:
 
     def settle(self):
         """Wait for the full image of the last move."""
-        self.page.wait_for_function("document.getElementById('status').dataset.quality === 'full'")
+        self.page.wait_for_selector("#status[data-quality=full]")
 
     def move(self, act):
         """Do something that changes the image, and wait for it."""
@@ -52,9 +53,23 @@ class Page:
 
 
 @pytest.fixture
-def page(explored, serve, open_page):
-    with serve(explored) as url:
-        yield Page(open_page(url))
+def visit(serve, open_page):
+    """Opens the page of an exploration: a context manager that closes it before its server ends."""
+
+    @contextmanager
+    def visit_page(exploration, **settings):
+        with serve(exploration) as url:
+            page = Page(open_page(url, **settings))
+            yield page
+            page.page.close()
+
+    return visit_page
+
+
+@pytest.fixture
+def page(explored, visit):
+    with visit(explored) as page:
+        yield page
 
 
 def open_first(page):
@@ -111,10 +126,10 @@ def test_every_control_works(page, tmp_path):
     # taking away
     page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page("copy-command").click()
-    page.page.wait_for_function("document.getElementById('status').textContent === 'Copied.'")
+    page.page.locator("#status", has_text="Copied.").wait_for()
     assert page.page.evaluate("navigator.clipboard.readText()").startswith("monai-diffae combine ")
     page("copy-python").click()
-    page.page.wait_for_function("document.getElementById('call').textContent.startsWith('from monai_diffae import')")
+    page.page.locator("#call", has_text="from monai_diffae import").wait_for()
     for name in ("save-model", "save-own"):
         with page.page.expect_download() as download:
             page(name).click()
@@ -203,18 +218,16 @@ def test_a_drag_shows_the_image_of_its_last_place(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_window_shows_everything_without_scrolling_sideways(explored, serve, open_page, scheme):
-    with serve(explored) as url:
-        page = Page(open_page(url, viewport={"width": 390, "height": 800}, color_scheme=scheme))
+def test_a_narrow_window_shows_everything_without_scrolling_sideways(explored, visit, scheme):
+    with visit(explored, viewport={"width": 390, "height": 800}, color_scheme=scheme) as page:
         open_first(page)
         assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.page.locator(".pill").is_visible()
 
 
-def test_volumes_have_three_planes_with_sliders(tiny_bundle_3d, open_explored, serve, open_page, tmp_path):
+def test_volumes_have_three_planes_with_sliders(tiny_bundle_3d, open_explored, visit, tmp_path):
     opened = open_explored(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path)
-    with serve(opened) as url:
-        page = Page(open_page(url))
+    with visit(opened) as page:
         open_first(page)
         assert page.page.locator(".views canvas").count() == 9
         for name in ("axial", "coronal", "sagittal"):
@@ -225,13 +238,12 @@ def test_volumes_have_three_planes_with_sliders(tiny_bundle_3d, open_explored, s
     opened.close()
 
 
-def test_samples_can_be_drawn(labelled, latent_bundle, open_explored, serve, open_page, tmp_path):
+def test_samples_can_be_drawn(labelled, latent_bundle, open_explored, visit, tmp_path):
     opened = open_explored(latent_bundle, labelled.cohort, tmp_path, embeddings=labelled.embeddings)
-    with serve(opened) as url:
-        page = Page(open_page(url))
+    with visit(opened) as page:
         page("sample-seed").fill("5")
         page("draw").click()
         page.page.wait_for_selector("#samples canvas >> nth=7")
         page("copy-samples").click()
-        page.page.wait_for_function("document.getElementById('sample-call').textContent.includes('--seed 5')")
+        page.page.locator("#sample-call", has_text="--seed 5").wait_for()
     opened.close()
