@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.start.labels import find_examples, find_targets, held_out_split
-from monai_diffae.apps.start.steps import Steps
+from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
+from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import safe_id
@@ -163,7 +163,7 @@ class FirstHour:
             self.steps.attempt(
                 "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
             )
-            direction = self._edit(embedded.path, targets[0], {**common, **shown})
+            direction = self._edit(embedded.path, table, targets[0], {**common, **shown})
         else:
             self.steps.attempt(
                 "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
@@ -181,8 +181,10 @@ class FirstHour:
 
     def _shown(self, table: pd.DataFrame, targets: Sequence[str]) -> dict[str, Any]:
         """The arguments that choose cases for pictures: held-out ones, from both ends of the first label."""
-        if targets and (cases := find_examples(table, targets[0], _NUM_EXAMPLES)):
-            return {"cases": cases}
+        if targets:
+            positive = find_positive(table, targets[0])
+            if cases := find_examples(table, targets[0], _NUM_EXAMPLES, positive):
+                return {"cases": cases}
         return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
 
     def _train(self) -> None:
@@ -200,16 +202,19 @@ class FirstHour:
         self.record["is_trained"] = True
         write_json(self._record_file, self.record)
 
-    def _edit(self, embeddings: Path, target: str, arguments: Mapping[str, Any]) -> Path | None:
+    def _edit(self, embeddings: Path, table: pd.DataFrame, target: str, arguments: Mapping[str, Any]) -> Path | None:
         """Edit held-out cases along a label; the direction's file, or None if it could not be fitted."""
         direction = self.out / f"{safe_id(target)}.json"
+        positive = find_positive(table, target)
+        what = target if positive is None else f"{target} {positive}"
         fitted = self.steps.attempt(
-            f"Find the direction of {target}", "fit-direction", embeddings=embeddings, out=direction, target=target
-        )
+            f"Find the direction of {what}", "fit-direction", embeddings=embeddings, out=direction, target=target,
+            positive=positive,
+        )  # fmt: skip
         if fitted is None:
             return None
         self.steps.attempt(
-            f"Edit scans along {target}", "edit", **arguments, out=self.out / "edits", direction=direction,
+            f"Edit scans along {what}", "edit", **arguments, out=self.out / "edits", direction=direction,
             captions=[target],
         )  # fmt: skip
         return direction

@@ -15,7 +15,7 @@ from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.start.steps import Outcome
+    from monai_diffae.apps.steps import Outcome
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.start.page import write_page
-from monai_diffae.apps.start.steps import Outcome, Step
+from monai_diffae.apps.steps import Outcome, Step
 
 
 class Reader(HTMLParser):

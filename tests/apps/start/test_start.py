@@ -14,7 +14,7 @@ import pytest
 
 from monai_diffae.apps.start.first_hour import FirstHour
 from monai_diffae.apps.start.start import StartResult, start
-from monai_diffae.apps.start.steps import Steps
+from monai_diffae.apps.steps import Steps
 from monai_diffae.apps.training import planning
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from monai_diffae.apps.start.steps import Steps
+from monai_diffae.apps.steps import Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import CohortError
 
