@@ -16,7 +16,7 @@ from monai_diffae.apps.synthesis.combination import Axes, write_combined
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, one_line
 from monai_diffae.explorer.atlas import Atlas
 from monai_diffae.explorer.pixels import packed
 from monai_diffae.explorer.recipes import Caller, Recipe
@@ -90,11 +90,7 @@ class Exploration:
         }
 
     def outliers(self) -> dict[str, Any]:
-        """The outlier scores of all cases; waits until they are computed.
-
-        Raises:
-            ConfigError: there are too few training cases.
-        """
+        """The outlier scores of all cases and their p-values, or the ``reason`` why there are none; waits for them."""
         return self._outliers.result()
 
     def about(self, row: int) -> dict[str, Any]:
@@ -227,5 +223,7 @@ class Exploration:
         try:
             scores, p = self.atlas.outliers
             self._outliers.set_result({"scores": scores.round(5).tolist(), "p": p.round(6).tolist()})
+        except ConfigError as error:  # a small cohort has no five training cases of other patients
+            self._outliers.set_result({"reason": one_line(error)})
         except BaseException as error:
             self._outliers.set_exception(error)

@@ -258,3 +258,9 @@ def test_a_picture_is_shown_with_its_own_detail_in_its_own_grid(unusual, open_ex
     sees_it = len(arrays["image"]) == 3  # the other bundle's encoder sees another image, which no edit changes
     assert header["scores"]["is_encoded"] is sees_it
     opened.close()
+
+
+def test_a_cohort_that_is_too_small_for_outlier_scores_says_so(tiny_bundle_3d, open_explored, tmp_path):
+    opened = open_explored(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path)
+    assert "lower k" in client_of(opened).get("/api/outliers").json()["reason"]
+    opened.close()

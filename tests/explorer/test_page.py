@@ -18,7 +18,7 @@ class Page:
     def __init__(self, page):
         self.page, self.used = page, set()
         page.set_default_timeout(60_000)
-        page.wait_for_selector("#unusual button")
+        page.wait_for_selector("body[data-ready]")
 
     def __call__(self, name):
         self.used.add(name)
@@ -39,11 +39,10 @@ class Page:
         self.settle()
 
     def pixels(self, view="image"):
-        """The colours of a picture as text, after the next frame."""
+        """A picture as text, after the next frame."""
         script = f"""() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {{
             const canvas = document.querySelector('canvas[data-view={view}]');
-            const context = canvas.getContext('2d');
-            done(Array.from(context.getImageData(0, 0, canvas.width, canvas.height).data).join());
+            done(canvas.toDataURL());
         }})))"""
         return self.page.evaluate(script)
 

@@ -93,7 +93,7 @@ function drawNeighbors() {
 }
 
 function outlierChip(row) {
-  if (!scoresOf) return element("span", { className: "chip", textContent: "outlier score: computing" });
+  if (!scoresOf) return "";
   const p = scoresOf.p[row];
   const node = element("span", { className: "chip", textContent: `outlier score ${scoresOf.scores[row].toFixed(2)}, p ${p < 0.001 ? "< 0.001" : p.toFixed(3)}` });
   node.classList.toggle("unusual", p < 0.05);
@@ -241,16 +241,18 @@ function openFound(row, isSecond) {
 }
 
 async function loadOutliers() {
-  try {
-    scoresOf = await api.outliers();
-  } catch (error) {
-    $("unusual-note").textContent = error.message;
-    return;
+  const answer = await api.outliers();
+  const rows = [...data.ids.keys()];
+  if (answer.reason) {
+    $("unusual-note").textContent = `cannot be told: ${answer.reason}`;
+    state.order = rows;
+  } else {
+    scoresOf = answer;
+    state.order = rows.sort((a, b) => scoresOf.scores[b] - scoresOf.scores[a]);
+    $("unusual-note").textContent = "by distance to the training cases of other patients, whitened";
   }
-  state.order = [...data.ids.keys()].sort((a, b) => scoresOf.scores[b] - scoresOf.scores[a]);
-  const noted = (row) => ({ id: data.ids[row], note: scoresOf.scores[row].toFixed(2) });
+  const noted = (row) => ({ id: data.ids[row], note: scoresOf ? scoresOf.scores[row].toFixed(2) : data.splits[row] });
   $("unusual").replaceChildren(...state.order.slice(0, NUM_UNUSUAL).map((row) => caseButton(row, noted(row), open)));
-  $("unusual-note").textContent = "by distance to the training cases of other patients, whitened";
   fillColours();
   if (state.known) describe(state.known);
 }
@@ -397,6 +399,7 @@ async function start() {
   const named = data.ids.indexOf(decodeURIComponent(location.hash.slice(1)));
   if (named >= 0) open(named);
   await loadOutliers();
+  document.body.dataset.ready = "yes";
 }
 
 start().catch((error) => ($("about").textContent = error.message));
