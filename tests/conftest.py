@@ -34,6 +34,7 @@ TINY = {
     "val_batch_size": 4,
     "num_pictures": 0,
     "picture_steps": 2,
+    "probe_interval": 0,
     "mlflow": False,
     "device": "cpu",
 }
