@@ -42,7 +42,7 @@ def log_to_training(bundle: Path, metrics: Mapping[str, float], paths: Sequence[
                 return
             raise
         for name, value in metrics.items():
-            client.log_metric(run_id, f"{folder}/" + re.sub(r"[^\w\-. ]", "_", name), float(value))
+            client.log_metric(run_id, f"{folder}/" + re.sub(r"[^\w\-. /]", "_", name), float(value))
         for path in paths:
             log = client.log_artifacts if path.is_dir() else client.log_artifact
             log(run_id, str(path), f"{folder}/{path.name}" if path.is_dir() else folder)

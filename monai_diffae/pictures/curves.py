@@ -33,7 +33,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which keeps figures in memory and needs a display
     from matplotlib.ticker import EngFormatter
 
-    probed = [column.removeprefix(_PROBE) for column in frame if str(column).startswith(_PROBE)]
+    probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
     figure = Figure(figsize=(13 if probed else 9, 3.4), layout="constrained")
     left, right, *others = figure.subplots(1, 3 if probed else 2)
     metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
