@@ -114,6 +114,16 @@ def test_the_finest_grid_gets_a_wider_network(tmp_path, machine):
     assert settings["base_channels"] == 64
 
 
+def test_settings_that_are_decided_also_say_how_many_images_there_are(heads, machine):
+    machine(1e5)
+    images = {}
+    for step in (1, 4):
+        slices = {"slice_step": step, "slice_range": [0.2, 0.8], "max_epochs": 1, "batch_size": 1}
+        result = plan(heads, bundle=Path("diffae_2d"), minutes=10, device="cpu", memory_gib=4, overrides=slices)
+        images[step] = result.timed.timetable.num_images
+    assert images[1] > 3 * images[4]
+
+
 def test_memory_still_is_a_bound(heads, machine):
     machine(1e9)
     little, much = (plan(heads, minutes=600, device="cpu", memory_gib=gib) for gib in (0.2, 4))
