@@ -13,12 +13,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from monai_diffae import train
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.data import make_virtual_cohort
-from monai_diffae.explorer.exploration import Exploration
+from monai_diffae.explorer.exploration import Exploration, Quality
 from monai_diffae.explorer.opening import Files, open_exploration
 from monai_diffae.explorer.recipes import Recipe
 
@@ -47,11 +48,14 @@ def main() -> None:
     arguments = parser.parse_args()
     page = opened(arguments.out, arguments.size)
     page.outliers()
-    firsts = [milliseconds(lambda row=row: page.image(Recipe(case=row), "preview", "a")) for row in range(4)]
+    firsts = [milliseconds(partial(page.image, Recipe(case=row), "preview", "a")) for row in range(4)]
     print(f"first: median {statistics.median(firsts):.0f} ms")
-    for quality in ("preview", "full"):
-        moves = [Recipe(case=0, components={"1": 0.1 * move + 0.1}) for move in range(arguments.moves)]
-        times = [milliseconds(lambda move=move: page.image(move, quality, "a")) for move in moves]
+    qualities: tuple[Quality, ...] = ("preview", "full")
+    for quality in qualities:
+        times = []
+        for move in range(arguments.moves):
+            recipe = Recipe(case=0, components={"1": 0.1 * move + 0.1})
+            times.append(milliseconds(partial(page.image, recipe, quality, "a")))
         steps = page.studio.preview_steps if quality == "preview" else page.studio.steps
         print(f"{quality}: median {statistics.median(times):.0f} ms, longest {max(times):.0f} ms ({steps} evaluations)")
     page.close()
