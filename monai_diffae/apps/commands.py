@@ -81,6 +81,7 @@ COMMANDS: tuple[Command, ...] = (
     _command("calibrate", "evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
     _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
+    _command("report", "report.report", _EVALUATE, "my_model report --cohort scans.csv", run=False),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
     _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),
     _command("label-server", "label_server", _ANNOTATE, "my_app scans", run=False, room="label"),
