@@ -27,12 +27,20 @@ _METRIC_TITLES = {
 }
 
 
-def failure_section(study: Study) -> Section:
-    """What failed, and what to be careful about."""
-    failed = list(failures_in(study.folder))
-    omitted = [(each.step.title, each.error) for each in study.steps.outcomes if each.result is None]
+def failure_section(studies: Sequence[Study], folder: Path) -> Section:
+    """What failed, and what to be careful about.
+
+    Args:
+        studies: the models of the page, with common steps.
+        folder: the folder of all results.
+    """
+    failed = list(failures_in(folder))
+    omitted = [(each.step.title, each.error) for each in studies[0].steps.outcomes if each.result is None]
     parts = [Markup('<p class="error"><strong>{}</strong> is omitted: {}</p>').format(*each) for each in omitted]
-    parts += [Markup('<p class="warning">{}</p>').format(text) for text in _cautions(study)]
+    cautions = [
+        f"{study.name}: {text}" if len(studies) > 1 else text for study in studies for text in _cautions(study)
+    ]
+    parts += [Markup('<p class="warning">{}</p>').format(text) for text in cautions]
     if failed:
         rows = [
             {"case": row["case_id"], "in": where, "reason": row["reason"]} for where, row in failed[:_MOST_FAILURES]

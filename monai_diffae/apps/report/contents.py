@@ -16,11 +16,13 @@ from monai_diffae.apps.report.mosaics import Mosaic, make_mosaic, mosaic_section
 from monai_diffae.apps.report.outliers import outlier_section, shown_ids
 from monai_diffae.apps.report.page import Page
 from monai_diffae.apps.report.probes import probe_section
+from monai_diffae.apps.report.quality import quality_section
 from monai_diffae.apps.report.samples import sample_section, sample_thumbnails
 from monai_diffae.apps.report.sections import Section, number
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Atlas, Thumbnails, make_thumbnails
 from monai_diffae.apps.web_page import joined
+from monai_diffae.data.cases import safe_id
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def make_pictures(study: Study) -> Pictures:
         return Pictures(samples=samples)
     images = CaseImages(study.bundle, study.cohort, folder, study.device)
     mosaic = make_mosaic(study, images, folder)
-    atlas = Atlas(folder, "thumbnails", images.made_from, study.overwrite)
+    atlas = Atlas(folder, f"thumbnails_{safe_id(study.name)}", images.made_from, study.overwrite)
     ids = [*shown_ids(study), *_random_order(study)]
     return Pictures(mosaic, make_thumbnails(atlas, ids, images.pictures), samples)
 
@@ -64,10 +66,11 @@ def report_page(study: Study, pictures: Pictures, media: Media) -> Page:
 
 def _sections(study: Study, pictures: Pictures, media: Media) -> Iterator[Section]:
     candidates = [
-        failure_section(study),
+        failure_section([study], study.folder),
         model_section(study),
         curves_section([study]),
         None if pictures.mosaic is None else mosaic_section(study, pictures.mosaic, media),
+        quality_section(study.outcomes.get("evaluation"), "".join(study.lines("evaluation"))),
         map_section(study, pictures.thumbnails),
         probe_section([study]),
         edit_section(study, media),

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.apps.examples import find_examples, find_targets, held_out_split
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
@@ -22,6 +21,7 @@ from monai_diffae.errors import ConfigError
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
 
+_EVALUATION = {"steps": [5, 10, 20, 50], "limit": 16, "draws": 2}
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
 
 
@@ -33,6 +33,7 @@ class Study:
         bundle: the bundle's folder.
         folder: the folder of the results, one folder per command.
         cohort: folder, table or datalist; None: only what needs no scans is shown.
+        name: the model's name on the page; by default that of the bundle's folder.
         targets: label columns to predict and to edit; empty: those that are found.
         device: where to compute; None: the GPU if there is one.
         overwrite: replace existing results.
@@ -43,16 +44,15 @@ class Study:
     bundle: Path
     folder: Path
     cohort: Path | None = None
+    name: str = ""
     targets: Sequence[str] = ()
     device: str | None = None
     overwrite: bool = False
     steps: Steps = field(default_factory=Steps)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """The bundle's name."""
-        return self.bundle.resolve().name
+    def __post_init__(self) -> None:
+        self.name = self.name or self.bundle.resolve().name
 
     @property
     def embeddings(self) -> Path:
@@ -83,7 +83,27 @@ class Study:
 
     def lines(self, *names: str) -> list[str]:
         """The commands of some steps as lines for a shell, without the folders that they were given."""
-        return [self._shown_line(self.outcomes[name].step) for name in names if name in self.outcomes]
+        return [shown_line(self.outcomes[name].step, self.folder) for name in names if name in self.outcomes]
+
+    @property
+    def shown_cases(self) -> list[str]:
+        """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
+        if self.result("embeddings") is None:
+            return []
+        number = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
+        if self.labels:
+            return find_examples(self.table, self.labels[0], number)
+        split = held_out_split(self.table)
+        rows = self.table if split is None else self.table[self.table["split"] == split]
+        return rows["id"].astype(str).tolist()[:number]
+
+    @property
+    def evaluation_arguments(self) -> dict[str, Any]:
+        """The arguments of ``evaluate`` beside the bundles and the folder."""
+        is_held_out = held_out_split(self.table) is not None
+        chosen = {"split": held_out_split(self.table) or "train", "not_held_out": not is_held_out}
+        overwrite = {"overwrite": True} if self.overwrite else {}
+        return {"cohort": self.cohort, **_EVALUATION, **chosen, "device": self.device, **overwrite}
 
     def run(self) -> None:
         """Run all commands; complete results are skipped.
@@ -91,44 +111,55 @@ class Study:
         Raises:
             ConfigError: the bundle is not trained, or a target is no label.
         """
-        self._keep("info", self.steps.prepare("Look at the model", "info", bundle=self.bundle))
-        if self.cohort is not None and self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
-            self._look_at_cases()
+        self.look()
+        if self.result("embeddings") is not None:
+            for target in self.labels[:_MOST_EDITED_TARGETS]:
+                self._edit(target)
+            self.steps.attempt(
+                "Evaluate the model", "evaluate", out=self.folder / "evaluation", bundle=[self.bundle],
+                **self.evaluation_arguments,
+            )  # fmt: skip
+            self._keep("evaluation")
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
             self._generate()
+
+    def look(self, cases: Sequence[str] = ()) -> None:
+        """Run the commands that several models can be compared by: embed, reconstruct, find neighbors, probe.
+
+        Args:
+            cases: the cases to reconstruct; empty: :attr:`shown_cases`.
+
+        Raises:
+            ConfigError: the bundle is not trained, or a target is no label.
+        """
+        self.steps.prepare("Look at the model", "info", bundle=self.bundle)
+        self._keep("info")
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+            return
+        self._attempt(
+            "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
+            cases=list(cases) or self.shown_cases,
+        )  # fmt: skip
+        self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
+        if self.labels:
+            self._attempt("probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels)
 
     @property
     def _opened(self) -> dict[str, Any]:
         return {"bundle": self.bundle, "cohort": self.cohort}
 
-    def _look_at_cases(self) -> None:
-        labels, split = self.labels, held_out_split(self.table)
-        num_cases = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
-        self._attempt(
-            "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
-            split=split, limit=num_cases,
-        )  # fmt: skip
-        self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
-        if labels:
-            self._attempt("probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=labels)
-        for target in labels[:_MOST_EDITED_TARGETS]:
-            self._edit(target, split)
-        if any(command.name == "evaluate" for command in COMMANDS):
-            self._attempt("evaluation", "Evaluate the model", "evaluate", **self._opened)
-
-    def _edit(self, target: str, split: str | None) -> None:
+    def _edit(self, target: str) -> None:
         """Edit scans from both ends of a label along its direction."""
-        name, cases = safe_id(target), find_examples(self.table, target, _NUM_EDITED)
+        name = safe_id(target)
         direction = self.folder / "directions" / f"{name}.json"
         fitted = self._attempt(
             f"directions/{name}.json", f"Find the direction of {target}", "fit-direction", embeddings=self.embeddings,
             target=target,
         )  # fmt: skip
         if fitted is not None:
-            choice: dict[str, Any] = {"cases": cases} if cases else {"split": split, "limit": _NUM_EDITED}
             self._attempt(
                 f"edits/{name}", f"Edit scans along {target}", "edit", **self._opened, direction=direction,
-                captions=[target], **choice,
+                captions=[target], cases=find_examples(self.table, target, _NUM_EDITED),
             )  # fmt: skip
 
     def _generate(self) -> None:
@@ -149,26 +180,27 @@ class Study:
         if self.overwrite:
             given["overwrite"] = True
         result = self.steps.attempt(title, command, **given)
-        self._keep(name, result)
+        self._keep(name)
         return result
 
-    def _keep(self, name: str, result: Any) -> None:
+    def _keep(self, name: str) -> None:
+        """Keep the outcome of the last step under a name."""
         self.outcomes[name] = self.steps.outcomes[-1]
 
-    def _shown_line(self, step: Step) -> str:
-        return command_line(step.command, {name: self._shown(value) for name, value in step.arguments.items()})
 
-    def _shown(self, value: Any) -> Any:
-        """A path without the folders that lead to it, which may name people."""
+def shown_line(step: Step, folder: Path) -> str:
+    """A step as a line for a shell; paths have no folders above ``folder``, because these may name people."""
+    root = folder.resolve()
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shown(each) for each in value]
         if not isinstance(value, Path):
             return value
-        path, root = value.resolve(), self.folder.resolve()
+        path = value.resolve()
         return path.relative_to(root.parent) if path.is_relative_to(root) else Path(path.name)
 
-
-def all_lines(study: Study) -> Iterator[str]:
-    """Every command of a study, in order."""
-    yield from study.lines(*study.outcomes)
+    return command_line(step.command, {name: shown(value) for name, value in step.arguments.items()})
 
 
 def failures_in(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
