@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.anomaly import anomaly as anomaly
     from monai_diffae.apps.evaluation.calibrate import calibrate as calibrate
     from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
+    from monai_diffae.apps.evaluation.evaluate import evaluate as evaluate
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
     from monai_diffae.apps.evaluation.probe import probe as probe
+    from monai_diffae.apps.report.compare import compare as compare
     from monai_diffae.apps.report.report import report as report
     from monai_diffae.apps.settings import Choice as Choice
     from monai_diffae.apps.settings import Decoding as Decoding
@@ -63,10 +65,12 @@ _MODULES = {
     "Training": "apps.settings",
     "anomaly": "apps.evaluation.anomaly",
     "calibrate": "apps.evaluation.calibrate",
+    "compare": "apps.report.compare",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
     "edit": "apps.synthesis.edit",
     "embed": "apps.embedding.embed",
+    "evaluate": "apps.evaluation.evaluate",
     "fit_direction": "apps.synthesis.fit_direction",
     "generate": "apps.synthesis.generate",
     "grade": "apps.synthesis.grade",

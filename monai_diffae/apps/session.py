@@ -70,14 +70,16 @@ class ReadCases:
 
     def batches(self, batch_size: int, text: str) -> Iterator[tuple[list[Case], Tensor, Tensor]]:
         """Yield cases, images (B, C, *S) and encoder inputs (B, C', *S); the last batch may be smaller."""
-        starts = range(0, len(self.cases), batch_size)
-        for start in track(starts, text):
-            items = [self.dataset[i] for i in range(start, min(start + batch_size, len(self.cases)))]
-            images = torch.stack([item["image"] for item in items])
-            encoder_images = (
-                images if self.encoder_key == "image" else torch.stack([item[self.encoder_key] for item in items])
-            )
-            yield self.cases[start : start + len(items)], images, encoder_images
+        for start in track(range(0, len(self.cases), batch_size), text):
+            yield self.cases[start : start + batch_size], *self.batch(start, start + batch_size)
+
+    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The images (B, C, *S) and encoder inputs (B, C', *S) of the cases from ``start`` to before ``stop``."""
+        items = [self.dataset[i] for i in range(start, min(stop, len(self.cases)))]
+        images = torch.stack([item["image"] for item in items])
+        if self.encoder_key == "image":
+            return images, images
+        return images, torch.stack([item[self.encoder_key] for item in items])
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,11 @@ class Session:
     def encoder_sees_decoded_images(self) -> bool:
         """Whether the encoder can look at decoded images: not if it sees another file of the case."""
         return self.encoder_key == "image" or self.encoder_key not in self.trained.image_keys
+
+    @property
+    def may_hold_training_cases(self) -> bool:
+        """Whether cases of ``val`` and ``test`` may have been trained on, because the split is not the training's."""
+        return _is_drawn_again(self.trained, self.cohort)
 
     def made_from(self, cases: Sequence[Case] | None = None, *, decodes: bool = True, **more: Any) -> dict[str, Any]:
         """What a result of this session depends on, for the record beside it.
@@ -274,14 +281,18 @@ def _split_cohort(
     values["columns"] = {**_columns_present(training_columns, Path(cohort)), **columns}
     encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
     split = split_cohort(cohort, **values)
-    trained_on = trained.config.get("_meta_", {}).get("data_fingerprint")
-    if split.is_drawn and trained_on and split.fingerprint != trained_on:
+    if _is_drawn_again(trained, split):
         logger.warning(
             "%s differs from the cohort listed in training, so its split is drawn again, and its val and test cases "
             "may have been trained on; use the training's table, or add a column split (test, if these are new scans)",
             Path(cohort).name,
         )
     return split, str(encoder_key)
+
+
+def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:
+    trained_on = trained.config.get("_meta_", {}).get("data_fingerprint")
+    return bool(split.is_drawn and trained_on and split.fingerprint != trained_on)
 
 
 def _columns_present(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:

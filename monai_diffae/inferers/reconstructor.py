@@ -90,13 +90,20 @@ class Reconstructor(Inferer):
         if self.mode == "x_T":
             x_T, decoded = self.inferer.round_trip(images, network, z_sem, max_evaluations=self.max_evaluations)
             return decoded, x_T
+        x_T = self.noise(images, ids)
+        return self.decode_draws(network, z_sem, x_T).mean(dim=1), x_T[:, 0]
+
+    def noise(self, images: Tensor, ids: Sequence[str] | None = None) -> Tensor:
+        """The x_T (B, draws, C, *S) of images (B, C', *S) in mode ``z_sem``; the first draw is that of a single one."""
         indices = [0] if ids is None else [seed_of(name) for name in ids]
         shape = self.inferer.x_T_shape(images.shape[1:])
-        # the first draw's noise is that of a single draw
         rows = [[index, *(seed_of(index, "draw", draw) for draw in range(1, self.draws))] for index in indices]
         noise = torch.stack([image_noise(shape, self.seed, row) for row in rows])
-        x_T = noise.to(images).expand(len(images), self.draws, *shape)
-        if self.draws == 1:
-            return self.inferer.decode(z_sem, x_T[:, 0], network), x_T[:, 0]
-        decoded = self.inferer.decode(z_sem.repeat_interleave(self.draws, dim=0), x_T.flatten(0, 1), network)
-        return decoded.unflatten(0, (len(images), self.draws)).mean(dim=1), x_T[:, 0]
+        return noise.to(images).expand(len(images), self.draws, *shape)
+
+    @torch.no_grad()
+    def decode_draws(self, network: nn.Module, z_sem: Tensor, x_T: Tensor) -> Tensor:
+        """Decode each z_sem (B, D) with each of its x_T (B, draws, C, *S): images (B, draws, C', *S)."""
+        draws = x_T.shape[1]
+        decoded = self.inferer.decode(z_sem.repeat_interleave(draws, dim=0), x_T.flatten(0, 1), network)
+        return decoded.unflatten(0, (len(z_sem), draws))

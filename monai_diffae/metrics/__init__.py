@@ -1,4 +1,4 @@
-"""Metrics: reconstruction errors, anomaly maps, validation loss, use of z_sem, statistics of x_T, copies."""
+"""Metrics: image quality, reconstruction errors, anomaly maps, validation loss, use of z_sem, x_T, copies."""
 
 from monai_diffae.metrics.anomaly import (
     anomaly_maps,
@@ -8,7 +8,9 @@ from monai_diffae.metrics.anomaly import (
     smoothed_residuals,
 )
 from monai_diffae.metrics.copying import CopyingRatio
+from monai_diffae.metrics.image_quality import ImageQuality
 from monai_diffae.metrics.noise import noise_statistics
+from monai_diffae.metrics.perceptual_distance import PerceptualDistance
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.metrics.validation_loss import ValidationLoss, ZSemUsage
 from monai_diffae.metrics.views import changed_views
@@ -17,6 +19,8 @@ from monai_diffae.metrics.z_usage import LEAST_USAGE, level_losses, warn_if_unus
 __all__ = [
     "LEAST_USAGE",
     "CopyingRatio",
+    "ImageQuality",
+    "PerceptualDistance",
     "ValidationLoss",
     "ZSemUsage",
     "anomaly_maps",

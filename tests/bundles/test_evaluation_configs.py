@@ -22,9 +22,9 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.errors import find_diffae_error, one_line
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-NAMES = ("probe", "neighbors", "diagnose", "anomaly")
+NAMES = ("probe", "neighbors", "diagnose", "evaluate", "anomaly")
 KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
-RECORDS = ("probe.json", "neighbors.json", "diagnosis.json", "anomaly.json")
+RECORDS = ("probe.json", "neighbors.json", "diagnosis.json", "evaluate.json", "anomaly.json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Embedded:
             "probe": {**table, **bundle, "targets": ["tilt"], "probes": ["linear"], "pixel_baselines": ["intensity"]},
             "neighbors": {**table, **bundle, "k": 2, "cases": self.ids[:2], "device": "cpu"},
             "diagnose": {**bundle, "split": None, "num_levels": 1, "device": "cpu"},
+            "evaluate": {**bundle, "steps": [2], "device": "cpu"},
             "anomaly": {**bundle, "cases": self.ids[:2], "device": "cpu"},
         }[name]
 
@@ -92,7 +93,7 @@ def test_a_run_makes_the_files_of_the_python_function(embedded: Embedded, tmp_pa
     getattr(monai_diffae, name)(**arguments, out=tmp_path / "python")
     by_config, by_python = contents(tmp_path / "config"), contents(tmp_path / "python")
     assert by_config == by_python
-    assert any(file.endswith(".png") for file in by_config)
+    assert name == "evaluate" or any(file.endswith(".png") for file in by_config)
     assert [file for file in by_config if file in RECORDS]
 
 
@@ -116,6 +117,7 @@ def test_a_run_without_a_cohort_reads_no_image(embedded: Embedded, tmp_path: Pat
         ("neighbors", "gap", True, "unknown config key 'gap'"),
         ("neighbors", "k", 0, "k: 0 is below 1"),
         ("diagnose", "num_levels", 0, "num_levels: 0 is below 1"),
+        ("evaluate", "steps", [0], "steps: 0 is below 1"),
         ("anomaly", "quantile", 2, "quantile: 2 is above 1"),
     ],
 )

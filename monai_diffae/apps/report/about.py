@@ -37,9 +37,7 @@ def failure_section(studies: Sequence[Study], folder: Path) -> Section:
     failed = list(failures_in(folder))
     omitted = [(each.step.title, each.error) for each in studies[0].steps.outcomes if each.result is None]
     parts = [Markup('<p class="error"><strong>{}</strong> is omitted: {}</p>').format(*each) for each in omitted]
-    cautions = [
-        f"{study.name}: {text}" if len(studies) > 1 else text for study in studies for text in _cautions(study)
-    ]
+    cautions = [f"{study.name}: {text}" if len(studies) > 1 else text for study in studies for text in _cautions(study)]
     parts += [Markup('<p class="warning">{}</p>').format(text) for text in cautions]
     if failed:
         rows = [
@@ -150,7 +148,7 @@ def curves_section(studies: Sequence[Study]) -> Section | None:
     if not curves:
         return None
     charts = [line_chart(_losses(curves), Axes("images seen", "denoising loss", log_y=True), "Loss")]
-    metrics = [name for frame in curves.values() for name in frame if name.startswith("validation_")]
+    metrics = [name for frame in curves.values() for name in map(str, frame) if name.startswith("validation_")]
     hidden = {"validation_loss", "validation_loss_other_z_sem"}
     for metric in dict.fromkeys(name for name in metrics if name not in hidden):
         name = metric.removeprefix("validation_")

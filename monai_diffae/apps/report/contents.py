@@ -22,7 +22,6 @@ from monai_diffae.apps.report.sections import Section, number
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Atlas, Thumbnails, make_thumbnails
 from monai_diffae.apps.web_page import joined
-from monai_diffae.data.cases import safe_id
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def make_pictures(study: Study) -> Pictures:
         return Pictures(samples=samples)
     images = CaseImages(study.bundle, study.cohort, folder, study.device)
     mosaic = make_mosaic(study, images, folder)
-    atlas = Atlas(folder, f"thumbnails_{safe_id(study.name)}", images.made_from, study.overwrite)
+    atlas = Atlas(folder, f"thumbnails-{study.key}", images.made_from, study.overwrite)
     ids = [*shown_ids(study), *_random_order(study)]
     return Pictures(mosaic, make_thumbnails(atlas, ids, images.pictures), samples)
 

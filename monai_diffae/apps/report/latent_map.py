@@ -91,7 +91,7 @@ def _content(study: Study, thumbnails: Thumbnails) -> Markup:
             len(thumbnails.ids), len(study.table)
         )
     body = _BODY.format(
-        key=f"map-{study.name}", data=Markup(text), hidden=Markup(" hidden") if len(projections) == 1 else Markup(),  # noqa: S704, JSON without <
+        key=f"map-{study.key}", data=Markup(text), hidden=Markup(" hidden") if len(projections) == 1 else Markup(),  # noqa: S704, JSON without <
         text=f"Map of {len(study.table):,} cases in z_sem; use the arrow keys to go from case to case",
     )  # fmt: skip
     return Markup("{}{}").format(body, note)

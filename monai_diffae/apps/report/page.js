@@ -3,7 +3,7 @@
 (() => {
   function place(sprite, frame) {
     const columns = Number(sprite.dataset.columns);
-    const rows = Number(sprite.dataset.rows);
+    const rows = Math.ceil(Number(sprite.dataset.count) / columns);
     const across = (100 * (frame % columns)) / Math.max(columns - 1, 1);
     const down = (100 * Math.floor(frame / columns)) / Math.max(rows - 1, 1);
     sprite.style.backgroundPosition = `${across}% ${down}%`;
@@ -13,7 +13,8 @@
     const group = document.querySelector(`[data-group="${CSS.escape(slider.dataset.frames)}"]`);
     const sprites = group.querySelectorAll(".sprite");
     const show = () => {
-      sprites.forEach((sprite) => place(sprite, Number(slider.value)));
+      const share = Number(slider.value) / Number(slider.max); // models may have other numbers of slices
+      sprites.forEach((sprite) => place(sprite, Math.round(share * (Number(sprite.dataset.count) - 1))));
       slider.nextElementSibling.value = Number(slider.value) + 1;
     };
     slider.addEventListener("input", show);

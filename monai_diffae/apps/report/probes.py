@@ -64,7 +64,7 @@ def _calibration(studies: Sequence[Study]) -> list[Markup]:
         predictions = pd.read_parquet(study.folder / "probe" / "predictions.parquet")
         for (target, features, probe), rows in predictions.groupby(["target", "features", "probe"], sort=False):
             predicted, truth = _predicted_and_truth(rows)
-            is_class = classes[str(target)] = "truth" in rows and rows["truth"].notna().any()
+            is_class = classes[str(target)] = bool("truth" in rows and rows["truth"].notna().any())
             x, y = calibration_bins(predicted, truth, is_class)
             prefix = f"{study.name}: " if len(studies) > 1 else ""
             name = f"{prefix}{probe}" if features == "z_sem" else f"{prefix}{probe}, {features}"

@@ -21,11 +21,13 @@ _TABLES = {
     "z_sem": "z_sem itself",
 }
 _NAMES = {
-    "mse": "MSE ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "ms_ssim": "MS-SSIM ↑", "lpips": "LPIPS ↓", "fid": "FID ↓",
-    "kid": "KID ↓", "mmd": "MMD ↓", "precision": "precision ↑", "recall": "recall ↑", "x_T_std": "std of x_T (noise: 1)",
+    "mse": "MSE ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "ms_ssim": "MS-SSIM ↑", "lpips": "LPIPS ↓",
+    "fid": "FID ↓", "kid": "KID ↓", "mmd": "MMD ↓", "precision": "precision ↑", "recall": "recall ↑",
+    "x_T_std": "std of x_T (noise: 1)",
     "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)", "diversity": "diversity",
     "copying_ratio": "copying ratio",
 }  # fmt: skip
+_CLEAR = Markup("<strong>{:+.3g}</strong>")
 _DRAWN = {"reconstruction": ("psnr", "ssim", "lpips", "x_T_std"), "z_sem_only": ("ssim", "lpips", "diversity")}
 
 
@@ -99,7 +101,9 @@ def _with_interval(row: Row) -> Markup:
     text = Markup("{}").format(number(row["value"]))
     if row["low"] is None:
         return text
-    return Markup('{}<br><span class="muted small">{} to {}</span>').format(text, number(row["low"]), number(row["high"]))
+    return Markup('{}<br><span class="muted small">{} to {}</span>').format(
+        text, number(row["low"]), number(row["high"])
+    )
 
 
 def _differences(rows: Sequence[Row]) -> Iterator[Markup]:
@@ -111,7 +115,7 @@ def _differences(rows: Sequence[Row]) -> Iterator[Markup]:
     for row in shown:
         low, high = row["low"], row["high"]
         is_clear = low is not None and (low > 0 or high < 0)
-        value = Markup("<strong>{}</strong>" if is_clear else "{}").format(f"{row['value']:+.3g}")
+        value = _CLEAR.format(row["value"]) if is_clear else f"{row['value']:+.3g}"
         reach = max(abs(row["value"]), abs(low or 0), abs(high or 0)) or 1.0
         lines.append({
             "difference": f"{row['bundle']} minus {row['reference']}",
@@ -133,7 +137,9 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[Markup]:
             "These cases may have been trained on: the figures are better than those of new cases."
         )
     count, patients = figures["num_cases"], figures["num_patients"]
-    yield Markup('<p class="muted small">{}</p>').format(f"{count} cases of {patients} patients, split {figures['split']}.")
+    yield Markup('<p class="muted small">{}</p>').format(
+        f"{count} cases of {patients} patients, split {figures['split']}."
+    )
     for each in figures["omitted"]:
         bundle = f"{each['bundle']}: " if each.get("bundle") else ""
         yield Markup('<p class="muted small">{}</p>').format(f"{bundle}{each['metric']} is left out: {each['reason']}")

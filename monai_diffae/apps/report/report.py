@@ -101,7 +101,7 @@ def report(
     from monai_diffae.apps.report.study import Study
     from monai_diffae.apps.report.writing import write_report
 
-    study = Study(bundle, out, cohort, targets, device, overwrite)
+    study = Study(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite)
     study.run()
     pictures = make_pictures(study)
     result = ReportResult(out, study.steps.outcomes)

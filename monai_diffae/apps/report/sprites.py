@@ -16,8 +16,10 @@ from monai_diffae.data.atomic import write_atomic
 
 Pixels = NDArray[np.uint8]
 
+_LEAST_SIDE = 128
+
 _SPRITE = Markup(
-    '<span class="sprite" role="img" aria-label="{text}" data-columns="{columns}" data-rows="{rows}" '
+    '<span class="sprite" role="img" aria-label="{text}" data-count="{count}" data-columns="{columns}" '
     'style="background-image:{source};background-size:{columns}00% {rows}00%;background-position:{place};'
     'aspect-ratio:{aspect:.4f}"></span>'
 )
@@ -57,15 +59,22 @@ def square_grid(count: int) -> Grid:
 
 
 def write_sprite(frames: Pixels | Sequence[Pixels], grid: Grid, file: Path) -> Path:
-    """Write frames ``[N, H, W, 3]`` into one picture: lossless PNG, or WebP by the file's suffix."""
+    """Write frames ``[N, H, W, 3]`` into one picture, a WebP."""
     height, width = frames[0].shape[:2]
     canvas = np.zeros((grid.rows * height, grid.columns * width, 3), np.uint8)
     for i, frame in enumerate(frames):
         row, column = divmod(i, grid.columns)
         canvas[row * height : (row + 1) * height, column * width : (column + 1) * width] = frame
     image = Image.fromarray(canvas)
-    settings = {"format": "png", "optimize": True} if file.suffix == ".png" else {"format": "webp", "quality": 82}
-    return write_atomic(file, lambda temporary: image.save(temporary, **settings))
+    return write_atomic(file, lambda temporary: image.save(temporary, "webp", quality=88))
+
+
+def enlarged(frames: Pixels) -> list[Pixels]:
+    """Frames ``[N, H, W, 3]`` of at least 128 pixels, interpolated, so that small images do not look like mosaics."""
+    height, width = frames.shape[1:3]
+    factor = max(1.0, _LEAST_SIDE / max(height, width))
+    size = (round(width * factor), round(height * factor))
+    return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames]
 
 
 def sprite(source: str, grid: Grid, text: str, *, frame: int = 0, aspect: float = 1.0) -> Markup:
@@ -79,7 +88,13 @@ def sprite(source: str, grid: Grid, text: str, *, frame: int = 0, aspect: float 
         aspect: width over height of a frame.
     """
     return _SPRITE.format(
-        text=text, columns=grid.columns, rows=grid.rows, source=source, place=grid.place(frame), aspect=aspect
+        text=text,
+        count=grid.count,
+        columns=grid.columns,
+        rows=grid.rows,
+        source=source,
+        place=grid.place(frame),
+        aspect=aspect,
     )
 
 

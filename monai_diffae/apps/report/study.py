@@ -12,6 +12,7 @@ import pandas as pd
 
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.examples import find_examples, find_targets, held_out_split
+from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.cases import safe_id
@@ -53,6 +54,11 @@ class Study:
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name
+
+    @property
+    def key(self) -> str:
+        """The model's name as a word for HTML and CSS."""
+        return f"model-{checksum_of([self.name])[:8]}"
 
     @property
     def embeddings(self) -> Path:

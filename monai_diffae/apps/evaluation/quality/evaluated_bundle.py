@@ -1,0 +1,118 @@
+"""The bundles of an evaluation: opened, with the same held-out cases, and whether they can be compared."""
+
+# tested in tests/apps/evaluation/test_evaluate.py
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_diffae.apps.evaluation.evaluate import HeldOut
+from monai_diffae.apps.provenance import preprocessing_config
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.data.cases import Case
+from monai_diffae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_TRAINING_CURVE = "curves.csv"
+
+
+@dataclass(frozen=True)
+class EvaluatedBundle:
+    """One bundle of an evaluation.
+
+    Attributes:
+        name: its name in the tables.
+        session: the bundle and the cohort.
+        cases: the cases that it is evaluated on.
+    """
+
+    name: str
+    session: Session
+    cases: list[Case]
+
+    @classmethod
+    def open(
+        cls, folder: Path, name: str, cohort: Path, held_out: HeldOut, reading: Reading, run: Run
+    ) -> EvaluatedBundle:
+        """Load a bundle and choose its held-out cases.
+
+        Raises:
+            ConfigError: the bundle is not trained, or the cases may have been trained on.
+            CohortError: no case is in the split.
+        """
+        session = Session.open(folder, cohort, reading=reading, run=run)
+        if session.may_hold_training_cases and not held_out.not_held_out:
+            raise ConfigError(
+                f"{cohort.name}: is not the cohort that {name} was trained on, and has no split, so its cases may have "
+                "been trained on; add a column split (test, if these are new scans), or set not_held_out"
+            )
+        return cls(name, session, spread(session.cohort.choose((), held_out.split), held_out.limit))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the bundle is, as plain values."""
+        trained = self.session.trained
+        return {
+            "name": self.name,
+            "z_sem_dims": trained.z_channels,
+            "image_size": list(trained.image_shape[1:]),
+            "spatial_dims": len(trained.image_shape) - 1,
+            "channels": trained.image_shape[0],
+            "train_images_seen": _images_seen(trained.folder),
+            "model": trained.sha256,
+        }
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Everything that an image and its errors depend on before the model sees it."""
+        content = preprocessing_config(self.session.trained.config)
+        content["model_range"] = list(self.session.trained.model_range)
+        return dict(json.loads(json.dumps(content)))
+
+    def differs_from(self, other: EvaluatedBundle) -> list[str]:
+        """The keys of the preprocessing in which two bundles differ, so that their errors cannot be compared."""
+        own, others = self.preprocessing, other.preprocessing
+        return sorted(key for key in {*own, *others} if own.get(key) != others.get(key))
+
+
+def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
+    """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes.
+
+    Example:
+        >>> spread("abcdefghij", 4)
+        ['a', 'c', 'f', 'h']
+    """
+    count = len(cases) if limit is None else min(limit, len(cases))
+    return [cases[i * len(cases) // count] for i in range(count)]
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """The names of the folders; a name that is there already gets a number.
+
+    Example:
+        >>> unique_names([Path("a/model"), Path("b/model"), Path("z16")])
+        ['model', 'model (2)', 'z16']
+    """
+    names: list[str] = []
+    for folder in folders:
+        name = folder.resolve().name
+        count = sum(each == name or each.startswith(f"{name} (") for each in names)
+        names.append(name if count == 0 else f"{name} ({count + 1})")
+    return names
+
+
+def _images_seen(folder: Path) -> int | None:
+    """The images that the network was shown in training, if the bundle's folder has the training's curve."""
+    try:
+        return int(pd.read_csv(folder / _TRAINING_CURVE)["images_seen"].max())
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,109 @@
+"""Reconstructions of a bundle's cases, measured case by case: from both codes, and from z_sem alone."""
+
+# tested in tests/apps/evaluation/test_evaluate.py
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.evaluation.quality.conditions import Condition
+from monai_diffae.apps.evaluation.quality.journal import Journal, Row
+from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
+from monai_diffae.apps.session import ReadCases, Session
+from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.data.cases import Case
+from monai_diffae.inferers import Reconstructor, encode_exactly
+from monai_diffae.metrics import ImageQuality, noise_statistics
+
+RECONSTRUCTION, Z_SEM_ONLY = "reconstruction", "z_sem_only"
+_X_T_STATISTICS = ("std", "neighbor_correlation")
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Measures how well a bundle reconstructs its cases.
+
+    An inversion is not refined beyond its number of steps, so that a line of a table says what these steps give.
+
+    Attributes:
+        name: the bundle's name in the tables.
+        session: the bundle and the cohort.
+        read: the cases.
+        quality: the metrics.
+        draws: x_T that each z_sem is decoded with.
+        seed: random seed of x_T.
+    """
+
+    name: str
+    session: Session
+    read: ReadCases
+    quality: ImageQuality
+    draws: int
+    seed: int
+
+    def evaluations(self, conditions: Sequence[Condition]) -> int:
+        """Network evaluations of single images that the conditions need."""
+        return len(self.read.cases) * sum(condition.steps for condition in conditions) * (2 + self.draws)
+
+    def rows(self, conditions: Sequence[Condition], journal: Journal, time_left: TimeLeft) -> Iterator[Row]:
+        """One row per case, table and condition.
+
+        Args:
+            conditions: solvers and numbers of steps.
+            journal: rows of an interrupted run; gets new ones.
+            time_left: counts the evaluations.
+        """
+        batch_size = self.session.run.batch_size
+        for condition in conditions:
+            for start in range(0, len(self.read.cases), batch_size):
+                cases = self.read.cases[start : start + batch_size]
+                rows, measured = journal.rows(self._made_from(condition, cases), partial(self._batch, condition, start))
+                time_left.add(len(cases) * condition.steps * (2 + self.draws), measured=measured)
+                yield from rows
+
+    def _made_from(self, condition: Condition, cases: Sequence[Case]) -> dict[str, object]:
+        return {
+            **self.session.made_from(cases, decodes=False), **inferer_settings(condition.inferer),
+            "draws": self.draws, "seed": self.seed, "lpips": self.quality.has_lpips, "name": self.name,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def _batch(self, condition: Condition, start: int) -> list[Row]:
+        trained = self.session.trained
+        cases = self.read.cases[start : start + self.session.run.batch_size]
+        images, encoder_images = (stack.to(trained.device) for stack in self.read.batch(start, start + len(cases)))
+        z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
+        columns = {
+            RECONSTRUCTION: self._with_both_codes(condition, images, z_sem),
+            Z_SEM_ONLY: self._with_z_sem_alone(condition, images, z_sem, [case.id for case in cases]),
+        }
+        return [
+            {
+                "table": table, "bundle": self.name, "solver": condition.solver, "steps": condition.steps,
+                "id": case.id, **{metric: float(column[i]) for metric, column in values.items()},
+            }
+            for table, values in columns.items()
+            for i, case in enumerate(cases)
+        ]  # fmt: skip
+
+    def _with_both_codes(self, condition: Condition, images: Tensor, z_sem: Tensor) -> dict[str, Tensor]:
+        reconstructor = Reconstructor(condition.inferer, "x_T", max_evaluations=0)
+        decoded, x_T = reconstructor.decode(images, self.session.trained.network, z_sem)
+        statistics = noise_statistics(x_T)
+        noise = {f"x_T_{name}": statistics[name] for name in _X_T_STATISTICS}
+        return {**self.quality(images, decoded), **noise}
+
+    def _with_z_sem_alone(
+        self, condition: Condition, images: Tensor, z_sem: Tensor, ids: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The mean of each metric over the draws, and how much the draws differ."""
+        reconstructor = Reconstructor(condition.inferer, "z_sem", self.seed, self.draws)
+        draws = reconstructor.decode_draws(self.session.trained.network, z_sem, reconstructor.noise(images, ids))
+        measured = [self.quality(images, draw) for draw in draws.unbind(dim=1)]
+        means = {metric: torch.stack([each[metric] for each in measured]).mean(dim=0) for metric in measured[0]}
+        return {**means, **(self.quality.diversity(draws) if self.draws > 1 else {})}

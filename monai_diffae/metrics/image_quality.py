@@ -1,0 +1,83 @@
+"""The quality of reconstructions, one value per image: MSE, PSNR, SSIM, MS-SSIM and LPIPS where they are defined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from monai.metrics.regression import MultiScaleSSIMMetric
+from torch import Tensor
+
+from monai_diffae.metrics.perceptual_distance import SMALLEST_SIDE, PerceptualDistance, pairwise_distance
+from monai_diffae.metrics.reconstruction import reconstruction_errors
+
+SMALLEST_MS_SSIM_SIDE = 176
+"""Voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them."""
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """Measures reconstructions of images of one size.
+
+    Attributes:
+        image_size: *S, the images' size.
+        model_range: black and white.
+        lpips: measures LPIPS; None: LPIPS is left out.
+
+    Example:
+        >>> import torch
+        >>> quality = ImageQuality((16, 16))
+        >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
+        >>> list(quality(images, images)), list(quality.omitted())
+        (['mse', 'psnr', 'ssim'], ['ms_ssim'])
+    """
+
+    image_size: Sequence[int]
+    model_range: tuple[float, float] = (-1.0, 1.0)
+    lpips: PerceptualDistance | None = None
+
+    def omitted(self) -> dict[str, str]:
+        """The metrics that images of this size do not have, with the reason."""
+        size, reasons = " x ".join(map(str, self.image_size)), {}
+        if not self.has_ms_ssim:
+            reasons["ms_ssim"] = f"images of {size} are too small; it needs {SMALLEST_MS_SSIM_SIDE} along each axis"
+        if self.lpips is not None and not self.has_lpips:
+            reasons["lpips"] = f"images of {size} are too small; it needs {SMALLEST_SIDE} along each axis"
+        return reasons
+
+    @property
+    def has_ms_ssim(self) -> bool:
+        """Whether the images are large enough for MS-SSIM."""
+        return min(self.image_size) >= SMALLEST_MS_SSIM_SIDE
+
+    @property
+    def has_lpips(self) -> bool:
+        """Whether LPIPS can be measured."""
+        return self.lpips is not None and min(self.image_size) >= SMALLEST_SIDE
+
+    def __call__(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+        """The metrics of reconstructions (B, C, *S), (B,) each: ``mse``, ``psnr``, ``ssim``, ``ms_ssim``, ``lpips``."""
+        values = reconstruction_errors(images, reconstructions, self.model_range)
+        if self.has_ms_ssim:
+            values["ms_ssim"] = self._ms_ssim(images, reconstructions)
+        if self.lpips is not None and self.has_lpips:
+            values["lpips"] = self.lpips(images, reconstructions, self.model_range)
+        return values
+
+    def diversity(self, draws: Tensor) -> dict[str, Tensor]:
+        """How much several decodings (B, K, C, *S) of each image differ; K is at least 2.
+
+        Returns:
+            ``diversity``, the standard deviation of a voxel over the draws (the root of the mean variance), (B,); and
+            ``diversity_lpips``, the mean LPIPS over all pairs of draws, if LPIPS can be measured.
+        """
+        values = {"diversity": draws.float().var(dim=1).flatten(1).mean(dim=1).sqrt()}
+        if self.lpips is not None and self.has_lpips:
+            values["diversity_lpips"] = pairwise_distance(self.lpips, draws, self.model_range)
+        return values
+
+    def _ms_ssim(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        low, high = self.model_range
+        metric = MultiScaleSSIMMetric(len(self.image_size), data_range=high - low)
+        values: Tensor = metric(reconstructions.float() - low, images.float() - low)  # type: ignore[assignment]
+        return values.flatten().clamp(max=1)

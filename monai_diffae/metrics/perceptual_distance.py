@@ -1,0 +1,99 @@
+"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), with AlexNet, also for volumes."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffae.errors import MachineError, ScanError
+
+ALEXNET = "alexnet-owt-7be5be79.pth"
+SMALLEST_SIDE = 32
+"""Pixels: AlexNet pools smaller images to nothing."""
+
+_IMAGES_AT_ONCE = 64
+
+
+class PerceptualDistance(nn.Module):
+    """The LPIPS of pairs of images, as the package ``lpips`` computes it (version 0.1, AlexNet).
+
+    A channel counts as a grey image, except that three channels are colours. For volumes, it is the mean over all
+    slices of a plane, and then over the three planes.
+
+    Args:
+        weights: the file with AlexNet's weights, trained on ImageNet, as torchvision names them; None: where torch
+            keeps downloaded weights. Nothing is downloaded.
+        device: where to compute.
+
+    Raises:
+        MachineError: ``lpips`` is not installed, or there are no weights.
+        ScanError: the file does not hold AlexNet's weights.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        if importlib.util.find_spec("lpips") is None:
+            raise MachineError("the package lpips is not installed: pip install 'monai-diffae[lpips]'")
+        state = read_alexnet(weights)
+        import lpips
+
+        self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its own weights come with the package
+        for name, parameter in self.network.net.named_parameters():
+            parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
+        self.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, others: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+        """The distances (B,) of images (B, C, *S) in ``model_range``, in 2D or 3D; values beyond it are clipped."""
+        pairs = [_planes(_scaled(stack, model_range)) for stack in (images, others)]
+        planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
+        return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
+
+    def _distances(self, a: Tensor, b: Tensor) -> Tensor:
+        parts = zip(a.split(_IMAGES_AT_ONCE), b.split(_IMAGES_AT_ONCE), strict=True)
+        return torch.cat([self.network(x, y).flatten() for x, y in parts])
+
+
+def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+    """Read the convolutions of AlexNet from a file of weights; None: where torch keeps downloaded weights.
+
+    Raises:
+        MachineError: there is no such file.
+        ScanError: the file cannot be read, or holds other weights.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
+    if not file.is_file():
+        raise MachineError(f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        shapes = {number: tuple(state[f"features.{number}.weight"].shape) for number in (0, 3, 6, 8, 10)}
+    except Exception as error:
+        raise ScanError(f"{file.name}: does not hold AlexNet's weights as torchvision names them") from error
+    if shapes[0] != (64, 3, 11, 11):
+        raise ScanError(f"{file.name}: holds the weights of another network than torchvision's AlexNet")
+    return {name: value for name, value in state.items() if name.startswith("features.")}
+
+
+def _scaled(images: Tensor, model_range: tuple[float, float]) -> Tensor:
+    low, high = model_range
+    return ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
+
+
+def _planes(images: Tensor) -> list[Tensor]:
+    """Images (B, C, *S) as stacks of colour images (B * n, 3, H, W): one stack, or one per plane of volumes."""
+    if images.shape[1] != 3:  # each channel is a grey image
+        images = images.flatten(0, 1)[:, None].expand(-1, 3, *images.shape[2:])
+    if images.ndim == 4:
+        return [images]
+    return [images.movedim(axis, 1).flatten(0, 1) for axis in (2, 3, 4)]
+
+
+def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: tuple[float, float]) -> Tensor:
+    """The mean distance (B,) over all pairs of draws (B, K, C, *S) of an image; K is at least 2."""
+    pairs = itertools.combinations(range(draws.shape[1]), 2)
+    return torch.stack([distance(draws[:, i], draws[:, j], model_range) for i, j in pairs]).mean(dim=0)

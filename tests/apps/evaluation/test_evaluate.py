@@ -1,0 +1,210 @@
+import json
+import logging
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from monai_diffae.apps.evaluation.evaluate import evaluate
+from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.errors import CohortError, ConfigError
+
+FEW = {"steps": (2, 3), "device": "cpu"}
+
+
+def evaluated(labelled, out, **options):
+    arguments = {"bundle": labelled.bundle, "cohort": labelled.cohort, **FEW, **options}
+    return evaluate(out, **arguments)
+
+
+@pytest.fixture(scope="module")
+def report(labelled, tmp_path_factory):
+    return evaluated(labelled, tmp_path_factory.mktemp("evaluated"))
+
+
+def value(content, table, metric, **condition):
+    rows = [row for row in content["rows"] if row["table"] == table and row["metric"] == metric]
+    (row,) = [row for row in rows if all(row[key] == value for key, value in condition.items())]
+    return row["value"]
+
+
+def test_the_files_say_the_same(report):
+    content = json.loads((report.folder / "evaluation.json").read_text())
+    cases = pd.read_csv(report.folder / "cases.csv")
+    (bundle,) = content["bundles"]
+    assert bundle.items() >= {"name": "bundle", "z_sem_dims": 8, "image_size": [16, 16], "spatial_dims": 2}.items()
+    assert bundle["train_images_seen"] > 0
+    assert (content["held_out"], content["split"], content["num_cases"]) == (True, "test", cases["id"].nunique())
+    assert len(cases) == 2 * 2 * content["num_cases"]
+    for table in ("reconstruction", "z_sem_only"):
+        lines = pd.read_csv(report.folder / "tables" / f"{table}.csv")
+        assert lines["steps"].tolist() == [2, 3]
+        for steps, mse, low, high in lines[["steps", "mse", "mse_low", "mse_high"]].itertuples(index=False):
+            own = cases[(cases["table"] == table) & (cases["steps"] == steps)]["mse"]
+            assert mse == pytest.approx(own.mean())
+            assert mse == value(content, table, "mse", steps=steps)
+            assert low < mse < high
+    text = (report.folder / "tables.md").read_text()
+    assert f"{content['num_cases']} held-out cases" in text
+    assert text.count("| bundle | adams | 2 |") == 2
+
+
+def test_a_size_that_has_no_ms_ssim_costs_one_line(report):
+    (omission,) = [each for each in report.content["omitted"] if each["metric"] == "ms_ssim"]
+    assert omission["reason"] == "images of 16 x 16 are too small; it needs 176 along each axis"
+    assert not any(row["metric"] == "ms_ssim" for row in report.content["rows"])
+    assert (report.folder / "tables.md").read_text().count("ms_ssim") == 1
+
+
+def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path):
+    overrides = {"inferer#invert_tolerance": None}
+    made = reconstruct(
+        labelled.bundle,
+        labelled.cohort,
+        tmp_path,
+        mode="both",
+        split="test",
+        steps=3,
+        overrides=overrides,
+        device="cpu",
+    )
+    table = pd.read_csv(made.folder / "reconstructions.csv").set_index("id")
+    cases = pd.read_csv(report.folder / "cases.csv")
+    both = cases[(cases["table"] == "reconstruction") & (cases["steps"] == 3)].set_index("id").loc[table.index]
+    for metric in ("mse", "psnr", "ssim"):
+        np.testing.assert_allclose(both[metric], table[f"{metric}_x_T"], rtol=1e-4)
+    for metric in ("x_T_std", "x_T_neighbor_correlation"):
+        np.testing.assert_allclose(both[metric], table[metric], rtol=1e-4, atol=1e-6)
+    alone = evaluated(labelled, tmp_path / "one", draws=1)  # the first draw is that of reconstruct
+    cases = pd.read_csv(alone.folder / "cases.csv")
+    one = cases[(cases["table"] == "z_sem_only") & (cases["steps"] == 3)].set_index("id").loc[table.index]
+    np.testing.assert_allclose(one["mse"], table["mse_z_sem"], rtol=1e-4)
+    assert "diversity" not in cases
+
+
+def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp_path):
+    other = evaluated(labelled, tmp_path / "o", batch_size=1)
+    before, after = ([row["value"] for row in r.content["rows"]] for r in (report, other))
+    np.testing.assert_allclose(before, after, rtol=1e-3, atol=1e-6)
+    again = evaluated(labelled, report.folder)
+    assert again.skipped
+    assert again.figures() == report.figures()
+    with pytest.raises(ConfigError, match="made with other steps"):
+        evaluated(labelled, report.folder, steps=[2])
+
+
+def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
+    original, calls = Reconstructions._batch, []
+
+    def batch(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Reconstructions, "_batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(labelled, tmp_path)
+    resumed = evaluated(labelled, tmp_path)
+    assert len(calls) == 3  # two conditions, of which one was interrupted
+    assert resumed.figures() == report.figures()
+
+
+def test_bundles_are_compared_case_by_case(labelled, tmp_path):
+    other = shutil.copytree(labelled.bundle, tmp_path / "other")
+    weights = torch.load(other / "models" / "model.pt", weights_only=True)
+    torch.save({name: 0.9 * weight for name, weight in weights.items()}, other / "models" / "model.pt")
+    result = evaluated(labelled, tmp_path / "out", bundle=[labelled.bundle, other, labelled.bundle])
+    content = result.content
+    assert [bundle["name"] for bundle in content["bundles"]] == ["bundle", "other", "bundle (2)"]
+    for row in content["differences"]:
+        condition = {key: row[key] for key in ("solver", "steps")}
+        ours, reference = (
+            value(content, row["table"], row["metric"], bundle=name, **condition) for name in (row["bundle"], "bundle")
+        )
+        assert row["value"] == pytest.approx(ours - reference, rel=1e-4, abs=1e-6)
+        assert row["reference"] == "bundle"
+        assert row["low"] <= row["value"] <= row["high"]
+        if row["bundle"] == "bundle (2)":
+            assert row["low"] == row["high"] == 0
+    assert {row["bundle"] for row in content["differences"]} == {"other", "bundle (2)"}
+
+
+def test_bundles_with_other_preprocessing_are_measured_and_not_compared(labelled, tmp_path, caplog):
+    other = shutil.copytree(labelled.bundle, tmp_path / "other")
+    config = json.loads((other / "models" / "config.json").read_text())
+    config["image_size"] = [20, 20]
+    (other / "models" / "config.json").write_text(json.dumps(config))
+    content = evaluated(labelled, tmp_path / "out", bundle=[labelled.bundle, other], steps=[2]).content
+    assert {row["bundle"] for row in content["rows"]} == {"bundle", "other"}
+    assert content["differences"] == []
+    (omission,) = [each for each in content["omitted"] if each["metric"] == "differences"]
+    assert omission["reason"] == "the preprocessing differs from that of bundle in image_size"
+    assert omission["reason"] in caplog.text
+
+
+def test_a_bundle_without_weights_costs_one_line(labelled, tmp_path):
+    empty = shutil.copytree(labelled.bundle, tmp_path / "empty", ignore=shutil.ignore_patterns("*.pt"))
+    with pytest.raises(ConfigError, match=r"empty: there is no models/model.pt; train the bundle first"):
+        evaluated(labelled, tmp_path / "out", bundle=empty)
+    result = evaluated(labelled, tmp_path / "out", bundle=[empty, labelled.bundle], steps=[2])
+    assert {row["bundle"] for row in result.content["rows"]} == {"bundle"}
+    assert result.incomplete == "empty is left out"
+
+
+def test_without_held_out_cases(labelled, tmp_path):
+    table = pd.read_csv(labelled.cohort)
+    table["split"] = "train"
+    table.to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(CohortError, match="no case is in the split 'test'; choose another split"):
+        evaluated(labelled, tmp_path / "out", cohort=tmp_path / "train.csv")
+    with pytest.raises(ConfigError, match="split: train has the cases that the bundle was trained on; choose test, or"):
+        evaluated(labelled, tmp_path / "out", split="train")
+    assert not (tmp_path / "out").exists()
+    result = evaluated(labelled, tmp_path / "out", split="train", not_held_out=True, limit=2, steps=[2])
+    assert (result.content["held_out"], result.content["num_cases"]) == (False, 2)
+    text = (result.folder / "tables.md").read_text()
+    assert "2 cases of 2 patients" in text
+    assert "may have been trained on" in text
+
+
+def test_cases_whose_split_is_drawn_again_may_have_been_trained_on(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(Session, "may_hold_training_cases", property(lambda self: True))
+    with pytest.raises(ConfigError, match="its cases may have been trained on; add a column split"):
+        evaluated(labelled, tmp_path)
+
+
+def test_the_time_is_predicted(labelled, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        evaluated(labelled, tmp_path, limit=2)
+    assert f"{2 * (2 + 3) * 4} network evaluations of single images: about 1 minute" in caplog.text
+
+
+def test_volumes(tiny_bundle_3d, tmp_path):
+    result = evaluate(tmp_path, bundle=tiny_bundle_3d.directory, cohort=tiny_bundle_3d.cohort, steps=[2], device="cpu")
+    assert result.content["bundles"][0]["spatial_dims"] == 3
+    assert value(result.content, "z_sem_only", "diversity") > 0
+
+
+def test_the_encoders_own_image_and_colour(unusual, tmp_path):
+    result = evaluate(tmp_path, bundle=unusual.bundle, cohort=unusual.cohort, split="val", steps=[2], device="cpu")
+    assert result.content["num_cases"] == 2
+
+
+def test_the_program_shows_the_tables(labelled, tmp_path, run):
+    code, out, err = run(
+        "evaluate", tmp_path / "o", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--steps", 2, "--device",
+        "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Reconstruction from z_sem alone" in out
+    assert out.splitlines()[-1] == str(tmp_path / "o")
+    code, _, err = run(
+        "evaluate", tmp_path / "o", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--split", "train"
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "set --not-held-out" in err
