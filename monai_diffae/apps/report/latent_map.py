@@ -16,6 +16,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
+from monai_diffae.apps.report.outliers import outliers_of
 from monai_diffae.apps.report.sections import Section, omitted
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Thumbnails
@@ -83,6 +84,7 @@ def _content(study: Study, thumbnails: Thumbnails) -> Markup:
         "labels": _labels(study),
         "thumbnails": {**thumbnails.figures(), "places": thumbnails.places},
         "neighbors": _neighbors(study),
+        "first": _most_unusual(study),
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     note = Markup()
@@ -162,6 +164,14 @@ def _label(values: pd.Series[Any]) -> dict[str, Any] | None:
         return None
     codes, classes = pd.factorize(values, sort=True)
     return {"codes": codes.tolist(), "classes": [str(name) for name in classes]}
+
+
+def _most_unusual(study: Study) -> int | None:
+    """The row of the most unusual case, which the map shows first; None if no outliers were searched."""
+    if study.result("neighbors") is None:
+        return None
+    unusual = outliers_of(study)["id"].iloc[0]
+    return study.table["id"].astype(str).tolist().index(unusual)
 
 
 def _neighbors(study: Study) -> list[list[int]]:

@@ -53,7 +53,7 @@
 
     function ramp(share) {
       const stops = isDark() ? RAMP_DARK : RAMP;
-      const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
+      const place = Math.round(Math.min(Math.max(share, 0), 1) * 60) / 60 * (stops.length - 1);
       const low = Math.min(Math.floor(place), stops.length - 2);
       const mix = stops[low].map((value, k) => Math.round(value + (place - low) * (stops[low + 1][k] - value)));
       return `rgb(${mix.join(",")})`;
@@ -136,7 +136,8 @@
           continue;
         }
         const isDimmed = label && label.codes && state.dimmed.has(label.codes[i]);
-        const key = isDimmed ? "dimmed" : colours[i];
+        // in turns, so that no class lies on top of all others
+        const key = isDimmed ? "dimmed" : `${i % 12}|${colours[i]}`;
         if (!groups.has(key)) {
           groups.set(key, []);
         }
@@ -150,8 +151,9 @@
         }
       }
       const isLarge = count > 8000;
-      for (const [key, points] of groups) {
-        context.fillStyle = key === "dimmed" ? variable("--line") : key;
+      const order = [...groups].sort((a, b) => (a[0] === "dimmed" ? -1 : parseInt(a[0], 10)) - (b[0] === "dimmed" ? -1 : parseInt(b[0], 10)));
+      for (const [key, points] of order) {
+        context.fillStyle = key === "dimmed" ? variable("--line") : key.slice(key.indexOf("|") + 1);
         context.globalAlpha = key === "dimmed" ? 0.5 : 0.8;
         context.beginPath();
         for (let k = 0; k < points.length; k += 2) {
@@ -459,9 +461,9 @@
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
     matchMedia("print").addEventListener("change", again);
     new ResizeObserver(resize).observe(canvas.parentElement);
-    side.append(hint());
     colour();
     resize();
+    pin(data.first ?? -1);
   }
 
   document.querySelectorAll("[data-map]").forEach(start);

@@ -1,5 +1,7 @@
 """The section with outliers, each beside its nearest neighbors."""
 
+# tested in tests/apps/report/test_report.py
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ def shown_ids(study: Study) -> list[str]:
     """The cases that are shown: outliers, their neighbors, and the neighbors of synthetic images."""
     ids: list[str] = []
     if study.result("neighbors") is not None:
-        outliers = _outliers(study)["id"].tolist()
+        outliers = outliers_of(study)["id"].tolist()
         neighbors = nearest(study, "neighbors")
         ids += outliers + neighbors.loc[neighbors["id"].isin(outliers), "neighbor"].tolist()
     if study.result("samples_neighbors") is not None:
@@ -37,9 +39,9 @@ def outlier_section(study: Study, thumbnails: Thumbnails) -> Section | None:
     if study.result("neighbors") is not None:
         neighbors = nearest(study, "neighbors")
         cards = []
-        for row in _outliers(study).to_dict("records"):
+        for row in outliers_of(study).to_dict("records"):
             case_id = str(row["id"])
-            text = Markup("<strong>{}</strong> ({})<br>score {}, p = {}").format(
+            text = Markup("<strong>{}</strong> ({})<br/>score {}, p = {}").format(
                 case_id, row["split"], number(row["whitened"]), number(row["p_whitened"])
             )
             near = neighbors.loc[neighbors["id"] == case_id, "neighbor"].tolist()
@@ -65,7 +67,7 @@ def strip(pictures: Sequence[Markup]) -> Markup:
     return Markup('<div class="strip">{}</div>').format(joined(pictures, ""))
 
 
-def _outliers(study: Study) -> pd.DataFrame:
+def outliers_of(study: Study) -> pd.DataFrame:
     """The most unusual held-out cases, or of all cases if none is held out."""
     outliers = pd.read_csv(study.folder / "neighbors" / "outliers.csv", dtype={"id": str})
     held_out = outliers[outliers["split"] != "train"]

@@ -101,7 +101,7 @@ def _with_interval(row: Row) -> Markup:
     text = Markup("{}").format(number(row["value"]))
     if row["low"] is None:
         return text
-    return Markup('{}<br><span class="muted small">{} to {}</span>').format(
+    return Markup('{}<br/><span class="muted small">{} to {}</span>').format(
         text, number(row["low"]), number(row["high"])
     )
 

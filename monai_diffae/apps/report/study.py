@@ -1,5 +1,7 @@
 """The ordinary commands that a report runs about one bundle, and their results."""
 
+# tested in tests/apps/report/test_report.py
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from monai_diffae.errors import ConfigError
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
 
-_EVALUATION = {"steps": [5, 10, 20, 50], "limit": 16, "draws": 2}
+_EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1}
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
 
 
