@@ -83,6 +83,7 @@ def model_section(study: Study) -> Section:
     model = {
         "images": f"{size}, {summary['spatial_dims']}D, {summary.get('in_channels', 1)} channel(s)",
         "intensities": summary.get("intensity"),
+        "z_sem": f"{summary['z_channels']} numbers",
         "parameters": f"{summary['parameters']:,}",
         "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
         "SHA-256 of the weights": Markup("<code>{}…</code>").format(summary["sha256"][:16]),

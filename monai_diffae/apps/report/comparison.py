@@ -135,7 +135,7 @@ def _described(study: Study) -> dict[str, Any]:
     summary, curves = study.result("info").summary, curves_of(study.bundle)
     row = {
         "model": study.name,
-        "z_sem": summary.get("z_sem_dims"),
+        "z_sem": summary["z_channels"],
         "images": " × ".join(map(str, summary["image_size"])),
         "parameters": f"{summary['parameters']:,}",
         "images seen": None if curves is None else f"{curves['images_seen'].max():,.0f}",

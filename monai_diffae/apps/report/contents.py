@@ -84,7 +84,7 @@ def _sections(study: Study, pictures: Pictures, media: Media) -> Iterator[Sectio
 def _tiles(study: Study) -> dict[str, tuple[str, str]]:
     """The figures at a glance, with a remark each."""
     summary = study.result("info").summary
-    tiles = {"images": (" × ".join(map(str, summary["image_size"])), f"{summary['parameters'] / 1e6:.2g} M parameters")}
+    tiles = {"images": (" × ".join(map(str, summary["image_size"])), f"become {summary['z_channels']} numbers, z_sem")}
     curves = curves_of(study.bundle)
     if curves is not None:
         tiles["training images seen"] = (f"{curves['images_seen'].max():,.0f}", f"{curves['step'].max():,.0f} steps")

@@ -299,6 +299,7 @@
           const button = document.createElement("button");
           const value = state.label === undefined ? "" : valueOf(state.label, j);
           button.type = "button";
+          button.style.borderBottom = `3px solid ${colours[j]}`;
           button.title = `${data.ids[j]}: ${value}`;
           button.setAttribute("aria-label", `Show ${data.ids[j]}, ${state.label ?? ""} ${value}`);
           const text = document.createElement("span");

@@ -14,7 +14,7 @@ from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Thumbnails
 from monai_diffae.apps.web_page import joined
 
-_NUM_OUTLIERS, _NUM_NEIGHBORS = 12, 3
+_NUM_OUTLIERS, _NUM_NEIGHBORS, _NUM_SHOWN = 12, 5, 3
 
 CARD = Markup('<figure class="near">{}<figcaption>{}</figcaption></figure>')
 
@@ -45,7 +45,10 @@ def outlier_section(study: Study, thumbnails: Thumbnails) -> Section | None:
                 case_id, row["split"], number(row["whitened"]), number(row["p_whitened"])
             )
             near = neighbors.loc[neighbors["id"] == case_id, "neighbor"].tolist()
-            pictures = [thumbnails.picture(case_id), *(thumbnails.picture(each, f"neighbor {each}") for each in near)]
+            pictures = [
+                thumbnails.picture(case_id),
+                *(thumbnails.picture(each, f"neighbor {each}") for each in near[:_NUM_SHOWN]),
+            ]
             cards.append(CARD.format(strip(pictures), text))
         content = joined([_shares(study), Markup('<div class="nears">{}</div>').format(joined(cards))])
     lead = (
@@ -75,6 +78,6 @@ def outliers_of(study: Study) -> pd.DataFrame:
 
 
 def nearest(study: Study, folder: str) -> pd.DataFrame:
-    """The three nearest cases of each case: the rows of a table that ``neighbors`` wrote."""
+    """The five nearest cases of each case: the rows of a table that ``neighbors`` wrote."""
     rows = pd.read_csv(study.folder / folder / "neighbors.csv", dtype={"id": str, "neighbor": str}, low_memory=False)
     return rows[rows["rank"] <= _NUM_NEIGHBORS]

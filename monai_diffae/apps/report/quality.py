@@ -27,6 +27,7 @@ _NAMES = {
     "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)", "diversity": "diversity",
     "copying_ratio": "copying ratio",
 }  # fmt: skip
+_COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "fid", "kid", "precision", "recall")
 _CLEAR = Markup("<strong>{:+.3g}</strong>")
 _DRAWN = {"reconstruction": ("psnr", "ssim", "lpips", "x_T_std"), "z_sem_only": ("ssim", "lpips", "diversity")}
 
@@ -88,6 +89,7 @@ def _wide(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One line per condition, one column per metric."""
     keys = ("bundle", "solver", "steps", "features", "timestep")
     names = [key for key in keys if any(row.get(key) is not None for row in rows)]
+    names = [key for key in names if key != "bundle" or _is_several(rows, key)]
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
@@ -98,17 +100,17 @@ def _wide(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _with_interval(row: Row) -> Markup:
-    text = Markup("{}").format(number(row["value"]))
+    text = Markup("{}").format(number(row["value"], 4))
     if row["low"] is None:
         return text
     return Markup('{}<br/><span class="muted small">{} to {}</span>').format(
-        text, number(row["low"]), number(row["high"])
+        text, number(row["low"], 4), number(row["high"], 4)
     )
 
 
 def _differences(rows: Sequence[Row]) -> Iterator[Markup]:
     """Paired differences between models, with intervals that exclude 0 in bold."""
-    shown = [row for row in rows if row["value"] is not None and row["metric"] in _NAMES]
+    shown = [row for row in rows if row["value"] is not None and row["metric"] in _COMPARED]
     if not shown:
         return
     lines = []

@@ -20,6 +20,8 @@ from monai_diffae.apps.web_page import joined
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.transforms.case_images import read_image
 
+_NUM_SHOWN = 3
+
 
 def sample_thumbnails(study: Study) -> Thumbnails:
     """Write thumbnails of the synthetic images of a study; none without a latent DDIM."""
@@ -58,7 +60,7 @@ def sample_section(study: Study, cases: Thumbnails, samples: Thumbnails) -> Sect
 
 def _card(name: str, near: pd.DataFrame, cases: Thumbnails, samples: Thumbnails) -> Markup:
     own = Markup('<span class="synthetic">{}</span>').format(samples.picture(name, f"synthetic image {name}"))
-    pictures = [own, *(cases.picture(each, f"case {each}") for each in near["neighbor"])]
+    pictures = [own, *(cases.picture(each, f"case {each}") for each in near["neighbor"][:_NUM_SHOWN])]
     text = f"synthetic {name}" + (
         f"; distance to the nearest case {number(near['distance'].min())}" if len(near) else ""
     )
