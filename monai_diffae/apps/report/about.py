@@ -36,17 +36,15 @@ def failure_section(studies: Sequence[Study], folder: Path) -> Section:
         studies: the models of the page, with common steps.
         folder: the folder of all results.
     """
-    failed = list(failures_in(folder))
+    failed = failures_in(folder)
     omitted = [(each.step.title, each.error) for each in studies[0].steps.outcomes if each.result is None]
     parts = [Markup('<p class="error"><strong>{}</strong> is omitted: {}</p>').format(*each) for each in omitted]
     cautions = [f"{study.name}: {text}" if len(studies) > 1 else text for study in studies for text in _cautions(study)]
     parts += [Markup('<p class="warning">{}</p>').format(text) for text in cautions]
     if failed:
-        rows = [
-            {"case": row["case_id"], "in": where, "reason": row["reason"]} for where, row in failed[:_MOST_FAILURES]
-        ]
+        rows = [{"case": name, "reason": why, "in": where} for name, why, where in failed[:_MOST_FAILURES]]
         more = "" if len(failed) <= _MOST_FAILURES else f"; the first {_MOST_FAILURES} are shown"
-        parts.append(table(rows, f"{len(failed)} failed cases{more}", text_columns=3))
+        parts.append(table(rows, f"{len(failed)} failed case{'s' * (len(failed) > 1)}{more}", text_columns=3))
     if not parts:
         parts.append(Markup('<p class="good">Nothing failed: every case could be read, and every step ran.</p>'))
     lead = "Read this first: steps that were omitted, cases that could not be used, and figures to be careful with."

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffae.apps.report.case_images import pixels
+from monai_diffae.apps.report.media import make_once
 from monai_diffae.apps.report.sprites import Grid, Pixels, write_sprite
-from monai_diffae.apps.results import run_once
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.scans import Scan
 from monai_diffae.data.slices import to_ras
@@ -75,7 +75,7 @@ def make_edit_frames(edits: Path, folder: Path, *, overwrite: bool) -> EditFrame
         return {"aspect": shape[1] / shape[0]}
 
     made_from = {"edits": file_checksum(edits / "edits.csv")}
-    figures, _ = run_once(folder / "frames.json", files, made_from, make, overwrite=overwrite)
+    figures = make_once(folder / "frames.json", files, made_from, make, overwrite=overwrite)
     return EditFrames(rows, folder, figures["aspect"])
 
 

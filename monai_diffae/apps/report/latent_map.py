@@ -16,11 +16,11 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
+from monai_diffae.apps.report.media import make_once
 from monai_diffae.apps.report.outliers import outliers_of
 from monai_diffae.apps.report.sections import Section, omitted
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Thumbnails
-from monai_diffae.apps.results import run_once
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import label_columns, z_matrix
@@ -130,7 +130,7 @@ def _umap(study: Study) -> list[Projection]:
         return {"num_cases": len(table)}
 
     made_from = {"embeddings": file_checksum(study.embeddings)}
-    run_once(file.with_suffix(".json"), [file], made_from, make, overwrite=study.overwrite)
+    make_once(file.with_suffix(".json"), [file], made_from, make, overwrite=study.overwrite)
     places = pd.read_csv(file)[["x", "y"]].to_numpy(np.float32)
     return [Projection("UMAP", places, ("UMAP 1", "UMAP 2"))]
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 from PIL import Image
+
+from monai_diffae.apps.results import finished, run_once
+from monai_diffae.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,24 @@ class Media:
             width, height = image.size
         html = Markup('<img class="picture" loading="lazy" src="{}" alt="{}" width="{}" height="{}">')
         return html.format(self.address(file), text, width, height)
+
+
+def make_once(
+    record: Path, files: Sequence[Path], made_from: Mapping[str, Any], make: Callable[[], Mapping[str, Any]], *,
+    overwrite: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Make pictures of the page unless they are there; those made from other things are replaced.
+
+    The arguments are those of :func:`~monai_diffae.apps.results.run_once`.
+
+    Returns:
+        The figures of the record.
+    """
+    try:
+        finished(record, files, made_from, overwrite=overwrite)
+    except ConfigError:
+        overwrite = True
+    return run_once(record, files, made_from, make, overwrite=overwrite)[0]
 
 
 def _scaled(file: Path, scale: float) -> bytes:

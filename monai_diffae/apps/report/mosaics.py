@@ -12,11 +12,10 @@ from markupsafe import Markup
 from torch import Tensor
 
 from monai_diffae.apps.report.case_images import CaseImages, frames_of
-from monai_diffae.apps.report.media import Media
+from monai_diffae.apps.report.media import Media, make_once
 from monai_diffae.apps.report.sections import Section, number
 from monai_diffae.apps.report.sprites import enlarged, sprite, square_grid, write_sprite
 from monai_diffae.apps.report.study import Study
-from monai_diffae.apps.results import run_once
 from monai_diffae.apps.web_page import joined
 from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.pictures import in_colours
@@ -80,7 +79,7 @@ def make_mosaic(study: Study, images: CaseImages, folder: Path) -> Mosaic | None
                     write_sprite(enlarged(frames), square_grid(len(frames)), _sprite_file(folder, name, plane, panel))
         return {"counts": counts}
 
-    figures, _ = run_once(folder / "mosaics.json", files, made_from, make, overwrite=study.overwrite)
+    figures = make_once(folder / "mosaics.json", files, made_from, make, overwrite=study.overwrite)
     return Mosaic(ids, figures["counts"], aspects, folder)
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -211,8 +211,10 @@ def shown_line(step: Step, folder: Path) -> str:
     return command_line(step.command, {name: shown(value) for name, value in step.arguments.items()})
 
 
-def failures_in(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """The failed cases that the commands listed below a folder: the name of the list's folder, and the row."""
+def failures_in(folder: Path) -> list[tuple[str, str, str]]:
+    """The failed cases that the commands listed below a folder: id, reason, and the names of the lists' folders."""
+    folders: dict[tuple[str, str], list[str]] = {}
     for file in sorted(folder.rglob("*failures.csv")):
         for row in pd.read_csv(file, dtype=str, keep_default_na=False).to_dict("records"):
-            yield file.parent.name, {str(key): str(value) for key, value in row.items()}
+            folders.setdefault((str(row["case_id"]), str(row["reason"])), []).append(file.parent.name)
+    return [(case_id, reason, ", ".join(dict.fromkeys(names))) for (case_id, reason), names in folders.items()]

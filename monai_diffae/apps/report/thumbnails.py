@@ -13,9 +13,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from monai_diffae.apps.report.media import Media
+from monai_diffae.apps.report.media import Media, make_once
 from monai_diffae.apps.report.sprites import Grid, Pixels, sprite, write_sprite
-from monai_diffae.apps.results import checksum_of, run_once
+from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.web_page import joined
 
 MOST_THUMBNAILS = 2048
@@ -109,7 +109,7 @@ def make_thumbnails(
         return {"num_images": len(cells)}
 
     made_from = {**atlas.made_from, "ids": checksum_of(shown)}
-    run_once(atlas.folder / f"{atlas.name}.json", files, made_from, make, overwrite=atlas.overwrite)
+    make_once(atlas.folder / f"{atlas.name}.json", files, made_from, make, overwrite=atlas.overwrite)
     return Thumbnails(shown, files, atlas.name)
 
 

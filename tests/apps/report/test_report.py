@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -23,6 +24,11 @@ def data_of_map(text: str) -> dict:
     return json.loads(content)
 
 
+def sources(page: Path) -> list[str]:
+    """The addresses of the pictures that style sheets name."""
+    return re.findall(r"url\(['\"]?([^'\")]+)['\"]?\)", html.unescape(page.read_text(encoding="utf-8")))
+
+
 def test_every_section_is_there_in_order_and_open(reported, page_reader) -> None:
     page = page_reader(reported.page)
     sections = [each.attributes["id"] for each in page.all("details", class_="card")]
@@ -33,14 +39,13 @@ def test_every_section_is_there_in_order_and_open(reported, page_reader) -> None
         f"#{name}" for name in expected
     ]
     assert reported.incomplete is None
-    assert "Nothing failed" in page.text
+    assert not page.all("p", class_="error")
+    assert "The decoder hardly uses z_sem" in page.text  # the tiny bundle knows nothing
 
 
 def test_every_picture_exists_and_has_a_name(reported, page_reader) -> None:
     page = page_reader(reported.page)
-    text = reported.page.read_text()
-    sources = [*re.findall(r"url\(['\"]?([^'\")]+)['\"]?\)", text)]
-    files = {unquote(source) for source in sources if not source.startswith("data:")}
+    files = {unquote(source) for source in sources(reported.page)}
     assert len(files) > 20
     assert all((reported.folder / file).is_file() for file in files)
     pictures = [each for each in page.elements if each.attributes.get("role") == "img"]
@@ -55,10 +60,8 @@ def test_the_page_needs_no_network(reported) -> None:
 
 def test_the_page_names_no_folders_and_no_patients(reported, labelled) -> None:
     text = reported.page.read_text()
-    table = pd.read_csv(labelled.cohort)
     assert str(labelled.cohort.parent) not in text
-    assert str(Path.home()) not in text
-    assert not [name for name in table["patient"].astype(str) if f">{name}<" in text]
+    assert str(reported.folder.parent) not in text
     hashes = pd.read_parquet(reported.folder / "embeddings" / "embeddings.parquet")["patient"]
     assert not [name for name in hashes if name in text]
 
@@ -105,11 +108,9 @@ def test_one_file_has_all_pictures_inside(reported, labelled, page_reader) -> No
         device="cpu",
         embed=True,
     )
-    text = made.page.read_text()
     page_reader(made.page)
-    sources = re.findall(r"url\(['\"]?([^'\")]+)['\"]?\)", text)
-    assert sources
-    assert all(source.startswith("data:image/") for source in sources)
+    assert len(sources(made.page)) > 20
+    assert all(source.startswith("data:image/") for source in sources(made.page))
     reported.page.write_bytes(linked)
 
 
@@ -138,7 +139,7 @@ def test_failed_cases_come_first(labelled, quick_evaluation, tmp_path, page_read
     made = report(labelled.bundle, tmp_path / "out", cohort=tmp_path / "cohort.csv", targets=["wide"], device="cpu")
     page = page_reader(made.page)
     assert "1 failed case" in page.text
-    assert page.text.index("broken.png") < page.text.index("What was trained on what")
+    assert page.text.index("broken.png") < page.text.index("The model, how long it was trained")
     assert str(tmp_path) not in made.page.read_text()
 
 
