@@ -6,6 +6,8 @@
   const RAMP = [[0, 34, 78], [48, 71, 107], [87, 93, 109], [125, 124, 120], [165, 155, 115], [207, 189, 98], [254, 232, 56]];
   const RAMP_DARK = [[53, 91, 158], [82, 105, 140], [112, 124, 134], [143, 144, 130], [179, 169, 119], [217, 199, 99], [254, 232, 56]];
   const MARGIN = 18;
+  const TURNS = 12;
+  const LEVELS = 48;
 
   function unpack(packed) {
     const bytes = Uint8Array.from(atob(packed.values), (letter) => letter.charCodeAt(0));
@@ -31,10 +33,11 @@
     const count = data.ids.length;
     const names = Object.keys(data.labels);
     const state = { projection: 0, label: names[0], zoom: 1, x: 0.5, y: 0.5, hover: -1, pinned: -1, dimmed: new Set() };
-    let colours = new Array(count);
+    const colours = new Uint16Array(count); // places in the palette
+    let palette = [];
     let width = 0;
     let height = 0;
-    let cells = new Map();
+    let cells = null; // cases by squares of 16 pixels, found when the pointer needs them
     let isWaiting = false;
 
     const variable = (name) => getComputedStyle(root).getPropertyValue(name).trim();
@@ -53,7 +56,7 @@
 
     function ramp(share) {
       const stops = isDark() ? RAMP_DARK : RAMP;
-      const place = Math.round(Math.min(Math.max(share, 0), 1) * 60) / 60 * (stops.length - 1);
+      const place = share * (stops.length - 1);
       const low = Math.min(Math.floor(place), stops.length - 2);
       const mix = stops[low].map((value, k) => Math.round(value + (place - low) * (stops[low + 1][k] - value)));
       return `rgb(${mix.join(",")})`;
@@ -69,25 +72,28 @@
       const muted = variable("--c7");
       legend.replaceChildren();
       if (!label) {
-        colours.fill(variable("--c0"));
+        palette = [variable("--c0")];
+        colours.fill(0);
         return;
       }
       if (label.numbers) {
         const [low, high] = limits(label.numbers);
+        palette = [...Array.from({ length: LEVELS }, (_, k) => ramp(k / (LEVELS - 1))), muted];
         for (let i = 0; i < count; i += 1) {
-          colours[i] = label.numbers[i] === null ? muted : ramp((label.numbers[i] - low) / (high - low || 1));
+          const share = Math.min(Math.max((label.numbers[i] - low) / (high - low || 1), 0), 1);
+          colours[i] = label.numbers[i] === null ? LEVELS : Math.round(share * (LEVELS - 1));
         }
         const item = document.createElement("li");
         const bar = document.createElement("span");
         bar.className = "colour-bar";
-        bar.style.background = `linear-gradient(90deg,${[0, 0.17, 0.33, 0.5, 0.67, 0.83, 1].map(ramp).join(",")})`;
+        bar.style.background = `linear-gradient(90deg,${palette.slice(0, LEVELS).join(",")})`;
         item.append(`${state.label}: ${format(low)} `, bar, ` ${format(high)}`);
         legend.append(item);
         return;
       }
-      const palette = label.classes.map((_, k) => variable(COLOURS[k % COLOURS.length]));
+      palette = [...label.classes.map((_, k) => variable(COLOURS[k % COLOURS.length])), muted];
       for (let i = 0; i < count; i += 1) {
-        colours[i] = label.codes[i] < 0 ? muted : palette[label.codes[i]];
+        colours[i] = label.codes[i] < 0 ? label.classes.length : label.codes[i];
       }
       label.classes.forEach((name, k) => {
         const item = document.createElement("li");
@@ -126,46 +132,22 @@
       isWaiting = false;
       context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
       context.clearRect(0, 0, width, height);
-      const label = data.labels[state.label];
       const radius = Math.max(1.6, Math.min(5, 60 / Math.sqrt(count) * Math.sqrt(state.zoom) + 1));
-      const groups = new Map();
-      cells = new Map();
+      cells = null;
+      const turns = Array.from({ length: TURNS * palette.length }, () => []);
+      const dimmed = [];
       for (let i = 0; i < count; i += 1) {
         const [x, y] = toScreen(i);
-        if (x < -radius || y < -radius || x > width + radius || y > height + radius) {
-          continue;
-        }
-        const isDimmed = label && label.codes && state.dimmed.has(label.codes[i]);
-        // in turns, so that no class lies on top of all others
-        const key = isDimmed ? "dimmed" : `${i % 12}|${colours[i]}`;
-        if (!groups.has(key)) {
-          groups.set(key, []);
-        }
-        groups.get(key).push(x, y);
-        if (!isDimmed) {
-          const cell = `${x >> 4},${y >> 4}`;
-          if (!cells.has(cell)) {
-            cells.set(cell, []);
-          }
-          cells.get(cell).push(i, x, y);
+        if (x > -radius && y > -radius && x < width + radius && y < height + radius) {
+          // in turns, so that no class lies on top of all others
+          const points = isDimmed(i) ? dimmed : turns[(i % TURNS) * palette.length + colours[i]];
+          points.push(x, y);
         }
       }
-      const isLarge = count > 8000;
-      const order = [...groups].sort((a, b) => (a[0] === "dimmed" ? -1 : parseInt(a[0], 10)) - (b[0] === "dimmed" ? -1 : parseInt(b[0], 10)));
-      for (const [key, points] of order) {
-        context.fillStyle = key === "dimmed" ? variable("--line") : key.slice(key.indexOf("|") + 1);
-        context.globalAlpha = key === "dimmed" ? 0.5 : 0.8;
-        context.beginPath();
-        for (let k = 0; k < points.length; k += 2) {
-          if (isLarge && radius < 3) {
-            context.rect(points[k] - radius, points[k + 1] - radius, 2 * radius, 2 * radius);
-          } else {
-            context.moveTo(points[k] + radius, points[k + 1]);
-            context.arc(points[k], points[k + 1], radius, 0, 7);
-          }
-        }
-        context.fill();
-      }
+      context.globalAlpha = 0.5;
+      dots(dimmed, variable("--line"), radius);
+      context.globalAlpha = 0.8;
+      turns.forEach((points, k) => dots(points, palette[k % palette.length], radius));
       context.globalAlpha = 1;
       context.fillStyle = variable("--muted");
       context.font = "12px system-ui, sans-serif";
@@ -182,6 +164,41 @@
       }
       if (state.hover >= 0) {
         ring(state.hover, radius + 2.5);
+      }
+    }
+
+    function isDimmed(i) {
+      const label = data.labels[state.label];
+      return Boolean(label && label.codes) && state.dimmed.has(label.codes[i]);
+    }
+
+    function dots(points, colour, radius) {
+      context.fillStyle = colour;
+      if (count > 8000 && radius < 3) {
+        for (let k = 0; k < points.length; k += 2) {
+          context.fillRect(points[k] - radius, points[k + 1] - radius, 2 * radius, 2 * radius);
+        }
+        return;
+      }
+      context.beginPath();
+      for (let k = 0; k < points.length; k += 2) {
+        context.moveTo(points[k] + radius, points[k + 1]);
+        context.arc(points[k], points[k + 1], radius, 0, 7);
+      }
+      context.fill();
+    }
+
+    function findCells() {
+      cells = new Map();
+      for (let i = 0; i < count; i += 1) {
+        const [x, y] = toScreen(i);
+        if (!isDimmed(i) && x > 0 && y > 0 && x < width && y < height) {
+          const cell = (x >> 4) * 4096 + (y >> 4);
+          if (!cells.has(cell)) {
+            cells.set(cell, []);
+          }
+          cells.get(cell).push(i, x, y);
+        }
       }
     }
 
@@ -204,12 +221,15 @@
     }
 
     function nearest(x, y, reach) {
+      if (cells === null) {
+        findCells();
+      }
       let best = -1;
       let least = reach * reach;
       const steps = Math.ceil(reach / 16);
       for (let column = (x >> 4) - steps; column <= (x >> 4) + steps; column += 1) {
         for (let row = (y >> 4) - steps; row <= (y >> 4) + steps; row += 1) {
-          const cell = cells.get(`${column},${row}`) || [];
+          const cell = cells.get(column * 4096 + row) || [];
           for (let k = 0; k < cell.length; k += 3) {
             const distance = (cell[k + 1] - x) ** 2 + (cell[k + 2] - y) ** 2;
             if (distance < least) {
@@ -299,7 +319,7 @@
           const button = document.createElement("button");
           const value = state.label === undefined ? "" : valueOf(state.label, j);
           button.type = "button";
-          button.style.borderBottom = `3px solid ${colours[j]}`;
+          button.style.borderBottom = `3px solid ${palette[colours[j]]}`;
           button.title = `${data.ids[j]}: ${value}`;
           button.setAttribute("aria-label", `Show ${data.ids[j]}, ${state.label ?? ""} ${value}`);
           const text = document.createElement("span");
