@@ -79,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "evaluate"])  # it has the bundle's model, too
 def test_the_shipped_configs_are_those_of_the_signatures(name: str) -> None:
     command = next(command for command in COMMANDS if command.name == name)
     for bundle in ("diffae_2d", "diffae_3d"):
