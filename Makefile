@@ -6,7 +6,7 @@ LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-label test-orthanc check configs docs clean
+.PHONY: help demo test test-all test-browser test-label test-orthanc check configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +15,13 @@ demo: $(VENV)/.samples  ## train a small model on sample data and show what it d
 	$(BIN)/monai-diffae demo --out demo
 
 test: $(VENV)/.dev  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2 --dist worksteal
 
 test-all: $(VENV)/.dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-browser: $(VENV)/.browser-tests  ## the pages in a browser; needs Debian's chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs tests
 
 test-label: $(LABEL_VENV)/.label-tests  ## the tests with MONAI Label, in an environment of its own (Python 3.11)
 	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal tests/label tests/data/test_dicom*.py

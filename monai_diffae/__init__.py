@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Run as Run
     from monai_diffae.apps.settings import Training as Training
     from monai_diffae.apps.start.start import start as start
+    from monai_diffae.apps.synthesis.combine import combine as combine
     from monai_diffae.apps.synthesis.edit import edit as edit
     from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
     from monai_diffae.apps.synthesis.generate import generate as generate
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.train_latent import train_latent as train_latent
     from monai_diffae.bundle import load_bundle as load_bundle
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
+    from monai_diffae.explorer.explore import explore as explore
     from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
     from monai_diffae.label.label_app import label_app as label_app
     from monai_diffae.label.label_server import label_server as label_server
@@ -63,11 +65,13 @@ _MODULES = {
     "Training": "apps.settings",
     "anomaly": "apps.evaluation.anomaly",
     "calibrate": "apps.evaluation.calibrate",
+    "combine": "apps.synthesis.combine",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
     "edit": "apps.synthesis.edit",
     "embed": "apps.embedding.embed",
     "evaluate": "apps.evaluation.evaluate",
+    "explore": "explorer.explore",
     "fit_direction": "apps.synthesis.fit_direction",
     "generate": "apps.synthesis.generate",
     "grade": "apps.synthesis.grade",

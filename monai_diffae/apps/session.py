@@ -20,6 +20,7 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
@@ -224,6 +225,15 @@ class Session:
             z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
+
+    def open_case(self, case: Case) -> OpenedCase:
+        """Open one case of the cohort; its codes are computed when they are asked for.
+
+        Raises:
+            ScanError: the scan cannot be used.
+        """
+        images = {key: str(image) if isinstance(image, Path) else list(image) for key, image in case.images.items()}
+        return self.trained.open(images, slice=case.slice_index, id=case.id)
 
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""

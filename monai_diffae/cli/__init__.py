@@ -18,6 +18,7 @@ from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.cli.waiting import choose_waiting
 from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
 
 _EXIT_CODES = (
@@ -97,6 +98,8 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         _set_up_logging(quiet, debug)
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
+        if function in checked:
+            choose_waiting()
         try:
             return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:

@@ -41,6 +41,19 @@ class SplitCohort:
         """The cases of ``train``, ``val`` or ``test``."""
         return [case for case in self.cases if case.split == name]
 
+    def counts(self) -> dict[str, int]:
+        """The number of scans and patients, and of images in each split; a scan may be expanded into several slices.
+
+        Example:
+            >>> SplitCohort([Case(f"a-{k}", {}, "p", "train", slice_index=k) for k in (3, 5)]).counts()
+            {'scans': 1, 'patients': 1, 'train': 2, 'val': 0, 'test': 0}
+        """
+        return {
+            "scans": len({tuple(sorted(case.images.items())) for case in self.cases}),
+            "patients": len({case.patient for case in self.cases}),
+            **{name: len(self.split(name)) for name in ("train", "val", "test")},
+        }
+
     def choose(self, ids: Sequence[str] = (), split: str | None = None, limit: int | None = None) -> list[Case]:
         """Return the cases with these ids, in their order; without ids, the first ``limit`` cases of a split.
 

@@ -23,6 +23,7 @@ from monai_diffae.errors import CohortError, ConfigError
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
+_MAP_COLUMNS = ("x", "y", "thumbnail")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
@@ -100,14 +101,15 @@ def std_columns(table: pd.DataFrame) -> list[str]:
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the label columns: all that neither hold z_sem nor describe the case or the patch.
+    """The names of the label columns: all that neither hold z_sem nor describe the case, the patch or the map.
 
     Example:
         >>> label_columns(pd.DataFrame(columns=["id", "patient", "split", "age", "z_000"]))
         ['age']
     """
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
-    others = {*_CASE_COLUMNS, *patch_columns, *z_columns(table), *std_columns(table)}
+    map_columns = _MAP_COLUMNS if "thumbnail" in table else ()
+    others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *z_columns(table), *std_columns(table)}
     return [name for name in table.columns if name not in others]
 
 

@@ -7,10 +7,12 @@ from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentScale
-from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri, log_bundle
+from monai_diffae.handlers.logged_model import log_bundle
+from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import ReconstructionPictures
 from monai_diffae.handlers.progress import TrainingProgress
 from monai_diffae.handlers.statistics import RunningStatistics
+from monai_diffae.handlers.tracked_training import TrackedTraining
 from monai_diffae.handlers.twin_scans import TwinScans
 from monai_diffae.handlers.validation import Validation
 
@@ -24,6 +26,7 @@ __all__ = [
     "MLflowTracking",
     "ReconstructionPictures",
     "RunningStatistics",
+    "TrackedTraining",
     "TrainingCurves",
     "TrainingProgress",
     "TwinScans",

@@ -19,10 +19,14 @@ from monai.engines import Workflow
 from monai_diffae.bundle.private_values import PRIVATE_KEYS, flat_parameters, without_paths
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.handlers.metric_names import tracked_name
+from monai_diffae.handlers.tracked_training import TrackedTraining
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as the description
 RUN_ID = "mlflow_run_id"  # file with the run's id, so that a resumed training continues its run
+EXPERIMENT_KIND = "custom_model_development"  # MLflow then opens its page for model training, not that for agents
 _PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
 
 
@@ -44,11 +48,12 @@ class MLflowTracking:
         run_config: the configuration of the run, not evaluated.
         tracking_uri: MLflow server or database; None: see :func:`default_tracking_uri`.
         experiment_name: MLflow experiment.
-        run_name: MLflow run; None: MLflow chooses a name.
+        run_name: MLflow run; None: the name of ``training``.
         tags: further properties of the run, such as the data's fingerprint.
+        training: what is trained on what: the run's name, tags and description; None: MLflow chooses a name.
         evaluator: the evaluator whose metrics are logged after each validation.
         export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged,
-            or :func:`log_bundle` does this later.
+            or :func:`~monai_diffae.handlers.log_bundle` does this later.
         private_keys: top-level configuration keys whose values are not sent, nor is anything that looks like a path.
         enabled: False: track nothing.
     """
@@ -61,6 +66,7 @@ class MLflowTracking:
         experiment_name: str = "monai_diffae",
         run_name: str | None = None,
         tags: dict[str, Any] | None = None,
+        training: TrackedTraining | None = None,
         evaluator: Workflow | None = None,
         export_bundle: Callable[[Path], object] | None = None,
         private_keys: Sequence[str] = PRIVATE_KEYS,
@@ -70,8 +76,9 @@ class MLflowTracking:
         self.config = without_paths(run_config, private_keys)
         self.tracking_uri = tracking_uri or default_tracking_uri(output_dir)
         self.experiment_name = experiment_name
-        self.run_name = run_name
-        self.tags = tags or {}
+        self.training = training
+        self.run_name = run_name or (training and training.name)
+        self.tags = {**(training.tags if training else {}), **(tags or {})}
         self.evaluator = evaluator
         self.export_bundle = export_bundle
         self.enabled = enabled
@@ -98,17 +105,10 @@ class MLflowTracking:
             action()
         except Exception as error:  # whatever a tracking server does, training continues
             self.enabled = False
-            logger.warning("MLflow tracking failed and is off for the rest of this run: %s", _reason(error))
+            logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason(error))
 
     def _start(self) -> None:
-        # By default, MLflow reports its usage to its makers and prints its migrations.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
-        # If a server is down, retries should take seconds, not minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+        quiet_mlflow()
         from mlflow import MlflowClient
         from mlflow.entities import Param, RunTag
 
@@ -121,6 +121,8 @@ class MLflowTracking:
         tags = [RunTag(key, str(value)) for key, value in {**_versions(), **self.tags}.items()]
         self._client.log_batch(self.run_id, tags=tags)
         self._client.log_text(self.run_id, json.dumps(self.config, indent=2), "config.json")
+        self._name_data()
+        self._describe()
 
     def _resumed_run(self) -> str | None:
         id_file = self.output_dir / RUN_ID
@@ -138,13 +140,37 @@ class MLflowTracking:
         if experiment is None:
             is_local = self.tracking_uri.startswith("sqlite")
             artifacts = (self.output_dir.absolute() / "mlruns").as_uri() if is_local else None
-            experiment_id = self._client.create_experiment(self.experiment_name, artifacts)
-        else:
-            experiment_id = experiment.experiment_id
+            experiment = self._client.get_experiment(self._client.create_experiment(self.experiment_name, artifacts))
+        if "mlflow.experimentKind" not in experiment.tags:
+            self._client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", EXPERIMENT_KIND)
         tags = {"mlflow.user": "", "mlflow.source.name": "monai_diffae"}
-        run_id = str(self._client.create_run(experiment_id, run_name=self.run_name, tags=tags).info.run_id)
+        run = self._client.create_run(experiment.experiment_id, run_name=self.run_name, tags=tags)
+        run_id = str(run.info.run_id)
         write_atomic(self.output_dir / RUN_ID, lambda path: path.write_text(run_id))
         return run_id
+
+    def _name_data(self) -> None:
+        """Show the number of scans as the run's dataset; its digest tells cohorts apart."""
+        digest = str(self.tags.get("data.fingerprint", ""))[:16]
+        if self.training is None or not digest:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(self.training.number_of_scans, digest, "cohort", "{}")
+        self._client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+    def _describe(self) -> None:
+        """Write the run's description, with the newest metrics."""
+        if self.training is None:
+            return
+        state, network = self._trainer.state, self._trainer.network  # type: ignore[attr-defined]
+        facts = {
+            "parameters": f"{sum(weight.numel() for weight in network.parameters()):,}",
+            "steps": f"{state.max_epochs:,} epochs of {state.epoch_length:,} steps",
+            "device": state.device,
+        }
+        metrics = self._client.get_run(self.run_id).data.metrics
+        self._client.set_tag(self.run_id, DESCRIPTION, self.training.description(facts, metrics))
 
     def _parameters(self) -> dict[str, str]:
         logged = self._client.get_run(self.run_id).data.params
@@ -167,59 +193,58 @@ class MLflowTracking:
     def _log_validation(self) -> None:
         metrics = {} if self.evaluator is None else self.evaluator.state.metrics
         self._log({f"validation_{name}": float(value) for name, value in metrics.items()})
-        picture = self.output_dir / "pictures" / f"step_{self._trainer.state.iteration:07d}.png"
+        step = self._trainer.state.iteration
+        picture = self.output_dir / "pictures" / f"step_{step:07d}.png"
         if picture.is_file():
-            self._client.log_artifact(self.run_id, str(picture), "pictures")
+            from PIL import Image
+
+            with Image.open(picture) as image:
+                self._client.log_image(self.run_id, image, key="reconstructions", step=step, synchronous=True)
 
     def _log(self, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric
 
         now_ms, step = int(time.time() * 1000), self._trainer.state.iteration
-        self._client.log_batch(self.run_id, metrics=[Metric(k, v, now_ms, step) for k, v in metrics.items()])
+        values = [Metric(tracked_name(name), value, now_ms, step) for name, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=values)
 
     def _finish(self) -> None:
         if self.export_bundle is not None and self.run_id is not None:
-            _log_bundle(self._client, self.run_id, self.export_bundle)
-        self._client.set_terminated(self.run_id, "FINISHED")
+            with tempfile.TemporaryDirectory() as folder:
+                self.export_bundle(Path(folder))
+                self._client.log_artifacts(self.run_id, folder, "bundle")
+        self._end("FINISHED")
+
+    def _end(self, status: str) -> None:
+        """Log what shows the whole training, and close the run."""
+        for name in ("curves.png", "curves.csv", "pictures/latest.png"):
+            if (self.output_dir / name).is_file():
+                self._client.log_artifact(self.run_id, str(self.output_dir / name))
+        self._describe()
+        self._client.set_terminated(self.run_id, status)
+        logger.info(
+            "MLflow: the run '%s' is at /#/experiments/%s?workflowType=machine_learning (mlflow ui)",
+            self.run_name, self._client.get_run(self.run_id).info.experiment_id,
+        )  # fmt: skip
 
     def _fail(self, engine: Workflow, error: BaseException) -> None:
         if self._client is not None and self.run_id is not None:
             status = "KILLED" if isinstance(error, (SystemExit, KeyboardInterrupt)) else "FAILED"
-            self._try(lambda: self._client.set_terminated(self.run_id, status))
+            self._try(lambda: self._end(status))
 
 
-def log_bundle(
-    output_dir: str | Path, export_bundle: Callable[[Path], object], tracking_uri: str | None = None
-) -> None:
-    """Add the trained bundle to the MLflow run of a training that has ended. A failure is logged as a warning.
-
-    A training calls this after the calibration, so that the exported bundle is complete.
-
-    Args:
-        output_dir: the training's folder, with the id of its run; without one, nothing is logged.
-        export_bundle: called with a folder to fill with the trained bundle.
-        tracking_uri: as in :class:`MLflowTracking`.
-    """
-    id_file = Path(output_dir) / RUN_ID
-    if not id_file.is_file():
-        return
-    from mlflow import MlflowClient
-
-    try:
-        client = MlflowClient(tracking_uri or default_tracking_uri(output_dir))
-        _log_bundle(client, id_file.read_text().strip(), export_bundle)
-    except Exception as error:  # whatever a tracking server does, the model is trained
-        logger.warning("the trained bundle is not logged with MLflow: %s", _reason(error))
+def quiet_mlflow() -> None:
+    """Let MLflow report nothing to its makers, print no migrations, and give up on a server within seconds."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default, retries take minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
 
 
-def _log_bundle(client: Any, run_id: str, export_bundle: Callable[[Path], object]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        export_bundle(Path(folder))
-        client.log_artifacts(run_id, folder, "bundle")
-
-
-def _reason(error: Exception) -> str:
-    # The text of an OSError has the path, which may name a patient.
+def reason(error: Exception) -> str:
+    """What went wrong, in one line; without the path in the text of an OSError, which may name a patient."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200]
 

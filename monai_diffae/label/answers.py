@@ -1,99 +1,30 @@
-"""Answers to requests that cannot be served: a status below 500 and one line that says why."""
+"""The answers of :mod:`monai_diffae.serving.answers`, also for errors of MONAI Label and of DICOMweb servers."""
 
 from __future__ import annotations
 
-import logging
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import requests
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
-from monai_diffae.errors import (
-    BusyError,
-    CohortError,
-    ConfigError,
-    DiffAEError,
-    MachineError,
-    ScanError,
-    UnsafeInputError,
-    find_diffae_error,
-    one_line,
-)
-
-logger = logging.getLogger(__name__)
-
-_STATUS: dict[type[DiffAEError], int] = {
-    UnsafeInputError: 400,
-    ConfigError: 400,
-    CohortError: 404,
-    ScanError: 422,
-    MachineError: 503,
-}
-
-
-class NotFoundError(DiffAEError):
-    """A request names something that does not exist."""
-
-
-class ConflictError(DiffAEError):
-    """A request cannot be served in the present state, such as a strategy before the first scoring."""
-
-
-def status_of(error: DiffAEError) -> int:
-    """The HTTP status for an error of this package.
-
-    Example:
-        >>> status_of(ConfigError("steps: 0 is below 1"))
-        400
-    """
-    if isinstance(error, NotFoundError):
-        return 404
-    if isinstance(error, (ConflictError, BusyError)):
-        return 409
-    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+from monai_diffae.serving import answers
 
 
 @contextmanager
 def answered() -> Iterator[None]:
     """Turn errors into ``fastapi.HTTPException`` with one line of reason.
 
-    MONAI Label (0.8.5) answers every error with a bare 500. Unexpected errors stay 500, but name their type only, as
-    their text may hold paths; the log says where in the code they arose.
-
-    Example:
-        >>> with answered():
-        ...     raise ScanError("a.nii: the file is empty; copy it again")
-        Traceback (most recent call last):
-        ...
-        fastapi.exceptions.HTTPException: 422: a.nii: the file is empty; copy it again
+    MONAI Label (0.8.5) answers every error with a bare 500.
     """
-    try:
-        yield
-    except HTTPException:
-        raise
-    except MONAILabelException as error:
-        missing = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
-        raise HTTPException(404 if missing else 400, " ".join(str(error.msg).split())) from error
-    except requests.RequestException as error:
-        raise HTTPException(
-            503, "studies: the DICOMweb server did not return the data; check that it is running"
-        ) from error
-    except Exception as error:
-        known = find_diffae_error(error)
-        if known is not None:
-            raise HTTPException(status_of(known), one_line(known)) from error
-        log_unexpected(error)
-        raise HTTPException(
-            500, f"{type(error).__name__}: this is a bug; see the server's log, and report it"
-        ) from error
-
-
-def log_unexpected(error: BaseException) -> None:
-    """Log the type of an error and the lines of code through which it passed, but not its text."""
-    frames = traceback.extract_tb(error.__traceback__)[-5:]
-    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    logger.error("unexpected %s at %s", type(error).__name__, where)
+    with answers.answered():
+        try:
+            yield
+        except MONAILabelException as error:
+            missing = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
+            raise HTTPException(404 if missing else 400, " ".join(str(error.msg).split())) from error
+        except requests.RequestException as error:
+            raise HTTPException(
+                503, "studies: the DICOMweb server did not return the data; check that it is running"
+            ) from error

@@ -18,7 +18,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 import monai_diffae
 from monai_diffae.errors import CohortError
 from monai_diffae.label.anomaly_tasks import ANOMALY_LABELS, diffae_anomaly, diffae_anomaly_map
-from monai_diffae.label.answers import NotFoundError, answered
+from monai_diffae.label.answers import answered
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.batch import BatchInference
 from monai_diffae.label.code_tasks import diffae_encode, diffae_neighbors
@@ -32,6 +32,7 @@ from monai_diffae.label.served_model import ServedModel
 from monai_diffae.label.strategies import strategies
 from monai_diffae.label.task import DiffAETask
 from monai_diffae.label.trainer import DiffAETrainer
+from monai_diffae.serving.answers import NotFoundError
 
 logger = logging.getLogger(__name__)
 

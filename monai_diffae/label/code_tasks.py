@@ -9,10 +9,10 @@ from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.label.answers import ConflictError
 from monai_diffae.label.task import Answer
 from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.serving.answers import ConflictError
 
 
 @command

@@ -20,10 +20,10 @@ from monai_diffae.data.folders import search_folder
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import SUFFIXES
 from monai_diffae.errors import ConfigError, DiffAEError, one_line
-from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.ids import check_id, check_tag
 from monai_diffae.label.label_targets import check_label_file
 from monai_diffae.label.server_settings import PATTERNS
+from monai_diffae.serving.answers import ConflictError, NotFoundError
 
 logger = logging.getLogger(__name__)
 

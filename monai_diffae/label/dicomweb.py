@@ -24,9 +24,9 @@ from monailabel.datastore.utils.dicom import dicom_web_download_series
 
 from monai_diffae.data.scans import Scan, read_scan
 from monai_diffae.errors import ConfigError, MachineError, ScanError
-from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.datastore import CheckedIds
 from monai_diffae.label.ids import check_id, check_tag
+from monai_diffae.serving.answers import NotFoundError
 
 logger = logging.getLogger(__name__)
 

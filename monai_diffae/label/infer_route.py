@@ -18,9 +18,9 @@ from monailabel.interfaces.utils.app import app_instance
 
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import ConfigError
-from monai_diffae.label.answers import NotFoundError
 from monai_diffae.label.ids import check_id
 from monai_diffae.label.infos import read_object
+from monai_diffae.serving.answers import NotFoundError
 
 _USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +14,10 @@ from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _END_AFTER_S = 5
 
 
@@ -60,6 +58,7 @@ def label_server(
         monai_diffae.errors.ConfigError: no_app: is not an app folder; make one with monai-diffae label-app
     """
     from monai_diffae.label.app_folder import AppFolder
+    from monai_diffae.serving.ports import LOOPBACK, check_port
 
     folder = AppFolder(app)
     folder.settings()
@@ -68,8 +67,8 @@ def label_server(
         raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")
     if find_spec("monailabel") is None:
         raise ConfigError("monailabel is not installed; run pip install 'monai-diffae[label]'")
-    _check_port(host, port)
-    if host not in _LOOPBACK:
+    check_port(host, port)
+    if host not in LOOPBACK:
         logger.warning(
             "host: everyone who can reach %s can read the scans and replace labels, because there is no password", host
         )
@@ -84,13 +83,14 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
     from monai_diffae.label.asgi import build_app
     from monai_diffae.label.logs import set_up_logging
     from monai_diffae.label.server_settings import apply_settings, settings_for
+    from monai_diffae.serving.ports import LOOPBACK
 
     apply_settings(settings_for(app, studies, port, modality))
     set_up_logging(AppFolder(app).log_file)
     from monailabel.interfaces.utils.app import app_instance
 
     app_instance()  # here, so that an error ends the command with its one line
-    application = build_app(loopback_only=host in _LOOPBACK)
+    application = build_app(loopback_only=host in LOOPBACK)
     logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
     config = uvicorn.Config(
         application, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_END_AFTER_S
@@ -106,14 +106,3 @@ def _abandon_requests() -> None:
         logger.info("the server has ended; what was still running was aborted")
         logging.shutdown()
         os._exit(0)
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as test:
-            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            test.bind(address)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such address"
-        raise MachineError(f"port: {host}:{port} cannot be used ({reason}); choose another port") from error

@@ -10,12 +10,12 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.label.answers import ConflictError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.label_targets import AUTO, CLASS, label_targets
 from monai_diffae.label.options import check_keys
 from monai_diffae.label.served_model import ServedModel
 from monai_diffae.latents.selection import select
+from monai_diffae.serving.answers import ConflictError
 
 DESCRIPTIONS = {
     "mixed": "Typical images first, then those that are uncertain and far from labelled ones",

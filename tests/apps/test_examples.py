@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from monai_diffae.apps.examples import find_examples, find_targets
+from monai_diffae.apps.examples import find_examples, find_positive, find_targets
 
 
 def table(**labels: list) -> pd.DataFrame:
@@ -40,3 +40,16 @@ def test_examples_are_held_out_cases_from_both_ends() -> None:
 def test_with_fewer_cases_all_are_examples_once() -> None:
     frame = table(sex=["F", "M", "F"])
     assert sorted(find_examples(frame, "sex", 10)) == ["c0", "c1", "c2"]
+
+
+def test_the_rarest_unusual_class_is_compared_with_the_rest() -> None:
+    three = ["benign"] * 5 + ["malignant"] * 3 + ["normal"] * 2
+    assert find_positive(table(finding=three), "finding") == "malignant"
+    assert find_positive(table(finding=["abnormal", "normal", None]), "finding") == "abnormal"
+    assert find_positive(table(sex=["F", "M"]), "sex") is None
+    assert find_positive(table(grade=[1.0, 2.0, 3.0]), "grade") is None
+
+
+def test_examples_of_a_class_alternate_with_the_rest() -> None:
+    frame = table(finding=["a", "b", "c", "b", "a"], split="test")
+    assert find_examples(frame, "finding", 4, "b") == ["c0", "c3", "c2", "c1"]

@@ -48,11 +48,11 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
     assert run.data.params["base_channels"] == "8"
     assert {"dataset_dir", "output_dir", "bundle_root"}.isdisjoint(run.data.params)
     assert {
-        "loss",
-        "images_seen",
-        "learning_rate",
-        "validation_loss",
-        "validation_z_sem_usage",
+        "training/loss",
+        "training/images_seen",
+        "training/learning_rate",
+        "validation/loss",
+        "validation/z_sem_usage",
     } <= run.data.metrics.keys()
     artifacts = {
         p.relative_to(out / "mlruns").as_posix().split("artifacts/")[-1]
@@ -61,12 +61,15 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
     }
     assert {
         "config.json",
-        "bundle/models/model.pt",
-        "bundle/models/config.json",
-        "bundle/models/anomaly.pt",
-        "bundle/configs/train.json",
+        "curves.png",
+        "latest.png",
+        "MLmodel",
+        "data/bundle/models/model.pt",
+        "data/bundle/models/config.json",
+        "data/bundle/models/anomaly.pt",
+        "data/bundle/configs/train.json",
     } <= artifacts
-    assert any(a.startswith("pictures/step_") for a in artifacts)
+    assert any(a.startswith("images/reconstructions") for a in artifacts)
     with_name = [p.name for p in out.rglob("*") if p.is_file() and NAME.encode() in p.read_bytes()]
     assert with_name == []
     assert [p for p in out.rglob("*") if NAME in p.name] == []
@@ -108,7 +111,7 @@ def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_i
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("monai_diffae")
     assert len(client.search_runs([experiment.experiment_id])) == 1
-    steps = [m.step for m in client.get_metric_history(first, "loss")]
+    steps = [m.step for m in client.get_metric_history(first, "training/loss")]
     assert steps == sorted(set(steps))
     assert client.get_run(first).info.status == "FINISHED"
 

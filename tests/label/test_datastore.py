@@ -16,8 +16,8 @@ from label_scans import fill
 
 from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ConfigError, DiffAEError
-from monai_diffae.label.answers import ConflictError, NotFoundError
 from monai_diffae.label.datastore import FolderDatastore
+from monai_diffae.serving.answers import ConflictError, NotFoundError
 
 
 @pytest.fixture

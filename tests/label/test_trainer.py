@@ -162,4 +162,4 @@ def test_mlflow_has_a_run(serve, bundle_3d, studies_3d, monkeypatch):
     client = MlflowClient(f"sqlite:///{server.app.folder.path / 'mlflow.db'}")
     (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert run.info.status == "FINISHED"
-    assert "loss" in run.data.metrics
+    assert "training/loss" in run.data.metrics

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.examples import find_examples, find_targets, held_out_split
+from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
+_FEW_PATIENTS, _SLICES = 10, Path("diffae_2d")
 
 
 @dataclass
@@ -73,7 +74,7 @@ class FirstHour:
             raise ConfigError(
                 f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
             )
-        listed = self._list()
+        listed = self._list_again() if self._record_file.is_file() else self._list()
         missing = next((name for name in self.targets if name not in listed.listing.labels), None)
         if missing is not None:
             raise ConfigError(
@@ -84,12 +85,15 @@ class FirstHour:
         if self.record:
             return
         colour = "grey" if listed.appearance.num_colour else None
+        are_few = _are_few_volumes(listed)
         plan = self.steps.prepare(
-            "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device
-        )
+            "Plan the training", "plan", cohort=self.table, bundle=_SLICES if are_few else None, minutes=self.minutes,
+            colour=colour, device=self.device,
+        )  # fmt: skip
         about = [
             f"{len(listed.listing.cases)} scans of {listed.listing.num_patients} patients; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
+            *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
             f"training of {plan.bundle}: {_described(plan.settings)}",
             *plan.time_lines(),
         ]
@@ -106,16 +110,33 @@ class FirstHour:
         except CohortError:  # any other error is raised again
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
+    def _list_again(self) -> Any:
+        """List the scans, which must be those of the earlier call.
+
+        Raises:
+            ConfigError: the scans, their labels or the options for listing have changed.
+        """
+        try:
+            return self._list()
+        except ConfigError:
+            if not self.table.is_file():
+                raise
+            raise self._made_with_other("scans or labels") from None
+
+    @property
+    def _record_file(self) -> Path:
+        return self.out / "start.json"
+
+    def _made_with_other(self, what: str) -> ConfigError:
+        return ConfigError(f"{self.out.name}: holds what start made with other {what}; choose another out")
+
     def _read_record(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        file = self.out / "start.json"
-        if not file.is_file():
+        if not self._record_file.is_file():
             return {}
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(self._record_file.read_text(encoding="utf-8"))
         differ = [name for name, value in request.items() if record["request"].get(name) != value]
         if differ:
-            raise ConfigError(
-                f"{self.out.name}: holds what start made with other {', '.join(differ)}; choose another out"
-            )
+            raise self._made_with_other(", ".join(differ))
         return record
 
     def about(self) -> Iterator[str]:
@@ -142,7 +163,7 @@ class FirstHour:
             self.steps.attempt(
                 "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
             )
-            direction = self._edit(embedded.path, targets[0], {**common, **shown})
+            direction = self._edit(embedded.path, table, targets[0], {**common, **shown})
         else:
             self.steps.attempt(
                 "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
@@ -160,12 +181,14 @@ class FirstHour:
 
     def _shown(self, table: pd.DataFrame, targets: Sequence[str]) -> dict[str, Any]:
         """The arguments that choose cases for pictures: held-out ones, from both ends of the first label."""
-        if targets and (cases := find_examples(table, targets[0], _NUM_EXAMPLES)):
-            return {"cases": cases}
+        if targets:
+            positive = find_positive(table, targets[0])
+            if cases := find_examples(table, targets[0], _NUM_EXAMPLES, positive):
+                return {"cases": cases}
         return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
 
     def _train(self) -> None:
-        write_json(self.out / "start.json", self.record)
+        write_json(self._record_file, self.record)
         if not self.model.is_dir():
             self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
@@ -177,18 +200,21 @@ class FirstHour:
             "Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings
         )
         self.record["is_trained"] = True
-        write_json(self.out / "start.json", self.record)
+        write_json(self._record_file, self.record)
 
-    def _edit(self, embeddings: Path, target: str, arguments: Mapping[str, Any]) -> Path | None:
+    def _edit(self, embeddings: Path, table: pd.DataFrame, target: str, arguments: Mapping[str, Any]) -> Path | None:
         """Edit held-out cases along a label; the direction's file, or None if it could not be fitted."""
         direction = self.out / f"{safe_id(target)}.json"
+        positive = find_positive(table, target)
+        what = target if positive is None else f"{target} {positive}"
         fitted = self.steps.attempt(
-            f"Find the direction of {target}", "fit-direction", embeddings=embeddings, out=direction, target=target
-        )
+            f"Find the direction of {what}", "fit-direction", embeddings=embeddings, out=direction, target=target,
+            positive=positive,
+        )  # fmt: skip
         if fitted is None:
             return None
         self.steps.attempt(
-            f"Edit scans along {target}", "edit", **arguments, out=self.out / "edits", direction=direction,
+            f"Edit scans along {what}", "edit", **arguments, out=self.out / "edits", direction=direction,
             captions=[target],
         )  # fmt: skip
         return direction
@@ -205,6 +231,11 @@ class FirstHour:
         unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
         lines.append(("Show what is unusual inside scans:", command_line("anomaly", unusual)))
         return lines
+
+
+def _are_few_volumes(listed: Any) -> bool:
+    """Whether a 3D model would see too few volumes, while a 2D model has many slices."""
+    return listed.appearance.num_volumes > 0 and listed.listing.num_patients < _FEW_PATIENTS
 
 
 def _described(settings: Mapping[str, Any]) -> str:

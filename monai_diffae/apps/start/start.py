@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
@@ -77,7 +77,7 @@ def start(
     cohort: Path,
     out: Path,
     *,
-    minutes: Annotated[float, Ge(0.1)] = 10.0,
+    minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
     targets: Sequence[str] = (),
     table: Path | None = None,
     id_column: str | None = None,

@@ -21,7 +21,7 @@ from monai_diffae.data.cohort_split import SplitCohort
 
 logger = logging.getLogger(__name__)
 
-_FOR_TRAINING, _FOR_RECONSTRUCTIONS = 0.7, 0.15  # shares of the time
+_FOR_TRAINING, _FOR_RECONSTRUCTIONS = 0.8, 0.12  # shares of the time
 _CLEARLY_FEWER = 0.8  # a short measurement is not more exact
 _PER_RECONSTRUCTION = 60.0  # in training images: inverted once and decoded twice
 _FEWEST_RECONSTRUCTIONS = 4

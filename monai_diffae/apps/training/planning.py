@@ -27,7 +27,7 @@ from monai_diffae.data.survey import Survey
 from monai_diffae.data.twin_reports import TwinReport, report_twins
 from monai_diffae.data.twins import find_twins
 from monai_diffae.engines.memory import GIB, free_memory
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import CohortError, ConfigError, MachineError
 
 _USABLE = 0.8  # usable fraction of the free memory
 MEASURED_SCANS = 3
@@ -109,6 +109,7 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
         seconds: for everything.
 
     Raises:
+        CohortError: there is no usable scan to train on, or none for the validation.
         MachineError: nothing fits into memory.
     """
     failed = {failure.case_id for failure in survey.failures}
@@ -116,8 +117,12 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
     cohort = build(ConfigParser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration
     train, val = ([case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val"))
     items = [case.item() for case in train[:MEASURED_SCANS]]
-    if not items:
-        cohort.items("train")  # raises the error of an empty split
+    for name, usable in (("train", train), ("val", val)):
+        if not usable:
+            cohort.items(name)  # raises the error of an empty split
+            raise CohortError(
+                f"no scan in the split '{name}' can be read: {survey.failures[0].reason}; plan --check lists all"
+            )
 
     def measure(settings: Mapping[str, Any]) -> Speed:
         measured = ConfigParser(copy.deepcopy(config))

@@ -17,7 +17,7 @@ from monai_diffae.data.listing.class_folders import find_class_folders
 from monai_diffae.data.listing.joined_labels import with_roles, with_rows
 from monai_diffae.data.listing.joins import join_table
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.data.splits import SPLITS
+from monai_diffae.data.splits import SPLITS, check_splits
 from monai_diffae.errors import CohortError, ConfigError
 
 _BIDS_TABLE = "participants.tsv"
@@ -119,7 +119,7 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
             that is joined.
 
     Raises:
-        CohortError: no scans, or the table of labels cannot be joined to them.
+        CohortError: no scans, the table of labels cannot be joined to them, or a patient is in two splits.
         ConfigError: ``patient_pattern`` is not a regular expression, ``columns`` has an unknown key, or ``id_column``
             or ``columns`` is given and there is no table.
 
@@ -153,7 +153,9 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
     else:
         cases, lines = _with_table(cases, root, table, sources, columns if columns and cohort.is_dir() else {})
         notes += lines
-    return Listing(cohort.name or cohort.resolve().name, _with_bids_details(cases, root), notes)
+    name = cohort.name or cohort.resolve().name
+    check_splits(cases, name)
+    return Listing(name, _with_bids_details(cases, root), notes)
 
 
 def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:

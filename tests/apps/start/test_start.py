@@ -18,6 +18,7 @@ from monai_diffae.apps.steps import Steps
 from monai_diffae.apps.training import planning
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
+from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -28,6 +29,13 @@ def pictures(class_folders: Path, tmp_path_factory) -> Path:
     shutil.copytree(class_folders, folder)
     (folder / "large" / "broken.png").write_bytes(b"no picture")
     return folder
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """A folder with the volumes of three virtual patients."""
+    make_virtual_cohort(tmp_path / "virtual", num_patients=3, size=16, spatial_dims=3)
+    return tmp_path / "virtual" / "images"
 
 
 @pytest.fixture
@@ -117,6 +125,27 @@ def test_a_folder_without_scans_is_one_line(tmp_path: Path) -> None:
 def test_a_target_that_is_no_label_is_refused_before_the_training(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="targets: there is no label 'lable'; there are: label"):
         start(pictures, tmp_path / "out", targets=["lable"], device="cpu", yes=True)
+
+
+def test_added_scans_need_another_folder(started: StartResult, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / pictures.name)
+    shutil.copy(pictures / "small" / "small (3).png", tmp_path / pictures.name / "small" / "new.png")
+    with pytest.raises(ConfigError, match="other scans or labels; choose another out"):
+        start(tmp_path / pictures.name, started.folder, minutes=1, device="cpu", yes=True)
+
+
+def test_of_few_volumes_the_slices_are_planned(volumes: Path, tmp_path: Path, slow_machine) -> None:
+    hour = FirstHour(volumes, tmp_path / "out", 1, [], {}, "cpu")
+    hour.look()
+    assert hour.record["bundle"] == "diffae_2d"
+    assert any("slices" in line for line in hour.about())
+
+
+def test_scans_of_one_patient_are_refused_in_one_line(volumes: Path, tmp_path: Path, slow_machine) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(next(volumes.glob("*.nii*")), tmp_path / "one")
+    with pytest.raises(CohortError, match="training needs at least two patients"):
+        FirstHour(tmp_path / "one", tmp_path / "out", 1, [], {}, "cpu").look()
 
 
 def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(

@@ -61,14 +61,14 @@ OVERRIDES = {"image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2],
 def test_the_demo_leaves_out_what_does_not_fit_and_decides_once(
     tmp_path, monkeypatch, caplog, seconds_per_step, epochs, reconstructions
 ):
-    """30 training images in batches of 8: 3 steps an epoch, 7 of 10 minutes for training."""
+    """30 training images in batches of 8: 3 steps an epoch, 8 of 10 minutes for training."""
     cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=40, size=16)
     overlay = demo_stages.find_overlay("demo")
     arguments = (tmp_path / "budget.json", cohort, overlay, {**OVERRIDES, "max_epochs": 100}, "cpu", 10, 32)
     monkeypatch.setattr(demo_budget, "measure_speed", lambda *args: Speed(seconds_per_step, args[-1]))
     budget = demo_budget.demo_budget(*arguments)
-    assert budget.settings.get("max_epochs") == (epochs and int(7 * 60 // (seconds_per_step * (count(cohort) // 8))))
-    assert budget.settings["max_minutes"] == 7
+    assert budget.settings.get("max_epochs") == (epochs and int(8 * 60 // (seconds_per_step * (count(cohort) // 8))))
+    assert budget.settings["max_minutes"] == 8
     assert budget.num_reconstructions == reconstructions
     assert ("the demo does" in caplog.text) == (epochs is not None)
     monkeypatch.setattr(demo_budget, "measure_speed", lambda *args: pytest.fail("measured again"))

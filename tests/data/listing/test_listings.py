@@ -186,6 +186,12 @@ def test_a_scan_outside_of_the_folders_of_splits_is_named(scans):
     assert not any("no column split" in note for note in list_cases(folder).notes)
 
 
+def test_a_patient_in_two_folders_of_splits_is_refused_when_listed(scans):
+    folder = scans("train/N/p1_a.png", "train/S/p2_a.png", "test/N/p1_b.png", "test/S/p3_a.png")
+    with pytest.raises(CohortError, match=r"(train|test)\) and .* belong to one patient"):
+        list_cases(folder, Sources(patient_pattern=r"p\d"))
+
+
 def test_a_column_split_with_capitals_in_a_cohort_is_pointed_out(scans, caplog):
     folder = scans("a.png", "b.png")
     (folder / "cohort.csv").write_text("image,Split\na.png,train\nb.png,test\n")

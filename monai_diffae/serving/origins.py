@@ -14,9 +14,9 @@ LOOPBACK_ORIGIN = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
 
 
 class OriginGuard:
-    """ASGI middleware: refuse requests that a web page of another machine sends through the annotator's browser.
+    """ASGI middleware: refuse requests that a web page of another machine sends through the user's browser.
 
-    Without it, any page that an annotator visits could start a training or read images, although the server listens on
+    Without it, any page that the user visits could start a training or read images, although the server listens on
     the loopback address only. Programs such as 3D Slicer send no origin.
 
     Args:

@@ -1,15 +1,12 @@
 """Pages of other machines are refused; viewers and pages of this machine are served."""
 
 import pytest
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from monai_diffae.label.origins import OriginGuard
+from monai_diffae.serving.origins import OriginGuard
 
 
 def client(host: str, *, loopback_only: bool = True) -> TestClient:

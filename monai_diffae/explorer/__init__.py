@@ -1,0 +1,3 @@
+"""The page of ``explore``: a map of z_sem, and edits that follow a slider. FastAPI and uvicorn come with MLflow."""
+
+__all__: list[str] = []

@@ -1,0 +1,330 @@
+// The map: all cases as points on one canvas, what is pointed at and chosen on a second one above it.
+
+import { thumbnail } from "./api.js";
+
+const NEAR_PX = 14;
+const MOST_PICTURES = 36; // with so few cases in view, their thumbnails are drawn
+const PICTURE_PX = 44;
+const MOST_CIRCLES = 8000; // more cases are drawn as squares, which is faster
+
+export class CaseMap {
+  /** onOpen(row, isSecond) and onPoint(row or -1, x, y) are called with rows of the table. */
+  constructor(points, overlay, { onOpen, onPoint }) {
+    this.points = points;
+    this.overlay = overlay;
+    this.onOpen = onOpen;
+    this.onPoint = onPoint;
+    this.pointed = -1;
+    this.chosen = -1;
+    this.second = -1;
+    this.edited = null;
+    this.found = null;
+    this.pictures = new Map();
+    this.listen();
+    new ResizeObserver(() => this.resize()).observe(overlay.parentElement);
+  }
+
+  setCases(x, y) {
+    this.x = Float64Array.from(x);
+    this.y = Float64Array.from(y);
+    this.colours = ["#888"];
+    this.group = new Array(x.length).fill(0);
+    this.fit();
+  }
+
+  setColours({ colours, group }) {
+    this.colours = colours;
+    this.group = group;
+    this.draw();
+  }
+
+  /** Dim all cases but those of a set of rows; null: none. */
+  setFound(rows) {
+    this.found = rows;
+    this.draw();
+  }
+
+  setChosen(chosen, second) {
+    this.chosen = chosen;
+    this.second = second;
+    this.edited = null;
+    this.show(chosen);
+    this.drawOverlay();
+  }
+
+  /** Where the edited image lies, [x, y]; null: unknown. */
+  setEdited(place) {
+    this.edited = place;
+    this.drawOverlay();
+  }
+
+  resize() {
+    const { clientWidth, clientHeight } = this.overlay.parentElement;
+    const ratio = window.devicePixelRatio || 1;
+    for (const canvas of [this.points, this.overlay]) {
+      canvas.width = Math.round(clientWidth * ratio);
+      canvas.height = Math.round(clientHeight * ratio);
+    }
+    const isFirst = !this.width;
+    this.width = clientWidth;
+    this.height = clientHeight;
+    this.ratio = ratio;
+    if (isFirst) this.fit();
+    else this.draw();
+  }
+
+  fit() {
+    if (!this.x || !this.width) return;
+    const range = (values) => {
+      const sorted = Float64Array.from(values).sort();
+      return [sorted[0], sorted[sorted.length - 1]];
+    };
+    const [left, right] = range(this.x);
+    const [bottom, top] = range(this.y);
+    const margin = 34;
+    this.scale = Math.min(
+      (this.width - 2 * margin) / (right - left || 1),
+      (this.height - 2 * margin) / (top - bottom || 1),
+    );
+    this.originX = this.width / 2 - (this.scale * (left + right)) / 2;
+    this.originY = this.height / 2 + (this.scale * (bottom + top)) / 2;
+    this.fitted = this.scale;
+    this.draw();
+  }
+
+  place(row) {
+    return [this.originX + this.scale * this.x[row], this.originY - this.scale * this.y[row]];
+  }
+
+  zoom(factor, x = this.width / 2, y = this.height / 2) {
+    const next = Math.min(Math.max(this.scale * factor, this.fitted * 0.5), this.fitted * 400);
+    const applied = next / this.scale;
+    this.originX = x - (x - this.originX) * applied;
+    this.originY = y - (y - this.originY) * applied;
+    this.scale = next;
+    this.draw();
+  }
+
+  /** Move the map so that a case is in view. */
+  show(row) {
+    if (row < 0 || !this.width) return;
+    const [x, y] = this.place(row);
+    if (x > 10 && y > 10 && x < this.width - 10 && y < this.height - 10) return;
+    this.originX += this.width / 2 - x;
+    this.originY += this.height / 2 - y;
+    this.draw();
+  }
+
+  /** The case within reach of a place in pixels, or -1. */
+  near(px, py, reach = NEAR_PX) {
+    let best = -1;
+    let least = reach * reach;
+    for (let row = 0; row < this.x.length; row += 1) {
+      const dx = this.originX + this.scale * this.x[row] - px;
+      const dy = this.originY - this.scale * this.y[row] - py;
+      const distance = dx * dx + dy * dy;
+      if (distance < least && (!this.found || this.found.has(row))) {
+        least = distance;
+        best = row;
+      }
+    }
+    return best;
+  }
+
+  draw() {
+    if (!this.x || !this.width || this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.drawPoints();
+      this.drawOverlay();
+    });
+  }
+
+  drawPoints() {
+    const context = this.points.getContext("2d");
+    context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    context.clearRect(0, 0, this.width, this.height);
+    const radius = Math.min(5.5, Math.max(1.3, (60 / Math.sqrt(this.x.length)) * Math.sqrt(this.scale / this.fitted) * 1.6));
+    const inView = this.byColour();
+    for (const layer of this.found ? [false, true] : [true]) {
+      context.globalAlpha = layer ? 0.82 : 0.13;
+      inView.forEach((rows, group) => {
+        context.fillStyle = this.colours[group];
+        this.drawGroup(context, this.found ? rows.filter((row) => this.found.has(row) === layer) : rows, radius);
+      });
+    }
+    context.globalAlpha = 1;
+    const rows = inView.flat();
+    if (rows.length <= MOST_PICTURES) this.drawPictures(context, rows);
+  }
+
+  byColour() {
+    const groups = this.colours.map(() => []);
+    for (let row = 0; row < this.x.length; row += 1) {
+      const [x, y] = this.place(row);
+      if (x > -9 && y > -9 && x < this.width + 9 && y < this.height + 9) groups[this.group[row]].push(row);
+    }
+    return groups;
+  }
+
+  drawGroup(context, rows, radius) {
+    if (rows.length > MOST_CIRCLES) {
+      for (const row of rows) {
+        const [x, y] = this.place(row);
+        context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
+      }
+      return;
+    }
+    context.beginPath();
+    for (const row of rows) {
+      const [x, y] = this.place(row);
+      context.moveTo(x + radius, y);
+      context.arc(x, y, radius, 0, 2 * Math.PI);
+    }
+    context.fill();
+  }
+
+  drawPictures(context, rows) {
+    for (const row of rows) {
+      const picture = this.picture(row);
+      if (!picture.complete || !picture.naturalWidth) continue;
+      const [x, y] = this.place(row);
+      const size = PICTURE_PX / Math.max(picture.naturalWidth, picture.naturalHeight);
+      const [width, height] = [picture.naturalWidth * size, picture.naturalHeight * size];
+      context.drawImage(picture, x - width / 2, y - height / 2, width, height);
+      context.strokeStyle = this.colours[this.group[row]];
+      context.lineWidth = 2.5;
+      context.strokeRect(x - width / 2, y - height / 2, width, height);
+    }
+  }
+
+  picture(row) {
+    if (!this.pictures.has(row)) {
+      const picture = new Image();
+      picture.onload = () => this.draw();
+      picture.src = thumbnail(row);
+      this.pictures.set(row, picture);
+    }
+    return this.pictures.get(row);
+  }
+
+  drawOverlay() {
+    if (!this.x || !this.width) return;
+    const context = this.overlay.getContext("2d");
+    context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    context.clearRect(0, 0, this.width, this.height);
+    const style = getComputedStyle(this.overlay);
+    const ink = style.getPropertyValue("--ink");
+    const accent = style.getPropertyValue("--c1");
+    if (this.edited && this.chosen >= 0) this.drawPath(context, accent);
+    if (this.second >= 0) this.ring(context, this.place(this.second), 9, ink, [4, 3]);
+    if (this.chosen >= 0) this.ring(context, this.place(this.chosen), 9, ink);
+    if (this.pointed >= 0 && this.pointed !== this.chosen) this.ring(context, this.place(this.pointed), 7, accent);
+  }
+
+  drawPath(context, colour) {
+    const [fromX, fromY] = this.place(this.chosen);
+    const toX = this.originX + this.scale * this.edited[0];
+    const toY = this.originY - this.scale * this.edited[1];
+    context.strokeStyle = colour;
+    context.fillStyle = colour;
+    context.lineWidth = 2.5;
+    context.beginPath();
+    context.moveTo(fromX, fromY);
+    context.lineTo(toX, toY);
+    context.stroke();
+    context.beginPath();
+    context.arc(toX, toY, 5.5, 0, 2 * Math.PI);
+    context.fill();
+  }
+
+  ring(context, [x, y], radius, colour, dash = []) {
+    context.setLineDash(dash);
+    context.lineWidth = 2.5;
+    context.strokeStyle = colour;
+    context.beginPath();
+    context.arc(x, y, radius, 0, 2 * Math.PI);
+    context.stroke();
+    context.setLineDash([]);
+  }
+
+  point(row, x, y) {
+    if (row !== this.pointed) {
+      this.pointed = row;
+      this.drawOverlay();
+    }
+    this.onPoint(row, x, y);
+  }
+
+  listen() {
+    const canvas = this.overlay;
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY * 0.0016), event.offsetX, event.offsetY);
+    }, { passive: false });
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.drag = { x: event.offsetX, y: event.offsetY, moved: 0 };
+    });
+    canvas.addEventListener("pointermove", (event) => this.moved(event));
+    canvas.addEventListener("pointerup", (event) => this.released(event));
+    canvas.addEventListener("pointercancel", () => (this.drag = null));
+    canvas.addEventListener("pointerleave", () => this.point(-1, 0, 0));
+    canvas.addEventListener("blur", () => this.point(-1, 0, 0));
+    canvas.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  moved(event) {
+    if (!this.x) return;
+    if (this.drag) {
+      const [dx, dy] = [event.offsetX - this.drag.x, event.offsetY - this.drag.y];
+      this.drag = { x: event.offsetX, y: event.offsetY, moved: this.drag.moved + Math.abs(dx) + Math.abs(dy) };
+      this.originX += dx;
+      this.originY += dy;
+      this.draw();
+      return;
+    }
+    this.point(this.near(event.offsetX, event.offsetY), event.offsetX, event.offsetY);
+  }
+
+  released(event) {
+    const wasClick = this.drag && this.drag.moved < 5;
+    this.drag = null;
+    if (!wasClick || !this.x) return;
+    const row = this.near(event.offsetX, event.offsetY);
+    if (row >= 0) this.onOpen(row, event.shiftKey);
+  }
+
+  key(event) {
+    const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    if (event.key in arrows) this.step(...arrows[event.key]);
+    else if (event.key === "Enter" && this.pointed >= 0) this.onOpen(this.pointed, event.shiftKey);
+    else if (event.key === "+" || event.key === "=") this.zoom(1.4);
+    else if (event.key === "-") this.zoom(1 / 1.4);
+    else if (event.key === "0") this.fit();
+    else return;
+    event.preventDefault();
+  }
+
+  /** Point at the nearest case in a direction. */
+  step(dx, dy) {
+    const start = this.pointed >= 0 ? this.pointed : this.chosen;
+    const [x, y] = start >= 0 ? this.place(start) : [this.width / 2, this.height / 2];
+    let best = -1;
+    let least = Infinity;
+    for (let row = 0; row < this.x.length; row += 1) {
+      const [px, py] = this.place(row);
+      const along = (px - x) * dx + (py - y) * dy;
+      const across = Math.abs((px - x) * dy) + Math.abs((py - y) * dx);
+      if (row === start || along <= 0.5 || across > along) continue;
+      if (along + 2 * across < least) {
+        least = along + 2 * across;
+        best = row;
+      }
+    }
+    if (best < 0) return;
+    this.show(best);
+    this.point(best, ...this.place(best));
+  }
+}

@@ -1,0 +1,105 @@
+"""What is on the screen, as the browser sends it, and the command and the Python call that make the same image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.settings import Decoding, Reading, Run
+from monai_diffae.apps.synthesis.combination import Combination
+from monai_diffae.apps.synthesis.combine import Mixture, Moves
+
+Strength = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
+
+
+class Recipe(BaseModel):
+    """The image on the screen. Cases are rows of the table of embeddings, directions and components are positions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    case: Annotated[int, Field(ge=0)]
+    blend: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    noise_of: Annotated[int, Field(ge=0)] | None = None
+    noise_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    directions: Annotated[dict[str, Strength], Field(max_length=100)] = {}
+    components: Annotated[dict[str, Strength], Field(max_length=100)] = {}
+    detail: Literal["model", "own"] = "model"
+
+    @property
+    def other_rows(self) -> list[int]:
+        """The rows of the other cases."""
+        return [row for row in (self.blend, self.noise_of) if row is not None]
+
+    def combination(self, ids: Mapping[int, str]) -> Combination:
+        """The codes, for the ids of the rows.
+
+        Raises:
+            ConfigError: two x_T are requested.
+        """
+        moves = Moves(
+            {name: strength for name, strength in self.directions.items() if strength},
+            {name: strength for name, strength in self.components.items() if strength},
+        )
+        blend = None if self.blend is None else ids[self.blend]
+        noise_of = None if self.noise_of is None else ids[self.noise_of]
+        return Combination.of(Mixture(blend, self.weight, noise_of, self.noise_seed), moves)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Writes calls of ``combine`` and ``generate`` with the files and settings of this page.
+
+    Attributes:
+        bundle, cohort, embeddings: as the command got them.
+        decoding, reading, run: its settings.
+    """
+
+    bundle: Path
+    cohort: Path
+    embeddings: Path
+    decoding: Decoding
+    reading: Reading
+    run: Run
+
+    def combine(self, case: str, combination: Combination, detail: str) -> tuple[str, str]:
+        """The line for a shell and the lines of Python that make the image of a combination."""
+        components = dict(combination.components)
+        arguments = {
+            "bundle": str(self.bundle), "cohort": str(self.cohort), "out": "combined", "case": case,
+            "blend": combination.blend, "weight": None if combination.blend is None else combination.weight,
+            "noise_of": combination.noise_of, "noise_seed": combination.noise_seed,
+            "directions": dict(combination.directions), "components": components,
+            "embeddings": str(self.embeddings) if components else None,
+            "detail": None if detail == "model" else detail,
+            "columns": dict(self.reading.columns), **self._decoding(),
+        }  # fmt: skip
+        return _both("combine", arguments)
+
+    def generate(self, count: int, seed: int) -> tuple[str, str]:
+        """The same for images of the latent DDIM."""
+        sampling = {
+            name: value for name, value in self._decoding().items() if name not in ("invert_steps", "inversion")
+        }
+        return _both(
+            "generate",
+            {"bundle": str(self.bundle), "out": "generated", "num_images": count, "seed": seed, **sampling},
+        )
+
+    def _decoding(self) -> dict[str, Any]:
+        names = ("steps", "invert_steps", "solver", "inversion", "spacing")
+        return {
+            **{name: getattr(self.decoding, name) for name in names},
+            "device": self.run.device, "overrides": dict(self.run.overrides), "overwrite": True,
+        }  # fmt: skip
+
+
+def _both(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    given = {key: value for key, value in arguments.items() if value is not None and value not in ("", {}, [])}
+    words = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return command_line(name, given), f"from monai_diffae import {name}\n\n{name}({words})"

@@ -1,0 +1,149 @@
+"""Decodes the images of the page: cases are opened once, and what does not change is computed once."""
+
+# tested in tests/explorer/test_app.py
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.synthesis.combination import Axes, Combination
+from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.data.cases import Case
+from monai_diffae.explorer.worker import Check
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_OPEN_CASES = 32
+_PREVIEW_S = 0.1
+_LEAST_STEPS, _MOST_STEPS = 2, 8  # network evaluations of a preview
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image of a combination.
+
+    Attributes:
+        image: (1, C, *S) in the model's range.
+        difference: (1, C, *S), from the plain reconstruction with as many steps.
+        z_target: (1, D), the z_sem that was decoded.
+        z_image: (1, D), the z_sem of the decoded image; None: the encoder cannot look at it.
+        steps: network evaluations.
+    """
+
+    image: Tensor
+    difference: Tensor
+    z_target: Tensor
+    z_image: Tensor | None
+    steps: int
+
+
+@dataclass
+class Studio:
+    """Decodes combinations of the cases of a session; for one thread.
+
+    Attributes:
+        session: the bundle and the cohort.
+        axes: the lines along which z_sem is moved.
+        preview_steps: network evaluations of a preview, see :meth:`warm_up`.
+    """
+
+    session: Session
+    axes: Axes
+    preview_steps: int = _LEAST_STEPS
+    _opened: OrderedDict[str, OpenedCase] = field(default_factory=OrderedDict)
+    _plain: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict)
+
+    @property
+    def steps(self) -> int:
+        """Network evaluations of a full image."""
+        return self.session.trained.inferer.steps
+
+    def warm_up(self) -> float:
+        """Decode noise, so that the first request is not slow, and choose the steps of a preview.
+
+        Returns:
+            The time of one network evaluation, in s.
+        """
+        trained = self.session.trained
+        z_sem = torch.zeros(1, trained.z_channels, device=trained.device)
+        x_T = torch.zeros(1, *trained.x_T_shape, device=trained.device)
+        for _ in range(2):
+            start = time.perf_counter()
+            self._decode(z_sem, x_T, 4, _no_check)
+            seconds = (time.perf_counter() - start) / 4
+        self.preview_steps = min(self.steps, max(_LEAST_STEPS, min(_MOST_STEPS, int(_PREVIEW_S / seconds))))
+        return seconds
+
+    def open(self, case: Case) -> OpenedCase:
+        """Open a case, or return it as it was opened before.
+
+        Raises:
+            ScanError: the scan cannot be used.
+        """
+        return _remembered(self._opened, case.id, lambda: self.session.open_case(case))
+
+    def decode(
+        self, combination: Combination, case: Case, others: Mapping[str, Case], steps: int, check: Check
+    ) -> Decoded:
+        """Decode a combination.
+
+        Args:
+            combination: the codes.
+            case: the case.
+            others: the other cases of the combination, by id.
+            steps: network evaluations.
+            check: called between steps; may raise an error.
+
+        Raises:
+            ScanError: a scan cannot be used.
+            ConfigError: there is no such direction or component.
+        """
+        opened = {each.id: self.open(each) for each in (case, *others.values())}
+        z_sem, x_T = combination.codes(case.id, opened, self.axes)
+        check()
+        own = opened[case.id]
+        plain = self._plain_image(case.id, own, steps, check)
+        is_plain = combination.has_own_x_T and torch.equal(z_sem, own.z_sem)
+        image = plain if is_plain else self._decode(z_sem, x_T, steps, check)
+        return Decoded(image, image - plain, z_sem, self._encoded(image), steps)
+
+    def sample(self, z_sem: Tensor, x_T: Tensor, check: Check) -> Tensor:
+        """Decode z_sem (N, D) with x_T (N, C, *S), one by one."""
+        images = [self._decode(z, x, self.steps, check) for z, x in zip(z_sem.split(1), x_T.split(1), strict=True)]
+        return torch.cat(images)
+
+    def _plain_image(self, name: str, own: OpenedCase, steps: int, check: Check) -> Tensor:
+        return _remembered(self._plain, (name, steps), lambda: self._decode(own.z_sem, own.x_T, steps, check))
+
+    def _decode(self, z_sem: Tensor, x_T: Tensor, steps: int, check: Check) -> Tensor:
+        trained = self.session.trained
+        inferer = trained.inferer if steps == self.steps else trained.inferer.replace(steps=steps, invert_steps=None)
+        return inferer.decode(z_sem, x_T, trained.network, lambda done, total, x: check())
+
+    def _encoded(self, image: Tensor) -> Tensor | None:
+        if not self.session.encoder_sees_decoded_images:
+            return None
+        return self.session.trained.inferer.encode(image, self.session.trained.network)
+
+
+def _remembered(memory: OrderedDict[T, U], key: T, make: Callable[[], U]) -> U:
+    """The value of a key, made if it is not there; the one that was not used for longest is forgotten."""
+    if key not in memory:
+        memory[key] = make()
+    memory.move_to_end(key)
+    while len(memory) > _OPEN_CASES:
+        memory.popitem(last=False)
+    return memory[key]
+
+
+def _no_check() -> None:
+    pass

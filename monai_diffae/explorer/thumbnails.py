@@ -1,0 +1,56 @@
+"""Thumbnails of cases: from the table if it has them, else made once and kept on disk."""
+
+# tested in tests/explorer/test_app.py
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+
+import torch
+
+from monai_diffae.apps.session import Session
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.streamed import preprocessed
+from monai_diffae.explorer.atlas import Atlas
+from monai_diffae.explorer.pixels import thumbnail
+
+_AT_ONCE = BoundedSemaphore(2)
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """The thumbnails of a cohort.
+
+    Attributes:
+        session: reads and preprocesses the scans.
+        atlas: the cases.
+        folder: where they are kept; those of another preprocessing lie in another folder.
+    """
+
+    session: Session
+    atlas: Atlas
+    folder: Path
+
+    def of(self, row: int) -> bytes:
+        """The PNG of a case.
+
+        Raises:
+            ScanError: the scan cannot be used.
+        """
+        table = self.atlas.table
+        if "thumbnail" in table and isinstance(table["thumbnail"][row], bytes):
+            return bytes(table["thumbnail"][row])
+        file = self.folder / self.session.trained.config_sha256[:12] / f"{self.atlas.cases[row].file_name}.png"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            content = self._make(row)
+            write_atomic(file, lambda path: path.write_bytes(content))
+        return file.read_bytes()
+
+    def _make(self, row: int) -> bytes:
+        trained = self.session.trained
+        with _AT_ONCE:
+            image = preprocessed(trained.preprocessing, self.atlas.cases[row].item(), ("image",))["image"]
+        return thumbnail(torch.from_numpy(image), trained.model_range)

@@ -1,0 +1,134 @@
+"""The trained bundle as a model of MLflow: logged, registered and ready to be served."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from monai_diffae import __version__
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.served_model import FILE_NAME, ServedEncoder
+from monai_diffae.handlers.mlflow import DESCRIPTION, RUN_ID, default_tracking_uri, quiet_mlflow, reason
+
+logger = logging.getLogger(__name__)
+
+_SERVING = """To get z_sem from a server, install monai-diffae there, and run
+
+    mlflow models serve --model-uri models:/{name}/{version} --env-manager local --port 5001
+
+    curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
+      -d "{{\\"dataframe_records\\": [{{\\"image\\": \\"$(base64 -w0 scan.png)\\", \\"file_name\\": \\"scan.png\\"}}]}}"
+"""
+
+
+def log_bundle(
+    output_dir: str | Path,
+    export_bundle: Callable[[Path], object],
+    tracking_uri: str | None = None,
+    registered_model: str | None = None,
+) -> None:
+    """Log the trained bundle as a model of the training's MLflow run, and register it.
+
+    A training calls this after the calibration, so that the exported bundle is complete. A failure is logged as a
+    warning. A store without a registry gets the model all the same.
+
+    Args:
+        output_dir: the training's folder, with the id of its run; without one, nothing is logged.
+        export_bundle: called with a folder to fill with the trained bundle.
+        tracking_uri: as in :class:`MLflowTracking`.
+        registered_model: the name of the registered model, which gets a new version; None: it is not registered.
+    """
+    id_file = Path(output_dir) / RUN_ID
+    if not id_file.is_file():
+        return
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    client, run_id = MlflowClient(tracking_uri or default_tracking_uri(output_dir)), id_file.read_text().strip()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            export_bundle(Path(folder) / "bundle")
+            logged = _log_model(client, run_id, Path(folder), registered_model or "z_sem_encoder")
+    except Exception as error:  # whatever a tracking server does, the model is trained
+        logger.warning("the trained bundle is not logged with MLflow: %s", reason(error))
+        return
+    if registered_model is None or logged is None:
+        return
+    try:
+        _register(client, run_id, logged, registered_model)
+    except Exception as error:  # as above
+        logger.info("the model is logged with MLflow, but not registered: %s", reason(error))
+
+
+def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
+    """Log the bundle in ``folder / "bundle"``; returns MLflow's model, or None if the run has this model already."""
+    from mlflow import pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run, trained = client.get_run(run_id), load_bundle(folder / "bundle", "cpu")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if any(client.get_logged_model(output.model_id).tags.get("sha256") == trained.sha256 for output in outputs):
+        return None
+    logged = client.create_logged_model(
+        run.info.experiment_id, name, run_id, {"sha256": trained.sha256}, run.data.params, "diffusion autoencoder"
+    )
+    model_id = str(logged.model_id)
+    model = Model(artifact_path=name, model_uuid=model_id, run_id=run_id, model_id=model_id)  # names no folder
+    signature = _signature(trained.image_keys, trained.z_channels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about an example of the input, which would be a patient's scan
+        pyfunc.save_model(
+            folder / "model", loader_module=ServedEncoder.__module__, data_path=str(folder / "bundle"),
+            mlflow_model=model, signature=signature, pip_requirements=[f"monai-diffae=={__version__}"],
+        )  # fmt: skip
+    client.log_model_artifacts(model_id, str(folder / "model"))
+    client.finalize_logged_model(model_id, "READY")
+    step = max((metric.step for metric in client.get_metric_history(run_id, "validation/loss")), default=0)
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+    _log_metrics(client, run, model_id, step)
+    return logged
+
+
+def _log_metrics(client: Any, run: Any, model_id: str, step: int) -> None:
+    """Show the run's last metrics of held-out cases beside its model, too."""
+    from mlflow.entities import Metric
+
+    run_id, now_ms = run.info.run_id, int(time.time() * 1000)
+    held_out = {key: value for key, value in run.data.metrics.items() if not key.startswith("training/")}
+    metrics = [Metric(key, value, now_ms, step, model_id, run_id=run_id) for key, value in held_out.items()]
+    client.log_batch(run_id, metrics=metrics)
+
+
+def _signature(image_keys: list[str], z_channels: int) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    images = [ColSpec(DataType.binary, key) for key in image_keys]
+    z_sem = TensorSpec(np.dtype(np.float32), (-1, z_channels))
+    return ModelSignature(Schema([*images, ColSpec(DataType.string, FILE_NAME)]), Schema([z_sem]))
+
+
+def _register(client: Any, run_id: str, logged: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    run = client.get_run(run_id)
+    try:
+        client.create_registered_model(name, description="The encoder of a diffusion autoencoder: z_sem of an image")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # not "models:/<id>" as source: MLflow (3.17) looks it up in the process's own database, not in the client's
+    version = client.create_model_version(
+        name, logged.artifact_location, run_id, description=run.info.run_name, await_creation_for=0,
+        model_id=logged.model_id,
+    )  # fmt: skip
+    serving = _SERVING.format(name=name, version=version.version)
+    description = run.data.tags.get(DESCRIPTION, "")
+    client.set_tag(run_id, DESCRIPTION, "\n\n".join(filter(None, (description, serving))))
