@@ -20,6 +20,7 @@ from monai_diffae.apps.evaluation.quality.report_files import write_cases, write
 from monai_diffae.apps.evaluation.quality.summary import difference_rows, mean_rows
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.results import log_to_open_run
+from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.progress import progress
 from monai_diffae.errors import MachineError
@@ -142,8 +143,11 @@ class Evaluation:
         markdown = self.folder / "tables.md"
         write_markdown(markdown, rows, self._notes(len(patients), num_patients))
         write_json(self.folder / SUMMARY, content)
-        pictures = sorted(self.folder.glob("generated_*.png"))
-        log_to_open_run(_figures(rows), [*tables, markdown, self.folder / SUMMARY, *pictures], "evaluation")
+        files = [*tables, markdown, *sorted(self.folder.glob("generated_*.png"))]
+        log_to_open_run(_figures(rows), [*files, self.folder / SUMMARY], "evaluation")
+        for bundle in self.bundles:
+            own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]
+            log_to_training(bundle.session.trained.folder, _figures(own_rows), files, "evaluation")
 
     def _notes(self, num_cases: int, num_patients: int) -> list[str]:
         """How the tables were measured, as sentences below each other."""
