@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
-_FEW_PATIENTS, _SLICES = 10, Path("diffae_2d")
+_FEW_PATIENTS = 10
+_SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
 
 @dataclass
@@ -87,8 +88,8 @@ class FirstHour:
         colour = "grey" if listed.appearance.num_colour else None
         are_few = _are_few_volumes(listed)
         plan = self.steps.prepare(
-            "Plan the training", "plan", cohort=self.table, bundle=_SLICES if are_few else None, minutes=self.minutes,
-            colour=colour, device=self.device,
+            "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
+            **(_SLICES if are_few else {}),
         )  # fmt: skip
         about = [
             f"{len(listed.listing.cases)} scans of {listed.listing.num_patients} patients; "

@@ -229,7 +229,7 @@ def plan(
     if memory_only or not planning.has_device(target):
         proposal, timed = propose(parser.get(), survey, budget, target, overrides), None
     else:
-        parser.update(data)
+        parser.update({**data, **overrides})
         machine = open_machine(parser.get(), overrides, planning.available(budget, target), target)
         timed = planning.timed_proposal(parser, survey, machine, 60 * minutes)
         proposal = replace(timed.grid, settings=timed.settings)

@@ -138,6 +138,7 @@ def test_of_few_volumes_the_slices_are_planned(volumes: Path, tmp_path: Path, sl
     hour = FirstHour(volumes, tmp_path / "out", 1, [], {}, "cpu")
     hour.look()
     assert hour.record["bundle"] == "diffae_2d"
+    assert hour.record["settings"]["slice_step"] == 1
     assert any("slices" in line for line in hour.about())
 
 
