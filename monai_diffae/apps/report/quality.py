@@ -57,8 +57,21 @@ def quality_section(outcome: Outcome | None, line: str = "") -> Section | None:
 def _table_parts(rows: Sequence[Row], name: str) -> Markup:
     shown = [row for row in rows if row["table"] == name and row["value"] is not None]
     charts = [_chart(shown, metric) for metric in _DRAWN.get(name, ()) if _has_steps(shown, metric)]
+    levels = [row for row in shown if row.get("timestep") is not None]
+    if levels:
+        charts.append(_usage_chart(levels))
     parts = [Markup("<h3>{}</h3>").format(_TABLES[name]), Markup('<div class="charts">{}</div>').format(joined(charts))]
-    return joined([*parts, table(_wide(shown), f"{_TABLES[name]}: means with 95 % intervals")])
+    lines = _wide([row for row in shown if row.get("timestep") is None])
+    return joined([*parts, table(lines, f"{_TABLES[name]}: values with 95 % intervals")] if lines else parts)
+
+
+def _usage_chart(rows: Sequence[Row]) -> Markup:
+    """The use of z_sem over the noise levels, one line per model."""
+    series = []
+    for bundle in dict.fromkeys(row["bundle"] for row in rows):
+        drawn = sorted((row for row in rows if row["bundle"] == bundle), key=lambda row: row["timestep"])
+        series.append(Series(bundle, [row["timestep"] for row in drawn], [row["value"] for row in drawn]))
+    return line_chart(series, Axes("timestep (right: pure noise)", "z_sem_usage", reference=1.0))
 
 
 def _has_steps(rows: Sequence[Row], metric: str) -> bool:
@@ -87,7 +100,7 @@ def _is_several(rows: Sequence[Row], key: str) -> bool:
 
 def _wide(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One line per condition, one column per metric."""
-    keys = ("bundle", "solver", "steps", "features", "timestep")
+    keys = ("bundle", "solver", "steps", "features")
     names = [key for key in keys if any(row.get(key) is not None for row in rows)]
     names = [key for key in names if key != "bundle" or _is_several(rows, key)]
     metrics = list(dict.fromkeys(row["metric"] for row in rows))

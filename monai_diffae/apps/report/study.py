@@ -24,7 +24,7 @@ from monai_diffae.errors import ConfigError
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
 
-_EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1}
+_EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
 
 

@@ -71,7 +71,7 @@ def page_reader() -> Any:
 def quick_evaluation() -> Iterator[None]:
     """An evaluation of a second or two."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(study, "_EVALUATION", {"steps": [2, 3], "limit": 3, "draws": 1})
+    patch.setattr(study, "_EVALUATION", {"steps": [2, 3], "limit": 3, "draws": 1, "num_images": 0})
     yield
     patch.undo()
 

@@ -44,6 +44,13 @@ def test_each_condition_has_a_line_and_each_metric_a_column() -> None:
     assert "lpips is left out: no weights" in content
 
 
+def test_the_use_of_z_sem_is_drawn_over_the_noise_levels() -> None:
+    rows = [row("a", 5, "z_sem_usage", 2.0, table="z_sem", timestep=each, low=None, high=None) for each in (50, 150)]
+    content = quality_section(outcome(rows=rows, differences=[])).content
+    assert content.count('class="marker"') == 2
+    assert "<table>" not in content
+
+
 def test_cases_that_may_have_been_trained_on_are_labelled() -> None:
     assert "may have been trained on" in quality_section(outcome(held_out=False)).content
 
