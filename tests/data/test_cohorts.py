@@ -335,6 +335,18 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert fingerprint([Case("x", {"image": tmp_path / "gone"}, "x")])
 
 
+def test_no_cell_of_a_table_is_lost(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "b.png")
+    table = tmp_path / "t.csv"
+    table.write_text("image,finding,age\na.png,benign,41\n\nb.png,lung cancer, left lobe,52\n")
+    assert "t.csv: line 4 has 4 cells, but there are 3 columns" in refusal(table)
+    table.write_text("image,image,age\na.png,b.png,41\n")
+    assert "two columns are called 'image'; rename one" in refusal(table)
+    table.write_text('image,finding,age\na.png,"lung cancer, left lobe",41,,\n')  # Excel fills lines with empty cells
+    (case,) = read_cohort(table)
+    assert case.labels == {"finding": "lung cancer, left lobe", "age": 41}
+
+
 def test_failures_table(tmp_path: Path) -> None:
     path = write_failures(tmp_path / "new/failures.csv", [Failure("c", "c.nii", 'c.nii: "odd", cut; copy it again')])
     assert path.read_text() == 'case_id,file,reason\nc,c.nii,"c.nii: ""odd"", cut; copy it again"\n'
