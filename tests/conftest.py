@@ -35,6 +35,7 @@ TINY = {
     "val_batch_size": 4,
     "num_pictures": 0,
     "picture_steps": 2,
+    "probe_interval": 0,
     "mlflow": False,
     "device": "cpu",
 }

@@ -63,7 +63,7 @@ RULES: dict[str, _Rule] = {
          "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks"),
         _whole(1),
     ),
-    **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "rank"), _whole(0)),
+    **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank"), _whole(0)),
     "workers": _whole(0, or_null=True),
     "early_stop_patience": _whole(1, or_null=True),
     "calibration_cases": _whole(0),
@@ -74,6 +74,9 @@ RULES: dict[str, _Rule] = {
     **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
     "image_keys": _NAMES,
+    "probe_targets": _Rule(
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of labels"
+    ),
     "image_size": _Rule(
         lambda value: isinstance(value, list) and len(value) in (2, 3) and all(_whole(1).holds(v) for v in value),
         "a list of whole numbers, such as [64, 64]",

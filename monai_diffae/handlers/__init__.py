@@ -10,6 +10,7 @@ from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictur
 from monai_diffae.handlers.logged_model import log_bundle
 from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import ReconstructionPictures
+from monai_diffae.handlers.probes import ZSemProbes
 from monai_diffae.handlers.progress import TrainingProgress
 from monai_diffae.handlers.statistics import RunningStatistics
 from monai_diffae.handlers.tracked_training import TrackedTraining
@@ -31,6 +32,7 @@ __all__ = [
     "TrainingProgress",
     "TwinScans",
     "Validation",
+    "ZSemProbes",
     "default_tracking_uri",
     "log_bundle",
 ]

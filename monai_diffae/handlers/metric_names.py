@@ -18,10 +18,26 @@ MEANINGS = {
     "chance), R2 of numbers (0 is chance)",
     "probe_low/": "lower end of the 95 % interval of the probe",
     "probe_high/": "upper end of the 95 % interval of the probe",
-    "neighbors/": "how well the 5 nearest training cases in z_sem predict the label: balanced accuracy of classes, R2 "
-    "of numbers",
+    "neighbors/": "agreement with the label of the 5 nearest training cases in z_sem: of classes the share that has "
+    "the same one (1 / number of classes is chance), of numbers the correlation with their mean (0 is chance)",
 }
 """What each metric means, by its name in MLflow or by the group before the ``/``."""
+
+
+_GROUPS_OF_PROBES = {
+    "probe_": "probe", "low_of_probe_": "probe_low", "high_of_probe_": "probe_high", "neighbors_": "neighbors"
+}  # fmt: skip
+"""The beginnings of the names that probes give to metrics of a validation, and their groups in MLflow."""
+
+
+def is_of_probes(metric: str) -> bool:
+    """Whether a metric of a validation comes from probes.
+
+    Example:
+        >>> is_of_probes("low_of_probe_age"), is_of_probes("loss")
+        (True, False)
+    """
+    return metric.startswith(tuple(_GROUPS_OF_PROBES))
 
 
 def tracked_name(column: str) -> str:
@@ -31,14 +47,14 @@ def tracked_name(column: str) -> str:
         column: its name in ``curves.csv``.
 
     Example:
-        >>> [tracked_name(name) for name in ("loss", "validation_z_sem_usage", "validation_probe_low_age (years)")]
+        >>> [tracked_name(name) for name in ("loss", "validation_z_sem_usage", "validation_low_of_probe_age (years)")]
         ['training/loss', 'validation/z_sem_usage', 'probe_low/age _years_']
     """
     name = column.removeprefix("validation_")
     group = "training" if name == column else "validation"
-    for prefix in ("probe_low", "probe_high", "probe", "neighbors"):
-        if group == "validation" and name.startswith(f"{prefix}_"):
-            group, name = prefix, name.removeprefix(f"{prefix}_")
+    for beginning, group_of_probes in _GROUPS_OF_PROBES.items():
+        if group == "validation" and name.startswith(beginning):
+            group, name = group_of_probes, name.removeprefix(beginning)
             break
     return f"{group}/" + re.sub(r"[^\w\-. ]", "_", name)  # MLflow refuses other characters
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.handlers.metric_names import is_of_probes
 from monai_diffae.handlers.statistics import Statistics
 from monai_diffae.metrics import warn_if_unused
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 class TrainingProgress:
     """Ignite handler: show images seen, loss, images/s and time left, and the metrics of each validation.
+
+    Probes are left out, since they log a line of their own.
 
     At the end, a warning is logged if the decoder hardly uses z_sem.
 
@@ -66,7 +69,8 @@ class TrainingProgress:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _show_validation(self, evaluator: Workflow) -> None:
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluator.state.metrics.items())
+        shown = {name: value for name, value in evaluator.state.metrics.items() if not is_of_probes(name)}
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self.console.print(f"validation: {metrics}", highlight=False, soft_wrap=True)
 
     def _end(self, engine: Workflow) -> None:

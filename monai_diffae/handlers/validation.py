@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,6 +16,8 @@ from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
 logger = logging.getLogger(__name__)
+
+PROBES_WITHOUT_GAIN, LEAST_GAIN = 4, 0.01  # probes, and by how much their best score must exceed the best before
 
 
 class Validation(ValidationHandler):
@@ -42,6 +45,8 @@ class Validation(ValidationHandler):
         self.best = math.inf
         self.validations_since_best = 0
         self.metrics: dict[str, float] = {}  # of the last validation
+        self.probe_scores: list[float] = []  # the mean over the labels, of each validation with probes
+        self.has_reported_stall = False
         self._seconds_before, self._started_at = 0.0, time.monotonic()
 
     def attach(self, engine: Engine) -> None:
@@ -82,9 +87,13 @@ class Validation(ValidationHandler):
 
     def __call__(self, engine: Engine) -> None:
         """Validate, and end the training if the patience is exhausted."""
-        self.evaluator.state.trainer_step = engine.state.iteration
+        state = engine.state
+        self.evaluator.state.trainer_step = state.iteration
+        is_last_step = state.iteration == state.max_epochs * state.epoch_length  # type: ignore[operator]
+        self.evaluator.state.is_last = is_last_step or engine.ends_after_step  # type: ignore[attr-defined]
         super().__call__(engine)
         self.metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        self._follow_probes()
         loss = self.metrics["loss"]
         if loss < self.best:
             self.best, self.validations_since_best = loss, 0
@@ -93,6 +102,20 @@ class Validation(ValidationHandler):
         if self.is_patience_exhausted:
             logger.info("no lower validation loss in %d validations; the training stops early", self.patience)
             engine.terminate()
+
+    def _follow_probes(self) -> None:
+        """Log once that z_sem has stopped improving."""
+        scores = [value for name, value in self.metrics.items() if name.startswith("probe_")]
+        if not scores:
+            return
+        self.probe_scores.append(sum(scores) / len(scores))
+        if has_stalled(self.probe_scores) and not self.has_reported_stall:
+            self.has_reported_stall = True
+            logger.info(
+                "z_sem has stopped improving: in the last %d probes, the mean score was not above %.3f, which it had "
+                "reached before; more epochs may still sharpen the images",
+                PROBES_WITHOUT_GAIN, max(self.probe_scores[:-PROBES_WITHOUT_GAIN]) + LEAST_GAIN,
+            )  # fmt: skip
 
     @property
     def is_patience_exhausted(self) -> bool:
@@ -119,12 +142,25 @@ class Validation(ValidationHandler):
         """The state of early stopping, the time, and the last metrics."""
         return {
             "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self._seconds,
-            "metrics": self.metrics,
+            "metrics": self.metrics, "probe_scores": self.probe_scores,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of early stopping, and the last metrics."""
         self.metrics = state.get("metrics", {})  # a checkpoint of an earlier version has none
+        self.probe_scores = list(state.get("probe_scores", []))
+        self.has_reported_stall = any(has_stalled(self.probe_scores[:n]) for n in range(len(self.probe_scores) + 1))
         self.best, self.validations_since_best = state["best"], state["validations_since_best"]
         self._seconds_before = state.get("seconds", 0.0)  # absent in checkpoints of earlier versions
         self._start_clock()
+
+
+def has_stalled(scores: Sequence[float]) -> bool:
+    """Whether the last 4 probes were no better, by 0.01, than the best one before them.
+
+    Example:
+        >>> has_stalled([0.6, 0.7, 0.8, 0.8, 0.79, 0.8, 0.805]), has_stalled([0.6, 0.7, 0.8, 0.81, 0.82, 0.83])
+        (True, False)
+    """
+    before, last = scores[:-PROBES_WITHOUT_GAIN], scores[-PROBES_WITHOUT_GAIN:]
+    return bool(before) and max(last) < max(before) + LEAST_GAIN

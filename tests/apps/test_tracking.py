@@ -14,6 +14,7 @@ from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.apps.tracking import log_to_training
 
 FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}}
 
@@ -100,3 +101,37 @@ def test_a_server_that_fails_only_warns(client, server, labelled, tmp_path, capl
     assert all(text.startswith("MLflow tracking failed: ") for text in warnings)
     assert "mni-" not in "".join(warnings)
     assert (tmp_path / "wide.json").read_bytes() == labelled.direction.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tracked(make_workflow_anywhere, tmp_path_factory):
+    """The folder of a tracked training, with its MLflow database."""
+    out = tmp_path_factory.mktemp("tracked") / "out"
+    make_workflow_anywhere({"output_dir": str(out), "mlflow": True, "registered_model": None}).run()
+    return out
+
+
+def test_results_of_a_model_reach_the_run_of_its_training(tracked, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "media").mkdir()
+    for name in ("report.html", "media/a.png"):
+        (tmp_path / name).write_text("content")
+    log_to_training(tracked, {"psnr (dB)": 21.5}, [tmp_path / "report.html", tmp_path / "media"], "report")
+    client = mlflow.MlflowClient(f"sqlite:///{tracked / 'mlflow.db'}")
+    run = client.get_run((tracked / "mlflow_run_id").read_text())
+    assert run.data.metrics["report/psnr _dB_"] == 21.5
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "report")] == [
+        "report/media", "report/report.html"
+    ]  # fmt: skip
+    assert run.info.status == "FINISHED"
+
+
+def test_a_model_without_a_run_of_its_own_is_left_alone(tracked, tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    log_to_training(tmp_path, {"a": 1.0}, [], "report")
+    (tmp_path / "mlflow_run_id").write_text("0" * 32)
+    log_to_training(tmp_path, {"a": 1.0}, [], "report")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mlflow_run_id"]  # no new database
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tracked / 'mlflow.db'}")  # which has no such run
+    log_to_training(tmp_path, {"a": 1.0}, [], "report")
+    assert "MLflow" not in caplog.text

@@ -3,7 +3,7 @@ from monai_diffae.handlers.metric_names import meaning_of, tracked_name
 COLUMNS = [
     "loss", "images_per_s", "images_seen", "learning_rate", "validation_loss", "validation_loss_other_z_sem",
     "validation_z_sem_usage", "validation_copying_ratio", "validation_kl", "validation_probe_age",
-    "validation_probe_low_age", "validation_probe_high_age", "validation_neighbors_age",
+    "validation_low_of_probe_age", "validation_high_of_probe_age", "validation_neighbors_age",
 ]  # fmt: skip
 
 

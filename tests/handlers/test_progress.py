@@ -1,8 +1,11 @@
 import logging
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 from monai_diffae.bundle.last_metrics import last_usage
+from monai_diffae.pictures.curves import draw_curves
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])  # WARNING: what --quiet sets
@@ -16,3 +19,13 @@ def test_a_training_warns_once_at_its_end(make_workflow, tmp_path, caplog, level
     assert len(warnings) == 1
     assert warnings[0].startswith(f"z_sem_usage {usage:.3f}: ")
     assert last_usage(tmp_path / "out") == usage
+
+
+def test_the_curves_have_a_panel_for_probes_if_there_are_any(tmp_path):
+    frame = pd.DataFrame({"images_seen": [10, 20], "loss": [1.0, 0.5], "validation_loss": [None, 0.6]})
+    draw_curves(frame, tmp_path / "without.png")
+    for end, value in (("", 0.7), ("low_of_", 0.6), ("high_of_", 0.8)):
+        frame[f"validation_{end}probe_age"] = [None, value]
+    draw_curves(frame, tmp_path / "with.png")
+    widths = [Image.open(tmp_path / name).width for name in ("without.png", "with.png")]
+    assert widths == [1080, 1560]

@@ -132,9 +132,11 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
         )
 
     timed = {key: machine.value(key) for key in _TIMED_KEYS if key in parser}
+    num_labels = len({name for case in train for name in case.labels})
+    work = Work(len(train), len(val), timed, machine.overrides, num_labels)
     threads = torch.get_num_threads()
     try:
-        return propose_in_time(machine, survey, Work(len(train), len(val), timed, machine.overrides), measure, seconds)
+        return propose_in_time(machine, survey, work, measure, seconds)
     finally:
         torch.set_num_threads(threads)
 

@@ -10,16 +10,22 @@ from datetime import timedelta
 from typing import Any
 
 from monai_diffae.apps.training.speed import Speed
+from monai_diffae.handlers.probes import MOST_CASES, MOST_TARGETS
 
-CHOSEN_KEYS = ("max_epochs", "max_minutes", "val_interval", "ema_decay", "num_pictures", "calibration_cases")
+CHOSEN_KEYS = (
+    "max_epochs", "max_minutes", "val_interval", "ema_decay", "num_pictures", "calibration_cases", "probe_interval"
+)  # fmt: skip
 START_S = 15.0  # imports, configuration and network
 _CHECKPOINT_S = 0.2  # at the end of each epoch
 # in training images, whose forward and backward pass take about three forward passes
 _PER_VALIDATED_IMAGE = 0.6  # encoder once, UNet twice
 _PER_PICTURE_STEP = 1.25  # inverted, and decoded twice
 _PER_CALIBRATED_IMAGE = 4.0  # UNet with eight noises, in float32
+_PER_ENCODED_IMAGE = 0.2  # encoder once, in float32
+_PROBE_S = 1.0  # to probe a label, on a busy core
 _VALIDATIONS, _MOST_FOR_VALIDATIONS = 8, 0.1  # how many, and at most which share of the time
 _MOST_FOR_CALIBRATION = _MOST_FOR_PICTURES = 0.05  # of the time; for the pictures of one validation
+_MOST_FOR_PROBES = 0.03  # of the time
 _AVERAGED_SHARE = 0.05  # of the steps, over which weights are averaged
 _SLACK = 0.95  # share of the time that is planned; steps are not equally fast
 
@@ -64,12 +70,14 @@ class Work:
         num_val: images in the validation split.
         config: values of the bundle's keys on which the time depends.
         overrides: values that are decided already.
+        num_labels: labels that can be probed.
     """
 
     num_train: int
     num_val: int
     config: Mapping[str, Any]
     overrides: Mapping[str, Any]
+    num_labels: int = 0
 
     def timetable(self, speed: Speed, budget_s: float) -> Timetable:
         """Fill a budget of seconds, which includes the start of the program, with a training.
@@ -89,7 +97,10 @@ class Work:
         pictures = self._affordable("num_pictures", picture_cost, _MOST_FOR_PICTURES * available_s, speed)
         validation_s = (self.num_val * _PER_VALIDATED_IMAGE + pictures * picture_cost) / speed.images_per_second
         validations = max(1, min(_VALIDATIONS, int(_MOST_FOR_VALIDATIONS * available_s / validation_s)))
-        training_s = _SLACK * available_s - calibration_s - validations * validation_s
+        probe_s = self._probe_s(speed)
+        probes = min(validations, int(_MOST_FOR_PROBES * available_s / probe_s)) if probe_s else 0
+        last_probe_s = probe_s if probes else 0.0
+        training_s = _SLACK * available_s - calibration_s - validations * validation_s - probes * probe_s
         epoch_s = steps_per_epoch * speed.seconds_per_step + _CHECKPOINT_S
         epochs = int(max(1, training_s // epoch_s))
         epochs = int(self.overrides.get("max_epochs", epochs))
@@ -99,14 +110,23 @@ class Work:
         settings = {
             "max_epochs": epochs, "val_interval": interval, "ema_decay": float(f"{decay:.3g}"),
             "num_pictures": pictures, "calibration_cases": calibrated,
-            "max_minutes": round(max(available_s - calibration_s - validation_s, 1) / 60, 2),
+            "probe_interval": -(-epochs // probes) if probes else 0,
+            "max_minutes": round(max(available_s - calibration_s - validation_s - last_probe_s, 1) / 60, 2),
         }  # fmt: skip
         seconds = {
             "start": START_S, "reading": reading_s, "training": epochs * epoch_s,
-            "validation": -(-epochs // interval) * validation_s, "calibration": calibration_s,
+            "validation": -(-epochs // interval) * validation_s + probes * probe_s, "calibration": calibration_s,
         }  # fmt: skip
         used = {key: value for key, value in settings.items() if key in self.config}
         return Timetable({**used, **self.overrides}, steps * speed.batch_size, steps, seconds)
+
+    def _probe_s(self, speed: Speed) -> float:
+        """Seconds to probe z_sem for all labels; 0 if there are no probes."""
+        if not self.num_labels or not self.overrides.get("probe_interval", self.config.get("probe_interval", 0)):
+            return 0.0
+        images = min(MOST_CASES, self.num_train) + min(MOST_CASES, self.num_val)
+        encoding_s = images * _PER_ENCODED_IMAGE / speed.images_per_second
+        return encoding_s + min(MOST_TARGETS, self.num_labels) * _PROBE_S
 
     def _affordable(self, key: str, cost: float, most_s: float, speed: Speed) -> int:
         """The configuration's number of validation images for something, or fewer if it would take too long.

@@ -3,6 +3,7 @@
 from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings, evaluate_probes
 from monai_diffae.latents.probing.features import FeatureSet, intensity_statistics
 from monai_diffae.latents.probing.folds import ProbedCases, TargetFolds, choose_folds
+from monai_diffae.latents.probing.held_out import QuickProbe, QuickScores
 from monai_diffae.latents.probing.nested import (
     HeldOutPredictions,
     cross_validation_folds,
@@ -24,6 +25,8 @@ __all__ = [
     "ProbeSettings",
     "ProbeTarget",
     "ProbedCases",
+    "QuickProbe",
+    "QuickScores",
     "TargetFolds",
     "choose_folds",
     "cross_validation_folds",

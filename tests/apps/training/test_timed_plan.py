@@ -166,3 +166,17 @@ def test_a_timetable_keeps_what_is_decided_and_only_names_keys_of_the_bundle():
     table = Work(100, 10, config, {"max_epochs": 3, "z_grid": 2}).timetable(Speed(1.0, 10, 0), 600)
     assert table.settings == {"max_epochs": 3, "ema_decay": 0.5, "z_grid": 2}
     assert table.seconds["training"] == pytest.approx(30.6)  # with a checkpoint for each epoch
+
+
+def test_probes_take_a_small_share_of_the_time_or_none():
+    config = {**CONFIG, "probe_interval": 5}
+    speed, without = Speed(0.1, 10), Work(300, 50, CONFIG, {}, num_labels=3).timetable(Speed(0.1, 10), 600)
+    assert "probe_interval" not in without.settings  # a bundle of before
+    table = Work(300, 50, config, {}, num_labels=3).timetable(speed, 600)
+    assert 0 < table.settings["probe_interval"] <= table.settings["max_epochs"]
+    assert table.seconds["validation"] - without.seconds["validation"] < 0.03 * 600
+    assert table.total_s <= 600
+    assert table.settings["max_minutes"] < without.settings["max_minutes"]
+    assert Work(300, 50, config, {}, num_labels=8).timetable(speed, 60).settings["probe_interval"] == 0
+    for work in (Work(300, 50, config, {}), Work(300, 50, config, {"probe_interval": 0}, num_labels=3)):
+        assert work.timetable(speed, 600).settings["probe_interval"] == 0

@@ -1,0 +1,50 @@
+"""Results of commands in the MLflow run of the training that made the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def log_to_training(bundle: Path, metrics: Mapping[str, float], paths: Sequence[Path], folder: str) -> None:
+    """Log figures and files to the MLflow run of a bundle's training; tracking never fails a command.
+
+    The run is looked for on the server of ``MLFLOW_TRACKING_URI``, or in the bundle's own database. Nothing happens if
+    the bundle was trained without tracking, or elsewhere.
+
+    Args:
+        bundle: the trained bundle.
+        metrics: figures of the whole cohort; nothing about single cases.
+        paths: pictures, tables and pages; of a folder, everything in it.
+        folder: the folder of these artifacts, also the group of the metrics.
+    """
+    from monai_diffae.handlers.mlflow import RUN_ID, default_tracking_uri, quiet_mlflow, reason
+
+    id_file = bundle / RUN_ID
+    has_store = "MLFLOW_TRACKING_URI" in os.environ or (bundle / "mlflow.db").is_file()
+    if not id_file.is_file() or not has_store:
+        return
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client, run_id = MlflowClient(default_tracking_uri(bundle)), id_file.read_text().strip()
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the training was tracked on another server
+                return
+            raise
+        for name, value in metrics.items():
+            client.log_metric(run_id, f"{folder}/" + re.sub(r"[^\w\-. /]", "_", name), float(value))
+        for path in paths:
+            log = client.log_artifacts if path.is_dir() else client.log_artifact
+            log(run_id, str(path), f"{folder}/{path.name}" if path.is_dir() else folder)
+    except Exception as error:  # whatever a tracking server does, the results are on disk
+        logger.warning("MLflow tracking failed: %s", reason(error))
