@@ -18,6 +18,7 @@ from pathlib import Path
 
 from monai_diffae import train
 from monai_diffae.apps.settings import Decoding, Reading, Run
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data import make_virtual_cohort
 from monai_diffae.explorer.exploration import Exploration, Quality
 from monai_diffae.explorer.opening import Files, open_exploration
@@ -28,7 +29,7 @@ def opened(out: Path, size: int) -> Exploration:
     """A page of a bundle that was trained for one epoch."""
     cohort = make_virtual_cohort(out / "cohort", num_patients=16, size=size)
     values = {"image_size": [size, size], "max_epochs": 1, "batch_size": 4, "num_pictures": 0, "mlflow": False}
-    train(out / "bundle", cohort, overrides=values, device="cpu")
+    train(init_bundle(out / "bundle", "diffae_2d"), cohort, overrides=values, device="cpu")
     return open_exploration(Files(out / "bundle", cohort, out), 4, Decoding(), Reading(), Run(device="cpu"))
 
 
