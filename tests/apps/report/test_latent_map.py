@@ -6,13 +6,14 @@ import base64
 
 import numpy as np
 import pandas as pd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from monai_diffae.apps.report import latent_map
 
 
+@settings(deadline=None)
 @given(arrays(np.float32, st.tuples(st.integers(1, 30), st.just(2)), elements=st.floats(-1000, 1000, width=32)))
 def test_places_survive_packing(places) -> None:
     packed = latent_map._packed(places)
