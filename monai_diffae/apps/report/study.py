@@ -61,7 +61,8 @@ class Study:
         self.name = self.name or self.bundle.resolve().name
         if self.cohort is not None and self.folder.resolve().is_relative_to(self.cohort.resolve()):
             raise ConfigError(
-                f"out: {self.folder.name} lies in the folder of scans, which would find its pictures; choose another out"
+                f"out: {self.folder.name} lies in the folder of scans, which would find its pictures; choose another "
+                "folder"
             )
 
     @property
