@@ -80,13 +80,15 @@ def write_command_configs(bundle: Path) -> list[Path]:
     Returns:
         The files.
     """
-    from monai_diffae.apps.inference_config import inference_config
+    from monai_diffae.apps.inference_config import evaluation_config, inference_config
+
+    with_model = {"inference.json": inference_config, "evaluate.json": evaluation_config}
 
     files = []
     for command in COMMANDS:
         if command.config is not None:
-            is_inference = command.config == "inference.json"
-            config = inference_config(command, bundle) if is_inference else command_config(command)
+            make = with_model.get(command.config)
+            config = command_config(command) if make is None else make(command, bundle)
             file = bundle / "configs" / command.config
             file.write_text(as_json(config))
             files.append(file)

@@ -1,4 +1,4 @@
-"""``inference.json``: the bundle run of ``reconstruct``, and the components of the same model for MONAI's tools."""
+"""``inference.json`` and ``evaluate.json``: the runs of ``reconstruct`` and ``evaluate``, with MONAI's components."""
 
 from __future__ import annotations
 
@@ -82,6 +82,40 @@ preprocessing, ``inferer(inputs, network)`` and the postprocessing, after which 
 """
 
 
+_METRIC = "$monai.handlers.from_engine(['pred', 'image'])"
+_QUALITY: dict[str, Any] = {
+    "mode": "x_T",
+    "dataset": {**_EVALUATOR["dataset"], "data": "$[case.item() for case in @cohort.choose((), @split, @limit)]"},
+    "dataloader": _EVALUATOR["dataloader"],
+    "postprocessing": {
+        "_target_": "ScaleIntensityRanged",
+        "keys": ["image", "pred"],
+        "a_min": "$@model_range[0]",
+        "a_max": "$@model_range[1]",
+        "b_min": 0.0,
+        "b_max": 1.0,
+    },
+    "handlers": [_EVALUATOR["handlers"][1]],
+    "evaluator": {
+        **{key: value for key, value in _EVALUATOR["evaluator"].items() if key != "postprocessing"},
+        "postprocessing": "@postprocessing",
+        "key_val_metric": {
+            "ssim": {
+                "_target_": "monai.handlers.IgniteMetricHandler",
+                "metric_fn": {"_target_": "SSIMMetric", "spatial_dims": "@spatial_dims", "data_range": 1.0},
+                "output_transform": _METRIC,
+            }
+        },
+        "additional_metrics": {
+            "psnr": {
+                "_target_": "monai.handlers.PeakSignalToNoiseRatio", "max_val": 1.0, "output_transform": _METRIC
+            }
+        },
+    },
+}  # fmt: skip
+"""An evaluator of MONAI with MONAI's metrics, for tools that look for one in ``evaluate.json``."""
+
+
 def inference_config(command: Command, bundle: Path) -> dict[str, Any]:
     """The configuration of ``inference.json`` for a bundle with this ``configs/train.json``.
 
@@ -92,25 +126,46 @@ def inference_config(command: Command, bundle: Path) -> dict[str, Any]:
         command: the command ``reconstruct``.
         bundle: the bundle's folder.
     """
+    config = _with_evaluator(command, bundle, _EVALUATOR)
+    config["output_dir"] = "$@bundle_root + '/reconstructions'"
+    run = config.pop("run")
+    return {**config, "evaluating": [run], "run": "%evaluating"}
+
+
+def evaluation_config(command: Command, bundle: Path) -> dict[str, Any]:
+    """The configuration of ``evaluate.json`` for a bundle with this ``configs/train.json``.
+
+    Its run is the command ``evaluate``. Its ``evaluator`` measures SSIM and PSNR of reconstructions with one condition,
+    for tools that take MONAI's components.
+
+    Args:
+        command: the command ``evaluate``.
+        bundle: the bundle's folder.
+    """
+    return _with_evaluator(command, bundle, _QUALITY)
+
+
+def _with_evaluator(command: Command, bundle: Path, evaluator: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a command, with the bundle's model and an evaluator."""
     from monai_diffae.bundle import model_config
 
     train = json.loads((bundle / "configs" / "train.json").read_text())
     function = command.declared()
     name = function.__name__
     values, call = keys_and_call(function, _NAMES)
-    values |= {"output_dir": "$@bundle_root + '/reconstructions'", "device": train["device"]}
-    call |= {"device": "$str(@device)", "overrides": "$bundle.run_overrides(@bundle_root, @overrides)"}
+    values["device"] = train["device"]
+    overrides = f"$bundle.run_overrides(@bundle_root, @overrides, '{command.config}')"
+    call |= {"device": "$str(@device)", "overrides": overrides}
     model = {key: value for key, value in model_config(train).items() if key not in ("imports", *values)}
     config = {
         "bundle_root": ".",
         **values,
         **model,
         "network": train["network"],
-        **_EVALUATOR,
+        **evaluator,
         name: {"_target_": f"monai_diffae.{name}", **call},
         "initialize": ["$bundle.check_running_config()"],
-        "evaluating": [f"%{name}"],
-        "run": "%evaluating",
+        "run": f"%{name}",
     }
     return {"imports": _needed_imports(train["imports"], config), **config}
 

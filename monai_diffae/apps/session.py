@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffae.apps.results import checksum_of
@@ -201,6 +203,15 @@ class Session:
         by_id = {case.id: case for case in cases}
         readable = [by_id[str(item["id"])] for item in dataset.items]
         return ReadCases(readable, dataset, failures, self.encoder_key)
+
+    def encode(self, read: ReadCases) -> NDArray[np.float32]:
+        """z_sem (N, D) of all cases."""
+        trained, text = self.trained, f"encoding {len(read.cases)} cases"
+        parts = [
+            encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
+            for _, _, encoder_images in read.batches(self.run.batch_size, text)
+        ]
+        return np.concatenate(parts)
 
     def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
         """Yield each case with its codes, on the bundle's device.

@@ -19,17 +19,20 @@ _EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "
 _ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets them as arguments, or needs none
 
 
-def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides for a command that is run by ``configs/inference.json``.
+def run_overrides(
+    bundle_root: str | os.PathLike[str], overrides: Mapping[str, Any], file: str = "inference.json"
+) -> dict[str, Any]:
+    """Return overrides for a command that is run by ``configs/inference.json`` or ``configs/evaluate.json``.
 
     The command reads the model's configuration from the trained bundle. Values of it that the run changes, such as
     ``--inferer#steps 50``, would otherwise have no effect. The running configuration is compared with
-    ``configs/inference.json``, and with ``models/config.json`` laid over it: the one with fewer differences is what the
+    the shipped file, and with ``models/config.json`` laid over it: the one with fewer differences is what the
     run began with.
 
     Args:
         bundle_root: the bundle's folder.
         overrides: ids and values that the run names as overrides; they take precedence.
+        file: the run's file in ``configs``.
 
     Returns:
         Ids and values.
@@ -39,7 +42,7 @@ def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, A
             the evaluator, which the command does not use.
     """
     root = Path(bundle_root)
-    shipped = _content(root / CONFIGS / "inference.json")
+    shipped = _content(root / CONFIGS / file)
     trained = {**shipped, **_content(models_folder(root) / CONFIG)}
     if not trained:
         return dict(overrides)
@@ -53,8 +56,9 @@ def run_overrides(bundle_root: str | os.PathLike[str], overrides: Mapping[str, A
         {key.partition("#")[0] for key in from_trained} - {key.partition("#")[0] for key in from_shipped}
     )
     logger.warning(
-        "the run uses the trained model's values of %s, from models/config.json, not those of inference.json",
+        "the run uses the trained model's values of %s, from models/config.json, not those of %s",
         ", ".join(differing),
+        file,
     )
     return {**from_shipped, **overrides}
 
@@ -64,8 +68,8 @@ def _refuse_changes_without_effect(shipped: dict[str, Any], config: dict[str, An
     changed = next(_changes(before, after), None)
     if changed is not None:
         raise ConfigError(
-            f"{changed[0]}: has no effect on this run, which calls reconstruct; use its arguments, such as mode, grid "
-            "or batch_size, or run the evaluator itself"
+            f"{changed[0]}: has no effect on this run, which calls a command; use its arguments, such as limit or "
+            "batch_size, or run the evaluator itself"
         )
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import Case, find_cases
@@ -15,7 +16,7 @@ from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.slices import Axis
-from monai_diffae.data.splits import assign_splits
+from monai_diffae.data.splits import assign_splits, check_links
 from monai_diffae.errors import CohortError
 
 logger = logging.getLogger(__name__)
@@ -117,10 +118,11 @@ def split_cohort(
         slice_step: use every ``slice_step``-th slice of that part.
 
     Raises:
-        CohortError: there are no usable cases.
+        CohortError: there are no usable cases, or one file is in two splits.
     """
     listed = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    check_links(cases, Path(dataset_dir).name)
     is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
     cohort_fingerprint = fingerprint(cases)
     failures: list[Failure] = []

@@ -80,5 +80,29 @@ def check_splits(cases: Sequence[Case], source: str) -> None:
             raise CohortError(f"{source}: the cases {pair} belong to one patient; put all of them into one split")
 
 
+def check_links(cases: Sequence[Case], source: str) -> None:
+    """Raise an error if one file is in two splits under two names, by a symbolic or hard link.
+
+    Args:
+        cases: the cohort, with a split for every case.
+        source: the name of its table or folder, for the message.
+
+    Raises:
+        CohortError: a file is in two splits.
+    """
+    first_cases: dict[tuple[int, int], Case] = {}
+    for case in cases:
+        try:
+            status = case.first_file.stat()
+        except OSError:  # missing files fail when they are read
+            continue
+        if not status.st_ino:  # some network drives have no such numbers
+            continue
+        first = first_cases.setdefault((status.st_dev, status.st_ino), case)
+        if first.split != case.split:
+            pair = f"'{first.id[:60]}' ({first.split}) and '{case.id[:60]}' ({case.split})"
+            raise CohortError(f"{source}: the cases {pair} are links to one file; keep one, or put both into one split")
+
+
 def _rank(seed: int, patient: str) -> str:
     return hashlib.sha256(f"{seed}:{patient}".encode("utf-8", "surrogatepass")).hexdigest()

@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,8 @@ def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ..
         image_keys: the columns with images.
 
     Raises:
-        CohortError: a column is missing, a row has no image, the table is empty, or the file is not text.
+        CohortError: a column is missing or there twice, a row has no image or too many cells, the table is empty, or
+            the file is not text.
     """
     header, lines = _read_lines(path)
     names = {role: columns.get(role, role) for role in (*image_keys, *COLUMN_ROLES)}
@@ -192,18 +194,33 @@ def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
             first_line = stream.readline()
             stream.seek(0)
             delimiter = _delimiter(path, first_line)
-            lines = [line for line in csv.reader(stream, delimiter=delimiter) if any(line)]
+            reader = csv.reader(stream, delimiter=delimiter)
+            numbered = [(reader.line_num, line) for line in reader if any(line)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
     except OSError as error:
         raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
-    if not lines:
+    if not numbered:
         raise CohortError(f"{path.name}: the table is empty; it needs a header with a column image, and rows")
-    header, rows = [name.strip() for name in lines[0]], lines[1:]
+    header, rows = [name.strip() for name in numbered[0][1]], [line for _, line in numbered[1:]]
+    _check_cells(path, header, numbered[1:])
     if delimiter == ";":  # written by a program in whose language 1,5 is a number
         rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell for cell in row]
                 for row in rows]  # fmt: skip
     return header, rows
+
+
+def _check_cells(path: Path, header: list[str], numbered: list[tuple[int, list[str]]]) -> None:
+    """Raise an error if two columns have one name, or if a line has cells behind the last column."""
+    double = next((name for name, count in Counter(header).items() if name and count > 1), None)
+    if double is not None:
+        raise CohortError(_shortened(f"{path.name}: two columns are called '", double, "'; rename one"))
+    for number, line in numbered:
+        if any(cell.strip() for cell in line[len(header) :]):
+            raise CohortError(
+                f"{path.name}: line {number} has {len(line)} cells, but there are {len(header)} columns; put text that "
+                "contains the separator in quotes"
+            )
 
 
 def _delimiter(path: Path, first_line: str) -> str:

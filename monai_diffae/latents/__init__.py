@@ -4,6 +4,7 @@ from monai_diffae.latents.components import PrincipalComponents, principal_compo
 from monai_diffae.latents.dimensions import ActiveDimensions, active_dimensions
 from monai_diffae.latents.direction_fit import fit_direction
 from monai_diffae.latents.directions import Direction
+from monai_diffae.latents.disentanglement import Disentanglement, dci
 from monai_diffae.latents.neighbors import Neighbors, nearest_neighbors, p_values
 from monai_diffae.latents.outliers import OutlierScores, ReferenceCases, outlier_scores
 from monai_diffae.latents.statistics import LatentStatistics
@@ -23,6 +24,7 @@ __all__ = [
     "ActiveDimensions",
     "DifferenceInterval",
     "Direction",
+    "Disentanglement",
     "LatentStatistics",
     "Neighbors",
     "OutlierScores",
@@ -31,6 +33,7 @@ __all__ = [
     "ReferenceCases",
     "active_dimensions",
     "copying_ratio",
+    "dci",
     "difference_interval",
     "energy_distance",
     "fit_direction",

@@ -8,6 +8,8 @@ from monai_diffae.metrics.anomaly import (
     smoothed_residuals,
 )
 from monai_diffae.metrics.copying import CopyingRatio
+from monai_diffae.metrics.feature_distances import frechet_distance, kernel_distance, precision_and_recall
+from monai_diffae.metrics.image_features import InceptionFeatures, RadImageNetFeatures
 from monai_diffae.metrics.image_quality import ImageQuality
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.perceptual_distance import PerceptualDistance
@@ -20,15 +22,20 @@ __all__ = [
     "LEAST_USAGE",
     "CopyingRatio",
     "ImageQuality",
+    "InceptionFeatures",
     "PerceptualDistance",
+    "RadImageNetFeatures",
     "ValidationLoss",
     "ZSemUsage",
     "anomaly_maps",
     "changed_views",
     "cross_fitted_maps",
+    "frechet_distance",
     "highest_mean",
+    "kernel_distance",
     "level_losses",
     "noise_statistics",
+    "precision_and_recall",
     "reconstruction_errors",
     "residual_spread",
     "smoothed_residuals",

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from monai_diffae.errors import MachineError, ScanError
+from monai_diffae.metrics.image_planes import IMAGES_AT_ONCE, colour_planes, mean_features
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 SMALLEST_SIDE = 32
 """Pixels: AlexNet pools smaller images to nothing."""
 
-_IMAGES_AT_ONCE = 64
+_LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
 
 
 class PerceptualDistance(nn.Module):
@@ -50,12 +52,27 @@ class PerceptualDistance(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, others: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
         """The distances (B,) of images (B, C, *S) in ``model_range``, in 2D or 3D; values beyond it are clipped."""
-        pairs = [_planes(_scaled(stack, model_range)) for stack in (images, others)]
+        pairs = [colour_planes(stack, model_range) for stack in (images, others)]
         planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
         return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
 
+    def features(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+        """The 256 features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes.
+
+        Images are enlarged to at least 64 pixels along each axis, so that any size has features.
+
+        Args:
+            images: (B, C, *S) in ``model_range``, in 2D or 3D.
+            model_range: black and white.
+        """
+        return mean_features(self._last_features, images, model_range)
+
+    def _last_features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network.net(self.network.scaling_layer(_enlarged(images))).relu5
+        return features.mean(dim=(2, 3))
+
     def _distances(self, a: Tensor, b: Tensor) -> Tensor:
-        parts = zip(a.split(_IMAGES_AT_ONCE), b.split(_IMAGES_AT_ONCE), strict=True)
+        parts = zip(a.split(IMAGES_AT_ONCE), b.split(IMAGES_AT_ONCE), strict=True)
         return torch.cat([self.network(x, y).flatten() for x, y in parts])
 
 
@@ -79,18 +96,9 @@ def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name.startswith("features.")}
 
 
-def _scaled(images: Tensor, model_range: tuple[float, float]) -> Tensor:
-    low, high = model_range
-    return ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
-
-
-def _planes(images: Tensor) -> list[Tensor]:
-    """Images (B, C, *S) as stacks of colour images (B * n, 3, H, W): one stack, or one per plane of volumes."""
-    if images.shape[1] != 3:  # each channel is a grey image
-        images = images.flatten(0, 1)[:, None].expand(-1, 3, *images.shape[2:])
-    if images.ndim == 4:
-        return [images]
-    return [images.movedim(axis, 1).flatten(0, 1) for axis in (2, 3, 4)]
+def _enlarged(images: Tensor) -> Tensor:
+    size = tuple(max(side, _LEAST_FOR_FEATURES) for side in images.shape[2:])
+    return images if size == tuple(images.shape[2:]) else interpolate(images, size=size, mode="bilinear")
 
 
 def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: tuple[float, float]) -> Tensor:

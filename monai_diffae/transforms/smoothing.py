@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy.ndimage import gaussian_filter
 
+from monai_diffae.data.formats.scan import MAX_BYTES
 from monai_diffae.errors import ConfigError, ScanError
 
 _FEWEST_VOXELS = 2  # along an axis, at the new spacing
@@ -31,7 +33,7 @@ class SmoothForSpacingd(MapTransform):
 
     Raises:
         ConfigError: ``pixdim`` is not one positive number per axis.
-        ScanError: (on call) an image would have less than 2 voxels along an axis.
+        ScanError: (on call) an image would have less than 2 voxels along an axis, or need more than 2 GiB.
 
     Example:
         >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
@@ -66,11 +68,18 @@ class SmoothForSpacingd(MapTransform):
 
     def _check_extent(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
         extent_mm = [size * old for size, old in zip(image.shape[1:], spacing, strict=True)]
-        if any(mm / new < _FEWEST_VOXELS - 1e-3 for mm, new in zip(extent_mm, self.pixdim, strict=True)):
-            extent, spacing_mm = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
+        new_size = [mm / new for mm, new in zip(extent_mm, self.pixdim, strict=True)]
+        extent, spacing_mm = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
+        if min(new_size) < _FEWEST_VOXELS - 1e-3:
             raise ScanError(
                 f"{name}: {extent} mm are less than {_FEWEST_VOXELS} voxels along an axis at spacing_mm {spacing_mm}; "
                 "choose a finer spacing"
+            )
+        num_bytes = 4 * image.shape[0] * math.prod(new_size)
+        if num_bytes > MAX_BYTES:
+            raise ScanError(
+                f"{name}: {extent} mm are {num_bytes / 1024**3:.1f} GiB at spacing_mm {spacing_mm}, and the limit is "
+                f"{MAX_BYTES / 1024**3:g} GiB; correct the scan's spacing or unit, or choose a coarser spacing"
             )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from scan_files import save_nifti, save_series, shared, values
 
 from monai_diffae.data.cases import safe_id, safe_ids
+from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.data.cohorts import (
     Case,
     Failure,
@@ -333,6 +334,30 @@ def test_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"other")
     assert fingerprint(cases) != before
     assert fingerprint([Case("x", {"image": tmp_path / "gone"}, "x")])
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_one_file_in_two_splits_by_a_link_is_refused(tmp_path: Path, link: str) -> None:
+    save_nifti(tmp_path / "a.nii")
+    getattr(tmp_path / "b.nii", link)(tmp_path / "a.nii")
+    table = tmp_path / "t.csv"
+    table.write_text("image,split\na.nii,train\nb.nii,val\n")
+    with pytest.raises(CohortError, match=r"'a' \(train\) and 'b' \(val\) are links to one file"):
+        split_cohort(table, spatial_dims=3)
+    table.write_text("image,split\na.nii,train\nb.nii,train\n")
+    assert len(split_cohort(table, spatial_dims=3, val_fraction=0).cases) == 2
+
+
+def test_no_cell_of_a_table_is_lost(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "b.png")
+    table = tmp_path / "t.csv"
+    table.write_text("image,finding,age\na.png,benign,41\n\nb.png,lung cancer, left lobe,52\n")
+    assert "t.csv: line 4 has 4 cells, but there are 3 columns" in refusal(table)
+    table.write_text("image,image,age\na.png,b.png,41\n")
+    assert "two columns are called 'image'; rename one" in refusal(table)
+    table.write_text('image,finding,age\na.png,"lung cancer, left lobe",41,,\n')  # Excel fills lines with empty cells
+    (case,) = read_cohort(table)
+    assert case.labels == {"finding": "lung cancer, left lobe", "age": 41}
 
 
 def test_failures_table(tmp_path: Path) -> None:

@@ -184,6 +184,36 @@ def test_sheared_affine_is_read_with_a_warning(tmp_path: Path, caplog: pytest.Lo
     assert "sheared" in caplog.text
 
 
+def _with_forms(path: Path, sform: tuple | None, qform: tuple | None, spacing: float = 1.0) -> Path:
+    """A volume with these diagonals (and code 1), or code 0 for None."""
+    image = nib.Nifti1Image(values(4, 4, 4), None)
+    for name, diagonal in (("sform", sform), ("qform", qform)):
+        getattr(image, f"set_{name}")(None if diagonal is None else np.diag([*diagonal, 1.0]), diagonal is not None)
+    image.header["pixdim"][1:4] = spacing
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "spacing", "warning"),
+    [
+        ((1, 1, 1), (1, 1, 1), 1.0, None),
+        ((1, 1, 1), None, 1.0, None),
+        (None, (-1, 1, 1), 1.0, None),
+        ((-1, -1, 1), (1, 1, 1), 1.0, None),  # a rotation: the sform may lead to another space
+        ((-1, 1, 1), (1, 1, 1), 1.0, "its sform and qform disagree about left and right; the sform is used"),
+        (None, None, 1.0, "it has no orientation (the codes of sform and qform are 0), so left and right are a guess"),
+        ((1, 1, 1), (1, 1, 1), 2.0, "its voxel spacing (pixdim) is not that of its sform; the sform is used"),
+    ],
+)
+def test_a_doubtful_orientation_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sform, qform, spacing, warning
+) -> None:
+    path = _with_forms(tmp_path / f"{sform}{qform}{spacing}.nii", sform, qform, spacing)
+    read_scan(path)
+    assert [record.message for record in caplog.records] == ([] if warning is None else [f"{path.name}: {warning}"])
+
+
 def test_header_bomb_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
     path = _write_header(tmp_path / "bomb.nii", dim=[3, 30000, 30000, 3000, 1, 1, 1, 1])
     packed = tmp_path / "bomb.nii.gz"

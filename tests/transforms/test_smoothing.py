@@ -36,6 +36,16 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named() -> None:
     assert SmoothForSpacingd("image", [17.5, 10, 18])(item)["image"].shape == (1, 35, 51, 36)
 
 
+def test_a_wrong_spacing_does_not_ask_for_all_memory() -> None:
+    item = {"id": "case-7", "image": volume((16, 16, 16), (1e6, 1.0, 1.0))}
+    with pytest.raises(ScanError) as caught:
+        SmoothForSpacingd("image", [1, 1, 1])(item)
+    assert str(caught.value) == (
+        "case-7: 1.6e+07 x 16 x 16 mm are 15.3 GiB at spacing_mm 1 x 1 x 1, and the limit is 2 GiB; correct the scan's "
+        "spacing or unit, or choose a coarser spacing"
+    )
+
+
 def test_few_thick_slices_that_stay_as_they_are_pass() -> None:
     item = {"id": "thick", "image": volume((30, 30, 2), (1.0, 1.0, 8.0))}
     assert SmoothForSpacingd("image", [2, 2, 8])(item)["image"].shape == (1, 30, 30, 2)

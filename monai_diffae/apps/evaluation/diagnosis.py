@@ -113,7 +113,7 @@ class Diagnosis:
         """
         schedule = self.session.trained.inferer.schedule
         rows = []
-        for timestep, losses in self._losses(codes).items():
+        for timestep, losses in self.losses(codes).items():
             own, other, mean = (float(losses[name].mean()) for name in ("own", "other", "mean"))
             rows.append(
                 {
@@ -124,7 +124,7 @@ class Diagnosis:
             )  # fmt: skip
         return pd.DataFrame(rows)
 
-    def _losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, Tensor]]:
+    def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, Tensor]]:
         """The loss (N,) of each case, by timestep and name of the z_sem."""
         trained, read = self.session.trained, self.read
         inferer = trained.inferer

@@ -48,6 +48,10 @@ class Conditions:
     """Solvers of the probability-flow ODE; by default the bundle's."""
     draws: Annotated[int, Ge(1)] = 2
     """How many x_T each image is decoded with from z_sem alone."""
+    num_images: Annotated[int, Ge(0)] = 64
+    """Synthetic images to generate if the bundle has a latent DDIM; 0: none."""
+    num_codes: Annotated[int, Ge(0)] = 2000
+    """Most held-out and most training cases to encode for the figures of z_sem and the search for copies; 0: none."""
 
 
 @Parameter(name="*", group=Group("Judges", sort_key=4))
@@ -57,6 +61,26 @@ class Weights:
 
     alexnet: Path | None = None
     """AlexNet's weights for LPIPS; by default where torch keeps downloaded weights (TORCH_HOME)."""
+    radimagenet: Path | None = None
+    """A ResNet-50 of RadImageNet, whose features FID, KID, precision and recall then use, too."""
+
+    def check(self) -> None:
+        """Check that the files exist.
+
+        Raises:
+            ConfigError: one does not.
+        """
+        for name, file in (("alexnet", self.alexnet), ("radimagenet", self.radimagenet)):
+            if file is not None and not file.is_file():
+                raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The checksums of the given files."""
+        from monai_diffae.bundle.checksums import file_checksum
+
+        files = {"alexnet": self.alexnet, "radimagenet": self.radimagenet}
+        return {name: file_checksum(file) for name, file in files.items() if file is not None}
 
 
 @dataclass(frozen=True)
@@ -108,13 +132,17 @@ def evaluate(
     reading: Reading = Reading(),
     run: Run = Run(),
 ) -> EvaluateResult:
-    """Measure the quality of reconstructions on held-out cases, for one bundle or several side by side.
+    """Measure reconstructions, synthetic images and z_sem on held-out cases, for one bundle or several side by side.
 
     ``out/tables.md`` has the tables in Markdown, ``out/tables/`` as CSV, and ``out/evaluation.json`` everything.
     ``reconstruction`` is from both codes: ``mse``, ``psnr``, ``ssim``, ``ms_ssim`` and ``lpips``, with ``x_T_std`` and
     ``x_T_neighbor_correlation`` (1 and 0 for perfect noise). ``z_sem_only`` is from z_sem alone with sampled x_T: the
     same metrics, and ``diversity``, the standard deviation of a voxel over several x_T. Each value is a mean over the
     cases with a 95 % interval from a bootstrap over the patients. ``out/cases.csv`` has one row per case and condition.
+
+    ``generation`` compares synthetic images of the latent DDIM with held-out cases (``fid``, ``kid``, ``mmd``,
+    ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by noise
+    level, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are given.
 
     With several bundles, ``differences`` in ``evaluation.json`` compares each with the first one, case by case. An
     interrupted run resumes.
@@ -146,15 +174,18 @@ def evaluate(
     """
     if held_out.split == "train" and not held_out.not_held_out:
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")
+    weights.check()
     from monai_diffae.apps.evaluation.quality import SUMMARY, Evaluation
 
     folders = [bundle] if isinstance(bundle, Path) else list(bundle)
     bundles, omitted = _open(folders, cohort, held_out, reading, run)
     evaluation = Evaluation(bundles, conditions, held_out, weights, seed, out, omitted)
     made_from = {
-        "bundles": {each.name: each.session.made_from(each.cases) for each in bundles},
+        "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
-        "split": held_out.split, "not_held_out": held_out.not_held_out, "seed": seed,
+        "num_images": conditions.num_images, "num_codes": conditions.num_codes,
+        "split": held_out.split, "limit": held_out.limit, "not_held_out": held_out.not_held_out, "seed": seed,
+        **weights.checksums,
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:

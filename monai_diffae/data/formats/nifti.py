@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats.nifti_extensions import check_extensions
+from monai_diffae.data.formats.nifti_orientation import doubts
 from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem, warn_once
 from monai_diffae.errors import DiffAEError
 
@@ -238,7 +239,8 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], ND
     affine = np.array(header.get_best_affine(), np.float64)
     affine[:3] *= _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     check_affine(path, affine)
-    _warn_of_shear(path, affine)
+    for doubt in doubts(header, affine):
+        warn_once(path, doubt)
     return tuple((*shape, 1)[:3]), affine
 
 
@@ -247,12 +249,6 @@ def _check_dtype(path: Path, header: nib.Nifti1Header) -> None:
     if dtype.kind not in "iufb":
         kind = "complex numbers" if dtype.kind == "c" else "colours or other records"
         raise problem(path, f"its voxels are {kind}, not plain numbers", "save one real number per voxel")
-
-
-def _warn_of_shear(path: Path, affine: NDArray[np.float64]) -> None:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01:
-        warn_once(path, "its affine is sheared; distances are approximate")
 
 
 def _check_length(path: Path, length: int, expected: int) -> None:

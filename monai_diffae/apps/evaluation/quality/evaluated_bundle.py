@@ -17,6 +17,9 @@ from monai_diffae.apps.evaluation.evaluate import HeldOut
 from monai_diffae.apps.provenance import preprocessing_config
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.bundle import TrainedLatent, load_latent
+from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import ConfigError
 
@@ -32,12 +35,14 @@ class EvaluatedBundle:
     Attributes:
         name: its name in the tables.
         session: the bundle and the cohort.
-        cases: the cases that it is evaluated on.
+        held_out: all held-out cases.
+        limit: the most cases to reconstruct.
     """
 
     name: str
     session: Session
-    cases: list[Case]
+    held_out: list[Case]
+    limit: int
 
     @classmethod
     def open(
@@ -55,7 +60,32 @@ class EvaluatedBundle:
                 f"{cohort.name}: is not the cohort that {name} was trained on, and has no split, so its cases may have "
                 "been trained on; add a column split (test, if these are new scans), or set not_held_out"
             )
-        return cls(name, session, spread(session.cohort.choose((), held_out.split), held_out.limit))
+        return cls(name, session, session.cohort.choose((), held_out.split), held_out.limit)
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases to reconstruct."""
+        return spread(self.held_out, self.limit)
+
+    @property
+    def train(self) -> list[Case]:
+        """The training cases of the cohort."""
+        return self.session.cohort.split("train")
+
+    @property
+    def latent(self) -> TrainedLatent:
+        """The bundle's latent DDIM.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return load_latent(self.session.trained.folder, self.session.trained.device)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the bundle's results depend on."""
+        latent = models_folder(self.session.trained.folder) / LATENT_MODEL
+        return self.session.made_from(self.held_out, latent_model=file_checksum(latent) if latent.is_file() else None)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -84,14 +114,14 @@ class EvaluatedBundle:
         return sorted(key for key in {*own, *others} if own.get(key) != others.get(key))
 
 
-def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
+def spread(cases: Sequence[Case], limit: int) -> list[Case]:
     """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes.
 
     Example:
         >>> spread("abcdefghij", 4)
         ['a', 'c', 'f', 'h']
     """
-    count = len(cases) if limit is None else min(limit, len(cases))
+    count = min(limit, len(cases))
     return [cases[i * len(cases) // count] for i in range(count)]
 
 

@@ -5,30 +5,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.evaluation.evaluate import Conditions, HeldOut, Weights
-from monai_diffae.apps.evaluation.quality.conditions import Condition, conditions_of
+from monai_diffae.apps.evaluation.quality.bundle_parts import BundleParts, PartsOfBundles
 from monai_diffae.apps.evaluation.quality.evaluated_bundle import EvaluatedBundle
+from monai_diffae.apps.evaluation.quality.generated import GENERATION, FeatureNetwork
 from monai_diffae.apps.evaluation.quality.journal import Journal, Row
-from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
 from monai_diffae.apps.evaluation.quality.report_files import write_cases, write_markdown, write_tables
 from monai_diffae.apps.evaluation.quality.summary import difference_rows, mean_rows
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.results import log_to_open_run
-from monai_diffae.apps.session import ReadCases
 from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.progress import progress
 from monai_diffae.errors import MachineError
-from monai_diffae.metrics import ImageQuality, PerceptualDistance
+from monai_diffae.metrics import InceptionFeatures, PerceptualDistance, RadImageNetFeatures
 
 logger = logging.getLogger(__name__)
 
-FAILURES = "evaluation_failures.csv"
 SUMMARY = "evaluation.json"
 
 
@@ -38,10 +37,10 @@ class Evaluation:
 
     Attributes:
         bundles: the bundles; the others are compared with the first.
-        conditions: solvers, steps and draws.
+        conditions: solvers, steps and numbers.
         held_out: which cases.
         weights: files of networks that judge images.
-        seed: random seed of x_T.
+        seed: random seed of x_T and of the bootstrap.
         folder: the folder for the results.
         omitted: what could not be measured: ``bundle`` (None: all), ``metric`` and ``reason``.
     """
@@ -61,16 +60,17 @@ class Evaluation:
             The number of cases, and of those that could not be read.
         """
         lpips = self._lpips()
-        measured = [self._opened(bundle, lpips) for bundle in self.bundles]
-        patients = {case.id: case.patient for each in measured for case in each.read.cases}
-        case_rows = self._reconstructed(measured)
-        rows = mean_rows(case_rows, patients, self.seed)
+        preparation = PartsOfBundles(self.conditions, self.seed, self.folder, lpips, self._feature_networks(lpips))
+        parts = [preparation.of(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
+        patients = {case.id: case.patient for each in parts for case in each.reconstructions.read.cases}
+        case_rows, rows = self._measured(parts)
+        rows = mean_rows(case_rows, patients, self.seed) + rows
         comparable = self._comparable()
         differences = difference_rows(
             [row for row in case_rows if row["bundle"] in comparable], self.bundles[0].name, patients, self.seed
         )
-        self._write(rows, differences, case_rows, len(patients), len(set(patients.values())))
-        num_failed = max(len(each.read.failures) for each in measured)
+        self._write(rows, differences, case_rows, patients)
+        num_failed = max(len(each.reconstructions.read.failures) for each in parts)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
 
     def _lpips(self) -> PerceptualDistance | None:
@@ -80,28 +80,33 @@ class Evaluation:
             self._omit(None, "lpips", str(error))
             return None
 
-    def _opened(self, bundle: EvaluatedBundle, lpips: PerceptualDistance | None) -> Reconstructions:
-        trained = bundle.session.trained
-        read: ReadCases = bundle.session.read(bundle.cases, self.folder, FAILURES)
-        quality = ImageQuality(trained.image_shape[1:], trained.model_range, lpips)
-        for metric, reason in quality.omitted().items():
-            self._omit(bundle.name, metric, reason)
-        return Reconstructions(bundle.name, bundle.session, read, quality, self.conditions.draws, self.seed)
+    def _feature_networks(self, lpips: PerceptualDistance | None) -> dict[str, FeatureNetwork]:
+        """The networks for FID, KID, precision and recall for which there are weights."""
+        device = self.bundles[0].session.trained.device
+        networks: dict[str, FeatureNetwork] = {} if lpips is None else {"alexnet": lpips.features}
+        if self.weights.radimagenet is not None:
+            networks["radimagenet"] = RadImageNetFeatures(self.weights.radimagenet, device)
+        try:
+            networks["inception"] = InceptionFeatures(device)
+        except MachineError as error:
+            logger.debug("no features of Inception v3: %s", error)
+        return networks
 
-    def _reconstructed(self, measured: Sequence[Reconstructions]) -> list[Row]:
+    def _measured(self, parts: Sequence[BundleParts]) -> tuple[list[Row], list[Row]]:
+        """The rows of the cases, and those about all cases together."""
         journal = Journal(self.folder / ".cache" / "rows.jsonl")
-        conditions = [self._conditions_of(each) for each in measured]
-        total = sum(each.evaluations(chosen) for each, chosen in zip(measured, conditions, strict=True))
+        total = sum(each.evaluations for each in parts)
+        case_rows: list[Row] = []
         rows: list[Row] = []
-        with progress(total, f"evaluating {len(measured)} bundles") as advance:
+        with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             time_left = TimeLeft(total, advance)
-            for each, chosen in zip(measured, conditions, strict=True):
-                rows += each.rows(chosen, journal, time_left)
-        return rows
-
-    def _conditions_of(self, measured: Reconstructions) -> list[Condition]:
-        inferer = measured.session.trained.inferer
-        return conditions_of(inferer, self.conditions.solvers, self.conditions.steps)
+            for each in parts:
+                case_rows += each.case_rows(journal, time_left)
+                rows += each.generation_rows(journal, time_left)
+        for each in parts:
+            rows += each.z_sem_rows()
+            each.draw(self.folder)
+        return case_rows, rows
 
     def _comparable(self) -> set[str]:
         """The names of the bundles whose preprocessing is that of the first."""
@@ -116,28 +121,33 @@ class Evaluation:
         return names
 
     def _omit(self, bundle: str | None, metric: str, reason: str) -> None:
-        logger.warning("%s%s is left out: %s", "" if bundle is None else f"{bundle}: ", metric, reason)
-        self.omitted.append({"bundle": bundle, "metric": metric, "reason": reason})
+        omission = {"bundle": bundle, "metric": metric, "reason": reason}
+        if omission not in self.omitted:
+            level = logging.INFO if metric == GENERATION else logging.WARNING  # most bundles have no latent DDIM
+            logger.log(level, "%s%s is left out: %s", "" if bundle is None else f"{bundle}: ", metric, reason)
+            self.omitted.append(omission)
 
     def _write(
-        self, rows: list[Row], differences: list[Row], case_rows: list[Row], num_cases: int, num_patients: int
+        self, rows: list[Row], differences: list[Row], case_rows: list[Row], patients: Mapping[str, str]
     ) -> None:
+        num_patients = len(set(patients.values()))
         content = {
             "bundles": [bundle.description for bundle in self.bundles],
             "rows": rows, "differences": differences, "omitted": self.omitted,
             "held_out": not self.held_out.not_held_out, "split": self.held_out.split,
-            "num_cases": num_cases, "num_patients": num_patients,
+            "num_cases": len(patients), "num_patients": num_patients,
             "draws": self.conditions.draws, "seed": self.seed,
         }  # fmt: skip
         tables = write_tables(self.folder, rows)
         write_cases(self.folder / "cases.csv", case_rows)
         markdown = self.folder / "tables.md"
-        write_markdown(markdown, rows, self._notes(num_cases, num_patients))
+        write_markdown(markdown, rows, self._notes(len(patients), num_patients))
         write_json(self.folder / SUMMARY, content)
-        log_to_open_run(_figures(rows), [*tables, markdown, self.folder / SUMMARY], "evaluation")
+        files = [*tables, markdown, *sorted(self.folder.glob("generated_*.png"))]
+        log_to_open_run(_figures(rows), [*files, self.folder / SUMMARY], "evaluation")
         for bundle in self.bundles:
             own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]
-            log_to_training(bundle.session.trained.folder, _figures(own_rows), [*tables, markdown], "evaluation")
+            log_to_training(bundle.session.trained.folder, _figures(own_rows), files, "evaluation")
 
     def _notes(self, num_cases: int, num_patients: int) -> list[str]:
         """How the tables were measured, as sentences below each other."""
@@ -146,15 +156,17 @@ class Evaluation:
                  "patients."]  # fmt: skip
         if self.held_out.not_held_out:
             notes.append("These cases may have been trained on: the figures are better than those of new cases.")
-        notes += [f"{omission['metric']} is left out: {omission['reason']}." for omission in self.omitted]
+        for omission in self.omitted:
+            bundle = f"{omission['bundle']}: " if omission["bundle"] and len(self.bundles) > 1 else ""
+            notes.append(f"{bundle}{omission['metric']} is left out: {omission['reason']}.")
         return notes
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, float]:
     """The values by a name that says what they are, for MLflow."""
+    names = ("bundle", "table", "solver", "steps", "features", "timestep", "metric")
     return {
-        "/".join(str(row[name]) for name in ("bundle", "table", "solver", "steps", "features", "timestep", "metric")
-                 if row[name] is not None): row["value"]
+        "/".join(str(row[name]) for name in names if row[name] is not None): row["value"]
         for row in rows
         if row["value"] is not None
-    }  # fmt: skip
+    }

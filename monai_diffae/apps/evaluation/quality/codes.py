@@ -1,0 +1,148 @@
+"""The figures of z_sem itself: its use by the decoder, its dimensions, collapse, and disentanglement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from monai.metrics import EmbeddingCollapseMetric
+
+from monai_diffae.apps.evaluation.diagnosis import CasePatients, Codes, Diagnosis
+from monai_diffae.apps.evaluation.quality.journal import Row
+from monai_diffae.apps.evaluation.quality.summary import summary_row
+from monai_diffae.apps.session import ReadCases, Session
+from monai_diffae.data.cases import Case
+from monai_diffae.data.samples import FACTORS
+from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.latents import LatentStatistics, active_dimensions, dci
+from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
+from monai_diffae.latents.probing.targets import read_probe_target
+
+Z_SEM = "z_sem"
+NUM_LEVELS = 10
+"""Noise levels at which the use of z_sem is measured."""
+
+_FACTORS = [factor.name for factor in FACTORS]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCases:
+    """Cases with their z_sem.
+
+    Attributes:
+        cases: the cases.
+        z: their z_sem (N, D).
+    """
+
+    cases: Sequence[Case]
+    z: Codes
+
+    @classmethod
+    def of(cls, session: Session, read: ReadCases) -> EncodedCases:
+        """Encode the cases of a session."""
+        return cls(read.cases, session.encode(read))
+
+
+@dataclass(frozen=True, eq=False)
+class CodeFigures:
+    """Measures z_sem of one bundle.
+
+    Attributes:
+        name: the bundle's name in the tables.
+        held_out: the held-out cases.
+        train: the training cases.
+        seed: random seed of noise and bootstrap.
+        omit: is called with a metric and the reason why it cannot be measured.
+    """
+
+    name: str
+    held_out: EncodedCases
+    train: EncodedCases | None
+    seed: int
+    omit: Callable[[str, str], None]
+
+    def rows(self) -> Iterator[Row]:
+        """The figures that need no decoder, one row each."""
+        for metric, measure in {
+            "participation_ratio": self._dimensions,
+            "collapse_effective_rank": self._collapse,
+            "disentanglement": self._disentanglement,
+        }.items():
+            try:
+                yield from measure()
+            except DiffAEError as error:
+                self.omit(metric, str(error))
+
+    def usage_rows(self, session: Session, read: ReadCases) -> Iterator[Row]:
+        """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all of them.
+
+        Args:
+            session: the bundle and the cohort.
+            read: the cases to denoise.
+        """
+        try:
+            patients = CasePatients.of_cases(read.cases)
+        except DiffAEError as error:
+            self.omit("z_sem_usage", str(error))
+            return
+        diagnosis = Diagnosis(session, read, NUM_LEVELS, self.seed)
+        losses = diagnosis.losses(patients.codes_to_compare(session.encode(read)))
+        own, other = (
+            np.stack([np.asarray(by_name[name]) for by_name in losses.values()], axis=1) for name in ("own", "other")
+        )
+
+        def usage(weights: Floats) -> Floats:
+            by_level = weights @ other, weights @ own
+            return np.append(by_level[0] / by_level[1], by_level[0].sum() / by_level[1].sum())
+
+        draws, values = bootstrapped(usage, patients.patients, self.seed), usage(np.ones(len(own)))
+        for i, timestep in enumerate([*losses, None]):
+            yield self._row("z_sem_usage", values[i], len(own), interval(draws[:, i]), timestep=timestep)
+
+    def _row(
+        self, metric: str, value: float, num: int, ends: tuple[float, float] | None = None, **condition: object
+    ) -> Row:
+        return summary_row({"table": Z_SEM, "bundle": self.name, **condition}, metric, value, ends, num)
+
+    def _dimensions(self) -> Iterator[Row]:
+        dimensions = active_dimensions(self.held_out.z)
+        for metric, value in asdict(dimensions).items():
+            yield self._row(metric, value, len(self.held_out.z))
+
+    def _collapse(self) -> Iterator[Row]:
+        """MONAI's indicators, 0 good and 1 collapsed, of normalised z_sem; with labels that have classes, theirs."""
+        z = torch.from_numpy(LatentStatistics.of(self.held_out.z).normalise(self.held_out.z))
+        rank = EmbeddingCollapseMetric(include_indicators=["effective_rank"])(z)["effective_rank_score"]
+        yield self._row("collapse_effective_rank", float(rank), len(z))  # type: ignore[arg-type]
+        indicators = ["centroid_similarity", "separation"]
+        metric = EmbeddingCollapseMetric(include_indicators=indicators, reduction="none")
+        for label, rows, classes in self._classes():
+            for name, score in metric(z[rows], torch.from_numpy(classes)).items():
+                if score is not None:
+                    yield self._row(f"collapse_{name}", float(score), len(rows), features=label)
+
+    def _classes(self) -> Iterator[tuple[str, Sequence[int], np.ndarray]]:
+        """Each label with classes: its name, the rows that have it and their classes."""
+        for label in dict.fromkeys(name for case in self.held_out.cases for name in case.labels):
+            try:
+                target = read_probe_target([case.labels.get(label) for case in self.held_out.cases], label)
+            except ConfigError:  # it is the same for all, or text such as a comment
+                continue
+            if target.classes is not None and len(target.rows) > len(target.classes):
+                yield label, target.rows.tolist(), target.values
+
+    def _disentanglement(self) -> Iterator[Row]:
+        """DCI, if the cohort has the factors of the virtual cohort."""
+        if not all(name in self.held_out.cases[0].labels for name in _FACTORS):
+            return
+        if self.train is None:
+            raise ConfigError("the factors are learnt from training cases, and the cohort has none")
+        factors = [
+            np.array([[case.labels[name] for name in _FACTORS] for case in encoded.cases], np.float64)
+            for encoded in (self.train, self.held_out)
+        ]
+        scores = dci(self.train.z, factors[0], self.held_out.z, factors[1])
+        for metric, value in asdict(scores).items():
+            yield self._row(metric, value, len(self.held_out.z))

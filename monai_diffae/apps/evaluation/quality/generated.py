@@ -1,0 +1,249 @@
+"""Synthetic images of a bundle's latent DDIM, compared with held-out cases and with the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_diffae.apps.evaluation.quality.codes import EncodedCases
+from monai_diffae.apps.evaluation.quality.conditions import Condition
+from monai_diffae.apps.evaluation.quality.journal import Journal, Row
+from monai_diffae.apps.evaluation.quality.summary import summary_row
+from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
+from monai_diffae.apps.session import ReadCases, Session
+from monai_diffae.bundle import TrainedLatent
+from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.errors import DiffAEError
+from monai_diffae.latents import LatentStatistics, mmd, nearest_distances, nearest_neighbors
+from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
+from monai_diffae.metrics import frechet_distance, kernel_distance, precision_and_recall
+from monai_diffae.pictures import draw_cells
+
+GENERATION = "generation"
+FeatureNetwork = Callable[[Tensor, tuple[float, float]], Tensor]
+"""A function from images (B, C, *S) and their range to features (B, F)."""
+
+_IN_PICTURE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImages:
+    """Images that a bundle generates, exactly those of the command ``generate`` with the same seed.
+
+    Attributes:
+        name: the bundle's name in the tables.
+        session: the bundle and the cohort.
+        latent: samples z_sem.
+        held_out: the held-out cases.
+        train: the training cases; None: there are none.
+        encoded: z_sem of both.
+        networks: features of images by the name of the network.
+        num_images: how many images to generate.
+        seed: random seed of z_sem and x_T.
+        omit: is called with a metric and the reason why it cannot be measured.
+    """
+
+    name: str
+    session: Session
+    latent: TrainedLatent
+    held_out: ReadCases
+    train: ReadCases | None
+    encoded: tuple[EncodedCases, EncodedCases | None]
+    networks: Mapping[str, FeatureNetwork]
+    num_images: int
+    seed: int
+    omit: Callable[[str, str], None]
+
+    def evaluations(self, conditions: Sequence[Condition]) -> int:
+        """Network evaluations of single images that the conditions need."""
+        return self.num_images * sum(condition.steps for condition in conditions)
+
+    def rows(
+        self, conditions: Sequence[Condition], made_from: Mapping[str, Any], journal: Journal, time_left: TimeLeft
+    ) -> Iterator[Row]:
+        """One row per condition, features and metric.
+
+        Args:
+            conditions: solvers and numbers of steps.
+            made_from: what the images depend on, besides the conditions.
+            journal: rows of an interrupted run; gets new ones.
+            time_left: counts the evaluations.
+        """
+        if self.train is None:
+            self.omit("copying_ratio", "the cohort has no training cases")
+        yield from self._measured("mmd", self._z_sem_rows)
+        yield from self._measured("fid", self._training_rows)
+        for condition in conditions:
+            settings = {**made_from, **inferer_settings(condition.inferer), "generated": self.num_images}
+            make = partial(self._condition_rows, condition)
+            rows, measured = journal.rows(settings, lambda make=make: list(self._measured("fid", make)))  # type: ignore[misc]
+            time_left.add(self.num_images * condition.steps, measured=measured)
+            yield from rows
+
+    @cached_property
+    def z_sem(self) -> Tensor:
+        """The sampled z_sem (N, D)."""
+        return self.latent.inferer.sample(self.latent.network, self.num_images, seed=self.seed).cpu()
+
+    def decode(self, condition: Condition, limit: int | None = None) -> Tensor:
+        """The images (N, C, *S), or the first of them."""
+        trained, size = self.session.trained, self.session.run.batch_size
+        numbers = torch.arange(self.num_images)[:limit].split(size)
+        images = []
+        for part in numbers:
+            x_T = image_noise(trained.x_T_shape, self.seed, part.tolist()).to(trained.device)
+            images.append(condition.inferer.decode(self.z_sem[part].to(trained.device), x_T, trained.network).cpu())
+        return torch.cat(images)
+
+    def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+        try:
+            yield from measure()
+        except DiffAEError as error:
+            self.omit(metric, str(error))
+
+    def _z_sem_rows(self) -> Iterator[Row]:
+        held_out, train = self.encoded
+        statistics = LatentStatistics.of(held_out.z if train is None else train.z)
+        samples, real = statistics.normalise(self.z_sem.numpy()), statistics.normalise(held_out.z)
+        row = partial(self._row, {"features": "z_sem"})
+        yield row("mmd", mmd(samples, real))
+        yield from self._precision_and_recall({"features": "z_sem"}, real, samples)
+        if train is not None:
+            known = statistics.normalise(train.z)
+            distances = nearest_distances(samples, known), nearest_distances(real, known)
+            yield self._copying({"features": "z_sem"}, *distances)
+
+    def _training_rows(self) -> Iterator[Row]:
+        """FID and KID of training images in place of generated ones: what a perfect model would reach."""
+        if self.train is None:
+            return
+        num = min(self.num_images, len(self.train.cases))
+        positions = [i * len(self.train.cases) // num for i in range(num)]
+        images = torch.stack([self.train.batch(i, i + 1)[0][0] for i in positions])
+        for name in self.networks:
+            features = self._features(name, images)
+            condition = {"features": name}
+            yield self._row(condition, "fid_training", frechet_distance(features, self._real_features[name]))
+            yield self._row(condition, "kid_training", kernel_distance(features, self._real_features[name]))
+
+    def _condition_rows(self, condition: Condition) -> Iterator[Row]:
+        images = self.decode(condition)
+        fields = {"solver": condition.solver, "steps": condition.steps}
+        for name in self.networks:
+            real, made = self._real_features[name], self._features(name, images)
+            of_network = {**fields, "features": name}
+            yield self._row(of_network, "fid", frechet_distance(made, real))
+            yield self._row(of_network, "kid", kernel_distance(made, real))
+            yield from self._precision_and_recall(of_network, real, made)
+        if self.train is not None:
+            distances, _ = nearest_images(images, self.train, self.session.run.batch_size)
+            yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances)
+
+    @cached_property
+    def _real_distances(self) -> Floats:
+        """The pixel distance of each held-out image to its nearest training image."""
+        if self.train is None:
+            raise ValueError("there are no training images")
+        images, _ = self.held_out.batch(0, len(self.held_out.cases))
+        return nearest_images(images, self.train, self.session.run.batch_size)[0]
+
+    @cached_property
+    def _real_features(self) -> dict[str, Floats]:
+        """The features of the held-out images, by network."""
+        size = self.session.run.batch_size
+        batches = [self.held_out.batch(i, i + size)[0] for i in range(0, len(self.held_out.cases), size)]
+        return {name: np.concatenate([self._features(name, batch) for batch in batches]) for name in self.networks}
+
+    def draw_nearest(self, condition: Condition, path: Path) -> None:
+        """Draw the first generated images beside their nearest training cases, in pixels and in z_sem."""
+        train = self.encoded[1]
+        if self.train is None or train is None:
+            return
+        images = self.decode(condition, _IN_PICTURE)
+        distances, in_pixels = nearest_images(images, self.train, self.session.run.batch_size)
+        statistics = LatentStatistics.of(train.z)
+        near = nearest_neighbors(
+            statistics.normalise(self.z_sem[: len(images)].numpy()), statistics.normalise(train.z), 1
+        )
+        rows = [
+            zip(images, [f"generated {i}" for i in range(len(images))], strict=True),
+            [(self.train.batch(i, i + 1)[0][0], f"nearest in pixels\n{d:.3f}")
+             for i, d in zip(in_pixels, distances, strict=True)],
+            [(self.train.batch(i, i + 1)[0][0], f"nearest in z_sem\n{d:.1f}")
+             for i, d in zip(near.indices[:, 0].tolist(), near.distances[:, 0], strict=True)],
+        ]  # fmt: skip
+        draw_cells(rows, path, self.session.trained.model_range)
+
+    def _features(self, name: str, images: Tensor) -> Floats:
+        trained = self.session.trained
+        parts = images.split(self.session.run.batch_size)
+        features = [self.networks[name](part.to(trained.device), trained.model_range).cpu() for part in parts]
+        return torch.cat(features).double().numpy()
+
+    def _precision_and_recall(self, condition: Mapping[str, Any], real: Any, made: Any) -> Iterator[Row]:
+        realistic, covered = precision_and_recall(real, made)
+        patients = [case.patient for case in self.held_out.cases]
+        for metric, values, groups in (
+            ("precision", realistic, range(len(realistic))), ("recall", covered, patients)
+        ):  # fmt: skip
+            mean = partial(_weighted_mean, values)
+            ends = interval(bootstrapped(mean, list(groups), self.seed)[:, 0])
+            yield self._row(condition, metric, float(values.mean()), ends)
+
+    def _copying(self, condition: Mapping[str, Any], of_samples: Floats, of_held_out: Floats) -> Row:
+        """The copying ratio, with an interval over generated images and held-out patients.
+
+        Args:
+            condition: the fields of the row.
+            of_samples: the distance of each generated image to its nearest training case.
+            of_held_out: that of each held-out case.
+        """
+        distances = np.concatenate([of_samples, of_held_out])
+        is_sample = np.arange(len(distances)) < len(of_samples)
+
+        def ratio(weights: Floats) -> Floats:
+            counts = weights.astype(int)
+            made, real = (np.median(np.repeat(distances[own], counts[own])) for own in (is_sample, ~is_sample))
+            return np.array([made / real if real > 0 else np.nan])
+
+        groups = [*(f"generated {i}" for i in range(len(of_samples))), *(case.patient for case in self.held_out.cases)]
+        draws = bootstrapped(ratio, groups, self.seed)
+        return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
+
+    def _row(
+        self, condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None = None
+    ) -> Row:
+        return summary_row(
+            {"table": GENERATION, "bundle": self.name, **condition}, metric, value, ends, self.num_images
+        )
+
+
+def _weighted_mean(values: Floats, weights: Floats) -> Floats:
+    return np.array([weights @ values / weights.sum()])
+
+
+def nearest_images(images: Tensor, train: ReadCases, batch_size: int) -> tuple[Floats, list[int]]:
+    """The most similar training image of each image (N, C, *S).
+
+    The training images are read batch by batch.
+
+    Returns:
+        The root mean square difference to it, ``[N]``, and its position among the training cases.
+    """
+    flat = images.flatten(1).float()
+    nearest, positions = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
+    for start in range(0, len(train.cases), batch_size):
+        others = train.batch(start, start + batch_size)[0].flatten(1).float()
+        distances = torch.cdist(flat, others, compute_mode="donot_use_mm_for_euclid_dist")
+        values, indices = distances.min(dim=1)
+        positions = torch.where(values < nearest, indices + start, positions)
+        nearest = torch.minimum(nearest, values)
+    return (nearest / flat.shape[1] ** 0.5).double().numpy(), positions.tolist()

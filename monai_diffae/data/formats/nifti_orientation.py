@@ -1,0 +1,55 @@
+"""What is doubtful about the geometry in a NIfTI header: readable, but perhaps not what the scanner measured."""
+
+# tested in tests/data/test_scan_refusals.py
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+_SAME_SPACING = 0.02  # relative difference of two spacings that are the same
+_SHEARED = 0.01  # cosine of two axes
+
+
+def doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[str]:
+    """One line for each doubt; the sform is used if its code is above 0, else the qform (as in nibabel).
+
+    Args:
+        header: the header, with the dimensions and spacings checked.
+        affine: the affine that is used, in mm.
+
+    Example:
+        >>> header = nib.Nifti1Header()
+        >>> header.set_data_shape((4, 4, 4))
+        >>> next(doubts(header, header.get_best_affine()))
+        'it has no orientation (the codes of sform and qform are 0), so left and right are a guess'
+    """
+    has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
+    if not has_sform and not has_qform:
+        yield "it has no orientation (the codes of sform and qform are 0), so left and right are a guess"
+    if has_sform and has_qform and _is_mirrored(header):
+        yield "its sform and qform disagree about left and right; the sform is used"
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEARED:
+        yield "its affine is sheared; distances are approximate"
+    elif has_sform and _has_other_spacing(header):
+        yield "its voxel spacing (pixdim) is not that of its sform; the sform is used"
+
+
+def _is_mirrored(header: nib.Nifti1Header) -> bool:
+    """Whether one of sform and qform is the mirror image of the other; False if the qform's numbers are no rotation."""
+    try:
+        qform = header.get_qform()
+    except ValueError:
+        return False
+    return bool(np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0)
+
+
+def _has_other_spacing(header: nib.Nifti1Header) -> bool:
+    sides = int(header["dim"][0])
+    spacing = np.linalg.norm(header.get_sform()[:3, :3], axis=0)[:sides]
+    declared = np.asarray(header["pixdim"][1:4], np.float64)[:sides]
+    return not np.allclose(spacing, declared, rtol=_SAME_SPACING)
