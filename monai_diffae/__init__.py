@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
     from monai_diffae.apps.evaluation.probe import probe as probe
+    from monai_diffae.apps.report.compare import compare as compare
+    from monai_diffae.apps.report.report import report as report
     from monai_diffae.apps.settings import Choice as Choice
     from monai_diffae.apps.settings import Decoding as Decoding
     from monai_diffae.apps.settings import Reading as Reading
@@ -65,6 +67,7 @@ _MODULES = {
     "Training": "apps.settings",
     "anomaly": "apps.evaluation.anomaly",
     "calibrate": "apps.evaluation.calibrate",
+    "compare": "apps.report.compare",
     "combine": "apps.synthesis.combine",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
@@ -87,6 +90,7 @@ _MODULES = {
     "plan": "apps.training.plan",
     "probe": "apps.evaluation.probe",
     "reconstruct": "apps.synthesis.reconstruct",
+    "report": "apps.report.report",
     "sample_data": "apps.training.sample_data",
     "start": "apps.start.start",
     "train": "apps.training.train",

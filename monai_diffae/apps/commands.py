@@ -88,6 +88,8 @@ COMMANDS: tuple[Command, ...] = (
     _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     _command("evaluate", "evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv"),
+    _command("report", "report.report", _EVALUATE, "my_model report --cohort scans.csv", run=False),
+    _command("compare", "report.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv", run=False),
     _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", run=False, room="explorer"),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
     _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),

@@ -42,6 +42,7 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
     keys = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
     return {
         **{key: trained.config[key] for key in keys if key in trained.config},
+        "z_channels": trained.z_channels,
         "parameters": sum(p.numel() for p in trained.network.parameters()),
         **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
         "z_sem_usage": trained.z_sem_usage,

@@ -7,7 +7,7 @@ from monai_diffae.pictures.captions import caption, check_captions
 from monai_diffae.pictures.cells import draw_cells
 from monai_diffae.pictures.curves import draw_curves
 from monai_diffae.pictures.diagnosis import draw_diagnosis
-from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
+from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, plane_slices, three_planes
 from monai_diffae.pictures.probes import draw_calibration, draw_few_labels
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "draw_few_labels",
     "draw_mosaic",
     "in_colours",
+    "plane_slices",
     "three_planes",
 ]

@@ -101,3 +101,21 @@ def _strip(images: Tensor) -> Image.Image:
     images = nn.functional.pad(images, (1, 1, 1, 1), value=1.0).clamp(0, 1)
     strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)
     return Image.fromarray((strip * 255).round().to(torch.uint8).numpy())
+
+
+def plane_slices(volume: Tensor, plane: str) -> Tensor:
+    """All slices of a volume in one plane, as a radiologist sees them; see :func:`three_planes`.
+
+    Args:
+        volume: (C, R, A, S).
+        plane: ``axial``, ``coronal`` or ``sagittal``.
+
+    Returns:
+        (C, N, H, W), from inferior, posterior or left.
+
+    Example:
+        >>> plane_slices(torch.zeros(1, 8, 10, 6), "axial").shape
+        torch.Size([1, 6, 10, 8])
+    """
+    axis = {"sagittal": 1, "coronal": 2, "axial": 3}[plane]
+    return volume.movedim(axis, 1).flip(2, 3).transpose(2, 3)

@@ -46,7 +46,7 @@ def _draw_target(probes: Sequence[EvaluatedProbe], curve: Any, histogram: Any) -
     limits = (0.0, 1.0) if is_class else (float(all_predictions.min()), float(all_predictions.max()))
     for probe in probes:
         predicted, truth = _predictions_and_truth(probe.predictions)
-        x, y = _bins(predicted, truth, is_class)
+        x, y = calibration_bins(predicted, truth, is_class)
         curve.plot(x, y, marker="o", markersize=3, label=f"{probe.row['features']}, {probe.row['probe']}")
         histogram.hist(predicted, bins=20, histtype="step", range=limits)
     curve.plot(limits, limits, color="grey", linewidth=0.8, zorder=0)
@@ -65,8 +65,16 @@ def _predictions_and_truth(predictions: HeldOutPredictions) -> tuple[NDArray[np.
     return predictions.predicted[:, drawn].ravel(), is_class[:, drawn].ravel()
 
 
-def _bins(predicted: NDArray[np.float64], truth: NDArray[Any], is_class: bool) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The mean prediction and the mean truth in up to 10 bins with about the same number of cases."""
+def calibration_bins(
+    predicted: NDArray[np.float64], truth: NDArray[Any], is_class: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The mean prediction and the mean truth in up to 10 bins with about the same number of cases.
+
+    Args:
+        predicted: probabilities, or predicted values, ``[N]``.
+        truth: whether each case is of the class, or true values, ``[N]``.
+        is_class: whether these are probabilities of a class.
+    """
     from sklearn.calibration import calibration_curve
 
     num = int(np.clip(len(predicted) // _MIN_CASES_PER_BIN, 2, _MAX_BINS))

@@ -9,8 +9,8 @@ from monai_diffae.errors import ConfigError
 def test_the_properties_of_a_bundle_and_its_decoding_settings(tiny_bundle):
     summary = info(tiny_bundle.directory).summary
     assert list(summary) == [
-        "spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range", "parameters",
-        "steps", "invert_steps", "solver", "inversion", "spacing", "z_sem_usage", "sha256",
+        "spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range", "z_channels",
+        "parameters", "steps", "invert_steps", "solver", "inversion", "spacing", "z_sem_usage", "sha256",
     ]  # fmt: skip
     assert (summary["steps"], summary["invert_steps"], summary["solver"]) == (3, 4, "adams")
     assert summary["image_size"] == [16, 16]

@@ -1,0 +1,232 @@
+"""The ordinary commands that a report runs about one bundle, and their results."""
+
+# tested in tests/apps/report/test_report.py
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.examples import find_examples, find_targets, held_out_split
+from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.steps import Outcome, Step, Steps
+from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.data.cases import safe_id
+from monai_diffae.data.embeddings import label_columns, read_embeddings
+from monai_diffae.errors import ConfigError
+
+NUM_MOSAIC = {2: 8, 3: 4}
+"""Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
+
+_EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
+_NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
+
+
+@dataclass
+class Study:
+    """A bundle, and what the commands find out about it.
+
+    Attributes:
+        bundle: the bundle's folder.
+        folder: the folder of the results, one folder per command.
+        cohort: folder, table or datalist; None: only what needs no scans is shown.
+        name: the model's name on the page; by default that of the bundle's folder.
+        targets: label columns to predict and to edit; empty: those that are found.
+        device: where to compute; None: the GPU if there is one.
+        overwrite: replace existing results.
+        steps: the commands that were run.
+        outcomes: what became of each step, by the name of its folder.
+
+    Raises:
+        ConfigError: ``folder`` lies in the folder of scans.
+    """
+
+    bundle: Path
+    folder: Path
+    cohort: Path | None = None
+    name: str = ""
+    targets: Sequence[str] = ()
+    device: str | None = None
+    overwrite: bool = False
+    steps: Steps = field(default_factory=Steps)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.bundle.resolve().name
+        if self.cohort is not None and self.folder.resolve().is_relative_to(self.cohort.resolve()):
+            raise ConfigError(
+                f"out: {self.folder.name} lies in the folder of scans, which would find its pictures; choose another "
+                "folder"
+            )
+
+    @property
+    def key(self) -> str:
+        """The model's name as a word for HTML and CSS."""
+        return f"model-{checksum_of([self.name])[:8]}"
+
+    @property
+    def embeddings(self) -> Path:
+        """The table of embeddings."""
+        return self.folder / "embeddings" / "embeddings.parquet"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The embeddings of the cohort."""
+        return read_embeddings(self.embeddings)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The labels to predict.
+
+        Raises:
+            ConfigError: a target is no label of the cohort.
+        """
+        names = label_columns(self.table)
+        missing = next((name for name in self.targets if name not in names), None)
+        if missing is not None:
+            raise ConfigError(f"targets: there is no label {missing!r}; choose from: {', '.join(names) or 'none'}")
+        return find_targets(self.table, self.targets)
+
+    def result(self, name: str) -> Any:
+        """What a step returned; None if there was no such step, or if it failed."""
+        return self.outcomes[name].result if name in self.outcomes else None
+
+    def lines(self, *names: str) -> list[str]:
+        """The commands of some steps as lines for a shell, without the folders that they were given."""
+        return [shown_line(self.outcomes[name].step, self.folder) for name in names if name in self.outcomes]
+
+    @property
+    def shown_cases(self) -> list[str]:
+        """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
+        if self.result("embeddings") is None:
+            return []
+        count = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
+        return self._examples(self.labels[0] if self.labels else None, count)
+
+    def _examples(self, target: str | None, count: int) -> list[str]:
+        examples = [] if target is None else find_examples(self.table, target, count)
+        if examples:
+            return examples
+        split = held_out_split(self.table)
+        rows = self.table if split is None else self.table[self.table["split"] == split]
+        return rows["id"].astype(str).tolist()[:count]
+
+    @property
+    def evaluation_arguments(self) -> dict[str, Any]:
+        """The arguments of ``evaluate`` beside the bundles and the folder."""
+        is_held_out = held_out_split(self.table) is not None
+        chosen = {"split": held_out_split(self.table) or "train", "not_held_out": not is_held_out}
+        overwrite = {"overwrite": True} if self.overwrite else {}
+        return {"cohort": self.cohort, **_EVALUATION, **chosen, "device": self.device, **overwrite}
+
+    def run(self) -> None:
+        """Run all commands; complete results are skipped.
+
+        Raises:
+            ConfigError: the bundle is not trained, or a target is no label.
+        """
+        self.look()
+        if self.result("embeddings") is not None:
+            for target in self.labels[:_MOST_EDITED_TARGETS]:
+                self._edit(target)
+            self.steps.attempt(
+                "Evaluate the model", "evaluate", out=self.folder / "evaluation", bundle=[self.bundle],
+                **self.evaluation_arguments,
+            )  # fmt: skip
+            self._keep("evaluation")
+        if (models_folder(self.bundle) / LATENT_MODEL).is_file():
+            self._generate()
+
+    def look(self, cases: Sequence[str] = ()) -> None:
+        """Run the commands that several models can be compared by: embed, reconstruct, find neighbors, probe.
+
+        Args:
+            cases: the cases to reconstruct; empty: :attr:`shown_cases`.
+
+        Raises:
+            ConfigError: the bundle is not trained, or a target is no label.
+        """
+        self.steps.prepare("Look at the model", "info", bundle=self.bundle)
+        self._keep("info")
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+            return
+        self._attempt(
+            "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
+            cases=list(cases) or self.shown_cases,
+        )  # fmt: skip
+        self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
+        if self.labels:
+            self._attempt("probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels)
+
+    @property
+    def _opened(self) -> dict[str, Any]:
+        return {"bundle": self.bundle, "cohort": self.cohort}
+
+    def _edit(self, target: str) -> None:
+        """Edit scans from both ends of a label along its direction."""
+        name = safe_id(target)
+        direction = self.folder / "directions" / f"{name}.json"
+        fitted = self._attempt(
+            f"directions/{name}.json", f"Find the direction of {target}", "fit-direction", embeddings=self.embeddings,
+            target=target,
+        )  # fmt: skip
+        if fitted is not None:
+            self._attempt(
+                f"edits/{name}", f"Edit scans along {target}", "edit", **self._opened, direction=direction,
+                captions=[target], cases=self._examples(target, _NUM_EDITED),
+            )  # fmt: skip
+
+    def _generate(self) -> None:
+        samples = self._attempt(
+            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
+        )
+        if samples is not None and self.result("embeddings") is not None:
+            self._attempt(
+                "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",
+                embeddings=self.embeddings, queries=self.folder / "samples" / "generated.parquet",
+            )  # fmt: skip
+
+    def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
+        """Run a step whose results go to ``folder / name``."""
+        given = {**arguments, "out": self.folder / name}
+        if command not in ("probe", "neighbors", "fit-direction"):
+            given["device"] = self.device
+        if self.overwrite:
+            given["overwrite"] = True
+        result = self.steps.attempt(title, command, **given)
+        self._keep(name)
+        return result
+
+    def _keep(self, name: str) -> None:
+        """Keep the outcome of the last step under a name."""
+        self.outcomes[name] = self.steps.outcomes[-1]
+
+
+def shown_line(step: Step, folder: Path) -> str:
+    """A step as a line for a shell; paths have no folders above ``folder``, because these may name people."""
+    root = folder.resolve()
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shown(each) for each in value]
+        if not isinstance(value, Path):
+            return value
+        path = value.resolve()
+        return path.relative_to(root.parent) if path.is_relative_to(root) else Path(path.name)
+
+    return command_line(step.command, {name: shown(value) for name, value in step.arguments.items()})
+
+
+def failures_in(folder: Path) -> list[tuple[str, str, str]]:
+    """The failed cases that the commands listed below a folder: id, reason, and the names of the lists' folders."""
+    folders: dict[tuple[str, str], list[str]] = {}
+    for file in sorted(folder.rglob("*failures.csv")):
+        for row in pd.read_csv(file, dtype=str, keep_default_na=False).to_dict("records"):
+            folders.setdefault((str(row["case_id"]), str(row["reason"])), []).append(file.parent.name)
+    return [(case_id, reason, ", ".join(dict.fromkeys(names))) for (case_id, reason), names in folders.items()]

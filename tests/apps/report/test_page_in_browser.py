@@ -1,0 +1,150 @@
+"""The page in a real browser: every control does what it says, and nothing is written to the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def volumes(tiny_bundle_3d: Any, quick_evaluation: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of a 3D bundle."""
+    from monai_diffae.apps.report.report import report
+
+    out = tmp_path_factory.mktemp("volumes") / "report"
+    return report(tiny_bundle_3d.directory, out, cohort=tiny_bundle_3d.cohort, device="cpu", embed=True)
+
+
+def background(element: Any) -> str:
+    return str(element.evaluate("element => getComputedStyle(element).backgroundPosition"))
+
+
+def pixels(page: Any) -> str:
+    return str(page.locator(".map canvas").first.evaluate("canvas => canvas.toDataURL()"))
+
+
+def test_the_map_is_coloured_zoomed_and_searched(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri())
+    drawn = pixels(page)
+    page.get_by_label("Colour by").select_option("split")
+    page.wait_for_function("count => document.querySelectorAll('.map-legend li').length === count", arg=3)
+    assert pixels(page) != drawn
+    page.get_by_role("button", name="test (").click()
+    assert page.get_by_role("button", name="test (").get_attribute("aria-pressed") == "false"
+    drawn = pixels(page)
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function("old => document.querySelector('.map canvas').toDataURL() !== old", arg=drawn)
+    page.get_by_role("button", name="Whole map").click()
+    page.wait_for_function("old => document.querySelector('.map canvas').toDataURL() === old", arg=drawn)
+    page.get_by_label("Colour by").select_option("outlier score")
+    assert page.locator(".map-legend .colour-bar").is_visible()
+    case = page.evaluate("JSON.parse(document.querySelector('script[type=\"application/json\"]').textContent).ids[2]")
+    page.get_by_label("Find case").fill(case)
+    page.get_by_label("Find case").press("Enter")
+    assert page.locator(".side h3").inner_text() == case
+
+
+def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri())
+    first = page.locator(".side h3").inner_text()
+    assert "wide" in page.locator(".side dl").inner_text()
+    page.locator(".side .strip button").first.click()
+    assert page.locator(".side h3").inner_text() != first
+    canvas = page.locator(".map canvas")
+    canvas.focus()
+    canvas.press("Escape")
+    assert "No case is selected" in page.locator(".side").inner_text()
+    canvas.press("ArrowRight")
+    middle = page.locator(".side h3").inner_text()
+    keys = ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown")
+    seen = {middle}
+    for key in keys:
+        canvas.press(key)
+        seen.add(page.locator(".side h3").inner_text())
+    assert len(seen) > 1
+
+
+def test_a_thumbnail_follows_the_pointer(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri())
+    page.locator(".map").scroll_into_view_if_needed()
+    box = page.locator(".map canvas").bounding_box()
+    tip = page.locator(".map .tip")
+    for step in range(0, 100, 2):
+        x = box["x"] + box["width"] * step / 100
+        for row in range(0, 100, 4):
+            page.mouse.move(x, box["y"] + box["height"] * row / 100)
+            if tip.is_visible():
+                assert tip.locator(".sprite").evaluate("each => getComputedStyle(each).backgroundImage") != "none"
+                return
+    pytest.fail("no case under the pointer")
+
+
+def test_sliders_move_the_slices_of_their_plane_only(volumes: Any, open_page: Any) -> None:
+    page = open_page(volumes.page.as_uri())
+    axial, coronal = (page.locator(f'.panels[data-group$="_{plane}"]').first for plane in ("axial", "coronal"))
+    before = [background(each) for each in axial.locator(".sprite").all()]
+    still = background(coronal.locator(".sprite").first)
+    slider = page.locator('input[data-frames$="_axial"]').first
+    slider.focus()
+    slider.press("Home")
+    after = [background(each) for each in axial.locator(".sprite").all()]
+    assert all(new != old for new, old in zip(after, before, strict=True))
+    assert background(coronal.locator(".sprite").first) == still
+    assert slider.locator("xpath=following-sibling::output").inner_text() == "1"
+
+
+def test_sections_close_open_and_are_reached_by_keys(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri())
+    page.get_by_role("button", name="Close all sections").click()
+    assert page.locator("details.card[open]").count() == 0
+    page.get_by_role("link", name="Map of z_sem").click()
+    assert page.locator("details.card[open]").count() == 1
+    page.get_by_role("button", name="Close all sections").click()
+    page.get_by_role("button", name="Open all sections").click()
+    assert page.locator("details.card:not([open])").count() == 0
+    page.locator("h1").click()
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.closest('details').id") == "model"
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.closest('details').id") == "failures"
+
+
+def test_a_command_is_copied(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri(), permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#map summary", has_text="Made by").click()
+    page.locator("#map .copied button").first.click()
+    page.locator("#map .copied button").first.filter(has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("monai-diffae embed")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_wider_than_the_window_and_text_can_be_read(
+    reported: Any, open_page: Any, scheme: str, width: int
+) -> None:
+    page = open_page(reported.page.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    colours = page.evaluate("['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name])")
+    light, dark = sorted((sum(map(int, each[4:-1].split(","))) for each in colours), reverse=True)
+    assert light - dark > 500
+
+
+def test_every_section_is_printed_in_light_colours(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri(), color_scheme="dark")
+    page.get_by_role("button", name="Close all sections").click()
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert all(section.bounding_box()["height"] > 60 for section in page.locator("details.card").all())
+    assert not page.get_by_role("button", name="Open all sections").is_visible()
+
+
+def test_controls_and_pictures_have_names(reported: Any, open_page: Any) -> None:
+    page = open_page(reported.page.as_uri())
+    for control in page.locator("main button:visible, main select:visible, main input:visible").all():
+        name = control.evaluate("each => each.ariaLabel || each.labels?.[0]?.innerText || each.innerText")
+        assert name.strip()
+    assert page.locator('[role="img"]:not([aria-label])').count() == 0
