@@ -1,7 +1,5 @@
 """The figures of z_sem itself: its use by the decoder, its dimensions, collapse, and disentanglement."""
 
-# tested in tests/apps/evaluation/quality/test_codes.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Synthetic images of a bundle's latent DDIM, compared with held-out cases and with the training set."""
 
-# tested in tests/apps/evaluation/quality/test_generated.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
