@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Le
 from cyclopts import Group, Parameter
 
-from monai_diffae.apps.command import command
+from monai_diffae.apps.command import command, refuse_results_among_scans
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import Decoding, Reading, Run
 
@@ -95,6 +95,7 @@ def explore(
     from monai_diffae.explorer.opening import Files, open_exploration
     from monai_diffae.serving.ports import LOOPBACK, check_port
 
+    refuse_results_among_scans(cohort, out=out)  # the default, too, which lies in the working folder
     check_port(address.host, address.port)
     files = Files(bundle, cohort, out, embeddings, directions)
     exploration = open_exploration(files, num_components, decoding, reading, run)

@@ -85,8 +85,8 @@ def test_outlier_scores_are_those_of_neighbors(client, explored, labelled, tmp_p
 def test_a_thumbnail_is_a_small_png_that_is_kept(client, explored):
     picture = Image.open(io.BytesIO(client.get("/api/cases/1/thumbnail.png").content))
     assert max(picture.size) <= 64
-    kept = list(explored.thumbnails.folder.rglob("*.png"))
-    assert [file.stem for file in kept] == [explored.atlas.cases[1].file_name]
+    kept = [file.stem for file in explored.thumbnails.folder.rglob("*.png")]
+    assert explored.atlas.cases[1].file_name in kept
 
 
 def test_the_plain_image_has_no_difference(client):

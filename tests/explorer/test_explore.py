@@ -27,6 +27,12 @@ def test_arguments_are_checked(name, value):
         explore("bundle", "cohort", **{name: value})
 
 
+def test_the_folder_of_scans_gets_no_results(class_folders, tiny_bundle, monkeypatch):
+    monkeypatch.chdir(class_folders)
+    with pytest.raises(ConfigError, match="out: explored lies in the folder of scans"):
+        explore(tiny_bundle.directory, class_folders)
+
+
 def test_a_direction_of_another_model_is_refused(labelled, tiny_bundle, open_explored, tmp_path):
     with pytest.raises(ConfigError, match="fitted to another model"):
         open_explored(tiny_bundle.directory, labelled.cohort, tmp_path, directions=[labelled.direction])

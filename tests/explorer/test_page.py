@@ -17,7 +17,7 @@ class Page:
 
     def __init__(self, page):
         self.page, self.used = page, set()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)  # a busy machine inverts a volume in a minute
         page.wait_for_selector("body[data-ready]")
 
     def __call__(self, name):
