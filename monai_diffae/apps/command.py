@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_FILES = (".csv", ".tsv", ".json")  # results that are no folder
 _PLAIN_REASONS = {
     "literal_error": "is not one of {expected}",
     "greater_than_equal": "is below {ge:.15g}",
@@ -78,10 +79,38 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
             checked_args, checked_kwargs = checks()(*args, **packed)
         except ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
+        bound = inspect.signature(function).bind(*checked_args, **checked_kwargs).arguments
+        refuse_results_among_scans(bound.get("cohort"), out=bound.get("out"), bundle=_existing(bound.get("bundle")))
         return function(*checked_args, **checked_kwargs)
 
     run.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
     return run
+
+
+def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
+    """Refuse folders for results inside a folder of scans, where the next command would take pictures for scans.
+
+    Args:
+        cohort: the folder of scans; anything else is not checked.
+        folders: folders by the names of their arguments; files and other values are not checked.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    if not isinstance(cohort, Path) or not cohort.is_dir():
+        return
+    for name, folder in folders.items():
+        is_folder = isinstance(folder, Path) and folder.suffix not in _FILES
+        if is_folder and folder.resolve().is_relative_to(cohort.resolve()):
+            raise ConfigError(
+                f"{name}: {folder.name} lies in the folder of scans, where its pictures would be taken for scans; "
+                f"choose another {name}"
+            )
+
+
+def _existing(folder: Any) -> Any:
+    """A bundle's folder; None for the name of a shipped bundle."""
+    return folder if isinstance(folder, Path) and folder.is_dir() else None
 
 
 def _as_path(value: Any) -> Any:

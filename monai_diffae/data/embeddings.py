@@ -20,10 +20,12 @@ from torch.utils.data import Dataset
 from monai_diffae.data.cases import MISSING_WORDS
 from monai_diffae.errors import CohortError, ConfigError
 
+MAP_COLUMNS = ("x", "y", "thumbnail")
+"""Where a case lies on a map, and its picture as PNG; a table has all three or none."""
+
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
-_MAP_COLUMNS = ("x", "y", "thumbnail")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
@@ -108,7 +110,7 @@ def label_columns(table: pd.DataFrame) -> list[str]:
         ['age']
     """
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
-    map_columns = _MAP_COLUMNS if "thumbnail" in table else ()
+    map_columns = MAP_COLUMNS if "thumbnail" in table else ()
     others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *z_columns(table), *std_columns(table)}
     return [name for name in table.columns if name not in others]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.evaluation.outliers import TrainingCases, patients_of, splits_of
 from monai_diffae.apps.synthesis.combination import components_of
 from monai_diffae.data.cases import Case
-from monai_diffae.data.embeddings import label_columns, read_embeddings, split_rows, z_matrix
+from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import CohortError
 from monai_diffae.latents import PrincipalComponents
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
@@ -78,18 +78,22 @@ class Atlas:
         stds = np.where(self.components.stds > 0, self.components.stds, 1)
         return np.asarray(z_norm @ self.components.directions.T / stds)
 
-    @property
+    @cached_property
     def is_pca(self) -> bool:
-        """Whether the map shows the first two components, not columns of the table."""
-        return not {"x", "y", "thumbnail"} <= set(self.table.columns)
+        """Whether the map shows the first two components, not other columns ``x`` and ``y`` of the table."""
+        return bool(np.allclose(self.coordinates, self._first_two, atol=1e-3))
 
     @cached_property
     def coordinates(self) -> Floats:
         """Where cases lie on the map (N, 2): columns ``x``, ``y`` of the table, else the first two components."""
-        if not self.is_pca:
+        if set(MAP_COLUMNS) <= set(self.table.columns):
             return self.table[["x", "y"]].to_numpy(np.float64)
-        scaled = self.positions[:, :2] * self.components.stds[:2]
-        return np.pad(scaled, ((0, 0), (0, 2 - scaled.shape[1])))
+        return self._first_two
+
+    @property
+    def _first_two(self) -> Floats:
+        two = self.positions[:, :2] * self.components.stds[:2]
+        return np.pad(two, ((0, 0), (0, 2 - two.shape[1])))
 
     @property
     def labels(self) -> dict[str, list[Any]]:

@@ -16,12 +16,12 @@ from monai_diffae.apps.synthesis.combination import Axes, write_combined
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, one_line
 from monai_diffae.explorer.atlas import Atlas
 from monai_diffae.explorer.pixels import packed
 from monai_diffae.explorer.recipes import Caller, Recipe
 from monai_diffae.explorer.scores import scores_of
-from monai_diffae.explorer.studio import Studio
+from monai_diffae.explorer.studio import Studio, shown_arrays
 from monai_diffae.explorer.thumbnails import Thumbnails
 from monai_diffae.explorer.worker import Check, ModelWorker
 from monai_diffae.serving.answers import NotFoundError
@@ -90,11 +90,7 @@ class Exploration:
         }
 
     def outliers(self) -> dict[str, Any]:
-        """The outlier scores of all cases; waits until they are computed.
-
-        Raises:
-            ConfigError: there are too few training cases.
-        """
+        """The outlier scores of all cases and their p-values, or the ``reason`` why there are none; waits for them."""
         return self._outliers.result()
 
     def about(self, row: int) -> dict[str, Any]:
@@ -128,6 +124,7 @@ class Exploration:
             SupersededError: a newer request of the lane came.
         """
         combination, case, others = self._cases(recipe)
+        combination.check_detail(recipe.detail)
         steps = self.studio.preview_steps if quality == "preview" else self.studio.steps
 
         def decode(check: Check) -> bytes:
@@ -136,7 +133,7 @@ class Exploration:
             z_image = None if decoded.z_image is None else decoded.z_image.cpu().numpy()
             z_target = decoded.z_target.cpu().numpy()
             scores = scores_of(self.atlas, self.axes, recipe.case, z_case, z_target, z_image)
-            arrays = {"image": decoded.image[0], "difference": decoded.difference[0]}
+            arrays = shown_arrays(self.studio.open(case), decoded, recipe.detail)
             return packed(arrays, scores=scores, steps=steps, quality=quality)
 
         return self._wait(lane, decode)
@@ -226,5 +223,7 @@ class Exploration:
         try:
             scores, p = self.atlas.outliers
             self._outliers.set_result({"scores": scores.round(5).tolist(), "p": p.round(6).tolist()})
+        except ConfigError as error:  # a small cohort has no five training cases of other patients
+            self._outliers.set_result({"reason": one_line(error)})
         except BaseException as error:
             self._outliers.set_exception(error)

@@ -63,6 +63,9 @@ def open_exploration(files: Files, num_components: int, decoding: Decoding, read
     embeddings = files.embeddings or _embedded(files, reading, run)
     check_same_model(embeddings, files.bundle)
     atlas = Atlas.open(embeddings, session.cohort.cases, num_components)
+    num_missing = len(session.cohort.cases) - len(atlas.cases)
+    if num_missing:
+        logger.warning("%d cases of the cohort are not in %s, and not on the map", num_missing, embeddings.name)
     studio = Studio(session, Axes(directions, atlas.components))
     seconds = studio.warm_up()
     logger.info("one network evaluation takes %.0f ms: previews take %d", 1000 * seconds, studio.preview_steps)

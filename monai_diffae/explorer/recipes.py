@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combination import Combination
 from monai_diffae.apps.synthesis.combine import Mixture, Moves
@@ -71,7 +72,7 @@ class Caller:
         """The line for a shell and the lines of Python that make the image of a combination."""
         components = dict(combination.components)
         arguments = {
-            "bundle": str(self.bundle), "cohort": str(self.cohort), "out": "combined", "case": case,
+            "bundle": str(self.bundle), "cohort": str(self.cohort), "case": case,
             "blend": combination.blend, "weight": None if combination.blend is None else combination.weight,
             "noise_of": combination.noise_of, "noise_seed": combination.noise_seed,
             "directions": dict(combination.directions), "components": components,
@@ -79,7 +80,7 @@ class Caller:
             "detail": None if detail == "model" else detail,
             "columns": dict(self.reading.columns), **self._decoding(),
         }  # fmt: skip
-        return _both("combine", arguments)
+        return _both("combine", {**arguments, "out": f"combined/{checksum_of([arguments])[:8]}"})
 
     def generate(self, count: int, seed: int) -> tuple[str, str]:
         """The same for images of the latent DDIM."""
@@ -88,14 +89,14 @@ class Caller:
         }
         return _both(
             "generate",
-            {"bundle": str(self.bundle), "out": "generated", "num_images": count, "seed": seed, **sampling},
+            {"bundle": str(self.bundle), "out": f"generated_{seed}", "num_images": count, "seed": seed, **sampling},
         )
 
     def _decoding(self) -> dict[str, Any]:
         names = ("steps", "invert_steps", "solver", "inversion", "spacing")
         return {
             **{name: getattr(self.decoding, name) for name in names},
-            "device": self.run.device, "overrides": dict(self.run.overrides), "overwrite": True,
+            "device": self.run.device, "overrides": dict(self.run.overrides),
         }  # fmt: skip
 
 

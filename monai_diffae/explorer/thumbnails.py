@@ -14,7 +14,7 @@ from monai_diffae.apps.session import Session
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.explorer.atlas import Atlas
-from monai_diffae.explorer.pixels import thumbnail
+from monai_diffae.pictures import thumbnail
 
 _AT_ONCE = BoundedSemaphore(2)
 

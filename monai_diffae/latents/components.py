@@ -30,6 +30,14 @@ class PrincipalComponents:
     explained: Floats
     statistics: LatentStatistics
 
+    def coordinates(self, z: ArrayLike) -> Floats:
+        """Where cases lie along the components: ``[N, K]``, in normalised z_sem.
+
+        Args:
+            z: ``[N, D]``, not normalised.
+        """
+        return np.asarray(self.statistics.normalise(z) @ self.directions.T, np.float64)
+
     def traverse(self, z: ArrayLike, component: int, strengths: Sequence[float]) -> Codes:
         """Move a case along a component: ``z_norm + strength * std * direction``, denormalised.
 

@@ -9,6 +9,7 @@ from monai_diffae.pictures.curves import draw_curves
 from monai_diffae.pictures.diagnosis import draw_diagnosis
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, plane_slices, three_planes
 from monai_diffae.pictures.probes import draw_calibration, draw_few_labels
+from monai_diffae.pictures.thumbnails import thumbnail
 
 __all__ = [
     "caption",
@@ -23,4 +24,5 @@ __all__ = [
     "in_colours",
     "plane_slices",
     "three_planes",
+    "thumbnail",
 ]

@@ -142,3 +142,24 @@ def test_errors_of_the_function_itself_pass_through():
     with pytest.raises(ValueError, match="^a bug$") as caught:
         fail()
     assert not isinstance(caught.value, ConfigError)
+
+
+@command
+def measure(bundle: Path, cohort: Path, out: Path) -> Path:
+    """Return ``out``."""
+    return out
+
+
+def test_results_do_not_go_among_the_scans(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    (scans / "model").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="out: results lies in the folder of scans"):
+        measure("diffae_2d", scans, scans / "deep" / "results")
+    with pytest.raises(ConfigError, match="bundle: model lies in the folder of scans"):
+        measure(scans / "model", scans, tmp_path / "results")
+    with pytest.raises(ConfigError, match="out: scans lies in"):
+        measure("diffae_2d", scans, scans)
+    assert measure("diffae_2d", scans, scans / "scans.csv").name == "scans.csv"  # a table is no scan
+    assert measure("diffae_2d", scans, tmp_path / "results").name == "results"
+    (scans / "table.csv").write_text("image")
+    assert measure("diffae_2d", scans / "table.csv", scans / "results").name == "results"

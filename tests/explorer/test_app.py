@@ -245,3 +245,22 @@ def test_requests_leave_nothing_private_in_the_log(client, explored, caplog):
 def test_pages_of_other_machines_are_refused(client):
     assert client.get("/api/overview", headers={"origin": "https://example.org"}).status_code == 403
     assert client.get("/api/overview", headers={"host": "rebound.example.org:8765"}).status_code == 403
+
+
+def test_a_picture_is_shown_with_its_own_detail_in_its_own_grid(unusual, open_explored, tmp_path):
+    opened = open_explored(unusual.bundle, unusual.cohort, tmp_path, embeddings=unusual.embeddings)
+    client = client_of(opened)
+    header, arrays = image(client, components={"1": 2.0}, detail="own")
+    assert {array.shape[1:] for array in arrays.values()} == {(20, 24)}
+    np.testing.assert_allclose(arrays["scan"] + arrays["difference"], arrays["image"], atol=1e-6)
+    _, plain = image(client, detail="own")
+    np.testing.assert_array_equal(plain["image"], plain["scan"])
+    sees_it = len(arrays["image"]) == 3  # the other bundle's encoder sees another image, which no edit changes
+    assert header["scores"]["is_encoded"] is sees_it
+    opened.close()
+
+
+def test_a_cohort_that_is_too_small_for_outlier_scores_says_so(tiny_bundle_3d, open_explored, tmp_path):
+    opened = open_explored(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path)
+    assert "lower k" in client_of(opened).get("/api/outliers").json()["reason"]
+    opened.close()

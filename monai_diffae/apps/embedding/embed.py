@@ -90,6 +90,7 @@ def embed(
     pool: Pool = "none",
     patches: bool = False,
     overlap: Annotated[float, Ge(0), Lt(1)] | None = None,
+    map_columns: bool = False,
     seed: Seed = 0,
     reading: Reading = Reading(),
     run: Run = Run(),
@@ -114,6 +115,9 @@ def embed(
     world coordinates, RAS+; for 2D images also ``row_px``, ``column_px``; NaN for pictures, which have no world
     coordinates) and ``z_000``, ...
 
+    With ``map_columns``, the table also has ``x`` and ``y``, the first two principal components of the training cases'
+    z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
+
     With another ``encoder``, nothing needs to be trained: ``untrained`` is the bundle's encoder with random weights,
     ``pca`` as many principal components of the training images' pixels as z_sem would have dimensions (or as many as
     there can be). ``bundle`` may then be a folder made by ``init``, or the name of a shipped bundle. The preprocessing
@@ -134,6 +138,7 @@ def embed(
         pool: ``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume.
         patches: Cut scans that are larger than the model's field of view into patches.
         overlap: Overlap of neighboring patches as a fraction of their size; by default 0.25.
+        map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
         seed: Random seed of the weights of the encoder ``untrained``.
         reading: How scans are read.
         run: How the command runs.
@@ -156,8 +161,13 @@ def embed(
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
     if overlap is not None and not patches:
         raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
+    if map_columns and (patches or pool != "none"):
+        raise ConfigError("map_columns: are for tables with one row per image; omit them, or pool and patches")
+    if map_columns and out.suffix.lower() == ".csv":
+        raise ConfigError("map_columns: a CSV cannot hold thumbnails; choose a .parquet file as out")
     from monai_diffae.apps.embedding.baseline_encoders import open_baseline
     from monai_diffae.apps.embedding.encoding import encode_cohort
+    from monai_diffae.apps.embedding.map_columns import with_map_columns
     from monai_diffae.apps.embedding.patches import PatchCutter
     from monai_diffae.apps.embedding.shards import shards_folder, this_process
     from monai_diffae.apps.embedding.tables import make_tables
@@ -178,6 +188,8 @@ def embed(
     made_from = session.made_from(decodes=False, labels=labels, pool=pool)
     if encoder != "trained":
         made_from["encoder"] = encoder
+    if map_columns:
+        made_from["map_columns"] = True
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
     patch_table = next((file for file in files if file != path), None)
     usage = session.trained.z_sem_usage
@@ -196,6 +208,9 @@ def embed(
     if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)
     tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path))
+    if map_columns:
+        workers = reading.workers_for(len(tables[0]))
+        tables = [with_map_columns(tables[0], cases, session.trained, workers)]
     _write(dict(zip(files, tables, strict=True)), files, session.trained)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for file, file_made_from in files.items():

@@ -25,7 +25,7 @@ from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches|empty_patches|(z|std)_\d+")
+_RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches|empty_patches|thumbnail|(z|std)_\d+")
 
 
 def make_tables(

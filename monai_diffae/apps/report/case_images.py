@@ -71,7 +71,7 @@ class CaseImages:
         size = [float(length) for length in config["image_size"]]
         if len(size) == 2:
             return {"image": size[1] / size[0]}
-        r, a, s = (n * mm for n, mm in zip(size, config["spacing_mm"], strict=True))
+        r, a, s = (n * mm for n, mm in zip(size, config.get("spacing_mm", (1.0, 1.0, 1.0)), strict=True))
         return {"axial": r / a, "coronal": r / s, "sagittal": a / s}
 
 

@@ -42,6 +42,9 @@ class Study:
         overwrite: replace existing results.
         steps: the commands that were run.
         outcomes: what became of each step, by the name of its folder.
+
+    Raises:
+        ConfigError: ``folder`` lies in the folder of scans.
     """
 
     bundle: Path
@@ -56,6 +59,11 @@ class Study:
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name
+        if self.cohort is not None and self.folder.resolve().is_relative_to(self.cohort.resolve()):
+            raise ConfigError(
+                f"out: {self.folder.name} lies in the folder of scans, which would find its pictures; choose another "
+                "folder"
+            )
 
     @property
     def key(self) -> str:
@@ -98,12 +106,16 @@ class Study:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if self.result("embeddings") is None:
             return []
-        number = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
-        if self.labels:
-            return find_examples(self.table, self.labels[0], number)
+        count = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
+        return self._examples(self.labels[0] if self.labels else None, count)
+
+    def _examples(self, target: str | None, count: int) -> list[str]:
+        examples = [] if target is None else find_examples(self.table, target, count)
+        if examples:
+            return examples
         split = held_out_split(self.table)
         rows = self.table if split is None else self.table[self.table["split"] == split]
-        return rows["id"].astype(str).tolist()[:number]
+        return rows["id"].astype(str).tolist()[:count]
 
     @property
     def evaluation_arguments(self) -> dict[str, Any]:
@@ -167,7 +179,7 @@ class Study:
         if fitted is not None:
             self._attempt(
                 f"edits/{name}", f"Edit scans along {target}", "edit", **self._opened, direction=direction,
-                captions=[target], cases=find_examples(self.table, target, _NUM_EDITED),
+                captions=[target], cases=self._examples(target, _NUM_EDITED),
             )  # fmt: skip
 
     def _generate(self) -> None:

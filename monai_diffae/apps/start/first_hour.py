@@ -71,10 +71,6 @@ class FirstHour:
             CohortError: no usable scan.
             ConfigError: ``out`` holds the results of another cohort or another duration, or a target is no label.
         """
-        if self.out.resolve().is_relative_to(self.cohort.resolve()):
-            raise ConfigError(
-                f"out: {self.out.name} lies in the folder of scans, which would find its pictures; choose another out"
-            )
         listed = self._list_again() if self._record_file.is_file() else self._list()
         missing = next((name for name in self.targets if name not in listed.listing.labels), None)
         if missing is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
+from monai_diffae.apps.command import refuse_results_among_scans
 from monai_diffae.apps.settings import Training
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.planning import read_training_config
@@ -52,7 +53,9 @@ def make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
 
     Raises:
         CohortError: no usable scan.
+        ConfigError: the new folder lies in the folder of scans.
     """
+    refuse_results_among_scans(cohort, bundle=folder)
     name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)
     logger.info("%s: a new bundle, made from %s", folder.name, name)

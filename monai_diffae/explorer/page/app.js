@@ -28,8 +28,16 @@ function recipe(detail = "model") {
   return made;
 }
 
-const isEdited = (made) =>
-  "blend" in made || "noise_of" in made || "noise_seed" in made || Object.keys({ ...made.directions, ...made.components }).length > 0;
+const hasOwnNoise = (made) => !("blend" in made || "noise_of" in made || "noise_seed" in made);
+
+/** What the page shows: the scan's own detail where it is wanted and possible. */
+function shownRecipe() {
+  const made = recipe();
+  if ($("own").checked && viewer && !viewer.isVolume && hasOwnNoise(made)) made.detail = "own";
+  return made;
+}
+
+const isEdited = (made) => !hasOwnNoise(made) || Object.keys({ ...made.directions, ...made.components }).length > 0;
 
 function say(text, isError = false) {
   $("status").textContent = text;
@@ -44,7 +52,7 @@ async function open(row, isSecond = false) {
     return;
   }
   if (row === state.row) return;
-  Object.assign(state, { row, second: state.second === row ? -1 : state.second });
+  Object.assign(state, { row, second: state.second === row ? -1 : state.second, isShown: false });
   $("case-panel").hidden = false;
   $("empty").hidden = true;
   resetMoves();
@@ -59,7 +67,8 @@ async function open(row, isSecond = false) {
   try {
     const [known, read] = await Promise.all([api.about(row), api.scan(row)]);
     if (state.row !== row || !read) return;
-    viewer.show({ scan: read.arrays.image });
+    state.scan = read.arrays.image;
+    viewer.show({ scan: state.scan });
     describe(known);
     editor.refresh();
   } catch (error) {
@@ -75,7 +84,7 @@ function describe(known) {
   sliders.forEach((slider) => markOwn(slider, slider.kind === "components" ? known.components[Number(slider.key) - 1] : undefined));
   drawNeighbors();
   const [extreme, position] = mostExtreme();
-  $("typical").title = `Component ${extreme.key} is the most extreme: ${position.toFixed(1)} standard deviations from the mean`;
+  $("extreme").textContent = `Most extreme: component ${extreme.key}, ${position.toFixed(1)} standard deviations from the mean.`;
 }
 
 function drawNeighbors() {
@@ -84,7 +93,7 @@ function drawNeighbors() {
 }
 
 function outlierChip(row) {
-  if (!scoresOf) return element("span", { className: "chip", textContent: "outlier score: computing" });
+  if (!scoresOf) return "";
   const p = scoresOf.p[row];
   const node = element("span", { className: "chip", textContent: `outlier score ${scoresOf.scores[row].toFixed(2)}, p ${p < 0.001 ? "< 0.001" : p.toFixed(3)}` });
   node.classList.toggle("unusual", p < 0.05);
@@ -146,7 +155,8 @@ function drawSecond() {
 }
 
 function showImage({ header, arrays }, seconds) {
-  viewer.show({ image: arrays.image, difference: arrays.difference });
+  state.isShown = true;
+  viewer.show({ scan: state.scan, ...arrays }); // the scan itself comes along if it is shown in its own grid
   drawScores($("scores"), header.scores, data.directions, data.ids[header.scores.nearest_row], open);
   const made = recipe();
   const at = header.scores.components.map((position, k) => position * data.component_stds[k]);
@@ -155,7 +165,7 @@ function showImage({ header, arrays }, seconds) {
   say(text);
   $("status").dataset.quality = header.quality;
   $("status").dataset.milliseconds = Math.round(1000 * seconds);
-  for (const name of ["save-own"]) $(name).disabled = "blend" in made || "noise_of" in made || "noise_seed" in made;
+  $("save-own").disabled = !hasOwnNoise(made);
 }
 
 // -- the map, the list of unusual cases, the search -------------------------------------------------------------------
@@ -168,7 +178,8 @@ function columns() {
 }
 
 function fillColours() {
-  const chosen = $("colour").value || Object.keys(data.labels)[0] || "split";
+  const targets = data.directions.map(({ target }) => target).filter((name) => name in data.labels);
+  const chosen = $("colour").value || targets[0] || Object.keys(data.labels)[0] || "split";
   $("colour").replaceChildren(...[...columns().keys()].map((name) => element("option", { value: name, textContent: name })));
   $("colour").value = columns().has(chosen) ? chosen : "split";
   colour();
@@ -217,7 +228,7 @@ function search() {
   }
   const values = Object.values(data.labels);
   const fits = (row) => data.ids[row].toLowerCase().includes(text) || values.some((each) => each[row] !== null && String(each[row]).toLowerCase() === text);
-  const rows = data.ids.keys ? [...data.ids.keys()].filter(fits) : [];
+  const rows = [...data.ids.keys()].filter(fits);
   $("match-count").textContent = `${rows.length.toLocaleString("en")} found`;
   map.setFound(new Set(rows));
   $("matches").replaceChildren(...rows.slice(0, MOST_MATCHES).map((row) => caseButton(row, { id: data.ids[row], note: data.splits[row] }, openFound)));
@@ -230,16 +241,18 @@ function openFound(row, isSecond) {
 }
 
 async function loadOutliers() {
-  try {
-    scoresOf = await api.outliers();
-  } catch (error) {
-    $("unusual-note").textContent = error.message;
-    return;
+  const answer = await api.outliers();
+  const rows = [...data.ids.keys()];
+  if (answer.reason) {
+    $("unusual-note").textContent = `cannot be told: ${answer.reason}`;
+    state.order = rows;
+  } else {
+    scoresOf = answer;
+    state.order = rows.sort((a, b) => scoresOf.scores[b] - scoresOf.scores[a]);
+    $("unusual-note").textContent = "by distance to the training cases of other patients, whitened";
   }
-  state.order = [...data.ids.keys()].sort((a, b) => scoresOf.scores[b] - scoresOf.scores[a]);
-  const noted = (row) => ({ id: data.ids[row], note: scoresOf.scores[row].toFixed(2) });
+  const noted = (row) => ({ id: data.ids[row], note: scoresOf ? scoresOf.scores[row].toFixed(2) : data.splits[row] });
   $("unusual").replaceChildren(...state.order.slice(0, NUM_UNUSUAL).map((row) => caseButton(row, noted(row), open)));
-  $("unusual-note").textContent = "by distance to the training cases of other patients, whitened";
   fillColours();
   if (state.known) describe(state.known);
 }
@@ -252,11 +265,11 @@ function go(step) {
 
 // -- taking away -----------------------------------------------------------------------------------------------------
 
-async function copy(kind, made) {
+async function copy(kind, made, shown = "call") {
   try {
     const text = (await made)[kind];
-    $("call").textContent = text;
-    $("call").hidden = false;
+    $(shown).textContent = text;
+    $(shown).hidden = false;
     await navigator.clipboard.writeText(text).then(() => say("Copied."), () => say("Copy the text below: the browser does not allow it here."));
   } catch (error) {
     say(error.message, true);
@@ -319,6 +332,8 @@ function wire() {
   $("reset-window").addEventListener("click", () => setWindow(1, 0.5));
   viewer.onWindow = setWindow;
   $("flip").addEventListener("click", () => flip($("flip").getAttribute("aria-pressed") !== "true"));
+  $("own").addEventListener("change", () => editor.refresh());
+  $("own-label").hidden = viewer.isVolume;
   $("typical").addEventListener("click", makeTypical);
   $("reset").addEventListener("click", reset);
   $("weight").addEventListener("input", () => {
@@ -330,12 +345,12 @@ function wire() {
     editor.refresh();
   });
   $("redraw").addEventListener("click", redraw);
-  $("copy-command").addEventListener("click", () => copy("command", api.calls(recipe())));
-  $("copy-python").addEventListener("click", () => copy("python", api.calls(recipe())));
+  $("copy-command").addEventListener("click", () => copy("command", api.calls(shownRecipe())));
+  $("copy-python").addEventListener("click", () => copy("python", api.calls(shownRecipe())));
   $("save-model").addEventListener("click", () => save("model"));
   $("save-own").addEventListener("click", () => save("own"));
   $("draw").addEventListener("click", drawSamples);
-  $("copy-samples").addEventListener("click", () => copy("command", api.sampleCalls(NUM_SAMPLES, Number($("sample-seed").value))));
+  $("copy-samples").addEventListener("click", () => copy("command", api.sampleCalls(NUM_SAMPLES, Number($("sample-seed").value)), "sample-call"));
   $("help-button").addEventListener("click", () => $("help").showModal());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colour);
   document.addEventListener("keydown", key);
@@ -374,8 +389,8 @@ async function start() {
   map.setCases(data.x, data.y);
   viewer = new Viewer($("views"), { modelRange: data.model_range, imageShape: data.image_shape, spacing: data.spacing });
   editor = new Editor({
-    recipe, onImage: showImage, onError: (message) => say(message, true),
-    onBusy: (quality) => quality === "preview" && !state.isShown && say("Inverting the scan ..."),
+    recipe: shownRecipe, onImage: showImage, onError: (message) => say(message, true),
+    onBusy: () => state.isShown || say("Inverting the scan ..."),
   });
   sliders = strengthSliders($("sliders"), data, () => editor.refresh());
   $("samples-panel").hidden = !data.has_samples;
@@ -384,6 +399,7 @@ async function start() {
   const named = data.ids.indexOf(decodeURIComponent(location.hash.slice(1)));
   if (named >= 0) open(named);
   await loadOutliers();
+  document.body.dataset.ready = "yes";
 }
 
 start().catch((error) => ($("about").textContent = error.message));

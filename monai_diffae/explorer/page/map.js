@@ -19,6 +19,7 @@ export class CaseMap {
     this.second = -1;
     this.edited = null;
     this.found = null;
+    this.isFitted = true; // until the user moves the map
     this.pictures = new Map();
     this.listen();
     new ResizeObserver(() => this.resize()).observe(overlay.parentElement);
@@ -65,11 +66,12 @@ export class CaseMap {
       canvas.width = Math.round(clientWidth * ratio);
       canvas.height = Math.round(clientHeight * ratio);
     }
-    const isFirst = !this.width;
+    this.originX += (clientWidth - this.width) / 2 || 0;
+    this.originY += (clientHeight - this.height) / 2 || 0;
     this.width = clientWidth;
     this.height = clientHeight;
     this.ratio = ratio;
-    if (isFirst) this.fit();
+    if (this.isFitted) this.fit();
     else this.draw();
   }
 
@@ -89,6 +91,7 @@ export class CaseMap {
     this.originX = this.width / 2 - (this.scale * (left + right)) / 2;
     this.originY = this.height / 2 + (this.scale * (bottom + top)) / 2;
     this.fitted = this.scale;
+    this.isFitted = true;
     this.draw();
   }
 
@@ -102,6 +105,7 @@ export class CaseMap {
     this.originX = x - (x - this.originX) * applied;
     this.originY = y - (y - this.originY) * applied;
     this.scale = next;
+    this.isFitted = false;
     this.draw();
   }
 
@@ -112,6 +116,7 @@ export class CaseMap {
     if (x > 10 && y > 10 && x < this.width - 10 && y < this.height - 10) return;
     this.originX += this.width / 2 - x;
     this.originY += this.height / 2 - y;
+    this.isFitted = false;
     this.draw();
   }
 
@@ -282,6 +287,7 @@ export class CaseMap {
       this.drag = { x: event.offsetX, y: event.offsetY, moved: this.drag.moved + Math.abs(dx) + Math.abs(dy) };
       this.originX += dx;
       this.originY += dy;
+      this.isFitted = false;
       this.draw();
       return;
     }

@@ -2,6 +2,7 @@
 
 const PLANES = ["axial", "coronal", "sagittal"];
 const TITLES = { scan: "Scan", image: "Edited image (synthetic)", difference: "Difference" };
+const SIDES = { axial: "R", coronal: "R", sagittal: "A" }; // what lies on the left of the picture
 const LESS = [86, 180, 233];
 const MORE = [230, 130, 0];
 
@@ -19,6 +20,13 @@ function plane({ shape }, name, voxel) {
     sagittal: { width: A, height: S, at: (c, x, y) => index(c, voxel[0], A - 1 - x, S - 1 - y) },
   };
   return { channels, ...views[name] };
+}
+
+function mark(kind, text) {
+  const node = document.createElement("span");
+  node.className = kind;
+  node.textContent = text;
+  return node;
 }
 
 export class Viewer {
@@ -60,7 +68,11 @@ export class Viewer {
     canvas.style.aspectRatio = this.aspect(name);
     this.listen(canvas);
     this.figures.push({ key, name, canvas });
-    return canvas;
+    const frame = document.createElement("div");
+    frame.className = "frame";
+    frame.append(canvas);
+    if (name !== "whole") frame.append(mark("plane", name), mark("side", SIDES[name]));
+    return frame;
   }
 
   aspect(name) {
@@ -73,6 +85,7 @@ export class Viewer {
   addScale(figure) {
     this.scale = document.createElement("div");
     this.scale.className = "difference-scale";
+    this.scale.title = "In percent of the model's range of intensities";
     this.scale.innerHTML = '<span>darker</span><i></i><span>brighter</span><output></output>';
     figure.append(this.scale);
   }
@@ -129,7 +142,7 @@ export class Viewer {
       for (const figure of this.figures) this.drawFigure(figure);
       if (!this.scale) return;
       const share = this.limit ? (this.limit / (this.high - this.low)) * 100 : 0;
-      this.scale.querySelector("output").textContent = share ? `±${share.toPrecision(2)} % of the range` : "";
+      this.scale.querySelector("output").textContent = share ? `± ${share.toPrecision(2)} %` : "";
     });
   }
 
@@ -144,6 +157,7 @@ export class Viewer {
     const view = plane(array, name, this.voxel);
     canvas.width = view.width;
     canvas.height = view.height;
+    if (name === "whole") canvas.style.aspectRatio = `${view.width} / ${view.height}`;
     const pixels = context.createImageData(view.width, view.height);
     const paint = key === "difference" ? this.difference(array, view) : this.grey(array, view);
     for (let y = 0, i = 0; y < view.height; y += 1) {

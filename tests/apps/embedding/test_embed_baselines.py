@@ -104,12 +104,14 @@ def test_components_in_batches_are_nearly_the_same(made, labelled, tmp_path, mon
     for i in range(24):  # images of three components, and noise
         pixels = 100 + 20 * rng.normal(size=3) @ np.sin(np.arange(3)[:, None] * np.arange(256) / 40 + 1)
         pixels = pixels + rng.normal(0, 1, 256)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).reshape(16, 16)).save(tmp_path / f"{i:02d}.png")
+        scan = tmp_path / "scans" / f"{i:02d}.png"
+        scan.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).reshape(16, 16)).save(scan)
     options = {"encoder": "pca", "device": "cpu", "overrides": {**SMALL, "z_channels": 2, "intensity": "window",
                "window_hu": [0, 255], "test_fraction": 0.1}}  # fmt: skip
-    whole = embed("diffae_2d", tmp_path, tmp_path / "whole", **options).path
+    whole = embed("diffae_2d", scan.parent, tmp_path / "whole", **options).path
     monkeypatch.setattr(baseline_encoders, "_BATCH_BYTES", 1)
-    batches = embed("diffae_2d", tmp_path, tmp_path / "batches", **options).path
+    batches = embed("diffae_2d", scan.parent, tmp_path / "batches", **options).path
     one, other = (z_matrix(read_embeddings(path)) for path in (whole, batches))
     assert (one != other).any()
     assert np.abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) > 0.99

@@ -332,12 +332,13 @@ def test_an_image_of_another_size_than_its_shard_fails_again_when_it_is_retried(
 
 
 def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path):
-    out = tmp_path / "out"
+    out, scans = tmp_path / "out", tmp_path / "scans"
+    scans.mkdir()
     for name in ("a", "b", "c"):
         bad = [] if name == "c" else [f"{name}.png"]
         for file in bad:
-            (tmp_path / file).write_bytes(b"")
-        cohort = table_of(tmp_path, [*pictures(tmp_path, 2), *bad])
+            (scans / file).write_bytes(b"")
+        cohort = table_of(scans, [*pictures(scans, 2), *bad])
         options = ["--bundle", labelled.bundle, "--cohort", cohort, "--device", "cpu"]
         code, _, error = run("-q", "embed", *options, "--out", out / f"{name}.csv")
         assert code == (3 if bad else 0)
@@ -345,7 +346,7 @@ def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_
     for name in ("a", "b"):
         assert pd.read_csv(out / f"{name}_failures.csv")["file"].tolist() == [f"{name}.png"]
     assert len(list(out.glob("*failures.csv"))) == 2
-    code, _, error = run("-q", "embed", *options[:2], "--cohort", tmp_path, "--out", out, "--device", "cpu")
+    code, _, error = run("-q", "embed", *options[:2], "--cohort", scans, "--out", out, "--device", "cpu")
     assert (code, error.splitlines()[-1].endswith("cases failed: see failures.csv")) == (3, True)
     assert (out / "failures.csv").is_file()
 

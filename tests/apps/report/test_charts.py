@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_diffae.apps.report.charts import Axes, Series, interval_mark, line_chart
@@ -18,6 +18,7 @@ def markers(chart: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in places]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.booleans())
 def test_higher_values_are_drawn_higher_and_inside(values: list[float], is_log: bool) -> None:
     y = [abs(value) + 1e-3 for value in values] if is_log else values

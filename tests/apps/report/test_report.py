@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.report.report import report
+from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.steps import Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError
@@ -156,6 +157,18 @@ def test_samples_stand_beside_their_nearest_cases(
     assert "samples" in [each.attributes["id"] for each in page.all("details", class_="card")]
     synthetic = [each for each in page.elements if (each.attributes.get("aria-label") or "").startswith("synthetic")]
     assert len(synthetic) == 16
+
+
+def test_the_folder_of_scans_cannot_hold_the_report(labelled) -> None:
+    scans = labelled.bundle.parent
+    with pytest.raises(ConfigError, match="out: report lies in the folder of scans"):
+        report(labelled.bundle, scans / "report", cohort=scans)
+
+
+def test_without_labels_a_few_held_out_cases_are_shown_not_all(labelled, reported) -> None:
+    study = Study(labelled.bundle, reported.folder, labelled.cohort)
+    study.table = study.table.assign(wide=None)
+    assert set(study.table.set_index("id").loc[study._examples("wide", 2), "split"]) == {"test"}
 
 
 def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, tmp_path, page_reader) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,6 +22,7 @@ def test_frames_lie_row_by_row(tmp_path: Path) -> None:
         assert abs(image.convert("RGB").getpixel((16 * column + 8, 8 * row + 4))[0] - 50 * i) < 4
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300))
 def test_the_places_of_frames_are_those_of_css(count: int) -> None:
     """CSS puts the point at p % of the picture on the point at p % of the box."""
