@@ -189,7 +189,7 @@ def evaluate(
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
-        return evaluation.run()
+        return evaluation.run(run.overwrite)
 
     results = [out / SUMMARY, out / "tables.md", out / "cases.csv"]
     figures, skipped = run_once(out / "evaluate.json", results, made_from, make, overwrite=run.overwrite)

@@ -98,11 +98,12 @@ def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp
 
 
 def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
-    original, calls = Reconstructions._batch, []
+    original, calls, is_interrupted = Reconstructions._batch, [], [True]
 
     def batch(self, *arguments):
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == 2 and is_interrupted:
+            is_interrupted.clear()
             raise KeyboardInterrupt
         return original(self, *arguments)
 
@@ -112,6 +113,9 @@ def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
     resumed = evaluated(labelled, tmp_path)
     assert len(calls) == 3  # two conditions, of which one was interrupted
     assert resumed.figures() == report.figures()
+    calls.clear()
+    evaluated(labelled, tmp_path, overwrite=True)  # measures everything again
+    assert len(calls) == 2
 
 
 def test_bundles_are_compared_case_by_case(labelled, tmp_path):

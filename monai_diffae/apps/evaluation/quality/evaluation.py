@@ -53,8 +53,11 @@ class Evaluation:
     folder: Path
     omitted: list[Row] = field(default_factory=list)
 
-    def run(self) -> dict[str, Any]:
+    def run(self, overwrite: bool = False) -> dict[str, Any]:
         """Measure everything and write all files.
+
+        Args:
+            overwrite: do not use what an interrupted run has measured already.
 
         Returns:
             The number of cases, and of those that could not be read.
@@ -63,13 +66,17 @@ class Evaluation:
         preparation = PartsOfBundles(self.conditions, self.seed, self.folder, lpips, self._feature_networks(lpips))
         parts = [preparation.of(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
         patients = {case.id: case.patient for each in parts for case in each.reconstructions.read.cases}
-        case_rows, rows = self._measured(parts)
+        journal = Journal(self.folder / ".cache" / "rows.jsonl")
+        if overwrite:
+            journal.remove()
+        case_rows, rows = self._measured(parts, journal)
         rows = mean_rows(case_rows, patients, self.seed) + rows
         comparable = self._comparable()
         differences = difference_rows(
             [row for row in case_rows if row["bundle"] in comparable], self.bundles[0].name, patients, self.seed
         )
         self._write(rows, differences, case_rows, patients)
+        journal.remove()
         num_failed = max(len(each.reconstructions.read.failures) for each in parts)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
 
@@ -92,9 +99,8 @@ class Evaluation:
             logger.debug("no features of Inception v3: %s", error)
         return networks
 
-    def _measured(self, parts: Sequence[BundleParts]) -> tuple[list[Row], list[Row]]:
+    def _measured(self, parts: Sequence[BundleParts], journal: Journal) -> tuple[list[Row], list[Row]]:
         """The rows of the cases, and those about all cases together."""
-        journal = Journal(self.folder / ".cache" / "rows.jsonl")
         total = sum(each.evaluations for each in parts)
         case_rows: list[Row] = []
         rows: list[Row] = []

@@ -51,5 +51,6 @@ class Journal:
         return rows, True
 
     def remove(self) -> None:
-        """Delete the file."""
+        """Delete the file, and forget its rows."""
+        self._rows.clear()
         self.file.unlink(missing_ok=True)

@@ -30,6 +30,14 @@ def test_a_line_that_was_not_written_to_its_end_is_measured_again(file):
     assert measure(Journal(file), "b", 4.0)[0][0]["mse"] == 3.0
 
 
+def test_it_can_be_forgotten(file):
+    journal = Journal(file)
+    measure(journal, "a", 1.0)
+    journal.remove()
+    assert not file.exists()
+    assert measure(journal, "a", 2.0) == ([{"id": "a", "mse": 2.0}], True)
+
+
 def test_values_that_are_no_numbers_survive(file):
     measure(Journal(file), "a", float("inf"))
     assert measure(Journal(file), "a", 0.0)[0][0]["mse"] == float("inf")
