@@ -42,9 +42,6 @@ class Study:
         overwrite: replace existing results.
         steps: the commands that were run.
         outcomes: what became of each step, by the name of its folder.
-
-    Raises:
-        ConfigError: ``folder`` lies in the folder of scans.
     """
 
     bundle: Path
@@ -59,11 +56,6 @@ class Study:
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name
-        if self.cohort is not None and self.folder.resolve().is_relative_to(self.cohort.resolve()):
-            raise ConfigError(
-                f"out: {self.folder.name} lies in the folder of scans, which would find its pictures; choose another "
-                "folder"
-            )
 
     @property
     def key(self) -> str:

@@ -159,12 +159,6 @@ def test_samples_stand_beside_their_nearest_cases(
     assert len(synthetic) == 16
 
 
-def test_the_folder_of_scans_cannot_hold_the_report(labelled) -> None:
-    scans = labelled.bundle.parent
-    with pytest.raises(ConfigError, match="out: report lies in the folder of scans"):
-        report(labelled.bundle, scans / "report", cohort=scans)
-
-
 def test_without_labels_a_few_held_out_cases_are_shown_not_all(labelled, reported) -> None:
     study = Study(labelled.bundle, reported.folder, labelled.cohort)
     study.table = study.table.assign(wide=None)
