@@ -11,7 +11,9 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 
-def log_to_training(bundle: Path, metrics: Mapping[str, float], paths: Sequence[Path], folder: str) -> None:
+def log_to_training(
+    bundle: Path, metrics: Mapping[str, float], paths: Sequence[Path], folder: str, *, is_private: bool = False
+) -> None:
     """Log figures and files to the MLflow run of a bundle's training; tracking never fails a command.
 
     The run is looked for on the server of ``MLFLOW_TRACKING_URI``, or in the bundle's own database. Nothing happens if
@@ -22,11 +24,14 @@ def log_to_training(bundle: Path, metrics: Mapping[str, float], paths: Sequence[
         metrics: figures of the whole cohort; nothing about single cases.
         paths: pictures, tables and pages; of a folder, everything in it.
         folder: the folder of these artifacts, also the group of the metrics.
+        is_private: whether the files have ids of cases; they are then not sent to a server, only to the bundle's own
+            database.
     """
     from monai_diffae.handlers.mlflow import RUN_ID, default_tracking_uri, quiet_mlflow, reason
 
     id_file = bundle / RUN_ID
-    has_store = "MLFLOW_TRACKING_URI" in os.environ or (bundle / "mlflow.db").is_file()
+    is_server = "MLFLOW_TRACKING_URI" in os.environ
+    has_store = not is_private if is_server else (bundle / "mlflow.db").is_file()
     if not id_file.is_file() or not has_store:
         return
     quiet_mlflow()

@@ -117,12 +117,16 @@ def test_results_of_a_model_reach_the_run_of_its_training(tracked, tmp_path, mon
     for name in ("report.html", "media/a.png"):
         (tmp_path / name).write_text("content")
     log_to_training(tracked, {"psnr (dB)": 21.5}, [tmp_path / "report.html", tmp_path / "media"], "report")
-    client = mlflow.MlflowClient(f"sqlite:///{tracked / 'mlflow.db'}")
+    uri = f"sqlite:///{tracked / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # as if it were a server
+    log_to_training(tracked, {}, [tmp_path / "report.html"], "ids", is_private=True)
+    client = mlflow.MlflowClient(uri)
     run = client.get_run((tracked / "mlflow_run_id").read_text())
     assert run.data.metrics["report/psnr _dB_"] == 21.5
     assert [file.path for file in client.list_artifacts(run.info.run_id, "report")] == [
         "report/media", "report/report.html"
     ]  # fmt: skip
+    assert client.list_artifacts(run.info.run_id, "ids") == []
     assert run.info.status == "FINISHED"
 
 

@@ -100,10 +100,13 @@ def report(
     from monai_diffae.apps.report.contents import make_pictures, report_page
     from monai_diffae.apps.report.study import Study
     from monai_diffae.apps.report.writing import write_report
+    from monai_diffae.apps.tracking import log_to_training
 
     study = Study(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite)
     study.run()
     pictures = make_pictures(study)
     result = ReportResult(out, study.steps.outcomes)
     write_report(result.page, lambda media: report_page(study, pictures, media), is_embedded=embed)
+    if embed:
+        log_to_training(bundle, {}, [result.page], "report", is_private=True)
     return result
