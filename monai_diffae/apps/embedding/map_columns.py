@@ -1,7 +1,5 @@
 """Columns with which other tools draw a table of embeddings as a map: places and thumbnails."""
 
-# tested in tests/apps/embedding/test_map_columns.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence
