@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.apps.results import CommandResult
+from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
@@ -25,17 +29,19 @@ class Step:
         command: its name, such as ``embed``.
         arguments: by their names in Python.
         is_preparation: whether it only prepares other steps.
+        typed: its line for a shell, if an earlier call did it, so that its arguments are not known any more.
     """
 
     title: str
     command: str
     arguments: Mapping[str, Any]
     is_preparation: bool = False
+    typed: str | None = None
 
     @property
     def line(self) -> str:
         """The step as a line for a shell."""
-        return command_line(self.command, self.arguments)
+        return self.typed or command_line(self.command, self.arguments)
 
 
 @dataclass(frozen=True)
@@ -44,15 +50,17 @@ class Outcome:
 
     Attributes:
         step: the step.
-        seconds: how long it took; near 0 if its results were complete already.
-        result: what the command returned; None: it failed.
+        seconds: how long it took; if its results were complete already, how long it took when they were made.
+        result: what the command returned; None: it failed, or it was done by an earlier call only.
         error: one line; None: it did not fail.
+        warnings: what the command warned of when its results were made.
     """
 
     step: Step
     seconds: float
     result: CommandResult | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -60,9 +68,11 @@ class Steps:
     """Runs steps and keeps their outcomes.
 
     Attributes:
-        outcomes: of all steps so far, in order.
+        journal: a file that keeps durations and warnings for later calls, which skip complete steps; None: no file.
+        outcomes: of all steps of this call, in order.
     """
 
+    journal: Path | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
     def prepare(self, title: str, command: str, **arguments: Any) -> Any:
@@ -93,12 +103,65 @@ class Steps:
         self.outcomes.append(Outcome(step, time.monotonic() - start, error=reason))
         return None
 
+    def with_earlier(self) -> list[Outcome]:
+        """The outcomes of this call, after the steps that only earlier calls had to do."""
+        ran = {outcome.step.line for outcome in self.outcomes}
+        earlier = [
+            Outcome(
+                Step(each["title"], each["command"], {}, is_preparation=True, typed=line),
+                each["seconds"],
+                warnings=tuple(each["warnings"]),
+            )
+            for line, each in self._notes().items()
+            if line not in ran and each["is_preparation"]
+        ]
+        return [*earlier, *self.outcomes]
+
     def _run(self, step: Step) -> CommandResult:
         logger.info("\n%s\n$ %s", step.title, step.line)
         start = time.monotonic()
         command = next(command for command in COMMANDS if command.name == step.command)
-        result: CommandResult = command.load()(**step.arguments)
+        with _kept_warnings() as warnings:
+            result: CommandResult = command.load()(**step.arguments)
         for line in result.lines():
-            logger.info("%s", line)
-        self.outcomes.append(Outcome(step, time.monotonic() - start, result))
+            if not line.startswith("next: "):  # what comes next is the next step
+                logger.info("%s", line)
+        self.outcomes.append(self._noted(Outcome(step, time.monotonic() - start, result, warnings=tuple(warnings))))
         return result
+
+    def _noted(self, outcome: Outcome) -> Outcome:
+        """The outcome as the journal keeps it: of the call that made the results."""
+        notes, line = self._notes(), outcome.step.line
+        if getattr(outcome.result, "skipped", False) and line in notes:
+            return replace(outcome, seconds=notes[line]["seconds"], warnings=tuple(notes[line]["warnings"]))
+        notes[line] = {
+            "title": outcome.step.title, "command": outcome.step.command, "seconds": outcome.seconds,
+            "warnings": outcome.warnings, "is_preparation": outcome.step.is_preparation,
+        }  # fmt: skip
+        if self.journal is not None:
+            write_json(self.journal, notes)
+        return outcome
+
+    def _notes(self) -> dict[str, Any]:
+        if self.journal is None or not self.journal.is_file():
+            return {}
+        notes: dict[str, Any] = json.loads(self.journal.read_text(encoding="utf-8"))
+        return notes
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """The warnings of our commands, each once."""
+    warnings: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (text := record.getMessage()) not in warnings:
+                warnings.append(text)
+
+    handler, ours = Keep(logging.WARNING), logging.getLogger("monai_diffae")
+    ours.addHandler(handler)
+    try:
+        yield warnings
+    finally:
+        ours.removeHandler(handler)

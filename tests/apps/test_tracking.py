@@ -107,7 +107,9 @@ def test_a_server_that_fails_only_warns(client, server, labelled, tmp_path, capl
 def tracked(make_workflow_anywhere, tmp_path_factory):
     """The folder of a tracked training, with its MLflow database."""
     out = tmp_path_factory.mktemp("tracked") / "out"
-    make_workflow_anywhere({"output_dir": str(out), "mlflow": True, "registered_model": None}).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where a test sets its server
+        make_workflow_anywhere({"output_dir": str(out), "mlflow": True, "registered_model": None}).run()
     return out
 
 

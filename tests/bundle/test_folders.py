@@ -31,7 +31,9 @@ def test_init_copies_the_overlays_that_fit(bundle: str, expected: set[str], tmp_
 def test_an_overlay_of_2d_over_a_3d_bundle_is_one_line(overlay: str, tmp_path: Path) -> None:
     directory = init_bundle(tmp_path / "new", "diffae_3d")
     with pytest.raises(ConfigError) as caught:
-        train(directory, tmp_path, overlays=[ROOT / "configs" / f"{overlay}.json"], overrides={"device": "cpu"})
+        train(
+            directory, tmp_path / "scans", overlays=[ROOT / "configs" / f"{overlay}.json"], overrides={"device": "cpu"}
+        )
     assert str(caught.value) == (
         "spacing_mm is [1.5, 1.5, 1.5], but spatial_dims is 2; give 2 numbers, or omit the overlay for other "
         "dimensions; the bundle's configs/overlays has those that fit"
@@ -42,12 +44,12 @@ def test_the_overlay_of_latents_over_a_2d_bundle_is_one_line(tmp_path: Path) -> 
     directory = init_bundle(tmp_path / "new", "diffae_2d")
     overrides = {"device": "cpu", "first_stage_bundle": "gone"}
     with pytest.raises(ConfigError, match="slice_axis is a key of 2D bundles, but spatial_dims is 3; omit the overlay"):
-        train(directory, tmp_path, overlays=[ROOT / "configs" / "latent_space.json"], overrides=overrides)
+        train(directory, tmp_path / "scans", overlays=[ROOT / "configs" / "latent_space.json"], overrides=overrides)
 
 
 def test_sizes_of_another_dimension_are_one_line(tmp_path: Path) -> None:
     directory = init_bundle(tmp_path / "new", "diffae_3d")
     with pytest.raises(ConfigError, match=r"image_size is \[64, 64\], but spatial_dims is 3; give 3"):
-        train(directory, tmp_path, overrides={"device": "cpu", "image_size": [64, 64]})
+        train(directory, tmp_path / "scans", overrides={"device": "cpu", "image_size": [64, 64]})
     with pytest.raises(ConfigError, match=r"spacing_mm is \[1, 1\], but spatial_dims is 3; give 3"):
-        train(directory, tmp_path, overrides={"device": "cpu", "spacing_mm": [1, 1]})
+        train(directory, tmp_path / "scans", overrides={"device": "cpu", "spacing_mm": [1, 1]})

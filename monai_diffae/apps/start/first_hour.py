@@ -20,12 +20,14 @@ from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.data.listing import SeparatedTwins
+from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
+_CLEARLY_PREDICTED = {"binary": 0.55, "continuous": 0.05}  # AUROC and R2, cross-validated
 _FEW_PATIENTS = 10
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
@@ -51,8 +53,11 @@ class FirstHour:
     targets: Sequence[str]
     listing: Mapping[str, Any]
     device: str | None
-    steps: Steps = field(default_factory=Steps)
+    steps: Steps = field(init=False)
     record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.steps = Steps(self.out / "steps.json")
 
     @property
     def table(self) -> Path:
@@ -104,7 +109,7 @@ class FirstHour:
         arguments = {"cohort": self.cohort, "out": self.table, **self.listing}
         try:
             return self.steps.prepare("List the scans", "list-scans", **arguments, group_duplicates=True)
-        except CohortError:  # any other error is raised again
+        except SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
     def _list_again(self) -> Any:
@@ -139,8 +144,11 @@ class FirstHour:
     def about(self) -> Iterator[str]:
         """What is going to be done."""
         yield from self.record["about"]
-        begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
-        yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
+        if self.record["is_trained"]:
+            yield f"the training in {self.model} is complete"
+        else:
+            begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
+            yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
         yield f"then the scans are embedded, and the labels predicted and edited; see {self.out / 'index.html'}"
 
     def run(self) -> list[tuple[str, str]]:
@@ -154,33 +162,51 @@ class FirstHour:
         embedded = self.steps.prepare("Embed the scans", "embed", **common, out=self.out / "embeddings")
         table = read_embeddings(embedded.path)
         targets = find_targets(table, self.targets)
-        shown = self._shown(table, targets)
-        direction = None
         if targets:
             self.steps.attempt(
                 "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
             )
-            direction = self._edit(embedded.path, table, targets[0], {**common, **shown})
-        else:
+        found = self._find_direction(embedded.path, table, targets)
+        shown = self._shown(table, targets[0] if targets and found is None else found)
+        if found is None:
             self.steps.attempt(
                 "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
                 out=self.out / "traversal", device=self.device,
             )  # fmt: skip
+        else:
+            self.steps.attempt(
+                f"Edit scans along {found}", "edit", **common, **shown, out=self.out / "edits",
+                direction=self._direction(found), captions=[found],
+            )  # fmt: skip
         self.steps.attempt(
             "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common, **shown,
-            captions=targets[:1],
+            captions=[found] if found is not None else targets[:1],
         )  # fmt: skip
         self.steps.attempt(
             "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
             split=held_out_split(table), limit=_NUM_MOSAIC,
         )  # fmt: skip
-        return self._next_lines(embedded.path, direction)
+        return list(self._next_lines(embedded.path, targets, found))
 
-    def _shown(self, table: pd.DataFrame, targets: Sequence[str]) -> dict[str, Any]:
-        """The arguments that choose cases for pictures: held-out ones, from both ends of the first label."""
-        if targets:
-            positive = find_positive(table, targets[0])
-            if cases := find_examples(table, targets[0], _NUM_EXAMPLES, positive):
+    def _find_direction(self, embeddings: Path, table: pd.DataFrame, targets: Sequence[str]) -> str | None:
+        """The first label that z_sem predicts better than chance, with its direction fitted; None: there is none."""
+        for target in targets:
+            fitted = self.steps.attempt(
+                f"Find the direction of {target}", "fit-direction", embeddings=embeddings, target=target,
+                out=self._direction(target), positive=find_positive(table, target),
+            )  # fmt: skip
+            if fitted is not None and fitted.direction.score > _CLEARLY_PREDICTED[fitted.direction.kind]:
+                return target
+        return None
+
+    def _direction(self, target: str) -> Path:
+        return self.out / f"{safe_id(target)}.json"
+
+    def _shown(self, table: pd.DataFrame, target: str | None) -> dict[str, Any]:
+        """The arguments that choose cases for pictures: held-out ones, from both ends of a label."""
+        if target is not None:
+            positive = find_positive(table, target)
+            if cases := find_examples(table, target, _NUM_EXAMPLES, positive):
                 return {"cases": cases}
         return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
 
@@ -199,35 +225,20 @@ class FirstHour:
         self.record["is_trained"] = True
         write_json(self._record_file, self.record)
 
-    def _edit(self, embeddings: Path, table: pd.DataFrame, target: str, arguments: Mapping[str, Any]) -> Path | None:
-        """Edit held-out cases along a label; the direction's file, or None if it could not be fitted."""
-        direction = self.out / f"{safe_id(target)}.json"
-        positive = find_positive(table, target)
-        what = target if positive is None else f"{target} {positive}"
-        fitted = self.steps.attempt(
-            f"Find the direction of {what}", "fit-direction", embeddings=embeddings, out=direction, target=target,
-            positive=positive,
-        )  # fmt: skip
-        if fitted is None:
-            return None
-        self.steps.attempt(
-            f"Edit scans along {what}", "edit", **arguments, out=self.out / "edits", direction=direction,
-            captions=[target],
-        )  # fmt: skip
-        return direction
-
-    def _next_lines(self, embeddings: Path, direction: Path | None) -> list[tuple[str, str]]:
+    def _next_lines(self, embeddings: Path, targets: Sequence[str], found: str | None) -> Iterator[tuple[str, str]]:
         longer = {
             "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
             "device": self.device,
         }  # fmt: skip
-        lines = [("Train a better model, for an hour:", command_line("start", longer))]
-        if direction is not None:
-            grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": direction}
-            lines.append(("Grade every scan along the label:", command_line("grade", grades)))
+        why = "Train a better model, for an hour:"
+        if targets and found is None:
+            why = f"z_sem predicts none of the labels ({', '.join(targets)}), so no scan is edited along one. {why}"
+        yield why, command_line("start", longer)
+        if found is not None:
+            grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": self._direction(found)}
+            yield f"Grade every scan along {found}:", command_line("grade", grades)
         unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
-        lines.append(("Show what is unusual inside scans:", command_line("anomaly", unusual)))
-        return lines
+        yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
 
 
 def _are_few_volumes(listed: Any) -> bool:

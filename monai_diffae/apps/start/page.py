@@ -24,6 +24,8 @@ _SECTION = Markup(
     "{content}</details>"
 )
 
+_MOST_WARNINGS = 5  # that are shown of a step
+
 
 def write_page(
     file: Path, title: str, about: Sequence[str], outcomes: Sequence[Outcome], next_lines: Sequence[tuple[str, str]]
@@ -58,9 +60,14 @@ def write_page(
 
 
 def _section(outcome: Outcome, address: Callable[[Path], str], *, is_open: bool) -> Markup:
-    if outcome.result is None:
-        content = Markup('<p class="error">Omitted: {}</p>').format(outcome.error or "")
+    num_more = len(outcome.warnings) - _MOST_WARNINGS
+    warnings = [*outcome.warnings[:_MOST_WARNINGS], *([f"and {num_more} more warnings"] if num_more > 0 else [])]
+    content = joined([Markup('<p class="warning">{}</p>').format(text) for text in warnings])
+    if outcome.error is not None:
+        content += Markup('<p class="error">Omitted: {}</p>').format(outcome.error)
+    elif outcome.result is None:
+        content += Markup("<p>Done by an earlier call.</p>")
     else:
-        content = Markup(result_html(outcome.result, address))  # noqa: S704, which escapes its texts
+        content += Markup(result_html(outcome.result, address))  # noqa: S704, which escapes its texts
     opened = Markup(" open") if is_open else ""
     return _SECTION.format(open=opened, step=outcome.step, seconds=outcome.seconds, content=content)

@@ -81,11 +81,12 @@ def start(
     targets: Sequence[str] = (),
     table: Path | None = None,
     id_column: str | None = None,
+    patient_pattern: str | None = None,
     columns: Columns = NONE_GIVEN,
     device: str | None = None,
     yes: bool = False,
 ) -> StartResult:
-    """Look at scans, train a model for some minutes, and show what it learned: table, probe, neighbors, edits, page.
+    r"""Look at scans, train a model for some minutes, and show what it learned: table, probe, neighbors, edits, page.
 
     Everything is done by ordinary commands, which are shown as they run and are listed on the page. The same command
     resumes after an interruption: complete steps are skipped.
@@ -96,10 +97,12 @@ def start(
         minutes: Duration of the training; the other steps take a few minutes more.
         targets: Label columns to predict, the first of them also to edit; by default those that are found.
         table: Table with labels to join to a folder, such as ``participants.csv``.
-        id_column: Column of this table that names the scans; by default it is found.
+        id_column: Column of this table that names the scans, e.g. ``MRID``; by default found by its name.
+        patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``; by
+            default each scan of a folder is a patient.
         columns: Names that a table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
-        yes: Start without asking.
+        yes: Start without asking; this is also done if nobody can answer, as in a script.
 
     Returns:
         The folder, and the outcome of each step.
@@ -118,7 +121,9 @@ def start(
     from monai_diffae.apps.start.first_hour import FirstHour
     from monai_diffae.apps.start.page import write_page
 
-    listing = {"table": table, "id_column": id_column, "columns": columns or None}
+    listing = {
+        "table": table, "id_column": id_column, "patient_pattern": patient_pattern, "columns": columns or None,
+    }  # fmt: skip
     hour = FirstHour(cohort, out, minutes, targets, {k: v for k, v in listing.items() if v is not None}, device)
     hour.look()
     about = list(hour.about())
@@ -128,7 +133,7 @@ def start(
         return StartResult(out)
     next_lines = hour.run()
     result = StartResult(out, hour.steps.outcomes, next_lines)
-    write_page(result.page, f"The first hour with {cohort.name}", about, result.outcomes, next_lines)
+    write_page(result.page, f"The first hour with {cohort.name}", about, hour.steps.with_earlier(), next_lines)
     return result
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from monai_diffae.data.listing.appearance import Appearance, look_at
 from monai_diffae.data.listing.listings import Listing, Sources, list_cases
 from monai_diffae.data.listing.tables import write_listing
-from monai_diffae.data.listing.twins import find_listed_twins, group_twins, mark_twins
+from monai_diffae.data.listing.twins import SeparatedTwins, find_listed_twins, group_twins, mark_twins
 
 __all__ = [
     "Appearance",
     "Listing",
+    "SeparatedTwins",
     "Sources",
     "find_listed_twins",
     "group_twins",

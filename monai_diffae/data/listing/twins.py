@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 COLUMN = "twins"
 
 
+class SeparatedTwins(CohortError):
+    """The column ``split`` puts twins into different splits, so they cannot become one patient."""
+
+
 def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
     """Read every scan (the first file of each image), and find twins; scans that cannot be read are ignored.
 
@@ -73,7 +77,7 @@ def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case
     """The cases with one patient for all twins of a group, and for all other scans of their patients.
 
     Raises:
-        CohortError: twins are in different splits already.
+        SeparatedTwins: twins are in different splits already.
 
     Example:
         >>> cases = [Case("a", {}, "p"), Case("b", {}, "q"), Case("c", {}, "q"), Case("d", {}, "r")]
@@ -82,7 +86,7 @@ def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case
     """
     separated = report_twins(cases, groups).separated
     if separated:
-        raise CohortError(
+        raise SeparatedTwins(
             f"the column split separates twins, such as {separated[0]}, so they cannot become one patient; run "
             "monai-diffae list-scans without --group-duplicates, correct the column split in its table where the "
             "column twins has a group, and use that table"

@@ -183,7 +183,7 @@ def test_cases_whose_split_is_drawn_again_may_have_been_trained_on(labelled, tmp
 
 
 def test_the_time_is_predicted(labelled, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "monai_diffae"):
         evaluated(labelled, tmp_path, limit=2)
     assert f"{2 * (2 + 3) * 4} network evaluations of single images: about 1 minute" in caplog.text
 

@@ -402,7 +402,7 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (16_000, r"latent_model\.pt"), (100_000, r"model\.pt")])
+@pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (18_000, r"latent_model\.pt"), (100_000, r"model\.pt")])
 def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     checkpoint = save(latent="latent" in what)
     (tmp_path / "empty").mkdir()
