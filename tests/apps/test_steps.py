@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
+from dataclasses import dataclass
 
 import pytest
 
+from monai_diffae.apps.commands import Command
+from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.steps import Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import CohortError
@@ -40,3 +44,34 @@ def test_a_step_that_others_need_raises(tmp_path) -> None:
     with pytest.raises(CohortError):
         steps.prepare("Predict", "probe", embeddings=tmp_path / "no.parquet")
     assert steps.outcomes == []
+
+
+@dataclass(frozen=True)
+class Made(FolderResult):
+    """A result that says whether it was complete already."""
+
+    skipped: bool = False
+
+
+def test_a_later_call_knows_durations_and_warnings_of_the_first(labelled, tmp_path, monkeypatch) -> None:
+    def loud(**arguments):
+        logging.getLogger("monai_diffae.anything").warning("be careful with %s", arguments["out"].name)
+        return Made(arguments["out"], skipped=skipped)
+
+    skipped = False
+    monkeypatch.setattr(Command, "load", lambda self: loud)
+    first = Steps(tmp_path / "steps.json")
+    first.prepare("Embed", "embed", out=tmp_path / "a")
+    first.attempt("Look", "neighbors", out=tmp_path / "b")
+    assert [outcome.warnings for outcome in first.outcomes] == [("be careful with a",), ("be careful with b",)]
+    notes = json.loads((tmp_path / "steps.json").read_text())
+    for note in notes.values():
+        note["seconds"] = 77
+    (tmp_path / "steps.json").write_text(json.dumps(notes))
+
+    skipped = True
+    later = Steps(tmp_path / "steps.json")
+    later.attempt("Look", "neighbors", out=tmp_path / "b")
+    assert [(each.step.title, each.seconds) for each in later.with_earlier()] == [("Embed", 77), ("Look", 77)]
+    assert later.with_earlier()[0].step.line == first.outcomes[0].step.line
+    assert later.with_earlier()[1].warnings == ("be careful with b",)

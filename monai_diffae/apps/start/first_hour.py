@@ -16,12 +16,15 @@ from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.failures import count_failures
 from monai_diffae.data.listing import SeparatedTwins
 from monai_diffae.errors import ConfigError
+from monai_diffae.metrics import LEAST_USAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,6 +153,16 @@ class FirstHour:
             begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
             yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
         yield f"then the scans are embedded, and the labels predicted and edited; see {self.out / 'index.html'}"
+
+    def verdict(self) -> Iterator[str]:
+        """How good the model is, in short."""
+        usage = last_usage(self.model)
+        if usage is not None:
+            use = "the decoder hardly uses z_sem" if usage < LEAST_USAGE else "the decoder uses z_sem"
+            yield f"z_sem_usage {usage:.2f}: {use} (1: not at all)"
+        num_failed = count_failures(self.model / "failures.csv")
+        if num_failed:
+            yield f"{num_failed} of the scans could not be used in training: {self.model / 'failures.csv'}"
 
     def run(self) -> list[tuple[str, str]]:
         """Train, embed, and show what was learned.

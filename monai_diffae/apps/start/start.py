@@ -133,6 +133,7 @@ def start(
         return StartResult(out)
     next_lines = hour.run()
     result = StartResult(out, hour.steps.outcomes, next_lines)
+    about = [*about, *hour.verdict()]
     write_page(result.page, f"The first hour with {cohort.name}", about, hour.steps.with_earlier(), next_lines)
     return result
 

@@ -58,3 +58,18 @@ def test_names_of_files_and_reasons_are_text_not_html(tmp_path: Path) -> None:
     failed = Outcome(Step(bad, "embed", {"bundle": bad, "cohort": "c", "out": "o"}), 0.0, error=bad)
     reader = read(write_page(tmp_path / "index.html", bad, [bad], [failed], [(bad, bad)]))
     assert reader.text.count(bad) >= 6
+
+
+def test_warnings_and_steps_of_earlier_calls_are_shown(tmp_path: Path) -> None:
+    before = Outcome(Step("Train", "train", {}, True, typed="monai-diffae train m c"), 400.0)
+    loud = Outcome(
+        Step("Edit", "edit", {}), 1.0, FolderResult(tmp_path), warnings=tuple(f"warning {i}" for i in range(9))
+    )
+    text = read(write_page(tmp_path / "index.html", "t", [], [before, loud], [])).text
+    assert "Train (400 s)" in text
+    assert "monai-diffae train m c" in text
+    assert "Done by an earlier call." in text
+    assert "Omitted" not in text
+    assert [word in text for word in ("warning 0", "warning 4", "warning 5", "and 4 more warnings")] == [
+        True, True, False, True
+    ]  # fmt: skip

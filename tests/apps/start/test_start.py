@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.start import first_hour
 from monai_diffae.apps.start.first_hour import FirstHour
 from monai_diffae.apps.start.start import StartResult, start
 from monai_diffae.apps.steps import Steps
@@ -78,6 +79,10 @@ def test_a_second_call_does_nothing_again(started: StartResult, pictures: Path, 
     again = start(pictures, started.folder, minutes=1, device="cpu", yes=True)
     assert model.stat().st_mtime_ns == before
     assert "train" not in [outcome.step.command for outcome in again.outcomes]
+    page = again.page.read_text(encoding="utf-8")
+    assert all(f"monai-diffae {command} " in page for command in ("plan", "init", "train", "embed"))
+    assert "the training in" in page
+    assert "z_sem_usage" in page
     assert again.incomplete is None
     json.dumps(again.figures())
 
@@ -114,6 +119,23 @@ def test_the_training_uses_the_threads_of_its_plan(tmp_path: Path, monkeypatch) 
     hour.record = {"bundle": "diffae_2d", "settings": {}, "threads": 1, "is_trained": False}
     hour._train()
     assert threads == [1]
+
+
+def test_a_label_that_z_sem_does_not_predict_is_not_edited(started: StartResult, pictures: Path, monkeypatch) -> None:
+    monkeypatch.setattr(first_hour, "_CLEARLY_PREDICTED", {"binary": 2.0, "continuous": 2.0})
+    hour = FirstHour(pictures, started.folder, 1, [], {}, "cpu")
+    hour.look()
+    next_lines = hour.run()
+    assert [outcome.step.command for outcome in hour.steps.outcomes if not outcome.step.is_preparation] == [
+        "probe", "fit-direction", "traverse", "neighbors", "reconstruct",
+    ]  # fmt: skip
+    assert next_lines[0][0].startswith("z_sem predicts none of the labels (label), so no scan is edited along one.")
+
+
+def test_patients_can_be_found_in_the_names(pictures: Path, tmp_path: Path, slow_machine) -> None:
+    hour = FirstHour(pictures, tmp_path / "out", 1, [], {"patient_pattern": r"\(\d"}, "cpu")
+    hour.look()
+    assert hour.steps.outcomes[0].result.listing.num_patients < len(hour.steps.outcomes[0].result.listing.cases)
 
 
 def test_a_folder_without_scans_is_one_line(tmp_path: Path) -> None:
