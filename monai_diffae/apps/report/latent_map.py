@@ -158,9 +158,12 @@ def _labels(study: Study) -> dict[str, dict[str, Any]]:
 
 def _label(values: pd.Series[Any]) -> dict[str, Any] | None:
     """One label for the script; None if it has one value only, or too many classes."""
-    if is_numeric_dtype(values) and values.nunique() > _MOST_CLASSES:
+    if values.nunique() < 2:
+        return None
+    has_fractions = is_numeric_dtype(values) and bool((values.dropna() % 1 != 0).any())
+    if has_fractions or (is_numeric_dtype(values) and values.nunique() > _MOST_CLASSES):
         return {"numbers": [None if value != value else float(f"{value:.5g}") for value in values]}
-    if not 2 <= values.nunique() <= _MOST_CLASSES:
+    if values.nunique() > _MOST_CLASSES:
         return None
     codes, classes = pd.factorize(values, sort=True)
     return {"codes": codes.tolist(), "classes": [str(name) for name in classes]}
