@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.steps import Outcome
+from monai_diffae.apps.step_results import StepsResult
 
 
 @dataclass(frozen=True)
-class ReportResult(FolderResult):
+class ReportResult(StepsResult):
     """The result of :func:`report`.
 
     Attributes:
         folder: holds ``report.html`` and the results of every command that it shows.
         outcomes: the commands that were run, with their results.
     """
-
-    outcomes: Sequence[Outcome] = ()
 
     @property
     def page(self) -> Path:
@@ -32,10 +27,7 @@ class ReportResult(FolderResult):
 
     def lines(self) -> Iterator[str]:
         """The duration of each step, or why it was omitted; then the page."""
-        for outcome in self.outcomes:
-            yield f"{outcome.step.title}: {outcome.seconds:.0f} s" + (
-                f", omitted ({outcome.error})" if outcome.result is None else ""
-            )
+        yield from self.step_lines()
         yield f"open {self.page} ({self.page.stat().st_size / 1e6:.1f} MB)"
 
     def figures(self) -> dict[str, Any]:
@@ -49,12 +41,6 @@ class ReportResult(FolderResult):
             for outcome in self.outcomes
         ]
         return {"folder": str(self.folder), "page": str(self.page), "bytes": self.page.stat().st_size, "steps": steps}
-
-    @property
-    def incomplete(self) -> str | None:
-        """Which steps failed."""
-        failed = [outcome.step.title for outcome in self.outcomes if outcome.result is None]
-        return f"omitted: {', '.join(failed)}" if failed else None
 
 
 @command

@@ -6,20 +6,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.steps import Outcome
+from monai_diffae.apps.step_results import StepsResult
 
 
 @dataclass(frozen=True)
-class StartResult(FolderResult):
+class StartResult(StepsResult):
     """The result of :func:`start`.
 
     Attributes:
@@ -28,7 +25,6 @@ class StartResult(FolderResult):
         next_lines: what can be done next: an explanation, and the line for a shell.
     """
 
-    outcomes: Sequence[Outcome] = ()
     next_lines: Sequence[tuple[str, str]] = ()
 
     @property
@@ -41,10 +37,7 @@ class StartResult(FolderResult):
         if not self.outcomes:
             yield "not started: nothing was trained"
             return
-        for outcome in self.outcomes:
-            yield f"{outcome.step.title}: {outcome.seconds:.0f} s" + (
-                f", omitted ({outcome.error})" if outcome.result is None else ""
-            )
+        yield from self.step_lines()
         yield f"open {self.page}"
         for explanation, line in self.next_lines:
             yield f"{explanation}\n  {line}"
@@ -64,12 +57,6 @@ class StartResult(FolderResult):
                 for outcome in self.outcomes
             ],
         }
-
-    @property
-    def incomplete(self) -> str | None:
-        """Which steps failed."""
-        failed = [outcome.step.title for outcome in self.outcomes if outcome.result is None]
-        return f"omitted: {', '.join(failed)}" if failed else None
 
 
 @command
