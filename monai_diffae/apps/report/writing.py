@@ -21,7 +21,8 @@ _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)
 def write_report(file: Path, page_with: Callable[[Media], Page], *, is_embedded: bool) -> Path:
     """Write a page.
 
-    Embedded pictures are scaled down until the page is small enough; a line says so, also if it is still too large.
+    Embedded pictures are scaled down until the page is small enough. A warning is logged if they are, and if the page
+    is still too large.
 
     Args:
         file: the page, ``.html``.
