@@ -77,14 +77,15 @@ def held_out_split(table: pd.DataFrame) -> str | None:
     return next((name for name in ("test", "val") if name in splits), None)
 
 
-def find_examples(table: pd.DataFrame, target: str, number: int, positive: str | None = None) -> list[str]:
+def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
     """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
+
+    The class of :func:`find_positive` is one end, all others the other; other labels are sorted as they are.
 
     Args:
         table: of embeddings.
         target: the label column.
         number: how many cases; fewer if the table has fewer.
-        positive: the class at one end, with all others at the other; None: the label is sorted as it is.
 
     Example:
         >>> table = pd.DataFrame({"id": list("abcd"), "split": "test", "sick": [1, 0, 0, 1]})
@@ -95,6 +96,7 @@ def find_examples(table: pd.DataFrame, target: str, number: int, positive: str |
     split = held_out_split(labelled)
     if split is not None:
         labelled = labelled[labelled["split"] == split]
+    positive = find_positive(table, target)
     ends = labelled[target] if positive is None else labelled[target].astype(str) == positive
     ids = labelled.loc[ends.sort_values(kind="stable").index, "id"].astype(str).tolist()
     from_both_ends = [ids[i // 2] if i % 2 == 0 else ids[-1 - i // 2] for i in range(len(ids))]

@@ -51,5 +51,5 @@ def test_the_rarest_unusual_class_is_compared_with_the_rest() -> None:
 
 
 def test_examples_of_a_class_alternate_with_the_rest() -> None:
-    frame = table(finding=["a", "b", "c", "b", "a"], split="test")
-    assert find_examples(frame, "finding", 4, "b") == ["c0", "c3", "c2", "c1"]
+    frame = table(finding=["x", "b", "normal", "b", "x"], split="test")
+    assert find_examples(frame, "finding", 4) == ["c0", "c3", "c2", "c1"]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.examples import find_examples, find_targets, held_out_split
+from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
@@ -166,7 +166,7 @@ class Study:
         direction = self.folder / "directions" / f"{name}.json"
         fitted = self._attempt(
             f"directions/{name}.json", f"Find the direction of {target}", "fit-direction", embeddings=self.embeddings,
-            target=target,
+            target=target, positive=find_positive(self.table, target),
         )  # fmt: skip
         if fitted is not None:
             self._attempt(

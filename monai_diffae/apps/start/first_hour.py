@@ -180,7 +180,8 @@ class FirstHour:
                 "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
             )
         found = self._find_direction(embedded.path, table, targets)
-        shown = self._shown(table, targets[0] if targets and found is None else found)
+        label = found or next(iter(targets), None)
+        shown = self._shown(table, label)
         if found is None:
             self.steps.attempt(
                 "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
@@ -193,7 +194,7 @@ class FirstHour:
             )  # fmt: skip
         self.steps.attempt(
             "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common, **shown,
-            captions=[found] if found is not None else targets[:1],
+            captions=[] if label is None else [label],
         )  # fmt: skip
         self.steps.attempt(
             "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
@@ -217,10 +218,8 @@ class FirstHour:
 
     def _shown(self, table: pd.DataFrame, target: str | None) -> dict[str, Any]:
         """The arguments that choose cases for pictures: held-out ones, from both ends of a label."""
-        if target is not None:
-            positive = find_positive(table, target)
-            if cases := find_examples(table, target, _NUM_EXAMPLES, positive):
-                return {"cases": cases}
+        if target is not None and (cases := find_examples(table, target, _NUM_EXAMPLES)):
+            return {"cases": cases}
         return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
 
     def _train(self) -> None:

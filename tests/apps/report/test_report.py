@@ -126,6 +126,24 @@ def test_a_step_that_fails_is_omitted_and_the_page_says_why(labelled, quick_eval
     assert "failures" in [each.attributes["id"] for each in page.all("details", class_="card")]
 
 
+def test_a_label_of_three_classes_has_a_direction_towards_one_of_them(tmp_path, monkeypatch) -> None:
+    findings = ["benign"] * 5 + ["malignant"] * 3 + ["normal"] * 4
+    table = pd.DataFrame({"id": [f"c{i}" for i in range(12)], "split": "test", "finding": findings})
+    study = Study(tmp_path / "model", tmp_path)
+    monkeypatch.setitem(vars(study), "table", table)
+    given: dict[str, dict] = {}
+
+    def attempt(name, title, command, **arguments):
+        given[command] = arguments
+        return "a result"
+
+    monkeypatch.setattr(study, "_attempt", attempt)
+    study._edit("finding")
+    assert given["fit-direction"]["positive"] == "malignant"
+    ends = dict(zip(table["id"], findings, strict=True))
+    assert [ends[name] == "malignant" for name in given["edit"]["cases"]] == [False, True, False, True]
+
+
 def test_without_a_cohort_the_training_is_shown(labelled, tmp_path, page_reader) -> None:
     made = report(labelled.bundle, tmp_path / "out")
     sections = [each.attributes["id"] for each in page_reader(made.page).all("details", class_="card")]
