@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state, scan_files
 
 _MOST_KNOWN = 1024
@@ -42,9 +43,24 @@ def item_hash(item: Mapping[str, Any]) -> str:
 
     Images in memory do not count.
     """
+    return content_hash(_files(item))
+
+
+def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
     images = [value for key, value in sorted(item.items()) if key not in _NOT_IMAGES]
     files = [file for image in images for file in (image if isinstance(image, (list, tuple)) else [image])]
-    return content_hash([file for file in files if isinstance(file, (str, os.PathLike))])
+    return tuple(os.fspath(file) for file in files if isinstance(file, (str, os.PathLike)))
+
+
+def scan_states(cases: Sequence[Case]) -> list[str]:
+    """The state of each case's files, see :func:`~monai_diffae.data.file_states.file_state`; nothing is read."""
+    known = cache(file_state)  # many cases may be slices of a volume
+    return [known(_files(case.item())) for case in cases]
+
+
+def scan_contents(cases: Sequence[Case]) -> list[str]:
+    """The hash of each case's images, see :func:`item_hash`; the files are read."""
+    return [item_hash(case.item()) for case in cases]
 
 
 @lru_cache(maxsize=_MOST_KNOWN)
