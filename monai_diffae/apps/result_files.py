@@ -54,8 +54,8 @@ def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, 
     for key in existing.keys() & hashes.keys():
         if _hash(existing[key]) != hashes[key]:
             raise ConfigError(
-                f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to make "
-                "it again, or choose another out"
+                f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
+                "make it again, or choose another out"
             )
     return len(hashes.keys() - existing.keys())
 

@@ -125,6 +125,8 @@ def run_once(
         ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
             is False; or another run wrote into the same folder meanwhile.
     """
+    from monai_diffae.data.atomic import remove_abandoned
+
     figures = finished(record, results, made_from, overwrite=overwrite)
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
@@ -133,6 +135,7 @@ def run_once(
         record.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
+    remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
     with _unfinished(record, made_from):
         figures = dict(make())
     write_record(record, made_from, figures, result_hashes(record.parent, results))

@@ -24,6 +24,7 @@ from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
+from monai_diffae.data.contents import scan_contents
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import track
 from monai_diffae.data.tables import COLUMN_ROLES, column_names
@@ -152,13 +153,15 @@ class Session:
         """What a result of this session depends on, for the record beside it.
 
         Args:
-            cases: the cases that the result is made of; None: the whole cohort.
+            cases: the cases that the result is made of, whose scans are hashed; None: the whole cohort, for a command
+                that hashes scans while it reads them.
             decodes: whether the result depends on how images are inverted and decoded.
             more: the command's own arguments, and checksums of files that it reads.
         """
         made_from = {**made_from_bundle(self.trained, self.run, decodes=decodes), "cohort": self.cohort.fingerprint}
         if cases is not None:
             made_from["cases"] = checksum_of([case.id for case in cases])
+            made_from["scans"] = checksum_of(scan_contents(cases))
         return {**made_from, **more}
 
     def choose(self, choice: Choice | None = None) -> list[Case]:

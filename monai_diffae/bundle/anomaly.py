@@ -18,6 +18,7 @@ from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.layout import ANOMALY, MODELS, models_folder
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.bundle.writing import WriteLock
+from monai_diffae.data.archives import check_archive
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 from monai_diffae.inferers.noised_images import estimate_from_noised
@@ -127,6 +128,7 @@ class AnomalyDetector:
         if not path.is_file():
             raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
         try:
+            check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
             settings = AnomalySettings(**content["settings"])
             tensors = {key: content[key] for key in ("mean_squares", "scores", "scans", "quantiles")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai_diffae.errors import ConfigError
 
-CONFIGS, MODELS = "configs", "models"
+CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
 TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration

@@ -22,6 +22,7 @@ from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
+from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
@@ -328,6 +329,7 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
         ConfigError: the file is not a state dict, or that of another network.
     """
     try:
+        check_archive(path)
         state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ScanError(f"{path.name}: cannot be read as weights; copy it again, or train again") from error

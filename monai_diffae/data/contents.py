@@ -12,7 +12,7 @@ from typing import Any
 from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state, scan_files
 
-_MOST_KNOWN = 1024
+_MOST_KNOWN = 16384
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
 
@@ -34,7 +34,7 @@ def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
         ...     content_hash([path])[:16]
         '59ad1b2fc74287de'
     """
-    names = tuple(map(os.fspath, files))
+    names = tuple(os.fspath(file) for file in files)
     return _content_hash(names, file_state(names))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from monai_diffae.data.archives import check_archive
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -45,6 +46,7 @@ def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
         ConfigError: a part is missing.
     """
     try:
+        check_archive(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         missing = parts - checkpoint.keys()
     except Exception as error:  # torch raises the errors of pickle and zip, and its own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monai_diffae.bundle.loading import TrainedBundle
-    from monai_diffae.data.cases import Case
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +173,7 @@ def embed(
     from monai_diffae.apps.embedding.shards import shards_folder, this_process
     from monai_diffae.apps.embedding.tables import make_tables
     from monai_diffae.apps.session import Session
+    from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
     from monai_diffae.metrics import warn_if_unused
 
@@ -204,6 +204,7 @@ def embed(
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         num_cases, num_failed = figures["num_cases"], figures["num_failed"]
         return EmbedResult(path, patch_table, num_cases, num_failed, skipped=True, z_sem_usage=usage)
+    remove_abandoned(path.parent)
     # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
     shards_checksum = checksum_of([files[path], versions(), states])
     encoded = encode_cohort(

@@ -23,6 +23,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
+from monai_diffae.data.workers import worker_errors
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
 
@@ -104,7 +105,7 @@ def encode_cohort(
     ahead = max(batch_size, at_once) if cutter is None else 1
     contents: dict[int, str] = {}
     stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
-    with progress(len(positions), f"encoding {len(positions)} cases") as advance:
+    with worker_errors(), progress(len(positions), f"encoding {len(positions)} cases") as advance:
         numbered = zip(positions, items, stream, strict=True)
         for shard, results in groupby(numbered, lambda result: result[0] // shards.size):
             cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut
