@@ -28,7 +28,7 @@ from monai_diffae.data.contents import scan_contents
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import track
 from monai_diffae.data.tables import COLUMN_ROLES, column_names
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 logger = logging.getLogger(__name__)
@@ -208,24 +208,34 @@ class Session:
         return ReadCases(readable, dataset, failures, self.encoder_key)
 
     def encode(self, read: ReadCases) -> NDArray[np.float32]:
-        """z_sem (N, D) of all cases."""
+        """z_sem (N, D) of all cases.
+
+        Raises:
+            ScanError: the z_sem of a case is not finite.
+        """
         trained, text = self.trained, f"encoding {len(read.cases)} cases"
         parts = [
             encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
             for _, _, encoder_images in read.batches(self.run.batch_size, text)
         ]
-        return np.concatenate(parts)
+        z_sem = np.concatenate(parts)
+        _check_finite(z_sem, read.cases)
+        return z_sem
 
     def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
         """Yield each case with its codes, on the bundle's device.
 
         Cases are inverted one by one, so that the x_T of a case does not depend on the others.
+
+        Raises:
+            ScanError: the z_sem of a case is not finite.
         """
         trained = self.trained
         for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
             image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
+            _check_finite(z_sem.cpu().numpy(), [read.cases[i]])
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
@@ -241,6 +251,15 @@ class Session:
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
         return decode_in_batches(self.trained, z_sem, x_T, self.run.batch_size)
+
+
+def _check_finite(z_sem: NDArray[np.float32], cases: Sequence[Case]) -> None:
+    for z, case in zip(z_sem, cases, strict=True):
+        if not np.isfinite(z).all():
+            raise ScanError(
+                f"case '{case.id[:60]}': its z_sem is not finite; train the model again, or look at the scan's "
+                "intensities"
+            )
 
 
 @torch.no_grad()

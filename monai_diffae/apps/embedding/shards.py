@@ -126,12 +126,15 @@ class Shards:
             failures: the shard's cases without rows.
             contents: hashes of the cases' scans, by the cases' positions.
         """
-        hashed = {"hashed": np.array([*contents], np.int64), "contents": np.array([*contents.values()], np.str_)}
+        hashed, hashes = np.array([*contents], np.int64), np.array([*contents.values()], np.str_)
         table = np.array([astuple(failure) for failure in failures], dtype=np.str_).reshape(len(failures), 3)
 
         def save(path: Path) -> None:
             with open(path, "wb") as stream:
-                np.savez(stream, positions=np.array(positions, np.int64), rows=rows, failures=table, **hashed)
+                np.savez(
+                    stream, positions=np.array(positions, np.int64), rows=rows, failures=table, hashed=hashed,
+                    contents=hashes,
+                )  # fmt: skip
 
         write_atomic(self._path(shard), save)
 

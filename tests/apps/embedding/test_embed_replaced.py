@@ -11,8 +11,9 @@ import pytest
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.encoding import encode_stream
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.data.scans import write_scan
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError, ScanError
 
 
 def noise(seed):
@@ -46,6 +47,16 @@ def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed(cohort, emb
     new = pd.read_parquet(embedded(overwrite=True).path)
     assert not np.allclose(old["z_000"][0], new["z_000"][0])
     assert embedded().skipped
+
+
+def test_reconstructions_of_a_replaced_scan_are_not_complete(tiny_bundle, cohort, tmp_path):
+    def reconstructed():
+        return reconstruct(tiny_bundle.directory, cohort, tmp_path / "r", cases=["s0"], device="cpu").skipped
+
+    assert [reconstructed(), reconstructed()] == [False, True]
+    write_scan(cohort.parent / "s0.nii", noise(99), np.eye(4))
+    with pytest.raises(ConfigError, match="exists and was made with other scans; set overwrite"):
+        reconstructed()
 
 
 def test_scans_that_were_copied_are_the_same(cohort, embedded, tmp_path):
@@ -106,5 +117,7 @@ def test_all_z_sem_that_are_not_finite_are_one_line(tiny_bundle, cohort, tmp_pat
     bundle = Path(shutil.copytree(tiny_bundle.directory, tmp_path / "bundle"))
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     torch.save({name: value * 1e30 for name, value in weights.items()}, bundle / "models" / "model.pt")
-    with pytest.raises(Exception, match="all 5 cases failed.*z_sem is not finite"):
+    with pytest.raises(CohortError, match="all 5 cases failed.*z_sem is not finite"):
         embed(bundle, cohort, tmp_path / "z", device="cpu")
+    with pytest.raises(ScanError, match="case 's0': its z_sem is not finite"):
+        reconstruct(bundle, cohort, tmp_path / "r", split="test", device="cpu")
