@@ -138,8 +138,11 @@ def test_the_cache_of_a_killed_process_is_removed_and_that_of_a_running_one_stay
     cases = CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder).prepare()
     (own,) = folder.iterdir()
     if (pid := os.fork()) == 0:
-        CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder).prepare()
-        os.kill(os.getpid(), 9)
+        try:
+            held = CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder, progress=False).prepare()
+            assert held.items
+        finally:
+            os.kill(os.getpid(), 9)
     os.waitpid(pid, 0)
     assert len(list(folder.iterdir())) == 2
     CachedCases(items, TRANSFORM, cache_dir=folder).prepare()  # in memory
