@@ -1,0 +1,160 @@
+"""What in a configuration would run code, or write or send elsewhere, that this package's own configurations do not.
+
+MONAI turns a configuration into Python calls: ``_target_`` names what is called, texts that begin with ``$`` are
+evaluated or imported, and ``%file.json`` inserts another file. A configuration is known if all of its targets and
+expressions are: each expression equals one of a shipped configuration, character by character, and each target is one
+of a shipped configuration or of a list of networks and transforms that only compute. Who made the file does not matter.
+"""
+
+# tested in tests/bundle/test_trust.py
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from monai_diffae.bundle.folders import shipped
+from monai_diffae.bundle.private_values import SEPARATOR
+
+Kind = Literal["target", "expression", "import", "file", "argument", "place"]
+
+_RESNETS = tuple(f"resnet{layers}" for layers in (10, 18, 34, 50, 101, 152, 200))
+_LAYERS = (
+    "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "Flatten", "GELU", "Identity", "LayerNorm", "LeakyReLU", "Linear",
+    "ReLU", "Sequential", "SiLU", "Tanh", "L1Loss", "MSELoss", "SmoothL1Loss",
+)  # fmt: skip
+_TRANSFORMS = (
+    "AdjustContrastd", "BorderPadd", "CenterSpatialCropd", "CropForegroundd", "DivisiblePadd", "EnsureChannelFirstd",
+    "EnsureTyped", "Flipd", "GaussianSharpend", "GaussianSmoothd", "HistogramNormalized", "MedianSmoothd",
+    "NormalizeIntensityd", "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined", "RandAxisFlipd",
+    "RandBiasFieldd", "RandCoarseDropoutd", "RandCoarseShuffled", "RandFlipd", "RandGaussianNoised",
+    "RandGaussianSharpend", "RandGaussianSmoothd", "RandGibbsNoised", "RandHistogramShiftd", "RandRicianNoised",
+    "RandRotate90d", "RandRotated", "RandScaleIntensityd", "RandShiftIntensityd", "RandSimulateLowResolutiond",
+    "RandSpatialCropd", "RandStdShiftIntensityd", "RandZoomd", "Resized", "Rotate90d",
+    "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "SpatialCropd", "SpatialPadd",
+    "ThresholdIntensityd", "Zoomd",
+)  # fmt: skip
+# None of them reads or writes files, or takes the name of something to call. Each of them is harmless by itself.
+_PLAIN_TARGETS = frozenset(
+    {
+        *(f"monai.networks.nets.{name}" for name in _RESNETS),
+        *(f"torch.nn.{name}" for name in _LAYERS),
+        *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "RAdam", "SGD")),
+        *_TRANSFORMS,
+        *(f"monai.transforms.{name}" for name in _TRANSFORMS),
+        "monai_diffae.networks.EncoderAdapter",
+        "monai_diffae.networks.preset",
+    }
+)
+# Not in a shipped configuration, but in those that training writes. An expression that leaves the shipped ones has to
+# be added here, or bundles of earlier releases would not run any more.
+_WRITTEN_BY_TRAINING = frozenset({"$@bundle_root + '/models'"})
+_SHIPPED_RUNS = ("train.json", "train_latent.json", "multi_gpu_train.json", "latent_paper.json")
+
+_READ_FROM = {"dataset_dir", "start_from", "first_stage_bundle", "patient_pattern"}  # nothing is written there
+_OTHER_FILE = re.compile(r"\.(json|ya?ml)", re.IGNORECASE)
+_PLACE = re.compile(r"[/\\~]|[A-Za-z][\w+.-]*:[/\\]|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
+_NETWORK_PLACE = re.compile(r"[/\\]{2}")
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """A part of a configuration that none of this package's own has.
+
+    Attributes:
+        id: where it is.
+        kind: ``target``, ``expression``, ``import``; ``file``: another configuration file is inserted; ``argument``:
+            one that changes how MONAI builds a component, or downloads weights; ``place``: a folder outside of the
+            bundle, or an address, to which something could be written or sent.
+        text: the value.
+    """
+
+    id: str
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        """One line; characters that a terminal would interpret are escaped."""
+        text = self.text if len(self.text) <= 80 else f"{self.text[:77]}..."
+        return f"{self.kind} {text!r} at {self.id!r}"
+
+
+def own_code(config: Any, *, places: bool = True) -> list[OwnCode]:
+    """All parts of a configuration that run code, or write or send elsewhere, as none of this package's own does.
+
+    Args:
+        config: the content of a configuration file, several of them merged, or values by their ids.
+        places: whether to look for places outside of the bundle, too.
+
+    Example:
+        >>> own_code({"network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": "@z"}, "z": 1})
+        []
+        >>> [str(part) for part in own_code({"a": {"_target_": "os.system", "command": "$input()"}})]
+        ["target 'os.system' at 'a#_target_'", "expression '$input()' at 'a#command'"]
+    """
+    return list(_search(config, "", places))
+
+
+def _search(value: Any, id: str, places: bool) -> Iterator[OwnCode]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _search_item(str(key), item, f"{id}#{key}" if id else str(key), places)
+    elif isinstance(value, list | tuple | set):
+        for number, item in enumerate(value):
+            yield from _search(item, f"{id}#{number}" if id else str(number), places)
+    elif isinstance(value, str):
+        kind = _kind(value, places)
+        if kind is not None:
+            yield OwnCode(id, kind, value)
+
+
+def _search_item(key: str, item: Any, id: str, places: bool) -> Iterator[OwnCode]:
+    name = SEPARATOR.split(key)[-1].removeprefix("+")  # MONAI also takes ids as keys
+    if name == "_target_":
+        if not (isinstance(item, str) and item in _known()[0]):
+            yield OwnCode(id, "target", str(item))
+    elif name in ("_mode_", "_debug_") or (name == "pretrained" and item not in (None, False)):
+        yield OwnCode(id, "argument", str(item))
+    elif name in _READ_FROM and isinstance(item, str) and not _NETWORK_PLACE.match(item):
+        yield from _search(item, id, False)
+    else:
+        yield from _search(item, id, places and name != "_meta_")
+
+
+def _kind(text: str, places: bool) -> Kind | None:
+    if text.startswith("$"):
+        if text in _known()[1]:
+            return None
+        return "import" if re.match(r"\$\s*(import|from)\b", text) else "expression"
+    if text.startswith("%") and _OTHER_FILE.search(text):
+        return "file"
+    return "place" if places and _PLACE.match(text) else None
+
+
+@functools.cache
+def _known() -> tuple[frozenset[str], frozenset[str]]:
+    """The known targets and expressions."""
+    files = [file for name in _SHIPPED_RUNS for file in shipped("bundles").glob(f"*/configs/{name}")]
+    configs = [json.loads(file.read_text(encoding="utf-8")) for file in [*files, *shipped("overlays").glob("*.json")]]
+    targets, expressions = set(_PLAIN_TARGETS), set(_WRITTEN_BY_TRAINING)
+    for key, text in _texts(configs, ""):
+        if key == "_target_":
+            targets.add(text)
+        elif text.startswith("$"):
+            expressions.add(text)
+    return frozenset(targets), frozenset(expressions)
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, "")
+    elif isinstance(value, str):
+        yield key, value
