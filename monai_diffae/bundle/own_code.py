@@ -10,50 +10,15 @@ of a shipped configuration or of a list of networks and transforms that only com
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from monai_diffae.bundle.folders import shipped
+from monai_diffae.bundle.known_code import known_code
 from monai_diffae.bundle.private_values import SEPARATOR
 
 Kind = Literal["target", "expression", "import", "file", "argument", "place"]
-
-_RESNETS = tuple(f"resnet{layers}" for layers in (10, 18, 34, 50, 101, 152, 200))
-_LAYERS = (
-    "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "Flatten", "GELU", "Identity", "LayerNorm", "LeakyReLU", "Linear",
-    "ReLU", "Sequential", "SiLU", "Tanh", "L1Loss", "MSELoss", "SmoothL1Loss",
-)  # fmt: skip
-_TRANSFORMS = (
-    "AdjustContrastd", "BorderPadd", "CenterSpatialCropd", "CropForegroundd", "DivisiblePadd", "EnsureChannelFirstd",
-    "EnsureTyped", "Flipd", "GaussianSharpend", "GaussianSmoothd", "HistogramNormalized", "MedianSmoothd",
-    "NormalizeIntensityd", "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined", "RandAxisFlipd",
-    "RandBiasFieldd", "RandCoarseDropoutd", "RandCoarseShuffled", "RandFlipd", "RandGaussianNoised",
-    "RandGaussianSharpend", "RandGaussianSmoothd", "RandGibbsNoised", "RandHistogramShiftd", "RandRicianNoised",
-    "RandRotate90d", "RandRotated", "RandScaleIntensityd", "RandShiftIntensityd", "RandSimulateLowResolutiond",
-    "RandSpatialCropd", "RandStdShiftIntensityd", "RandZoomd", "Resized", "Rotate90d",
-    "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "SpatialCropd", "SpatialPadd",
-    "ThresholdIntensityd", "Zoomd",
-)  # fmt: skip
-# None of them reads or writes files, or takes the name of something to call. Each of them is harmless by itself.
-_PLAIN_TARGETS = frozenset(
-    {
-        *(f"monai.networks.nets.{name}" for name in _RESNETS),
-        *(f"torch.nn.{name}" for name in _LAYERS),
-        *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "RAdam", "SGD")),
-        *_TRANSFORMS,
-        *(f"monai.transforms.{name}" for name in _TRANSFORMS),
-        "monai_diffae.networks.EncoderAdapter",
-        "monai_diffae.networks.preset",
-    }
-)
-# Not in a shipped configuration, but in those that training writes. An expression that leaves the shipped ones has to
-# be added here, or bundles of earlier releases would not run any more.
-_WRITTEN_BY_TRAINING = frozenset({"$@bundle_root + '/models'"})
-_SHIPPED_RUNS = ("train.json", "train_latent.json", "multi_gpu_train.json", "latent_paper.json")
 
 _READ_FROM = {"dataset_dir", "start_from", "first_stage_bundle", "patient_pattern"}  # nothing is written there
 _OTHER_FILE = re.compile(r"\.(json|ya?ml)", re.IGNORECASE)
@@ -115,7 +80,7 @@ def _search(value: Any, id: str, places: bool) -> Iterator[OwnCode]:
 def _search_item(key: str, item: Any, id: str, places: bool) -> Iterator[OwnCode]:
     name = SEPARATOR.split(key)[-1].removeprefix("+")  # MONAI also takes ids as keys
     if name == "_target_":
-        if not (isinstance(item, str) and item in _known()[0]):
+        if not (isinstance(item, str) and item in known_code().targets):
             yield OwnCode(id, "target", str(item))
     elif name in ("_mode_", "_debug_") or (name == "pretrained" and item not in (None, False)):
         yield OwnCode(id, "argument", str(item))
@@ -127,34 +92,9 @@ def _search_item(key: str, item: Any, id: str, places: bool) -> Iterator[OwnCode
 
 def _kind(text: str, places: bool) -> Kind | None:
     if text.startswith("$"):
-        if text in _known()[1]:
+        if text in known_code().expressions:
             return None
         return "import" if re.match(r"\$\s*(import|from)\b", text) else "expression"
     if text.startswith("%") and _OTHER_FILE.search(text):
         return "file"
     return "place" if places and _PLACE.match(text) else None
-
-
-@functools.cache
-def _known() -> tuple[frozenset[str], frozenset[str]]:
-    """The known targets and expressions."""
-    files = [file for name in _SHIPPED_RUNS for file in shipped("bundles").glob(f"*/configs/{name}")]
-    configs = [json.loads(file.read_text(encoding="utf-8")) for file in [*files, *shipped("overlays").glob("*.json")]]
-    targets, expressions = set(_PLAIN_TARGETS), set(_WRITTEN_BY_TRAINING)
-    for key, text in _texts(configs, ""):
-        if key == "_target_":
-            targets.add(text)
-        elif text.startswith("$"):
-            expressions.add(text)
-    return frozenset(targets), frozenset(expressions)
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _texts(item, name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item, "")
-    elif isinstance(value, str):
-        yield key, value

@@ -142,13 +142,14 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
 
     Raises:
         ConfigError: the bundle is not trained, or ``path`` is not a new folder.
+        UnsafeInputError: the bundle has code of its own and is not trusted, or a file would run code.
         MachineError: the folder cannot be written.
     """
-    from monai_diffae.bundle import load_bundle
+    from monai_diffae.bundle import AnomalyDetector, load_bundle
     from monai_diffae.bundle.folders import check_new_folder, complete_bundle, copy_model
 
     check_new_folder(path)
-    load_bundle(bundle, "cpu")
+    AnomalyDetector.load_if_usable(load_bundle(bundle, "cpu"))  # unsafe files are refused before they are copied
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = AppFolder(Path(mkdtemp(prefix=".tmp-", dir=path.parent)))
