@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -79,13 +78,12 @@ def label_server(
 
 
 def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) -> None:
-    import uvicorn
-
     from monai_diffae.label.app_folder import AppFolder
     from monai_diffae.label.asgi import build_app
     from monai_diffae.label.logs import set_up_logging
     from monai_diffae.label.server_settings import apply_settings, settings_for
     from monai_diffae.serving.ports import LOOPBACK
+    from monai_diffae.serving.server import serve
 
     apply_settings(settings_for(app, studies, port, modality))
     set_up_logging(AppFolder(app).log_file)
@@ -93,12 +91,11 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
 
     app_instance()  # here, so that an error ends the command with its one line
     application = build_app(loopback_only=host in LOOPBACK)
-    logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
-    config = uvicorn.Config(
-        application, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_END_AFTER_S
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
-        uvicorn.Server(config).run()
+
+    def announce() -> None:
+        logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
+
+    serve(application, host, port, announce, end_after_s=_END_AFTER_S)
     _abandon_requests()
 
 
