@@ -100,18 +100,20 @@ def test_a_configuration_with_code_of_its_own_is_refused_and_nothing_of_it_runs(
 def test_every_command_that_reads_the_bundle_refuses_it(bundle, edit, tiny_bundle, labelled, tmp_path, run):
     """R20, R25: each ends with 5."""
     proof = tmp_path / "proof"
+    shutil.copy(labelled.bundle / "models" / "model.pt", bundle / "models" / "model.pt")  # the embeddings are of it
     for file in ("models/config.json", "configs/train.json", "configs/train_latent.json"):
         edit(payloads(proof)["expression"], file)
     shutil.copy(bundle / "models" / "config.json", bundle / "models" / "latent_config.json")
     cohort, out = str(tiny_bundle.cohort), str(tmp_path / "out")
     commands = [
-        ["embed", bundle, cohort, out], ["embed", bundle, cohort, out, "--encoder", "random"],
+        ["embed", bundle, cohort, out], ["embed", bundle, cohort, out, "--encoder", "untrained"],
         ["reconstruct", bundle, cohort, out], ["generate", bundle, out], ["vary", bundle, cohort, out, "--case", "a"],
         ["interpolate", bundle, cohort, out, "--start", "a", "--end", "b"],
         ["traverse", bundle, labelled.embeddings, out], ["combine", bundle, cohort, out, "--case", "a", "--blend", "b"],
         ["edit", bundle, cohort, out, "--direction", labelled.direction], ["diagnose", bundle, cohort, out],
         ["calibrate", bundle, cohort], ["anomaly", bundle, cohort, out],
         ["evaluate", out, "--bundle", bundle, "--cohort", cohort], ["report", bundle, out, "--cohort", cohort],
+            ["report", bundle, out],
         ["explore", "--bundle", bundle, "--cohort", cohort], ["label-app", out, "--bundle", bundle],
         ["train", bundle, cohort, out, "--overrides", "max_epochs=1"], ["train", bundle, cohort, "--minutes", "1"],
         ["train", tiny_bundle.directory, cohort, out, "--start-from", bundle],

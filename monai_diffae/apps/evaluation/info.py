@@ -22,6 +22,11 @@ class InfoResult(CommandResult):
 
     summary: dict[str, Any]
 
+    @property
+    def was_run(self) -> bool:
+        """Whether the model was built: not if the bundle has code of its own and is not trusted, or no weights."""
+        return "parameters" in self.summary
+
     def lines(self) -> Iterator[str]:
         """One line per property, file and part of the bundle's own code."""
         for name, value in self.summary.items():
@@ -31,7 +36,7 @@ class InfoResult(CommandResult):
                 yield from (f"{file}: sha256 {checksum}" for file, checksum in value.items())
             else:
                 yield f"{name}: {value}"
-        if "parameters" not in self.summary:
+        if not self.was_run:
             yield "nothing was run; if you trust the author of this code, add --trust"
 
     def figures(self) -> dict[str, Any]:
