@@ -17,10 +17,17 @@ from typing import Any, Literal
 
 from monai_diffae.bundle.known_code import known_code
 from monai_diffae.bundle.private_values import SEPARATOR
+from monai_diffae.errors import UnsafeInputError
 
 Kind = Literal["target", "expression", "import", "file", "argument", "place"]
 
-_READ_FROM = {"dataset_dir", "start_from", "first_stage_bundle", "patient_pattern"}  # nothing is written there
+_READ_FROM = {
+    "dataset_dir",
+    "embeddings",
+    "start_from",
+    "first_stage_bundle",
+    "patient_pattern",
+}  # nothing is written there
 _OTHER_FILE = re.compile(r"\.(json|ya?ml)", re.IGNORECASE)
 _PLACE = re.compile(r"[/\\~]|[A-Za-z][\w+.-]*:[/\\]|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
 _NETWORK_PLACE = re.compile(r"[/\\]{2}")
@@ -55,13 +62,19 @@ def own_code(config: Any, *, places: bool = True) -> list[OwnCode]:
         config: the content of a configuration file, several of them merged, or values by their ids.
         places: whether to look for places outside of the bundle, too.
 
+    Raises:
+        UnsafeInputError: it is nested too deep.
+
     Example:
         >>> own_code({"network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": "@z"}, "z": 1})
         []
         >>> [str(part) for part in own_code({"a": {"_target_": "os.system", "command": "$input()"}})]
         ["target 'os.system' at 'a#_target_'", "expression '$input()' at 'a#command'"]
     """
-    return list(_search(config, "", places))
+    try:
+        return list(_search(config, "", places))
+    except RecursionError as error:
+        raise UnsafeInputError("the configuration is nested too deep; get the bundle from its author again") from error
 
 
 def _search(value: Any, id: str, places: bool) -> Iterator[OwnCode]:

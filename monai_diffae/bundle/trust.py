@@ -7,7 +7,6 @@ therefore kept outside of bundles, in the user's own folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -74,8 +73,7 @@ def check_code(config: Mapping[str, Any], name: str, *, places: bool = True) -> 
 
 def is_trusted(config: Mapping[str, Any]) -> bool:
     """Whether a configuration with code of its own may run; within :func:`trusting`, it is then remembered."""
-    text = json.dumps(config, sort_keys=True, default=repr)
-    return is_trusted_content(text.encode())
+    return is_trusted_content(repr(config).encode(errors="surrogatepass"))
 
 
 def is_trusted_content(content: bytes) -> bool:
