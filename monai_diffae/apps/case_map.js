@@ -87,7 +87,7 @@ class CaseMap {
     this.height = clientHeight;
     this.ratio = ratio;
     if (this.isFitted) this.fit();
-    else this.draw();
+    this.drawNow(); // a changed canvas is empty, and the printer does not wait for the next frame
   }
 
   fit() {

@@ -142,6 +142,23 @@ def test_every_section_is_printed_in_light_colours(reported: Any, open_page: Any
     assert not page.get_by_role("button", name="Open all sections").is_visible()
 
 
+def test_the_map_is_drawn_again_as_soon_as_its_size_changes(reported: Any, open_page: Any) -> None:
+    """A printer changes the size and does not wait for the next frame."""
+    page = open_page(reported.page.as_uri())
+    is_empty = page.evaluate(
+        """() => new Promise((resolve) => {
+            const canvas = document.querySelector(".map .points");
+            const box = canvas.parentElement;
+            new ResizeObserver(() => {
+                if (box.clientHeight !== 333) { box.style.height = "333px"; return; }
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                resolve(data.every((value) => value === 0));
+            }).observe(box);
+        })"""
+    )
+    assert not is_empty
+
+
 def test_controls_and_pictures_have_names(reported: Any, open_page: Any) -> None:
     page = open_page(reported.page.as_uri())
     for control in page.locator("main button:visible, main select:visible, main input:visible").all():
