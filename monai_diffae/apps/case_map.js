@@ -87,7 +87,7 @@ class CaseMap {
     this.height = clientHeight;
     this.ratio = ratio;
     if (this.isFitted) this.fit();
-    this.drawNow(); // a changed canvas is empty, and the printer does not wait for the next frame
+    this.drawNow(); // a canvas that has changed its size is empty
   }
 
   fit() {

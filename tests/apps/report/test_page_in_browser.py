@@ -142,21 +142,12 @@ def test_every_section_is_printed_in_light_colours(reported: Any, open_page: Any
     assert not page.get_by_role("button", name="Open all sections").is_visible()
 
 
-def test_the_map_is_drawn_again_as_soon_as_its_size_changes(reported: Any, open_page: Any) -> None:
-    """A printer changes the size and does not wait for the next frame."""
+def test_the_map_is_printed(reported: Any, open_page: Any, tmp_path: Any) -> None:
+    """The points are circles, which a PDF has as curves: without them there are few."""
     page = open_page(reported.page.as_uri())
-    is_empty = page.evaluate(
-        """() => new Promise((resolve) => {
-            const canvas = document.querySelector(".map .points");
-            const box = canvas.parentElement;
-            new ResizeObserver(() => {
-                if (box.clientHeight !== 333) { box.style.height = "333px"; return; }
-                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-                resolve(data.every((value) => value === 0));
-            }).observe(box);
-        })"""
-    )
-    assert not is_empty
+    with_map = len(page.pdf(print_background=True))
+    page.evaluate("document.querySelector('.map .points').remove()")
+    assert with_map > len(page.pdf(print_background=True)) + 2000
 
 
 def test_controls_and_pictures_have_names(reported: Any, open_page: Any) -> None:
