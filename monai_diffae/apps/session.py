@@ -227,16 +227,12 @@ class Session:
         """Yield each case with its codes, on the bundle's device.
 
         Cases are inverted one by one, so that the x_T of a case does not depend on the others.
-
-        Raises:
-            ScanError: the z_sem of a case is not finite.
         """
         trained = self.trained
         for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
             image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
-            _check_finite(z_sem.cpu().numpy(), [read.cases[i]])
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 

@@ -54,12 +54,11 @@ class TrainingCurves:
         table = self.directory / TABLE
         if engine.state.iteration and table.is_file():
             try:
-                before = pd.read_csv(table, float_precision="round_trip")
-                rows = before[before["step"] <= engine.state.iteration].to_dict("records")
+                before = pd.read_csv(table, dtype=str).to_dict("records")
+                rows = [{str(k): _number(v) for k, v in row.items() if not pd.isna(v)} for row in before]
+                self.rows = [row for row in rows if row["step"] <= engine.state.iteration]
             except (ValueError, KeyError, TypeError):  # pandas' errors are ValueErrors
                 logger.warning("%s cannot be read, and is replaced", table.name)
-                return
-            self.rows = [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows]
 
     def _add_training(self, engine: Workflow) -> None:
         s = engine.state.statistics
@@ -93,3 +92,8 @@ class TrainingCurves:
             frame = pd.DataFrame(self.rows)
             write_atomic(table, lambda path: frame.to_csv(path, index=False))
             self._num_written = len(self.rows)
+
+
+def _number(text: str) -> float:
+    """A number as Python wrote it, to the last bit; pandas may round it."""
+    return int(text) if text.isdecimal() else float(text)
