@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.sample_data import sample_data as sample_data
     from monai_diffae.apps.training.train import train as train
     from monai_diffae.apps.training.train_latent import train_latent as train_latent
+    from monai_diffae.apps.training.verify import verify as verify
     from monai_diffae.bundle import load_bundle as load_bundle
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
     from monai_diffae.explorer.explore import explore as explore
@@ -97,6 +98,7 @@ _MODULES = {
     "train_latent": "apps.training.train_latent",
     "traverse": "apps.synthesis.traverse",
     "vary": "apps.synthesis.vary",
+    "verify": "apps.training.verify",
 }
 
 __all__ = ["__version__", *sorted(_MODULES)]

@@ -89,6 +89,26 @@ def read_scan(
     return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
 
 
+def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
+    """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller.
+
+    Raises:
+        ScanError: the scan cannot be used.
+    """
+    path = _as_path(path)
+    return fit_scan(path, _guarded(path, lambda p: _format(p)[0](p)), None, None, "error")
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the size and affine in the file's own axes, and the doubts about them, from the header.
+
+    Raises:
+        ScanError: the header cannot be read.
+    """
+    path = _as_path(path)
+    return _guarded(path, lambda p: _format(p)[1](p))
+
+
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image.
 
@@ -111,9 +131,18 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
         ...     read_geometry(path)
         ((4, 5, 6), (1.0, 1.0, 3.0))
     """
-    path = _as_path(path)
-    header = _guarded(path, lambda p: _format(p)[1](p))
-    judge(path, header.doubts)
+    header = read_header(path)
+    judge(Path(path), header.doubts)
+    return displayed_geometry(header)
+
+
+def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image.
+
+    Example:
+        >>> displayed_geometry(Header((4, 5, 6), np.diag([1, 1, 3, 1.0])[[2, 0, 1, 3]]))
+        ((5, 6, 4), (1.0, 3.0, 1.0))
+    """
     spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:
         return header.shape, tuple(float(v) for v in spacing_mm)
