@@ -136,13 +136,14 @@ def test_a_foreign_table_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(("damage", "code"), [(0, 0), (1, 3), (3, 4)])
-def test_exit_codes(tmp_path, damage, code):
+def test_exit_codes(tmp_path, monkeypatch, damage, code):
     """R25 of the reliability goals."""
     folder = _volumes(tmp_path / "scans", 3)
     for number in range(damage):
         (folder / f"s{number}.nii.gz").write_bytes(b"junk")
+    monkeypatch.setattr("sys.argv", ["monai-diffae", "verify", str(folder), "--headers", "--json"])
     with pytest.raises(SystemExit) as ended:
-        main(["verify", str(folder), "--headers", "--json"])
+        main()
     assert (ended.value.code or 0) == code
 
 
