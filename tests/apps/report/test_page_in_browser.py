@@ -53,7 +53,7 @@ def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_pa
     assert "wide" in page.locator(".side dl").inner_text()
     page.locator(".side .strip button").first.click()
     assert page.locator(".side h3").inner_text() != first
-    canvas = page.locator(".map canvas")
+    canvas = page.locator(".map .overlay")
     canvas.focus()
     canvas.press("Escape")
     assert "No case is selected" in page.locator(".side").inner_text()
@@ -70,7 +70,7 @@ def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_pa
 def test_a_thumbnail_follows_the_pointer(reported: Any, open_page: Any) -> None:
     page = open_page(reported.page.as_uri())
     page.locator(".map").scroll_into_view_if_needed()
-    box = page.locator(".map canvas").bounding_box()
+    box = page.locator(".map .overlay").bounding_box()
     tip = page.locator(".map .tip")
     for step in range(0, 100, 2):
         x = box["x"] + box["width"] * step / 100
@@ -140,6 +140,14 @@ def test_every_section_is_printed_in_light_colours(reported: Any, open_page: Any
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert all(section.bounding_box()["height"] > 60 for section in page.locator("details.card").all())
     assert not page.get_by_role("button", name="Open all sections").is_visible()
+
+
+def test_the_map_is_printed(reported: Any, open_page: Any, tmp_path: Any) -> None:
+    """The points are circles, which a PDF has as curves: without them there are few."""
+    page = open_page(reported.page.as_uri())
+    with_map = len(page.pdf(print_background=True))
+    page.evaluate("document.querySelector('.map .points').remove()")
+    assert with_map > len(page.pdf(print_background=True)) + 2000
 
 
 def test_controls_and_pictures_have_names(reported: Any, open_page: Any) -> None:
