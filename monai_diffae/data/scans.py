@@ -141,7 +141,7 @@ def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ..
 
     Example:
         >>> displayed_geometry(Header((4, 5, 6), np.diag([1, 1, 3, 1.0])[[2, 0, 1, 3]]))
-        ((5, 6, 4), (1.0, 3.0, 1.0))
+        ((6, 4, 5), (3.0, 1.0, 1.0))
     """
     spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:

@@ -79,7 +79,7 @@ def _encoded(reading: Reading) -> dict[str, Any]:
 def _decoded(content: dict[str, Any]) -> Reading:
     doubts = tuple(Doubt(**doubt) for doubt in content.pop("doubts"))
     saved = content.pop("fingerprint")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     return Reading(**values, doubts=doubts, fingerprint=None if saved is None else _fingerprint(*saved))
 
 
