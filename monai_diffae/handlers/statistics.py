@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
@@ -22,7 +23,7 @@ class Statistics:
         step: training steps (batches) since the training began.
         images_seen: images shown to the network since the training began, on all ranks.
         images_per_s: speed of reading and training, without validation.
-        loss: mean over the reported steps.
+        loss: mean over the reported steps and all ranks.
         learning_rate: current learning rate.
         seconds_left: time to the end of the training at this speed, without validation.
     """
@@ -70,7 +71,7 @@ class RunningStatistics:
         self._steps += 1
         is_last_of_epoch = state.iteration % state.epoch_length == 0
         is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]
-        loss = float(self._loss) / self._steps if is_due else 0.0  # waits for the GPU, so it is read before the clock
+        loss = self._mean_loss() if is_due else 0.0  # waits for the GPU, so it is read before the clock
         self._seconds += time.perf_counter() - self._step_started
         if not is_due:
             return
@@ -85,3 +86,7 @@ class RunningStatistics:
         )
         self._reset()
         engine.fire_event(TrainingEvents.STATISTICS)
+
+    def _mean_loss(self) -> float:
+        total = idist.all_reduce(self._loss)  # all ranks report at the same steps
+        return float(total) / (self._steps * idist.get_world_size())
