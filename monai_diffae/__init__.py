@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.train import train as train
     from monai_diffae.apps.training.train_latent import train_latent as train_latent
     from monai_diffae.bundle import load_bundle as load_bundle
+    from monai_diffae.bundle import trusting as trusting
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
     from monai_diffae.explorer.explore import explore as explore
     from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
@@ -102,6 +103,7 @@ _MODULES = {
     "train": "apps.training.train",
     "train_latent": "apps.training.train_latent",
     "traverse": "apps.synthesis.traverse",
+    "trusting": "bundle",
     "vary": "apps.synthesis.vary",
 }
 

@@ -50,6 +50,14 @@ TINY = {
 """Config ids and values that make a bundle of the 2D model train in a second or two on a CPU."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_bundle_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What ``--trust`` remembers goes to a folder of this session, not to that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def tiny_settings() -> dict[str, Any]:
     """``TINY``, for tests that train a bundle of their own."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.bundle.opened_case import OpenedCase
@@ -292,10 +293,8 @@ def _split_cohort(
     """
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser()
-    config = trained.folder / layout.CONFIGS / "train.json"  # has the keys that do not describe the model
-    if config.is_file():
-        parser.read_config(str(config))
+    config = trained.folder / layout.CONFIGS / layout.TRAIN  # has the keys that do not describe the model
+    parser = read_config(config, roots=(*_COHORT_KEYS, "encoder_key")) if config.is_file() else ConfigParser()
     parser.update({**trained.config, **overrides})
     values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}

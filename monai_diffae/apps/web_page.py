@@ -9,6 +9,8 @@ from markupsafe import Markup, escape
 
 STYLE = Path(__file__).with_name("page_style.css")
 """The style sheet that all our pages share."""
+MAP_SCRIPTS = (STYLE.with_name("case_colours.js"), STYLE.with_name("case_map.js"))
+"""The map of z_sem, for the pages that have one."""
 
 _PAGE = Markup(
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'

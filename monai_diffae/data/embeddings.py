@@ -70,7 +70,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     missing = {name: list(MISSING_WORDS) for name in names if name not in text_columns}  # an id may be NA
     text = {name: str for name in text_columns if name in names}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is valid, too
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a table without a record is valid, too
         content = json.loads(path.with_suffix(".json").read_text())
         if content["results"]:  # empty if the run was killed
             figures = {name: content["results"].get(name) for name in ("z_sem_usage", "patient_key")}

@@ -8,11 +8,20 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from monai_diffae.data.formats.dicom import SERIES
+from monai_diffae.data.formats.dicom import SERIES, list_series, split_series
 
-# The suffixes of header files, with those of the files that may hold their voxels.
-_PARTNERS = {".hdr": (".img",), ".hdr.gz": (".img.gz",)}
+# The suffixes of header files, with those of the files that hold their voxels.
+_PARTNERS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+# The suffixes of headers that can name the files with their voxels, and the field that does so.
+_ELEMENT_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)")
+_NAMES_VOXELS = {
+    ".mhd": _ELEMENT_DATA_FILE,
+    ".mha": _ELEMENT_DATA_FILE,
+    ".nrrd": re.compile(rb"(?im)^data ?file\s*:\s*([^\r\n]*)"),
+}
+_LONGEST_HEADER = 1 << 16
 
 
 def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
@@ -40,9 +49,40 @@ def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
     return hashlib.sha256("\0".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
+def scan_files(file: str | os.PathLike[str]) -> list[Path]:
+    """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself.
+
+    Args:
+        file: a file or folder, also as ``folder#series=UID``.
+
+    Example:
+        >>> [path.name for path in scan_files("scans/a.nii.gz")]
+        ['a.nii.gz']
+    """
+    path, uid = split_series(file)
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            series = list_series(path)
+            return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
+        return []
+    partners = [Path(partner) for partner in _partners(os.fspath(path)) if partner != os.fspath(path)]
+    return [path, *(inner for partner in partners for inner in _regular_files(partner))]
+
+
+def _regular_files(path: Path) -> list[Path]:
+    return sorted(inner for inner in path.iterdir() if inner.is_file()) if path.is_dir() else [path]
+
+
 def _lines(file: str) -> Iterator[str]:
     path = file.rpartition(SERIES)[0] if SERIES in file else file
     yield os.path.basename(file)  # noqa: PTH119 - see above
+    yield from _state(path)
+    for partner in _partners(path):
+        yield os.path.basename(partner)  # noqa: PTH119 - see above
+        yield from _state(partner)
+
+
+def _state(path: str) -> Iterator[str]:
     try:
         state = os.stat(path)  # noqa: PTH116 - see above
         if not stat.S_ISDIR(state.st_mode):
@@ -53,19 +93,26 @@ def _lines(file: str) -> Iterator[str]:
             yield from sorted(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in states)
     except (OSError, ValueError):  # no file has a name with a null character
         yield "absent"
-    for header, partners in _PARTNERS.items():
+
+
+def _partners(path: str) -> Iterator[str]:
+    """The files with the voxels of a header file; the folder that holds them if the header names several or none."""
+    for header, partner in _PARTNERS.items():
         if path.lower().endswith(header):
-            for partner in partners:
-                yield from _lines(path[: -len(header)] + partner)
-    if path.lower().endswith(".mhd"):
-        yield from _lines(_voxels_of_mhd(path))
+            yield path[: -len(header)] + partner
+    for suffix, pattern in _NAMES_VOXELS.items():
+        if path.lower().endswith(suffix):
+            yield from _named_voxels(path, pattern)
 
 
-def _voxels_of_mhd(path: str) -> str:
-    """The file with the voxels, which may be the file itself; its folder if the header names several files or none."""
-    folder, name = os.path.dirname(path), ""  # noqa: PTH120 - see above
-    with contextlib.suppress(OSError), open(path, "rb") as stream:
-        match = re.search(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)", stream.read(1 << 20))
-        name = match[1].decode(errors="surrogateescape").strip() if match else ""
-    voxels = path if name == "LOCAL" else os.path.join(folder, name)  # noqa: PTH118 - see above
-    return voxels if os.path.isfile(voxels) else folder or "."  # noqa: PTH113 - see above
+def _named_voxels(path: str, pattern: re.Pattern[bytes]) -> Iterator[str]:
+    folder, header = os.path.dirname(path), b""  # noqa: PTH120 - see above
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
+        header = stream.read(_LONGEST_HEADER)
+    match = pattern.search(header)
+    name = match[1].decode(errors="surrogateescape").strip() if match else "LOCAL"
+    if match is None and path.lower().endswith(".mhd"):
+        name = ""  # its voxels are never in the file itself
+    if name != "LOCAL":  # else the voxels follow the header
+        voxels = os.path.join(folder, name)  # noqa: PTH118 - see above
+        yield voxels if os.path.isfile(voxels) else folder or "."  # noqa: PTH113 - see above

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from monai_diffae.data.contents import item_hash
 from monai_diffae.data.failures import Failure
 from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
 
@@ -52,17 +53,21 @@ def read_stream(
         >>> [arrays["image"].shape for arrays in read_stream([{"image": 1.0}, {"image": 2.0}], read, ("image",))]
         [(1, 2, 2), (1, 2, 2)]
     """
-    loader = DataLoader(
-        _PreprocessedItems(data, transform, keys), batch_size=None, num_workers=workers, collate_fn=_identity,
-        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
-    )  # fmt: skip
-    results = iter(loader)
-    for _ in data:
-        try:
-            result = next(results)
-        except RuntimeError as error:  # torch raises it when a worker is killed, usually for lack of memory
-            raise MachineError(f"a worker died while reading ({one_line(error)}); use fewer workers") from error
-        yield result
+    yield from _stream(_PreprocessedItems(data, transform, keys), workers, ahead)
+
+
+def read_hashed_stream(
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable[[Any], Any],
+    keys: tuple[str, ...],
+    workers: int = 0,
+    ahead: int = 2,
+) -> Iterator[tuple[Arrays | Exception, str]]:
+    """Yield what :func:`read_stream` does, each with the hash of the item's files, also of files that cannot be used.
+
+    The files are hashed right after they were read, while they are still in memory.
+    """
+    yield from _stream(_HashedItems(data, transform, keys), workers, ahead)
 
 
 def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: tuple[str, ...]) -> Arrays:
@@ -100,6 +105,20 @@ def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception,
     return failure
 
 
+def _stream(dataset: _PreprocessedItems, workers: int, ahead: int) -> Iterator[Any]:
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, collate_fn=_identity,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
+    )  # fmt: skip
+    results = iter(loader)
+    for _ in range(len(dataset)):
+        try:
+            result = next(results)
+        except RuntimeError as error:  # torch raises it when a worker is killed, usually for lack of memory
+            raise MachineError(f"a worker died while reading ({one_line(error)}); use fewer workers") from error
+        yield result
+
+
 class _PreprocessedItems(Dataset[Any]):
     """Preprocessed items, with errors as values: an exception in a worker would arrive as a traceback and end all."""
 
@@ -111,11 +130,21 @@ class _PreprocessedItems(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Arrays | Exception:
+    def __getitem__(self, index: int) -> Any:
+        return self._result(index)
+
+    def _result(self, index: int) -> Arrays | Exception:
         try:
             return preprocessed(self.transform, self.data[index], self.keys)
         except Exception as error:
             return find_diffae_error(error) or ScanError(one_line(error)[:200])
+
+
+class _HashedItems(_PreprocessedItems):
+    """The same, each with the hash of the item's files."""
+
+    def __getitem__(self, index: int) -> Any:
+        return self._result(index), item_hash(self.data[index])
 
 
 def _identity(value: Any) -> Any:

@@ -11,7 +11,8 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from monai_diffae import __version__, apps
+from monai_diffae import __version__
+from monai_diffae.apps.web_page import MAP_SCRIPTS, STYLE
 from monai_diffae.explorer.access import TokenGuard
 from monai_diffae.explorer.exploration import Exploration, Quality
 from monai_diffae.explorer.recipes import Recipe
@@ -20,7 +21,6 @@ from monai_diffae.serving.answers import answered
 from monai_diffae.serving.origins import OriginGuard
 
 _PAGE = Path(__file__).parent / "page"
-_COMMON_STYLE = Path(apps.__file__).parent / "page_style.css"  # that of the other pages of this package
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 Row = Annotated[int, InPath(ge=0, lt=2**31)]
@@ -50,7 +50,7 @@ def build_app(exploration: Exploration, token: str, port: int, *, loopback_only:
 
 
 def _add_page(app: FastAPI) -> None:
-    for file in [*sorted(_PAGE.iterdir()), _COMMON_STYLE]:
+    for file in [*sorted(_PAGE.iterdir()), STYLE, *MAP_SCRIPTS]:
         content, kind = file.read_bytes(), _TYPES[file.suffix]
         path = "/" if file.name == "index.html" else f"/{file.name}"
         app.add_api_route(path, _constant(content, kind), response_class=Response)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import sys
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
-
-_END_AFTER_S = 2
 
 
 @Parameter(name="*", group=Group("Page", sort_key=2))
@@ -108,16 +105,14 @@ def explore(
 
 
 def _serve(app: FastAPI, address: Address, token: str) -> None:
-    import uvicorn
+    from monai_diffae.serving.server import serve
 
-    config = uvicorn.Config(
-        app, host=address.host, port=address.port, log_config=None, access_log=False,
-        timeout_graceful_shutdown=_END_AFTER_S,
-    )  # fmt: skip
     host = f"[{address.host}]" if ":" in address.host else address.host
     url = f"http://{host}:{address.port}/?token={token}"
-    print(f"open {url} (Ctrl-C ends the server)", file=sys.stderr, flush=True)
-    if not address.no_browser:
-        threading.Timer(1, webbrowser.open, [url]).start()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
-        uvicorn.Server(config).run()
+
+    def announce() -> None:
+        print(f"open {url} (Ctrl-C ends the server)", file=sys.stderr, flush=True)
+        if not address.no_browser:
+            threading.Timer(1, webbrowser.open, [url]).start()
+
+    serve(app, address.host, address.port, announce)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -49,6 +48,7 @@ def label_server(
 
     Raises:
         ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
+        UnsafeInputError: the app or its bundle has code of its own, and is not trusted.
         MachineError: the port is in use, or the DICOMweb server cannot be reached.
 
     Example:
@@ -62,6 +62,7 @@ def label_server(
 
     folder = AppFolder(app)
     folder.settings()
+    folder.check_code()
     is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")
@@ -77,13 +78,12 @@ def label_server(
 
 
 def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) -> None:
-    import uvicorn
-
     from monai_diffae.label.app_folder import AppFolder
     from monai_diffae.label.asgi import build_app
     from monai_diffae.label.logs import set_up_logging
     from monai_diffae.label.server_settings import apply_settings, settings_for
     from monai_diffae.serving.ports import LOOPBACK
+    from monai_diffae.serving.server import serve
 
     apply_settings(settings_for(app, studies, port, modality))
     set_up_logging(AppFolder(app).log_file)
@@ -91,12 +91,11 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
 
     app_instance()  # here, so that an error ends the command with its one line
     application = build_app(loopback_only=host in LOOPBACK)
-    logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
-    config = uvicorn.Config(
-        application, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_END_AFTER_S
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
-        uvicorn.Server(config).run()
+
+    def announce() -> None:
+        logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
+
+    serve(application, host, port, announce, end_after_s=_END_AFTER_S)
     _abandon_requests()
 
 

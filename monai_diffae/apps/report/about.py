@@ -78,8 +78,9 @@ def model_section(study: Study) -> Section:
     size = " × ".join(map(str, summary["image_size"]))
     settings = _read_json(models_folder(study.bundle) / TRAINING)
     last = _read_json(models_folder(study.bundle) / METRICS)
+    channels = summary.get("in_channels", 1)
     model = {
-        "images": f"{size}, {summary['spatial_dims']}D, {summary.get('in_channels', 1)} channel(s)",
+        "images": f"{size}, {summary['spatial_dims']}D, {channels} {'channel' if channels == 1 else 'channels'}",
         "intensities": summary.get("intensity"),
         "z_sem": f"{summary['z_channels']} numbers",
         "parameters": f"{summary['parameters']:,}",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.web_page import joined
 
 _WIDTH, _HEIGHT = 460, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 12, 12, 42
 _DASHES = ("", "7 4", "2 4", "9 3 2 3")
 _MARKERS = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-5l5 5l-5 5l-5-5z", "M0-4.8l4.8 8.4h-9.6z")
 _MOST_POINTS = 400

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from monai_diffae.apps.report.media import make_once
 from monai_diffae.apps.report.outliers import outliers_of
@@ -40,7 +40,8 @@ _BODY = Markup(
     '<button type="button" class="reset">Whole map</button>'
     '<label>Find case <input type="search" class="find" list="{key}-ids" size="14"></label>'
     '<datalist id="{key}-ids"></datalist>'
-    '</div><div class="plot"><div class="canvas"><canvas tabindex="0" role="img" aria-label="{text}"></canvas>'
+    '</div><div class="plot"><div class="canvas"><canvas class="points" aria-hidden="true"></canvas>'
+    '<canvas class="overlay" tabindex="0" role="application" aria-label="{text}"></canvas>'
     '<div class="tip" hidden></div></div><aside class="side" aria-live="polite"></aside></div>'
     '<ul class="legend map-legend"></ul></div>'
     '<script type="application/json" id="{key}-data">{data}</script>'
@@ -157,11 +158,13 @@ def _labels(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _label(values: pd.Series[Any]) -> dict[str, Any] | None:
-    """One label for the script; None if it has one value only, or too many classes."""
+    """One label for the script; None if it has one value only, or too many classes.
+
+    The script shows numbers with few different values as classes.
+    """
     if values.nunique() < 2:
         return None
-    has_fractions = is_numeric_dtype(values) and bool((values.dropna() % 1 != 0).any())
-    if has_fractions or (is_numeric_dtype(values) and values.nunique() > _MOST_CLASSES):
+    if is_numeric_dtype(values) and not is_bool_dtype(values):
         return {"numbers": [None if value != value else float(f"{value:.5g}") for value in values]}
     if values.nunique() > _MOST_CLASSES:
         return None

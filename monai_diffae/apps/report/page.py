@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from monai_diffae.apps.report.sections import Section
-from monai_diffae.apps.web_page import joined, web_page
+from monai_diffae.apps.web_page import MAP_SCRIPTS, joined, web_page
 
 _HERE = Path(__file__).parent
 
@@ -61,5 +61,5 @@ class Page:
             "sections": joined([section.html() for section in self.sections]),
         }
         body = _BODY.format(eyebrow=self.eyebrow, title=self.title, notice=_NOTICE, footer=self.footer, **values)
-        scripts = [_HERE / "page.js", _HERE / "map.js"]
+        scripts = [*MAP_SCRIPTS, _HERE / "page.js", _HERE / "map.js"]
         return web_page(self.title, joined([self.style, body]), [_HERE / "page.css"], scripts)

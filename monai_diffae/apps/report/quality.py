@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from markupsafe import Markup
@@ -61,8 +62,8 @@ def _table_parts(rows: Sequence[Row], name: str) -> Markup:
     if levels:
         charts.append(_usage_chart(levels))
     parts = [Markup("<h3>{}</h3>").format(_TABLES[name]), Markup('<div class="charts">{}</div>').format(joined(charts))]
-    lines = _wide([row for row in shown if row.get("timestep") is None])
-    return joined([*parts, table(lines, f"{_TABLES[name]}: values with 95 % intervals")] if lines else parts)
+    captions = chain([f"{_TABLES[name]}: values with 95 % intervals"], repeat(""))
+    return joined([*parts, *map(table, _wide([row for row in shown if row.get("timestep") is None]), captions)])
 
 
 def _usage_chart(rows: Sequence[Row]) -> Markup:
@@ -98,18 +99,25 @@ def _is_several(rows: Sequence[Row], key: str) -> bool:
     return len({row[key] for row in rows}) > 1
 
 
-def _wide(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line per condition, one column per metric."""
+def _wide(rows: Sequence[Row]) -> list[list[dict[str, Any]]]:
+    """One line per condition, one column per metric; lines that have different metrics are different tables."""
     keys = ("bundle", "solver", "steps", "features")
     names = [key for key in keys if any(row.get(key) is not None for row in rows)]
     names = [key for key in names if key != "bundle" or _is_several(rows, key)]
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         condition = tuple(row.get(key) for key in names)
-        line = lines.setdefault(condition, {**dict(zip(names, condition, strict=True)), **dict.fromkeys(metrics)})
-        line[row["metric"]] = _with_interval(row)
-    return [{_NAMES.get(key, key): value for key, value in line.items()} for line in lines.values()]
+        line = lines.setdefault(condition, dict(zip(names, condition, strict=True)))
+        line[_NAMES.get(row["metric"]) or row["metric"]] = _with_interval(row)
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines.values():
+        tables.setdefault(tuple(line), []).append(line)
+    return [[_without_empty(line, group) for line in group] for group in tables.values()]
+
+
+def _without_empty(line: Row, group: Sequence[Row]) -> dict[str, Any]:
+    """A line without the columns that are empty in all lines."""
+    return {key: value for key, value in line.items() if any(other[key] is not None for other in group)}
 
 
 def _with_interval(row: Row) -> Markup:

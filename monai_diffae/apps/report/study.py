@@ -17,6 +17,7 @@ from monai_diffae.apps.examples import find_examples, find_positive, find_target
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.errors import ConfigError
@@ -143,8 +144,10 @@ class Study:
 
         Raises:
             ConfigError: the bundle is not trained, or a target is no label.
+            UnsafeInputError: the bundle has code of its own, and is not trusted.
         """
-        self.steps.prepare("Look at the model", "info", bundle=self.bundle)
+        if not self.steps.prepare("Look at the model", "info", bundle=self.bundle).was_run:
+            load_bundle(self.bundle, "cpu")  # raises the error that says why
         self._keep("info")
         if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
             return

@@ -1,10 +1,9 @@
 // The page of monai-diffae explore: what is chosen, and what happens when something is.
+// CaseMap and coloured come from case_map.js and case_colours.js, which the report uses, too.
 
 import * as api from "./api.js";
-import { coloured } from "./colours.js";
 import { caseButton, drawScores, element, markOwn, setStrength, strengthSliders } from "./controls.js";
 import { Editor } from "./editor.js";
-import { CaseMap } from "./map.js";
 import { Viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
@@ -89,6 +88,7 @@ function describe(known) {
 
 function drawNeighbors() {
   const noted = ({ row, distance }) => ({ id: data.ids[row], note: distance.toFixed(2), isMarked: row === state.second });
+  map.setNear(state.known.neighbors.map(({ row }) => row));
   $("neighbors").replaceChildren(...state.known.neighbors.map((each) => caseButton(each.row, noted(each), open)));
 }
 
@@ -385,8 +385,8 @@ async function start() {
   data = await api.overview();
   $("about").textContent = `${data.bundle} on ${data.cohort}: ${data.ids.length.toLocaleString("en")} cases, z_sem of ${data.z_channels} numbers`;
   document.title = `${data.bundle}: explore`;
-  map = new CaseMap($("points"), $("overlay"), { onOpen: open, onPoint: point });
-  map.setCases(data.x, data.y);
+  map = new CaseMap($("points"), $("overlay"), { onOpen: open, onPoint: point, pictureOf: api.thumbnail });
+  map.setPlaces(data.x, data.y);
   viewer = new Viewer($("views"), { modelRange: data.model_range, imageShape: data.image_shape, spacing: data.spacing });
   editor = new Editor({
     recipe: shownRecipe, onImage: showImage, onError: (message) => say(message, true),

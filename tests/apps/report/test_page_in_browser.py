@@ -53,7 +53,7 @@ def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_pa
     assert "wide" in page.locator(".side dl").inner_text()
     page.locator(".side .strip button").first.click()
     assert page.locator(".side h3").inner_text() != first
-    canvas = page.locator(".map canvas")
+    canvas = page.locator(".map .overlay")
     canvas.focus()
     canvas.press("Escape")
     assert "No case is selected" in page.locator(".side").inner_text()
@@ -70,7 +70,7 @@ def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_pa
 def test_a_thumbnail_follows_the_pointer(reported: Any, open_page: Any) -> None:
     page = open_page(reported.page.as_uri())
     page.locator(".map").scroll_into_view_if_needed()
-    box = page.locator(".map canvas").bounding_box()
+    box = page.locator(".map .overlay").bounding_box()
     tip = page.locator(".map .tip")
     for step in range(0, 100, 2):
         x = box["x"] + box["width"] * step / 100

@@ -1,35 +1,42 @@
-// The map: all cases as points on one canvas, what is pointed at and chosen on a second one above it.
-
-import { thumbnail } from "./api.js";
+// The map of z_sem: all cases as points on one canvas, what is pointed at and chosen on a second one above it.
+// A plain script, so that explore can serve it and the report can contain it.
+"use strict";
 
 const NEAR_PX = 14;
+const TOUCH_PX = 24;
 const MOST_PICTURES = 36; // with so few cases in view, their thumbnails are drawn
 const PICTURE_PX = 44;
 const MOST_CIRCLES = 8000; // more cases are drawn as squares, which is faster
+const TURNS = 12; // cases are drawn in turns, so that no colour lies above all others
+const MARGIN_PX = 34;
 
-export class CaseMap {
-  /** onOpen(row, isSecond) and onPoint(row or -1, x, y) are called with rows of the table. */
-  constructor(points, overlay, { onOpen, onPoint }) {
-    this.points = points;
-    this.overlay = overlay;
-    this.onOpen = onOpen;
-    this.onPoint = onPoint;
+class CaseMap {
+  /**
+   * onOpen(row, isSecond) and onPoint(row or -1, x, y) are called with rows of the table; pictureOf(row) is the address
+   * of a thumbnail, or null. isInText: the wheel zooms with Ctrl only, and an arrow key opens the case that it goes to.
+   */
+  constructor(points, overlay, { onOpen, onPoint, pictureOf = null, isInText = false }) {
+    Object.assign(this, { points, overlay, onOpen, onPoint, pictureOf, isInText });
     this.pointed = -1;
     this.chosen = -1;
     this.second = -1;
+    this.near = [];
     this.edited = null;
     this.found = null;
+    this.axes = null;
     this.isFitted = true; // until the user moves the map
     this.pictures = new Map();
     this.listen();
     new ResizeObserver(() => this.resize()).observe(overlay.parentElement);
   }
 
-  setCases(x, y) {
+  /** Places of all cases, and what the two axes are; null: not written on the map. */
+  setPlaces(x, y, axes = null) {
     this.x = Float64Array.from(x);
     this.y = Float64Array.from(y);
-    this.colours = ["#888"];
-    this.group = new Array(x.length).fill(0);
+    this.axes = axes;
+    this.colours = this.colours || ["#888"];
+    this.group = this.group || new Array(x.length).fill(0);
     this.fit();
   }
 
@@ -45,11 +52,19 @@ export class CaseMap {
     this.draw();
   }
 
-  setChosen(chosen, second) {
+  /** Mark one or two cases; -1: none. */
+  setChosen(chosen, second = -1) {
+    if (chosen !== this.chosen) this.near = [];
     this.chosen = chosen;
     this.second = second;
     this.edited = null;
     this.show(chosen);
+    this.drawOverlay();
+  }
+
+  /** Draw lines from the chosen case to its nearest neighbors. */
+  setNear(rows) {
+    this.near = rows;
     this.drawOverlay();
   }
 
@@ -83,10 +98,9 @@ export class CaseMap {
     };
     const [left, right] = range(this.x);
     const [bottom, top] = range(this.y);
-    const margin = 34;
     this.scale = Math.min(
-      (this.width - 2 * margin) / (right - left || 1),
-      (this.height - 2 * margin) / (top - bottom || 1),
+      (this.width - 2 * MARGIN_PX) / (right - left || 1),
+      (this.height - 2 * MARGIN_PX) / (top - bottom || 1),
     );
     this.originX = this.width / 2 - (this.scale * (left + right)) / 2;
     this.originY = this.height / 2 + (this.scale * (bottom + top)) / 2;
@@ -121,7 +135,7 @@ export class CaseMap {
   }
 
   /** The case within reach of a place in pixels, or -1. */
-  near(px, py, reach = NEAR_PX) {
+  nearest(px, py, reach = NEAR_PX) {
     let best = -1;
     let least = reach * reach;
     for (let row = 0; row < this.x.length; row += 1) {
@@ -137,50 +151,65 @@ export class CaseMap {
   }
 
   draw() {
-    if (!this.x || !this.width || this.waiting) return;
-    this.waiting = true;
+    if (this.isWaiting) return;
+    this.isWaiting = true;
     requestAnimationFrame(() => {
-      this.waiting = false;
-      this.drawPoints();
-      this.drawOverlay();
+      this.isWaiting = false;
+      this.drawNow();
     });
+  }
+
+  drawNow() {
+    if (!this.x || !this.width) return;
+    this.drawPoints();
+    this.drawOverlay();
   }
 
   drawPoints() {
     const context = this.points.getContext("2d");
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
-    const radius = Math.min(5.5, Math.max(1.3, (60 / Math.sqrt(this.x.length)) * Math.sqrt(this.scale / this.fitted) * 1.6));
-    const inView = this.byColour();
-    for (const layer of this.found ? [false, true] : [true]) {
-      context.globalAlpha = layer ? 0.82 : 0.13;
-      inView.forEach((rows, group) => {
-        context.fillStyle = this.colours[group];
-        this.drawGroup(context, this.found ? rows.filter((row) => this.found.has(row) === layer) : rows, radius);
-      });
-    }
+    const rows = this.inView();
+    const isFound = (row) => !this.found || this.found.has(row);
+    const [faint, clear] = [rows.filter((row) => !isFound(row)), this.found ? rows.filter(isFound) : rows];
+    const isFast = rows.length > MOST_CIRCLES;
+    context.globalAlpha = 0.13;
+    this.drawInTurns(context, faint, isFast);
+    context.globalAlpha = 0.82;
+    this.drawInTurns(context, clear, isFast);
     context.globalAlpha = 1;
-    const rows = inView.flat();
-    if (rows.length <= MOST_PICTURES) this.drawPictures(context, rows);
+    if (this.pictureOf && rows.length <= MOST_PICTURES) this.drawPictures(context, rows);
+    if (this.axes) this.drawAxes(context);
   }
 
-  byColour() {
-    const groups = this.colours.map(() => []);
+  inView() {
+    const rows = [];
     for (let row = 0; row < this.x.length; row += 1) {
       const [x, y] = this.place(row);
-      if (x > -9 && y > -9 && x < this.width + 9 && y < this.height + 9) groups[this.group[row]].push(row);
+      if (x > -9 && y > -9 && x < this.width + 9 && y < this.height + 9) rows.push(row);
     }
-    return groups;
+    return rows;
   }
 
-  drawGroup(context, rows, radius) {
-    if (rows.length > MOST_CIRCLES) {
-      for (const row of rows) {
-        const [x, y] = this.place(row);
-        context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
-      }
-      return;
+  drawInTurns(context, rows, isFast) {
+    const radius = Math.min(5.5, Math.max(1.3, (60 / Math.sqrt(this.x.length)) * Math.sqrt(this.scale / this.fitted) * 1.6));
+    const turns = Array.from({ length: TURNS * this.colours.length }, () => []);
+    for (const row of rows) turns[(row % TURNS) * this.colours.length + this.group[row]].push(row);
+    turns.forEach((some, turn) => {
+      context.fillStyle = this.colours[turn % this.colours.length];
+      if (isFast) this.drawSquares(context, some, radius);
+      else this.drawCircles(context, some, radius);
+    });
+  }
+
+  drawSquares(context, rows, radius) {
+    for (const row of rows) {
+      const [x, y] = this.place(row);
+      context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
     }
+  }
+
+  drawCircles(context, rows, radius) {
     context.beginPath();
     for (const row of rows) {
       const [x, y] = this.place(row);
@@ -204,11 +233,22 @@ export class CaseMap {
     }
   }
 
+  drawAxes(context) {
+    context.fillStyle = getComputedStyle(this.overlay).getPropertyValue("--muted");
+    context.font = "12px system-ui, sans-serif";
+    context.fillText(`${this.axes[0]} →`, MARGIN_PX, this.height - 8);
+    context.save();
+    context.translate(14, this.height - MARGIN_PX);
+    context.rotate(-Math.PI / 2);
+    context.fillText(`${this.axes[1]} →`, 0, 0);
+    context.restore();
+  }
+
   picture(row) {
     if (!this.pictures.has(row)) {
       const picture = new Image();
       picture.onload = () => this.draw();
-      picture.src = thumbnail(row);
+      picture.src = this.pictureOf(row);
       this.pictures.set(row, picture);
     }
     return this.pictures.get(row);
@@ -222,10 +262,22 @@ export class CaseMap {
     const style = getComputedStyle(this.overlay);
     const ink = style.getPropertyValue("--ink");
     const accent = style.getPropertyValue("--c1");
+    if (this.chosen >= 0) this.drawLines(context, ink);
     if (this.edited && this.chosen >= 0) this.drawPath(context, accent);
     if (this.second >= 0) this.ring(context, this.place(this.second), 9, ink, [4, 3]);
     if (this.chosen >= 0) this.ring(context, this.place(this.chosen), 9, ink);
     if (this.pointed >= 0 && this.pointed !== this.chosen) this.ring(context, this.place(this.pointed), 7, accent);
+  }
+
+  drawLines(context, colour) {
+    context.strokeStyle = colour;
+    context.lineWidth = 1;
+    context.beginPath();
+    for (const row of this.near) {
+      context.moveTo(...this.place(this.chosen));
+      context.lineTo(...this.place(row));
+    }
+    context.stroke();
   }
 
   drawPath(context, colour) {
@@ -265,6 +317,7 @@ export class CaseMap {
   listen() {
     const canvas = this.overlay;
     canvas.addEventListener("wheel", (event) => {
+      if (this.isInText && !event.ctrlKey && !event.metaKey) return;
       event.preventDefault();
       this.zoom(Math.exp(-event.deltaY * 0.0016), event.offsetX, event.offsetY);
     }, { passive: false });
@@ -291,18 +344,19 @@ export class CaseMap {
       this.draw();
       return;
     }
-    this.point(this.near(event.offsetX, event.offsetY), event.offsetX, event.offsetY);
+    this.point(this.nearest(event.offsetX, event.offsetY), event.offsetX, event.offsetY);
   }
 
   released(event) {
     const wasClick = this.drag && this.drag.moved < 5;
     this.drag = null;
     if (!wasClick || !this.x) return;
-    const row = this.near(event.offsetX, event.offsetY);
+    const row = this.nearest(event.offsetX, event.offsetY, event.pointerType === "touch" ? TOUCH_PX : NEAR_PX);
     if (row >= 0) this.onOpen(row, event.shiftKey);
   }
 
   key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key in arrows) this.step(...arrows[event.key]);
     else if (event.key === "Enter" && this.pointed >= 0) this.onOpen(this.pointed, event.shiftKey);
@@ -313,12 +367,12 @@ export class CaseMap {
     event.preventDefault();
   }
 
-  /** Point at the nearest case in a direction. */
+  /** Point at the nearest case in a direction, or open it. */
   step(dx, dy) {
-    const start = this.pointed >= 0 ? this.pointed : this.chosen;
+    const start = this.pointed >= 0 && !this.isInText ? this.pointed : this.chosen;
     const [x, y] = start >= 0 ? this.place(start) : [this.width / 2, this.height / 2];
-    let best = -1;
-    let least = Infinity;
+    let best = start >= 0 ? -1 : this.nearest(x, y, Infinity);
+    let least = start >= 0 ? Infinity : 0;
     for (let row = 0; row < this.x.length; row += 1) {
       const [px, py] = this.place(row);
       const along = (px - x) * dx + (py - y) * dy;
@@ -331,6 +385,7 @@ export class CaseMap {
     }
     if (best < 0) return;
     this.show(best);
-    this.point(best, ...this.place(best));
+    if (this.isInText) this.onOpen(best, false);
+    else this.point(best, ...this.place(best));
   }
 }

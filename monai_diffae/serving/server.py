@@ -1,0 +1,34 @@
+"""Serve an application until Ctrl-C."""
+
+# tested in tests/explorer/test_explore.py
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+
+def serve(app: ASGIApp, host: str, port: int, announce: Callable[[], None], *, end_after_s: int = 2) -> None:
+    """Serve an application until Ctrl-C or SIGTERM.
+
+    Args:
+        app: the application.
+        host: the address to listen on.
+        port: the port; checked before by :func:`~monai_diffae.serving.ports.check_port`.
+        announce: tells the user the address; called when requests are already accepted.
+        end_after_s: seconds that running requests have at the end.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=end_after_s
+    )
+    listening = config.bind_socket()
+    listening.listen()
+    announce()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
+        uvicorn.Server(config).run(sockets=[listening])
