@@ -4,9 +4,10 @@ BIN := $(VENV)/bin
 LABEL_PYTHON ?= $(shell python3.11 -c "" 2> /dev/null && echo python3.11 || echo $(PYTHON))
 LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
+AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-browser test-label test-orthanc check configs docs clean
+.PHONY: help demo test test-all test-browser test-label test-orthanc check audit configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,13 @@ check: $(VENV)/.dev  ## formatting, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# in an environment of its own, so that the tools of development are neither listed nor searched
+audit: $(VENV)/.audit  ## list what an installation brings in sbom.json (CycloneDX), and search it for known vulnerabilities
+	$(PYTHON) -m venv --clear $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet -e .
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(AUDIT_VENV)/bin/python
+	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off --path $(AUDIT_VENV)/lib/python*/site-packages
+
 configs: $(VENV)/.dev  ## generate the bundle runs of the commands
 	$(BIN)/python -m monai_diffae.apps.command_configs bundles/diffae_2d bundles/diffae_3d
 
@@ -46,7 +54,7 @@ docs: $(VENV)/.docs  ## the documentation as a site with search, in site/
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
 
 clean:  ## remove the environment, caches and the demo's results
-	rm -rf $(VENV) $(LABEL_VENV) demo site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LABEL_VENV) $(AUDIT_VENV) demo sbom.json site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # one stamp an extra: a second call installs nothing, a changed pyproject.toml does
 $(VENV)/.%: pyproject.toml

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from monai_diffae.data.workers import leave_signals_to_parent
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.engines.step_draws import StepDraws
 
@@ -89,6 +90,7 @@ def training_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers or 0,
+        worker_init_fn=leave_signals_to_parent,
         persistent_workers=bool(num_workers),
         pin_memory=torch.cuda.is_available(),
     )

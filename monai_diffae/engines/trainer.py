@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 
+from monai_diffae.data.workers import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import ConfigError
 
+_MOST_NAMED, _LONGEST_ID = 3, 30  # cases of a batch in a message, and characters of their ids
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -29,6 +31,7 @@ class TrainingEvents(EventEnum):
 
     BEFORE_RUN = "before_run"  # Ignite reads the step at which to resume before it fires STARTED
     WEIGHTS_UPDATED = "weights_updated"
+    SAVING = "saving"  # a checkpoint is about to be written
     STATISTICS = "statistics"  # engine.state.statistics has new figures from RunningStatistics
 
 
@@ -122,6 +125,9 @@ class ResumableTrainer(SupervisedTrainer):
         if e is not self._reported:
             self._reported = e
             self._fire_event(Events.EXCEPTION_RAISED, e)
+        if dead := dead_worker(e):
+            self._reported = dead
+            raise dead from e
         raise e
 
     @property
@@ -184,8 +190,7 @@ class ResumableTrainer(SupervisedTrainer):
         if torch.isfinite(loss.detach() + self._grad_norm):  # one wait for the device, not two
             return
         self.check_gradients()  # if they are not finite, they are the cause and this batch is not
-        ids = ", ".join(map(str, batchdata.get("id", []))) or "unknown"
-        raise diverged(f"the loss is not finite at step {self.state.iteration} (cases {ids})")
+        raise diverged(f"the loss is not finite at step {self.state.iteration} ({_named(batchdata.get('id', []))})")
 
     def _check_scale(self, scale: float) -> None:
         if scale < _SMALLEST_SCALE:
@@ -228,6 +233,18 @@ def diverged(what: str) -> ConfigError:
         ConfigError('the loss is not finite at step 7; the last checkpoint is kept. Use a lower learning_rate, ...')
     """
     return ConfigError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
+
+
+def _named(ids: Sequence[Any]) -> str:
+    """The first cases of a batch, for a message of one line.
+
+    Example:
+        >>> _named(["a", "b", "c", "d", "e"])
+        'cases a, b, c and 2 others'
+    """
+    names = ", ".join(str(name)[:_LONGEST_ID] for name in ids[:_MOST_NAMED]) or "unknown"
+    others = len(ids) - _MOST_NAMED
+    return f"cases {names} and {others} others" if others > 0 else f"cases {names}"
 
 
 def _is_not_repeated(record: logging.LogRecord) -> bool:

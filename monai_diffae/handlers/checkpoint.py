@@ -121,9 +121,10 @@ class CheckpointKeeper:
             return
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
+        checkpoint["unreported"] = getattr(state, "unreported", None)
         checkpoint |= {**self.description.state_dict(), "started_from": self._started_from, "random_numbers": SCHEME}
         model = self.ema.network.state_dict()
-        if self._has_saved:
+        if self._has_saved and (self.directory / f"{self.prefix}{CONFIG}").is_file():  # nobody deleted the folder
             # The checkpoint comes last: a training that is killed between the two repeats its last steps.
             write_tensors(model, self.model)
             write_tensors(checkpoint, self.checkpoint)
@@ -208,6 +209,7 @@ class CheckpointKeeper:
             return
         state.iteration = saved["iteration"]
         state.epoch = saved["iteration"] // state.epoch_length
+        state.unreported = checkpoint.get("unreported")  # a checkpoint of an earlier version has none
         logger.info("resuming from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
 
     def _set_rates(self, rates: list[tuple[float, float]]) -> None:
@@ -227,12 +229,16 @@ class CheckpointKeeper:
         is_stopping = self.stop_requests.are_pending or engine.should_terminate
         if is_stopping or time.monotonic() - self._saved_at > self.interval_s:
             engine.check_gradients()  # type: ignore[attr-defined]
-            self.save(engine)
+            self._announce_and_save(engine)
         self._stop_if_asked(engine)
 
     def _after_epoch(self, engine: Workflow) -> None:
-        self.save(engine)
+        self._announce_and_save(engine)
         self._stop_if_asked(engine)
+
+    def _announce_and_save(self, engine: Workflow) -> None:
+        engine.fire_event(TrainingEvents.SAVING)  # what belongs to the steps up to here is written first
+        self.save(engine)
 
     def _stop_if_asked(self, engine: Workflow) -> None:
         if self.stop_requests.are_pending:
