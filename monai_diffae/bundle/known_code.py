@@ -66,11 +66,15 @@ class KnownCode:
 
     Attributes:
         targets: values of ``_target_``.
-        expressions: texts that begin with ``$``, imports included.
+        expressions: texts that begin with ``$``, imports included, with the separator ``::`` in ids.
     """
 
     targets: frozenset[str]
     expressions: frozenset[str]
+
+    def has_expression(self, text: str) -> bool:
+        """Whether an expression may run. MONAI takes and writes ``::`` for ``#``, and evaluates both as the former."""
+        return _normalised(text) in self.expressions
 
 
 @functools.cache
@@ -84,7 +88,11 @@ def known_code() -> KnownCode:
             targets.add(text)
         elif text.startswith("$"):
             expressions.add(text)
-    return KnownCode(frozenset(targets), frozenset(expressions))
+    return KnownCode(frozenset(targets), frozenset(map(_normalised, expressions)))
+
+
+def _normalised(text: str) -> str:
+    return text.replace("#", "::")
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
