@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai_diffae.errors import ConfigError
 
-CONFIGS, MODELS = "configs", "models"
+CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
 TRAIN, TRAIN_LATENT, INFERENCE = "train.json", "train_latent.json", "inference.json"  # in ``CONFIGS``
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ScanError, UnsafeInputError
 
 # what torch (2.13) says about files that it refuses because reading them would call something
@@ -33,6 +34,7 @@ def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
         ScanError: the file is damaged.
     """
     try:
+        check_archive(path)
         _refuse_calls(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders
