@@ -5,8 +5,14 @@ The names below are the public interface. Each is imported when it is first used
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# MLflow reports to its makers, and writes an installation id into the home folder, as soon as it is imported, which
+# MONAI's handlers do. Therefore it is forbidden here, before any other import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
 
 if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import embed as embed

@@ -38,11 +38,13 @@ _PLAIN_TARGETS = frozenset(
         *(f"monai.transforms.{name}" for name in _TRANSFORMS),
         "monai_diffae.networks.EncoderAdapter",
         "monai_diffae.networks.preset",
+        "torch.nn.parallel.DistributedDataParallel",  # of earlier bundles
     }
 )
 _WRITTEN_BY_TRAINING = ("$@bundle_root + '/models'",)
 # An expression that leaves the shipped configurations has to be added here, or earlier bundles would not run any more.
 _EARLIER = (
+    "$[@device] if @device.type == 'cuda' else None",
     "$[side / 8 for side in @image_size]",
     "$bundle.check_start(@start_from, @output_dir, @model_config)",
     "$handlers.log_bundle(@output_dir, lambda folder: bundle.export_bundle(@bundle_root, @output_dir, folder), "
@@ -64,11 +66,15 @@ class KnownCode:
 
     Attributes:
         targets: values of ``_target_``.
-        expressions: texts that begin with ``$``, imports included.
+        expressions: texts that begin with ``$``, imports included, with the separator ``::`` in ids.
     """
 
     targets: frozenset[str]
     expressions: frozenset[str]
+
+    def has_expression(self, text: str) -> bool:
+        """Whether an expression may run. MONAI takes and writes ``::`` for ``#``, and evaluates both as the former."""
+        return _normalised(text) in self.expressions
 
 
 @functools.cache
@@ -82,7 +88,11 @@ def known_code() -> KnownCode:
             targets.add(text)
         elif text.startswith("$"):
             expressions.add(text)
-    return KnownCode(frozenset(targets), frozenset(expressions))
+    return KnownCode(frozenset(targets), frozenset(map(_normalised, expressions)))
+
+
+def _normalised(text: str) -> str:
+    return text.replace("#", "::")
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:

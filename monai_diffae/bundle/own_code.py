@@ -105,7 +105,7 @@ def _search_item(key: str, item: Any, id: str, places: bool) -> Iterator[OwnCode
 
 def _kind(text: str, places: bool) -> Kind | None:
     if text.startswith("$"):
-        if text in known_code().expressions:
+        if known_code().has_expression(text):
             return None
         return "import" if re.match(r"\$\s*(import|from)\b", text) else "expression"
     if text.startswith("%") and _OTHER_FILE.search(text):

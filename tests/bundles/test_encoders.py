@@ -44,7 +44,10 @@ def test_a_network_of_monai_is_trained(tiny_settings: Any, small_cohort: Path, t
 
 
 @pytest.mark.parametrize("package", ["monai", "torchvision"])
-def test_a_frozen_network_is_trained_on(package: str, tiny_settings: Any, small_cohort: Path, tmp_path: Path) -> None:
+def test_a_frozen_network_is_trained_on(
+    package: str, tiny_settings: Any, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # the other package has the same overlay
     settings: dict[str, Any] = {**tiny_settings, "network_def#encoder#size": [32, 32]}
     torch.manual_seed(1)
     if package == "monai":
