@@ -20,12 +20,13 @@ from monai_diffae.errors import ScanError, UnsafeInputError
 _REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Unsupported operand", "Can only ", "Trying to call", "reduce")
 
 
-def read_torch_file(path: Path, damaged: str) -> Any:
+def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
     """Read plain values and tensors.
 
     Args:
         path: the file.
         damaged: what to say about a damaged file, after its name.
+        prefix: which entries of a dictionary are read: those whose names begin with it; None: the whole content.
 
     Raises:
         UnsafeInputError: reading the file would call something that it names, or a tensor claims to be larger than
@@ -38,12 +39,14 @@ def read_torch_file(path: Path, damaged: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if prefix is not None:
+            content = {name: value for name, value in content.items() if name.startswith(prefix)}
         for tensor in _tensors(content):
             _refuse_pretended(tensor, path)
     except UnsafeInputError:
         raise
     except Exception as error:  # torch raises the errors of pickle and zip, and its own
-        if _is_refusal(error):
+        if _is_refusal(error, path):
             raise UnsafeInputError(
                 f"{path.name}: would run code when it is loaded, and is refused; get it from its author again, as a "
                 "plain state dict"
@@ -64,10 +67,18 @@ def _refuse_calls(path: Path) -> None:
         )
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_refusal(error: Exception, path: Path) -> bool:
     text = str(error)
+    if "Unsupported operand" in text and not _is_pickle(path):  # text or another format
+        return False
     is_archive = "weights_only=True" in text and ("TorchScript" in text or ".tar" in text)
     return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in _REFUSALS))
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as ``torch.save`` writes it: an archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _tensors(content: Any) -> Iterator[torch.Tensor]:
