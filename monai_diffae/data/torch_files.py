@@ -17,7 +17,8 @@ from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ScanError, UnsafeInputError
 
 # what torch (2.13) says about files that it refuses because reading them would call something
-_REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Unsupported operand", "Can only ", "Trying to call", "reduce")
+_REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Can only ", "Trying to call", "reduce")
+_REFUSED_IN_PICKLES = "Unsupported operand"  # of other bytes, it says that they are no pickle
 
 
 def read_torch_file(path: Path, damaged: str) -> Any:
@@ -43,7 +44,7 @@ def read_torch_file(path: Path, damaged: str) -> Any:
     except UnsafeInputError:
         raise
     except Exception as error:  # torch raises the errors of pickle and zip, and its own
-        if _is_refusal(error):
+        if _is_refusal(error, path):
             raise UnsafeInputError(
                 f"{path.name}: would run code when it is loaded, and is refused; get it from its author again, as a "
                 "plain state dict"
@@ -64,10 +65,14 @@ def _refuse_calls(path: Path) -> None:
         )
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_refusal(error: Exception, path: Path) -> bool:
+    """Whether torch refused the file for what it would do, and not because it is damaged."""
     text = str(error)
+    with path.open("rb") as stream:
+        is_pickle = stream.read(1) == pickle.PROTO or zipfile.is_zipfile(path)
     is_archive = "weights_only=True" in text and ("TorchScript" in text or ".tar" in text)
-    return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in _REFUSALS))
+    refusals = (*_REFUSALS, _REFUSED_IN_PICKLES) if is_pickle else _REFUSALS
+    return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in refusals))
 
 
 def _tensors(content: Any) -> Iterator[torch.Tensor]:
