@@ -14,6 +14,14 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_patient_key() -> Iterator[None]:
+    """All folders get the same key for the hashes of patients, so that tables in different folders can be equal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monai_diffae.data.patient_keys._new_secret", lambda: "0123456789abcdef" * 2)
+        yield
+
+
 @dataclass(frozen=True)
 class TinyBundle:
     """A bundle trained for a few steps on a virtual cohort: ``directory`` is the bundle, ``cohort`` its table."""

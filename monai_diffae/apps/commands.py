@@ -56,6 +56,7 @@ COMMANDS: tuple[Command, ...] = (
     _command("start", "start.start", _START, "scans/ first_hour --minutes 10", run=False),
     _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200", run=False),
     _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv", run=False),
+    _command("verify", "training.verify", _START, "scans.csv verified", run=False),
     _command("init", "training.init", _START, "my_model --bundle diffae_2d", run=False),
     _command("plan", "training.plan", _START, "scans.csv --minutes 30", run=False),
     _command("train", "training.train", _TRAIN, "my_model scans.csv --minutes 30", run=False),

@@ -20,6 +20,7 @@ from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
 
 Split = Literal["train", "val", "test"]
 Colour = Literal["refuse", "grey", "rgb"]
+Uneven = Literal["resample", "refuse"]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 """A random seed that NumPy, scikit-learn and torch all take."""
 
@@ -174,6 +175,9 @@ class Training:
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
     colour: Colour | None = None
     """Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's."""
+    uneven: Uneven | None = None
+    """DICOM series with planned uneven gaps: ``resample`` them by position, or ``refuse`` them; by default the
+    bundle's."""
     seed: Seed | None = None
     """Random seed; by default the bundle's."""
     device: str | None = None

@@ -103,6 +103,8 @@ RULES: dict[str, _Rule] = {
     ),
     "on_bad_scan": _one_of("skip", "stop"),
     "colour": _one_of("refuse", "grey", "rgb"),
+    "uneven": _one_of("resample", "refuse"),
+    "doubtful": _one_of("warn", "refuse"),
     "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
     "percentiles": _Rule(
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,

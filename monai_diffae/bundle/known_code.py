@@ -38,11 +38,13 @@ _PLAIN_TARGETS = frozenset(
         *(f"monai.transforms.{name}" for name in _TRANSFORMS),
         "monai_diffae.networks.EncoderAdapter",
         "monai_diffae.networks.preset",
+        "torch.nn.parallel.DistributedDataParallel",  # of earlier bundles
     }
 )
 _WRITTEN_BY_TRAINING = ("$@bundle_root + '/models'",)
 # An expression that leaves the shipped configurations has to be added here, or earlier bundles would not run any more.
 _EARLIER = (
+    "$[@device] if @device.type == 'cuda' else None",
     "$[side / 8 for side in @image_size]",
     "$bundle.check_start(@start_from, @output_dir, @model_config)",
     "$handlers.log_bundle(@output_dir, lambda folder: bundle.export_bundle(@bundle_root, @output_dir, folder), "

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from monai_diffae.data.doubts import Doubtful, Uneven, judge
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import Header, Scan, problem
 from monai_diffae.data.scan_checks import Colour, fit_scan
@@ -46,6 +47,8 @@ def read_scan(
     channels: int | None = None,
     nonfinite: Literal["error"] | float = "error",
     colour: Colour = "refuse",
+    uneven: Uneven = "resample",
+    doubtful: Doubtful = "warn",
     flatten: bool = True,
 ) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
@@ -58,6 +61,9 @@ def read_scan(
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
         colour: ``refuse`` colour images if the caller needs one channel; convert them to ``grey`` (0.299 red + 0.587
             green + 0.114 blue); or ``rgb``: grey images get three channels.
+        uneven: ``resample`` DICOM series whose slices are unevenly spaced, with a warning, or ``refuse`` them.
+        doubtful: ``warn`` of scans that may not be what was measured (no orientation, contradictory geometry, tilted or
+            perhaps missing slices), or ``refuse`` them.
         flatten: read a volume with one slice as a 2D image.
 
     Returns:
@@ -79,7 +85,28 @@ def read_scan(
     """
     path = _as_path(path)
     scan = _guarded(path, lambda p: _format(p)[0](p))
+    judge(path, scan.doubts, uneven, doubtful)
     return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+
+
+def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
+    """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller.
+
+    Raises:
+        ScanError: the scan cannot be used.
+    """
+    path = _as_path(path)
+    return fit_scan(path, _guarded(path, lambda p: _format(p)[0](p)), None, None, "error")
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the size and affine in the file's own axes, and the doubts about them, from the header.
+
+    Raises:
+        ScanError: the header cannot be read.
+    """
+    path = _as_path(path)
+    return _guarded(path, lambda p: _format(p)[1](p))
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -104,8 +131,18 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
         ...     read_geometry(path)
         ((4, 5, 6), (1.0, 1.0, 3.0))
     """
-    path = _as_path(path)
-    header = _guarded(path, lambda p: _format(p)[1](p))
+    header = read_header(path)
+    judge(Path(path), header.doubts)
+    return displayed_geometry(header)
+
+
+def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image.
+
+    Example:
+        >>> displayed_geometry(Header((4, 5, 6), np.diag([1, 1, 3, 1.0])[[2, 0, 1, 3]]))
+        ((6, 4, 5), (3.0, 1.0, 1.0))
+    """
     spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:
         return header.shape, tuple(float(v) for v in spacing_mm)

@@ -69,7 +69,7 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     corner: NDArray[np.float64] = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
     corner[normal] = index
     slice_affine[:, 3] = affine @ corner
-    return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality)
+    return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality, doubts=scan.doubts)
 
 
 def insert_slices(
@@ -174,4 +174,5 @@ def to_ras(scan: Scan) -> Scan:
     """Reorder and flip a volume's axes to the closest RAS order, without resampling; the array is a view."""
     orientation = nib.orientations.io_orientation(scan.affine)
     array = _oriented(scan.array, orientation)
-    return Scan(array, scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:]), scan.modality)
+    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:])
+    return Scan(array, affine, scan.modality, doubts=scan.doubts)

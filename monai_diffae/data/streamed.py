@@ -54,7 +54,7 @@ def read_stream(
         >>> [arrays["image"].shape for arrays in read_stream([{"image": 1.0}, {"image": 2.0}], read, ("image",))]
         [(1, 2, 2), (1, 2, 2)]
     """
-    yield from _stream(_PreprocessedItems(data, transform, keys), workers, ahead)
+    yield from in_order(_PreprocessedItems(data, transform, keys), workers, ahead)
 
 
 def read_hashed_stream(
@@ -68,7 +68,7 @@ def read_hashed_stream(
 
     The files are hashed right after they were read, while they are still in memory.
     """
-    yield from _stream(_HashedItems(data, transform, keys), workers, ahead)
+    yield from in_order(_HashedItems(data, transform, keys), workers, ahead)
 
 
 def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: tuple[str, ...]) -> Arrays:
@@ -106,7 +106,12 @@ def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception,
     return failure
 
 
-def _stream(dataset: _PreprocessedItems, workers: int, ahead: int) -> Iterator[Any]:
+def in_order(dataset: Dataset[Any], workers: int, ahead: int = 2) -> Iterator[Any]:
+    """Yield the items of a dataset in order, with workers that read ahead, see :func:`read_stream`.
+
+    Raises:
+        MachineError: a worker died.
+    """
     loader = DataLoader(
         dataset, batch_size=None, num_workers=workers, collate_fn=_identity,
         prefetch_factor=max(2, -(-ahead // workers)) if workers else None, worker_init_fn=leave_signals_to_parent,

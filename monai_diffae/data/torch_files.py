@@ -17,16 +17,16 @@ from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ScanError, UnsafeInputError
 
 # what torch (2.13) says about files that it refuses because reading them would call something
-_REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Can only ", "Trying to call", "reduce")
-_REFUSED_IN_PICKLES = "Unsupported operand"  # of other bytes, it says that they are no pickle
+_REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Unsupported operand", "Can only ", "Trying to call", "reduce")
 
 
-def read_torch_file(path: Path, damaged: str) -> Any:
+def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
     """Read plain values and tensors.
 
     Args:
         path: the file.
         damaged: what to say about a damaged file, after its name.
+        prefix: which entries of a dictionary are read: those whose names begin with it; None: the whole content.
 
     Raises:
         UnsafeInputError: reading the file would call something that it names, or a tensor claims to be larger than
@@ -39,6 +39,8 @@ def read_torch_file(path: Path, damaged: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if prefix is not None:
+            content = {name: value for name, value in content.items() if name.startswith(prefix)}
         for tensor in _tensors(content):
             _refuse_pretended(tensor, path)
     except UnsafeInputError:
@@ -66,13 +68,17 @@ def _refuse_calls(path: Path) -> None:
 
 
 def _is_refusal(error: Exception, path: Path) -> bool:
-    """Whether torch refused the file for what it would do, and not because it is damaged."""
     text = str(error)
-    with path.open("rb") as stream:
-        is_pickle = stream.read(1) == pickle.PROTO or zipfile.is_zipfile(path)
+    if "Unsupported operand" in text and not _is_pickle(path):  # text or another format
+        return False
     is_archive = "weights_only=True" in text and ("TorchScript" in text or ".tar" in text)
-    refusals = (*_REFUSALS, _REFUSED_IN_PICKLES) if is_pickle else _REFUSALS
-    return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in refusals))
+    return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in _REFUSALS))
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as ``torch.save`` writes it: an archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _tensors(content: Any) -> Iterator[torch.Tensor]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from monai_diffae.data.workers import leave_signals_to_parent
 from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.engines.step_draws import StepDraws
 
 
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -59,6 +60,11 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
                 ordered_epoch, order = epoch, torch.randperm(self.num_images, generator=generator).tolist()
             first = (batch * self.world_size + self.rank) * self.batch_size
             yield [(epoch, order[i % self.num_images]) for i in range(first, first + self.batch_size)]
+
+    def draws(self, step: int) -> StepDraws:
+        """The random numbers for this process's images in a step; steps count from 0."""
+        first, total = self.rank * self.batch_size, self.world_size * self.batch_size
+        return StepDraws(self.seed, step, first, self.batch_size, total)
 
 
 def training_loader(

@@ -19,6 +19,7 @@ from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.warm_start import start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
 from monai_diffae.data.atomic import write_json
+from monai_diffae.engines.step_draws import SCHEME
 from monai_diffae.engines.trainer import TrainingEvents, diverged
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.ema import EMA
@@ -121,7 +122,7 @@ class CheckpointKeeper:
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["unreported"] = getattr(state, "unreported", None)
-        checkpoint |= {**self.description.state_dict(), "started_from": self._started_from}
+        checkpoint |= {**self.description.state_dict(), "started_from": self._started_from, "random_numbers": SCHEME}
         model = self.ema.network.state_dict()
         if self._has_saved and (self.directory / f"{self.prefix}{CONFIG}").is_file():  # nobody deleted the folder
             # The checkpoint comes last: a training that is killed between the two repeats its last steps.
@@ -176,6 +177,11 @@ class CheckpointKeeper:
         checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model_config"})
         self.description.check_resumes(checkpoint, path.name)
         self._started_from = checkpoint.get("started_from")
+        if checkpoint.get("random_numbers") != SCHEME:
+            logger.warning(
+                "%s: another version of monai_diffae began this training, and drew noise and timesteps in another way. "
+                "The training resumes, but not as it would have continued; set overwrite to start again", path.name
+            )  # fmt: skip
         state, saved = engine.state, checkpoint["trainer"]
         if saved["epoch_length"] != state.epoch_length:
             raise ConfigError(

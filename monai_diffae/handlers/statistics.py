@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
@@ -23,7 +25,7 @@ class Statistics:
         step: training steps (batches) since the training began.
         images_seen: images shown to the network since the training began, on all ranks.
         images_per_s: speed of reading and training, without validation.
-        loss: mean over the reported steps.
+        loss: mean over the reported steps and all ranks.
         learning_rate: current learning rate.
         seconds_left: time to the end of the training at this speed, without validation.
     """
@@ -75,7 +77,7 @@ class RunningStatistics:
         sums["steps"] += 1
         is_last_of_epoch = state.iteration % state.epoch_length == 0
         is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]
-        loss = float(sums["loss"]) / sums["steps"] if is_due else 0.0  # waits for the GPU, so it comes before the clock
+        loss = _mean_loss(sums) if is_due else 0.0  # waits for the GPU, so it comes before the clock
         sums["seconds"] += time.perf_counter() - self._step_started
         if not is_due:
             return
@@ -94,3 +96,8 @@ class RunningStatistics:
 
 def _nothing() -> dict[str, Any]:
     return {"seconds": 0.0, "steps": 0, "loss": torch.zeros(())}
+
+
+def _mean_loss(sums: Mapping[str, Any]) -> float:
+    total = idist.all_reduce(sums["loss"])  # all ranks report at the same steps
+    return float(total) / (sums["steps"] * idist.get_world_size())

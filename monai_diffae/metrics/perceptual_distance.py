@@ -89,14 +89,14 @@ def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
     if not file.is_file():
         raise MachineError(f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)")
     other = "does not hold AlexNet's weights as torchvision names them"
-    state = read_torch_file(file, other)
+    state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
     try:
         shapes = {number: tuple(state[f"features.{number}.weight"].shape) for number in (0, 3, 6, 8, 10)}
     except Exception as error:
         raise ScanError(f"{file.name}: {other}") from error
     if shapes[0] != (64, 3, 11, 11):
         raise ScanError(f"{file.name}: holds the weights of another network than torchvision's AlexNet")
-    return {name: value for name, value in state.items() if name.startswith("features.")}
+    return state
 
 
 def _enlarged(images: Tensor) -> Tensor:

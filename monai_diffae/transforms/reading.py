@@ -16,6 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
+from monai_diffae.data.doubts import Doubtful, Uneven, check_policies
 from monai_diffae.data.file_states import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
@@ -42,6 +43,9 @@ class ReadScand(MapTransform):
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
         colour: ``refuse`` colour images if the model takes one channel; convert them to ``grey``; or ``rgb``: give grey
             images three channels. See :func:`~monai_diffae.data.scans.read_scan`.
+        uneven: ``resample`` DICOM series whose slices are unevenly spaced, or ``refuse`` them.
+        doubtful: ``warn`` of scans that may not be what was measured, or ``refuse`` them. See
+            :func:`~monai_diffae.data.scans.read_scan`.
         allow_missing_keys: skip keys that an item does not have.
 
     Raises:
@@ -65,14 +69,17 @@ class ReadScand(MapTransform):
         axis: Axis = "axial",
         nonfinite: Literal["error"] | float = "error",
         colour: Colour = "refuse",
+        uneven: Uneven = "resample",
+        doubtful: Doubtful = "warn",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if spatial_dims not in (2, 3):
             raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
         check_colour(colour, channels)
+        check_policies(uneven, doubtful)
         self.spatial_dims, self.channels, self.axis = spatial_dims, channels, axis
-        self.nonfinite, self.colour = nonfinite, colour
+        self.nonfinite, self.colour, self.uneven, self.doubtful = nonfinite, colour, uneven, doubtful
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its scan."""
@@ -127,17 +134,19 @@ class ReadScand(MapTransform):
         """The scans whose slices are needed; files are read once for consecutive slices."""
         if all(isinstance(image, (str, os.PathLike)) for image in images):
             paths = tuple(map(str, images))
-            return _read_volume(paths, file_state(paths), num_channels, self.nonfinite, self.colour)
+            policies = {**self._policies(num_channels), "uneven": self.uneven, "doubtful": self.doubtful}
+            return _read_volume(paths, file_state(paths), tuple(policies.items()))
         return [self._scan(image, None, num_channels, key) for image in images]
+
+    def _policies(self, channels: int) -> dict[str, Any]:
+        """What images in files and in memory must pass."""
+        return {"channels": channels, "nonfinite": self.nonfinite, "colour": self.colour}
 
     def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
         """Read or check one scan with all checks."""
-        expected: dict[str, Any] = {
-            "spatial_dims": spatial_dims, "channels": channels, "nonfinite": self.nonfinite, "colour": self.colour,
-            "flatten": flatten,
-        }  # fmt: skip
+        expected = {"spatial_dims": spatial_dims, "flatten": flatten, **self._policies(channels)}
         if isinstance(image, (str, os.PathLike)):
-            return read_scan(image, **expected)
+            return read_scan(image, uneven=self.uneven, doubtful=self.doubtful, **expected)
         array, affine = _array_in_memory(image, key)
         scan = scan_of_array(array, affine, name=key, **expected)
         if isinstance(image, Scan) and scan.array.shape == array.shape:
@@ -160,10 +169,8 @@ def as_tensor(scan: Scan) -> MetaTensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_volume(
-    paths: tuple[str, ...], _state: str, channels: int, nonfinite: Literal["error"] | float, colour: Colour
-) -> tuple[Scan, ...]:
-    return tuple(read_scan(p, channels=channels, nonfinite=nonfinite, colour=colour) for p in paths)
+def _read_volume(paths: tuple[str, ...], _state: str, policies: tuple[tuple[str, Any], ...]) -> tuple[Scan, ...]:
+    return tuple(read_scan(p, **dict(policies)) for p in paths)
 
 
 def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:

@@ -124,6 +124,17 @@ def test_more_epochs_go_on_from_a_complete_run(make_workflow, whole):
     assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 20
 
 
+def test_a_training_with_other_random_numbers_resumes_with_a_warning(make_workflow, whole, caplog):
+    train(make_workflow, whole, max_epochs=4, lr_schedule="constant")
+    assert "another version" not in caplog.text
+    path = whole / "models" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["random_numbers"]  # as the version before wrote it
+    torch.save(checkpoint, path)
+    train(make_workflow, whole, max_epochs=5, lr_schedule="constant")
+    assert "checkpoint.pt: another version of monai_diffae began this training" in caplog.text
+
+
 def test_another_model_config_is_refused_with_the_keys_that_differ(make_workflow, whole):
     with pytest.raises(
         ConfigError, match="belongs to another model with other values of base_channels, percentiles;"

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, points, positions, save_enhanced, save_planes
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset
+from pydicom.encaps import encapsulate
 from scan_files import refusal, shared
 
 from monai_diffae.data.scans import read_scan, read_shape
@@ -73,15 +74,88 @@ def test_slices_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_uneven_missing_and_doubled_slices(tmp_path: Path) -> None:
     drifting = positions(n=20)
     drifting[10:, 2] += 0.19 * np.arange(10)  # each step within 10 %, 1 mm wrong in the middle
-    assert "unevenly spaced (2 to 2.19 mm)" in refusal(save_planes(tmp_path / "drifting", drifting))
+    series = save_planes(tmp_path / "drifting", drifting)
+    assert "unevenly spaced (2 to 2.19 mm)" in refusal(series, uneven="refuse")
+    scan = read_scan(series)
+    assert scan.array.shape == (1, 10, 14, 21)
+    assert misplaced(scan.array[0], scan.affine) <= 1.5  # ramp is linear, so that interpolation brings it back
     uneven = positions()
     uneven[1:, 2] += 0.6
-    assert "unevenly spaced" in refusal(save_planes(tmp_path / "uneven", uneven))
+    assert "unevenly spaced" in refusal(save_planes(tmp_path / "uneven", uneven), uneven="refuse")
     assert "a gap of 4 mm" in refusal(save_planes(tmp_path / "gap", positions()[[0, 1, 3, 4]]))
     times = np.concatenate([positions(), positions()])
     assert "duplicates, or 4D" in refusal(save_planes(tmp_path / "times", times))
     rounded = np.round(positions(OBLIQUE, step=0.625), 2)
     assert read_scan(save_planes(tmp_path / "rounded", rounded, OBLIQUE)).array.shape == (1, 10, 14, 5)
+
+
+def _two_zones(fine: float, thick: float, tilt: float = 0.0, n: int = 8) -> np.ndarray:
+    """Planes of a head CT: n fine gaps below, n thick ones above; ``tilt`` mm along the columns for each mm upwards."""
+    heights = np.concatenate([[0], np.cumsum([fine] * n + [thick] * n)])
+    return np.array([-31.5, 12.25, 40.0]) + heights[:, None] * np.array([0, tilt, 1.0])
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+@pytest.mark.parametrize(("fine", "thick"), [(4, 7), (2.5, 5), (4, 8)])
+def test_planned_uneven_gaps_are_resampled_by_position(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fine: float, thick: float, tilt: float
+) -> None:
+    """Defect 27 of the reliability goals: a head CT with thin slices below is no series with missing slices."""
+    series = save_planes(tmp_path / f"{fine}{thick}{tilt}", _two_zones(fine, thick, tilt))
+    scan = read_scan(series)
+    assert f"unevenly spaced ({fine:g} to {thick:g} mm); they are resampled to" in caplog.text
+    assert ("tilted by 16.7 degrees" in caplog.text) == bool(tilt)
+    assert scan.spacing_mm[2] == pytest.approx(fine, rel=0.05)
+    assert sorted(scan.array.shape[1:]) == sorted(read_shape(series))
+    across = np.arange(scan.array.shape[2])[:, None] * 0.75 - tilt * 8 * (fine + thick) * np.linspace(
+        0, 1, scan.array.shape[3]
+    )
+    covered = np.broadcast_to((across > -1e-6) & (across < 13 * 0.75 + 1e-6), scan.array.shape[1:])
+    # tilted planes end at other voxels than their neighbours, so that interpolation mixes in the background there
+    inside = covered if not tilt else np.broadcast_to((across > 3) & (across < 7), scan.array.shape[1:])
+    assert inside.any()
+    assert misplaced(scan.array[0], scan.affine, where=inside) <= 2
+    assert "unevenly spaced" in refusal(series, uneven="refuse")
+
+
+def test_missing_slices_are_no_planned_gaps(tmp_path: Path) -> None:
+    zones = _two_zones(2, 4)
+    lost = [k for k in range(30) if k not in (11, 13, 15, 17)]  # gaps of 4 mm in a row, as if they were planned
+    known = save_planes(tmp_path / "numbers", positions(n=30)[lost], change=lambda k, d: _number(d, lost[k] + 1))
+    assert "a slice is missing (a gap of 4 mm" in refusal(known)
+    single = np.delete(zones, 4, axis=0)
+    assert "a slice is missing (a gap of 4 mm" in refusal(save_planes(tmp_path / "single", single))
+    numberless = save_planes(tmp_path / "numberless", zones, InstanceNumber=None)
+    assert read_scan(numberless).spacing_mm[2] == pytest.approx(2)
+
+
+def _number(dataset: FileDataset, number: int) -> None:
+    dataset.InstanceNumber = number
+
+
+@pytest.mark.parametrize(
+    ("lost", "tags", "says"),
+    [
+        ([4], {"ImagesInAcquisition": 5}, "it has 4 slices, but its header declares 5"),
+        ([4], {"NumberOfSlices": 5}, "it has 4 slices, but its header declares 5"),
+        ([0], {}, "it has 4 slices, but their numbers reach 5"),
+        ([1, 3], {}, "it has 3 slices, but their numbers reach 5"),
+        ([], {"ImagesInAcquisition": 5}, None),
+        ([], {"InstanceNumber": None, "ImagesInAcquisition": ""}, None),
+    ],
+)
+def test_a_slice_that_is_missing_at_an_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: list[int], tags: dict, says: str | None
+) -> None:
+    series = save_planes(tmp_path / f"{lost}{len(tags)}{says}", positions(), **tags)
+    names = np.random.default_rng(3).permutation(5)
+    for k in lost:
+        (series / f"{names[k]:03d}.dcm").unlink()
+    scan = read_scan(series)
+    assert misplaced(scan.array[0], scan.affine) <= 1
+    assert [record.message.partition(": ")[2].partition(";")[0] for record in caplog.records] == [says] * bool(says)
+    if says:
+        assert says in refusal(series, doubtful="refuse")
 
 
 @pytest.mark.parametrize("tilt", [0.6, -0.6])
@@ -147,6 +221,15 @@ def test_frames_that_are_no_volume(tmp_path: Path) -> None:
 def test_encodings(how: str) -> None:
     plain, encoded = (get_testdata_file(f"MR_small{s}.dcm", download=False) for s in ("", f"_{how}"))
     np.testing.assert_array_equal(read_scan(str(encoded)).array, read_scan(str(plain)).array)
+
+
+def test_a_compression_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    dataset = make_plane(positions()[0])
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
+    dataset.PixelData = encapsulate([bytes(100)])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(tmp_path / "a.dcm")
+    assert "(High-Throughput JPEG 2000 Image Compression (Lossless Only))" in refusal(tmp_path / "a.dcm")
 
 
 def test_what_gdcm_decodes_wrongly_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,15 @@ def test_frames_become_slices(tmp_path: Path) -> None:
     np.testing.assert_allclose(sitk.GetArrayFromImage(as_itk(written)).T, read_scan(written).array[0], rtol=1e-6)
 
 
+def test_a_resampled_volume_is_written_evenly(tmp_path: Path) -> None:
+    heights = np.concatenate([[0], np.cumsum([2.0] * 4 + [3.5] * 4)])
+    source = save_planes(tmp_path / "ct", positions()[0] + heights[:, None] * np.array([0, 0, 1.0]))
+    scan = read_scan(source)
+    written = read_scan(write_series(tmp_path / "new", scan.array, source), uneven="refuse", doubtful="refuse")
+    np.testing.assert_allclose(written.affine, scan.affine, atol=1e-4)
+    np.testing.assert_allclose(written.array, scan.array, atol=0.51)
+
+
 def test_a_straightened_volume_is_written_straight(tmp_path: Path) -> None:
     source = save_planes(tmp_path / "ct", positions(tilt=-0.6), GantryDetectorTilt=16.7)
     scan = read_scan(source)

@@ -6,6 +6,7 @@ import itertools
 import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,9 @@ from scan_files import as_nobody, refusal, save_nifti, save_series, values
 
 from monai_diffae.data.scans import read_scan, read_shape
 from monai_diffae.errors import ScanError
+
+_MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+_NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
 
 
 def _write_header(path: Path, **fields: object) -> Path:
@@ -202,7 +206,7 @@ def _with_forms(path: Path, sform: tuple | None, qform: tuple | None, spacing: f
         (None, (-1, 1, 1), 1.0, None),
         ((-1, -1, 1), (1, 1, 1), 1.0, None),  # a rotation: the sform may lead to another space
         ((-1, 1, 1), (1, 1, 1), 1.0, "its sform and qform disagree about left and right; the sform is used"),
-        (None, None, 1.0, "it has no orientation (the codes of sform and qform are 0), so left and right are a guess"),
+        (None, None, 1.0, "it has no orientation (the codes of sform and qform are 0); left and right are a guess"),
         ((1, 1, 1), (1, 1, 1), 2.0, "its voxel spacing (pixdim) is not that of its sform; the sform is used"),
     ],
 )
@@ -212,6 +216,10 @@ def test_a_doubtful_orientation_is_read_with_a_warning(
     path = _with_forms(tmp_path / f"{sform}{qform}{spacing}.nii", sform, qform, spacing)
     read_scan(path)
     assert [record.message for record in caplog.records] == ([] if warning is None else [f"{path.name}: {warning}"])
+    if warning is None:
+        read_scan(path, doubtful="refuse")
+    else:
+        assert warning.partition(";")[0] in refusal(path, doubtful="refuse")
 
 
 def test_header_bomb_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
@@ -237,6 +245,24 @@ def test_gzip_bomb_behind_the_voxels(tmp_path: Path) -> None:
         for _ in range(80):
             stream.write(bytes(1 << 20))
     assert "far more data" in refusal(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["b.mha", "b.mhd", "b.nrrd", "detached.nrrd"])
+def test_compression_bombs_take_no_memory(tmp_path: Path, name: str) -> None:
+    """Defect 19 of the reliability goals: 1 MB of zeros' zeros took 2 GB, and the MHA was accepted."""
+    nrrd, zeros = name.endswith(".nrrd"), bytes(1 << 20)
+    pack = zlib.compressobj(wbits=31 if nrrd else 15)
+    body = b"".join([*(pack.compress(zeros) for _ in range(600)), pack.flush()])
+    header = (
+        _NRRD.replace("raw", "gzip") if nrrd else _MHD + f"CompressedData = True\nCompressedDataSize = {len(body)}\n"
+    )
+    ends = {"b.mha": "ElementDataFile = LOCAL\n", "b.mhd": "ElementDataFile = b.zraw\n", "b.nrrd": "\n"}
+    (tmp_path / name).write_bytes((header + ends.get(name, "data file: b.zraw\n\n")).encode())
+    with open(tmp_path / (name if name in ("b.mha", "b.nrrd") else "b.zraw"), "ab") as stream:
+        stream.write(body)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "far more data" in refusal(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_lengths_that_lie_in_dicom_take_no_memory(tmp_path: Path) -> None:
@@ -291,10 +317,6 @@ def test_simpleitk_and_nibabel_stay_silent(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "a.mha"), str(bad)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-_MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
-_NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
 
 
 @pytest.mark.parametrize(

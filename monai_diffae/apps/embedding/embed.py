@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monai_diffae.bundle.loading import TrainedBundle
+    from monai_diffae.data.patient_keys import PatientKey
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +98,11 @@ def embed(
 ) -> EmbedResult:
     """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
-    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: the same for all cases of a patient, but no
-    protection of names that can be guessed), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ...
-    as float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case does not depend,
-    to the bit, on the other cases, their order, ``batch_size`` or ``workers``. On another machine or with another
-    number of threads, the last bits may differ.
+    The columns are ``id``, ``patient`` (a hash, the same for all cases of a patient; the file ``.patient_key`` beside
+    the table holds its key, and must not be published with it), ``split``, the label columns of the cohort, and
+    ``z_000``, ``z_001``, ... as float32. A label column with one of these names gets the prefix ``label_``. The z_sem
+    of a case does not depend, to the bit, on the other cases, their order, ``batch_size`` or ``workers``. On another
+    machine or with another number of threads, the last bits may differ.
 
     With ``pool``, the slices that a 2D bundle takes from a volume become one row with the volume's id and labels:
     ``slices`` (their number), ``z_000``, ... (their mean) and, with ``mean_std``, ``std_000``, ... (their standard
@@ -175,6 +176,7 @@ def embed(
     from monai_diffae.apps.session import Session
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
+    from monai_diffae.data.patient_keys import folder_key
     from monai_diffae.metrics import warn_if_unused
 
     path, process = _table_path(out, cohort, encoder), this_process()
@@ -213,15 +215,17 @@ def embed(
     )  # fmt: skip
     if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)
-    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path))
+    key = folder_key(path.parent)
+    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
         tables = [with_map_columns(tables[0], cases, session.trained, workers)]
-    _write(dict(zip(files, tables, strict=True)), files, session.trained)
+    _write(dict(zip(files, tables, strict=True)), files, session.trained, key)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for file, file_made_from in files.items():
         record, hashes = file.with_suffix(".json"), result_hashes(file.parent, [file])
-        write_record(record, file_made_from, result.figures(), hashes, scans=scans_record(states, encoded.contents))
+        figures = {**result.figures(), "patient_key": key.name}
+        write_record(record, file_made_from, figures, hashes, scans=scans_record(states, encoded.contents))
     encoded.shards.remove()
     return result
 
@@ -267,7 +271,10 @@ def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str
 
 
 def _write(
-    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], trained: TrainedBundle
+    tables: Mapping[Path, pd.DataFrame],
+    made_from: Mapping[Path, dict[str, Any]],
+    trained: TrainedBundle,
+    key: PatientKey,
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
     from monai_diffae.apps.provenance import preprocessing_config
@@ -276,7 +283,7 @@ def _write(
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {
             "made_from": made_from[file], "preprocessing": preprocessing_config(trained.config),
-            "z_sem_usage": trained.z_sem_usage, "versions": versions(),
+            "z_sem_usage": trained.z_sem_usage, "versions": versions(), "patient_key": key.name,
         }  # fmt: skip
         write_record(file.with_suffix(".json"), made_from[file], {})  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from monai_diffae.data.survey import Survey
     from monai_diffae.data.twin_reports import TwinReport
 
-_MAX_NAMES = 5  # most outliers, and most failed scans, that are listed on a terminal
+_MAX_NAMES = 5  # most failed scans that are listed on a terminal
 _GIB = 2**30
 
 
@@ -107,20 +107,11 @@ class Plan(CommandResult):
             )
 
     def _cohort_lines(self) -> Iterator[str]:
-        from rich.table import Table
+        from monai_diffae.apps.training.survey_lines import survey_lines
 
-        from monai_diffae.apps.text_tables import table_lines
-
-        survey, summary = self.survey, self.survey.summary()
+        survey = self.survey
         yield f"{len(survey.ids)} scans can be used, {len(survey.failures)} cannot"
-        axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
-        table = Table(axes, "5th percentile", "median", "95th percentile")
-        for name, key in (("size", "size"), ("spacing (mm)", "spacing_mm"), ("field of view (mm)", "field_mm")):
-            table.add_row(name, *(" x ".join(f"{v:g}" for v in summary[key][p]) for p in ("p5", "p50", "p95")))
-        yield from table_lines(table)
-        if survey.outliers:
-            names = ", ".join(survey.outliers[:_MAX_NAMES]) + (", ..." if len(survey.outliers) > _MAX_NAMES else "")
-            yield f"{len(survey.outliers)} scans differ from the median by more than a factor of two: {names}"
+        yield from survey_lines(survey)
         yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
         if len(survey.failures) > _MAX_NAMES:
             yield f"failed: {len(survey.failures) - _MAX_NAMES} more; the result as JSON lists them all"
@@ -183,7 +174,7 @@ def plan(
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
         check: Read and preprocess every scan as training does, list those that it would leave out, and find twins:
-            scans that are identical or nearly so.
+            scans that are identical or nearly so. The command ``verify`` says more about the scans themselves.
         overlays: Configuration files that replace values of the bundle's, in this order.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         colour: Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's.

@@ -86,7 +86,8 @@ def with_plan(
         return Planned(training)
     fixed: dict[str, Any] = {} if start_from is None else start_settings(start_from)
     fixed = {key: value for key, value in fixed.items() if key not in CHOSEN_KEYS}
-    given = {} if training.batch_size is None else {"batch_size": training.batch_size}
+    named = {"batch_size": training.batch_size, "uneven": training.uneven}
+    given = {key: value for key, value in named.items() if value is not None}
     parser = read_training_config(bundle, training.overlays)
     if cohort is None and parser.get("dataset_dir") == "???":
         raise ConfigError("cohort: is required, as the bundle's configuration names none; give it a value")

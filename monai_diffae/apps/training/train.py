@@ -195,7 +195,7 @@ def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, A
     """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
     named = {
         **given, "seed": training.seed, "device": training.device, "batch_size": training.batch_size,
-        "workers": training.workers, "overwrite": training.overwrite or None,
+        "workers": training.workers, "uneven": training.uneven, "overwrite": training.overwrite or None,
     }  # fmt: skip
     values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from monai_diffae.data.formats import itk
 from monai_diffae.data.formats.elements import check_elements
 from monai_diffae.data.formats.pixel_data import check_pixel_data
-from monai_diffae.data.formats.planes import Plane, Stack, make_stack, read_planes, straighten
+from monai_diffae.data.formats.planes import Plane, Stack, make_stack, read_planes, to_volume
 from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
 from monai_diffae.errors import ScanError
 
@@ -142,7 +142,7 @@ def read_header(path: Path) -> Header:
     """Read size and affine of a file or series, without its voxels."""
     files, stack = read_stack(path)
     if stack is not None:
-        return Header(stack.sizes, stack.affine)
+        return Header(stack.sizes, stack.affine, stack.doubts)
     reader = _open(files[0])
     return Header(reader.GetSize()[1::-1], _affine_2d(reader))
 
@@ -165,7 +165,7 @@ def _read(path: Path, files: tuple[Path, ...]) -> Scan:
         array = np.concatenate([slices[k] for k in stack.order], axis=3)
     else:
         array = _rescale(slices[0], read_planes(path))[..., stack.order]
-    return Scan(straighten(path, array, stack), stack.affine, modality)
+    return Scan(to_volume(array, stack), stack.affine, modality, doubts=stack.doubts)
 
 
 def _stack(path: Path, files: tuple[Path, ...], readers: list[sitk.ImageFileReader]) -> Stack | None:

@@ -46,8 +46,8 @@ def read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list[
     Raises:
         ScanError: the scan is a colour image, or its frames have no counterpart as single slices.
     """
-    order = [0] if stack is None else stack.order
-    if len(files) < len(order):
+    order = [0] if stack is None else stack.nearest_planes()
+    if len(files) == 1 < len(order):
         slices = _split_frames(path, _read(files[0]), order)
     else:
         slices = [_read(files[k]) for k in order]
@@ -55,10 +55,11 @@ def read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list[
         if not str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME"):
             raise problem(path, "colour images cannot be written as DICOM", "write PNG or NIfTI")
         _strip(dataset)
-        if stack is not None and stack.lean.any():
+        if stack is not None and (stack.lean.any() or not stack.is_even):
             corner = LPS_TO_RAS @ stack.affine @ [0, 0, k, 1]
             dataset.ImagePositionPatient = [format_number_as_ds(float(v)) for v in corner[:3]]
-            dataset.pop("GantryDetectorTilt", None)
+            for keyword in ("GantryDetectorTilt", "SpacingBetweenSlices"):
+                dataset.pop(keyword, None)
     return slices
 
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
 
 from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError
@@ -31,6 +33,7 @@ _STDERR = threading.RLock()
 
 _SUFFIXES = (".nrrd", ".mha", ".mhd")
 _LONGEST_HEADER = 1024**2
+_SLACK = 64 * 1024**2  # bytes allowed after the voxels
 _NRRD_DATA_FILE = re.compile(rb"data ?file\s*:\s*([^\r\n]*)", re.IGNORECASE)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -176,8 +179,17 @@ def unreadable(path: Path, error: RuntimeError) -> DiffAEError:
     if "determinant" in text or "cosine" in text or "orientation" in text:
         return problem(path, "its affine is singular (two axes point the same way)", "repair its direction")
     if "transfer syntax" in text or "codec" in text or "compress" in text:
-        return problem(path, "its compression cannot be decoded", "export it uncompressed")
+        return problem(path, f"its compression{_compression(path)} cannot be decoded", "export it uncompressed")
     return problem(path, "it is damaged, or not in the format that its name says", "copy or export it again")
+
+
+def _compression(path: Path) -> str:
+    """The name of a DICOM file's transfer syntax, in brackets; nothing if it has none."""
+    try:
+        syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
+    except (InvalidDicomError, AttributeError, OSError):
+        return ""
+    return f" ({syntax.name})"
 
 
 def _itemsize(path: Path, reader: sitk.ImageFileReader) -> int:
@@ -227,26 +239,22 @@ def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool =
     expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _itemsize(path, reader)
     with open(path, "rb") as stream:
         fields = _text_header(stream)
-        data_file = fields.get("elementdatafile", "LOCAL")
+        names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
+        data_file = next(filter(None, names), "LOCAL")
         is_compressed = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding", "").lower() in (
             "gz",
             "gzip",
         )
-        if (
-            "data file" in fields
-            or "datafile" in fields
-            or fields.get("encoding", "raw").lower() not in ("raw", "gz", "gzip")
-            or (is_compressed and not decompress)
-        ):
-            return  # the data are detached or text, and ITK notices a missing end
+        if fields.get("encoding", "raw").lower() not in ("raw", "gz", "gzip") or (is_compressed and not decompress):
+            return  # the data are text, and ITK notices a missing end
         if data_file.upper() == "LOCAL":
-            length = _length(path, stream, is_compressed, "encoding" in fields)
+            length = _length(path, stream, is_compressed, "encoding" in fields, expected)
         else:
             data = path.parent / Path(data_file).name
             if " " in data_file or "%" in data_file or not data.is_file():
                 return  # several files, or a missing one, which ITK notices
             with open(data, "rb") as raw:
-                length = _length(path, raw, is_compressed, False)
+                length = _length(path, raw, is_compressed, "encoding" in fields, expected)
     if length < expected:
         raise problem(path, f"its data end early ({length} of {expected} bytes)", "copy it again")
 
@@ -266,16 +274,23 @@ def _text_header(stream: BinaryIO) -> dict[str, str]:
     return fields
 
 
-def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool) -> int:
-    """Count the bytes from here to the end, after decompression; raise an error if the stream is damaged."""
+def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool, expected: int) -> int:
+    """Count the bytes from here to the end, after decompression.
+
+    Raises:
+        ScanError: the stream is damaged, or has far more bytes than ``expected``.
+    """
     start = stream.tell()
     if not is_compressed:
         return stream.seek(0, 2) - start
     unpack = zlib.decompressobj(31 if as_gzip else 15)
     length = 0
     try:
-        while not unpack.eof and (chunk := stream.read(1 << 20)):
-            length += len(unpack.decompress(chunk))
+        while not unpack.eof and (chunk := unpack.unconsumed_tail or stream.read(1 << 20)):
+            length += len(unpack.decompress(chunk, 1 << 20))
+            if length > expected + _SLACK:
+                raise problem(path, "it has far more data than its header declares", "export it again")
+        length += len(unpack.flush())
     except (zlib.error, gzip.BadGzipFile) as error:
         raise problem(path, "its compressed data are damaged", "copy it again") from error
     if not unpack.eof:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats.nifti_extensions import check_extensions
 from monai_diffae.data.formats.nifti_orientation import doubts
-from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem, warn_once
+from monai_diffae.data.formats.scan import Doubt, Header, Scan, as_float32, check_affine, check_budget, problem
 from monai_diffae.errors import DiffAEError
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -40,6 +40,7 @@ class _Layout:
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     start: int
+    doubts: tuple[Doubt, ...]
 
     @property
     def end(self) -> int:
@@ -62,7 +63,12 @@ def read(path: Path) -> Scan:
             _check_length(file, voxels.tell(), layout.end)
             _read_to_end(file, voxels)
     stored = np.frombuffer(body, layout.header.get_data_dtype()).reshape(layout.shape, order="F")
-    return Scan(as_float32(path, _scaled(layout.header, stored))[None], layout.affine, header=layout.header)
+    return Scan(
+        as_float32(path, _scaled(layout.header, stored))[None],
+        layout.affine,
+        header=layout.header,
+        doubts=layout.doubts,
+    )
 
 
 def read_header(path: Path) -> Header:
@@ -72,7 +78,7 @@ def read_header(path: Path) -> Header:
         with _open_voxels(path, stream) as (file, voxels):
             if not isinstance(voxels, gzip.GzipFile):
                 _check_length(file, file.stat().st_size, layout.end)
-        return Header(layout.shape, layout.affine)
+        return Header(layout.shape, layout.affine, layout.doubts)
 
 
 def voxel_file(path: Path) -> Path:
@@ -163,18 +169,18 @@ def _open_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]
 def _layout(path: Path, stream: BinaryIO) -> _Layout:
     """Read the file up to the voxels, or a .hdr file to its end."""
     header, has_extensions = _header(path, stream)
-    shape, affine = _geometry(path, header)
+    shape, affine, geometry_doubts = _geometry(path, header)
     declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
     is_pair = voxel_file(path) != path
     if declared > after_header + _SLACK or (is_pair and declared < 0):
         raise problem(path, f"its header says that the voxels begin at byte {declared}", "export it again")
     if is_pair:
-        layout = _Layout(header, shape, affine, declared)
+        layout = _Layout(header, shape, affine, declared, geometry_doubts)
         content = stream.read(_SLACK + 1)
         if len(content) > _SLACK:
             raise problem(path, "it has far more data than a header", "export it again")
     else:
-        layout = _Layout(header, shape, affine, max(declared, after_header))
+        layout = _Layout(header, shape, affine, max(declared, after_header), geometry_doubts)
         if has_extensions and declared < after_header:
             raise problem(path, "it has a header extension, but no position of the voxels", "export it again")
         content = stream.read(layout.start - after_header)
@@ -218,8 +224,8 @@ def _guess_type(raw: bytes) -> str:
     return ""
 
 
-def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """The size along three axes, and the affine in mm."""
+def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], NDArray[np.float64], tuple[Doubt, ...]]:
+    """The size along three axes, the affine in mm, and doubts about it."""
     dims = [int(n) for n in header["dim"]]
     if not 1 < dims[0] <= 7:
         raise problem(path, f"its header declares {dims[0]} dimensions", "export it again as a 3D volume")
@@ -239,9 +245,7 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], ND
     affine = np.array(header.get_best_affine(), np.float64)
     affine[:3] *= _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     check_affine(path, affine)
-    for doubt in doubts(header, affine):
-        warn_once(path, doubt)
-    return tuple((*shape, 1)[:3]), affine
+    return tuple((*shape, 1)[:3]), affine, tuple(doubts(header, affine))
 
 
 def _check_dtype(path: Path, header: nib.Nifti1Header) -> None:

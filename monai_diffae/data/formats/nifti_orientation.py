@@ -10,12 +10,14 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_diffae.data.formats.scan import Doubt
+
 _SAME_SPACING = 0.02  # relative difference of two spacings that are the same
 _SHEARED = 0.01  # cosine of two axes
 
 
-def doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[str]:
-    """One line for each doubt; the sform is used if its code is above 0, else the qform (as in nibabel).
+def doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[Doubt]:
+    """Yield the doubts; the sform is used if its code is above 0, else the qform (as in nibabel).
 
     Args:
         header: the header, with the dimensions and spacings checked.
@@ -24,19 +26,22 @@ def doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[st
     Example:
         >>> header = nib.Nifti1Header()
         >>> header.set_data_shape((4, 4, 4))
-        >>> next(doubts(header, header.get_best_affine()))
-        'it has no orientation (the codes of sform and qform are 0), so left and right are a guess'
+        >>> str(next(doubts(header, header.get_best_affine())))
+        'it has no orientation (the codes of sform and qform are 0); left and right are a guess'
     """
     has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
     if not has_sform and not has_qform:
-        yield "it has no orientation (the codes of sform and qform are 0), so left and right are a guess"
+        wrong = "it has no orientation (the codes of sform and qform are 0)"
+        yield Doubt("orientation", wrong, "left and right are a guess", "set its sform from the original scan")
     if has_sform and has_qform and _is_mirrored(header):
-        yield "its sform and qform disagree about left and right; the sform is used"
+        wrong = "its sform and qform disagree about left and right"
+        yield Doubt("orientation", wrong, "the sform is used", "convert it again from the original scan")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEARED:
-        yield "its affine is sheared; distances are approximate"
+        yield Doubt("sheared", "its affine is sheared", "distances are approximate", "resample it to a plain grid")
     elif has_sform and _has_other_spacing(header):
-        yield "its voxel spacing (pixdim) is not that of its sform; the sform is used"
+        wrong = "its voxel spacing (pixdim) is not that of its sform"
+        yield Doubt("spacing", wrong, "the sform is used", "convert it again from the original scan")
 
 
 def _is_mirrored(header: nib.Nifti1Header) -> bool:

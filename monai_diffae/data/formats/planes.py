@@ -1,17 +1,17 @@
 """Where the planes of a DICOM volume lie, and whether they form one evenly spaced stack.
 
 A plane is a file of a series, or a frame of an enhanced multi-frame file. Nothing is guessed: planes without a
-position, unevenly spaced planes, and planes that do not belong together are errors. A sheared stack (from a tilted
-gantry, where each plane is shifted against the one before) is straightened with a warning.
+position, missing planes, and planes that do not belong together are errors. A sheared stack (from a tilted gantry,
+where each plane is shifted against the one before) is straightened. Planes that were planned with several spacings are
+resampled to the finest one.
 """
 
 # tested in tests/data/test_dicom_planes.py
 
 from __future__ import annotations
 
-import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,8 @@ from pydicom.config import disable_value_validation
 from scipy import ndimage
 
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import check_affine, check_budget, problem
-
-logger = logging.getLogger(__name__)
+from monai_diffae.data.formats.plane_gaps import incomplete_doubts, place_planes, uneven_doubt
+from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget, problem
 
 FloatArray = NDArray[np.float64]
 
@@ -34,8 +33,9 @@ _PLACE = {  # the tags that say where a plane lies: how many numbers each has, a
     "PixelSpacing": (2, "PixelMeasuresSequence"),
 }
 _VALUES = ("RescaleSlope", "RescaleIntercept")
+_COUNTS = ("NumberOfSlices", "ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
 _SAME_DIRECTION = 2e-3  # 0.1 degrees; scanners round to 4 decimals or more
-_EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
+_TAGS = [*_PLACE, *_COUNTS, "InstanceNumber", "NumberOfFrames", _SHARED, _FRAMES]
 _LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is no tilt
 
 
@@ -48,12 +48,16 @@ class Plane:
         directions: 3x2, unit vectors along a row and along a column.
         spacing: mm between the voxels of a row, and of a column.
         rescale: slope and intercept from stored values to the scan's values, for frames; otherwise 1 and 0.
+        number: the InstanceNumber of a file; None for frames.
+        num_declared: the number of slices that the header of a file declares; 0: none.
     """
 
     position: FloatArray
     directions: FloatArray
     spacing: FloatArray
     rescale: tuple[float, float]
+    number: int | None = None
+    num_declared: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +66,29 @@ class Stack:
 
     Attributes:
         order: indices of the given planes, sorted along the normal.
+        places: position of each sorted plane along the volume's third axis; whole numbers if they are evenly spaced.
         sizes: size of the volume, after straightening if it is tilted.
         affine: affine of the volume, to mm in RAS+.
-        lean: shift of each plane against the one before, in voxels along x and y; zeros without a tilt.
+        lean: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt.
+        doubts: whether planes are unevenly spaced, tilted or perhaps missing.
     """
 
     order: list[int]
+    places: FloatArray
     sizes: tuple[int, int, int]
     affine: FloatArray
     lean: FloatArray
+    doubts: tuple[Doubt, ...] = ()
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the given planes are those of the volume."""
+        return len(self.order) == self.sizes[2] and not (self.places % 1).any()
+
+    def nearest_planes(self) -> list[int]:
+        """For each plane of the volume the index of the nearest given one."""
+        distances = np.abs(np.arange(self.sizes[2])[:, None] - self.places)
+        return [self.order[k] for k in np.argmin(distances, axis=1)]
 
 
 def read_planes(path: Path) -> list[Plane]:
@@ -80,11 +98,15 @@ def read_planes(path: Path) -> list[Plane]:
         ScanError: the tags do not say where a plane lies.
     """
     with disable_value_validation():
-        dataset = pydicom.dcmread(
-            path, stop_before_pixels=True, force=True, specific_tags=[*_PLACE, "NumberOfFrames", _SHARED, _FRAMES]
-        )
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
         if int(dataset.get("NumberOfFrames") or 1) == 1 and _FRAMES not in dataset:
-            return [_plane(path, [dataset])]
+            return [
+                replace(
+                    _plane(path, [dataset]),
+                    number=_whole(dataset, "InstanceNumber"),
+                    num_declared=max(_whole(dataset, keyword) or 0 for keyword in _COUNTS),
+                )
+            ]
         shared, frames = dataset.get(_SHARED) or [], dataset.get(_FRAMES) or []
         if not frames:
             wrong = "its frames have no positions (it is a film, or of an old kind)"
@@ -122,6 +144,13 @@ def _numbers(groups: list[pydicom.Dataset], keyword: str, group: str) -> list[fl
     return []
 
 
+def _whole(dataset: pydicom.Dataset, keyword: str) -> int | None:
+    try:
+        return int(dataset[keyword].value)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stack:
     """Sort planes of ``rows`` x ``columns`` voxels into a volume.
 
@@ -132,7 +161,7 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
         rows: voxels in a column of a plane, the volume's Y.
 
     Raises:
-        ScanError: planes are missing, duplicated or unevenly spaced, or differ in orientation or spacing.
+        ScanError: planes are missing or duplicated, or differ in orientation or spacing.
     """
     first = planes[0]
     if any(np.abs(p.directions - first.directions).max() > _SAME_DIRECTION for p in planes):
@@ -142,14 +171,19 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     normal = np.cross(*first.directions.T)
     order = sorted(range(len(planes)), key=lambda k: float(planes[k].position @ normal))
     points = np.array([planes[k].position for k in order])
-    step = (points[-1] - points[0]) / (len(points) - 1)
-    _check_even(path, points, normal, float(first.spacing.min()))
+    heights, numbers = points @ normal, [planes[k].number for k in order]
+    places = place_planes(path, heights, numbers)
+    num_steps = round(places[-1])
+    step = (points[-1] - points[0]) / num_steps
+    _check_line(path, points, points[0] + places[:, None] * step, normal, float(first.spacing.min()))
     affine = np.eye(4)
     affine[:3, :2], affine[:3, 2], affine[:3, 3] = first.directions * first.spacing, step, points[0]
     lean = first.directions.T @ step / first.spacing
-    sizes = [columns, rows, len(planes)]
-    total = lean * (len(points) - 1)
+    sizes = [columns, rows, num_steps + 1]
+    total = lean * num_steps
+    doubts = [*incomplete_doubts(numbers, min(plane.num_declared for plane in planes))]
     if np.abs(total).max() > _LEAN:
+        doubts.append(_tilt_doubt(step, normal))
         affine[:3, 2] = (step @ normal) * normal
         affine[:, 3] = affine @ [*np.minimum(total, 0), 0, 1]
         sizes[:2] = [n + math.ceil(abs(t) - 1e-3) for n, t in zip(sizes[:2], total, strict=True)]
@@ -158,52 +192,57 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     affine = LPS_TO_RAS @ affine
     check_affine(path, affine)
     check_budget(path, sizes)
-    return Stack(order, (sizes[0], sizes[1], sizes[2]), affine, lean)
+    stack = Stack(order, places, (sizes[0], sizes[1], sizes[2]), affine, lean)
+    if not stack.is_even:
+        doubts.insert(0, uneven_doubt(np.diff(heights), float(step @ normal)))
+    return replace(stack, doubts=tuple(doubts))
 
 
-def _check_even(path: Path, points: FloatArray, normal: FloatArray, voxel_mm: float) -> None:
-    """Check that the planes' positions ``points``, sorted along ``normal``, are evenly spaced on a line."""
-    steps = np.diff(points @ normal)
-    usual = float(np.median(steps))
-    if steps.min() < max(0.01 * usual, 1e-3):
-        raise problem(
-            path, "two of its slices have the same position (duplicates, or 4D)", "keep one file per position"
-        )
-    if steps.max() > 1.5 * usual:
-        gap = f"{steps.max():.3g} mm, but others are {usual:.3g} mm"
-        raise problem(path, f"a slice is missing (a gap of {gap})", "copy the whole series again")
-    deviation = points - np.linspace(points[0], points[-1], len(points))
-    along_normal = deviation @ normal
-    if np.abs(along_normal).max() > _EVEN * usual:
-        step_range = f"{steps.min():.3g} to {steps.max():.3g} mm"
-        raise problem(path, f"its slices are unevenly spaced ({step_range})", "resample it to an even spacing")
-    shift = float(np.linalg.norm(deviation - along_normal[:, None] * normal, axis=1).max())
+def _check_line(path: Path, points: FloatArray, line: FloatArray, normal: FloatArray, voxel_mm: float) -> None:
+    """Check that the planes' positions ``points`` are not shifted within the planes against those on a ``line``."""
+    deviation = points - line
+    within = deviation - (deviation @ normal)[:, None] * normal
+    shift = float(np.linalg.norm(within, axis=1).max())
     if shift > _LEAN * voxel_mm:
         raise problem(path, f"its slices are shifted against each other (by {shift:.3g} mm)", "align them first")
 
 
-def straighten(path: Path, array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Straighten a tilted stack: shift each plane to its position, by linear interpolation within the plane.
+def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
+    height = step @ normal
+    angle = math.degrees(math.atan2(float(np.linalg.norm(step - height * normal)), height))
+    wrong = f"its slices are tilted by {angle:.1f} degrees"
+    return Doubt("tilted", wrong, "the volume is straightened", "straighten it first, or set doubtful to warn")
 
-    Args:
-        path: the scan, for the warning.
-        array: ``[C, X, Y, Z]``, the planes in the stack's order.
-        stack: where the planes lie.
 
-    Returns:
-        The volume ``[C, *stack.sizes]``, with the array's smallest value where there is no plane. If there is no tilt,
-        ``array`` itself.
+def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+    """Make the volume ``[C, *stack.sizes]`` of planes ``[C, X, Y, N]`` in the stack's order."""
+    return _resample(_straighten(array, stack), stack)
+
+
+def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+    """Shift each plane of a tilted stack to its position, by linear interpolation within the plane.
+
+    Where there is no plane, the volume has the array's smallest value.
     """
     if not stack.lean.any():
         return array
-    mm = np.linalg.norm(stack.affine[:3, :3], axis=0)
-    angle = math.degrees(math.atan2(np.linalg.norm(stack.lean * mm[:2]), mm[2]))
-    logger.warning("%s: its slices are tilted by %.1f degrees; the volume is straightened", path.name, angle)
-    start = -np.minimum(stack.lean * (len(stack.order) - 1), 0)
+    start = -np.minimum(stack.lean * (stack.sizes[2] - 1), 0)
     margin = [(0, 0), *((0, n - m) for n, m in zip(stack.sizes[:2], array.shape[1:3], strict=True))]
-    straight = np.empty((len(array), *stack.sizes), np.float32)
-    for k in range(len(stack.order)):
+    straight = np.empty((len(array), *stack.sizes[:2], array.shape[3]), np.float32)
+    for k, place in enumerate(stack.places):
         plane = np.pad(array[..., k], margin, constant_values=array.min())
-        offset = (0, *(start + k * stack.lean))
+        offset = (0, *(start + place * stack.lean))
         straight[..., k] = ndimage.shift(plane, offset, order=1, mode="grid-constant", cval=float(array.min()))
     return straight
+
+
+def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+    """Interpolate linearly between unevenly spaced planes."""
+    if stack.is_even:
+        return array
+    below = np.searchsorted(stack.places, np.arange(stack.sizes[2]), side="right") - 1
+    below = np.minimum(below, len(stack.places) - 2)
+    low, high = stack.places[below], stack.places[below + 1]
+    weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
+    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
+    return volume

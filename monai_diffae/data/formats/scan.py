@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +30,29 @@ MAX_LINE = 200
 _FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # float32 steps between the lowest and the highest value
 
 
+DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", "sheared"]
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why a scan that can be read may not be what was measured.
+
+    Attributes:
+        kind: one word, which policies refer to.
+        wrong: what is doubtful.
+        consequence: how the scan is read.
+        remedy: what to do about it.
+    """
+
+    kind: DoubtKind
+    wrong: str
+    consequence: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.wrong}; {self.consequence}"
+
+
 @dataclass(eq=False)
 class Scan:
     """One scan.
@@ -41,12 +65,14 @@ class Scan:
         modality: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats.
         header: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with
             the same type, units and codes; None for other formats.
+        doubts: why it may not be what was measured.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     modality: str | None = None
     header: nib.Nifti1Header | None = None
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def spatial_dims(self) -> int:
@@ -66,10 +92,11 @@ class Scan:
 
 @dataclass(frozen=True)
 class Header:
-    """The size ``S`` (2 or 3 axes) and affine of a file, as in `Scan`, known before its voxels are read."""
+    """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read."""
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
+    doubts: tuple[Doubt, ...] = ()
 
 
 def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:

@@ -39,7 +39,7 @@ def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
         except ScanError as error:
             logger.debug("%s", error)
     if len(fingerprints) < len(cases):
-        logger.warning("%d scans cannot be read; plan --check lists them", len(cases) - len(fingerprints))
+        logger.warning("%d scans cannot be read; verify lists them", len(cases) - len(fingerprints))
     positions = [*fingerprints]
     groups = find_twins([*fingerprints.values()], [cases[position].patient for position in positions])
     return [replace(group, members=tuple(positions[member] for member in group.members)) for group in groups]

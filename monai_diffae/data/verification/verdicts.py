@@ -1,0 +1,121 @@
+"""The verdict on each case of a cohort: usable, doubtful or failed, with reason and remedy."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from monai_diffae.data.cases import Case
+from monai_diffae.data.verification.readings import Reading
+
+Judgement = Literal["ok", "doubtful", "failed"]
+
+_IN_BRACKETS, _NUMBER = re.compile(r"\s*\([^()]*\)"), re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a case.
+
+    Attributes:
+        kind: equal for the same problem of other cases.
+        reason: what is wrong.
+        remedy: what to do.
+        is_failure: whether the case cannot be used.
+    """
+
+    kind: str
+    reason: str
+    remedy: str
+    is_failure: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A case, what was read and what is wrong with it."""
+
+    case: Case
+    reading: Reading
+    findings: tuple[Finding, ...]
+
+    @property
+    def judgement(self) -> Judgement:
+        """``ok``, ``doubtful`` or ``failed``."""
+        if any(finding.is_failure for finding in self.findings):
+            return "failed"
+        return "doubtful" if self.findings else "ok"
+
+
+def give_verdicts(cases: Sequence[Case], readings: Sequence[Reading], outliers: Sequence[str] = ()) -> list[Verdict]:
+    """Judge each case by its own reading, and by what most of the others are.
+
+    Args:
+        cases: N cases.
+        readings: what was read of each.
+        outliers: ids of cases whose geometry is unlike that of the others.
+
+    Example:
+        >>> gone = Reading(error="a.nii: there is no such file; check the path")
+        >>> [verdict] = give_verdicts([Case("a", {}, "a")], [gone])
+        >>> verdict.judgement, verdict.findings[0].reason, verdict.findings[0].remedy
+        ('failed', 'there is no such file', 'check the path')
+    """
+    usual_dims, usual_channels = usual_kind(readings)
+    outlying = set(outliers)
+    verdicts = []
+    for case, reading in zip(cases, readings, strict=True):
+        findings = [*_of_reading(reading)]
+        if reading.size and not reading.error:
+            findings += _unlike(reading, usual_dims, usual_channels)
+            if case.id in outlying:
+                reason = "its spacing or field of view differs from the median by more than a factor of two"
+                findings.append(Finding("unusual geometry", reason, "check its header, or omit it"))
+        verdicts.append(Verdict(case, reading, tuple(findings)))
+    return verdicts
+
+
+def usual_kind(readings: Sequence[Reading]) -> tuple[int, int]:
+    """The dimensions and channels that most usable cases have; zeros if none can be used."""
+    usable = [reading for reading in readings if not reading.error]
+    dims, channels = (
+        Counter(values).most_common(1)
+        for values in ((len(reading.size) for reading in usable), (reading.channels for reading in usable))
+    )
+    return (dims[0][0] if dims else 0), (channels[0][0] if channels else 0)
+
+
+def _of_reading(reading: Reading) -> Iterator[Finding]:
+    if reading.error:
+        # the name of the file comes first, and what to do last
+        wrong, _, remedy = reading.error.partition(": ")[2].rpartition("; ")
+        yield Finding(_kind(wrong), wrong, remedy, is_failure=True)
+    for doubt in reading.doubts:
+        yield Finding(doubt.kind, str(doubt), doubt.remedy)
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from case to case: numbers, and details in brackets.
+
+    Example:
+        >>> _kind("the file ends early (352 of 4096 bytes)"), _kind("3 of its voxels are NaN or infinite")
+        ('the file ends early', 'N of its voxels are NaN or infinite')
+    """
+    return _NUMBER.sub("N", _IN_BRACKETS.sub("", reason))
+
+
+def _unlike(reading: Reading, dims: int, channels: int) -> Iterator[Finding]:
+    if len(reading.size) < dims:
+        reason = "a 2D image among volumes"
+        yield Finding(reason, reason, "use a cohort of its own for it", is_failure=True)
+    elif len(reading.size) > dims:
+        reason = "a volume among 2D images"
+        yield Finding(reason, reason, "use a cohort of its own for it, unless its slices are like the images")
+    if reading.channels == 3 != channels:
+        reason = "a colour image among grey ones"
+        yield Finding(reason, reason, "train with --colour grey or rgb, or convert it")
+    elif reading.channels != channels:
+        reason = f"it has {reading.channels} channels, but most have {channels}"
+        yield Finding(_kind(reason), reason, "convert it, or use a cohort of its own for it")

@@ -1,0 +1,153 @@
+"""The command verify: verdicts, twins between splits, files and exit codes."""
+
+import csv
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scan_files import save_nifti, save_series, shared, values
+
+from monai_diffae import verify
+from monai_diffae.cli import main
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.verification import read_case
+from monai_diffae.errors import CohortError, ConfigError
+
+
+def _volumes(folder, n=8, size=(20, 22, 24)):
+    folder.mkdir()
+    for number in range(n):
+        rng = np.random.default_rng(number)
+        save_nifti(folder / f"s{number}.nii.gz", rng.normal(100, 20, size).astype(np.float32))
+    return folder
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Twelve volumes, six of them with a problem, in a table with splits; s7 is a copy of s0 in another split."""
+    folder = _volumes(tmp_path / "scans")
+    (folder / "s7.nii.gz").write_bytes((folder / "s0.nii.gz").read_bytes())
+    cut = (folder / "s1.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(cut[: len(cut) // 2])
+    holes = values(20, 22, 24)
+    holes[3, 3, :5] = np.nan
+    save_nifti(folder / "holes.nii.gz", holes)
+    Image.fromarray(values(20, 22).astype(np.uint8)).save(folder / "flat.png")
+    save_nifti(folder / "huge.nii.gz", values(20, 22, 24)[::-1], np.diag([1, 1, 9, 1]))
+    rows = [(path.name, "test" if path.name.startswith("s7") else "train") for path in sorted(folder.iterdir())]
+    pd.DataFrame([*rows, ("gone.nii", "train")], columns=["image", "split"]).to_csv(folder / "scans.csv", index=False)
+    return folder / "scans.csv"
+
+
+def test_each_case_has_one_verdict_with_reason_and_remedy(cohort, tmp_path):
+    """R6 and R12 of the reliability goals, before any training."""
+    result = verify(cohort, tmp_path / "out")
+    with open(tmp_path / "out" / "verify.csv", newline="") as stream:
+        rows = {row["case_id"]: row for row in csv.DictReader(stream)}
+    assert [*rows] == [case.id for case in read_cohort(cohort)]
+    verdicts = {id: (row["verdict"], row["reason"], row["remedy"]) for id, row in rows.items()}
+    assert verdicts["s2"] == ("ok", "", "")
+    assert verdicts["cut"] == ("failed", "the compressed file ends early", "copy it again")
+    assert verdicts["gone"] == ("failed", "there is no such file", "check the path")
+    assert verdicts["holes"][1] == "5 of its voxels are NaN or infinite"
+    assert verdicts["flat"][:2] == ("failed", "a 2D image among volumes")
+    assert verdicts["huge"][0] == "doubtful"
+    assert "factor of two" in verdicts["huge"][1]
+    assert rows["s2"]["size"] == "20 x 22 x 24"
+    assert float(rows["s2"]["median"]) == pytest.approx(100, abs=5)
+    assert rows["s2"]["sha256"] == hashlib.sha256((cohort.parent / "s2.nii.gz").read_bytes()).hexdigest()
+    assert rows["s0"]["twins"] == rows["s7"]["twins"] == "group 1"
+    lines = [*result.lines()]
+    assert lines[0] == "13 scans: 8 ok, 1 doubtful, 4 failed"
+    assert (
+        "failed: N of its voxels are NaN or infinite: 1 (holes); repair it, or set nonfinite to a fill value" in lines
+    )
+    assert any("1 group of twins in different splits: s0 (split train) and s7 (split test)" in line for line in lines)
+    assert result.incomplete == "4 of 13 scans cannot be used, and 1 group of twins is in different splits"
+    assert json.loads(json.dumps(result.figures()))["failed"] == 4
+    assert Image.open(tmp_path / "out" / "overview.png").size[0] > 1000
+
+
+def test_a_second_run_reads_only_what_has_changed(cohort, tmp_path, monkeypatch):
+    first = verify(cohort, tmp_path / "out")
+    saved = tmp_path / "out" / "readings.jsonl"
+    saved.write_text(saved.read_text()[:-40])  # killed while it wrote the last reading
+    save_nifti(cohort.parent / "holes.nii.gz", values(20, 22, 24)[:, ::-1])
+    read = []
+    monkeypatch.setattr(
+        "monai_diffae.data.verification.verification.read_case",
+        lambda case, headers: (read.append(case.id), read_case(case, headers))[1],
+    )
+    second = verify(cohort, tmp_path / "out")
+    assert set(read) == {"gone", "holes"} | {read_cohort(cohort)[-1].id}
+    assert second.verification.count("failed") == 3
+    assert second.verification.fingerprint != first.verification.fingerprint
+    assert second.verification.twins.groups == first.verification.twins.groups
+
+
+def test_the_fingerprint_depends_on_the_content_only(tmp_path):
+    folder = _volumes(tmp_path / "scans", 3)
+    (tmp_path / "elsewhere").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "elsewhere" / path.name).write_bytes(path.read_bytes())
+    prints = [verify(place).verification.fingerprint for place in (folder, tmp_path / "elsewhere")]
+    save_nifti(folder / "s1.nii.gz", values(20, 22, 24))
+    assert prints[0] == prints[1] != verify(folder).verification.fingerprint
+
+
+def test_headers_are_enough_for_geometry(cohort):
+    result = verify(cohort, headers=True)
+    failed = {verdict.case.id for verdict in result.verification.verdicts if verdict.judgement == "failed"}
+    assert failed == {"gone", "flat"}  # cut and holes look well from outside
+    assert "only headers were read" in [*result.lines()][-1]
+    assert result.verification.fingerprint is None
+
+
+def test_doubts_about_a_series_are_listed(tmp_path):
+    save_series(tmp_path / "scans" / "whole", uid="1.2.3")
+    (save_series(tmp_path / "scans" / "cut", uid="1.2.4") / "005.dcm").unlink()  # the first slice
+    save_series(tmp_path / "scans" / "other", uid="1.2.5")
+    result = verify(tmp_path / "scans", tmp_path / "out", workers=1)
+    verdicts = {verdict.case.id: verdict for verdict in result.verification.verdicts}
+    assert [id for id, verdict in verdicts.items() if verdict.judgement == "doubtful"] == ["cut"]
+    assert verdicts["cut"].findings[0].kind == "incomplete"
+    assert "numbers reach 5" in verdicts["cut"].findings[0].reason
+
+
+def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in "ab":
+        (tmp_path / "scans" / f"{name}.nii").write_bytes(b"junk")
+    with pytest.raises(CohortError, match="none of 2 scans can be used"):
+        verify(tmp_path / "scans", tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "verify.csv")) == 2
+    assert (tmp_path / "out" / "overview.png").is_file()
+
+
+def test_a_foreign_table_is_not_replaced(tmp_path):
+    folder = _volumes(tmp_path / "scans", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verify.csv").write_text("mine")
+    with pytest.raises(ConfigError, match="was not written by verify"):
+        verify(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("damage", "code"), [(0, 0), (1, 3), (3, 4)])
+def test_exit_codes(tmp_path, monkeypatch, damage, code):
+    """R25 of the reliability goals."""
+    folder = _volumes(tmp_path / "scans", 3)
+    for number in range(damage):
+        (folder / f"s{number}.nii.gz").write_bytes(b"junk")
+    monkeypatch.setattr("sys.argv", ["monai-diffae", "verify", str(folder), "--headers", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code or 0) == code
+
+
+def test_real_hippocampi_can_be_used():
+    result = verify(shared("hippocampus_hcrop_dicom"))
+    assert result.verification.count("failed") == 0
+    assert result.incomplete is None
