@@ -97,6 +97,7 @@ CODE = {
     "expanded": lambda proof, path: saved({"a": torch.zeros(1).expand(1 << 40)}, path),
 }  # fmt: skip
 DAMAGED = {
+    "pickle_protocol_0": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=0)),
     "tar": lambda proof, path: legacy_tar({"a": Touch(proof)}, path),
     "nested": lambda proof, path: nested({"a": Touch(proof)}, path),
     "text": lambda proof, path: path.write_text("version https://git-lfs.github.com/spec/v1"),
