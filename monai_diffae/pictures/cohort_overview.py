@@ -88,15 +88,15 @@ def _draw_problems(panel: Any, problems: Sequence[tuple[str, bool, int]]) -> Non
         return
     shown = problems[:_MOST_KINDS]
     places = range(len(shown))
-    bars = panel.barh(
-        places, [count for *_, count in shown], color=[_COLOURS[1] if failed else _COLOURS[0] for _, failed, _ in shown]
-    )
+    colours = [_COLOURS[1] if failed else _COLOURS[0] for _, failed, _ in shown]
+    bars = panel.barh(places, [count for *_, count in shown], height=0.5, color=colours)
     panel.bar_label(bars, padding=2)
     # above the bars, because beside them long names would leave no room
     for place, (kind, failed, _) in enumerate(shown):
         text = kind if len(kind) <= _LONGEST_KIND else f"{kind[: _LONGEST_KIND - 3]}..."
         label = f"{'failed' if failed else 'doubtful'}: {text}"
-        panel.text(0, place - 0.42, label, fontsize=8, va="bottom", parse_math=False)
+        panel.text(0, place - 0.29, label, fontsize=8, va="bottom", parse_math=False)
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set(yticks=[], xlabel="scans", ylim=(len(shown) - 0.4, -0.9))
     panel.margins(x=0.12)
 

@@ -93,7 +93,7 @@ def _of_reading(reading: Reading) -> Iterator[Finding]:
         wrong, _, remedy = reading.error.partition(": ")[2].rpartition("; ")
         yield Finding(_kind(wrong), wrong, remedy, is_failure=True)
     for doubt in reading.doubts:
-        yield Finding(doubt.kind, str(doubt), doubt.remedy)
+        yield Finding(_kind(doubt.wrong), str(doubt), doubt.remedy)
 
 
 def _kind(reason: str) -> str:

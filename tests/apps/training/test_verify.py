@@ -113,7 +113,7 @@ def test_doubts_about_a_series_are_listed(tmp_path):
     result = verify(tmp_path / "scans", tmp_path / "out", workers=1)
     verdicts = {verdict.case.id: verdict for verdict in result.verification.verdicts}
     assert [id for id, verdict in verdicts.items() if verdict.judgement == "doubtful"] == ["cut"]
-    assert verdicts["cut"].findings[0].kind == "incomplete"
+    assert verdicts["cut"].findings[0].kind == "it has N slices, but their numbers reach N"
     assert "numbers reach 5" in verdicts["cut"].findings[0].reason
 
 
