@@ -210,7 +210,7 @@ def test_two_saves_in_a_row_are_two_files(page):
     page.page.on("download", downloads.append)
     page("save-model").click()
     page("save-own").click()
-    page.page.wait_for_function("/^Saved .*\\.$/.test(document.getElementById('save-status').textContent)")
+    page.page.wait_for_function("/^Saved \\S+$/.test(document.getElementById('save-status').textContent)")
     page.page.wait_for_timeout(300)
     assert len({each.suggested_filename for each in downloads}) == 2
 
