@@ -260,6 +260,14 @@ def test_scores_of_a_preview_are_marked(page):
     page.page.locator("#scores.preview", has_text="preview").wait_for()
 
 
+def test_another_case_does_not_show_the_scores_of_the_last_one(page):
+    open_first(page)
+    page.page.route("**/api/image?*", lambda route: None)  # it never comes
+    page.page.locator("#unusual button").nth(1).click()
+    page.page.wait_for_function("document.querySelectorAll('#scores *').length === 0")
+    assert page.page.locator(".difference-scale output").text_content() == ""
+
+
 def test_pictures_stay_in_view(page):
     page.page.set_viewport_size({"width": 1440, "height": 700})
     open_first(page)

@@ -71,6 +71,7 @@ async function open(row, isSecond = false) {
   state.noise = "own";
   drawSecond();
   viewer.clear();
+  $("scores").replaceChildren();
   map.setChosen(row, state.second);
   $("case-id").textContent = data.ids[row];
   history.replaceState(null, "", `#${encodeURIComponent(data.ids[row])}`);

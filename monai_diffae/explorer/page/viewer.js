@@ -119,6 +119,7 @@ export class Viewer {
 
   clear() {
     this.arrays = {};
+    this.limit = 0;
     this.draw();
   }
 
