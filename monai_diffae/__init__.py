@@ -5,8 +5,14 @@ The names below are the public interface. Each is imported when it is first used
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# MLflow reports to its makers, and writes an installation id into the home folder, as soon as it is imported, which
+# MONAI's handlers do. Therefore it is forbidden here, before any other import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
 
 if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import embed as embed
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.train import train as train
     from monai_diffae.apps.training.train_latent import train_latent as train_latent
     from monai_diffae.bundle import load_bundle as load_bundle
+    from monai_diffae.bundle import trusting as trusting
     from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
     from monai_diffae.explorer.explore import explore as explore
     from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
@@ -96,6 +103,7 @@ _MODULES = {
     "train": "apps.training.train",
     "train_latent": "apps.training.train_latent",
     "traverse": "apps.synthesis.traverse",
+    "trusting": "bundle",
     "vary": "apps.synthesis.vary",
 }
 

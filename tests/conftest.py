@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -12,6 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_patient_key() -> Iterator[None]:
+    """All folders get the same key for the hashes of patients, so that tables in different folders can be equal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monai_diffae.data.patient_keys._new_secret", lambda: "0123456789abcdef" * 2)
+        yield
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,14 @@ TINY = {
     "device": "cpu",
 }
 """Config ids and values that make a bundle of the 2D model train in a second or two on a CPU."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_bundle_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What ``--trust`` remembers goes to a folder of this session, not to that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_python_blocks_run(
 
 @pytest.mark.parametrize("words", commands("monai-diffae"), ids=" ".join)
 def test_commands_can_be_typed(words: list[str]) -> None:
-    everywhere = {"--json", "--quiet", "-q", "--debug"}  # read before the command
+    everywhere = {"--json", "--quiet", "-q", "--debug", "--trust"}  # read before the command
     parse(build_app(), [word for word in words[1:] if word not in everywhere])
 
 

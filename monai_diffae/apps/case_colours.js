@@ -8,7 +8,7 @@ const CIVIDIS = [[0, 34, 78], [48, 71, 107], [87, 93, 109], [125, 124, 120], [16
 const CIVIDIS_IN_DARK = [[53, 91, 158], [82, 105, 140], [112, 124, 134], [143, 144, 130], [179, 169, 119], [217, 199, 99], [254, 232, 56]];
 const SHADES = 48;
 
-const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches;
+const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches;
 
 function cividis(share) {
   const stops = isDark() ? CIVIDIS_IN_DARK : CIVIDIS;

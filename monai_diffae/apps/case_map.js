@@ -87,7 +87,7 @@ class CaseMap {
     this.height = clientHeight;
     this.ratio = ratio;
     if (this.isFitted) this.fit();
-    else this.draw();
+    this.drawNow(); // a canvas that has changed its size is empty
   }
 
   fit() {

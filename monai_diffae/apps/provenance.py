@@ -154,7 +154,7 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
         made_from, is_finished = content["made_from"], bool(content["results"])
         defaults = {"pool": "none", "encoder": "trained"}
         values = {"model": str(made_from["model"]), **{key: str(made_from.get(key, defaults[key])) for key in defaults}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
             "monai-diffae embed"

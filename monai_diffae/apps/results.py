@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from monai_diffae import __version__
+from monai_diffae.apps.result_files import images_in, missing_results, result_hashes
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def run_once(
 
     Args:
         record: the record file beside the results.
-        results: files, and folders of images: a folder is complete if it holds as many images as were made.
+        results: files and folders of images. Their hashes are recorded, and results are complete if they still have
+            them.
         made_from: what the results depend on: begun by :meth:`~monai_diffae.apps.session.Session.made_from`.
         make: makes the results and returns their figures.
         overwrite: replace existing results.
@@ -120,9 +122,11 @@ def run_once(
         The figures, and whether the results were there already.
 
     Raises:
-        ConfigError: there are results made from other things, and ``overwrite`` is False; or another run wrote into the
-            same folder meanwhile.
+        ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
+            is False; or another run wrote into the same folder meanwhile.
     """
+    from monai_diffae.data.atomic import remove_abandoned
+
     figures = finished(record, results, made_from, overwrite=overwrite)
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
@@ -131,10 +135,10 @@ def run_once(
         record.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
+    remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
     with _unfinished(record, made_from):
         figures = dict(make())
-    counts = {path.name: len(images_in(path)) for path in results if path.is_dir()}
-    write_record(record, made_from, figures, counts)
+    write_record(record, made_from, figures, result_hashes(record.parent, results))
     return figures, False
 
 
@@ -144,9 +148,10 @@ def finished(
     """The figures of complete results made from the same things; None if the work has to be done.
 
     Raises:
-        ConfigError: there are results made from other things, and ``overwrite`` is False.
+        ConfigError: there are results made from other things, or that were damaged or edited, and ``overwrite`` is
+            False.
     """
-    content = _read_record(record)
+    content = read_record(record)
     was_killed = content is not None and not content["results"]  # images without a table cannot be used
     existing = next((path for path in results if path.is_file() or (not was_killed and images_in(path))), None)
     if overwrite or existing is None:
@@ -161,8 +166,7 @@ def finished(
         raise ConfigError(
             f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
         )
-    counts = content.get("files", {})
-    is_whole = all(path.exists() and len(images_in(path)) >= counts.get(path.name, 0) for path in results)
+    is_whole = all(path.exists() for path in results) and not missing_results(record, results, content.get("files", {}))
     return dict(content["results"]) if content["results"] and is_whole else None
 
 
@@ -178,7 +182,7 @@ def _unfinished(record: Path, made_from: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        if (_read_record(record) or {}).get("run") != run:
+        if (read_record(record) or {}).get("run") != run:
             write_record(record, made_from, {})
             raise ConfigError(
                 f"{record.parent.name}: another run wrote results there at the same time, and they may be mixed; "
@@ -190,8 +194,9 @@ def write_record(
     path: Path,
     made_from: Mapping[str, Any],
     results: Mapping[str, Any],
-    files: Mapping[str, int] | None = None,
+    files: Mapping[str, str] | None = None,
     run: str | None = None,
+    scans: Mapping[str, str] | None = None,
 ) -> None:
     """Write beside a result what it was made from: versions and checksums, no paths and no patients.
 
@@ -199,15 +204,17 @@ def write_record(
         path: the record.
         made_from: what the result depends on.
         results: its figures; empty: the result is not finished.
-        files: how many images each of its folders holds.
+        files: its files, from :func:`~monai_diffae.apps.result_files.result_hashes`.
         run: which run makes an unfinished result.
+        scans: the state and content of the scans that were read for it.
     """
     from monai_diffae.data.atomic import write_json
 
     content = {
         "made_from": dict(made_from), "results": dict(results), "files": dict(files or {}), "versions": versions()
     }  # fmt: skip
-    write_json(path, content if run is None else {**content, "run": run})
+    optional = {"run": run, "scans": scans}
+    write_json(path, content | {key: value for key, value in optional.items() if value is not None})
 
 
 def versions() -> dict[str, str]:
@@ -219,11 +226,6 @@ def checksum_of(values: Sequence[Any]) -> str:
     """A SHA-256 of plain values, from which they cannot be read."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images in a folder; none if it does not exist."""
-    return [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
 
 
 def remove_images(folder: Path) -> None:
@@ -253,7 +255,7 @@ def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder:
         logger.warning("MLflow tracking failed: %s", type(error).__name__)
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """A record, or None if there is none.
 
     Raises:

@@ -18,16 +18,18 @@ from torch import Tensor
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
+from monai_diffae.data.contents import scan_contents
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import track
 from monai_diffae.data.tables import COLUMN_ROLES, column_names
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 logger = logging.getLogger(__name__)
@@ -152,13 +154,15 @@ class Session:
         """What a result of this session depends on, for the record beside it.
 
         Args:
-            cases: the cases that the result is made of; None: the whole cohort.
+            cases: the cases that the result is made of, whose scans are hashed; None: the whole cohort, for a command
+                that hashes scans while it reads them.
             decodes: whether the result depends on how images are inverted and decoded.
             more: the command's own arguments, and checksums of files that it reads.
         """
         made_from = {**made_from_bundle(self.trained, self.run, decodes=decodes), "cohort": self.cohort.fingerprint}
         if cases is not None:
             made_from["cases"] = checksum_of([case.id for case in cases])
+            made_from["scans"] = checksum_of(scan_contents(cases))
         return {**made_from, **more}
 
     def choose(self, choice: Choice | None = None) -> list[Case]:
@@ -205,24 +209,34 @@ class Session:
         return ReadCases(readable, dataset, failures, self.encoder_key)
 
     def encode(self, read: ReadCases) -> NDArray[np.float32]:
-        """z_sem (N, D) of all cases."""
+        """z_sem (N, D) of all cases.
+
+        Raises:
+            ScanError: the z_sem of a case is not finite.
+        """
         trained, text = self.trained, f"encoding {len(read.cases)} cases"
         parts = [
             encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
             for _, _, encoder_images in read.batches(self.run.batch_size, text)
         ]
-        return np.concatenate(parts)
+        z_sem = np.concatenate(parts)
+        _check_finite(z_sem, read.cases)
+        return z_sem
 
     def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
         """Yield each case with its codes, on the bundle's device.
 
         Cases are inverted one by one, so that the x_T of a case does not depend on the others.
+
+        Raises:
+            ScanError: the z_sem of a case is not finite.
         """
         trained = self.trained
         for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
             image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
+            _check_finite(z_sem.cpu().numpy(), [read.cases[i]])
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
@@ -238,6 +252,15 @@ class Session:
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
         return decode_in_batches(self.trained, z_sem, x_T, self.run.batch_size)
+
+
+def _check_finite(z_sem: NDArray[np.float32], cases: Sequence[Case]) -> None:
+    for z, case in zip(z_sem, cases, strict=True):
+        if not np.isfinite(z).all():
+            raise ScanError(
+                f"case '{case.id[:60]}': its z_sem is not finite; train the model again, or look at the scan's "
+                "intensities"
+            )
 
 
 @torch.no_grad()
@@ -292,10 +315,8 @@ def _split_cohort(
     """
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser()
-    config = trained.folder / layout.CONFIGS / "train.json"  # has the keys that do not describe the model
-    if config.is_file():
-        parser.read_config(str(config))
+    config = trained.folder / layout.CONFIGS / layout.TRAIN  # has the keys that do not describe the model
+    parser = read_config(config, roots=(*_COHORT_KEYS, "encoder_key")) if config.is_file() else ConfigParser()
     parser.update({**trained.config, **overrides})
     values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}

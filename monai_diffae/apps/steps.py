@@ -15,7 +15,7 @@ from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.data.atomic import write_json
-from monai_diffae.errors import find_diffae_error, one_line
+from monai_diffae.errors import UnsafeInputError, find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +91,16 @@ class Steps:
 
         Returns:
             What the command returns; None if it failed.
+
+        Raises:
+            UnsafeInputError: an input is unsafe.
         """
         step, start = Step(title, command, arguments), time.monotonic()
         try:
             return self._run(step)
         except Exception as error:
-            if find_diffae_error(error) is None:
+            known = find_diffae_error(error)
+            if known is None or isinstance(known, UnsafeInputError):
                 raise
             reason = one_line(error)
         logger.warning("%s: omitted (%s)", title, reason)

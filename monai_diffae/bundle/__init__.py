@@ -23,6 +23,7 @@ from monai_diffae.bundle.publication import publish
 from monai_diffae.bundle.run_overrides import run_overrides
 from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.training_settings import training_settings
+from monai_diffae.bundle.trust import trusting
 from monai_diffae.bundle.warm_start import check_start
 
 __all__ = [
@@ -56,5 +57,6 @@ __all__ = [
     "self_contained",
     "set_statistics",
     "training_settings",
+    "trusting",
     "use_given_data",
 ]

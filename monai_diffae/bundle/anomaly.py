@@ -19,7 +19,8 @@ from monai_diffae.bundle.layout import ANOMALY, MODELS, models_folder
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.bundle.writing import WriteLock
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import ConfigError, DiffAEError, ScanError
+from monai_diffae.data.torch_files import read_torch_file
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
@@ -120,18 +121,19 @@ class AnomalyDetector:
 
         Raises:
             ConfigError: the bundle is not calibrated, or was calibrated with other weights or another configuration.
+            UnsafeInputError: reading the file would run code.
             ScanError: the file is damaged.
         """
         path, name = models_folder(trained.folder) / ANOMALY, name or trained.folder.name
         advice = f"run monai-diffae calibrate {name} COHORT"
         if not path.is_file():
             raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
+        content = read_torch_file(path, f"cannot be read; {advice}")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
             settings = AnomalySettings(**content["settings"])
             tensors = {key: content[key] for key in ("mean_squares", "scores", "scans", "quantiles")}
             detector = cls(settings, **tensors, made_from=content["made_from"])
-        except Exception as error:  # torch raises the errors of pickle and zip, and its own
+        except (KeyError, TypeError) as error:
             raise ScanError(f"{name}: models/{ANOMALY} cannot be read; {advice}") from error
         current = calibrated_model(trained)
         differ = [key for key in current if detector.made_from.get(key) != current[key]]
@@ -142,9 +144,15 @@ class AnomalyDetector:
 
     @classmethod
     def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:
-        """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged."""
+        """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged.
+
+        Raises:
+            UnsafeInputError: reading the file would run code.
+        """
         try:
             return cls.load(trained)
+        except UnsafeInputError:
+            raise
         except DiffAEError:
             return None
 

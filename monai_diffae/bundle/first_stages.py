@@ -15,8 +15,9 @@ from torch import nn
 
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL, check_trained, newest_files
-from monai_diffae.bundle.loading import build, read_model_config, read_weights
+from monai_diffae.bundle.loading import build, read_weights
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import FirstStage
 
@@ -59,7 +60,7 @@ def load_first_stage(
         raise ConfigError(
             f"{weights.name}: is not the first stage that the model was trained with; copy the whole bundle again"
         )
-    parser = read_model_config(folder / f"{prefix}{CONFIG}")
+    parser = read_config(folder / f"{prefix}{CONFIG}")
     # These keys are set in case the folder is that of a model on latents, which is reported below.
     parser.update({"bundle_root": str(root), "device": device})
     network = build(parser, "network_def", nn.Module)
@@ -86,7 +87,7 @@ def self_contained(config: dict[str, Any], models: str | os.PathLike[str]) -> di
         models: the ``models`` folder of the first stage's own bundle.
     """
     folder = newest_files(Path(models))
-    trained_on = read_model_config(folder / CONFIG)
+    trained_on = read_config(folder / CONFIG)
     different = [key for key in _INTENSITY_KEYS if key in config and trained_on.get(key, config[key]) != config[key]]
     if different:
         logger.warning("the first stage was trained with other values of %s than this model", ", ".join(different))

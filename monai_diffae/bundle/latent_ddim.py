@@ -14,6 +14,7 @@ import torch
 
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import model_config
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bundle
 from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import build, read_weights
@@ -78,14 +79,8 @@ def _read_latent_config(root: Path) -> ConfigParser:
     Raises:
         ConfigError: the configuration cannot be read, or the latent DDIM belongs to another autoencoder.
     """
-    from monai.bundle import ConfigParser
-
     config = models_folder(root) / LATENT_CONFIG
-    parser = ConfigParser()
-    try:
-        parser.read_config(str(config))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{root.name}: {config.name} cannot be read; copy the bundle again") from error
+    parser = read_config(config)
     lacks = [key for key in _ROOTS if key not in parser]
     if lacks:
         raise ConfigError(f"{root.name}: {config.name} lacks {lacks[0]!r}; train it with monai-diffae train-latent")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from monai_diffae.errors import ConfigError
 
-CONFIGS, MODELS = "configs", "models"
+CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
-TRAIN, INFERENCE = "train.json", "inference.json"  # in ``CONFIGS``
+TRAIN, TRAIN_LATENT, INFERENCE = "train.json", "train_latent.json", "inference.json"  # in ``CONFIGS``
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
@@ -33,6 +33,9 @@ MODEL_FILES = (*LOADED_FILES, CHECKPOINT, TRAINING, METRICS, ANOMALY, PROVENANCE
 
 LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
 """The files of a latent DDIM; they name the autoencoder that they belong to."""
+
+FILES_THAT_RUN = {MODELS: (CONFIG, LATENT_CONFIG, f"{FIRST_STAGE_PREFIX}{CONFIG}"), CONFIGS: (TRAIN, TRAIN_LATENT)}
+"""The configurations by their folders that commands build or run. Others are for MONAI's own tools."""
 
 NEXT = "next"  # folder in ``MODELS`` with a newer set of all these files, while they are moved to their places
 

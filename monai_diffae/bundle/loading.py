@@ -17,11 +17,13 @@ from torch import nn
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.config_values import check_device, check_rules
 from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
+from monai_diffae.bundle.trust import check_code
+from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
@@ -29,25 +31,6 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 T = TypeVar("T")
-
-
-def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The properties of a trained bundle, as plain values: its images, size, decoding settings and checksum.
-
-    Raises:
-        ConfigError: the bundle is not trained.
-    """
-    trained = load_bundle(directory, "cpu")
-    settings = inferer_settings(trained.inferer)
-    keys = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
-    return {
-        **{key: trained.config[key] for key in keys if key in trained.config},
-        "z_channels": trained.z_channels,
-        "parameters": sum(p.numel() for p in trained.network.parameters()),
-        **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
-        "z_sem_usage": trained.z_sem_usage,
-        "sha256": trained.sha256,
-    }
 
 
 @dataclass
@@ -185,6 +168,7 @@ def load_bundle(
     Raises:
         ConfigError: the bundle is not trained, its weights are of another network, an override names an unknown key,
             or a component refuses a value.
+        UnsafeInputError: the configuration has code of its own, and is not trusted (:func:`trusting`).
         MachineError: the device does not exist.
 
     Example:
@@ -234,35 +218,21 @@ def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
     Raises:
         ConfigError: the configuration describes no diffusion autoencoder, an override names an unknown key, or a value
             cannot be used.
+        UnsafeInputError: the configuration or an override has code of its own, and is not trusted.
     """
     config = layout.model_config_file(root)
-    parser = read_model_config(config)
+    parser = read_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
     if lacks:
         raise ConfigError(
             f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or choose a diffusion autoencoder"
         )
+    check_code(overrides, "overrides", places=False)
     unknown = [key for key in overrides if "#" not in key and key not in parser]  # components may get new arguments
     if unknown:
         raise ConfigError(no_such_key(unknown[0], "the model's configuration", "models/config.json"))
     set_values(parser, overrides, "the model's configuration", "models/config.json")
     check_rules(dict(parser.get()))
-    return parser
-
-
-def read_model_config(path: Path) -> ConfigParser:
-    """Read the file of a bundle that describes a model.
-
-    Raises:
-        ConfigError: the file does not exist, or cannot be read.
-    """
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    try:
-        parser.read_config(str(path))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path.parents[1].name}: {path.name} cannot be read; copy the bundle again") from error
     return parser
 
 
@@ -324,13 +294,11 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
             measured later, may do so in the file.
 
     Raises:
+        UnsafeInputError: reading the file would run code.
         ScanError: the file is damaged, or holds weights that are not finite.
         ConfigError: the file is not a state dict, or that of another network.
     """
-    try:
-        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ScanError(f"{path.name}: cannot be read as weights; copy it again, or train again") from error
+    state: dict[str, torch.Tensor] = read_torch_file(path, "cannot be read as weights; copy it again, or train again")
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError(
             f"{path.name}: is not a state dict of weights; choose a bundle that was trained with this package"

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.errors import ConfigError
 
+_DIGITS = 16  # of the hash of each scan that a checkpoint keeps
 _AGAIN = "another output_dir, or set overwrite to start again"
 
 
@@ -27,12 +28,14 @@ class TrainingDescription:
             :func:`~monai_diffae.bundle.training_settings`.
         start_from: the trained bundle from whose weights the training begins; None: it begins with random weights, or
             is resumed.
+        scans: the id of each case and the hash of its scan, as they were read; none: scans are not compared.
     """
 
     model_config: dict[str, Any]
     fingerprint: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     start_from: str | os.PathLike[str] | None = None
+    scans: Sequence[tuple[str, str]] = ()
 
     @property
     def config_text(self) -> str:
@@ -45,9 +48,16 @@ class TrainingDescription:
         meta = {} if started_from is None else {"_meta_": {"started_from": started_from}}
         return _text({**meta, **self.settings})
 
-    def state_dict(self) -> dict[str, str]:
-        """What a checkpoint keeps of the description."""
-        return {"fingerprint": self.fingerprint, "model_config": json.dumps(self.model_config, sort_keys=True)}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the description; of the scans, no ids."""
+        return {
+            "fingerprint": self.fingerprint, "model_config": json.dumps(self.model_config, sort_keys=True),
+            "scans": self._scan_hashes,
+        }  # fmt: skip
+
+    @property
+    def _scan_hashes(self) -> list[str]:
+        return [content[:_DIGITS] for _, content in self.scans]
 
     def check_resumes(self, checkpoint: Mapping[str, Any], name: str) -> None:
         """Check that a checkpoint is one of this training.
@@ -70,10 +80,20 @@ class TrainingDescription:
             raise ConfigError(
                 f"{name}: was trained on other data, or on another split; use the same dataset_dir or {_AGAIN}"
             )
+        self._check_scans(checkpoint.get("scans", []), name)
         if self.start_from is not None and checkpoint.get("started_from") != checksum(self.start_from):
             raise ConfigError(
                 f"{name}: belongs to a training that did not begin from these weights; omit start_from to resume it, "
                 f"or choose {_AGAIN}"
+            )
+
+    def _check_scans(self, saved: Sequence[str], name: str) -> None:
+        pairs = zip(saved, self._scan_hashes, self.scans, strict=False)
+        replaced = [scan_id for before, now, (scan_id, _) in pairs if before != now]
+        if replaced:
+            raise ConfigError(
+                f"{name}: {len(replaced)} of {len(saved)} scans are not those of the training (the first is "
+                f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, or choose {_AGAIN}"
             )
 
 

@@ -82,7 +82,7 @@ def _content(file: Path) -> dict[str, Any]:
         return dict(content)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{file.name}: cannot be read; remove it, and give the settings of the training again"
         ) from error

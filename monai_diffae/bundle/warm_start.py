@@ -120,7 +120,7 @@ def _trained_config(root: Path, models: Path) -> dict[str, Any]:
     layout.check_trained(root, models, layout.MODEL, layout.CONFIG)
     try:
         config: dict[str, Any] = dict(json.loads((models / layout.CONFIG).read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{root.name}: {layout.CONFIG} cannot be read; copy the bundle again") from error
     return config
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES, NEXT, newest_files
-from monai_diffae.data.atomic import disk_errors, flush, write_atomic
+from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES, NEXT, PICTURES, newest_files
+from monai_diffae.data.atomic import disk_errors, flush, remove_abandoned, write_atomic
 from monai_diffae.errors import ConfigError
 
 _LOCK = ".lock"
@@ -60,6 +60,7 @@ class WriteLock:
                     "it has ended, or choose another folder"
                 ) from error
         try:
+            remove_abandoned(self.models, self.models.parent, self.models.parent / PICTURES)
             _complete(self.models)
             for folder in [*self.models.glob(f"{STAGED}*"), *self.models.glob(f"{_DONE}*")]:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -97,7 +98,7 @@ def replace_files(models: Path, writers: Mapping[str, Callable[[Path], object]],
     staged = models / f"{STAGED}{secrets.token_hex(4)}"
     try:
         with disk_errors(models.name):
-            staged.mkdir()
+            staged.mkdir(parents=True)
         for name, writer in writers.items():
             write_atomic(staged / name, writer)
         for name in {*MODEL_FILES, *LATENT_FILES} - writers.keys() - set(removed):

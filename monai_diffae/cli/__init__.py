@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any, NoReturn, get_args
 
 from cyclopts import App, Group, Parameter, Token, convert
@@ -86,6 +86,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         json_output: Annotated[bool, Parameter(name="--json")] = False,
         quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
         debug: bool = False,
+        trust: bool = False,
     ) -> int:
         """Run a command and show its result.
 
@@ -94,6 +95,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             json_output: Print the result as JSON.
             quiet: Show only warnings and errors.
             debug: Show tracebacks and every line of the log.
+            trust: Run code that the bundle brings along, now and whenever its configuration is the same.
         """
         _set_up_logging(quiet, debug)
         function, bound = parse(app, tokens)
@@ -101,11 +103,20 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         if function in checked:
             choose_waiting()
         try:
-            return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
+            with _trust(trust):
+                return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
             raise type(error)(_with_dashes(str(error), inspect.signature(run).parameters)) from error
 
     return launch
+
+
+def _trust(is_given: bool) -> AbstractContextManager[None]:
+    if not is_given:
+        return nullcontext()
+    from monai_diffae.bundle.trust import trusting
+
+    return trusting()
 
 
 def parse(app: App, tokens: Iterable[str]) -> tuple[Callable[..., Any], inspect.BoundArguments]:

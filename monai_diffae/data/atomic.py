@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from monai_diffae.errors import MachineError
 
@@ -19,6 +25,11 @@ _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR,
 }  # fmt: skip
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
+_ABANDONED_AFTER_S = 86400.0
 
 
 def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
@@ -45,7 +56,7 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
         'done'
     """
     path = Path(path)
-    temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}{_suffix(path)}"
+    temporary = path.parent / f".tmp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{_suffix(path)}"
     try:
         with disk_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +68,25 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_abandoned(*folders: Path) -> None:
+    """Delete the temporary files that killed processes have left in these folders.
+
+    A file is abandoned if its process was one of this machine and has ended, or after a day.
+    """
+    for folder in folders:
+        for file in folder.glob(".tmp-*"):
+            with suppress(OSError):
+                if _has_ended(file.name) or time.time() - file.stat().st_mtime > _ABANDONED_AFTER_S:
+                    file.unlink()
+
+
+def _has_ended(name: str) -> bool:
+    match = _TEMPORARY.match(name)
+    if match is None or match[1] != _HOST:
+        return False
+    return not psutil.pid_exists(int(match[2]))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -17,10 +16,18 @@ import torch
 from torch.utils.data import Dataset
 
 from monai_diffae.data.array_store import ArrayStore
+from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.fingerprints import Fingerprint, fingerprint
 from monai_diffae.data.progress import progress
-from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_stream
+from monai_diffae.data.streamed import (
+    Arrays,
+    check_size,
+    log_failure,
+    plain_tensor,
+    preprocessed,
+    read_hashed_stream,
+)
 from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
 
 Item = dict[str, Any]
@@ -39,7 +46,8 @@ class CachedCases(Dataset[Item]):
         random_transform: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only.
         cache: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan
             once and then reads it again each time.
-        cache_dir: folder for the disk cache, which is deleted at the end; by default the system's temporary folder.
+        cache_dir: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default
+            the system's temporary folder.
         cache_gib: the largest cache in memory, in GiB.
         num_workers: processes that preprocess; 0 or None preprocesses in this process.
         seed: random seed of ``random_transform``.
@@ -85,6 +93,7 @@ class CachedCases(Dataset[Item]):
         self.keys, self.progress, self.epoch = tuple(keys), progress, 0
         self.failures: list[Failure] = []
         self.fingerprints: list[Fingerprint] | None = [] if fingerprints else None
+        self._contents: list[tuple[str, str]] = []
         self._items: list[Item] | None = None
         self._stores: dict[str, ArrayStore] = {}
 
@@ -94,14 +103,22 @@ class CachedCases(Dataset[Item]):
         self.prepare()
         return self._items or []
 
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """The id of each case and the hash of its scan, taken while it was read; also of cases that cannot be used."""
+        self.prepare()
+        return self._contents
+
     def prepare(self) -> CachedCases:
         """Read and preprocess all cases, if this has not been done, and return the dataset itself."""
         if self._items is not None:
             return self
         if not self.data:
             raise CohortError("there are no cases to read; check the cohort and its splits")
+        remove_abandoned_caches(self.cache_dir)
         items: list[Item] = []
-        for index, result in enumerate(self._results()):
+        for index, (result, content) in enumerate(self._results()):
+            self._contents.append((str(self.data[index].get("id", index)), content))
             error = result if isinstance(result, Exception) else self._keep(result)
             if error is None:
                 items.append(self.data[index])
@@ -152,11 +169,11 @@ class CachedCases(Dataset[Item]):
         plain: Item = {key: plain_tensor(tensors[key]) for key in self.keys}
         return {**plain, "id": str(items[position].get("id", position)), "index": position}
 
-    def _results(self) -> Iterator[Arrays | Exception]:
+    def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
         count = len(self.data)
         text = f"reading and preprocessing {count} images"
         with progress(count, text) if self.progress else _no_progress() as advance:
-            for result in read_stream(self.data, self.transform, self.keys, self.num_workers):
+            for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers):
                 advance()
                 yield result
 
@@ -181,13 +198,11 @@ class CachedCases(Dataset[Item]):
 
     def _make_folder(self, gib: float) -> Path:
         try:
-            if self.cache_dir is not None:
-                Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="diffae-cache-", dir=self.cache_dir))
+            folder = make_cache_folder(self.cache_dir)
         except OSError as error:
             raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
         # a worker process that ends must not delete the folder
-        weakref.finalize(self, _remove_folder, folder, os.getpid())
+        weakref.finalize(self, remove_cache_folder, folder, os.getpid())
         free = shutil.disk_usage(folder).free / 1024**3
         if free < gib:
             raise MachineError(
@@ -200,11 +215,6 @@ def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:
     if hasattr(transform, "set_random_state"):
         digest = hashlib.sha256(f"{seed}:{epoch}:{index}".encode()).digest()
         transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
-
-
-def _remove_folder(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

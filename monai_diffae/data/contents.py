@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state, scan_files
 
-_MOST_KNOWN = 1024
+_MOST_KNOWN = 16384
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
 
@@ -20,7 +21,7 @@ def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
 
     Names and times do not count, so a cohort can be copied or moved. A missing or forbidden file counts as an empty
     text. Right after a scan was read, its files are still in memory, and this costs little. Files that have not changed
-    since the last call are not read again.
+    since the last call are not read again: a change updates the file's time of change, which no program can set.
 
     Args:
         files: the files or folders, also as ``folder#series=UID``; several are the channels of one image, in order.
@@ -33,8 +34,11 @@ def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
         ...     content_hash([path])[:16]
         '59ad1b2fc74287de'
     """
-    names = tuple(map(os.fspath, files))
-    return _content_hash(names, file_state(names))
+    # the order of the files within a scan says nothing, and a series may be renamed
+    scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
+    if len(scans) == 1 and len(scans[0]) == 1:
+        return scans[0][0]
+    return hashlib.sha256("\n".join(" ".join(hashes) for hashes in scans).encode()).hexdigest()
 
 
 def item_hash(item: Mapping[str, Any]) -> str:
@@ -42,23 +46,35 @@ def item_hash(item: Mapping[str, Any]) -> str:
 
     Images in memory do not count.
     """
+    return content_hash(_files(item))
+
+
+def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
     images = [value for key, value in sorted(item.items()) if key not in _NOT_IMAGES]
     files = [file for image in images for file in (image if isinstance(image, (list, tuple)) else [image])]
-    return content_hash([file for file in files if isinstance(file, (str, os.PathLike))])
+    return tuple(os.fspath(file) for file in files if isinstance(file, (str, os.PathLike)))
 
 
-@lru_cache(maxsize=_MOST_KNOWN)
-def _content_hash(names: tuple[str, ...], _state: str) -> str:
-    # the order of the files within a scan says nothing, and a series may be renamed
-    scans = [sorted(_file_hash(file) for file in scan_files(name)) for name in names]
-    if len(scans) == 1 and len(scans[0]) == 1:
-        return scans[0][0]
-    return hashlib.sha256("\n".join(" ".join(hashes) for hashes in scans).encode()).hexdigest()
+def scan_states(cases: Sequence[Case]) -> list[str]:
+    """The state of each case's files, see :func:`~monai_diffae.data.file_states.file_state`; nothing is read."""
+    known = cache(file_state)  # many cases may be slices of a volume
+    return [known(_files(case.item())) for case in cases]
+
+
+def scan_contents(cases: Sequence[Case]) -> list[str]:
+    """The hash of each case's images, see :func:`item_hash`; the files are read."""
+    return [item_hash(case.item()) for case in cases]
 
 
 def _file_hash(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        state = file.stat()
+        return _hash_once(file, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
     except (OSError, ValueError):  # no file has a name with a null character
         return ""
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _hash_once(file: Path, _state: tuple[int, ...]) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -33,7 +33,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table written by :func:`monai_diffae.embed`, as Parquet or CSV.
 
     The rows are numbered from 0. Labels among :data:`~monai_diffae.data.cases.MISSING_WORDS` become missing values.
-    For a CSV, ``made_from`` and ``z_sem_usage`` in ``attrs["monai_diffae"]`` are read from the record beside it.
+    For a CSV, ``made_from``, ``z_sem_usage`` and ``patient_key`` in ``attrs["monai_diffae"]`` are read from the record
+    beside it.
 
     Raises:
         CohortError: the file does not exist, is not such a table, has no rows, or its z_sem are not finite numbers.
@@ -64,27 +65,23 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     return table
 
 
-def patient_hash(patient: str) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a patient's name.
-
-    Example:
-        >>> patient_hash("sub-01")
-        '41c1ca2f53f4dd0b'
-    """
-    return hashlib.sha256(patient.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
 def _read_csv(path: Path) -> pd.DataFrame:
     names, text_columns = pd.read_csv(path, nrows=0).columns, ("id", "file_name", "patient")
     missing = {name: list(MISSING_WORDS) for name in names if name not in text_columns}  # an id may be NA
     text = {name: str for name in text_columns if name in names}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a table without a record is valid, too
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a table without a record is valid, too
         content = json.loads(path.with_suffix(".json").read_text())
         if content["results"]:  # empty if the run was killed
-            usage = content["results"].get("z_sem_usage")
-            table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"]), "z_sem_usage": usage}
+            figures = {name: content["results"].get(name) for name in ("z_sem_usage", "patient_key")}
+            table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"]), **figures}
     return table
+
+
+def patient_key_name(table: pd.DataFrame) -> str | None:
+    """The name of the key with which a table's patients were hashed; None if they were not hashed with a key."""
+    name = table.attrs.get("monai_diffae", {}).get("patient_key")
+    return name if isinstance(name, str) else None
 
 
 def z_columns(table: pd.DataFrame) -> list[str]:

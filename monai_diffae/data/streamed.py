@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from monai_diffae.data.contents import item_hash
 from monai_diffae.data.failures import Failure
-from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
+from monai_diffae.data.workers import leave_signals_to_parent, worker_errors
+from monai_diffae.errors import ScanError, find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +109,10 @@ def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception,
 def _stream(dataset: _PreprocessedItems, workers: int, ahead: int) -> Iterator[Any]:
     loader = DataLoader(
         dataset, batch_size=None, num_workers=workers, collate_fn=_identity,
-        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None, worker_init_fn=leave_signals_to_parent,
     )  # fmt: skip
-    results = iter(loader)
-    for _ in range(len(dataset)):
-        try:
-            result = next(results)
-        except RuntimeError as error:  # torch raises it when a worker is killed, usually for lack of memory
-            raise MachineError(f"a worker died while reading ({one_line(error)}); use fewer workers") from error
-        yield result
+    with worker_errors():
+        yield from loader
 
 
 class _PreprocessedItems(Dataset[Any]):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
+from monai_diffae.engines.data_parallel import distributed
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
 from monai_diffae.engines.optimization import learning_rate_schedule
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.engines.seeding import StepSeeding
+from monai_diffae.engines.step_draws import StepDraws
 from monai_diffae.engines.trainer import DiffusionTrainer, ResumableTrainer, TrainingEvents
 from monai_diffae.engines.workload import Workload, check_memory
 
@@ -21,10 +23,12 @@ __all__ = [
     "FixedPrepareBatch",
     "ResumableTrainer",
     "StepBatchSampler",
+    "StepDraws",
     "StepSeeding",
     "TrainingEvents",
     "Workload",
     "check_memory",
+    "distributed",
     "learning_rate_schedule",
     "resolve_precision",
     "training_loader",

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from monai_diffae.data.workers import leave_signals_to_parent
 from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.engines.step_draws import StepDraws
 
 
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -59,6 +61,11 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
             first = (batch * self.world_size + self.rank) * self.batch_size
             yield [(epoch, order[i % self.num_images]) for i in range(first, first + self.batch_size)]
 
+    def draws(self, step: int) -> StepDraws:
+        """The random numbers for this process's images in a step; steps count from 0."""
+        first, total = self.rank * self.batch_size, self.world_size * self.batch_size
+        return StepDraws(self.seed, step, first, self.batch_size, total)
+
 
 def training_loader(
     dataset: Dataset[Any],
@@ -83,6 +90,7 @@ def training_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers or 0,
+        worker_init_fn=leave_signals_to_parent,
         persistent_workers=bool(num_workers),
         pin_memory=torch.cuda.is_available(),
     )

@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
+from monai_diffae.engines.step_draws import StepDraws
 from monai_diffae.engines.trainer import ResumableTrainer
 
 
@@ -41,12 +42,14 @@ class FirstStageTrainer(ResumableTrainer):
         super().__init__(**kwargs)
         self.kl_weight = kl_weight
 
-    def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
+    def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,)."""
+        draws: StepDraws | None = batchdata.get("draws")
+        kwargs = {} if draws is None else {"draw_noise": draws.noise}
         images, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         images = images.to(memory_format=self.memory_format)
         with autocast(self.state.device, self.dtype):
-            reconstruction, mean, sigma = self.inferer(images, self.network)
+            reconstruction, mean, sigma = self.inferer(images, self.network, **kwargs)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error: Tensor = self.loss_function(reconstruction.float(), images).flatten(1).mean(dim=1)
         return error + self.kl_weight * kl_divergence(mean, sigma)

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.engines.step_draws import StepDraws
 from monai_diffae.networks import FirstStage
 
 
 class AutoencoderPrepareBatch(DiffusionPrepareBatch):
     """MONAI's prepare_batch for diffusion, with the schedule's timesteps and target, and the encoder's image.
+
+    Noise and timesteps come from the :class:`StepDraws` that our trainer adds to the batch as ``draws``, so that they
+    do not depend on the number of processes; without them, from torch's global generator.
 
     Args:
         schedule: samples the timesteps and computes the target.
@@ -39,10 +43,19 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         self.image_key = image_key
         self.encoder_key = encoder_key or image_key
         self.first_stage = first_stage
+        self._draws: StepDraws | None = None
+
+    def get_noise(self, images: Tensor) -> Tensor:
+        """Noise (B, C, *S) for images of this shape."""
+        if self._draws is None:
+            return super().get_noise(images)
+        return self._draws.noise(images.shape[1:], images.device).to(images.dtype)
 
     def get_timesteps(self, images: Tensor) -> Tensor:
         """Timesteps (B,), sampled as the schedule's ``timestep_sampling`` says."""
-        return self.schedule.sample_timesteps(images.shape[0])
+        if self._draws is None:
+            return self.schedule.sample_timesteps(images.shape[0])
+        return self._draws.timesteps(self.schedule)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The output that the network is trained to give: eps, x0 or v."""
@@ -50,7 +63,7 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
 
     def __call__(
         self,
-        batchdata: Mapping[str, Tensor],
+        batchdata: Mapping[str, Any],
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
@@ -58,9 +71,10 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         """(x0, target, (), {noise, timesteps, condition}) on ``device``."""
 
         def clean_images(key: str) -> Tensor:
-            images = batchdata[key].to(device, non_blocking=non_blocking, **kwargs)
+            images: Tensor = batchdata[key].to(device, non_blocking=non_blocking, **kwargs)
             return images if self.first_stage is None else self.first_stage.encode(images)
 
+        self._draws = batchdata.get("draws")
         images = clean_images(self.image_key)
         noise = self.get_noise(images)
         timesteps = self.get_timesteps(images).to(images.device)
@@ -107,7 +121,7 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
         """The stratified timesteps (B,) of these images."""
         return self.timesteps[torch.tensor(self._indices)]
 
-    def __call__(self, batchdata: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, batchdata: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in training; the batch's ``index`` has the indices of its images."""
         self._indices = [int(i) for i in batchdata["index"]]
         return super().__call__(batchdata, *args, **kwargs)

@@ -12,7 +12,8 @@ from monai_diffae.diffusion.noise import seed_of
 class StepSeeding:
     """Ignite handler: before each iteration, seed torch and numpy with (seed, rank, iteration).
 
-    Timesteps, noise and dropout of an iteration are then the same in a resumed run as in an uninterrupted one.
+    Dropout, and whatever else draws from these generators, is then the same in a resumed run as in an uninterrupted
+    one. Noise and timesteps have numbers of their own: :class:`~monai_diffae.engines.StepDraws`.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 
+from monai_diffae.data.workers import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
+from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import ConfigError
 
+_MOST_NAMED, _LONGEST_ID = 3, 30  # cases of a batch in a message, and characters of their ids
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -28,6 +31,7 @@ class TrainingEvents(EventEnum):
 
     BEFORE_RUN = "before_run"  # Ignite reads the step at which to resume before it fires STARTED
     WEIGHTS_UPDATED = "weights_updated"
+    SAVING = "saving"  # a checkpoint is about to be written
     STATISTICS = "statistics"  # engine.state.statistics has new figures from RunningStatistics
 
 
@@ -50,7 +54,8 @@ class ResumableTrainer(SupervisedTrainer):
         kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
 
     Raises:
-        ConfigError: the precision is unknown, ``amp`` is set (use ``precision``), or the loss reduces.
+        ConfigError: the precision is unknown, ``amp`` is set (use ``precision``), the loss reduces, or the network was
+            wrapped for several processes without :func:`~monai_diffae.engines.distributed`.
     """
 
     def __init__(
@@ -72,8 +77,8 @@ class ResumableTrainer(SupervisedTrainer):
         super().__init__(**kwargs, event_names=[TrainingEvents])
         self.dtype = resolve_precision(precision, self.state.device)
         self.max_grad_norm = max_grad_norm
-        self.memory_format = _memory_format(self.network) if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.memory_format = memory_format(self.network, channels_last)
+        lay_out(self.network, self.memory_format)
         # fp16 gradients underflow without a scaler; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
         self._grad_norm: Tensor | float = 0.0  # norm after the last update; the device may still be computing it
@@ -120,14 +125,23 @@ class ResumableTrainer(SupervisedTrainer):
         if e is not self._reported:
             self._reported = e
             self._fire_event(Events.EXCEPTION_RAISED, e)
+        if dead := dead_worker(e):
+            self._reported = dead
+            raise dead from e
         raise e
 
-    def _start_data_at_step(self) -> None:
+    @property
+    def _sampler(self) -> StepBatchSampler | None:
         sampler = getattr(self.data_loader, "batch_sampler", None)
-        if isinstance(sampler, StepBatchSampler):
-            sampler.start = self.state.iteration
+        return sampler if isinstance(sampler, StepBatchSampler) else None
 
-    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _start_data_at_step(self) -> None:
+        if self._sampler is not None:
+            self._sampler.start = self.state.iteration
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        if self._sampler is not None:
+            batchdata = {**batchdata, "draws": self._sampler.draws(engine.state.iteration - 1)}
         step = (engine.state.iteration - 1) % engine.state.epoch_length
         first_of_group = step - step % self.accumulation_steps
         size_of_group = min(self.accumulation_steps, engine.state.epoch_length - first_of_group)
@@ -148,8 +162,13 @@ class ResumableTrainer(SupervisedTrainer):
         return {Keys.LOSS: loss.detach()}
 
     @abstractmethod
-    def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
-        """Compute the loss of each image (B,), float32, and fire ``FORWARD_COMPLETED`` after the network's pass."""
+    def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
+        """Compute the loss of each image (B,), float32, and fire ``FORWARD_COMPLETED`` after the network's pass.
+
+        Args:
+            batchdata: a batch of the loader; with a :class:`~monai_diffae.engines.StepBatchSampler`, its ``draws`` are
+                the step's :class:`~monai_diffae.engines.StepDraws`.
+        """
 
     def _update_weights(self) -> None:
         self.grad_scaler.unscale_(self.optimizer)
@@ -171,8 +190,7 @@ class ResumableTrainer(SupervisedTrainer):
         if torch.isfinite(loss.detach() + self._grad_norm):  # one wait for the device, not two
             return
         self.check_gradients()  # if they are not finite, they are the cause and this batch is not
-        ids = ", ".join(map(str, batchdata.get("id", []))) or "unknown"
-        raise diverged(f"the loss is not finite at step {self.state.iteration} (cases {ids})")
+        raise diverged(f"the loss is not finite at step {self.state.iteration} ({_named(batchdata.get('id', []))})")
 
     def _check_scale(self, scale: float) -> None:
         if scale < _SMALLEST_SCALE:
@@ -191,7 +209,7 @@ class DiffusionTrainer(ResumableTrainer):
         super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
 
-    def image_losses(self, batchdata: Mapping[str, Tensor]) -> Tensor:
+    def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,), weighted by its noise level."""
         with autocast(self.state.device, self.dtype):  # including a first stage in prepare_batch
             images, target, args, kwargs = self.prepare_batch(
@@ -217,10 +235,17 @@ def diverged(what: str) -> ConfigError:
     return ConfigError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
 
 
+def _named(ids: Sequence[Any]) -> str:
+    """The first cases of a batch, for a message of one line.
+
+    Example:
+        >>> _named(["a", "b", "c", "d", "e"])
+        'cases a, b, c and 2 others'
+    """
+    names = ", ".join(str(name)[:_LONGEST_ID] for name in ids[:_MOST_NAMED]) or "unknown"
+    others = len(ids) - _MOST_NAMED
+    return f"cases {names} and {others} others" if others > 0 else f"cases {names}"
+
+
 def _is_not_repeated(record: logging.LogRecord) -> bool:
     return "terminating due to exception" not in record.getMessage()
-
-
-def _memory_format(network: nn.Module) -> torch.memory_format:
-    ranks = {p.ndim for p in network.parameters()}
-    return torch.channels_last_3d if 5 in ranks else torch.channels_last

@@ -19,6 +19,7 @@ from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.warm_start import start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
 from monai_diffae.data.atomic import write_json
+from monai_diffae.engines.step_draws import SCHEME
 from monai_diffae.engines.trainer import TrainingEvents, diverged
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.ema import EMA
@@ -120,9 +121,10 @@ class CheckpointKeeper:
             return
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
-        checkpoint |= {**self.description.state_dict(), "started_from": self._started_from}
+        checkpoint["unreported"] = getattr(state, "unreported", None)
+        checkpoint |= {**self.description.state_dict(), "started_from": self._started_from, "random_numbers": SCHEME}
         model = self.ema.network.state_dict()
-        if self._has_saved:
+        if self._has_saved and (self.directory / f"{self.prefix}{CONFIG}").is_file():  # nobody deleted the folder
             # The checkpoint comes last: a training that is killed between the two repeats its last steps.
             write_tensors(model, self.model)
             write_tensors(checkpoint, self.checkpoint)
@@ -175,6 +177,11 @@ class CheckpointKeeper:
         checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model_config"})
         self.description.check_resumes(checkpoint, path.name)
         self._started_from = checkpoint.get("started_from")
+        if checkpoint.get("random_numbers") != SCHEME:
+            logger.warning(
+                "%s: another version of monai_diffae began this training, and drew noise and timesteps in another way. "
+                "The training resumes, but not as it would have continued; set overwrite to start again", path.name
+            )  # fmt: skip
         state, saved = engine.state, checkpoint["trainer"]
         if saved["epoch_length"] != state.epoch_length:
             raise ConfigError(
@@ -202,6 +209,7 @@ class CheckpointKeeper:
             return
         state.iteration = saved["iteration"]
         state.epoch = saved["iteration"] // state.epoch_length
+        state.unreported = checkpoint.get("unreported")  # a checkpoint of an earlier version has none
         logger.info("resuming from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
 
     def _set_rates(self, rates: list[tuple[float, float]]) -> None:
@@ -221,12 +229,16 @@ class CheckpointKeeper:
         is_stopping = self.stop_requests.are_pending or engine.should_terminate
         if is_stopping or time.monotonic() - self._saved_at > self.interval_s:
             engine.check_gradients()  # type: ignore[attr-defined]
-            self.save(engine)
+            self._announce_and_save(engine)
         self._stop_if_asked(engine)
 
     def _after_epoch(self, engine: Workflow) -> None:
-        self.save(engine)
+        self._announce_and_save(engine)
         self._stop_if_asked(engine)
+
+    def _announce_and_save(self, engine: Workflow) -> None:
+        engine.fire_event(TrainingEvents.SAVING)  # what belongs to the steps up to here is written first
+        self.save(engine)
 
     def _stop_if_asked(self, engine: Workflow) -> None:
         if self.stop_requests.are_pending:

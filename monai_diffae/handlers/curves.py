@@ -25,8 +25,8 @@ PICTURE = "curves.png"
 class TrainingCurves:
     """Ignite handler: write ``curves.csv`` (one row per report or validation) and ``curves.png``.
 
-    They are written after each epoch and validation, and when a training is interrupted. A resumed run keeps the rows
-    up to the step at which it resumes.
+    They are written after each epoch and validation, and when a training is interrupted; the table also before each
+    checkpoint, so that it has no holes after a kill. A resumed run keeps the rows up to the step at which it resumes.
 
     Args:
         directory: the folder of both files.
@@ -37,12 +37,14 @@ class TrainingCurves:
         self.directory = Path(directory)
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
+        self._num_written = 0
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        engine.add_event_handler(TrainingEvents.SAVING, self._write_table)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
@@ -52,7 +54,7 @@ class TrainingCurves:
         table = self.directory / TABLE
         if engine.state.iteration and table.is_file():
             try:
-                before = pd.read_csv(table)
+                before = pd.read_csv(table, float_precision="round_trip")
                 rows = before[before["step"] <= engine.state.iteration].to_dict("records")
             except (ValueError, KeyError, TypeError):  # pandas' errors are ValueErrors
                 logger.warning("%s cannot be read, and is replaced", table.name)
@@ -81,7 +83,13 @@ class TrainingCurves:
         """Write table and picture."""
         if not self.rows:
             return
+        self._write_table()
         frame = pd.DataFrame(self.rows)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.directory / TABLE, lambda path: frame.to_csv(path, index=False))
         write_atomic(self.directory / PICTURE, lambda path: draw_curves(frame, path))
+
+    def _write_table(self) -> None:
+        table = self.directory / TABLE
+        if self.rows and not (len(self.rows) == self._num_written and table.is_file()):
+            frame = pd.DataFrame(self.rows)
+            write_atomic(table, lambda path: frame.to_csv(path, index=False))
+            self._num_written = len(self.rows)

@@ -234,9 +234,7 @@ class MLflowTracking:
 
 
 def quiet_mlflow() -> None:
-    """Let MLflow report nothing to its makers, print no migrations, and give up on a server within seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
+    """Let MLflow print no migrations, and give up on a server within seconds."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default, retries take minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     logging.getLogger("alembic").setLevel(logging.WARNING)

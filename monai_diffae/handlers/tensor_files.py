@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError, ScanError
 
 
@@ -41,14 +42,15 @@ def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
     """Read a checkpoint that has these parts.
 
     Raises:
+        UnsafeInputError: reading the file would run code.
         ScanError: the file cannot be read.
         ConfigError: a part is missing.
     """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        missing = parts - checkpoint.keys()
-    except Exception as error:  # torch raises the errors of pickle and zip, and its own
-        raise ScanError(f"{path.name}: cannot be read as a checkpoint; copy it again, or set overwrite") from error
+    damaged = "cannot be read as a checkpoint; copy it again, or set overwrite"
+    checkpoint: dict[str, Any] = read_torch_file(path, damaged)
+    if not isinstance(checkpoint, dict):
+        raise ScanError(f"{path.name}: {damaged}")
+    missing = parts - checkpoint.keys()
     if missing:
         raise ConfigError(
             f"{path.name}: is not a checkpoint of this package (no {min(missing)!r}); set overwrite to start again"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 from monai_diffae.data.atomic import write_json
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
 
 _MAIN = '''"""A MONAI Label app that serves the diffusion autoencoder named in settings.json."""
 
@@ -18,6 +19,9 @@ from monai_diffae.label import DiffAEApp
 
 __all__ = ["DiffAEApp"]
 '''
+
+
+_NOT_IMPORTED = ("bundle", "training")  # folders whose modules no program can find
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class AppFolder:
             raise ConfigError(f"{self.path.name}: is not an app folder; make one with monai-diffae label-app")
         try:
             settings = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError("settings.json: is not valid JSON; correct it, or make a new app") from error
         if not isinstance(settings, dict) or not isinstance(settings.get("bundle"), str):
             raise ConfigError("settings.json: has no bundle; set it to the folder of a trained bundle")
@@ -84,6 +88,30 @@ class AppFolder:
         if unknown:
             raise ConfigError(f"settings.json: {min(unknown)!r} is unknown; use bundle and device")
         return settings
+
+    def check_code(self) -> None:
+        """Refuse Python code that ``label-app`` did not write and MONAI Label could import, unless it is trusted.
+
+        Compiled copies of ``main.py`` are removed, because Python would run them without comparing them.
+
+        Raises:
+            UnsafeInputError: there is other code, and it is not trusted.
+        """
+        from monai_diffae.bundle.trust import is_trusted_content
+
+        shutil.rmtree(self.path / "__pycache__", ignore_errors=True)
+        code = {
+            path.relative_to(self.path).as_posix(): path.read_bytes()
+            for path in sorted(self.path.rglob("*"))
+            if path.name.endswith(tuple(all_suffixes())) and path.relative_to(self.path).parts[0] not in _NOT_IMPORTED
+        }
+        if code.get(self.main.name) == _MAIN.encode():
+            del code[self.main.name]
+        if code and not is_trusted_content(repr(code).encode()):
+            raise UnsafeInputError(
+                f"{self.path.name}: {min(code)!r} is code that label-app did not write; nothing was run. Read it, and "
+                "add --trust if you trust its author"
+            )
 
     @property
     def bundle(self) -> Path:
@@ -114,13 +142,14 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
 
     Raises:
         ConfigError: the bundle is not trained, or ``path`` is not a new folder.
+        UnsafeInputError: the bundle has code of its own and is not trusted, or a file would run code.
         MachineError: the folder cannot be written.
     """
-    from monai_diffae.bundle import load_bundle
+    from monai_diffae.bundle import AnomalyDetector, load_bundle
     from monai_diffae.bundle.folders import check_new_folder, complete_bundle, copy_model
 
     check_new_folder(path)
-    load_bundle(bundle, "cpu")
+    AnomalyDetector.load_if_usable(load_bundle(bundle, "cpu"))  # unsafe files are refused before they are copied
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = AppFolder(Path(mkdtemp(prefix=".tmp-", dir=path.parent)))

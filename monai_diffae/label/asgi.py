@@ -95,6 +95,7 @@ def _from_environment() -> FastAPI:
     if not folder or not studies:
         raise ConfigError("MONAI_LABEL_APP_DIR, MONAI_LABEL_STUDIES: set both, or use monai-diffae label-server")
     port = int(os.environ.get("MONAI_LABEL_SERVER_PORT", "8000"))
+    AppFolder(Path(folder)).check_code()
     apply_settings(settings_for(Path(folder), studies, port))
     set_up_logging(AppFolder(Path(folder)).log_file)
     return build_app()

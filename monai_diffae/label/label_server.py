@@ -48,6 +48,7 @@ def label_server(
 
     Raises:
         ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
+        UnsafeInputError: the app or its bundle has code of its own, and is not trusted.
         MachineError: the port is in use, or the DICOMweb server cannot be reached.
 
     Example:
@@ -61,6 +62,7 @@ def label_server(
 
     folder = AppFolder(app)
     folder.settings()
+    folder.check_code()
     is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")

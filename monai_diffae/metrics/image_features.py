@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import MachineError, ScanError
 from monai_diffae.metrics.image_planes import mean_features
 
@@ -64,12 +65,12 @@ class RadImageNetFeatures(nn.Module):
 
         layers = list(resnet50(weights=None).children())[:9]  # all but the classifier
         self.backbone = nn.Sequential(*layers)
+        other = "does not hold a ResNet-50 of RadImageNet, with keys backbone.0.weight"
+        state = read_torch_file(Path(weights), other)
         try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
             self.load_state_dict(state)
         except Exception as error:
-            name = Path(weights).name
-            raise ScanError(f"{name}: does not hold a ResNet-50 of RadImageNet, with keys backbone.0.weight") from error
+            raise ScanError(f"{Path(weights).name}: {other}") from error
         self.eval().requires_grad_(False).to(device)
 
     def forward(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:

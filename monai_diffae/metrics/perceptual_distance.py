@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import MachineError, ScanError
 from monai_diffae.metrics.image_planes import IMAGES_AT_ONCE, colour_planes, mean_features
 
@@ -81,19 +82,21 @@ def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
 
     Raises:
         MachineError: there is no such file.
+        UnsafeInputError: reading the file would run code.
         ScanError: the file cannot be read, or holds other weights.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
     if not file.is_file():
         raise MachineError(f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)")
+    other = "does not hold AlexNet's weights as torchvision names them"
+    state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
         shapes = {number: tuple(state[f"features.{number}.weight"].shape) for number in (0, 3, 6, 8, 10)}
     except Exception as error:
-        raise ScanError(f"{file.name}: does not hold AlexNet's weights as torchvision names them") from error
+        raise ScanError(f"{file.name}: {other}") from error
     if shapes[0] != (64, 3, 11, 11):
         raise ScanError(f"{file.name}: holds the weights of another network than torchvision's AlexNet")
-    return {name: value for name, value in state.items() if name.startswith("features.")}
+    return state
 
 
 def _enlarged(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from monai.networks.nets import AutoencoderKL
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import check_images, shown_divisors
+
+DrawNoise = Callable[[Sequence[int], torch.device], Tensor]
 
 
 class FirstStage(nn.Module):
@@ -63,11 +65,24 @@ class FirstStage(nn.Module):
         self.register_buffer("latent_mean", torch.full((self.latent_channels,), math.nan))
         self.register_buffer("latent_std", torch.tensor(math.nan))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The forward pass of training for images (B, C, *S): reconstruction, and the posterior's mean and sigma."""
+    def forward(self, images: Tensor, draw_noise: DrawNoise | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The forward pass of training: encode, sample latents around their mean, and decode.
+
+        Args:
+            images: (B, C, *S).
+            draw_noise: returns the noise of the latents (B, C', *S / f), given their shape (C', *S / f) and device;
+                None: draw it from torch's global generator.
+
+        Returns:
+            Reconstruction, and the posterior's mean and sigma.
+        """
         self._check(images)
-        output: tuple[Tensor, Tensor, Tensor] = self.autoencoder(images)
-        return output
+        if draw_noise is None:
+            output: tuple[Tensor, Tensor, Tensor] = self.autoencoder(images)
+            return output
+        mean, sigma = self.autoencoder.encode(images)
+        noise = draw_noise(mean.shape[1:], mean.device).to(sigma.dtype)
+        return self.autoencoder.decode(mean + noise * sigma), mean, sigma
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
 
 SAFETENSORS_DTYPES = {
@@ -126,6 +127,7 @@ def _read_pytorch(path: Path) -> Any:
             )
         with torch.serialization.safe_globals([(LightningName, name) for name in names]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders, and the error has the same information
+            check_archive(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (OSError, UnsafeInputError):
         raise

@@ -46,6 +46,26 @@ def test_what_was_deleted_is_made_again(made, tmp_path, missing):
     assert (tmp_path / "out" / missing).is_file()
 
 
+@pytest.mark.parametrize("damaged", ["t.csv", "images/1.png"])
+@pytest.mark.parametrize("content", ["", "5"])
+def test_what_is_not_as_it_was_written_is_refused(made, tmp_path, damaged, content):
+    """Goal R16."""
+    made()
+    (tmp_path / "out" / damaged).write_text(content)
+    name = damaged.rpartition("/")[2]
+    with pytest.raises(ConfigError, match=rf"^{name}: is not what was written .*; set overwrite to make it again"):
+        made()
+    assert not made(overwrite=True)[1]
+    assert made()[1]
+
+
+def test_the_record_names_no_file(made, tmp_path):
+    made()
+    hashes = json.loads((tmp_path / "out" / "t.json").read_text())["files"]
+    assert len(hashes) == 4
+    assert not any("png" in name or "csv" in name for name in hashes)
+
+
 def test_a_record_from_before_images_were_counted_is_still_complete(made, tmp_path):
     made()
     record = tmp_path / "out" / "t.json"

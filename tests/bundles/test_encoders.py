@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from monai_diffae.apps.training.train import train
-from monai_diffae.bundle import init_bundle, load_bundle
-from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.bundle import init_bundle, load_bundle, trusting
+from monai_diffae.errors import ConfigError, UnsafeInputError, find_diffae_error
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 MONAI_FROZEN = {
@@ -44,7 +44,10 @@ def test_a_network_of_monai_is_trained(tiny_settings: Any, small_cohort: Path, t
 
 
 @pytest.mark.parametrize("package", ["monai", "torchvision"])
-def test_a_frozen_network_is_trained_on(package: str, tiny_settings: Any, small_cohort: Path, tmp_path: Path) -> None:
+def test_a_frozen_network_is_trained_on(
+    package: str, tiny_settings: Any, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # the other package has the same overlay
     settings: dict[str, Any] = {**tiny_settings, "network_def#encoder#size": [32, 32]}
     torch.manual_seed(1)
     if package == "monai":
@@ -60,9 +63,12 @@ def test_a_frozen_network_is_trained_on(package: str, tiny_settings: Any, small_
     settings["encoder_weights"] = str(file)
     overlays = [overlay("frozen", tmp_path)]
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
-    train(bundle, small_cohort, overlays=overlays, overrides=settings)
-    checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
-    train(bundle, small_cohort, overlays=overlays, overrides={**settings, "max_epochs": 2})  # resumed
+    with pytest.raises(UnsafeInputError, match="^bundle: train.json, frozen.json is not trusted to use "):
+        train(bundle, small_cohort, overlays=overlays, overrides=settings)
+    with trusting():
+        train(bundle, small_cohort, overlays=overlays, overrides=settings)
+        checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+        train(bundle, small_cohort, overlays=overlays, overrides={**settings, "max_epochs": 2})  # resumed
 
     config = json.loads((bundle / "models" / "config.json").read_text())
     assert "encoder_weights" not in config

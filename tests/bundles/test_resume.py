@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from ignite.engine import Events
 
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.handlers import validation
+from monai_diffae.handlers import TrainingCurves, validation
 
 # 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on
 RUN = {
@@ -122,6 +124,17 @@ def test_more_epochs_go_on_from_a_complete_run(make_workflow, whole):
     assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 20
 
 
+def test_a_training_with_other_random_numbers_resumes_with_a_warning(make_workflow, whole, caplog):
+    train(make_workflow, whole, max_epochs=4, lr_schedule="constant")
+    assert "another version" not in caplog.text
+    path = whole / "models" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["random_numbers"]  # as the version before wrote it
+    torch.save(checkpoint, path)
+    train(make_workflow, whole, max_epochs=5, lr_schedule="constant")
+    assert "checkpoint.pt: another version of monai_diffae began this training" in caplog.text
+
+
 def test_another_model_config_is_refused_with_the_keys_that_differ(make_workflow, whole):
     with pytest.raises(
         ConfigError, match="belongs to another model with other values of base_channels, percentiles;"
@@ -188,11 +201,71 @@ def test_other_patients_in_training_are_refused(make_workflow, whole, small_coho
         train(make_workflow, whole, dataset_dir=str(tmp_path / "swapped.csv"), max_epochs=4)
 
 
+@pytest.mark.parametrize("epochs", [3, 4])  # of a complete training, and of one that would resume
+def test_scans_that_were_replaced_by_others_of_the_same_size_are_refused(make_workflow, small_cohort, tmp_path, epochs):
+    """Goal R5."""
+    cohort = Path(shutil.copytree(small_cohort.parent, tmp_path / "cohort")) / small_cohort.name
+    table = pd.read_csv(cohort)
+    files = [cohort.parent / image for image in table["image"][table["split"] == "train"]]
+    for number, file in enumerate(files):  # uncompressed images always have the same size
+        pixels = np.random.default_rng(number).normal(size=(1, 16, 16, 1))
+        write_scan(file.with_name(f"{file.stem.partition('.')[0]}.nii"), pixels, np.eye(4))
+    table["image"] = [f"{Path(image).parent / Path(image).stem.partition('.')[0]}.nii" if split == "train" else image
+                      for image, split in zip(table["image"], table["split"], strict=True)]  # fmt: skip
+    table.to_csv(cohort, index=False)
+    train(make_workflow, tmp_path / "out", dataset_dir=str(cohort))
+    (tmp_path / "moved").mkdir()
+    moved = cohort.parent.rename(tmp_path / "moved" / "cohort") / cohort.name
+    train(make_workflow, tmp_path / "out", dataset_dir=str(moved))  # complete, and moving changes nothing
+    first = moved.parent / table["image"][0]
+    write_scan(first, np.random.default_rng(99).normal(size=(1, 16, 16, 1)), np.eye(4))
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt: 1 of \d+ scans are not those of the training") as caught:
+        train(make_workflow, tmp_path / "out", dataset_dir=str(moved), max_epochs=epochs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("save_at", "stop_at"), [(3, 4), (7, 9), (13, 14)])
+def test_curves_have_no_holes_after_a_kill(make_workflow, tmp_path, save_at, stop_at, monkeypatch):
+    """Goal R1: a killed process writes nothing more, and its last checkpoint is within an epoch."""
+    settings = {"report_every": 2}
+    train(make_workflow, tmp_path / "whole", **settings)
+    attach = TrainingCurves.attach
+    monkeypatch.setattr(TrainingCurves, "attach", _attach_without_last_words)
+    with pytest.raises(Killed):
+        train(make_workflow, tmp_path / "part", stop_at, save_at, **settings)
+    monkeypatch.setattr(TrainingCurves, "attach", attach)
+    assert not torch.load(tmp_path / "part/models/checkpoint.pt", weights_only=True)["trainer"]["iteration"] % save_at
+    train(make_workflow, tmp_path / "part", **settings)
+    whole, part = (pd.read_csv(tmp_path / name / "curves.csv") for name in ("whole", "part"))
+    pd.testing.assert_frame_equal(whole.drop(columns="images_per_s"), part.drop(columns="images_per_s"))
+
+
+def _attach_without_last_words(self, engine, attach=TrainingCurves.attach):
+    attach(self, engine)
+    handlers = engine._event_handlers[Events.EXCEPTION_RAISED]
+    handlers[:] = [handler for handler in handlers if "TrainingCurves" not in repr(handler[0])]
+
+
+def test_a_folder_that_is_deleted_during_a_training_is_written_again_as_a_whole(make_workflow, tmp_path):
+    out = tmp_path / "out"
+    workflow = make_workflow({**RUN, "output_dir": str(out)})
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=7), lambda: shutil.rmtree(out))
+    workflow.run()
+    assert {"config.json", "training.json", "model.pt", "checkpoint.pt"} <= {f.name for f in (out / "models").iterdir()}
+    load_bundle(make_loadable(out), "cpu")
+
+
+def make_loadable(folder):
+    """The folder with the configuration that describes the bundle."""
+    shutil.copytree(ROOT / "configs", folder / "configs", dirs_exist_ok=True)
+    return folder
+
+
 def test_a_failed_overwrite_leaves_a_bundle_that_loads(make_workflow, whole):
     with pytest.raises(ConfigError, match="not finite"):
         train(make_workflow, whole, overwrite=True, learning_rate=1e30, **{"z_channels": 16})
-    shutil.copytree(ROOT / "configs", whole / "configs", dirs_exist_ok=True)
-    load_bundle(whole, "cpu")
+    load_bundle(make_loadable(whole), "cpu")
 
 
 def test_another_number_of_steps_is_refused(make_workflow, whole):

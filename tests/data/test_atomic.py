@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import signal
+import time
 
 import pytest
 
-from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.atomic import remove_abandoned, write_atomic, write_json
 from monai_diffae.errors import MachineError
 
 
@@ -55,3 +57,30 @@ def test_json_is_indented(tmp_path):
     text = write_json(tmp_path / "a.json", {"a": 1}).read_text()
     assert json.loads(text) == {"a": 1}
     assert text == '{\n  "a": 1\n}\n'
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_others_stay(tmp_path):
+    """Goal R3."""
+
+    def start():
+        read, write = os.pipe()
+
+        def hang(path):
+            path.write_text("half")
+            os.write(write, path.name.encode())
+            time.sleep(600)
+
+        if (pid := os.fork()) == 0:
+            write_atomic(tmp_path / "a.txt", hang)
+        return pid, os.read(read, 200).decode()
+
+    (running, name_of_running), (killed, _) = start(), start()
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    for name, age_days in ((".tmp-00000000-1-new.txt", 0), (".tmp-00000000-1-old.txt", 2), (".tmp-7-old.txt", 2)):
+        (tmp_path / name).write_text("of another machine, or of an earlier version")
+        os.utime(tmp_path / name, (time.time() - age_days * 86400,) * 2)
+    remove_abandoned(tmp_path, tmp_path / "no_such_folder")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name_of_running, ".tmp-00000000-1-new.txt"])
+    os.kill(running, signal.SIGKILL)
+    os.waitpid(running, 0)

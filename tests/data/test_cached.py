@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import os
 import pickle
@@ -131,6 +132,32 @@ def test_disk_cache(tmp_path: Path) -> None:
     assert not made.exists()
 
 
+def test_the_cache_of_a_killed_process_is_removed_and_that_of_a_running_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    items, folder = cohort(tmp_path / "scans", 2), tmp_path / "cache"
+    cases = CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder).prepare()
+    (own,) = folder.iterdir()
+    if (pid := os.fork()) == 0:
+        try:
+            held = CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder, progress=False).prepare()
+            assert held.items
+        finally:
+            os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    assert len(list(folder.iterdir())) == 2
+    CachedCases(items, TRANSFORM, cache_dir=folder).prepare()  # in memory
+    assert list(folder.iterdir()) == [own]
+    assert cases[1]["image"].shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_hash_of_each_scan_is_taken_also_of_bad_ones(tmp_path: Path, workers: int) -> None:
+    items = cohort(tmp_path, 3, bad=(1,))
+    cases = CachedCases(items, TRANSFORM, num_workers=workers)
+    expected = [(item["id"], hashlib.sha256(Path(item["image"]).read_bytes()).hexdigest()) for item in items]
+    assert cases.contents == expected
+
+
 def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = cohort(tmp_path, 2)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
@@ -160,7 +187,7 @@ def die(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="a worker died"):
+    with pytest.raises(MachineError, match="a worker process that reads scans was killed, .*; use fewer workers"):
         CachedCases(cohort(tmp_path, 2), die, num_workers=1).prepare()
 
 

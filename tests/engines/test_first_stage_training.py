@@ -6,7 +6,7 @@ from monai.networks.nets import AutoencoderKL
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference
 
-from monai_diffae.engines import FirstStageEvaluator, FirstStageTrainer
+from monai_diffae.engines import FirstStageEvaluator, FirstStageTrainer, StepDraws
 from monai_diffae.engines.first_stage import kl_divergence
 from monai_diffae.inferers import FirstStageInferer
 from monai_diffae.networks import FirstStage
@@ -48,6 +48,18 @@ def test_loss_is_the_absolute_error_and_the_weighted_divergence(kl_weight):
     reconstruction, mean, sigma = network(batch()["image"])
     expected = (reconstruction - batch()["image"]).abs().flatten(1).mean(dim=1) + kl_weight * kl_divergence(mean, sigma)
     torch.testing.assert_close(losses, expected)
+
+
+def test_two_processes_sample_together_what_one_samples():
+    """Goal R18."""
+    trainer, _ = make(kl_weight=0.5)
+    whole = batch()
+    halves = [{"image": whole["image"][:2], "draws": StepDraws(0, 5, 0, 2, 3)}]
+    halves += [{"image": whole["image"][2:], "draws": StepDraws(0, 5, 2, 1, 3)}]
+    alone = trainer.image_losses({**whole, "draws": StepDraws(0, 5, 0, 3, 3)})
+    torch.testing.assert_close(torch.cat([trainer.image_losses(half) for half in halves]), alone)
+    other_step = trainer.image_losses({**whole, "draws": StepDraws(0, 6, 0, 3, 3)})
+    assert not torch.equal(other_step, alone)
 
 
 def test_every_part_of_the_network_is_trained():

@@ -1,6 +1,9 @@
 import json
 import logging
+import os
 import sqlite3
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -154,3 +157,13 @@ def test_what_the_user_wrote_of_the_data_is_not_tracked():
     shown = json.dumps(without_paths({**PRIVATE, "bundle_root": "."}))
     assert NAME not in shown
     assert {"lr": 1, "mode": "x_T"}.items() <= without_paths(PUBLIC).items()
+
+
+def test_mlflow_writes_no_installation_id_into_the_home_folder(tmp_path):
+    """Goal R22: MLflow writes it while it is imported, before any setting of ours after that would count."""
+    never = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    env = {name: value for name, value in os.environ.items() if name not in never}
+    env |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    code = "import sys, monai_diffae.handlers; assert 'mlflow.telemetry' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=300)
+    assert [path.name for path in tmp_path.rglob("telemetry*")] == []

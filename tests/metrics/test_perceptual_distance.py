@@ -5,7 +5,7 @@ import torch
 
 from monai_diffae.errors import MachineError, ScanError
 from monai_diffae.metrics import PerceptualDistance
-from monai_diffae.metrics.perceptual_distance import ALEXNET, pairwise_distance
+from monai_diffae.metrics.perceptual_distance import ALEXNET, pairwise_distance, read_alexnet
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "weights"
 
@@ -75,6 +75,14 @@ def test_pairs_of_draws(weights, reference, pair):
     draws = torch.stack([*pair, pair[0].flip(-2)], dim=1)
     between = [distance(draws[:, i], draws[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     torch.testing.assert_close(pairwise_distance(distance, draws, (-1.0, 1.0)), torch.stack(between).mean(dim=0))
+
+
+def test_only_the_convolutions_are_read(weights, tmp_path):
+    """A classifier without data, which keeps a file small, is nobody's business."""
+    state = torch.load(weights, weights_only=True)
+    state["classifier.1.weight"] = torch.zeros(1).expand(4096, 9216)
+    torch.save(state, tmp_path / "small.pth")
+    assert set(read_alexnet(tmp_path / "small.pth")) == {name for name in state if name.startswith("features.")}
 
 
 def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):

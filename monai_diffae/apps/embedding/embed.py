@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.result_files import result_hashes
 from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, finished, versions, write_record
 from monai_diffae.apps.settings import Reading, Run, Seed
 from monai_diffae.errors import ConfigError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monai_diffae.bundle.loading import TrainedBundle
-    from monai_diffae.data.cases import Case
+    from monai_diffae.data.patient_keys import PatientKey
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +98,11 @@ def embed(
 ) -> EmbedResult:
     """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
-    The columns are ``id``, ``patient`` (the first 16 digits of a SHA-256: the same for all cases of a patient, but no
-    protection of names that can be guessed), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ...
-    as float32. A label column with one of these names gets the prefix ``label_``. The z_sem of a case does not depend,
-    to the bit, on the other cases, their order, ``batch_size`` or ``workers``. On another machine or with another
-    number of threads, the last bits may differ.
+    The columns are ``id``, ``patient`` (a hash, the same for all cases of a patient; the file ``.patient_key`` beside
+    the table holds its key, and must not be published with it), ``split``, the label columns of the cohort, and
+    ``z_000``, ``z_001``, ... as float32. A label column with one of these names gets the prefix ``label_``. The z_sem
+    of a case does not depend, to the bit, on the other cases, their order, ``batch_size`` or ``workers``. On another
+    machine or with another number of threads, the last bits may differ.
 
     With ``pool``, the slices that a 2D bundle takes from a volume become one row with the volume's id and labels:
     ``slices`` (their number), ``z_000``, ... (their mean) and, with ``mean_std``, ``std_000``, ... (their standard
@@ -169,9 +170,13 @@ def embed(
     from monai_diffae.apps.embedding.encoding import encode_cohort
     from monai_diffae.apps.embedding.map_columns import with_map_columns
     from monai_diffae.apps.embedding.patches import PatchCutter
+    from monai_diffae.apps.embedding.scans_of_table import check_scans, scans_record
     from monai_diffae.apps.embedding.shards import shards_folder, this_process
     from monai_diffae.apps.embedding.tables import make_tables
     from monai_diffae.apps.session import Session
+    from monai_diffae.data.atomic import remove_abandoned
+    from monai_diffae.data.contents import scan_states
+    from monai_diffae.data.patient_keys import folder_key
     from monai_diffae.metrics import warn_if_unused
 
     path, process = _table_path(out, cohort, encoder), this_process()
@@ -195,26 +200,32 @@ def embed(
     usage = session.trained.z_sem_usage
     warn_if_unused(usage)
     figures = _finished(files, run.overwrite)
+    states = scan_states(cases)
     if figures is not None:
+        check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         num_cases, num_failed = figures["num_cases"], figures["num_failed"]
         return EmbedResult(path, patch_table, num_cases, num_failed, skipped=True, z_sem_usage=usage)
+    remove_abandoned(path.parent)
     # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
-    shards_checksum = checksum_of([files[path], versions(), _modification_times(cases)])
+    shards_checksum = checksum_of([files[path], versions(), states])
     encoded = encode_cohort(
         cases, session.trained, shards_folder(path, shards_checksum), encoder_key=session.encoder_key, cutter=cutter,
         batch_size=run.batch_size, workers=reading.workers_for(len(cases), process.local_world_size), process=process,
     )  # fmt: skip
     if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)
-    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path))
+    key = folder_key(path.parent)
+    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
         tables = [with_map_columns(tables[0], cases, session.trained, workers)]
-    _write(dict(zip(files, tables, strict=True)), files, session.trained)
+    _write(dict(zip(files, tables, strict=True)), files, session.trained, key)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for file, file_made_from in files.items():
-        write_record(file.with_suffix(".json"), file_made_from, result.figures())
+        record, hashes = file.with_suffix(".json"), result_hashes(file.parent, [file])
+        figures = {**result.figures(), "patient_key": key.name}
+        write_record(record, file_made_from, figures, hashes, scans=scans_record(states, encoded.contents))
     encoded.shards.remove()
     return result
 
@@ -245,21 +256,6 @@ def _failures_file(path: Path) -> Path:
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
 
 
-def _modification_times(cases: Sequence[Case]) -> list[int]:
-    """When the cases' files were last written, in ns: for a folder its newest file; 0 if there is none."""
-    from monai_diffae.data.formats.dicom import split_series
-
-    images = [image for case in cases for image in case.images.values()]
-    files = [file for image in images for file in (image if isinstance(image, tuple | list) else [image])]
-    cached = functools.cache(_modification_time)  # many cases may be slices of a volume, or series of a folder
-    return [cached(split_series(file)[0]) for file in files]
-
-
-def _modification_time(path: Path) -> int:
-    files = path.iterdir() if path.is_dir() else [path]
-    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0)
-
-
 def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:
     """The files of the tables of scans and of patches, with what each is made from."""
     pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
@@ -275,7 +271,10 @@ def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str
 
 
 def _write(
-    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], trained: TrainedBundle
+    tables: Mapping[Path, pd.DataFrame],
+    made_from: Mapping[Path, dict[str, Any]],
+    trained: TrainedBundle,
+    key: PatientKey,
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
     from monai_diffae.apps.provenance import preprocessing_config
@@ -284,7 +283,7 @@ def _write(
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {
             "made_from": made_from[file], "preprocessing": preprocessing_config(trained.config),
-            "z_sem_usage": trained.z_sem_usage, "versions": versions(),
+            "z_sem_usage": trained.z_sem_usage, "versions": versions(), "patient_key": key.name,
         }  # fmt: skip
         write_record(file.with_suffix(".json"), made_from[file], {})  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet

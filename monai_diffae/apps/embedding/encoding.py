@@ -22,7 +22,8 @@ from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
-from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_stream
+from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
+from monai_diffae.data.workers import worker_errors
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
 
@@ -45,6 +46,7 @@ class EncodedCohort:
         z_sem: (N, D) float32.
         places: where each patch lies, with the columns :attr:`PatchCutter.place_names`; None without patches.
         failures: the cases without rows.
+        contents: hashes of the scans of all cases, in the cohort's order, taken while they were read.
         shards: the shards on disk, to be removed when all tables are written.
     """
 
@@ -52,6 +54,7 @@ class EncodedCohort:
     z_sem: NDArray[np.float32]
     places: pd.DataFrame | None
     failures: list[Failure]
+    contents: list[str]
     shards: Shards
 
 
@@ -100,13 +103,15 @@ def encode_cohort(
     transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
     # read a batch ahead; a scan that is cut is a whole volume, and one keeps the encoder busy
     ahead = max(batch_size, at_once) if cutter is None else 1
-    stream = read_stream(items, transform, keys, workers, ahead)
-    with progress(len(positions), f"encoding {len(positions)} cases") as advance:
+    contents: dict[int, str] = {}
+    stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
+    with worker_errors(), progress(len(positions), f"encoding {len(positions)} cases") as advance:
         numbered = zip(positions, items, stream, strict=True)
         for shard, results in groupby(numbered, lambda result: result[0] // shards.size):
             cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut
             save = shards.write if len(work[shard]) == len(shards.positions(shard)) else shards.add
-            save(shard, *encode_stream(results, trained, encoder_key, cut, batch_size, advance))
+            encoded = encode_stream(results, trained, encoder_key, cut, batch_size, advance)
+            save(shard, *encoded, {position: contents.pop(position) for position in work[shard]})
     if process.rank > 0:
         return None
     shards.wait(process.world_size, PATIENCE_S)
@@ -114,7 +119,16 @@ def encode_cohort(
     names = () if cutter is None else cutter.place_names
     places = pd.DataFrame(rows[:, : len(names)], columns=names) if names and row_positions else None
     row_cases = [cases[position] for position in row_positions]
-    return EncodedCohort(row_cases, rows[:, len(names) :], places, failures, shards)
+    return EncodedCohort(row_cases, rows[:, len(names) :], places, failures, shards.contents(), shards)
+
+
+def _noted(
+    positions: Sequence[int], stream: Iterator[tuple[Arrays | Exception, str]], contents: dict[int, str]
+) -> Iterator[Arrays | Exception]:
+    """The results of a stream; the hashes of the scans are noted in ``contents``, by position."""
+    for position, (result, content) in zip(positions, stream, strict=True):
+        contents[position] = content
+        yield result
 
 
 def _failed_before(shards: Shards) -> dict[int, list[int]]:
@@ -158,12 +172,14 @@ def encode_stream(
         advance: called after each scan.
 
     Returns:
-        The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures.
+        The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures,
+        to which scans belong whose z_sem is not finite, in the order of their positions.
     """
     at_once = images_at_once(trained.image_shape[1:])
     batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats no image
     positions: list[int] = []
-    failures: list[Failure] = []
+    items: dict[int, Mapping[str, Any]] = {}
+    failures: dict[int, Failure] = {}
     places: list[NDArray[np.float32]] = []
     batch: list[Tensor] = []
     codes: list[Tensor] = []
@@ -174,13 +190,17 @@ def encode_stream(
             codes.append(encode_exactly(images, trained.inferer, trained.network).cpu())
             batch.clear()
 
+    def fail(position: int, error: Exception) -> None:
+        failures[position] = log_failure(items[position], position, key, error, len(failures))
+
     for position, item, result in results:
+        items[position] = item
         try:
             if isinstance(result, Exception):
                 raise result
             images = list(cut(result))
         except ScanError as error:
-            failures.append(log_failure(item, position, key, error, len(failures)))
+            fail(position, error)
             images = []
         for place, image in images:
             positions.append(position)
@@ -190,9 +210,16 @@ def encode_stream(
                 encode_batch()
         advance()
     encode_batch()
-    if not codes:
-        return [], np.empty((0, 0), np.float32), failures
-    return positions, np.concatenate([np.stack(places), torch.cat(codes).numpy()], axis=1), failures
+    z_sem = torch.cat(codes).numpy() if codes else np.empty((0, 0), np.float32)
+    broken = {position for position, z in zip(positions, z_sem, strict=True) if not np.isfinite(z).all()}
+    for position in sorted(broken):
+        fail(position, ScanError("its z_sem is not finite; train the model again, or look at the scan's intensities"))
+    in_order = [failures[position] for position in sorted(failures)]
+    is_kept = [position not in broken for position in positions]
+    if not any(is_kept):
+        return [], np.empty((0, 0), np.float32), in_order
+    rows = np.concatenate([np.stack(places), z_sem], axis=1)[is_kept]
+    return [position for position in positions if position not in broken], rows, in_order
 
 
 def check_any_encoded(cases: Collection[Any], failures: Sequence[Failure], noun: str) -> None:

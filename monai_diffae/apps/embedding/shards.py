@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -110,7 +110,12 @@ class Shards:
         return [shard for shard in range(len(self)) if not self._path(shard).is_file()]
 
     def write(
-        self, shard: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]
+        self,
+        shard: int,
+        positions: Sequence[int],
+        rows: NDArray[np.float32],
+        failures: Sequence[Failure],
+        contents: Mapping[int, str],
     ) -> None:
         """Write a shard.
 
@@ -119,12 +124,17 @@ class Shards:
             positions: (N,) the case that each row belongs to; a case can have several rows.
             rows: (N, D).
             failures: the shard's cases without rows.
+            contents: hashes of the cases' scans, by the cases' positions.
         """
+        hashed, hashes = np.array([*contents], np.int64), np.array([*contents.values()], np.str_)
         table = np.array([astuple(failure) for failure in failures], dtype=np.str_).reshape(len(failures), 3)
 
         def save(path: Path) -> None:
             with open(path, "wb") as stream:
-                np.savez(stream, positions=np.array(positions, np.int64), rows=rows, failures=table)
+                np.savez(
+                    stream, positions=np.array(positions, np.int64), rows=rows, failures=table, hashed=hashed,
+                    contents=hashes,
+                )  # fmt: skip
 
         write_atomic(self._path(shard), save)
 
@@ -137,14 +147,22 @@ class Shards:
         (encoded,) = self._load(shard, "positions")
         return sorted({*self.positions(shard)} - {*encoded.tolist()})
 
-    def add(self, shard: int, positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure]) -> None:
+    def add(
+        self,
+        shard: int,
+        positions: Sequence[int],
+        rows: NDArray[np.float32],
+        failures: Sequence[Failure],
+        contents: Mapping[int, str],
+    ) -> None:
         """Add the results of a second attempt, made for all failed cases of a shard, to the shard's other cases."""
         old_positions, old_rows = self._load(shard, "positions", "rows")
         blocks = [block for block in (old_rows, rows) if len(block)]
         all_positions = np.array([*old_positions, *positions], np.int64)
         order = np.argsort(all_positions, kind="stable")
         merged = np.concatenate(blocks)[order] if blocks else rows
-        self.write(shard, all_positions[order].tolist(), merged, failures)
+        all_contents = {**self._contents(shard), **contents}
+        self.write(shard, all_positions[order].tolist(), merged, failures, all_contents)
 
     def read(self) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
         """Read all shards.
@@ -165,6 +183,15 @@ class Shards:
             if len(rows):
                 blocks.append(rows)
         return positions, np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32), failures
+
+    def contents(self) -> list[str]:
+        """The hashes of all cases' scans, in the order of the cohort.
+
+        Raises:
+            MachineError: a shard cannot be read.
+        """
+        known = {position: content for shard in range(len(self)) for position, content in self._contents(shard).items()}
+        return [known[position] for position in range(self.num_cases)]
 
     def wait(self, world_size: int, patience_s: float) -> None:
         """Wait, in the first process, until the others have written their shards; log a warning now and then.
@@ -213,6 +240,10 @@ class Shards:
             with suppress(OSError):
                 if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S:
                     shutil.rmtree(folder)
+
+    def _contents(self, shard: int) -> dict[int, str]:
+        positions, contents = self._load(shard, "hashed", "contents")
+        return dict(zip(positions.tolist(), contents.tolist(), strict=True))
 
     def _load(self, shard: int, *names: str) -> list[NDArray[Any]]:
         try:

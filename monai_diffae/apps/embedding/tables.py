@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from monai_diffae.apps.embedding.encoding import EncodedCohort, check_any_encoded
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
-from monai_diffae.data.embeddings import patient_hash
 from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.patient_keys import PatientKey
 from monai_diffae.data.slice_cases import gather_slices, whole_scan
 from monai_diffae.errors import ConfigError
 
@@ -29,7 +29,7 @@ _RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches
 
 
 def make_tables(
-    cohort: SplitCohort, encoded: EncodedCohort, pool: str, failures_file: Path
+    cohort: SplitCohort, encoded: EncodedCohort, pool: str, failures_file: Path, key: PatientKey
 ) -> tuple[list[pd.DataFrame], list[Failure]]:
     """Make the table of an encoded cohort, and the table of its patches if scans were cut; write the failures.
 
@@ -38,6 +38,7 @@ def make_tables(
         encoded: its cases, encoded.
         pool: ``none``, ``mean`` or ``mean_std``.
         failures_file: where to list the cases (volumes if these are pooled) that have no row.
+        key: hashes the patients.
 
     Returns:
         One table, or two with patches; and the failures.
@@ -50,16 +51,20 @@ def make_tables(
         write_failures(failures_file, failures)
         check_any_encoded(encoded.cases, failures, "cases")
         if encoded.places is not None:
-            return _scan_and_patch_tables(encoded.cases, encoded.z_sem, encoded.places), failures
-        return [_table(encoded.cases, _columns("z", encoded.z_sem))], failures
+            return _scan_and_patch_tables(encoded.cases, encoded.z_sem, encoded.places, key), failures
+        return [_table(encoded.cases, _columns("z", encoded.z_sem), key)], failures
     volumes, failures = gather_slices(cohort.cases, failures)
     write_failures(failures_file, failures)
     check_any_encoded(volumes, failures, "volumes")
-    return [_pooled_table(volumes, encoded.cases, encoded.z_sem, pool)], failures
+    return [_pooled_table(volumes, encoded.cases, encoded.z_sem, pool, key)], failures
 
 
 def _pooled_table(
-    volumes: Mapping[str, Sequence[Case]], cases: Sequence[Case], z_sem: NDArray[np.float32], pool: str
+    volumes: Mapping[str, Sequence[Case]],
+    cases: Sequence[Case],
+    z_sem: NDArray[np.float32],
+    pool: str,
+    key: PatientKey,
 ) -> pd.DataFrame:
     """One row per volume, from the z_sem (N, D) of all slices; sums are in float64 and in the slices' order."""
     rows = {case.id: row for row, case in enumerate(cases)}
@@ -68,11 +73,11 @@ def _pooled_table(
     columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
     if pool == "mean_std":
         columns |= _columns("std", np.stack([z.std(axis=0) for z in codes]))
-    return _table([whole_scan(slices[0]) for slices in volumes.values()], columns)
+    return _table([whole_scan(slices[0]) for slices in volumes.values()], columns, key)
 
 
 def _scan_and_patch_tables(
-    cases: Sequence[Case], z_sem: NDArray[np.float32], places: pd.DataFrame
+    cases: Sequence[Case], z_sem: NDArray[np.float32], places: pd.DataFrame, key: PatientKey
 ) -> list[pd.DataFrame]:
     """A table with one row per scan (the mean z_sem of its patches), and one with one row per patch.
 
@@ -80,6 +85,7 @@ def _scan_and_patch_tables(
         cases: (N,) the scan that each patch belongs to.
         z_sem: (N, D) of the patches.
         places: (N, K) where the patches lie.
+        key: hashes the patients.
     """
     starts = [row for row, case in enumerate(cases) if row == 0 or case.id != cases[row - 1].id]
     codes = np.split(z_sem.astype(np.float64), starts[1:])
@@ -90,19 +96,19 @@ def _scan_and_patch_tables(
     scan_columns: dict[str, Any] = {"patches": counts, "empty_patches": grid_sizes - counts}
     scan_columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
     patch_columns = dict(places.drop(columns="of").astype({"patch": int})) | _columns("z", z_sem)
-    scans = _table([cases[row] for row in starts], scan_columns)
-    return [scans, _table([replace(case, labels={}) for case in cases], patch_columns)]
+    scans = _table([cases[row] for row in starts], scan_columns, key)
+    return [scans, _table([replace(case, labels={}) for case in cases], patch_columns, key)]
 
 
 def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
     return {f"{prefix}_{i:03d}": column for i, column in enumerate(values.T.astype(np.float32))}
 
 
-def _table(cases: Sequence[Case], codes: Mapping[str, Any]) -> pd.DataFrame:
+def _table(cases: Sequence[Case], codes: Mapping[str, Any], key: PatientKey) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "id": [case.id for case in cases],
         **_file_names(cases),
-        "patient": [patient_hash(case.patient) for case in cases],
+        "patient": [key.hash(case.patient) for case in cases],
         "split": [case.split for case in cases],
     }
     for name in dict.fromkeys(name for case in cases for name in case.labels):

@@ -77,7 +77,7 @@ class PixelBaselines:
     @property
     def made_from(self) -> dict[str, Any]:
         """What the baselines depend on, for the record of the results."""
-        return self.session.made_from(decodes=False, names=list(self.names))
+        return self.session.made_from(self.session.cohort.cases, decodes=False, names=list(self.names))
 
     def read(self, out: Path | None = None) -> list[FeatureSet]:
         """Read the images of the table's cases and compute the baselines.

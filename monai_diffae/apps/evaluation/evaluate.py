@@ -16,7 +16,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, failed_cases, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, Split
 from monai_diffae.diffusion.names import SolverName
-from monai_diffae.errors import ConfigError, DiffAEError, one_line
+from monai_diffae.errors import ConfigError, DiffAEError, UnsafeInputError, one_line
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.quality import EvaluatedBundle
@@ -203,6 +203,7 @@ def _open(
 
     Raises:
         DiffAEError: no bundle can be evaluated.
+        UnsafeInputError: a bundle has code of its own that is not trusted, or unsafe weights.
     """
     from monai_diffae.apps.evaluation.quality import EvaluatedBundle, unique_names
 
@@ -211,6 +212,8 @@ def _open(
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
             bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, reading, run))
+        except UnsafeInputError:
+            raise
         except DiffAEError as error:
             errors[name] = error
     if not bundles:

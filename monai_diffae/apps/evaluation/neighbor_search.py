@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,15 @@ from monai_diffae.apps.provenance import model_checksum
 from monai_diffae.apps.results import log_to_open_run
 from monai_diffae.apps.settings import Choice
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.embeddings import label_columns, read_embeddings, split_rows, z_columns
+from monai_diffae.data.embeddings import label_columns, patient_key_name, read_embeddings, split_rows, z_columns
+from monai_diffae.data.patient_keys import KEY_FILE
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
+
+logger = logging.getLogger(__name__)
 
 _SCORES = {"distance": False, "whitened": True}
 
@@ -72,6 +76,12 @@ class NeighborSearch:
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
                 )
+            if not same_patient and patient_key_name(rows) != patient_key_name(table):
+                logger.warning(
+                    "%s and %s hide their patients with different keys, so neighbors may be of the same patient; copy "
+                    "%s from the folder of one to that of the other, and embed that one again with overwrite",
+                    queries.name, embeddings.name, KEY_FILE,
+                )  # fmt: skip
         return cls(_selected(rows, choice), table, queries is not None, k, same_patient)
 
     @property

@@ -16,12 +16,13 @@ from markupsafe import Markup
 from monai_diffae.apps.report.charts import Axes, Series, line_chart
 from monai_diffae.apps.report.sections import Section, facts, number, table
 from monai_diffae.apps.report.study import Study, failures_in
+from monai_diffae.apps.steps import Outcome
 from monai_diffae.apps.web_page import joined
 from monai_diffae.bundle.layout import METRICS, TRAINING, models_folder
 from monai_diffae.data.embeddings import label_columns
 from monai_diffae.metrics import LEAST_USAGE
 
-_MOST_FAILURES = 50
+_MOST_FAILURES, _MOST_WARNINGS = 50, 3
 _METRIC_TITLES = {
     "z_sem_usage": "Use of z_sem: loss with another image's z_sem / own",
     "copying_ratio": "Copying ratio: distance of samples to training cases / of held-out cases",
@@ -29,18 +30,27 @@ _METRIC_TITLES = {
 }
 
 
-def failure_section(studies: Sequence[Study], folder: Path) -> Section:
+def failure_section(studies: Sequence[Study], folder: Path, common: Sequence[Outcome] = ()) -> Section:
     """What failed, and what to be careful about.
 
     Args:
-        studies: the models of the page, with common steps.
+        studies: the models of the page.
         folder: the folder of all results.
+        common: steps about all models together.
     """
     failed = failures_in(folder)
-    omitted = [(each.step.title, each.error) for each in studies[0].steps.outcomes if each.result is None]
-    parts = [Markup('<p class="error"><strong>{}</strong> is omitted: {}</p>').format(*each) for each in omitted]
+    outcomes = [(each.step.title, each) for each in common]
+    for study in studies:
+        of = f" ({study.name})" if len(studies) > 1 else ""
+        outcomes += [(f"{each.step.title}{of}", each) for each in study.outcomes.values()]
+    parts = [
+        Markup('<p class="error"><strong>{}</strong> is omitted: {}</p>').format(title, each.error)
+        for title, each in outcomes
+        if each.result is None
+    ]
     cautions = [f"{study.name}: {text}" if len(studies) > 1 else text for study in studies for text in _cautions(study)]
     parts += [Markup('<p class="warning">{}</p>').format(text) for text in cautions]
+    parts += [_warnings(title, each.warnings) for title, each in outcomes if each.warnings]
     if failed:
         rows = [{"case": name, "reason": why, "in": where} for name, why, where in failed[:_MOST_FAILURES]]
         more = "" if len(failed) <= _MOST_FAILURES else f"; the first {_MOST_FAILURES} are shown"
@@ -49,6 +59,20 @@ def failure_section(studies: Sequence[Study], folder: Path) -> Section:
         parts.append(Markup('<p class="good">Nothing failed: every case could be read, and every step ran.</p>'))
     lead = "Read this first: steps that were omitted, cases that could not be used, and figures to be careful with."
     return Section("failures", "What failed", lead, joined(parts))
+
+
+def _warnings(title: str, warnings: Sequence[str]) -> Markup:
+    """What a step warned of; many warnings are about single files."""
+    first, more = warnings[:_MOST_WARNINGS], warnings[_MOST_WARNINGS:]
+    shown = joined([Markup("<br/>{}").format(text) for text in first])
+    rest = (
+        Markup("<details><summary>{:,} more</summary>{}</details>").format(
+            len(more), joined([Markup("{}<br/>").format(text) for text in more])
+        )
+        if more
+        else Markup()
+    )
+    return Markup('<div class="warning"><strong>{}</strong>{}{}</div>').format(title, shown, rest)
 
 
 def _cautions(study: Study) -> Iterator[str]:

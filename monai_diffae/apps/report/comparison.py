@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from monai_diffae.apps.report.page import Page
 from monai_diffae.apps.report.probes import probe_section
 from monai_diffae.apps.report.quality import quality_section
 from monai_diffae.apps.report.sections import Section, number, table
-from monai_diffae.apps.report.study import Study, shown_line
+from monai_diffae.apps.report.study import JOURNAL, Study, shown_line
 from monai_diffae.apps.steps import Outcome, Steps
 from monai_diffae.apps.web_page import joined
+from monai_diffae.errors import ConfigError
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Comparison:
         """
         from monai_diffae.apps.evaluation.quality import unique_names
 
-        steps, names = Steps(), unique_names(bundles)
+        steps, names = Steps(journal=folder / JOURNAL), unique_names(bundles)
         studies = [
             Study(bundle, folder / name, cohort, name=name, steps=steps, **settings)
             for bundle, name in zip(bundles, names, strict=True)
@@ -67,8 +68,9 @@ class Comparison:
         """Run all commands; complete results are skipped.
 
         Raises:
-            ConfigError: a bundle is not trained, or a target is no label.
+            ConfigError: a bundle is not trained, they take images of different kinds, or a target is no label.
         """
+        self._check_kinds()
         for study in self.studies:
             study.look(cases=self.studies[0].shown_cases)
         first = self.studies[0]
@@ -76,6 +78,20 @@ class Comparison:
             arguments = first.evaluation_arguments | {"bundle": [study.bundle for study in self.studies]}
             self.steps.attempt("Evaluate the models", "evaluate", out=self.folder / "evaluation", **arguments)
             self.evaluation = self.steps.outcomes[-1]
+
+    def _check_kinds(self) -> None:
+        """Check that the models take the same kind of images.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        first, *others = [(study.name, _kind(study.describe())) for study in self.studies]
+        for name, kind in others:
+            if kind != first[1]:
+                raise ConfigError(
+                    f"bundle: {first[0]} takes {first[1]} and {name} takes {kind}, so they cannot see the same cases; "
+                    "compare models of one kind"
+                )
 
     def make_pictures(self) -> None:
         """Write the pictures that are not there."""
@@ -98,7 +114,7 @@ class Comparison:
         mosaics = {study.name: self.pictures[study.name].mosaic for study in self.studies}
         line = "" if self.evaluation is None else shown_line(self.evaluation.step, self.folder)
         candidates = [
-            failure_section(self.studies, self.folder),
+            failure_section(self.studies, self.folder, [self.evaluation] if self.evaluation else []),
             self._models(),
             curves_section(self.studies),
             compared_mosaics(self.studies, mosaics, media),
@@ -129,6 +145,11 @@ class Comparison:
             usage = study.result("info").summary.get("z_sem_usage")
             tiles[f"use of z_sem: {study.name}"] = (number(usage), "1: the decoder ignores it")
         return tiles
+
+
+def _kind(summary: Mapping[str, Any]) -> str:
+    channels = summary.get("in_channels", 1)
+    return f"{summary['spatial_dims']}D images of {channels} channel{'s' * (channels > 1)}"
 
 
 def _described(study: Study) -> dict[str, Any]:

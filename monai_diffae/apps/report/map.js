@@ -132,11 +132,6 @@
       map.setPlaces(...unpack(places), axes);
     }
 
-    function again() {
-      colour();
-      map.drawNow();
-    }
-
     const colourBy = find(".colour-by");
     names.forEach((name) => colourBy.append(new Option(name, name)));
     colourBy.addEventListener("change", () => {
@@ -155,7 +150,7 @@
     });
     const options = document.getElementById(`${root.dataset.map}-ids`);
     data.ids.slice(0, MOST_OPTIONS).forEach((id) => options.append(new Option(id, id)));
-    for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", again);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colour); // not for print: Chromium prints it empty
     project();
     colour();
     pin(data.first ?? -1);

@@ -26,7 +26,12 @@ _NAMES = {
     "fid": "FID ↓", "kid": "KID ↓", "mmd": "MMD ↓", "precision": "precision ↑", "recall": "recall ↑",
     "x_T_std": "std of x_T (noise: 1)",
     "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)", "diversity": "diversity",
-    "copying_ratio": "copying ratio",
+    "copying_ratio": "copying ratio", "z_sem_usage": "use of z_sem ↑", "dims": "dimensions",
+    "active": "active dimensions", "participation_ratio": "participation ratio",
+    "dims_for_95_percent": "dimensions for 95 % of the variance",
+    "collapse_effective_rank": "collapse (0: none, 1: a line)",
+    "collapse_centroid_similarity": "similarity of the classes' centres",
+    "collapse_separation": "overlap of classes (1: they are one)",
 }  # fmt: skip
 _COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "fid", "kid", "precision", "recall")
 _CLEAR = Markup("<strong>{:+.3g}</strong>")

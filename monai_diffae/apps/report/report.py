@@ -84,11 +84,13 @@ def report(
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first, or ...
     """
     from monai_diffae.apps.report.contents import make_pictures, report_page
-    from monai_diffae.apps.report.study import Study
+    from monai_diffae.apps.report.study import JOURNAL, Study
     from monai_diffae.apps.report.writing import write_report
+    from monai_diffae.apps.steps import Steps
     from monai_diffae.apps.tracking import log_to_training
 
-    study = Study(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite)
+    steps = Steps(journal=out / JOURNAL)
+    study = Study(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
     study.run()
     pictures = make_pictures(study)
     result = ReportResult(out, study.steps.outcomes)

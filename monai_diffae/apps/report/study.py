@@ -17,12 +17,16 @@ from monai_diffae.apps.examples import find_examples, find_positive, find_target
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.errors import ConfigError
 
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
+
+JOURNAL = "steps.json"
+"""The file in the folder of a page that keeps durations and warnings of the steps."""
 
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
@@ -135,6 +139,23 @@ class Study:
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
             self._generate()
 
+    def describe(self) -> dict[str, Any]:
+        """Run ``info``.
+
+        Returns:
+            The summary of the model.
+
+        Raises:
+            ConfigError: the bundle is not trained.
+            UnsafeInputError: the bundle has code of its own, and is not trusted.
+        """
+        if "info" not in self.outcomes:
+            if not self.steps.prepare("Look at the model", "info", bundle=self.bundle).was_run:
+                load_bundle(self.bundle, "cpu")  # raises the error that says why
+            self._keep("info")
+        summary: dict[str, Any] = self.result("info").summary
+        return summary
+
     def look(self, cases: Sequence[str] = ()) -> None:
         """Run the commands that several models can be compared by: embed, reconstruct, find neighbors, probe.
 
@@ -143,9 +164,9 @@ class Study:
 
         Raises:
             ConfigError: the bundle is not trained, or a target is no label.
+            UnsafeInputError: the bundle has code of its own, and is not trusted.
         """
-        self.steps.prepare("Look at the model", "info", bundle=self.bundle)
-        self._keep("info")
+        self.describe()
         if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
             return
         self._attempt(

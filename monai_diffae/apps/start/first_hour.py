@@ -246,10 +246,19 @@ class FirstHour:
         if targets and found is None:
             why = f"z_sem predicts none of the labels ({', '.join(targets)}), so no scan is edited along one. {why}"
         yield why, command_line("start", longer)
+        opened = {"bundle": self.model, "cohort": self.table}
+        yield (
+            "Open a page with a map of all scans, and sliders that edit them:",
+            command_line("explore", {**opened, "embeddings": embeddings}),
+        )
+        yield (
+            "Make a report to send around:",
+            command_line("report", {**opened, "out": self.out / "report", "targets": list(targets)}),
+        )
         if found is not None:
             grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": self._direction(found)}
             yield f"Grade every scan along {found}:", command_line("grade", grades)
-        unusual = {"bundle": self.model, "cohort": self.table, "out": self.out / "anomaly", "split": "val", "limit": 8}
+        unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
         yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
 
 

@@ -53,5 +53,5 @@ def json_content(path: Path) -> Any:
     """Return the content of a JSON file; None if it cannot be read as JSON."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

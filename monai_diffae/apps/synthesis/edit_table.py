@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import TrainedBundle
-from monai_diffae.data.embeddings import patient_hash, read_embeddings, z_matrix
+from monai_diffae.data.embeddings import patient_key_name, read_embeddings, z_matrix
+from monai_diffae.data.patient_keys import PatientKey, key_beside
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
 from monai_diffae.latents.directions import Along
@@ -35,25 +36,30 @@ class OtherPatients:
     Attributes:
         z_norm: ``[N, D]``.
         patients: ``[N]``, hashes.
+        key: hashes patients as the table does.
     """
 
     z_norm: Floats
     patients: NDArray[np.str_]
+    key: PatientKey
 
     @classmethod
-    def of(cls, table: pd.DataFrame, direction: Direction) -> OtherPatients:
+    def read(cls, embeddings: Path, direction: Direction) -> OtherPatients:
         """Read them from a table of embeddings.
 
         Raises:
             CohortError: the table has fewer than two patients.
+            ConfigError: the key with which its patients were hashed is not beside it.
         """
+        table = read_embeddings(embeddings)
         if "patient" not in table or table["patient"].nunique() < 2:
             raise CohortError("embeddings: the table has fewer than two patients; embed a cohort with a column patient")
-        return cls(direction.statistics.normalise(z_matrix(table)), table["patient"].to_numpy(str))
+        key = key_beside(embeddings, patient_key_name(table))
+        return cls(direction.statistics.normalise(z_matrix(table)), table["patient"].to_numpy(str), key)
 
     def nearest(self, z_norm: Floats, patient: str) -> Floats:
         """Return the distance of each z_sem (A, D) to the nearest one of another patient: (A,)."""
-        z_others = self.z_norm[self.patients != patient_hash(patient)]
+        z_others = self.z_norm[self.patients != self.key.hash(patient)]
         return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
 
 
@@ -100,9 +106,9 @@ class EditTable:
             each.check_fits(trained.sha256, trained.z_channels)
         if embeddings is None:
             return self
-        table = read_embeddings(embeddings)
+        others = OtherPatients.read(embeddings, self.direction)
         check_same_model(embeddings, trained.folder)
-        return replace(self, others=OtherPatients.of(table, self.direction))
+        return replace(self, others=others)
 
     def moved(self, z_sem: Floats) -> Floats:
         """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, images_in, log_to_open_run, remove_images, run_once
+from monai_diffae.apps.result_files import images_in
+from monai_diffae.apps.results import CommandResult, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Run, Sampling, Seed
 
 Side = Literal["positive", "negative"]

@@ -207,6 +207,7 @@ def plan(
     from monai_diffae.apps.training import planning
     from monai_diffae.apps.training.plan_checks import unusable_scans
     from monai_diffae.apps.training.proposals import open_machine, propose
+    from monai_diffae.bundle.trust import check_code
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.progress import track
     from monai_diffae.data.survey import survey_cohort
@@ -222,6 +223,7 @@ def plan(
     survey = survey_cohort(scans, given.get("spatial_dims"), fingerprints=check)
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
     parser = planning.read_training_config(bundle, overlays)
+    check_code(overrides, "overrides", places=False)
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")

@@ -18,6 +18,7 @@ from monai_diffae.apps.training.proposals import Machine
 from monai_diffae.apps.training.speed import Speed, measure_speed
 from monai_diffae.apps.training.timed_plans import TimedProposal, propose_in_time
 from monai_diffae.apps.training.timetables import CHOSEN_KEYS, Work
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import build
@@ -84,8 +85,7 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
     for overlay in overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
-    parser = ConfigParser()
-    parser.read_config([str(file), *map(str, overlays)])
+    parser = read_config(file, *overlays)
     check_dimensions(parser.get())
     return parser
 

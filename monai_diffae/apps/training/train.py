@@ -161,6 +161,8 @@ def run_training(
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
     from monai_diffae.apps.training.training_run import open_training_run
+    from monai_diffae.bundle.summary import bundle_code
+    from monai_diffae.bundle.trust import is_trusting
 
     values = {"bundle_root": str(bundle), **_values(given, training)}
     run = open_training_run(file, training.overlays, values)
@@ -175,6 +177,8 @@ def run_training(
         if cause is None or cause is error:
             raise
         raise cause from error
+    if is_trusting():
+        bundle_code(run.folder)  # remembers the results of the training as trusted, too
     return run
 
 

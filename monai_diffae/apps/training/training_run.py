@@ -13,8 +13,10 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.loading import set_values
 from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.bundle.trust import check_code
 from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.errors import ConfigError
 
@@ -47,9 +49,10 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
 
     Raises:
         ConfigError: the configuration has no such id, or remembered settings do not fit it.
+        UnsafeInputError: the configuration or a value has code of its own, and is not trusted.
     """
-    given = ConfigParser()
-    given.read_config([str(path) for path in (file, *overlays)])
+    given = read_config(file, *overlays)
+    check_code(values, "overrides", places=False)
     set_values(given, values, "the configuration", f"configs/{file.name}")
     folder = Path(str(given.get_parsed_content("output_dir")))
     settings = _remembered(given, folder)
@@ -68,6 +71,7 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
                     f"{layout.TRAINING}: its settings do not fit configs/{file.name}; use the bundle with which the "
                     "training began"
                 ) from error
+    check_code(workflow.parser.get(), f"{file.resolve().parents[1].name}: {file.name}")
     # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
     set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
     return TrainingRun(workflow, folder)
@@ -82,13 +86,21 @@ def _remembered(given: ConfigParser, folder: Path) -> dict[str, Any]:
     return {} if start_from is None else start_settings(str(start_from))
 
 
+class _Workflow(ConfigWorkflow):
+    """A run that cannot import modules from the bundle's folder, where MONAI (1.6.1) searches even before Python's."""
+
+    def run(self) -> Any:
+        """Evaluate the key ``run``."""
+        return self._run_expr(id=self.run_id)
+
+
 def _workflow(files: Sequence[Path]) -> ConfigWorkflow:
     # MONAI warns about each overlay from another folder, and about the lack of a logging file
     log = logging.getLogger("monai.bundle.workflows")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        return ConfigWorkflow([str(file) for file in files], logging_file=False, workflow_type="train")
+        return _Workflow([str(file) for file in files], logging_file=False, workflow_type="train")
     finally:
         log.setLevel(level)
 

@@ -8,7 +8,8 @@ import torch
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import patient_hash, read_embeddings
+from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.patient_keys import KEY_FILE, folder_key
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
@@ -50,9 +51,11 @@ def test_every_case_has_a_row_with_labels_and_z_sem(embedded, tiny_bundle):
 
 def test_no_patient_and_no_path_is_written(embedded, tiny_bundle):
     table = pd.read_parquet(embedded.path)
-    assert table["patient"].tolist() == [
-        patient_hash(patient) for patient in pd.read_csv(tiny_bundle.cohort)["patient"]
-    ]
+    key = folder_key(embedded.path.parent)
+    assert table["patient"].tolist() == [key.hash(patient) for patient in pd.read_csv(tiny_bundle.cohort)["patient"]]
+    assert table.attrs["monai_diffae"]["patient_key"] == key.name
+    written = [file for file in embedded.path.parent.iterdir() if key.secret.encode() in file.read_bytes()]
+    assert [file.name for file in written] == [KEY_FILE]
     assert str(tiny_bundle.cohort.parent) not in embedded.path.with_suffix(".json").read_text()
 
 

@@ -18,8 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.embedding.embed import _modification_times, embed
-from monai_diffae.data.cases import Case
+from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import ConfigError
 
@@ -373,16 +372,3 @@ def test_shards_of_other_versions_are_not_used(labelled, tmp_path, written, monk
         monkeypatch.setattr("monai_diffae.apps.results.__version__", version)
         interrupted(written, 1, labelled.bundle, cohort, out)
     assert len(list(out.parent.glob(".z-*"))) == 2
-
-
-def test_a_series_was_written_when_its_folders_newest_file_was(tmp_path):
-    for name in ("a.dcm", "b.dcm"):
-        (tmp_path / name).write_bytes(b"")
-        os.utime(tmp_path / name, ns=(5, 5))
-    os.utime(tmp_path, ns=(9, 9))
-    series = [Case(name, {"image": f"{tmp_path}#series={name}"}, name) for name in ("1.2", "1.3")]
-    others = [Case(path.name, {"image": path}, "p") for path in (tmp_path, tmp_path / "a.dcm")]
-    assert _modification_times([*series, *others]) == [5, 5, 5, 5]
-    os.utime(tmp_path / "b.dcm", ns=(7, 7))
-    assert _modification_times([*series, *others]) == [7, 7, 7, 5]
-    assert _modification_times([Case("gone", {"image": tmp_path / "gone"}, "p")]) == [0]

@@ -1,8 +1,11 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from monai_diffae.apps.evaluation.info import info
+from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 
@@ -11,9 +14,56 @@ def test_the_properties_of_a_bundle_and_its_decoding_settings(tiny_bundle):
     assert list(summary) == [
         "spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range", "z_channels",
         "parameters", "steps", "invert_steps", "solver", "inversion", "spacing", "z_sem_usage", "sha256",
+        "own_code", "files",
     ]  # fmt: skip
     assert (summary["steps"], summary["invert_steps"], summary["solver"]) == (3, 4, "adams")
     assert summary["image_size"] == [16, 16]
+    assert summary["own_code"] == []
+    assert list(summary["files"]) == ["models/config.json", "configs/train.json", "configs/train_latent.json"]
+
+
+@pytest.fixture
+def stranger(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    bundle = Path(shutil.copytree(tiny_bundle.directory, tmp_path / "stranger"))
+    for name in ("models/config.json", "configs/train.json"):
+        file = bundle / name
+        config = json.loads(file.read_text())
+        config["in_channels"] = f"$open({str(tmp_path / 'proof')!r}, 'w') and 1"
+        config["preprocessing"]["transforms"].append({"_target_": "os.system\x1b[2J", "command": "true"})
+        file.write_text(json.dumps(config))
+    return bundle
+
+
+def test_a_bundle_of_a_stranger_is_described_without_running_it(stranger, tmp_path, run):
+    """R20"""
+    code, out, _ = run("info", stranger)
+    lines = out.splitlines()
+    assert code in (0, None)
+    assert [line for line in lines if line.startswith('own code: models/config.json: expression "$open(')]
+    assert [line for line in lines if r"target 'os.system\x1b[2J' at 'preprocessing#transforms#" in line]
+    assert [line for line in lines if line.startswith("own code: configs/train.json: ")]
+    assert f"models/config.json: sha256 {file_checksum(stranger / 'models' / 'config.json')}" in lines
+    assert lines[-1] == "nothing was run; if you trust the author of this code, add --trust"
+    assert not (tmp_path / "proof").exists()
+
+
+def test_an_untrained_bundle_of_a_stranger_is_described_too(stranger, run):
+    (stranger / "models" / "model.pt").unlink()
+    assert "own code: configs/train.json: expression" in run("info", stranger)[1]
+
+
+def test_info_with_trust_shows_the_properties_and_remembers(stranger, tmp_path, run):
+    for name in ("models/config.json", "configs/train.json"):
+        (stranger / name).write_text(
+            (stranger / name)
+            .read_text()
+            .replace(r"os.system\u001b[2J", "monai.transforms.Identityd")
+            .replace('"command": "true"', '"keys": "image"')
+        )
+    assert "z_channels: 8\n" in run("info", stranger, "--trust")[1]
+    assert (tmp_path / "proof").exists()
+    assert "z_channels: 8\n" in run("info", stranger)[1]
 
 
 def test_the_command(run, tiny_bundle):

@@ -137,6 +137,16 @@ def test_queries_of_another_table(table, write, tmp_path):
         neighbors(path, tmp_path / "p", queries=write(new, "other", model="another"))
 
 
+def test_queries_whose_patients_have_another_key_are_warned_of(table, write, tmp_path, caplog):
+    table.attrs["monai_diffae"] = {"patient_key": "one"}
+    path, new = write(table), table.iloc[:2].copy()
+    neighbors(path, tmp_path / "same", queries=write(new, "same_key"))
+    assert "different keys" not in caplog.text
+    new.attrs["monai_diffae"] = {"patient_key": "other"}
+    neighbors(path, tmp_path / "other", queries=write(new, "other_key"))
+    assert "other_key.parquet and e.parquet hide their patients with different keys" in caplog.text
+
+
 def test_complete_results_are_skipped(table, write, tmp_path):
     path = write(table)
     first, second = (neighbors(path, tmp_path / "o") for _ in range(2))

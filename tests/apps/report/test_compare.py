@@ -37,3 +37,12 @@ def test_trainings_can_be_compared_without_a_cohort(tiny_bundle, labelled, tmp_p
 def test_one_model_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="use report"):
         compare(tmp_path / "out", bundle=["a"])
+
+
+def test_models_of_different_kinds_are_refused_before_any_work(tiny_bundle, tiny_bundle_3d, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="takes 2D images of 1 channel and .* takes 3D images of 1 channel"):
+        compare(
+            tmp_path / "out", bundle=[tiny_bundle.directory, tiny_bundle_3d.directory], cohort=tiny_bundle.cohort,
+            device="cpu",
+        )  # fmt: skip
+    assert not list((tmp_path / "out").rglob("embeddings*"))

@@ -142,6 +142,14 @@ def test_every_section_is_printed_in_light_colours(reported: Any, open_page: Any
     assert not page.get_by_role("button", name="Open all sections").is_visible()
 
 
+def test_the_map_is_printed(reported: Any, open_page: Any, tmp_path: Any) -> None:
+    """The points are circles, which a PDF has as curves: without them there are few."""
+    page = open_page(reported.page.as_uri())
+    with_map = len(page.pdf(print_background=True))
+    page.evaluate("document.querySelector('.map .points').remove()")
+    assert with_map > len(page.pdf(print_background=True)) + 2000
+
+
 def test_controls_and_pictures_have_names(reported: Any, open_page: Any) -> None:
     page = open_page(reported.page.as_uri())
     for control in page.locator("main button:visible, main select:visible, main input:visible").all():

@@ -126,6 +126,14 @@ def test_a_step_that_fails_is_omitted_and_the_page_says_why(labelled, quick_eval
     assert "failures" in [each.attributes["id"] for each in page.all("details", class_="card")]
 
 
+def test_warnings_stand_on_the_page_of_a_second_call_too(reported, labelled, page_reader) -> None:
+    """Probing the training patients, too, is what the figures are to be read with."""
+    warning = "the autoencoder was trained on patients of"
+    assert warning in page_reader(reported.page).text
+    arguments = {"cohort": labelled.cohort, "targets": ["wide", "head_size"], "device": "cpu"}
+    assert warning in page_reader(report(labelled.bundle, reported.folder, **arguments).page).text
+
+
 def test_a_label_of_three_classes_has_a_direction_towards_one_of_them(tmp_path, monkeypatch) -> None:
     findings = ["benign"] * 5 + ["malignant"] * 3 + ["normal"] * 4
     table = pd.DataFrame({"id": [f"c{i}" for i in range(12)], "split": "test", "finding": findings})

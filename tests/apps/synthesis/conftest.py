@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.patient_keys import KEY_FILE
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def changed(labelled, tmp_path):
         path = tmp_path / f"{name}.parquet"
         read_embeddings(labelled.embeddings).assign(**columns).to_parquet(path)
         shutil.copy(labelled.embeddings.with_suffix(".json"), path.with_suffix(".json"))
+        shutil.copy(labelled.embeddings.with_name(KEY_FILE), path.with_name(KEY_FILE))
         return path
 
     return write

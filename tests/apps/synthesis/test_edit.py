@@ -11,6 +11,7 @@ from PIL import Image
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.edit_table import OtherPatients
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
@@ -404,3 +405,11 @@ def test_captions_are_drawn_only_if_they_are_asked_for(edited, labelled, options
     with pytest.raises(ConfigError, match="captions: there is no 'name'; choose from: id, .*tilt"):
         edit(labelled.bundle, labelled.cohort, tmp_path / "none", **few, captions=["name"])
     assert not (tmp_path / "none").exists()
+
+
+def test_embeddings_without_the_key_of_their_patients_are_refused(labelled, tmp_path):
+    """Goal R21: without it, the case's own patient would count as another one."""
+    for suffix in (".parquet", ".json"):
+        shutil.copy(labelled.embeddings.with_suffix(suffix), tmp_path)
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: the key of its patients is not beside it"):
+        OtherPatients.read(tmp_path / "embeddings.parquet", read_direction(labelled.direction))

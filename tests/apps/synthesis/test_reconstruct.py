@@ -12,7 +12,8 @@ from PIL import Image
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.decoding import inferer_settings
-from monai_diffae.bundle.loading import bundle_summary, load_bundle
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.summary import bundle_summary
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.solvers import unipc
 from monai_diffae.errors import ConfigError

@@ -26,7 +26,8 @@ from monai_diffae.apps.training.import_official import import_official
 from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.folders import check_new_folder
 from monai_diffae.bundle.latent_ddim import load_latent
-from monai_diffae.bundle.loading import bundle_summary, load_bundle
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.summary import bundle_summary
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
 from monai_diffae.networks import LatentMLP

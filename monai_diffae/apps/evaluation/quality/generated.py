@@ -20,6 +20,7 @@ from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents import LatentStatistics, mmd, nearest_distances, nearest_neighbors
@@ -115,11 +116,11 @@ class GeneratedImages:
         samples, real = statistics.normalise(self.z_sem.numpy()), statistics.normalise(held_out.z)
         row = partial(self._row, {"features": "z_sem"})
         yield row("mmd", mmd(samples, real))
-        yield from self._precision_and_recall({"features": "z_sem"}, real, samples)
+        yield from self._precision_and_recall({"features": "z_sem"}, real, samples, held_out.cases)
         if train is not None:
             known = statistics.normalise(train.z)
             distances = nearest_distances(samples, known), nearest_distances(real, known)
-            yield self._copying({"features": "z_sem"}, *distances)
+            yield self._copying({"features": "z_sem"}, *distances, held_out.cases)
 
     def _training_rows(self) -> Iterator[Row]:
         """FID and KID of training images in place of generated ones: what a perfect model would reach."""
@@ -142,10 +143,10 @@ class GeneratedImages:
             of_network = {**fields, "features": name}
             yield self._row(of_network, "fid", frechet_distance(made, real))
             yield self._row(of_network, "kid", kernel_distance(made, real))
-            yield from self._precision_and_recall(of_network, real, made)
+            yield from self._precision_and_recall(of_network, real, made, self.held_out.cases)
         if self.train is not None:
             distances, _ = nearest_images(images, self.train, self.session.run.batch_size)
-            yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances)
+            yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances, self.held_out.cases)
 
     @cached_property
     def _real_distances(self) -> Floats:
@@ -188,9 +189,12 @@ class GeneratedImages:
         features = [self.networks[name](part.to(trained.device), trained.model_range).cpu() for part in parts]
         return torch.cat(features).double().numpy()
 
-    def _precision_and_recall(self, condition: Mapping[str, Any], real: Any, made: Any) -> Iterator[Row]:
+    def _precision_and_recall(
+        self, condition: Mapping[str, Any], real: Any, made: Any, cases: Sequence[Case]
+    ) -> Iterator[Row]:
+        """Both, of the held-out ``cases`` whose features are ``real``."""
         realistic, covered = precision_and_recall(real, made)
-        patients = [case.patient for case in self.held_out.cases]
+        patients = [case.patient for case in cases]
         for metric, values, groups in (
             ("precision", realistic, range(len(realistic))), ("recall", covered, patients)
         ):  # fmt: skip
@@ -198,13 +202,16 @@ class GeneratedImages:
             ends = interval(bootstrapped(mean, list(groups), self.seed)[:, 0])
             yield self._row(condition, metric, float(values.mean()), ends)
 
-    def _copying(self, condition: Mapping[str, Any], of_samples: Floats, of_held_out: Floats) -> Row:
+    def _copying(
+        self, condition: Mapping[str, Any], of_samples: Floats, of_held_out: Floats, cases: Sequence[Case]
+    ) -> Row:
         """The copying ratio, with an interval over generated images and held-out patients.
 
         Args:
             condition: the fields of the row.
             of_samples: the distance of each generated image to its nearest training case.
             of_held_out: that of each held-out case.
+            cases: the held-out cases.
         """
         distances = np.concatenate([of_samples, of_held_out])
         is_sample = np.arange(len(distances)) < len(of_samples)
@@ -214,7 +221,7 @@ class GeneratedImages:
             made, real = (np.median(np.repeat(distances[own], counts[own])) for own in (is_sample, ~is_sample))
             return np.array([made / real if real > 0 else np.nan])
 
-        groups = [*(f"generated {i}" for i in range(len(of_samples))), *(case.patient for case in self.held_out.cases)]
+        groups = [*(f"generated {i}" for i in range(len(of_samples))), *(case.patient for case in cases)]
         draws = bootstrapped(ratio, groups, self.seed)
         return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
 

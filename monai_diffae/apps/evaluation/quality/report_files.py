@@ -96,12 +96,26 @@ def _markdown_tables(rows: Sequence[Row]) -> Iterator[str]:
         lines = wide_lines(rows, table)
         if not lines:
             continue
-        columns = list(dict.fromkeys(name for line in lines for name in line))
-        shown = [name for name in columns if not name.endswith(("_low", "_high"))]
-        head = [f"{name}{_ARROWS[_BETTER.get(name)]}" for name in shown]
-        body = [[_cell(line, name) for name in shown] for line in lines]
-        cells = [head, ["---"] * len(shown), *body]
-        yield "\n".join([f"**{title}**", "", *("| " + " | ".join(row) + " |" for row in cells)])
+        yield f"**{title}**"
+        for group in _alike(lines):
+            shown = [name for name in _shown(group[0]) if any(line[name] is not None for line in group)]
+            head = [f"{name}{_ARROWS[_BETTER.get(name)]}" for name in shown]
+            body = [[_cell(line, name) for name in shown] for line in group]
+            cells = [head, ["---"] * len(shown), *body]
+            yield "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def _alike(lines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The lines in groups that have the same metrics, so that no table is full of empty cells."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(tuple(_shown(line)), []).append(line)
+    return list(groups.values())
+
+
+def _shown(line: Iterable[str]) -> list[str]:
+    """The columns of a line without the ends of intervals, which stand beside their values."""
+    return [name for name in line if not name.endswith(("_low", "_high"))]
 
 
 def _cell(line: dict[str, Any], name: str) -> str:

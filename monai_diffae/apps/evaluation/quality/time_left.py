@@ -35,7 +35,10 @@ class TimeLeft:
             self.total, self._done = self.total - count, self._done - count
         elif self._done == count and count < self.total:
             seconds = (time.monotonic() - self._start) * (self.total - count) / count
-            logger.info("%s network evaluations of single images: about %s", f"{self.total:,}", _duration(seconds))
+            logger.info(
+                "%s network evaluations of single images: about %s; fewer steps, draws or cases (limit) take less",
+                f"{self.total:,}", _duration(seconds),
+            )  # fmt: skip
 
 
 def _duration(seconds: float) -> str:

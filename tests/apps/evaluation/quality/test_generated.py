@@ -65,6 +65,17 @@ def test_the_figures_of_z_sem_are_those_of_the_samples_that_generate_writes(
     assert row["low"] <= row["value"] <= row["high"]
 
 
+def test_fewer_reconstructed_cases_do_not_change_the_figures_of_z_sem(report, latent_bundle, cohort, tmp_path):
+    """They come from more held-out cases than are reconstructed, which once ended the run."""
+    few = evaluate(tmp_path, bundle=latent_bundle, cohort=cohort, steps=[2], num_images=12, limit=3, device="cpu")
+    figures = [
+        [row for row in made.content["rows"] if row["table"] == "generation" and row["features"] == "z_sem"]
+        for made in (report, few)
+    ]
+    assert figures[0] == figures[1]
+    assert {row["metric"] for row in figures[1]} == {"mmd", "precision", "recall", "copying_ratio"}
+
+
 def test_the_copying_ratio_in_pixels_by_brute_force(report, latent_bundle, cohort, tmp_path):
     made = generate(latent_bundle, tmp_path / "made", num_images=12, steps=3, device="cpu")
     session = Session.open(latent_bundle, cohort, device="cpu")

@@ -1,0 +1,78 @@
+"""The files of a result, by their hashes: a result is complete only if its files are what was written."""
+
+# tested in tests/apps/test_results.py
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.errors import ConfigError
+
+_NAME_DIGITS = 16
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder; none if it does not exist."""
+    return [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
+
+
+def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases.
+
+    Args:
+        root: the folder to which names are relative.
+        results: files, and folders of files.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.csv").write_text("1,2")
+        ...     result_hashes(Path(folder), [Path(folder) / "a.csv"])  # doctest: +ELLIPSIS
+        {'58cab9b6f6ce8d98': '7bcb2c...'}
+    """
+    return {_key(root, file): _hash(file) for file in _files(results)}
+
+
+def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, Any]) -> int:
+    """How many recorded files of a result do not exist any more.
+
+    Args:
+        record: the result's record.
+        results: files, and folders of files, which may also hold files of the user.
+        hashes: what :func:`result_hashes` returned when the result was made.
+
+    Raises:
+        ConfigError: a file differs from what was written, because it was damaged or edited.
+    """
+    if not all(isinstance(value, str) for value in hashes.values()):
+        return 0  # the record of an older version, which counted images
+    existing = {_key(record.parent, file): file for file in _files(results)}
+    for key in existing.keys() & hashes.keys():
+        if _hash(existing[key]) != hashes[key]:
+            raise ConfigError(
+                f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
+                "make it again, or choose another out"
+            )
+    return len(hashes.keys() - existing.keys())
+
+
+def _files(results: Sequence[Path]) -> Iterator[Path]:
+    for path in results:
+        if path.is_file():
+            yield path
+        else:  # hidden files are nobody's results
+            yield from (file for file in path.rglob("[!.]*") if file.is_file())
+
+
+def _key(root: Path, file: Path) -> str:
+    name = Path(os.path.relpath(file, root)).as_posix()
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_NAME_DIGITS]
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,75 @@
+"""What a bundle is and which code it brings along, as plain values."""
+
+# tested in tests/apps/evaluation/test_info.py
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.bundle.config_reading import read_own_code
+from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.layout import CONFIGS, FILES_THAT_RUN, MODEL, MODELS, models_folder
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.errors import UnsafeInputError
+
+_PROPERTIES = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")
+
+
+def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The properties of a trained bundle: its images, size, decoding settings, own code and checksums.
+
+    Nothing of a bundle with code of its own is run, unless it is trusted. Its summary has the code and checksums only.
+
+    Returns:
+        Values by their names. ``own_code`` has one text for each target, expression or place that no configuration of
+        this package has; ``files`` the checksums of the configurations.
+
+    Raises:
+        ConfigError: the bundle is not trained, or a configuration cannot be read.
+    """
+    root = Path(directory)
+    code = bundle_code(root)
+    content = {"own_code": code, "files": {name: file_checksum(path) for name, path in _files(root).items()}}
+    weights = models_folder(root) / MODEL
+    if code and not weights.is_file():
+        return content
+    try:
+        return {**_properties(root), **content}
+    except UnsafeInputError:
+        if not code:  # the weights are unsafe
+            raise
+        return {**content, "sha256": file_checksum(weights)}
+
+
+def bundle_code(root: Path) -> list[str]:
+    """The code of its own that a bundle brings along: one text for each part. Nothing of it is run.
+
+    Within :func:`~monai_diffae.bundle.trust.trusting`, the configurations are remembered as trusted.
+
+    Raises:
+        ConfigError: a configuration cannot be read.
+    """
+    return [f"{name}: {part}" for name, path in _files(root).items() for part in read_own_code(path)]
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """The configurations that this package builds or runs, by their names with the folder."""
+    folders = {MODELS: models_folder(root), CONFIGS: root / CONFIGS}
+    paths = {f"{name}/{file}": path / file for name, path in folders.items() for file in FILES_THAT_RUN[name]}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _properties(root: Path) -> dict[str, Any]:
+    trained = load_bundle(root, "cpu")
+    settings = inferer_settings(trained.inferer)
+    return {
+        **{key: trained.config[key] for key in _PROPERTIES if key in trained.config},
+        "z_channels": trained.z_channels,
+        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        **{name: settings[name] for name in ("steps", "invert_steps", "solver", "inversion", "spacing")},
+        "z_sem_usage": trained.z_sem_usage,
+        "sha256": trained.sha256,
+    }

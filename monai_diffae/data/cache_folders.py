@@ -1,0 +1,59 @@
+"""Folders for preprocessed scans on disk: locked while their process lives, so that those of killed ones can go."""
+
+# tested in tests/data/test_cached.py
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_PREFIX, _LOCK = "diffae-cache-", ".lock"
+_held: dict[Path, FileLock] = {}  # until the folder is removed; a lock cannot be sent to worker processes
+
+
+def make_cache_folder(parent: str | os.PathLike[str] | None) -> Path:
+    """Make a folder for a cache, and remove those of processes that were killed.
+
+    Args:
+        parent: where to make it; None: the system's folder for temporary files.
+
+    Raises:
+        OSError: ``parent`` cannot be written.
+    """
+    root = Path(tempfile.gettempdir() if parent is None else parent)
+    root.mkdir(parents=True, exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+    lock = FileLock(hidden / _LOCK)
+    lock.acquire()
+    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
+    hidden.rename(folder)  # it has this name only with its lock
+    _held[folder] = lock
+    return folder
+
+
+def remove_cache_folder(folder: Path, owner: int) -> None:
+    """Remove a cache, unless this is another process than its owner, such as a worker that ends."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock := _held.pop(folder, None):
+            lock.release()
+
+
+def remove_abandoned_caches(parent: str | os.PathLike[str] | None) -> None:
+    """Remove the caches of processes that were killed: they hold the patients' pixels.
+
+    Args:
+        parent: the folder in which caches are made; None: the system's folder for temporary files.
+    """
+    for folder in Path(tempfile.gettempdir() if parent is None else parent).glob(f"{_PREFIX}*"):
+        if folder in _held:
+            continue
+        # it may be another user's, or be used
+        with suppress(OSError, Timeout), FileLock(folder / _LOCK, timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)

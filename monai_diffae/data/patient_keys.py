@@ -1,0 +1,96 @@
+"""Keyed hashes of patients: without the key, nobody can try out a list of names or numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_diffae.errors import ConfigError, MachineError
+
+KEY_FILE = ".patient_key"
+"""The file with the key, in the folder of the tables that it was used for. It must not be published with them."""
+
+
+@dataclass(frozen=True)
+class PatientKey:
+    """The key that turns patients into hashes.
+
+    Attributes:
+        secret: 32 random hexadecimal digits.
+    """
+
+    secret: str
+
+    @property
+    def name(self) -> str:
+        """Eight digits that tell keys apart and do not reveal them; tables record them."""
+        return hashlib.sha256(f"monai_diffae:key:{self.secret}".encode()).hexdigest()[:8]
+
+    def hash(self, patient: str) -> str:
+        """The first 16 hexadecimal digits of the HMAC-SHA-256 of a patient: the same for all cases of a patient.
+
+        Example:
+            >>> PatientKey("ab").hash("sub-01") == PatientKey("ab").hash("sub-01"), PatientKey("cd").hash("sub-01")
+            (True, '89970eb52baacfbd')
+        """
+        message = patient.encode("utf-8", "surrogatepass")
+        return hmac.new(self.secret.encode(), message, "sha256").hexdigest()[:16]
+
+
+def folder_key(folder: Path) -> PatientKey:
+    """The key of a folder; it is made if there is none. Only the user can read it.
+
+    Raises:
+        ConfigError: the file with the key is damaged.
+        MachineError: it cannot be written.
+    """
+    file = folder / KEY_FILE
+    if file.is_file():
+        return _read(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as stream:
+            stream.write(_new_secret())
+    except OSError as error:
+        raise MachineError(f"{KEY_FILE}: cannot be written ({error.strerror}); choose another folder") from error
+    return _read(file)
+
+
+def key_beside(table: Path, name: str | None) -> PatientKey:
+    """The key with which the patients of a table were hashed.
+
+    Args:
+        table: the table.
+        name: the name of its key, which the table records; None: it records none.
+
+    Raises:
+        ConfigError: the key is not beside the table, or an earlier version made the table, which had none.
+    """
+    if name is None:
+        raise ConfigError(f"{table.name}: an earlier version hashed its patients in another way; embed again")
+    file = table.parent / KEY_FILE
+    key = _read(file) if file.is_file() else None
+    if key is None or key.name != name:
+        raise ConfigError(
+            f"{table.name}: the key of its patients is not beside it; copy {KEY_FILE} from the folder in which embed "
+            "wrote the table, or embed again"
+        )
+    return key
+
+
+def _read(file: Path) -> PatientKey:
+    try:
+        secret = file.read_text().strip()
+    except (OSError, ValueError):
+        secret = ""
+    if len(secret) != 32 or not set(secret) <= set("0123456789abcdef"):
+        raise ConfigError(f"{KEY_FILE}: is damaged; remove it, and embed again with overwrite")
+    return PatientKey(secret)
+
+
+def _new_secret() -> str:
+    return secrets.token_hex(16)

@@ -1,0 +1,236 @@
+"""R20: a bundle with code of its own is described, and runs only when its user trusts it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import monai_diffae
+from monai_diffae.bundle import load_bundle, trusting
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.own_code import own_code
+from monai_diffae.errors import ConfigError, UnsafeInputError
+
+PACKAGE = Path(monai_diffae.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A user who has trusted nothing yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return Path(shutil.copytree(tiny_bundle.directory, tmp_path / "stranger"))
+
+
+@pytest.fixture
+def edit(bundle):
+    """Change a configuration of the stranger's bundle; values by their ids, ``+`` appends."""
+
+    def change(values, file="models/config.json"):
+        path = bundle / file
+        config = json.loads(path.read_text())
+        for id, value in values.items():
+            *parents, last = id.split("#")
+            part = config
+            for key in parents:
+                part = part[int(key)] if isinstance(part, list) else part[key]
+            if last == "+":
+                part.append(value)
+            else:
+                part[int(last) if isinstance(part, list) else last] = value
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+def payloads(proof: Path):
+    """Changes of a model's configuration that would each write the file ``proof``."""
+    touch = f"__import__('pathlib').Path({str(proof)!r}).touch()"
+    component = {"_target_": "pathlib.Path.touch", "self": f"$__import__('pathlib').Path({str(proof)!r})"}
+    command = {"_target_": "subprocess.check_call", "args": ["touch", str(proof)]}
+    return {
+        "expression": {"in_channels": f"${touch} or 1"},
+        "expression_in_a_list": {"image_size": [16, f"${touch} or 16"]},
+        "import": {"imports#+": "$from antigravity import fly_test as x"},
+        "import_in_metadata": {"_meta_": {"author": "$import antigravity_test"}},
+        "target": {"network_def": component},
+        "target_beside": {"inferer#spacing": command},
+        "target_of_torch": {"inferer#spacing": {"_target_": "torch.os.system", "command": f"touch {proof}"}},
+        "target_of_monai": {"inferer#spacing": {"_target_": "monai.bundle.run", "config_file": str(proof)}},
+        "command_of_ours": {"inferer#spacing": {"_target_": "monai_diffae.train", "bundle": "x"}},
+        "target_by_reference": {"name": "os.system", "inferer#spacing": {"_target_": "@name", "command": "true"}},
+        "target_by_expression": {"inferer#spacing": {"_target_": "$print"}},
+        "required": {"inferer#_requires_": [f"${touch}"]},
+        "debugger": {"inferer#_mode_": "debug"},
+        "breakpoint": {"inferer#_debug_": True},
+        "disabled": {"inferer#_disabled_": f"${touch}"},
+        "other_file": {"image_size": "%/etc/other.json#size"},
+        "relative_reference": {"image_size": [16, f"$@##in_channels and {touch} or 16"]},
+        "shipped_text_with_more": {"model_range": [f"$@model_range[0] or {touch}", 1]},
+        "augmentation_of_files": {"preprocessing#transforms#+": {"_target_": "SaveImaged", "keys": "image"}},
+        "transform_with_code": {"preprocessing#transforms#+": {"_target_": "Lambdad", "keys": "image"}},
+        "download": {
+            "network_def#encoder": {"_target_": "monai.networks.nets.resnet18", "pretrained": str(proof)},
+        },
+    }
+
+
+@pytest.mark.parametrize("name", payloads(Path("proof")))
+def test_a_configuration_with_code_of_its_own_is_refused_and_nothing_of_it_runs(bundle, edit, tmp_path, name):
+    """R20"""
+    proof = tmp_path / "proof"
+    edit(payloads(proof)[name])
+    with pytest.raises(UnsafeInputError, match=r"^stranger: config.json is not trusted to use ") as error:
+        load_bundle(bundle, "cpu")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 300
+    assert "--trust" in str(error.value)
+    assert not proof.exists()
+    assert "antigravity" not in sys.modules
+
+
+def test_a_configuration_that_is_nested_too_deep_is_one_line(bundle):
+    for depth in (300, 2000, 100_000):
+        text = '{"network_def": ' + '{"a": [' * depth + "]}" * depth + "}"
+        (bundle / "models" / "config.json").write_text(text)
+        with pytest.raises((UnsafeInputError, ConfigError)) as error:
+            load_bundle(bundle, "cpu")
+        assert "\n" not in str(error.value)
+
+
+def test_every_command_that_reads_the_bundle_refuses_it(bundle, edit, tiny_bundle, labelled, tmp_path, run):
+    """R20, R25: each ends with 5."""
+    proof = tmp_path / "proof"
+    shutil.copy(labelled.bundle / "models" / "model.pt", bundle / "models" / "model.pt")  # the embeddings are of it
+    for file in ("models/config.json", "configs/train.json", "configs/train_latent.json"):
+        edit(payloads(proof)["expression"], file)
+    shutil.copy(bundle / "models" / "config.json", bundle / "models" / "latent_config.json")
+    cohort, out = str(tiny_bundle.cohort), str(tmp_path / "out")
+    commands = [
+        ["embed", bundle, cohort, out], ["embed", bundle, cohort, out, "--encoder", "untrained"],
+        ["reconstruct", bundle, cohort, out], ["generate", bundle, out], ["vary", bundle, cohort, out, "--case", "a"],
+        ["interpolate", bundle, cohort, out, "--start", "a", "--end", "b"],
+        ["traverse", bundle, labelled.embeddings, out], ["combine", bundle, cohort, out, "--case", "a", "--blend", "b"],
+        ["edit", bundle, cohort, out, "--direction", labelled.direction], ["diagnose", bundle, cohort, out],
+        ["calibrate", bundle, cohort], ["anomaly", bundle, cohort, out],
+        ["evaluate", out, "--bundle", bundle, "--cohort", cohort], ["report", bundle, out, "--cohort", cohort],
+            ["report", bundle, out],
+        ["explore", "--bundle", bundle, "--cohort", cohort], ["label-app", out, "--bundle", bundle],
+        ["train", bundle, cohort, out, "--overrides", "max_epochs=1"], ["train", bundle, cohort, "--minutes", "1"],
+        ["train", tiny_bundle.directory, cohort, out, "--start-from", bundle],
+        ["train-latent", bundle, cohort, out], ["plan", cohort, "--bundle", bundle],
+    ]  # fmt: skip
+    not_refused = []
+    for words in commands:
+        code, _, error = run(*map(str, words))
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        if code != 5 or len(lines) != 1 or "is not trusted to use expression" not in lines[0]:
+            not_refused.append((words, code, error))
+    assert not_refused == []
+    assert not proof.exists()
+
+
+def test_trust_runs_it_and_is_remembered_for_exactly_this_configuration(bundle, edit, home, tmp_path):
+    proof = tmp_path / "proof"
+    edit(payloads(proof)["expression"])
+    with trusting():
+        assert load_bundle(bundle, "cpu").z_channels == 8
+    proof.unlink()
+    assert load_bundle(bundle, "cpu").z_channels == 8
+    assert proof.exists()
+    edit({"seed": 1})
+    with pytest.raises(UnsafeInputError):
+        load_bundle(bundle, "cpu")
+    assert not list(bundle.rglob("*trust*"))
+    assert len(list(home.rglob("*"))) == 3
+
+
+def test_trust_that_cannot_be_remembered_holds_for_this_call_and_is_a_warning(bundle, edit, monkeypatch, caplog):
+    edit({"in_channels": "$1 + 0"})
+    monkeypatch.setenv("XDG_STATE_HOME", str(bundle / "models" / "model.pt"))
+    with trusting():
+        load_bundle(bundle, "cpu")
+    assert "the trust is not remembered" in caplog.text
+    with pytest.raises(UnsafeInputError):
+        load_bundle(bundle, "cpu")
+
+
+@pytest.mark.parametrize("name", ["diffae_2d", "diffae_3d"])
+def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
+    from monai_diffae.bundle.untrained import load_untrained
+
+    folder = init_bundle(tmp_path / "mine", name)
+    file = folder / "configs" / "train.json"
+    config = json.loads(file.read_text())
+    config |= {"z_channels": 16, "dataset_dir": "/data/scans.csv"}
+    config["augmentation"]["transforms"].append({"_target_": "RandGaussianSmoothd", "keys": "@image_keys"})
+    file.write_text(json.dumps(config).replace("#", "::"))  # as MONAI writes ids
+    assert own_code(json.loads(file.read_text())) == []
+    assert load_untrained(folder, "cpu").z_channels == 16
+
+
+@pytest.mark.parametrize(
+    ("id", "place"),
+    [("tracking_uri", "https://example.org"), ("output_dir", "/tmp/elsewhere"), ("output_dir", "../elsewhere"),
+     ("output_dir", "~/.config"), ("output_dir", "a/../../b"), ("output_dir", "C:\\Users"),
+     ("train#dataset#cache_dir", "/tmp/elsewhere"), ("dataset_dir", "\\\\server\\share")],
+)  # fmt: skip
+def test_a_training_may_not_write_or_send_to_places_that_the_bundle_names(bundle, edit, tiny_bundle, id, place):
+    edit({id: place}, "configs/train.json")
+    with pytest.raises(UnsafeInputError, match=re.escape(f"use place {place!r} at '{id}'")):
+        monai_diffae.train(bundle, tiny_bundle.cohort)
+
+
+def test_a_place_that_the_user_names_is_used(bundle, tiny_bundle, tmp_path, tiny_settings):
+    result = monai_diffae.train(bundle, tiny_bundle.cohort, tmp_path / "out", overrides=tiny_settings)
+    assert result.folder == tmp_path / "out"
+
+
+def test_overrides_are_not_a_way_around_the_check(tiny_bundle):
+    for overrides in ({"inferer#spacing": "$print('x')"}, {"network_def#_target_": "os.system"}):
+        with pytest.raises(UnsafeInputError, match="^overrides is not trusted to use "):
+            load_bundle(tiny_bundle.directory, "cpu", overrides)
+
+
+def test_a_module_in_a_bundle_is_not_imported_by_its_training(bundle, tiny_bundle, tmp_path, tiny_settings):
+    """MONAI's own run puts the bundle's folder before the standard library."""
+    proof = tmp_path / "proof"
+    for name in ("antigravity", "mlflow", "this", "wave"):
+        (bundle / f"{name}.py").write_text(f"open({str(proof)!r}, 'w')")
+    code = (
+        "import monai_diffae, sys\n"
+        f"monai_diffae.train({str(bundle)!r}, {str(tiny_bundle.cohort)!r}, {str(tmp_path / 'out')!r}, "
+        f"overrides={tiny_settings!r})\n"
+        f"assert {str(bundle)!r} not in sys.path\n"
+        "import wave\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    )
+    assert not proof.exists()
+
+
+def test_configurations_are_read_through_one_door():
+    """Whoever builds or runs anything of a configuration reads it with ``read_config``, which checks it."""
+    pattern = re.compile(
+        r"\.read_config\(|\.read_meta\(|ConfigWorkflow\)?\(|load_config_file|monai\.bundle\.(load|run)\("
+    )
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if pattern.search(re.sub(r'"""(.|\n)*?"""|#.*', "", path.read_text(encoding="utf-8")))
+    }
+    assert users == {
+        "bundle/config_reading.py",
+        "bundle/training_settings.py",  # compares values, and evaluates none
+        "apps/training/training_run.py",  # checks what the run has read
+    }

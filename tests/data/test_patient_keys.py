@@ -1,0 +1,61 @@
+"""Goal R21: hashes of patients cannot be tried out without the key, which stays in the output folder."""
+
+import hashlib
+import os
+import stat
+
+import pytest
+
+from monai_diffae.data import patient_keys
+from monai_diffae.data.patient_keys import KEY_FILE, PatientKey, folder_key, key_beside
+from monai_diffae.errors import ConfigError, MachineError
+
+
+@pytest.fixture
+def random_keys(monkeypatch):
+    """Random keys, as outside the tests, where all folders have the same."""
+    monkeypatch.setattr(patient_keys, "_new_secret", lambda: os.urandom(16).hex())
+
+
+def test_a_folder_keeps_its_key_and_another_has_another(tmp_path, random_keys):
+    key = folder_key(tmp_path / "a")
+    assert folder_key(tmp_path / "a") == key
+    other = folder_key(tmp_path / "b")
+    assert other != key
+    assert other.hash("1234567") != key.hash("1234567")
+    assert other.name != key.name
+
+
+def test_only_the_user_can_read_the_key(tmp_path):
+    folder_key(tmp_path)
+    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+
+
+def test_neither_hash_nor_name_of_a_key_is_a_plain_hash_of_what_can_be_guessed(tmp_path, random_keys):
+    key = folder_key(tmp_path)
+    plain = {hashlib.new(name, b"1234567").hexdigest()[:16] for name in ("sha256", "sha1", "md5")}
+    assert key.hash("1234567") not in plain
+    assert key.secret not in key.hash("1234567") + key.name
+
+
+def test_a_table_needs_its_own_key(tmp_path):
+    key = folder_key(tmp_path)
+    assert key_beside(tmp_path / "t.parquet", key.name) == key
+    for table, name in ((tmp_path / "else" / "t.parquet", key.name), (tmp_path / "t.parquet", PatientKey("ab").name)):
+        with pytest.raises(ConfigError, match=r"^t\.parquet: the key of its patients is not beside it"):
+            key_beside(table, name)
+    with pytest.raises(ConfigError, match="an earlier version"):
+        key_beside(tmp_path / "t.parquet", None)
+
+
+@pytest.mark.parametrize("content", ["", "short", "\x00" * 32])
+def test_a_damaged_key_is_not_used(tmp_path, content):
+    (tmp_path / KEY_FILE).write_text(content)
+    with pytest.raises(ConfigError, match="is damaged"):
+        folder_key(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises((MachineError, ConfigError)):
+        folder_key(tmp_path / "file")
