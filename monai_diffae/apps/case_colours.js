@@ -21,7 +21,13 @@ function cividis(share) {
 /** The colour of a name in the style sheet, which depends on light and dark. */
 const styled = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-const shortText = (value) => (typeof value === "number" ? Number(value.toPrecision(3)).toString() : String(value));
+const shortText = (value) => (typeof value === "number" ? numberText(value) : String(value));
+
+/** At most 4 significant digits, and no exponent where there can be none. */
+function numberText(value) {
+  if (Number.isInteger(value)) return String(value);
+  return Math.abs(value) >= 1000 ? Math.round(value).toString() : Number(value.toPrecision(4)).toString();
+}
 
 /** Colours for a column: {colours, group: the index of each case's colour, legend: [[colour, text, count]] or a scale}. */
 function coloured(values) {

@@ -17,6 +17,7 @@ from monai_diffae.data.cases import safe_id
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.data.slice_cases import slice_indices
+from monai_diffae.diffusion.integration import StepCallback
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.inferers.exact_encoding import images_at_once
@@ -77,18 +78,22 @@ class OpenedCase:
         """The stochastic codes (N, C, *S), inverted with the bundle's settings; cached."""
         return self.invert()
 
-    def invert(self, *, steps: int | None = None, max_evaluations: int | None = None) -> Tensor:
+    def invert(
+        self, *, steps: int | None = None, max_evaluations: int | None = None, callback: StepCallback | None = None
+    ) -> Tensor:
         """The stochastic codes (N, C, *S), from which :meth:`decode` recovers the images; cached.
 
         Args:
             steps: network evaluations for inversion, and the same number for decoding; None: the bundle's.
             max_evaluations: most network evaluations for refining the inversion of one image. They bound its time
                 whatever the machine. None: no limit, 0: no refinement.
+            callback: called after each step of the inversion, then of the decoding that checks it, with the steps done,
+                all steps and the image; not during refinement, and not if the codes are known.
 
         Raises:
             ConfigError: an argument is out of range.
         """
-        return self._round_trip(steps, max_evaluations)[1]
+        return self._round_trip(steps, max_evaluations, callback)[1]
 
     def decode(self, z_sem: Tensor, x_T: Tensor, *, steps: int | None = None) -> Tensor:
         """Decode images (N, C, *S); a single z_sem (1, D) or x_T (1, C, *S) serves all images.
@@ -195,12 +200,15 @@ class OpenedCase:
     def _round_trips(self) -> dict[tuple[int | None, int | None], tuple[Tensor, Tensor]]:
         return {}
 
-    def _round_trip(self, steps: int | None, max_evaluations: int | None) -> tuple[Tensor, Tensor]:
-        """The near-exact reconstruction, and x_T; computed once for the same arguments."""
+    def _round_trip(
+        self, steps: int | None, max_evaluations: int | None, callback: StepCallback | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The near-exact reconstruction, and x_T; computed once for the same settings."""
         key = (steps, max_evaluations)
         if key not in self._round_trips:
             reconstructor = Reconstructor(self._inferer(steps), "x_T", max_evaluations=max_evaluations)
-            self._round_trips[key] = reconstructor.decode(self.images, self.trained.network, self.z_sem)
+            images, network = self.images, self.trained.network
+            self._round_trips[key] = reconstructor.decode(images, network, self.z_sem, callback=callback)
         return self._round_trips[key]
 
     def _inferer(self, steps: int | None) -> DiffusionAutoencoderInferer:

@@ -19,6 +19,9 @@ from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+SYNTHETIC = "synthetic, monai_diffae"
+"""The description of an image that a model decoded."""
+
 # The affine for a 2D image without geometry: rows run to posterior, columns to the patient's left.
 _DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
@@ -31,6 +34,7 @@ def write_scan(
     value_range: tuple[float, float] | None = None,
     dtype: DTypeLike = np.float32,
     header: nib.Nifti1Header | None = None,
+    description: str = "",
 ) -> Path:
     """Write an array as NIfTI or NRRD (by default float32, so that no value is clipped) or PNG (8 bit), atomically.
 
@@ -45,6 +49,7 @@ def write_scan(
             the type are clipped; their number is logged.
         header: for NIfTI: the header of a scan of the same size, whose affine, type, units and codes replace
             ``affine`` and ``dtype``.
+        description: for NIfTI: the text ``descrip`` of the header, at most 79 characters.
 
     Raises:
         ConfigError: the file format cannot hold such an array.
@@ -67,7 +72,7 @@ def write_scan(
     if name.endswith((".nii", ".nii.gz")) and not path.name.endswith((".nii", ".nii.gz")):
         raise ConfigError(f"{path.name}: nibabel needs a suffix in small letters; use .nii or .nii.gz")
     if header is not None and name.endswith((".nii", ".nii.gz")):
-        return _write_like(path, values[0], header)
+        return _write_like(path, values[0], header, description)
     if name.endswith((".nii", ".nii.gz", ".nrrd")):
         if values.ndim == 3:
             values = values[..., None]
@@ -76,7 +81,7 @@ def write_scan(
         if name.endswith(".nrrd"):
             image = itk.to_image(path, stored, affine)
             return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image))
-        return _write_nifti(path, stored, affine)
+        return _write_nifti(path, stored, affine, description)
     if not name.endswith(".png") or values.ndim != 3 or len(values) not in (1, 3):
         raise ConfigError(
             f"{path.name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
@@ -84,25 +89,26 @@ def write_scan(
     return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
 
 
-def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> Path:
+def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, description: str) -> Path:
     _check_finite(path, array, header.get_data_dtype())
     num_clipped = 0
 
     def write(temporary: Path) -> None:
         nonlocal num_clipped
-        num_clipped = nifti.write_like(temporary, array, header)
+        num_clipped = nifti.write_like(temporary, array, header, description)
 
     write_atomic(path, write)
     _warn_of_clipped(path, num_clipped, header.get_data_dtype())
     return path
 
 
-def _write_nifti(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) -> Path:
+def _write_nifti(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], description: str) -> Path:
     try:
         image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
     except HeaderDataError as error:
         raise ConfigError(no_such_type(path, stored.dtype)) from error
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()
     return write_atomic(path, lambda temporary: nib.save(image, temporary))
 
 

@@ -80,8 +80,8 @@ def _add_cases(app: FastAPI, exploration: Exploration) -> None:
         return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     @app.get("/api/cases/{row}/scan")
-    def scan(row: Row, window: Window) -> Response:
-        return _bytes(lambda: exploration.scan(row, f"{window}:scan"))
+    def scan(row: Row) -> Response:
+        return _bytes(lambda: exploration.scan(row))
 
 
 def _add_images(app: FastAPI, exploration: Exploration) -> None:
@@ -89,14 +89,18 @@ def _add_images(app: FastAPI, exploration: Exploration) -> None:
     def image(recipe: Recipe, window: Window, quality: Quality = "full") -> Response:
         return _bytes(lambda: exploration.image(recipe, quality, f"{window}:image"))
 
+    @app.get("/api/progress")
+    def progress() -> Any:
+        return _plain(exploration.progress)
+
     @app.post("/api/calls")
     def calls(recipe: Recipe) -> Any:
         return _plain(lambda: exploration.calls(recipe))
 
     @app.post("/api/export")
-    def export(recipe: Recipe, window: Window) -> Response:
+    def export(recipe: Recipe) -> Response:
         with answered():
-            name, content = exploration.export(recipe, f"{window}:export")
+            name, content = exploration.export(recipe)
         disposition = f'attachment; filename="{name}"'
         return Response(content, media_type="application/octet-stream", headers={"Content-Disposition": disposition})
 

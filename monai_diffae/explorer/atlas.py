@@ -16,13 +16,43 @@ from monai_diffae.apps.evaluation.outliers import TrainingCases, patients_of, sp
 from monai_diffae.apps.synthesis.combination import components_of
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import PrincipalComponents
+from monai_diffae.latents.dimensions import ACTIVE_SHARE
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 
 Floats = NDArray[np.float64]
 
 _NUM_NEIGHBORS = 5
+_NUM_EXTREMES = 4  # extreme components without a fixed slider that every case shows
+_UNUSUAL, _TYPICAL = 2.5, 2.0  # whitened standard deviations
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The position of a case along a component.
+
+    Attributes:
+        component: its number, from 1.
+        position: in standard deviations of the training cases.
+        whitened: the same as the outlier score counts it.
+        share: its share of the squared whitened distance from the mean, from 0 to 1.
+    """
+
+    component: int
+    position: float
+    whitened: float
+    share: float
+
+    @property
+    def to_typical(self) -> float:
+        """The move, in standard deviations, to the border of what is usual on the same side; 0: it is usual.
+
+        Example:
+            >>> Extreme(7, 8.0, 8.0, 0.1).to_typical, Extreme(7, -2.4, -2.4, 0.1).to_typical
+            (-6.0, 0.0)
+        """
+        return (_TYPICAL / abs(self.whitened) - 1) * self.position if abs(self.whitened) > _UNUSUAL else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +63,15 @@ class Atlas:
         table: one row per case.
         cases: the case of each row.
         training: the training cases.
-        components: the principal components of the training cases, at least two.
+        components: all principal components of the training cases.
+        num_components: how many of them, the first ones, are shown for every case.
     """
 
     table: pd.DataFrame
     cases: Sequence[Case]
     training: TrainingCases
     components: PrincipalComponents
+    num_components: int
 
     @classmethod
     def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> Atlas:
@@ -58,10 +90,10 @@ class Atlas:
         if table.empty:
             raise CohortError(f"{embeddings.name}: has no case of this cohort; embed the cohort, or give its own table")
         z_train = z_matrix(training_rows)
-        count = min(num_components, len(z_train) - 1, z_train.shape[1])
-        components = components_of(z_train, count)
+        components = components_of(z_train, min(len(z_train) - 1, z_train.shape[1]))
         listed = [by_id[str(name)] for name in table["id"]]
-        return cls(table, listed, TrainingCases.from_rows(training_rows), components)
+        num_shown = min(num_components, len(components.directions))
+        return cls(table, listed, TrainingCases.from_rows(training_rows), components, num_shown)
 
     @cached_property
     def z_norm(self) -> NDArray[np.floating[Any]]:
@@ -77,6 +109,20 @@ class Atlas:
         """Positions (N, K) of normalised z_sem (N, D) along the components."""
         stds = np.where(self.components.stds > 0, self.components.stds, 1)
         return np.asarray(z_norm @ self.components.directions.T / stds)
+
+    def extremes(self, row: int) -> list[Extreme]:
+        """The components along which a case is most extreme, the most extreme first.
+
+        These are all unusual ones, and at least so many that some have no fixed slider. As in the outlier score,
+        positions are whitened with a little added variance: a component along which the training cases hardly vary
+        counts less than its standard deviations say.
+        """
+        stds, positions = self.components.stds, self.positions[row]
+        whitened = positions * stds / np.sqrt(stds**2 + ACTIVE_SHARE)
+        shares = whitened**2 / max(float((whitened**2).sum()), np.finfo(float).tiny)
+        count = max(int((np.abs(whitened) > _UNUSUAL).sum()), self.num_components + _NUM_EXTREMES)
+        order = np.argsort(-np.abs(whitened), kind="stable")[:count]
+        return [Extreme(k + 1, *(float(each[k]) for each in (positions, whitened, shares))) for k in order.tolist()]
 
     @cached_property
     def is_pca(self) -> bool:
@@ -139,6 +185,15 @@ class Atlas:
         if not is_train.all():
             scores[~is_train] = training.distances(self.table[~is_train], _NUM_NEIGHBORS, whitened=True)
         return scores, p_values(scores, reference, is_train)
+
+    def outlier_scores_of(self, z_sem: NDArray[np.floating[Any]], row: int) -> list[float] | None:
+        """The outlier scores of images of a case, as z_sem (N, D); None: there are too few training cases."""
+        patients = np.repeat(self._patients[[row]], len(z_sem))
+        try:
+            scores = self.training.reference.distances(z_sem, patients, _NUM_NEIGHBORS, whitened=True)
+        except ConfigError:
+            return None
+        return [float(score) for score in scores]
 
     @cached_property
     def _patients(self) -> NDArray[np.str_]:

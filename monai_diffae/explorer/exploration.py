@@ -7,7 +7,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -15,12 +15,13 @@ from typing import Any, Literal
 from monai_diffae.apps.synthesis.combination import Axes, write_combined
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.data.embeddings import z_matrix
+from monai_diffae.data.scans import scan_suffix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, one_line
 from monai_diffae.explorer.atlas import Atlas
 from monai_diffae.explorer.pixels import packed
 from monai_diffae.explorer.recipes import Caller, Recipe
-from monai_diffae.explorer.scores import scores_of
+from monai_diffae.explorer.scores import ImageCodes, scores_of
 from monai_diffae.explorer.studio import Studio, shown_arrays
 from monai_diffae.explorer.thumbnails import Thumbnails
 from monai_diffae.explorer.worker import Check, ModelWorker
@@ -63,7 +64,7 @@ class Exploration:
     def overview(self) -> dict[str, Any]:
         """Everything about the cohort that the page needs at first."""
         trained, atlas = self.studio.session.trained, self.atlas
-        explained = atlas.components.explained.tolist()
+        explained = atlas.components.explained[: atlas.num_components].tolist()
         return {
             "bundle": trained.folder.resolve().name,
             "cohort": self.caller.cohort.resolve().name,
@@ -76,7 +77,7 @@ class Exploration:
             "image_shape": trained.image_shape,
             "spacing": trained.config.get("spacing_mm"),
             "is_pca": atlas.is_pca,
-            "component_stds": atlas.components.stds.tolist(),
+            "map_stds": atlas.components.stds[:2].tolist(),
             "components": [{"name": str(k), "explained": share} for k, share in enumerate(explained, start=1)],
             "directions": [
                 {"name": name, "target": each.target, "kind": each.kind, "classes": each.classes, "score": each.score}
@@ -104,6 +105,7 @@ class Exploration:
             "labels": {name: values[row] for name, values in atlas.labels.items()},
             "neighbors": [{"row": each, "distance": distance} for each, distance in atlas.neighbors(row)],
             "components": atlas.positions[row].tolist(),
+            "extremes": [{**asdict(each), "to_typical": each.to_typical} for each in atlas.extremes(row)],
             "predictions": {name: float(each.predict(z_sem)[0]) for name, each in self.axes.directions.items()},
         }
 
@@ -112,10 +114,14 @@ class Exploration:
         self._check(row)
         return self.thumbnails.of(row)
 
-    def scan(self, row: int, lane: str) -> bytes:
-        """The scan as the model sees it."""
+    def scan(self, row: int) -> bytes:
+        """The scan as the model sees it; read at once, even while the model is busy."""
         self._check(row)
-        return self._wait(lane, lambda check: packed({"image": self.studio.open(self.atlas.cases[row]).images[0]}))
+        return packed({"image": self.thumbnails.image(row)})
+
+    def progress(self) -> dict[str, str]:
+        """What the model does now, if it takes long: a ``text``, empty if there is nothing to tell."""
+        return {"text": self.studio.progress}
 
     def image(self, recipe: Recipe, quality: Quality, lane: str) -> bytes:
         """The image of a recipe, its difference from the plain reconstruction, and its scores.
@@ -132,7 +138,8 @@ class Exploration:
             z_case = self.studio.open(case).z_sem.cpu().numpy()
             z_image = None if decoded.z_image is None else decoded.z_image.cpu().numpy()
             z_target = decoded.z_target.cpu().numpy()
-            scores = scores_of(self.atlas, self.axes, recipe.case, z_case, z_target, z_image)
+            codes = ImageCodes(z_case, z_target, z_image, is_preview=quality == "preview")
+            scores = scores_of(self.atlas, self.axes, recipe.case, codes)
             arrays = shown_arrays(self.studio.open(case), decoded, recipe.detail)
             return packed(arrays, scores=scores, steps=steps, quality=quality)
 
@@ -167,26 +174,27 @@ class Exploration:
         command, python = self.caller.generate(count, seed)
         return {"command": command, "python": python}
 
-    def export(self, recipe: Recipe, lane: str) -> tuple[str, bytes]:
-        """The image of a recipe in the space of its scan: file name and content."""
+    def export(self, recipe: Recipe) -> tuple[str, bytes]:
+        """The image of a recipe in the space of its scan: file name and content. No other request replaces it."""
         combination, case, others = self._cases(recipe)
         combination.check_detail(recipe.detail)
+        stem = case.file_name.removesuffix(scan_suffix(case.file_name))
 
         def write(check: Check) -> tuple[str, bytes]:
             decoded = self.studio.decode(combination, case, others, self.studio.steps, check)
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"{case.file_name}_synthetic"
+                path = Path(folder) / f"{stem}{'_own_detail' if recipe.detail == 'own' else ''}_synthetic"
                 difference = decoded.difference if recipe.detail == "own" else None
                 file = write_combined(path, case, self.studio.open(case), decoded.image, difference)
                 return file.name, file.read_bytes()
 
-        return self._wait(lane, write)
+        return self._wait(None, write)
 
     def close(self) -> None:
         """End the model's thread."""
         self.worker.close()
 
-    def _wait(self, lane: str, run: Callable[[Check], Any]) -> Any:
+    def _wait(self, lane: str | None, run: Callable[[Check], Any]) -> Any:
         return self.worker.submit(lane, run).result()
 
     def _cases(self, recipe: Recipe) -> tuple[Any, Any, dict[str, Any]]:

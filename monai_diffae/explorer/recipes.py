@@ -15,7 +15,7 @@ from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combination import Combination
 from monai_diffae.apps.synthesis.combine import Mixture, Moves
 
-Strength = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class Recipe(BaseModel):

@@ -55,11 +55,13 @@ class Studio:
         session: the bundle and the cohort.
         axes: the lines along which z_sem is moved.
         preview_steps: network evaluations of a preview, see :meth:`warm_up`.
+        progress: what takes long now; empty: nothing.
     """
 
     session: Session
     axes: Axes
     preview_steps: int = _LEAST_STEPS
+    progress: str = ""
     _opened: OrderedDict[str, OpenedCase] = field(default_factory=OrderedDict)
     _plain: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict)
 
@@ -111,6 +113,8 @@ class Studio:
             ConfigError: there is no such direction or component.
         """
         opened = {each.id: self.open(each) for each in (case, *others.values())}
+        for name in dict.fromkeys([case.id, *combination.x_T_cases]):
+            self._invert(opened[name], check)
         z_sem, x_T = combination.codes(case.id, opened, self.axes)
         check()
         own = opened[case.id]
@@ -123,6 +127,22 @@ class Studio:
         """Decode z_sem (N, D) with x_T (N, C, *S), one by one."""
         images = [self._decode(z, x, self.steps, check) for z, x in zip(z_sem.split(1), x_T.split(1), strict=True)]
         return torch.cat(images)
+
+    def _invert(self, opened: OpenedCase, check: Check) -> None:
+        """Invert a case, and tell how far it is; what is known already takes no time."""
+        phases = iter(("Inverting the scan", "Decoding it to check x_T"))
+        phase = ""
+
+        def tell(done: int, total: int, x: Tensor) -> None:
+            nonlocal phase
+            check()
+            phase = next(phases, phase) if done == 1 else phase
+            self.progress = f"{phase}, step {done} of {total}"
+
+        try:
+            opened.invert(callback=tell)
+        finally:
+            self.progress = ""
 
     def _plain_image(self, name: str, own: OpenedCase, steps: int, check: Check) -> Tensor:
         return _remembered(self._plain, (name, steps), lambda: self._decode(own.z_sem, own.x_T, steps, check))

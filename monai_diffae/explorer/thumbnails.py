@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from monai_diffae.apps.session import Session
 from monai_diffae.data.atomic import write_atomic
@@ -49,8 +51,15 @@ class Thumbnails:
             write_atomic(file, lambda path: path.write_bytes(content))
         return file.read_bytes()
 
-    def _make(self, row: int) -> bytes:
-        trained = self.session.trained
+    def image(self, row: int) -> NDArray[np.float32]:
+        """The scan of a case as the model sees it, [C, *S].
+
+        Raises:
+            ScanError: the scan cannot be used.
+        """
         with _AT_ONCE:
-            image = preprocessed(trained.preprocessing, self.atlas.cases[row].item(), ("image",))["image"]
-        return thumbnail(torch.from_numpy(image), trained.model_range)
+            item = preprocessed(self.session.trained.preprocessing, self.atlas.cases[row].item(), ("image",))
+        return np.asarray(item["image"], np.float32)
+
+    def _make(self, row: int) -> bytes:
+        return thumbnail(torch.from_numpy(self.image(row)), self.session.trained.model_range)

@@ -9,12 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from monai_diffae.serving.answers import ConflictError
+
 T = TypeVar("T")
 Check = Callable[[], None]
 """Raises :class:`SupersededError` if a newer job has replaced the one that runs."""
 
 
-class SupersededError(Exception):
+class SupersededError(ConflictError):
     """A newer job of the same lane replaced this one."""
 
 
@@ -47,11 +49,11 @@ class ModelWorker:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, lane: str, run: Callable[[Check], T]) -> Future[T]:
+    def submit(self, lane: str | None, run: Callable[[Check], T]) -> Future[T]:
         """Queue a job.
 
         Args:
-            lane: older jobs of this lane are not needed any more.
+            lane: older jobs of this lane are not needed any more; None: no other job replaces this one.
             run: the job; it may call its argument between steps.
 
         Returns:
@@ -60,6 +62,7 @@ class ModelWorker:
         result: Future[T] = Future()
         with self._lock:
             self._count += 1
+            lane = f"#{self._count}" if lane is None else lane
             self._newest[lane] = self._count
             self._jobs.put(_Job(lane, self._count, run, result))
         return result
@@ -78,7 +81,9 @@ class ModelWorker:
     def _run_one(self, job: _Job[Any]) -> None:
         def check() -> None:
             if self._newest.get(job.lane) != job.number:
-                raise SupersededError
+                raise SupersededError(
+                    "request: a newer one of this window replaced it, or the server ends; send it again"
+                )
 
         try:
             check()

@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from monai_diffae.diffusion.integration import StepCallback
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
@@ -80,15 +81,22 @@ class Reconstructor(Inferer):
 
     @torch.no_grad()
     def decode(
-        self, images: Tensor, network: nn.Module, z_sem: Tensor, ids: Sequence[str] | None = None
+        self,
+        images: Tensor,
+        network: nn.Module,
+        z_sem: Tensor,
+        ids: Sequence[str] | None = None,
+        callback: StepCallback | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode z_sem (B, D) of images; the other arguments are those of a call.
+
+        In mode ``x_T``, the callback is that of :meth:`DiffusionAutoencoderInferer.round_trip`.
 
         Returns:
             The reconstructions (B, C, *S), and the x_T that they were decoded with; of several draws, the first.
         """
         if self.mode == "x_T":
-            x_T, decoded = self.inferer.round_trip(images, network, z_sem, max_evaluations=self.max_evaluations)
+            x_T, decoded = self.inferer.round_trip(images, network, z_sem, callback, self.max_evaluations)
             return decoded, x_T
         x_T = self.noise(images, ids)
         return self.decode_draws(network, z_sem, x_T).mean(dim=1), x_T[:, 0]

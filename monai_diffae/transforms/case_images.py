@@ -18,6 +18,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.dicom_series import write_series
 from monai_diffae.data.formats import pictures
 from monai_diffae.data.formats.dicom import is_dicom, split_series
+from monai_diffae.data.scan_writing import SYNTHETIC
 from monai_diffae.data.scans import scan_suffix, write_scan
 from monai_diffae.transforms.native import NativeSpace
 from monai_diffae.transforms.native_writing import write_native
@@ -43,7 +44,7 @@ def write_image(
     source: str = ".png",
     affine: NDArray[np.float64] | None = None,
 ) -> Path:
-    """Write an image in the model's grid as 8-bit PNG, or as float32 NIfTI if its scan is not a picture.
+    """Write a decoded image in the model's grid as 8-bit PNG, or as float32 NIfTI if its scan is not a picture.
 
     Args:
         path: the file, without its suffix.
@@ -57,7 +58,8 @@ def write_image(
     """
     values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
     file = path.with_name(f"{path.name}{suffix}")
-    return write_scan(file, values, affine, value_range=model_range if suffix == ".png" else None)
+    value_range = model_range if suffix == ".png" else None
+    return write_scan(file, values, affine, value_range=value_range, description=SYNTHETIC)
 
 
 def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
@@ -78,7 +80,7 @@ def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
 def write_case_image(
     folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
 ) -> Path:
-    """Write an image in the space of its scan.
+    """Write a decoded image in the space of its scan.
 
     Args:
         folder: the folder for ``<name>.nii.gz`` or ``<name>.png``.
@@ -91,7 +93,7 @@ def write_case_image(
     Returns:
         The file.
     """
-    file = write_native(folder / f"{name}{native.suffix}", array, native.scan)
+    file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
         write_series(target, array, str(case.images["image"]), description=dicom, overwrite=True)

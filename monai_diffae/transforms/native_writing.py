@@ -18,7 +18,14 @@ from monai_diffae.data.scans import Scan, write_scan
 from monai_diffae.errors import ConfigError
 
 
-def write_native(path: str | os.PathLike[str], array: NDArray[Any], scan: Scan, dtype: DTypeLike | None = None) -> Path:
+def write_native(
+    path: str | os.PathLike[str],
+    array: NDArray[Any],
+    scan: Scan,
+    dtype: DTypeLike | None = None,
+    *,
+    description: str = "",
+) -> Path:
     """Write an image in a scan's space as NIfTI or NRRD with the scan's affine, or as PNG, atomically.
 
     Args:
@@ -30,6 +37,7 @@ def write_native(path: str | os.PathLike[str], array: NDArray[Any], scan: Scan, 
             scan's units. For a NIfTI volume, this is the type of the scan's file. Otherwise, if the scan has whole
             numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the array; else
             float32. For PNG, values are rounded and clipped to 0..255.
+        description: for NIfTI: the text ``descrip`` of the header.
 
     Raises:
         ConfigError: ``array`` has another size than the scan, or the file format cannot hold it.
@@ -57,7 +65,8 @@ def write_native(path: str | os.PathLike[str], array: NDArray[Any], scan: Scan, 
         header = _header_of_type(Path(path), header, np.dtype(dtype))
     affine = None if scan.lacks_geometry else scan.affine
     stored = _stored_type(array, scan) if dtype is None and header is None else dtype
-    return write_scan(path, array, affine, dtype=np.float32 if stored is None else stored, header=header)
+    dtype = np.float32 if stored is None else stored
+    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
 
 
 def _header_of_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:

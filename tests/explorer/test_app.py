@@ -5,6 +5,9 @@ import io
 import json
 import logging
 import shutil
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +18,9 @@ from starlette.testclient import TestClient
 
 from monai_diffae import neighbors
 from monai_diffae.explorer.app import build_app
+from monai_diffae.explorer.recipes import Recipe
+from monai_diffae.explorer.studio import Studio
+from monai_diffae.explorer.worker import SupersededError
 
 
 def client_of(exploration):
@@ -135,12 +141,74 @@ def test_the_saved_image_has_the_space_of_the_scan(client, explored):
     response = client.post(
         "/api/export", params={"window": "w"}, json={"case": 2, "components": {"1": 1.0}, "detail": "own"}
     )
-    assert response.headers["content-disposition"].endswith('_synthetic.nii.gz"')
+    assert response.headers["content-disposition"].endswith('_own_detail_synthetic.nii.gz"')
     scan = nib.load(explored.atlas.cases[2].first_file)
     saved = nib.Nifti1Image.from_bytes(gzip.decompress(response.content))
     assert saved.shape == scan.shape
     np.testing.assert_array_equal(saved.affine, scan.affine)
+    assert saved.header["descrip"].item() == b"synthetic, monai_diffae"
     assert (saved.get_fdata() != scan.get_fdata()).any()
+
+
+def test_a_file_name_has_one_suffix(explored):
+    case = replace(explored.atlas.cases[0], id="scan_1.nii.gz", file_name="scan_1.nii.gz")
+    atlas = replace(explored.atlas, cases=[case, *explored.atlas.cases[1:]])
+    named = replace(explored, atlas=atlas, _outliers=Future())
+    names = [named.export(Recipe(case=0, detail=detail))[0] for detail in ("model", "own")]
+    assert names == ["scan_1_synthetic.nii.gz", "scan_1_own_detail_synthetic.nii.gz"]
+
+
+def test_saves_in_a_row_are_all_answered(client, explored):
+    """The first one got status 500, as the second replaced it."""
+    params, recipes = {"window": "w"}, [{"case": 0, "components": {"1": strength}} for strength in (1.0, 2.0, 3.0)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda recipe: client.post("/api/export", params=params, json=recipe), recipes))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len({answer.content for answer in answers}) == 3
+
+
+def test_a_replaced_request_is_no_error_of_the_server(client, explored, monkeypatch):
+    def replaced(*arguments):
+        raise SupersededError("request: replaced")
+
+    monkeypatch.setattr(type(explored), "_wait", replaced)
+    assert client.post("/api/image", params={"window": "w"}, json={"case": 0}).status_code == 204
+    assert client.post("/api/export", json={"case": 0}).status_code == 409
+
+
+def test_an_image_has_outlier_scores_and_a_preview_has_none(client, explored):
+    recipe = {"case": 0, "components": {"1": 2.0}}
+    scores = image(client, **recipe)[0]["scores"]["outlier"]
+    assert set(scores) == {"case", "target", "image"}
+    assert scores["case"] == pytest.approx(client.get("/api/outliers").json()["scores"][0], abs=1e-3)
+    assert scores["target"] != scores["case"]
+    assert image(client, "preview", **recipe)[0]["scores"]["outlier"] is None
+
+
+def test_the_most_extreme_components_of_a_case_are_told(client, explored):
+    about = client.get("/api/cases/0").json()
+    assert len(about["components"]) == len(explored.atlas.components.directions) > 4
+    first = about["extremes"][0]
+    assert about["components"][first["component"] - 1] == pytest.approx(first["position"])
+
+
+def test_the_scan_comes_while_the_model_is_busy(client, explored):
+    free = threading.Event()
+    explored.worker.submit(None, lambda check: free.wait(20))
+    _, arrays = unpacked(client.get("/api/cases/0/scan"))
+    free.set()
+    np.testing.assert_array_equal(arrays["image"], explored.studio.open(explored.atlas.cases[0]).images[0].cpu())
+
+
+def test_progress_of_an_inversion_is_told(explored):
+    told = []
+    studio = Studio(explored.studio.session, explored.studio.axes)
+    studio._invert(studio.open(explored.atlas.cases[5]), lambda: told.append(studio.progress))
+    steps = studio.steps
+    assert told[1].startswith("Inverting the scan, step 1 of ")
+    assert any(text.startswith("Decoding it to check x_T") for text in told)
+    assert len(told) >= 2 * steps
+    assert studio.progress == ""
 
 
 # -- bad requests ------------------------------------------------------------------------------------------------------
@@ -166,7 +234,7 @@ def test_the_saved_image_has_the_space_of_the_scan(client, explored):
 )
 @pytest.mark.parametrize("route", ["/api/image", "/api/calls", "/api/export"])
 def test_a_bad_recipe_is_refused_with_a_reason(client, route, recipe, status, reason):
-    params = {} if route == "/api/calls" else {"window": "w"}
+    params = {"window": "w"} if route == "/api/image" else {}
     response = client.post(route, params=params, json=recipe)
     assert response.status_code == status
     assert reason in response.json()["detail"]

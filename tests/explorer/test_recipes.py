@@ -18,6 +18,7 @@ RECIPES = {
     "direction": {"directions": {"@": 1.5}},
     "own_detail": {"directions": {"@": -2.0}, "detail": "own"},
     "components": {"components": {"1": -1.0, "3": 0.5}, "directions": {"@": 1.0}},
+    "component_without_slider": {"components": {"5": 1.5, "2": 0.5}},
     "blend": {"blend": 1, "weight": 0.25, "components": {"2": 1.0}},
     "all_of_the_second": {"blend": 1, "weight": 1.0},
     "x_T_of_another": {"noise_of": 2},
@@ -36,7 +37,7 @@ def test_both_calls_make_the_saved_image(name, explored, labelled, run, tmp_path
     values = RECIPES[name]
     directions = {str(labelled.direction): strength for strength in values.get("directions", {}).values()}
     recipe = Recipe(case=4, **{**values, "directions": directions})
-    file, content = explored.export(recipe, "test")
+    file, content = explored.export(recipe)
     calls = explored.calls(recipe)
     monkeypatch.chdir(tmp_path)
     code, _, error = run(*shlex.split(calls["command"])[1:])

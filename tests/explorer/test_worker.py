@@ -43,6 +43,12 @@ def test_a_waiting_job_is_dropped_for_a_newer_one_of_its_lane(worker, busy):
     assert other.result(10) == "other"
 
 
+def test_jobs_without_a_lane_are_never_replaced(worker, busy):
+    results = [worker.submit(None, lambda check, i=i: (check(), i)[1]) for i in range(5)]
+    busy.set()
+    assert [each.result(10) for each in results] == list(range(5))
+
+
 def test_a_running_job_is_told_that_a_newer_one_came(worker):
     started, go_on = threading.Event(), threading.Event()
 

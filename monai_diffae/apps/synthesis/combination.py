@@ -23,6 +23,7 @@ from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.bundle.opened_case import Detail, OpenedCase
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import training_z_sem
+from monai_diffae.data.scan_writing import SYNTHETIC
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.interpolation import lerp, slerp
@@ -159,6 +160,13 @@ class Combination:
         return list(dict.fromkeys(name for name in (self.blend, self.noise_of) if name is not None))
 
     @property
+    def x_T_cases(self) -> list[str]:
+        """The ids of the other cases whose x_T is used."""
+        if self.noise_seed is not None:
+            return []
+        return [name for name in (self.noise_of or self.blend,) if name is not None]
+
+    @property
     def has_own_x_T(self) -> bool:
         """Whether x_T is that of the case alone."""
         return self.blend is None and self.noise_of is None and self.noise_seed is None
@@ -227,4 +235,4 @@ def write_combined(path: Path, case: Case, opened: OpenedCase, image: Tensor, di
     """
     array = opened.back(image) if difference is None else opened.add_difference(difference)
     suffix = ".png" if fits_png(case.first_file, opened.scan) else ".nii.gz"
-    return write_native(path.with_name(f"{path.name}{suffix}"), array, opened.scan)
+    return write_native(path.with_name(f"{path.name}{suffix}"), array, opened.scan, description=SYNTHETIC)

@@ -95,11 +95,11 @@ def voxel_file(path: Path) -> Path:
     return path
 
 
-def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header) -> int:
+def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, description: str = "") -> int:
     """Write a volume ``[X, Y, Z]`` with the size, affine, codes, units, type and scaling of another file.
 
     For integer types, values are rounded and clipped. Texts in the header are not copied, because they may contain
-    names.
+    names; ``descrip`` gets a description of its own.
 
     Returns:
         The number of clipped voxels.
@@ -108,6 +108,7 @@ def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header)
     for text in ("descrip", "aux_file", "intent_name", "db_name"):
         if text in header:  # NIfTI-2 has no db_name
             header[text] = b""
+    header["descrip"] = description.encode()
     slope, inter = header.get_slope_inter()
     dtype, num_clipped = header.get_data_dtype(), 0
     if dtype.kind in "iu":

@@ -32,7 +32,8 @@ async function unpacked(response) {
 export const overview = async () => (await answer("api/overview")).json();
 export const outliers = async () => (await answer("api/outliers")).json();
 export const about = async (row) => (await answer(`api/cases/${row}`)).json();
-export const scan = async (row) => unpacked(await answer(`api/cases/${row}/scan?window=${WINDOW}`));
+export const scan = async (row) => unpacked(await answer(`api/cases/${row}/scan`));
+export const progress = async () => (await (await answer("api/progress")).json()).text;
 export const thumbnail = (row) => `api/cases/${row}/thumbnail.png`;
 export const image = async (recipe, quality, signal) =>
   unpacked(await answer(`api/image?window=${WINDOW}&quality=${quality}`, posted(recipe, signal)));
@@ -44,7 +45,7 @@ export const sampleCalls = async (count, seed) =>
 
 /** Let the browser save the image of a recipe. */
 export async function save(recipe) {
-  const response = await answer(`api/export?window=${WINDOW}`, posted(recipe));
+  const response = await answer(`api/export`, posted(recipe));
   const name = /filename="(.+)"/.exec(response.headers.get("Content-Disposition"))[1];
   const link = Object.assign(document.createElement("a"), {
     href: URL.createObjectURL(await response.blob()),

@@ -2,17 +2,20 @@
 // CaseMap and coloured come from case_map.js and case_colours.js, which the report uses, too.
 
 import * as api from "./api.js";
-import { caseButton, drawScores, element, markOwn, setStrength, strengthSliders } from "./controls.js";
+import { caseButton, drawScores, element, extremeSpec, fixedSpecs, markMean, setStrength, strengthSliders } from "./controls.js";
 import { Editor } from "./editor.js";
+import { wireFind } from "./find.js";
+import { labelText, percent, signed } from "./text.js";
 import { Viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const MOST_MATCHES = 50;
 const NUM_UNUSUAL = 24;
 const NUM_SAMPLES = 8;
+const NUM_EXTREMES = 4;
+const PROGRESS_MS = 400;
 
-const state = { row: -1, second: -1, noise: "own", seed: 0, order: [] };
-let data, map, viewer, sliders, editor, scoresOf;
+const state = { row: -1, second: -1, noise: "own", seed: 0, order: [], moved: {}, numSaves: 0 };
+let data, map, viewer, fixed, sliders, editor, scoresOf;
 
 history.replaceState(null, "", location.pathname + location.hash); // the token stays out of the history
 
@@ -20,7 +23,7 @@ function recipe(detail = "model") {
   const strengths = (kind) =>
     Object.fromEntries(sliders.filter((s) => s.kind === kind && Number(s.input.value)).map((s) => [s.key, Number(s.input.value)]));
   const weight = Number($("weight").value);
-  const made = { case: state.row, directions: strengths("directions"), components: strengths("components"), detail };
+  const made = { case: state.row, directions: strengths("directions"), components: { ...state.moved, ...strengths("components") }, detail };
   if (state.second >= 0 && weight > 0) Object.assign(made, { blend: state.second, weight });
   if (state.noise === "second" && state.second >= 0) made.noise_of = state.second;
   if (state.noise === "drawn") made.noise_seed = state.seed;
@@ -43,6 +46,12 @@ function say(text, isError = false) {
   $("status").classList.toggle("failed", isError);
 }
 
+function fail(message) {
+  state.hasFailed = true;
+  viewer.wait("");
+  say(message, true);
+}
+
 // -- a case ----------------------------------------------------------------------------------------------------------
 
 async function open(row, isSecond = false) {
@@ -50,8 +59,11 @@ async function open(row, isSecond = false) {
     chooseSecond(row);
     return;
   }
-  if (row === state.row) return;
-  Object.assign(state, { row, second: state.second === row ? -1 : state.second, isShown: false });
+  if (row === state.row) {
+    showPanel();
+    return;
+  }
+  Object.assign(state, { row, second: state.second === row ? -1 : state.second, isShown: false, hasFailed: false });
   $("case-panel").hidden = false;
   $("empty").hidden = true;
   resetMoves();
@@ -59,31 +71,50 @@ async function open(row, isSecond = false) {
   state.noise = "own";
   drawSecond();
   viewer.clear();
+  $("scores").replaceChildren();
   map.setChosen(row, state.second);
   $("case-id").textContent = data.ids[row];
   history.replaceState(null, "", `#${encodeURIComponent(data.ids[row])}`);
+  showPanel();
   say("Reading the scan ...");
+  viewer.wait("Reading the scan");
   try {
     const [known, read] = await Promise.all([api.about(row), api.scan(row)]);
     if (state.row !== row || !read) return;
     state.scan = read.arrays.image;
     viewer.show({ scan: state.scan });
     describe(known);
-    editor.refresh();
+    waitForModel(row);
+    editor.restart();
   } catch (error) {
-    if (state.row === row) say(error.message, true);
+    if (state.row === row) fail(error.message);
+  }
+}
+
+/** In a narrow window the case lies below the map. */
+function showPanel() {
+  if (matchMedia("(max-width: 1000px)").matches && document.body.dataset.ready) $("case-panel").scrollIntoView();
+}
+
+/** Until there is an image, tell what the model does. */
+async function waitForModel(row) {
+  const began = performance.now();
+  while (state.row === row && !state.isShown && !state.hasFailed) {
+    const doing = (await api.progress().catch(() => "")) || "Waiting for the model";
+    if (state.row !== row || state.isShown || state.hasFailed) return;
+    viewer.wait(doing);
+    say(`${doing}, ${Math.round((performance.now() - began) / 1000)} s`);
+    await new Promise((done) => setTimeout(done, PROGRESS_MS));
   }
 }
 
 function describe(known) {
   state.known = known;
-  const chips = [known.split, ...Object.entries(known.labels).map(([name, value]) => (value === null ? null : `${name}: ${value}`))];
+  const chips = [known.split, ...Object.entries(known.labels).map(([name, value]) => (value === null ? null : `${name}: ${labelText(value)}`))];
   const nodes = chips.filter(Boolean).map((text) => element("span", { className: "chip", textContent: text }));
   $("chips").replaceChildren(...nodes, outlierChip(known.row));
-  sliders.forEach((slider) => markOwn(slider, slider.kind === "components" ? known.components[Number(slider.key) - 1] : undefined));
   drawNeighbors();
-  const [extreme, position] = mostExtreme();
-  $("extreme").textContent = `Most extreme: component ${extreme.key}, ${position.toFixed(1)} standard deviations from the mean.`;
+  drawExtremes();
 }
 
 function drawNeighbors() {
@@ -95,9 +126,9 @@ function drawNeighbors() {
 function outlierChip(row) {
   if (!scoresOf) return "";
   const p = scoresOf.p[row];
-  const node = element("span", { className: "chip", textContent: `outlier score ${scoresOf.scores[row].toFixed(2)}, p ${p < 0.001 ? "< 0.001" : p.toFixed(3)}` });
+  const node = element("span", { className: "chip", textContent: `outlier score ${scoresOf.scores[row].toFixed(1)}, p ${p < 0.001 ? "< 0.001" : p.toFixed(3)}` });
   node.classList.toggle("unusual", p < 0.05);
-  node.title = "The p-value is about the share of training cases with at least as high a score";
+  node.title = "Mean distance to the 5 nearest training cases of other patients, in whitened standard deviations. The p-value is about the share of training cases with at least as high a score.";
   return node;
 }
 
@@ -105,19 +136,55 @@ function outlierChip(row) {
 
 function resetMoves() {
   sliders.forEach((slider) => setStrength(slider, 0));
+  state.moved = {};
+  showMoved();
 }
 
-function mostExtreme() {
-  const ones = sliders.filter((slider) => slider.kind === "components");
-  const position = (slider) => state.known.components[Number(slider.key) - 1];
-  const extreme = ones.reduce((best, each) => (Math.abs(position(each)) > Math.abs(position(best)) ? each : best));
-  return [extreme, position(extreme)];
+/** Sliders for the most extreme components of this case that have no fixed one. */
+function drawExtremes() {
+  const withSlider = new Set(fixed.map(({ kind, key }) => `${kind} ${key}`));
+  const more = state.known.extremes.filter(({ component }) => !withSlider.has(`components ${component}`)).slice(0, NUM_EXTREMES);
+  const extra = strengthSliders(more.map(extremeSpec), () => editor.refresh());
+  sliders = [...fixed, ...extra];
+  for (const slider of sliders) {
+    if (slider.kind === "components") markMean(slider, state.known.components[Number(slider.key) - 1]);
+  }
+  $("extreme-sliders").replaceChildren(...extra.map(({ node }) => node));
+  $("extreme-group").hidden = extra.length === 0;
+  describeExtremes();
+}
+
+function describeExtremes() {
+  const unusual = state.known.extremes.filter(({ to_typical }) => to_typical);
+  const sum = (ones) => ones.reduce((total, { share }) => total + share, 0);
+  const hasSlider = ({ component }) => sliders.some(({ kind, key }) => kind === "components" && key === String(component));
+  const name = ({ component, position }) => `component ${component} (${signed(position)} SD)`;
+  const text = unusual.length
+    ? `Unusual along ${unusual.length} of ${state.known.components.length} components, most along ${name(unusual[0])}; together they explain ${percent(sum(unusual))} of its squared whitened distance from the mean, those with sliders ${percent(sum(unusual.filter(hasSlider)))}.`
+    : `Usual along every component; most extreme is ${name(state.known.extremes[0])}.`;
+  $("extreme").textContent = text;
+  $("typical").disabled = unusual.length === 0;
+  $("typical").title = unusual.length
+    ? `Move ${unusual.length} components that are beyond 2.5 whitened standard deviations back to 2, on their side`
+    : "Nothing to move: no component of this case is beyond 2.5 whitened standard deviations";
 }
 
 function makeTypical() {
-  const [extreme, position] = mostExtreme();
-  setStrength(extreme, Math.min(Math.max(-position, -4), 4).toFixed(1));
+  state.moved = {};
+  for (const { component, to_typical } of state.known.extremes.filter((each) => each.to_typical)) {
+    const slider = sliders.find(({ kind, key }) => kind === "components" && key === String(component));
+    if (slider) setStrength(slider, to_typical.toFixed(1));
+    else state.moved[component] = Number(to_typical.toFixed(1));
+  }
+  showMoved();
   editor.refresh();
+}
+
+/** Tell of moves along components that have no slider. */
+function showMoved() {
+  const names = Object.keys(state.moved);
+  $("more-moves").hidden = names.length === 0;
+  $("more-moves").textContent = names.length === 1 ? `Also moved: component ${names[0]}.` : `Also moved: components ${names.join(", ")}.`;
 }
 
 function chooseSecond(row) {
@@ -136,6 +203,7 @@ function drawSecond() {
   $("noise").querySelector('[value="second"]').disabled = !has;
   if (!has && state.noise === "second") state.noise = "own";
   $("noise").value = state.noise;
+  drawReasons();
   document.querySelector('output[for="weight"]').textContent = `${Math.round(100 * Number($("weight").value))} %`;
   if (!has) {
     $("weight").value = 0;
@@ -154,18 +222,30 @@ function drawSecond() {
   $("second").replaceChildren(list, drop);
 }
 
+/** What cannot be done now says why. */
+function drawReasons() {
+  const isBlended = state.second >= 0 && Number($("weight").value) > 0;
+  $("own-noise").textContent = isBlended ? `blended, ${Math.round(100 * Number($("weight").value))} % of the second case` : "own";
+  const isOwn = hasOwnNoise(recipe());
+  const reason = "Only for edits of one scan with its own x_T: set Blend to 0 and x_T to own";
+  $("own").disabled = $("save-own").disabled = !isOwn;
+  $("own-label").title = isOwn ? "Add the change to the scan, which keeps its own detail and size" : reason;
+  $("own-label").classList.toggle("disabled", !isOwn);
+  $("save-own").title = isOwn ? "The scan plus the change, so that it keeps its own detail" : reason;
+}
+
 function showImage({ header, arrays }, seconds) {
   state.isShown = true;
+  viewer.wait("");
   viewer.show({ scan: state.scan, ...arrays }); // the scan itself comes along if it is shown in its own grid
-  drawScores($("scores"), header.scores, data.directions, data.ids[header.scores.nearest_row], open);
+  drawScores($("scores"), header, data.directions, data.ids[header.scores.nearest_row], open);
   const made = recipe();
-  const at = header.scores.components.map((position, k) => position * data.component_stds[k]);
+  const at = data.map_stds.map((std, k) => header.scores.components[k] * std);
   map.setEdited(isEdited(made) && data.is_pca ? [at[0], at.length > 1 ? at[1] : 0] : null);
   const text = `${header.quality === "preview" ? "Preview" : "Image"}, ${header.steps} network evaluations, ${Math.round(1000 * seconds)} ms`;
   say(text);
   $("status").dataset.quality = header.quality;
   $("status").dataset.milliseconds = Math.round(1000 * seconds);
-  $("save-own").disabled = !hasOwnNoise(made);
 }
 
 // -- the map, the list of unusual cases, the search -------------------------------------------------------------------
@@ -210,34 +290,12 @@ function point(row, x, y) {
     picture.src = api.thumbnail(row);
     picture.dataset.row = row;
     const labels = Object.entries(data.labels).filter(([, values]) => values[row] !== null);
-    const lines = [data.splits[row], ...labels.map(([name, values]) => `${name}: ${values[row]}`)];
-    if (scoresOf) lines.push(`outlier score ${scoresOf.scores[row].toFixed(2)}`);
+    const lines = [data.splits[row], ...labels.map(([name, values]) => `${name}: ${labelText(values[row])}`)];
+    if (scoresOf) lines.push(`outlier score ${scoresOf.scores[row].toFixed(1)}`);
     text.replaceChildren(element("b", { textContent: data.ids[row] }), ...lines.map((line) => element("span", { textContent: line })));
   }
   tip.style.left = `${Math.min(x + 16, map.width - 246)}px`;
   tip.style.top = `${Math.min(y + 16, map.height - 126)}px`;
-}
-
-function search() {
-  const text = $("search").value.trim().toLowerCase();
-  if (!text) {
-    $("match-count").textContent = "";
-    $("matches").hidden = true;
-    map.setFound(null);
-    return;
-  }
-  const values = Object.values(data.labels);
-  const fits = (row) => data.ids[row].toLowerCase().includes(text) || values.some((each) => each[row] !== null && String(each[row]).toLowerCase() === text);
-  const rows = [...data.ids.keys()].filter(fits);
-  $("match-count").textContent = `${rows.length.toLocaleString("en")} found`;
-  map.setFound(new Set(rows));
-  $("matches").replaceChildren(...rows.slice(0, MOST_MATCHES).map((row) => caseButton(row, { id: data.ids[row], note: data.splits[row] }, openFound)));
-  $("matches").hidden = rows.length === 0;
-}
-
-function openFound(row, isSecond) {
-  open(row, isSecond);
-  $("matches").hidden = true;
 }
 
 async function loadOutliers() {
@@ -249,12 +307,12 @@ async function loadOutliers() {
   } else {
     scoresOf = answer;
     state.order = rows.sort((a, b) => scoresOf.scores[b] - scoresOf.scores[a]);
-    $("unusual-note").textContent = "by distance to the training cases of other patients, whitened";
+    $("unusual-note").textContent = "by outlier score, in whitened standard deviations";
   }
-  const noted = (row) => ({ id: data.ids[row], note: scoresOf ? scoresOf.scores[row].toFixed(2) : data.splits[row] });
+  const noted = (row) => ({ id: data.ids[row], note: scoresOf ? scoresOf.scores[row].toFixed(1) : data.splits[row] });
   $("unusual").replaceChildren(...state.order.slice(0, NUM_UNUSUAL).map((row) => caseButton(row, noted(row), open)));
   fillColours();
-  if (state.known) describe(state.known);
+  if (state.known) $("chips").lastChild.after(outlierChip(state.known.row));
 }
 
 function go(step) {
@@ -277,11 +335,19 @@ async function copy(kind, made, shown = "call") {
 }
 
 async function save(detail) {
-  say("Decoding for the file ...");
+  const tell = (text, isFailed = false) => {
+    $("save-status").textContent = [text, state.numSaves ? `Decoding ${state.numSaves} for ${state.numSaves === 1 ? "a file" : "files"} ...` : ""].join(" ").trim();
+    $("save-status").classList.toggle("failed", isFailed);
+  };
+  state.numSaves += 1;
+  tell("");
   try {
-    say(`Saved ${await api.save(recipe(detail))}.`);
+    const name = await api.save(recipe(detail));
+    state.numSaves -= 1;
+    tell(`Saved ${name}.`);
   } catch (error) {
-    say(error.message, true);
+    state.numSaves -= 1;
+    tell(`Not saved: ${error.message}`, true);
   }
 }
 
@@ -312,7 +378,13 @@ function sampleCanvases({ shape, values }) {
 function setWindow(window, level) {
   $("window").value = window;
   $("level").value = level;
-  viewer.setWindow(window, level);
+  showWindow();
+}
+
+function showWindow() {
+  for (const name of ["window", "level"])
+    document.querySelector(`output[for="${name}"]`).textContent = `${Math.round(100 * Number($(name).value))} %`;
+  viewer.setWindow(Number($("window").value), Number($("level").value));
 }
 
 function flip(isFlipped) {
@@ -322,13 +394,12 @@ function flip(isFlipped) {
 
 function wire() {
   $("colour").addEventListener("change", colour);
-  $("search").addEventListener("input", search);
-  $("search").addEventListener("keydown", (event) => event.key === "Escape" && ((event.target.value = ""), search()));
+  wireFind({ input: $("search"), list: $("matches"), count: $("match-count") }, data, { onFound: (rows) => map.setFound(rows), onOpen: open });
   $("fit").addEventListener("click", () => map.fit());
   $("previous").addEventListener("click", () => go(1));
   $("next").addEventListener("click", () => go(-1));
   for (const name of ["window", "level"])
-    $(name).addEventListener("input", () => viewer.setWindow(Number($("window").value), Number($("level").value)));
+    $(name).addEventListener("input", showWindow);
   $("reset-window").addEventListener("click", () => setWindow(1, 0.5));
   viewer.onWindow = setWindow;
   $("flip").addEventListener("click", () => flip($("flip").getAttribute("aria-pressed") !== "true"));
@@ -342,6 +413,7 @@ function wire() {
   });
   $("noise").addEventListener("change", () => {
     state.noise = $("noise").value;
+    drawSecond();
     editor.refresh();
   });
   $("redraw").addEventListener("click", redraw);
@@ -389,10 +461,12 @@ async function start() {
   map.setPlaces(data.x, data.y);
   viewer = new Viewer($("views"), { modelRange: data.model_range, imageShape: data.image_shape, spacing: data.spacing });
   editor = new Editor({
-    recipe: shownRecipe, onImage: showImage, onError: (message) => say(message, true),
-    onBusy: () => state.isShown || say("Inverting the scan ..."),
+    recipe: shownRecipe, onImage: showImage, onError: fail,
+    onBusy: () => (state.hasFailed = false),
   });
-  sliders = strengthSliders($("sliders"), data, () => editor.refresh());
+  fixed = strengthSliders(fixedSpecs(data), () => editor.refresh());
+  sliders = fixed;
+  for (const slider of fixed) $(`${slider.kind.slice(0, -1)}-sliders`).append(slider.node);
   $("samples-panel").hidden = !data.has_samples;
   wire();
   fillColours();

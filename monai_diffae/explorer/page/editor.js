@@ -9,6 +9,14 @@ export class Editor {
     this.isPreviewing = false;
     this.isStale = false;
     this.full = null;
+    this.round = 0; // one per opened case
+  }
+
+  /** Another case: what is decoded for the last one is not waited for; on the server, the new request replaces it. */
+  restart() {
+    this.round += 1;
+    this.isPreviewing = false;
+    return this.refresh();
   }
 
   /** Something has changed. */
@@ -18,18 +26,19 @@ export class Editor {
     if (this.full) this.full.abort();
     if (this.isPreviewing) return;
     this.isPreviewing = true;
+    const round = this.round;
     try {
-      while (this.isStale) {
+      while (this.isStale && round === this.round) {
         this.isStale = false;
         await this.decode("preview");
       }
     } catch (error) {
-      this.onError(error.message);
+      if (round === this.round) this.onError(error.message);
       return;
     } finally {
-      this.isPreviewing = false;
+      if (round === this.round) this.isPreviewing = false;
     }
-    await this.refine();
+    if (round === this.round) await this.refine();
   }
 
   async refine() {

@@ -70,7 +70,7 @@ export class Viewer {
     this.figures.push({ key, name, canvas });
     const frame = document.createElement("div");
     frame.className = "frame";
-    frame.append(canvas);
+    frame.append(canvas, mark("waiting", ""));
     if (name !== "whole") frame.append(mark("plane", name), mark("side", SIDES[name]));
     return frame;
   }
@@ -119,7 +119,13 @@ export class Viewer {
 
   clear() {
     this.arrays = {};
+    this.limit = 0;
     this.draw();
+  }
+
+  /** Say over the pictures that are not there yet what is being done; "" says nothing. */
+  wait(text) {
+    for (const { key, canvas } of this.figures) canvas.nextSibling.textContent = this.arrays[key] ? "" : text;
   }
 
   setWindow(window, level) {
@@ -150,6 +156,7 @@ export class Viewer {
     const shown = key === "image" && this.isFlipped ? "scan" : key;
     const array = this.arrays[shown];
     const context = canvas.getContext("2d");
+    canvas.parentNode.classList.toggle("empty-frame", !array);
     if (!array) {
       context.clearRect(0, 0, canvas.width, canvas.height);
       return;
