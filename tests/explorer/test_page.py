@@ -207,7 +207,7 @@ def test_a_usual_case_has_nothing_to_make_typical(page):
 def test_two_saves_in_a_row_are_two_files(page):
     open_first(page)
     downloads = []
-    page.page.on("download", downloads.append)
+    page.page.on("download", lambda download: downloads.append(download))
     page("save-model").click()
     page("save-own").click()
     page.page.wait_for_function("/^Saved \\S+$/.test(document.getElementById('save-status').textContent)")
