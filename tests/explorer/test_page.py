@@ -206,13 +206,12 @@ def test_a_usual_case_has_nothing_to_make_typical(page):
 
 def test_two_saves_in_a_row_are_two_files(page):
     open_first(page)
-    downloads = []
-    page.page.on("download", lambda download: downloads.append(download))
-    page("save-model").click()
-    page("save-own").click()
-    page.page.wait_for_function("/^Saved \\S+$/.test(document.getElementById('save-status').textContent)")
-    page.page.wait_for_timeout(300)
-    assert len({each.suggested_filename for each in downloads}) == 2
+    with (
+        page.page.expect_download(lambda download: "own_detail" in download.suggested_filename),
+        page.page.expect_download(lambda download: "own_detail" not in download.suggested_filename),
+    ):
+        page("save-model").click()
+        page("save-own").click()
 
 
 def test_a_save_that_fails_says_so(page):
