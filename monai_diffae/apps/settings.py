@@ -176,8 +176,7 @@ class Training:
     colour: Colour | None = None
     """Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's."""
     uneven: Uneven | None = None
-    """DICOM series with planned uneven gaps: ``resample`` them by position, or ``refuse`` them; by default the
-    bundle's."""
+    """DICOM with planned uneven gaps: ``resample`` by position, or ``refuse``; by default the bundle's."""
     seed: Seed | None = None
     """Random seed; by default the bundle's."""
     device: str | None = None

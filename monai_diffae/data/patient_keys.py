@@ -8,6 +8,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkstemp
 
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -53,8 +54,10 @@ def folder_key(folder: Path) -> PatientKey:
         return _read(file)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as stream:
+        descriptor, name = mkstemp(dir=folder, prefix=".tmp-")  # only the user can read it
+        with os.fdopen(descriptor, "w") as stream:
             stream.write(_new_secret())
+        _publish(Path(name), file)
     except OSError as error:
         raise MachineError(f"{KEY_FILE}: cannot be written ({error.strerror}); choose another folder") from error
     return _read(file)
@@ -80,6 +83,18 @@ def key_beside(table: Path, name: str | None) -> PatientKey:
             "wrote the table, or embed again"
         )
     return key
+
+
+def _publish(temporary: Path, file: Path) -> None:
+    """Give a file its name, unless another process of the same run was first."""
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> PatientKey:

@@ -124,7 +124,7 @@ def test_every_command_that_reads_the_bundle_refuses_it(bundle, edit, tiny_bundl
         ["calibrate", bundle, cohort], ["anomaly", bundle, cohort, out],
         ["evaluate", out, "--bundle", bundle, "--cohort", cohort], ["report", bundle, out, "--cohort", cohort],
             ["report", bundle, out],
-        ["explore", "--bundle", bundle, "--cohort", cohort], ["label-app", out, "--bundle", bundle],
+        ["explore", "--bundle", bundle, "--cohort", cohort], ["label-app", tmp_path / "app", "--bundle", bundle],
         ["train", bundle, cohort, out, "--overrides", "max_epochs=1"], ["train", bundle, cohort, "--minutes", "1"],
         ["train", tiny_bundle.directory, cohort, out, "--start-from", bundle],
         ["train-latent", bundle, cohort, out], ["plan", cohort, "--bundle", bundle],

@@ -180,7 +180,7 @@ def test_multi_gpu_overlay_uses_known_keys(bundle: Path) -> None:
     merged = config(bundle / "configs" / "train.json", bundle / "configs" / "multi_gpu_train.json")
     check_config(merged)
     assert len(merged["imports"]) == 2 + len(read(bundle / "configs" / "train.json")["imports"])
-    assert merged["train"]["trainer"]["network"]["module"] == "@network"
+    assert merged["train"]["trainer"]["network"]["network"] == "@network"
 
 
 def test_encoder_sees_another_view(tiny_bundle: Any) -> None:

@@ -106,9 +106,8 @@ class EditTable:
             each.check_fits(trained.sha256, trained.z_channels)
         if embeddings is None:
             return self
-        others = OtherPatients.read(embeddings, self.direction)
         check_same_model(embeddings, trained.folder)
-        return replace(self, others=others)
+        return replace(self, others=OtherPatients.read(embeddings, self.direction))
 
     def moved(self, z_sem: Floats) -> Floats:
         """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""

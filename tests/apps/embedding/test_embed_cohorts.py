@@ -19,7 +19,9 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.data import patient_keys
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.patient_keys import KEY_FILE
 from monai_diffae.errors import ConfigError
 
 EMBED = ("monai_diffae.cli", "--quiet", "embed")
@@ -47,17 +49,23 @@ def cohort(tmp_path_factory):
     return table_of(folder, pictures(folder, 700))
 
 
+def with_common_key(folder):
+    """A folder with the key of the tests, which programs do not get from conftest.py."""
+    (folder / KEY_FILE).write_text(patient_keys._new_secret())
+    return folder
+
+
 @pytest.fixture(scope="module")
 def whole(labelled, cohort, tmp_path_factory):
     """The pictures, embedded in one run with one thread."""
-    out = tmp_path_factory.mktemp("whole") / "z.parquet"
+    out = with_common_key(tmp_path_factory.mktemp("whole")) / "z.parquet"
     command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
     subprocess.run([*map(str, command), "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return out
 
 
 def test_a_killed_run_resumes_and_the_table_is_the_same_to_the_byte(labelled, cohort, whole, tmp_path):
-    out = tmp_path / "z.parquet"
+    out = with_common_key(tmp_path) / "z.parquet"
     command = [sys.executable, "-m", *EMBED, "--bundle", labelled.bundle, "--cohort", cohort, "--out", out]
     process = subprocess.Popen(
         [*map(str, command), "--device", "cpu", "--workers", "0"], env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -87,7 +95,7 @@ def test_finished_shards_are_not_encoded_again(labelled, cohort, tmp_path, writt
 
 
 def test_processes_share_a_cohort_and_the_table_is_the_same(labelled, cohort, whole, tmp_path):
-    out = tmp_path / "z.parquet"
+    out = with_common_key(tmp_path) / "z.parquet"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *EMBED,
         "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu", "--workers", "0",
@@ -252,7 +260,7 @@ def test_words_for_missing_values_are_no_labels_and_none_is_a_class(labelled, tm
 def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
     made = embed(labelled.bundle, labelled.cohort, tmp_path / name, device="cpu")
     assert made.path == tmp_path / name
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "T.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".patient_key", name, "T.json"])
     assert np.array_equal(z_matrix(read_embeddings(made.path)), z_matrix(read_embeddings(labelled.embeddings)))
     for other in ("T.parquet", "T.csv"):
         with pytest.raises(ConfigError, match=re.escape(f"would share its record with {name}; choose another out")):

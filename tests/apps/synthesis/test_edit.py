@@ -185,7 +185,7 @@ def test_a_second_call_skips_and_overwriting_leaves_nothing_old(edited, labelled
         assert not edit(labelled.bundle, labelled.cohort, out, **options).skipped
         assert missing.read_bytes() == (edited.folder / folder / missing.name).read_bytes()
     fewer = {**options, "strengths": (1,), "limit": 1}
-    with pytest.raises(ConfigError, match="made with other cases, patients, strengths"):
+    with pytest.raises(ConfigError, match="made with other cases, patients, scans, strengths"):
         edit(labelled.bundle, labelled.cohort, out, **fewer)
     edit(labelled.bundle, labelled.cohort, out, **fewer, overwrite=True)
     for folder in ("images", "differences"):
