@@ -1,4 +1,4 @@
-"""Bundles of every released version embed as they did (R28).
+"""Stored bundles of every released version still give the same z_sem.
 
 A release adds a folder: bundles that it trained, without what ``embed`` does not need, and the z_sem that it found.
 """

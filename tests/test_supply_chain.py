@@ -1,4 +1,4 @@
-"""The supply chain: what continuous integration runs is fixed by a hash, and SECURITY.md makes its promise (R29)."""
+"""The supply chain: actions are pinned by hash, and SECURITY.md states when to expect an answer."""
 
 from __future__ import annotations
 

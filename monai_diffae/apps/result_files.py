@@ -21,7 +21,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases.
+    """The SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases.
 
     Args:
         root: the folder to which names are relative.
@@ -38,7 +38,7 @@ def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
 
 
 def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, Any]) -> int:
-    """How many recorded files of a result do not exist any more.
+    """The number of recorded files of a result that no longer exist.
 
     Args:
         record: the result's record.
@@ -64,7 +64,7 @@ def _files(results: Sequence[Path]) -> Iterator[Path]:
     for path in results:
         if path.is_file():
             yield path
-        else:  # hidden files are nobody's results
+        else:  # hidden files are not results
             yield from (file for file in path.rglob("[!.]*") if file.is_file())
 
 

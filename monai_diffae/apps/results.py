@@ -112,8 +112,8 @@ def run_once(
 
     Args:
         record: the record file beside the results.
-        results: files and folders of images. Their hashes are recorded, and results are complete if they still have
-            them.
+        results: files and folders of images. Their hashes are recorded, and results are complete only if all files
+            still have them.
         made_from: what the results depend on: begun by :meth:`~monai_diffae.apps.session.Session.made_from`.
         make: makes the results and returns their figures.
         overwrite: replace existing results.

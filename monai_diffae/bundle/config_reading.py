@@ -1,4 +1,4 @@
-"""The one door through which configurations of bundles are read, if anything in them is going to be built or run."""
+"""Read configurations of bundles, and check them for code. All that are built or run are read here."""
 
 # tested in tests/bundle/test_trust.py
 
@@ -34,7 +34,7 @@ def read_config(*files: Path, roots: Sequence[str] | None = None) -> ConfigParse
 
 
 def read_own_code(file: Path) -> list[OwnCode]:
-    """The code of its own that a configuration file of a bundle has. Nothing of it is run.
+    """The own code in a configuration file of a bundle. Nothing of it is run.
 
     Within :func:`~monai_diffae.bundle.trust.trusting`, the file is remembered as trusted.
 

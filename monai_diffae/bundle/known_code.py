@@ -42,7 +42,7 @@ _PLAIN_TARGETS = frozenset(
     }
 )
 _WRITTEN_BY_TRAINING = ("$@bundle_root + '/models'",)
-# An expression that leaves the shipped configurations has to be added here, or earlier bundles would not run any more.
+# Add an expression here when you remove it from the shipped configurations, or earlier bundles no longer run.
 _EARLIER = (
     "$[@device] if @device.type == 'cuda' else None",
     "$[side / 8 for side in @image_size]",
@@ -62,7 +62,7 @@ _SHIPPED_RUNS = ("train.json", "train_latent.json", "multi_gpu_train.json", "lat
 
 @dataclass(frozen=True)
 class KnownCode:
-    """What may run.
+    """The targets and expressions that may run without being trusted.
 
     Attributes:
         targets: values of ``_target_``.
@@ -73,7 +73,7 @@ class KnownCode:
     expressions: frozenset[str]
 
     def has_expression(self, text: str) -> bool:
-        """Whether an expression may run. MONAI takes and writes ``::`` for ``#``, and evaluates both as the former."""
+        """Whether an expression may run. MONAI accepts ``::`` and ``#`` in ids, and evaluates both alike."""
         return _normalised(text) in self.expressions
 
 

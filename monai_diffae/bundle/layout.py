@@ -35,7 +35,7 @@ LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKP
 """The files of a latent DDIM; they name the autoencoder that they belong to."""
 
 FILES_THAT_RUN = {MODELS: (CONFIG, LATENT_CONFIG, f"{FIRST_STAGE_PREFIX}{CONFIG}"), CONFIGS: (TRAIN, TRAIN_LATENT)}
-"""The configurations by their folders that commands build or run. Others are for MONAI's own tools."""
+"""The configurations that commands build or run, by their folders. Others are for MONAI's own tools."""
 
 NEXT = "next"  # folder in ``MODELS`` with a newer set of all these files, while they are moved to their places
 

@@ -1,4 +1,4 @@
-"""What in a configuration would run code, or write or send elsewhere, that this package's own configurations do not.
+"""Find what a configuration would run, or write or send elsewhere, and no configuration of this package contains.
 
 MONAI turns a configuration into Python calls: ``_target_`` names what is called, texts that begin with ``$`` are
 evaluated or imported, and ``%file.json`` inserts another file. A configuration is known if all of its targets and
@@ -35,7 +35,7 @@ _NETWORK_PLACE = re.compile(r"[/\\]{2}")
 
 @dataclass(frozen=True)
 class OwnCode:
-    """A part of a configuration that none of this package's own has.
+    """A part of a configuration that runs code, or writes or sends elsewhere, and that no shipped one contains.
 
     Attributes:
         id: where it is.
@@ -56,7 +56,7 @@ class OwnCode:
 
 
 def own_code(config: Any, *, places: bool = True) -> list[OwnCode]:
-    """All parts of a configuration that run code, or write or send elsewhere, as none of this package's own does.
+    """All parts of a configuration that run code, or write or send elsewhere, and that no shipped one contains.
 
     Args:
         config: the content of a configuration file, several of them merged, or values by their ids.

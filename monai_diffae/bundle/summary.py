@@ -1,4 +1,4 @@
-"""What a bundle is and which code it brings along, as plain values."""
+"""A bundle's properties and its own code, as plain values."""
 
 # tested in tests/apps/evaluation/test_info.py
 
@@ -45,7 +45,7 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def bundle_code(root: Path) -> list[str]:
-    """The code of its own that a bundle brings along: one text for each part. Nothing of it is run.
+    """A bundle's own code: one text for each part. Nothing of it is run.
 
     Within :func:`~monai_diffae.bundle.trust.trusting`, the configurations are remembered as trusted.
 

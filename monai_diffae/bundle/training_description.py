@@ -49,7 +49,7 @@ class TrainingDescription:
         return _text({**meta, **self.settings})
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the description; of the scans, no ids."""
+        """The part of the description that a checkpoint keeps; it contains no ids of scans."""
         return {
             "fingerprint": self.fingerprint, "model_config": json.dumps(self.model_config, sort_keys=True),
             "scans": self._scan_hashes,

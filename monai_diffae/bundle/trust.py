@@ -77,7 +77,7 @@ def is_trusted(config: Mapping[str, Any]) -> bool:
 
 
 def is_trusted_content(content: bytes) -> bool:
-    """The same for the content of a file with code."""
+    """Whether code with this content may run, as :func:`is_trusted` for a configuration."""
     remembered = _folder() / hashlib.sha256(content).hexdigest()
     if is_trusting():
         _remember(remembered)

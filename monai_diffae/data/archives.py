@@ -1,4 +1,4 @@
-"""The checksums in zip archives, which PyTorch writes into its files and does not compare when it reads them."""
+"""Check the checksums of zip archives, which PyTorch writes into its files but does not check when it reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders for preprocessed scans on disk: locked while their process lives, so that those of killed ones can go."""
+"""Cache folders on disk, each locked while its process lives, so that those of killed processes can be removed."""
 
 # tested in tests/data/test_cached.py
 
@@ -32,7 +32,7 @@ def make_cache_folder(parent: str | os.PathLike[str] | None) -> Path:
     lock = FileLock(hidden / _LOCK)
     lock.acquire()
     folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
-    hidden.rename(folder)  # it has this name only with its lock
+    hidden.rename(folder)  # it gets this name only once it is locked
     _held[folder] = lock
     return folder
 
@@ -54,6 +54,6 @@ def remove_abandoned_caches(parent: str | os.PathLike[str] | None) -> None:
     for folder in Path(tempfile.gettempdir() if parent is None else parent).glob(f"{_PREFIX}*"):
         if folder in _held:
             continue
-        # it may be another user's, or be used
+        # it may belong to another user, or be in use
         with suppress(OSError, Timeout), FileLock(folder / _LOCK, timeout=0):
             shutil.rmtree(folder, ignore_errors=True)

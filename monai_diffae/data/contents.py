@@ -1,4 +1,4 @@
-"""Hashes of the content of scans, by which a replaced or rotten scan is recognised whatever its size and time."""
+"""Hashes of the content of scans, by which a replaced or damaged scan is noticed, whatever its size and time."""
 
 from __future__ import annotations
 

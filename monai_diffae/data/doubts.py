@@ -1,4 +1,4 @@
-"""What is done with scans that can be read, but may not be what was measured."""
+"""Policies for scans that can be read, but may not be what was measured."""
 
 # tested in tests/data/test_scan_refusals.py
 

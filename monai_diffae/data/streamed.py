@@ -142,7 +142,7 @@ class _PreprocessedItems(Dataset[Any]):
 
 
 class _HashedItems(_PreprocessedItems):
-    """The same, each with the hash of the item's files."""
+    """Preprocessed items, each with the hash of its files."""
 
     def __getitem__(self, index: int) -> Any:
         return self._result(index), item_hash(self.data[index])

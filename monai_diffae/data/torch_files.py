@@ -1,4 +1,4 @@
-"""Reads files of ``torch.save`` without running any code that they may contain, and tells hostile from damaged ones."""
+"""Read files of ``torch.save`` without running code that they may contain, and tell hostile from damaged ones."""
 
 # tested in tests/robustness/test_hostile_files.py
 
@@ -56,7 +56,7 @@ def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
 
 
 def _refuse_calls(path: Path) -> None:
-    """Refuse a file that names something to call which is not part of tensors."""
+    """Refuse a file that names something to call that plain tensors do not need."""
     if not zipfile.is_zipfile(path):  # of PyTorch before 1.6, or damaged: torch itself decides
         return
     names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

@@ -18,8 +18,8 @@ SCHEME = "step and place"  # how random numbers are drawn; checkpoints record it
 class StepDraws:
     """Draws the random numbers of one process's images: a function of seed, step and their place in the global batch.
 
-    The global batch are the images of all processes in a step. Every process draws for all of them and keeps its own
-    rows: one call, which is much faster than one call per image. Numbers of a CPU and of a GPU differ.
+    The global batch consists of the images of all processes in a step. Every process draws for all of them and keeps
+    its own rows: one call, which is much faster than one call per image. A CPU and a GPU draw different numbers.
 
     Attributes:
         seed: random seed of the training.

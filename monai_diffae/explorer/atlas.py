@@ -64,7 +64,7 @@ class Atlas:
         cases: the case of each row.
         training: the training cases.
         components: all principal components of the training cases.
-        num_components: how many of them, the first ones, are shown for every case.
+        num_components: how many of them are shown for every case, from the first on.
     """
 
     table: pd.DataFrame
@@ -113,9 +113,9 @@ class Atlas:
     def extremes(self, row: int) -> list[Extreme]:
         """The components along which a case is most extreme, the most extreme first.
 
-        These are all unusual ones, and at least so many that some have no fixed slider. As in the outlier score,
+        All unusual ones are included, and always enough that some have no fixed slider. As in the outlier score,
         positions are whitened with a little added variance: a component along which the training cases hardly vary
-        counts less than its standard deviations say.
+        counts less than its standard deviations suggest.
         """
         stds, positions = self.components.stds, self.positions[row]
         whitened = positions * stds / np.sqrt(stds**2 + ACTIVE_SHARE)

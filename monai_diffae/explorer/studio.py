@@ -129,7 +129,7 @@ class Studio:
         return torch.cat(images)
 
     def _invert(self, opened: OpenedCase, check: Check) -> None:
-        """Invert a case, and tell how far it is; what is known already takes no time."""
+        """Invert a case, and report the progress; a known inversion is not repeated."""
         phases = iter(("Inverting the scan", "Decoding it to check x_T"))
         phase = ""
 

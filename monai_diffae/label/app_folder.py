@@ -21,7 +21,7 @@ __all__ = ["DiffAEApp"]
 '''
 
 
-_NOT_IMPORTED = ("bundle", "training")  # folders whose modules no program can find
+_NOT_IMPORTED = ("bundle", "training")  # folders from which nothing is imported
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _draw_histogram(panel: Any, title: str, values: NDArray[Any], axes: Sequence
 
 
 def _bins(values: NDArray[Any]) -> NDArray[np.float64]:
-    """The edges of bins; those of whole numbers hold equally many of them, or some would stay empty."""
+    """The edges of bins. For whole numbers, all bins hold equally many of them, so that none stays empty."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind in "iu":
         width = max(1, int(np.ceil((high - low) / _NUM_BINS)))

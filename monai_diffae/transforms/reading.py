@@ -139,7 +139,7 @@ class ReadScand(MapTransform):
         return [self._scan(image, None, num_channels, key) for image in images]
 
     def _policies(self, channels: int) -> dict[str, Any]:
-        """What images in files and in memory must pass."""
+        """The checks for images both in files and in memory."""
         return {"channels": channels, "nonfinite": self.nonfinite, "colour": self.colour}
 
     def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:

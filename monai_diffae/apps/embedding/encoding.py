@@ -125,7 +125,7 @@ def encode_cohort(
 def _noted(
     positions: Sequence[int], stream: Iterator[tuple[Arrays | Exception, str]], contents: dict[int, str]
 ) -> Iterator[Arrays | Exception]:
-    """The results of a stream; the hashes of the scans are noted in ``contents``, by position."""
+    """Yield the results of a stream, and store the hashes of the scans in ``contents``, by position."""
     for position, (result, content) in zip(positions, stream, strict=True):
         contents[position] = content
         yield result
@@ -172,8 +172,8 @@ def encode_stream(
         advance: called after each scan.
 
     Returns:
-        The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures,
-        to which scans belong whose z_sem is not finite, in the order of their positions.
+        The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures in
+        the order of their positions, including scans whose z_sem is not finite.
     """
     at_once = images_at_once(trained.image_shape[1:])
     batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats no image

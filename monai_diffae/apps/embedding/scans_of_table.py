@@ -1,4 +1,4 @@
-"""The scans that a table was made of: a scan that was replaced is noticed, although its size is the same."""
+"""Check that a table was made of the present scans: a replaced scan is noticed, even if its size is the same."""
 
 # tested in tests/apps/embedding/test_embed_replaced.py
 

@@ -17,14 +17,14 @@ class InfoResult(CommandResult):
 
     Attributes:
         summary: properties of the bundle by name, such as ``image_size``, ``parameters``, ``steps`` and ``sha256``.
-            ``own_code`` lists the code that the bundle brings along; ``files`` has the checksums of its configurations.
+            ``own_code`` lists the bundle's own code; ``files`` has the checksums of its configurations.
     """
 
     summary: dict[str, Any]
 
     @property
     def was_run(self) -> bool:
-        """Whether the model was built: not if the bundle has code of its own and is not trusted, or no weights."""
+        """Whether the model was built; not if the bundle has code of its own that is not trusted, or has no weights."""
         return "parameters" in self.summary
 
     def lines(self) -> Iterator[str]:

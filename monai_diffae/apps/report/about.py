@@ -62,7 +62,7 @@ def failure_section(studies: Sequence[Study], folder: Path, common: Sequence[Out
 
 
 def _warnings(title: str, warnings: Sequence[str]) -> Markup:
-    """What a step warned of; many warnings are about single files."""
+    """The warnings of a step; there may be one per file, so only the first ones are unfolded."""
     first, more = warnings[:_MOST_WARNINGS], warnings[_MOST_WARNINGS:]
     shown = joined([Markup("<br/>{}").format(text) for text in first])
     rest = (

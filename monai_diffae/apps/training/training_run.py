@@ -87,7 +87,7 @@ def _remembered(given: ConfigParser, folder: Path) -> dict[str, Any]:
 
 
 class _Workflow(ConfigWorkflow):
-    """A run that cannot import modules from the bundle's folder, where MONAI (1.6.1) searches even before Python's."""
+    """A run that cannot import modules from the bundle's folder, where MONAI (1.6.1) looks before all other folders."""
 
     def run(self) -> Any:
         """Evaluate the key ``run``."""

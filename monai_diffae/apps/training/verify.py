@@ -91,12 +91,13 @@ def verify(
 
     Every scan is read completely: it must be whole, finite, not constant, and of the kind of the others. Scans that can
     be read, but may not be what was measured, are doubtful: without orientation, with uneven, tilted or missing slices,
-    with unusual geometry, or in colour among grey ones. Twins (scans that are identical or nearly so) are listed, and
+    with unusual geometry, or in colour among grey scans. Twins (scans that are identical or nearly so) are listed, and
     those in different splits count as a problem, because a model would be tested on what it was trained on.
 
     With ``out``, ``verify.csv`` has one row per case: verdict, reason, remedy, geometry, intensities, twins and the
-    SHA-256 of its files. ``overview.png`` shows all of it, without names. ``readings.jsonl`` keeps what was read, with
-    small versions of the scans: a run that was stopped resumes, and later ones read only new and changed scans.
+    SHA-256 of its files. ``overview.png`` shows this as a picture, without names. ``readings.jsonl`` keeps what was
+    read, with small versions of the scans: a run that was stopped resumes, and later ones read only new and changed
+    scans.
 
     Exit codes: 0 if all scans can be used, 3 if some cannot or twins are in different splits, 4 if none can be used.
 

@@ -24,7 +24,7 @@ _MOST_THUMBNAILS = 36
 
 
 def check_table(path: Path) -> None:
-    """Raise an error if the table exists and is another one."""
+    """Raise an error if the file exists and was not written by ``verify``."""
     if path.is_file() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
         raise ConfigError(f"{path.name}: already exists and was not written by verify; move it, or choose another out")
 
@@ -75,7 +75,7 @@ def _overview(verification: Verification) -> CohortOverview:
 
 
 def _thumbnails(verdicts: list[Verdict]) -> list[NDArray[np.float32]]:
-    """A square number of small scans, evenly chosen; of volumes the axial plane, front up."""
+    """A square number of small scans, evenly chosen; for volumes, the axial plane, front up."""
     prints = [verdict.reading.fingerprint for verdict in verdicts]
     small = [each.thumbnail for each in prints if each is not None and each.thumbnail is not None]
     number = int(min(len(small), _MOST_THUMBNAILS) ** 0.5) ** 2

@@ -21,12 +21,12 @@ FloatArray = NDArray[np.float64]
 
 _EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
 _WIDE = 1.5  # a gap that is this many times wider than the fine ones
-_PLANNED = 3  # wide gaps in a row: fewer of them are missing slices
-_FINE_FRACTION = 0.1  # of the gaps, at least, are as narrow as the fine ones
+_PLANNED = 3  # wide gaps in a row, at least; fewer are taken for missing slices
+_FINE_FRACTION = 0.1  # at least this fraction of the gaps is as narrow as the fine gap
 
 
 def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
-    """Say where planes lie in an evenly spaced volume.
+    """Compute the positions of planes in an evenly spaced volume.
 
     Args:
         path: the scan, for messages.
@@ -38,7 +38,7 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
         has the spacing of the finest planes, and only the first and the last plane lie at whole numbers.
 
     Raises:
-        ScanError: slices are missing or doubled.
+        ScanError: slices are missing or duplicated.
 
     Example:
         >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
@@ -93,7 +93,7 @@ def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[
 
 
 def _fine_gap(gaps: FloatArray) -> float:
-    """The finest gap that is no exception."""
+    """The finest gap, apart from a few exceptions that are narrower."""
     num_exceptions = 0 if len(gaps) <= _PLANNED else max(1, int(_FINE_FRACTION * len(gaps)))
     return float(np.sort(gaps)[num_exceptions])
 

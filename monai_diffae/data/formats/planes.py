@@ -82,11 +82,11 @@ class Stack:
 
     @property
     def is_even(self) -> bool:
-        """Whether the given planes are those of the volume."""
+        """Whether the given planes are already those of the volume, so that none is interpolated."""
         return len(self.order) == self.sizes[2] and not (self.places % 1).any()
 
     def nearest_planes(self) -> list[int]:
-        """For each plane of the volume the index of the nearest given one."""
+        """The index of the nearest given plane, for each plane of the volume."""
         distances = np.abs(np.arange(self.sizes[2])[:, None] - self.places)
         return [self.order[k] for k in np.argmin(distances, axis=1)]
 
@@ -215,7 +215,7 @@ def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
 
 
 def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Make the volume ``[C, *stack.sizes]`` of planes ``[C, X, Y, N]`` in the stack's order."""
+    """Make the volume ``[C, *stack.sizes]`` from planes ``[C, X, Y, N]`` in the stack's order."""
     return _resample(_straighten(array, stack), stack)
 
 

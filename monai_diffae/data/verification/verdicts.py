@@ -1,4 +1,4 @@
-"""The verdict on each case of a cohort: usable, doubtful or failed, with reason and remedy."""
+"""The verdict on each case of a cohort: ok, doubtful or failed, with reason and remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Finding:
     """What is wrong with a case.
 
     Attributes:
-        kind: equal for the same problem of other cases.
+        kind: the same text for the same problem in other cases.
         reason: what is wrong.
         remedy: what to do.
         is_failure: whether the case cannot be used.
@@ -50,11 +50,11 @@ class Verdict:
 
 
 def give_verdicts(cases: Sequence[Case], readings: Sequence[Reading], outliers: Sequence[str] = ()) -> list[Verdict]:
-    """Judge each case by its own reading, and by what most of the others are.
+    """Judge each case by its own reading, and by comparison with the others.
 
     Args:
         cases: N cases.
-        readings: what was read of each.
+        readings: what was read from each.
         outliers: ids of cases whose geometry is unlike that of the others.
 
     Example:

@@ -192,7 +192,7 @@ class GeneratedImages:
     def _precision_and_recall(
         self, condition: Mapping[str, Any], real: Any, made: Any, cases: Sequence[Case]
     ) -> Iterator[Row]:
-        """Both, of the held-out ``cases`` whose features are ``real``."""
+        """Precision and recall, with ``real`` features of the held-out ``cases``."""
         realistic, covered = precision_and_recall(real, made)
         patients = [case.patient for case in cases]
         for metric, values, groups in (
