@@ -76,7 +76,8 @@ class NeighborSearch:
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
                 )
-            if not same_patient and patient_key_name(rows) != patient_key_name(table):
+            has_patients = "patient" in rows  # synthetic images have none
+            if has_patients and not same_patient and patient_key_name(rows) != patient_key_name(table):
                 logger.warning(
                     "%s and %s hide their patients with different keys, so neighbors may be of the same patient; copy "
                     "%s from the folder of one to that of the other, and embed that one again with overwrite",

@@ -23,6 +23,7 @@ from monai_diffae.data.embeddings import label_columns
 from monai_diffae.metrics import LEAST_USAGE
 
 _MOST_FAILURES, _MOST_WARNINGS = 50, 3
+_INTERVALS = ("validation_low_of_", "validation_high_of_")
 _METRIC_TITLES = {
     "z_sem_usage": "Use of z_sem: loss with another image's z_sem / own",
     "copying_ratio": "Copying ratio: distance of samples to training cases / of held-out cases",
@@ -111,7 +112,7 @@ def model_section(study: Study) -> Section:
         "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
         "SHA-256 of the weights": Markup("<code>{}…</code>").format(summary["sha256"][:16]),
     }
-    training = {**_seen(curves_of(study.bundle)), **{f"last {name}": number(value) for name, value in last.items()}}
+    training = {**_seen(curves_of(study.bundle)), **_last(last)}
     changed = {name: json.dumps(value) for name, value in settings.items() if name != "_meta_"}
     parts = [Markup("<h3>Model</h3>"), facts(model), Markup("<h3>Training</h3>"), facts(training)]
     if changed:
@@ -176,7 +177,7 @@ def curves_section(studies: Sequence[Study]) -> Section | None:
     charts = [line_chart(_losses(curves), Axes("images seen", "denoising loss", log_y=True), "Loss")]
     metrics = [name for frame in curves.values() for name in map(str, frame) if name.startswith("validation_")]
     hidden = {"validation_loss", "validation_loss_other_z_sem"}
-    for metric in dict.fromkeys(name for name in metrics if name not in hidden):
+    for metric in dict.fromkeys(name for name in metrics if name not in hidden and not name.startswith(_INTERVALS)):
         name = metric.removeprefix("validation_")
         charts.append(_metric_chart(curves, metric, _METRIC_TITLES.get(name, name.replace("_", " "))))
     lead = "Losses and metrics over the images seen. A validation loss that rises again means overfitting."
@@ -200,9 +201,22 @@ def _losses(curves: Mapping[str, pd.DataFrame]) -> list[Series]:
 
 def _metric_chart(curves: Mapping[str, pd.DataFrame], metric: str, title: str) -> Markup:
     rows = {name: frame.dropna(subset=[metric]) for name, frame in curves.items() if metric in frame}
-    series = [Series(name, each["images_seen"].tolist(), each[metric].tolist()) for name, each in rows.items()]
+    series = []
+    for name, each in rows.items():
+        low, high = (_column(each, metric.replace("validation_", prefix)) for prefix in _INTERVALS)
+        series.append(Series(name, each["images_seen"].tolist(), each[metric].tolist(), low, high))
     reference = 1.0 if metric.endswith(("usage", "copying_ratio")) else None
     return line_chart(series, Axes("images seen", metric.removeprefix("validation_"), reference=reference), title)
+
+
+def _column(frame: pd.DataFrame, name: str) -> list[float] | None:
+    return frame[name].tolist() if name in frame else None
+
+
+def _last(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The last validation, without the ends of intervals, which the curves show."""
+    shown = {name: value for name, value in metrics.items() if not f"validation_{name}".startswith(_INTERVALS)}
+    return {f"last {name.replace('_', ' ')}": number(value) for name, value in shown.items()}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -141,6 +141,7 @@ def test_queries_whose_patients_have_another_key_are_warned_of(table, write, tmp
     table.attrs["monai_diffae"] = {"patient_key": "one"}
     path, new = write(table), table.iloc[:2].copy()
     neighbors(path, tmp_path / "same", queries=write(new, "same_key"))
+    neighbors(path, tmp_path / "synthetic", queries=write(new.drop(columns="patient"), "synthetic"))
     assert "different keys" not in caplog.text
     new.attrs["monai_diffae"] = {"patient_key": "other"}
     neighbors(path, tmp_path / "other", queries=write(new, "other_key"))

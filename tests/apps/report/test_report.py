@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.report import about
 from monai_diffae.apps.report.report import report
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.steps import Steps
@@ -206,3 +207,16 @@ def test_a_command_that_fails_with_a_bug_is_not_hidden(labelled, tmp_path, monke
     monkeypatch.setattr(Steps, "attempt", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")
+
+
+def test_a_probe_of_the_training_is_one_chart_with_its_interval() -> None:
+    seen = [100.0, 200.0]
+    curves = {"images_seen": seen, "validation_probe_age": [0.5, 0.6]}
+    ends = {"validation_low_of_probe_age": [0.4, 0.5], "validation_high_of_probe_age": [0.6, 0.7]}
+    chart = about._metric_chart({"model": pd.DataFrame({**curves, **ends})}, "validation_probe_age", "probe age")
+    plain = about._metric_chart({"model": pd.DataFrame(curves)}, "validation_probe_age", "probe age")
+    assert chart.count('class="bar') == plain.count('class="bar') + 2
+    assert list(about._last({"probe_age": 0.6, "low_of_probe_age": 0.5, "loss": 0.1})) == [
+        "last probe age",
+        "last loss",
+    ]
