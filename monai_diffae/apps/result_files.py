@@ -34,7 +34,9 @@ def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
         ...     [len(sha256) for sha256 in result_hashes(Path(folder), [Path(folder) / "a.csv"]).values()]
         [64]
     """
-    return {_key(root, file): _hash(file) for file in _files(results)}
+    from monai_diffae.data.file_checksums import file_checksum  # here, since help of commands loads no torch
+
+    return {_key(root, file): file_checksum(file) for file in _files(results)}
 
 
 def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, Any]) -> int:
@@ -48,11 +50,13 @@ def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, 
     Raises:
         ConfigError: a file differs from what was written, because it was damaged or edited.
     """
+    from monai_diffae.data.file_checksums import file_checksum
+
     if not all(isinstance(value, str) for value in hashes.values()):
         return 0  # the record of an older version, which counted images
     existing = {_key(record.parent, file): file for file in _files(results)}
     for key in existing.keys() & hashes.keys():
-        if _hash(existing[key]) != hashes[key]:
+        if file_checksum(existing[key]) != hashes[key]:
             raise ConfigError(
                 f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
                 "make it again, or choose another out"
@@ -71,8 +75,3 @@ def _files(results: Sequence[Path]) -> Iterator[Path]:
 def _key(root: Path, file: Path) -> str:
     name = Path(os.path.relpath(file, root)).as_posix()
     return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_NAME_DIGITS]
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

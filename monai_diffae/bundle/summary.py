@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.bundle.config_reading import read_own_code
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.layout import CONFIGS, FILES_THAT_RUN, MODEL, MODELS, models_folder
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import UnsafeInputError
 
 _PROPERTIES = ("spatial_dims", "in_channels", "image_size", "image_keys", "intensity", "model_range")

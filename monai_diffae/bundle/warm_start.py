@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.checksums import cached_checksum
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.loading import read_weights
 from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.data.file_checksums import cached_checksum
 from monai_diffae.errors import ConfigError
 
 # What the weights were trained for. The cohort's split and the decoding settings may differ.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.file_checksums import cached_checksum
 from monai_diffae.data.file_states import file_state, scan_files
 
-_MOST_KNOWN = 16384
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
 
@@ -21,7 +21,7 @@ def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
 
     Names and times do not count, so a cohort can be copied or moved. A missing or forbidden file counts as an empty
     text. Right after a scan was read, its files are still in memory, and this costs little. Files that have not changed
-    since the last call are not read again: a change updates the file's time of change, which no program can set.
+    since the last call are not read again.
 
     Args:
         files: the files or folders, also as ``folder#series=UID``; several are the channels of one image, in order.
@@ -68,13 +68,6 @@ def scan_contents(cases: Sequence[Case]) -> list[str]:
 
 def _file_hash(file: Path) -> str:
     try:
-        state = file.stat()
-        return _hash_once(file, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+        return cached_checksum(file)
     except (OSError, ValueError):  # no file has a name with a null character
         return ""
-
-
-@lru_cache(maxsize=_MOST_KNOWN)
-def _hash_once(file: Path, _state: tuple[int, ...]) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import Fingerprint, Thumbnail, aligned_correlation, details
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,21 @@ def find_twins(fingerprints: Sequence[Fingerprint], patients: Sequence[str]) -> 
     links = [pair for pair in enumerate(original) if pair[0] != pair[1] and fingerprints[pair[1]].thumbnail is not None]
     links += _near_pairs({position: fingerprints[position] for position in firsts.values()}, patients)
     return linked_groups(links, original)
+
+
+def find_twins_among(cases: Sequence[Case], fingerprints: Mapping[int, Fingerprint]) -> list[TwinGroup]:
+    """Find twins among those cases whose scans could be read; see :func:`find_twins`.
+
+    Args:
+        cases: all cases.
+        fingerprints: by the positions of the cases.
+
+    Returns:
+        The groups; their members are positions of ``cases``.
+    """
+    positions = [*fingerprints]
+    groups = find_twins([*fingerprints.values()], [cases[position].patient for position in positions])
+    return [replace(group, members=tuple(positions[member] for member in group.members)) for group in groups]
 
 
 def linked_groups(pairs: Sequence[tuple[int, int]], identity: Sequence[Hashable]) -> list[TwinGroup]:

@@ -23,8 +23,8 @@ from monai_diffae.apps.provenance import (
 )
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.embeddings import std_columns, z_columns
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
 

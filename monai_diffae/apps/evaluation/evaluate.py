@@ -77,7 +77,7 @@ class Weights:
     @property
     def checksums(self) -> dict[str, str]:
         """The checksums of the given files."""
-        from monai_diffae.bundle.checksums import file_checksum
+        from monai_diffae.data.file_checksums import file_checksum
 
         files = {"alexnet": self.alexnet, "radimagenet": self.radimagenet}
         return {name: file_checksum(file) for name, file in files.items() if file is not None}

@@ -135,8 +135,8 @@ def neighbors(
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
     from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
     from monai_diffae.apps.evaluation.outliers import TrainingCases
-    from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.data.embeddings import label_columns, training_rows
+    from monai_diffae.data.file_checksums import file_checksum
     from monai_diffae.pictures import check_captions
 
     search = NeighborSearch.open(embeddings, queries, choice, k, same_patient)

@@ -159,8 +159,8 @@ def probe(
     from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features
     from monai_diffae.apps.evaluation.probe_report import FILES, write_report
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
-    from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.data.embeddings import read_embeddings
+    from monai_diffae.data.file_checksums import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.metrics import warn_if_unused
 

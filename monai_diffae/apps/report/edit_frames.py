@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from monai_diffae.apps.report.case_images import pixels
 from monai_diffae.apps.report.media import make_once
 from monai_diffae.apps.report.sprites import Grid, Pixels, write_sprite
-from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.scans import Scan
 from monai_diffae.data.slices import to_ras
 from monai_diffae.pictures import in_colours, three_planes

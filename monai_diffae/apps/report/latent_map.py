@@ -21,9 +21,9 @@ from monai_diffae.apps.report.outliers import outliers_of
 from monai_diffae.apps.report.sections import Section, omitted
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Thumbnails
-from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import label_columns, z_matrix
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.latents.statistics import LatentStatistics
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from monai_diffae.apps.report.sections import Section, number
 from monai_diffae.apps.report.sprites import enlarged, sprite, square_grid, write_sprite
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.web_page import joined
-from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.pictures import in_colours
 from monai_diffae.transforms.case_images import read_image
 

@@ -17,7 +17,7 @@ from monai_diffae.apps.report.sprites import Pixels
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.report.thumbnails import Atlas, Thumbnails, make_thumbnails
 from monai_diffae.apps.web_page import joined
-from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.transforms.case_images import read_image
 
 _NUM_SHOWN = 3

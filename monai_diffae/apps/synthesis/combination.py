@@ -19,10 +19,10 @@ from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.apps.synthesis.combine import Mixture, Moves
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import TrainedBundle
-from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.bundle.opened_case import Detail, OpenedCase
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import training_z_sem
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.scan_writing import SYNTHETIC
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError

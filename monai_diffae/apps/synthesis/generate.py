@@ -101,8 +101,8 @@ def generate(
     from monai_diffae.apps.session import made_from_bundle, open_bundle
     from monai_diffae.apps.synthesis.generation import ClassFilter, Generation, generated_suffix
     from monai_diffae.bundle import load_latent
-    from monai_diffae.bundle.checksums import file_checksum
     from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
+    from monai_diffae.data.file_checksums import file_checksum
 
     trained = open_bundle(bundle, decoding=sampling, run=run)
     latent = load_latent(bundle, trained.device)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from monai_diffae import __version__
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.checksums import checksum, file_checksum
+from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, model_config
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
 from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
 from monai_diffae.official import load_official, load_official_latent

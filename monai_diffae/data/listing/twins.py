@@ -12,7 +12,7 @@ from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
 from monai_diffae.data.progress import track
 from monai_diffae.data.scans import read_scan
 from monai_diffae.data.twin_reports import report_twins
-from monai_diffae.data.twins import TwinGroup, find_twins, merge_patients
+from monai_diffae.data.twins import TwinGroup, find_twins_among, merge_patients
 from monai_diffae.errors import CohortError, ScanError
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,7 @@ def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
             logger.debug("%s", error)
     if len(fingerprints) < len(cases):
         logger.warning("%d scans cannot be read; verify lists them", len(cases) - len(fingerprints))
-    positions = [*fingerprints]
-    groups = find_twins([*fingerprints.values()], [cases[position].patient for position in positions])
-    return [replace(group, members=tuple(positions[member] for member in group.members)) for group in groups]
+    return find_twins_among(cases, fingerprints)
 
 
 def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:

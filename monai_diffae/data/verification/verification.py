@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import in_order
 from monai_diffae.data.survey import Survey
 from monai_diffae.data.twin_reports import TwinReport, report_twins
-from monai_diffae.data.twins import find_twins
+from monai_diffae.data.twins import find_twins_among
 from monai_diffae.data.verification.readings import Reading, read_case
 from monai_diffae.data.verification.saved_readings import SavedReadings
 from monai_diffae.data.verification.verdicts import Judgement, Verdict, give_verdicts, usual_kind
@@ -108,11 +108,7 @@ def _survey(cases: Sequence[Case], readings: Sequence[Reading]) -> Survey | None
 
 def _twins(cases: Sequence[Case], readings: Sequence[Reading]) -> TwinReport:
     fingerprints = {k: reading.fingerprint for k, reading in enumerate(readings) if reading.fingerprint is not None}
-    positions = [*fingerprints]
-    groups = find_twins([*fingerprints.values()], [cases[k].patient for k in positions])
-    return report_twins(
-        cases, [replace(group, members=tuple(positions[member] for member in group.members)) for group in groups]
-    )
+    return report_twins(cases, find_twins_among(cases, fingerprints))
 
 
 def _fingerprint(cases: Sequence[Case], readings: Sequence[Reading]) -> str:

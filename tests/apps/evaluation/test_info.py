@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from monai_diffae.apps.evaluation.info import info
-from monai_diffae.bundle.checksums import file_checksum
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 

@@ -317,13 +317,13 @@ def test_with_one_strength_nothing_can_rise(labelled, run, tmp_path):
 
 
 def test_the_weights_are_read_for_their_checksum_once(labelled, options, monkeypatch, tmp_path):
-    from monai_diffae.bundle import checksums
+    from monai_diffae.data import file_checksums
 
     bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
     hashed = []
-    digest = checksums._digest
-    monkeypatch.setattr(checksums, "_digest", lambda stream: hashed.append(str(stream.name)) or digest(stream))
-    monkeypatch.setattr(checksums, "_SETTLED_S", 0.0)  # or the new copy would be read at every call
+    digest = file_checksums._digest
+    monkeypatch.setattr(file_checksums, "_digest", lambda stream: hashed.append(str(stream.name)) or digest(stream))
+    monkeypatch.setattr(file_checksums, "_SETTLED_S", 0.0)  # or the new copy would be read at every call
     edit(bundle, labelled.cohort, tmp_path / "out", **{**options, "limit": 1, "strengths": (1,)})
     assert len([path for path in hashed if path.endswith("model.pt")]) == 1
     with open(bundle / "models" / "model.pt", "ab") as weights:

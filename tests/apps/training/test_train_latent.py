@@ -9,11 +9,11 @@ import torch
 from scipy.spatial.distance import cdist
 
 from monai_diffae.apps.training.train_latent import train_latent
-from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.latents.statistics import LatentStatistics
 

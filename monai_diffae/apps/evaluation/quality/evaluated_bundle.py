@@ -18,9 +18,9 @@ from monai_diffae.apps.provenance import preprocessing_config
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle import TrainedLatent, load_latent
-from monai_diffae.bundle.checksums import file_checksum
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.cases import Case
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
