@@ -7,7 +7,7 @@ LABEL_BIN := $(LABEL_VENV)/bin
 AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-browser test-label test-orthanc check audit configs docs clean
+.PHONY: help demo test test-all test-robustness test-browser test-label test-orthanc check audit configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: $(VENV)/.dev  ## the tests, without the slow ones
 
 test-all: $(VENV)/.dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-robustness: $(VENV)/.dev  ## the reliability goals (docs/reliability.md), also the long campaigns, and their table
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "goal" -n 2 --dist worksteal tests
 
 test-browser: $(VENV)/.browser-tests  ## the pages in a browser; needs Debian's chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs tests

@@ -1,7 +1,9 @@
-"""Which modules of the package pytest imports to run their examples."""
+"""The plugins of the tests, and which modules of the package pytest imports to run their examples."""
 
 from importlib.util import find_spec
 from pathlib import Path
+
+pytest_plugins = ["goal_table"]  # in tests/robustness
 
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
 WITHOUT_MONAI_LABEL = {"__init__.py", "app_folder.py", "ids.py", "label_app.py", "label_server.py", "logs.py"}
