@@ -146,7 +146,11 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
 
 
 def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
-    """The model, the pool and the encoder that a table was made with."""
+    """The model, the pool and the encoder that a table was made with.
+
+    Raises:
+        ConfigError: there is no record, or it is that of a table of another model.
+    """
     path = Path(embeddings)
     record = path.with_suffix(".json")
     try:
@@ -161,4 +165,20 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
         ) from error
     if not is_finished:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
+    if _own_model(path) not in (None, values["model"]):  # copied over a table of the same name
+        raise ConfigError(
+            f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
+            "together with its record, or embed again"
+        )
     return values
+
+
+def _own_model(path: Path) -> str | None:
+    """The SHA-256 of the weights that the metadata of a Parquet table name; None: they name none."""
+    from pyarrow.parquet import read_schema
+
+    try:
+        attributes = json.loads((read_schema(path).metadata or {})[b"PANDAS_ATTRS"])
+        return str(attributes["monai_diffae"]["made_from"]["model"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a CSV, or a table that was written elsewhere
+        return None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from monai_diffae.data.cases import Case, Images, safe_ids
+from monai_diffae.data.cases import MISSING_WORDS, Case, Images, safe_ids
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.folders import FolderContent, name_within, search_folder, searched_formats
 from monai_diffae.data.formats import dicom, nifti
@@ -166,6 +166,7 @@ def _to_cases(source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
     _check_duplicates(source, rows, texts)
+    _warn_of_missing_patients(source, rows)
     file_names = safe_ids(texts)
     return [
         Case(
@@ -189,6 +190,17 @@ def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | 
     return None
 
 
+def _warn_of_missing_patients(source: str, rows: Sequence[Row]) -> None:
+    """Warn if several patients are called NA or the like, as R writes missing values."""
+    counts = Counter(row.patient for row in rows)
+    for word in MISSING_WORDS:
+        if counts[word] > 1:
+            logger.warning(
+                "%s: %d cases have the patient '%s', and count as one patient; leave the cell empty if their patients "
+                "are unknown", source, counts[word], word,
+            )  # fmt: skip
+
+
 def _split(source: str, id: str, split: str | None) -> str | None:
     if split is None:
         return None
@@ -205,15 +217,15 @@ def _check_duplicates(source: str, rows: Sequence[Row], ids: Sequence[str]) -> N
             raise CohortError(
                 f"{source}: the id {row.id[:60]!r} has a line break or another control character; remove it"
             )
-        if row.id is not None and id in earlier_ids:
-            raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
-        earlier_ids.add(id)
         files = tuple(os.path.normpath(p) for p in _files(row.images["image"]))
         if files in by_file:
             raise CohortError(
                 f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' have the same file; keep one"
             )
         by_file[files] = id
+        if id in earlier_ids:
+            raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
+        earlier_ids.add(id)
 
 
 def _check_existence(path: Path, rows: Sequence[Row]) -> None:

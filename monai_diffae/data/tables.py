@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import MISSING_WORDS, Images, Label, as_labels, first_file
+from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import CohortError
 
@@ -211,7 +212,10 @@ def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _check_cells(path: Path, header: list[str], numbered: list[tuple[int, list[str]]]) -> None:
-    """Raise an error if two columns have one name, or if a line has cells behind the last column."""
+    """Raise an error if two columns have one name or a cell has no column; warn if lines have too few cells.
+
+    The first column may have no name: pandas writes the numbers of the rows so.
+    """
     double = next((name for name, count in Counter(header).items() if name and count > 1), None)
     if double is not None:
         raise CohortError(_shortened(f"{path.name}: two columns are called '", double, "'; rename one"))
@@ -221,6 +225,21 @@ def _check_cells(path: Path, header: list[str], numbered: list[tuple[int, list[s
                 f"{path.name}: line {number} has {len(line)} cells, but there are {len(header)} columns; put text that "
                 "contains the separator in quotes"
             )
+        if any(cell.strip() for name, cell in list(zip(header, line, strict=False))[1:] if not name):
+            raise CohortError(
+                f"{path.name}: line {number} has a value in a column without a name; name the column, or put text that "
+                "contains the separator in quotes"
+            )
+    width = max((i + 1 for i, name in enumerate(header) if name), default=0)
+    short = [(number, len(line)) for number, line in numbered if len(line) < width]
+    if short:
+        others = f" (and {len(short) - 1} more lines are short)" if len(short) > 1 else ""
+        number, num_cells = short[0]
+        warn_once(
+            path,
+            f"line {number} has {num_cells} cells, but there are {width} columns{others}; the missing cells count as "
+            "empty, so check that the table is complete",
+        )
 
 
 def _delimiter(path: Path, first_line: str) -> str:

@@ -50,6 +50,9 @@ def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copie
             check_same_model(path, labelled.bundle)
     change(pool="patch")
     check_same_model(path, labelled.bundle)
+    table = pd.read_parquet(path)
+    table.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
+    table.to_parquet(path)
     change(model="0" * 64)
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: another autoencoder made it; embed the cohort with"):
         check_same_model(path, labelled.bundle)
@@ -61,6 +64,22 @@ def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copie
         ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so its"
     ):
         model_checksum(path)
+
+
+@pytest.mark.goal(id="R24")
+def test_a_table_that_was_copied_over_that_of_another_model_is_refused(labelled, copied):
+    """Its record then names the other model, and a direction would be fitted to the wrong z_sem."""
+    path, _ = copied
+    table = pd.read_parquet(path)
+    table.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
+    table.to_parquet(path)
+    with pytest.raises(ConfigError, match="another autoencoder made it than the record embeddings.json beside it says"):
+        check_same_model(path, labelled.bundle)
+    with pytest.raises(ConfigError, match="copy each table together with its record, or embed again"):
+        model_checksum(path)
+    table.attrs = {}  # as other tools write it
+    table.sort_values("age").to_parquet(path)
+    assert model_checksum(path) == checksum(labelled.bundle)
 
 
 def test_the_preprocessing_of_a_table_is_compared_with_a_bundles(labelled):

@@ -358,6 +358,36 @@ def test_no_cell_of_a_table_is_lost(tmp_path: Path) -> None:
     table.write_text('image,finding,age\na.png,"lung cancer, left lobe",41,,\n')  # Excel fills lines with empty cells
     (case,) = read_cohort(table)
     assert case.labels == {"finding": "lung cancer, left lobe", "age": 41}
+    table.write_text("image,age,\na.png,41,\nb.png,52,5\n")  # 52,5 years, before a column that Excel has left empty
+    assert "t.csv: line 3 has a value in a column without a name" in refusal(table)
+    table.write_text(",image,age\n0,a.png,41\n1,b.png,52\n")  # the numbers of the rows, as pandas writes them
+    assert [case.labels for case in read_cohort(table)] == [{"age": 41}, {"age": 52}]
+
+
+def test_a_line_that_ends_early_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "a.png", tmp_path / "b.png")
+    cut = table(tmp_path, "image,patient,split,age\na.png,Doe-1,train,41\nb.png,Do")
+    assert [case.labels["age"] for case in read_cohort(cut)] == [41, None]
+    assert caplog.messages == [
+        "cohort.csv: line 3 has 2 cells, but there are 4 columns; the missing cells count as empty, so check that the "
+        "table is complete"
+    ]
+
+
+def test_an_id_and_the_name_of_another_cases_file_are_not_confused(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "b.png")
+    assert "the id 'b' occurs twice" in refusal(table(tmp_path, "id,image\nb,a.png\n,b.png\n"))
+    assert "the id 'b' occurs twice" in refusal(table(tmp_path, "id,image\n,b.png\nb,a.png\n"))
+
+
+def test_patients_called_na_count_as_one_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(*(tmp_path / f"{name}.png" for name in "abc"))
+    cases = read_cohort(table(tmp_path, "image,patient\na.png,NA\nb.png,NA\nc.png,Doe\n"))
+    assert [case.patient for case in cases] == ["NA", "NA", "Doe"]
+    assert caplog.messages == [
+        "cohort.csv: 2 cases have the patient 'NA', and count as one patient; leave the cell empty if their patients "
+        "are unknown"
+    ]
 
 
 def test_failures_table(tmp_path: Path) -> None:

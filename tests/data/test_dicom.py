@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import positions, save_planes
+from pydicom.dataset import FileDataset
 from scan_files import refusal, save_series, shared
 
 from monai_diffae.data.scans import read_scan, read_shape
+from monai_diffae.errors import ScanError
 
 
 @pytest.mark.parametrize("suffix", [".dcm", "", ".IMA"])
@@ -44,6 +47,21 @@ def test_defective_series(tmp_path: Path) -> None:
     assert "not readable DICOM" in refusal(junk)
     (tmp_path / "none").mkdir()
     assert "no readable DICOM" in refusal(tmp_path / "none")
+
+
+def test_slices_of_two_patients_are_no_volume(tmp_path: Path) -> None:
+    """Tools that remove names may give every series one UID; the slices of two patients then lie in one stack."""
+
+    def change(k: int, dataset: FileDataset) -> None:
+        dataset.PatientID = "MRN-0043" if k % 2 else "MRN-0042 "
+
+    folder = save_planes(tmp_path / "ct", positions(), change=change)
+    line = "ct: its slices have the PatientIDs of 2 patients; keep the files of one patient only"
+    assert refusal(folder) == line
+    with pytest.raises(ScanError, match="2 patients"):
+        read_shape(folder)
+    whole = save_planes(tmp_path / "whole", positions(), change=lambda k, d: setattr(d, "PatientID", "" if k else "7"))
+    assert read_scan(whole).array.shape[-1] == 5
 
 
 def test_radiograph_and_monochrome1(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from scan_files import as_nobody, refusal, save_nifti, values
 
 from monai_diffae.data.scans import read_scan, read_shape, slice_volume, write_scan
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError, MachineError, ScanError
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -88,6 +88,23 @@ def test_colour_and_exif(tmp_path: Path) -> None:
     grey.save(tmp_path / "turned.jpg", exif=exif, quality=100)
     assert read_scan(tmp_path / "turned.jpg").array.shape == (1, *read_shape(tmp_path / "turned.jpg")) == (1, 5, 4)
     assert "2 channels" not in refusal(tmp_path / "turned.jpg", channels=3)
+    exif[0x0112] = 9  # no orientation
+    grey.save(tmp_path / "odd.jpg", exif=exif)
+    assert read_scan(tmp_path / "odd.jpg").array.shape == (1, *read_shape(tmp_path / "odd.jpg")) == (1, 4, 5)
+
+
+@pytest.mark.goal(id="R9")
+@pytest.mark.parametrize("components", [2, 3, 4])
+def test_colour_pictures_of_16_bits_are_refused(tmp_path: Path, components: int) -> None:
+    """PIL reads them with 8 bits: of the 4096 levels of a radiograph with 12 bits, 16 would be left."""
+    path = tmp_path / "deep.png"
+    deep = np.repeat(np.arange(20, dtype=np.uint16).reshape(4, 5, 1) * 200, components, axis=2)
+    deep[..., -1] = 65535 if components != 3 else deep[..., -1]
+    sitk.WriteImage(sitk.GetImageFromArray(deep, isVector=True), str(path))
+    line = "deep.png: a picture with colours or an alpha channel has 16 bits; save it as a grey picture of 16 bits, or "
+    assert line in refusal(path)
+    with pytest.raises(ScanError, match="has 16 bits"):
+        read_shape(path)
 
 
 def test_written_scans_come_back(tmp_path: Path) -> None:

@@ -172,6 +172,10 @@ def _stack(path: Path, files: tuple[Path, ...], readers: list[sitk.ImageFileRead
     kinds = {(*r.GetSize(), r.GetNumberOfComponents()) for r in readers}
     if len(kinds) > 1:
         raise problem(path, f"its slices have {len(kinds)} different sizes", "keep the files of one volume only")
+    patients = {patient for r in readers if (patient := _tag(r, _PATIENT))}
+    if len(patients) > 1:  # tools that remove names may give every series the same UID
+        wrong = f"its slices have the PatientIDs of {len(patients)} patients"
+        raise problem(path, wrong, "keep the files of one patient only")
     ((columns, rows, frames, components),) = kinds
     if len(files) * frames == 1:
         return None

@@ -24,7 +24,7 @@ def read(path: Path) -> Scan:
     An opaque alpha channel is dropped.
 
     Raises:
-        ScanError: the file is damaged, is not PNG or JPEG, or is partly transparent.
+        ScanError: the file is damaged, is not PNG or JPEG, is partly transparent, or has several channels of 16 bits.
     """
     image = _open(path)
     try:
@@ -41,7 +41,7 @@ def read_header(path: Path) -> Header:
     """Read the size ``(H, W)`` as displayed."""
     image = _open(path)
     width, height = image.size
-    is_rotated = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
+    is_rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # these EXIF orientations exchange rows and columns
     return Header((width, height) if is_rotated else (height, width), np.eye(4))
 
 
@@ -58,10 +58,25 @@ def _open(path: Path) -> Image.Image:
         raise problem(path, "this is not a readable PNG or JPEG", "export it again") from error
     except Exception as error:
         raise problem(path, f"its header is damaged ({error})", "copy it again") from error
+    _check_depth(path, image)
     check_budget(path, image.size, len(image.getbands()))
     if getattr(image, "n_frames", 1) > 1:
         raise problem(path, f"it contains {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]
     return image
+
+
+def _check_depth(path: Path, image: Image.Image) -> None:
+    """Raise an error for 16-bit PNG with several channels: PIL drops the lower 8 bits, often all that a scan uses."""
+    if image.format != "PNG":
+        return
+    with open(path, "rb") as stream:
+        depth, colour_type = stream.read(26)[24:]  # of the header chunk, which is the first one
+    if depth == 16 and colour_type != 0:
+        raise problem(
+            path,
+            "a picture with colours or an alpha channel has 16 bits",
+            "save it as a grey picture of 16 bits, or with 8 bits per channel",
+        )
 
 
 def _without_alpha(path: Path, mode: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
