@@ -53,6 +53,26 @@ def recorded_overrides(table: pd.DataFrame) -> dict[str, Any]:
     return overrides if isinstance(overrides, dict) else {}
 
 
+def warn_of_overrides(table: pd.DataFrame, embeddings: str | os.PathLike[str], consequence: str) -> None:
+    """Log a warning if scans were preprocessed with other values than those of the bundle's training.
+
+    A direction names its model's weights only, so nothing else shows that it does not go with other z_sem.
+
+    Args:
+        table: the embeddings, with metadata.
+        embeddings: their file.
+        consequence: what follows; the end of the message.
+    """
+    recorded = table.attrs.get("monai_diffae", {}).get("preprocessing", {})
+    names = {key.partition("#")[0] for key in recorded_overrides(table)}
+    changed = sorted(name for name in names if name in recorded)
+    if changed:
+        logger.warning(
+            "%s: was made with overrides of the preprocessing (%s); %s",
+            Path(embeddings).name, ", ".join(changed), consequence,
+        )  # fmt: skip
+
+
 def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
     """The overrides of :func:`recorded_overrides` that are safe to use: plain values of top-level keys.
 

@@ -17,6 +17,7 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
+from monai_diffae.errors import CohortError
 
 Split = Literal["train", "val", "test"]
 Colour = Literal["refuse", "grey", "rgb"]
@@ -89,6 +90,30 @@ class Choice:
     """Use only the cases of this split; by default all of them, including training cases."""
     limit: Annotated[int, Ge(1)] | None = None
     """Use only the first cases, at most this many."""
+
+    def check_split(self, splits: Mapping[str, str | None]) -> None:
+        """Raise an error if a selected case is not in ``split``; a command's default split does not bind named cases.
+
+        Args:
+            splits: the split of each selected case, by id.
+
+        Raises:
+            CohortError: a case is in another split.
+
+        Example:
+            >>> Choice(["a"], split="test").check_split({"a": "train"})
+            Traceback (most recent call last):
+            ...
+            monai_diffae.errors.CohortError: cases: 'a' is in the split train, not test; omit split, or name cases of...
+        """
+        if not self.cases or self.split == type(self).split:
+            return
+        other = next((name for name, split in splits.items() if split != self.split), None)
+        if other is not None:
+            raise CohortError(
+                f"cases: '{other[:60]}' is in the split {splits[other]}, not {self.split}; "
+                "omit split, or name cases of that split"
+            )
 
 
 @Parameter(name="*", group=Group("Cases", sort_key=2))

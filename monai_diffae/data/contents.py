@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,11 @@ def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def scan_states(cases: Sequence[Case]) -> list[str]:
-    """The state of each case's files, see :func:`~monai_diffae.data.file_states.file_state`; nothing is read."""
-    known = cache(file_state)  # many cases may be slices of a volume
+    """The state of each case's files, see :func:`~monai_diffae.data.file_states.file_state`; nothing is read.
+
+    The times of change count: where a state differs without need, as after a copy, contents are compared.
+    """
+    known = cache(partial(file_state, change_times=True))  # many cases may be slices of a volume
     return [known(_files(case.item())) for case in cases]
 
 

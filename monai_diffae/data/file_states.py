@@ -24,7 +24,7 @@ _NAMES_VOXELS = {
 _LONGEST_HEADER = 1 << 16
 
 
-def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
+def file_state(files: Sequence[str | os.PathLike[str]], *, change_times: bool = False) -> str:
     """A SHA-256 of the names, sizes and modification times of a case's files; no name can be read from it.
 
     A folder, such as a DICOM series, counts with the files in it. Folders above the files do not count, so a cohort can
@@ -32,6 +32,9 @@ def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
 
     Args:
         files: the files or folders, also as ``folder#series=UID``.
+        change_times: the times count at which the system saw a change, too, which no program can set. Files that are
+            exchanged for others of the same size and modification time, as an archive may give to all its files, then
+            have another state; but so have copied files.
 
     Example:
         >>> import tempfile
@@ -45,7 +48,7 @@ def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
         False
     """
     # with text, not with Path, which takes ten times as long for the many files of a cohort
-    lines = [line for file in files for line in _lines(os.fspath(file))]
+    lines = [line for file in files for line in _lines(os.fspath(file), change_times)]
     return hashlib.sha256("\0".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
@@ -73,24 +76,27 @@ def _regular_files(path: Path) -> list[Path]:
     return sorted(inner for inner in path.iterdir() if inner.is_file()) if path.is_dir() else [path]
 
 
-def _lines(file: str) -> Iterator[str]:
+def _lines(file: str, change_times: bool) -> Iterator[str]:
     path = file.rpartition(SERIES)[0] if SERIES in file else file
     yield os.path.basename(file)  # noqa: PTH119 - see above
-    yield from _state(path)
+    yield from _state(path, change_times)
     for partner in _partners(path):
         yield os.path.basename(partner)  # noqa: PTH119 - see above
-        yield from _state(partner)
+        yield from _state(partner, change_times)
 
 
-def _state(path: str) -> Iterator[str]:
+def _state(path: str, change_times: bool) -> Iterator[str]:
+    def text(state: os.stat_result) -> str:
+        return f"{state.st_size} {state.st_mtime_ns}{f' {state.st_ctime_ns}' if change_times else ''}"
+
     try:
         state = os.stat(path)  # noqa: PTH116 - see above
         if not stat.S_ISDIR(state.st_mode):
-            yield f"{state.st_size} {state.st_mtime_ns}"
+            yield text(state)
         else:
             with os.scandir(path) as entries:
                 states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-            yield from sorted(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in states)
+            yield from sorted(f"{name} {text(each)}" for name, each in states)
     except (OSError, ValueError):  # no file has a name with a null character
         yield "absent"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.settings import Choice, Reading, Run
+from monai_diffae.apps.settings import Choice, Reading, Run, ValidationChoice
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
@@ -35,6 +35,11 @@ def test_cases_are_chosen_by_id_in_their_order_or_by_split(session, labelled):
 def test_wrong_choices_are_one_line(session, labelled, tmp_path):
     with pytest.raises(CohortError, match="the cohort has no 'mni-00005z'; did you mean 'mni-00000"):
         session.choose(Choice(["mni-00005z"]))
+    table = pd.read_csv(labelled.cohort)
+    trained = table["id"][table["split"] == "train"].tolist()
+    with pytest.raises(CohortError, match=f"cases: '{trained[1]}' is in the split train, not test; omit split, or"):
+        session.choose(Choice(trained[1:3], split="test"))
+    assert [case.id for case in session.choose(ValidationChoice(trained[:1]))] == trained[:1]
     with pytest.raises(ConfigError, match="split: 'all' is not one of train, val, test"):
         reconstruct(labelled.bundle, labelled.cohort, tmp_path, split="all")
     for limit in (0, -1):

@@ -23,6 +23,18 @@ def test_size_time_and_name_count_and_the_folder_does_not(scan, tmp_path):
     assert file_state([moved.rename(moved.with_name("b.nii"))]) != later
 
 
+def test_a_file_that_was_written_again_with_the_old_time_is_noticed_by_its_time_of_change(scan):
+    states = [file_state([scan]), file_state([scan], change_times=True)]
+    assert file_state([scan], change_times=True) == states[1]
+    time_ns = scan.stat().st_mtime_ns
+    scan.write_bytes(b"cans")
+    while scan.stat().st_ctime_ns == time_ns:  # the file system's clock may be coarse
+        scan.write_bytes(b"cans")
+    os.utime(scan, ns=(0, time_ns))
+    assert file_state([scan]) == states[0]
+    assert file_state([scan], change_times=True) != states[1]
+
+
 def test_a_missing_file_has_a_state_that_changes_when_it_appears(scan):
     absent = scan.with_name("b.nii")
     state = file_state([absent])

@@ -22,7 +22,7 @@ from monai_diffae.apps.evaluation.outliers import (
     unusual_shares,
     with_reconstruction_errors,
 )
-from monai_diffae.apps.provenance import model_checksum
+from monai_diffae.apps.provenance import model_checksum, preprocessing_differences
 from monai_diffae.apps.results import log_to_open_run
 from monai_diffae.apps.settings import Choice
 from monai_diffae.data.atomic import write_atomic
@@ -76,6 +76,13 @@ class NeighborSearch:
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
                 )
+            recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
+            differ = preprocessing_differences(rows, recorded) if recorded is not None else []
+            if differ:
+                logger.warning(
+                    "%s and %s were made with different preprocessing (%s), so distances and scores say little; embed "
+                    "both in the same way", queries.name, embeddings.name, ", ".join(differ),
+                )  # fmt: skip
             has_patients = "patient" in rows  # synthetic images have none
             if has_patients and not same_patient and patient_key_name(rows) != patient_key_name(table):
                 logger.warning(
@@ -177,5 +184,7 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         missing = [name for name in ids if name not in set(rows["id"])]
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
-        return rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
+        selected = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
+        choice.check_split(dict(zip(ids, splits_of(selected), strict=True)))
+        return selected
     return (rows if choice.split is None else split_rows(rows, choice.split))[: choice.limit]

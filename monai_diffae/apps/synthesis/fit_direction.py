@@ -91,7 +91,7 @@ def fit_direction(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.provenance import check_z_sem, model_checksum
+    from monai_diffae.apps.provenance import check_z_sem, model_checksum, warn_of_overrides
     from monai_diffae.data.atomic import write_json
     from monai_diffae.data.embeddings import label_columns, training_rows, z_matrix
     from monai_diffae.latents import fit_direction as fit
@@ -102,6 +102,7 @@ def fit_direction(
         raise ConfigError(f"{out.name}: exists and is not a direction; choose another out")
     table = training_rows(embeddings)
     check_z_sem(embeddings)
+    warn_of_overrides(table, embeddings, "use the direction only with z_sem that were made with the same overrides")
     labels = label_columns(table)
     if target not in labels:
         raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")

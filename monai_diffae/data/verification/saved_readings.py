@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,12 @@ from monai_diffae.data.fingerprints import Fingerprint
 from monai_diffae.data.formats.scan import Doubt
 from monai_diffae.data.verification.readings import Reading
 
-_VERSION = 1  # raised when readings have other content or come from other checks
+_VERSION = 2  # raised when readings have other content or come from other checks
 
 
 @dataclass
 class SavedReadings:
-    """Readings by the state of a case's files. Each line of the file is one reading.
+    """Readings by the id of a case and the state of its files. Each line of the file is one reading.
 
     Attributes:
         file: the file; a line that was not written to its end is ignored.
@@ -60,7 +61,9 @@ class SavedReadings:
 
     def _key(self, case: Case) -> str:
         files = [file for key in sorted(case.images) for file in _as_tuple(case.images[key])]
-        return f"{_VERSION}-{'headers' if self.headers else 'whole'}-{file_state(files)}"
+        # files of several patients may have the same name, size and time, so the case counts, too
+        state = hashlib.sha256(f"{case.file_name} {file_state(files, change_times=True)}".encode()).hexdigest()
+        return f"{_VERSION}-{'headers' if self.headers else 'whole'}-{state}"
 
 
 def _as_tuple(images: Path | tuple[Path, ...]) -> tuple[Path, ...]:

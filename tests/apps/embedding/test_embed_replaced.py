@@ -49,6 +49,20 @@ def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed(cohort, emb
     assert embedded().skipped
 
 
+@pytest.mark.goal(id="R16")
+def test_scans_that_were_exchanged_are_noticed_if_all_have_one_time(cohort, embedded):
+    """Archives often give all files one time, and scans of one kind have one size."""
+    first, second = (cohort.parent / f"s{i}.nii" for i in range(2))
+    for file in (first, second):
+        os.utime(file, ns=(0, 10**18))
+    embedded()
+    first.rename(cohort.parent / "other")
+    second.rename(first)
+    (cohort.parent / "other").rename(second)
+    with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made of other scans.*set overwrite"):
+        embedded()
+
+
 def test_reconstructions_of_a_replaced_scan_are_not_complete(tiny_bundle, cohort, tmp_path):
     def reconstructed():
         return reconstruct(tiny_bundle.directory, cohort, tmp_path / "r", cases=["s0"], device="cpu").skipped

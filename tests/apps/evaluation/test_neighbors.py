@@ -148,6 +148,17 @@ def test_queries_whose_patients_have_another_key_are_warned_of(table, write, tmp
     assert "other_key.parquet and e.parquet hide their patients with different keys" in caplog.text
 
 
+@pytest.mark.goal(id="R24")
+def test_queries_of_other_preprocessing_are_warned_of(table, write, tmp_path, caplog):
+    table.attrs["monai_diffae"] = {"preprocessing": {"percentiles": [0.5, 99.5], "preprocessing": "@percentiles"}}
+    path, new = write(table), table.iloc[:2].copy()
+    neighbors(path, tmp_path / "same", queries=write(new, "same"))
+    assert "different preprocessing" not in caplog.text
+    new.attrs["monai_diffae"] = {"preprocessing": {"percentiles": [20, 60], "preprocessing": "@percentiles"}}
+    neighbors(path, tmp_path / "other", queries=write(new, "other"))
+    assert "other.parquet and e.parquet were made with different preprocessing (percentiles)" in caplog.text
+
+
 def test_complete_results_are_skipped(table, write, tmp_path):
     path = write(table)
     first, second = (neighbors(path, tmp_path / "o") for _ in range(2))

@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import numpy as np
@@ -105,6 +106,26 @@ def test_a_direction_fits_any_cohort_of_its_model(labelled, table, changed, tmp_
     assert not np.array_equal(direction.statistics.std, read_direction(labelled.direction).statistics.std)
     graded = pd.read_csv(grade(labelled.embeddings, tmp_path / "g.csv", direction=tmp_path / "tilt.json").path)
     np.testing.assert_allclose(graded["prediction"], direction.predict(z_matrix(table)))
+
+
+@pytest.mark.goal(id="R24")
+def test_z_sem_of_other_preprocessing_is_warned_of(labelled, table, tmp_path, caplog):
+    """A direction names its model's weights only, so it is accepted for z_sem of the same model with overrides."""
+    grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
+    assert "overrides" not in caplog.text
+    table = table.copy()
+    content = copy.deepcopy(table.attrs["monai_diffae"])
+    content["made_from"]["overrides"] = {"percentiles": [20, 60], "inferer#steps": 2}
+    table.attrs["monai_diffae"] = content
+    path = tmp_path / "e.parquet"
+    table.to_parquet(path)
+    shutil.copy(labelled.embeddings.with_suffix(".json"), path.with_suffix(".json"))
+    fit_direction(path, tmp_path / "d.json", target="wide")
+    grade(path, tmp_path / "h.csv", direction=labelled.direction)
+    start = "e.parquet: was made with overrides of the preprocessing (percentiles); "
+    assert [message.removeprefix(start)[:6] for message in caplog.messages if message.startswith(start)] == [
+        "use th", "grades",
+    ]  # fmt: skip
 
 
 def test_cases_of_a_class_that_it_does_not_know_are_graded_and_not_scored(labelled, table, changed, tmp_path):

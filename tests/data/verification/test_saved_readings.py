@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from scan_files import save_nifti, values
 
 from monai_diffae.data.cases import Case
@@ -33,3 +35,26 @@ def test_readings_come_back_until_the_file_changes(tmp_path: Path) -> None:
     assert SavedReadings(tmp_path / "readings.jsonl").get(cases[0]) is None
     (tmp_path / "readings.jsonl").write_bytes(b"\xff\n x {}\n")
     assert SavedReadings(tmp_path / "readings.jsonl").get(cases[1]) is None
+
+
+@pytest.mark.goal(id="R12")
+def test_files_of_one_name_size_and_time_are_not_confused(tmp_path: Path) -> None:
+    """The reading of one patient's scan came back for that of another, from which no defect was then reported."""
+    cases = []
+    for patient, array in {"p1": np.full((5, 6, 7), np.nan, np.float32), "p2": values(5, 6, 7)}.items():
+        (tmp_path / patient).mkdir()
+        path = save_nifti(tmp_path / patient / "t1.nii", array.astype(np.float32))
+        os.utime(path, ns=(0, 10**18))  # as in an archive
+        cases.append(Case(f"{patient}/t1", {"image": path}, patient))
+    saved = SavedReadings(tmp_path / "readings.jsonl")
+    for case in cases:
+        saved.add(case, read_case(case))
+    first, second = (SavedReadings(tmp_path / "readings.jsonl").get(case) for case in cases)
+    assert first is not None
+    assert second is not None
+    assert (first.fingerprint, second.fingerprint is None) == (None, False)
+    for case in cases:
+        case.first_file.rename(case.first_file.with_suffix(".old"))
+    (tmp_path / "p1" / "t1.old").rename(cases[1].first_file)
+    (tmp_path / "p2" / "t1.old").rename(cases[0].first_file)
+    assert [SavedReadings(tmp_path / "readings.jsonl").get(case) for case in cases] == [None, None]
