@@ -219,13 +219,14 @@ def _check_cells(path: Path, header: list[str], numbered: list[tuple[int, list[s
     double = next((name for name, count in Counter(header).items() if name and count > 1), None)
     if double is not None:
         raise CohortError(_shortened(f"{path.name}: two columns are called '", double, "'; rename one"))
+    nameless = [i for i, name in enumerate(header) if i and not name]
     for number, line in numbered:
         if any(cell.strip() for cell in line[len(header) :]):
             raise CohortError(
                 f"{path.name}: line {number} has {len(line)} cells, but there are {len(header)} columns; put text that "
                 "contains the separator in quotes"
             )
-        if any(cell.strip() for name, cell in list(zip(header, line, strict=False))[1:] if not name):
+        if any(line[i].strip() for i in nameless if i < len(line)):
             raise CohortError(
                 f"{path.name}: line {number} has a value in a column without a name; name the column, or put text that "
                 "contains the separator in quotes"
