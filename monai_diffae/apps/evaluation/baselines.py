@@ -193,6 +193,12 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not columns:
         excluded = {*_NOT_FEATURES, *targets}
         columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in excluded]
+        text = [str(c) for c in features.columns if c not in excluded and c not in columns]
+        if text:  # such as numbers with a decimal comma, without which the baseline would be too weak
+            logger.warning(
+                "%s: columns with text are not used as features: %s; write numbers with a decimal point",
+                path.name, ", ".join(text)[:100],
+            )  # fmt: skip
     by_id = features[columns].set_axis(ids, axis=0)
     requested = _ids(table, "embeddings")
     is_available = np.isin(np.array(requested, object).astype(str), np.array(ids, object).astype(str))

@@ -42,6 +42,15 @@ def test_features_are_joined_by_id_and_the_target_is_none_of_them(table, tmp_pat
     )
 
 
+def test_features_that_are_text_are_named(table, tmp_path, caplog):
+    comma = [f"{age:.3f}".replace(".", ",") for age in table["age"]]
+    table[["id"]].assign(volume=comma, area=1.0).to_csv(tmp_path / "f.csv", index=False)
+    assert read_features("f", tmp_path / "f.csv", table, ["age"]).extract(np.arange(3)).shape == (60, 1)
+    assert caplog.messages == [
+        "f.csv: columns with text are not used as features: volume; write numbers with a decimal point"
+    ]
+
+
 @pytest.mark.parametrize("name", ["NA", "null", "nan", "None", "007"])
 def test_a_case_may_have_any_name(table, tmp_path, name):
     table.loc[3, "id"] = name
