@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset
 
 from monai_diffae.data.cases import MISSING_WORDS
 from monai_diffae.errors import CohortError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 MAP_COLUMNS = ("x", "y", "thumbnail")
 """Where a case lies on a map, and its picture as PNG; a table has all three or none."""
@@ -59,6 +62,12 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         z_matrix(table)
     except CohortError as error:
         raise CohortError(f"{path.name}: {error}") from error
+    num_double = 0 if "patch" in table or "id" not in table else int(table["id"].duplicated().sum())
+    if num_double:
+        logger.warning(
+            "%s: %d rows have the id of another row, and count as further cases; keep one row per case",
+            path.name, num_double,
+        )  # fmt: skip
     for name in table[label_columns(table)].select_dtypes(exclude=["number", "bool"]):
         is_missing = [isinstance(value, str) and value in MISSING_WORDS for value in table[name]]
         table[name] = table[name].mask(np.array(is_missing))

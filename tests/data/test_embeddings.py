@@ -154,3 +154,14 @@ def test_a_split_without_cases_is_named(table):
         EmbeddedCases(table, "test")
     with pytest.raises(CohortError, match="no case of the split 'val'"):
         EmbeddedCases(table.drop(columns="split"), "val")
+
+
+def test_rows_that_occur_twice_are_warned_of(tmp_path, caplog):
+    table = pd.DataFrame({"id": ["a", "b", "c"], "z_000": [1.0, 2.0, 3.0]})
+    patches = table.assign(id="a", patch=[0, 1, 2])
+    for name, each in {"plain": table, "patches": patches, "twice": pd.concat([table, table[:2]])}.items():
+        each.to_parquet(tmp_path / f"{name}.parquet")
+        read_embeddings(tmp_path / f"{name}.parquet")
+    assert caplog.messages == [
+        "twice.parquet: 2 rows have the id of another row, and count as further cases; keep one row per case"
+    ]
