@@ -20,8 +20,6 @@ from golden_bundles import VERSIONS, difference_from_stored, write_golden_scans
 
 from monai_diffae import __version__
 
-pytest.importorskip("twine", reason="install the extra release (make test-wheel)")
-
 pytestmark = [pytest.mark.slow, pytest.mark.goal(id="R29")]
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +30,7 @@ TINY = ["image_size=[16,16]", "base_channels=8", "channel_mult=[1,2]", "max_epoc
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source archive, and the wheel that was built from this archive."""
+    pytest.importorskip("twine", reason="install the extra release (make test-wheel)")
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True)
     return folder
