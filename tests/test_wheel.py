@@ -53,7 +53,7 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def run(program: str, *arguments: object) -> str:
         command = [str(environment / "bin" / program), *map(str, arguments)]
         return subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, cwd=empty, env=variables, timeout=120
+            command, check=True, stdout=subprocess.PIPE, text=True, cwd=empty, env=variables, timeout=300
         ).stdout
 
     return run
@@ -94,8 +94,9 @@ def test_the_wheel_works_without_the_checkout(installed, tmp_path, record_proper
     assert "embed" in installed("monai-diffae", "--help")
     bundle = tmp_path / "model"
     installed("monai-diffae", "init", bundle)
+    overlay = bundle / "configs" / "overlays" / "fp32.json"
     scans = write_golden_scans(tmp_path / "train", 2, 12)
-    installed("monai-diffae", "train", bundle, scans, "--overlays", "fp32.json", "--overrides", *TINY)
+    installed("monai-diffae", "train", bundle, scans, "--overlays", overlay, "--overrides", *TINY)
     assert (bundle / "models" / "model.pt").is_file()
     golden = VERSIONS[-1] / "3d"
     volumes = write_golden_scans(tmp_path / "scans", 3)
