@@ -7,7 +7,7 @@ LABEL_BIN := $(LABEL_VENV)/bin
 AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-robustness test-browser test-label test-orthanc check audit configs docs clean
+.PHONY: help demo test test-all test-robustness test-wheel test-browser test-label test-orthanc check audit dist golden configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test-all: $(VENV)/.dev  ## all tests
 
 test-robustness: $(VENV)/.dev  ## the reliability goals (docs/reliability.md), also the long campaigns, and their table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "goal" -n 2 --dist worksteal tests
+
+test-wheel: $(VENV)/.release  ## build the wheel, install it elsewhere, and train and embed with it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
 
 test-browser: $(VENV)/.browser-tests  ## the pages in a browser; needs Debian's chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs tests
@@ -49,6 +52,14 @@ audit: $(VENV)/.audit  ## list what an installation brings in sbom.json (Cyclone
 	$(AUDIT_VENV)/bin/python -m pip install --quiet -e .
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(AUDIT_VENV)/bin/python
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off --path $(AUDIT_VENV)/lib/python*/site-packages
+
+dist: $(VENV)/.release  ## the source archive and the wheel of a release, in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+golden: $(VENV)/.dev  ## store bundles of this version, with which every later version must find the same z_sem
+	$(BIN)/python tests/golden/make_golden.py
 
 configs: $(VENV)/.dev  ## generate the bundle runs of the commands
 	$(BIN)/python -m monai_diffae.apps.command_configs bundles/diffae_2d bundles/diffae_3d

@@ -1,54 +1,62 @@
 """Stored bundles of every released version still give the same z_sem.
 
-A release adds a folder: bundles that it trained, without what ``embed`` does not need, and the z_sem that it found.
+A release adds a folder (``make golden``): bundles that it trained, without what ``embed`` does not need, and the z_sem
+that it found.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
+from golden_bundles import GOLDEN, VERSIONS, difference_from_stored, write_golden_scans
 
 from monai_diffae import embed
-from monai_diffae.data.embeddings import z_matrix
 
-GOLDEN = Path(__file__).parent / "golden"
-BUNDLES = sorted(path.parent.parent for path in GOLDEN.glob("*/*/models/model.pt"))
+BUNDLES = [folder / kind for folder in VERSIONS for kind in ("2d", "3d")]
 
-
-def write_image(folder: Path, i: int) -> None:
-    """An image of simple formulas, which no version of a library changes."""
-    y, x = np.mgrid[:20, :18]
-    image = (np.hypot(x - 9 - i, y - 8) < 4 + i / 2) * 150 + (3 * x + 2 * y + 5 * i) % 40
-    Image.fromarray(image.astype(np.uint8)).save(folder / f"case_{i}.png")
+pytestmark = pytest.mark.goal(id="R28")
 
 
-def write_volume(folder: Path, i: int) -> None:
-    z, y, x = np.mgrid[:10, :9, :11]
-    is_inside = np.sqrt((x - 5) ** 2 + (y - 4) ** 2 + (z - 5) ** 2) < 2 + i / 2
-    volume = (is_inside * 150 + (3 * x + 2 * y + z + 5 * i) % 40).astype(np.int16)
-    nib.save(nib.Nifti1Image(volume, np.diag([-2, 2, 2.5, 1])), folder / f"case_{i}.nii.gz")
+def embed_again(bundle: Path, folder: Path) -> float:
+    scans = write_golden_scans(folder / "scans", int(bundle.name[0]))
+    return difference_from_stored(bundle, embed(bundle, scans, folder / "out", device="cpu").path)
 
 
-def test_there_are_golden_bundles():
-    assert {path.name for path in BUNDLES} == {"2d", "3d"}
+def test_there_are_bundles_of_a_released_version():
+    assert VERSIONS
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_a_bundle_of_a_release_embeds_as_it_did(bundle, tmp_path):
+def test_a_bundle_of_a_release_embeds_as_it_did(bundle, tmp_path, record_property):
     """To 1e-5 of the standard deviation of z_sem, since other processors round differently."""
-    write = write_image if bundle.name == "2d" else write_volume
-    cohort = tmp_path / "scans"
-    cohort.mkdir()
-    for i in range(6):
-        write(cohort, i)
-    made = embed(bundle, cohort, tmp_path / "out", device="cpu")
-    found = pd.read_parquet(made.path).sort_values("id")
-    expected = pd.read_csv(bundle / "z_sem.csv")
-    assert found["id"].tolist() == expected["id"].tolist()
-    z = z_matrix(expected)
-    assert np.abs(z_matrix(found) - z).max() <= 1e-5 * z.std()
+    difference = embed_again(bundle, tmp_path)
+    record_property("figure", f"{bundle.parent.name} {bundle.name}: z_sem differs by {difference:.1e} SD")
+    assert difference <= 1e-5
+
+
+def test_a_changed_weight_is_noticed(tmp_path):
+    import torch
+
+    bundle = shutil.copytree(GOLDEN / "0.1.0" / "2d", tmp_path / "2d")
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    name = next(name for name in state if name.startswith("encoder") and state[name].ndim == 4)
+    state[name].view(-1)[0] *= 1.01
+    torch.save(state, bundle / "models" / "model.pt")
+    assert embed_again(bundle, tmp_path) > 1e-5
+
+
+@pytest.mark.slow
+def test_make_golden_stores_bundles_that_embed_again(tmp_path):
+    command = [sys.executable, str(GOLDEN / "make_golden.py"), str(tmp_path / "next")]
+    subprocess.run(command, check=True, timeout=300)
+    for kind in ("2d", "3d"):
+        bundle = tmp_path / "next" / kind
+        assert sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) < 250_000
+        assert embed_again(bundle, tmp_path / kind) == 0
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 1
+    assert "stored bundles never change" in again.stderr

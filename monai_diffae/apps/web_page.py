@@ -34,7 +34,8 @@ def web_page(title: str, body: Markup, styles: Sequence[Path] = (), scripts: Seq
         True
     """
     style = Markup("\n").join(Markup(_text(file)) for file in (STYLE, *styles))  # noqa: S704, files of this package
-    code = Markup("").join(Markup("\n<script>\n{}</script>").format(Markup(_text(file))) for file in scripts)  # noqa: S704
+    codes = [Markup(_text(file)) for file in scripts]  # noqa: S704, files of this package
+    code = Markup("").join(Markup("\n<script>\n{}</script>").format(text) for text in codes)
     return _PAGE.format(title=title, style=style, body=body, scripts=code)
 
 

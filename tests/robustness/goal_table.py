@@ -27,6 +27,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     figures: dict[str, list[str]] = defaultdict(list)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):
+            if not isinstance(report, pytest.TestReport):  # a whole file was skipped, or could not be read
+                continue
             if outcome == "passed" and report.when != "call":
                 continue
             for goal in {value for name, value in report.user_properties if name == "goal"}:

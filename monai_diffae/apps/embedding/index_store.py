@@ -87,7 +87,7 @@ class IndexStore:
         rows = [(name,) if model is None else (name, model) for name in ids]
         with self._transaction(write=True) as database:
             for table in ("codes", "entries"):
-                database.executemany(f"DELETE FROM {table} WHERE {condition}", rows)  # noqa: S608
+                database.executemany(f"DELETE FROM {table} WHERE {condition}", rows)  # noqa: S608, texts of this file
 
     def keep_only(self, models: Sequence[str]) -> None:
         """Remove the entries of all other models."""
@@ -96,7 +96,7 @@ class IndexStore:
         marks = ", ".join("?" for _ in models)
         with self._transaction(write=True) as database:
             for table in ("codes", "entries"):
-                database.execute(f"DELETE FROM {table} WHERE model NOT IN ({marks})", tuple(models))  # noqa: S608
+                database.execute(f"DELETE FROM {table} WHERE model NOT IN ({marks})", tuple(models))  # noqa: S608, only ?
 
     @contextlib.contextmanager
     def _transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:

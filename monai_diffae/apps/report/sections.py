@@ -99,4 +99,4 @@ def _row(row: Mapping[str, Any], text_columns: int) -> Markup:
 
 def _cell(tag: str, value: Any, is_text: bool) -> Markup:
     attribute = Markup(' class="text"') if is_text else Markup()
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), attribute, "" if value is None else value)  # noqa: S704
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, attribute, "" if value is None else value)
