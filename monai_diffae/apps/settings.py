@@ -18,10 +18,9 @@ from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError
+from monai_diffae.policies import Colour, Uneven
 
 Split = Literal["train", "val", "test"]
-Colour = Literal["refuse", "grey", "rgb"]
-Uneven = Literal["resample", "refuse"]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 """A random seed that NumPy, scikit-learn and torch all take."""
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks.blocks import shown_divisors
+from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
 
 _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
@@ -101,10 +102,10 @@ RULES: dict[str, _Rule] = {
         lambda value: value is None or isinstance(value, list),
         "a list with one stride per level below the first, such as [2, [2, 2, 1]], or null",
     ),
-    "on_bad_scan": _one_of("skip", "stop"),
-    "colour": _one_of("refuse", "grey", "rgb"),
-    "uneven": _one_of("resample", "refuse"),
-    "doubtful": _one_of("warn", "refuse"),
+    "on_bad_scan": _one_of(*get_args(OnBadScan)),
+    "colour": _one_of(*get_args(Colour)),
+    "uneven": _one_of(*get_args(Uneven)),
+    "doubtful": _one_of(*get_args(Doubtful)),
     "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
     "percentiles": _Rule(
         lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,

@@ -29,6 +29,7 @@ from monai_diffae.data.streamed import (
     read_hashed_stream,
 )
 from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
+from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
 
@@ -77,15 +78,14 @@ class CachedCases(Dataset[Item]):
         cache_gib: float = 4.0,
         num_workers: int | None = 0,
         seed: int = 0,
-        on_bad_scan: Literal["skip", "stop"] = "skip",
+        on_bad_scan: OnBadScan = "skip",
         keys: Sequence[str] = ("image",),
         progress: bool = True,
         fingerprints: bool = False,
     ) -> None:
         if cache not in ("memory", "disk", "none"):
             raise ConfigError(f"cache: '{cache}' is not one of memory, disk, none")
-        if on_bad_scan not in ("skip", "stop"):
-            raise ConfigError(f"on_bad_scan: '{on_bad_scan}' is not one of skip, stop")
+        check_choice("on_bad_scan", on_bad_scan, OnBadScan)
         self.data = [dict(item) for item in data]
         self.transform, self.random_transform = transform, random_transform
         self.cache, self.cache_dir, self.cache_gib = cache, cache_dir, cache_gib

@@ -30,7 +30,7 @@ class Case:
     """One scan of a cohort.
 
     Attributes:
-        id: unique in the cohort: the table's own, or the scan's path within the folder.
+        id: unique in the cohort: the table's own, or the name of the scan's file, with its folders if they are needed.
         images: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image.
         patient: groups the cases of one person. For DICOM it is a hash, never the PatientID.
         split: ``"train"``, ``"val"``, ``"test"`` or None.

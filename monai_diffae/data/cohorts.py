@@ -12,9 +12,9 @@ from pathlib import Path
 
 from monai_diffae.data.cases import MISSING_WORDS, Case, Images, safe_ids
 from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.folders import FolderContent, name_within, search_folder, searched_formats
+from monai_diffae.data.folders import FolderContent, name_within, search_folder, searched_formats, short_names
 from monai_diffae.data.formats import dicom, nifti
-from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.scans import may_be_dicom
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
 from monai_diffae.data.tables import COLUMN_ROLES, Row, read_datalist, read_table
@@ -159,7 +159,7 @@ def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
 
 
 def _to_cases(source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[str] | None) -> list[Case]:
-    names = [name_within(row.first, root) for row in rows]
+    names = short_names([name_within(row.first, root) for row in rows])
     counts = Counter(names)
     files = [Path(os.path.relpath(row.first, root)).as_posix() for row in rows]
     # a.png and a.nii.gz have the same name, and keep their suffixes
@@ -184,10 +184,7 @@ def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | 
         return row.patient
     if match := _BIDS.search(relative):
         return match[1]
-    first = row.first
-    if scan_suffix(first) in ("", *dicom.SUFFIXES):
-        return dicom.read_patient(first)
-    return None
+    return dicom.read_patient(row.first) if may_be_dicom(row.first) else None
 
 
 def _warn_of_missing_patients(source: str, rows: Sequence[Row]) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.label_maps import find_label_maps
@@ -109,6 +109,17 @@ def name_within(path: Path, root: Path) -> str:
     elif suffix:
         name = name[: -len(suffix)]
     return f"{name}/{dicom.hash_patient(uid)[:6]}" if uid else name
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Scans' names without their folders, if these are different; else the names as they are.
+
+    Example:
+        >>> short_names(["doe/t1", "roe/t2"]), short_names(["doe/t1", "roe/t1"])
+        (['t1', 't2'], ['doe/t1', 'roe/t1'])
+    """
+    short = [PurePosixPath(name).name for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def _search_dicom(folder: Path, names: set[str], root: Path) -> Iterator[FoundScan]:

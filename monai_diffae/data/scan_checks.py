@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.data.formats.scan import MAX_BYTES, Scan, as_float32, check_affine, problem
 from monai_diffae.data.slices import flattened
 from monai_diffae.errors import ConfigError
+from monai_diffae.policies import Colour, check_choice
 
 logger = logging.getLogger(__name__)
 
 NonFinite = Literal["error"] | float
-
-Colour = Literal["refuse", "grey", "rgb"]
-"""What to do with colour images: refuse them, convert them to grey, or bring all images to three channels."""
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as PIL and OpenCV convert to grey
 _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
@@ -109,8 +107,7 @@ def check_colour(colour: str, channels: int) -> None:
         ...
         monai_diffae.errors.ConfigError: colour: rgb has 3 channels, but in_channels is 1; set in_channels to 3
     """
-    if colour not in get_args(Colour):
-        raise ConfigError(f"colour: {colour!r} is not one of {', '.join(get_args(Colour))}")
+    check_choice("colour", colour, Colour)
     num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
     if num_channels != channels:
         raise ConfigError(

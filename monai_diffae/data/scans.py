@@ -13,13 +13,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from monai_diffae.data.doubts import Doubtful, Uneven, judge
+from monai_diffae.data.doubts import judge
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import Header, Scan, problem
-from monai_diffae.data.scan_checks import Colour, fit_scan
+from monai_diffae.data.scan_checks import fit_scan
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume
 from monai_diffae.errors import DiffAEError, ScanError
+from monai_diffae.policies import Colour, Doubtful, Uneven
 
 __all__ = [
     "SUFFIXES",
@@ -159,6 +160,16 @@ def scan_suffix(path: str | os.PathLike[str]) -> str:
     """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
     name = Path(path).name.lower()
     return next((s for s in SUFFIXES if name.endswith(s)), "")
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist.
+
+    Example:
+        >>> may_be_dicom(Path("ct#series=1.2")), may_be_dicom(Path("a.dcm")), may_be_dicom(Path("a.nii"))
+        (True, True, False)
+    """
+    return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
 
 
 def _as_path(path: str | os.PathLike[str]) -> Path:

@@ -16,13 +16,13 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from monai_diffae.data.doubts import Doubtful, Uneven, check_policies
 from monai_diffae.data.file_states import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
-from monai_diffae.data.scan_checks import Colour, check_colour, scan_of_array
+from monai_diffae.data.scan_checks import check_colour, scan_of_array
 from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
 
 
 class ReadScand(MapTransform):
@@ -77,7 +77,8 @@ class ReadScand(MapTransform):
         if spatial_dims not in (2, 3):
             raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
         check_colour(colour, channels)
-        check_policies(uneven, doubtful)
+        check_choice("uneven", uneven, Uneven)
+        check_choice("doubtful", doubtful, Doubtful)
         self.spatial_dims, self.channels, self.axis = spatial_dims, channels, axis
         self.nonfinite, self.colour, self.uneven, self.doubtful = nonfinite, colour, uneven, doubtful
 

@@ -60,8 +60,8 @@ def test_folder_is_searched_through(tmp_path: Path) -> None:
     )
     save_series(tmp_path / "ct")
     cases = read_cohort(tmp_path)
-    assert [c.id for c in cases] == ["a", "b", "ct", "train_NORMAL_IM-1"]
-    assert cases[3].item() == {"image": str(tmp_path / "train/NORMAL/IM-1.jpeg"), "id": "train_NORMAL_IM-1"}
+    assert [c.id for c in cases] == ["a", "b", "ct", "IM-1"]
+    assert cases[3].item() == {"image": str(tmp_path / "train/NORMAL/IM-1.jpeg"), "id": "IM-1"}
     assert cases[0].patient == "a"
     assert cases == read_cohort(tmp_path)
 
@@ -71,6 +71,15 @@ def test_names_that_differ_in_the_suffix_only(tmp_path: Path) -> None:
     ids = [c.id for c in read_cohort(tmp_path)]
     assert len(set(ids)) == 4
     assert {"a.png", "a.nii.gz"} < set(ids)
+
+
+def test_folders_are_in_ids_only_if_file_names_are_not_unique(tmp_path: Path) -> None:
+    touch(tmp_path / "Doe/t1.nii", tmp_path / "Roe/t2.nii")
+    assert [(c.id, c.file_name, c.patient) for c in read_cohort(tmp_path)] == [("t1", "t1", "t1"), ("t2", "t2", "t2")]
+    rows = table(tmp_path, "image\nDoe/t1.nii\nRoe/t2.nii\n")
+    assert [c.id for c in read_cohort(rows)] == ["t1", "t2"]
+    touch(tmp_path / "Roe/t1.nii")
+    assert [c.id for c in read_cohort(tmp_path)] == ["Doe_t1", "Roe_t1", "Roe_t2"]
 
 
 def test_label_maps_beside_the_images_are_no_scans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -93,16 +102,16 @@ def test_dicom_folders(tmp_path: Path) -> None:
     touch(tmp_path / "p1/broken.dcm")
     cases = {c.id: c for c in read_cohort(tmp_path)}
     assert len(cases) == 7
-    assert {"bare", "p1_broken", "xrays_001", "xrays_002", "xrays_003"} < set(cases)
+    assert {"bare", "broken", "001", "002", "003"} < set(cases)
     series = [c for c in cases.values() if "#series=" in str(c.images["image"])]
     assert sorted(read_scan(c.images["image"]).array.shape[-1] for c in series) == [3, 4]
-    assert cases["bare"].patient == cases["xrays_001"].patient != series[0].patient == series[1].patient
+    assert cases["bare"].patient == cases["001"].patient != series[0].patient == series[1].patient
     assert not any("MRN" in f"{c.id}{c.patient}" or "Planted" in f"{c.id}{c.patient}" for c in cases.values())
 
 
 def test_patients_from_paths(tmp_path: Path) -> None:
     touch(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz", tmp_path / "sub-02_T1w.nii.gz", tmp_path / "x/IM-7-2.nii")
-    assert [c.patient for c in read_cohort(tmp_path)] == ["sub-01", "sub-02", "x_IM-7-2"]
+    assert [c.patient for c in read_cohort(tmp_path)] == ["sub-01", "sub-02", "IM-7-2"]
     assert [c.patient for c in read_cohort(tmp_path, patient_pattern=r"IM-(\d+)")][2] == "7"
     assert [c.patient for c in read_cohort(tmp_path, patient_pattern=r"IM-\d+")][2] == "IM-7"
     with pytest.raises(ConfigError, match="patient_pattern"):
@@ -402,7 +411,7 @@ def test_real_radiographs_by_table() -> None:
     path = shared("cxr_pneumonia_224") / "labels.csv"
     cases = read_cohort(path, columns={"image": "file", "patient": "patient_key"})
     assert len(cases) == 2682
-    assert cases[0].id == "train_NORMAL_IM-0115-0001"
+    assert cases[0].id == "IM-0115-0001"
     assert cases[0].labels == {"label": 0, "subtype": "normal"}
     assert read_scan(cases[0].images["image"], spatial_dims=2, channels=1).array.shape == (1, 224, 224)
     done = assign_splits(cases)
@@ -438,7 +447,7 @@ def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
     save_nifti(tmp_path / "data" / "a.nii")
     (tmp_path / "latest").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "self").symlink_to(tmp_path / "data")
-    assert [c.id for c in read_cohort(tmp_path)] == ["data_a"]
+    assert [c.id for c in read_cohort(tmp_path)] == ["a"]
 
 
 def test_an_unknown_key_of_columns_is_named(tmp_path: Path) -> None:

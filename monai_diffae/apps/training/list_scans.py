@@ -13,6 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.errors import ConfigError
+from monai_diffae.policies import Ids
 
 if TYPE_CHECKING:
     from monai_diffae.data.listing import Appearance, Listing
@@ -64,6 +65,7 @@ def list_scans(
     id_column: str | None = None,
     patient_pattern: str | None = None,
     columns: Columns = NONE_GIVEN,
+    ids: Ids = "names",
     group_duplicates: bool = False,
     skip_twins: bool = False,
     overwrite: bool = False,
@@ -90,6 +92,8 @@ def list_scans(
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``.
         columns: Names that the table (``cohort`` or ``table``) uses for image, id, patient or split, e.g.
             ``patient=subject``.
+        ids: ``names`` takes the names of the files as ids, and these are in all results; ``hashed`` replaces ids and
+            patients by hashes, whose key is in ``.patient_key`` beside the table. The table tells which scan is which.
         group_duplicates: Make twins one patient, so that no split separates them.
         skip_twins: Do not read the scans, and find no twins.
         overwrite: Replace another file of this name.
@@ -119,12 +123,14 @@ def list_scans(
         list_cases,
         look_at,
         mark_twins,
+        with_hashes,
         write_listing,
     )
     from monai_diffae.data.twin_reports import report_twins
 
     sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = list_cases(cohort, sources, columns)
+    listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
         return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing, look_at(listing.cases))
     cases = mark_twins(listing.cases, [])

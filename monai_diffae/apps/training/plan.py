@@ -11,8 +11,9 @@ from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
-from monai_diffae.apps.settings import NONE_GIVEN, Colour, Columns, Overrides, colour_values
+from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
 from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
     from monai_diffae.apps.training.proposals import Proposal

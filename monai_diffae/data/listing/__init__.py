@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_diffae.data.listing.appearance import Appearance, look_at
 from monai_diffae.data.listing.listings import Listing, Sources, list_cases
+from monai_diffae.data.listing.pseudonyms import with_hashes
 from monai_diffae.data.listing.tables import write_listing
 from monai_diffae.data.listing.twins import SeparatedTwins, find_listed_twins, group_twins, mark_twins
 
@@ -17,5 +18,6 @@ __all__ = [
     "list_cases",
     "look_at",
     "mark_twins",
+    "with_hashes",
     "write_listing",
 ]

@@ -175,7 +175,7 @@ def _keys(case: Case, root: Path) -> Iterator[set[str]]:
     path, stem = Path(os.path.relpath(file, root)).as_posix(), Path(name).name
     yield {case.id, name, path, stem, case.file}
     folders = set(Path(name).parts[:-1]) - set(case.labels.values())  # which are classes
-    yield {*_subject_keys(name), *folders, case.patient}
+    yield {*_subject_keys(name), *folders, *([] if case.has_own_patient else [case.patient])}
     yield {stem[: match.start()] for match in re.finditer(r"[_. -]+", stem) if match.start()}
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort
-from monai_diffae.data.folders import name_within, search_folder
-from monai_diffae.data.formats import dicom
+from monai_diffae.data.folders import name_within, search_folder, short_names
 from monai_diffae.data.listing import bids
 from monai_diffae.data.listing.class_folders import find_class_folders
 from monai_diffae.data.listing.joined_labels import with_roles, with_rows
 from monai_diffae.data.listing.joins import join_table
-from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.data.splits import SPLITS, check_splits
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -159,10 +158,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
 
 
 def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
-    """The cases with their name as id: of the file if all these are different, else with the folders."""
-    names = [name_within(case.first_file, root) for case in cases]
-    stems = [Path(name).name for name in names]
-    ids = stems if len(set(stems)) == len(stems) else names
+    """The cases with the names of their scans as ids, as they are: not made safe as file names."""
+    ids = short_names([name_within(case.first_file, root) for case in cases])
     if len(set(ids)) < len(ids):
         return cases
     return [
@@ -246,8 +243,7 @@ def _bids_table(cohort: Path) -> Path | None:
 
 
 def _format(case: Case) -> str:
-    suffix = scan_suffix(dicom.split_series(case.first_file)[0])
-    return "DICOM" if suffix in ("", *dicom.SUFFIXES) else suffix
+    return "DICOM" if may_be_dicom(case.first_file) else scan_suffix(case.first_file)
 
 
 def _described(values: Mapping[Label, int]) -> str:

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scan_files import save_series
 
 from monai_diffae.apps.training.list_scans import list_scans
 from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.formats.dicom import hash_patient
+from monai_diffae.data.patient_keys import folder_key
 from monai_diffae.data.twin_reports import ADVICE
 from monai_diffae.errors import ConfigError
 
@@ -97,3 +100,25 @@ def test_the_command_line_names_its_options_in_errors(pictures, tmp_path, run):
     code, _, error = run("list-scans", str(pictures), str(tmp_path / "s.csv"), "--skip-twins", "--group-duplicates")
     assert code == 2
     assert "error: --group-duplicates: needs the scans to be read, to find twins; omit --skip-twins" in error
+
+
+@pytest.mark.goal(id="R21")
+def test_hashed_ids_have_no_names_of_files_and_labels_are_joined(tmp_path, run):
+    for number in (1, 2):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"doe{number}.png")
+    (tmp_path / "labels.csv").write_text("file,patient,age\ndoe1.png,Jane Doe,41\ndoe2.png,Jane Doe,42\n")
+    args = ("list-scans", str(tmp_path), str(tmp_path / "private" / "scans.csv"), "--ids", "hashed", "--skip-twins")
+    code, printed, _ = run(*args, "--table", str(tmp_path / "labels.csv"))
+    assert code == 0
+    assert "patients: 1" in printed
+    cases = read_cohort(tmp_path / "private" / "scans.csv")
+    assert [case.labels for case in cases] == [{"age": 41}, {"age": 42}]
+    assert not [case for case in cases if "doe" in f"{case.id} {case.patient}".lower()]
+
+
+@pytest.mark.goal(id="R21")
+def test_patient_ids_of_dicom_are_hashed_with_a_key(tmp_path):
+    save_series(tmp_path / "ct", patient="1234567")
+    table = list_scans(tmp_path / "ct", tmp_path / "scans.csv", skip_twins=True).table
+    (case,) = read_cohort(table)
+    assert case.patient == folder_key(tmp_path).hash(hash_patient("1234567"))

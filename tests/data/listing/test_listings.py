@@ -137,6 +137,12 @@ def test_numbers_are_described_by_their_range(scans, tmp_path):
     assert list(listing.lines())[-2:] == ["column volume: 0 to 1.25", "column grade: 2 0, 2 1, 2 2"]
 
 
+def test_the_name_of_a_scan_is_not_taken_for_a_patient(scans, tmp_path):
+    (tmp_path / "labels.csv").write_text("id,age\n1,41\n2,42\n")
+    with pytest.raises(CohortError, match="different rows fit the file name and the folder of '1/2'"):
+        list_cases(scans("1/3.png", "1/2.png", "2/4.png"), Sources(False, table=tmp_path / "labels.csv"))
+
+
 def test_a_class_folder_is_not_the_id_of_a_row(scans):
     folder = scans("0/17.png", "0/18.png", "1/19.png", "1/20.png")
     table = folder.parent / "ages.csv"

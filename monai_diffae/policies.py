@@ -1,0 +1,46 @@
+"""What to do with scans that are not as expected. This module is light: importing it does not load torch.
+
+The options of commands, the keys of configurations and the functions that read scans take their choices from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from monai_diffae.errors import ConfigError
+
+OnBadScan = Literal["skip", "stop"]
+"""What a training does with scans that cannot be used: skip and list them, or stop."""
+
+Colour = Literal["refuse", "grey", "rgb"]
+"""What to do with colour images: refuse them, convert them to grey, or bring all images to three channels."""
+
+Uneven = Literal["resample", "refuse"]
+"""What to do with DICOM series whose slices are unevenly spaced: resample them by their positions, or refuse them."""
+
+Doubtful = Literal["warn", "refuse"]
+"""What to do with all other doubts, such as about left and right: log a warning, or refuse the scan."""
+
+Ids = Literal["names", "hashed"]
+"""What listed scans are called: by the names of their files, or by keyed hashes."""
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise an error if a value is none of the choices.
+
+    Args:
+        name: what has the value, for the message.
+        value: the value.
+        choices: a ``Literal``, such as :data:`Doubtful`.
+
+    Raises:
+        ConfigError: it is none of them.
+
+    Example:
+        >>> check_choice("doubtful", "ignore", Doubtful)
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: doubtful: 'ignore' is not one of warn, refuse
+    """
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(get_args(choices))}")
