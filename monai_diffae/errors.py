@@ -12,31 +12,35 @@ class DiffAEError(Exception):
     exit_code = 1
 
 
-class ConfigError(DiffAEError, ValueError):
+class OmittableError(DiffAEError):
+    """An error that ends one part of a command; the command may omit this part, and do the others."""
+
+
+class ConfigError(OmittableError, ValueError):
     """A configuration key, argument or option has a value that cannot be used."""
 
     exit_code = 2
 
 
-class ScanError(DiffAEError, ValueError):
+class ScanError(OmittableError, ValueError):
     """One scan cannot be used; the other cases of its cohort can."""
 
     exit_code = 4
 
 
-class CohortError(DiffAEError, ValueError):
+class CohortError(OmittableError, ValueError):
     """A folder, table or datalist has no usable cases."""
 
     exit_code = 4
 
 
 class UnsafeInputError(DiffAEError, ValueError):
-    """An input is refused because reading it could run code or exhaust the machine."""
+    """An input is refused because reading it could run code or exhaust the machine; no command goes on after it."""
 
     exit_code = 5
 
 
-class MachineError(DiffAEError, RuntimeError):
+class MachineError(OmittableError, RuntimeError):
     """The machine lacks something that the command needs: disk space, a device or memory."""
 
     exit_code = 6

@@ -1,11 +1,15 @@
 """The family of errors: exit codes, and how they are found in a chain of causes."""
 
 from monai_diffae import errors
-from monai_diffae.errors import DiffAEError, ScanError, find_diffae_error, one_line
+from monai_diffae.errors import DiffAEError, OmittableError, ScanError, find_diffae_error, one_line
 
 
 def test_each_exit_code_has_one_meaning():
-    kinds = [kind for kind in DiffAEError.__subclasses__() if kind.__module__ == "monai_diffae.errors"]
+    kinds = [
+        kind
+        for kind in (*DiffAEError.__subclasses__(), *OmittableError.__subclasses__())
+        if kind.__module__ == "monai_diffae.errors" and kind is not OmittableError
+    ]
     codes = {kind.__name__: kind.exit_code for kind in kinds}  # errors of a server have a status instead
     assert codes == {
         "ConfigError": 2, "ScanError": 4, "CohortError": 4, "UnsafeInputError": 5, "MachineError": 6

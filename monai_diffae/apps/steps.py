@@ -13,9 +13,9 @@ from typing import Any
 
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.commands import COMMANDS
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.results import CommandResult, checksum_of
 from monai_diffae.data.atomic import write_json
-from monai_diffae.errors import UnsafeInputError, find_diffae_error, one_line
+from monai_diffae.errors import OmittableError, find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,13 @@ class Steps:
 
     Attributes:
         journal: a file that keeps durations and warnings for later calls, which skip complete steps; None: no file.
+        keeps_lines: whether the journal also keeps the lines of preparations, for :meth:`with_earlier`. They have the
+            paths that the commands were given, so such a journal is private.
         outcomes: of all steps of this call, in order.
     """
 
     journal: Path | None = None
+    keeps_lines: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
 
     def prepare(self, title: str, command: str, **arguments: Any) -> Any:
@@ -99,8 +102,7 @@ class Steps:
         try:
             return self._run(step)
         except Exception as error:
-            known = find_diffae_error(error)
-            if known is None or isinstance(known, UnsafeInputError):
+            if not isinstance(find_diffae_error(error), OmittableError):
                 raise
             reason = one_line(error)
         logger.warning("%s: omitted (%s)", title, reason)
@@ -108,16 +110,16 @@ class Steps:
         return None
 
     def with_earlier(self) -> list[Outcome]:
-        """The outcomes of this call, after the steps that only earlier calls had to do."""
-        ran = {outcome.step.line for outcome in self.outcomes}
+        """The outcomes of this call, after the preparations that only earlier calls had to do."""
+        ran = {_key(outcome.step) for outcome in self.outcomes}
         earlier = [
             Outcome(
-                Step(each["title"], each["command"], {}, is_preparation=True, typed=line),
+                Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
                 each["seconds"],
                 warnings=tuple(each["warnings"]),
             )
-            for line, each in self._notes().items()
-            if line not in ran and each["is_preparation"]
+            for key, each in self._notes().items()
+            if key not in ran and "line" in each
         ]
         return [*earlier, *self.outcomes]
 
@@ -135,12 +137,12 @@ class Steps:
 
     def _noted(self, outcome: Outcome) -> Outcome:
         """The outcome as the journal keeps it: of the call that made the results."""
-        notes, line = self._notes(), outcome.step.line
-        if getattr(outcome.result, "skipped", False) and line in notes:
-            return replace(outcome, seconds=notes[line]["seconds"], warnings=tuple(notes[line]["warnings"]))
-        notes[line] = {
-            "title": outcome.step.title, "command": outcome.step.command, "seconds": outcome.seconds,
-            "warnings": outcome.warnings, "is_preparation": outcome.step.is_preparation,
+        notes, key, step = self._notes(), _key(outcome.step), outcome.step
+        if getattr(outcome.result, "skipped", False) and key in notes:
+            return replace(outcome, seconds=notes[key]["seconds"], warnings=tuple(notes[key]["warnings"]))
+        notes[key] = {
+            "title": step.title, "command": step.command, "seconds": outcome.seconds, "warnings": outcome.warnings,
+            **({"line": step.line} if self.keeps_lines and step.is_preparation else {}),
         }  # fmt: skip
         if self.journal is not None:
             write_json(self.journal, notes)
@@ -151,6 +153,11 @@ class Steps:
             return {}
         notes: dict[str, Any] = json.loads(self.journal.read_text(encoding="utf-8"))
         return notes
+
+
+def _key(step: Step) -> str:
+    """What the journal calls a step: a hash, because its line may have paths."""
+    return checksum_of([step.line])[:16]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.bundle.writing import WriteLock
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.torch_files import read_torch_file
-from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
+from monai_diffae.errors import ConfigError, OmittableError, ScanError
 from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
@@ -151,9 +151,7 @@ class AnomalyDetector:
         """
         try:
             return cls.load(trained)
-        except UnsafeInputError:
-            raise
-        except DiffAEError:
+        except OmittableError:
             return None
 
     def save(self, folder: Path) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import CohortError
 
 Label = float | int | str | None
@@ -36,7 +37,7 @@ class Case:
         split: ``"train"``, ``"val"``, ``"test"`` or None.
         labels: the other columns of the table: numbers, text, or None for missing values.
         slice_index: the slice of the volume; None for a whole image.
-        file_name: the id as a name for files: unique in the cohort, and safe on every system.
+        file_name: the id as a name for files, without a suffix: unique in the cohort, and safe on every system.
     """
 
     id: str
@@ -134,14 +135,24 @@ def safe_id(text: str) -> str:
 
 
 def safe_file_name(id: str) -> str:
-    """Convert an id to a safe file name. Unique ids have unique names: an id that is not safe itself gets a hash.
+    """Convert an id to a safe file name without suffix. Unique ids have unique names: one that differs gets a hash.
 
     Example:
-        >>> safe_file_name("case-1"), safe_file_name("benign (1)")
-        ('case-1', 'benign_1-eec8c400')
+        >>> safe_file_name("case-1"), safe_file_name("benign (1)"), safe_file_name("x.nii.gz")
+        ('case-1', 'benign_1-eec8c400', 'x-f4936330')
     """
-    plain = safe_id(id)
+    plain = safe_id(_without_suffix(id))
     return plain if plain == id else f"{plain[: _LONGEST - 9].lstrip('_')}-{_short_hash(id)}"
+
+
+def safe_file_names(ids: Sequence[str]) -> list[str]:
+    """Convert unique ids to unique safe file names without suffix; ids with the same name get a hash.
+
+    Example:
+        >>> safe_file_names(["x.nii.gz", "benign (1)"]), safe_file_names(["x.nii.gz", "x"])
+        (['x', 'benign_1'], ['x-f4936330', 'x-2d711642'])
+    """
+    return _distinct([safe_id(_without_suffix(id)) for id in ids], ids)
 
 
 def safe_ids(texts: Sequence[str]) -> list[str]:
@@ -151,7 +162,15 @@ def safe_ids(texts: Sequence[str]) -> list[str]:
         >>> safe_ids(["a/b", "a_b", "c"])
         ['a_b-c14cddc0', 'a_b-648fa9b3', 'c']
     """
-    plain = [safe_id(text) for text in texts]
+    return _distinct([safe_id(text) for text in texts], texts)
+
+
+def _without_suffix(id: str) -> str:
+    """An id without the suffix of a scan, because the files that are named after it get their own."""
+    return id[: len(id) - len(scan_suffix(id))] or id
+
+
+def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
     counts = Counter(p.casefold() for p in plain)  # file systems that ignore case would confuse "A" and "a"
     return [
         p if counts[p.casefold()] == 1 else f"{p[: _LONGEST - 9]}-{_short_hash(t)}"

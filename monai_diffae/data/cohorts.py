@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from monai_diffae.data.cases import MISSING_WORDS, Case, Images, safe_ids
+from monai_diffae.data.cases import MISSING_WORDS, Case, Images, safe_file_names, safe_ids
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.folders import FolderContent, name_within, search_folder, searched_formats, short_names
 from monai_diffae.data.formats import dicom, nifti
@@ -33,6 +33,7 @@ def read_cohort(
     columns: Mapping[str, str] | None = None,
     image_keys: Sequence[str] = ("image",),
     patient_pattern: str | None = None,
+    refuse_leaks: bool = True,
 ) -> list[Case]:
     r"""Read the cases of a cohort without opening images (except DICOM headers, for series and patients).
 
@@ -43,6 +44,7 @@ def read_cohort(
         image_keys: the columns with images; ``"image"`` must be one of them.
         patient_pattern: a regular expression that is searched in the image's path within the cohort; its first group,
             or the whole match, is the patient.
+        refuse_leaks: raise an error if a patient is in two splits, or if two cases have one file.
 
     Returns:
         The cases, in the order of the table or of their names. The patient comes from ``patient_pattern``, the
@@ -84,8 +86,9 @@ def read_cohort(
                 logger.warning("%s: %s", path.name, line)
             return cases_in_folder(path, content, pattern)
         rows, root = [Row({"image": path})], folder.parent
-    cases = _to_cases(path.name, rows, root, pattern)
-    check_splits(cases, path.name)
+    cases = _to_cases(path.name, rows, root, pattern, refuse_leaks=refuse_leaks)
+    if refuse_leaks:
+        check_splits(cases, path.name)
     _check_existence(path, rows)
     return cases
 
@@ -158,22 +161,26 @@ def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
         return Path(table_folder)
 
 
-def _to_cases(source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[str] | None) -> list[Case]:
+def _to_cases(
+    source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[str] | None, *, refuse_leaks: bool = True
+) -> list[Case]:
     names = short_names([name_within(row.first, root) for row in rows])
     counts = Counter(names)
     files = [Path(os.path.relpath(row.first, root)).as_posix() for row in rows]
     # a.png and a.nii.gz have the same name, and keep their suffixes
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
-    _check_duplicates(source, rows, texts)
+    if refuse_leaks:
+        _check_files(source, rows, texts)
+    _check_ids(source, rows, texts)
     _warn_of_missing_patients(source, rows)
-    file_names = safe_ids(texts)
+    file_names = safe_file_names(texts)
     return [
         Case(
-            row.id or name, row.images, _patient(row, file, pattern) or name,
-            _split(source, row.id or name, row.split), row.labels, file_name=name,
+            row.id or id, row.images, _patient(row, file, pattern) or name,
+            _split(source, row.id or id, row.split), row.labels, file_name=name,
         )
-        for name, row, file in zip(file_names, rows, files, strict=True)
+        for id, name, row, file in zip(safe_ids(texts), file_names, rows, files, strict=True)
     ]  # fmt: skip
 
 
@@ -206,23 +213,27 @@ def _split(source: str, id: str, split: str | None) -> str | None:
     return SPLITS[split.lower()]
 
 
-def _check_duplicates(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
+def _check_ids(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
     earlier_ids: set[str] = set()
-    by_file: dict[tuple[str, ...], str] = {}
     for row, id in zip(rows, ids, strict=True):
         if row.id is not None and not row.id.isprintable():
             raise CohortError(
                 f"{source}: the id {row.id[:60]!r} has a line break or another control character; remove it"
             )
+        if id in earlier_ids:
+            raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
+        earlier_ids.add(id)
+
+
+def _check_files(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
+    by_file: dict[tuple[str, ...], str] = {}
+    for row, id in zip(rows, ids, strict=True):
         files = tuple(os.path.normpath(p) for p in _files(row.images["image"]))
         if files in by_file:
             raise CohortError(
                 f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' have the same file; keep one"
             )
         by_file[files] = id
-        if id in earlier_ids:
-            raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
-        earlier_ids.add(id)
 
 
 def _check_existence(path: Path, rows: Sequence[Row]) -> None:

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.formats import dicom
 from monai_diffae.errors import CohortError, ConfigError
 
 SPLITS = {
@@ -60,6 +62,47 @@ def assign_splits(
     return [replace(case, split=drawn.get(case.patient, existing.get(case.patient, "train"))) for case in cases]
 
 
+def patients_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases of each patient that is in several splits. Cases without a split do not count.
+
+    Example:
+        >>> cases = [Case("a", {}, "p", "train"), Case("b", {}, "p", "test"), Case("c", {}, "q", "test")]
+        >>> [[case.id for case in group] for group in patients_in_two_splits(cases)]
+        [['a', 'b']]
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.split is not None:
+            groups.setdefault(case.patient, []).append(case)
+    return _in_two_splits(groups.values())
+
+
+def files_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases of each file that is in several splits, by its path or by a symbolic or hard link.
+
+    Cases without a split do not count, nor do missing files, which fail when they are read.
+    """
+    groups: dict[object, list[Case]] = {}
+    for case in cases:
+        if case.split is not None and (file := _identity(case.first_file)) is not None:
+            groups.setdefault(file, []).append(case)
+    return _in_two_splits(groups.values())
+
+
+def cases_of_one_file(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases of each file that several cases have, by its path.
+
+    Example:
+        >>> cases = [Case(str(n), {"image": Path(file)}, "p") for n, file in enumerate(("a.nii", "b.nii", "a.nii"))]
+        >>> [[case.id for case in group] for group in cases_of_one_file(cases)]
+        [['0', '2']]
+    """
+    groups: dict[object, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.images["image"], []).append(case)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def check_splits(cases: Sequence[Case], source: str) -> None:
     """Raise an error if a patient is in two splits. The message has the ids of cases, because patients are private.
 
@@ -70,14 +113,8 @@ def check_splits(cases: Sequence[Case], source: str) -> None:
     Raises:
         CohortError: a patient is in two splits.
     """
-    first_cases: dict[str, Case] = {}
-    for case in cases:
-        if case.split is None:
-            continue
-        first = first_cases.setdefault(case.patient, case)
-        if first.split != case.split:
-            pair = f"'{first.id}' ({first.split}) and '{case.id}' ({case.split})"
-            raise CohortError(f"{source}: the cases {pair} belong to one patient; put all of them into one split")
+    for group in patients_in_two_splits(cases):
+        raise CohortError(f"{source}: the cases {_pair(group)} belong to one patient; put all of them into one split")
 
 
 def check_links(cases: Sequence[Case], source: str) -> None:
@@ -90,18 +127,31 @@ def check_links(cases: Sequence[Case], source: str) -> None:
     Raises:
         CohortError: a file is in two splits.
     """
-    first_cases: dict[tuple[int, int], Case] = {}
-    for case in cases:
-        try:
-            status = case.first_file.stat()
-        except OSError:  # missing files fail when they are read
-            continue
-        if not status.st_ino:  # some network drives have no such numbers
-            continue
-        first = first_cases.setdefault((status.st_dev, status.st_ino), case)
-        if first.split != case.split:
-            pair = f"'{first.id[:60]}' ({first.split}) and '{case.id[:60]}' ({case.split})"
-            raise CohortError(f"{source}: the cases {pair} are links to one file; keep one, or put both into one split")
+    for group in files_in_two_splits(cases):
+        raise CohortError(
+            f"{source}: the cases {_pair(group)} are links to one file; keep one, or put both into one split"
+        )
+
+
+def _in_two_splits(groups: Iterable[list[Case]]) -> list[list[Case]]:
+    return [group for group in groups if len({case.split for case in group}) > 1]
+
+
+def _pair(group: Sequence[Case]) -> str:
+    """The first two cases of a group that are in different splits."""
+    first = group[0]
+    other = next(case for case in group if case.split != first.split)
+    return f"'{first.id[:60]}' ({first.split}) and '{other.id[:60]}' ({other.split})"
+
+
+def _identity(file: Path) -> tuple[int, int] | str | None:
+    """What all names of a file have in common; None if it is missing."""
+    try:
+        status = file.stat()
+    except OSError:
+        return str(file) if dicom.split_series(file)[1] is not None else None
+    # some network drives have no such numbers
+    return (status.st_dev, status.st_ino) if status.st_ino else str(file)
 
 
 def _rank(seed: int, patient: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from monai_diffae.apps.synthesis.combination import Axes, write_combined
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.data.embeddings import z_matrix
-from monai_diffae.data.scans import scan_suffix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, one_line
 from monai_diffae.explorer.atlas import Atlas
@@ -178,12 +177,11 @@ class Exploration:
         """The image of a recipe in the space of its scan: file name and content. No other request replaces it."""
         combination, case, others = self._cases(recipe)
         combination.check_detail(recipe.detail)
-        stem = case.file_name.removesuffix(scan_suffix(case.file_name))
 
         def write(check: Check) -> tuple[str, bytes]:
             decoded = self.studio.decode(combination, case, others, self.studio.steps, check)
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"{stem}{'_own_detail' if recipe.detail == 'own' else ''}_synthetic"
+                path = Path(folder) / f"{case.file_name}{'_own_detail' if recipe.detail == 'own' else ''}_synthetic"
                 difference = decoded.difference if recipe.detail == "own" else None
                 file = write_combined(path, case, self.studio.open(case), decoded.image, difference)
                 return file.name, file.read_bytes()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.apps.session import Session
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.contents import scan_states
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.explorer.atlas import Atlas
 from monai_diffae.pictures import thumbnail
@@ -28,7 +29,8 @@ class Thumbnails:
     Attributes:
         session: reads and preprocesses the scans.
         atlas: the cases.
-        folder: where they are kept; those of another preprocessing lie in another folder.
+        folder: where they are kept; those of another preprocessing lie in another folder, and those of a scan that was
+            replaced have another name.
     """
 
     session: Session
@@ -44,7 +46,9 @@ class Thumbnails:
         table = self.atlas.table
         if "thumbnail" in table and isinstance(table["thumbnail"][row], bytes):
             return bytes(table["thumbnail"][row])
-        file = self.folder / self.session.trained.config_sha256[:12] / f"{self.atlas.cases[row].file_name}.png"
+        case = self.atlas.cases[row]
+        (state,) = scan_states([case])
+        file = self.folder / self.session.trained.config_sha256[:12] / f"{case.file_name}-{state[:12]}.png"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             content = self._make(row)

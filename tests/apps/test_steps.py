@@ -60,7 +60,7 @@ def test_a_later_call_knows_durations_and_warnings_of_the_first(labelled, tmp_pa
 
     skipped = False
     monkeypatch.setattr(Command, "load", lambda self: loud)
-    first = Steps(tmp_path / "steps.json")
+    first = Steps(tmp_path / "steps.json", keeps_lines=True)
     first.prepare("Embed", "embed", out=tmp_path / "a")
     first.attempt("Look", "neighbors", out=tmp_path / "b")
     assert [outcome.warnings for outcome in first.outcomes] == [("be careful with a",), ("be careful with b",)]
@@ -70,8 +70,19 @@ def test_a_later_call_knows_durations_and_warnings_of_the_first(labelled, tmp_pa
     (tmp_path / "steps.json").write_text(json.dumps(notes))
 
     skipped = True
-    later = Steps(tmp_path / "steps.json")
+    later = Steps(tmp_path / "steps.json", keeps_lines=True)
     later.attempt("Look", "neighbors", out=tmp_path / "b")
     assert [(each.step.title, each.seconds) for each in later.with_earlier()] == [("Embed", 77), ("Look", 77)]
     assert later.with_earlier()[0].step.line == first.outcomes[0].step.line
     assert later.with_earlier()[1].warnings == ("be careful with b",)
+
+
+@pytest.mark.goal(id="R21")
+def test_a_journal_has_no_paths_unless_it_keeps_lines(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Command, "load", lambda self: lambda **arguments: Made(arguments["out"]))
+    for name, keeps_lines in (("private", True), ("shared", False)):
+        steps = Steps(tmp_path / f"{name}.json", keeps_lines=keeps_lines)
+        steps.prepare("Embed", "embed", out=tmp_path / "Doe")
+    assert "Doe" in (tmp_path / "private.json").read_text()
+    assert "Doe" not in (tmp_path / "shared.json").read_text()
+    assert steps.with_earlier() == steps.outcomes

@@ -16,6 +16,8 @@ from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.own_code import own_code
 from monai_diffae.errors import ConfigError, UnsafeInputError
 
+pytestmark = pytest.mark.goal(id="R20")
+
 PACKAGE = Path(monai_diffae.__file__).parent
 
 

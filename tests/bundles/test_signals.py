@@ -62,6 +62,8 @@ def workers(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.goal(id="R25")
+@pytest.mark.goal(id="R26")
 def test_a_signal_to_the_whole_group_saves_the_last_step(start, tmp_path, number):
     process = start(checkpoint_minutes=1000)  # the first save is that of the first epoch
     assert len(workers(process)) >= 2
@@ -75,6 +77,7 @@ def test_a_signal_to_the_whole_group_saves_the_last_step(start, tmp_path, number
 
 
 @pytest.mark.slow
+@pytest.mark.goal(id="R25")
 def test_a_worker_that_is_killed_for_memory_ends_the_training_with_exit_code_6(start):
     process = start()
     workers(process)[-1].kill()
@@ -88,6 +91,7 @@ def test_a_worker_that_is_killed_for_memory_ends_the_training_with_exit_code_6(s
 
 
 @pytest.mark.slow
+@pytest.mark.goal(id="R21")
 def test_nothing_of_a_killed_training_stays(start, tmp_path):
     """Its cache holds patients' pixels, its temporary files are as large as checkpoints (goals R3, R21)."""
     process = start()

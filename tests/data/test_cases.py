@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_diffae.data.cases import Case, as_labels, find_cases, safe_file_name, safe_id
+from monai_diffae.data.cases import Case, as_labels, find_cases, safe_file_name, safe_file_names, safe_id
 from monai_diffae.errors import CohortError
 
 
@@ -55,3 +55,12 @@ def test_cases_are_found_by_id_and_by_the_name_of_their_files() -> None:
     """Tables and commands of earlier versions have names of files as ids."""
     case = Case("benign (1)", {"image": Path("a.png")}, "p", file_name="benign_1")
     assert find_cases([case], ["benign (1)", "benign_1"]) == [case]
+
+
+def test_files_named_after_ids_with_a_suffix_have_it_once():
+    ids = ["x.nii.gz", "y.png", "y.PNG", "z.dcm", ".png", "1.2.840"]
+    names = safe_file_names(ids)
+    assert names[0] == "x"
+    assert names[3:] == ["z", "png", "1.2.840"]
+    assert len(set(names)) == len(ids)
+    assert safe_file_name("x.nii.gz").startswith("x-")  # x may be another case

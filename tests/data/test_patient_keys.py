@@ -10,6 +10,8 @@ from monai_diffae.data import patient_keys
 from monai_diffae.data.patient_keys import KEY_FILE, PatientKey, folder_key, key_beside
 from monai_diffae.errors import ConfigError, MachineError
 
+pytestmark = pytest.mark.goal(id="R21")
+
 
 @pytest.fixture
 def random_keys(monkeypatch):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import shutil
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,8 +92,20 @@ def test_outlier_scores_are_those_of_neighbors(client, explored, labelled, tmp_p
 def test_a_thumbnail_is_a_small_png_that_is_kept(client, explored):
     picture = Image.open(io.BytesIO(client.get("/api/cases/1/thumbnail.png").content))
     assert max(picture.size) <= 64
-    kept = [file.stem for file in explored.thumbnails.folder.rglob("*.png")]
+    kept = [file.stem.rpartition("-")[0] for file in explored.thumbnails.folder.rglob("*.png")]
     assert explored.atlas.cases[1].file_name in kept
+
+
+def test_the_thumbnail_of_a_replaced_scan_is_made_again(client, explored):
+    file = explored.atlas.cases[2].first_file
+    before, content, status = client.get("/api/cases/2/thumbnail.png").content, file.read_bytes(), file.stat()
+    try:
+        file.write_bytes(explored.atlas.cases[3].first_file.read_bytes())
+        assert client.get("/api/cases/2/thumbnail.png").content == client.get("/api/cases/3/thumbnail.png").content
+    finally:
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert client.get("/api/cases/2/thumbnail.png").content == before
 
 
 def test_the_plain_image_has_no_difference(client):

@@ -25,6 +25,8 @@ from monai_diffae.handlers.tensor_files import read_checkpoint
 from monai_diffae.label.app_folder import AppFolder, make_app_folder
 from monai_diffae.official.checkpoint_files import read_weights as read_official_weights
 
+pytestmark = pytest.mark.goal(id="R19")
+
 
 class Touch:
     """Writes a file when it is unpickled."""

@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from PIL import Image
 
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.patient_keys import KEY_FILE
+
+pytestmark = pytest.mark.goal(id="R21")
 
 if TYPE_CHECKING:
     from monai_diffae.explorer.exploration import Exploration
@@ -163,14 +165,47 @@ def written(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_names_are_in_no_byte_of_what_commands_write(written: Path) -> None:
+def test_names_are_in_no_byte_of_what_commands_write(
+    written: Path, record_property: Callable[[str, object], None]
+) -> None:
     hits = found(written, NAMES)
-    # a cohort table must name its files; start shows the commands that were given the cohort, and both commands keep
-    # them in steps.json, to resume
+    # a cohort table must name its files; start shows the commands that were given the cohort
     assert hits.pop("started/scans.csv")
-    for name in ("started/index.html", "started/steps.json", "started/start.json", "report/steps.json"):
-        assert hits.pop(name, set()) <= {b"plantedfolder"}
+    for name in ("started/index.html", "started/steps.json"):
+        assert hits.pop(name) <= {b"plantedfolder"}
     assert hits == {}
+    record_property("figure", f"0 planted names in {sum(file.is_file() for file in written.rglob('*'))} files")
+
+
+@pytest.fixture(scope="module")
+def written_with_hashed_ids(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A table of a folder without ids, listed with ``ids="hashed"``, and what commands write and log about it."""
+    import monai_diffae as diffae
+    from monai_diffae.apps.report import study
+
+    table, out = tmp_path_factory.mktemp("private") / "scans.csv", tmp_path_factory.mktemp("shared")
+    log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger()
+    logger.addHandler(log)
+    diffae.list_scans(cohort.parent / "scans", table, ids="hashed", labels_from_folders=False)
+    bundle = diffae.init(out / "bundle").folder
+    diffae.train(bundle, table, overrides=SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
+        diffae.report(bundle, out / "report", cohort=table, embed=True, device="cpu")
+    logger.removeHandler(log)
+    return table, out
+
+
+@pytest.mark.slow
+def test_hashed_ids_leave_no_name_of_a_file_or_folder(
+    written_with_hashed_ids: tuple[Path, Path], record_property: Callable[[str, object], None]
+) -> None:
+    table, out = written_with_hashed_ids
+    assert table.read_text().count("Plantedfile") == NUM_CASES  # it tells which scan is which
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert sum(file.suffix == ".webp" for file in files) > 5
+    assert found(out, NAMES) == {}
+    record_property("figure", f"hashed ids: 0 planted names in {len(files)} files")
 
 
 @pytest.mark.slow

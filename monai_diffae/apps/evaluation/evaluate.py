@@ -16,7 +16,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, failed_cases, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, Split
 from monai_diffae.diffusion.names import SolverName
-from monai_diffae.errors import ConfigError, DiffAEError, UnsafeInputError, one_line
+from monai_diffae.errors import ConfigError, OmittableError, one_line
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.quality import EvaluatedBundle
@@ -202,19 +202,17 @@ def _open(
     """The bundles that can be evaluated, and why the others cannot.
 
     Raises:
-        DiffAEError: no bundle can be evaluated.
+        OmittableError: no bundle can be evaluated.
         UnsafeInputError: a bundle has code of its own that is not trusted, or unsafe weights.
     """
     from monai_diffae.apps.evaluation.quality import EvaluatedBundle, unique_names
 
     bundles: list[EvaluatedBundle] = []
-    errors: dict[str, DiffAEError] = {}
+    errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
             bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, reading, run))
-        except UnsafeInputError:
-            raise
-        except DiffAEError as error:
+        except OmittableError as error:
             errors[name] = error
     if not bundles:
         raise next(iter(errors.values()))

@@ -21,6 +21,7 @@ from monai_diffae.apps.provenance import (
     safe_overrides,
     warn_if_cohort_changed,
 )
+from monai_diffae.apps.scans_of_table import content_of_scans
 from monai_diffae.apps.session import ReadCases, Session, decode_in_batches, open_bundle
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.bundle.untrained import load_untrained
@@ -51,6 +52,7 @@ class CaseImages:
         query_session: the bundle, and the cohort of the selected cases.
         table_session: the bundle, and the table's cohort; the same session unless the cases are of another cohort.
         folder: folder for the list of failures, and for preprocessed images.
+        tables: the tables of embeddings: the one that is searched, and that of the selected cases.
         failures: the cases that could not be read, by id.
     """
 
@@ -58,6 +60,7 @@ class CaseImages:
     query_session: Session
     table_session: Session
     folder: Path
+    tables: Sequence[Path]
     failures: dict[str, Failure] = field(default_factory=dict)
 
     @classmethod
@@ -65,7 +68,7 @@ class CaseImages:
         cls,
         settings: Images,
         folder: Path,
-        embeddings: Path,
+        tables: Sequence[Path],
         decoding: Decoding,
         reading: Reading,
         run: Run,
@@ -77,24 +80,28 @@ class CaseImages:
         """
         if settings.bundle is None or settings.cohort is None:
             raise ValueError("images are read with a bundle and a cohort")
-        if encoder_of(embeddings) == "trained" or settings.reconstruction_error:
-            check_same_model(embeddings, settings.bundle)
+        if encoder_of(tables[0]) == "trained" or settings.reconstruction_error:
+            check_same_model(tables[0], settings.bundle)
             trained = open_bundle(settings.bundle, decoding=decoding, run=run)
         else:
-            run = replace(run, overrides={**safe_overrides(read_embeddings(embeddings)), **run.overrides})
+            run = replace(run, overrides={**safe_overrides(read_embeddings(tables[0])), **run.overrides})
             trained = load_untrained(settings.bundle, run.device, run.overrides)
         cohorts = [cohort for cohort in (settings.cohort, settings.query_cohort) if cohort is not None]
         sessions = [Session.of(trained, cohort, reading=reading, run=run) for cohort in cohorts]
-        return cls(settings, sessions[-1], sessions[0], folder)
+        return cls(settings, sessions[-1], sessions[0], folder, tables)
 
     @property
     def made_from(self) -> dict[str, Any]:
         """What the picture and the reconstruction errors depend on, for the record of the results."""
         settings = self.settings
         errors = {"num_reference": settings.num_reference, "seed": settings.seed}
+        sessions = [self.table_session]
+        if self.query_session is not self.table_session:
+            sessions.append(self.query_session)
         return self.table_session.made_from(
             decodes=settings.reconstruction_error,
             query_cohort=self.query_session.cohort.fingerprint,
+            scans=[content_of_scans(each.cohort.cases, self.tables) for each in sessions],
             reconstruction_error=errors if settings.reconstruction_error else None,
         )
 

@@ -143,8 +143,9 @@ def neighbors(
     check_captions(images.captions, label_columns(search.table))
     training = TrainingCases.from_rows(training_rows(embeddings))
     case_images = None
+    tables = [embeddings] if queries is None else [embeddings, queries]
     if images.cohort is not None:
-        case_images = CaseImages.open(images, out, embeddings, decoding, reading, run.batched)
+        case_images = CaseImages.open(images, out, tables, decoding, reading, run.batched)
         case_images.warn_of_differences(search, embeddings, queries)
     made_from = {
         "images": None if case_images is None else case_images.made_from,

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from monai_diffae.apps.report.sprites import Pixels
+from monai_diffae.apps.scans_of_table import content_of_scans
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.pictures import plane_slices
@@ -28,12 +29,14 @@ class CaseImages:
         bundle: the bundle's folder.
         cohort: folder, table or datalist.
         folder: folder for lists of failures.
+        embeddings: the table of embeddings of the cohort.
         device: where the bundle is loaded.
     """
 
     bundle: Path
     cohort: Path
     folder: Path
+    embeddings: Path
     device: str | None = None
     _images: dict[str, Tensor] = field(default_factory=dict)
 
@@ -42,10 +45,11 @@ class CaseImages:
         """The bundle and the cohort, opened."""
         return Session.open(self.bundle, self.cohort, run=Run(device=self.device))
 
-    @property
+    @cached_property
     def made_from(self) -> dict[str, Any]:
         """What the images depend on."""
-        return self.session.made_from(decodes=False)
+        scans = content_of_scans(self.session.cohort.cases, [self.embeddings])
+        return self.session.made_from(decodes=False, scans=scans)
 
     def read(self, ids: Sequence[str]) -> dict[str, Tensor]:
         """Images (C, *S) in the model's range by id; cases that cannot be read are left out.

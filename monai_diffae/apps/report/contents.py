@@ -46,7 +46,7 @@ def make_pictures(study: Study) -> Pictures:
     folder, samples = study.folder / "media", sample_thumbnails(study)
     if study.cohort is None or study.result("embeddings") is None:
         return Pictures(samples=samples)
-    images = CaseImages(study.bundle, study.cohort, folder, study.device)
+    images = CaseImages(study.bundle, study.cohort, folder, study.embeddings, study.device)
     mosaic = make_mosaic(study, images, folder)
     atlas = Atlas(folder, f"thumbnails-{study.key}", images.made_from, study.overwrite)
     ids = [*shown_ids(study), *_random_order(study)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from monai_diffae.apps.report.case_images import pixels
 from monai_diffae.apps.report.media import make_once
 from monai_diffae.apps.report.sprites import Grid, Pixels, write_sprite
+from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.scans import Scan
 from monai_diffae.data.slices import to_ras
@@ -49,15 +50,16 @@ class EditFrames:
 
     def file(self, case_id: str, kind: str) -> Path:
         """The sprite of a case: ``images`` or ``differences``."""
-        return self.folder / f"{case_id}_{kind}.webp"
+        return self.folder / f"{safe_file_name(case_id)}_{kind}.webp"
 
 
-def make_edit_frames(edits: Path, folder: Path, *, overwrite: bool) -> EditFrames:
+def make_edit_frames(edits: Path, folder: Path, file_names: Mapping[str, str], *, overwrite: bool) -> EditFrames:
     """Write the sprites unless they are there.
 
     Args:
         edits: the folder that ``edit`` wrote.
         folder: the folder for the sprites.
+        file_names: how the files of each case begin.
         overwrite: replace existing ones.
     """
     rows = pd.read_csv(edits / "edits.csv", dtype={"id": str})
@@ -68,7 +70,7 @@ def make_edit_frames(edits: Path, folder: Path, *, overwrite: bool) -> EditFrame
     def make() -> Mapping[str, Any]:
         grid, shape = Grid(len(frames.strengths), len(frames.strengths)), (1, 1)
         for name in ids:
-            images, differences = _pictures(edits, name, frames.strengths)
+            images, differences = _pictures(edits, file_names[name], frames.strengths)
             write_sprite(images, grid, frames.file(name, "images"))
             write_sprite(differences, grid, frames.file(name, "differences"))
             shape = images.shape[1:3]
@@ -79,10 +81,10 @@ def make_edit_frames(edits: Path, folder: Path, *, overwrite: bool) -> EditFrame
     return EditFrames(rows, folder, figures["aspect"])
 
 
-def _pictures(edits: Path, case_id: str, strengths: Sequence[float]) -> tuple[Pixels, Pixels]:
+def _pictures(edits: Path, file_name: str, strengths: Sequence[float]) -> tuple[Pixels, Pixels]:
     """Frames (A, H, W, 3) of the edited images, and of their differences in colours."""
-    images = torch.stack(list(_read(edits / "images", case_id, strengths)), dim=1)
-    differences = torch.stack(list(_read(edits / "differences", case_id, strengths)), dim=1)
+    images = torch.stack(list(_read(edits / "images", file_name, strengths)), dim=1)
+    differences = torch.stack(list(_read(edits / "differences", file_name, strengths)), dim=1)
     plain = images[:, list(strengths).index(0)]
     low, high = np.percentile(plain[plain.isfinite()].numpy(), (0.5, 99.5)).tolist()
     high = max(high, low + 1e-6)
@@ -91,9 +93,9 @@ def _pictures(edits: Path, case_id: str, strengths: Sequence[float]) -> tuple[Pi
     return pixels(images, (low, high)), pixels(colours.movedim(0, 1), (0.0, 1.0))
 
 
-def _read(folder: Path, case_id: str, strengths: Sequence[float]) -> Iterator[Tensor]:
+def _read(folder: Path, file_name: str, strengths: Sequence[float]) -> Iterator[Tensor]:
     for strength in strengths:
-        files = (folder / f"{case_id}_{strength:+.2f}{suffix}" for suffix in (".png", ".nii.gz"))
+        files = (folder / f"{file_name}_{strength:+.2f}{suffix}" for suffix in (".png", ".nii.gz"))
         yield _picture(next(file for file in files if file.is_file()))
 
 

@@ -37,7 +37,9 @@ def edit_section(study: Study, media: Media) -> Section | None:
             f"Cross-validated {metric} of the direction: {number(direction.score)}, fitted to {direction.num_cases} "
             f"training cases. {_judged(study.result(name))}",
         ))  # fmt: skip
-        frames = make_edit_frames(study.folder / name, study.folder / "media" / name, overwrite=study.overwrite)
+        frames = make_edit_frames(
+            study.folder / name, study.folder / "media" / name, study.file_names, overwrite=study.overwrite
+        )
         parts += [_case(study, case_id, direction, frames, media) for case_id in dict.fromkeys(frames.rows["id"])]
     lead = (
         "Held-out scans, moved along the direction of a label in z_sem by whole standard deviations (0: the scan "

@@ -17,6 +17,7 @@ from monai_diffae.apps.report.sections import Section, number
 from monai_diffae.apps.report.sprites import enlarged, sprite, square_grid, write_sprite
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.web_page import joined
+from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.pictures import in_colours
 from monai_diffae.transforms.case_images import read_image
@@ -73,7 +74,7 @@ def make_mosaic(study: Study, images: CaseImages, folder: Path) -> Mosaic | None
         model_range = images.session.trained.model_range
         counts: dict[str, int] = {}
         for name, image in images.read(ids).items():
-            for panel, shown in _panels(image, results, name, model_range).items():
+            for panel, shown in _panels(image, results, study.file_names[name], model_range).items():
                 for plane, frames in frames_of(shown, model_range):
                     counts[plane] = len(frames)
                     write_sprite(enlarged(frames), square_grid(len(frames)), _sprite_file(folder, name, plane, panel))
@@ -177,10 +178,10 @@ def _sprite(case_id: str, plane: str, panel: _Panel, media: Media) -> Markup:
     return sprite(source, square_grid(count), text, frame=count // 2, aspect=mosaic.aspects[plane])
 
 
-def _panels(image: Tensor, results: Path, case_id: str, model_range: tuple[float, float]) -> dict[str, Tensor]:
+def _panels(image: Tensor, results: Path, file_name: str, model_range: tuple[float, float]) -> dict[str, Tensor]:
     panels = {"input": image.as_subclass(Tensor)}
     for mode in ("z_sem", "x_T"):
-        files = (results / mode / f"{case_id}{suffix}" for suffix in (".png", ".nii.gz"))
+        files = (results / mode / f"{file_name}{suffix}" for suffix in (".png", ".nii.gz"))
         decoded = read_image(next(file for file in files if file.is_file()), model_range)
         panels[mode] = decoded[..., 0] if decoded.ndim > image.ndim else decoded
         limit = _LIMIT * (model_range[1] - model_range[0])
@@ -191,4 +192,4 @@ def _panels(image: Tensor, results: Path, case_id: str, model_range: tuple[float
 
 
 def _sprite_file(folder: Path, case_id: str, plane: str, panel: str) -> Path:
-    return folder / f"{case_id}_{plane}_{panel}.webp"  # ids are safe file names
+    return folder / f"{safe_file_name(case_id)}_{plane}_{panel}.webp"

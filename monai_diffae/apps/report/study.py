@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,12 @@ class Study:
     def table(self) -> pd.DataFrame:
         """The embeddings of the cohort."""
         return read_embeddings(self.embeddings)
+
+    @property
+    def file_names(self) -> Mapping[str, str]:
+        """The names of each case's files without suffix, by its id."""
+        names = self.table["file_name"] if "file_name" in self.table else self.table["id"]
+        return dict(zip(self.table["id"], names, strict=True))
 
     @cached_property
     def labels(self) -> list[str]:

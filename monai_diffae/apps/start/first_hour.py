@@ -60,7 +60,7 @@ class FirstHour:
     record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.steps = Steps(self.out / "steps.json")
+        self.steps = Steps(self.out / "steps.json", keeps_lines=True)
 
     @property
     def table(self) -> Path:

@@ -91,15 +91,16 @@ def verify(
 
     Every scan is read completely: it must be whole, finite, not constant, and of the kind of the others. Scans that can
     be read, but may not be what was measured, are doubtful: without orientation, with uneven, tilted or missing slices,
-    with unusual geometry, or in colour among grey scans. Twins (scans that are identical or nearly so) are listed, and
-    those in different splits count as a problem, because a model would be tested on what it was trained on.
+    with unusual geometry, or in colour among grey scans. All scans of a patient or a file that is in two splits are
+    listed as failed. Twins (scans that are identical or nearly so) are listed, and those in different splits count as a
+    problem. Otherwise, a model would be tested on what it was trained on.
 
     With ``out``, ``verify.csv`` has one row per case: verdict, reason, remedy, geometry, intensities, twins and the
     SHA-256 of its files. ``overview.png`` shows this as a picture, without names. ``readings.jsonl`` keeps what was
     read, with small versions of the scans: a run that was stopped resumes, and later ones read only new and changed
     scans.
 
-    Exit codes: 0 if all scans can be used, 3 if some cannot or twins are in different splits, 4 if none can be used.
+    Exit codes: 0 if all scans can be used, 3 if some cannot or twins are in different splits, 4 if none can be read.
 
     Args:
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
@@ -112,7 +113,7 @@ def verify(
         The verdicts, and what is wrong with the whole cohort.
 
     Raises:
-        CohortError: no scan can be used, a patient or a file is in two splits, or the table is wrong.
+        CohortError: no scan can be read, or the table is wrong.
         ConfigError: ``out`` holds a ``verify.csv`` that this command has not written.
         MachineError: the results cannot be written, or a worker died.
 
@@ -125,20 +126,18 @@ def verify(
     from monai_diffae.apps.training.verify_files import check_table, write_verification
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.failures import Failure
-    from monai_diffae.data.splits import check_links
     from monai_diffae.data.survey import none_usable
     from monai_diffae.data.verification import SavedReadings, read_cases, verify_cases
 
     if out is not None:
         check_table(out / _TABLE)
-    cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern)
-    check_links([case for case in cases if case.split is not None], cohort.name)
+    cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
     saved = None if out is None else SavedReadings(out / _SAVED, headers)
     readings = read_cases(cases, headers, reading.workers_for(len(cases)), saved)
     verification = verify_cases(cases, readings)
     if out is not None:
         write_verification(verification, out / _TABLE, out / _PICTURE)
-    if verification.count("failed") == len(cases):
+    if all(found.error for found in readings):
         raise none_usable(
             [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
         )

@@ -37,10 +37,19 @@ def check_elements(path: Path) -> None:
                 _check(data)
             except _BrokenError as error:
                 raise problem(path, f"its DICOM structure is damaged ({error})", "copy it again") from error
+            except _MislabelledError as error:  # GDCM needs seconds for each of them
+                raise problem(
+                    path, "its elements are implicit, but its transfer syntax says explicit",
+                    f"set its TransferSyntaxUID to {_IMPLICIT.decode()}, e.g. with pydicom",
+                ) from error  # fmt: skip
 
 
 class _BrokenError(Exception):
     """The message says what is wrong with the structure."""
+
+
+class _MislabelledError(Exception):
+    """The elements are not encoded as the file's header says."""
 
 
 def _check(data: mmap.mmap) -> None:
@@ -61,6 +70,8 @@ def _check(data: mmap.mmap) -> None:
     reader.order = "big" if syntax == _BIG_ENDIAN else "little"
     # without a preamble, the encoding is guessed for each element
     reader.explicit = syntax != _IMPLICIT or not has_preamble
+    if has_preamble and reader.explicit and at + 8 <= len(data) and not reader.has_kind(at):
+        raise _MislabelledError
     reader.walk(at, len(data), 0)
 
 
@@ -77,13 +88,17 @@ class _Elements:
     def element(self, at: int) -> tuple[tuple[int, int], bytes, int, int]:
         """Tag, value representation (empty if implicit), position of the value, and its length."""
         tag, kind = self.tag(at), self.data[at + 4 : at + 6]
-        if not self.explicit or tag[0] == 0xFFFE or not re.fullmatch(rb"[A-Z]{2}", kind):
+        if not self.explicit or tag[0] == 0xFFFE or not self.has_kind(at):
             return tag, b"", at + 8, self.number(at + 4, 4)
         if kind in _LONG:
             return tag, kind, at + 12, self.number(at + 8, 4)
         if kind not in _SHORT:  # GDCM guesses the length of unknown kinds
             raise _BrokenError("an element is of an unknown kind")
         return tag, kind, at + 8, self.number(at + 6, 2)
+
+    def has_kind(self, at: int) -> bool:
+        """Whether the element has two letters where an explicit one has its value representation."""
+        return re.fullmatch(rb"[A-Z]{2}", self.data[at + 4 : at + 6]) is not None
 
     def require(self, start: int, length: int, end: int) -> None:
         if start + length > end:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.splits import cases_of_one_file, files_in_two_splits, patients_in_two_splits
 from monai_diffae.data.verification.readings import Reading
 
 Judgement = Literal["ok", "doubtful", "failed"]
@@ -49,13 +51,19 @@ class Verdict:
         return "doubtful" if self.findings else "ok"
 
 
-def give_verdicts(cases: Sequence[Case], readings: Sequence[Reading], outliers: Sequence[str] = ()) -> list[Verdict]:
+def give_verdicts(
+    cases: Sequence[Case],
+    readings: Sequence[Reading],
+    outliers: Sequence[str] = (),
+    leaks: Mapping[str, Sequence[Finding]] = MappingProxyType({}),
+) -> list[Verdict]:
     """Judge each case by its own reading, and by comparison with the others.
 
     Args:
         cases: N cases.
         readings: what was read from each.
         outliers: ids of cases whose geometry is unlike that of the others.
+        leaks: findings by id about patients and files that several splits share, from :func:`find_leaks`.
 
     Example:
         >>> gone = Reading(error="a.nii: there is no such file; check the path")
@@ -67,7 +75,7 @@ def give_verdicts(cases: Sequence[Case], readings: Sequence[Reading], outliers: 
     outlying = set(outliers)
     verdicts = []
     for case, reading in zip(cases, readings, strict=True):
-        findings = [*_of_reading(reading)]
+        findings = [*_of_reading(reading), *leaks.get(case.id, ())]
         if reading.size and not reading.error:
             findings += _unlike(reading, usual_dims, usual_channels)
             if case.id in outlying:
@@ -75,6 +83,33 @@ def give_verdicts(cases: Sequence[Case], readings: Sequence[Reading], outliers: 
                 findings.append(Finding("unusual geometry", reason, "check its header, or omit it"))
         verdicts.append(Verdict(case, reading, tuple(findings)))
     return verdicts
+
+
+def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
+    """The patients and files that several splits share, and files that occur twice, as findings by the ids of cases.
+
+    Example:
+        >>> from pathlib import Path
+        >>> splits = {"a": "train", "b": "test"}
+        >>> cases = [Case(id, {"image": Path(f"{id}.nii")}, "p", split) for id, split in splits.items()]
+        >>> [finding.reason for finding in find_leaks(cases)["b"]]
+        ['its patient is in two splits, as in a (train)']
+    """
+    findings: dict[str, list[Finding]] = {}
+    same_file = [group for group in cases_of_one_file(cases) if len({case.split for case in group}) == 1]
+    for kind, remedy, groups in (
+        ("its patient is in two splits", "put all scans of a patient into one split", patients_in_two_splits(cases)),
+        ("its file is in two splits", "keep one of its rows", files_in_two_splits(cases)),
+        ("another case has the same file", "keep one of its rows", same_file),
+    ):
+        for group in groups:
+            for case in group:
+                others = (each for each in group if each is not case)
+                other = min(others, key=lambda each: each.split == case.split)
+                place = f" ({other.split})" if other.split else ""
+                reason = f"{kind}, as in {other.id[:60]}{place}"
+                findings.setdefault(case.id, []).append(Finding(kind, reason, remedy, is_failure=True))
+    return findings
 
 
 def usual_kind(readings: Sequence[Reading]) -> tuple[int, int]:

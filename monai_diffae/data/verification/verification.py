@@ -20,7 +20,7 @@ from monai_diffae.data.twin_reports import TwinReport, report_twins
 from monai_diffae.data.twins import find_twins_among
 from monai_diffae.data.verification.readings import Reading, read_case
 from monai_diffae.data.verification.saved_readings import SavedReadings
-from monai_diffae.data.verification.verdicts import Judgement, Verdict, give_verdicts, usual_kind
+from monai_diffae.data.verification.verdicts import Judgement, Verdict, find_leaks, give_verdicts, usual_kind
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def verify_cases(cases: Sequence[Case], readings: Sequence[Reading]) -> Verifica
         1
     """
     survey = _survey(cases, readings)
-    verdicts = give_verdicts(cases, readings, [] if survey is None else survey.outliers)
+    verdicts = give_verdicts(cases, readings, [] if survey is None else survey.outliers, find_leaks(cases))
     if not any(reading.content for reading in readings):
         return Verification(verdicts, survey)
     return Verification(verdicts, survey, _twins(cases, readings), _fingerprint(cases, readings))

@@ -11,7 +11,11 @@ import pytest
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.encoding import encode_stream
+from monai_diffae.apps.evaluation.neighbors import neighbors
+from monai_diffae.apps.report.case_images import CaseImages
+from monai_diffae.apps.scans_of_table import content_of_scans
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -61,6 +65,39 @@ def test_scans_that_were_exchanged_are_noticed_if_all_have_one_time(cohort, embe
     (cohort.parent / "other").rename(second)
     with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made of other scans.*set overwrite"):
         embedded()
+
+
+def test_pictures_of_neighbors_of_a_replaced_scan_are_not_complete(cohort, embedded, tmp_path, tiny_bundle):
+    options = {"bundle": tiny_bundle.directory, "cohort": cohort, "device": "cpu", "k": 1, "limit": 1}
+    table = pd.read_csv(cohort)
+    table.assign(split="train").to_csv(cohort, index=False)
+    path = embedded().path
+
+    def searched():
+        return neighbors(path, tmp_path / "n", **options).skipped
+
+    assert [searched(), searched()] == [False, True]
+    write_scan(cohort.parent / "s0.nii", noise(99), np.eye(4))
+    with pytest.raises(ConfigError, match="exists and was made with other images; set overwrite"):
+        searched()
+
+
+def test_pictures_of_a_report_of_a_replaced_scan_are_not_complete(cohort, embedded, tmp_path, tiny_bundle):
+    def made_from():
+        return CaseImages(tiny_bundle.directory, cohort, tmp_path, tmp_path / "z" / "embeddings.parquet").made_from
+
+    before = made_from()
+    embedded()
+    assert made_from() == before
+    write_scan(cohort.parent / "s0.nii", noise(99), np.eye(4))
+    assert [key for key, value in made_from().items() if value != before[key]] == ["scans"]
+
+
+def test_scans_are_not_read_to_know_the_contents_that_a_table_recorded(cohort, embedded, monkeypatch):
+    path, cases = embedded().path, read_cohort(cohort)
+    content = content_of_scans(cases, [])
+    monkeypatch.setattr("monai_diffae.apps.scans_of_table.scan_contents", lambda cases: pytest.fail("scans are read"))
+    assert content_of_scans(cases, [path]) == content
 
 
 def test_reconstructions_of_a_replaced_scan_are_not_complete(tiny_bundle, cohort, tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pandas as pd
 import torch
 from PIL import Image
 
 from monai_diffae.apps.report import mosaics
-from monai_diffae.apps.report.case_images import frames_of
+from monai_diffae.apps.report.case_images import CaseImages, frames_of
 from monai_diffae.apps.report.media import Media
-from monai_diffae.apps.report.mosaics import Mosaic
+from monai_diffae.apps.report.mosaics import Mosaic, make_mosaic
+from monai_diffae.apps.report.study import Study
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.pictures import three_planes
 
 
@@ -23,6 +28,20 @@ def test_the_slices_of_a_volume_are_those_of_three_planes() -> None:
     shown = torch.from_numpy(frames["axial"][5][..., 0].astype("float32"))
     rows = axial[axial.isfinite().all(dim=1)]
     assert torch.equal(rows, shown)
+
+
+def test_cases_are_shown_whatever_their_ids_are(labelled: Any, tmp_path: Path) -> None:
+    table = pd.read_csv(labelled.cohort)
+    table.assign(id=[f"case ({n}).nii.gz" for n in range(len(table))]).to_csv(tmp_path / "cohort.csv", index=False)
+    arguments: dict[str, Any] = {"mode": "both", "grid": "model", "limit": 1, "steps": 2, "device": "cpu"}
+    reconstruct(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "reconstructions", **arguments)
+    assert {file.name for file in tmp_path.glob("reconstructions/*/*")} == {"case_0.png"}
+    images = CaseImages(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "media", labelled.embeddings, "cpu")
+    names = {case.id: case.file_name for case in images.session.cohort.cases}
+    study = SimpleNamespace(result=lambda name: True, folder=tmp_path, overwrite=False, file_names=names)
+    mosaic = make_mosaic(cast(Study, study), images, tmp_path / "media")
+    assert mosaic is not None
+    assert mosaic.file("case (0).nii.gz", "image", "x_T").is_file()
 
 
 def test_a_slider_moves_all_panels_of_its_plane(tmp_path: Path) -> None:

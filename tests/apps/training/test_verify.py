@@ -117,6 +117,29 @@ def test_doubts_about_a_series_are_listed(tmp_path):
     assert "numbers reach 5" in verdicts["cut"].findings[0].reason
 
 
+def test_every_patient_and_file_in_two_splits_is_listed(tmp_path, run):
+    folder = _volumes(tmp_path / "scans", 10)
+    (folder / "s9.nii.gz").unlink()
+    (folder / "s9.nii.gz").symlink_to(folder / "s8.nii.gz")
+    splits = ["train", "test", "val", "train", "val", "train", "train", "train", "val", "test", "train", "val"]
+    files = (0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9)
+    rows = enumerate(zip(files, "ppqqqrstuvwx", splits, strict=True))
+    lines = "".join(f"c{n},s{file}.nii.gz,{patient},{split}\n" for n, (file, patient, split) in rows)
+    (folder / "scans.csv").write_text(f"id,image,patient,split\n{lines}")
+    code, printed, _ = run("verify", str(folder / "scans.csv"), str(tmp_path / "out"))
+    assert code == 3
+    table = pd.read_csv(tmp_path / "out" / "verify.csv", keep_default_na=False).set_index("case_id")
+    patient, file = "its patient is in two splits", "its file is in two splits"
+    twice = "another case has the same file"
+    expected = [patient] * 5 + [""] + [twice] * 2 + [file] * 4
+    assert table["kind"].tolist() == expected
+    assert table["reason"][["c0", "c4"]].tolist() == [f"{patient}, as in c1 (test)", f"{patient}, as in c3 (train)"]
+    assert (table["verdict"] == "failed").tolist() == [bool(kind) for kind in expected]
+    assert f"failed: {patient}: 5 (c0, c1, c2, ...); put all scans of a patient into one split" in printed
+    (folder / "scans.csv").write_text("id,image,patient,split\na,s0.nii.gz,p,train\nb,s1.nii.gz,p,test\n")
+    assert verify(folder / "scans.csv", headers=True).verification.count("failed") == 2  # all of them
+
+
 def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
     (tmp_path / "scans").mkdir()
     for name in "ab":
@@ -135,6 +158,7 @@ def test_a_foreign_table_is_not_replaced(tmp_path):
         verify(folder, tmp_path / "out")
 
 
+@pytest.mark.goal(id="R25")
 @pytest.mark.parametrize(("damage", "code"), [(0, 0), (1, 3), (3, 4)])
 def test_exit_codes(tmp_path, monkeypatch, damage, code):
     """R25 of the reliability goals."""

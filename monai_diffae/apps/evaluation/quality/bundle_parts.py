@@ -18,7 +18,7 @@ from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.session import ReadCases
 from monai_diffae.data.cases import safe_id
-from monai_diffae.errors import DiffAEError, UnsafeInputError
+from monai_diffae.errors import OmittableError
 from monai_diffae.metrics import ImageQuality, PerceptualDistance
 
 FAILURES = "evaluation_failures.csv"
@@ -114,9 +114,7 @@ class PartsOfBundles:
                     bundle.name, session, bundle.latent, read, train, encoded, self.networks, self.settings.num_images,
                     self.seed, omit,
                 )  # fmt: skip
-            except UnsafeInputError:
-                raise
-            except DiffAEError as error:
+            except OmittableError as error:
                 omit(GENERATION, str(error))
         return BundleParts(bundle, conditions, reconstructions, codes, generated)
 

@@ -15,7 +15,7 @@ from monai_diffae.apps.evaluation.quality.summary import summary_row
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.cases import Case
 from monai_diffae.data.samples import FACTORS
-from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.latents import LatentStatistics, active_dimensions, dci
 from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
 from monai_diffae.latents.probing.targets import read_probe_target
@@ -72,7 +72,7 @@ class CodeFigures:
         }.items():
             try:
                 yield from measure()
-            except DiffAEError as error:
+            except OmittableError as error:
                 self.omit(metric, str(error))
 
     def usage_rows(self, session: Session, read: ReadCases) -> Iterator[Row]:
@@ -84,7 +84,7 @@ class CodeFigures:
         """
         try:
             patients = CasePatients.of_cases(read.cases)
-        except DiffAEError as error:
+        except OmittableError as error:
             self.omit("z_sem_usage", str(error))
             return
         diagnosis = Diagnosis(session, read, NUM_LEVELS, self.seed)

@@ -22,7 +22,7 @@ from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import DiffAEError
+from monai_diffae.errors import OmittableError
 from monai_diffae.latents import LatentStatistics, mmd, nearest_distances, nearest_neighbors
 from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
 from monai_diffae.metrics import frechet_distance, kernel_distance, precision_and_recall
@@ -107,7 +107,7 @@ class GeneratedImages:
     def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         try:
             yield from measure()
-        except DiffAEError as error:
+        except OmittableError as error:
             self.omit(metric, str(error))
 
     def _z_sem_rows(self) -> Iterator[Row]:

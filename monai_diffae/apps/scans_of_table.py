@@ -1,4 +1,4 @@
-"""Check that a table was made of the present scans: a replaced scan is noticed, even if its size is the same."""
+"""The scans that a table was made of: a replaced scan is noticed, even if its size is the same."""
 
 # tested in tests/apps/embedding/test_embed_replaced.py
 
@@ -11,7 +11,7 @@ from typing import Any
 from monai_diffae.apps.results import checksum_of, read_record
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import Case
-from monai_diffae.data.contents import scan_contents
+from monai_diffae.data.contents import scan_contents, scan_states
 from monai_diffae.errors import ConfigError
 
 
@@ -23,6 +23,22 @@ def scans_record(states: Sequence[str], contents: Sequence[str]) -> dict[str, st
         contents: from :func:`~monai_diffae.data.contents.scan_contents`, or taken while the scans were read.
     """
     return {"state": checksum_of(states), "content": checksum_of(contents)}
+
+
+def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
+    """A checksum of the contents of scans, for the record of pictures that are made of them.
+
+    Args:
+        cases: a cohort's cases.
+        tables: tables of embeddings. If one of them was made of these scans and no file has changed since, its record
+            has the checksum; else the scans are read.
+    """
+    state = checksum_of(scan_states(cases))
+    for table in tables:
+        recorded = (read_record(table.with_suffix(".json")) or {}).get("scans", {})
+        if recorded.get("state") == state:
+            return str(recorded["content"])
+    return checksum_of(scan_contents(cases))
 
 
 def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> None:
