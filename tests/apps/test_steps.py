@@ -79,7 +79,7 @@ def test_a_later_call_knows_durations_and_warnings_of_the_first(labelled, tmp_pa
 
 @pytest.mark.goal(id="R21")
 def test_a_journal_has_no_paths_unless_it_keeps_lines(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(Command, "load", lambda self: lambda **arguments: Made(arguments["out"]))
+    monkeypatch.setattr(Command, "load", lambda self: lambda out: Made(out))
     for name, keeps_lines in (("private", True), ("shared", False)):
         steps = Steps(tmp_path / f"{name}.json", keeps_lines=keeps_lines)
         steps.prepare("Embed", "embed", out=tmp_path / "Doe")

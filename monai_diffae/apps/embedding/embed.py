@@ -133,7 +133,8 @@ def embed(
 
     Args:
         bundle: Folder of a trained bundle. For other encoders also an untrained one, or the name of a shipped bundle.
-        cohort: Folder, CSV/TSV, MONAI datalist or single scan.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan. In a folder, ids are the names of the files; if these
+            name patients, use the table of ``list-scans --ids hashed``.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
         encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
         pool: ``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume.

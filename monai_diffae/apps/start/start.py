@@ -79,7 +79,8 @@ def start(
     resumes after an interruption: complete steps are skipped.
 
     Args:
-        cohort: Folder of scans, CSV/TSV or MONAI datalist.
+        cohort: Folder of scans, CSV/TSV or MONAI datalist. In a folder, ids are the names of the files; if these name
+            patients, use the table of ``list-scans --ids hashed``.
         out: Folder for the model and all results.
         minutes: Duration of the training; the other steps take a few minutes more.
         targets: Label columns to predict, the first of them also to edit; by default those that are found.
