@@ -96,7 +96,7 @@ def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
         ['its patient is in two splits, as in a (train)']
     """
     findings: dict[str, list[Finding]] = {}
-    same_file = [group for group in cases_of_one_file(cases) if len({case.split for case in group}) == 1]
+    same_file = [group for group in cases_of_one_file(cases) if len({case.split for case in group} - {None}) < 2]
     for kind, remedy, groups in (
         ("its patient is in two splits", "put all scans of a patient into one split", patients_in_two_splits(cases)),
         ("its file is in two splits", "keep one of its rows", files_in_two_splits(cases)),
@@ -104,8 +104,8 @@ def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
     ):
         for group in groups:
             for case in group:
-                others = (each for each in group if each is not case)
-                other = min(others, key=lambda each: each.split == case.split)
+                others = [each for each in group if each is not case]
+                other = next((each for each in others if each.split != case.split), others[0])
                 place = f" ({other.split})" if other.split else ""
                 reason = f"{kind}, as in {other.id[:60]}{place}"
                 findings.setdefault(case.id, []).append(Finding(kind, reason, remedy, is_failure=True))
