@@ -100,13 +100,13 @@ def test_real_dicom_cut_anywhere(tmp_path: Path) -> None:
 
 
 def test_implicit_elements_under_an_explicit_transfer_syntax_are_refused_at_once(tmp_path: Path) -> None:
-    """GDCM (in SimpleITK 2.5) reads them, in 7 s for each file."""
+    """GDCM (in SimpleITK 2.5) reads them, in 4 s for each file."""
     file = tmp_path / "a.dcm"
     make_plane((0.0, 0.0, 0.0)).save_as(file)
     content, dataset, elements = file.read_bytes(), pydicom.dcmread(file), DicomBytesIO()
     elements.is_little_endian, elements.is_implicit_VR = True, True
     write_dataset(elements, dataset)
-    start = 144 + int.from_bytes(content[140:144], "little")  # behind the elements of group 2
+    start = content.index(b"\x08\x00\x08\x00CS")  # behind the elements of group 2
     file.write_bytes(content[:start] + elements.getvalue())
     before = time.process_time()
     assert "its elements are implicit, but its transfer syntax says explicit" in refusal(file)
