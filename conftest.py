@@ -1,5 +1,6 @@
 """The plugins of the tests, and which modules of the package pytest imports to run their examples."""
 
+import gc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,3 +15,9 @@ collect_ignore = (
     if find_spec("monailabel") is not None
     else [str(path) for path in LABEL.glob("*.py") if path.name not in WITHOUT_MONAI_LABEL]
 )
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection need not look again and again at what was imported, which lives as long as the tests run."""
+    gc.collect()
+    gc.freeze()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -19,6 +20,28 @@ def one_patient_key() -> Iterator[None]:
     """All folders get the same key for the hashes of patients, so that tables in different folders can be equal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("monai_diffae.data.patient_keys._new_secret", lambda: "0123456789abcdef" * 2)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_search_for_components() -> Iterator[None]:
+    """MONAI (1.6.1) lists the classes of all its modules again for each parser of a configuration."""
+    if "monai.bundle" not in sys.modules:  # a few light files, which do not wait for its import
+        yield
+        return
+    from monai.bundle import ComponentLocator
+
+    search = ComponentLocator._find_classes_or_functions
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+
+    def search_once(self: ComponentLocator, modnames: Sequence[str] | str) -> dict[str, list[str]]:
+        key = tuple(modnames)
+        if key not in found:
+            found[key] = search(self, modnames)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ComponentLocator, "_find_classes_or_functions", search_once)
         yield
 
 
@@ -45,6 +68,7 @@ TINY = {
     "picture_steps": 2,
     "probe_interval": 0,
     "mlflow": False,
+    "check_memory": False,
     "device": "cpu",
 }
 """Config ids and values that make a bundle of the 2D model train in a second or two on a CPU."""
@@ -132,7 +156,7 @@ def tiny_bundle_3d(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
         "image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "max_epochs": 1, "batch_size": 4,
         "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
         "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4,
-        "num_pictures": 0, "mlflow": False, "device": "cpu",
+        "num_pictures": 0, "mlflow": False, "check_memory": False, "device": "cpu",
     }  # fmt: skip
     train(directory, cohort, overrides=settings)
     shake(directory / "models" / "model.pt")
@@ -170,6 +194,27 @@ def official() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New databases of MLflow are copies of one, because MLflow creates them by dozens of migrations."""
+    import sqlite3
+    from contextlib import closing
+
+    from mlflow.store.db import utils
+    from sqlalchemy import Engine, create_engine
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    utils._initialize_tables(create_engine(f"sqlite:///{file}"))
+
+    def copy(engine: Engine) -> None:
+        with closing(sqlite3.connect(file)) as template, closing(sqlite3.connect(str(engine.url.database))) as new:
+            template.backup(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -243,6 +288,40 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return ended.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def start_program() -> Iterator[Callable[..., Any]]:
+    """Runs the program in a fork of this process, which a test can kill, and which has imported torch and MONAI.
+
+    ``output`` is a file for what it prints.
+    """
+    import multiprocessing
+
+    started = []
+
+    def start(*arguments: object, output: Path | None = None) -> Any:
+        process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, output))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def _main(arguments: Sequence[object], output: Path | None) -> None:
+    from monai_diffae import cli
+
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - not pytest's
+    sys.argv = ["monai-diffae", *map(str, arguments)]
+    cli.main()
 
 
 @pytest.fixture(scope="session", params=["colour", "two_modalities"])

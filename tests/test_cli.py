@@ -251,14 +251,13 @@ def test_a_bug_ends_with_1_and_says_how_to_see_it(run, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "code"), [("embed", 2), ("train", 6)])
-def test_a_file_where_a_folder_should_be_is_one_line(tiny_bundle, tmp_path, command, code):
+def test_a_file_where_a_folder_should_be_is_one_line(tiny_bundle, start_program, tmp_path, command, code):
     (tmp_path / "file").write_text("mine")
     arguments = [tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "file", "--device", "cpu"]
-    run = subprocess.run(
-        [sys.executable, "-m", "monai_diffae.cli", "-q", command, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert run.returncode == code, run.stderr
-    assert len(run.stderr.splitlines()) == 1, run.stderr
-    assert str(tmp_path) not in run.stderr
+    process = start_program("-q", command, *arguments, output=tmp_path / "printed")
+    process.join(120)
+    printed = (tmp_path / "printed").read_text()
+    assert process.exitcode == code, printed
+    assert len(printed.splitlines()) == 1, printed
+    assert str(tmp_path) not in printed
     assert (tmp_path / "file").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -217,9 +218,16 @@ def write_record(
     write_json(path, content | {key: value for key, value in optional.items() if value is not None})
 
 
+@functools.cache
+def _installed_version(package: str) -> str:
+    return version(package)  # parses the package's metadata
+
+
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
-    return {"monai_diffae": __version__, "monai": version("monai"), "torch": version("torch")}
+    return {
+        "monai_diffae": __version__, "monai": _installed_version("monai"), "torch": _installed_version("torch")
+    }  # fmt: skip
 
 
 def checksum_of(values: Sequence[Any]) -> str:

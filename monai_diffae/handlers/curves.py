@@ -37,13 +37,13 @@ class TrainingCurves:
         self.directory = Path(directory)
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
-        self._num_written = 0
+        self._num_written = self._num_drawn = 0
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_table)
         engine.add_event_handler(TrainingEvents.SAVING, self._write_table)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
@@ -51,6 +51,8 @@ class TrainingCurves:
         self._trainer = engine
 
     def _start(self, engine: Workflow) -> None:
+        # now, so that it comes after the validation, whose row is in the same picture
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         table = self.directory / TABLE
         if engine.state.iteration and table.is_file():
             try:
@@ -79,12 +81,13 @@ class TrainingCurves:
         self.write()
 
     def write(self) -> None:
-        """Write table and picture."""
-        if not self.rows:
-            return
+        """Write table and picture, each if it lacks a row."""
         self._write_table()
-        frame = pd.DataFrame(self.rows)
-        write_atomic(self.directory / PICTURE, lambda path: draw_curves(frame, path))
+        picture = self.directory / PICTURE
+        if self.rows and not (len(self.rows) == self._num_drawn and picture.is_file()):
+            frame = pd.DataFrame(self.rows)
+            write_atomic(picture, lambda path: draw_curves(frame, path))
+            self._num_drawn = len(self.rows)
 
     def _write_table(self) -> None:
         table = self.directory / TABLE

@@ -16,6 +16,7 @@ from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.tracking import log_to_training
 
+pytestmark = pytest.mark.usefixtures("one_migration")
 FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}}
 
 

@@ -10,7 +10,7 @@ from monai_diffae.errors import find_diffae_error, one_line
 
 def complaint(make_workflow, overrides):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
-        make_workflow(overrides).run()
+        make_workflow({"check_memory": True, **overrides}).run()
     error = find_diffae_error(caught.value)
     assert error is not None, repr(caught.value)
     line = one_line(caught.value)

@@ -92,6 +92,7 @@ def test_a_frozen_network_is_trained_on(
 def test_an_encoder_with_another_z_sem_is_refused_before_any_scan_is_read(make_workflow: Any, tmp_path: Path) -> None:
     encoder = json.loads(overlay("resnet", tmp_path).read_text())["network_def#encoder"]
     settings = {"network_def#encoder": {**encoder, "num_classes": 5}, "image_size": [32, 32], "dataset_dir": "/gone"}
+    settings["check_memory"] = True  # which runs the network without data
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
         make_workflow(settings)
     error = find_diffae_error(caught.value)

@@ -88,7 +88,7 @@ def test_an_encoder_that_gives_another_z_sem_is_told_before_the_training(monkeyp
 def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, monkeypatch):
     monkeypatch.setattr(workload, "free_memory", lambda device: GIB // 100)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
-        make_workflow({"dataset_dir": "/gone"})
+        make_workflow({"dataset_dir": "/gone", "check_memory": True})
     error = find_diffae_error(caught.value)
     assert isinstance(error, MachineError)
     assert "not enough memory" in str(error)

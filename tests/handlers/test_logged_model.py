@@ -19,6 +19,8 @@ from monai_diffae.bundle.folders import export_bundle
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.handlers.logged_model import log_bundle
 
+pytestmark = pytest.mark.usefixtures("one_migration")
+
 
 @pytest.fixture(scope="module")
 def tracked(make_workflow_anywhere, tmp_path_factory):

@@ -14,6 +14,7 @@ from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.samples import make_virtual_cohort
 
 NAME = "Mustermann"
+pytestmark = pytest.mark.usefixtures("one_migration")
 
 
 def tracked(make_workflow, **overrides):

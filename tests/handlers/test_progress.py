@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from monai_diffae.bundle.last_metrics import last_usage
+from monai_diffae.handlers import curves
 from monai_diffae.pictures.curves import draw_curves
 
 
@@ -19,6 +20,20 @@ def test_a_training_warns_once_at_its_end(make_workflow, tmp_path, caplog, level
     assert len(warnings) == 1
     assert warnings[0].startswith(f"z_sem_usage {usage:.3f}: ")
     assert last_usage(tmp_path / "out") == usage
+
+
+def test_each_row_of_the_curves_is_drawn_once(make_workflow, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(frame, path):
+        drawn.append(frame["step"].tolist())
+        draw_curves(frame, path)
+
+    monkeypatch.setattr(curves, "draw_curves", draw)
+    make_workflow({"max_epochs": 3, "val_interval": 2, "report_every": 1, "batch_size": 10}).run()
+    # the second and the last epoch end with a validation, whose row comes after that of the training
+    assert drawn == [[1], [1, 2, 2], [1, 2, 2, 3, 3]]
+    assert (tmp_path / "out" / "curves.png").is_file()
 
 
 def test_the_curves_have_a_panel_for_probes_if_there_are_any(tmp_path):

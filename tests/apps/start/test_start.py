@@ -16,10 +16,11 @@ from monai_diffae.apps.start import first_hour
 from monai_diffae.apps.start.first_hour import FirstHour
 from monai_diffae.apps.start.start import StartResult, start
 from monai_diffae.apps.steps import Steps
-from monai_diffae.apps.training import planning
+from monai_diffae.apps.training import planning, proposals
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -41,7 +42,8 @@ def volumes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def slow_machine(monkeypatch) -> None:
-    """A machine on which one minute suffices for a few steps only, whatever runs beside the test."""
+    """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
+    monkeypatch.setattr(proposals, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
     monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
 
 

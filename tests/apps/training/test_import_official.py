@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import resource
-import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -417,12 +415,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     load_bundle(imported(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
 
 
-def test_the_command_ends_with_one_line_and_its_code(save, tmp_path):
-    (tmp_path / "bad.ckpt").write_text("no")
-    run = subprocess.run(
-        [sys.executable, "-m", "monai_diffae.cli", "import-official", "bad.ckpt", "out"],
-        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
-    )  # fmt: skip
-    assert run.returncode == 5, run.stderr
-    assert run.stderr.splitlines() == [run.stderr.strip()]
-    assert run.stderr.startswith("error: bad.ckpt: damaged")
+def test_the_command_ends_with_one_line_and_its_code(start_program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.ckpt").write_text("no")
+    process = start_program("import-official", "bad.ckpt", "out", output=Path("printed"))
+    process.join(120)
+    printed = Path("printed").read_text()
+    assert process.exitcode == 5, printed
+    assert printed.splitlines() == [printed.strip()]
+    assert printed.startswith("error: bad.ckpt: damaged")
