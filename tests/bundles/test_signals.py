@@ -60,15 +60,16 @@ def workers(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.goal(id="R26")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_saves_the_last_step(start, tmp_path, number):
+def test_a_signal_to_the_whole_group_saves_the_last_step(start, tmp_path, number, record_property):
     process = start(checkpoint_minutes=1000)  # the first save is that of the first epoch
     assert len(workers(process)) >= 2
     began = time.monotonic()
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=SECONDS)
-    print("seconds to stop:", time.monotonic() - began)
+    record_property("figure", f"{number.name} to the group: {time.monotonic() - began:.1f} s")
     assert process.returncode == 128 + number, errors
     assert "this is a bug" not in errors
     assert f"stopped at step {steps(tmp_path / 'bundle')}" in errors
@@ -87,6 +88,7 @@ def test_a_worker_that_is_killed_for_memory_ends_the_training_with_exit_code_6(s
     assert "this is a bug" not in errors
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.slow
 def test_nothing_of_a_killed_training_stays(start, tmp_path):
     """Its cache holds patients' pixels, its temporary files are as large as checkpoints (goals R3, R21)."""
