@@ -46,6 +46,12 @@ class MachineError(OmittableError, RuntimeError):
     exit_code = 6
 
 
+class DivergenceError(DiffAEError, ArithmeticError):
+    """The loss, the gradients or the weights of a training are no longer finite."""
+
+    exit_code = 7
+
+
 class BusyError(MachineError):
     """Another process is changing the same files; the same call works when it has finished."""
 

@@ -12,7 +12,8 @@ def test_each_exit_code_has_one_meaning():
     ]
     codes = {kind.__name__: kind.exit_code for kind in kinds}  # errors of a server have a status instead
     assert codes == {
-        "ConfigError": 2, "ScanError": 4, "CohortError": 4, "UnsafeInputError": 5, "MachineError": 6
+        "ConfigError": 2, "ScanError": 4, "CohortError": 4, "UnsafeInputError": 5, "MachineError": 6,
+        "DivergenceError": 7,
     }  # fmt: skip
 
 

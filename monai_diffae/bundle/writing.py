@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES, NEXT, PICTURES, newest_files
+from monai_diffae.bundle.layout import CONFIGS, LATENT_FILES, MODEL_FILES, NEXT, PICTURES, newest_files
 from monai_diffae.data.atomic import disk_errors, flush, remove_abandoned, write_atomic
 from monai_diffae.errors import ConfigError
 
@@ -60,7 +60,8 @@ class WriteLock:
                     "it has ended, or choose another folder"
                 ) from error
         try:
-            remove_abandoned(self.models, self.models.parent, self.models.parent / PICTURES)
+            bundle = self.models.parent
+            remove_abandoned(self.models, bundle, bundle / CONFIGS, bundle / PICTURES)
             _complete(self.models)
             for folder in [*self.models.glob(f"{STAGED}*"), *self.models.glob(f"{_DONE}*")]:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -19,10 +19,10 @@ import psutil
 
 from monai_diffae.errors import MachineError
 
-# A full disk, an exceeded quota, a read-only disk or a forbidden folder is a problem of the machine, not a bug.
-# So is a folder that is a file, or a name that the file system does not accept.
+# A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
+# bug. So is a folder that is a file, or a name that the file system does not accept.
 _MACHINE_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR,
 }  # fmt: skip
 

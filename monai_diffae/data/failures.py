@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.atomic import disk_errors, write_atomic
 from monai_diffae.errors import ConfigError
 
 _HEADER = "case_id,file,reason"
@@ -35,6 +34,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
 
     Raises:
         ConfigError: ``path`` exists and was not written by this function.
+        MachineError: the disk is full, or the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -59,8 +59,9 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
             f"{path.name}: already exists and was not written by this package; move it, or choose another out"
         )
     if not failures:
-        with suppress(NotADirectoryError):  # the writer of the results reports it
-            path.unlink(missing_ok=True)
+        if path.exists():  # a disk that cannot be written refuses to delete what does not exist
+            with disk_errors(path.name):
+                path.unlink()
         return path
     return write_atomic(path, write)
 

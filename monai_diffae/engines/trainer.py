@@ -20,9 +20,9 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, DivergenceError
 
-_MOST_NAMED, _LONGEST_ID = 3, 30  # cases of a batch in a message, and characters of their ids
+_MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and characters of their ids
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -114,7 +114,7 @@ class ResumableTrainer(SupervisedTrainer):
         """Check that the gradients of the last update are finite; this waits for the device.
 
         Raises:
-            ConfigError: their norm is NaN or infinite.
+            DivergenceError: their norm is NaN or infinite.
         """
         if not math.isfinite(norm := float(self._grad_norm)):
             raise diverged(f"the gradients are not finite at step {self._last_update} (norm {norm:g})")
@@ -222,7 +222,7 @@ class DiffusionTrainer(ResumableTrainer):
         return error * self.schedule.loss_weights(kwargs["timesteps"])
 
 
-def diverged(what: str) -> ConfigError:
+def diverged(what: str) -> DivergenceError:
     """The error that ends a training whose numbers are no longer finite.
 
     Args:
@@ -230,9 +230,9 @@ def diverged(what: str) -> ConfigError:
 
     Example:
         >>> diverged("the loss is not finite at step 7")  # doctest: +ELLIPSIS
-        ConfigError('the loss is not finite at step 7; the last checkpoint is kept. Use a lower learning_rate, ...')
+        DivergenceError('the loss is not finite at step 7; the last checkpoint is kept. Use a lower learning_rate, ...')
     """
-    return ConfigError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
+    return DivergenceError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
 
 
 def _named(ids: Sequence[Any]) -> str:

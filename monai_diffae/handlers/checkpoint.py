@@ -34,14 +34,14 @@ class CheckpointKeeper:
     """Ignite handler: save and resume a training: weights, EMA, optimiser, learning-rate schedule, scaler and step.
 
     ``models/checkpoint.pt`` has everything, ``models/model.pt`` the flat EMA state dict that MONAI bundles load, and
-    ``models/metrics.json`` the metrics of the last validation. All are written to temporary files, flushed to the disk
-    and then renamed (MONAI's and Ignite's savers delete the old file first). They are saved at the end of each epoch,
-    every ``interval_minutes`` within an epoch, and when the training is asked to stop (``stop_requests``: SIGTERM,
-    Ctrl-C or an event), which ends the process with exit code 143 or 130, or raises TrainingStopped. Nothing is saved
-    between accumulation steps, and the last step of an epoch only after its validation. Weights that are not finite are
-    never saved: training ends with an error instead, and the files of the last save do not change. A training's first
-    save replaces the files of an older model in one step, and no other process can write the folder until the training
-    ends.
+    ``models/metrics.json`` the metrics of the last validation. All are written to temporary files, flushed to the disk,
+    read back and then renamed (MONAI's and Ignite's savers delete the old file first). They are saved at the end of
+    each epoch, every ``interval_minutes`` within an epoch, and when the training is asked to stop (``stop_requests``:
+    SIGTERM, Ctrl-C or an event), which ends the process with exit code 143 or 130, or raises TrainingStopped. Nothing
+    is saved between accumulation steps, and the last step of an epoch only after its validation. Weights that are not
+    finite are never saved: training ends with an error instead, and the files of the last save do not change. A
+    training's first save replaces the files of an older model in one step, and no other process can write the folder
+    until the training ends.
 
     A resumed run uses the checkpoint's weights, averages, moments and step. The following come from its own
     configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
@@ -110,7 +110,7 @@ class CheckpointKeeper:
         """Write both files now.
 
         Raises:
-            ConfigError: the weights or their averages are not finite; raised on every rank.
+            DivergenceError: the weights or their averages are not finite; raised on every rank.
             MachineError: the disk is full, or the folder cannot be written.
         """
         state = engine.state
@@ -139,7 +139,7 @@ class CheckpointKeeper:
         texts = {
             CONFIG: self.description.config_text,
             TRAINING: self.description.settings_text(self._started_from),
-            METRICS: json.dumps(self.parts["validation"].metrics),
+            METRICS: json.dumps(self.parts["validation"].metrics, indent=2) + "\n",
         }
         tensors = {MODEL: model, CHECKPOINT: checkpoint}
         writers = {

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 
+from monai_diffae.data.archives import check_archive
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError, ScanError
@@ -26,16 +30,32 @@ def write_tensors(content: Mapping[str, Any], path: Path) -> None:
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file. A full disk raises the system's error, not one of torch's own.
+    """Write a file, and read it back from the disk. A full disk raises the system's error, not one of torch's own.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, the folder cannot be written, or the disk does not give back what was written.
     """
     with path.open("wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    _check_written(path)
+
+
+def _check_written(path: Path) -> None:
+    """Compare a new file with the checksums that torch has computed of the tensors in memory."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        if hasattr(os, "posix_fadvise"):  # else the system may give back its copy in memory
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        is_whole = zipfile.is_zipfile(path)
+        check_archive(path)
+    except zipfile.BadZipFile:
+        is_whole = False
+    if not is_whole:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:

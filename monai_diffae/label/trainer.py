@@ -22,7 +22,7 @@ from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
 from monai_diffae.bundle.anomaly_calibration import FEWEST_SCANS
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, DivergenceError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.options import check_keys, option_names, shown_options
@@ -148,13 +148,13 @@ class DiffAETrainer(TrainTask):
             The checksum of the new weights, and the number of images that cannot be used.
 
         Raises:
-            ConfigError: the new model has diverged; it is not published.
+            DivergenceError: the new model has diverged; it is not published.
         """
         trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
         index.update(trained, paths)
         cases = index.read(trained)
         if not cases.ids or not _makes_finite_images(trained, paths[cases.ids[0]]):
-            raise ConfigError(
+            raise DivergenceError(
                 "train: the new model has diverged (NaN), so the old one stays in use; lower learning_rate"
             )
         publish(new, self._served.folder)

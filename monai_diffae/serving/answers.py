@@ -15,6 +15,7 @@ from monai_diffae.errors import (
     CohortError,
     ConfigError,
     DiffAEError,
+    DivergenceError,
     MachineError,
     ScanError,
     UnsafeInputError,
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _STATUS: dict[type[DiffAEError], int] = {
     UnsafeInputError: 400,
     ConfigError: 400,
+    DivergenceError: 400,
     CohortError: 404,
     ScanError: 422,
     MachineError: 503,

@@ -23,6 +23,8 @@ from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import checksum, load_bundle, publish, writing
 from monai_diffae.bundle.checksums import config_checksum
 from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES
+from monai_diffae.bundle.writing import WriteLock
+from monai_diffae.data.atomic import _HOST
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 
 
@@ -117,6 +119,7 @@ def test_a_bundle_is_not_published_to_itself(models, tmp_path):
         publish(models[0], tmp_path / "link")
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_a_full_disk_changes_nothing(models, tmp_path, limit):
     first, second = models
@@ -132,6 +135,18 @@ def test_a_full_disk_changes_nothing(models, tmp_path, limit):
         signal.signal(signal.SIGXFSZ, handler)
     assert content(target) == before
     assert not list((target / "models").glob(".staged-*"))
+
+
+@pytest.mark.goal(id="R3")
+def test_temporary_files_of_a_killed_process_are_removed_everywhere(models):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    folders = [models[0], *(models[0] / name for name in ("models", "configs", "pictures"))]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        (folder / f".tmp-{_HOST}-{process.pid}-0.json").write_text("half")
+    with WriteLock(models[0] / "models"):
+        assert [file for folder in folders for file in folder.glob(".tmp-*")] == []
 
 
 def test_file_systems_without_links_get_copies(models, tmp_path, monkeypatch):
@@ -202,6 +217,7 @@ while ended != 0:
 """
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_old_or_the_new_model(models, tmp_path):
     names = ["replace", "rename", "unlink", "rmdir", "mkdir", "link", "fsync"]
@@ -283,6 +299,7 @@ def test_a_process_that_loads_in_a_loop_never_sees_a_mixture(models, tmp_path, s
     assert all(each in seen for each in expected)
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.slow
 def test_a_process_that_loads_during_a_training_never_sees_a_mixture(
     tiny_bundle, tmp_path, tiny_settings, start_reader

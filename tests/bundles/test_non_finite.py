@@ -20,9 +20,11 @@ from ignite.engine import Events
 
 from monai_diffae.bundle import init_bundle
 from monai_diffae.engines import DiffusionTrainer
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import DivergenceError
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_2d"
+
+pytestmark = pytest.mark.goal(id="R8")
 
 # 10 training images in batches of 2: 5 steps per epoch, 15 in all
 RUN = {"max_epochs": 3, "batch_size": 2, "val_interval": 1, "report_every": 1, "warmup_steps": 2}
@@ -107,7 +109,7 @@ def test_one_bad_gradient_ends_the_training_and_the_same_command_resumes(
     value: float,
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=f"not finite at step {step}.*the last checkpoint is kept") as caught:
+    with pytest.raises(DivergenceError, match=f"not finite at step {step}.*the last checkpoint is kept") as caught:
         train(make_workflow, out, step, save_at, value)
     line = str(caught.value)
     assert "\n" not in line
@@ -126,7 +128,7 @@ def test_without_clipping_and_with_accumulated_gradients(
     make_workflow: Callable[..., Any], tmp_path: Path, step: int, overrides: dict[str, Any]
 ) -> None:
     # steps 6+7, 8+9 and 10 are one update each: none of them ends at another step than the one that is poisoned
-    with pytest.raises(ConfigError, match=f"gradients are not finite at step {step} "):
+    with pytest.raises(DivergenceError, match=f"gradients are not finite at step {step} "):
         train(make_workflow, tmp_path / "out", step, **overrides)
     assert saved_step(tmp_path / "out") == 5 * ((step - 1) // 5)
 
@@ -134,7 +136,7 @@ def test_without_clipping_and_with_accumulated_gradients(
 def test_a_bad_gradient_before_the_first_save_leaves_no_weights(
     make_workflow: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="gradients are not finite at step 3 "):
+    with pytest.raises(DivergenceError, match="gradients are not finite at step 3 "):
         train(make_workflow, tmp_path / "out", 3, save_at=3)
     assert not list((tmp_path / "out").rglob("*.pt"))
 
@@ -151,12 +153,12 @@ def test_weights_that_overflow_although_the_gradients_are_finite_are_not_saved(
     out = tmp_path / "out"
     train(make_workflow, out, max_epochs=1)
     before = {path.name: path.read_bytes() for path in (out / "models").iterdir()}
-    with pytest.raises(ConfigError, match=r"the weights are not finite at step 7; the last checkpoint is kept"):
+    with pytest.raises(DivergenceError, match=r"the weights are not finite at step 7; the last checkpoint is kept"):
         train(make_workflow, out, save_at=7, learning_rate=1e38, weight_decay=10.0, lr_schedule="constant")
     assert {path.name: path.read_bytes() for path in (out / "models").iterdir()} == before
 
 
-def test_the_command_ends_with_2_and_one_line_at_the_last_step(
+def test_the_command_ends_with_7_and_one_line_at_the_last_step(
     run: Callable[..., tuple[Any, str, str]],
     small_cohort: Path,
     tiny_settings: dict[str, Any],
@@ -180,7 +182,7 @@ def test_the_command_ends_with_2_and_one_line_at_the_last_step(
 
         patch.setattr(DiffusionTrainer, "run", poisoned_run)
         code, _, errors = run(*command)
-    assert code == 2
+    assert code == 7
     assert "Traceback" not in errors
     assert [line for line in errors.splitlines() if line.startswith("error: ")] == [errors.splitlines()[-1]]
     assert "the gradients are not finite at step 15" in errors

@@ -18,7 +18,7 @@ from ignite.engine import Events
 
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.scans import write_scan
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, DivergenceError, ScanError
 from monai_diffae.handlers import TrainingCurves, validation
 
 # 10 training images in batches of 2: 5 steps an epoch; dropout and augmentation are on
@@ -81,6 +81,7 @@ def whole(trained_whole, tmp_path):
     return Path(shutil.copytree(trained_whole, tmp_path / "whole"))
 
 
+@pytest.mark.goal(id="R1")
 @pytest.mark.parametrize(("save_at", "stop_at"), [(None, 2), (None, 7), (8, 9), (6, 14)])
 def test_a_run_stopped_at_any_step_ends_as_the_whole_run(make_workflow, tmp_path, whole, save_at, stop_at):
     out = tmp_path / "part"
@@ -97,6 +98,7 @@ def test_a_run_stopped_at_any_step_ends_as_the_whole_run(make_workflow, tmp_path
     pd.testing.assert_frame_equal(*(v.reset_index(drop=True) for v in validations))
 
 
+@pytest.mark.goal(id="R1")
 def test_a_checkpoint_is_never_taken_between_accumulated_gradients(make_workflow, tmp_path):
     train(make_workflow, tmp_path / "whole", accumulation_steps=2)
     with pytest.raises(Killed):
@@ -124,6 +126,7 @@ def test_more_epochs_go_on_from_a_complete_run(make_workflow, whole):
     assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 20
 
 
+@pytest.mark.goal(id="R4")
 def test_a_training_with_other_random_numbers_resumes_with_a_warning(make_workflow, whole, caplog):
     train(make_workflow, whole, max_epochs=4, lr_schedule="constant")
     assert "another version" not in caplog.text
@@ -135,6 +138,7 @@ def test_a_training_with_other_random_numbers_resumes_with_a_warning(make_workfl
     assert "checkpoint.pt: another version of monai_diffae began this training" in caplog.text
 
 
+@pytest.mark.goal(id="R4")
 def test_another_model_config_is_refused_with_the_keys_that_differ(make_workflow, whole):
     with pytest.raises(
         ConfigError, match="belongs to another model with other values of base_channels, percentiles;"
@@ -152,6 +156,7 @@ def test_a_changed_learning_rate_counts_from_the_resumed_step_on(make_workflow, 
     assert group["weight_decay"] == 0.1
 
 
+@pytest.mark.goal(id="R4")
 def test_weights_without_a_checkpoint_are_not_trained_over(make_workflow, whole):
     (whole / "models" / "checkpoint.pt").unlink()
     before = (whole / "models" / "model.pt").read_bytes()
@@ -163,6 +168,7 @@ def test_weights_without_a_checkpoint_are_not_trained_over(make_workflow, whole)
     train(make_workflow, whole, overwrite=True)
 
 
+@pytest.mark.goal(id="R1")
 def test_a_stop_at_an_epochs_last_step_is_validated_first(make_workflow, tmp_path):
     workflow = make_workflow({**RUN, "output_dir": str(tmp_path / "out")})
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -177,6 +183,7 @@ def test_a_stop_at_an_epochs_last_step_is_validated_first(make_workflow, tmp_pat
     assert curves["step"].tolist() == [5, 10, 15]
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
 def test_an_unreadable_checkpoint_is_one_line(make_workflow, whole, content):
     path = whole / "models" / "checkpoint.pt"
@@ -191,6 +198,7 @@ def test_an_unreadable_table_of_curves_does_not_stop_a_training(make_workflow, w
     assert pd.read_csv(whole / "curves.csv").dropna(subset=["loss"])["step"].tolist() == [16, 17, 18, 19, 20]
 
 
+@pytest.mark.goal(id="R4")
 def test_other_patients_in_training_are_refused(make_workflow, whole, small_cohort, tmp_path):
     table = pd.read_csv(small_cohort)
     table["image"] = [str(small_cohort.parent / image) for image in table["image"]]
@@ -224,6 +232,7 @@ def test_scans_that_were_replaced_by_others_of_the_same_size_are_refused(make_wo
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.goal(id="R1")
 @pytest.mark.parametrize(("save_at", "stop_at"), [(3, 4), (7, 9), (13, 14)])
 def test_curves_have_no_holes_after_a_kill(make_workflow, tmp_path, save_at, stop_at, monkeypatch):
     """Goal R1: a killed process writes nothing more, and its last checkpoint is within an epoch."""
@@ -246,6 +255,7 @@ def _attach_without_last_words(self, engine, attach=TrainingCurves.attach):
     handlers[:] = [handler for handler in handlers if "TrainingCurves" not in repr(handler[0])]
 
 
+@pytest.mark.goal(id="R3")
 def test_a_folder_that_is_deleted_during_a_training_is_written_again_as_a_whole(make_workflow, tmp_path):
     out = tmp_path / "out"
     workflow = make_workflow({**RUN, "output_dir": str(out)})
@@ -262,12 +272,14 @@ def make_loadable(folder):
     return folder
 
 
+@pytest.mark.goal(id="R3")
 def test_a_failed_overwrite_leaves_a_bundle_that_loads(make_workflow, whole):
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         train(make_workflow, whole, overwrite=True, learning_rate=1e30, **{"z_channels": 16})
     load_bundle(make_loadable(whole), "cpu")
 
 
+@pytest.mark.goal(id="R4")
 def test_another_number_of_steps_is_refused(make_workflow, whole):
     with pytest.raises(ConfigError, match="5 steps per epoch, but this run has 2"):
         train(make_workflow, whole, batch_size=5)
@@ -333,6 +345,7 @@ def bundle_command(cohort, out, **values):
     ]
 
 
+@pytest.mark.goal(id="R1")
 @pytest.mark.slow
 @pytest.mark.parametrize("is_warm", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -60,17 +60,17 @@ def workers(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.goal(id="R25")
 @pytest.mark.goal(id="R26")
-def test_a_signal_to_the_whole_group_saves_the_last_step(start, tmp_path, number):
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_the_last_step(start, tmp_path, number, record_property):
     process = start(checkpoint_minutes=1000)  # the first save is that of the first epoch
     assert len(workers(process)) >= 2
     began = time.monotonic()
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=SECONDS)
-    print("seconds to stop:", time.monotonic() - began)
+    record_property("figure", f"{number.name} to the group: {time.monotonic() - began:.1f} s")
     assert process.returncode == 128 + number, errors
     assert "this is a bug" not in errors
     assert f"stopped at step {steps(tmp_path / 'bundle')}" in errors
@@ -90,6 +90,7 @@ def test_a_worker_that_is_killed_for_memory_ends_the_training_with_exit_code_6(s
     assert "this is a bug" not in errors
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.slow
 @pytest.mark.goal(id="R21")
 def test_nothing_of_a_killed_training_stays(start, tmp_path):

@@ -22,6 +22,7 @@ def test_an_array_is_the_scan_that_its_file_is(tmp_path, dtype):
     assert not np.shares_memory(scan.array, array)
 
 
+@pytest.mark.goal(id="R8")
 def test_nan_can_be_filled_and_grey_colours_are_one_channel():
     array = VOLUME.copy()
     array[0, 0, 0, 0] = np.nan

@@ -137,6 +137,7 @@ def test_true_colour_dicom_is_refused(tmp_path: Path) -> None:
     assert read_scan(tmp_path / "rgb.dcm", channels=3).array.shape == (3, 4, 6)
 
 
+@pytest.mark.goal(id="R8")
 def test_values_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     array = values(4, 4, 4)
     array[0, 0, :2] = np.nan

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from monai_diffae.engines.data_parallel import distributed, lay_out, memory_format
 from monai_diffae.errors import ConfigError
 
+pytestmark = pytest.mark.goal(id="R18")
+
 # Processes are forked after the imports, which take much longer than the training.
 PROGRAM = """
 import hashlib, json, multiprocessing, sys

@@ -50,6 +50,7 @@ def test_loss_is_the_absolute_error_and_the_weighted_divergence(kl_weight):
     torch.testing.assert_close(losses, expected)
 
 
+@pytest.mark.goal(id="R18")
 def test_two_processes_sample_together_what_one_samples():
     """Goal R18."""
     trainer, _ = make(kl_weight=0.5)

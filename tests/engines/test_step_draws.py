@@ -6,6 +6,8 @@ import torch
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, StepBatchSampler
 
+pytestmark = pytest.mark.goal(id="R18")
+
 
 def drawn(step, batch_size, rank=0, world_size=1, seed=0, size=8):
     """Noise and timesteps of a process's part of a step."""

@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +13,9 @@ import torch
 from torch import nn
 
 from monai_diffae.bundle import TrainingDescription
-from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, METRICS, MODEL, TRAINING
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.bundle.layout import CHECKPOINT, CONFIG, METRICS, MODEL, TRAINING, newest_files
+from monai_diffae.bundle.writing import WriteLock
+from monai_diffae.errors import DivergenceError, MachineError
 from monai_diffae.handlers import EMA, CheckpointKeeper, Validation
 
 
@@ -42,6 +46,7 @@ def test_both_files_load_without_pickle_and_the_model_is_a_flat_state_dict(tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "config.json", "metrics.json", MODEL, TRAINING]
 
 
+@pytest.mark.goal(id="R3")
 @pytest.mark.parametrize("limit", [0, 1000, 10_000, 30_000])
 def test_a_full_disk_keeps_the_old_files_and_says_so_in_one_line(tmp_path, limit):
     kept = keeper(tmp_path)
@@ -62,6 +67,60 @@ def test_a_full_disk_keeps_the_old_files_and_says_so_in_one_line(tmp_path, limit
     assert after[CHECKPOINT] == before[CHECKPOINT]
     for name in (MODEL, CHECKPOINT):
         torch.load(tmp_path / name, weights_only=True)
+
+
+@pytest.mark.goal(id="R3")
+@pytest.mark.parametrize("damage", ["a bit", "the end", "everything"])
+def test_a_disk_that_does_not_give_back_what_was_written_keeps_the_old_files(tmp_path, monkeypatch, damage):
+    kept = keeper(tmp_path)
+    kept.save(ENGINE)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    save = torch.save
+
+    def damaged(content, stream):
+        save(content, stream)
+        size = stream.tell()
+        if damage == "a bit":
+            stream.seek(size // 2)
+            stream.write(b"\x7f")
+        else:
+            stream.truncate(size - 100 if damage == "the end" else 0)
+
+    monkeypatch.setattr(torch, "save", damaged)
+    with pytest.raises(MachineError, match=r"^model\.pt: cannot be written \(Input/output error\); free space or"):
+        kept.save(ENGINE)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.goal(id="R3")
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_an_error_at_any_call_of_the_system_keeps_files_that_load(tmp_path, monkeypatch, name):
+    kept = keeper(tmp_path)
+    kept.save(ENGINE)
+    names, function = sorted(p.name for p in tmp_path.iterdir()), getattr(os, name)
+    for call in range(1, 100):
+        calls = iter(range(1, 100))
+
+        def failing(*args, at=call, calls=calls, **kwargs):
+            if next(calls) == at:
+                raise OSError(errno.ENOSPC, "")
+            return function(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, failing)
+            try:
+                kept.save(ENGINE)
+            except MachineError:
+                is_over = False
+            else:
+                is_over = True
+        assert sorted(p.name for p in tmp_path.iterdir()) == names
+        for file in tmp_path.glob("*.pt"):
+            torch.load(file, weights_only=True)
+        if is_over:
+            break
+    assert is_over
+    assert call > 3
 
 
 def test_a_first_save_that_the_disk_cuts_short_leaves_nothing_that_looks_finished(tmp_path):
@@ -129,6 +188,7 @@ def test_other_ranks_never_write(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.goal(id="R8")
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("averaged", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -140,7 +200,9 @@ def test_weights_that_are_not_finite_are_refused_on_every_rank(tmp_path, value, 
     network = kept.ema.network if averaged else kept.parts["network"]
     with torch.no_grad():
         network.weight[3, 4] = value
-    with pytest.raises(ConfigError, match="weights are not finite at step 3; the last checkpoint is kept") as caught:
+    with pytest.raises(
+        DivergenceError, match="weights are not finite at step 3; the last checkpoint is kept"
+    ) as caught:
         kept.save(ENGINE)
     assert "\n" not in str(caught.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -155,6 +217,7 @@ def test_buffers_may_hold_what_is_not_finite(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.goal(id="R3")
 def test_a_kill_while_saving_leaves_files_that_load(tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
@@ -171,6 +234,66 @@ while True: kept.save(ENGINE)
     process.wait()
     for name in (MODEL, CHECKPOINT):
         torch.load(tmp_path / name, weights_only=True)
+
+
+CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir", "link", "fsync")
+
+
+def save_until(call, directory):
+    """In a process of its own, an --overwrite training saves for the first time, and is killed at a call."""
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def counted(function):
+            def run(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return run
+
+        kept = keeper(directory)
+        kept.description, kept.overwrite = TrainingDescription({"a": "new"}), True
+        torch.nn.init.ones_(kept.ema.network.weight)
+        for name in CALLS:
+            setattr(os, name, counted(getattr(os, name)))
+        kept.save(ENGINE)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def model_and_config(directory):
+    """What a reader loads: whether the weights are those of the new training, and whether the configuration is."""
+    files = newest_files(directory)
+    is_new = bool((torch.load(files / MODEL, weights_only=True)["weight"] == 1).all())
+    has_new_checkpoint = json.loads(torch.load(files / CHECKPOINT, weights_only=True)["model_config"])["a"] == "new"
+    return {is_new, has_new_checkpoint, json.loads((files / CONFIG).read_text())["a"] == "new"}
+
+
+@pytest.mark.slow
+@pytest.mark.goal(id="R3")
+def test_a_kill_in_the_first_save_of_an_overwrite_leaves_the_old_or_the_new_model(tmp_path, record_property):
+    """The weights of one model beside the configuration of another would give wrong results without a word."""
+    old = keeper(tmp_path / "old" / "models")
+    old.description = TrainingDescription({"a": "old"})
+    old.save(ENGINE)
+    seen, call, code = [], 0, None
+    while code != 0:
+        call += 1
+        models = shutil.copytree(tmp_path / "old", tmp_path / str(call)) / "models"
+        code = save_until(call, models)
+        assert code in (0, -signal.SIGKILL)
+        seen.append(model_and_config(models))
+        with WriteLock(models):  # the next training
+            assert model_and_config(models) == seen[-1]
+        assert sorted(file.name for file in models.iterdir() if file.name.startswith(".")) == [".lock"]
+    assert seen == sorted(seen, key=max)  # the old model up to a call, the new one from then on
+    assert {frozenset(models) for models in seen} == {frozenset({False}), frozenset({True})}
+    assert len(seen) > 20
+    record_property("figure", f"{call - 1} of {call - 1} kills in the first save of --overwrite leave one whole model")
 
 
 def test_with_a_prefix_another_models_files_stay_as_they_are(tmp_path):

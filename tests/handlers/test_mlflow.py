@@ -81,6 +81,7 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
     assert str(private_cohort.parent) not in text
 
 
+@pytest.mark.goal(id="R17")
 def test_a_server_that_is_down_is_said_once_and_training_goes_on(make_workflow, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with caplog.at_level(logging.WARNING):
@@ -91,6 +92,7 @@ def test_a_server_that_is_down_is_said_once_and_training_goes_on(make_workflow, 
     assert (tmp_path / "out" / "models" / "model.pt").is_file()
 
 
+@pytest.mark.goal(id="R17")
 def test_a_folder_that_cannot_be_written_is_said_without_its_path(make_workflow, tmp_path, caplog, monkeypatch):
     def no_client(uri):
         raise FileExistsError(17, "File exists", f"/data/{NAME}/mlflow.db")

@@ -25,6 +25,7 @@ def test_a_call_is_the_training_forward_for_a_code_and_for_an_image(inferer, net
     torch.testing.assert_close(from_image, network(inferer.schedule.q_sample(images, eps, t), t, images))
 
 
+@pytest.mark.goal(id="R24")
 def test_a_call_with_images_and_network_alone_reconstructs_to_the_bit(inferer, network, images):
     expected = inferer.reconstruct(images, network, mode="x_T")
     assert torch.equal(inferer(images, network), expected)
@@ -54,6 +55,20 @@ def test_reconstruct_encodes_inverts_and_decodes(inferer, network, images):
     torch.testing.assert_close(inferer.reconstruct(images, network, mode="z_sem", x_T=noise), expected)
 
 
+@pytest.mark.goal(id="R24")
+def test_more_steps_reconstruct_better_and_as_well_as_before(inferer, network, images, record_property):
+    """The bounds are three times what was measured; a worse solver or inversion exceeds them."""
+    bounds = {5: 5e-4, 10: 3.4e-5, 20: 5.4e-6, 40: 2e-6}
+    errors = {}
+    for steps in bounds:
+        few = DiffusionAutoencoderInferer(inferer.schedule, steps=steps, invert_tolerance=None, clip=False)
+        errors[steps] = float((few.reconstruct(images, network) - images).square().mean())
+    assert sorted(errors.values(), reverse=True) == list(errors.values())
+    assert all(errors[steps] < bound for steps, bound in bounds.items()), errors
+    record_property("figure", ", ".join(f"MSE {error:.1e} with {steps} steps" for steps, error in errors.items()))
+
+
+@pytest.mark.goal(id="R24")
 def test_a_round_trip_refines_only_the_images_that_are_not_reproduced(inferer, network, images, evaluations):
     z_sem = inferer.encode(images, network)
 
@@ -78,6 +93,7 @@ def test_a_round_trip_refines_only_the_images_that_are_not_reproduced(inferer, n
     assert (exact_errors < errors / 10).all()
 
 
+@pytest.mark.goal(id="R24")
 def test_a_warning_is_logged_if_even_a_refinement_does_not_reproduce_an_image(inferer, images, caplog):
     class Rough(torch.nn.Module):  # a network that no solver can follow
         def encode(self, x):

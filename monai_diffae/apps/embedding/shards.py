@@ -208,6 +208,7 @@ class Shards:
         while missing:
             own_shards = [shard for shard in missing if shard % world_size == 0]
             if own_shards:
+                shutil.rmtree(self.folder, ignore_errors=True)  # the other run has written the table
                 raise MachineError(
                     f"{self.folder.name}: another run of this table has removed {len(own_shards)} of {len(self)} "
                     "shards; run the command again"

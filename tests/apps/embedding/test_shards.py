@@ -104,6 +104,7 @@ def test_the_first_process_does_not_wait_for_its_own_shards_that_another_run_rem
     with pytest.raises(MachineError, match=r"^shards: another run of this table has removed 1 of 4 shards; run the "):
         shards.wait(2, patience_s=60)
     assert time.monotonic() - start < 10
+    assert not shards.folder.exists()  # the other run has written the table
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch):

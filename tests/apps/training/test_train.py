@@ -10,7 +10,7 @@ from monai.bundle import ConfigWorkflow
 from monai_diffae.apps.training.train import TrainResult, train
 from monai_diffae.bundle import init_bundle, load_bundle, publish
 from monai_diffae.bundle.last_metrics import last_usage
-from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.errors import ConfigError, DivergenceError, find_diffae_error
 
 
 def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
@@ -91,7 +91,7 @@ def test_train_starts_from_a_trained_bundle_on_other_data(tiny_bundle, small_coh
 def test_a_failed_warm_start_leaves_the_trained_bundle(tiny_bundle, small_cohort, tmp_path):
     models = tiny_bundle.directory / "models"
     before = {path.name: path.read_bytes() for path in models.iterdir()}
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         train(
             tiny_bundle.directory, small_cohort, tmp_path / "out", start_from=tiny_bundle.directory, device="cpu",
             overrides={"learning_rate": 1e30, "max_epochs": 3},

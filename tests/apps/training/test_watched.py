@@ -12,7 +12,7 @@ from monai_diffae.apps.settings import Training
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import load_bundle
-from monai_diffae.errors import ConfigError, one_line
+from monai_diffae.errors import ConfigError, DivergenceError, one_line
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_stop_before_the_first_step_writes_nothing(tiny_bundle, bundle, traini
 
 def test_a_failed_training_raises_its_error_and_frees_the_folder(tiny_bundle, bundle, training):
     broken = Training(overrides={**training.overrides, "learning_rate": 1e30})
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         in_thread(train_watched, bundle, tiny_bundle.cohort, training=broken)
     train_watched(bundle, tiny_bundle.cohort, training=training)
 

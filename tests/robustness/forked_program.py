@@ -1,0 +1,308 @@
+"""The program, run in processes that are forked after the imports, which take longer than a tiny training.
+
+A process can be given a fault: where in a training it is killed with SIGKILL, how large its files may get, and so on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LONGEST_S = 300.0
+NO_MOUNTS = 77  # exit code
+FAULTS: dict[str, Callable[..., None]] = {}
+
+
+def fault(function: Callable[..., None]) -> Callable[..., None]:
+    FAULTS[function.__name__] = function
+    return function
+
+
+# -- in the test's process ---------------------------------------------------------------------------------------------
+
+
+class Program:
+    """Runs commands one after another, each in a process group of its own."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.pid = 0
+        self.answered_at = 0.0  # time.monotonic() when the last command began or ended
+        self.log = Path()
+
+    def start(self, log: Path, *arguments: object, faults: dict[str, list[Any]] | None = None) -> None:
+        """Start a command; what it prints goes to ``log``."""
+        self.log = log
+        job = {"arguments": [str(argument) for argument in arguments], "faults": faults or {}, "log": str(log)}
+        assert self._server.stdin is not None
+        self._server.stdin.write(f"{json.dumps(job)}\n")
+        self._server.stdin.flush()
+        self.pid = self._answer()
+
+    def wait(self) -> int:
+        """The exit code; -9 after a kill."""
+        code, self.pid = self._answer(), 0
+        return code
+
+    def run(self, log: Path, *arguments: object, faults: dict[str, list[Any]] | None = None) -> int:
+        self.start(log, *arguments, faults=faults)
+        return self.wait()
+
+    def errors(self) -> list[str]:
+        """The lines of the last command that say why it failed."""
+        lines = self.log.read_text().splitlines()
+        assert not any("Traceback" in line or "this is a bug" in line for line in lines), lines[-30:]
+        return [line for line in lines if line.startswith("error: ")]
+
+    def _answer(self) -> int:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
+            if line.startswith("forked_program "):  # MONAI may print, too
+                _, number, at = line.split()
+                self.answered_at = float(at)
+                return int(number)
+        raise AssertionError("the server of processes has ended")
+
+    def end(self) -> None:
+        """Kill the command if it still runs, as a test has failed."""
+        if self.pid:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+
+@functools.cache
+def shared_program() -> Program:
+    """The one of this test session; its server ends with it, as its input ends."""
+    return Program()
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float = LONGEST_S) -> bool:
+    """Wait for a condition; False if it does not come."""
+    until = time.monotonic() + seconds
+    while not is_true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# -- in the program's process ------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    import monai.bundle  # noqa: F401
+    import torch
+
+    import monai_diffae.apps.training.train
+    import monai_diffae.engines
+    import monai_diffae.handlers  # noqa: F401
+    from monai_diffae import cli
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        output, copier = _copied_to(job["log"])
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            for number in (1, 2):
+                os.dup2(output, number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for name, arguments in job["faults"].items():
+                FAULTS[name](*arguments)
+            sys.argv = ["monai-diffae", *job["arguments"]]
+            cli.main()
+        os.close(output)
+        print("forked_program", pid, time.monotonic(), flush=True)
+        code, ended_at = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic()
+        if code != -signal.SIGKILL:  # the workers of a killed process need some seconds to end
+            os.waitpid(copier, 0)
+        print("forked_program", code, ended_at, flush=True)
+
+
+def _copied_to(log: str) -> tuple[int, int]:
+    """A pipe, and the process that copies it to a file: the program's limits and signals do not reach it."""
+    read, write = os.pipe()
+    copier = os.fork()
+    if copier == 0:
+        os.close(write)
+        with open(log, "wb", buffering=0) as stream:
+            while block := os.read(read, 1 << 16):
+                stream.write(block)
+        os._exit(0)
+    os.close(read)
+    return write, copier
+
+
+def _in_saves(before: Callable[[int], None]) -> None:
+    """Call a function with the number of each save before it begins."""
+    from monai_diffae.handlers import CheckpointKeeper
+
+    save, count = CheckpointKeeper.save, 0
+
+    def counted(keeper: Any, engine: Any) -> None:
+        nonlocal count
+        count += 1
+        before(count)
+        save(keeper, engine)
+
+    CheckpointKeeper.save = counted  # type: ignore[method-assign]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@fault
+def killed_in_a_save(number: int, call: int) -> None:
+    """Killed at a call of the file system in a save; ``call`` counts over this save and those after it."""
+    count = None
+
+    def begin(save: int) -> None:
+        nonlocal count
+        if save == number:
+            count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            if count is not None:
+                count += 1
+                if count == call:
+                    _die()
+            return function(*args, **kwargs)
+
+        return run
+
+    _in_saves(begin)
+    for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "link", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+@fault
+def killed_while_it_writes(number: int, share: float) -> None:
+    """Killed when a share of one of the large files is written; ``number`` counts these files."""
+    import torch
+
+    save, count = torch.save, 0
+
+    def half(content: Any, stream: Any) -> None:
+        nonlocal count
+        count += 1
+        save(content, stream)
+        if count == number:
+            stream.truncate(int(share * stream.tell()))
+            _die()
+
+    torch.save = half
+
+
+@fault
+def killed_in_validation(number: int) -> None:
+    """Killed in a batch of a validation; ``number`` counts the batches of all validations."""
+    from monai_diffae.engines import DiffusionEvaluator
+
+    iteration, count = DiffusionEvaluator._iteration, 0
+
+    def counted(evaluator: Any, engine: Any, batch: Any) -> Any:
+        nonlocal count
+        count += 1
+        result = iteration(evaluator, engine, batch)
+        if count == number:
+            _die()
+        return result
+
+    DiffusionEvaluator._iteration = counted  # type: ignore[method-assign]
+
+
+@fault
+def killed_in_step(number: int) -> None:
+    """Killed in the middle of one of the steps of this process, between the gradients and the update."""
+    from monai_diffae.engines.trainer import ResumableTrainer
+
+    update, count = ResumableTrainer._update_weights, 0
+
+    def counted(trainer: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            _die()
+        update(trainer)
+
+    ResumableTrainer._update_weights = counted  # type: ignore[method-assign]
+
+
+@fault
+def without_picture_of_curves() -> None:
+    """Not a fault: ``curves.png`` is an empty file."""
+    from monai_diffae.handlers import curves
+
+    curves.draw_curves = lambda frame, path: path.write_bytes(b"")  # type: ignore[attr-defined]
+
+
+@fault
+def files_no_larger_than(limit: int, from_save: int) -> None:
+    """From one of the saves on, no file can grow beyond a number of bytes, as if the disk were full."""
+
+    def begin(save: int) -> None:
+        if save == from_save:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    _in_saves(begin)
+
+
+@fault
+def read_only(folder: str, from_save: int) -> None:
+    """From one of the saves on (0: from the start), the folder is on a file system that cannot be written."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(0x00020000 | 0x10000000):  # CLONE_NEWNS and CLONE_NEWUSER: mounts of this process alone
+        os._exit(NO_MOUNTS)
+    for name, content in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        Path("/proc/self", name).write_text(content)
+
+    def mount(save: int) -> None:
+        if save == from_save:
+            path = folder.encode()
+            if libc.mount(path, path, None, 4096 | 16384, None):  # MS_BIND, MS_REC
+                os._exit(NO_MOUNTS)
+            if libc.mount(None, path, None, 1 | 32 | 4096, None):  # MS_RDONLY, MS_REMOUNT, MS_BIND
+                os._exit(NO_MOUNTS)
+
+    mount(0)
+    _in_saves(mount)
+
+
+@fault
+def memory_written_to(file: str) -> None:
+    """Append the resident memory in MB of this process to a file after each step."""
+    import psutil
+
+    from monai_diffae.engines.trainer import ResumableTrainer
+
+    iteration, process = ResumableTrainer._iteration, psutil.Process()
+
+    def measured(trainer: Any, engine: Any, batch: Any) -> Any:
+        output = iteration(trainer, engine, batch)
+        with open(file, "a") as stream:
+            stream.write(f"{process.memory_info().rss / 1e6}\n")
+        return output
+
+    ResumableTrainer._iteration = measured  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,197 @@
+"""Goals R1 and R3: a training that is killed or finds a full disk anywhere ends as the one that nothing disturbs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from forked_program import Program, shared_program, wait_until
+
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.data.samples import make_virtual_cohort
+
+NUM_STEPS = 60
+SETTINGS = {
+    "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8, "network_def#unet#time_embed_channels": 16,
+    "network_def#unet#dropout": 0.2, "max_epochs": 12, "val_interval": 3, "report_every": 2, "warmup_steps": 5,
+    "inferer#steps": 2, "inferer#invert_steps": 2, "num_pictures": 1, "picture_steps": 2, "probe_interval": 0,
+    "calibration_cases": 0, "checkpoint_minutes": 0.02, "check_memory": False, "mlflow": False, "device": "cpu",
+}  # fmt: skip
+CHEAP: dict[str, list[Any]] = {"without_picture_of_curves": []}  # it takes longer than an epoch
+SIZES = {
+    2: {"image_size": [16, 16], "batch_size": 2},
+    3: {"image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "batch_size": 1},
+}
+PATIENTS = {2: {"num_patients": 14, "val_fraction": 0.2}, 3: {"num_patients": 7, "val_fraction": 0.2}}
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    started = shared_program()
+    yield started
+    started.end()
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Virtual patients in 2D and 3D, with batches that make 5 steps per epoch."""
+    root = tmp_path_factory.mktemp("cohorts")
+    return {
+        axes: make_virtual_cohort(root / str(axes), size=16, spatial_dims=axes, test_fraction=0.1, **PATIENTS[axes])
+        for axes in SIZES
+    }
+
+
+def command(bundle: Path, cohort: Path, axes: int, workers: int = 0, **settings: Any) -> list[object]:
+    if not bundle.exists():
+        init_bundle(bundle, f"diffae_{axes}d")
+    values = {**SETTINGS, **SIZES[axes], **settings}
+    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in values.items()]
+    return ["train", bundle, cohort, "--workers", workers, "--overrides", *overrides]
+
+
+def outcome(bundle: Path) -> dict[str, Any]:
+    """Everything that a training has computed, without how long it took."""
+    checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+    del checkpoint["validation"]["seconds"]
+    checkpoint.pop("unreported")
+    curves = pd.read_csv(bundle / "curves.csv", dtype=str).drop(columns="images_per_s")
+    return {
+        "model.pt": (bundle / "models" / "model.pt").read_bytes(),
+        "config.json": (bundle / "models" / "config.json").read_bytes(),
+        "metrics.json": (bundle / "models" / "metrics.json").read_bytes(),
+        "checkpoint.pt": checkpoint,
+        "curves.csv": curves.to_csv(),
+        "pictures": {file.name: file.read_bytes() for file in bundle.glob("pictures/*")},
+    }
+
+
+def saved_step(bundle: Path) -> int:
+    return int(torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"])
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested values differ; tensors must have the same bits."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = {*a, *b}
+        return [d for k in sorted(keys, key=str) for d in differences(a.get(k), b.get(k), f"{where}/{k}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    return [] if a == b else [where]
+
+
+def temporary_files(bundle: Path) -> list[str]:
+    """Own files of an earlier process that nothing needs any more."""
+    hidden = [*bundle.rglob(".tmp-*"), *bundle.rglob(".staged-*"), *bundle.rglob(".done-*")]
+    return [file.name for file in [*hidden, *(bundle / "cache").glob("*diffae-cache-*")]]
+
+
+def draw_kills(generator: random.Random) -> list[tuple[str, list[Any]]]:
+    """Five kills of one chain, in the order in which they happen."""
+    kills: list[tuple[str, list[Any]]] = [
+        ("killed_in_a_save", [1, generator.randint(1, 45)]),  # the first save writes all files
+        ("killed_in_a_save", [generator.randint(2, 5), generator.randint(1, 12)]),
+        ("killed_while_it_writes", [generator.randint(3, 10), generator.uniform(0, 1)]),
+        ("killed_in_validation", [generator.randint(1, 2)]),
+        ("clock", [generator.uniform(0, 0.6)]),
+    ]
+    if generator.random() < 0.5:
+        kills[1] = ("killed_in_step", [generator.randint(2, 12)])
+    generator.shuffle(kills)
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.goal(id="R1")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_chain_of_kills_ends_as_the_whole_training(
+    axes: int, workers: int, program: Program, cohorts: dict[int, Path], tmp_path: Path, record_property: Any
+) -> None:
+    """Five kills (in a save, in a half-written file, in a validation, in a step, by the clock), then to the end."""
+    generator = random.Random(10 * axes + workers)
+    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log.txt"
+    assert program.run(log, *command(whole, cohorts[axes], axes, workers), faults=CHEAP) == 0, log.read_text()
+    training = command(part, cohorts[axes], axes, workers)
+    checkpoint, num_kills = part / "models" / "checkpoint.pt", 0
+    for name, arguments in draw_kills(generator):
+        saved_at = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
+        program.start(log, *training, faults=CHEAP if name == "clock" else {**CHEAP, name: arguments})
+        if name == "clock":
+            assert wait_until(lambda at=saved_at: checkpoint.is_file() and checkpoint.stat().st_mtime_ns > at)
+            time.sleep(arguments[0])
+            kill = generator.choice([os.kill, os.killpg])
+            kill(program.pid, signal.SIGKILL)
+        num_kills += program.wait() == -signal.SIGKILL
+        if checkpoint.is_file():
+            torch.load(checkpoint, weights_only=True)
+            torch.load(part / "models" / "model.pt", weights_only=True)
+    assert num_kills >= 4  # a training may have ended before its last kill
+    assert program.run(log, *training, faults=CHEAP) == 0, log.read_text()
+    assert differences(outcome(whole), outcome(part)) == []
+    assert saved_step(part) == NUM_STEPS
+    assert temporary_files(part) == []
+    record_property("figure", f"{axes}D, {workers} workers: the same weights and curves after {num_kills} kills")
+
+
+@pytest.mark.slow
+@pytest.mark.goal(id="R2")
+def test_the_number_of_workers_changes_nothing(
+    program: Program, cohorts: dict[int, Path], tmp_path: Path, record_property: Any
+) -> None:
+    outcomes = []
+    for workers in (0, 1, 2, 4):
+        training = command(tmp_path / str(workers), cohorts[2], 2, workers, max_epochs=4)
+        assert program.run(tmp_path / "log.txt", *training, faults=CHEAP) == 0, (tmp_path / "log.txt").read_text()
+        outcomes.append(outcome(tmp_path / str(workers)))
+    assert [differences(outcomes[0], other) for other in outcomes[1:]] == [[], [], []]
+    record_property("figure", "0, 1, 2 and 4 workers: the same 20 losses and weights")
+
+
+LIMITS = {"0": 0.0, "1 kB": 1000.0, "50 %": 0.5, "99 %": 0.99}  # bytes, or shares of the checkpoint
+
+
+@pytest.mark.slow
+@pytest.mark.goal(id="R3")
+@pytest.mark.goal(id="R17")
+@pytest.mark.parametrize("save", [1, 3])
+def test_a_full_disk_keeps_the_last_checkpoint(
+    save: int, program: Program, cohorts: dict[int, Path], tmp_path: Path, record_property: Any
+) -> None:
+    """The disk fills up before the first or a later save; the same command ends as the whole training."""
+    whole, log = tmp_path / "whole", tmp_path / "log.txt"
+    short = {"max_epochs": 3, "num_pictures": 0, "checkpoint_minutes": 1000}  # a save per epoch
+    assert program.run(log, *command(whole, cohorts[2], 2, **short), faults=CHEAP) == 0, log.read_text()
+    size, num_faults = (whole / "models" / "checkpoint.pt").stat().st_size, 0
+    for name, limit in LIMITS.items():
+        limit = int(limit if limit > 1 else limit * size)
+        bundle = tmp_path / name
+        training = command(bundle, cohorts[2], 2, **short)
+        code = program.run(log, *training, faults={**CHEAP, "files_no_larger_than": [limit, save]})
+        assert code == 6, log.read_text()
+        (error,) = program.errors()
+        assert "cannot be written (File too large); free space" in error
+        assert len(error) <= 200
+        assert temporary_files(bundle) == []
+        models = bundle / "models"
+        assert save > 1 or not (models / "model.pt").exists()
+        assert save == 1 or saved_step(bundle) == 5 * (save - 1)
+        for file in models.glob("*.pt"):
+            torch.load(file, weights_only=True)
+        assert program.run(log, *training, faults=CHEAP) == 0, log.read_text()
+        assert differences(outcome(whole), outcome(bundle)) == []
+        assert temporary_files(bundle) == []
+        num_faults += 1
+        shutil.rmtree(bundle)
+    record_property("figure", f"full disk at save {save}: {num_faults} of {num_faults} resume to the same weights")
