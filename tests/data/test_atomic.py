@@ -12,6 +12,7 @@ from monai_diffae.data.atomic import remove_abandoned, write_atomic, write_json
 from monai_diffae.errors import MachineError
 
 
+@pytest.mark.goal(id="R16")
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
