@@ -330,6 +330,15 @@ def test_expand_slices(tmp_path: Path) -> None:
             expand_slices(volume, **wrong)  # type: ignore[arg-type]
 
 
+def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        save_nifti(tmp_path / f"{name}.nii")
+    save_nifti(tmp_path / "bad.nii", values(4, 5, 6, 2))
+    assert [failure.case_id for failure in split_cohort(tmp_path, spatial_dims=2).failures] == ["bad"]
+    (line,) = caplog.messages
+    assert line.startswith("case bad skipped: bad.nii: a 4D file")
+
+
 def test_fingerprint(tmp_path: Path) -> None:
     save_nifti(tmp_path / "a.nii")
     save_series(tmp_path / "ct")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scan_files import save_nifti, values
 
-pytestmark = pytest.mark.goal(id="R15")
+pytestmark = [pytest.mark.goal(id="R15"), pytest.mark.slow]
 
 LARGEST_MB = 300
 READ_ALL = """
@@ -69,7 +69,7 @@ def _png(path: Path, width: int, height: int) -> Path:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     pack = zlib.compressobj()
-    pixels = b"".join([*(pack.compress(bytes(1 << 20)) for _ in range(200)), pack.flush()])
+    pixels = b"".join([*(pack.compress(bytes(1 << 20)) for _ in range(64)), pack.flush()])
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
     return path
@@ -78,10 +78,7 @@ def _png(path: Path, width: int, height: int) -> Path:
 def _gzip_bomb(path: Path) -> Path:
     """Behind the voxels 1 GB of zeros."""
     plain = save_nifti(path.with_suffix(""))
-    with gzip.open(path, "wb", compresslevel=1) as stream:
-        stream.write(plain.read_bytes())
-        for _ in range(1000):
-            stream.write(bytes(1 << 20))
+    path.write_bytes(gzip.compress(plain.read_bytes()) + 1000 * gzip.compress(bytes(1 << 20)))
     plain.unlink()
     return path
 
@@ -90,16 +87,13 @@ def _voxel_bomb(path: Path) -> Path:
     """A header that tells the truth: 3 GB of zeros follow, packed into a few MB."""
     data = bytearray(save_nifti(path.with_suffix("")).read_bytes())
     data[40:56] = np.array([3, 1000, 1000, 800, 1, 1, 1, 1], np.int16).tobytes()
-    with gzip.open(path, "wb", compresslevel=1) as stream:
-        stream.write(bytes(data[:352]))
-        for _ in range(3052):
-            stream.write(bytes(1 << 20))
+    path.write_bytes(gzip.compress(bytes(data[:352])) + 3052 * gzip.compress(bytes(1 << 20)))
     return path
 
 
 def _packed_mha(path: Path) -> Path:
     pack = zlib.compressobj()
-    body = b"".join([*(pack.compress(bytes(1 << 20)) for _ in range(600)), pack.flush()])
+    body = b"".join([*(pack.compress(bytes(1 << 20)) for _ in range(200)), pack.flush()])
     header = (
         "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
         f"CompressedData = True\nCompressedDataSize = {len(body)}\nElementDataFile = LOCAL\n"
@@ -112,7 +106,7 @@ def test_bombs_are_refused_in_one_line_and_little_memory(tmp_path, record_proper
     good = _volume(tmp_path / "good.nii.gz", (1, 1, 1))
     bombs = [
         _header_bomb(tmp_path / "header.nii", (30000, 30000, 3000)),
-        _header_bomb(tmp_path / "header.nii.gz", (30000, 30000, 3000)),
+        _header_bomb(tmp_path / "packed_header.nii.gz", (30000, 30000, 3000)),
         _header_bomb(tmp_path / "line.nii", (32767, 32767, 1)),
         _gzip_bomb(tmp_path / "behind.nii.gz"),
         _voxel_bomb(tmp_path / "voxels.nii.gz"),
@@ -128,8 +122,8 @@ def test_bombs_are_refused_in_one_line_and_little_memory(tmp_path, record_proper
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     before, after, lines = json.loads(done.stdout.splitlines()[-1])
     assert len(lines) == len(bombs)
-    for line in lines.values():
-        assert line is not None
+    for bomb, line in lines.items():
+        assert line is not None, f"{bomb} was read"
         assert "; " in line, line
         assert len(line.splitlines()) == 1
         assert len(line) <= 200
