@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -70,7 +71,11 @@ def _campaign(make: Callable[[Path], Callable[[], object]], folder: Path, seed: 
     for chain in range(CHAINS):
         out = folder / f"chain{chain}"
         for _ in range(KILLS):
-            kills += _killed(make(out), rng.uniform(0.05, 0.95) * seconds)
+            after = rng.uniform(0.05, 0.95) * seconds
+            while not _killed(make(out), after):  # the machine was busier before, and the run has ended
+                shutil.rmtree(out)
+                after *= 0.7
+            kills += 1
             for name, content in _files(out).items() if out.exists() else ():
                 if name.endswith(".json"):
                     json.loads(content)  # a record that says what is not finished

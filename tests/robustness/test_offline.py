@@ -56,7 +56,7 @@ def test_the_main_commands_run_without_a_network(small_cohort, tiny_settings, tm
     settings = {**tiny_settings, "mlflow": True}
     overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in settings.items()]
     commands = [
-        ["init", bundle, "--template", "diffae_2d"],
+        ["init", bundle, "--bundle", "diffae_2d"],
         ["train", bundle, small_cohort, "--overrides", *overrides],
         ["embed", bundle, small_cohort, tmp_path / "z", "--device", "cpu"],
         ["probe", tmp_path / "z" / "embeddings.parquet", tmp_path / "p", "--targets", "ventricles"],
