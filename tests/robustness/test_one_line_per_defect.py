@@ -25,7 +25,7 @@ def check(defect: str, code: object, log: str, folder: Path, record_property) ->
     assert len(lines) == 1, log
     assert len(lines[0]) <= LONGEST_LINE
     assert "Traceback" not in log
-    record_property("figure", f"{len(lines[0])} characters")
+    record_property("length", len(lines[0]))
     if defect in READ_WITH_A_WARNING:
         assert code == 0
         assert not (folder / "failures.csv").exists()
