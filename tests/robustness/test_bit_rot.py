@@ -42,8 +42,8 @@ FORMATS = {
     "packed.mha": lambda path: _image(path, True),
     "a.dcm": lambda path: make_plane(positions()[0]).save_as(path),
 }
-CHECKED = {"a.nii.gz", "a.png", "packed.nrrd", "packed.mha"}
-"""The formats with a checksum: the reader itself refuses every flip that changes a voxel."""
+CHECKED = {"a.nii.gz", "a.png"}
+"""Formats whose checksums cover the whole file: the reader itself refuses every flip that changes a voxel."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
