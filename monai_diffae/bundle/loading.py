@@ -249,6 +249,8 @@ def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file:
         ConfigError: the configuration has no such id.
     """
     for key, value in values.items():
+        if not key:  # MONAI would replace the whole configuration
+            raise ConfigError(no_such_key("''", what, file))
         try:
             parser[key] = value
         except (KeyError, IndexError, ValueError, TypeError) as error:

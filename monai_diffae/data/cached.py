@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
-from monai_diffae.data.failures import Failure
+from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.fingerprints import Fingerprint, fingerprint
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import (
@@ -117,6 +117,7 @@ class CachedCases(Dataset[Item]):
             raise CohortError("there are no cases to read; check the cohort and its splits")
         remove_abandoned_caches(self.cache_dir)
         items: list[Item] = []
+        skipped = SkippedCases()
         for index, (result, content) in enumerate(self._results()):
             self._contents.append((str(self.data[index].get("id", index)), content))
             error = result if isinstance(result, Exception) else self._keep(result)
@@ -127,7 +128,7 @@ class CachedCases(Dataset[Item]):
             elif (isinstance(error, DiffAEError) and not isinstance(error, ScanError)) or self.on_bad_scan == "stop":
                 raise error
             else:
-                self.failures.append(log_failure(self.data[index], index, self.keys[0], error, len(self.failures)))
+                self.failures.append(log_failure(self.data[index], index, self.keys[0], error, skipped))
         if not items:
             first = self.failures[0]
             raise CohortError(f"all {len(self.data)} cases failed, the first is '{first.case_id}': {first.reason}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_diffae.data.cases import Case, find_cases
 from monai_diffae.data.cohorts import fingerprint, read_cohort
-from monai_diffae.data.failures import Failure
+from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.slices import Axis
 from monai_diffae.data.splits import assign_splits, check_links
@@ -103,6 +103,8 @@ def split_cohort(
 ) -> SplitCohort:
     """Read a cohort, split it by patient and, for a 2D model, expand its volumes into slices.
 
+    Volumes whose header cannot be read are skipped with a warning.
+
     Args:
         dataset_dir: a folder, a CSV/TSV, a MONAI datalist JSON or a single scan, see
             :func:`~monai_diffae.data.cohorts.read_cohort`.
@@ -129,6 +131,9 @@ def split_cohort(
     num_scans, num_patients = len(cases), len({case.patient for case in cases})
     if spatial_dims == 2:
         cases, failures = expand_slices(cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step)
+        skipped = SkippedCases()
+        for failure in failures:
+            skipped.log(failure)
     if not cases:
         raise CohortError(
             f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from pathlib import Path
 from monai_diffae.data.atomic import disk_errors, write_atomic
 from monai_diffae.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _HEADER = "case_id,file,reason"
+_MOST_WARNINGS = 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,40 @@ class Failure:
     case_id: str
     file: str
     reason: str
+
+
+class SkippedCases:
+    """Logs a warning for each of the first 5 cases that are skipped.
+
+    Consecutive slices of one volume that fail for the same reason are one warning.
+
+    Example:
+        >>> skipped = SkippedCases()
+        >>> skipped.log(Failure("c1", "c1.nii", "c1.nii: the file is empty; copy it again"))
+        >>> skipped.num_warnings
+        1
+    """
+
+    def __init__(self) -> None:
+        self.num_warnings = 0
+        self._last: tuple[str, str] | None = None
+
+    def log(self, failure: Failure, volume: str | None = None) -> None:
+        """Log that a case is skipped.
+
+        Args:
+            failure: the case, and why.
+            volume: the volume that the case is a slice of; None: it is no slice.
+        """
+        this = (failure.case_id if volume is None else volume, failure.reason)
+        is_told, self._last = this == self._last, this
+        level = logging.DEBUG if is_told or self.num_warnings >= _MOST_WARNINGS else logging.WARNING
+        logger.log(level, "case %s skipped: %s", failure.case_id, failure.reason)
+        if is_told:
+            return
+        if self.num_warnings == _MOST_WARNINGS:
+            logger.warning("more cases are skipped; failures.csv lists all of them")
+        self.num_warnings += 1
 
 
 def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) -> Path:

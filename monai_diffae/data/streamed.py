@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from monai_diffae.data.contents import item_hash
-from monai_diffae.data.failures import Failure
+from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.workers import leave_signals_to_parent, worker_errors
 from monai_diffae.errors import ScanError, find_diffae_error, one_line
-
-logger = logging.getLogger(__name__)
-
-_MOST_WARNINGS = 5
 
 Arrays = dict[str, NDArray[np.float32]]
 """The images ``[C, *S]`` of one item, by key."""
@@ -94,15 +89,12 @@ def check_size(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> ScanErr
     return None
 
 
-def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception, num_earlier: int = 0) -> Failure:
-    """Log a warning that an item is skipped, unless there were 5 before, and return its line for ``failures.csv``."""
+def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception, skipped: SkippedCases) -> Failure:
+    """Log that an item is skipped, see :class:`SkippedCases`, and return its line for ``failures.csv``."""
     image = item.get(key, item.get("image", ""))
     file = image[0] if isinstance(image, (list, tuple)) and image else image
     failure = Failure(str(item.get("id", index)), Path(str(file)).name, one_line(error))
-    level = logging.WARNING if num_earlier < _MOST_WARNINGS else logging.DEBUG
-    logger.log(level, "case %s skipped: %s", failure.case_id, failure.reason)
-    if num_earlier == _MOST_WARNINGS:
-        logger.warning("more cases are skipped; failures.csv lists all of them")
+    skipped.log(failure, failure.case_id.rpartition("_")[0] if "slice" in item else None)
     return failure
 
 

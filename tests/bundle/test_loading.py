@@ -32,6 +32,7 @@ from monai_diffae.errors import ConfigError
             "preprocessing#transforms#99: the model's configuration has no such key; see .*",
         ),
         ("nope", "nope: the model's configuration has no such key; see .*"),
+        ("", "'': the model's configuration has no such key; see .*"),
         ("nope#a", "nope#a: the model's configuration has no such key; see .*"),
     ],
 )

@@ -50,6 +50,7 @@ def test_a_size_that_the_network_cannot_halve_is_refused_before_the_data_are_loo
     assert "image_size is [50, 50]; the network needs multiples of" in line
 
 
+@pytest.mark.goal(id="R12")
 def test_an_empty_folder_is_named(make_workflow, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "empty" in complaint(make_workflow, {"dataset_dir": str(tmp_path / "empty")})
@@ -103,6 +104,7 @@ def test_a_table_without_images_is_refused(make_workflow, small_cohort, tmp_path
     assert "t.csv" in line
 
 
+@pytest.mark.goal(id="R12")
 def test_a_patient_in_two_splits_is_refused(make_workflow, small_cohort, tmp_path):
     table = pd.read_csv(small_cohort)
     table["image"] = [str(small_cohort.parent / image) for image in table["image"]]
@@ -112,6 +114,7 @@ def test_a_patient_in_two_splits_is_refused(make_workflow, small_cohort, tmp_pat
     assert "split" in line
 
 
+@pytest.mark.goal(id="R9")
 def test_a_wrong_number_of_channels_is_refused(make_workflow):
     assert "channel" in complaint(make_workflow, {"in_channels": 3})
 

@@ -13,6 +13,7 @@ from monai_diffae.errors import MachineError
 
 
 @pytest.mark.goal(id="R3")
+@pytest.mark.goal(id="R16")
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

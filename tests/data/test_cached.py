@@ -191,6 +191,7 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
         CachedCases(cohort(tmp_path, 2), die, num_workers=1).prepare()
 
 
+@pytest.mark.goal(id="R7")
 @pytest.mark.slow
 def test_1000_cases_with_50_defects(tmp_path: Path) -> None:
     bad = tuple(range(0, 1000, 20))

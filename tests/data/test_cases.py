@@ -44,6 +44,7 @@ def test_none_is_a_class():
     assert as_labels({"drug": ["None", "aspirin"]}) == {"drug": ["None", "aspirin"]}
 
 
+@pytest.mark.goal(id="R14")
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_names_of_files_are_safe_and_as_unique_as_ids(first: str, second: str) -> None:
     names = [safe_file_name(first), safe_file_name(second)]

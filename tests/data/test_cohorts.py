@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_folder_is_searched_through(tmp_path: Path) -> None:
     assert cases == read_cohort(tmp_path)
 
 
+@pytest.mark.goal(id="R13")
 def test_names_that_differ_in_the_suffix_only(tmp_path: Path) -> None:
     touch(tmp_path / "a.png", tmp_path / "a.nii.gz", tmp_path / "d/b.png", tmp_path / "d_b.png")
     ids = [c.id for c in read_cohort(tmp_path)]
@@ -167,6 +169,7 @@ def test_absolute_paths_outside_the_tables_folder(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.goal(id="R12")
 def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "b.nii")
     assert "empty" in refusal(table(tmp_path, ""))
@@ -190,6 +193,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     assert "UTF-8" in refusal(tmp_path / "bin.csv")
 
 
+@pytest.mark.goal(id="R12")
 def test_50000_rows_take_seconds(tmp_path: Path) -> None:
     touch(tmp_path / "d/0.png")
     rows = "\n".join(f"d/{i}.png,p{i // 3},{i % 2}" for i in range(50_000))
@@ -253,6 +257,7 @@ NASTY = [
 ]  # fmt: skip
 
 
+@pytest.mark.goal(id="R14")
 def test_ids_are_safe_file_names(tmp_path: Path) -> None:
     ids = safe_ids(NASTY)
     assert len({i.casefold() for i in ids}) == len(NASTY)
@@ -262,6 +267,7 @@ def test_ids_are_safe_file_names(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == len(NASTY)
 
 
+@pytest.mark.goal(id="R14")
 @given(st.text(max_size=400))
 def test_any_text_becomes_a_safe_id(text: str) -> None:
     safe = safe_id(text)
@@ -275,6 +281,7 @@ def test_any_text_becomes_a_safe_id(text: str) -> None:
 # ---------------------------------------------------------------- splits
 
 
+@pytest.mark.goal(id="R12")
 @settings(max_examples=60, deadline=None)
 @given(
     patients=st.lists(st.integers(0, 12), min_size=2, max_size=40).filter(lambda p: len(set(p)) > 1),
@@ -333,6 +340,15 @@ def test_expand_slices(tmp_path: Path) -> None:
             expand_slices(volume, **wrong)  # type: ignore[arg-type]
 
 
+def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        save_nifti(tmp_path / f"{name}.nii")
+    save_nifti(tmp_path / "bad.nii", values(4, 5, 6, 2))
+    assert [failure.case_id for failure in split_cohort(tmp_path, spatial_dims=2).failures] == ["bad"]
+    (line,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    assert line.startswith("case bad skipped: bad.nii: a 4D file")
+
+
 def test_fingerprint(tmp_path: Path) -> None:
     save_nifti(tmp_path / "a.nii")
     save_series(tmp_path / "ct")
@@ -345,6 +361,7 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert fingerprint([Case("x", {"image": tmp_path / "gone"}, "x")])
 
 
+@pytest.mark.goal(id="R12")
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
 def test_one_file_in_two_splits_by_a_link_is_refused(tmp_path: Path, link: str) -> None:
     save_nifti(tmp_path / "a.nii")

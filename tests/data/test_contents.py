@@ -41,6 +41,7 @@ def pair(path: Path) -> Path:
     return path
 
 
+@pytest.mark.goal(id="R5")
 @pytest.mark.parametrize(
     ("make", "name", "voxels"),
     [(image, "a.nii", "a.nii"), (image, "a.mha", "a.mha"), (image, "a.mhd", "a.raw"), (pair, "a.hdr", "a.img")],

@@ -36,6 +36,7 @@ def test_two_series_are_told_apart(tmp_path: Path) -> None:
     assert "UID" in refusal(f"{tmp_path / 'ct'}#series=9")
 
 
+@pytest.mark.goal(id="R5")
 def test_defective_series(tmp_path: Path) -> None:
     whole = save_series(tmp_path / "whole")
     gap = shutil.copytree(whole, tmp_path / "gap")
@@ -91,6 +92,7 @@ def test_real_dicom_is_read_whole() -> None:
     assert scan.array.shape == (1, 35, 51, 32)
 
 
+@pytest.mark.goal(id="R5")
 def test_real_dicom_cut_anywhere(tmp_path: Path) -> None:
     file = next(shared("hippocampus_hcrop_dicom").glob("*/1.dcm"))
     data = file.read_bytes()

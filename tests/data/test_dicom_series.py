@@ -89,6 +89,7 @@ def test_the_same_result_is_the_same_series(tmp_path: Path) -> None:
     assert len({tags(p)[0].SeriesInstanceUID for p in (first, second, other, named)}) == 3
 
 
+@pytest.mark.goal(id="R11")
 @pytest.mark.parametrize(
     ("low", "high", "signed", "step"),
     [(0, 65535, 0, 1), (-32768, 32767, 1, 1), (-5, 65535, 1, 2.0001), (0, 1e6, 0, 15.26), (-1e6, 2e5, 1, 30.6)],

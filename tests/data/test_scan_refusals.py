@@ -64,6 +64,7 @@ def test_no_permission(tmp_path: Path, suffix: str) -> None:
     tmp_path.chmod(0o700)
 
 
+@pytest.mark.goal(id="R5")
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("part", [0.01, 0.3, 0.9, 0.999])
 def test_truncated_nifti(tmp_path: Path, suffix: str, part: float) -> None:
@@ -73,6 +74,7 @@ def test_truncated_nifti(tmp_path: Path, suffix: str, part: float) -> None:
     refusal(path)
 
 
+@pytest.mark.goal(id="R5")
 def test_200_bit_flips_in_a_gzip_stream(tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "a.nii.gz", values(12, 12, 12))
     data = path.read_bytes()
@@ -91,6 +93,7 @@ def test_200_bit_flips_in_a_gzip_stream(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scan.array[0], values(12, 12, 12))
 
 
+@pytest.mark.goal(id="R5")
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("part", [0.1, 0.6, 0.99])
@@ -102,6 +105,7 @@ def test_truncated_itk_files(tmp_path: Path, suffix: str, packed: bool, part: fl
     refusal(path)
 
 
+@pytest.mark.goal(id="R5")
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
 def test_truncated_pictures(tmp_path: Path, suffix: str, part: float) -> None:
@@ -111,6 +115,18 @@ def test_truncated_pictures(tmp_path: Path, suffix: str, part: float) -> None:
     refusal(path)
 
 
+@pytest.mark.goal(id="R5")
+def test_a_flipped_bit_in_the_last_row_of_a_png_is_refused(tmp_path: Path) -> None:
+    """Pillow (12) shows wrong pixels there without a word."""
+    path = tmp_path / "a.png"
+    Image.fromarray(values(40, 40).astype(np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[-25] ^= 1  # before the 4 bytes of zlib's checksum, the chunk's checksum, and the last chunk of 12 bytes
+    path.write_bytes(data)
+    assert "the picture is damaged" in refusal(path)
+
+
+@pytest.mark.goal(id="R9")
 def test_wrong_dimensions_and_channels(tmp_path: Path) -> None:
     assert "4D" in refusal(save_nifti(tmp_path / "four.nii.gz", values(4, 4, 4, 3)))
     image = sitk.JoinSeries([sitk.GetImageFromArray(values(4, 4, 4))] * 2)
@@ -130,6 +146,7 @@ def test_wrong_dimensions_and_channels(tmp_path: Path) -> None:
     assert "transparent" in refusal(tmp_path / "alpha.png")
 
 
+@pytest.mark.goal(id="R9")
 def test_true_colour_dicom_is_refused(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8), isVector=True)
     sitk.WriteImage(image, str(tmp_path / "rgb.dcm"))
@@ -179,6 +196,7 @@ def test_wrong_geometry_and_types(tmp_path: Path) -> None:
         assert "spacing" in refusal(tmp_path / "s.mha")
 
 
+@pytest.mark.goal(id="R10")
 def test_sheared_affine_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     affine = np.eye(4)
     affine[0, 1] = 0.3
@@ -199,6 +217,7 @@ def _with_forms(path: Path, sform: tuple | None, qform: tuple | None, spacing: f
     return path
 
 
+@pytest.mark.goal(id="R10")
 @pytest.mark.parametrize(
     ("sform", "qform", "spacing", "warning"),
     [
@@ -223,6 +242,7 @@ def test_a_doubtful_orientation_is_read_with_a_warning(
         assert warning.partition(";")[0] in refusal(path, doubtful="refuse")
 
 
+@pytest.mark.goal(id="R15")
 def test_header_bomb_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
     path = _write_header(tmp_path / "bomb.nii", dim=[3, 30000, 30000, 3000, 1, 1, 1, 1])
     packed = tmp_path / "bomb.nii.gz"
@@ -239,6 +259,7 @@ def test_header_bomb_is_refused_before_anything_is_allocated(tmp_path: Path) -> 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
+@pytest.mark.goal(id="R15")
 def test_gzip_bomb_behind_the_voxels(tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "a.nii")
     with gzip.open(tmp_path / "b.nii.gz", "wb", compresslevel=1) as stream:
@@ -248,6 +269,7 @@ def test_gzip_bomb_behind_the_voxels(tmp_path: Path) -> None:
     assert "far more data" in refusal(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.goal(id="R15")
 @pytest.mark.parametrize("name", ["b.mha", "b.mhd", "b.nrrd", "detached.nrrd"])
 def test_compression_bombs_take_no_memory(tmp_path: Path, name: str) -> None:
     """Defect 19 of the reliability goals: 1 MB of zeros' zeros took 2 GB, and the MHA was accepted."""
@@ -266,6 +288,7 @@ def test_compression_bombs_take_no_memory(tmp_path: Path, name: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
+@pytest.mark.goal(id="R15")
 def test_lengths_that_lie_in_dicom_take_no_memory(tmp_path: Path) -> None:
     """Each byte of the file's beginning in turn: GDCM alone takes up to 23 GB for some of these files."""
     data = (save_series(tmp_path / "ct", 1) / "001.dcm").read_bytes()
@@ -279,6 +302,7 @@ def test_lengths_that_lie_in_dicom_take_no_memory(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
+@pytest.mark.goal(id="R30")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_fuzzed_files_give_a_scan_or_one_line(tmp_path: Path, data: st.DataObject) -> None:

@@ -73,6 +73,7 @@ def test_a_picture_becomes_a_volume_of_one_slice(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(nrrd)[0].T, array[0])
 
 
+@pytest.mark.goal(id="R11")
 def test_values_that_do_not_fit_are_clipped_and_counted(tmp_path, caplog):
     array = np.array([-1.0, 0.5, 1.5, 255.4, 256.0, 9e9]).reshape(1, 1, 2, 3)
     for suffix in (".nrrd", ".nii"):

@@ -128,6 +128,7 @@ def test_written_scans_come_back(tmp_path: Path) -> None:
             write_scan(tmp_path / wrong, volume)
 
 
+@pytest.mark.goal(id="R16")
 def test_a_failed_write_keeps_the_old_scan_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "a.nii.gz", values(1, 3, 4, 5))
     old = path.read_bytes()

@@ -35,6 +35,7 @@ def test_a_volume_fails_as_a_whole_and_once():
     assert failures == [bad_header, Failure("a", "a.nii", "slice 4: reason 4")]
 
 
+@pytest.mark.goal(id="R13")
 def test_a_slice_may_not_have_the_id_of_another_case(tmp_path):
     volume = write_scan(tmp_path / "a.nii.gz", np.zeros((1, 2, 2, 3)))
     picture = write_scan(tmp_path / "a_z001.png", np.zeros((1, 4, 4)))

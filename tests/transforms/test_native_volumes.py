@@ -55,6 +55,7 @@ def save(path: Path, array: np.ndarray, spacing: tuple[float, ...], codes: str, 
     return path
 
 
+@pytest.mark.goal(id="R10")
 @pytest.mark.parametrize(("codes", "spacing"), itertools.product(ORIENTATIONS, [ISOTROPIC, THICK]))
 def test_there_and_back(tmp_path: Path, codes: str, spacing: tuple[float, ...]) -> None:
     array = volume(spacing)
@@ -83,6 +84,7 @@ def header_of(dtype: Any, slope: float | None = None) -> nib.Nifti1Image:
     return image
 
 
+@pytest.mark.goal(id="R10")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
 def test_types_are_kept(tmp_path: Path, dtype: Any) -> None:
     stored = (np.random.default_rng(0).random((12, 10, 8)) * 200).astype(dtype)
@@ -117,6 +119,7 @@ def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path: Path) -> No
     assert b"Doe" not in bytes(made.header.binaryblock)
 
 
+@pytest.mark.goal(id="R11")
 def test_values_that_do_not_fit_the_type_are_clipped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

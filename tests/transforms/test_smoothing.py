@@ -36,6 +36,7 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named() -> None:
     assert SmoothForSpacingd("image", [17.5, 10, 18])(item)["image"].shape == (1, 35, 51, 36)
 
 
+@pytest.mark.goal(id="R15")
 def test_a_wrong_spacing_does_not_ask_for_all_memory() -> None:
     item = {"id": "case-7", "image": volume((16, 16, 16), (1e6, 1.0, 1.0))}
     with pytest.raises(ScanError) as caught:

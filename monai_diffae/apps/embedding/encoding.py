@@ -20,7 +20,7 @@ from monai_diffae.apps.embedding.patches import PatchCutter
 from monai_diffae.apps.embedding.shards import Process, Shards
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure
+from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
 from monai_diffae.data.workers import worker_errors
@@ -180,6 +180,7 @@ def encode_stream(
     positions: list[int] = []
     items: dict[int, Mapping[str, Any]] = {}
     failures: dict[int, Failure] = {}
+    skipped = SkippedCases()
     places: list[NDArray[np.float32]] = []
     batch: list[Tensor] = []
     codes: list[Tensor] = []
@@ -191,7 +192,7 @@ def encode_stream(
             batch.clear()
 
     def fail(position: int, error: Exception) -> None:
-        failures[position] = log_failure(items[position], position, key, error, len(failures))
+        failures[position] = log_failure(items[position], position, key, error, skipped)
 
     for position, item, result in results:
         items[position] = item

@@ -18,7 +18,7 @@ from monai_diffae.apps.session import Session
 from monai_diffae.bundle import Anomaly, AnomalyDetector, OpenedCase
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.failures import Failure, SkippedCases, write_failures
 from monai_diffae.data.progress import track
 from monai_diffae.data.scans import Scan
 from monai_diffae.data.slice_cases import gather_slices, whole_scan
@@ -63,11 +63,12 @@ class AnomalyMaps:
         """
         rows: list[dict[str, Any]] = []
         failed = list(failures)
+        skipped = SkippedCases()
         for index, case in enumerate(track(cases, f"comparing {len(cases)} cases with held-out ones")):
             try:
                 opened = self._open(case)
             except ScanError as error:
-                failed.append(log_failure(case.item(), index, "image", error))
+                failed.append(log_failure(case.item(), index, "image", error, skipped))
             else:
                 rows.append(self._row(case, opened))
         write_failures(self.folder / "failures.csv", failed)

@@ -28,6 +28,8 @@ def read(path: Path) -> Scan:
     """
     image = _open(path)
     try:
+        if image.format == "PNG":  # load() does not compare the checksum of the last rows
+            _open(path).verify()
         image.load()
         image = ImageOps.exif_transpose(image)
         image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image

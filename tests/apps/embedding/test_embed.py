@@ -59,12 +59,14 @@ def test_no_patient_and_no_path_is_written(embedded, tiny_bundle):
     assert str(tiny_bundle.cohort.parent) not in embedded.path.with_suffix(".json").read_text()
 
 
+@pytest.mark.goal(id="R23")
 def test_z_does_not_depend_on_the_other_cases_or_their_order(embedded, tiny_bundle, other_cohort, tmp_path):
     cohort = other_cohort(lambda table: table.iloc[[7, 3, 0, 11, 5]])
     other = z_table(pd.read_parquet(embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu").path))
     pd.testing.assert_frame_equal(z_table(pd.read_parquet(embedded.path)).loc[other.index], other, check_exact=True)
 
 
+@pytest.mark.goal(id="R23")
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16, 100])
 def test_z_does_not_depend_on_the_batch_size(embedded, tiny_bundle, tmp_path, batch_size):
     other = embed(

@@ -71,6 +71,7 @@ def whole(labelled, cohort, tmp_path_factory):
     return embed(labelled.bundle, cohort, tmp_path_factory.mktemp("whole") / "z.parquet", device="cpu").path
 
 
+@pytest.mark.goal(id="R16")
 def test_a_killed_run_resumes_and_the_table_is_the_same_to_the_byte(labelled, cohort, whole, start_program, tmp_path):
     out = tmp_path / "z.parquet"
     command = ["--quiet", "embed", "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu"]
@@ -169,6 +170,7 @@ def _flipped_volume(path):
     path.write_bytes(packed)
 
 
+@pytest.mark.goal(id="R7")
 def test_fifty_bad_scans_of_ten_kinds_are_fifty_lines_and_nothing_else(run, labelled, tmp_path):
     good = pictures(tmp_path, 950)
     bad = []

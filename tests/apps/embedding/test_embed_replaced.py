@@ -41,6 +41,7 @@ def embedded(tiny_bundle, cohort, tmp_path):
     return lambda **options: embed(tiny_bundle.directory, cohort, tmp_path / "z", device="cpu", **options)
 
 
+@pytest.mark.goal(id="R5")
 def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed(cohort, embedded):
     old = pd.read_parquet(embedded().path)
     size = (cohort.parent / "s0.nii").stat().st_size
@@ -136,6 +137,7 @@ def flipped(content):
     return content[:200] + bytes([content[200] ^ 1]) + content[201:]
 
 
+@pytest.mark.goal(id="R16")
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-9], flipped])
 def test_a_table_that_is_not_whole_is_not_complete(embedded, damage):
     path = embedded().path

@@ -14,6 +14,7 @@ def made(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
+@pytest.mark.goal(id="R16")
 @pytest.mark.slow
 def test_after_a_kill_the_same_command_gives_the_result_of_an_uninterrupted_run(latent_bundle, tmp_path):
     options = ["--num-images", COUNT, "--image-format", "nii.gz", "--batch-size", 1, "--device", "cpu"]

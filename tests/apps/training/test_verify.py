@@ -42,6 +42,7 @@ def cohort(tmp_path):
     return folder / "scans.csv"
 
 
+@pytest.mark.goal(id="R6")
 def test_each_case_has_one_verdict_with_reason_and_remedy(cohort, tmp_path):
     """R6 and R12 of the reliability goals, before any training."""
     result = verify(cohort, tmp_path / "out")

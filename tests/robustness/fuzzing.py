@@ -1,0 +1,140 @@
+"""Runs Hypothesis for a number of examples, or for a time; mutates real files and real JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from monai_diffae.errors import DiffAEError
+
+LONGEST = 300
+"""The longest message of an error."""
+
+
+def fuzz(check: Callable[[Any], None], inputs: st.SearchStrategy[Any], *, examples: int, seconds: float = 0.0) -> int:
+    """Check examples, the same ones in each run; then others until the time is over. Return how many were checked."""
+    until, count, number = time.monotonic() + seconds, 0, 0
+
+    def counted(value: Any) -> None:
+        nonlocal count
+        count += 1
+        check(value)
+
+    while not number or time.monotonic() < until:
+        run = settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=False,
+            suppress_health_check=list(HealthCheck),
+        )(seed(number)(given(inputs)(counted)))
+        run()
+        number += 1
+    return count
+
+
+def only_own_errors(call: Callable[[], object]) -> bool:
+    """Whether a call succeeds; its error must be one of the package, in one line."""
+    try:
+        call()
+    except DiffAEError as error:
+        line = str(error)
+    else:
+        return True
+    assert len(line.splitlines()) == 1, line
+    assert len(line) <= LONGEST, line
+    return False
+
+
+def peak_mb() -> float:
+    """The largest memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+_NEAR = st.one_of(st.integers(0, 600), st.integers(0, 1 << 16))
+MUTATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["set", "set", "set", "insert", "delete", "repeat", "zero", "cut", "number"]),
+        _NEAR, st.integers(0, 255), st.integers(1, 64),
+    ),
+    min_size=1, max_size=6,
+)  # fmt: skip
+_NUMBERS = [b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f", b"\x00\x00\xc0\x7f", b"999999999", b"-1"]
+
+
+def mutated(data: bytes, mutations: list[tuple[str, int, int, int]]) -> bytes:
+    """A file's bytes with some of them set, inserted, deleted, repeated or cut off."""
+    raw = bytearray(data)
+    for kind, place, value, length in mutations:
+        if not raw:
+            break
+        at = place % len(raw)
+        if kind == "set":
+            raw[at] = value
+        elif kind == "insert":
+            raw[at:at] = bytes([value]) * length
+        elif kind == "delete":
+            del raw[at : at + length]
+        elif kind == "repeat":
+            raw[at:at] = raw[at : at + length]
+        elif kind == "zero":
+            raw[at : at + length] = bytes(min(length, len(raw) - at))
+        elif kind == "number":
+            number = _NUMBERS[value % len(_NUMBERS)]
+            raw[at : at + len(number)] = number
+        else:
+            del raw[at:]
+    return bytes(raw)
+
+
+NASTY_TEXT = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(
+        ["", " ", "nan", "NA", "1e999", "-0", "../../x", "a\0b", "\n", '"', ";", "x" * 500, "\ud800", "\u202e"]
+    ),
+)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 64), st.floats(allow_nan=True), NASTY_TEXT, st.sampled_from([10**400, -1])
+)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+JSON_CHANGES = st.lists(
+    st.tuples(st.sampled_from(["set", "set", "delete", "add", "wrap"]), st.lists(st.integers(0, 99), max_size=5), JSON),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+def changed_json(content: Any, changes: list[tuple[str, list[int], Any]]) -> Any:
+    """A JSON value in which parts are replaced, deleted, added or wrapped in a list."""
+    root = {"": copy.deepcopy(content)}
+    for kind, path, value in changes:
+        holder: Any = root
+        key: Any = ""
+        for step in path:
+            inner = holder[key]
+            if not isinstance(inner, (dict, list)) or not inner:
+                break
+            holder, key = inner, [*inner][step % len(inner)] if isinstance(inner, dict) else step % len(inner)
+        if kind == "wrap":
+            holder[key] = [holder[key]]
+        elif kind == "delete" and holder is not root:
+            del holder[key]
+        elif kind == "add" and isinstance(holder[key], dict):
+            holder[key]["image" if len(path) % 2 else "id"] = value
+        else:
+            holder[key] = value
+    return root[""]
+
+
+def as_text(content: Any) -> bytes:
+    """JSON as a file holds it."""
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", errors="surrogatepass")

@@ -1,0 +1,93 @@
+"""Goals R13 and R14: N inputs give N outputs, with names that lie in the output folder, whatever the ids are."""
+
+from __future__ import annotations
+
+import csv
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fuzzing import only_own_errors
+from PIL import Image
+
+from monai_diffae import embed, reconstruct
+from monai_diffae.data.cohorts import read_cohort
+
+NAMES = [
+    "../../etc/passwd", "..", ".", "...", "../x", "a/../b", "....//x", "..\\..\\x", "/etc/passwd", "//server/share",
+    "C:\\x", "C:x", "\\\\server\\share", "~", "~root", "-rf", "--out=/tmp/x", "$(touch x)", "`x`", "a;b", "a|b", "a&b",
+    "a*b", "a?b", "a<b>c", 'a"b', "a'b", "a:b", "a b", " a", "a ", "a.", "a..", ".hidden", "CON", "nul", "NUL.txt",
+    "com1", "LPT1", "aux.nii.gz", "x" * 100, "x" * 300, "é" * 200, "名前", "ａ／ｂ", "a\u202eb", "a\u200bb",
+    "e\u0301", "\u00e9",
+    "K", "\u212a", "A", "a", "ß", "SS", "%2e%2e%2f", "%00", "a#series=1", "case_z007", "0", "-1", "1e9", "NaN", "None",
+    "a\0b", "a\nb", "a\rb", "\x1b[31m", "\x7f", "\ud800",
+]  # fmt: skip
+
+
+def _picture(path: Path, seed: int) -> None:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+
+
+def _cohort(folder: Path, ids: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(len(ids)):
+        _picture(folder / f"p{k}.png", k)
+    with open(folder / "cohort.csv", "w", newline="", encoding="utf-8", errors="surrogatepass") as stream:
+        rows = csv.writer(stream, quoting=csv.QUOTE_ALL)
+        rows.writerows([("id", "image", "split"), *((id, f"p{k}.png", "test") for k, id in enumerate(ids))])
+    return folder / "cohort.csv"
+
+
+def _tree(folder: Path) -> set[str]:
+    return {os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names}
+
+
+@pytest.mark.goal(id="R14")
+def test_hostile_ids_write_only_into_the_output_folder(tiny_bundle, tmp_path, record_property):
+    accepted, refused = [], 0
+    for k, name in enumerate(NAMES):
+        cohort = _cohort(tmp_path / "one", [name, "other"])
+        if not only_own_errors(partial(read_cohort, cohort)):
+            refused += 1
+            continue
+        cases = read_cohort(cohort)
+        safe = cases[0].file_name
+        assert Path(os.path.realpath(tmp_path / safe)).parent == tmp_path.resolve(), (k, name)
+        accepted.append(cases[0].id)
+    accepted = list(dict.fromkeys(accepted))
+    cohort = _cohort(tmp_path / "scans", accepted)
+    before = _tree(tmp_path)
+    out = tmp_path / "deep" / "inside" / "out"
+    made = reconstruct(tiny_bundle.directory, cohort, out, split="test", steps=1, device="cpu", workers=0)
+    table = embed(tiny_bundle.directory, cohort, out / "z.parquet", device="cpu", workers=0)
+    new = _tree(tmp_path) - before
+    assert {path for path in new if not path.startswith("deep/inside/out/")} == set()
+    images = [path for path in new if path.startswith("deep/inside/out/x_T/")]
+    assert len(images) == len({path.casefold() for path in images}) == len(accepted) == made.num_cases
+    assert len(pd.read_parquet(table.path)) == len(accepted)
+    record_property(
+        "figure",
+        f"{len(NAMES)} names: {refused} refused, {len(accepted)} outputs for {len(accepted)} ids, none outside",
+    )
+    assert len(NAMES) >= 60
+    assert len(accepted) >= 50
+
+
+@pytest.mark.goal(id="R13")
+def test_as_many_outputs_as_inputs(tiny_bundle, tmp_path, record_property):
+    """Files that differ in their folder, suffix or the case of letters only."""
+    folder = tmp_path / "scans"
+    for k, name in enumerate(
+        ["a/s.png", "b/s.png", "a/S.png", "a_s.png", "a-s.png", "a/s.jpg", "b/s_1.png", "c d/s.png"]
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _picture(folder / name, k)
+    made = reconstruct(tiny_bundle.directory, folder, tmp_path / "r", steps=1, device="cpu", workers=0, split=None)
+    table = embed(tiny_bundle.directory, folder, tmp_path / "z", device="cpu", workers=0)
+    images = [path.name.casefold() for path in (tmp_path / "r" / "x_T").iterdir()]
+    assert len(set(images)) == made.num_cases == 8
+    assert pd.read_parquet(table.path)["id"].nunique() == 8
+    record_property("figure", "8 files with similar names give 8 outputs and 8 rows")
