@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
-from monai_diffae.errors import ConfigError, DivergenceError
+from monai_diffae.engines.step_figures import StepFigures, diverged
+from monai_diffae.errors import ConfigError
 
-_MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and characters of their ids
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -43,9 +42,12 @@ class ResumableTrainer(SupervisedTrainer):
     the loss or a gradient is not finite; and a start at any step of the data
     (see :class:`~monai_diffae.engines.StepBatchSampler`).
 
-    The norm of the gradients is read from the device together with the next step's loss, which avoids a second wait
-    per step, and immediately at the last step of an epoch. With fp16, steps whose gradients overflow are normal: they
-    are skipped, and the next gradients are scaled down. Training ends if the scale falls below 1e-4.
+    The loss and the norm of the gradients are copied from the device while it computes the next step, and checked
+    before that step changes the weights; at the last step of an epoch, immediately. So the device never waits for the
+    host between two steps. A fused optimiser leaves the weights as they are if a gradient is not finite.
+
+    With fp16, steps whose gradients overflow are normal: they are skipped, and the next gradients are scaled down.
+    Training ends if the scale falls below 1e-4.
 
     Args:
         precision: ``auto`` (bf16 if the hardware has it, else fp32), ``fp32``, ``bf16`` or ``fp16``.
@@ -81,8 +83,7 @@ class ResumableTrainer(SupervisedTrainer):
         lay_out(self.network, self.memory_format)
         # fp16 gradients underflow without a scaler; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
-        self._grad_norm: Tensor | float = 0.0  # norm after the last update; the device may still be computing it
-        self._last_update = 0
+        self._last_step: StepFigures | None = None  # not checked yet; the device may still be computing them
         self._reported: BaseException | None = None
         self.logger.addFilter(_is_not_repeated)  # Ignite logs an exception twice before raising it
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
@@ -95,7 +96,7 @@ class ResumableTrainer(SupervisedTrainer):
         """
         self.is_complete = False
         self.ends_after_step = False
-        self._grad_norm = 0.0
+        self._last_step = None
         self.fire_event(TrainingEvents.BEFORE_RUN)
         if self.is_complete:
             return
@@ -110,14 +111,14 @@ class ResumableTrainer(SupervisedTrainer):
         step = self.state.iteration % (self.state.epoch_length or 1)
         return step % self.accumulation_steps != 0
 
-    def check_gradients(self) -> None:
-        """Check that the gradients of the last update are finite; this waits for the device.
+    def check_last_step(self) -> None:
+        """Check that loss and gradients of the last step are finite; this waits for the device.
 
         Raises:
-            DivergenceError: their norm is NaN or infinite.
+            DivergenceError: they are not.
         """
-        if not math.isfinite(norm := float(self._grad_norm)):
-            raise diverged(f"the gradients are not finite at step {self._last_update} (norm {norm:g})")
+        if self._last_step is not None:
+            self._last_step.check()
 
     def _handle_exception(self, e: BaseException) -> None:
         # Ignite leaves raising to the handlers, so the first one that raises would prevent the others. It calls this
@@ -150,14 +151,16 @@ class ResumableTrainer(SupervisedTrainer):
         if step == first_of_group:
             self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         loss = self.image_losses(batchdata).mean()
-        self._refuse_non_finite(loss, batchdata)
+        figures = StepFigures(engine.state.iteration, batchdata.get("id", []), loss)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         self.grad_scaler.scale(loss / size_of_group).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.check_last_step()  # the step before this one; the device is busy with this one
         if step + 1 == first_of_group + size_of_group:
-            self._update_weights()
+            self._update_weights(figures)
+        self._last_step = figures
         if step + 1 == engine.state.epoch_length:  # validation and a checkpoint follow
-            self.check_gradients()
+            self.check_last_step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return {Keys.LOSS: loss.detach()}
 
@@ -170,27 +173,37 @@ class ResumableTrainer(SupervisedTrainer):
                 the step's :class:`~monai_diffae.engines.StepDraws`.
         """
 
-    def _update_weights(self) -> None:
+    def _update_weights(self, figures: StepFigures) -> None:
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        if not self.grad_scaler.is_enabled():
+            figures.add_grad_norm(norm)
+            self._step_if_finite(norm)
+            self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
+            return
         scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        if not self.grad_scaler.is_enabled():
-            self._grad_norm, self._last_update = norm, self.state.iteration
-        elif (smaller := self.grad_scaler.get_scale()) < scale:  # fp16 overflowed, and the step was skipped
+        if (smaller := self.grad_scaler.get_scale()) < scale:  # fp16 overflowed, and the step was skipped
             self._check_scale(smaller)
             return
         self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
 
-    def _refuse_non_finite(self, loss: Tensor, batchdata: Mapping[str, Any]) -> None:
-        if torch.isfinite(loss.detach() + self._grad_norm):  # one wait for the device, not two
-            return
-        self.check_gradients()  # if they are not finite, they are the cause and this batch is not
-        raise diverged(f"the loss is not finite at step {self.state.iteration} ({_named(batchdata.get('id', []))})")
+    def _step_if_finite(self, norm: Tensor) -> None:
+        """Change the weights, but with a fused optimiser only if the gradients are finite: its kernel reads the flag.
+
+        The flag is the one that torch's gradient scaler sets for fp16. It saves a wait for the device.
+        """
+        optimizer: Any = self.optimizer
+        is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if is_fused:
+            optimizer.found_inf = (~norm.isfinite()).float()
+        optimizer.step()
+        if is_fused:
+            del optimizer.found_inf
 
     def _check_scale(self, scale: float) -> None:
         if scale < _SMALLEST_SCALE:
@@ -220,31 +233,6 @@ class DiffusionTrainer(ResumableTrainer):
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         return error * self.schedule.loss_weights(kwargs["timesteps"])
-
-
-def diverged(what: str) -> DivergenceError:
-    """The error that ends a training whose numbers are no longer finite.
-
-    Args:
-        what: what is not finite, and at which step.
-
-    Example:
-        >>> diverged("the loss is not finite at step 7")  # doctest: +ELLIPSIS
-        DivergenceError('the loss is not finite at step 7; the last checkpoint is kept. Use a lower learning_rate, ...')
-    """
-    return DivergenceError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
-
-
-def _named(ids: Sequence[Any]) -> str:
-    """The first cases of a batch, for a message of one line.
-
-    Example:
-        >>> _named(["a", "b", "c", "d", "e"])
-        'cases a, b, c and 2 others'
-    """
-    names = ", ".join(str(name)[:_LONGEST_ID] for name in ids[:_MOST_NAMED]) or "unknown"
-    others = len(ids) - _MOST_NAMED
-    return f"cases {names} and {others} others" if others > 0 else f"cases {names}"
 
 
 def _is_not_repeated(record: logging.LogRecord) -> bool:

@@ -20,7 +20,8 @@ from monai_diffae.bundle.warm_start import start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
 from monai_diffae.data.atomic import write_json
 from monai_diffae.engines.step_draws import SCHEME
-from monai_diffae.engines.trainer import TrainingEvents, diverged
+from monai_diffae.engines.step_figures import diverged
+from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.stop_requests import StopRequests
@@ -228,7 +229,7 @@ class CheckpointKeeper:
             return
         is_stopping = self.stop_requests.are_pending or engine.should_terminate
         if is_stopping or time.monotonic() - self._saved_at > self.interval_s:
-            engine.check_gradients()  # type: ignore[attr-defined]
+            engine.check_last_step()  # type: ignore[attr-defined]
             self._announce_and_save(engine)
         self._stop_if_asked(engine)
 

@@ -1,0 +1,123 @@
+"""Nothing waits for the device inside a training step, a decoding or an inversion.
+
+The networks and images are on torch's device ``meta``, whose tensors have no values: any read by the host, be it
+``item()``, ``bool()``, an index by values or a copy to the CPU, raises an error. On a GPU the same read would wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer
+from monai_diffae.engines.step_figures import HostCopy
+from monai_diffae.handlers import EMA, RunningStatistics
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.networks import DiffusionAutoencoder, build_autoencoder
+
+TINY = {"base_channels": 8, "channel_mult": (1, 2), "z_channels": 4, "time_embed_channels": 8}
+SCHEDULES = {
+    "paper": {},
+    "clipped": {"clip_range": (-1, 1)},
+    "rectified flow": {"schedule": "rectified_flow", "prediction": "v"},
+}
+
+
+def on_meta(spatial_dims: int) -> tuple[DiffusionAutoencoder, torch.Tensor]:
+    return build_autoencoder(spatial_dims, **TINY).to("meta"), torch.empty(2, 1, *[16] * spatial_dims, device="meta")
+
+
+def test_a_read_of_a_value_on_the_device_is_an_error() -> None:
+    value = torch.ones((), device="meta")
+    for read in (lambda: value.item(), lambda: bool(value > 0), lambda: value.cpu(), lambda: value.tolist()):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "schedule", "inversion", "solver"),
+    [
+        (2, "rectified flow", "implicit", "adams"),
+        (3, "paper", "implicit", "adams"),
+        (2, "clipped", "ddim", "ddim"),
+        (2, "paper", "implicit", "unipc"),
+        (2, "clipped", "implicit", "heun"),
+        (2, "rectified flow", "implicit", "dpmpp_2m"),
+    ],
+)
+def test_no_wait_in_encoding_inversion_and_decoding(
+    spatial_dims: int, schedule: str, inversion: Any, solver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what a caller passes is checked once, before the loops
+    monkeypatch.setattr("monai_diffae.inferers.autoencoding._check_inputs", lambda *_: None)
+    network, images = on_meta(spatial_dims)
+    levels = DiffusionSchedule(**SCHEDULES[schedule]).to("meta")
+    inferer = DiffusionAutoencoderInferer(levels, solver=solver, inversion=inversion, steps=4)
+    z_sem = inferer.encode(images, network.eval())
+    decoded = inferer.decode(z_sem, inferer.invert(images, network, z_sem), network)
+    assert (decoded.device.type, decoded.shape) == ("meta", images.shape)
+
+
+def trainer_on_meta(spatial_dims: int, loss_weighting: str, **settings: Any) -> tuple[DiffusionTrainer, EMA]:
+    network, images = on_meta(spatial_dims)
+    schedule = DiffusionSchedule(loss_weighting=loss_weighting)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=False, foreach=True)  # there is no fused kernel for meta
+    ema = EMA(network)
+    trainer = DiffusionTrainer(
+        schedule=schedule,
+        network=network,
+        train_data_loader=[{"image": images}] * 8,
+        optimizer=optimizer,
+        loss_function=torch.nn.MSELoss(reduction="none"),
+        inferer=DiffusionAutoencoderInferer(schedule),
+        prepare_batch=AutoencoderPrepareBatch(schedule),
+        device=torch.device("meta"),
+        max_epochs=1,
+        precision="fp32",
+        train_handlers=[ema, RunningStatistics(images_per_step=2, optimizer=optimizer, every=100)],
+        **settings,
+    )
+    return trainer, ema
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Counts the numbers that are read through :class:`HostCopy`, which waits for an earlier step only."""
+    count = [0]
+
+    def read(_: HostCopy) -> float:
+        count[0] += 1
+        return 0.0
+
+    monkeypatch.setattr(HostCopy, "__init__", lambda *_: None)
+    monkeypatch.setattr(HostCopy, "read", read)
+    monkeypatch.setattr("monai_diffae.engines.trainer.autocast", lambda *_: contextlib.nullcontext())  # none for meta
+    return lambda: count[0]
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "loss_weighting", "settings"),
+    [
+        (2, "none", {}),
+        (3, "none", {"channels_last": False}),
+        (2, "min_snr", {"accumulation_steps": 2}),
+    ],
+)
+def test_no_wait_in_a_training_step(
+    spatial_dims: int, settings: dict[str, Any], loss_weighting: str, reads: Callable[[], int]
+) -> None:
+    trainer, ema = trainer_on_meta(spatial_dims, loss_weighting, **settings)
+    steps = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(reads()))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), trainer.terminate)  # before the report of the epoch
+    trainer.run()
+    assert len(steps) == 4
+    assert ema.num_updates == 4 // settings.get("accumulation_steps", 1)
+    assert steps[0] == 0  # a step reads the figures of the one before it
+    assert steps[1] > 0
