@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.synthesis.traverse import traverse as traverse
     from monai_diffae.apps.synthesis.vary import vary as vary
     from monai_diffae.apps.training.demo import demo as demo
+    from monai_diffae.apps.training.distill import distill as distill
     from monai_diffae.apps.training.import_official import import_official as import_official
     from monai_diffae.apps.training.init import init as init
     from monai_diffae.apps.training.list_scans import list_scans as list_scans
@@ -79,6 +80,7 @@ _MODULES = {
     "combine": "apps.synthesis.combine",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
+    "distill": "apps.training.distill",
     "edit": "apps.synthesis.edit",
     "embed": "apps.embedding.embed",
     "evaluate": "apps.evaluation.evaluate",

@@ -61,6 +61,7 @@ COMMANDS: tuple[Command, ...] = (
     _command("plan", "training.plan", _START, "scans.csv --minutes 30", run=False),
     _command("train", "training.train", _TRAIN, "my_model scans.csv --minutes 30", run=False),
     _command("train-latent", "training.train_latent", _TRAIN, "my_model scans.csv", run=False),
+    _command("distill", "training.distill", _TRAIN, "my_model scans.csv --steps 4", run=False),
     _command("import-official", "training.import_official", _TRAIN, "last.ckpt my_model", run=False),
     _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file"),
     Command(

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
-from monai_diffae.diffusion.names import InversionName, SolverName, SpacingName
+from monai_diffae.diffusion.names import DecoderName, InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError
 from monai_diffae.policies import Colour, Uneven
 
@@ -139,6 +139,8 @@ class Decoding:
     """``implicit`` undoes the solver's steps, ``ddim`` is the paper's; by default the bundle's."""
     spacing: SpacingName | None = None
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
+    decoder: DecoderName | None = None
+    """``fast`` decodes with the 1 to 4 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
 
 
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
@@ -152,6 +154,8 @@ class Sampling:
     """Solver of the probability-flow ODE; by default the bundle's."""
     spacing: SpacingName | None = None
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
+    decoder: DecoderName | None = None
+    """``fast`` decodes with the 1 to 4 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
 
 
 @Parameter(name="*", group=Group("Reading", sort_key=4))

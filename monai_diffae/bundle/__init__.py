@@ -6,6 +6,7 @@ from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySetting
 from monai_diffae.bundle.anomaly_calibration import calibrate_trained
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, check_running_config, model_config, running_config
+from monai_diffae.bundle.fast_decoders import export_fast_bundle, fast_decoder_config
 from monai_diffae.bundle.first_stages import check_latent_image_size, load_first_stage, self_contained
 from monai_diffae.bundle.folders import complete_bundle, export_bundle, init_bundle
 from monai_diffae.bundle.given_data import use_given_data
@@ -43,7 +44,9 @@ __all__ = [
     "complete_bundle",
     "complete_latent_bundle",
     "export_bundle",
+    "export_fast_bundle",
     "export_latent_bundle",
+    "fast_decoder_config",
     "grid_affine",
     "init_bundle",
     "latent_config",

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from monai_diffae.diffusion import Solver
+from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
-# components with a configuration of their own, what does not change the result, and what ``clip_range`` says
-_NOT_SETTINGS = ("schedule", "first_stage", "batch_size", "clip")
+# components with a configuration or weights of their own, what does not change the result, and what ``clip_range`` says
+_NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
 
 
 def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
@@ -25,10 +26,17 @@ def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str
         overrides: values for keys of the configuration.
         settings: arguments of the inferer, such as ``steps`` or ``solver``; None: the bundle's.
 
+    Raises:
+        ConfigError: a setting has no effect on the chosen decoder.
+
     Example:
         >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
         {'inferer#invert_steps': None, 'inferer#steps': 50, 'inferer#solver': 'unipc'}
     """
+    if settings.get("decoder") == "fast":
+        unused = next((name for name in ("steps", "solver", "spacing") if settings.get(name) is not None), None)
+        if unused is not None:
+            raise ConfigError(f"{unused}: has no effect on the fast decoder; omit it, or choose decoder exact")
     # If ``steps`` is given, it also sets the number of inversion steps, instead of the bundle's.
     default = {} if settings.get("steps") is None else {"inferer#invert_steps": None}
     given = {f"inferer#{key}": value for key, value in settings.items() if value is not None}

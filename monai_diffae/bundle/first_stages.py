@@ -16,7 +16,8 @@ from torch import nn
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL, check_trained, newest_files
-from monai_diffae.bundle.loading import build, read_weights
+from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import FirstStage

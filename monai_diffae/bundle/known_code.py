@@ -57,7 +57,7 @@ _EARLIER = (
     "len(@network_def#channel_mult))",
     "$networks.anisotropic_strides(@image_size, @spacing_mm, len(@network_def#channel_mult))",
 )
-_SHIPPED_RUNS = ("train.json", "train_latent.json", "multi_gpu_train.json", "latent_paper.json")
+_SHIPPED_RUNS = ("train.json", "train_latent.json", "distill.json", "multi_gpu_train.json", "latent_paper.json")
 
 
 @dataclass(frozen=True)

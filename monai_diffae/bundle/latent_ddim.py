@@ -17,7 +17,8 @@ from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bundle
 from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
-from monai_diffae.bundle.loading import build, read_weights
+from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.weights import read_weights
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import LatentInferer
 from monai_diffae.latents.statistics import LatentStatistics
@@ -104,7 +105,10 @@ def latent_config(run_config: dict[str, Any], *, z_channels: int, autoencoder_sh
 
 
 def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
-    """Complete an output folder to a bundle, unless it is the bundle: configurations, docs, licence, autoencoder."""
+    """Complete an output folder to a bundle, unless it is the bundle: configurations, docs, licence, autoencoder.
+
+    The output folder of a fast decoder is completed in the same way.
+    """
     source, target = Path(bundle_root), Path(output_dir)
     if source.resolve() == target.resolve():
         return

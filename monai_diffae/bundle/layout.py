@@ -11,7 +11,7 @@ from monai_diffae.errors import ConfigError
 
 CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
-TRAIN, TRAIN_LATENT, INFERENCE = "train.json", "train_latent.json", "inference.json"  # in ``CONFIGS``
+TRAIN, TRAIN_LATENT, DISTILL, INFERENCE = "train.json", "train_latent.json", "distill.json", "inference.json"
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
@@ -23,6 +23,8 @@ PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 
 LATENT_PREFIX = "latent_"  # prefix of the files of a latent DDIM
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
+FAST_PREFIX = "fast_"  # prefix of the files of a fast decoder
+FAST_MODEL, FAST_CONFIG = "fast_model.pt", "fast_config.json"
 FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage beside the model on its latents
 
 LOADED_FILES = (MODEL, CONFIG, f"{FIRST_STAGE_PREFIX}{MODEL}", f"{FIRST_STAGE_PREFIX}{CONFIG}")
@@ -34,7 +36,13 @@ MODEL_FILES = (*LOADED_FILES, CHECKPOINT, TRAINING, METRICS, ANOMALY, PROVENANCE
 LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
 """The files of a latent DDIM; they name the autoencoder that they belong to."""
 
-FILES_THAT_RUN = {MODELS: (CONFIG, LATENT_CONFIG, f"{FIRST_STAGE_PREFIX}{CONFIG}"), CONFIGS: (TRAIN, TRAIN_LATENT)}
+FAST_FILES = tuple(f"{FAST_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
+"""The files of a fast decoder; they name the autoencoder that they belong to."""
+
+FILES_THAT_RUN = {
+    MODELS: (CONFIG, LATENT_CONFIG, f"{FIRST_STAGE_PREFIX}{CONFIG}"),
+    CONFIGS: (TRAIN, TRAIN_LATENT, DISTILL),
+}
 """The configurations that commands build or run, by their folders. Others are for MONAI's own tools."""
 
 NEXT = "next"  # folder in ``MODELS`` with a newer set of all these files, while they are moved to their places

@@ -20,11 +20,13 @@ from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.config_values import check_device, check_rules
 from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.fast_decoders import read_fast_decoder
 from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
 from monai_diffae.bundle.trust import check_code
-from monai_diffae.data.torch_files import read_torch_file
-from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
+from monai_diffae.bundle.weights import read_weights
+from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.errors import ConfigError, find_diffae_error, one_line
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class TrainedBundle:
         config_sha256: SHA-256 of the configuration that describes the model.
         device: where the network is.
         z_sem_usage: how much the decoder uses z_sem, from the last validation of the training; None: not measured.
+        fast_sha256: SHA-256 of the fast decoder's weights; None: the bundle was loaded with the exact decoder.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class TrainedBundle:
     config_sha256: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     z_sem_usage: float | None = None
+    fast_sha256: str | None = None
 
     def is_current(self) -> bool:
         """Whether the bundle's folder still has this model, or another one since it was loaded.
@@ -73,7 +77,8 @@ class TrainedBundle:
     @property
     def made_from(self) -> dict[str, Any]:
         """What every result of this bundle depends on: the beginning of its record."""
-        return {"model": self.sha256, "config": self.config_sha256}
+        fast = {} if self.fast_sha256 is None else {"fast_decoder": self.fast_sha256}
+        return {"model": self.sha256, "config": self.config_sha256, **fast}
 
     @property
     def model_range(self) -> tuple[float, float]:
@@ -197,7 +202,14 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
     network.load_state_dict(read_weights(models / layout.MODEL, network))
     network.to(device).eval().requires_grad_(False)
     checksums = checksum(root), config_checksum(root)
-    return TrainedBundle(root, network, *build_companions(parser, device), values, *checksums, device, last_usage(root))
+    inferer, preprocessing = build_companions(parser, device)
+    fast_sha256 = None
+    if inferer.decoder == "fast":
+        inferer = inferer.replace(fast_decoder=read_fast_decoder(models, network, checksums[0], device))
+        fast_sha256 = file_checksum(models / layout.FAST_MODEL)
+    return TrainedBundle(
+        root, network, inferer, preprocessing, values, *checksums, device, last_usage(root), fast_sha256
+    )
 
 
 def build_companions(parser: ConfigParser, device: torch.device) -> tuple[DiffusionAutoencoderInferer, Transform]:
@@ -285,39 +297,3 @@ def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
     if not isinstance(component, kind):
         raise ConfigError(f"{key}: must be a {kind.__name__}, but the configuration gives {type(component).__name__}")
     return component
-
-
-def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
-    """Read the weights of a network from a file, and check them.
-
-    Args:
-        path: a state dict.
-        network: the network that the weights must fit, newly built. Its buffers that hold NaN, because they are
-            measured later, may do so in the file.
-
-    Raises:
-        UnsafeInputError: reading the file would run code.
-        ScanError: the file is damaged, or holds weights that are not finite.
-        ConfigError: the file is not a state dict, or that of another network.
-    """
-    state: dict[str, torch.Tensor] = read_torch_file(path, "cannot be read as weights; copy it again, or train again")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(
-            f"{path.name}: is not a state dict of weights; choose a bundle that was trained with this package"
-        )
-    measured_later = {name for name, buffer in network.named_buffers() if buffer.isnan().any()}
-    checked = [value for name, value in state.items() if value.is_floating_point() and name not in measured_later]
-    if not all(torch.isfinite(value).all() for value in checked):
-        raise ScanError(f"{path.name}: holds weights that are not finite; copy it again, or train again")
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    misfits = [
-        name
-        for name in shapes.keys() | state.keys()
-        if name not in state or name not in shapes or state[name].shape != shapes[name]
-    ]
-    if misfits:
-        raise ConfigError(
-            f"{path.name}: {len(misfits)} of {len(shapes)} weights do not fit the configuration's network, the first "
-            f"is {min(misfits)!r}; use the configuration with which the model was trained"
-        )
-    return state

@@ -13,12 +13,13 @@ from torch import nn
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.loading import build, read_weights
+from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.weights import read_weights
 from monai_diffae.bundle.writing import STAGED, WriteLock, replace_files
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.errors import ConfigError
 
-_NAMES = (*layout.MODEL_FILES, *layout.LATENT_FILES)
+_NAMES = (*layout.MODEL_FILES, *layout.LATENT_FILES, *layout.FAST_FILES)
 
 
 def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -29,7 +30,8 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     is killed, either the old or the new model is complete, and the next publication or training of the bundle puts
     the files in order.
 
-    A latent DDIM of the target is kept unless the source has one; it says that it belongs to another autoencoder.
+    A latent DDIM and a fast decoder of the target are kept unless the source has one; they say that they belong to
+    another autoencoder.
 
     Args:
         source: a trained bundle, which is only read.
@@ -56,8 +58,10 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     with WriteLock(models), tempfile.TemporaryDirectory(dir=models, prefix=STAGED) as folder:
         copies = read_consistently(source, partial(_copy, source, Path(folder)), _NAMES)
         writers = {name: partial(shutil.move, copy) for name, copy in copies.items()}
-        # never the checkpoint of one latent DDIM beside the weights of another
-        removed = layout.MODEL_FILES if copies.keys().isdisjoint(layout.LATENT_FILES) else _NAMES
+        # never the checkpoint of one latent DDIM or fast decoder beside the weights of another
+        sets = (layout.LATENT_FILES, layout.FAST_FILES)
+        replaced = [name for names in sets if not copies.keys().isdisjoint(names) for name in names]
+        removed = (*layout.MODEL_FILES, *replaced)
         replace_files(models, writers, removed=removed)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.loading import read_weights
 from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.file_checksums import cached_checksum
 from monai_diffae.errors import ConfigError
 

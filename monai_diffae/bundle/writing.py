@@ -14,7 +14,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.layout import CONFIGS, LATENT_FILES, MODEL_FILES, NEXT, PICTURES, newest_files
+from monai_diffae.bundle.layout import (
+    CONFIGS,
+    FAST_FILES,
+    LATENT_FILES,
+    MODEL_FILES,
+    NEXT,
+    PICTURES,
+    newest_files,
+)
 from monai_diffae.data.atomic import disk_errors, flush, remove_abandoned, write_atomic
 from monai_diffae.errors import ConfigError
 
@@ -102,7 +110,7 @@ def replace_files(models: Path, writers: Mapping[str, Callable[[Path], object]],
             staged.mkdir(parents=True)
         for name, writer in writers.items():
             write_atomic(staged / name, writer)
-        for name in {*MODEL_FILES, *LATENT_FILES} - writers.keys() - set(removed):
+        for name in {*MODEL_FILES, *LATENT_FILES, *FAST_FILES} - writers.keys() - set(removed):
             if (models / name).is_file():
                 write_atomic(staged / name, partial(_link_or_copy, models / name))
         with disk_errors(models.name):
@@ -121,7 +129,7 @@ def _complete(models: Path) -> None:
         return
     with disk_errors(models.name):
         with tempfile.TemporaryDirectory(dir=models, prefix=STAGED) as folder:
-            for name in (*MODEL_FILES, *LATENT_FILES):
+            for name in (*MODEL_FILES, *LATENT_FILES, *FAST_FILES):
                 if (newer / name).is_file():
                     _link_or_copy(newer / name, Path(folder) / name)
                     (Path(folder) / name).replace(models / name)

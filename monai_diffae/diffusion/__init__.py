@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monai_diffae.diffusion.integration import integrate as integrate
     from monai_diffae.diffusion.inversion import implicit_inversion as implicit_inversion
     from monai_diffae.diffusion.inversion import refined_inversion as refined_inversion
+    from monai_diffae.diffusion.names import DecoderName as DecoderName
     from monai_diffae.diffusion.names import InversionName as InversionName
     from monai_diffae.diffusion.names import SpacingName as SpacingName
     from monai_diffae.diffusion.registry import Solver as Solver
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CLEAN": "schedule",
+    "DecoderName": "names",
     "Denoiser": "integration",
     "DiffusionSchedule": "schedule",
     "InversionName": "names",

@@ -14,5 +14,8 @@ SolverName = Literal["adams", "ddim", "dpmpp_2m", "heun", "unipc"]
 InversionName = Literal["implicit", "ddim"]
 """Ways from x0 to x_T, see :mod:`monai_diffae.diffusion.inversion`; ``ddim`` is the paper's."""
 
+DecoderName = Literal["exact", "fast"]
+"""Decoders of a bundle: its own, and the one with few network evaluations that ``distill`` trains."""
+
 SpacingName = Literal["logsnr", "leading", "trailing", "linspace"]
 """How the levels of a short run are spaced, see :mod:`monai_diffae.diffusion.timesteps`; ``leading`` is the paper's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
 from monai_diffae.engines.data_parallel import distributed
+from monai_diffae.engines.distillation import DistillationTrainer, FewStepInferer, first_and_last
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
 from monai_diffae.engines.optimization import learning_rate_schedule
@@ -18,6 +19,8 @@ __all__ = [
     "AutoencoderPrepareBatch",
     "DiffusionEvaluator",
     "DiffusionTrainer",
+    "DistillationTrainer",
+    "FewStepInferer",
     "FirstStageEvaluator",
     "FirstStageTrainer",
     "FixedPrepareBatch",
@@ -29,6 +32,7 @@ __all__ = [
     "Workload",
     "check_memory",
     "distributed",
+    "first_and_last",
     "learning_rate_schedule",
     "resolve_precision",
     "training_loader",

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_diffae.diffusion import (
+    DecoderName,
     Denoiser,
     DiffusionSchedule,
     InversionName,
@@ -27,6 +28,7 @@ from monai_diffae.diffusion import (
 )
 from monai_diffae.diffusion.solvers import ddim
 from monai_diffae.errors import ConfigError
+from monai_diffae.inferers.fast_decoder import FastDecoder
 from monai_diffae.inferers.slices import from_slices, to_slices
 from monai_diffae.networks.first_stage import FirstStage
 
@@ -63,6 +65,8 @@ class DiffusionAutoencoderInferer(Inferer):
         clip: clip x0 to the schedule's ``clip_range`` at every step.
         batch_size: largest number of images that are processed at once.
         first_stage: maps images to the latents that the network works on; None: the network works on images.
+        decoder: ``exact``: images are decoded as described above; ``fast``: by ``fast_decoder``. Inversion is the same.
+        fast_decoder: a decoder with few evaluations, trained from the network's own; None: there is none.
 
     Raises:
         ConfigError: a name is unknown, the schedule has fewer levels than steps, or latents would be clipped.
@@ -88,11 +92,15 @@ class DiffusionAutoencoderInferer(Inferer):
         clip: bool = True,
         batch_size: int = 64,
         first_stage: FirstStage | None = None,
+        decoder: DecoderName = "exact",
+        fast_decoder: FastDecoder | None = None,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
             raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
         if inversion not in get_args(InversionName):
             raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(InversionName))}")
+        if decoder not in get_args(DecoderName):
+            raise ConfigError(f"decoder is {decoder!r}; choose one of: {', '.join(get_args(DecoderName))}")
         _check_counts(steps=steps, invert_steps=invert_steps, batch_size=batch_size)
         if invert_tolerance is not None and not (type(invert_tolerance) in (int, float) and invert_tolerance > 0):
             raise ConfigError(f"invert_tolerance is {invert_tolerance!r}; it must be a number above 0, or null")
@@ -101,7 +109,7 @@ class DiffusionAutoencoderInferer(Inferer):
         self._arguments = {
             "schedule": schedule, "solver": solver, "steps": steps, "invert_steps": invert_steps,
             "inversion": inversion, "invert_tolerance": invert_tolerance, "spacing": spacing, "clip": clip,
-            "batch_size": batch_size, "first_stage": first_stage,
+            "batch_size": batch_size, "first_stage": first_stage, "decoder": decoder, "fast_decoder": fast_decoder,
         }  # fmt: skip
         self.schedule = schedule
         self.solver = find_solver(solver)
@@ -120,6 +128,8 @@ class DiffusionAutoencoderInferer(Inferer):
                 f"clip_range is {list(self.clip_range)}; a first stage's latents have no bounds: set it to null"
             )
         self.first_stage = first_stage
+        self.decoder = decoder
+        self.fast_decoder = fast_decoder
         num_levels = schedule.num_train_timesteps
         if self.solver_steps > num_levels:
             raise ConfigError(
@@ -238,6 +248,8 @@ class DiffusionAutoencoderInferer(Inferer):
         """
 
         def run(x_T: Tensor, z_sem: Tensor) -> tuple[Tensor]:
+            if self.decoder == "fast":
+                return (self._to_images(self._decoded_fast(x_T, z_sem, callback)),)
             return (self._to_images(self._decoded(x_T, _denoiser(network, z_sem), callback)),)
 
         (images,) = self._in_batches(run, network, x_T, z_sem)
@@ -274,8 +286,16 @@ class DiffusionAutoencoderInferer(Inferer):
         def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor, Tensor]:
             x_0, denoise = self._from_images(images), _denoiser(network, z_sem)
             x_T = self._inverted(x_0, denoise, callback)
-            decoded = self._decoded(x_T, denoise, callback)
-            x_T, decoded = self._refined((x_0, z_sem), x_T, decoded, network, max_evaluations)
+            if self.decoder == "exact":
+                decoded = self._decoded(x_T, denoise, callback)
+                x_T, decoded = self._refined((x_0, z_sem), x_T, decoded, network, max_evaluations)
+                return x_T, self._to_images(decoded)
+            decoded = self._decoded_fast(x_T, z_sem, callback)
+            for i in self._inexact(decoded, x_0):  # the exact decoder tells whether x_T is the reason
+                one = slice(i, i + 1)
+                exact = self._decoded(x_T[one], _denoiser(network, z_sem[one]))
+                x_T[one], _ = self._refined((x_0[one], z_sem[one]), x_T[one], exact, network, max_evaluations)
+                decoded[one] = self._decoded_fast(x_T[one], z_sem[one])
             return x_T, self._to_images(decoded)
 
         if max_evaluations is not None and (type(max_evaluations) is not int or max_evaluations < 0):
@@ -350,6 +370,12 @@ class DiffusionAutoencoderInferer(Inferer):
             )
         return x_0
 
+    def _decoded_fast(self, x_T: Tensor, z_sem: Tensor, callback: StepCallback | None = None) -> Tensor:
+        """The same by the fast decoder."""
+        if self.fast_decoder is None:
+            raise ConfigError("decoder is 'fast', but there is no fast decoder; train it with monai-diffae distill")
+        return self.fast_decoder.decode(_denoiser(self.fast_decoder.unet, z_sem), self.schedule, x_T, callback)
+
     def _refined(
         self,
         target: tuple[Tensor, Tensor],
@@ -369,11 +395,12 @@ class DiffusionAutoencoderInferer(Inferer):
         """
         x_0, z_sem = target
         tolerance = self.invert_tolerance
-        if tolerance is None or self.inversion == "ddim":
+        inexact = self._inexact(decoded, x_0)
+        if tolerance is None or not inexact:
             return x_T, decoded
         x_T, decoded, errors = x_T.clone(), decoded.clone(), _mean_squares(decoded - x_0)
         levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
-        for i in (~(errors <= tolerance)).nonzero().flatten().tolist():
+        for i in inexact:
             denoise = _denoiser(network, z_sem[i : i + 1])
             refined = refined_inversion(
                 denoise, partial(self._decoded, denoise=denoise), self.schedule, x_0[i : i + 1], levels,
@@ -391,6 +418,13 @@ class DiffusionAutoencoderInferer(Inferer):
                 "train for longer, or use more steps", num_inexact, len(errors), tolerance, float(errors.max()),
             )  # fmt: skip
         return x_T, decoded
+
+    def _inexact(self, decoded: Tensor, x_0: Tensor) -> list[int]:
+        """The images whose decoded x_0 differs by more than the tolerance; none if nothing is refined."""
+        if self.invert_tolerance is None or self.inversion == "ddim":
+            return []
+        is_exact = _mean_squares(decoded - x_0) <= self.invert_tolerance  # false for NaN
+        return (~is_exact).nonzero().flatten().tolist()
 
     def _in_batches(
         self, run: Callable[..., tuple[Tensor, ...]], network: nn.Module, images: Tensor, *codes: Tensor

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffae.bundle.loading import read_weights
+from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError
 from monai_diffae.handlers.tensor_files import read_checkpoint

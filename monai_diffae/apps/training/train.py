@@ -140,6 +140,7 @@ def run_training(
     training: Training,
     given: Mapping[str, Path | None],
     watch: Callable[[ConfigWorkflow], object] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> TrainingRun:
     """Run one of a bundle's training configurations.
 
@@ -149,6 +150,7 @@ def run_training(
         training: the values and overlays that replace the configuration's.
         given: files and folders by their keys, such as ``dataset_dir``; None: what the configuration names.
         watch: called with the run before it trains, for example to attach handlers to its trainer.
+        values: further arguments of the command by their keys; None: what the configuration says.
 
     Returns:
         The completed run.
@@ -164,7 +166,8 @@ def run_training(
     from monai_diffae.bundle.summary import bundle_code
     from monai_diffae.bundle.trust import is_trusting
 
-    values = {"bundle_root": str(bundle), **_values(given, training)}
+    chosen = {key: value for key, value in (values or {}).items() if value is not None}
+    values = {"bundle_root": str(bundle), **chosen, **_values(given, training)}
     run = open_training_run(file, training.overlays, values)
     try:
         run.workflow.initialize()

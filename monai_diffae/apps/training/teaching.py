@@ -1,0 +1,180 @@
+"""What a fast decoder learns from: trajectories of the exact decoder. ``configs/distill.json`` calls these."""
+
+# tested in tests/apps/training/test_distill.py
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffae.apps.session import ReadCases, Session
+from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.data.array_store import ArrayStore
+from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
+from monai_diffae.data.progress import track
+from monai_diffae.data.trajectories import Trajectories
+from monai_diffae.diffusion.noise import image_noise, seed_of
+from monai_diffae.errors import CohortError
+from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.trajectories import decoded_trajectory, few_levels, inverted_trajectory
+
+
+def open_teacher(
+    bundle: str,
+    cohort: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 64,
+) -> Session:
+    """Open a trained bundle and the cohort on which its decoder is shown to the fast one.
+
+    Args:
+        bundle: the folder of the trained bundle.
+        cohort: folder, CSV/TSV or MONAI datalist.
+        columns: names that the cohort's table uses for image, id, patient or split.
+        workers: processes that read scans.
+        device: where to compute.
+        batch_size: images that are inverted at once.
+
+    Raises:
+        ConfigError: the bundle is not trained.
+        CohortError: no usable case.
+    """
+    # the levels of an inversion must be those of the decoder
+    exact = {"inferer#decoder": "exact", "inferer#inversion": "implicit", "inferer#invert_steps": None}
+    run = Run(batch_size=batch_size, device=None if device is None else str(device), overrides=exact)
+    return Session.open(bundle, cohort, reading=Reading(columns=columns or {}, workers=workers), run=run)
+
+
+def teacher_levels(teacher: Session, steps: int) -> list[int]:
+    """The levels of a decoder with ``steps`` evaluations, chosen from those of the bundle's decoder."""
+    return few_levels(teacher.trained.inferer, steps)
+
+
+def student(teacher: Session) -> nn.Module:
+    """A copy of the bundle's denoiser to be trained."""
+    unet: nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
+    return unet.requires_grad_(True)
+
+
+def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) -> ReadCases:
+    """Read the cases of the splits ``train`` and ``val``; unreadable ones are listed in ``failures.csv`` in ``out``.
+
+    Args:
+        teacher: the bundle and the cohort.
+        out: the folder of the results.
+        limit: use at most this many training cases, the first ones.
+
+    Raises:
+        CohortError: a split has no readable case.
+    """
+    cases = [*teacher.cohort.split("train")[:limit], *teacher.cohort.split("val")]
+    read = teacher.read(cases, Path(out))
+    for split in ("train", "val"):
+        if not any(case.split == split for case in read.cases):
+            raise CohortError(f"no case of the split {split} can be used; a fast decoder needs one for each split")
+    return read
+
+
+def teaching_trajectories(
+    teacher: Session,
+    read: ReadCases,
+    split: str,
+    levels: Sequence[int],
+    *,
+    mixed: float = 0.0,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    cache_gib: float = 4.0,
+) -> Trajectories:
+    """Compute the trajectories of a split's cases, and of codes that are mixed from them.
+
+    The trajectory of a case leads from its inverted x_T to the case itself. A mixed one starts from noise or from the
+    x_T of a random case, with a z_sem between those of two random cases; the bundle's decoder computes it. So the fast
+    decoder learns to decode new and edited codes, too. All of them are functions of the seed.
+
+    Args:
+        teacher: the bundle and the cohort.
+        read: the cases.
+        split: ``train`` or ``val``.
+        levels: the levels to keep, from x_T down to x0.
+        mixed: number of mixed trajectories per case.
+        seed: random seed of the mixed ones.
+        cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
+        cache_gib: the largest memory for the trajectories, in GiB.
+
+    Raises:
+        MachineError: the disk is full.
+    """
+    positions = [i for i, case in enumerate(read.cases) if case.split == split]
+    num_mixed = round(mixed * len(positions))
+    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, len(levels), *teacher.trained.x_T_shape))
+    inverted = _inverted(teacher, read, positions, levels, folder)
+    return inverted + _mixed(teacher, inverted, levels, num_mixed, seed, folder) if num_mixed else inverted
+
+
+def _inverted(
+    teacher: Session, read: ReadCases, positions: Sequence[int], levels: Sequence[int], folder: Path | None
+) -> Trajectories:
+    trained = teacher.trained
+    store = ArrayStore(len(positions), (len(levels), *trained.x_T_shape), folder and folder / "inverted.f32")
+    codes: list[Tensor] = []
+    for batch in _batches(positions, teacher.run.batch_size, f"inverting {len(positions)} cases"):
+        items = [read.dataset[i] for i in batch]
+        images, encoder_images = (
+            torch.stack([item[key] for item in items]).to(trained.device) for key in ("image", read.encoder_key)
+        )
+        codes.append(encode_exactly(encoder_images, trained.inferer, trained.network))
+        for states in inverted_trajectory(trained.inferer, images, trained.network, codes[-1], levels).cpu():
+            store.append(states.numpy())
+    store.close()
+    return Trajectories(store, torch.cat(codes), [read.cases[i].id for i in positions])
+
+
+def _mixed(
+    teacher: Session, inverted: Trajectories, levels: Sequence[int], count: int, seed: int, folder: Path | None
+) -> Trajectories:
+    trained = teacher.trained
+    store = ArrayStore(count, (len(levels), *trained.x_T_shape), folder and folder / "mixed.f32")
+    codes: list[Tensor] = []
+    for numbers in _batches(range(count), teacher.run.batch_size, f"decoding {count} mixed codes"):
+        drawn = [_mixture(seed, number, inverted) for number in numbers]
+        x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
+        codes.append(z_sem)
+        for states in decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels).cpu():
+            store.append(states.numpy())
+    store.close()
+    return Trajectories(store, torch.cat(codes), [f"mixture {number}" for number in range(count)])
+
+
+def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
+    """x_T (C, *S) and z_sem (Z,): noise or the x_T of a random case, and a point between two random cases."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "mixture", number))
+    first, last, other = torch.randint(len(inverted), (3,), generator=generator).tolist()
+    weight = float(torch.rand((), generator=generator))
+    z_sem = torch.lerp(inverted.z_sem[first], inverted.z_sem[last], weight)
+    x_T = inverted[other]["trajectory"][0]
+    return image_noise(tuple(x_T.shape), seed, [number])[0] if number % 2 else x_T, z_sem
+
+
+def _batches(numbers: Sequence[int], size: int, text: str) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + size] for start in track(range(0, len(numbers), size), text))
+
+
+def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
+    """A folder for float32 arrays of this shape in all; None: they fit into memory."""
+    remove_abandoned_caches(cache_dir)
+    if math.prod(shape) * 4 <= cache_gib * 1024**3:
+        return None
+    folder = make_cache_folder(cache_dir)
+    atexit.register(remove_cache_folder, folder, os.getpid())
+    return folder

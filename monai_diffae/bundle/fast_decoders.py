@@ -1,0 +1,65 @@
+"""The fast decoder of a bundle: loading, description and completion."""
+
+# tested in tests/apps/training/test_distill.py
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_diffae.bundle.folders import export_bundle
+from monai_diffae.bundle.layout import FAST_CONFIG, FAST_MODEL, MODELS, models_folder
+from monai_diffae.bundle.weights import read_weights
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers.fast_decoder import FastDecoder
+
+_TRAIN_IT = "train it again with monai-diffae distill"
+
+
+def export_fast_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str], folder: Path) -> None:
+    """Copy the bundle, its model and its fast decoder to ``folder``, but nothing of the data."""
+    export_bundle(Path(bundle_root), Path(bundle_root), folder)
+    for file in (FAST_MODEL, FAST_CONFIG):
+        shutil.copy2(models_folder(output_dir) / file, folder / MODELS / file)
+
+
+def fast_decoder_config(levels: Sequence[int], autoencoder_sha256: str) -> dict[str, Any]:
+    """What is written beside the weights: the levels of the steps, and to which autoencoder they belong."""
+    return {"levels": list(levels), "autoencoder_sha256": autoencoder_sha256}
+
+
+def read_fast_decoder(
+    models: Path, network: nn.Module, autoencoder_sha256: str, device: torch.device | str
+) -> FastDecoder:
+    """Read the fast decoder of an autoencoder.
+
+    Args:
+        models: the folder ``models`` of the bundle.
+        network: the autoencoder, whose ``unet`` has the fast decoder's shape.
+        autoencoder_sha256: the checksum of the autoencoder.
+        device: where to compute.
+
+    Raises:
+        ConfigError: there is no fast decoder, it belongs to another autoencoder, or its description cannot be read.
+        ScanError: its weights cannot be read.
+    """
+    if not (models / FAST_MODEL).is_file():
+        raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
+    try:
+        config = json.loads((models / FAST_CONFIG).read_text(encoding="utf-8"))
+        levels, belongs_to = tuple(map(int, config["levels"])), config["autoencoder_sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{FAST_CONFIG}: does not describe a fast decoder; {_TRAIN_IT}") from error
+    if belongs_to != autoencoder_sha256:
+        raise ConfigError(f"{FAST_MODEL}: belongs to another autoencoder than models/model.pt; {_TRAIN_IT}")
+    unet: nn.Module = deepcopy(network.unet)  # type: ignore[assignment]
+    unet.load_state_dict(read_weights(models / FAST_MODEL, unet))
+    return FastDecoder(unet.to(device).eval().requires_grad_(False), levels)

@@ -1,0 +1,80 @@
+"""Training and validation of a fast decoder on the trajectories of the decoder that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines.utils import IterationEvents, default_prepare_batch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion.solvers import ddim
+from monai_diffae.engines.precision import autocast
+from monai_diffae.engines.trainer import ResumableTrainer
+
+
+class DistillationTrainer(ResumableTrainer):
+    """Trains a denoiser to reach the levels of a trajectory by one DDIM step each.
+
+    Step n of the training trains step n mod K of the decoder, which starts where the K-step decoder itself arrives from
+    x_T, not at the trajectory's image: so it learns to correct the errors of its earlier steps. The loss is the squared
+    error of the image at the next level.
+
+    Args:
+        schedule: the noise schedule that the autoencoder was trained with.
+        levels: the levels of the trajectories, from x_T down to x0: K + 1 of them.
+        kwargs: arguments of :class:`ResumableTrainer`. The batches have ``trajectory`` (B, K + 1, C, *S) and ``z_sem``
+            (B, Z).
+    """
+
+    def __init__(self, *, schedule: DiffusionSchedule, levels: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**{"prepare_batch": default_prepare_batch, **kwargs})
+        self.schedule = schedule.to(self.state.device)
+        self.levels = list(levels)
+
+    def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
+        """The loss of each image (B,)."""
+        device = self.state.device
+        trajectory, z_sem = (batchdata[key].to(device, non_blocking=True) for key in ("trajectory", "z_sem"))
+        step = (self.state.iteration - 1) % (len(self.levels) - 1)
+        with autocast(device, self.dtype):
+            with torch.no_grad():
+                x_t = self._decoded(trajectory[:, 0], z_sem, self.levels[: step + 1])
+            reached = self._decoded(x_t.detach(), z_sem, self.levels[step : step + 2])
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        error: Tensor = self.loss_function(reached.float(), trajectory[:, step + 1]).flatten(1).mean(dim=1)
+        return error
+
+    def _decoded(self, x: Tensor, z_sem: Tensor, levels: Sequence[int]) -> Tensor:
+        x = x.to(memory_format=self.memory_format)
+        return ddim(lambda x_t, t: self.network(x_t, t, z_sem), self.schedule, x, levels)
+
+
+class FewStepInferer(Inferer):
+    """Decodes x_T by one DDIM step between each two levels; for the evaluator of MONAI.
+
+    Args:
+        schedule: the noise schedule that the autoencoder was trained with.
+        levels: the levels, from x_T down to x0.
+    """
+
+    def __init__(self, schedule: DiffusionSchedule, levels: Sequence[int]) -> None:
+        self.schedule = schedule
+        self.levels = list(levels)
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Tensor, network: nn.Module, z_sem: Tensor, **_: Any
+    ) -> Tensor:
+        """x_0 (B, C, *S) of x_T ``inputs`` (B, C, *S) and z_sem (B, Z)."""
+        return ddim(lambda x_t, t: network(x_t, t, z_sem), self.schedule, inputs, self.levels)
+
+
+def first_and_last(
+    batchdata: Mapping[str, Tensor], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Tensor]]:
+    """MONAI's prepare_batch for :class:`FewStepInferer`: (x_T, x_0, (), {z_sem}) of a batch of trajectories."""
+    trajectory, z_sem = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("trajectory", "z_sem"))
+    return trajectory[:, 0], trajectory[:, -1], (), {"z_sem": z_sem}

@@ -1,0 +1,158 @@
+"""The fast decoder: its data, its training, and its use by the commands that make images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import monai_diffae as mdae
+from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
+from monai_diffae.bundle import load_bundle
+from monai_diffae.errors import ConfigError, UnsafeInputError
+
+QUICK = {
+    "max_epochs": 2, "batch_size": 4, "val_batch_size": 4, "warmup_steps": 1, "report_every": 1, "mlflow": False,
+    "device": "cpu",
+}  # fmt: skip
+
+
+def copy_of(bundle: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("cache")))
+
+
+def fast_weights(bundle: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(bundle / "models" / "fast_model.pt", weights_only=True)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def distilled(latent_bundle: Path, labelled: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny bundle and its latent DDIM, with a fast decoder of 2 steps."""
+    bundle = copy_of(latent_bundle, tmp_path_factory.mktemp("distilled") / "bundle")
+    result = mdae.distill(bundle, labelled.cohort, steps=2, training={"overrides": QUICK})
+    assert (result.folder, result.num_failed) == (bundle, 0)
+    assert "--decoder fast" in result.next_line
+    return bundle
+
+
+def test_the_files_of_the_training_and_the_autoencoder_as_it_was(distilled: Path, latent_bundle: Path) -> None:
+    for name in ("model.pt", "config.json", "checkpoint.pt", "latent_model.pt"):
+        assert (distilled / "models" / name).read_bytes() == (latent_bundle / "models" / name).read_bytes()
+    config = json.loads((distilled / "models" / "fast_config.json").read_text())
+    assert len(config["levels"]) == 3
+    assert config["autoencoder_sha256"] == load_bundle(distilled, "cpu").sha256
+    assert (distilled / "fast" / "curves.csv").is_file()
+    assert not list(distilled.rglob("*.f32"))
+    own = load_bundle(distilled, "cpu").network.unet.state_dict()
+    assert own.keys() == fast_weights(distilled).keys()
+    assert any(not torch.equal(own[name], weight) for name, weight in fast_weights(distilled).items())
+
+
+def test_more_epochs_resume_and_end_like_an_uninterrupted_run(distilled: Path, labelled: Any, tmp_path: Path) -> None:
+    longer = {"overrides": {**QUICK, "max_epochs": 3, "lr_schedule": "constant"}}
+    shorter = {"overrides": {**QUICK, "lr_schedule": "constant"}}
+    whole = mdae.distill(distilled, labelled.cohort, tmp_path / "whole", steps=2, training=longer).folder
+    mdae.distill(distilled, labelled.cohort, tmp_path / "twice", steps=2, training=shorter)
+    twice = mdae.distill(distilled, labelled.cohort, tmp_path / "twice", steps=2, training=longer).folder
+    assert all(torch.equal(weight, fast_weights(twice)[name]) for name, weight in fast_weights(whole).items())
+    assert load_bundle(whole, "cpu", {"inferer#decoder": "fast"}).fast_sha256  # it is a bundle of its own
+
+
+def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(
+    distilled: Path, labelled: Any, tmp_path: Path
+) -> None:
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu", batch_size=3)
+    read = read_teaching_cases(teacher, str(tmp_path))
+    levels = teacher_levels(teacher, 3)
+    arguments: dict[str, Any] = {"mixed": 1.5, "seed": 1}
+    made = teaching_trajectories(teacher, read, "train", levels, **arguments)
+    num_cases = sum(case.split == "train" for case in read.cases)
+    assert len(made) == num_cases + round(1.5 * num_cases)
+    trained = teacher.trained
+    assert torch.equal(made[0]["trajectory"][-1], read.dataset[0]["image"])
+    x_T = trained.inferer.invert(read.dataset[0]["image"][None], trained.network)
+    torch.testing.assert_close(made[0]["trajectory"][0], x_T[0], atol=1e-5, rtol=1e-4)
+    for item in (made[num_cases], made[num_cases + 1]):
+        decoded = trained.inferer.decode(item["z_sem"][None], item["trajectory"][0][None], trained.network)
+        torch.testing.assert_close(item["trajectory"][-1], decoded[0], atol=1e-5, rtol=1e-4)
+    on_disk = teaching_trajectories(
+        teacher, read, "train", levels, **arguments, cache_dir=str(tmp_path / "cache"), cache_gib=0.0
+    )
+    assert all(torch.equal(on_disk[i]["trajectory"], made[i]["trajectory"]) for i in range(len(made)))
+    other = teaching_trajectories(teacher, read, "train", levels, mixed=1.5, seed=2)
+    assert not torch.equal(other[num_cases]["z_sem"], made[num_cases]["z_sem"])
+
+
+def test_the_levels_of_a_decoder_with_more_steps_than_the_bundles_are_refused(distilled: Path, labelled: Any) -> None:
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
+    steps = teacher.trained.inferer.solver_steps
+    assert len(teacher_levels(teacher, steps)) == steps + 1
+    with pytest.raises(ConfigError, match=f"must be between 1 and {steps}"):
+        teacher_levels(teacher, steps + 1)
+
+
+def test_commands_that_make_images_use_it(distilled: Path, labelled: Any, tmp_path: Path) -> None:
+    fast, exact = tmp_path / "fast", tmp_path / "exact"
+    mdae.reconstruct(distilled, labelled.cohort, fast, mode="z_sem", limit=2, device="cpu", decoder="fast")
+    mdae.reconstruct(distilled, labelled.cohort, exact, mode="z_sem", limit=2, device="cpu")
+    records = [json.loads((folder / "reconstructions.json").read_text())["made_from"] for folder in (fast, exact)]
+    assert "fast_decoder" in records[0]
+    assert "fast_decoder" not in records[1]
+    generated = [tmp_path / name for name in ("fast_images", "exact_images")]
+    mdae.generate(distilled, generated[0], num_images=2, device="cpu", decoder="fast")
+    mdae.generate(distilled, generated[1], num_images=2, device="cpu")
+    names = sorted(path.name for path in (generated[0] / "images").iterdir())
+    assert names
+    assert all((generated[0] / "images" / n).read_bytes() != (generated[1] / "images" / n).read_bytes() for n in names)
+
+
+def test_the_fast_decoder_of_an_opened_case(distilled: Path, labelled: Any) -> None:
+    import pandas as pd
+
+    file = pd.read_csv(labelled.cohort)["image"][0]
+    exact, fast = (load_bundle(distilled, "cpu", {"inferer#decoder": name}).open(file) for name in ("exact", "fast"))
+    assert torch.equal(exact.z_sem, fast.z_sem)
+    assert not torch.equal(exact.reconstruct("z_sem"), fast.reconstruct("z_sem"))
+
+
+@pytest.mark.parametrize("setting", [{"steps": 5}, {"solver": "ddim"}, {"spacing": "leading"}])
+def test_settings_of_the_exact_decoder_are_refused(
+    distilled: Path, labelled: Any, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))}: has no effect on the fast decoder"):
+        mdae.reconstruct(distilled, labelled.cohort, tmp_path / "out", decoder="fast", **setting)
+
+
+def test_a_bundle_without_one_or_with_that_of_another_autoencoder_is_refused(
+    distilled: Path, labelled: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"there is no fast decoder in this bundle; train it with monai-diffae"):
+        load_bundle(labelled.bundle, "cpu", {"inferer#decoder": "fast"})
+    bundle = copy_of(distilled, tmp_path / "bundle")
+    model = bundle / "models" / "model.pt"
+    state = torch.load(model, weights_only=True)
+    torch.save({name: value * 1.01 for name, value in state.items()}, model)
+    with pytest.raises(ConfigError, match=r"fast_model\.pt: belongs to another autoencoder"):
+        load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
+    (bundle / "models" / "fast_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"fast_config\.json: does not describe a fast decoder"):
+        load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
+
+
+def test_weights_that_run_code_are_refused(distilled: Path, tmp_path: Path) -> None:
+    import pickle
+
+    bundle = copy_of(distilled, tmp_path / "bundle")
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (print, ("run",))
+
+    (bundle / "models" / "fast_model.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(UnsafeInputError):
+        load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})

@@ -1,0 +1,76 @@
+"""Training of a fast decoder: what each step learns, and that it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion.solvers import ddim
+from monai_diffae.engines import DistillationTrainer, FewStepInferer, first_and_last, training_loader
+from monai_diffae.networks import DenoisingUNet
+
+LEVELS = [999, 400, 100, -1]
+
+
+class Pairs(Dataset[dict[str, Any]]):
+    """Trajectories along a line from noise to images that are a function of the noise."""
+
+    def __init__(self, count: int = 8) -> None:
+        noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        share = torch.tensor([1.0, 0.4, 0.1, 0.0]).view(1, 4, 1, 1, 1)
+        self.trajectories = share * noise[:, None] + (1 - share) * noise[:, None].sign() * 0.5
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        return {"trajectory": self.trajectories[item[1]], "z_sem": torch.zeros(4), "id": f"case-{item[1]}"}
+
+
+def make_trainer(**settings: Any) -> DistillationTrainer:
+    torch.manual_seed(0)
+    network = DenoisingUNet(2, z_channels=4, base_channels=8, channel_mult=(1, 2), time_embed_channels=8)
+    defaults = {"max_epochs": 1, "precision": "fp32", "channels_last": False, "device": torch.device("cpu")}
+    return DistillationTrainer(
+        schedule=DiffusionSchedule(schedule="rectified_flow", prediction="v"), levels=LEVELS, network=network,
+        train_data_loader=training_loader(Pairs(), 4),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=3e-3, fused=True),
+        loss_function=torch.nn.MSELoss(reduction="none"), **{**defaults, **settings},
+    )  # fmt: skip
+
+
+def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives() -> None:
+    trainer = make_trainer()
+    batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
+    schedule, network = trainer.schedule, trainer.network
+
+    def reached(levels: list[int]) -> torch.Tensor:
+        return ddim(lambda x, t: network(x, t, batch["z_sem"]), schedule, batch["trajectory"][:, 0], levels)
+
+    for iteration, last in ((1, 1), (2, 2), (3, 3), (4, 1)):
+        trainer.state.iteration = iteration
+        expected = (reached(LEVELS[: last + 1]) - batch["trajectory"][:, last]).square().flatten(1).mean(dim=1)
+        losses = trainer.image_losses(batch)
+        torch.testing.assert_close(losses, expected)
+        losses.sum().backward()
+        assert any(p.grad is not None and p.grad.any() for p in network.parameters())
+        network.zero_grad()
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}])
+def test_it_learns_a_map_from_noise_to_images(settings: dict[str, Any]) -> None:
+    trainer = make_trainer(max_epochs=120, **settings)
+    inferer = FewStepInferer(trainer.schedule, LEVELS)
+
+    def error() -> float:
+        x_T, x_0, _, condition = first_and_last({"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)})
+        with torch.no_grad():
+            return float((inferer(x_T, trainer.network, **condition) - x_0).square().mean())
+
+    before = error()
+    trainer.run()
+    assert error() < before / 10
