@@ -68,10 +68,12 @@ class Studio:
     @property
     def steps(self) -> int:
         """Network evaluations of a full image."""
-        return self.session.trained.inferer.steps
+        return self.session.trained.inferer.decoding_evaluations
 
     def warm_up(self) -> float:
         """Decode noise, so that the first request is not slow, and choose the steps of a preview.
+
+        A fast decoder has one number of steps, so its previews are full images.
 
         Returns:
             The time of one network evaluation, in s.
@@ -85,6 +87,9 @@ class Studio:
             self._decode(z_sem, x_T, _LEAST_STEPS, _no_check)
             times.append((time.perf_counter() - start) / _LEAST_STEPS)
         seconds = min(times)  # the first one is slow, and others may be on a busy machine
+        if trained.inferer.decoder == "fast":
+            self.preview_steps = self.steps
+            return seconds * _LEAST_STEPS / self.steps
         self.preview_steps = min(self.steps, max(_LEAST_STEPS, min(_MOST_STEPS, int(_PREVIEW_S / seconds))))
         return seconds
 

@@ -178,6 +178,11 @@ class DiffusionAutoencoderInferer(Inferer):
         output: Tensor = network(x_t, timesteps, condition)
         return output
 
+    @property
+    def decoding_evaluations(self) -> int:
+        """Network evaluations of a decoding, by the chosen decoder."""
+        return self.fast_decoder.steps if self.decoder == "fast" and self.fast_decoder else self.steps
+
     @torch.no_grad()
     def encode(self, images: Tensor, network: nn.Module) -> Tensor:
         """z_sem (B, Z) of images (B, C, *S), float32; for volumes and a 2D network, (B, D, Z)."""

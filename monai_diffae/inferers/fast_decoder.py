@@ -31,6 +31,11 @@ class FastDecoder:
     unet: nn.Module
     levels: tuple[int, ...]
 
+    @property
+    def steps(self) -> int:
+        """The number of steps, with one network evaluation each."""
+        return len(self.levels) - 1
+
     def decode(
         self, denoise: Denoiser, schedule: DiffusionSchedule, x_T: Tensor, callback: StepCallback | None = None
     ) -> Tensor:

@@ -156,3 +156,15 @@ def test_weights_that_run_code_are_refused(distilled: Path, tmp_path: Path) -> N
     (bundle / "models" / "fast_model.pt").write_bytes(pickle.dumps(Payload()))
     with pytest.raises(UnsafeInputError):
         load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
+
+
+def test_the_page_of_explore_shows_its_images_at_once(distilled: Path, labelled: Any, tmp_path: Path) -> None:
+    from monai_diffae.apps.settings import Decoding, Reading, Run
+    from monai_diffae.explorer.opening import Files, open_exploration
+
+    files = Files(distilled, labelled.cohort, tmp_path / "explored", labelled.embeddings)
+    opened = open_exploration(files, 2, Decoding(decoder="fast"), Reading(), Run(device="cpu"))
+    try:
+        assert (opened.studio.steps, opened.studio.preview_steps) == (2, 2)
+    finally:
+        opened.close()
