@@ -13,6 +13,7 @@ import torch
 import monai_diffae as mdae
 from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
 from monai_diffae.bundle import load_bundle
+from monai_diffae.engines import FewStepInferer
 from monai_diffae.errors import ConfigError, UnsafeInputError
 
 QUICK = {
@@ -168,3 +169,19 @@ def test_the_page_of_explore_shows_its_images_at_once(distilled: Path, labelled:
         assert (opened.studio.steps, opened.studio.preview_steps) == (2, 2)
     finally:
         opened.close()
+
+
+def test_the_validation_loss_is_the_squared_error_of_held_out_images(distilled: Path, labelled: Any) -> None:
+    import pandas as pd
+
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
+    trained = load_bundle(distilled, "cpu", {"inferer#decoder": "fast", "inferer#invert_tolerance": None})
+    read = teacher.read(teacher.cohort.split("val"), distilled / "again")
+    images = torch.stack([read.dataset[i]["image"] for i in range(len(read.cases))])
+    levels = trained.inferer.fast_decoder
+    assert levels is not None
+    x_T = trained.inferer.invert(images, trained.network)
+    z_sem = trained.inferer.encode(images, trained.network)
+    x_0 = FewStepInferer(trained.inferer.schedule, levels.levels)(x_T, levels.unet, z_sem)
+    curves = pd.read_csv(distilled / "fast" / "curves.csv")["validation_loss"].dropna()
+    assert curves.iloc[-1] == pytest.approx(float((x_0 - images).square().mean()), rel=1e-3)
