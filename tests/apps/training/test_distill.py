@@ -178,10 +178,10 @@ def test_the_validation_loss_is_the_squared_error_of_held_out_images(distilled: 
     trained = load_bundle(distilled, "cpu", {"inferer#decoder": "fast", "inferer#invert_tolerance": None})
     read = teacher.read(teacher.cohort.split("val"), distilled / "again")
     images = torch.stack([read.dataset[i]["image"] for i in range(len(read.cases))])
-    levels = trained.inferer.fast_decoder
-    assert levels is not None
-    x_T = trained.inferer.invert(images, trained.network)
+    decoder = trained.inferer.fast_decoder
+    assert decoder is not None
+    x_T = teacher.trained.inferer.invert(images, trained.network)
     z_sem = trained.inferer.encode(images, trained.network)
-    x_0 = FewStepInferer(trained.inferer.schedule, levels.levels)(x_T, levels.unet, z_sem)
+    x_0 = FewStepInferer(trained.inferer.schedule, decoder.levels)(x_T, decoder.unet, z_sem)
     curves = pd.read_csv(distilled / "fast" / "curves.csv")["validation_loss"].dropna()
     assert curves.iloc[-1] == pytest.approx(float((x_0 - images).square().mean()), rel=1e-3)
