@@ -19,6 +19,7 @@ from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.config_values import check_device, check_rules
+from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
@@ -74,6 +75,11 @@ class TrainedBundle:
     def made_from(self) -> dict[str, Any]:
         """What every result of this bundle depends on: the beginning of its record."""
         return {"model": self.sha256, "config": self.config_sha256}
+
+    @property
+    def preprocessing_sha256(self) -> str:
+        """SHA-256 of the preprocessing, with overrides: the weights alone do not say which z_sem a scan gets."""
+        return preprocessing_checksum(preprocessing_config(self.config))
 
     @property
     def model_range(self) -> tuple[float, float]:

@@ -175,6 +175,7 @@ def embed(
     from monai_diffae.apps.embedding.tables import make_tables
     from monai_diffae.apps.scans_of_table import check_scans, scans_record
     from monai_diffae.apps.session import Session
+    from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
     from monai_diffae.data.patient_keys import folder_key
@@ -223,9 +224,10 @@ def embed(
         tables = [with_map_columns(tables[0], cases, session.trained, workers)]
     _write(dict(zip(files, tables, strict=True)), files, session.trained, key)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
+    preprocessing = preprocessing_config(session.trained.config)
     for file, file_made_from in files.items():
         record, hashes = file.with_suffix(".json"), result_hashes(file.parent, [file])
-        figures = {**result.figures(), "patient_key": key.name}
+        figures = {**result.figures(), "patient_key": key.name, "preprocessing": preprocessing}
         write_record(record, file_made_from, figures, hashes, scans=scans_record(states, encoded.contents))
     encoded.shards.remove()
     return result
@@ -278,7 +280,7 @@ def _write(
     key: PatientKey,
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
-    from monai_diffae.apps.provenance import preprocessing_config
+    from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import write_atomic
 
     for file, table in tables.items():
