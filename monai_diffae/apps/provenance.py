@@ -16,7 +16,8 @@ from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
 from monai_diffae.data.cohort_split import SplitCohort
-from monai_diffae.data.embeddings import read_metadata
+from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -188,10 +189,20 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
         ) from error
     if not is_finished:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
-    own = read_metadata(path).get("made_from", {}).get("model")
-    if own not in (None, values["model"]):  # copied over a table of the same name
+    if not _is_table_of(path, content):  # copied over a table of the same name
         raise ConfigError(
             f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
             "together with its record, or embed again"
         )
     return values
+
+
+def _is_table_of(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a table is the one that a record describes, as far as can be told."""
+    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
+    model = own.get("made_from", {}).get("model")
+    if model is not None:
+        return bool(model == record["made_from"]["model"])
+    sample = record["results"].get("rows")
+    is_unchanged = not path.is_file() or file_checksum(path) in record.get("files", {}).values()
+    return is_unchanged or not isinstance(sample, str) or has_sampled_rows(path, sample)

@@ -19,10 +19,10 @@ from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.config import check_arguments, model_config
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.config_values import check_device, check_rules
-from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
+from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.trust import check_code
 from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line

@@ -28,6 +28,7 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 """Where a case lies on a map, and its picture as PNG; a table has all three or none."""
 
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing")  # of the record beside a CSV
+_MOST_SAMPLED = 100
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
@@ -38,8 +39,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table written by :func:`monai_diffae.embed`, as Parquet or CSV.
 
     The rows are numbered from 0. Labels among :data:`~monai_diffae.data.cases.MISSING_WORDS` become missing values.
-    For a CSV, ``made_from``, ``preprocessing``, ``z_sem_usage`` and ``patient_key`` in ``attrs["monai_diffae"]`` are read from the record
-    beside it.
+    For a CSV, ``attrs["monai_diffae"]`` is read from the record beside it, see :func:`read_metadata`.
 
     Raises:
         CohortError: the file does not exist, is not such a table, has no rows, or its z_sem are not finite numbers.
@@ -102,6 +102,31 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             figures = {name: content["results"][name] for name in _FIGURES if name in content["results"]}
             return {"made_from": dict(content["made_from"]), **figures}
     return {}
+
+
+def rows_sample(table: pd.DataFrame) -> str:
+    """Hashes of the z_sem of up to 100 rows, by which :func:`has_sampled_rows` recognises the table.
+
+    They are the smallest hashes of all rows, so they do not depend on the order of the rows.
+    """
+    return " ".join(_row_hashes(table)[:_MOST_SAMPLED])
+
+
+def has_sampled_rows(path: str | os.PathLike[str], sample: str) -> bool:
+    """Whether the z_sem of a table are those that a sample was taken of, or a part of them, whatever their order.
+
+    Args:
+        path: the table. Other tools may have sorted it, or have added columns and rows.
+        sample: from :func:`rows_sample`.
+    """
+    sampled, hashes = set(sample.split()), _row_hashes(read_embeddings(path))
+    last = max(sampled) if len(sampled) == _MOST_SAMPLED else "g"  # with fewer, all rows were sampled
+    others = [each for each in hashes if each < last and each not in sampled]
+    return not others or not sampled.isdisjoint(hashes)
+
+
+def _row_hashes(table: pd.DataFrame) -> list[str]:
+    return sorted(hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in z_matrix(table).astype("<f4"))
 
 
 def patient_key_name(table: pd.DataFrame) -> str | None:

@@ -89,6 +89,25 @@ def test_a_table_that_was_copied_over_that_of_another_model_is_refused(labelled,
     assert model_checksum(path) == checksum(labelled.bundle)
 
 
+@pytest.mark.goal(id="R24")
+def test_a_csv_that_was_copied_over_that_of_another_model_is_refused(labelled, tiny_bundle, tmp_path):
+    """A CSV has no metadata: its record knows some of its rows."""
+    own = embed(labelled.bundle, labelled.cohort, tmp_path / "own" / "e.csv", device="cpu").path
+    other = embed(tiny_bundle.directory, labelled.cohort, tmp_path / "other" / "e.csv", device="cpu").path
+    model = checksum(labelled.bundle)
+    table = pd.read_csv(own)
+    for changed in (table, table.sort_values("z_000").assign(grade=1), table[:3]):
+        changed.to_csv(own, index=False)
+        assert model_checksum(own) == model
+    shutil.copy(other, own)
+    with pytest.raises(
+        ConfigError, match=r"^e\.csv: another autoencoder made it than the record e\.json beside it says"
+    ):
+        check_same_model(own, labelled.bundle)
+    shutil.copy(other.with_suffix(".json"), own.with_suffix(".json"))
+    assert model_checksum(own) == checksum(tiny_bundle.directory)
+
+
 def test_the_preprocessing_of_a_table_is_compared_with_a_bundles(labelled):
     table, config = pd.read_parquet(labelled.embeddings), load_bundle(labelled.bundle, "cpu").config
     assert preprocessing_differences(table, config) == []
