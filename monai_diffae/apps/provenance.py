@@ -13,7 +13,11 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
 from monai_diffae.data.cohort_split import SplitCohort
+from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,17 +26,10 @@ _TOP_LEVEL_KEY = re.compile(r"[A-Za-z]\w*")
 _IMAGE_POOLS = ("none", "patch")  # each z_sem belongs to a single image, so it can be decoded
 
 
-def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a bundle's configuration that describes the preprocessing, with the keys that it refers to."""
-    transforms = config.get("preprocessing")
-    keys = sorted(set(re.findall(r"@(\w+)", json.dumps(transforms))))
-    return {**{key: config[key] for key in keys if key in config}, "preprocessing": transforms}
-
-
 def preprocessing_differences(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
     """The keys in which a bundle's preprocessing differs from the one a table was made with.
 
-    The list is empty if the table has no metadata, as one that was read from a CSV.
+    The list is empty if the table has no metadata, and no record beside it that says so.
 
     Example:
         >>> table = pd.DataFrame()
@@ -40,7 +37,10 @@ def preprocessing_differences(table: pd.DataFrame, config: Mapping[str, Any]) ->
         >>> preprocessing_differences(table, {"image_size": [32, 32], "preprocessing": "@image_size"})
         ['image_size']
     """
-    recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
+    return _differences(table.attrs.get("monai_diffae", {}).get("preprocessing"), config)
+
+
+def _differences(recorded: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str]:
     if recorded is None:
         return []
     current = json.loads(json.dumps(preprocessing_config(config)))
@@ -53,23 +53,27 @@ def recorded_overrides(table: pd.DataFrame) -> dict[str, Any]:
     return overrides if isinstance(overrides, dict) else {}
 
 
-def warn_of_overrides(table: pd.DataFrame, embeddings: str | os.PathLike[str], consequence: str) -> None:
-    """Log a warning if scans were preprocessed with other values than those of the bundle's training.
+def recorded_preprocessing(table: pd.DataFrame) -> str | None:
+    """The checksum of the preprocessing that a table was made with; None if the table and its record do not say it."""
+    recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
+    return None if recorded is None else preprocessing_checksum(recorded)
 
-    A direction names its model's weights only, so nothing else shows that it does not go with other z_sem.
+
+def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: TrainedBundle) -> None:
+    """Log a warning if the scans of a table were preprocessed in another way than a bundle does here.
+
+    A table names its model's weights, which are the same with all overrides.
 
     Args:
-        table: the embeddings, with metadata.
-        embeddings: their file.
-        consequence: what follows; the end of the message.
+        embeddings: the file of the table.
+        trained: the bundle, with the overrides of the command.
     """
-    recorded = table.attrs.get("monai_diffae", {}).get("preprocessing", {})
-    names = {key.partition("#")[0] for key in recorded_overrides(table)}
-    changed = sorted(name for name in names if name in recorded)
-    if changed:
+    differ = _differences(read_metadata(embeddings).get("preprocessing"), trained.config)
+    if differ:
         logger.warning(
-            "%s: was made with overrides of the preprocessing (%s); %s",
-            Path(embeddings).name, ", ".join(changed), consequence,
+            "%s: its scans were preprocessed in another way than here (%s differ), so its z_sem do not fit; use the "
+            "same overrides, or embed the cohort again",
+            Path(embeddings).name, ", ".join(differ),
         )  # fmt: skip
 
 
@@ -185,7 +189,7 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
         ) from error
     if not is_finished:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
-    if _own_model(path) not in (None, values["model"]):  # copied over a table of the same name
+    if not _is_table_of(path, content):  # copied over a table of the same name
         raise ConfigError(
             f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
             "together with its record, or embed again"
@@ -193,12 +197,12 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
     return values
 
 
-def _own_model(path: Path) -> str | None:
-    """The SHA-256 of the weights that the metadata of a Parquet table name; None: they name none."""
-    from pyarrow.parquet import read_schema
-
-    try:
-        attributes = json.loads((read_schema(path).metadata or {})[b"PANDAS_ATTRS"])
-        return str(attributes["monai_diffae"]["made_from"]["model"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a CSV, or a table that was written elsewhere
-        return None
+def _is_table_of(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a table is the one that a record describes, as far as can be told."""
+    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
+    model = own.get("made_from", {}).get("model")
+    if model is not None:
+        return bool(model == record["made_from"]["model"])
+    sample = record["results"].get("rows")
+    is_unchanged = not path.is_file() or file_checksum(path) in record.get("files", {}).values()
+    return is_unchanged or not isinstance(sample, str) or has_sampled_rows(path, sample)

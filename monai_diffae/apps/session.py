@@ -169,11 +169,12 @@ class Session:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split.
 
         Raises:
+            ConfigError: both ids and a limit are given.
             CohortError: no case has such an id or is in the split, or a named case is not in the split that was given.
         """
         choice = choice or Choice()
         cases = self.cohort.choose(choice.cases, choice.split, choice.limit)
-        choice.check_split({case.id: case.split for case in cases})
+        choice.check_cases({case.id: case.split for case in cases})
         return cases
 
     def read(

@@ -17,7 +17,7 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.names import DecoderName, InversionName, SolverName, SpacingName
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import Colour, Uneven
 
 Split = Literal["train", "val", "test"]
@@ -88,23 +88,28 @@ class Choice:
     split: Split | None = None
     """Use only the cases of this split; by default all of them, including training cases."""
     limit: Annotated[int, Ge(1)] | None = None
-    """Use only the first cases, at most this many."""
+    """Use only the first cases, at most this many; not together with ``cases``."""
 
-    def check_split(self, splits: Mapping[str, str | None]) -> None:
-        """Raise an error if a selected case is not in ``split``; a command's default split does not bind named cases.
+    def check_cases(self, splits: Mapping[str, str | None]) -> None:
+        """Raise an error if ``limit`` is given for named cases, or if one is not in ``split``.
+
+        A command's default split does not bind named cases.
 
         Args:
             splits: the split of each selected case, by id.
 
         Raises:
+            ConfigError: both ``cases`` and ``limit`` are given.
             CohortError: a case is in another split.
 
         Example:
-            >>> Choice(["a"], split="test").check_split({"a": "train"})
+            >>> Choice(["a"], split="test").check_cases({"a": "train"})
             Traceback (most recent call last):
             ...
             monai_diffae.errors.CohortError: cases: 'a' is in the split train, not test; omit split, or name cases of...
         """
+        if self.cases and self.limit is not None:
+            raise ConfigError("limit: does not apply to named cases; omit limit, or omit cases")
         if not self.cases or self.split == type(self).split:
             return
         other = next((name for name, split in splits.items() if split != self.split), None)

@@ -23,6 +23,7 @@ from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.fast_decoders import read_fast_decoder
 from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
+from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.trust import check_code
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.file_checksums import file_checksum
@@ -79,6 +80,11 @@ class TrainedBundle:
         """What every result of this bundle depends on: the beginning of its record."""
         fast = {} if self.fast_sha256 is None else {"fast_decoder": self.fast_sha256}
         return {"model": self.sha256, "config": self.config_sha256, **fast}
+
+    @property
+    def preprocessing_sha256(self) -> str:
+        """SHA-256 of the preprocessing, with overrides: the weights alone do not say which z_sem a scan gets."""
+        return preprocessing_checksum(preprocessing_config(self.config))
 
     @property
     def model_range(self) -> tuple[float, float]:

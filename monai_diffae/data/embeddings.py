@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pyarrow.parquet import read_schema
 from torch.utils.data import Dataset
 
 from monai_diffae.data.cases import MISSING_WORDS
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAP_COLUMNS = ("x", "y", "thumbnail")
 """Where a case lies on a map, and its picture as PNG; a table has all three or none."""
 
+_FIGURES = ("z_sem_usage", "patient_key", "preprocessing")  # of the record beside a CSV
+_MOST_SAMPLED = 100
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
@@ -36,8 +39,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table written by :func:`monai_diffae.embed`, as Parquet or CSV.
 
     The rows are numbered from 0. Labels among :data:`~monai_diffae.data.cases.MISSING_WORDS` become missing values.
-    For a CSV, ``made_from``, ``z_sem_usage`` and ``patient_key`` in ``attrs["monai_diffae"]`` are read from the record
-    beside it.
+    For a CSV, ``attrs["monai_diffae"]`` is read from the record beside it, see :func:`read_metadata`.
 
     Raises:
         CohortError: the file does not exist, is not such a table, has no rows, or its z_sem are not finite numbers.
@@ -79,12 +81,52 @@ def _read_csv(path: Path) -> pd.DataFrame:
     missing = {name: list(MISSING_WORDS) for name in names if name not in text_columns}  # an id may be NA
     text = {name: str for name in text_columns if name in names}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a table without a record is valid, too
+    if metadata := read_metadata(path):  # a table without a record is valid, too
+        table.attrs["monai_diffae"] = metadata
+    return table
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a table was made with, without its rows: its own metadata (Parquet), or the record beside it (CSV).
+
+    Returns:
+        ``made_from``, ``preprocessing``, ``z_sem_usage`` and ``patient_key``, as far as they are known.
+    """
+    path = Path(path)
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # another tool may have written the table
+        if path.suffix.lower() != ".csv":
+            attributes = json.loads((read_schema(path).metadata or {})[b"PANDAS_ATTRS"])
+            return dict(attributes["monai_diffae"])
         content = json.loads(path.with_suffix(".json").read_text())
         if content["results"]:  # empty if the run was killed
-            figures = {name: content["results"].get(name) for name in ("z_sem_usage", "patient_key")}
-            table.attrs["monai_diffae"] = {"made_from": dict(content["made_from"]), **figures}
-    return table
+            figures = {name: content["results"][name] for name in _FIGURES if name in content["results"]}
+            return {"made_from": dict(content["made_from"]), **figures}
+    return {}
+
+
+def rows_sample(table: pd.DataFrame) -> str:
+    """Hashes of the z_sem of up to 100 rows, by which :func:`has_sampled_rows` recognises the table.
+
+    They are the smallest hashes of all rows, so they do not depend on the order of the rows.
+    """
+    return " ".join(_row_hashes(table)[:_MOST_SAMPLED])
+
+
+def has_sampled_rows(path: str | os.PathLike[str], sample: str) -> bool:
+    """Whether the z_sem of a table are those that a sample was taken of, or a part of them, whatever their order.
+
+    Args:
+        path: the table. Other tools may have sorted it, or have added columns and rows.
+        sample: from :func:`rows_sample`.
+    """
+    sampled, hashes = set(sample.split()), _row_hashes(read_embeddings(path))
+    last = max(sampled) if len(sampled) == _MOST_SAMPLED else "g"  # with fewer, all rows were sampled
+    others = [each for each in hashes if each < last and each not in sampled]
+    return not others or not sampled.isdisjoint(hashes)
+
+
+def _row_hashes(table: pd.DataFrame) -> list[str]:
+    return sorted(hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in z_matrix(table).astype("<f4"))
 
 
 def patient_key_name(table: pd.DataFrame) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.provenance import check_same_model
+from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combination import Axes
@@ -58,10 +58,11 @@ def open_exploration(files: Files, num_components: int, decoding: Decoding, read
     session = Session.open(files.bundle, files.cohort, decoding=decoding, reading=reading, run=run)
     trained = session.trained
     for direction in directions.values():
-        direction.check_fits(trained.sha256, trained.z_channels)
+        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
     warn_if_unused(trained.z_sem_usage)
     embeddings = files.embeddings or _embedded(files, reading, run)
     check_same_model(embeddings, files.bundle)
+    warn_of_other_preprocessing(embeddings, trained)
     atlas = Atlas.open(embeddings, session.cohort.cases, num_components)
     num_missing = len(session.cohort.cases) - len(atlas.cases)
     if num_missing:

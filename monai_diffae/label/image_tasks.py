@@ -83,7 +83,7 @@ def diffae_edit(
     """
     line = read_direction(_direction_file(request.folder, direction))
     trained = request.trained
-    line.check_fits(trained.sha256, trained.z_channels)
+    line.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
     case = request.open()
     codes = case.z_sem.cpu().numpy()
     moved = line.move(codes, strength)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +14,14 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
 
 FORMAT, VERSION = "monai_diffae.direction", 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = ("target", "model")
 _NUMBERS = ("intercept", "offset", "score")
 _POSITIVE = ("slope", "std", "regularisation")
 _COUNTS = ("num_cases", "num_omitted")
 _OTHERS = ("format", "version", "kind", "classes", "weight", "pattern", "statistics")
 _KEYS = {*_OTHERS, *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
+_OPTIONAL = {"preprocessing"}
 
 
 def checked_content(content: object) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def checked_content(content: object) -> dict[str, Any]:
             f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "
             "fit the direction again"
         )
-    differing = sorted(map(repr, set(content) ^ _KEYS))
+    differing = sorted(map(repr, (set(content) - _OPTIONAL) ^ _KEYS))
     if differing:
         raise ConfigError(f"keys are missing or unknown: {', '.join(differing)[:200]}; fit the direction again")
     _check_scalars(content)
@@ -54,6 +57,7 @@ def checked_content(content: object) -> dict[str, Any]:
     return {
         **{key: content[key] for key in (*_TEXTS, *_COUNTS, "kind")},
         **{key: float(content[key]) for key in (*_NUMBERS, *_POSITIVE)},
+        "preprocessing": content.get("preprocessing"),
         "classes": None if content["classes"] is None else tuple(content["classes"]),
         "weight": weight,
         "pattern": pattern,
@@ -70,6 +74,9 @@ def _check_scalars(content: Mapping[str, Any]) -> None:
         _require(content[key] > 0, key, "above 0")
     for key in _COUNTS:
         _require(type(content[key]) is int and content[key] >= 0, key, "a whole number from 0")
+    preprocessing = content.get("preprocessing")
+    is_checksum = isinstance(preprocessing, str) and _SHA256.fullmatch(preprocessing) is not None
+    _require(preprocessing is None or is_checksum, "preprocessing", "a SHA-256 or null")
     kind, classes = content["kind"], content["classes"]
     _require(kind in ("binary", "continuous"), "kind", "binary or continuous")
     is_pair = isinstance(classes, list) and len(classes) == 2 and all(isinstance(name, str) for name in classes)

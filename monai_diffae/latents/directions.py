@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +16,8 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.direction_content import FORMAT, VERSION, checked_content
 from monai_diffae.latents.statistics import Codes, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, class_name, missing, rest_of
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 Along = Literal["pattern", "weight"]
@@ -50,6 +53,7 @@ class Direction:
         score: cross-validated AUROC or R2 with this regularisation.
         num_cases: number of cases that the direction was fitted to.
         num_omitted: number of cases without the label.
+        preprocessing: SHA-256 of the preprocessing of the scans; None: unknown, as in older files.
 
     Example:
         >>> direction = Direction(
@@ -78,6 +82,7 @@ class Direction:
     score: float
     num_cases: int
     num_omitted: int
+    preprocessing: str | None = None
 
     def distance(self, z: ArrayLike) -> Floats:
         """Return the signed distance ``[N]`` of each case, in normalised z_sem.
@@ -158,14 +163,15 @@ class Direction:
             )
         return (names == positive).astype(np.float64)
 
-    def check_fits(self, model_sha256: str, z_channels: int) -> None:
-        """Refuse a model other than the one whose z_sem the direction was fitted to.
+    def check_fits(self, model_sha256: str, z_channels: int, preprocessing: str | None = None) -> None:
+        """Refuse a model other than the one whose z_sem the direction was fitted to; warn of another preprocessing.
 
         The statistics are not compared: the direction brings its own, and is valid for any cohort of its model.
 
         Args:
             model_sha256: SHA-256 of the model's weights.
             z_channels: size of the model's z_sem.
+            preprocessing: SHA-256 of the preprocessing of the scans; None: unknown.
 
         Raises:
             ConfigError: the size or the weights differ.
@@ -180,6 +186,12 @@ class Direction:
                 f"direction '{self.target}': was fitted to another model ({self.model[:8]}, this one is "
                 f"{model_sha256[:8]}); fit it again to this model's embeddings"
             )
+        if None not in (preprocessing, self.preprocessing) and preprocessing != self.preprocessing:
+            logger.warning(
+                "direction '%s': was fitted to scans that were preprocessed in another way than here, so it does not "
+                "fit their z_sem; use the same overrides, or fit it again",
+                self.target[:60],
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a direction file, without any loss of precision."""
@@ -190,7 +202,7 @@ class Direction:
             "intercept": self.intercept, "slope": self.slope, "offset": self.offset, "std": self.std,
             "statistics": {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()},
             "model": self.model, "regularisation": self.regularisation, "score": self.score,
-            "num_cases": self.num_cases, "num_omitted": self.num_omitted,
+            "num_cases": self.num_cases, "num_omitted": self.num_omitted, "preprocessing": self.preprocessing,
         }  # fmt: skip
 
     @classmethod

@@ -62,6 +62,8 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Targe
     rows = np.flatnonzero(~is_missing)
     present = [label for label, is_none in zip(labels, is_missing, strict=True) if not is_none]
     is_number = all(isinstance(value, (Real, np.bool_)) for value in present)
+    if is_number and not np.isfinite(np.array(present, np.float64)).all():
+        raise ConfigError(f"target '{name}': contains infinite numbers; leave those labels empty")
     order: Callable[[Any], Any] = float if is_number else class_name
     classes = list(dict.fromkeys(class_name(value) for value in sorted(present, key=order)))
     if len(classes) < 2:
@@ -76,10 +78,7 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Targe
                 f"target '{name}': is text with {len(classes)} classes ({_listed(classes)}); "
                 "choose one of them as positive, to compare it with the rest"
             )
-        values = np.array(present, np.float64)
-        if not np.isfinite(values).all():
-            raise ConfigError(f"target '{name}': contains infinite numbers; leave those labels empty")
-        return Target("continuous", None, values, rows)
+        return Target("continuous", None, np.array(present, np.float64), rows)
     positive_class = classes[-1] if positive is None else class_name(positive)
     if positive_class not in classes:
         raise ConfigError(f"positive: target '{name}' has no class '{positive_class}'; it has {_listed(classes)}")

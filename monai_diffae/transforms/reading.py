@@ -136,7 +136,7 @@ class ReadScand(MapTransform):
         if all(isinstance(image, (str, os.PathLike)) for image in images):
             paths = tuple(map(str, images))
             policies = {**self._policies(num_channels), "uneven": self.uneven, "doubtful": self.doubtful}
-            return _read_volume(paths, file_state(paths), tuple(policies.items()))
+            return _read_volume(paths, file_state(paths, change_times=True), tuple(policies.items()))
         return [self._scan(image, None, num_channels, key) for image in images]
 
     def _policies(self, channels: int) -> dict[str, Any]:

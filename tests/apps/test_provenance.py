@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import (
     check_same_model,
     model_checksum,
@@ -15,9 +16,15 @@ from monai_diffae.apps.provenance import (
     safe_overrides,
     warn_if_cohort_changed,
 )
+from monai_diffae.apps.settings import Decoding, Reading, Run
+from monai_diffae.apps.synthesis.combine import combine
+from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.errors import ConfigError
+from monai_diffae.explorer.opening import Files, open_exploration
 
 
 @pytest.fixture
@@ -82,6 +89,25 @@ def test_a_table_that_was_copied_over_that_of_another_model_is_refused(labelled,
     assert model_checksum(path) == checksum(labelled.bundle)
 
 
+@pytest.mark.goal(id="R24")
+def test_a_csv_that_was_copied_over_that_of_another_model_is_refused(labelled, tiny_bundle, tmp_path):
+    """A CSV has no metadata: its record knows some of its rows."""
+    own = embed(labelled.bundle, labelled.cohort, tmp_path / "own" / "e.csv", device="cpu").path
+    other = embed(tiny_bundle.directory, labelled.cohort, tmp_path / "other" / "e.csv", device="cpu").path
+    model = checksum(labelled.bundle)
+    table = pd.read_csv(own)
+    for changed in (table, table.sort_values("z_000").assign(grade=1), table[:3]):
+        changed.to_csv(own, index=False)
+        assert model_checksum(own) == model
+    shutil.copy(other, own)
+    with pytest.raises(
+        ConfigError, match=r"^e\.csv: another autoencoder made it than the record e\.json beside it says"
+    ):
+        check_same_model(own, labelled.bundle)
+    shutil.copy(other.with_suffix(".json"), own.with_suffix(".json"))
+    assert model_checksum(own) == checksum(tiny_bundle.directory)
+
+
 def test_the_preprocessing_of_a_table_is_compared_with_a_bundles(labelled):
     table, config = pd.read_parquet(labelled.embeddings), load_bundle(labelled.bundle, "cpu").config
     assert preprocessing_differences(table, config) == []
@@ -112,3 +138,41 @@ def test_a_changed_cohort_is_a_warning(caplog):
         "images: c.csv has changed since the table was made (its cases, splits or file sizes); an id may now belong to "
         "another image"
     ]
+
+
+@pytest.mark.goal(id="R24")
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path, caplog, suffix):
+    overrides = {"percentiles": [20, 60]}
+    other = embed(labelled.bundle, labelled.cohort, tmp_path / f"e{suffix}", overrides=overrides, device="cpu").path
+    fit_direction(other, tmp_path / "d.json", target="wide")
+    bundle, cohort, ids = labelled.bundle, labelled.cohort, pd.read_csv(labelled.cohort)["id"]
+    few = {"device": "cpu", "steps": 1, "invert_steps": 1}
+    direction = "direction 'wide': was fitted to scans that were preprocessed in another way than here"
+    table = f"e{suffix}: its scans were preprocessed in another way than here (percentiles differ)"
+
+    def lines(run):
+        caplog.clear()
+        run()
+        return [message.partition(", so ")[0] for message in caplog.messages if "preprocessed" in message]
+
+    def edit_all(out, **more):
+        files = {"direction": tmp_path / "d.json", "embeddings": other}
+        edit(bundle, cohort, tmp_path / out, strengths=[1], limit=1, **files, **few, **more)
+
+    assert lines(lambda: edit_all("edits")) == [direction, table]
+    assert lines(lambda: edit_all("same", overrides=overrides)) == []
+    moves = {"directions": {str(tmp_path / "d.json"): 1.0}, "components": {"1": 1.0}, "embeddings": other}
+    combined = {"case": ids[0], **moves, **few}
+    assert lines(lambda: combine(bundle, cohort, tmp_path / "combined", **combined)) == [direction, table]
+    traversed = {"num_components": 1, "strengths": [1], "num_noises": 1, "steps": 1, "device": "cpu"}
+    assert lines(lambda: traverse(bundle, other, tmp_path / "traversed", **traversed)) == [table]
+    files = Files(bundle, cohort, tmp_path, embeddings=other, directions=[tmp_path / "d.json"])
+    run = Run(device="cpu")
+
+    def explore():
+        exploration = open_exploration(files, 4, Decoding(), Reading(), run)
+        exploration.outliers()  # its thread imports modules while the next test may load a bundle
+        exploration.close()
+
+    assert lines(explore) == [direction, table]

@@ -40,6 +40,8 @@ def test_wrong_choices_are_one_line(session, labelled, tmp_path):
     with pytest.raises(CohortError, match=f"cases: '{trained[1]}' is in the split train, not test; omit split, or"):
         session.choose(Choice(trained[1:3], split="test"))
     assert [case.id for case in session.choose(ValidationChoice(trained[:1]))] == trained[:1]
+    with pytest.raises(ConfigError, match="limit: does not apply to named cases; omit limit, or omit cases"):
+        session.choose(Choice(trained[:1], limit=1))
     with pytest.raises(ConfigError, match="split: 'all' is not one of train, val, test"):
         reconstruct(labelled.bundle, labelled.cohort, tmp_path, split="all")
     for limit in (0, -1):

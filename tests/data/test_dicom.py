@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import make_plane, positions, save_planes
-from pydicom.dataset import FileDataset
+from dicom_files import make_plane, positions, save_enhanced, save_planes
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ImplicitVRLittleEndian
@@ -68,6 +68,78 @@ def test_slices_of_two_patients_are_no_volume(tmp_path: Path) -> None:
         read_shape(folder)
     whole = save_planes(tmp_path / "whole", positions(), change=lambda k, d: setattr(d, "PatientID", "" if k else "7"))
     assert read_scan(whole).array.shape[-1] == 5
+
+
+def _padded_ct(folder: Path, **tags: object) -> Path:
+    """A CT in whose slices the first column is padding of -2000, with an intercept of -1024."""
+
+    def change(k: int, dataset: FileDataset) -> None:
+        pixels = np.frombuffer(dataset.PixelData, np.int16).reshape(dataset.Rows, dataset.Columns).copy()
+        pixels[:, 0] = -2000
+        dataset.PixelData = pixels.tobytes()
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        for keyword, value in tags.items():
+            dataset.add_new(keyword, "SS", value)
+
+    return save_planes(folder, positions(), change=change)
+
+
+@pytest.mark.goal(id="R9")
+def test_padding_becomes_the_lowest_measured_value(tmp_path: Path) -> None:
+    """Padding of -2000 lies far below air, and would move percentiles and windows."""
+    plain = read_scan(_padded_ct(tmp_path / "plain")).array
+    is_padding = plain == -3024
+    assert is_padding.any()
+    for name, tags in {"value": (-2000,), "range": (-2100, -1900)}.items():
+        keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        array = read_scan(_padded_ct(tmp_path / name, **dict(zip(keywords, tags, strict=False)))).array
+        lowest = plain[~is_padding].min()
+        assert lowest > -3024
+        np.testing.assert_array_equal(array, np.where(is_padding, lowest, plain))
+
+
+def test_padding_of_an_enhanced_file_is_found_through_the_scaling_of_its_frames(tmp_path: Path) -> None:
+    path = save_enhanced(tmp_path / "mr.dcm", positions(), slopes=[2.0] * 5)
+    whole = read_scan(path).array
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array.copy()
+    pixels[..., 0] = -2000
+    dataset.PixelData = pixels.tobytes()
+    dataset.add_new("PixelPaddingValue", "SS", -2000)
+    dataset.save_as(path)
+    array = read_scan(path).array
+    is_padding = array != whole
+    assert is_padding.mean() == pytest.approx(1 / 10)
+    np.testing.assert_array_equal(array[is_padding], array[~is_padding].min())
+
+
+def test_a_declared_padding_that_tissue_has_too_is_kept(tmp_path: Path) -> None:
+    plain = read_scan(save_planes(tmp_path / "plain", positions())).array
+    middle = int(np.sort(plain.ravel())[plain.size // 2])
+
+    def change(k: int, dataset: FileDataset) -> None:
+        dataset.add_new("PixelPaddingValue", "SS", middle)
+
+    np.testing.assert_array_equal(read_scan(save_planes(tmp_path / "ct", positions(), change=change)).array, plain)
+
+
+@pytest.mark.goal(id="R9")
+def test_values_that_a_table_converts_are_refused(tmp_path: Path) -> None:
+    """GDCM ignores the ModalityLUTSequence, and would return stored values."""
+
+    def change(k: int, dataset: FileDataset) -> None:
+        table = Dataset()
+        table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "US", bytes(4)
+        dataset.ModalityLUTSequence = [table]
+
+    folder = save_planes(tmp_path / "us", positions(), change=change)
+    for path in (folder, sorted(folder.iterdir())[0]):
+        line = refusal(path)
+        assert (
+            "a table converts its stored values (ModalityLUTSequence), which is not supported; export it with" in line
+        )
+        with pytest.raises(ScanError, match="ModalityLUTSequence"):
+            read_shape(path)
 
 
 def test_radiograph_and_monochrome1(tmp_path: Path) -> None:

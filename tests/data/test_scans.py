@@ -44,6 +44,29 @@ def test_nifti_2_big_endian_slope_and_units(tmp_path: Path) -> None:
     assert raw[:4] == (348).to_bytes(4, "big")
 
 
+@pytest.mark.goal(id="R9")
+@pytest.mark.parametrize(
+    ("slope", "inter", "expected"),
+    [(0, 7, 1), (np.nan, 7, 1), (2, 3, 5), (np.inf, 0, None), (-np.inf, 0, None), (2, np.inf, None), (2, np.nan, None)],
+)
+def test_a_nifti_scaling_that_is_not_finite_is_refused(
+    tmp_path: Path, slope: float, inter: float, expected: float | None
+) -> None:
+    """The standard says that a slope of 0 means no scaling, and common tools say the same of NaN."""
+    path = save_nifti(tmp_path / "a.nii", values(4, 5, 6).astype(np.int16))
+    stored = read_scan(path).array
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = np.array([slope, inter], "<f4").tobytes()
+    path.write_bytes(raw)
+    if expected is None:
+        wrong = f"a.nii: its scaling is not finite (scl_slope {slope:g}, scl_inter {inter:g})"
+        assert refusal(path) == f"{wrong}; export it again, or set the right scaling"
+        with pytest.raises(ScanError, match="its scaling is not finite"):
+            read_shape(path)
+    else:
+        np.testing.assert_array_equal(read_scan(path).array, stored if expected == 1 else stored * 2 + 3)
+
+
 def test_trailing_axes_of_one_are_dropped(tmp_path: Path) -> None:
     assert read_scan(save_nifti(tmp_path / "a.nii", values(4, 5, 6, 1))).array.shape == (1, 4, 5, 6)
 

@@ -44,6 +44,8 @@ BROKEN = [
     ("statistics", {"mean": [0.0] * 6, "std": [1.0] * 5}, "both must be"),
     ("statistics", {"mean": [0.0] * 6, "std": [0.0] * 6}, "above 0"),
     ("statistics", {"mean": [1e300] * 6, "std": [1.0] * 6}, "not finite"),
+    ("preprocessing", "b" * 63, "preprocessing: must be a SHA-256 or null"),
+    ("preprocessing", 7, "preprocessing: must be a SHA-256 or null"),
     ("colour", "red", "missing or unknown: 'colour'"),
 ]
 
@@ -55,8 +57,9 @@ def test_content_that_is_no_direction_is_refused(key, value, message, binary):
         Direction.from_json(content)
 
 
-def test_every_key_is_needed(binary):
+def test_every_key_but_the_preprocessing_is_needed(binary):
     content = binary.to_json()
-    for key in content:
+    assert Direction.from_json({k: v for k, v in content.items() if k != "preprocessing"}).preprocessing is None
+    for key in content.keys() - {"preprocessing"}:
         with pytest.raises(ConfigError):
             Direction.from_json({name: value for name, value in content.items() if name != key})

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -175,8 +176,10 @@ def embed(
     from monai_diffae.apps.embedding.tables import make_tables
     from monai_diffae.apps.scans_of_table import check_scans, scans_record
     from monai_diffae.apps.session import Session
+    from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
+    from monai_diffae.data.embeddings import rows_sample
     from monai_diffae.data.patient_keys import folder_key
     from monai_diffae.metrics import warn_if_unused
 
@@ -190,8 +193,11 @@ def embed(
         raise ConfigError("pool: the bundle does not slice the volumes of this cohort; omit pool")
     overlap = _OVERLAP if overlap is None else overlap
     cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
-    labels = checksum_of([(case.id, case.patient, case.split, case.labels) for case in cases])
-    made_from = session.made_from(decodes=False, labels=labels, pool=pool)
+    labels = checksum_of(
+        sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
+    )
+    case_order = checksum_of([case.id for case in cases])  # the rows of the table have the order of the cohort
+    made_from = session.made_from(decodes=False, labels=labels, case_order=case_order, pool=pool)
     if encoder != "trained":
         made_from["encoder"] = encoder
     if map_columns:
@@ -223,9 +229,12 @@ def embed(
         tables = [with_map_columns(tables[0], cases, session.trained, workers)]
     _write(dict(zip(files, tables, strict=True)), files, session.trained, key)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
-    for file, file_made_from in files.items():
+    preprocessing = preprocessing_config(session.trained.config)
+    for (file, file_made_from), table in zip(files.items(), tables, strict=True):
         record, hashes = file.with_suffix(".json"), result_hashes(file.parent, [file])
-        figures = {**result.figures(), "patient_key": key.name}
+        figures = {
+            **result.figures(), "patient_key": key.name, "preprocessing": preprocessing, "rows": rows_sample(table)
+        }  # fmt: skip
         write_record(record, file_made_from, figures, hashes, scans=scans_record(states, encoded.contents))
     encoded.shards.remove()
     return result
@@ -278,7 +287,7 @@ def _write(
     key: PatientKey,
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
-    from monai_diffae.apps.provenance import preprocessing_config
+    from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import write_atomic
 
     for file, table in tables.items():

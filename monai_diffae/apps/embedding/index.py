@@ -71,10 +71,10 @@ class IndexedCases:
 class EmbeddingIndex:
     """The z_sem of a set of scans that grows and changes, such as the images of an annotation server.
 
-    A case is encoded again only if a file of it has another size or modification time, or if the weights or the
-    configuration of the model have changed. A case that cannot be used is listed with the reason, and is not tried
-    again until its file changes (or :meth:`remove` is called with its id). The entries of several models are kept
-    apart; :meth:`keep_only` removes those of former models.
+    A case is encoded again only if a file of it has another size or another time (of modification, or of a change
+    that the system saw, such as a copy), or if the weights or the configuration of the model have changed. A case that
+    cannot be used is listed with the reason, and is not tried again until its file changes (or :meth:`remove` is called
+    with its id). The entries of several models are kept apart; :meth:`keep_only` removes those of former models.
 
     z_sem equal those of :func:`monai_diffae.embed` to the bit. A volume in a 2D bundle has one row: the mean over the
     slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
@@ -126,7 +126,9 @@ class EmbeddingIndex:
         files = {name: _files(name, image, trained.image_keys) for name, image in images.items()}
         model = _model_key(trained)
         with self._lock(wait_s):
-            states = {name: file_state([*itertools.chain(*each.values())]) for name, each in files.items()}
+            states = {
+                name: file_state([*itertools.chain(*each.values())], change_times=True) for name, each in files.items()
+            }
             before = self._store.states(model)
             removed = sorted(before.keys() - states.keys())
             self._store.remove(removed, model)

@@ -185,6 +185,6 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
         selected = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
-        choice.check_split(dict(zip(ids, splits_of(selected), strict=True)))
+        choice.check_cases(dict(zip(ids, splits_of(selected), strict=True)))
         return selected
     return (rows if choice.split is None else split_rows(rows, choice.split))[: choice.limit]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.provenance import check_same_model
+from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.synthesis.combine import Mixture, Moves
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import TrainedBundle
@@ -73,9 +73,10 @@ class Axes:
             ConfigError: names it.
         """
         for direction in self.directions.values():
-            direction.check_fits(trained.sha256, trained.z_channels)
+            direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
         if embeddings is not None:
             check_same_model(embeddings, trained.folder)
+            warn_of_other_preprocessing(embeddings, trained)
 
     def moved(self, z_sem: NDArray[np.float32], combination: Combination) -> NDArray[np.float32]:
         """z_sem (1, D), moved along directions and components.

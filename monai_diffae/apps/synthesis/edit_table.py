@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.provenance import check_same_model
+from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.embeddings import patient_key_name, read_embeddings, z_matrix
@@ -103,10 +103,11 @@ class EditTable:
             CohortError: the embeddings have no two patients.
         """
         for each in (self.direction, *self.watched):
-            each.check_fits(trained.sha256, trained.z_channels)
+            each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
         if embeddings is None:
             return self
         check_same_model(embeddings, trained.folder)
+        warn_of_other_preprocessing(embeddings, trained)
         return replace(self, others=OtherPatients.read(embeddings, self.direction))
 
     def moved(self, z_sem: Floats) -> Floats:

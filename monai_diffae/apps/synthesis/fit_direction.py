@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +91,7 @@ def fit_direction(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.provenance import check_z_sem, model_checksum, warn_of_overrides
+    from monai_diffae.apps.provenance import check_z_sem, model_checksum, recorded_preprocessing
     from monai_diffae.data.atomic import write_json
     from monai_diffae.data.embeddings import label_columns, training_rows, z_matrix
     from monai_diffae.latents import fit_direction as fit
@@ -102,7 +102,6 @@ def fit_direction(
         raise ConfigError(f"{out.name}: exists and is not a direction; choose another out")
     table = training_rows(embeddings)
     check_z_sem(embeddings)
-    warn_of_overrides(table, embeddings, "use the direction only with z_sem that were made with the same overrides")
     labels = label_columns(table)
     if target not in labels:
         raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
@@ -111,6 +110,7 @@ def fit_direction(
         z_matrix(table), table[target].tolist(), target=target, model=model_checksum(embeddings), groups=patients,
         positive=positive, max_cases=max_cases, seed=seed,
     )  # fmt: skip
+    direction = replace(direction, preprocessing=recorded_preprocessing(table))
     content = direction.to_json()
     if out.exists() and not overwrite and json_content(out) != content:
         raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or choose another out")

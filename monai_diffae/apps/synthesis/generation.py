@@ -53,7 +53,7 @@ class ClassFilter:
             ConfigError: the direction belongs to another model, or its label is a number.
         """
         direction = read_direction(file)
-        direction.check_fits(trained.sha256, trained.z_channels)
+        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
         if direction.kind != "binary":
             raise ConfigError(
                 f"direction: '{direction.target}' is a number; use a direction for a label with two classes"

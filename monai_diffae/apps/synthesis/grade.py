@@ -79,7 +79,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
         ...
         monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; choose a name that ends in .csv
     """
-    from monai_diffae.apps.provenance import check_z_sem, model_checksum, warn_of_overrides
+    from monai_diffae.apps.provenance import check_z_sem, model_checksum, recorded_preprocessing
     from monai_diffae.data.atomic import write_atomic
     from monai_diffae.data.embeddings import read_embeddings, z_matrix
     from monai_diffae.data.file_checksums import file_checksum
@@ -88,8 +88,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwr
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
     fitted, table = read_direction(direction), read_embeddings(embeddings)
     check_z_sem(embeddings)
-    fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1])
-    warn_of_overrides(table, embeddings, "grades are right only if the direction was fitted with the same overrides")
+    fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1], recorded_preprocessing(table))
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
     record = out.with_suffix(".json")
     _check_replaceable(out, record, made_from)

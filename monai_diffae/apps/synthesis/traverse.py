@@ -100,7 +100,7 @@ def traverse(
     if cohort is None and reading.columns:
         raise ConfigError("columns: applies to a cohort; give a cohort and a case, or omit columns")
     strength_names(strengths)  # refuses unusable strengths before anything is loaded
-    from monai_diffae.apps.provenance import check_same_model
+    from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
     from monai_diffae.apps.synthesis.traversal import CaseStart, MeanStart, Traversal
     from monai_diffae.data.embeddings import training_z_sem
@@ -118,6 +118,7 @@ def traverse(
         cases = session.choose(Choice(cases=(case,)))
         trained, made_from = session.trained, session.made_from(cases)
         start = CaseStart(session, cases[0], out)
+    warn_of_other_preprocessing(embeddings, trained)
     made_from |= {
         "embeddings": file_checksum(embeddings), "num_components": num_components, "strengths": list(strengths)
     }  # fmt: skip

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats import itk
 from monai_diffae.data.formats.elements import check_elements
+from monai_diffae.data.formats.padding import without_padding
 from monai_diffae.data.formats.pixel_data import check_pixel_data
 from monai_diffae.data.formats.planes import Plane, Stack, make_stack, read_planes, to_volume
 from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
@@ -114,7 +115,8 @@ def read_patient(path: Path) -> str | None:
 
 def _try_open(path: Path) -> sitk.ImageFileReader | None:
     try:
-        return _open(path)
+        check_elements(path)
+        return itk.open_header(path)
     except (ScanError, OSError):
         return None
 
@@ -159,12 +161,14 @@ def _read(path: Path, files: tuple[Path, ...]) -> Scan:
     stack, modality = _stack(path, files, readers), _tag(readers[0], _MODALITY)
     # one by one, because ITK's series reader casts all slices to the type of the first, which loses fractions
     slices = [_decode(file, reader) for file, reader in zip(files, readers, strict=True)]
+    frames = read_planes(path) if len(files) == 1 and stack is not None else []
+    slices = without_padding(slices, readers, frames[0].rescale if frames else None)
     if stack is None:  # rows and columns as displayed
         return Scan(np.ascontiguousarray(slices[0][..., 0].swapaxes(1, 2)), _affine_2d(readers[0]), modality)
     if len(files) > 1:
         array = np.concatenate([slices[k] for k in stack.order], axis=3)
     else:
-        array = _rescale(slices[0], read_planes(path))[..., stack.order]
+        array = _rescale(slices[0], frames)[..., stack.order]
     return Scan(to_volume(array, stack), stack.affine, modality, doubts=stack.doubts)
 
 
@@ -230,7 +234,9 @@ def _files(path: Path) -> tuple[Path, ...]:
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
-    check_elements(path)
+    if check_elements(path):
+        wrong = "a table converts its stored values (ModalityLUTSequence), which is not supported"
+        raise problem(path, wrong, "export it with a rescale slope and intercept")
     return itk.open_header(path)
 
 

@@ -17,14 +17,17 @@ from monai_diffae.data.formats.scan import problem
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _UNDEFINED = 0xFFFFFFFF
-_PIXELS, _SYNTAX = (0x7FE0, 0x0010), (0x0002, 0x0010)
+_PIXELS, _SYNTAX, _VALUE_TABLE = (0x7FE0, 0x0010), (0x0002, 0x0010), (0x0028, 0x3000)
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _IMPLICIT, _BIG_ENDIAN, _DEFLATED = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
 _DEEPEST = 32
 
 
-def check_elements(path: Path) -> None:
+def check_elements(path: Path) -> bool:
     """Check the elements of a DICOM file, up to the pixels.
+
+    Returns:
+        Whether the file has a table that converts stored values (ModalityLUTSequence), which GDCM ignores.
 
     Raises:
         ScanError: an element is longer than the file, or the beginning of the file is not DICOM.
@@ -34,7 +37,7 @@ def check_elements(path: Path) -> None:
             raise problem(path, "the file is empty", "copy it again")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                _check(data)
+                return _check(data)
             except _BrokenError as error:
                 raise problem(path, f"its DICOM structure is damaged ({error})", "copy it again") from error
             except _MislabelledError as error:  # GDCM needs seconds for each of them
@@ -52,7 +55,7 @@ class _MislabelledError(Exception):
     """The elements are not encoded as the file's header says."""
 
 
-def _check(data: mmap.mmap) -> None:
+def _check(data: mmap.mmap) -> bool:
     has_preamble = data[128:132] == b"DICM"
     reader = _Elements(data)
     at = 132 if has_preamble else 0
@@ -66,18 +69,20 @@ def _check(data: mmap.mmap) -> None:
             syntax = data[start : start + length].strip(b" \0")
         at = start + length
     if syntax == _DEFLATED:
-        return  # the rest is one zlib stream
+        return False  # the rest is one zlib stream
     reader.order = "big" if syntax == _BIG_ENDIAN else "little"
     # without a preamble, the encoding is guessed for each element
     reader.explicit = syntax != _IMPLICIT or not has_preamble
     if has_preamble and reader.explicit and at + 8 <= len(data) and not reader.has_kind(at):
         raise _MislabelledError
     reader.walk(at, len(data), 0)
+    return reader.has_value_table
 
 
 class _Elements:
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.order, self.explicit = data, "little", True
+        self.has_value_table = False
 
     def number(self, at: int, size: int) -> int:
         return int.from_bytes(self.data[at : at + size], self.order)  # type: ignore[arg-type]
@@ -116,6 +121,8 @@ class _Elements:
                 if length != _UNDEFINED:
                     self.require(start, length, end)
                 return end
+            if tag == _VALUE_TABLE and depth == 0 and length:
+                self.has_value_table = True
             if length == _UNDEFINED:
                 at = self.items(start, end, depth)
                 continue

@@ -236,6 +236,7 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], ND
         sizes = " x ".join(map(str, shape))
         raise problem(path, f"a {len(shape)}D file ({sizes}); expected 3D", "save its 3D volumes as files of their own")
     _check_dtype(path, header)
+    _check_scaling(path, header)
     spacing = [float(v) for v in header["pixdim"][1 : 1 + min(dims[0], 3)]]
     if not all(math.isfinite(v) and v > 0 for v in spacing):
         spacing_text = " x ".join(f"{v:g}" for v in spacing)
@@ -254,6 +255,14 @@ def _check_dtype(path: Path, header: nib.Nifti1Header) -> None:
     if dtype.kind not in "iufb":
         kind = "complex numbers" if dtype.kind == "c" else "colours or other records"
         raise problem(path, f"its voxels are {kind}, not plain numbers", "save one real number per voxel")
+
+
+def _check_scaling(path: Path, header: nib.Nifti1Header) -> None:
+    """Refuse a scaling that is not finite; nibabel would ignore it. A slope of 0 or NaN means that there is none."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isinf(slope) or not (slope == 0 or math.isnan(slope) or math.isfinite(inter)):
+        wrong = f"its scaling is not finite (scl_slope {slope:g}, scl_inter {inter:g})"
+        raise problem(path, wrong, "export it again, or set the right scaling")
 
 
 def _check_length(path: Path, length: int, expected: int) -> None:

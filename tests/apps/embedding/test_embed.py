@@ -106,6 +106,14 @@ def test_a_new_label_in_the_cohort_is_not_silently_ignored(tiny_bundle, other_co
         embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
 
 
+def test_another_order_of_the_rows_is_called_so(tiny_bundle, other_cohort, tmp_path):
+    cohort = other_cohort(lambda table: table)
+    embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
+    pd.read_csv(cohort)[::-1].to_csv(cohort, index=False)
+    with pytest.raises(ConfigError, match="exists and was made with other case_order; set overwrite"):
+        embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
+
+
 def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path, monkeypatch):
     record = tmp_path / "embeddings.json"
     # stopped between the table and its record

@@ -151,6 +151,28 @@ def test_a_moved_cohort_is_not_encoded_again(trained, images, index, tmp_path):
     assert index.update(trained, moved) == IndexUpdate()
 
 
+@pytest.mark.goal(id="R24")
+def test_a_scan_that_was_exchanged_for_one_of_the_same_size_and_time_is_encoded_again(trained, images, index):
+    """As when files of an archive, which gives all its files one time, are unpacked under the wrong names."""
+    a, b = sorted(images)[:2]
+    one, two = images[a].read_bytes(), images[b].read_bytes()
+    size = max(len(one), len(two))  # readers ignore bytes after the image
+
+    def write(scans):
+        for name, scan in scans.items():
+            images[name].write_bytes(scan.ljust(size, b"\0"))
+            os.utime(images[name], (1e9, 1e9))
+
+    write({a: one, b: two})
+    index.update(trained, images)
+    before = rows(index.read(trained))
+    write({a: two, b: one})
+    assert index.update(trained, images).changed == [a, b]
+    after = rows(index.read(trained))
+    np.testing.assert_array_equal(after[a], before[b])
+    np.testing.assert_array_equal(after[b], before[a])
+
+
 def _as_text(item):
     return item[0], str(item[1])
 

@@ -60,6 +60,16 @@ def test_what_is_no_label_is_one_line(changed, labelled, tmp_path):
     assert not (tmp_path / "d.json").exists()
 
 
+@pytest.mark.goal(id="R24")
+def test_infinite_labels_are_refused_whatever_the_other_labels(table, changed, labelled, tmp_path):
+    training = table.index[table["split"] == "train"]
+    two = pd.Series(1.0 + (table.index % 2), table.index)
+    infinite = {"grade": two.mask(table.index == training[0], np.inf), "one": two.where(two == 1, np.inf)}
+    for name, positive in (("grade", None), ("grade", "2"), ("one", None)):
+        with pytest.raises(ConfigError, match=f"^target '{name}': contains infinite numbers; leave those labels empty"):
+            fit_direction(changed(**infinite), tmp_path / "d.json", target=name, positive=positive)
+
+
 def test_another_file_is_not_overwritten_unasked(labelled, tmp_path):
     path = tmp_path / "d.json"
     fit_direction(labelled.embeddings, path, target="wide")

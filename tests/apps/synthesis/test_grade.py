@@ -1,4 +1,4 @@
-import copy
+import json
 import shutil
 
 import numpy as np
@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
+from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.grade import grade
@@ -110,22 +111,23 @@ def test_a_direction_fits_any_cohort_of_its_model(labelled, table, changed, tmp_
 
 @pytest.mark.goal(id="R24")
 def test_z_sem_of_other_preprocessing_is_warned_of(labelled, table, tmp_path, caplog):
-    """A direction names its model's weights only, so it is accepted for z_sem of the same model with overrides."""
+    """The weights of a direction's model are the same with all overrides, so its file names the preprocessing, too."""
+    other = embed(labelled.bundle, labelled.cohort, tmp_path, overrides={"percentiles": [20, 60]}, device="cpu").path
+    fit_direction(other, tmp_path / "d.json", target="wide")
     grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
-    assert "overrides" not in caplog.text
-    table = table.copy()
-    content = copy.deepcopy(table.attrs["monai_diffae"])
-    content["made_from"]["overrides"] = {"percentiles": [20, 60], "inferer#steps": 2}
-    table.attrs["monai_diffae"] = content
-    path = tmp_path / "e.parquet"
-    table.to_parquet(path)
-    shutil.copy(labelled.embeddings.with_suffix(".json"), path.with_suffix(".json"))
-    fit_direction(path, tmp_path / "d.json", target="wide")
-    grade(path, tmp_path / "h.csv", direction=labelled.direction)
-    start = "e.parquet: was made with overrides of the preprocessing (percentiles); "
-    assert [message.removeprefix(start)[:6] for message in caplog.messages if message.startswith(start)] == [
-        "use th", "grades",
-    ]  # fmt: skip
+    grade(other, tmp_path / "h.csv", direction=tmp_path / "d.json")
+    assert "preprocessed" not in caplog.text
+    line = "direction 'wide': was fitted to scans that were preprocessed in another way than here, so it does not fit"
+    for embeddings, direction in ((other, labelled.direction), (labelled.embeddings, tmp_path / "d.json")):
+        caplog.clear()
+        grade(embeddings, tmp_path / "h.csv", direction=direction, overwrite=True)
+        assert [message[: len(line)] for message in caplog.messages] == [line]
+    content = json.loads((tmp_path / "d.json").read_text())
+    del content["preprocessing"]  # as in older files
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    caplog.clear()
+    grade(labelled.embeddings, tmp_path / "h.csv", direction=tmp_path / "d.json", overwrite=True)
+    assert not caplog.messages
 
 
 def test_cases_of_a_class_that_it_does_not_know_are_graded_and_not_scored(labelled, table, changed, tmp_path):

@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae.apps.evaluation.evaluate import HeldOut
-from monai_diffae.apps.provenance import preprocessing_config
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.bundle.preprocessing_config import preprocessing_config
 from monai_diffae.data.cases import Case
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
