@@ -134,7 +134,7 @@ def encoder_of(embeddings: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: there is no record.
     """
-    return _made_from(embeddings)["encoder"]
+    return _recorded(embeddings)["encoder"]
 
 
 def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
@@ -172,8 +172,33 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
 def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
     """The model, the pool and the encoder that a table was made with.
 
+    A warning is logged if its z_sem were changed, or may be those of another table.
+
     Raises:
         ConfigError: there is no record, or it is that of a table of another model.
+    """
+    path, recorded = Path(embeddings), _recorded(embeddings)
+    record = path.with_suffix(".json")
+    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
+    model = own.get("made_from", {}).get("model")
+    if model not in (None, recorded["model"]):  # copied over a table of the same name
+        raise ConfigError(
+            f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
+            "together with its record, or embed again"
+        )
+    if model is None and not _has_recorded_rows(path, json.loads(record.read_text())):
+        logger.warning(
+            "%s: its z_sem are not those that the record %s beside it describes: they were changed, or another "
+            "autoencoder made them; copy each table together with its record", path.name, record.name,
+        )  # fmt: skip
+    return recorded
+
+
+def _recorded(embeddings: str | os.PathLike[str]) -> dict[str, str]:
+    """The same, as the record beside the table says.
+
+    Raises:
+        ConfigError: there is no record of a complete table.
     """
     path = Path(embeddings)
     record = path.with_suffix(".json")
@@ -189,20 +214,11 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
         ) from error
     if not is_finished:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
-    if not _is_table_of(path, content):  # copied over a table of the same name
-        raise ConfigError(
-            f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
-            "together with its record, or embed again"
-        )
     return values
 
 
-def _is_table_of(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a table is the one that a record describes, as far as can be told."""
-    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
-    model = own.get("made_from", {}).get("model")
-    if model is not None:
-        return bool(model == record["made_from"]["model"])
+def _has_recorded_rows(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the z_sem of a table are those that a record describes, as far as can be told."""
     sample = record["results"].get("rows")
     is_unchanged = not path.is_file() or file_checksum(path) in record.get("files", {}).values()
     return is_unchanged or not isinstance(sample, str) or has_sampled_rows(path, sample)

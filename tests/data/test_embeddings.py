@@ -71,7 +71,7 @@ def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
         assert read_embeddings(tmp_path / "e.csv").attrs == {}
     record.write_text('{"made_from": {"model": "m"}, "results": {"num_cases": 1}}')
     attributes = read_embeddings(tmp_path / "e.csv").attrs["monai_diffae"]
-    assert attributes == {"made_from": {"model": "m"}, "z_sem_usage": None, "patient_key": None}
+    assert attributes == {"made_from": {"model": "m"}}
 
 
 def test_columns_are_told_apart(table):

@@ -18,6 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from monai_diffae import neighbors
+from monai_diffae.data.cases import safe_file_names
 from monai_diffae.explorer.app import build_app
 from monai_diffae.explorer.recipes import Recipe
 from monai_diffae.explorer.studio import Studio
@@ -164,7 +165,7 @@ def test_the_saved_image_has_the_space_of_the_scan(client, explored):
 
 
 def test_a_file_name_has_one_suffix(explored):
-    case = replace(explored.atlas.cases[0], id="scan_1.nii.gz", file_name="scan_1.nii.gz")
+    case = replace(explored.atlas.cases[0], id="scan_1.nii.gz", file_name=safe_file_names(["scan_1.nii.gz"])[0])
     atlas = replace(explored.atlas, cases=[case, *explored.atlas.cases[1:]])
     named = replace(explored, atlas=atlas, _outliers=Future())
     names = [named.export(Recipe(case=0, detail=detail))[0] for detail in ("model", "own")]

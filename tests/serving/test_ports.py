@@ -18,7 +18,7 @@ def test_a_port_in_use_is_refused():
 
 def test_an_address_that_the_machine_does_not_have_is_refused():
     with pytest.raises(MachineError, match="choose another port"):
-        check_port("no.such.address.invalid", 8000)
+        check_port("192.0.2.1", 8000)  # reserved for documentation
 
 
 def test_any_free_port_will_do():

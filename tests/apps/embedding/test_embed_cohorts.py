@@ -22,8 +22,9 @@ from PIL import Image
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.data import patient_keys
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.formats import nifti
 from monai_diffae.data.patient_keys import KEY_FILE
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, ScanError
 
 EMBED = ("monai_diffae.cli", "--quiet", "embed")
 
@@ -277,31 +278,35 @@ def test_a_tables_suffix_may_be_in_capitals(labelled, tmp_path, name):
             embed(labelled.bundle, labelled.cohort, tmp_path / other, device="cpu")
 
 
-def broken_for_now(folder, *names):
-    """NIfTI images without a finite voxel, and a function that repairs them; their sizes and times stay the same."""
-    repaired = {}
-    for i, name in enumerate(names):
-        noise = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
-        repaired[folder / name] = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
-        nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), folder / name)
-        os.utime(folder / name, (1, 1))
+@pytest.fixture
+def away(monkeypatch):
+    """Names of files that cannot be read for now, as if a network drive were away."""
+    names = set()
+    read = nifti.read
 
-    def repair():
-        for path, content in repaired.items():
-            assert len(content) == path.stat().st_size
-            path.write_bytes(content)
-            os.utime(path, (1, 1))
+    def read_if_there(path):
+        if path.name in names:
+            raise ScanError(f"{path.name}: cannot be read (Host is down); try again")
+        return read(path)
 
-    return repair
+    monkeypatch.setattr(nifti, "read", read_if_there)
+    return names
 
 
-def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, written, caplog):
+def image(path, is_finite=True):
+    """A NIfTI image of 16 x 16 noise, or without a finite voxel."""
+    noise = np.random.default_rng(len(path.name)).normal(size=(16, 16)).astype(np.float32)
+    nib.save(nib.Nifti1Image(noise if is_finite else np.full_like(noise, np.nan), np.eye(4)), path)
+
+
+def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, written, caplog, away):
     names = pictures(tmp_path, 297)  # two shards
-    repair = broken_for_now(tmp_path, "a.nii", "b.nii")
-    broken_for_now(tmp_path, "for_good.nii")
+    for name in ("a.nii", "b.nii", "for_good.nii"):
+        image(tmp_path / name, is_finite=name != "for_good.nii")
+    away.update({"a.nii", "b.nii"})
     cohort = table_of(tmp_path, ["a.nii", *names[:100], "for_good.nii", "b.nii", *names[100:]])
     interrupted(written, 1, labelled.bundle, cohort, tmp_path / "z.parquet")
-    repair()
+    away.clear()
     caplog.set_level(logging.INFO, "monai_diffae")
     made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
     assert (made.num_cases, made.num_failed) == (299, 1)
@@ -311,14 +316,15 @@ def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, w
     assert made.failures.read_text() == fresh.failures.read_text()
 
 
-def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path, monkeypatch):
-    repair = broken_for_now(tmp_path, "a.nii")
+def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path, monkeypatch, away):
+    image(tmp_path / "a.nii")
+    away.add("a.nii")
     names = pictures(tmp_path, 599)  # three shards, the second of which belongs to the other process
     cohort = table_of(tmp_path, [*names[:300], "a.nii", *names[300:]])
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0)
-    repair()
+    away.clear()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("monai_diffae.apps.embedding.encoding.PATIENCE_S", 1.0)
     assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu", workers=0).num_failed == 0

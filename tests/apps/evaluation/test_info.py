@@ -19,7 +19,9 @@ def test_the_properties_of_a_bundle_and_its_decoding_settings(tiny_bundle):
     assert (summary["steps"], summary["invert_steps"], summary["solver"]) == (3, 4, "adams")
     assert summary["image_size"] == [16, 16]
     assert summary["own_code"] == []
-    assert list(summary["files"]) == ["models/config.json", "configs/train.json", "configs/train_latent.json"]
+    assert list(summary["files"]) == [
+        "models/config.json", "configs/train.json", "configs/train_latent.json", "configs/distill.json",
+    ]  # fmt: skip
 
 
 @pytest.fixture

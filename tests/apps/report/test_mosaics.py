@@ -35,7 +35,7 @@ def test_cases_are_shown_whatever_their_ids_are(labelled: Any, tmp_path: Path) -
     table.assign(id=[f"case ({n}).nii.gz" for n in range(len(table))]).to_csv(tmp_path / "cohort.csv", index=False)
     arguments: dict[str, Any] = {"mode": "both", "grid": "model", "limit": 1, "steps": 2, "device": "cpu"}
     reconstruct(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "reconstructions", **arguments)
-    assert {file.name for file in tmp_path.glob("reconstructions/*/*")} == {"case_0.png"}
+    assert {file.name for file in tmp_path.glob("reconstructions/*/*")} == {"case_0.nii.gz"}
     images = CaseImages(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "media", labelled.embeddings, "cpu")
     names = {case.id: case.file_name for case in images.session.cohort.cases}
     study = SimpleNamespace(result=lambda name: True, folder=tmp_path, overwrite=False, file_names=names)

@@ -33,8 +33,9 @@ def test_a_damaged_direction_is_one_line(labelled, tmp_path):
 def other_model(changed, table, fault):
     """Embeddings of another model: z_sem of other statistics, or of another size."""
     path = changed("other", z_000=3 * table["z_000"] + 1)
-    if fault == "size":
-        pd.read_parquet(path).drop(columns="z_007").to_parquet(path)
+    other = pd.read_parquet(path)
+    other.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
+    (other.drop(columns="z_007") if fault == "size" else other).to_parquet(path)
     record = json.loads(path.with_suffix(".json").read_text())
     record["made_from"]["model"] = "0" * 64
     path.with_suffix(".json").write_text(json.dumps(record))
