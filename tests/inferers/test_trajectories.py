@@ -69,8 +69,9 @@ def test_inversion_and_encoding_are_those_of_the_exact_decoder(
 def test_a_round_trip_refines_x_T_only_where_the_exact_decoder_needs_it(
     exact: DiffusionAutoencoderInferer, network: Any, images: torch.Tensor
 ) -> None:
-    x_T, decoded = exact.replace(invert_tolerance=1e-9).round_trip(images, network)
-    quick = fast(exact, network, 2).replace(invert_tolerance=1e-9)
+    images = images[:1]
+    x_T, decoded = exact.replace(invert_tolerance=1e-7).round_trip(images, network)
+    quick = fast(exact, network, 2).replace(invert_tolerance=1e-7)
     fast_x_T, fast_decoded = quick.round_trip(images, network)
     torch.testing.assert_close(fast_x_T, x_T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(fast_decoded, quick.decode(exact.encode(images, network), fast_x_T, network))
