@@ -35,7 +35,7 @@ class CohortError(OmittableError, ValueError):
 
 
 class UnsafeInputError(DiffAEError, ValueError):
-    """An input is refused because reading it could run code or exhaust the machine; no command goes on after it."""
+    """An input is refused because reading it could run code or exhaust the machine; every command ends with it."""
 
     exit_code = 5
 
