@@ -7,9 +7,18 @@ from __future__ import annotations
 
 
 class DiffAEError(Exception):
-    """An error that the user can fix. ``exit_code`` is the exit code of a command that it ends."""
+    r"""An error that the user can fix. ``exit_code`` is the exit code of a command that it ends.
+
+    Example:
+        >>> str(DiffAEError("column 'a\r\nb': is not known"))
+        "column 'a b': is not known"
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message as one line, also if it quotes text with line breaks."""
+        return " ".join(super().__str__().split())
 
 
 class OmittableError(DiffAEError):
@@ -81,7 +90,7 @@ def one_line(error: BaseException) -> str:
     """An exception as one line: the :class:`DiffAEError` in its chain if there is one, else its type and message."""
     known = find_diffae_error(error)
     if known is not None:
-        return " ".join(str(known).split())
+        return str(known)
     # MONAI wraps errors of transforms and components into others that name neither the cause nor the key.
     while error.__cause__ is not None:
         error = error.__cause__

@@ -1,7 +1,9 @@
 """The family of errors: exit codes, and how they are found in a chain of causes."""
 
+import pytest
+
 from monai_diffae import errors
-from monai_diffae.errors import DiffAEError, OmittableError, ScanError, find_diffae_error, one_line
+from monai_diffae.errors import ConfigError, DiffAEError, OmittableError, ScanError, find_diffae_error, one_line
 
 
 def test_each_exit_code_has_one_meaning():
@@ -41,3 +43,8 @@ def test_a_chain_that_is_a_circle_ends():
 def test_errors_holds_errors_only():
     public = [name for name in vars(errors) if name[0].islower() and not name.startswith("_")]
     assert set(public) <= {"annotations", "find_diffae_error", "one_line"}
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r", "\r\n", "\x85", "\u2028"])
+def test_a_message_that_quotes_line_breaks_is_one_line(separator):
+    assert str(ConfigError(f'column "a{separator}b": is not known')) == 'column "a b": is not known'

@@ -118,7 +118,10 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
         used = _SECTION_IDS | {
             key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)", text)
         }
-        for key in config.get(section, {}):
+        content = config.get(section, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{section}: is {str(content)[:60]!r}; it must be a section with keys")
+        for key in content:
             if "_target_" not in config[section] and key not in used:
                 raise ConfigError(
                     f"unknown config key '{section}#{key}': nothing in the configuration uses it{_nearest(key, used)}"

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.errors import find_diffae_error, one_line
+from monai_diffae.bundle.config import check_config
+from monai_diffae.errors import ConfigError, find_diffae_error, one_line
 
 
 def complaint(make_workflow, overrides):
@@ -121,3 +122,9 @@ def test_a_wrong_number_of_channels_is_refused(make_workflow):
 
 def test_an_override_of_what_refers_to_a_key_makes_the_key_no_unknown_one(make_workflow):
     make_workflow({"train#trainer#max_epochs": 1, "train#dataloader#batch_size": 4, "optimizer#lr": 0.01})
+
+
+@pytest.mark.parametrize("value", [None, [0], "text"])
+def test_a_section_that_is_no_section_is_refused(value):
+    with pytest.raises(ConfigError, match="train: is .*; it must be a section with keys"):
+        check_config({"train": value})
