@@ -14,6 +14,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from scan_files import refusal, save_series, shared
 
+from monai_diffae.data.formats.dicom import read_patient
 from monai_diffae.data.scans import read_scan, read_shape
 from monai_diffae.errors import ScanError
 
@@ -191,3 +192,7 @@ def test_implicit_elements_under_an_explicit_transfer_syntax_are_refused_at_once
         dataset.is_implicit_VR = True
     dataset.save_as(file)
     assert read_scan(file).array.shape == (1, *dataset.pixel_array.shape)
+
+
+def test_a_name_that_is_too_long_for_a_file_has_no_patient() -> None:
+    assert read_patient(Path("x" * 300)) is None

@@ -105,10 +105,14 @@ def _series(group: list[tuple[str, sitk.ImageFileReader]]) -> Series:
 def read_patient(path: Path) -> str | None:
     """Read the hashed PatientID of a file or series; None if it has none or cannot be read."""
     folder, uid = split_series(path)
-    if folder.is_dir():
+    try:
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except OSError:  # the name is too long
+        return None
+    if is_folder:
         series = list_series(folder)
         return next((s.patient for u, s in series.items() if uid in (None, u)), None)
-    reader = _try_open(folder) if folder.is_file() else None
+    reader = _try_open(folder) if is_file else None
     patient = _tag(reader, _PATIENT) if reader is not None else None
     return hash_patient(patient) if patient else None
 
