@@ -18,7 +18,8 @@ from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
-from monai_diffae.cli.waiting import choose_waiting
+from monai_diffae.cli.threads import set_threads
+from monai_diffae.cli.waiting import considerate_waiting
 from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
 
 _EXIT_CODES = (
@@ -87,6 +88,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
         debug: bool = False,
         trust: bool = False,
+        threads: int | None = None,
     ) -> int:
         """Run a command and show its result.
 
@@ -96,14 +98,16 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             quiet: Show only warnings and errors.
             debug: Show tracebacks and every line of the log.
             trust: Run code that the bundle brings along, now and whenever its configuration is the same.
+            threads: Threads of the CPU to compute with; by default one per core.
         """
         _set_up_logging(quiet, debug)
+        if threads is not None:
+            set_threads(threads)
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
-        if function in checked:
-            choose_waiting()
+        waiting = considerate_waiting() if function in checked else nullcontext()
         try:
-            with _trust(trust):
+            with waiting, _trust(trust):
                 return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
             raise type(error)(_with_dashes(str(error), inspect.signature(run).parameters)) from error

@@ -1,36 +1,131 @@
-"""How the threads of the processors wait for each other, which has to be decided before torch is loaded."""
+"""How the threads of the processors wait for each other while other programs use them, too."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
 
 logger = logging.getLogger(__name__)
 
-_BUSY_PERCENT = 20.0  # of the processors, used by other programs
-_LOOK_S = 0.2
-_GIVEN = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_BUSY, _QUIET = 0.2, 0.1  # of the processors, used by other programs: from here on, and below this again
+_LOOK_S = 2.0
+_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def choose_waiting() -> None:
-    """Let threads sleep while they wait, if other programs use the processors.
+@contextmanager
+def considerate_waiting() -> Iterator[None]:
+    """Let the threads of the processors sleep while they wait, as long as other programs use the processors.
 
-    After each operation, the threads of OpenMP wait for the slowest of them. By default they keep their processors busy
-    meanwhile, which is fast if they have them to themselves. If another program holds one of them back, the others take
-    away what it needs to get on. Results are the same either way. Nothing is changed if the user has set a variable of
-    OpenMP.
+    After each operation, the threads of OpenMP wait for the slowest of them. By default, they keep their processors
+    busy meanwhile, which is fast if they have them to themselves. If another program holds one of them back, the others
+    take away what it needs to get on, and everything can take 20 times as long. A thread of this function looks every
+    two seconds what other programs use. Results are the same to the bit either way. Nothing is changed if the user has
+    set a variable of OpenMP for it.
 
     Example:
-        >>> import os
-        >>> os.environ["OMP_NUM_THREADS"] = "1"
-        >>> choose_waiting()
-        >>> "OMP_WAIT_POLICY" in os.environ
-        False
+        >>> with considerate_waiting():
+        ...     pass  # train, encode or decode
     """
     if any(name in os.environ for name in _GIVEN):
+        yield
         return
-    import psutil
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(ended,), daemon=True, name="considerate-waiting")
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
 
-    if psutil.cpu_percent(interval=_LOOK_S) > _BUSY_PERCENT:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        logger.debug("other programs use the processors, so threads sleep while they wait for each other")
+
+def _watch(ended: threading.Event) -> None:
+    load, crowd = OtherPrograms(), ThreadCrowd()
+    while not ended.wait(_LOOK_S):
+        share = load.share()
+        if share > _BUSY and not crowd.is_there and "torch" in sys.modules:
+            logger.debug("other programs use the processors, so threads sleep while they wait for each other")
+            crowd.gather()
+        elif share < _QUIET and crowd.is_there:
+            crowd.leave()
+    crowd.leave()
+
+
+class OtherPrograms:
+    """What other programs use of the processors, as a share of all of them since the last look.
+
+    Example:
+        >>> load = OtherPrograms()
+        >>> 0 <= load.share() <= 1
+        True
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._all, self._own, self._time = 0.0, 0.0, 0.0
+        self.share()
+
+    def share(self) -> float:
+        """The share, in [0, 1]."""
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        own = sum(_seconds(process) for process in (self._process, *self._process.children(recursive=True)))
+        busy = everything - idle
+        passed = everything - self._time
+        others = (busy - self._all) - (own - self._own)
+        self._all, self._own, self._time = busy, own, everything
+        return min(max(others / passed, 0.0), 1.0) if passed > 0 else 0.0
+
+
+def _seconds(process: psutil.Process) -> float:
+    with suppress(psutil.Error):  # it has ended
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+class ThreadCrowd:
+    """More threads of OpenMP than processors, which is what makes GNU's library let waiting threads sleep at once.
+
+    They belong to a thread that does nothing. With other libraries than GNU's, and with a single thread, nothing
+    changes.
+    """
+
+    def __init__(self) -> None:
+        self._leave = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the threads exist."""
+        return self._thread is not None
+
+    def gather(self) -> None:
+        """Start the threads, and wait until they are there."""
+        gathered, self._leave = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=_stay, args=(gathered, self._leave), daemon=True, name="thread-crowd")
+        self._thread.start()
+        gathered.wait()
+
+    def leave(self) -> None:
+        """End the threads."""
+        if self._thread is not None:
+            self._leave.set()
+            self._thread.join()
+            self._thread = None
+
+
+def _stay(gathered: threading.Event, leave: threading.Event) -> None:
+    import torch
+
+    try:
+        torch.ones(1 << 20).mul_(2.0)  # large enough for as many threads as torch uses
+    finally:
+        gathered.set()
+    leave.wait()

@@ -1,35 +1,108 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import psutil
 import pytest
+import torch
 
 from monai_diffae.cli import waiting
+from monai_diffae.cli.waiting import OtherPrograms, ThreadCrowd, considerate_waiting
 
-OPENMP = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+BUSY = "while True: pass"
 
 
 @pytest.fixture(autouse=True)
 def no_settings_of_openmp(monkeypatch):
-    for name in OPENMP:
-        monkeypatch.setenv(name, "")  # so that whatever the test sets is undone
-        monkeypatch.delenv(name)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def usage(percent):
-    return lambda interval: percent
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(1 << 20).mul_(2.0)  # the threads of this one are there before they are counted
+    yield
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("percent", "policy"), [(0.0, None), (5.0, None), (60.0, "PASSIVE")])
-def test_threads_sleep_only_if_other_programs_use_the_processors(monkeypatch, percent, policy):
-    monkeypatch.setattr(psutil, "cpu_percent", usage(percent))
-    waiting.choose_waiting()
-    assert os.environ.get("OMP_WAIT_POLICY") == policy
+def num_threads():
+    return psutil.Process().num_threads()
 
 
-@pytest.mark.parametrize("name", OPENMP)
+def soon(condition):
+    """Whether something becomes true within some seconds."""
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_crowd_is_as_many_threads_more_and_leaves_again(two_threads):
+    before, crowd = num_threads(), ThreadCrowd()
+    crowd.gather()
+    assert crowd.is_there
+    assert num_threads() >= before + 2
+    crowd.leave()
+    assert not crowd.is_there
+    assert soon(lambda: num_threads() == before)
+
+
+def test_results_are_the_same_to_the_bit_in_a_crowd(two_threads):
+    images = torch.rand(4, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(8, 8, 3, 3, generator=torch.Generator().manual_seed(1))
+    alone = torch.nn.functional.conv2d(images, weights)
+    crowd = ThreadCrowd()
+    crowd.gather()
+    assert torch.equal(torch.nn.functional.conv2d(images, weights), alone)
+    crowd.leave()
+
+
+def test_the_load_of_other_programs_is_seen():
+    command = f"{sys.executable} -c '{BUSY}' > /dev/null & echo $!"  # not a child of this program
+    programs = [int(subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE).stdout) for _ in range(2)]
+    try:
+        load = OtherPrograms()
+        time.sleep(0.5)
+        assert load.share() > 0.5 / os.cpu_count()
+    finally:
+        for program in programs:
+            os.kill(program, signal.SIGKILL)
+
+
+def test_what_a_program_and_its_children_use_is_not_the_load_of_others(monkeypatch):
+    every = [psutil.cpu_times()._replace(user=0.0, idle=0.0), psutil.cpu_times()._replace(user=6.0, idle=4.0)]
+    every = [times._replace(**{name: 0.0 for name in times._fields if name not in ("user", "idle")}) for times in every]
+    monkeypatch.setattr(psutil, "cpu_times", lambda: every.pop(0))
+    own = [0.0, 5.0]
+    monkeypatch.setattr(waiting, "_seconds", lambda process: own.pop(0) if process.pid == os.getpid() else 0.0)
+    load = OtherPrograms()
+    assert load.share() == pytest.approx(0.1)  # 6 s of 10 were used, 5 of them by this program
+
+
+@pytest.mark.parametrize(("shares", "is_crowded"), [((0.0, 0.0), False), ((0.9, 0.9), True), ((0.9, 0.0), False)])
+def test_threads_crowd_only_while_other_programs_use_the_processors(monkeypatch, two_threads, shares, is_crowded):
+    remaining, looks = list(shares), []
+
+    def share(load):
+        looks.append(None)
+        return remaining.pop(0) if len(remaining) > 1 else remaining[0]
+
+    monkeypatch.setattr(OtherPrograms, "share", share)
+    monkeypatch.setattr(waiting, "_LOOK_S", 0.02)
+    before = num_threads()
+    with considerate_waiting():
+        assert soon(lambda: len(looks) > 10)
+        assert (num_threads() > before + 1) == is_crowded  # the thread that looks is one more
+    assert soon(lambda: num_threads() == before)
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 def test_what_the_user_has_set_is_kept(monkeypatch, name):
-    monkeypatch.setattr(psutil, "cpu_percent", usage(100.0))
     monkeypatch.setenv(name, "2")
-    before = dict(os.environ)
-    waiting.choose_waiting()
-    assert dict(os.environ) == before
+    before = num_threads()
+    with considerate_waiting():
+        assert num_threads() == before

@@ -72,7 +72,7 @@ class Plan(CommandResult):
         yield from self.time_lines()
         if self.timed is not None and self.timed.threads is not None:
             yield (
-                "other programs use the processors, so one thread is fastest: set OMP_NUM_THREADS=1 before you train "
+                "other programs use the processors, so one thread is fastest: train with --threads 1 "
                 "(start and train --minutes use one thread anyway)"
             )
         yield from self.commands
