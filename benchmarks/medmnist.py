@@ -46,8 +46,8 @@ from monai_diffae.latents.probing import fit_probe, pca_features
 Labels = NDArray[np.int64]  # (N, L): one class, or several labels that are 0 or 1
 Scores = NDArray[np.float64]  # (N, C): a probability per class, or per label
 
-# AUROC and accuracy in percent. DINO, VGG16, AlexNet, ResNet-18: Doerrich et al., Sci. Rep. 2025, read from the plots of
-# their repository; MedMNIST v2: Yang et al., Sci. Data 2023, tables 3 and 4.
+# AUROC and accuracy in percent. MedMNIST v2: Yang et al., Scientific Data 2023, tables 3 and 4. The others: Doerrich et
+# al., Scientific Reports 2025, read from the plots of their repository.
 PUBLISHED: dict[tuple[str, int], dict[str, tuple[float, float]]] = {
     ("pneumoniamnist", 28): {
         "DINO ViT-B/16, linear layer": (97.3, 86.6),
