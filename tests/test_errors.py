@@ -51,7 +51,7 @@ def test_a_chain_that_is_a_circle_ends():
 
 def test_errors_holds_errors_only():
     public = [name for name in vars(errors) if name[0].islower() and not name.startswith("_")]
-    assert set(public) <= {"annotations", "find_diffae_error", "one_line"}
+    assert set(public) <= {"annotations", "find_diffae_error", "one_line", "quoted", "shortened"}
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r", "\r\n", "\x85", "\u2028"])

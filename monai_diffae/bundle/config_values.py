@@ -185,7 +185,7 @@ def check_dimensions(config: dict[str, Any]) -> None:
     dims = config.get("spatial_dims")
     if dims not in (2, 3):
         return
-    todo = "omit the overlay for other dimensions; the bundle's configs/overlays has those that fit"
+    todo = "omit the overlay for other dimensions; configs/overlays has those that fit"
     for key in ("spacing_mm", "image_size"):
         value = config.get(key, [])
         if isinstance(value, list) and value and len(value) != dims:
