@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import make_plane
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -57,6 +58,9 @@ def _bomb(path: Path) -> Path:
         _write_header(path.with_suffix(".nii"), dim=[3, 740, 740, 740, 1, 1, 1, 1])
         content = path.with_suffix(".nii").read_bytes()
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    elif path.suffix == ".dcm":
+        tags = {"no_samples.dcm": {"SamplesPerPixel": 0}, "no_bits.dcm": {"BitsAllocated": 0}}.get(path.name, {})
+        make_plane((0.0, 0.0, 0.0), Rows=20000, Columns=20000, **tags).save_as(path)
     elif path.suffix == ".jpg":
         Image.fromarray(values(24, 20).astype(np.uint8)).save(path)
         content = bytearray(path.read_bytes())
@@ -80,6 +84,7 @@ def _bomb(path: Path) -> Path:
     "name",
     [
         "a.nii", "a.nii.gz", "a.jpg", "raw.nrrd", "packed.nrrd", "text.nrrd", "raw.mha", "packed.mha", "parts.mhd",
+        "a.dcm", "no_samples.dcm", "no_bits.dcm",
     ],
 )  # fmt: skip
 def test_a_header_that_asks_for_far_more_than_its_file_holds_is_refused_first(tmp_path: Path, name: str) -> None:
