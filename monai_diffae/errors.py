@@ -5,6 +5,8 @@ Every message is a single line, so that it reads the same in a terminal, in ``fa
 
 from __future__ import annotations
 
+_LONGEST_QUOTE = 60
+
 
 class DiffAEError(Exception):
     r"""An error that the user can fix. ``exit_code`` is the exit code of a command that it ends.
@@ -19,6 +21,32 @@ class DiffAEError(Exception):
     def __str__(self) -> str:
         """The message as one line, also if it quotes text with line breaks."""
         return " ".join(super().__str__().split())
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text with at most so many characters; dots at its end replace the rest.
+
+    Example:
+        >>> shortened("0123456789", 8)
+        '01234...'
+    """
+    return text if len(text) <= longest else f"{text[: max(longest - 3, 0)]}..."
+
+
+def quoted(value: object) -> str:
+    """A value from a file or an option, as an error quotes it: as Python writes it, with at most 60 characters.
+
+    Example:
+        >>> quoted("a"), quoted(10**100)[-6:], len(quoted("a" * 100))
+        ("'a'", '000...', 60)
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
+        return f"<{type(value).__name__}>"
+    if isinstance(value, str) and len(text) > _LONGEST_QUOTE:
+        return shortened(text, _LONGEST_QUOTE - 1) + text[0]
+    return shortened(text, _LONGEST_QUOTE)
 
 
 class OmittableError(DiffAEError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 OnBadScan = Literal["skip", "stop"]
 """What a training does with scans that cannot be used: skip and list them, or stop."""
@@ -43,4 +43,4 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         monai_diffae.errors.ConfigError: doubtful: 'ignore' is not one of warn, refuse
     """
     if value not in get_args(choices):
-        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(get_args(choices))}")
+        raise ConfigError(f"{name}: {quoted(value)} is not one of {', '.join(get_args(choices))}")

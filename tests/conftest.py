@@ -298,30 +298,23 @@ def start_program() -> Iterator[Callable[..., Any]]:
     """
     import multiprocessing
 
+    from forked_program import become_program
+
     started = []
 
     def start(*arguments: object, output: Path | None = None) -> Any:
-        process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, output))
+        file = None if output is None else os.open(output, os.O_WRONLY | os.O_CREAT)
+        process = multiprocessing.get_context("fork").Process(target=become_program, args=(arguments, file))
         process.start()
         started.append(process)
+        if file is not None:
+            os.close(file)
         return process
 
     yield start
     for process in started:
         process.kill()
         process.join()
-
-
-def _main(arguments: Sequence[object], output: Path | None) -> None:
-    from monai_diffae import cli
-
-    if output is not None:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - not pytest's
-    sys.argv = ["monai-diffae", *map(str, arguments)]
-    cli.main()
 
 
 @pytest.fixture(scope="session", params=["colour", "two_modalities"])

@@ -3,7 +3,16 @@
 import pytest
 
 from monai_diffae import errors
-from monai_diffae.errors import ConfigError, DiffAEError, OmittableError, ScanError, find_diffae_error, one_line
+from monai_diffae.errors import (
+    ConfigError,
+    DiffAEError,
+    OmittableError,
+    ScanError,
+    find_diffae_error,
+    one_line,
+    quoted,
+    shortened,
+)
 
 
 def test_each_exit_code_has_one_meaning():
@@ -42,9 +51,31 @@ def test_a_chain_that_is_a_circle_ends():
 
 def test_errors_holds_errors_only():
     public = [name for name in vars(errors) if name[0].islower() and not name.startswith("_")]
-    assert set(public) <= {"annotations", "find_diffae_error", "one_line"}
+    assert set(public) <= {"annotations", "find_diffae_error", "one_line", "quoted", "shortened"}
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r", "\r\n", "\x85", "\u2028"])
 def test_a_message_that_quotes_line_breaks_is_one_line(separator):
     assert str(ConfigError(f'column "a{separator}b": is not known')) == 'column "a b": is not known'
+
+
+@pytest.mark.goal(id="R30")
+@pytest.mark.parametrize(
+    "value",
+    [10**400, 16**5000, "x" * 500, ["a"] * 500, {"a": {"b": "c" * 500}}, b"\0" * 500],
+    ids=["number", "larger number", "text", "list", "mapping", "bytes"],
+)
+def test_a_quoted_value_is_short(value):
+    assert len(quoted(value)) <= 60
+
+
+def test_short_values_are_quoted_whole():
+    assert [quoted(value) for value in ("a", 'it\'s "b"', 3, None, [1, 2])] == [
+        "'a'",
+        "'it\\'s \"b\"'",
+        "3",
+        "None",
+        "[1, 2]",
+    ]
+    assert quoted("x" * 500).endswith("x...'")
+    assert [shortened("abcdef", longest) for longest in (6, 5, 2)] == ["abcdef", "ab...", "..."]

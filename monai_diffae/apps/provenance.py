@@ -77,6 +77,20 @@ def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: Tra
         )  # fmt: skip
 
 
+def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Check that the scans of a table were preprocessed as a bundle's own configuration says, without overrides.
+
+    Raises:
+        ConfigError: they were preprocessed in another way; the message names the keys.
+    """
+    differ = _differences(read_metadata(embeddings).get("preprocessing"), config)
+    if differ:
+        raise ConfigError(
+            f"{Path(embeddings).name}: its scans were preprocessed in another way than the bundle does "
+            f"({', '.join(differ)} differ), so its z_sem do not fit; embed the cohort again, without overrides"
+        )
+
+
 def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
     """The overrides of :func:`recorded_overrides` that are safe to use: plain values of top-level keys.
 
@@ -134,7 +148,7 @@ def encoder_of(embeddings: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: there is no record.
     """
-    return _recorded(embeddings)["encoder"]
+    return _values(_record(Path(embeddings)))["encoder"]
 
 
 def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
@@ -143,11 +157,14 @@ def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: an encoder without training made it, or there is no record beside it.
     """
-    encoder = encoder_of(embeddings)
+    _check_trained(Path(embeddings).name, encoder_of(embeddings))
+
+
+def _check_trained(name: str, encoder: str) -> None:
     if encoder != "trained":
         raise ConfigError(
-            f"{Path(embeddings).name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; "
-            "train a bundle and embed the cohort with it, or use this table for probe and neighbors"
+            f"{name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; train a bundle "
+            "and embed the cohort with it, or use this table for probe and neighbors"
         )
 
 
@@ -157,8 +174,8 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
     Raises:
         ConfigError: another model made the table, or its z_sem are pooled, or there is no record beside it.
     """
-    check_z_sem(embeddings)
     name, made_from = Path(embeddings).name, _made_from(embeddings)
+    _check_trained(name, made_from["encoder"])
     pool = made_from["pool"]
     if made_from["model"] != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
@@ -177,8 +194,9 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         ConfigError: there is no record, or it is that of a table of another model.
     """
-    path, recorded = Path(embeddings), _recorded(embeddings)
-    record = path.with_suffix(".json")
+    path = Path(embeddings)
+    record, content = path.with_suffix(".json"), _record(path)
+    recorded = _values(content)
     own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
     model = own.get("made_from", {}).get("model")
     if model not in (None, recorded["model"]):  # copied over a table of the same name
@@ -186,7 +204,7 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
             f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
             "together with its record, or embed again"
         )
-    if model is None and not _has_recorded_rows(path, json.loads(record.read_text())):
+    if model is None and not _has_recorded_rows(path, content):
         logger.warning(
             "%s: its z_sem are not those that the record %s beside it describes: they were changed, or another "
             "autoencoder made them; copy each table together with its record", path.name, record.name,
@@ -194,27 +212,31 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
     return recorded
 
 
-def _recorded(embeddings: str | os.PathLike[str]) -> dict[str, str]:
-    """The same, as the record beside the table says.
+def _record(path: Path) -> dict[str, Any]:
+    """The record beside a table.
 
     Raises:
         ConfigError: there is no record of a complete table.
     """
-    path = Path(embeddings)
     record = path.with_suffix(".json")
     try:
-        content = json.loads(record.read_text())
-        made_from, is_finished = content["made_from"], bool(content["results"])
-        defaults = {"pool": "none", "encoder": "trained"}
-        values = {"model": str(made_from["model"]), **{key: str(made_from.get(key, defaults[key])) for key in defaults}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        content: dict[str, Any] = json.loads(record.read_text())
+        _values(content)
+        is_finished = bool(content["results"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
             "monai-diffae embed"
         ) from error
     if not is_finished:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
-    return values
+    return content
+
+
+def _values(record: Mapping[str, Any]) -> dict[str, str]:
+    made_from = record["made_from"]
+    defaults = {"pool": "none", "encoder": "trained"}
+    return {"model": str(made_from["model"]), **{key: str(made_from.get(key, defaults[key])) for key in defaults}}
 
 
 def _has_recorded_rows(path: Path, record: Mapping[str, Any]) -> bool:

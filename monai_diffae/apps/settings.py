@@ -145,7 +145,7 @@ class Decoding:
     spacing: SpacingName | None = None
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
     decoder: DecoderName | None = None
-    """``fast`` decodes with the 1 to 4 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
+    """``fast`` decodes with the 1 to 8 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
 
 
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
@@ -160,7 +160,7 @@ class Sampling:
     spacing: SpacingName | None = None
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
     decoder: DecoderName | None = None
-    """``fast`` decodes with the 1 to 4 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
+    """``fast`` decodes with the 1 to 8 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
 
 
 @Parameter(name="*", group=Group("Reading", sort_key=4))

@@ -22,7 +22,7 @@ from monai_diffae.bundle import config_values
 from monai_diffae.bundle.config_values import check_dimensions, check_values, references, strings
 from monai_diffae.bundle.private_values import SEPARATOR
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
@@ -113,19 +113,17 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:
         if key not in used:
-            raise ConfigError(f"unknown config key {key!r}: nothing in the configuration uses it{_nearest(key, used)}")
+            raise ConfigError(_unknown(key, used))
     for section in ("train", "validate"):
         used = _SECTION_IDS | {
             key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)", text)
         }
         content = config.get(section, {})
         if not isinstance(content, dict):
-            raise ConfigError(f"{section}: is {str(content)[:60]!r}; it must be a section with keys")
+            raise ConfigError(f"{section}: is {quoted(content)}; it must be a section with keys")
         for key in content:
             if "_target_" not in config[section] and key not in used:
-                raise ConfigError(
-                    f"unknown config key '{section}#{key}': nothing in the configuration uses it{_nearest(key, used)}"
-                )
+                raise ConfigError(_unknown(f"{section}#{key}", used))
     check_arguments(config)
 
 
@@ -150,7 +148,7 @@ def check_arguments(config: dict[str, Any]) -> None:
             if key not in parameters:
                 named = ", ".join(sorted(parameters - {"self", "args", "kwargs"})) or "no arguments"
                 raise ConfigError(
-                    f"unknown config key '{path}#{key}': {component['_target_']} takes {named}"
+                    f"unknown config key {quoted(f'{path}#{key}')}: {component['_target_']} takes {named}"
                     f"{_nearest(key, parameters)}"
                 )
 
@@ -240,6 +238,11 @@ def _parameters_of_bases(target: Any, names: set[str]) -> set[str] | None:
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
                 return names
     return None
+
+
+def _unknown(id: str, used: set[str]) -> str:
+    hint = _nearest(id.rpartition("#")[2], used)
+    return f"unknown config key {quoted(id)}: nothing in the configuration uses it{hint}"
 
 
 def _nearest(key: str, known: set[str]) -> str:

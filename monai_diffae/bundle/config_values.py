@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError, MachineError, quoted
 from monai_diffae.networks.blocks import shown_divisors
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
 
@@ -167,7 +167,7 @@ def check_rules(config: Mapping[str, Any]) -> None:
         except TypeError:
             is_valid = False
         if not is_valid:
-            raise ConfigError(f"{key} is {value!r}; it must be {rule.text}")
+            raise ConfigError(f"{key} is {quoted(value)}; it must be {rule.text}")
 
 
 def check_dimensions(config: dict[str, Any]) -> None:
@@ -185,11 +185,11 @@ def check_dimensions(config: dict[str, Any]) -> None:
     dims = config.get("spatial_dims")
     if dims not in (2, 3):
         return
-    todo = "omit the overlay for other dimensions; the bundle's configs/overlays has those that fit"
+    todo = "omit the overlay for other dimensions; configs/overlays has those that fit"
     for key in ("spacing_mm", "image_size"):
         value = config.get(key, [])
         if isinstance(value, list) and value and len(value) != dims:
-            raise ConfigError(f"{key} is {value}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
+            raise ConfigError(f"{key} is {quoted(value)}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
     if dims == 3 and "slice_axis" in config:
         raise ConfigError(f"slice_axis is a key of 2D bundles, but spatial_dims is 3; {todo}")
 
@@ -211,11 +211,15 @@ def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None
         monai_diffae.errors.ConfigError: image_size is [50, 64]; the network needs multiples of 16, such as [48, 64]
     """
     if len(image_size) != len(divisors):
-        raise ConfigError(f"image_size is {list(image_size)}; a {len(divisors)}D network takes {len(divisors)} sizes")
+        raise ConfigError(
+            f"image_size is {quoted(list(image_size))}; a {len(divisors)}D network takes {len(divisors)} sizes"
+        )
     if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
         nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
         multiples = f"multiples of {shown_divisors(divisors)}"
-        raise ConfigError(f"image_size is {list(image_size)}; the network needs {multiples}, such as {nearest}")
+        raise ConfigError(
+            f"image_size is {quoted(list(image_size))}; the network needs {multiples}, such as {quoted(nearest)}"
+        )
 
 
 def _check_all_set(config: dict[str, Any]) -> None:
@@ -265,5 +269,5 @@ def check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:
         kind = str(device).split(":")[0]
         if kind not in ("cpu", "cuda", "mps", "xpu"):
-            raise ConfigError(f"device: there is no {str(device)!r}; choose cpu or cuda") from error
-        raise MachineError(f"device: {str(device)!r} is not usable on this machine; choose cpu") from error
+            raise ConfigError(f"device: there is no {quoted(str(device))}; choose cpu or cuda") from error
+        raise MachineError(f"device: {quoted(str(device))} is not usable on this machine; choose cpu") from error

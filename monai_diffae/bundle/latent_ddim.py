@@ -19,7 +19,7 @@ from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bund
 from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import build
 from monai_diffae.bundle.weights import read_weights
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers import LatentInferer
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.networks import LatentMLP
@@ -84,7 +84,9 @@ def _read_latent_config(root: Path) -> ConfigParser:
     parser = read_config(config)
     lacks = [key for key in _ROOTS if key not in parser]
     if lacks:
-        raise ConfigError(f"{root.name}: {config.name} lacks {lacks[0]!r}; train it with monai-diffae train-latent")
+        raise ConfigError(
+            f"{root.name}: {config.name} lacks {quoted(lacks[0])}; train it with monai-diffae train-latent"
+        )
     if parser.get("autoencoder_sha256") != checksum(root):
         raise ConfigError(
             f"{root.name}: the latent model belongs to another autoencoder than models/model.pt; "

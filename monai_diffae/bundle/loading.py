@@ -27,7 +27,7 @@ from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, pre
 from monai_diffae.bundle.trust import check_code
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.errors import ConfigError, find_diffae_error, one_line
+from monai_diffae.errors import ConfigError, find_diffae_error, one_line, quoted
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
     if lacks:
         raise ConfigError(
-            f"{root.name}: {config.name} lacks {lacks[0]!r}; copy it again, or choose a diffusion autoencoder"
+            f"{root.name}: {config.name} lacks {quoted(lacks[0])}; copy it again, or choose a diffusion autoencoder"
         )
     check_code(overrides, "overrides", places=False)
     unknown = [key for key in overrides if "#" not in key and key not in parser]  # components may get new arguments

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from monai_diffae.bundle.known_code import known_code
 from monai_diffae.bundle.private_values import SEPARATOR
-from monai_diffae.errors import UnsafeInputError
+from monai_diffae.errors import UnsafeInputError, quoted
 
 Kind = Literal["target", "expression", "import", "file", "argument", "place"]
 
@@ -51,8 +51,7 @@ class OwnCode:
 
     def __str__(self) -> str:
         """One line; characters that a terminal would interpret are escaped."""
-        text = self.text if len(self.text) <= 80 else f"{self.text[:77]}..."
-        return f"{self.kind} {text!r} at {self.id!r}"
+        return f"{self.kind} {quoted(self.text)} at {quoted(self.id)}"
 
 
 def own_code(config: Any, *, places: bool = True) -> list[OwnCode]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from monai_diffae.data.torch_files import read_torch_file
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError, quoted
 
 
 def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
@@ -44,6 +44,6 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     if misfits:
         raise ConfigError(
             f"{path.name}: {len(misfits)} of {len(shapes)} weights do not fit the configuration's network, the first "
-            f"is {min(misfits)!r}; use the configuration with which the model was trained"
+            f"is {quoted(min(misfits))}; use the configuration with which the model was trained"
         )
     return state

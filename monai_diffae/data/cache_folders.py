@@ -13,19 +13,36 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from monai_diffae.errors import MachineError
+
 _PREFIX, _LOCK = "diffae-cache-", ".lock"
 _held: dict[Path, FileLock] = {}  # until the folder is removed; a lock cannot be sent to worker processes
 
 
-def make_cache_folder(parent: str | os.PathLike[str] | None) -> Path:
-    """Make a folder for a cache, and remove those of processes that were killed.
+def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
+    """Make a folder for a cache on a disk that has room for it.
 
     Args:
         parent: where to make it; None: the system's folder for temporary files.
+        gib: the size of the cache, in GiB.
 
     Raises:
-        OSError: ``parent`` cannot be written.
+        MachineError: ``parent`` cannot be written, or its disk is too small.
     """
+    try:
+        folder = _locked_folder(parent)
+    except OSError as error:
+        raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
+    free = shutil.disk_usage(folder).free / 1024**3
+    if free < gib:
+        remove_cache_folder(folder, os.getpid())
+        raise MachineError(
+            f"cache_dir: the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free; choose another disk"
+        )
+    return folder
+
+
+def _locked_folder(parent: str | os.PathLike[str] | None) -> Path:
     root = Path(tempfile.gettempdir() if parent is None else parent)
     root.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,7 +26,7 @@ from monai_diffae.data.streamed import (
     preprocessed,
     read_hashed_stream,
 )
-from monai_diffae.errors import CohortError, ConfigError, DiffAEError, MachineError, ScanError
+from monai_diffae.errors import CohortError, ConfigError, DiffAEError, ScanError
 from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
@@ -186,7 +184,9 @@ class CachedCases(Dataset[Item]):
             count = len(self.data)
             gib = count * sum(a.nbytes for a in arrays.values()) / 1024**3
             on_disk = self.cache == "disk" or gib > self.cache_gib
-            folder = self._make_folder(gib) if on_disk else None
+            folder = make_cache_folder(self.cache_dir, gib) if on_disk else None
+            if folder is not None:
+                weakref.finalize(self, remove_cache_folder, folder, os.getpid())
             self._stores = {
                 key: ArrayStore(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()
             }
@@ -196,20 +196,6 @@ class CachedCases(Dataset[Item]):
         for key, array in arrays.items():
             self._stores[key].append(array)
         return None
-
-    def _make_folder(self, gib: float) -> Path:
-        try:
-            folder = make_cache_folder(self.cache_dir)
-        except OSError as error:
-            raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
-        # a worker process that ends must not delete the folder
-        weakref.finalize(self, remove_cache_folder, folder, os.getpid())
-        free = shutil.disk_usage(folder).free / 1024**3
-        if free < gib:
-            raise MachineError(
-                f"cache_dir: the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free; choose another disk"
-            )
-        return folder
 
 
 def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:

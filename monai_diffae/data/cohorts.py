@@ -18,7 +18,7 @@ from monai_diffae.data.scans import may_be_dicom
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
 from monai_diffae.data.tables import COLUMN_ROLES, Row, read_datalist, read_table
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, quoted
 
 __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
 
@@ -69,7 +69,7 @@ def read_cohort(
     unknown = sorted(set(columns or {}) - {*image_keys, *COLUMN_ROLES})
     if unknown:
         roles = ", ".join((*image_keys, *COLUMN_ROLES))
-        raise ConfigError(f"columns: {unknown[0]!r} is unknown; use one of {roles}")
+        raise ConfigError(f"columns: {quoted(unknown[0])} is unknown; use one of {roles}")
     pattern = compiled(patient_pattern)
     folder, uid = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
@@ -218,7 +218,7 @@ def _check_ids(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
     for row, id in zip(rows, ids, strict=True):
         if row.id is not None and not row.id.isprintable():
             raise CohortError(
-                f"{source}: the id {row.id[:60]!r} has a line break or another control character; remove it"
+                f"{source}: the id {quoted(row.id)} has a line break or another control character; remove it"
             )
         if id in earlier_ids:
             raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")

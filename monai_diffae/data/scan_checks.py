@@ -94,7 +94,7 @@ def scan_of_array(
         sizes = " x ".join(map(str, matrix.shape))
         raise problem(path, f"its affine is {sizes}, expected 4 x 4", "give the affine from voxel indices to mm")
     check_affine(path, matrix)
-    scan = Scan(np.ascontiguousarray(as_float32(path, values)), matrix)
+    scan = Scan(as_float32(path, values), matrix)
     return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
 
 

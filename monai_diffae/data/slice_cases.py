@@ -12,7 +12,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.scans import read_shape
 from monai_diffae.data.slices import AXES, Axis, check_axis
-from monai_diffae.errors import CohortError, ConfigError, ScanError
+from monai_diffae.errors import CohortError, ConfigError, ScanError, quoted
 
 LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
 """The letter before the slice's number in a case's id."""
@@ -59,7 +59,7 @@ def expand_slices(
             expanded.append(replace(case, id=f"{case.id}_{name}", file_name=f"{case.file_name}_{name}", slice_index=k))
     twice = next((id for id, count in Counter(case.id for case in expanded).items() if count > 1), None)
     if twice is not None:
-        raise CohortError(f"the id {twice[:60]!r} is that of a scan and of a slice of another scan; rename one")
+        raise CohortError(f"the id {quoted(twice)} is that of a scan and of a slice of another scan; rename one")
     return expanded, failures
 
 

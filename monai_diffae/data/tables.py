@@ -18,7 +18,7 @@ from typing import Any
 from monai_diffae.data.cases import MISSING_WORDS, Images, Label, as_labels, first_file
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -268,5 +268,4 @@ def _closest(name: str, header: list[str]) -> str:
 
 def _shortened(start: str, middle: str, end: str) -> str:
     """Join the three, with ``middle`` cut so that the whole has at most 200 characters."""
-    room = 200 - len(start) - len(end)
-    return f"{start}{middle if len(middle) <= room else middle[: max(room - 3, 0)] + '...'}{end}"
+    return f"{start}{shortened(middle, 200 - len(start) - len(end))}{end}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from monai_diffae.data.archives import check_archive
-from monai_diffae.errors import ScanError, UnsafeInputError
+from monai_diffae.errors import ScanError, UnsafeInputError, quoted
 
 # what torch (2.13) says about files that it refuses because reading them would call something
 _REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Unsupported operand", "Can only ", "Trying to call", "reduce")
@@ -62,7 +62,7 @@ def _refuse_calls(path: Path) -> None:
     names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if names:
         raise UnsafeInputError(
-            f"{path.name}: contains {names[0][:60]!r}, and loading that could run code; get the file from its author "
+            f"{path.name}: contains {quoted(names[0])}, and loading that could run code; get the file from its author "
             "again, as a plain state dict"
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion.names import SpacingName
 from monai_diffae.diffusion.timesteps import SPACINGS
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 Prediction = Literal["eps", "x0", "v"]
 TimestepSampling = Literal["uniform", "logit_normal"]
@@ -90,7 +90,7 @@ class DiffusionSchedule(Scheduler):
         _check_choice("spacing", spacing, list(SPACINGS))
         self.clip_range = _checked_range(clip_range)
         if not (isinstance(timestep_shift, (int, float)) and 0 < timestep_shift < float("inf")):
-            raise ConfigError(f"timestep_shift is {timestep_shift!r}; it must be a number above 0, 1 for none")
+            raise ConfigError(f"timestep_shift is {quoted(timestep_shift)}; it must be a number above 0, 1 for none")
         known = [] if is_flow else list(inspect.signature(NoiseSchedules[schedule]).parameters)[1:]
         unknown = [name for name in schedule_args if name not in known]
         if unknown:
@@ -375,10 +375,10 @@ def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tupl
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not low < high:
-        raise ConfigError(f"clip_range is {clip_range!r}; it must be the least and the greatest value, or null")
+        raise ConfigError(f"clip_range is {quoted(clip_range)}; it must be the least and the greatest value, or null")
     return low, high
 
 
 def _check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ConfigError(f"{key} is {value!r}; choose one of: {', '.join(choices)}")
+        raise ConfigError(f"{key} is {quoted(value)}; choose one of: {', '.join(choices)}")

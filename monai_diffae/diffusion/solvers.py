@@ -30,7 +30,7 @@ from monai_diffae.diffusion.multistep import (
 )
 from monai_diffae.diffusion.registry import SOLVERS, Solver, SolverFacts, register_solver
 from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 
 def _check_falling(name: str, levels: Sequence[int]) -> None:
@@ -261,7 +261,7 @@ def unipc(
     _check_falling("unipc", levels)
     _check_order(order)
     if parameterisation not in ("x0", "eps"):
-        raise ConfigError(f"parameterisation is {parameterisation!r}; choose one of: x0, eps")
+        raise ConfigError(f"parameterisation is {quoted(parameterisation)}; choose one of: x0, eps")
     latest: list[Evaluation] = []
     x_before, last_order, steps_left = x, 0, len(levels) - 1
 
@@ -293,5 +293,5 @@ def find_solver(solver: str | Solver) -> Solver:
     if callable(solver):
         return solver
     if not (isinstance(solver, str) and solver in SOLVERS):
-        raise ConfigError(f"solver is {solver!r}; choose one of: {', '.join(sorted(SOLVERS))}")
+        raise ConfigError(f"solver is {quoted(solver)}; choose one of: {', '.join(sorted(SOLVERS))}")
     return SOLVERS[solver]

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 
 def learning_rate_schedule(
@@ -39,7 +39,7 @@ def learning_rate_schedule(
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     if kind not in ("constant", "cosine"):
-        raise ConfigError(f"lr_schedule is {kind!r}; choose one of: constant, cosine")
+        raise ConfigError(f"lr_schedule is {quoted(kind)}; choose one of: constant, cosine")
     if kind == "cosine" and total_steps is None:
         raise ConfigError("lr_schedule 'cosine' needs total_steps")
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +30,7 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
     """
     if precision != "auto":
         if precision not in _DTYPES:
-            raise ConfigError(f"precision is {precision!r}; choose one of: auto, {', '.join(_DTYPES)}")
+            raise ConfigError(f"precision is {quoted(precision)}; choose one of: auto, {', '.join(_DTYPES)}")
         return _DTYPES[precision]
     device = torch.device(device)
     if device.type == "cuda":

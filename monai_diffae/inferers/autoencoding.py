@@ -27,7 +27,7 @@ from monai_diffae.diffusion import (
     solver_facts,
 )
 from monai_diffae.diffusion.solvers import ddim
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.fast_decoder import FastDecoder
 from monai_diffae.inferers.slices import from_slices, to_slices
 from monai_diffae.networks.first_stage import FirstStage
@@ -96,16 +96,16 @@ class DiffusionAutoencoderInferer(Inferer):
         fast_decoder: FastDecoder | None = None,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
-            raise ConfigError(f"schedule is {schedule!r}; it must be a DiffusionSchedule")
+            raise ConfigError(f"schedule is {quoted(schedule)}; it must be a DiffusionSchedule")
         if inversion not in get_args(InversionName):
-            raise ConfigError(f"inversion is {inversion!r}; choose one of: {', '.join(get_args(InversionName))}")
+            raise ConfigError(f"inversion is {quoted(inversion)}; choose one of: {', '.join(get_args(InversionName))}")
         if decoder not in get_args(DecoderName):
-            raise ConfigError(f"decoder is {decoder!r}; choose one of: {', '.join(get_args(DecoderName))}")
+            raise ConfigError(f"decoder is {quoted(decoder)}; choose one of: {', '.join(get_args(DecoderName))}")
         _check_counts(steps=steps, invert_steps=invert_steps, batch_size=batch_size)
         if invert_tolerance is not None and not (type(invert_tolerance) in (int, float) and invert_tolerance > 0):
-            raise ConfigError(f"invert_tolerance is {invert_tolerance!r}; it must be a number above 0, or null")
+            raise ConfigError(f"invert_tolerance is {quoted(invert_tolerance)}; it must be a number above 0, or null")
         if type(clip) is not bool:
-            raise ConfigError(f"clip is {clip!r}; it must be true or false")
+            raise ConfigError(f"clip is {quoted(clip)}; it must be true or false")
         self._arguments = {
             "schedule": schedule, "solver": solver, "steps": steps, "invert_steps": invert_steps,
             "inversion": inversion, "invert_tolerance": invert_tolerance, "spacing": spacing, "clip": clip,
@@ -304,7 +304,9 @@ class DiffusionAutoencoderInferer(Inferer):
             return x_T, self._to_images(decoded)
 
         if max_evaluations is not None and (type(max_evaluations) is not int or max_evaluations < 0):
-            raise ConfigError(f"max_evaluations is {max_evaluations!r}; it must be a whole number, at least 0, or null")
+            raise ConfigError(
+                f"max_evaluations is {quoted(max_evaluations)}; it must be a whole number, at least 0, or null"
+            )
         z_sem = self.encode(images, network) if z_sem is None else z_sem
         x_T, reconstruction = self._in_batches(run, network, images, z_sem)
         return x_T, reconstruction
@@ -331,7 +333,7 @@ class DiffusionAutoencoderInferer(Inferer):
             ConfigError: the mode is unknown, x_T has the wrong shape, or x_T is given in mode ``x_T``.
         """
         if mode not in get_args(ReconstructionMode):
-            raise ConfigError(f"mode: {mode!r} is not one of {', '.join(get_args(ReconstructionMode))}")
+            raise ConfigError(f"mode: {quoted(mode)} is not one of {', '.join(get_args(ReconstructionMode))}")
         if mode == "x_T":
             if x_T is not None:
                 raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")
@@ -448,7 +450,7 @@ class DiffusionAutoencoderInferer(Inferer):
 def _check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (type(count) is not int or count < 1):
-            raise ConfigError(f"{name} is {count!r}; it must be a whole number, at least 1")
+            raise ConfigError(f"{name} is {quoted(count)}; it must be a whole number, at least 1")
 
 
 def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:

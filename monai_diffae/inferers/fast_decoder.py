@@ -1,4 +1,4 @@
-"""A decoder with 1 to 4 network evaluations, which ``monai-diffae distill`` trains from an autoencoder's own."""
+"""A decoder with 1 to 8 network evaluations, which ``monai-diffae distill`` trains from an autoencoder's own."""
 
 # tested in tests/inferers/test_trajectories.py
 

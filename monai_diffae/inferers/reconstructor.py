@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_diffae.diffusion.integration import StepCallback
 from monai_diffae.diffusion.noise import image_noise, seed_of
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
@@ -50,7 +50,7 @@ class Reconstructor(Inferer):
         if mode not in ("x_T", "z_sem"):
             raise ConfigError(f"mode: '{mode}' is not one of x_T, z_sem")
         if type(draws) is not int or draws < 1:
-            raise ConfigError(f"draws is {draws!r}; it must be a whole number, at least 1")
+            raise ConfigError(f"draws is {quoted(draws)}; it must be a whole number, at least 1")
         if mode == "x_T" and draws != 1:
             raise ConfigError(f"draws is {draws}, but mode x_T has no noise; use 1, or mode z_sem")
         self.inferer, self.mode, self.seed = inferer, mode, seed

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from torch import nn
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 
 def group_count(channels: int) -> int:
@@ -336,7 +336,7 @@ def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...
     """
     cells = (z_grid,) * spatial_dims if isinstance(z_grid, int) else tuple(z_grid)
     if len(cells) != spatial_dims or not all(isinstance(n, int) and n >= 1 for n in cells):
-        raise ConfigError(f"z_grid={z_grid!r} is neither a whole number of 1 or more nor {spatial_dims} of them")
+        raise ConfigError(f"z_grid={quoted(z_grid)} is neither a whole number of 1 or more nor {spatial_dims} of them")
     return cells
 
 

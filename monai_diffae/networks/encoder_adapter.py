@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 
 class EncoderAdapter(nn.Module):
@@ -141,7 +141,7 @@ class EncoderAdapter(nn.Module):
         if wrong:
             raise ConfigError(
                 f"the pretrained weights are not those of {type(self.network).__name__}: {len(wrong)} differ, the "
-                f"first is {wrong[0]!r}; use the weights of the same network"
+                f"first is {quoted(wrong[0])}; use the weights of the same network"
             )
         self.network.load_state_dict(kept)
 
@@ -168,5 +168,5 @@ def _replace_by_identity(network: nn.Module, name: str) -> None:
         parent.get_submodule(last)
     except AttributeError as error:
         layers = ", ".join(child for child, _ in network.named_children())
-        raise ConfigError(f"head: {type(network).__name__} has no layer {name!r}; it has {layers}") from error
+        raise ConfigError(f"head: {type(network).__name__} has no layer {quoted(name)}; it has {layers}") from error
     setattr(parent, last, nn.Identity())

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
 from monai_diffae.networks.denoising_unet import DenoisingUNet
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
@@ -47,11 +47,11 @@ def preset(name: str, spatial_dims: int = 2, in_channels: int = 1, **overrides: 
         64
     """
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}: choose from {', '.join(PRESETS)}")
+        raise ConfigError(f"there is no preset {quoted(name)}: choose from {', '.join(PRESETS)}")
     try:
         return build_autoencoder(spatial_dims, in_channels, **{**PRESETS[name], **overrides})
     except ConfigError as error:
-        raise ConfigError(f"preset {name!r}: {error}") from error
+        raise ConfigError(f"preset {quoted(name)}: {error}") from error
 
 
 def build_autoencoder(
@@ -110,5 +110,5 @@ def _parameters(network: type[nn.Module]) -> set[str]:
 def _refuse_unknown(arguments: dict[str, Any], known: set[str], prefix: str = "") -> None:
     for name in arguments.keys() - known:
         nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {prefix + nearest[0]!r}?" if nearest else ""
-        raise ConfigError(f"there is no argument {prefix + name!r}{hint}")
+        hint = f"; did you mean {quoted(prefix + nearest[0])}?" if nearest else ""
+        raise ConfigError(f"there is no argument {quoted(prefix + name)}{hint}")

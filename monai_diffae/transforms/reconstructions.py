@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.transforms.case_images import image_suffix, write_case_image, write_image
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 
@@ -76,7 +76,7 @@ class WriteReconstructiond(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if grid not in ("native", "model"):
-            raise ConfigError(f"grid: {grid!r} is not one of native, model")
+            raise ConfigError(f"grid: {quoted(grid)} is not one of native, model")
         if dicom and grid == "model":
             raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
         if grid == "native":

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae.bundle.config import check_config
+from monai_diffae.bundle.config_values import check_dimensions, check_values
 from monai_diffae.errors import ConfigError, find_diffae_error, one_line
 
 
@@ -128,3 +129,23 @@ def test_an_override_of_what_refers_to_a_key_makes_the_key_no_unknown_one(make_w
 def test_a_section_that_is_no_section_is_refused(value):
     with pytest.raises(ConfigError, match="train: is .*; it must be a section with keys"):
         check_config({"train": value})
+
+
+@pytest.mark.goal(id="R30")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_checkpoint": 10**400}, {"batch_size": "x" * 400}, {"spatial_dims": 3, "image_size": [10**400]},
+        {"x" * 400: 1}, {"train": {"x" * 400: 1}}, {"train": [10**400]}, {"device": "x" * 400},
+    ],
+    ids=["number", "text", "size", "key", "inner key", "section", "device"],
+)  # fmt: skip
+def test_long_values_are_quoted_in_part(config):
+    def check():
+        check_config(config, known={"use_checkpoint", "batch_size", "spatial_dims", "image_size", "device"})
+        check_dimensions(config)
+        check_values(config)
+
+    with pytest.raises(ConfigError) as caught:
+        check()
+    assert len(str(caught.value)) <= 200

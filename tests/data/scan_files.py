@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -35,6 +35,22 @@ def refusal(path: Path | str, **wanted: object) -> str:
     assert str(Path(path).parent) not in line
     assert "; " in line
     return line
+
+
+def grown_mb(call: Callable[[], object]) -> float:
+    """By how much the largest memory of this process grows during a call, in MB."""
+    status = Path("/proc/self/status")
+
+    def peak() -> float:
+        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the largest so far
+    except OSError:
+        pytest.skip("this machine does not measure the largest memory of a call")
+    before = peak()
+    call()
+    return peak() - before
 
 
 @contextlib.contextmanager

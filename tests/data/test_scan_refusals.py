@@ -13,10 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import make_plane
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import as_nobody, refusal, save_nifti, save_series, values
+from scan_files import as_nobody, grown_mb, refusal, save_nifti, save_series, values
 
 from monai_diffae.data.scans import read_scan, read_shape
 from monai_diffae.errors import ScanError
@@ -49,6 +50,64 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     long = tmp_path / f"{'x' * 200}.nii"
     long.write_bytes(b"garbage" * 100)
     refusal(long)
+
+
+def _bomb(path: Path) -> Path:
+    """A small file whose header declares about 400 million voxels."""
+    if path.suffix in (".nii", ".gz"):
+        _write_header(path.with_suffix(".nii"), dim=[3, 740, 740, 740, 1, 1, 1, 1])
+        content = path.with_suffix(".nii").read_bytes()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    elif path.suffix == ".dcm":
+        tags = {"no_samples.dcm": {"SamplesPerPixel": 0}, "no_bits.dcm": {"BitsAllocated": 0}}.get(path.name, {})
+        make_plane((0.0, 0.0, 0.0), Rows=20000, Columns=20000, **tags).save_as(path)
+    elif path.suffix == ".jpg":
+        Image.fromarray(values(24, 20).astype(np.uint8)).save(path)
+        content = bytearray(path.read_bytes())
+        at = content.index(b"\xff\xc0") + 5  # rows and columns in the header of the frame
+        content[at : at + 4] = b"\x2f\xff\x2f\xff"
+        path.write_bytes(content)
+    elif path.suffix == ".nrrd":
+        encoding = {"packed": "gzip", "text": "ascii"}.get(path.stem, "raw")
+        header = _NRRD.replace("4 4 4", "740 740 740").replace("uchar", "double").replace("raw", encoding)
+        path.write_bytes(header.encode() + b"\n" + gzip.compress(b"1 2 3" * 1000))
+    else:
+        header = _MHD.replace("4 4 4", "740 740 740").replace("UCHAR", "DOUBLE")
+        packed = "CompressedData = True\n" if path.stem == "packed" else ""
+        data = "part%d.raw 1 2 1" if path.stem == "parts" else "LOCAL"
+        path.write_bytes(f"{header}{packed}ElementDataFile = {data}\n".encode() + zlib.compress(b"1 2 3" * 1000))
+    return path
+
+
+@pytest.mark.goal(id="R15")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.nii", "a.nii.gz", "a.jpg", "raw.nrrd", "packed.nrrd", "text.nrrd", "raw.mha", "packed.mha", "parts.mhd",
+        "a.dcm", "no_samples.dcm", "no_bits.dcm",
+    ],
+)  # fmt: skip
+def test_a_header_that_asks_for_far_more_than_its_file_holds_is_refused_first(tmp_path: Path, name: str) -> None:
+    path = _bomb(tmp_path / name)
+    assert grown_mb(lambda: refusal(path)) < 20
+
+
+@pytest.mark.goal(id="R15")
+@pytest.mark.parametrize("name", ["scaled.nii", "scaled.nii.gz", "a.nrrd", "a.mha", "a.png"])
+def test_reading_keeps_one_copy_beside_the_voxels_of_the_file(tmp_path: Path, name: str) -> None:
+    voxels = np.arange(1 << 22).reshape(1 << 8, 1 << 7, 1 << 7).astype(np.int16)
+    path = tmp_path / name
+    if name == "a.png":
+        Image.fromarray(voxels.reshape(1 << 11, 1 << 11).astype(np.uint8)).save(path)
+    elif name.startswith("a."):
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+    else:
+        image = nib.Nifti1Image(voxels, np.eye(4))
+        image.header.set_slope_inter(0.5, -1000)
+        nib.save(image, path)
+    read_scan(path)
+    stored, kept = voxels.nbytes / 2**20, 2 * voxels.nbytes / 2**20  # float32
+    assert grown_mb(lambda: read_scan(path)) < stored + kept + 20
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".png", ".dcm", ".mha", ""])

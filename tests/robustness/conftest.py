@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from forked_program import Program, shared_program
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    """Runs the program in a process that can be given a fault; a command that still runs is killed at the end."""
+    started = shared_program()
+    yield started
+    started.end()
 
 
 @pytest.fixture

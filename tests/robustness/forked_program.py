@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,9 @@ def serve() -> None:
     import torch
 
     import monai_diffae.apps.training.train
+    import monai_diffae.cli
     import monai_diffae.engines
     import monai_diffae.handlers  # noqa: F401
-    from monai_diffae import cli
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -118,19 +118,36 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             os.setsid()
-            for number in (1, 2):
-                os.dup2(output, number)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            for name, arguments in job["faults"].items():
-                FAULTS[name](*arguments)
-            sys.argv = ["monai-diffae", *job["arguments"]]
-            cli.main()
+            become_program(job["arguments"], output, job["faults"])
         os.close(output)
         print("forked_program", pid, time.monotonic(), flush=True)
         code, ended_at = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic()
         if code != -signal.SIGKILL:  # the workers of a killed process need some seconds to end
             os.waitpid(copier, 0)
         print("forked_program", code, ended_at, flush=True)
+
+
+def become_program(
+    arguments: Sequence[object], output: int | None = None, faults: Mapping[str, Sequence[Any]] | None = None
+) -> None:
+    """Run a command in a process that was forked for it, to the end of the process.
+
+    Args:
+        arguments: of the program.
+        output: the descriptor of an open file for what it prints; None: where the process prints.
+        faults: arguments of :data:`FAULTS`, by their names.
+    """
+    from monai_diffae import cli
+
+    if output is not None:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - not pytest's
+    for name, values in (faults or {}).items():
+        FAULTS[name](*values)
+    sys.argv = ["monai-diffae", *map(str, arguments)]
+    cli.main()
 
 
 def _copied_to(log: str) -> tuple[int, int]:

@@ -7,38 +7,24 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from forked_program import Program, shared_program, wait_until
+from forked_program import Program, wait_until
+from tiny_trainings import CHEAP, saved_step, training
 
-from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 
 NUM_STEPS = 60
 SETTINGS = {
-    "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8, "network_def#unet#time_embed_channels": 16,
     "network_def#unet#dropout": 0.2, "max_epochs": 12, "val_interval": 3, "report_every": 2, "warmup_steps": 5,
-    "inferer#steps": 2, "inferer#invert_steps": 2, "num_pictures": 1, "picture_steps": 2, "probe_interval": 0,
-    "calibration_cases": 0, "checkpoint_minutes": 0.02, "check_memory": False, "mlflow": False, "device": "cpu",
+    "num_pictures": 1, "checkpoint_minutes": 0.02,
 }  # fmt: skip
-CHEAP: dict[str, list[Any]] = {"without_picture_of_curves": []}  # it takes longer than an epoch
-SIZES = {
-    2: {"image_size": [16, 16], "batch_size": 2},
-    3: {"image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "batch_size": 1},
-}
 PATIENTS = {2: {"num_patients": 14, "val_fraction": 0.2}, 3: {"num_patients": 7, "val_fraction": 0.2}}
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    started = shared_program()
-    yield started
-    started.end()
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +33,12 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     root = tmp_path_factory.mktemp("cohorts")
     return {
         axes: make_virtual_cohort(root / str(axes), size=16, spatial_dims=axes, test_fraction=0.1, **PATIENTS[axes])
-        for axes in SIZES
+        for axes in PATIENTS
     }
 
 
 def command(bundle: Path, cohort: Path, axes: int, workers: int = 0, **settings: Any) -> list[object]:
-    if not bundle.exists():
-        init_bundle(bundle, f"diffae_{axes}d")
-    values = {**SETTINGS, **SIZES[axes], **settings}
-    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in values.items()]
-    return ["train", bundle, cohort, "--workers", workers, "--overrides", *overrides]
+    return training(bundle, cohort, {**SETTINGS, **settings}, axes=axes, workers=workers)
 
 
 def outcome(bundle: Path) -> dict[str, Any]:
@@ -73,10 +55,6 @@ def outcome(bundle: Path) -> dict[str, Any]:
         "curves.csv": curves.to_csv(),
         "pictures": {file.name: file.read_bytes() for file in bundle.glob("pictures/*")},
     }
-
-
-def saved_step(bundle: Path) -> int:
-    return int(torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"])
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
@@ -123,11 +101,11 @@ def test_a_chain_of_kills_ends_as_the_whole_training(
     generator = random.Random(10 * axes + workers)
     whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log.txt"
     assert program.run(log, *command(whole, cohorts[axes], axes, workers), faults=CHEAP) == 0, log.read_text()
-    training = command(part, cohorts[axes], axes, workers)
+    again = command(part, cohorts[axes], axes, workers)
     checkpoint, num_kills = part / "models" / "checkpoint.pt", 0
     for name, arguments in draw_kills(generator):
         saved_at = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
-        program.start(log, *training, faults=CHEAP if name == "clock" else {**CHEAP, name: arguments})
+        program.start(log, *again, faults=CHEAP if name == "clock" else {**CHEAP, name: arguments})
         if name == "clock":
             assert wait_until(lambda at=saved_at: checkpoint.is_file() and checkpoint.stat().st_mtime_ns > at)
             time.sleep(arguments[0])
@@ -138,7 +116,7 @@ def test_a_chain_of_kills_ends_as_the_whole_training(
             torch.load(checkpoint, weights_only=True)
             torch.load(part / "models" / "model.pt", weights_only=True)
     assert num_kills >= 4  # a training may have ended before its last kill
-    assert program.run(log, *training, faults=CHEAP) == 0, log.read_text()
+    assert program.run(log, *again, faults=CHEAP) == 0, log.read_text()
     assert differences(outcome(whole), outcome(part)) == []
     assert saved_step(part) == NUM_STEPS
     assert temporary_files(part) == []
@@ -152,8 +130,8 @@ def test_the_number_of_workers_changes_nothing(
 ) -> None:
     outcomes = []
     for workers in (0, 1, 2, 4):
-        training = command(tmp_path / str(workers), cohorts[2], 2, workers, max_epochs=4)
-        assert program.run(tmp_path / "log.txt", *training, faults=CHEAP) == 0, (tmp_path / "log.txt").read_text()
+        arguments = command(tmp_path / str(workers), cohorts[2], 2, workers, max_epochs=4)
+        assert program.run(tmp_path / "log.txt", *arguments, faults=CHEAP) == 0, (tmp_path / "log.txt").read_text()
         outcomes.append(outcome(tmp_path / str(workers)))
     assert [differences(outcomes[0], other) for other in outcomes[1:]] == [[], [], []]
     record_property("figure", "0, 1, 2 and 4 workers: the same 20 losses and weights")
@@ -177,8 +155,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     for name, limit in LIMITS.items():
         limit = int(limit if limit > 1 else limit * size)
         bundle = tmp_path / name
-        training = command(bundle, cohorts[2], 2, **short)
-        code = program.run(log, *training, faults={**CHEAP, "files_no_larger_than": [limit, save]})
+        arguments = command(bundle, cohorts[2], 2, **short)
+        code = program.run(log, *arguments, faults={**CHEAP, "files_no_larger_than": [limit, save]})
         assert code == 6, log.read_text()
         (error,) = program.errors()
         assert "cannot be written (File too large); free space" in error
@@ -189,7 +167,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         assert save == 1 or saved_step(bundle) == 5 * (save - 1)
         for file in models.glob("*.pt"):
             torch.load(file, weights_only=True)
-        assert program.run(log, *training, faults=CHEAP) == 0, log.read_text()
+        assert program.run(log, *arguments, faults=CHEAP) == 0, log.read_text()
         assert differences(outcome(whole), outcome(bundle)) == []
         assert temporary_files(bundle) == []
         num_faults += 1

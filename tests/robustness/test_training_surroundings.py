@@ -6,34 +6,19 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
-from forked_program import NO_MOUNTS, Program, shared_program, wait_until
+from forked_program import NO_MOUNTS, Program, wait_until
+from tiny_trainings import CHEAP, saved_step, training
 
-from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 
-SETTINGS = {
-    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-    "network_def#unet#time_embed_channels": 16, "batch_size": 2, "max_epochs": 2, "val_interval": 2, "report_every": 5,
-    "inferer#steps": 2, "inferer#invert_steps": 2, "num_pictures": 0, "picture_steps": 2, "probe_interval": 0,
-    "calibration_cases": 0, "check_memory": False, "mlflow": False, "device": "cpu",
-}  # fmt: skip
+SETTINGS = {"max_epochs": 2, "val_interval": 2, "report_every": 5, "num_pictures": 0}
 FOREVER = {"max_epochs": 100_000, "val_interval": 100_000}
-CHEAP: dict[str, list[Any]] = {"without_picture_of_curves": []}
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    started = shared_program()
-    yield started
-    started.end()
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +29,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(bundle: Path, cohort: Path, workers: int = 0, **settings: Any) -> list[object]:
-    if not bundle.exists():
-        init_bundle(bundle, "diffae_2d")
-    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in {**SETTINGS, **settings}.items()]
-    return ["train", bundle, cohort, "--workers", workers, "--overrides", *overrides]
-
-
-def saved_step(bundle: Path) -> int:
-    return int(torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"])
+    return training(bundle, cohort, {**SETTINGS, **settings}, workers=workers)
 
 
 @pytest.mark.slow
@@ -61,8 +39,8 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_6(
     program: Program, cohort: Path, tmp_path: Path, from_save: int, record_property: Any
 ) -> None:
     bundle, log = tmp_path / "bundle", tmp_path / "log.txt"
-    training = command(bundle, cohort)
-    code = program.run(log, *training, faults={**CHEAP, "read_only": [str(bundle), from_save]})
+    arguments = command(bundle, cohort)
+    code = program.run(log, *arguments, faults={**CHEAP, "read_only": [str(bundle), from_save]})
     if code == NO_MOUNTS:
         pytest.skip("this machine does not allow mounts")
     assert code == 6, log.read_text()
@@ -71,7 +49,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_6(
     assert len(error) <= 200
     assert not list(bundle.rglob(".tmp-*"))
     assert from_save == 0 or saved_step(bundle) == 5
-    assert program.run(log, *training, faults=CHEAP) == 0, log.read_text()
+    assert program.run(log, *arguments, faults=CHEAP) == 0, log.read_text()
     assert saved_step(bundle) == 10
     record_property("figure", f"read-only {'at the start' if from_save == 0 else 'later'}: exit 6, one line, resumes")
 

@@ -21,9 +21,6 @@ from monai_diffae.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monai_diffae.bundle.loading import TrainedBundle
-    from monai_diffae.data.patient_keys import PatientKey
-
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
@@ -227,14 +224,14 @@ def embed(
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
         tables = [with_map_columns(tables[0], cases, session.trained, workers)]
-    _write(dict(zip(files, tables, strict=True)), files, session.trained, key)
+    described = {
+        "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage, "patient_key": key.name
+    }  # fmt: skip
+    _write(dict(zip(files, tables, strict=True)), files, described)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
-    preprocessing = preprocessing_config(session.trained.config)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):
         record, hashes = file.with_suffix(".json"), result_hashes(file.parent, [file])
-        figures = {
-            **result.figures(), "patient_key": key.name, "preprocessing": preprocessing, "rows": rows_sample(table)
-        }  # fmt: skip
+        figures = {**result.figures(), **described, "rows": rows_sample(table)}
         write_record(record, file_made_from, figures, hashes, scans=scans_record(states, encoded.contents))
     encoded.shards.remove()
     return result
@@ -281,20 +278,13 @@ def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str
 
 
 def _write(
-    tables: Mapping[Path, pd.DataFrame],
-    made_from: Mapping[Path, dict[str, Any]],
-    trained: TrainedBundle,
-    key: PatientKey,
+    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], described: dict[str, Any]
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
-    from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import write_atomic
 
     for file, table in tables.items():
-        table.attrs["monai_diffae"] = {
-            "made_from": made_from[file], "preprocessing": preprocessing_config(trained.config),
-            "z_sem_usage": trained.z_sem_usage, "versions": versions(), "patient_key": key.name,
-        }  # fmt: skip
+        table.attrs["monai_diffae"] = {"made_from": made_from[file], **described, "versions": versions()}
         write_record(file.with_suffix(".json"), made_from[file], {})  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
         write_atomic(file, functools.partial(write, index=False))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.streamed import Arrays
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError, quoted
 from monai_diffae.transforms import ReadScand
 
 _TO_PLACES = "to_places"
@@ -101,7 +101,7 @@ def _without_crop(preprocessing: Any, key: str) -> Compose:
     is_cropped = isinstance(steps[last], ResizeWithPadOrCropd) and key in {*steps[last].keys, *copied}
     if not (is_cropped and isinstance(steps[0], ReadScand)):
         raise ConfigError(
-            f"patches: the bundle's preprocessing of {key!r} must begin with ReadScand and end with "
+            f"patches: the bundle's preprocessing of {quoted(key)} must begin with ReadScand and end with "
             "ResizeWithPadOrCropd, which patches replace; omit patches"
         )
     rest = copy.copy(preprocessing) if isinstance(preprocessing, Compose) else Compose()

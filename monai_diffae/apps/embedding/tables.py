@@ -21,7 +21,7 @@ from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.patient_keys import PatientKey
 from monai_diffae.data.slice_cases import gather_slices, whole_scan
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,9 @@ def _table(cases: Sequence[Case], codes: Mapping[str, Any], key: PatientKey) -> 
     for name in dict.fromkeys(name for case in cases for name in case.labels):
         column = f"label_{name}" if _RESERVED_COLUMNS.fullmatch(name) else name
         if column in columns:
-            raise ConfigError(f"columns: two labels of the cohort would both become {column!r}; rename one of them")
+            raise ConfigError(
+                f"columns: two labels of the cohort would both become {quoted(column)}; rename one of them"
+            )
         columns[column] = _as_column([case.labels.get(name) for case in cases])
     return pd.DataFrame({**columns, **codes})
 

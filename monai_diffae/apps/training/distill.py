@@ -1,4 +1,4 @@
-"""The command ``distill``: train a decoder with 1 to 4 network evaluations."""
+"""The command ``distill``: train a decoder with 1 to 8 network evaluations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def distill(
         bundle: Folder of a trained bundle.
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
-        steps: Network evaluations of the fast decoder; by default the bundle's: 4.
+        steps: Network evaluations of the fast decoder, 1 to 8; by default the bundle's: 4.
         training: How to train.
 
     Returns:

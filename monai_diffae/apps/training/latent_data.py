@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.provenance import check_same_model
+from monai_diffae.apps.provenance import check_same_model, check_same_preprocessing
+from monai_diffae.bundle.loading import described_model
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
@@ -45,12 +47,14 @@ def embedded_cohort(
         One row per case, with its split and z_sem.
 
     Raises:
-        ConfigError: the bundle is not trained, neither a cohort nor a table is given, or another model made the table.
+        ConfigError: the bundle is not trained, neither a cohort nor a table is given, or the table was made with
+            another model or preprocessing.
         CohortError: no usable case or table.
     """
     if embeddings is not None:
         table = read_embeddings(embeddings)
         check_same_model(embeddings, bundle)
+        check_same_preprocessing(embeddings, described_model(Path(bundle), {}).get())
         return table
     if cohort is None:
         raise ConfigError(

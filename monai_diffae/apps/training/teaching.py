@@ -113,7 +113,7 @@ def teaching_trajectories(
         cache_gib: the largest memory for the trajectories, in GiB.
 
     Raises:
-        MachineError: the disk is full.
+        MachineError: the disk is full, or too small.
     """
     positions = [i for i, case in enumerate(read.cases) if case.split == split]
     num_mixed = round(mixed * len(positions))
@@ -173,8 +173,9 @@ def _batches(numbers: Sequence[int], size: int, text: str) -> Iterator[Sequence[
 def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
     """A folder for float32 arrays of this shape in all; None: they fit into memory."""
     remove_abandoned_caches(cache_dir)
-    if math.prod(shape) * 4 <= cache_gib * 1024**3:
+    gib = math.prod(shape) * 4 / 1024**3
+    if gib <= cache_gib:
         return None
-    folder = make_cache_folder(cache_dir)
+    folder = make_cache_folder(cache_dir, gib)
     atexit.register(remove_cache_folder, folder, os.getpid())
     return folder

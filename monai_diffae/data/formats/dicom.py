@@ -11,6 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +22,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats import itk
-from monai_diffae.data.formats.elements import check_elements
+from monai_diffae.data.formats.elements import Elements, check_elements, with_right_syntax
 from monai_diffae.data.formats.padding import without_padding
 from monai_diffae.data.formats.pixel_data import check_pixel_data
 from monai_diffae.data.formats.planes import Plane, Stack, make_stack, read_planes, to_volume
-from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
+from monai_diffae.data.formats.scan import Doubt, Header, Scan, check_budget, problem
 from monai_diffae.errors import ScanError
 
 SERIES = "#series="
@@ -119,8 +122,7 @@ def read_patient(path: Path) -> str | None:
 
 def _try_open(path: Path) -> sitk.ImageFileReader | None:
     try:
-        check_elements(path)
-        return itk.open_header(path)
+        return _read_header(path, check_elements(path))
     except (ScanError, OSError):
         return None
 
@@ -146,18 +148,24 @@ def read_series(path: Path) -> Scan:
 
 def read_header(path: Path) -> Header:
     """Read size and affine of a file or series, without its voxels."""
-    files, stack = read_stack(path)
+    files, readers, stack = _read_stack(path)
+    doubts = _encoding_doubts(files, readers)
     if stack is not None:
-        return Header(stack.sizes, stack.affine, stack.doubts)
-    reader = _open(files[0])
-    return Header(reader.GetSize()[1::-1], _affine_2d(reader))
+        return Header(stack.sizes, stack.affine, stack.doubts + doubts)
+    return Header(readers[0].GetSize()[1::-1], _affine_2d(readers[0]), doubts)
 
 
 def read_stack(path: Path) -> tuple[tuple[Path, ...], Stack | None]:
     """List a scan's files, and read how its planes (in the order of files and frames) form a volume; None for one."""
+    files, _, stack = _read_stack(path)
+    return files, stack
+
+
+def _read_stack(path: Path) -> tuple[tuple[Path, ...], list[sitk.ImageFileReader], Stack | None]:
     folder, _ = split_series(path)
     files = _files(path) if folder.is_dir() else (folder,)
-    return files, _stack(path, files, [_open(file) for file in files])
+    readers = [_open(file) for file in files]
+    return files, readers, _stack(path, files, readers)
 
 
 def _read(path: Path, files: tuple[Path, ...]) -> Scan:
@@ -165,15 +173,17 @@ def _read(path: Path, files: tuple[Path, ...]) -> Scan:
     stack, modality = _stack(path, files, readers), _tag(readers[0], _MODALITY)
     # one by one, because ITK's series reader casts all slices to the type of the first, which loses fractions
     slices = [_decode(file, reader) for file, reader in zip(files, readers, strict=True)]
-    frames = read_planes(path) if len(files) == 1 and stack is not None else []
+    frames = _planes(path, readers[0]) if len(files) == 1 and stack is not None else []
     slices = without_padding(slices, readers, frames[0].rescale if frames else None)
+    doubts = _encoding_doubts(files, readers)
     if stack is None:  # rows and columns as displayed
-        return Scan(np.ascontiguousarray(slices[0][..., 0].swapaxes(1, 2)), _affine_2d(readers[0]), modality)
+        array = np.ascontiguousarray(slices[0][..., 0].swapaxes(1, 2))
+        return Scan(array, _affine_2d(readers[0]), modality, doubts=doubts)
     if len(files) > 1:
         array = np.concatenate([slices[k] for k in stack.order], axis=3)
     else:
         array = _rescale(slices[0], frames)[..., stack.order]
-    return Scan(to_volume(array, stack), stack.affine, modality, doubts=stack.doubts)
+    return Scan(to_volume(array, stack), stack.affine, modality, doubts=stack.doubts + doubts)
 
 
 def _stack(path: Path, files: tuple[Path, ...], readers: list[sitk.ImageFileReader]) -> Stack | None:
@@ -190,7 +200,7 @@ def _stack(path: Path, files: tuple[Path, ...], readers: list[sitk.ImageFileRead
     if len(files) > 1 and frames > 1:
         raise problem(path, f"it has {len(files)} files with several frames each", "give one of the files")
     check_budget(path, (columns, rows, len(files) * frames), components)
-    planes = [plane for file in files for plane in read_planes(file)]
+    planes = [plane for file, reader in zip(files, readers, strict=True) for plane in _planes(file, reader)]
     if len(planes) != len(files) * frames:
         raise problem(path, f"it has {frames} frames, but positions for {len(planes)}", "export it again")
     return make_stack(path, planes, columns, rows)
@@ -200,10 +210,16 @@ def _decode(path: Path, reader: sitk.ImageFileReader) -> NDArray[np.float32]:
     """Decode to ``[C, X, Y, frames]``; GDCM converts MONOCHROME1, where small values are white, to MONOCHROME2."""
     check_pixel_data(path, reader)
     try:
-        with itk.silent_stderr():
+        with _readable(path, _elements(path, reader)) as file, itk.silent_stderr():
+            reader.SetFileName(str(file))
             return itk.to_array(path, reader.Execute())
     except RuntimeError as error:
         raise itk.unreadable(path, error) from error
+
+
+def _planes(path: Path, reader: sitk.ImageFileReader) -> list[Plane]:
+    with _readable(path, _elements(path, reader)) as file:
+        return read_planes(path, file)
 
 
 def _rescale(array: NDArray[np.float32], frames: list[Plane]) -> NDArray[np.float32]:
@@ -238,10 +254,44 @@ def _files(path: Path) -> tuple[Path, ...]:
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
-    if check_elements(path):
+    elements = check_elements(path)
+    if elements.has_value_table:
         wrong = "a table converts its stored values (ModalityLUTSequence), which is not supported"
         raise problem(path, wrong, "export it with a rescale slope and intercept")
-    return itk.open_header(path)
+    return _read_header(path, elements)
+
+
+def _read_header(path: Path, elements: Elements) -> sitk.ImageFileReader:
+    with _readable(path, elements) as file:
+        return itk.open_header(path, file)
+
+
+@contextmanager
+def _readable(path: Path, elements: Elements) -> Iterator[Path]:
+    """The file, or a copy with the right transfer syntax: with the wrong one, GDCM needs seconds."""
+    if elements.wrong_syntax is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "scan.dcm"
+        copy.write_bytes(with_right_syntax(path.read_bytes(), elements.wrong_syntax))
+        yield copy
+
+
+def _was_copied(path: Path, reader: sitk.ImageFileReader) -> bool:
+    return reader.GetFileName() != str(path)
+
+
+def _elements(path: Path, reader: sitk.ImageFileReader) -> Elements:
+    """The elements of a file that was checked before: they are checked again only if they are special."""
+    return check_elements(path) if _was_copied(path, reader) else Elements()
+
+
+def _encoding_doubts(files: Sequence[Path], readers: Sequence[sitk.ImageFileReader]) -> tuple[Doubt, ...]:
+    if not any(_was_copied(file, reader) for file, reader in zip(files, readers, strict=True)):
+        return ()
+    wrong = "its elements are implicit, but its transfer syntax says explicit"
+    return (Doubt("encoding", wrong, "they are read as implicit", "set its TransferSyntaxUID to 1.2.840.10008.1.2"),)
 
 
 def _tag(reader: sitk.ImageFileReader, tag: str) -> str | None:

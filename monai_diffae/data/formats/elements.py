@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from monai_diffae.data.formats.scan import problem
@@ -19,18 +20,30 @@ _SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _SYNTAX, _VALUE_TABLE = (0x7FE0, 0x0010), (0x0002, 0x0010), (0x0028, 0x3000)
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
-_IMPLICIT, _BIG_ENDIAN, _DEFLATED = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
+_IMPLICIT, _EXPLICIT, _BIG_ENDIAN = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DEEPEST = 32
 
 
-def check_elements(path: Path) -> bool:
+@dataclass(frozen=True)
+class Elements:
+    """What is special about the elements of a DICOM file.
+
+    Attributes:
+        has_value_table: there is a table that converts stored values (ModalityLUTSequence), which GDCM ignores.
+        wrong_syntax: where the file says that its elements are explicit, although they are implicit; None: it is right.
+    """
+
+    has_value_table: bool = False
+    wrong_syntax: slice | None = None
+
+
+def check_elements(path: Path) -> Elements:
     """Check the elements of a DICOM file, up to the pixels.
 
-    Returns:
-        Whether the file has a table that converts stored values (ModalityLUTSequence), which GDCM ignores.
-
     Raises:
-        ScanError: an element is longer than the file, or the beginning of the file is not DICOM.
+        ScanError: an element is longer than the file, the beginning of the file is not DICOM, or the elements are not
+            encoded as the file says.
     """
     with open(path, "rb") as stream:
         if not stream.seek(0, 2):
@@ -40,46 +53,46 @@ def check_elements(path: Path) -> bool:
                 return _check(data)
             except _BrokenError as error:
                 raise problem(path, f"its DICOM structure is damaged ({error})", "copy it again") from error
-            except _MislabelledError as error:  # GDCM needs seconds for each of them
-                raise problem(
-                    path, "its elements are implicit, but its transfer syntax says explicit",
-                    f"set its TransferSyntaxUID to {_IMPLICIT.decode()}, e.g. with pydicom",
-                ) from error  # fmt: skip
+
+
+def with_right_syntax(content: bytes, wrong_syntax: slice) -> bytes:
+    """The content of a file whose elements are implicit, with the transfer syntax that says so."""
+    length = wrong_syntax.stop - wrong_syntax.start
+    return content[: wrong_syntax.start] + _IMPLICIT.ljust(length, b"\0") + content[wrong_syntax.stop :]
 
 
 class _BrokenError(Exception):
     """The message says what is wrong with the structure."""
 
 
-class _MislabelledError(Exception):
-    """The elements are not encoded as the file's header says."""
-
-
-def _check(data: mmap.mmap) -> bool:
+def _check(data: mmap.mmap) -> Elements:
     has_preamble = data[128:132] == b"DICM"
-    reader = _Elements(data)
+    reader = _Reader(data)
     at = 132 if has_preamble else 0
     if has_preamble and reader.tag(at)[0] != 0x0002:
         raise _BrokenError("it does not begin with group 2")
-    syntax = _IMPLICIT
+    syntax, syntax_at, wrong_syntax = _IMPLICIT, slice(0), None
     while reader.tag(at)[0] == 0x0002:
         tag, _, start, length = reader.element(at)
         reader.require(start, length, len(data))
         if tag == _SYNTAX:
-            syntax = data[start : start + length].strip(b" \0")
+            syntax_at = slice(start, start + length)
+            syntax = data[syntax_at].strip(b" \0")
         at = start + length
     if syntax == _DEFLATED:
-        return False  # the rest is one zlib stream
+        return Elements()  # the rest is one zlib stream
     reader.order = "big" if syntax == _BIG_ENDIAN else "little"
     # without a preamble, the encoding is guessed for each element
     reader.explicit = syntax != _IMPLICIT or not has_preamble
     if has_preamble and reader.explicit and at + 8 <= len(data) and not reader.has_kind(at):
-        raise _MislabelledError
+        if syntax != _EXPLICIT:
+            raise _BrokenError("its elements are implicit, but its transfer syntax says explicit")
+        reader.explicit, wrong_syntax = False, syntax_at
     reader.walk(at, len(data), 0)
-    return reader.has_value_table
+    return Elements(reader.has_value_table, wrong_syntax)
 
 
-class _Elements:
+class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.order, self.explicit = data, "little", True
         self.has_value_table = False

@@ -24,7 +24,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
-from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, problem
+from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, check_packed, problem
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -65,12 +65,12 @@ def read_header(path: Path) -> Header:
     return Header(size[::-1] if len(size) == 2 else size, to_affine(reader))
 
 
-def open_header(path: Path) -> sitk.ImageFileReader:
-    """Read and check a file's header, and return the reader."""
+def open_header(path: Path, copy: Path | None = None) -> sitk.ImageFileReader:
+    """Read and check a file's header, and return the reader, which may read a ``copy`` of the file instead."""
     if path.name.lower().endswith(_SUFFIXES):
         check_data_files(path)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(str(copy or path))
     try:
         with silent_stderr():
             reader.ReadImageInformation()
@@ -115,7 +115,7 @@ def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
     axes = (2, 1, 0) if image.GetDimension() == 3 else (0, 1)
-    return np.ascontiguousarray(as_float32(path, array.transpose(-1 % array.ndim, *axes)))
+    return as_float32(path, array.transpose(-1 % array.ndim, *axes))
 
 
 def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
@@ -241,12 +241,13 @@ def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool =
         fields = _text_header(stream)
         names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
         data_file = next(filter(None, names), "LOCAL")
+        check_packed(path, expected, _stored_bytes(path, data_file))
         is_compressed = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding", "").lower() in (
             "gz",
             "gzip",
         )
         if fields.get("encoding", "raw").lower() not in ("raw", "gz", "gzip") or (is_compressed and not decompress):
-            return  # the data are text, and ITK notices a missing end
+            return  # ITK notices a missing end of text
         if data_file.upper() == "LOCAL":
             length = _length(path, stream, is_compressed, "encoding" in fields, expected)
         else:
@@ -257,6 +258,13 @@ def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool =
                 length = _length(path, raw, is_compressed, "encoding" in fields, expected)
     if length < expected:
         raise problem(path, f"its data end early ({length} of {expected} bytes)", "copy it again")
+
+
+def _stored_bytes(path: Path, data_file: str) -> int:
+    """The size of the file or files that a header and its voxels are in; a pattern or list may name any beside it."""
+    named = path if data_file.upper() == "LOCAL" else path.parent / Path(data_file).name
+    files = [named] if named.is_file() else [file for file in path.parent.iterdir() if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _text_header(stream: BinaryIO) -> dict[str, str]:

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats.nifti_extensions import check_extensions
 from monai_diffae.data.formats.nifti_orientation import doubts
-from monai_diffae.data.formats.scan import Doubt, Header, Scan, as_float32, check_affine, check_budget, problem
+from monai_diffae.data.formats.scan import (
+    Doubt,
+    Header,
+    Scan,
+    as_float32,
+    check_affine,
+    check_budget,
+    check_packed,
+    problem,
+)
 from monai_diffae.errors import DiffAEError
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -58,17 +67,14 @@ def read(path: Path) -> Scan:
     with _open(path) as stream:
         layout = _layout(path, stream)
         with _open_voxels(path, stream) as (file, voxels):
+            _check_stored(file, voxels, layout)
             voxels.read(layout.start - voxels.tell())
             body = voxels.read(layout.end - layout.start)
             _check_length(file, voxels.tell(), layout.end)
             _read_to_end(file, voxels)
-    stored = np.frombuffer(body, layout.header.get_data_dtype()).reshape(layout.shape, order="F")
-    return Scan(
-        as_float32(path, _scaled(layout.header, stored))[None],
-        layout.affine,
-        header=layout.header,
-        doubts=layout.doubts,
-    )
+    values = as_float32(path, np.frombuffer(body, layout.header.get_data_dtype()), _scaling(layout.header))
+    array = values.reshape(layout.shape, order="F")[None]
+    return Scan(array, layout.affine, header=layout.header, doubts=layout.doubts)
 
 
 def read_header(path: Path) -> Header:
@@ -76,8 +82,7 @@ def read_header(path: Path) -> Header:
     with _open(path) as stream:
         layout = _layout(path, stream)
         with _open_voxels(path, stream) as (file, voxels):
-            if not isinstance(voxels, gzip.GzipFile):
-                _check_length(file, file.stat().st_size, layout.end)
+            _check_stored(file, voxels, layout)
         return Header(layout.shape, layout.affine, layout.doubts)
 
 
@@ -270,13 +275,18 @@ def _check_length(path: Path, length: int, expected: int) -> None:
         raise problem(path, f"the file ends early ({length} of {expected} bytes)", "copy it again")
 
 
-def _scaled(header: nib.Nifti1Header, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+def _check_stored(path: Path, stream: BinaryIO, layout: _Layout) -> None:
+    """Compare the size of the file that holds the voxels with its header."""
+    if isinstance(stream, gzip.GzipFile):
+        check_packed(path, layout.end, path.stat().st_size)
+    else:
+        _check_length(path, path.stat().st_size, layout.end)
+
+
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float] | None:
+    """Slope and intercept; None: the values are as stored."""
     slope, inter = header.get_slope_inter()
-    if slope is None or (slope == 1 and not inter):
-        return stored
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled: NDArray[np.float64] = stored.astype(np.float64) * slope + (inter or 0.0)
-    return scaled
+    return None if slope is None or (slope == 1 and not inter) else (slope, inter or 0.0)
 
 
 def _read_to_end(path: Path, stream: BinaryIO) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from monai_diffae.data.formats.scan import Header, Scan, check_budget, problem
+from monai_diffae.data.formats.scan import Header, Scan, check_budget, check_packed, problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -35,8 +36,8 @@ def read(path: Path) -> Scan:
         image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
     except Exception as error:  # for damaged files PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         raise problem(path, f"the picture is damaged ({error})", "copy it again") from error
-    array = np.atleast_3d(np.asarray(image)).astype(np.float32)
-    return Scan(np.moveaxis(_without_alpha(path, image.mode, array), -1, 0).copy(), np.eye(4))
+    array = _without_alpha(path, image.mode, np.atleast_3d(np.asarray(image)))
+    return Scan(np.moveaxis(array, -1, 0).astype(np.float32, order="C"), np.eye(4))
 
 
 def read_header(path: Path) -> Header:
@@ -62,9 +63,16 @@ def _open(path: Path) -> Image.Image:
         raise problem(path, f"its header is damaged ({error})", "copy it again") from error
     _check_depth(path, image)
     check_budget(path, image.size, len(image.getbands()))
+    check_packed(path, _num_bytes(image), path.stat().st_size)
     if getattr(image, "n_frames", 1) > 1:
         raise problem(path, f"it contains {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]
     return image
+
+
+def _num_bytes(image: Image.Image) -> int:
+    """Bytes of the pixels before they are compressed, at least: a byte of a PNG may hold eight pixels of one bit."""
+    num_values = math.prod(image.size) * len(image.getbands())
+    return num_values // 8 if image.format == "PNG" and image.mode in ("1", "L", "P") else num_values
 
 
 def _check_depth(path: Path, image: Image.Image) -> None:
@@ -81,7 +89,7 @@ def _check_depth(path: Path, image: Image.Image) -> None:
         )
 
 
-def _without_alpha(path: Path, mode: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _without_alpha(path: Path, mode: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
     if mode not in ("LA", "RGBA"):
         return array
     if array[..., -1].min() < 255:

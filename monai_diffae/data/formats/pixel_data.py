@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -26,7 +27,11 @@ def check_pixel_data(path: Path, reader: sitk.ImageFileReader) -> None:
     Raises:
         ScanError: pixels are missing, or are stored in a way that GDCM decodes wrongly.
     """
-    data = path.read_bytes()
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _check(path, data, reader)
+
+
+def _check(path: Path, data: mmap.mmap, reader: sitk.ImageFileReader) -> None:
     if _DEFLATED in data[:1024]:
         return  # the whole data set is one zlib stream, whose decoder notices a missing end
     expected = _expected_bytes(reader)
@@ -54,7 +59,7 @@ def _samples(reader: sitk.ImageFileReader) -> int:
     return int(reader.GetMetaData("0028|0002")) if reader.HasMetaDataKey("0028|0002") else 1
 
 
-def _find(data: bytes, tag: bytes) -> list[int]:
+def _find(data: mmap.mmap, tag: bytes) -> list[int]:
     positions, position = [], data.find(tag)
     while position >= 0:
         positions.append(position)
@@ -62,7 +67,7 @@ def _find(data: bytes, tag: bytes) -> list[int]:
     return positions
 
 
-def _is_complete(data: bytes, position: int, expected: int, order: str = "little") -> bool:
+def _is_complete(data: mmap.mmap, position: int, expected: int, order: str = "little") -> bool:
     """Whether the element at ``position`` has at least ``expected`` bytes of pixels, or complete fragments."""
     explicit = data[position + 4 : position + 6] in (b"OW", b"OB", b"UN")
     start = position + (12 if explicit else 8)

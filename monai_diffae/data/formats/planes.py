@@ -91,14 +91,14 @@ class Stack:
         return [self.order[k] for k in np.argmin(distances, axis=1)]
 
 
-def read_planes(path: Path) -> list[Plane]:
-    """Read the planes of a file: one, or one per frame.
+def read_planes(path: Path, copy: Path | None = None) -> list[Plane]:
+    """Read the planes of a file, or of a ``copy`` of it: one, or one per frame.
 
     Raises:
         ScanError: the tags do not say where a plane lies.
     """
     with disable_value_validation():
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+        dataset = pydicom.dcmread(copy or path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
         if int(dataset.get("NumberOfFrames") or 1) == 1 and _FRAMES not in dataset:
             return [
                 replace(

@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.errors import ScanError
+from monai_diffae.errors import ScanError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,11 @@ MAX_LINE = 200
 """The longest error line, in characters."""
 
 _FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # float32 steps between the lowest and the highest value
+_PART = 1 << 20  # values that are scaled at once, in float64
+_MOST_PACKED = 1032  # bytes from one byte: the limit of deflate (gzip, PNG), which Huffman codes of JPEG do not reach
 
 
-DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", "sheared"]
+DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", "sheared", "encoding"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,7 @@ def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
     if len(name) > 48:
         name = "..." + name[-45:]
     room = MAX_LINE - len(name) - len(todo) - 4
-    wrong = " ".join(wrong.split())
-    if len(wrong) > room:
-        wrong = wrong[: max(room - 3, 0)] + "..."
-    return ScanError(f"{name}: {wrong}; {todo}")
+    return ScanError(f"{name}: {shortened(' '.join(wrong.split()), room)}; {todo}")
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -122,25 +121,36 @@ def warn_once(path: Path, text: str) -> None:
     logger.warning("%s: %s", path.name, text)
 
 
-def as_float32(path: Path, values: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Convert values to float32; values that overflow become infinite.
+def as_float32(
+    path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
+) -> NDArray[np.float32]:
+    """Convert values to float32 in C order; values that overflow become infinite.
 
     A small signal on a large offset (possible in a float64 file) loses precision: a warning says so if fewer than 256
-    steps remain.
+    steps remain. The result is the only copy of the values: they are scaled in parts.
+
+    Args:
+        path: the file, for messages.
+        values: of any number type.
+        scaling: slope and intercept, by which values along one axis are scaled in float64; None: they are as stored.
 
     Raises:
         ScanError: fewer than 8 steps remain.
     """
+    rounded = np.empty(values.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
-        rounded = values.astype(np.float32)
-    if values.dtype.itemsize <= 2 or values.dtype == np.float32:  # the conversion is exact
+        for part, scaled in _scaled_parts(values, scaling):
+            rounded[part] = scaled
+    if scaling is None and (values.dtype.itemsize <= 2 or values.dtype == np.float32):  # the conversion is exact
         return rounded
     finite = np.isfinite(rounded)
     low, high = (
         float(end(rounded, where=finite, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf))
     )
     num_steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    is_exact = num_steps >= _FEW_STEPS or bool(np.all((rounded == values) | ~finite))
+    is_exact = num_steps >= _FEW_STEPS or all(
+        np.all((rounded[part] == scaled) | ~finite[part]) for part, scaled in _scaled_parts(values, scaling)
+    )
     if is_exact or bool(np.all(values == values.flat[0])):  # constant images are reported later, for all types
         return rounded
     if num_steps < _TOO_FEW_STEPS:
@@ -155,6 +165,38 @@ def as_float32(path: Path, values: NDArray[np.generic]) -> NDArray[np.float32]:
         "offset",
     )
     return rounded
+
+
+def _scaled_parts(
+    values: NDArray[np.generic], scaling: tuple[float, float] | None
+) -> Iterator[tuple[slice, NDArray[np.generic]]]:
+    if scaling is None:
+        yield slice(None), values
+        return
+    slope, intercept = scaling
+    for start in range(0, len(values), _PART):
+        part = slice(start, start + _PART)
+        yield part, values[part].astype(np.float64) * slope + intercept
+
+
+def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
+    """Raise an error if a compressed file is too small for what its header declares, before memory is allocated.
+
+    Args:
+        path: the scan.
+        needed: bytes that the header declares.
+        stored: bytes of the file.
+
+    Example:
+        >>> check_packed("a.nii.gz", 1000, 10)
+        >>> check_packed("a.nii.gz", 10**9, 352)
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ScanError: a.nii.gz: its header declares 1000000000 bytes, but its 352 bytes cannot ...
+    """
+    if needed > _MOST_PACKED * stored:
+        wrong = f"its header declares {needed} bytes, but its {stored} bytes cannot hold so many"
+        raise problem(path, wrong, "copy or export it again")
 
 
 def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components: int = 1) -> None:

@@ -12,7 +12,7 @@ from monai_diffae.data.cases import MISSING_WORDS, Case, Label, as_labels
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.listing.joins import Join
 from monai_diffae.data.splits import SPLITS
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, quoted
 
 _PATIENTS = (
     "patient",
@@ -46,7 +46,7 @@ def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, 
             lines.append(f"{role}{'s' if role == 'patient' else ''}: the column {guess} of {table}")
     for name in names.values():
         if name not in join.columns:
-            raise CohortError(f"columns: {table} has no column {name!r}; it has {', '.join(join.columns)[:120]}")
+            raise CohortError(f"columns: {table} has no column {quoted(name)}; it has {', '.join(join.columns)[:120]}")
     roles = {name: role for role, name in names.items()}
     return replace(join, columns={roles.get(name, name): cells for name, cells in join.columns.items()}), lines
 
@@ -67,7 +67,7 @@ def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
     clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
     if clash is not None:
         raise CohortError(
-            f"{table}: its column {clash!r} is also found in the folders; set label_column to another name"
+            f"{table}: its column {quoted(clash)} is also found in the folders; set label_column to another name"
         )
     pairs = list(zip(cases, join.rows, strict=True))
     ids = Counter(case.id if row is None else join.names[row] for case, row in pairs)
@@ -86,7 +86,9 @@ def _with_row(
     patient, split = (join.columns[name][row] if name in join.columns else "" for name in ("patient", "split"))
     if split not in MISSING_WORDS:
         if split.lower() not in SPLITS:
-            raise CohortError(f"the row of {case.id!r} has the unknown split {split[:40]!r}; use train, val or test")
+            raise CohortError(
+                f"the row of {quoted(case.id)} has the unknown split {quoted(split)}; use train, val or test"
+            )
         case = replace(case, split=SPLITS[split.lower()])
     id = join.columns[join.id_column][row]
     is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files

@@ -15,7 +15,7 @@ from monai_diffae.data.folders import name_within
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.listing import bids
 from monai_diffae.data.tables import read_columns
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, quoted
 
 ID_COLUMNS = (
     "file", "filename", "file_name", "image", "path", "scan_id", "image_id", "case_id", "case", "id", "participant_id",
@@ -91,8 +91,8 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
         if classes:
             advice = f"if the folders {_examples(classes)} are not classes, use --no-labels-from-folders"
         raise CohortError(
-            f"{table.name}: no id in the column {id_column} (e.g. {columns[id_column][0][:40]!r}) fits a scan "
-            f"(e.g. {cases[0].id[:40]!r}); {advice}"
+            f"{table.name}: no id in the column {id_column} (e.g. {quoted(columns[id_column][0])}) fits a scan "
+            f"(e.g. {quoted(cases[0].id)}); {advice}"
         )
     return Join(id_column, matches, columns)
 
@@ -101,7 +101,7 @@ def _id_column(table: str, columns: Mapping[str, Sequence[str]], given: str | No
     """The column that was given, or the one with a usual name whose ids fit most scans."""
     if given is not None:
         if given not in columns:
-            raise CohortError(f"id_column: {table} has no column {given!r}; it has {', '.join(columns)[:120]}")
+            raise CohortError(f"id_column: {table} has no column {quoted(given)}; it has {', '.join(columns)[:120]}")
         return given
     by_name = {name.lower().replace(" ", "_"): name for name in reversed(list(columns))}
     guesses = [by_name[name] for name in ID_COLUMNS if name in by_name]
@@ -121,7 +121,7 @@ def _rows_by_key(
         key = id if session is None else f"{id}/{_with_prefix('ses', columns[session][row])}"
         if key in rows:
             raise CohortError(
-                f"{table}: the id {key[:40]!r} is in the rows {rows[key] + 1} and {row + 1}; keep one row per id"
+                f"{table}: the id {quoted(key)} is in the rows {rows[key] + 1} and {row + 1}; keep one row per id"
             )
         if id:
             rows[key] = rows[hash_patient(key)] = row  # a DICOM scan is known by the hash of its PatientID
@@ -133,7 +133,9 @@ def _row(table: str, case: Case, keys: Sequence[Set[str]], rows: Mapping[str, in
         found = sorted({rows[key] for key in group if key in rows})
         if len(found) > 1:
             first, second = (ids[row][:40] for row in found[:2])
-            raise CohortError(f"{table}: the rows {first!r} and {second!r} both fit the scan {case.id!r}; keep one")
+            raise CohortError(
+                f"{table}: the rows {quoted(first)} and {quoted(second)} both fit the scan {quoted(case.id)}; keep one"
+            )
         if found:
             return found[0]
     return None
@@ -148,7 +150,7 @@ def _check_namesakes(table: str, cases: Sequence[Case], matches: Sequence[int | 
         other = first.setdefault(row, case)
         if (case.split, case.labels) != (other.split, other.labels):
             raise CohortError(
-                f"{table}: the row {row + 1} fits the scans {other.id!r} and {case.id!r} of other folders; "
+                f"{table}: the row {row + 1} fits the scans {quoted(other.id)} and {quoted(case.id)} of other folders; "
                 "add the folder to the ids, e.g. benign/1"
             )
 
@@ -163,7 +165,7 @@ def _check_folders(
         if by_name and by_folder and not by_name & by_folder and not is_named_with_folder:
             name = name_within(case.first_file, root)
             raise CohortError(
-                f"{table}: different rows fit the file name and the folder of {name[:60]!r}; use ids with the folder, "
+                f"{table}: different rows fit the file name and the folder of {quoted(name)}; use ids with the folder, "
                 f"such as {name[:60]}, or set id_column to another column"
             )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case, Images
 from monai_diffae.data.listing.listings import Listing
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, quoted
 
 _COLUMNS = ("id", "patient", "split")
 
@@ -47,7 +47,7 @@ def _text(listing: Listing, path: Path) -> str:
     keys, labels = list(listing.cases[0].images), list(listing.labels)
     clash = next((name for name in labels if name in (*keys, *_COLUMNS)), None)
     if clash is not None:
-        raise CohortError(f"a label is named {clash!r}, like another column of the table; rename it")
+        raise CohortError(f"a label is named {quoted(clash)}, like another column of the table; rename it")
     is_known = {
         "patient": not all(case.has_own_patient for case in listing.cases),
         "split": any(case.split is not None for case in listing.cases),

@@ -13,7 +13,7 @@ from monai_diffae.data.progress import track
 from monai_diffae.data.scans import read_scan
 from monai_diffae.data.twin_reports import report_twins
 from monai_diffae.data.twins import TwinGroup, find_twins_among, merge_patients
-from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.errors import CohortError, ScanError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]
         former = case.labels.get(COLUMN)
         if former is not None and not re.fullmatch(r"group \d+", str(former)):
             raise CohortError(
-                f"the column {COLUMN} of the table has a label, {str(former)[:40]!r}, which the twins that are "
+                f"the column {COLUMN} of the table has a label, {quoted(str(former))}, which the twins that are "
                 "found would replace; rename it, or set skip_twins"
             )
     names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}

@@ -14,7 +14,7 @@ import monai_diffae as mdae
 from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
 from monai_diffae.bundle import load_bundle
 from monai_diffae.engines import FewStepInferer
-from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
 
 QUICK = {
     "max_epochs": 2, "batch_size": 4, "val_batch_size": 4, "warmup_steps": 1, "report_every": 1, "mlflow": False,
@@ -65,7 +65,7 @@ def test_more_epochs_resume_and_end_like_an_uninterrupted_run(distilled: Path, l
 
 
 def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(
-    distilled: Path, labelled: Any, tmp_path: Path
+    distilled: Path, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu", batch_size=3)
     read = read_teaching_cases(teacher, str(tmp_path))
@@ -85,6 +85,12 @@ def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(
         teacher, read, "train", levels, **arguments, cache_dir=str(tmp_path / "cache"), cache_gib=0.0
     )
     assert all(torch.equal(on_disk[i]["trajectory"], made[i]["trajectory"]) for i in range(len(made)))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(MachineError, match="GiB are free"):
+        teaching_trajectories(
+            teacher, read, "train", levels, **arguments, cache_dir=str(tmp_path / "small"), cache_gib=0.0
+        )
+    assert list((tmp_path / "small").iterdir()) == []
     other = teaching_trajectories(teacher, read, "train", levels, mixed=1.5, seed=2)
     assert not torch.equal(other[num_cases]["z_sem"], made[num_cases]["z_sem"])
 

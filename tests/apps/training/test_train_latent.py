@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
+from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.latent_ddim import load_latent
@@ -133,6 +134,16 @@ def test_embeddings_of_another_autoencoder_or_of_none_are_refused(trained, tiny_
     ready.with_suffix(".json").unlink()
     with pytest.raises(ConfigError, match=r"no record embeddings\.json beside it"):
         train_latent(trained, embeddings=ready, overrides=QUICK)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_embeddings_of_other_preprocessing_are_refused(tiny_bundle, tmp_path, suffix):
+    bundle, table = copy_of(tiny_bundle, tmp_path / "bundle"), tmp_path / f"e{suffix}"
+    embed(bundle, tiny_bundle.cohort, table, overrides={"percentiles": [20, 60]}, device="cpu")
+    expected = rf"e{suffix}: its scans were preprocessed in another way than the bundle does \(percentiles differ\)"
+    with pytest.raises(ConfigError, match=expected):
+        train_latent(bundle, embeddings=table, overrides=QUICK)
+    assert not (bundle / "models" / "latent_model.pt").exists()
 
 
 def test_a_latent_model_of_another_autoencoder_is_refused(trained):
