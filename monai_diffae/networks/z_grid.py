@@ -1,7 +1,5 @@
 """The grid of cells that z_sem describes: features are averaged over cells, and cells are drawn over features."""
 
-# tested in tests/networks/test_autoencoder.py
-
 from __future__ import annotations
 
 import math

@@ -22,6 +22,8 @@ from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.diffusion.schedule import RECTIFIED_FLOW, DiffusionSchedule
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks import DiffusionAutoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 
 logger = logging.getLogger(__name__)
@@ -78,10 +80,15 @@ def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) ->
 
 def _opened(bundle: Path) -> _Model:
     config = dict(read_config(layout.model_config_file(bundle)).get())
-    if config.get("network_def", {}).get("_target_") == "monai_diffae.networks.FirstStage":
+    definition = config.get("network_def")
+    if isinstance(definition, dict) and definition.get("_target_") == "monai_diffae.networks.FirstStage":
         first_stage = load_first_stage(bundle / layout.MODELS)
         return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
     trained = load_bundle(bundle, "cpu")
+    if not isinstance(trained.network, DiffusionAutoencoder):
+        raise ConfigError(
+            f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
+        )
     parts = autoencoder_parts(trained.network, trained.image_shape, trained.inferer.first_stage)
     return _Model(parts, trained.config, trained.inferer.schedule)
 

@@ -21,6 +21,7 @@ from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage, build_autoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 
+FORMATS = [pytest.param("pt2", marks=pytest.mark.slow), pytest.param("onnx", marks=pytest.mark.slow), "ts"]
 GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0"
 
 
@@ -66,6 +67,7 @@ def check(file: NetworkFile) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_give_what_the_bundle_gives_without_this_package(bundle: Path, tmp_path: Path) -> None:
     """In another process, which has no monai_diffae and no MONAI."""
     result = export(bundle, tmp_path / "out")
@@ -145,7 +147,7 @@ def test_a_complete_result_is_skipped_and_another_format_refused(bundle: Path, t
     assert again.skipped
     assert again.networks == first.networks
     with pytest.raises(ConfigError, match="was made with other format; set overwrite, or choose another out"):
-        export(bundle, tmp_path / "out", format="pt2")
+        export(bundle, tmp_path / "out")
 
 
 def test_a_file_that_differs_is_removed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +186,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("index", [0, 1], ids=["encoder", "denoiser"])
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.slow), "ts"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_grids_that_do_not_divide_the_features_are_exported(
     network: str, format: str, index: int, tmp_path: Path
 ) -> None:
@@ -195,7 +197,7 @@ def test_grids_that_do_not_divide_the_features_are_exported(
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["encoder", "decoder"])
-@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.slow), "ts"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_first_stage_is_exported(format: str, index: int, tmp_path: Path) -> None:
     if format == "onnx":
         needs_onnx()
@@ -229,6 +231,7 @@ def test_a_network_of_one_size_is_exported_for_that_size(tmp_path: Path) -> None
     assert file.difference <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_encoder_of_monai_is_exported(tmp_path: Path) -> None:
     from monai.networks.nets import resnet10
 
