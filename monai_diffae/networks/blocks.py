@@ -47,8 +47,9 @@ class SameConv3d(nn.Conv3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, C_in, *S) -> (B, C_out, *S)."""
-        if not torch.jit.is_scripting() and torch.compiler.is_exporting():  # the size is free, so there is no question
-            return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if torch.compiler.is_exporting():  # the size is free, and nothing is trained
+                return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
         if input.shape[2] == 2:
             padded = F.pad(input, [0, 0, 0, 0, 1, 1])
             return F.conv3d(padded, self.weight, self.bias, padding=[0, 1, 1])

@@ -48,9 +48,10 @@ class CellMeans(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, *S) -> (B, C, *cells)."""
-        if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-            each = [overlaps(n, size, x) for n, size in zip(self.cells, x.shape[2:], strict=True)]
-            return _along_axes(x, [covers / covers.sum(dim=1, keepdim=True) for covers in each])
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if torch.compiler.is_exporting():
+                each = [overlaps(n, size, x) for n, size in zip(self.cells, x.shape[2:], strict=True)]
+                return _along_axes(x, each)
         return self.pool(x)
 
 
@@ -77,9 +78,10 @@ class ZMap(nn.Module):
     def forward(self, x: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
         """(B, C, *S), (B, z_channels) -> (B, C, *S)."""
         cells = self.linear(z_sem).unflatten(1, self.shape)
-        if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-            each = [overlaps(n, size, x).mT for n, size in zip(self.shape[1:], x.shape[2:], strict=True)]
-            return x + _along_axes(cells, [covers / covers.sum(dim=1, keepdim=True) for covers in each])
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if torch.compiler.is_exporting():
+                each = [overlaps(n, size, x).mT for n, size in zip(self.shape[1:], x.shape[2:], strict=True)]
+                return x + _along_axes(cells, each)
         return x + F.interpolate(cells, size=x.shape[2:], mode="area").to(x.dtype)
 
 
@@ -107,8 +109,9 @@ def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Ten
     return (starts & goes_on).to(like.dtype)
 
 
-def _along_axes(x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weighted sums along each spatial axis of (B, C, *S), by one matrix per axis: (new size, size)."""
-    for axis, matrix in enumerate(weights, 2):
-        x = (x.transpose(axis, -1) @ matrix.mT).transpose(axis, -1)
+def _along_axes(x: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Means along each spatial axis of (B, C, *S), over the members that a matrix (new size, size) marks with 1."""
+    for axis, matrix in enumerate(members, 2):
+        weights = matrix / matrix.sum(dim=1, keepdim=True)
+        x = (x.transpose(axis, -1) @ weights.mT).transpose(axis, -1)
     return x

@@ -188,10 +188,11 @@ NETWORKS = {
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_grids_that_do_not_divide_the_features_are_exported(
-    network: str, format: str, index: int, tmp_path: Path
+    network: str, format: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if format == "onnx":
         needs_onnx()
+    monkeypatch.delattr(torch.jit, "trace")  # our networks are scripted
     spatial_dims, shape, arguments = NETWORKS[network]
     check(write_network(parts(spatial_dims, shape, **arguments)[index], format, tmp_path))
 
