@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.synthesis.vary import vary as vary
     from monai_diffae.apps.training.demo import demo as demo
     from monai_diffae.apps.training.distill import distill as distill
+    from monai_diffae.apps.training.export import export as export
     from monai_diffae.apps.training.import_official import import_official as import_official
     from monai_diffae.apps.training.init import init as init
     from monai_diffae.apps.training.list_scans import list_scans as list_scans
@@ -85,6 +86,7 @@ _MODULES = {
     "embed": "apps.embedding.embed",
     "evaluate": "apps.evaluation.evaluate",
     "explore": "explorer.explore",
+    "export": "apps.training.export",
     "fit_direction": "apps.synthesis.fit_direction",
     "generate": "apps.synthesis.generate",
     "grade": "apps.synthesis.grade",

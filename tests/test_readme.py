@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from monai_diffae import export
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.training import planning
 from monai_diffae.apps.training.speed import Speed
@@ -33,7 +34,8 @@ def blocks(language: str) -> list[Any]:
         for number, text in enumerate(
             re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
         ):
-            found.append(pytest.param(text, id=f"{page.name}-{number}"))
+            marks = [pytest.mark.slow] if "onnxruntime" in text else []
+            found.append(pytest.param(text, id=f"{page.name}-{number}", marks=marks))
     return found
 
 
@@ -54,6 +56,10 @@ def test_python_blocks_run(
         code = code.replace("minutes=10", "minutes=1")
     (tmp_path / "my_bundle").symlink_to(tiny_bundle.directory)
     (tmp_path / "scan.nii").symlink_to(next((tiny_bundle.cohort.parent / "images").iterdir()))
+    (tmp_path / "scan.png").symlink_to(next((tmp_path / "scans" / "small").iterdir()))
+    if "exported/encoder.onnx" in code:
+        pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
+        export("my_bundle", "exported", format="onnx")
     if "results/embeddings.parquet" in code:
         made = embed("my_bundle", tiny_bundle.cohort, "results", device="cpu").path
         pd.read_parquet(made).rename(columns={"head_size": "age"}).to_parquet(made)
@@ -122,10 +128,11 @@ def test_every_bundle_run_of_a_command_is_documented(page: Path) -> None:
         for file in (BUNDLE / "configs").glob("*.json")
         if json.loads(file.read_text()).get("run", "%").lstrip("%") not in ("", "training", "evaluating")
     }
-    assert len(actions) == 15
+    assert len(actions) == 16
     if page.name == "synthesis.md":  # other pages have these
         actions -= {
-            (name, name) for name in ("embed", "probe", "neighbors", "diagnose", "evaluate", "calibrate", "anomaly")
+            (name, name)
+            for name in ("embed", "probe", "neighbors", "diagnose", "evaluate", "calibrate", "anomaly", "export")
         }
     assert actions | {("training", "train_latent")} <= set(runs)
 

@@ -63,6 +63,7 @@ COMMANDS: tuple[Command, ...] = (
     _command("train-latent", "training.train_latent", _TRAIN, "my_model scans.csv", run=False),
     _command("distill", "training.distill", _TRAIN, "my_model scans.csv --steps 4", run=False),
     _command("import-official", "training.import_official", _TRAIN, "last.ckpt my_model", run=False),
+    _command("export", "training.export", _TRAIN, "my_model exported --format onnx"),
     _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file"),
     Command(
         "reconstruct",

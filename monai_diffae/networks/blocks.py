@@ -6,7 +6,6 @@ copies between two convolutions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -48,6 +47,9 @@ class SameConv3d(nn.Conv3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, C_in, *S) -> (B, C_out, *S)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if torch.compiler.is_exporting():  # the size is free, and nothing is trained
+                return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
         if input.shape[2] == 2:
             padded = F.pad(input, [0, 0, 0, 0, 1, 1])
             return F.conv3d(padded, self.weight, self.bias, padding=[0, 1, 1])
@@ -260,32 +262,6 @@ class TwoConditionBlock(nn.Module):
         return self.skip(self.resample(x)) + h
 
 
-class ZMap(nn.Module):
-    """Adds a coarse map that is linear in z_sem to a feature map; untrained, it is the identity.
-
-    Args:
-        channels: width C of the feature map.
-        z_channels: size of z_sem.
-        cells: number of cells of the map per axis. A cell is repeated over the features that it covers; a feature that
-            covers several cells gets their mean.
-
-    Example:
-        >>> x = torch.randn(1, 32, 8, 8)
-        >>> bool((ZMap(32, 16, cells=(4, 4))(x, torch.randn(1, 16)) == x).all())
-        True
-    """
-
-    def __init__(self, channels: int, z_channels: int, cells: Sequence[int]) -> None:
-        super().__init__()
-        self.shape = [channels, *cells]
-        self.linear = zero_initialised(nn.Linear(z_channels, math.prod(self.shape)))
-
-    def forward(self, x: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        """(B, C, *S), (B, z_channels) -> (B, C, *S)."""
-        cells = self.linear(z_sem).unflatten(1, self.shape)
-        return x + F.interpolate(cells, size=x.shape[2:], mode="area").to(x.dtype)
-
-
 class PositionAttention(nn.Module):
     """Adds self-attention between all positions to a feature map; untrained, it is the identity.
 
@@ -322,22 +298,6 @@ class PositionAttention(nn.Module):
         # 4096 tokens 1.1-1.9. It also stores no L x L matrices. In bfloat16 it is 1.4-3.5 times faster for all sizes.
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, channels)
         return x + self.out(h).transpose(1, 2).reshape(x.shape)
-
-
-def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...]:
-    """The number of cells per axis that z_sem is read from.
-
-    Raises:
-        ConfigError: neither a whole number of 1 or more nor one such number per axis.
-
-    Example:
-        >>> grid_cells(3, 2), grid_cells(3, [2, 3, 2])
-        ((2, 2, 2), (2, 3, 2))
-    """
-    cells = (z_grid,) * spatial_dims if isinstance(z_grid, int) else tuple(z_grid)
-    if len(cells) != spatial_dims or not all(isinstance(n, int) and n >= 1 for n in cells):
-        raise ConfigError(f"z_grid={quoted(z_grid)} is neither a whole number of 1 or more nor {spatial_dims} of them")
-    return cells
 
 
 def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:

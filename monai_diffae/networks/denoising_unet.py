@@ -17,14 +17,13 @@ from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
     PositionAttention,
     TwoConditionBlock,
-    ZMap,
     check_images,
     conv3,
-    grid_cells,
     level_widths,
     zero_initialised,
 )
 from monai_diffae.networks.strides import level_strides, size_divisors
+from monai_diffae.networks.z_grid import ZMap, grid_cells
 
 
 class UNetStage(nn.Module):

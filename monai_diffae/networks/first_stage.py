@@ -65,21 +65,21 @@ class FirstStage(nn.Module):
         self.register_buffer("latent_mean", torch.full((self.latent_channels,), math.nan))
         self.register_buffer("latent_std", torch.tensor(math.nan))
 
-    def forward(self, images: Tensor, draw_noise: DrawNoise | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The forward pass of training: encode, sample latents around their mean, and decode.
+    def forward(self, images: Tensor, draw_noise: DrawNoise | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Encode and decode images; in training, sample their latents around the mean.
 
         Args:
             images: (B, C, *S).
             draw_noise: returns the noise of the latents (B, C', *S / f), given their shape (C', *S / f) and device;
-                None: draw it from torch's global generator.
+                None: the latents are the mean of the posterior.
 
         Returns:
-            Reconstruction, and the posterior's mean and sigma.
+            The reconstruction (B, C, *S), in ``image_range``; with ``draw_noise``, the reconstruction without
+            clipping, and the posterior's mean and sigma.
         """
         self._check(images)
         if draw_noise is None:
-            output: tuple[Tensor, Tensor, Tensor] = self.autoencoder(images)
-            return output
+            return self._clipped(self.autoencoder.decode(self._posterior_mean(images)).float())
         mean, sigma = self.autoencoder.encode(images)
         noise = draw_noise(mean.shape[1:], mean.device).to(sigma.dtype)
         return self.autoencoder.decode(mean + noise * sigma), mean, sigma
@@ -92,17 +92,23 @@ class FirstStage(nn.Module):
         """
         self._check(images)
         self._check_is_measured()
-        means = torch.cat([self._posterior_mean(image) for image in images.split(1)])
-        return (means - self._as_channels(self.latent_mean)) / self.latent_std
+        return torch.cat([self.to_latents(image) for image in images.split(1)])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, C, *S), float32, from latents of ``encode``; decoded one by one."""
         check_images(latents, self.spatial_dims, self.latent_channels, (1,) * self.spatial_dims, "the latent")
         self._check_is_measured()
+        return torch.cat([self.to_images(latent) for latent in latents.split(1)])
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        """What :meth:`encode` returns, without its checks and for all images at once; this part can be exported."""
+        return (self._posterior_mean(images) - self._as_channels(self.latent_mean)) / self.latent_std
+
+    def to_images(self, latents: Tensor) -> Tensor:
+        """What :meth:`decode` returns, without its checks and for all latents at once; this part can be exported."""
         raw = latents.float() * self.latent_std + self._as_channels(self.latent_mean)
-        images = torch.cat([self.autoencoder.decode(latent).float() for latent in raw.split(1)])
-        return images if self.image_range is None else images.clamp(*self.image_range)
+        return self._clipped(self.autoencoder.decode(raw).float())
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """(C', *S / f) for an image (C, *S); further axes, such as the slices for a 2D network, keep their size."""
@@ -162,6 +168,9 @@ class FirstStage(nn.Module):
     def _posterior_mean(self, images: Tensor) -> Tensor:
         mean: Tensor = self.autoencoder.encode(images.to(self.latent_std.dtype))[0]
         return mean.float()
+
+    def _clipped(self, images: Tensor) -> Tensor:
+        return images if self.image_range is None else images.clamp(*self.image_range)
 
     def _as_channels(self, values: Tensor) -> Tensor:
         return values.view(1, -1, *[1] * self.spatial_dims)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.networks.layers.factories import Pool
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,10 +18,10 @@ from monai_diffae.networks.blocks import (
     PositionAttention,
     check_images,
     conv3,
-    grid_cells,
     level_widths,
 )
 from monai_diffae.networks.strides import level_strides, size_divisors
+from monai_diffae.networks.z_grid import CellMeans, grid_cells
 
 
 class SemanticEncoder(nn.Module):
@@ -107,7 +106,7 @@ class SemanticEncoder(nn.Module):
         self.head = nn.Sequential(
             ChannelGroupNorm(width),
             nn.SiLU(),
-            Pool[Pool.ADAPTIVEAVG, spatial_dims](cells),
+            CellMeans(cells),
             nn.Flatten(),
             nn.Linear(width * math.prod(cells), z_channels),
         )

@@ -23,6 +23,7 @@ from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.apps.training.export import export
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.checksums import checksum
@@ -100,6 +101,29 @@ def test_the_network_works_on_latents(trained: Any) -> None:
     images = torch.rand(2, 1, *SHAPE) * 2 - 1
     z_sem = loaded.network.encode(first_stage.encode(images))
     torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
+
+
+def test_all_four_networks_are_exported(trained: Any, tmp_path: Path) -> None:
+    """The encoder takes images, the denoiser latents; TorchScript is the quickest format to test."""
+    result = export(trained.bundle, tmp_path / "out", format="ts")
+    names = ["encoder.ts", "denoiser.ts", "first_stage_encoder.ts", "first_stage_decoder.ts"]
+    assert list(result.networks) == names
+    loaded, images = load_bundle(trained.bundle, "cpu"), torch.rand(2, 1, *SHAPE) * 2 - 1
+    encoder, denoiser, to_latents, to_images = (torch.jit.load(tmp_path / "out" / name) for name in names)
+    z_sem, latents = encoder(images), to_latents(images)
+    torch.testing.assert_close(z_sem, loaded.inferer.encode(images, loaded.network), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(to_images(latents), loaded.inferer.first_stage.decode(latents), rtol=1e-4, atol=1e-5)
+    assert denoiser(latents, torch.zeros(2), z_sem).shape == latents.shape
+    described = json.loads((tmp_path / "out" / "networks.json").read_text())["networks"]
+    assert described["denoiser.ts"]["inputs"]["x_t"][1] == described["first_stage_encoder.ts"]["output"]["latent"][1]
+    assert described["first_stage_encoder.ts"]["output"]["latent"][2:] == ["x", "y", "z"]
+    assert described["first_stage_decoder.ts"]["output"]["image"] == ["batch", 1, "2*x", "2*y", "2*z"]
+
+
+def test_a_first_stage_is_exported_from_its_own_bundle(trained: Any, tmp_path: Path) -> None:
+    result = export(trained.first_stage, tmp_path / "out", format="ts")
+    assert list(result.networks) == ["first_stage_encoder.ts", "first_stage_decoder.ts"]
+    assert "diffusion" not in json.loads((tmp_path / "out" / "networks.json").read_text())
 
 
 def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained: Any) -> None:

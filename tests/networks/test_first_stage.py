@@ -60,6 +60,17 @@ def test_latents_are_not_clipped():
     assert float(first_stage.encode(images()).abs().max()) > 2
 
 
+def test_the_images_alone_are_encoded_and_decoded_without_noise():
+    """One tensor, as MONAI's ``verify_net_in_out`` and exports need it; MONAI's own forward pass draws noise."""
+    first_stage = make()
+    reconstruction = first_stage(images())
+    assert torch.equal(reconstruction, first_stage(images()))
+    first_stage.measure(images())
+    torch.testing.assert_close(first_stage.decode(first_stage.encode(images())), reconstruction, atol=1e-5, rtol=1e-4)
+    first_stage.image_range = (0.0, 0.1)
+    assert torch.equal(first_stage(images()), reconstruction.clamp(0.0, 0.1))
+
+
 def test_decoded_images_are_clipped_to_their_range():
     first_stage = make()
     first_stage.measure(images())

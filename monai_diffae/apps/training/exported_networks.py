@@ -1,0 +1,148 @@
+"""Writes the networks of a bundle to files, with a description for those who use them without this package."""
+
+# tested in tests/apps/training/test_export.py
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.apps.results import run_once, versions
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.checksums import checksum, config_checksum
+from monai_diffae.bundle.config_reading import read_config
+from monai_diffae.bundle.first_stages import load_first_stage
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.network_files import NetworkFile, check_format, write_network
+from monai_diffae.bundle.preprocessing_config import preprocessing_config
+from monai_diffae.bundle.private_values import without_paths
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.diffusion.schedule import RECTIFIED_FLOW, DiffusionSchedule
+from monai_diffae.errors import ConfigError
+from monai_diffae.networks import DiffusionAutoencoder
+from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "networks.json"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is exported of a bundle.
+
+    Attributes:
+        parts: its networks.
+        config: its configuration.
+        schedule: its noise schedule; None: it is a first stage.
+    """
+
+    parts: list[NetworkPart]
+    config: Mapping[str, Any]
+    schedule: DiffusionSchedule | None
+
+
+def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Write the networks of a bundle and ``networks.json``.
+
+    Args:
+        bundle: the bundle's folder.
+        out: the folder for the files.
+        format: ``pt2``, ``onnx`` or ``ts``.
+        overwrite: replace existing results.
+
+    Returns:
+        The figures of each file by its name, and whether the files existed already.
+
+    Raises:
+        ConfigError: the bundle is not trained, or a network cannot be exported.
+        MachineError: packages are not installed, or the folder cannot be written.
+    """
+    check_format(format)
+    if format == "ts":
+        logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
+    made_from = {"model": checksum(bundle), "config": config_checksum(bundle), "format": format}
+    model = _opened(bundle)
+    results = [out / f"{part.name}.{format}" for part in model.parts] + [out / DESCRIPTION]
+
+    def make() -> dict[str, Any]:
+        files = [write_network(part, format, out) for part in model.parts]
+        write_json(out / DESCRIPTION, {"made_from": made_from | versions()} | _description(model, files))
+        return {"networks": {file.path.name: _figures(file) for file in files}}
+
+    figures, skipped = run_once(out / "export.json", results, made_from, make, overwrite=overwrite)
+    return figures["networks"], skipped
+
+
+def _opened(bundle: Path) -> _Model:
+    config = dict(read_config(layout.model_config_file(bundle)).get())
+    definition = config.get("network_def")
+    if isinstance(definition, dict) and definition.get("_target_") == "monai_diffae.networks.FirstStage":
+        first_stage = load_first_stage(bundle / layout.MODELS)
+        return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
+    trained = load_bundle(bundle, "cpu")
+    if not isinstance(trained.network, DiffusionAutoencoder):
+        raise ConfigError(
+            f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
+        )
+    parts = autoencoder_parts(trained.network, trained.image_shape, trained.inferer.first_stage)
+    return _Model(parts, trained.config, trained.inferer.schedule)
+
+
+def _figures(file: NetworkFile) -> dict[str, Any]:
+    return {
+        "bytes": file.path.stat().st_size, "size_is_free": file.size_is_free, "largest_difference": file.difference
+    }  # fmt: skip
+
+
+def _description(model: _Model, files: list[NetworkFile]) -> dict[str, Any]:
+    keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
+    description = {
+        "networks": {file.path.name: _network(file) for file in files},
+        "images": {key: model.config[key] for key in keys if key in model.config},
+        "preprocessing": without_paths(preprocessing_config(model.config)),
+    }
+    return description if model.schedule is None else {**description, "diffusion": _diffusion(model.schedule)}
+
+
+def _network(file: NetworkFile) -> dict[str, Any]:
+    part, divisors = file.part, file.part.divisors
+    output_size = file.output_shape[1:]
+
+    def axes(multiples: list[int], size: tuple[int, ...]) -> list[str | int]:
+        if not file.size_is_free:
+            return list(size)
+        return [axis if n == 1 else f"{n}*{axis}" for n, axis in zip(multiples, part.axes, strict=True)]
+
+    multiples = [d * after // before for d, before, after in zip(divisors, part.size, output_size, strict=False)]
+    output = ["batch", file.output_shape[0], *(axes(multiples, output_size) if output_size else [])]
+    inputs = {part.image: ["batch", part.channels, *axes(list(divisors), part.size)]}
+    inputs |= {name: ["batch", *shape] for name, shape in part.vectors.items()}
+    return {
+        "inputs": inputs, "output": {part.output: output}, "dtype": "float32",
+        "sha256": file_checksum(file.path), **_figures(file),
+    }  # fmt: skip
+
+
+def _diffusion(schedule: DiffusionSchedule) -> dict[str, Any]:
+    """The noise levels, and how x0 and eps are computed from the denoiser's output."""
+    if schedule.prediction == "eps":
+        x0 = "(x_t - sigma[t] * prediction) / alpha[t]"
+    elif schedule.prediction == "x0":
+        x0 = "prediction"
+    elif schedule.schedule == RECTIFIED_FLOW:
+        x0 = "x_t - sigma[t] * prediction"
+    else:
+        x0 = "alpha[t] * x_t - sigma[t] * prediction"
+    total = schedule.num_train_timesteps
+    levels = [schedule.level(t) for t in range(total)]
+    return {
+        "schedule": schedule.schedule, "prediction": schedule.prediction, "num_train_timesteps": total,
+        "clip_range": schedule.clip_range, "x_t": "alpha[t] * x0 + sigma[t] * eps", "x0": x0,
+        "eps": "(x_t - alpha[t] * x0) / sigma[t]",
+        "alpha": [alpha for alpha, _ in levels], "sigma": [sigma for _, sigma in levels],
+    }  # fmt: skip

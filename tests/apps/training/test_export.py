@@ -1,0 +1,271 @@
+"""Networks as files: they give what the bundle's networks give, at other sizes too, and a description says how."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from monai_diffae import export, load_bundle
+from monai_diffae.bundle import network_files
+from monai_diffae.bundle.network_files import TOLERANCE, NetworkFile, write_network
+from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.networks import FirstStage, build_autoencoder
+from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
+
+FORMATS = [pytest.param("pt2", marks=pytest.mark.slow), pytest.param("onnx", marks=pytest.mark.slow), "ts"]
+GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0"
+
+
+def needs_onnx() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is in the extra `export`")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle of 16 x 16 images."""
+    return shutil.copytree(GOLDEN / "2d", tmp_path / "bundle")
+
+
+def parts(spatial_dims: int, shape: tuple[int, ...], **arguments: Any) -> list[NetworkPart]:
+    torch.manual_seed(0)
+    small = {"base_channels": 4, "channel_mult": (1, 2), "z_channels": 4, "time_embed_channels": 8}
+    network = build_autoencoder(spatial_dims, **{**small, **arguments})
+    for parameter in network.parameters():
+        if not parameter.any():  # untrained, the denoiser predicts 0
+            torch.nn.init.normal_(parameter, std=0.1)
+    return autoencoder_parts(network.eval(), shape, None)
+
+
+def small_first_stage() -> FirstStage:
+    from monai.networks.nets import AutoencoderKL
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, latent_channels=2,
+        with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
+    )  # fmt: skip
+    first_stage = FirstStage(autoencoder, image_range=(-1.0, 1.0)).eval()
+    first_stage.measure(torch.rand(2, 1, 8, 8, 8) * 2 - 1)
+    return first_stage.requires_grad_(False)
+
+
+def check(file: NetworkFile) -> None:
+    assert file.size_is_free
+    assert file.difference <= TOLERANCE
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_files_give_what_the_bundle_gives_without_this_package(bundle: Path, tmp_path: Path) -> None:
+    """In another process, which has no monai_diffae and no MONAI."""
+    result = export(bundle, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "encoder.pt2", "denoiser.pt2", "networks.json", "export.json"
+    }  # fmt: skip
+    assert all(figures["largest_difference"] <= TOLERANCE for figures in result.networks.values())
+    trained = load_bundle(bundle, "cpu")
+    images = torch.rand(5, 1, 24, 32) * 2 - 1
+    torch.save(images, tmp_path / "images.pt")
+    code = f"""
+import sys, torch
+encoder = torch.export.load({str(tmp_path / "out" / "encoder.pt2")!r}).module()
+denoiser = torch.export.load({str(tmp_path / "out" / "denoiser.pt2")!r}).module()
+images = torch.load({str(tmp_path / "images.pt")!r}, weights_only=True)
+z_sem = encoder(images)
+torch.save([z_sem, denoiser(images, torch.full((5,), 300.0), z_sem)], {str(tmp_path / "outputs.pt")!r})
+assert not {{"monai", "monai_diffae"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+    z_sem, predicted = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    expected = trained.inferer.encode(images, trained.network)
+    torch.testing.assert_close(z_sem, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        expected = trained.network(images, torch.full((5,), 300.0), z_sem)
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_description_says_how_the_files_are_used(bundle: Path, tmp_path: Path) -> None:
+    export(bundle, tmp_path / "out", format="ts")
+    text = (tmp_path / "out" / "networks.json").read_text()
+    assert str(tmp_path) not in text
+    described = json.loads(text)
+    trained = load_bundle(bundle, "cpu")
+    assert described["made_from"]["model"] == trained.sha256
+    assert described["images"]["image_size"] == [16, 16]
+    assert described["images"]["model_range"] == [-1.0, 1.0]
+    assert described["preprocessing"]["percentiles"] == [0.5, 99.5]
+    divisors = trained.network.size_divisors
+    encoder, denoiser = (described["networks"][f"{name}.ts"] for name in ("encoder", "denoiser"))
+    sizes = [f"{divisors[0]}*height", f"{divisors[1]}*width"]
+    assert encoder["inputs"] == {"image": ["batch", 1, *sizes]}
+    assert encoder["output"] == {"z_sem": ["batch", 8]}
+    assert encoder["sha256"] == file_checksum(tmp_path / "out" / "encoder.ts")
+    assert denoiser["inputs"] == {"x_t": ["batch", 1, *sizes], "timesteps": ["batch"], "z_sem": ["batch", 8]}
+    assert denoiser["output"] == {"prediction": ["batch", 1, *sizes]}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"schedule": "rectified_flow", "prediction": "v"}, {"schedule": "cosine", "prediction": "v"},
+        {"prediction": "eps"}, {"prediction": "x0"},
+    ],
+    ids=lambda arguments: "-".join(arguments.values()),
+)  # fmt: skip
+def test_the_formulas_of_the_description_are_those_of_the_schedule(arguments: dict[str, Any]) -> None:
+    from monai_diffae.apps.training.exported_networks import _diffusion
+    from monai_diffae.diffusion import DiffusionSchedule
+
+    schedule = DiffusionSchedule(**arguments)
+    described, t = json.loads(json.dumps(_diffusion(schedule))), 400
+    x0, eps = torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    times = torch.full((2,), t)
+    values = {"alpha": described["alpha"], "sigma": described["sigma"], "t": t, "x0": x0, "eps": eps}
+    values["x_t"] = eval(described["x_t"], values)
+    torch.testing.assert_close(values["x_t"], schedule.q_sample(x0, eps, times))
+    values["prediction"] = schedule.target(x0, eps, times)
+    values["x0"] = eval(described["x0"], values)
+    torch.testing.assert_close(values["x0"], x0)
+    torch.testing.assert_close(eval(described["eps"], values), eps)
+
+
+def test_a_complete_result_is_skipped_and_another_format_refused(bundle: Path, tmp_path: Path) -> None:
+    first = export(bundle, tmp_path / "out", format="ts")
+    again = export(bundle, tmp_path / "out", format="ts")
+    assert again.skipped
+    assert again.networks == first.networks
+    with pytest.raises(ConfigError, match="was made with other format; set overwrite, or choose another out"):
+        export(bundle, tmp_path / "out")
+
+
+def test_a_file_that_differs_is_removed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_files, "TOLERANCE", -1.0)
+    with pytest.raises(ConfigError, match=r"^encoder.ts: differs from the network by .* it was removed"):
+        export(bundle, tmp_path / "out", format="ts")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["export.json"]
+
+
+def test_a_network_that_draws_noise_is_refused(tmp_path: Path) -> None:
+    class Noisy(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.mean(dim=(2, 3)) + torch.rand(image.shape[0], 1)
+
+    part = NetworkPart("encoder", Noisy().eval(), "image", 1, (8, 8), (4, 4), "z_sem")
+    with pytest.raises(ConfigError, match=r"^encoder.pt2: differs from the network by "):
+        write_network(part, "pt2", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_packages_onnx_is_refused_in_a_line(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_files, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match=r"^format onnx: onnx is not installed; run pip install 'monai-diffae"):
+        export(bundle, tmp_path / "out", format="onnx")
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "2d": (2, (1, 16, 24), {"z_grid": 3, "attention_levels": (1,)}),
+    "3d": (3, (1, 8, 16, 6), {"z_grid": 2, "strides": [(2, 2, 1), (2, 2, 2)]}),
+}
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["encoder", "denoiser"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_grids_that_do_not_divide_the_features_are_exported(
+    network: str, format: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if format == "onnx":
+        needs_onnx()
+    monkeypatch.delattr(torch.jit, "trace")  # our networks are scripted
+    spatial_dims, shape, arguments = NETWORKS[network]
+    check(write_network(parts(spatial_dims, shape, **arguments)[index], format, tmp_path))
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_first_stage_is_exported(format: str, index: int, tmp_path: Path) -> None:
+    if format == "onnx":
+        needs_onnx()
+    first_stage = small_first_stage()
+    part = first_stage_parts(first_stage, (8, 8, 12))[index]
+    file = write_network(part, format, tmp_path)
+    check(file)
+    image = torch.rand(2, 1, 8, 8, 12) * 2 - 1
+    inputs = image if index == 0 else first_stage.encode(image)
+    expected = first_stage.encode(image) if index == 0 else first_stage.decode(inputs)
+    torch.testing.assert_close(part.module(inputs), expected)
+    assert file.output_shape == tuple(expected.shape[1:])
+
+
+def test_a_network_of_one_size_is_exported_for_that_size(tmp_path: Path) -> None:
+    """Such as a vision transformer, which has one embedding for each position."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(64, 3)
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.linear(image.flatten(1)), image
+
+    network = build_autoencoder(
+        2, encoder=Fixed(), base_channels=4, channel_mult=(1, 2), z_channels=3, time_embed_channels=8
+    )
+    file = write_network(autoencoder_parts(network.eval(), (1, 8, 8), None)[0], "pt2", tmp_path)
+    assert not file.size_is_free
+    assert file.difference <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_an_encoder_of_monai_is_exported(tmp_path: Path) -> None:
+    from monai.networks.nets import resnet10
+
+    encoder = resnet10(spatial_dims=2, n_input_channels=1, num_classes=4, block_inplanes=(4, 4, 8, 8))
+    network = build_autoencoder(
+        2, encoder=encoder, base_channels=4, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
+    )
+    check(write_network(autoencoder_parts(network.eval(), (1, 32, 32), None)[0], "pt2", tmp_path))
+
+
+def test_a_network_that_cannot_be_exported_is_refused_in_a_line(tmp_path: Path) -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.mean(dim=(2, 3)) if float(image.sum()) > 0 else image.amax(dim=(2, 3))
+
+    part = NetworkPart("encoder", Branching().eval(), "image", 1, (8, 8), (4, 4), "z_sem")
+    with pytest.raises(ConfigError) as refused:
+        write_network(part, "pt2", tmp_path)
+    assert str(refused.value).startswith("encoder: Branching cannot be exported by torch.export (")
+    assert len(str(refused.value)) < 330
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_onnx_gives_z_sem_in_onnxruntime(bundle: Path, tmp_path: Path) -> None:
+    needs_onnx()
+    import onnxruntime
+
+    export(bundle, tmp_path / "out", format="onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "encoder.onnx")
+    trained = load_bundle(bundle, "cpu")
+    for shape in ((1, 1, 16, 16), (4, 1, 32, 24)):
+        images = torch.rand(shape) * 2 - 1
+        (z_sem,) = session.run(None, {"image": images.numpy()})
+        expected = trained.inferer.encode(images, trained.network).numpy()
+        np.testing.assert_allclose(z_sem, expected, rtol=1e-4, atol=1e-5)
