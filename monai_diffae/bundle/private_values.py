@@ -44,7 +44,7 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
 
 
 def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration to run elsewhere: lists of data, values of :data:`PRIVATE_KEYS` and absolute paths become ``???``.
+    """A configuration to run elsewhere: lists of data, values of :data:`PRIVATE_KEYS` and absolute paths are ``???``.
 
     Example:
         >>> without_private_values({"dataset_dir": "/doe", "a": {"dataset_dir": "@dataset_dir"}, "bundle_root": "."})

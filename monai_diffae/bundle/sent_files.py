@@ -123,7 +123,9 @@ def _copy_second_models(bundle: Path, folder: Path) -> None:
     for weights, config in _SECOND_MODELS:
         if (models / weights).is_file() and (models / config).is_file():
             if json.loads((models / config).read_text())["autoencoder_sha256"] != checksum(bundle):
-                raise ConfigError(f"{weights}: belongs to another model than models/model.pt; train it again, or remove it")
+                raise ConfigError(
+                    f"{weights}: belongs to another model than models/model.pt; train it again, or remove it"
+                )
             for name in (weights, config):
                 shutil.copy2(models / name, folder / layout.MODELS / name)
 

@@ -1,4 +1,4 @@
-"""Get the files of a bundle from the Hugging Face Hub or from a zip file, as far as its list of checksums names them."""
+"""Get the files of a bundle that its list of checksums names, from the Hugging Face Hub or from a zip file."""
 
 # tested in tests/apps/sharing/test_pull.py
 
@@ -59,7 +59,7 @@ def fetch(repo: str, folder: Path, revision: str | None = None, sha256: str | No
     if sha256 is None:
         raise ConfigError("sha256: is needed for an address; ask the author of the zip file for it")
     with tempfile.TemporaryDirectory() as temporary:
-        return _unpack(_download(repo, Path(temporary) / "bundle.zip", sha256), folder, sha256)
+        return _unpack(_download(repo, Path(temporary)), folder, sha256)
 
 
 def _fetch_from_hub(repo: str, folder: Path, revision: str | None, sha256: str | None) -> Fetched:
@@ -75,8 +75,12 @@ def _fetch_from_hub(repo: str, folder: Path, revision: str | None, sha256: str |
             try:
                 hub.hf_hub_download(repo, name, revision=commit, local_dir=folder)
             except EntryNotFoundError as error:
-                raise _no_list(repo) if name == CHECKSUM_LIST else ConfigError(
-                    f"{repo}: {name} is listed in {CHECKSUM_LIST}, but missing; ask the author of the bundle"
+                raise (
+                    _no_list(repo)
+                    if name == CHECKSUM_LIST
+                    else ConfigError(
+                        f"{repo}: {name} is listed in {CHECKSUM_LIST}, but missing; ask the author of the bundle"
+                    )
                 ) from error
 
         get(CHECKSUM_LIST)
@@ -126,23 +130,19 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
         raise ScanError(f"{path.name}: is damaged; get it again") from error
 
 
-def _download(address: str, path: Path, sha256: str) -> Path:
+def _download(address: str, folder: Path) -> Path:
     from monai.apps.utils import download_url
 
-    name = address.partition("?")[0].rpartition("/")[2] or address
+    path = folder / (re.sub(r"[^\w.-]", "_", address.partition("?")[0].rpartition("/")[2]) or "bundle.zip")
     try:
-        download_url(address, path, hash_val=sha256, hash_type="sha256", progress=False)
-    except RuntimeError as error:  # MONAI's word for another checksum
-        raise _other_checksum(name, sha256) from error
-    except OSError as error:
-        raise MachineError(f"{name}: cannot be downloaded ({type(error).__name__}); check the address") from error
+        download_url(address, path, progress=False)
+    except (OSError, RuntimeError) as error:  # MONAI raises a RuntimeError if nothing was sent
+        raise MachineError(f"{path.name}: cannot be downloaded ({type(error).__name__}); check the address") from error
     return path
 
 
 def _check(path: Path, sha256: str | None) -> None:
     if sha256 is not None and file_checksum(path) != sha256.lower():
-        raise _other_checksum(path.name, sha256)
-
-
-def _other_checksum(name: str, sha256: str) -> ConfigError:
-    return ConfigError(f"sha256: {name} has another checksum than {sha256[:12]}...; ask its author which is right")
+        raise ConfigError(
+            f"sha256: {path.name} has another checksum than {sha256[:12]}...; ask its author which is right"
+        )

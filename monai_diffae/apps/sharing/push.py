@@ -109,8 +109,8 @@ def _agreed() -> bool:
 
 
 def _listed(sent: dict[str, int], stay: list[str], about: str) -> Iterator[str]:
-    yield from (f"{size / 1e6:10.3f} MB  {name}" for name, size in sent.items())
-    yield f"{sum(sent.values()) / 1e6:10.3f} MB  in all, to {about}"
+    yield from (f"{size / 1e3:12,.1f} kB  {name}" for name, size in sent.items())
+    yield f"{sum(sent.values()) / 1e3:12,.1f} kB  in all, to {about}"
     if stay:
         more = f" and {len(stay) - _MOST_NAMES} more" if len(stay) > _MOST_NAMES else ""
         yield f"not sent: {', '.join(stay[:_MOST_NAMES])}{more}"

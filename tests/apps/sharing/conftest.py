@@ -84,10 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((method, path))
         length = int(self.headers.get("Content-Length") or 0)
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = self._chunks()
-        else:
-            body = self.rfile.read(length)
+        is_chunked = self.headers.get("Transfer-Encoding") == "chunked"
+        body = self._chunks() if is_chunked else self.rfile.read(length)
         may_write = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if path.startswith("/objects/"):
             self.server.objects[path.removeprefix("/objects/")] = body
@@ -122,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _of_repository(self, name: str, repository: Repository, rest: str, body: bytes) -> None:
         kind, _, value = rest.partition("/")
         if kind == "refs":
+
             def refs(of: dict[str, str], where: str) -> list[dict[str, str]]:
                 return [{"name": n, "ref": f"refs/{where}/{n}", "targetCommit": c} for n, c in of.items()]
 
@@ -154,14 +153,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind in ("", "revision"):
             commit = repository.commit(value or "main")
             if commit is None:
-                return self._send({"error": "no"}, 404, "RevisionNotFound")
+                self._send({"error": "no"}, 404, "RevisionNotFound")
+                return
             files = [{"rfilename": path} for path in repository.commits[commit]]
             self._send({"id": name, "sha": commit, "private": repository.private, "siblings": files, "tags": []})
         elif kind == "resolve":
             revision, _, path = value.partition("/")
             content = (repository.files(revision) or {}).get(path)
             if content is None:
-                return self._send({"error": "no"}, 404, "EntryNotFound")
+                self._send({"error": "no"}, 404, "EntryNotFound")
+                return
             self._send(content, commit=repository.commit(revision))
         else:
             raise AssertionError(rest)
@@ -198,7 +199,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStub]:
     server = HubStub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is not part of the stub
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -214,16 +217,16 @@ def described(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (bundle / "docs" / "README.md").write_text("# Virtual heads\n\nTrained on 12 virtual patients.\n")
     (bundle / "docs" / "data_license.txt").write_text("Virtual patients, free of any licence.\n")
     for name in (
-        "mlflow.db", "embeddings.parquet", "pictures/doe.png", "docs/doe.png", "docs/doe.json", "configs/doe.json",
-        "configs/logging.conf", "failures.csv", "models/doe.pt", "models/training.json", "scripts/own.py",
-        "configs/own.yaml", "configs/overlays/doe.json",
+        "mlflow.db", "embeddings.parquet", "pictures/mrdoe.png", "docs/mrdoe.png", "docs/mrdoe.json", "configs/mrdoe.json",
+        "configs/logging.conf", "failures.csv", "models/mrdoe.pt", "models/training.json", "scripts/own.py",
+        "configs/own.yaml", "configs/overlays/mrdoe.json",
     ):  # fmt: skip
         (bundle / name).parent.mkdir(exist_ok=True)
-        (bundle / name).write_text('{"patient": "doe"}')
+        (bundle / name).write_text('{"patient": "mrdoe"}')
     train = json.loads((bundle / "configs" / "train.json").read_text())
-    train["dataset_dir"] = "/home/doe/scans"
-    train["mine"] = {"data": [{"image": "doe/1.nii.gz"}]}
+    train["dataset_dir"] = "/home/mrdoe/scans"
+    train["mine"] = {"data": [{"image": "mrdoe/1.nii.gz"}]}
     (bundle / "configs" / "train.json").write_text(json.dumps(train))
     vary = json.loads((bundle / "configs" / "vary.json").read_text())
-    (bundle / "configs" / "vary.json").write_text(json.dumps({**vary, "case": "doe-1"}))
+    (bundle / "configs" / "vary.json").write_text(json.dumps({**vary, "case": "mrdoe-1"}))
     return bundle

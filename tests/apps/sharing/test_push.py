@@ -35,7 +35,7 @@ def test_a_private_repository_gets_the_listed_files_and_no_other(described: Path
         "LICENSE", "SHA256SUMS", "docs/README.md", "docs/data_license.txt", "models/model.pt", "models/config.json",
         "configs/metadata.json", "configs/train.json", "configs/inference.json", "configs/embed.json",
     }  # fmt: skip
-    assert not [name for name, content in sent.items() if b"doe" in content or "doe" in name]
+    assert not [name for name, content in sent.items() if b"mrdoe" in content or "mrdoe" in name]
     assert {name.rpartition(".")[2] for name in result.sent} == {"LICENSE", "SHA256SUMS", "md", "txt", "json", "pt"}
     assert [name for name in sent if name.endswith(".pt")] == ["models/model.pt"]
     assert hub.repositories[REPO].tags == {"v1": result.revision}
@@ -76,17 +76,15 @@ def test_the_list_is_shown_and_without_a_terminal_nothing_is_sent(
     assert out == ""
     *listed, last = error.splitlines()
     assert last == "error: nothing was sent, as there is no terminal to ask whether to send these files; add --yes"
-    assert any(line.endswith(" MB  models/model.pt") for line in listed)
-    assert any(line.endswith(f" MB  in all, to {REPO} (new, private)") for line in listed)
+    assert any(line.endswith(" kB  models/model.pt") for line in listed)
+    assert any(line.endswith(f" kB  in all, to {REPO} (new, private)") for line in listed)
     assert listed[-1].startswith("not sent: ")
     assert listed[-1].endswith(" more")
     assert hub.repositories == {}
 
 
 @pytest.mark.parametrize(("answer", "is_sent"), [("", False), ("n", False), ("y", True)])
-def test_it_asks(
-    described: Path, hub: Any, monkeypatch: pytest.MonkeyPatch, answer: str, is_sent: bool
-) -> None:
+def test_it_asks(described: Path, hub: Any, monkeypatch: pytest.MonkeyPatch, answer: str, is_sent: bool) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: answer)
     result = push(described, REPO)
