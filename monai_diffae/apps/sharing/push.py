@@ -93,6 +93,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         folder = Path(temporary)
         sent = copy_for_others(bundle, folder)
         target = _ZipFile(repo, tag) if repo.endswith(".zip") else _Repository(repo, tag, public)
+        sent |= target.add_page(folder)
         for line in _listed(sent, files_that_stay(bundle, sent), target.about()):
             print(line, file=sys.stderr)
         if not yes and not _agreed():
@@ -128,6 +129,9 @@ class _ZipFile:
 
     def about(self) -> str:
         return self.path.name
+
+    def add_page(self, folder: Path) -> dict[str, int]:
+        return {}
 
     def send(self, folder: Path, names: list[str]) -> None:
         import zipfile
@@ -169,18 +173,23 @@ class _Repository:
         kind = f"{'new, ' if self.is_new else ''}{'public: everybody can see it' if self.public else 'private'}"
         return f"{self.repo} ({kind})" + (f", tag {self.tag}" if self.tag else "")
 
+    def add_page(self, folder: Path) -> dict[str, int]:
+        """Write the repository's page, which can be edited on the hub, so ``SHA256SUMS`` does not list it."""
+        from monai_diffae.apps.sharing.model_card import model_card
+
+        page = folder / "README.md"
+        page.write_text(model_card((folder / "docs" / "README.md").read_text(encoding="utf-8")), encoding="utf-8")
+        return {page.name: page.stat().st_size}
+
     def send(self, folder: Path, names: list[str]) -> str:
         from huggingface_hub import CommitOperationAdd
 
         from monai_diffae.apps.sharing.hub import hub_errors
-        from monai_diffae.apps.sharing.model_card import model_card
 
         with hub_errors(self.repo):
             if self.is_new:
                 self.hub.create_repo(self.repo, private=not self.public)
-            card = model_card((folder / "docs" / "README.md").read_text(encoding="utf-8"))
             files = [CommitOperationAdd(name, str(folder / name)) for name in names]
-            files.append(CommitOperationAdd("README.md", card.encode()))
             message = f"Bundle {self.tag}" if self.tag else "Bundle"
             commit = self.hub.create_commit(self.repo, files, commit_message=message)
             if self.tag is not None:

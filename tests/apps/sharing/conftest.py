@@ -199,9 +199,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStub]:
     server = HubStub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is not part of the stub
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -217,9 +214,9 @@ def described(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (bundle / "docs" / "README.md").write_text("# Virtual heads\n\nTrained on 12 virtual patients.\n")
     (bundle / "docs" / "data_license.txt").write_text("Virtual patients, free of any licence.\n")
     for name in (
-        "mlflow.db", "embeddings.parquet", "pictures/mrdoe.png", "docs/mrdoe.png", "docs/mrdoe.json", "configs/mrdoe.json",
-        "configs/logging.conf", "failures.csv", "models/mrdoe.pt", "models/training.json", "scripts/own.py",
-        "configs/own.yaml", "configs/overlays/mrdoe.json",
+        "mlflow.db", "embeddings.parquet", "pictures/mrdoe.png", "docs/mrdoe.png", "docs/mrdoe.json",
+        "configs/mrdoe.json", "configs/logging.conf", "failures.csv", "models/mrdoe.pt", "models/training.json",
+        "scripts/own.py", "configs/own.yaml", "configs/overlays/mrdoe.json",
     ):  # fmt: skip
         (bundle / name).parent.mkdir(exist_ok=True)
         (bundle / name).write_text('{"patient": "mrdoe"}')

@@ -29,11 +29,12 @@ def test_a_private_repository_gets_the_listed_files_and_no_other(described: Path
     result = push(described, REPO, tag="v1", yes=True)
     assert hub.repositories[REPO].private
     sent = hub.sent(REPO, "v1")
-    assert sent.keys() - result.sent.keys() == {"README.md", ".gitattributes"}
+    assert sent.keys() - result.sent.keys() == {".gitattributes"}
     assert {name: len(sent[name]) for name in result.sent} == result.sent
     assert result.sent.keys() >= {
-        "LICENSE", "SHA256SUMS", "docs/README.md", "docs/data_license.txt", "models/model.pt", "models/config.json",
-        "configs/metadata.json", "configs/train.json", "configs/inference.json", "configs/embed.json",
+        "LICENSE", "README.md", "SHA256SUMS", "docs/README.md", "docs/data_license.txt", "models/model.pt",
+        "models/config.json", "configs/metadata.json", "configs/train.json", "configs/inference.json",
+        "configs/embed.json",
     }  # fmt: skip
     assert not [name for name, content in sent.items() if b"mrdoe" in content or "mrdoe" in name]
     assert {name.rpartition(".")[2] for name in result.sent} == {"LICENSE", "SHA256SUMS", "md", "txt", "json", "pt"}
