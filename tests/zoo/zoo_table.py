@@ -30,6 +30,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             for check, kind in (value for name, value in properties if name == "zoo"):
                 if results.setdefault(check, {}).get(kind) != "FAILS":
                     results[check][kind] = word
+    if not results:
+        return
     kinds = sorted({kind for row in results.values() for kind in row})
     terminalreporter.section("model zoo")
     terminalreporter.line(f"{'check':<24}" + "".join(f"{kind:<20}" for kind in kinds))
