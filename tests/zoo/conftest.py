@@ -52,7 +52,7 @@ def _write_first_stage(bundle: Path) -> None:
     from monai_diffae.bundle.config import model_config
 
     parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.read_config(str(bundle / "configs" / "train.json"))
     parser.update(KL_TINY)
     network = parser.get_parsed_content("network_def")
     state = {name: torch.nan_to_num(value, nan=1.0) for name, value in network.state_dict().items()}
