@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Reading as Reading
     from monai_diffae.apps.settings import Run as Run
     from monai_diffae.apps.settings import Training as Training
+    from monai_diffae.apps.sharing.pull import pull as pull
+    from monai_diffae.apps.sharing.push import push as push
     from monai_diffae.apps.start.start import start as start
     from monai_diffae.apps.synthesis.combine import combine as combine
     from monai_diffae.apps.synthesis.edit import edit as edit
@@ -101,6 +103,8 @@ _MODULES = {
     "neighbors": "apps.evaluation.neighbors",
     "plan": "apps.training.plan",
     "probe": "apps.evaluation.probe",
+    "pull": "apps.sharing.pull",
+    "push": "apps.sharing.push",
     "reconstruct": "apps.synthesis.reconstruct",
     "report": "apps.report.report",
     "sample_data": "apps.training.sample_data",

@@ -49,7 +49,7 @@ def _command(name: str, module: str, group: str, example: str, *, run: bool = Tr
 
 _WRITES_A_FILE = ("list-scans", "fit-direction", "grade")
 _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
-_ANNOTATE = "Annotate with MONAI Label"
+_ANNOTATE, _SHARE = "Annotate with MONAI Label", "Share"
 
 COMMANDS: tuple[Command, ...] = (
     _command("demo", "training.demo", _START, "--out demo", run=False),
@@ -95,6 +95,8 @@ COMMANDS: tuple[Command, ...] = (
     _command("compare", "report.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv", run=False),
     _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", run=False, room="explorer"),
     _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
+    _command("push", "sharing.push", _SHARE, "my_model owner/my-model --tag v1", run=False),
+    _command("pull", "sharing.pull", _SHARE, "owner/my-model my_copy --revision v1", run=False),
     _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),
     _command("label-server", "label_server", _ANNOTATE, "my_app scans", run=False, room="label"),
 )

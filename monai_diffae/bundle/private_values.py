@@ -44,7 +44,7 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
 
 
 def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration to run elsewhere: values of :data:`PRIVATE_KEYS` and absolute paths become ``???``.
+    """A configuration to run elsewhere: lists of data, values of :data:`PRIVATE_KEYS` and absolute paths are ``???``.
 
     Example:
         >>> without_private_values({"dataset_dir": "/doe", "a": {"dataset_dir": "@dataset_dir"}, "bundle_root": "."})
@@ -55,7 +55,7 @@ def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             return {k: blank(k, v) for k, v in value.items()}
         if isinstance(value, list):
-            return [blank(key, item) for item in value]
+            return "???" if SEPARATOR.split(key)[-1] == "data" else [blank(key, item) for item in value]
         if not isinstance(value, str) or value in ("???", "."):
             return value
         is_private = SEPARATOR.split(key)[-1] in PRIVATE_KEYS and not is_formula(value)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from torch import nn
 
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError
 
 
 def group_count(channels: int) -> int:

@@ -1,0 +1,55 @@
+"""The folder of a pulled bundle: it appears as a whole, and is replaced only if it holds nothing of the user's own."""
+
+# tested in tests/apps/sharing/test_pull.py
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, read_checksum_list
+from monai_diffae.bundle.folders import check_new_folder
+from monai_diffae.data.atomic import disk_errors
+from monai_diffae.errors import ConfigError
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """An empty hidden folder, which becomes ``target`` at the end. After an error, nothing has changed.
+
+    Args:
+        target: the folder: new, empty, or with ``overwrite`` that of an earlier pull.
+        overwrite: replace an earlier pull.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        MachineError: it cannot be written.
+    """
+    is_replaced = overwrite and target.is_dir() and any(target.iterdir())
+    if is_replaced:
+        _check_replaceable(target)
+    else:
+        check_new_folder(target)
+    with disk_errors(target.name):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=target.parent, prefix=".pulled-")
+    with temporary as hidden:
+        folder = Path(hidden) / "new"
+        folder.mkdir()
+        yield folder
+        with disk_errors(target.name):
+            if target.is_dir():
+                target.rename(Path(hidden) / "old")
+            folder.rename(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    if not (target / CHECKSUM_LIST).is_file():
+        raise ConfigError(f"{target.name}: was not pulled, so it is not replaced; choose another folder")
+    listed = {*read_checksum_list(target / CHECKSUM_LIST), CHECKSUM_LIST}
+    names = (path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_file())
+    own = [name.as_posix() for name in names if name.as_posix() not in listed and not name.name.startswith(".")]
+    if own:
+        raise ConfigError(f"{target.name}: holds files of your own, such as {own[0]}; choose another folder")

@@ -1,0 +1,65 @@
+"""The file ``SHA256SUMS`` of a bundle that was sent to others: the checksum of each of its files.
+
+The format is that of the program ``sha256sum``, so ``sha256sum --check SHA256SUMS`` checks a bundle, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.errors import ConfigError, ScanError
+
+CHECKSUM_LIST = "SHA256SUMS"
+
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](\S(?:.*\S)?)")
+
+
+def write_checksum_list(folder: Path, names: Iterable[str]) -> Path:
+    """Write the checksums of files of a folder into its ``SHA256SUMS``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.txt").write_text("weights")
+        ...     read_checksum_list(write_checksum_list(Path(folder), ["a.txt"]))
+        {'a.txt': '9f7ffdaf15ff23deb4c13ee58dca0efa6dd57dd8e7d9ee5cb3b1e4dfb6bd0c2e'}
+    """
+    lines = "".join(f"{file_checksum(folder / name)}  {name}\n" for name in sorted(names))
+    return write_atomic(folder / CHECKSUM_LIST, lambda path: path.write_text(lines, encoding="utf-8"))
+
+
+def read_checksum_list(path: Path) -> dict[str, str]:
+    """The checksums by the names of their files.
+
+    Raises:
+        ScanError: the file is not such a list.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScanError(f"{path.name}: cannot be read; get the bundle again") from error
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if not matches or None in matches:
+        raise ScanError(f"{path.name}: is not a list of SHA-256 checksums; get the bundle again")
+    return {match[2]: match[1] for match in matches if match is not None}
+
+
+def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Check that files have the checksums of a list.
+
+    Raises:
+        ConfigError: a file is missing, or has another checksum.
+    """
+    for name, expected in checksums.items():
+        if not (folder / name).is_file():
+            raise ConfigError(f"{name}: is listed in {CHECKSUM_LIST}, but missing; ask the author of the bundle")
+        found = file_checksum(folder / name)
+        if found != expected:
+            raise ConfigError(
+                f"{name}: its sha256 is {found[:12]}..., but {CHECKSUM_LIST} has {expected[:12]}...; it was changed or "
+                "damaged, so nothing of the bundle is kept; get it again, or ask its author"
+            )

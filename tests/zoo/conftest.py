@@ -1,0 +1,79 @@
+"""Entries for the model zoo, of bundles with tiny weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from zoo_entry import write_zoo_entry
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "0.1.0"
+KL_TINY = {
+    "image_size": [16, 16, 16], "network_def#autoencoder#channels": [4, 8],
+    "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
+}  # fmt: skip
+
+collect_ignore_glob = ["unit_tests/*"]  # templates
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a bundle with tiny weights, whose documents describe them."""
+
+    def make(kind: str) -> Path:
+        from monai_diffae.bundle.folders import init_bundle
+
+        bundle = init_bundle(tmp_path_factory.mktemp("zoo") / "bundle", kind)
+        if kind == "autoencoder_kl_3d":
+            _write_first_stage(bundle)
+        else:
+            shutil.copytree(GOLDEN / kind.removeprefix("diffae_") / "models", bundle / "models", dirs_exist_ok=True)
+        for name, before, after in (
+            ("README.md", "The bundle has no weights", "The weights were trained on twelve pictures of formulas"),
+            ("data_license.txt", "no data and no trained weights", "weights trained on pictures of formulas (CC0)"),
+        ):
+            file = bundle / "docs" / name
+            text = file.read_text()
+            assert before in text
+            file.write_text(text.replace(before, after))
+        return bundle
+
+    return make
+
+
+def _write_first_stage(bundle: Path) -> None:
+    import torch
+    from monai.bundle import ConfigParser
+
+    from monai_diffae.bundle.config import model_config
+
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    parser.update(KL_TINY)
+    network = parser.get_parsed_content("network_def")
+    state = {name: torch.nan_to_num(value, nan=1.0) for name, value in network.state_dict().items()}
+    torch.save(state, bundle / "models" / "model.pt")
+    config = model_config({k: v for k, v in parser.get().items() if k != "_meta_"})
+    (bundle / "models" / "config.json").write_text(json.dumps(config))
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    (bundle / "configs" / "train.json").write_text(json.dumps({**train, "patch_size": KL_TINY["image_size"]}))
+
+
+@pytest.fixture(scope="session")
+def entry(trained_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The zoo entry of a kind of bundle, under its own name; made once."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            out = tmp_path_factory.mktemp("entry") / kind
+            figures = {"validation_loss": 0.1234, "z_sem_usage": 1.5}
+            write_zoo_entry(trained_bundle(kind), kind, out, repo=f"owner/{kind}", figures=figures)
+            made[kind] = out
+        return made[kind]
+
+    return get

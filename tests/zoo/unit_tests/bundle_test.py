@@ -1,0 +1,72 @@
+"""The model zoo's test of a bundle: its training and its inference run on random images, and have all properties.
+
+``zoo_entry.py`` puts the bundle's name into this file and calls it ``test_<bundle>.py``; the zoo's runner finds it by
+this name, and runs it in a folder that has ``models/<bundle>``.
+"""
+
+import json
+import shutil
+import tempfile
+import unittest
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monai.bundle import ConfigWorkflow
+
+BUNDLE = Path("models") / "BUNDLE_NAME"
+QUICK = {
+    "max_epochs": 1, "batch_size": 2, "val_batch_size": 2, "num_pictures": 0, "probe_interval": 0, "mlflow": False,
+    "report_every": 1, "steps": 2, "invert_steps": 2,
+}  # fmt: skip
+
+
+def make_images(folder, config):
+    """Ten random scans with the bundle's image size."""
+    spacing = config.get("spacing_mm", [1.0, 1.0, 1.0])
+    for number in range(10):
+        generator = np.random.default_rng(number)
+        if config["spatial_dims"] == 3:
+            voxels = generator.integers(0, 200, config["image_size"]).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])), folder / f"scan_{number}.nii.gz")
+        else:
+            voxels = generator.integers(0, 200, [*config["image_size"], 1]).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"scan_{number}.nii.gz")
+
+
+class TestBundle(unittest.TestCase):
+    def setUp(self):
+        self.folder = Path(tempfile.mkdtemp())
+        self.config = json.loads((BUNDLE / "models" / "config.json").read_text())
+        (self.folder / "scans").mkdir()
+        make_images(self.folder / "scans", self.config)
+
+    def tearDown(self):
+        shutil.rmtree(self.folder)
+
+    def run_workflow(self, name, kind, output):
+        files = [str(BUNDLE / "configs" / name), str(BUNDLE / "models" / "config.json")]
+        keys = json.loads((BUNDLE / "configs" / name).read_text())
+        values = {
+            "bundle_root": str(BUNDLE), "dataset_dir": str(self.folder / "scans"), "output_dir": str(output), **QUICK
+        }  # fmt: skip
+        workflow = ConfigWorkflow(
+            workflow_type=kind, config_file=files, meta_file=str(BUNDLE / "configs" / "metadata.json"),
+            logging_file=False, **{key: value for key, value in values.items() if key in keys},
+        )  # fmt: skip
+        workflow.initialize()
+        self.assertEqual(workflow.check_properties(), [])
+        workflow.run()
+        workflow.finalize()
+
+    def test_train_config(self):
+        self.run_workflow("train.json", "train", self.folder / "trained")
+        self.assertTrue((self.folder / "trained" / "models" / "model.pt").is_file())
+
+    def test_inference_config(self):
+        self.run_workflow("inference.json", "infer", self.folder / "reconstructed")
+        self.assertEqual(len(list((self.folder / "reconstructed").rglob("*.nii.gz"))), 10)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,57 @@
+"""The model zoo's test of a bundle's training on several GPUs; without GPUs, it runs two processes on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+BUNDLE = Path("models") / "BUNDLE_NAME"
+QUICK = {
+    "max_epochs": 1, "batch_size": 1, "val_batch_size": 2, "num_pictures": 0, "probe_interval": 0, "mlflow": False,
+    "report_every": 1,
+}  # fmt: skip
+
+
+class TestBundleOnSeveralDevices(unittest.TestCase):
+    def setUp(self):
+        self.folder = Path(tempfile.mkdtemp())
+        config = json.loads((BUNDLE / "models" / "config.json").read_text())
+        size = config["image_size"] if config["spatial_dims"] == 3 else [*config["image_size"], 1]
+        (self.folder / "scans").mkdir()
+        for number in range(10):
+            voxels = np.random.default_rng(number).integers(0, 200, size).astype(np.int16)
+            affine = np.diag([*config.get("spacing_mm", [1.0, 1.0, 1.0]), 1.0])
+            nib.save(nib.Nifti1Image(voxels, affine), self.folder / "scans" / f"scan_{number}.nii.gz")
+
+    def tearDown(self):
+        shutil.rmtree(self.folder)
+
+    def test_train_mgpu_config(self):
+        names = ("configs/train.json", "models/config.json", "configs/multi_gpu_train.json")
+        keys = json.loads((BUNDLE / "configs" / "train.json").read_text())
+        values = {
+            "bundle_root": BUNDLE, "dataset_dir": self.folder / "scans", "output_dir": self.folder / "trained", **QUICK
+        }  # fmt: skip
+        settings = [str(word) for key, value in values.items() if key in keys for word in (f"--{key}", value)]
+        processes = max(2, torch.cuda.device_count())
+        subprocess.check_call(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+                "-m", "monai.bundle", "run", "--config_file", str([str(BUNDLE / name) for name in names]),
+                "--meta_file", str(BUNDLE / "configs" / "metadata.json"), *settings,
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self.assertTrue((self.folder / "trained" / "models" / "model.pt").is_file())
+
+
+if __name__ == "__main__":
+    unittest.main()
