@@ -91,7 +91,6 @@ def test_each_way_gives_every_tensor(
     expected = weights(bundle)
     assert_has(loaded(bundle, kind), expected)
     workflow = opened(bundle, kind)
-    assert workflow.check_properties() == []
     assert workflow.bundle_root == str(bundle)
     workflow.network_def.load_state_dict(expected)
     config_file = str(bundle / "configs" / KINDS[kind])
@@ -172,6 +171,7 @@ def test_a_run_from_anywhere_makes_the_files_of_the_command(
 def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle: Any, tmp_path: Path) -> None:
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path), "device": "cpu", "limit": 2}
     workflow = opened(tiny_bundle.directory, "inference", **values)
+    assert workflow.check_properties() == []
     workflow.evaluator.run()
     images = torch.stack([workflow.dataset[i]["image"].as_tensor() for i in range(2)])
     made = torch.stack([item["pred"].as_tensor() for item in workflow.evaluator.state.output])
