@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, load, run
+from scan_files import as_nobody
 from torch import Tensor, nn
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
@@ -173,9 +174,10 @@ def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle: Any, tmp_pa
     workflow = opened(tiny_bundle.directory, "inference", **values)
     assert workflow.check_properties() == []
     workflow.evaluator.run()
-    images = torch.stack([workflow.dataset[i]["image"].as_tensor() for i in range(2)])
-    made = torch.stack([item["pred"].as_tensor() for item in workflow.evaluator.state.output])
-    assert torch.equal(workflow.inferer(images, workflow.parser.get_parsed_content("network")), made)
+    network = workflow.parser.get_parsed_content("network").eval()
+    images = torch.stack([torch.as_tensor(workflow.dataset[i]["image"]) for i in range(2)])
+    made = torch.stack([torch.as_tensor(item["pred"]) for item in workflow.evaluator.state.output])
+    assert torch.equal(workflow.inferer(images, network), made)
 
 
 def test_a_first_stage_is_run_from_anywhere(first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,3 +255,21 @@ def test_other_tracking_settings_are_those_of_the_user(
     with sqlite3.connect(tmp_path / "mine.db") as database:
         metrics = {name for (name,) in database.execute("select distinct key from metrics")}
     assert {"train_loss", "lr_group_0"} <= metrics
+
+
+# -- a bundle that cannot be written ----------------------------------------------------------------------------------
+
+
+def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(
+    bundle: Path, tiny_bundle: Any, tmp_path: Path
+) -> None:
+    cohort = shutil.copytree(tiny_bundle.cohort.parent, tmp_path / "cohort") / tiny_bundle.cohort.name
+    values = {"dataset_dir": str(cohort), "device": "cpu"}
+    with as_nobody(bundle):
+        for kind in KINDS:
+            assert_has(loaded(bundle, kind), weights(bundle))
+        inference = partial(run, "evaluating", config_file=str(bundle / "configs" / "inference.json"), **values)
+        assert complaint(partial(inference, limit=1)).startswith("reconstructions: cannot be written (Permission denied)")
+        (bundle / "models").chmod(0o555)
+        training = partial(run, "training", config_file=str(bundle / "configs" / "train.json"), **values)
+        assert "cannot be written (Permission denied)" in complaint(partial(training, max_epochs=2))
