@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
@@ -22,10 +24,11 @@ def use_own_tracking(parser: ConfigParser) -> None:
     """
     if "mlflow" not in parser:
         return
+    defaults: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
     is_asked_for = False
     for section, engine in _HANDLERS.items():
         handlers = parser.get(section)
-        added = DEFAULT_MLFLOW_SETTINGS["configs"][engine]
+        added = defaults[engine]
         if isinstance(handlers, list) and added in handlers:
             parser[section] = [handler for handler in handlers if handler != added]
             is_asked_for = True
