@@ -164,7 +164,11 @@ def _with_evaluator(command: Command, bundle: Path, evaluator: Mapping[str, Any]
         "network": train["network"],
         **evaluator,
         name: {"_target_": f"monai_diffae.{name}", **call},
-        "initialize": ["$bundle.check_running_config()"],
+        "initialize": [
+            f"$bundle.prepare_run('{command.config}')",
+            "$bundle.check_running_config()",
+            "$bundle.check_trained_weights(@network_def, @bundle_root)",
+        ],
         "run": f"%{name}",
     }
     return {"imports": _needed_imports(train["imports"], config), **config}

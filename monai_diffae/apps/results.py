@@ -125,15 +125,17 @@ def run_once(
     Raises:
         ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
             is False; or another run wrote into the same folder meanwhile.
+        MachineError: the folder cannot be written.
     """
-    from monai_diffae.data.atomic import remove_abandoned
+    from monai_diffae.data.atomic import disk_errors, remove_abandoned
 
     figures = finished(record, results, made_from, overwrite=overwrite)
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
         return figures, True
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(record.parent.name):
+            record.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
     remove_abandoned(record.parent, *(path for path in results if path.is_dir()))

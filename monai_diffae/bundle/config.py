@@ -12,17 +12,20 @@ import sys
 from collections.abc import Iterator, Sequence, Set
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
 from monai_diffae.bundle import config_values
 from monai_diffae.bundle.config_values import check_dimensions, check_values, references, strings
+from monai_diffae.bundle.layout import CONFIGS
 from monai_diffae.bundle.private_values import SEPARATOR
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
 from monai_diffae.errors import ConfigError, quoted
+
+T = TypeVar("T")
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
@@ -30,7 +33,7 @@ _RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
-    "training", "evaluating", "tracking",
+    "training", "evaluating", "tracking", "save_execute_config",
 }  # fmt: skip
 # The same in the sections ``train`` and ``validate``.
 _SECTION_IDS = {
@@ -57,17 +60,47 @@ def running_parser() -> ConfigParser:
     Raises:
         ConfigError: the caller is not an expression of a bundle's configuration.
     """
+    parser = _on_call_stack(ConfigParser)
+    if parser is None:
+        raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
+    return parser
+
+
+def _on_call_stack(kind: type[T]) -> T | None:
+    """The innermost object of this type with a method on the call stack."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigParser):
+        if isinstance(owner, kind):
             return owner
         frame = frame.f_back
-    raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
+    return None
+
+
+def use_folder_of_config() -> None:
+    """In a MONAI workflow whose ``bundle_root`` is ``.``, the default of all files, use the folder with ``configs``.
+
+    For MONAI (1.6.1), ``.`` is the current directory.
+    """
+    parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
+    if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
+        parser["bundle_root"] = str(workflow.config_root_path.parent)
+
+
+def check_all_set() -> None:
+    """Check that the running configuration has all values that it needs, when its run starts.
+
+    Raises:
+        ConfigError: a key is used and still ``???``; the message names it.
+    """
+    config_values.check_all_set(running_config())
 
 
 def check_running_config() -> None:
     """Check the running configuration before anything is built. ``python -m monai.bundle`` then shows plain errors.
+
+    If it describes a network, only the values that the network needs have to be given: MONAI's tools build it without
+    data. :func:`check_all_set` checks the others when the run starts.
 
     Raises:
         ConfigError: a key is unknown or has a value that cannot be used; see :func:`check_config` and
@@ -75,7 +108,9 @@ def check_running_config() -> None:
         MachineError: this machine does not have the device.
     """
     show_plain_messages_in_bundle_runs()
+    use_folder_of_config()
     config = running_config()
+    config_values.check_all_set(model_config(config, roots=("network_def",)) if "network_def" in config else config)
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
     check_values(config)

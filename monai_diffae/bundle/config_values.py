@@ -126,7 +126,7 @@ def check_values(config: dict[str, Any]) -> None:
     """Check the plain values of the top-level keys. Expressions and references are not evaluated.
 
     Raises:
-        ConfigError: a value cannot be used, or a key is used and still ``???``; the message names the key.
+        ConfigError: a value cannot be used; the message names the key.
         MachineError: ``device`` does not exist, or ``output_dir`` is a file.
 
     Example:
@@ -135,7 +135,6 @@ def check_values(config: dict[str, Any]) -> None:
         ...
         monai_diffae.errors.ConfigError: batch_size is 0; it must be a whole number of at least 1
     """
-    _check_all_set(config)
     check_rules(config)
     out = config.get("output_dir")
     if isinstance(out, str) and Path(out).is_file():
@@ -222,7 +221,18 @@ def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None
         )
 
 
-def _check_all_set(config: dict[str, Any]) -> None:
+def check_all_set(config: dict[str, Any]) -> None:
+    """Check that no key that is used is still ``???``.
+
+    Raises:
+        ConfigError: one is; the message names it.
+
+    Example:
+        >>> check_all_set({"output_dir": "???", "run": {"_target_": "print", "out": "@output_dir"}})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: output_dir: is required; give it a value
+    """
     missing = [key for key in config if config[key] == "???" and key in references(config)]
     if config.get("embeddings"):  # train_latent needs only one of the two
         missing = [key for key in missing if key != "dataset_dir"]

@@ -1,14 +1,15 @@
-"""The description of a trained model in ``configs/inference.json``, from which MONAI's tools build it."""
+"""The description of a trained model in a bundle's ``configs``, from which MONAI's tools build it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.bundle.layout import CONFIG, CONFIGS, INFERENCE, MODELS
+from monai_diffae.bundle.layout import CONFIG, CONFIGS, EVALUATE, INFERENCE, MODELS
 from monai_diffae.data.atomic import write_json
 
 logger = logging.getLogger(__name__)
@@ -16,21 +17,31 @@ logger = logging.getLogger(__name__)
 _OF_THE_RUN = ("_meta_", "imports", "bundle_root", "dataset_dir", "device")
 
 
-def describe_model(directory: str | os.PathLike[str]) -> None:
-    """Write the values of ``models/config.json`` into the bundle's ``configs/inference.json``.
+def describe_model(directory: str | os.PathLike[str], files: Sequence[str] = (INFERENCE, EVALUATE)) -> None:
+    """Write the values of ``models/config.json`` into the bundle's ``inference.json`` and ``evaluate.json``.
 
-    Afterwards, ``inference.json`` alone describes the trained model, as tools such as MONAI Label expect: sizes,
-    network, preprocessing and inferer. Its other keys stay. Nothing happens in a bundle that lacks one of the two
-    files. If a user's edit made ``inference.json`` unreadable, a warning is logged.
+    Afterwards, each of these files alone describes the trained model, as tools such as MONAI Label expect: sizes,
+    network, preprocessing and inferer. Their other keys stay. A file that the bundle lacks is not written. If a user's
+    edit made a file unreadable, a warning is logged.
+
+    ``train.json`` is not among the files, because ``train --overwrite`` begins with its values. Its runs read
+    ``models/config.json`` when they start (:func:`~monai_diffae.bundle.run_preparation.prepare_run`).
 
     Args:
         directory: the bundle's folder.
+        files: the files in ``configs``.
     """
     root = Path(directory)
-    file, config = root / CONFIGS / INFERENCE, root / MODELS / CONFIG
-    if not (file.is_file() and config.is_file()):
+    config = root / MODELS / CONFIG
+    if not config.is_file():
         return
     model: dict[str, Any] = json.loads(config.read_text())
+    for file in (root / CONFIGS / name for name in files):
+        if file.is_file():
+            _describe(file, model)
+
+
+def _describe(file: Path, model: dict[str, Any]) -> None:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
         imports = list(dict.fromkeys([*content.get("imports", []), *model.get("imports", [])]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from monai_diffae.bundle.config_values import references
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.layout import CHECKPOINT, MODEL_FILES, MODELS
+from monai_diffae.bundle.layout import CHECKPOINT, EVALUATE, INFERENCE, MODEL_FILES, MODELS, TRAIN
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, MachineError
@@ -94,7 +94,7 @@ def check_new_folder(directory: str | Path) -> None:
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
     """Complete an output folder to a bundle, unless it is the bundle: with configurations, docs and licence.
 
-    Its ``inference.json`` then describes the trained model.
+    Its ``inference.json`` and ``evaluate.json`` then describe the trained model.
     """
     if Path(bundle_root).resolve() != Path(output_dir).resolve():
         _copy_static(Path(bundle_root), Path(output_dir))
@@ -105,10 +105,11 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     """Copy the trained bundle to ``folder``: configurations, docs, licence and weights, but nothing of the data.
 
     Paths and patterns that the user wrote into the configurations are removed, and so are configurations in YAML.
+    Its ``train.json`` describes the trained model, too.
     """
     _copy_static(Path(bundle_root), folder)
     copy_model(Path(output_dir), folder)
-    describe_model(folder)
+    describe_model(folder, (TRAIN, INFERENCE, EVALUATE))
     for file in (folder / "configs").rglob("*"):
         if file.is_file() and file.suffix != ".json":
             file.unlink()

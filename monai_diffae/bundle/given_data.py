@@ -15,7 +15,7 @@ from monai_diffae.bundle.config import running_parser
 from monai_diffae.bundle.config_values import is_formula
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, TRAIN
 from monai_diffae.bundle.loading import set_values
-from monai_diffae.bundle.training_settings import training_settings
+from monai_diffae.bundle.training_settings import overlap, training_settings
 from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.errors import CohortError, ConfigError
@@ -77,7 +77,7 @@ def _start(root: Path, loaded: str, config: dict[str, Any]) -> dict[str, Any]:
         )
     given = training_settings(config)
     settings = {
-        id: value for id, value in start_settings(root).items() if not any(_overlap(id, other) for other in given)
+        id: value for id, value in start_settings(root).items() if not any(overlap(id, other) for other in given)
     }
     return {**settings, "start_from": str(root), "overwrite": True}
 
@@ -129,13 +129,3 @@ def _value(config: Mapping[str, Any], id: str) -> Any:
     for key in id.split("#"):
         value = value[key]
     return value
-
-
-def _overlap(first: str, second: str) -> bool:
-    """Whether one id is the other, or a part of it.
-
-    Example:
-        >>> _overlap("train#handlers", "train#handlers#3"), _overlap("train", "training")
-        (True, False)
-    """
-    return f"{first}#".startswith(f"{second}#") or f"{second}#".startswith(f"{first}#")

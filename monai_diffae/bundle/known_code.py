@@ -47,6 +47,11 @@ _EARLIER = (
     "$[@device] if @device.type == 'cuda' else None",
     "$[side / 8 for side in @image_size]",
     "$bundle.check_start(@start_from, @output_dir, @model_config)",
+    "$bundle.use_given_data()",
+    "$engines.check_memory(@network_def, engines.Workload((@in_channels, *@image_size), @device, @precision, "
+    "@batch_size, @val_batch_size, @num_pictures)) if @check_memory else None",
+    "$engines.check_memory(@network_def, engines.Workload((@in_channels, *@image_size), @device, @precision, "
+    "@batch_size, @val_batch_size, @num_pictures, @first_stage)) if @check_memory else None",
     "$handlers.log_bundle(@output_dir, lambda folder: bundle.export_bundle(@bundle_root, @output_dir, folder), "
     "@tracking_uri) if @mlflow and @rank == 0 else None",
     "$handlers.log_bundle(@output_dir, lambda folder: bundle.export_bundle(@bundle_root, @output_dir, folder), "

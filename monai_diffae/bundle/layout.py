@@ -11,7 +11,8 @@ from monai_diffae.errors import ConfigError
 
 CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
-TRAIN, TRAIN_LATENT, DISTILL, INFERENCE = "train.json", "train_latent.json", "distill.json", "inference.json"
+TRAIN, TRAIN_LATENT, DISTILL = "train.json", "train_latent.json", "distill.json"
+INFERENCE, EVALUATE = "inference.json", "evaluate.json"
 MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.bundle.config import model_config, running_config
+from monai_diffae.bundle.config import check_all_set, model_config, running_config
 from monai_diffae.bundle.layout import CONFIG, CONFIGS, models_folder
 from monai_diffae.errors import ConfigError
 
@@ -38,9 +38,10 @@ def run_overrides(
         Ids and values.
 
     Raises:
-        ConfigError: called from anywhere but an expression of a bundle's configuration, or the run changes a part of
-            the evaluator, which the command does not use.
+        ConfigError: called from anywhere but an expression of a bundle's configuration, a value is missing, or the run
+            changes a part of the evaluator, which the command does not use.
     """
+    check_all_set()
     root = Path(bundle_root)
     shipped = _content(root / CONFIGS / file)
     trained = {**shipped, **_content(models_folder(root) / CONFIG)}

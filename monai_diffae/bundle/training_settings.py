@@ -7,7 +7,7 @@ The file is an overlay of the training's configuration. ``monai-diffae train`` u
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from monai_diffae.errors import ConfigError
 # What a run uses, and not what it trains: where its files are, and on which machine it runs.
 _OF_THE_RUN = {
     "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "start_from", "device", "workers", "rank",
-    "world_size",
+    "world_size", "save_execute_config",
 }  # fmt: skip
 
 
@@ -39,6 +39,26 @@ def training_settings(config: dict[str, Any], file: str = TRAIN) -> dict[str, An
         Ids and values, as in an overlay. Nothing if the bundle has no such file. A private value of a key that the
         bundle does not have is ``???``, which has to be given again.
     """
+    before = bundle_config(config, file)
+    settings: dict[str, Any] = {}
+    for key, value in changes(before, config) if before else ():
+        if not _is_private(key, value):
+            settings[key] = value
+        elif SEPARATOR.split(key)[0] not in before:
+            settings[key] = "???"  # an overlay needs it, and the run asks for it
+    return settings
+
+
+def bundle_config(config: Mapping[str, Any], file: str = TRAIN) -> dict[str, Any]:
+    """The content of the bundle's file with which a run began, parsed as a running configuration is.
+
+    Args:
+        config: the configuration of the run, with its ``bundle_root``.
+        file: the bundle's file in ``configs``; a run of several processes also began with ``multi_gpu_train.json``.
+
+    Returns:
+        Keys and values; nothing if the bundle has no such file.
+    """
     configs = Path(str(config.get("bundle_root", "."))) / CONFIGS
     is_distributed = is_formula(config.get("world_size"))
     files = [configs / file, *([configs / MULTI_GPU_TRAIN] if is_distributed else [])]
@@ -48,14 +68,7 @@ def training_settings(config: dict[str, Any], file: str = TRAIN) -> dict[str, An
         parser.parse()  # MONAI writes ids in another way into a configuration that it has parsed
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
-    before = parser.get()
-    settings: dict[str, Any] = {}
-    for key, value in _changes(before, config):
-        if not _is_private(key, value):
-            settings[key] = value
-        elif SEPARATOR.split(key)[0] not in before:
-            settings[key] = "???"  # an overlay needs it, and the run asks for it
-    return settings
+    return dict(parser.get())
 
 
 def read_training_settings(models: Path, prefix: str = "") -> dict[str, Any]:
@@ -88,25 +101,35 @@ def _content(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The ids of values that differ, and the values after the change; each list of plain values is one value.
 
     Example:
         >>> before = {"a": {"b": 1, "c": 2}, "size": [1, 2], "list": [{"p": 1}, {"p": 2}], "device": "cpu"}
         >>> after = {"a": {"b": 1, "c": 3, "d": 4}, "size": [1, 3], "list": [{"p": 1}, {"p": 0}], "device": "cuda"}
-        >>> list(_changes(before, after))
+        >>> list(changes(before, after))
         [('a#c', 3), ('a#d', 4), ('size', [1, 3]), ('list#1#p', 0)]
     """
     prefix = f"{path}#" if path else ""
     if isinstance(before, dict) and isinstance(after, dict) and before.keys() <= after.keys():
         for key in after:
             if path or key not in _OF_THE_RUN:
-                yield from _changes(before.get(key, _ABSENT), after[key], f"{prefix}{key}")
+                yield from changes(before.get(key, _ABSENT), after[key], f"{prefix}{key}")
     elif _has_parts(before) and _has_parts(after) and len(before) == len(after):
         for i, (one, other) in enumerate(zip(before, after, strict=True)):
-            yield from _changes(one, other, f"{prefix}{i}")
+            yield from changes(one, other, f"{prefix}{i}")
     elif before is _ABSENT or before != (after := list(after) if isinstance(after, tuple) else after):
         yield path, after
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether one id is the other, or a part of it.
+
+    Example:
+        >>> overlap("train#handlers", "train#handlers#3"), overlap("train", "training")
+        (True, False)
+    """
+    return f"{first}#".startswith(f"{second}#") or f"{second}#".startswith(f"{first}#")
 
 
 _ABSENT = object()

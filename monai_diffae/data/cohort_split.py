@@ -17,7 +17,7 @@ from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.slices import Axis
 from monai_diffae.data.splits import assign_splits, check_links
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,11 @@ def split_cohort(
         slice_step: use every ``slice_step``-th slice of that part.
 
     Raises:
+        ConfigError: ``dataset_dir`` is ``???``, the value of a configuration in which it has to be replaced.
         CohortError: there are no usable cases, or one file is in two splits.
     """
+    if dataset_dir == "???":
+        raise ConfigError("dataset_dir: is required; give it a value")
     listed = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     check_links(cases, Path(dataset_dir).name)

@@ -140,7 +140,7 @@ class ResumableTrainer(SupervisedTrainer):
         if self._sampler is not None:
             self._sampler.start = self.state.iteration
 
-    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
         if self._sampler is not None:
             batchdata = {**batchdata, "draws": self._sampler.draws(engine.state.iteration - 1)}
         step = (engine.state.iteration - 1) % engine.state.epoch_length
@@ -162,7 +162,7 @@ class ResumableTrainer(SupervisedTrainer):
         if step + 1 == engine.state.epoch_length:  # validation and a checkpoint follow
             self.check_last_step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return {Keys.LOSS: loss.detach()}
+        return [{Keys.LOSS: loss.detach()}]  # as MONAI's decollated output, from which its handlers take the first
 
     @abstractmethod
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:

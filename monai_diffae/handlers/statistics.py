@@ -73,11 +73,12 @@ class RunningStatistics:
 
     def _end_step(self, engine: Workflow) -> None:
         state, sums = engine.state, engine.state.unreported
-        sums["loss"] = sums["loss"].to(state.output["loss"].device) + state.output["loss"]
+        loss = state.output[0]["loss"]
+        sums["loss"] = sums["loss"].to(loss.device) + loss
         sums["steps"] += 1
         is_last_of_epoch = state.iteration % state.epoch_length == 0
         is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]
-        loss = _mean_loss(sums) if is_due else 0.0  # waits for the GPU, so it comes before the clock
+        mean_loss = _mean_loss(sums) if is_due else 0.0  # waits for the GPU, so it comes before the clock
         sums["seconds"] += time.perf_counter() - self._step_started
         if not is_due:
             return
@@ -86,7 +87,7 @@ class RunningStatistics:
             step=state.iteration,
             images_seen=state.iteration * self.images_per_step,
             images_per_s=steps_per_s * self.images_per_step,
-            loss=loss,
+            loss=mean_loss,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds_left=(state.max_epochs * state.epoch_length - state.iteration) / steps_per_s,
         )

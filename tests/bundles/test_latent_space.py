@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, load, run
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.edit import edit
@@ -32,7 +32,7 @@ from monai_diffae.bundle.first_stages import load_first_stage
 from monai_diffae.bundle.folders import export_bundle, init_bundle
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, one_line
 
 ROOT = Path(__file__).parents[2]
 OVERLAY = ROOT / "configs" / "latent_space.json"
@@ -198,6 +198,20 @@ def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
     workflow.parser.get_parsed_content("evaluator").run()
     for file in files:
         assert (tmp_path / "evaluated" / "z_sem" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+def test_monai_loads_the_network_with_the_first_stage_in_the_bundle(trained: Any, kind: str) -> None:
+    network = load(trained.bundle.name, bundle_dir=trained.bundle.parent, workflow_type=kind, device="cpu")
+    for name, value in torch.load(trained.bundle / "models" / "model.pt", weights_only=True).items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_a_plain_run_needs_the_folder_of_the_first_stage_to_resume(trained: Any) -> None:
+    config_file = str(trained.bundle / "configs" / "train.json")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        run("training", config_file=config_file, dataset_dir=str(trained.cohort), device="cpu")
+    assert one_line(caught.value) == "first_stage_bundle: is required; give it a value"
 
 
 def test_an_exported_bundle_loads(trained: Any, tmp_path: Path) -> None:

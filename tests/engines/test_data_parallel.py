@@ -55,7 +55,7 @@ def train(rank, world_size, port, channels_last, results):
     losses, checksums = [], []
 
     def keep():
-        losses.append(float(trainer.state.output["loss"]))
+        losses.append(float(trainer.state.output[0]["loss"]))
         content = b"".join(weight.detach().numpy().tobytes() for weight in weights.parameters())
         checksums.append(hashlib.sha256(content).hexdigest())
 

@@ -166,7 +166,7 @@ def test_every_precision_trains_on_a_cpu(precision, channels_last, max_grad_norm
     trainer = make_trainer(lr=1e-3, precision=precision, channels_last=channels_last, max_grad_norm=max_grad_norm)
     before = [p.clone() for p in trainer.network.parameters()]
     trainer.run()
-    assert torch.isfinite(trainer.state.output["loss"])
+    assert torch.isfinite(trainer.state.output[0]["loss"])
     assert trainer.grad_scaler.is_enabled() == (precision == "fp16")
     after = list(trainer.network.parameters())
     assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in after)
@@ -183,7 +183,7 @@ def test_min_snr_weighs_the_loss_of_each_image():
     losses, seen = [], {}
 
     def note(trainer):
-        losses.append(float(trainer.state.output["loss"]))
+        losses.append(float(trainer.state.output[0]["loss"]))
 
     for weighting in ("none", "min_snr"):
         schedule = DiffusionSchedule(prediction="v", loss_weighting=weighting)

@@ -15,7 +15,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.loading import set_values
-from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.bundle.run_preparation import values_are_complete
+from monai_diffae.bundle.training_settings import overlap, read_training_settings
 from monai_diffae.bundle.trust import check_code
 from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.errors import ConfigError
@@ -60,7 +61,7 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
         workflow = _workflow([file, *overlays])
     else:
         extended = _extended_ids(overlays)
-        kept = {key: value for key, value in settings.items() if not any(_overlap(key, other) for other in extended)}
+        kept = {key: value for key, value in settings.items() if not any(overlap(key, other) for other in extended)}
         with tempfile.TemporaryDirectory() as temporary:
             remembered = Path(temporary) / layout.TRAINING
             remembered.write_text(json.dumps(kept))
@@ -89,6 +90,11 @@ def _remembered(given: ConfigParser, folder: Path) -> dict[str, Any]:
 class _Workflow(ConfigWorkflow):
     """A run that cannot import modules from the bundle's folder, where MONAI (1.6.1) looks before all other folders."""
 
+    def initialize(self) -> Any:
+        """Evaluate the key ``initialize``; values of a trained model are in the configuration already."""
+        with values_are_complete():
+            return super().initialize()
+
     def run(self) -> Any:
         """Evaluate the key ``run``."""
         return self._run_expr(id=self.run_id)
@@ -109,13 +115,3 @@ def _extended_ids(overlays: Iterable[Path]) -> set[str]:
     """The ids of lists and mappings that overlays extend; remembered settings have the result of that already."""
     contents = [ConfigParser.load_config_file(str(overlay)) for overlay in overlays]
     return {key[1:] for content in contents for key in content if key.startswith("+")}
-
-
-def _overlap(first: str, second: str) -> bool:
-    """Whether one id is the other, or a part of it.
-
-    Example:
-        >>> _overlap("train#handlers", "train#handlers#3"), _overlap("train", "training")
-        (True, False)
-    """
-    return f"{first}#".startswith(f"{second}#") or f"{second}#".startswith(f"{first}#")

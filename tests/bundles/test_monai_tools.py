@@ -1,0 +1,276 @@
+"""MONAI's own ways into a trained bundle: each gives the network of ``models/model.pt``, or one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, load, run
+from scan_files import as_nobody
+from torch import Tensor, nn
+
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle import export_bundle, init_bundle
+from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.errors import one_line
+
+TINY_KL = {
+    "image_size": [16, 16, 24], "spacing_mm": [14.0, 14.0, 14.0], "patch_size": [16, 16, 16], "max_epochs": 1,
+    "network_def#autoencoder#channels": [4, 8], "network_def#autoencoder#attention_levels": [False, False],
+    "network_def#autoencoder#norm_num_groups": 4, "val_interval": 1, "num_pictures": 0, "mlflow": False,
+    "device": "cpu", "test_fraction": 0.2, "val_fraction": 0.2,
+}  # fmt: skip
+KINDS = {"train": "train.json", "inference": "inference.json"}
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("kl")
+    make_virtual_cohort(root / "cohort", num_patients=7, size=16, spatial_dims=3, val_fraction=0.2)
+    bundle = init_bundle(root / "bundle", "autoencoder_kl_3d")
+    train(bundle, root / "cohort", overrides=TINY_KL)
+    return bundle
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Any, tmp_path: Path) -> Path:
+    """A copy of the trained 2D bundle, which a test may change."""
+    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+
+
+def weights(bundle: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    return state
+
+
+def loaded(bundle: Path, kind: str = "train", **options: Any) -> nn.Module:
+    network: nn.Module = load(bundle.name, bundle_dir=bundle.parent, workflow_type=kind, device="cpu", **options)
+    return network
+
+
+def opened(bundle: Path, kind: str = "train", **values: Any) -> Any:
+    return create_workflow(config_file=str(bundle / "configs" / KINDS[kind]), workflow_type=kind, **values)
+
+
+def assert_has(network: nn.Module, expected: dict[str, Tensor]) -> None:
+    state = network.state_dict()
+    assert state.keys() == expected.keys()
+    different = [name for name, value in expected.items() if not torch.equal(state[name].cpu(), value)]
+    assert different == []
+
+
+def complaint(call: Callable[[], object]) -> str:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        call()
+    return one_line(caught.value)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_bundle_3d", "first_stage"])
+def test_each_way_gives_every_tensor(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    made = request.getfixturevalue(name)
+    bundle = made if isinstance(made, Path) else made.directory
+    monkeypatch.chdir(tmp_path)
+    expected = weights(bundle)
+    assert_has(loaded(bundle, kind), expected)
+    workflow = opened(bundle, kind)
+    assert workflow.bundle_root == str(bundle)
+    workflow.network_def.load_state_dict(expected)
+    config_file = str(bundle / "configs" / KINDS[kind])
+    plain = ConfigWorkflow(config_file, workflow_type=kind, logging_file=False, bundle_root=str(bundle))
+    plain.initialize()
+    plain.network_def.load_state_dict(expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_described_for_tools_that_read_a_file_only(tiny_bundle: Any, tmp_path: Path) -> None:
+    export_bundle(tiny_bundle.directory, tiny_bundle.directory, tmp_path / "exported")
+    for file in ("train.json", "inference.json", "evaluate.json"):
+        parser = ConfigParser()
+        parser.read_config(str(tmp_path / "exported" / "configs" / file))
+        parser.get_parsed_content("network_def").load_state_dict(weights(tiny_bundle.directory))
+    assert_has(loaded(tmp_path / "exported"), weights(tiny_bundle.directory))
+
+
+def test_after_a_training_with_overwrite_the_network_is_the_new_one(bundle: Path, tiny_bundle: Any) -> None:
+    settings = json.loads((bundle / "models" / "training.json").read_text())
+    changes = {key: value for key, value in settings.items() if key != "_meta_"}
+    before = (bundle / "configs" / "train.json").read_bytes()
+    train(bundle, tiny_bundle.cohort, overwrite=True, overrides={**changes, "z_channels": 4, "device": "cpu"})
+    assert (bundle / "configs" / "train.json").read_bytes() == before  # the next --overwrite begins with its values
+    for kind in KINDS:
+        assert_has(loaded(bundle, kind), weights(bundle))
+
+
+def test_an_untrained_bundle_opens_too(tmp_path: Path) -> None:
+    bundle = init_bundle(tmp_path / "new")
+    for kind in KINDS:
+        assert opened(bundle, kind).network_def is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_network_than_that_of_the_weights_is_one_line(bundle: Path, kind: str) -> None:
+    override = {"unet#base_channels": 16}
+    assert complaint(lambda: loaded(bundle, kind, net_override=override)).startswith(
+        "model.pt: belongs to another model with other values of network_def; use its values"
+    )
+    assert_has(loaded(bundle, kind, net_override={"use_checkpoint": True}), weights(bundle))
+    assert "other values of z_channels; use its values" in complaint(lambda: opened(bundle, kind, z_channels=4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_weights_and_descriptions_are_one_line(bundle: Path, kind: str) -> None:
+    state = weights(bundle)
+    torch.save(dict(list(state.items())[1:]), bundle / "models" / "model.pt")
+    assert "weights do not fit the configuration's network" in complaint(lambda: loaded(bundle, kind))
+    torch.save({name: value * float("nan") for name, value in state.items()}, bundle / "models" / "model.pt")
+    assert "model.pt: holds weights that are not finite" in complaint(lambda: loaded(bundle, kind))
+    (bundle / "models" / "config.json").write_text("{")
+    assert complaint(lambda: loaded(bundle, kind)) == "config.json: cannot be read; copy the bundle again"
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_values_are_reported_when_the_run_starts(tiny_bundle: Any, first_stage: Path, kind: str) -> None:
+    engine = {"train": "trainer", "inference": "evaluator"}[kind]
+    for bundle in (tiny_bundle.directory, first_stage):
+        assert complaint(opened(bundle, kind).run) == "dataset_dir: is required; give it a value"
+        workflow = opened(bundle, kind)
+        assert complaint(partial(getattr, workflow, engine)) == "dataset_dir: is required; give it a value"
+
+
+def test_a_run_from_anywhere_makes_the_files_of_the_command(
+    tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "command", device="cpu", limit=2)
+    values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "limit": 2}
+    run("evaluating", config_file=str(tiny_bundle.directory / "configs" / "inference.json"), **values)
+    assert contents(tmp_path / "run") == contents(tmp_path / "command")
+
+
+def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle: Any, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path), "device": "cpu", "limit": 2}
+    workflow = opened(tiny_bundle.directory, "inference", **values)
+    assert workflow.check_properties() == []
+    workflow.evaluator.run()
+    network = workflow.parser.get_parsed_content("network").eval()
+    images = torch.stack([torch.as_tensor(workflow.dataset[i]["image"]) for i in range(2)])
+    made = torch.stack([torch.as_tensor(item["pred"]) for item in workflow.evaluator.state.output])
+    assert torch.equal(workflow.inferer(images, network), made)
+
+
+def test_a_first_stage_is_run_from_anywhere(first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
+    run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
+    files = [str(config), str(first_stage / "models" / "config.json")]
+    run("evaluating", config_file=files, dataset_dir=cohort, output_dir="described", device="cpu")
+    assert len(contents(tmp_path / "alone")) == 7
+    assert contents(tmp_path / "alone") == contents(tmp_path / "described")
+
+
+def test_a_plain_training_run_resumes_with_the_settings_of_the_training(
+    bundle: Path, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = weights(bundle)
+    values = {"dataset_dir": str(tiny_bundle.cohort), "device": "cpu", "max_epochs": 2}
+    run("training", config_file=str(bundle / "configs" / "train.json"), **values)
+    checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+    steps = checkpoint["trainer"]
+    assert steps["iteration"] == 2 * steps["epoch_length"]
+    after = weights(bundle)
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+    settings = json.loads((bundle / "models" / "training.json").read_text())
+    assert (settings["batch_size"], settings["max_epochs"], settings["z_channels"]) == (4, 2, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+# -- MONAI's tracking -------------------------------------------------------------------------------------------------
+
+
+def test_monais_tracking_is_that_of_the_bundle(
+    tiny_settings: dict[str, Any], tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = init_bundle(tmp_path / "bundle")
+    data = {"dataset_dir": str(tiny_bundle.cohort), "patient_pattern": "secret(.)", "registered_model": None}
+    file = str(bundle / "configs" / "train.json")
+    run("training", config_file=file, tracking="mlflow", **{**tiny_settings, "mlflow": False, **data})
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    with sqlite3.connect(bundle / "mlflow.db") as database:
+        parameters = dict(database.execute("select key, value from params"))
+        metrics = {name for (name,) in database.execute("select distinct key from metrics")}
+        assert list(database.execute("select status from runs")) == [("FINISHED",)]
+    assert parameters["z_channels"] == "8"
+    assert parameters["network_def/unet/time_embed_channels"] == "16"
+    assert parameters["max_epochs"] == "1"
+    assert any("loss" in name for name in metrics)
+    logged = b"".join(path.read_bytes() for path in [bundle / "mlflow.db", *(bundle / "mlruns").rglob("*.json")])
+    assert str(tiny_bundle.cohort).encode() not in logged
+    assert b"secret(.)" not in logged
+
+
+def test_other_tracking_settings_are_those_of_the_user(
+    tiny_settings: dict[str, Any], tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+
+    monkeypatch.chdir(tmp_path)
+    bundle = init_bundle(tmp_path / "bundle")
+    handler = {**DEFAULT_MLFLOW_SETTINGS["configs"]["trainer"], "run_name": "mine"}
+    handler["tracking_uri"] = f"sqlite:///{tmp_path}/mine.db"
+    tracking = {**DEFAULT_MLFLOW_SETTINGS, "configs": {**DEFAULT_MLFLOW_SETTINGS["configs"], "trainer": handler}}
+    del tracking["configs"]["validator"]
+    (tmp_path / "tracking.json").write_text(json.dumps(tracking))
+    values = {**tiny_settings, "dataset_dir": str(tiny_bundle.cohort)}
+    run(
+        "training",
+        config_file=str(bundle / "configs" / "train.json"),
+        tracking=str(tmp_path / "tracking.json"),
+        **values,
+    )
+    with sqlite3.connect(tmp_path / "mine.db") as database:
+        metrics = {name for (name,) in database.execute("select distinct key from metrics")}
+    assert {"train_loss", "lr_group_0"} <= metrics
+
+
+# -- a bundle that cannot be written ----------------------------------------------------------------------------------
+
+
+def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(
+    bundle: Path, tiny_bundle: Any, tmp_path: Path
+) -> None:
+    cohort = shutil.copytree(tiny_bundle.cohort.parent, tmp_path / "cohort") / tiny_bundle.cohort.name
+    values = {"dataset_dir": str(cohort), "device": "cpu"}
+    with as_nobody(bundle):
+        for kind in KINDS:
+            assert_has(loaded(bundle, kind), weights(bundle))
+        inference = partial(run, "evaluating", config_file=str(bundle / "configs" / "inference.json"), **values)
+        assert complaint(partial(inference, limit=1)).startswith(
+            "reconstructions: cannot be written (Permission denied)"
+        )
+        training = partial(run, "training", config_file=str(bundle / "configs" / "train.json"), **values)
+        assert "cannot be written (Permission denied)" in complaint(partial(training, max_epochs=2))
