@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
@@ -29,7 +31,7 @@ def embedded_cohort(
     device: torch.device | str | None = None,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Read a cohort's embeddings, or embed the cohort if that is not done yet.
+    """Read a cohort's embeddings, or embed the cohort if that is not done yet; several processes share this work.
 
     Args:
         bundle: the folder of the trained bundle that encodes.
@@ -61,6 +63,8 @@ def embedded_cohort(
     made = embed(
         bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite
     )  # fmt: skip
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # the first process writes the table
     return read_embeddings(made.path)
 
 
