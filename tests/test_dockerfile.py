@@ -53,7 +53,13 @@ def test_the_wheel_is_built_from_what_is_copied():
     """Everything that pyproject.toml needs to build the wheel is in the first stage."""
     text = (ROOT / "pyproject.toml").read_text()
     included = re.findall(r'^(\w+) = "monai_diffae/\w+"$', text, flags=re.M)
-    needed = {"pyproject.toml", "monai_diffae", *included, *re.findall(r'^readme = "(.*)"', text, flags=re.M), "LICENSE"}
+    needed = {
+        "pyproject.toml",
+        "monai_diffae",
+        *included,
+        *re.findall(r'^readme = "(.*)"', text, flags=re.M),
+        "LICENSE",
+    }
     assert {"bundles", "configs"} <= needed
     assert needed == {part for rest in of("COPY") if not rest.startswith("--from") for part in rest.split()[:-1]}
 

@@ -99,7 +99,7 @@ class CheckpointKeeper:
         self.enabled = enabled
         self._has_saved = False
         self._has_run = False
-        self._versions: list[int] = []  # of the weights; they change when somebody sets weights
+        self._versions = self._weight_versions()
         self._saved_at = time.monotonic()
         self.stop_requests = StopRequests()
         self._started_from: str | None = None  # checksum of the weights

@@ -1,7 +1,6 @@
 """Shards on disk, and the processes that share them."""
 
 import logging
-import os
 import time
 
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 
 from monai_diffae.apps.embedding import shards as shards_module
 from monai_diffae.apps.embedding.shards import Shards
-from monai_diffae.apps.settings import Reading
 from monai_diffae.data.failures import Failure
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import MachineError
 
 
 def test_shards_hold_what_was_written_and_know_what_is_missing(tmp_path):
