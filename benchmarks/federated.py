@@ -1,6 +1,6 @@
 """Two hospitals with different scans: each alone, both by federated averaging, and one training on all scans.
 
-    python benchmarks/federated.py COHORT --out OUT [--label label --shares 0.9 0.1] [--size 32] [--rounds 20]
+    python benchmarks/federated.py COHORT --out OUT [--label label --shares 0.9 0.1] [--size 32] [--rounds 8]
 
 COHORT is a table with the columns image, patient and a label of two classes; patients are divided between the hospitals
 so that the given shares of their scans have the second class. A quarter of all patients is held out of every training,
@@ -59,10 +59,10 @@ def site(folder: Path, table: pd.DataFrame, arguments: argparse.Namespace) -> Mo
     table.to_csv(folder / "cohort.csv", index=False)
     bundle = init_bundle(folder / "bundle", "diffae_2d")
     settings = {
-        "bundle_root": str(bundle), "dataset_dir": str(folder / "cohort.csv"), "num_rounds": arguments.rounds, "test_fraction": 0.0,
-        "image_size": [arguments.size] * 2, "base_channels": 16, "channel_mult": [1, 2, 4], "z_channels": 64,
-        "z_grid": 2, "batch_size": 32, "learning_rate": 2e-3, "check_memory": False, "val_interval": 1000,
-        "val_batch_size": 128, "ema_decay": 0.99, "colour": "grey",
+        "bundle_root": str(bundle), "dataset_dir": str(folder / "cohort.csv"), "num_rounds": arguments.rounds,
+        "test_fraction": 0.0, "image_size": [arguments.size] * 2, "base_channels": 16, "channel_mult": [1, 2, 4],
+        "z_channels": 64, "z_grid": 2, "batch_size": 16, "learning_rate": 2e-3, "ema_decay": 0.99,
+        "check_memory": False, "val_interval": 1000, "val_batch_size": 128, "colour": "grey",
     }  # fmt: skip
     settings |= json.loads(arguments.settings)
     algo = MonaiAlgo(
@@ -133,8 +133,8 @@ def main() -> None:
     parser.add_argument("--label", default="label")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.1])
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=1, help="epochs per round")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per round")
     parser.add_argument("--patients", type=int, default=None, help="use at most so many patients")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", default="{}", help="values of the configuration, as JSON")
