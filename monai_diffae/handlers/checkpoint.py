@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from monai_diffae.data.atomic import write_json
 from monai_diffae.engines.step_draws import SCHEME
 from monai_diffae.engines.step_figures import diverged
 from monai_diffae.engines.trainer import TrainingEvents
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.stop_requests import StopRequests
 from monai_diffae.handlers.tensor_files import read_checkpoint, save_tensors, write_tensors
@@ -48,9 +49,9 @@ class CheckpointKeeper:
     configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
 
     **Weights that were set from outside are kept.** In federated training, a program sets the weights of the network
-    before each run of the same trainer. The first run then resumes everything but the weights, and trains for
-    ``max_epochs`` further epochs; a round that was interrupted is repeated from its first step. A later run of the same
-    trainer reads no checkpoint: it continues from what is in memory.
+    before each run of the same trainer. The first run then resumes everything but the weights, and repeats a round that
+    was interrupted from its first step; a round has the trainer's first ``max_epochs``. A later run of the same trainer
+    reads no checkpoint: it continues from what is in memory.
 
     Args:
         directory: the ``models`` folder.
@@ -108,6 +109,7 @@ class CheckpointKeeper:
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer: resume before it runs, and save while it runs."""
         self._versions = self._weight_versions()
+        self._announce_position(engine)
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.STARTED, self.stop_requests.listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
@@ -157,6 +159,19 @@ class CheckpointKeeper:
             **{f"{self.prefix}{name}": partial(save_tensors, content) for name, content in tensors.items()},
         }
         replace_files(self.directory, writers, removed=() if self.prefix else (ANOMALY, PROVENANCE))
+
+    def _announce_position(self, engine: Workflow) -> None:
+        """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps from it.
+
+        Otherwise, a restarted site would report the steps of all its rounds for one, and a server that weighs the sites
+        by their steps would give it that weight.
+        """
+        with suppress(DiffAEError):  # the run reports it
+            if self.checkpoint.is_file() and not self.overwrite:
+                saved = read_checkpoint(self.checkpoint, {"trainer"})["trainer"]
+                length, per_round = saved["epoch_length"], engine.state.max_epochs
+                engine.state.epoch = saved["iteration"] // length // per_round * per_round
+                engine.state.iteration = engine.state.epoch * length
 
     def _start(self, engine: Workflow) -> None:
         self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]
@@ -217,9 +232,8 @@ class CheckpointKeeper:
         self._set_rates(rates)
         iteration = saved["iteration"]
         if is_given:
-            iteration -= iteration % (state.max_epochs * state.epoch_length)  # the round's first step
+            iteration = state.iteration
             self._set_schedule_back(saved["iteration"], iteration)
-            state.max_epochs += iteration // state.epoch_length
         _lay_out_like_parameters(self.parts["optimizer"])
         if self.enabled and not self.model.is_file():
             write_tensors(self.ema.network.state_dict(), self.model)
