@@ -143,7 +143,7 @@ def trained_twice(tiny_bundle, tmp_path_factory):
     root = tmp_path_factory.mktemp("trained_twice")
     sizes = {"num_patients": 10, "size": 16, "spatial_dims": 3, "val_fraction": 0.2, "test_fraction": 0.1}
     volumes = make_virtual_cohort(root / "volumes", **sizes)
-    common = {"max_epochs": 3, "val_interval": 1, "lr_schedule": "constant", "warmup_steps": 2}
+    common = {"max_epochs": 6, "val_interval": 3, "lr_schedule": "constant", "warmup_steps": 2}
     trainings = []
     for ranks in (1, 2):
         arguments = {"bundle": ROOT.parent / "diffae_3d", **SMALL, **VOLUMES, **common}
