@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_bundle_commands_set_what_a_config_leaves_open() -> None:
         is_open = {key for key, value in config.items() if value == "???"}
         said = {w[2:] for w in words}
         assert is_open - said <= ({"dataset_dir"} if "embeddings" in said else set())
+
+
+def test_the_slurm_script_can_be_read_and_runs_the_training_of_one_machine() -> None:
+    (script,) = (block.values[0] for block in blocks("bash") if block.values[0].startswith("#!"))
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    (line,) = (line for line in script.splitlines() if "torchrun" in line)
+    runs = [" ".join(words[words.index("-m") :]) for words in commands("torchrun")]
+    assert " ".join(shlex.split(line[line.index("-m ") :])).removesuffix("scans.csv") in {
+        run.removesuffix("scans/") for run in runs
+    }
 
 
 @pytest.mark.parametrize(

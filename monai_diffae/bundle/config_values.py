@@ -61,7 +61,8 @@ RULES: dict[str, _Rule] = {
     **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks"),
+         "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks",
+         "num_rounds"),
         _whole(1),
     ),
     **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank"), _whole(0)),

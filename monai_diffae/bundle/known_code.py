@@ -56,13 +56,17 @@ _EARLIER = (
     "@tracking_uri) if @mlflow and @rank == 0 else None",
     "$handlers.log_bundle(@output_dir, lambda folder: bundle.export_bundle(@bundle_root, @output_dir, folder), "
     "@tracking_uri) if @mlflow else None",
+    "$max(1, 250 * @batch_size // sum(@embedded['split'] == 'train'))",
     "$min(4, min(@image_size) // 2 ** len(@network_def#channel_mult))",
     "$min(@warmup_steps, @train#trainer#max_epochs * len(@train#dataloader) // 10)",
     "$networks.anisotropic_strides(@first_stage.latent_shape([1, *@image_size])[1:], @spacing_mm, "
     "len(@network_def#channel_mult))",
     "$networks.anisotropic_strides(@image_size, @spacing_mm, len(@network_def#channel_mult))",
 )
-_SHIPPED_RUNS = ("train.json", "train_latent.json", "distill.json", "multi_gpu_train.json", "latent_paper.json")
+_SHIPPED_RUNS = (
+    "train.json", "train_latent.json", "distill.json", "multi_gpu_train.json", "multi_gpu_train_latent.json",
+    "latent_paper.json", "federated.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

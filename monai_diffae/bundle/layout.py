@@ -13,7 +13,7 @@ CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
 TRAIN, TRAIN_LATENT, DISTILL = "train.json", "train_latent.json", "distill.json"
 INFERENCE, EVALUATE = "inference.json", "evaluate.json"
-MULTI_GPU_TRAIN = "multi_gpu_train.json"  # in ``CONFIGS``, laid over a training configuration
+MULTI_GPU = "multi_gpu_"  # prefix of the file in ``CONFIGS`` that is laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
 METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``

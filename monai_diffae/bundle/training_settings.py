@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_diffae.bundle.config_values import is_formula
-from monai_diffae.bundle.layout import CONFIG, CONFIGS, MULTI_GPU_TRAIN, TRAIN, TRAINING
+from monai_diffae.bundle.layout import CONFIG, CONFIGS, MULTI_GPU, TRAIN, TRAINING
 from monai_diffae.bundle.private_values import PRIVATE_KEYS, SEPARATOR, without_paths
 from monai_diffae.errors import ConfigError
 
@@ -61,7 +61,7 @@ def bundle_config(config: Mapping[str, Any], file: str = TRAIN) -> dict[str, Any
     """
     configs = Path(str(config.get("bundle_root", "."))) / CONFIGS
     is_distributed = is_formula(config.get("world_size"))
-    files = [configs / file, *([configs / MULTI_GPU_TRAIN] if is_distributed else [])]
+    files = [configs / file, *([configs / f"{MULTI_GPU}{file}"] if is_distributed else [])]
     parser = ConfigParser()
     try:
         parser.read_config([str(path) for path in files])

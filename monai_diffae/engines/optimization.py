@@ -30,7 +30,8 @@ def learning_rate_schedule(
         final_factor: the last learning rate, as a fraction of the maximum.
 
     Raises:
-        ConfigError: the kind is unknown, or ``cosine`` has no ``total_steps``.
+        ConfigError: the kind is unknown, or ``cosine`` has no ``total_steps``; or (after a step) a training continues
+            beyond ``total_steps``, where its learning rate would be 0.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -48,6 +49,11 @@ def learning_rate_schedule(
             return (step + 1) / warmup_steps
         if kind == "constant" or total_steps is None:
             return 1.0
+        if step > total_steps and final_factor == 0:
+            raise ConfigError(
+                f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
+                "continues; in federated training, add configs/federated.json and set num_rounds to all rounds"
+            )
         done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))
 

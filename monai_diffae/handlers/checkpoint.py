@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from monai_diffae.data.atomic import write_json
 from monai_diffae.engines.step_draws import SCHEME
 from monai_diffae.engines.step_figures import diverged
 from monai_diffae.engines.trainer import TrainingEvents
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.stop_requests import StopRequests
 from monai_diffae.handlers.tensor_files import read_checkpoint, save_tensors, write_tensors
@@ -46,6 +47,11 @@ class CheckpointKeeper:
 
     A resumed run uses the checkpoint's weights, averages, moments and step. The following come from its own
     configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
+
+    **Weights that were set from outside are kept.** In federated training, a program sets the weights of the network
+    before each run of the same trainer. The first run then resumes everything but the weights, and repeats a round that
+    was interrupted from its first step; a round has the trainer's first ``max_epochs``. A later run of the same trainer
+    reads no checkpoint: it continues from what is in memory.
 
     Args:
         directory: the ``models`` folder.
@@ -93,6 +99,8 @@ class CheckpointKeeper:
         self.overwrite = overwrite
         self.enabled = enabled
         self._has_saved = False
+        self._has_run = False
+        self._versions = self._weight_versions()
         self._saved_at = time.monotonic()
         self.stop_requests = StopRequests()
         self._started_from: str | None = None  # checksum of the weights
@@ -100,12 +108,15 @@ class CheckpointKeeper:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer: resume before it runs, and save while it runs."""
+        self._versions = self._weight_versions()
+        self._announce_position(engine)
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.STARTED, self.stop_requests.listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        engine.add_event_handler(Events.COMPLETED, self._end)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._end())
+        engine.add_event_handler(Events.COMPLETED, lambda: self._end(has_run=True))
+        engine.add_event_handler(Events.INTERRUPT, lambda: self._end(has_run=True))
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._end(has_run=False))
 
     def save(self, engine: Workflow) -> None:
         """Write both files now.
@@ -149,20 +160,39 @@ class CheckpointKeeper:
         }
         replace_files(self.directory, writers, removed=() if self.prefix else (ANOMALY, PROVENANCE))
 
+    def _announce_position(self, engine: Workflow) -> None:
+        """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps from it.
+
+        Otherwise, a restarted site would report the steps of all its rounds for one, and a server that weighs the sites
+        by their steps would give it that weight.
+        """
+        with suppress(DiffAEError):  # the run reports it
+            if self.checkpoint.is_file() and not self.overwrite:
+                saved = read_checkpoint(self.checkpoint, {"trainer"})["trainer"]
+                length, per_round = saved["epoch_length"], engine.state.max_epochs
+                engine.state.epoch = saved["iteration"] // length // per_round * per_round
+                engine.state.iteration = engine.state.epoch * length
+
     def _start(self, engine: Workflow) -> None:
         self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]
         self.stop_requests.fulfil()
         if self.enabled:
             self._lock.acquire()
         try:
-            self._resume_or_begin(engine)
+            if not self._has_run:
+                self._resume_or_begin(engine)
+            elif engine.state.iteration >= engine.state.max_epochs * engine.state.epoch_length:
+                self._complete(engine, engine.state.iteration, "max_epochs")
         except BaseException:
             self._lock.release()
             raise
 
     def _resume_or_begin(self, engine: Workflow) -> None:
+        is_given = self._weight_versions() != self._versions
+        if is_given and self.description.start_from is not None:
+            raise ConfigError("start_from: has no effect, because a program has set the weights; omit start_from")
         if self.checkpoint.is_file() and not self.overwrite:
-            self._resume(engine, self.checkpoint)
+            self._resume(engine, self.checkpoint, is_given)
         elif self.model.is_file() and not self.overwrite:
             raise ConfigError(
                 f"{self.model.name}: there are trained weights, but no {self.checkpoint.name} to resume from; choose "
@@ -173,8 +203,14 @@ class CheckpointKeeper:
             weights, self._started_from = start_weights(self.description.start_from, network, config)
             network.load_state_dict(weights)
             self.ema.network.load_state_dict(weights)
+        elif is_given:
+            self.ema.network.load_state_dict(self.parts["network"].state_dict())
 
-    def _resume(self, engine: Workflow, path: Path) -> None:
+    def _weight_versions(self) -> list[int]:
+        """Numbers that torch increases when a value is written to a weight, even if it is the same value."""
+        return [weight._version for weight in self.parts["network"].parameters()]
+
+    def _resume(self, engine: Workflow, path: Path, is_given: bool) -> None:
         checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model_config"})
         self.description.check_resumes(checkpoint, path.name)
         self._started_from = checkpoint.get("started_from")
@@ -191,27 +227,44 @@ class CheckpointKeeper:
             )
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.parts["optimizer"].param_groups]
         for name, part in self.parts.items():
-            part.load_state_dict(checkpoint[name])
+            if not (is_given and name == "network"):
+                part.load_state_dict(checkpoint[name])
         self._set_rates(rates)
+        iteration = saved["iteration"]
+        if is_given:
+            iteration = state.iteration
+            self._set_schedule_back(saved["iteration"], iteration)
         _lay_out_like_parameters(self.parts["optimizer"])
         if self.enabled and not self.model.is_file():
             write_tensors(self.ema.network.state_dict(), self.model)
-        has_all_steps = saved["iteration"] >= state.max_epochs * state.epoch_length
+        has_all_steps = iteration >= state.max_epochs * state.epoch_length
         limit = "max_epochs" if has_all_steps else self.parts["validation"].stopping_key
         if limit is not None:
-            engine.is_complete = True  # type: ignore[attr-defined]
-            self._lock.release()
-            logger.info(
-                "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
-                "output_dir, or set overwrite to start again",
-                saved["iteration"],
-                limit,
-            )
+            self._complete(engine, iteration, limit)
             return
-        state.iteration = saved["iteration"]
-        state.epoch = saved["iteration"] // state.epoch_length
+        state.iteration = iteration
+        state.epoch = iteration // state.epoch_length
         state.unreported = checkpoint.get("unreported")  # a checkpoint of an earlier version has none
-        logger.info("resuming from step %d of %d", state.iteration, state.max_epochs * state.epoch_length)
+        weights = ", with the weights that a program has set" if is_given else ""
+        logger.info("resuming from step %d of %d%s", iteration, state.max_epochs * state.epoch_length, weights)
+
+    def _complete(self, engine: Workflow, iteration: int, limit: str) -> None:
+        engine.is_complete = True  # type: ignore[attr-defined]
+        self._versions = self._weight_versions()
+        self._lock.release()
+        logger.info(
+            "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
+            "output_dir, or set overwrite to start again",
+            iteration,
+            limit,
+        )
+
+    def _set_schedule_back(self, position: int, first: int) -> None:
+        """Put the learning-rate schedule, which is at ``position``, back to the first step of a round."""
+        if position != first:
+            schedule = self.parts["lr_scheduler"]
+            schedule.last_epoch = first - 1
+            schedule.step()
 
     def _set_rates(self, rates: list[tuple[float, float]]) -> None:
         """Use this run's learning rates and weight decays, at the schedule's current position."""
@@ -246,7 +299,9 @@ class CheckpointKeeper:
             logger.info("stopped at step %d; the same command resumes from there", engine.state.iteration)
             self.stop_requests.fulfil()
 
-    def _end(self) -> None:
+    def _end(self, has_run: bool) -> None:
+        self._has_run = has_run
+        self._versions = self._weight_versions()
         self.stop_requests.stop_listening()
         self._lock.release()
 

@@ -52,7 +52,8 @@ class TrainingCurves:
 
     def _start(self, engine: Workflow) -> None:
         # now, so that it comes after the validation, whose row is in the same picture
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        if not engine.has_event_handler(self.write, Events.EPOCH_COMPLETED):  # a trainer can run several times
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         table = self.directory / TABLE
         if engine.state.iteration and table.is_file():
             try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.samples import make_virtual_cohort
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 
@@ -78,15 +82,27 @@ for port, files, world_size, values in json.loads(sys.argv[1]):
 TOLERANCE = 1e-4  # of the loss, relative; docs/training.md states it
 
 
-def training(out, cohort, world_size, **settings):
+SMALL = {
+    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
+    "network_def#unet#time_embed_channels": 16, "val_interval": 6, "num_pictures": 0, "picture_steps": 2,
+    "probe_interval": 0, "calibration_cases": 0,
+}  # fmt: skip
+VOLUMES = {"image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0]}
+FIRST_STAGE = {
+    **VOLUMES, "patch_size": [8, 8, 8], "network_def#autoencoder#channels": [4, 8], "num_pictures": 0,
+    "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
+}  # fmt: skip
+LATENT = {"latent_network_def#num_layers": 3, "validate#additional_metrics#copying_ratio#num_samples": 8}
+
+
+def training(out, cohort, world_size, bundle=ROOT, file="train.json", **settings):
     """One training for the launcher: port, configurations, number of processes, values."""
     values = {
-        "bundle_root": str(ROOT), "dataset_dir": str(cohort), "output_dir": str(out), "image_size": [16, 16],
-        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8, "network_def#unet#time_embed_channels": 16,
-        "val_interval": 6, "num_pictures": 0, "picture_steps": 2, "report_every": 1, "precision": "fp32",
-        "mlflow": False, "probe_interval": 0, "calibration_cases": 0, "batch_size": 4 // world_size, **settings,
+        "bundle_root": str(bundle), "dataset_dir": str(cohort), "output_dir": str(out), "report_every": 1,
+        "precision": "fp32", "mlflow": False, "batch_size": 4 // world_size,
+        **(SMALL if bundle == ROOT and file == "train.json" else {}), **settings,
     }  # fmt: skip
-    files = [str(ROOT / "configs" / name) for name in ("train.json", "multi_gpu_train.json")[:world_size]]
+    files = [str(bundle / "configs" / name) for name in (file, f"multi_gpu_{file}")[:world_size]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1], files, world_size, values
@@ -119,6 +135,49 @@ def test_two_processes_equal_one_at_the_same_global_batch(small_cohort, tmp_path
         np.testing.assert_allclose(two[column], one[column], rtol=TOLERANCE, err_msg=column)
     largest = (two["loss"] / one["loss"] - 1).abs().max()
     record_property("figure", f"losses of two processes and of one differ by at most {largest:.1e}")
+
+
+@pytest.fixture(scope="module")
+def trained_twice(tiny_bundle, tmp_path_factory):
+    """Folders ``<kind>/1`` and ``<kind>/2`` of trainings with one and with two processes."""
+    root = tmp_path_factory.mktemp("trained_twice")
+    sizes = {"num_patients": 10, "size": 16, "spatial_dims": 3, "val_fraction": 0.2, "test_fraction": 0.1}
+    volumes = make_virtual_cohort(root / "volumes", **sizes)
+    common = {"max_epochs": 6, "val_interval": 3, "lr_schedule": "constant", "warmup_steps": 2}
+    trainings = []
+    for ranks in (1, 2):
+        arguments = {"bundle": ROOT.parent / "diffae_3d", **SMALL, **VOLUMES, **common}
+        trainings.append(training(root / "3d" / str(ranks), volumes, ranks, **arguments))
+        arguments = {"bundle": ROOT.parent / "autoencoder_kl_3d", **FIRST_STAGE, **common}
+        trainings.append(training(root / "first_stage" / str(ranks), volumes, ranks, **arguments))
+        bundle = shutil.copytree(tiny_bundle.directory, root / "latent" / str(ranks))
+        arguments = {"bundle": bundle, "file": "train_latent.json", **LATENT, **common, "max_epochs": 1}
+        trainings.append(training(bundle, tiny_bundle.cohort, ranks, **arguments))
+    process = launch(*trainings)
+    _, errors = process.communicate(timeout=1800)
+    assert process.returncode == 0, errors[-6000:]
+    return root
+
+
+@pytest.mark.goal(id="R18")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "table"), [("3d", "curves.csv"), ("first_stage", "curves.csv"), ("latent", "latent/curves.csv")]
+)
+def test_two_processes_equal_one_in_every_training(trained_twice, kind, table, record_property):
+    one, two = (pd.read_csv(trained_twice / kind / ranks / table) for ranks in "12")
+    assert one["loss"].count() >= 6
+    for column in ("loss", "validation_loss", "images_seen", "learning_rate"):
+        np.testing.assert_allclose(two[column], one[column], rtol=TOLERANCE, err_msg=column)
+    largest = (two["loss"] / one["loss"] - 1).abs().max()
+    record_property("figure", f"{kind}: losses of two processes and of one differ by at most {largest:.1e}")
+
+
+@pytest.mark.slow
+def test_processes_of_a_latent_training_share_the_embedding(trained_twice):
+    files = [trained_twice / "latent" / ranks / "embeddings" / "embeddings.parquet" for ranks in "12"]
+    one, two = (z_matrix(read_embeddings(file)) for file in files)
+    assert np.array_equal(one, two)
 
 
 @pytest.mark.goal(id="R18")

@@ -169,8 +169,9 @@ def embed(
     from monai_diffae.apps.embedding.encoding import encode_cohort
     from monai_diffae.apps.embedding.map_columns import with_map_columns
     from monai_diffae.apps.embedding.patches import PatchCutter
-    from monai_diffae.apps.embedding.shards import shards_folder, this_process
+    from monai_diffae.apps.embedding.shards import shards_folder
     from monai_diffae.apps.embedding.tables import make_tables
+    from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.scans_of_table import check_scans, scans_record
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle.preprocessing_config import preprocessing_config

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffae.apps.embedding.patches import PatchCutter
-from monai_diffae.apps.embedding.shards import Process, Shards
+from monai_diffae.apps.embedding.shards import Shards
+from monai_diffae.apps.processes import Process
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, SkippedCases

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, failed_cases, run_once
+from monai_diffae.apps.results import CommandResult, failed_cases, finished, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, Split
 from monai_diffae.diffusion.names import SolverName
 from monai_diffae.errors import ConfigError, OmittableError, one_line
@@ -145,7 +145,8 @@ def evaluate(
     level, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are given.
 
     With several bundles, ``differences`` in ``evaluation.json`` compares each with the first one, case by case. An
-    interrupted run resumes.
+    interrupted run resumes. Several processes started by ``torchrun`` share the reconstructions, which take most of the
+    time; the first one writes the results, the same as those of one process.
 
     Args:
         out: Folder for the results.
@@ -176,10 +177,11 @@ def evaluate(
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")
     weights.check()
     from monai_diffae.apps.evaluation.quality import SUMMARY, Evaluation
+    from monai_diffae.apps.processes import this_process
 
-    folders = [bundle] if isinstance(bundle, Path) else list(bundle)
-    bundles, omitted = _open(folders, cohort, held_out, reading, run)
-    evaluation = Evaluation(bundles, conditions, held_out, weights, seed, out, omitted)
+    folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
+    bundles, omitted = _open(folders, cohort, held_out, reading, run, process.device)
+    evaluation = Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
@@ -192,12 +194,16 @@ def evaluate(
         return evaluation.run(run.overwrite)
 
     results = [out / SUMMARY, out / "tables.md", out / "cases.csv"]
+    if process.rank:  # the first process gathers what this one measures
+        if finished(out / "evaluate.json", results, made_from, overwrite=run.overwrite) is None:
+            evaluation.measure_share(run.overwrite)
+        return EvaluateResult(out, {"rows": [], "omitted": [], "num_cases": 0}, 0)
     figures, skipped = run_once(out / "evaluate.json", results, made_from, make, overwrite=run.overwrite)
     return EvaluateResult(out, json.loads((out / SUMMARY).read_text()), figures["num_failed"], skipped)
 
 
 def _open(
-    folders: Sequence[Path], cohort: Path, held_out: HeldOut, reading: Reading, run: Run
+    folders: Sequence[Path], cohort: Path, held_out: HeldOut, reading: Reading, run: Run, device: str | None
 ) -> tuple[list[EvaluatedBundle], list[dict[str, Any]]]:
     """The bundles that can be evaluated, and why the others cannot.
 
@@ -211,7 +217,7 @@ def _open(
     errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
-            bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, reading, run))
+            bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, reading, run, device))
         except OmittableError as error:
             errors[name] = error
     if not bundles:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model, check_same_preprocessing
 from monai_diffae.bundle.loading import described_model
@@ -31,7 +33,7 @@ def embedded_cohort(
     device: torch.device | str | None = None,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Read a cohort's embeddings, or embed the cohort if that is not done yet.
+    """Read a cohort's embeddings, or embed the cohort if that is not done yet; several processes share this work.
 
     Args:
         bundle: the folder of the trained bundle that encodes.
@@ -65,6 +67,8 @@ def embedded_cohort(
     made = embed(
         bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite
     )  # fmt: skip
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # the first process writes the table
     return read_embeddings(made.path)
 
 

@@ -1,17 +1,15 @@
 """Shards on disk, and the processes that share them."""
 
 import logging
-import os
 import time
 
 import numpy as np
 import pytest
 
 from monai_diffae.apps.embedding import shards as shards_module
-from monai_diffae.apps.embedding.shards import Process, Shards, this_process
-from monai_diffae.apps.settings import Reading
+from monai_diffae.apps.embedding.shards import Shards
 from monai_diffae.data.failures import Failure
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import MachineError
 
 
 def test_shards_hold_what_was_written_and_know_what_is_missing(tmp_path):
@@ -66,18 +64,6 @@ def test_the_first_process_logs_at_times_which_others_it_waits_for(tmp_path, mon
     assert not caplog.records
 
 
-def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert this_process() == Process(0, 1, 0)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert this_process() == Process(5, 8, 1)
-    monkeypatch.setenv("RANK", "8")
-    with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
-        this_process()
-
-
 def test_retried_patches_are_merged_in_the_cohorts_order(tmp_path):
     shards = Shards(tmp_path / "shards", 6, 3)
     z = np.arange(10, dtype=np.float32).reshape(5, 2)
@@ -105,15 +91,3 @@ def test_the_first_process_does_not_wait_for_its_own_shards_that_another_run_rem
         shards.wait(2, patience_s=60)
     assert time.monotonic() - start < 10
     assert not shards.folder.exists()  # the other run has written the table
-
-
-def test_processes_of_one_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    assert Reading(workers=None).workers_for(300, this_process().local_world_size) == 3
-    assert Reading(workers=7).workers_for(300, this_process().local_world_size) == 7
-    assert Reading(workers=None).workers_for(3, this_process().local_world_size) == 0
-    assert Reading(workers=None).workers_for(300, Process().local_world_size) == 8
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert Reading(workers=None).workers_for(300, this_process().local_world_size) == 1

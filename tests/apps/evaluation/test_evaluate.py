@@ -212,3 +212,24 @@ def test_the_program_shows_the_tables(labelled, tmp_path, run):
     )
     assert (code, err.count("\n")) == (2, 1)
     assert "set --not-held-out" in err
+
+
+def test_two_processes_give_the_results_of_one(report, labelled, start_program, monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    words = ["evaluate", out, "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--steps", 2, 3]
+    words += ["--device", "cpu", "--batch-size", 2]
+    alone = evaluated(labelled, tmp_path / "alone", batch_size=2)
+    for rank in (1, 0):  # the second process does not wait for the first
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, str(value))
+        process = start_program(*words)
+        process.join(120)
+        assert process.exitcode == 0
+        if rank == 1:
+            rows = (out / ".cache" / "rows_1.jsonl").read_text().split("\n")[1:]
+            assert len(rows) == -(-alone.content["num_cases"] // 2)  # half of the batches of two conditions
+            assert not (out / "evaluation.json").exists()
+    content = json.loads((out / "evaluation.json").read_text())
+    assert content["rows"] == alone.content["rows"]
+    assert (out / "cases.csv").read_bytes() == (tmp_path / "alone" / "cases.csv").read_bytes()
+    assert not list((out / ".cache").glob("rows*"))

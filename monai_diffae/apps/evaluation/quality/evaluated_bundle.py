@@ -46,15 +46,15 @@ class EvaluatedBundle:
 
     @classmethod
     def open(
-        cls, folder: Path, name: str, cohort: Path, held_out: HeldOut, reading: Reading, run: Run
+        cls, folder: Path, name: str, cohort: Path, held_out: HeldOut, reading: Reading, run: Run, device: str | None
     ) -> EvaluatedBundle:
-        """Load a bundle and choose its held-out cases.
+        """Load a bundle, on ``device`` unless ``run`` names one, and choose its held-out cases.
 
         Raises:
             ConfigError: the bundle is not trained, or the cases may have been trained on.
             CohortError: no case is in the split.
         """
-        session = Session.open(folder, cohort, reading=reading, run=run)
+        session = Session.open(folder, cohort, reading=reading, run=run, device=device)
         if session.may_hold_training_cases and not held_out.not_held_out:
             raise ConfigError(
                 f"{cohort.name}: is not the cohort that {name} was trained on, and has no split, so its cases may have "

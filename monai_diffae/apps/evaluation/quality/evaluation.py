@@ -19,6 +19,7 @@ from monai_diffae.apps.evaluation.quality.journal import Journal, Row
 from monai_diffae.apps.evaluation.quality.report_files import write_cases, write_markdown, write_tables
 from monai_diffae.apps.evaluation.quality.summary import difference_rows, mean_rows
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
+from monai_diffae.apps.processes import Process
 from monai_diffae.apps.results import log_to_open_run
 from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.data.atomic import write_json
@@ -42,6 +43,7 @@ class Evaluation:
         weights: files of networks that judge images.
         seed: random seed of x_T and of the bootstrap.
         folder: the folder for the results.
+        process: which of the processes that share the reconstructions this is.
         omitted: what could not be measured: ``bundle`` (None: all), ``metric`` and ``reason``.
     """
 
@@ -51,10 +53,11 @@ class Evaluation:
     weights: Weights
     seed: int
     folder: Path
+    process: Process = field(default_factory=Process)
     omitted: list[Row] = field(default_factory=list)
 
     def run(self, overwrite: bool = False) -> dict[str, Any]:
-        """Measure everything and write all files.
+        """Measure everything and write all files; in the first process.
 
         Args:
             overwrite: do not use what an interrupted run has measured already.
@@ -62,13 +65,8 @@ class Evaluation:
         Returns:
             The number of cases, and of those that could not be read.
         """
-        lpips = self._lpips()
-        preparation = PartsOfBundles(self.conditions, self.seed, self.folder, lpips, self._feature_networks(lpips))
-        parts = [preparation.of(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
+        parts, journal = self._prepared(overwrite)
         patients = {case.id: case.patient for each in parts for case in each.reconstructions.read.cases}
-        journal = Journal(self.folder / ".cache" / "rows.jsonl")
-        if overwrite:
-            journal.remove()
         case_rows, rows = self._measured(parts, journal)
         rows = mean_rows(case_rows, patients, self.seed) + rows
         comparable = self._comparable()
@@ -79,6 +77,24 @@ class Evaluation:
         journal.remove()
         num_failed = max(len(each.reconstructions.read.failures) for each in parts)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
+
+    def measure_share(self, overwrite: bool = False) -> None:
+        """Measure this process's share of the reconstructions, for the first process; in the others."""
+        parts, journal = self._prepared(overwrite)
+        total = sum(each.evaluations for each in parts)
+        for each in parts:
+            for _ in each.case_rows(journal, TimeLeft(total, lambda: None)):
+                pass
+
+    def _prepared(self, overwrite: bool) -> tuple[list[BundleParts], Journal]:
+        """The parts of the bundles, and the rows that an interrupted run has measured."""
+        lpips = self._lpips()
+        preparation = PartsOfBundles(self.conditions, self.seed, self.folder, lpips, self._feature_networks(lpips))
+        parts = [preparation.of(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
+        journal = Journal(self.folder / ".cache" / "rows.jsonl", self.process)
+        if overwrite:
+            journal.remove()
+        return parts, journal
 
     def _lpips(self) -> PerceptualDistance | None:
         try:

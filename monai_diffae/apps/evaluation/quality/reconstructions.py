@@ -62,7 +62,8 @@ class Reconstructions:
         for condition in conditions:
             for start in range(0, len(self.read.cases), batch_size):
                 cases = self.read.cases[start : start + batch_size]
-                rows, measured = journal.rows(self._made_from(condition, cases), partial(self._batch, condition, start))
+                make = partial(self._batch, condition, start)
+                rows, measured = journal.shared_rows(self._made_from(condition, cases), make)
                 time_left.add(len(cases) * condition.steps * (2 + self.draws), measured=measured)
                 yield from rows
 

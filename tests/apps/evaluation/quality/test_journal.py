@@ -1,6 +1,10 @@
+import logging
+
 import pytest
 
+from monai_diffae.apps.evaluation.quality import journal as journal_module
 from monai_diffae.apps.evaluation.quality.journal import Journal
+from monai_diffae.apps.processes import Process
 
 
 @pytest.fixture
@@ -41,3 +45,25 @@ def test_it_can_be_forgotten(file):
 def test_values_that_are_no_numbers_survive(file):
     measure(Journal(file), "a", float("inf"))
     assert measure(Journal(file), "a", 0.0)[0][0]["mse"] == float("inf")
+
+
+def share(journal, names):
+    """Whether each row was measured now; and the rows."""
+    shared = [journal.shared_rows({"case": name}, lambda name=name: [{"id": name}]) for name in names]
+    return [measured for _, measured in shared], [row["id"] for rows, _ in shared for row in rows]
+
+
+def test_each_process_measures_its_share_and_the_first_gets_all_rows(file):
+    assert share(Journal(file, Process(1, 2)), "abcde") == ([False, True, False, True, False], ["b", "d"])
+    first = Journal(file, Process(0, 2))
+    assert share(first, "abcde") == ([True, False, True, False, True], ["a", "b", "c", "d", "e"])
+    assert share(Journal(file), "abcde") == ([False] * 5, ["a", "b", "c", "d", "e"])  # a resumed run
+    first.remove()
+    assert list(file.parent.iterdir()) == []
+
+
+def test_the_first_process_measures_what_another_one_does_not(file, monkeypatch, caplog):
+    monkeypatch.setattr(journal_module, "_PATIENCE_S", 0.05)
+    with caplog.at_level(logging.WARNING, logger="monai_diffae"):
+        assert share(Journal(file, Process(0, 2)), "ab") == ([True, True], ["a", "b"])
+    assert caplog.messages == ["rank 1 has not measured its batch; this process measures it"]
