@@ -19,7 +19,8 @@ from monai_diffae.errors import ConfigError
 _OF_THE_MODEL = tuple(
     f"{layout.CONFIGS}/{name}"
     for name in (
-        layout.TRAIN, layout.TRAIN_LATENT, layout.DISTILL, layout.INFERENCE, layout.MULTI_GPU_TRAIN, "metadata.json"
+        layout.TRAIN, layout.TRAIN_LATENT, layout.DISTILL, layout.INFERENCE, layout.EVALUATE,
+        f"{layout.MULTI_GPU}{layout.TRAIN}", f"{layout.MULTI_GPU}{layout.TRAIN_LATENT}", "metadata.json",
     )
 )  # fmt: skip
 _DOCS = {  # what the shipped files say about weights, and what a trained bundle has to say instead
