@@ -1,4 +1,4 @@
-"""MONAI's own export commands on the three bundles: what docs/export.md says of them."""
+"""MONAI's own export command on the three bundles: what docs/export.md says of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export, onnx_export
+from monai.bundle import ConfigParser, ckpt_export
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 4}
@@ -55,18 +55,3 @@ def test_ckpt_export_cannot_script_monais_autoencoder(tmp_path: Path) -> None:
     _, arguments = prepared("autoencoder_kl_3d", tmp_path)
     with pytest.raises(Exception, match="checkpoint|AutoencoderKL|script|annotation"):
         ckpt_export(**arguments | {"use_trace": False})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
-def test_onnx_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> None:
-    """For the given shape: MONAI passes no free sizes unless ``converter_kwargs`` has them."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
-    pytest.importorskip("onnxscript", reason="onnxscript is in the extra `export`")
-    network, arguments = prepared(name, tmp_path)
-    onnx_export(**arguments | {"filepath": str(tmp_path / "exported.onnx")})
-    session = onnxruntime.InferenceSession(tmp_path / "exported.onnx")
-    images = torch.rand(SIZES[name][1]) * 2 - 1
-    (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(output), network(images), rtol=1e-3, atol=1e-4)
