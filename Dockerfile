@@ -15,11 +15,12 @@ COPY configs /src/configs
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /dist /src
 
 FROM ${BASE}
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# the address of an index with PyTorch for CPUs only makes the image smaller: --build-arg TORCH_INDEX=...
+ARG TORCH_INDEX=
 # a base with CUDA brings its own torch, which this environment uses
 RUN python -m venv --system-site-packages /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
-RUN python -c "import torch" || python -m pip install --no-cache-dir --index-url ${TORCH_INDEX} "torch>=2.8"
+RUN python -c "import torch" || python -m pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "torch>=2.8"
 COPY --from=wheel /dist /dist
 RUN python -m pip install --no-cache-dir /dist/*.whl
 RUN useradd --create-home --uid 1000 diffae
