@@ -12,7 +12,7 @@ images of ``train``, without their labels, and all images are encoded. Then z_se
   a learning rate of 1e-4, until five epochs in a row bring no better loss on ``val``; and the 11 nearest neighbors.
 
 AUROC and accuracy are those of MedMNIST: the mean over classes (one against the rest) or over labels. It writes
-``results.json`` and ``results.md``, and goes on after a stop with what is there. Time: almost all of it is training,
+``results.json`` and ``results.md``, and a run that was stopped resumes. Time: almost all of it is training,
 ``--images`` divided by the images per second.
 """
 
@@ -72,7 +72,7 @@ def settings(shape: Sequence[int], colour: bool) -> tuple[list[Path], dict[str, 
     overlays = Path(monai_diffae.__file__).parents[1] / "configs"
     divisor = 8 if min(shape) <= 40 else 16  # of the encoder
     size = [side + -side % divisor for side in shape]
-    overrides: dict[str, Any] = {"image_size": size, "mlflow": False}
+    overrides: dict[str, Any] = {"image_size": size, "z_channels": 256, "mlflow": False}
     if len(shape) == 3:
         return [overlays / "embed_volumes.json"], overrides | {"spacing": None, "intensity": "window"}
     overrides["network_def#encoder#base_channels"] = 32
@@ -83,9 +83,7 @@ def settings(shape: Sequence[int], colour: bool) -> tuple[list[Path], dict[str, 
     return [overlays / "medmnist.json", overlays / "encoder_view.json"], overrides
 
 
-def embedded(
-    folder: Path, cohort: Path, shape: Sequence[int], colour: bool, args: argparse.Namespace, seed: int
-) -> Path:
+def embedded(cohort: Path, shape: Sequence[int], colour: bool, args: argparse.Namespace, seed: int) -> Path:
     """Train with a seed and encode all images; the table of z_sem."""
     overlays, overrides = settings(shape, colour)
     bundle, table = args.out / f"seed_{seed}", args.out / f"embedded_{seed}"
@@ -180,7 +178,7 @@ def evaluate(features: NDArray[Any], labels: Labels, splits: NDArray[Any], seed:
     return {name: (auroc(truth, value), accuracy(truth, value)) for name, value in scores.items()}
 
 
-def pixels(path: Path, labels: Labels, dims: int) -> tuple[float, float]:
+def pixels(path: Path, dims: int) -> tuple[float, float]:
     """AUROC and accuracy of as many principal components of the pixels as z_sem has numbers."""
     with np.load(path, allow_pickle=False) as arrays:
         images = {name: arrays[f"{name}_images"] / 255 for name in ("train", "test")}
@@ -232,7 +230,7 @@ def main() -> None:
         "images": args.images,
         "seeds": args.seeds,
         "z_sem": scores,
-        "pca": pixels(args.npz, labels, features.shape[1]),
+        "pca": pixels(args.npz, features.shape[1]),
         "seconds": time.perf_counter() - start,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
     }

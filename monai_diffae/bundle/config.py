@@ -25,7 +25,7 @@ from monai_diffae.bundle.private_values import SEPARATOR
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
 from monai_diffae.errors import ConfigError, quoted
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
@@ -66,7 +66,7 @@ def running_parser() -> ConfigParser:
     return parser
 
 
-def _on_call_stack(kind: type[T]) -> T | None:
+def _on_call_stack(kind: type[_T]) -> _T | None:
     """The innermost object of this type with a method on the call stack."""
     frame = inspect.currentframe()
     while frame is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from monai_diffae.data.atomic import write_json
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_RUN = ("_meta_", "imports", "bundle_root", "dataset_dir", "device")
+_RUN_KEYS = ("_meta_", "imports", "bundle_root", "dataset_dir", "device")
 
 
 def describe_model(directory: str | os.PathLike[str], files: Sequence[str] = (INFERENCE, EVALUATE)) -> None:
@@ -41,6 +41,16 @@ def describe_model(directory: str | os.PathLike[str], files: Sequence[str] = (IN
             _describe(file, model)
 
 
+def model_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration that describe the model, without those that only concern a run.
+
+    Example:
+        >>> model_values({"device": "cpu", "z_channels": 64})
+        {'z_channels': 64}
+    """
+    return {key: value for key, value in config.items() if key not in _RUN_KEYS}
+
+
 def _describe(file: Path, model: dict[str, Any]) -> None:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
@@ -50,6 +60,6 @@ def _describe(file: Path, model: dict[str, Any]) -> None:
             "%s: cannot be read, so the trained model's values were not written into it; repair it", file.name
         )
         return
-    described = {**content, "imports": imports, **{k: v for k, v in model.items() if k not in _OF_THE_RUN}}
+    described = {**content, "imports": imports, **model_values(model)}
     if described != content:
         write_json(file, described)

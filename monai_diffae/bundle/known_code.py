@@ -37,7 +37,6 @@ _PLAIN_TARGETS = frozenset(
         *_TRANSFORMS,
         *(f"monai.transforms.{name}" for name in _TRANSFORMS),
         "monai_diffae.networks.EncoderAdapter",
-        "monai_diffae.networks.MultiscaleEncoder",
         "monai_diffae.networks.preset",
         "torch.nn.parallel.DistributedDataParallel",  # of earlier bundles
     }

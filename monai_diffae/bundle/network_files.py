@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import ConfigError, MachineError, one_line
+from monai_diffae.errors import ConfigError, MachineError, one_line, shortened
 from monai_diffae.networks.network_parts import NetworkPart
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
     """
     write, load = _FORMATS[format]
     path = folder / f"{part.name}.{format}"
-    found: list[tuple[bool, float]] = []
+    results: list[tuple[bool, float]] = []
 
     def write_and_compare(temporary: Path) -> None:
         is_free = write(part, temporary)
@@ -87,12 +87,12 @@ def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
                 f"{path.name}: differs from the network by {difference:.1e} of its largest output, more than "
                 f"{TOLERANCE:g}; it was removed; choose another format"
             )
-        found.append((is_free, difference))
+        results.append((is_free, difference))
 
     with _quiet(), torch.no_grad():
         output_shape = tuple(part.module(*part.example(1, part.size)).shape[1:])
         write_atomic(path, write_and_compare)
-    return NetworkFile(path, part, *found[0], output_shape)
+    return NetworkFile(path, part, *results[0], output_shape)
 
 
 def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> float:
@@ -105,7 +105,7 @@ def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> 
                 output = loaded(*inputs)
             except Exception as error:
                 shape = " x ".join(map(str, size))
-                raise _cannot(part, error, f"with {batch} images of {shape}") from error
+                raise _export_error(part, error, f"with {batch} images of {shape}") from error
             if output.shape != expected.shape:
                 raise ConfigError(
                     f"{part.name}: the file gives {tuple(output.shape)} instead of {tuple(expected.shape)}; "
@@ -132,7 +132,7 @@ def _exported(part: NetworkPart) -> tuple[ExportedProgram, bool]:
         try:
             return _graph(part, part.size, {}), False
         except Exception as error:
-            raise _cannot(part, error, "by torch.export") from error
+            raise _export_error(part, error, "by torch.export") from error
 
 
 def _graph(part: NetworkPart, size: Sequence[int], free_axes: Mapping[int, Any]) -> ExportedProgram:
@@ -166,7 +166,7 @@ def _write_onnx(part: NetworkPart, path: Path) -> bool:
             verbose=False,
         )  # fmt: skip
     except Exception as error:
-        raise _cannot(part, error, "to ONNX") from error
+        raise _export_error(part, error, "to ONNX") from error
     return size_is_free
 
 
@@ -193,7 +193,7 @@ def _write_ts(part: NetworkPart, path: Path) -> bool:
         try:
             script = torch.jit.trace(part.module, part.example(2, part.larger_size), check_trace=False)
         except Exception as error:
-            raise _cannot(part, error, "to TorchScript") from error
+            raise _export_error(part, error, "to TorchScript") from error
     torch.jit.save(script, path)
     return True
 
@@ -208,11 +208,11 @@ _FORMATS: dict[str, tuple[Callable[[NetworkPart, Path], bool], Callable[[Path, N
 }  # fmt: skip
 
 
-def _cannot(part: NetworkPart, error: Exception, how: str) -> ConfigError:
+def _export_error(part: NetworkPart, error: Exception, how: str) -> ConfigError:
     network = type(getattr(part.module, "encoder", part.module)).__name__
     return ConfigError(
-        f"{part.name}: {network} cannot be exported {how} ({one_line(error)[:160]}); choose another format, or use the "
-        "bundle itself"
+        f"{part.name}: {network} cannot be exported {how} ({shortened(one_line(error), 60)}); choose another format, "
+        "or use the bundle itself"
     )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from monai_diffae.bundle.config import model_config, running_config, running_parser, use_folder_of_config
 from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.described_model import model_values
 from monai_diffae.bundle.given_data import use_given_data
 from monai_diffae.bundle.layout import CONFIG, MODEL, MODELS, TRAIN, newest_files
 from monai_diffae.bundle.loading import set_values
@@ -29,7 +30,6 @@ from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_RUN = ("_meta_", "imports", "bundle_root", "dataset_dir", "device")
 _has_all_values: ContextVar[bool] = ContextVar("_has_all_values", default=False)
 
 
@@ -95,7 +95,7 @@ def check_trained_weights(network: nn.Module, folder: str | os.PathLike[str]) ->
         try:
             read_weights(models / MODEL, network)
         except ConfigError as error:
-            before, now = (_of_the_network(config) for config in (_content(models / CONFIG), running))
+            before, now = (_network_values(config) for config in (_content(models / CONFIG), running))
             keys = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
             if not keys:
                 raise
@@ -115,7 +115,7 @@ def _use_trained_values(parser: ConfigParser, file: str) -> None:
     if not (model and before):
         return
     given = dict(changes(before, parser.get()))
-    described = {key: value for key, value in model.items() if key not in _OF_THE_RUN and value != "???"}
+    described = {key: value for key, value in model_values(model).items() if value != "???"}
     settings = read_training_settings(models) if is_training else {}
     trained = {**settings, **dict(changes(before, {**before, **described}))}
     values = {key: value for key, value in trained.items() if not any(overlap(key, other) for other in given)}
@@ -140,6 +140,5 @@ def _content(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _of_the_network(config: dict[str, Any]) -> dict[str, Any]:
-    described = model_config(config, roots=("network_def",))
-    return {key: value for key, value in described.items() if key not in _OF_THE_RUN}
+def _network_values(config: dict[str, Any]) -> dict[str, Any]:
+    return model_values(model_config(config, roots=("network_def",)))

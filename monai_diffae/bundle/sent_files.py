@@ -16,7 +16,7 @@ from monai_diffae.bundle.folders import export_bundle, shipped
 from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError
 
-_OF_THE_MODEL = tuple(
+_MODEL_CONFIGS = tuple(
     f"{layout.CONFIGS}/{name}"
     for name in (
         layout.TRAIN, layout.TRAIN_LATENT, layout.DISTILL, layout.INFERENCE, layout.EVALUATE,
@@ -35,7 +35,7 @@ _SECOND_MODELS = (
 SENT_FILES = (
     "LICENSE",
     *_DOCS,
-    *_OF_THE_MODEL,
+    *_MODEL_CONFIGS,
     *(
         f"{layout.MODELS}/{name}"
         for name in (*layout.LOADED_FILES, layout.METRICS, layout.PROVENANCE, *sum(_SECOND_MODELS, ()))

@@ -73,8 +73,8 @@ class TrainingDescription:
         keys = (saved.keys() | current.keys()) - {"imports"}
         if differing := sorted(key for key in keys if saved.get(key) != current.get(key)):
             raise ConfigError(
-                f"{name}: belongs to another model with other values of {', '.join(differing)}; use the same "
-                f"configuration (in a bundle run, add models/training.json to config_file) or {_AGAIN}"
+                f"{name}: belongs to another model with other values of {', '.join(differing)}; use its values, "
+                f"choose {_AGAIN}"
             )
         if checkpoint["fingerprint"] != self.fingerprint:
             raise ConfigError(

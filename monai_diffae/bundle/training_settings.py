@@ -1,7 +1,7 @@
 """The settings of a training: which values of the bundle's configuration it changed. They are kept beside the weights.
 
-The file is an overlay of the training's configuration. ``monai-diffae train`` uses it by itself; in a run of
-``python -m monai.bundle``, it is one more ``--config_file``.
+The file is an overlay of the training's configuration. A training that is resumed uses it by itself. A run of
+``python -m monai.bundle`` that starts from a trained bundle needs it as one more ``--config_file``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from monai_diffae.bundle.layout import CONFIG, CONFIGS, MULTI_GPU, TRAIN, TRAINI
 from monai_diffae.bundle.private_values import PRIVATE_KEYS, SEPARATOR, without_paths
 from monai_diffae.errors import ConfigError
 
-# What a run uses, and not what it trains: where its files are, and on which machine it runs.
-_OF_THE_RUN = {
+# Not remembered: where the files of a run are, and on which machine it runs.
+_FORGOTTEN_KEYS = {
     "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "start_from", "device", "workers", "rank",
     "world_size", "save_execute_config",
 }  # fmt: skip
@@ -113,7 +113,7 @@ def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]
     prefix = f"{path}#" if path else ""
     if isinstance(before, dict) and isinstance(after, dict) and before.keys() <= after.keys():
         for key in after:
-            if path or key not in _OF_THE_RUN:
+            if path or key not in _FORGOTTEN_KEYS:
                 yield from changes(before.get(key, _ABSENT), after[key], f"{prefix}{key}")
     elif _has_parts(before) and _has_parts(after) and len(before) == len(after):
         for i, (one, other) in enumerate(zip(before, after, strict=True)):

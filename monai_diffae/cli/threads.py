@@ -19,8 +19,8 @@ def set_threads(number: int) -> None:
         >>> set_threads(0)
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: --threads: 0 is below 1
+        monai_diffae.errors.ConfigError: --threads: 0 is below 1; give at least 1, or omit it
     """
     if number < 1:
-        raise ConfigError(f"--threads: {number} is below 1")
+        raise ConfigError(f"--threads: {number} is below 1; give at least 1, or omit it")
     os.environ["OMP_NUM_THREADS"] = str(number)

@@ -7,7 +7,6 @@ from monai_diffae.networks.denoising_unet import DenoisingUNet
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
-from monai_diffae.networks.multiscale_encoder import MultiscaleEncoder
 from monai_diffae.networks.presets import PRESETS, build_autoencoder, preset
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 from monai_diffae.networks.strides import anisotropic_strides
@@ -19,7 +18,6 @@ __all__ = [
     "EncoderAdapter",
     "FirstStage",
     "LatentMLP",
-    "MultiscaleEncoder",
     "SemanticEncoder",
     "anisotropic_strides",
     "build_autoencoder",

@@ -83,20 +83,17 @@ class SemanticEncoder(nn.Module):
 
         self.stem = conv3(spatial_dims, in_channels, widths[0])
         self.stages = nn.ModuleList()
-        self.stage_widths: list[int] = []
         width = widths[0]
         for level, level_width in enumerate(widths):
             if level > 0:
                 self.stages.append(
                     nn.Sequential(PlainBlock(spatial_dims, width, width, "down", each_stride[level - 1]))
                 )
-                self.stage_widths.append(width)
             for _ in range(num_res_blocks):
                 stage = nn.Sequential(PlainBlock(spatial_dims, width, level_width))
                 if level in attention_levels:
                     stage.append(PositionAttention(level_width, num_heads))
                 self.stages.append(stage)
-                self.stage_widths.append(level_width)
                 width = level_width
         self.middle_stage = nn.Sequential(
             PlainBlock(spatial_dims, width, width),

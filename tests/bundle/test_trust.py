@@ -166,6 +166,11 @@ def test_trust_that_cannot_be_remembered_holds_for_this_call_and_is_a_warning(bu
         load_bundle(bundle, "cpu")
 
 
+@pytest.mark.parametrize("name", ["SemanticEncoder", "EncoderAdapter"])
+def test_encoders_of_this_package_need_no_trust(name):
+    assert own_code({"network_def#encoder#_target_": f"monai_diffae.networks.{name}"}) == []
+
+
 @pytest.mark.parametrize("name", ["diffae_2d", "diffae_3d"])
 def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
     from monai_diffae.bundle.untrained import load_untrained

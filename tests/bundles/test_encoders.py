@@ -43,20 +43,6 @@ def test_a_network_of_monai_is_trained(tiny_settings: Any, small_cohort: Path, t
     assert z_sem.isfinite().all()
 
 
-def test_an_encoder_that_reads_every_resolution_is_trained(
-    tiny_settings: Any, small_cohort: Path, tmp_path: Path
-) -> None:
-    (override,) = re.findall(r"--overrides (\S+MultiscaleEncoder)", PAGE.read_text())
-    key, _, target = override.partition("=")
-    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
-    train(bundle, small_cohort, overrides={**tiny_settings, key: target})
-    trained = load_bundle(bundle, "cpu")
-    assert type(trained.network.encoder).__name__ == "MultiscaleEncoder"
-    z_sem = trained.inferer.encode(torch.zeros(1, 1, 16, 16), trained.network)
-    assert z_sem.shape == (1, 8)
-    assert z_sem.isfinite().all()
-
-
 @pytest.mark.parametrize("package", ["monai", "torchvision"])
 def test_a_frozen_network_is_trained_on(
     package: str, tiny_settings: Any, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

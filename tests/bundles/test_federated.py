@@ -1,4 +1,4 @@
-"""A bundle as a site of a federation, through MONAI's client: what is trained from, what is sent, and who goes on."""
+"""A bundle as a site of a federation, through MONAI's client: what is trained from, what is sent, and who resumes."""
 
 from __future__ import annotations
 

@@ -20,4 +20,4 @@ def test_a_command_takes_the_number(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: --threads: 0 is below 1\n"
+    assert capsys.readouterr().err == "error: --threads: 0 is below 1; give at least 1, or omit it\n"

@@ -157,7 +157,7 @@ def test_the_licence_of_the_data_is_named(entry: Entry, kind: str) -> None:
 
 @ALL
 @pytest.mark.zoo(check="hf_models entry")
-def test_the_entry_of_the_second_door(entry: Entry, kind: str) -> None:
+def test_the_entry_for_weights_on_the_hub(entry: Entry, kind: str) -> None:
     folder = entry(kind) / "hf_models" / kind
     assert {path.name for path in folder.iterdir()} == {"LICENSE", "README.md", "metadata.json"}
     metadata = read(folder / "metadata.json")

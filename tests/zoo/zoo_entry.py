@@ -1,4 +1,4 @@
-"""Write what a trained bundle needs for MONAI's model zoo, by both of its doors: ``make zoo-entry``.
+"""Write what a trained bundle needs for MONAI's model zoo, for both kinds of entries: ``make zoo-entry``.
 
 The folder that it writes has the layout of the zoo's repository: ``models/<name>`` is a zoo bundle,
 ``hf_models/<name>`` an entry for weights on the Hugging Face Hub, and ``ci/unit_tests`` has the bundle's tests.

@@ -66,7 +66,7 @@ def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) ->
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "config": config_checksum(bundle), "format": format}
-    model = _opened(bundle)
+    model = _read_model(bundle)
     results = [out / f"{part.name}.{format}" for part in model.parts] + [out / DESCRIPTION]
 
     def make() -> dict[str, Any]:
@@ -78,7 +78,7 @@ def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) ->
     return figures["networks"], skipped
 
 
-def _opened(bundle: Path) -> _Model:
+def _read_model(bundle: Path) -> _Model:
     config = dict(read_config(layout.model_config_file(bundle)).get())
     definition = config.get("network_def")
     if isinstance(definition, dict) and definition.get("_target_") == "monai_diffae.networks.FirstStage":
