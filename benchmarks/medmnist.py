@@ -72,10 +72,10 @@ def settings(shape: Sequence[int], colour: bool) -> tuple[list[Path], dict[str, 
     overlays = Path(monai_diffae.__file__).parents[1] / "configs"
     divisor = 8 if min(shape) <= 40 else 16  # of the encoder
     size = [side + -side % divisor for side in shape]
-    overrides: dict[str, Any] = {"image_size": size, "z_channels": 256, "mlflow": False}
-    if len(shape) == 3:
-        return [overlays / "embed_volumes.json"], overrides | {"spacing": None, "intensity": "window"}
-    overrides["network_def#encoder#base_channels"] = 32
+    overrides: dict[str, Any] = {"image_size": size, "intensity": "window", "window_hu": [0, 255], "mlflow": False}
+    if len(shape) == 3:  # their voxels are 1 wide, without a unit
+        return [overlays / "embed_volumes.json"], overrides | {"spacing_mm": [1.0, 1.0, 1.0]}
+    overrides |= {"z_channels": 256, "network_def#encoder#base_channels": 32}
     if min(shape) > 40:
         overrides["channel_mult"] = [1, 2, 4, 4]
     if colour:

@@ -68,3 +68,23 @@ def test_anomaly(tmp_path, tiny_settings):
     assert {"Diff-AE, estimated from noised images", "AutoencoderKL", "voxel-wise mean"} <= set(table.index)
     assert table["auroc_voxel"].str.match(r"[01]\.\d{3} \(").all()
     assert len(pd.read_csv(tmp_path / "out" / "by_size.csv")) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3), (12, 12, 12)])
+def test_medmnist(tmp_path, shape):
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, number in (("train", 24), ("val", 12), ("test", 12)):
+        labels = np.arange(number) % 2
+        images = generator.integers(0, 60, (number, *shape)) + 120 * labels.reshape(-1, *[1] * len(shape))
+        arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels[:, None]}
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    small = ["base_channels=8", "network_def#encoder#base_channels=8", "z_channels=8", "calibration_cases=0"]
+    options = ["--seeds", "0", "--images", "48", "--overrides", *small, "num_pictures=0", "batch_size=8"]
+    command = [sys.executable, BENCHMARKS / "medmnist.py", tmp_path / "pneumoniamnist.npz", tmp_path / "out", *options]
+    for _ in range(2):  # the second reads what is there
+        subprocess.run(command, check=True, timeout=500)
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert float(table.partition("| z_sem | probe | ")[2].split()[0]) > 90
+    assert ("DINO" in table) == (len(shape) == 2 or shape[-1] == 3)
