@@ -174,8 +174,10 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
     Raises:
         ConfigError: another model made the table, or its z_sem are pooled, or there is no record beside it.
     """
-    name, made_from = Path(embeddings).name, _made_from(embeddings)
-    _check_trained(name, made_from["encoder"])
+    path = Path(embeddings)
+    name, content = path.name, _record(path)
+    _check_trained(name, _values(content)["encoder"])
+    made_from = _compared(path, content)
     pool = made_from["pool"]
     if made_from["model"] != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
@@ -195,8 +197,12 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
         ConfigError: there is no record, or it is that of a table of another model.
     """
     path = Path(embeddings)
-    record, content = path.with_suffix(".json"), _record(path)
-    recorded = _values(content)
+    return _compared(path, _record(path))
+
+
+def _compared(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a table's record, which is compared with the table."""
+    record, recorded = path.with_suffix(".json"), _values(content)
     own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
     model = own.get("made_from", {}).get("model")
     if model not in (None, recorded["model"]):  # copied over a table of the same name

@@ -133,11 +133,11 @@ def run_once(
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
         return figures, True
-    try:
-        with disk_errors(record.parent.name):
+    with disk_errors(record.parent.name):
+        try:
             record.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
     remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
     with _unfinished(record, made_from):
         figures = dict(make())

@@ -26,7 +26,7 @@ def write_checksum_list(folder: Path, names: Iterable[str]) -> Path:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "a.txt").write_text("weights")
         ...     read_checksum_list(write_checksum_list(Path(folder), ["a.txt"]))
-        {'a.txt': '9f7ffdaf15ff23deb4c13ee58dca0efa6dd57dd8e7d9ee5cb3b1e4dfb6bd0c2e'}
+        {'a.txt': '9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c'}
     """
     lines = "".join(f"{file_checksum(folder / name)}  {name}\n" for name in sorted(names))
     return write_atomic(folder / CHECKSUM_LIST, lambda path: path.write_text(lines, encoding="utf-8"))

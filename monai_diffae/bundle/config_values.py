@@ -161,6 +161,8 @@ def check_rules(config: Mapping[str, Any]) -> None:
         value = config.get(key)
         if key not in config or is_formula(value):
             continue
+        if value == "???":
+            raise ConfigError(f"{key}: is required; give it a value")
         value = list(value) if isinstance(value, tuple) else value
         try:
             is_valid = rule.holds(value)

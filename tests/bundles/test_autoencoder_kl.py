@@ -111,7 +111,7 @@ def test_network_gives_what_the_metadata_says() -> None:
     network = parser.get_parsed_content("network_def").eval()
     assert form["inputs"]["image"]["spatial_shape"] == [f"{d}*n" for d in network.size_divisors]
     with torch.no_grad():
-        pred = network(torch.zeros(1, form["inputs"]["image"]["num_channels"], 8, 12, 16))[0]
+        pred = network(torch.zeros(1, form["inputs"]["image"]["num_channels"], 8, 12, 16))
     assert pred.shape == (1, form["outputs"]["pred"]["num_channels"], 8, 12, 16)
 
 

@@ -40,9 +40,15 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         with disk_errors(target.name):
+            old = Path(hidden) / "old"
             if target.is_dir():
-                target.rename(Path(hidden) / "old")
-            folder.rename(target)
+                target.rename(old)
+            try:
+                folder.rename(target)
+            except OSError:
+                if old.is_dir():
+                    old.rename(target)
+                raise
 
 
 def _check_replaceable(target: Path) -> None:
