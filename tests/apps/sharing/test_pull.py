@@ -145,6 +145,17 @@ def test_files_of_the_users_own_are_never_replaced(pushed: Any, tmp_path: Path, 
     assert (tmp_path / "other" / "thesis.doc").exists()
 
 
+def test_a_pulled_file_that_was_changed_is_never_replaced(pushed: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    pull(REPO, folder)
+    config = folder / "configs" / "train.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_epochs": 7}))
+    before = contents(folder)
+    with pytest.raises(ConfigError, match=r"copy: configs/train.json was changed after the pull; choose another fol"):
+        pull(REPO, folder, overwrite=True)
+    assert contents(folder) == before
+
+
 def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(
     described: Path, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,41 @@ def test_documents_that_deny_the_weights_are_refused(described: Path, tmp_path: 
         push(bundle, str(tmp_path / "out.zip"), yes=True)
 
 
+def test_links_to_folders_are_not_followed(described: Path, tmp_path: Path) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    (tmp_path / "scans").mkdir()
+    (bundle / "docs" / "scans").symlink_to(tmp_path / "scans")
+    (bundle / "docs" / "loop").symlink_to(bundle / "docs")
+    (bundle / "docs" / "broken").symlink_to(tmp_path / "nothing")
+    assert copy_for_others(bundle, tmp_path / "copy").keys() >= {"docs/README.md"}
+    assert not any(path.is_dir() for path in (tmp_path / "copy" / "docs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("configs/mine.json", b"{broken", "mine.json: is not a JSON file, so nothing was copied; repair or remove it"),
+        ("configs/mine.json", b"\xff\xfe", "mine.json: is not a JSON file"),
+        ("docs/README.md", b"M\xfcller", "docs/README.md: is not UTF-8 text; save it as UTF-8"),
+        ("models/fast_config.json", b"[]", "fast_model.pt: belongs to another model than models/model.pt"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_line(
+    described: Path, tmp_path: Path, name: str, content: bytes, error: str
+) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    (bundle / "models" / "fast_model.pt").touch()
+    (bundle / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=error):
+        copy_for_others(bundle, tmp_path / "copy")
+
+
+def test_a_json_file_may_hold_a_list(described: Path, tmp_path: Path) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    (bundle / "docs" / "figures.json").write_text("[1, 2]")
+    copy_for_others(bundle, tmp_path / "copy")
+
+
 def test_weights_that_would_run_code_are_refused(described: Path, tmp_path: Path) -> None:
     from monai_diffae.errors import UnsafeInputError
 
