@@ -15,7 +15,11 @@ PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_p
 
 # A slash or backslash in plain text, or in an expression a quoted absolute path with at least two folders.
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
-_ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")
+# An absolute path or an address of another kind than https, or an expression with an absolute path that is not added to
+# a folder, as in "$@bundle_root + '/models/model.pt'".
+_ABSOLUTE = re.compile(
+    r"(\$\s*['\"])?((?!https?:)[A-Za-z][\w+.-]*:|~)?[/\\]|\$.*(?<!\+ )['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]"
+)
 SEPARATOR = re.compile("#|::")  # separates the parts of an id: ``#`` as people write it, ``::`` as MONAI stores it
 
 

@@ -161,8 +161,9 @@ def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(
 ) -> None:
     bundle = shutil.copytree(described, tmp_path / "bundle")
     config = json.loads((bundle / "models" / "config.json").read_text())
-    config["imports"] = [*config.get("imports", []), f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"]
+    config["imports"] = [*config.get("imports", []), "$__import__('pathlib').Path('ran').touch()"]
     (bundle / "models" / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
     push(bundle, REPO, yes=True)
     result = pull(REPO, tmp_path / "copy")
     assert any(part.startswith("models/config.json: expression") for part in result.own_code)

@@ -133,6 +133,22 @@ def test_documents_that_deny_the_weights_are_refused(described: Path, tmp_path: 
         push(bundle, str(tmp_path / "out.zip"), yes=True)
 
 
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("$Path('/home/mrdoe/scans').name", "???"), ("file:///home/mrdoe/scans", "???"), ("s3://mrdoe/scans", "???"),
+        ("https://example.org/paper", "https://example.org/paper"),
+        ("$@bundle_root + '/models/model.pt'", "$@bundle_root + '/models/model.pt'"),
+    ],
+)  # fmt: skip
+def test_paths_in_expressions_and_addresses_are_removed(described: Path, tmp_path: Path, value: str, sent: str) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    (bundle / "configs" / "train.json").write_text(json.dumps({**config, "mine": value}))
+    copy_for_others(bundle, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "configs" / "train.json").read_text())["mine"] == sent
+
+
 def test_links_to_folders_are_not_followed(described: Path, tmp_path: Path) -> None:
     bundle = copied(described, tmp_path / "bundle")
     (tmp_path / "scans").mkdir()
