@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, write_checksum_list
 from monai_diffae.bundle.folders import export_bundle, remove_private_values, shipped
@@ -72,7 +74,8 @@ def copy_for_others(bundle: Path, folder: Path) -> dict[str, int]:
         The sizes of the files in bytes, by their names.
 
     Raises:
-        ConfigError: the bundle is not trained, or its documents still say that it has no weights.
+        ConfigError: the bundle is not trained, its documents still say that it has no weights, or a file of weights
+            holds something else.
         UnsafeInputError: loading its weights would run code.
         ScanError: its weights are damaged.
 
@@ -92,10 +95,17 @@ def copy_for_others(bundle: Path, folder: Path) -> dict[str, int]:
         if name not in SENT_FILES and not (may_be_in_a_sent_bundle(name) and _content(path) in known.get(name, [])):
             path.unlink()
         elif path.suffix == ".pt":
-            read_torch_file(path, "is damaged; train the bundle again")
+            _check_weights(path)
     names = list(_files(folder))
     write_checksum_list(folder, names)
     return {name: (folder / name).stat().st_size for name in [*names, CHECKSUM_LIST]}
+
+
+def _check_weights(path: Path) -> None:
+    """Check that a file holds weights and nothing else, such as texts."""
+    state = read_torch_file(path, "is damaged; train the bundle again")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"{path.name}: holds something other than weights; train the bundle again")
 
 
 def files_that_stay(bundle: Path, sent: dict[str, int]) -> list[str]:

@@ -25,9 +25,11 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         overwrite: replace an earlier pull.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or is the current one.
         MachineError: it cannot be written.
     """
+    if target.resolve() == Path.cwd():
+        raise ConfigError("out: is the current folder, which cannot be replaced; choose a new folder")
     is_replaced = overwrite and target.is_dir() and any(target.iterdir())
     if is_replaced:
         _check_replaceable(target)

@@ -149,6 +149,29 @@ def test_paths_in_expressions_and_addresses_are_removed(described: Path, tmp_pat
     assert json.loads((tmp_path / "copy" / "configs" / "train.json").read_text())["mine"] == sent
 
 
+def test_weights_with_something_else_are_refused(described: Path, tmp_path: Path) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    torch.save({"weight": torch.zeros(2), "patient": "mrdoe"}, bundle / "models" / "model.pt")
+    with pytest.raises(ConfigError, match="model.pt: holds something other than weights"):
+        copy_for_others(bundle, tmp_path / "copy")
+
+
+def test_a_bundle_with_a_pattern_for_patients_can_be_used_by_others(
+    described: Path, tiny_bundle: Any, tmp_path: Path
+) -> None:
+    from monai_diffae import embed
+
+    bundle = copied(described, tmp_path / "bundle")
+    for name, values in (("models/config.json", {}), ("configs/train.json", {"start_from": "../mrdoe"})):
+        config = json.loads((bundle / name).read_text())
+        (bundle / name).write_text(json.dumps({**config, "patient_pattern": "(mrdoe.)", **values}))
+    copy_for_others(bundle, tmp_path / "copy")
+    sent = [json.loads((tmp_path / "copy" / name).read_text()) for name in ("models/config.json", "configs/train.json")]
+    assert [config["patient_pattern"] for config in sent] == [None, None]
+    assert sent[1]["start_from"] is None
+    embed(tmp_path / "copy", tiny_bundle.cohort, tmp_path / "embedded", limit=2, device="cpu")
+
+
 def test_links_to_folders_are_not_followed(described: Path, tmp_path: Path) -> None:
     bundle = copied(described, tmp_path / "bundle")
     (tmp_path / "scans").mkdir()
