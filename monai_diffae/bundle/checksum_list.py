@@ -15,6 +15,7 @@ from monai_diffae.errors import ConfigError, ScanError
 
 CHECKSUM_LIST = "SHA256SUMS"
 
+_LONGEST_NAME = 255  # bytes, on all usual disks
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](\S(?:.*\S)?)")
 
 
@@ -43,9 +44,14 @@ def read_checksum_list(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ScanError(f"{path.name}: cannot be read; get the bundle again") from error
     matches = [_LINE.fullmatch(line) for line in lines]
-    if not matches or None in matches:
+    if not matches or not all(match and _is_name(match[2]) for match in matches):
         raise ScanError(f"{path.name}: is not a list of SHA-256 checksums; get the bundle again")
     return {match[2]: match[1] for match in matches if match is not None}
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can be a file's name, and shown in a terminal."""
+    return text.isprintable() and all(len(part.encode()) <= _LONGEST_NAME for part in text.split("/"))
 
 
 def check_files(folder: Path, checksums: Mapping[str, str]) -> None:

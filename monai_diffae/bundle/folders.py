@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from monai_diffae.bundle.config_values import references
@@ -105,19 +106,34 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     """Copy the trained bundle to ``folder``: configurations, docs, licence and weights, but nothing of the data.
 
     Paths and patterns that the user wrote into the configurations are removed, and so are configurations in YAML.
-    Its ``train.json`` describes the trained model, too.
+    Links to folders are not followed. Its ``train.json`` describes the trained model, too.
+
+    Raises:
+        ConfigError: a file that ends with ``.json`` is not JSON.
     """
-    _copy_static(Path(bundle_root), folder)
+    _copy_static(Path(bundle_root), folder, ignore=_not_copied_for_others)
     copy_model(Path(output_dir), folder)
     describe_model(folder, (TRAIN, INFERENCE, EVALUATE))
     for file in (folder / "configs").rglob("*"):
         if file.is_file() and file.suffix != ".json":
             file.unlink()
     for file in folder.rglob("*.json"):
-        config = json.loads(file.read_text())
-        public = without_private_values(config)
-        if public != config:
-            write_json(file, public)
+        remove_private_values(file)
+
+
+def remove_private_values(file: Path) -> None:
+    """Remove private values from a JSON file.
+
+    Raises:
+        ConfigError: the file is not JSON.
+    """
+    try:
+        content = {"": json.loads(file.read_text())}  # it may be a list
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file.name}: is not a JSON file, so nothing was copied; repair or remove it") from error
+    public = without_private_values(content)
+    if public != content:
+        write_json(file, public[""])
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -133,10 +149,16 @@ def copy_model(source: Path, target: Path) -> None:
     read_consistently(source, copy, names)
 
 
-def _copy_static(source: Path, target: Path) -> None:
+def _copy_static(source: Path, target: Path, ignore: Callable[[str, list[str]], list[str]] | None = None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in _STATIC:
         if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+            shutil.copytree(source / name, target / name, ignore=ignore, dirs_exist_ok=True)
         elif (source / name).is_file():
             shutil.copy2(source / name, target / name)
+
+
+def _not_copied_for_others(folder: str, names: list[str]) -> list[str]:
+    """Links to folders, such as one with scans, broken links, and what is neither file nor folder."""
+    paths = {name: Path(folder, name) for name in names}
+    return [name for name, path in paths.items() if not path.is_file() and (path.is_symlink() or not path.is_dir())]

@@ -13,9 +13,16 @@ from monai_diffae.bundle.config_values import is_formula
 # Values that may name a patient, a file or a folder are never tracked.
 PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri", "embeddings")
 
+# They are null for others, as in the shipped bundles: a run that does not need them must not ask for them.
+_OPTIONAL_KEYS = ("patient_pattern", "start_from")
+
 # A slash or backslash in plain text, or in an expression a quoted absolute path with at least two folders.
 _PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
-_ABSOLUTE = re.compile(r"(\$\s*['\"])?([A-Za-z]:|~)?[/\\]")
+# An absolute path or an address of another kind than https, or an expression with an absolute path that is not added to
+# a folder, as in "$@bundle_root + '/models/model.pt'".
+_ABSOLUTE = re.compile(
+    r"(\$\s*['\"])?((?!https?:)[A-Za-z][\w+.-]*:|~)?[/\\]|\$.*(?<!\+ )['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]"
+)
 SEPARATOR = re.compile("#|::")  # separates the parts of an id: ``#`` as people write it, ``::`` as MONAI stores it
 
 
@@ -46,6 +53,8 @@ def without_paths(config: dict[str, Any], private_keys: Sequence[str] = PRIVATE_
 def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration to run elsewhere: lists of data, values of :data:`PRIVATE_KEYS` and absolute paths are ``???``.
 
+    A pattern that finds patients in paths and the bundle from which a training began are null.
+
     Example:
         >>> without_private_values({"dataset_dir": "/doe", "a": {"dataset_dir": "@dataset_dir"}, "bundle_root": "."})
         {'dataset_dir': '???', 'a': {'dataset_dir': '@dataset_dir'}, 'bundle_root': '.'}
@@ -58,6 +67,8 @@ def without_private_values(config: dict[str, Any]) -> dict[str, Any]:
             return "???" if SEPARATOR.split(key)[-1] == "data" else [blank(key, item) for item in value]
         if not isinstance(value, str) or value in ("???", "."):
             return value
+        if SEPARATOR.split(key)[-1] in _OPTIONAL_KEYS and not value.startswith(("@", "%")):
+            return None
         is_private = SEPARATOR.split(key)[-1] in PRIVATE_KEYS and not is_formula(value)
         return "???" if is_private or _ABSOLUTE.match(value) else value
 

@@ -137,7 +137,9 @@ def _content(file: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file.name}: cannot be read; copy the bundle again") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file.name}: does not describe a model; copy the bundle again")
+    return content
 
 
 def _network_values(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, write_checksum_list
-from monai_diffae.bundle.folders import export_bundle, shipped
+from monai_diffae.bundle.folders import export_bundle, remove_private_values, shipped
 from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError
 
@@ -71,7 +74,8 @@ def copy_for_others(bundle: Path, folder: Path) -> dict[str, int]:
         The sizes of the files in bytes, by their names.
 
     Raises:
-        ConfigError: the bundle is not trained, or its documents still say that it has no weights.
+        ConfigError: the bundle is not trained, its documents still say that it has no weights, or a file of weights
+            holds something else.
         UnsafeInputError: loading its weights would run code.
         ScanError: its weights are damaged.
 
@@ -91,10 +95,17 @@ def copy_for_others(bundle: Path, folder: Path) -> dict[str, int]:
         if name not in SENT_FILES and not (may_be_in_a_sent_bundle(name) and _content(path) in known.get(name, [])):
             path.unlink()
         elif path.suffix == ".pt":
-            read_torch_file(path, "is damaged; train the bundle again")
+            _check_weights(path)
     names = list(_files(folder))
     write_checksum_list(folder, names)
     return {name: (folder / name).stat().st_size for name in [*names, CHECKSUM_LIST]}
+
+
+def _check_weights(path: Path) -> None:
+    """Check that a file holds weights and nothing else, such as texts."""
+    state = read_torch_file(path, "is damaged; train the bundle again")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"{path.name}: holds something other than weights; train the bundle again")
 
 
 def files_that_stay(bundle: Path, sent: dict[str, int]) -> list[str]:
@@ -111,7 +122,10 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _check_documents(bundle: Path) -> None:
     for name, (phrase, advice) in _DOCS.items():
-        text = (bundle / name).read_text(encoding="utf-8") if (bundle / name).is_file() else phrase
+        try:
+            text = (bundle / name).read_text(encoding="utf-8") if (bundle / name).is_file() else phrase
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name}: is not UTF-8 text; save it as UTF-8") from error
         if phrase in " ".join(text.split()):
             raise ConfigError(f"{name}: says nothing about the trained weights; {advice}")
 
@@ -123,12 +137,20 @@ def _copy_second_models(bundle: Path, folder: Path) -> None:
     models = layout.models_folder(bundle)
     for weights, config in _SECOND_MODELS:
         if (models / weights).is_file() and (models / config).is_file():
-            if json.loads((models / config).read_text())["autoencoder_sha256"] != checksum(bundle):
+            if _autoencoder_of(models / config) != checksum(bundle):
                 raise ConfigError(
                     f"{weights}: belongs to another model than models/model.pt; train it again, or remove it"
                 )
             for name in (weights, config):
                 shutil.copy2(models / name, folder / layout.MODELS / name)
+            remove_private_values(folder / layout.MODELS / config)
+
+
+def _autoencoder_of(config: Path) -> Any:
+    """The checksum of the autoencoder that a second model belongs to; None if its configuration does not say it."""
+    with suppress(ValueError, TypeError, KeyError):
+        return _content(config)["autoencoder_sha256"]
+    return None
 
 
 def _shipped_configs() -> dict[str, list[Any]]:

@@ -145,6 +145,8 @@ def test_damaged_weights_and_descriptions_are_one_line(bundle: Path, kind: str) 
     assert "model.pt: holds weights that are not finite" in complaint(lambda: loaded(bundle, kind))
     (bundle / "models" / "config.json").write_text("{")
     assert complaint(lambda: loaded(bundle, kind)) == "config.json: cannot be read; copy the bundle again"
+    (bundle / "models" / "config.json").write_text("[]")
+    assert complaint(lambda: loaded(bundle, kind)) == "config.json: does not describe a model; copy the bundle again"
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, check_files, read_c
 from monai_diffae.bundle.sent_files import may_be_in_a_sent_bundle
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, ScanError
+
+_ENCRYPTED = 1  # bit of a zip file's member
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
     _check(path, sha256)
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(member.flag_bits & _ENCRYPTED for member in archive.infolist()):
+                raise ScanError(f"{path.name}: is encrypted; get one without a password")
             lists = [name for name in archive.namelist() if name.rpartition("/")[2] == CHECKSUM_LIST]
             if not lists:
                 raise _no_list(path.name)
@@ -126,7 +131,7 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
 
             get(CHECKSUM_LIST)
             return _fetch_listed(folder, None, file_checksum(path), get)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ScanError(f"{path.name}: is damaged; get it again") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, read_checksum_list
 from monai_diffae.bundle.folders import check_new_folder
 from monai_diffae.data.atomic import disk_errors
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 
@@ -24,9 +25,11 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         overwrite: replace an earlier pull.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or is the current one.
         MachineError: it cannot be written.
     """
+    if target.resolve() == Path.cwd():
+        raise ConfigError("out: is the current folder, which cannot be replaced; choose a new folder")
     is_replaced = overwrite and target.is_dir() and any(target.iterdir())
     if is_replaced:
         _check_replaceable(target)
@@ -45,7 +48,7 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 target.rename(old)
             try:
                 folder.rename(target)
-            except OSError:
+            except BaseException:
                 if old.is_dir():
                     old.rename(target)
                 raise
@@ -54,8 +57,16 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 def _check_replaceable(target: Path) -> None:
     if not (target / CHECKSUM_LIST).is_file():
         raise ConfigError(f"{target.name}: was not pulled, so it is not replaced; choose another folder")
-    listed = {*read_checksum_list(target / CHECKSUM_LIST), CHECKSUM_LIST}
+    listed = read_checksum_list(target / CHECKSUM_LIST)
+    known = {*listed, CHECKSUM_LIST}
     names = (path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_file())
-    own = [name.as_posix() for name in names if name.as_posix() not in listed and not name.name.startswith(".")]
+    own = [name.as_posix() for name in names if name.as_posix() not in known and not name.name.startswith(".")]
     if own:
         raise ConfigError(f"{target.name}: holds files of your own, such as {own[0]}; choose another folder")
+    changed = (name for name in sorted(listed) if (target / name).is_file() and _differs(target / name, listed[name]))
+    if (name := next(changed, None)) is not None:
+        raise ConfigError(f"{target.name}: {name} was changed after the pull; choose another folder")
+
+
+def _differs(path: Path, checksum: str) -> bool:
+    return file_checksum(path) != checksum

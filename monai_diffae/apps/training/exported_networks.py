@@ -21,8 +21,9 @@ from monai_diffae.bundle.preprocessing_config import preprocessing_config
 from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.diffusion.schedule import RECTIFIED_FLOW, DiffusionSchedule
+from monai_diffae.diffusion.schedule import RECTIFIED_FLOW
 from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import DiffusionAutoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 
@@ -38,12 +39,12 @@ class _Model:
     Attributes:
         parts: its networks.
         config: its configuration.
-        schedule: its noise schedule; None: it is a first stage.
+        inferer: decodes with its noise schedule; None: it is a first stage.
     """
 
     parts: list[NetworkPart]
     config: Mapping[str, Any]
-    schedule: DiffusionSchedule | None
+    inferer: DiffusionAutoencoderInferer | None
 
 
 def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) -> tuple[dict[str, dict[str, Any]], bool]:
@@ -90,7 +91,7 @@ def _read_model(bundle: Path) -> _Model:
             f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
         )
     parts = autoencoder_parts(trained.network, trained.image_shape, trained.inferer.first_stage)
-    return _Model(parts, trained.config, trained.inferer.schedule)
+    return _Model(parts, trained.config, trained.inferer)
 
 
 def _figures(file: NetworkFile) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _description(model: _Model, files: list[NetworkFile]) -> dict[str, Any]:
         "images": {key: model.config[key] for key in keys if key in model.config},
         "preprocessing": without_paths(preprocessing_config(model.config)),
     }
-    return description if model.schedule is None else {**description, "diffusion": _diffusion(model.schedule)}
+    return description if model.inferer is None else {**description, "diffusion": _diffusion(model.inferer)}
 
 
 def _network(file: NetworkFile) -> dict[str, Any]:
@@ -128,8 +129,9 @@ def _network(file: NetworkFile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _diffusion(schedule: DiffusionSchedule) -> dict[str, Any]:
+def _diffusion(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
     """The noise levels, and how x0 and eps are computed from the denoiser's output."""
+    schedule = inferer.schedule
     if schedule.prediction == "eps":
         x0 = "(x_t - sigma[t] * prediction) / alpha[t]"
     elif schedule.prediction == "x0":
@@ -142,7 +144,7 @@ def _diffusion(schedule: DiffusionSchedule) -> dict[str, Any]:
     levels = [schedule.level(t) for t in range(total)]
     return {
         "schedule": schedule.schedule, "prediction": schedule.prediction, "num_train_timesteps": total,
-        "clip_range": schedule.clip_range, "x_t": "alpha[t] * x0 + sigma[t] * eps", "x0": x0,
+        "clip_range": inferer.clip_range, "x_t": "alpha[t] * x0 + sigma[t] * eps", "x0": x0,
         "eps": "(x_t - alpha[t] * x0) / sigma[t]",
         "alpha": [alpha for alpha, _ in levels], "sigma": [sigma for _, sigma in levels],
     }  # fmt: skip

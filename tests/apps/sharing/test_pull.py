@@ -94,7 +94,13 @@ def test_a_forged_list_is_noticed_by_the_checksum_of_the_author(described: Path,
 
 @pytest.mark.parametrize(
     ("lines", "error"),
-    [(b"", "is not a list of SHA-256"), (b"\xff", "cannot be read"), (b"00  models/model.pt\n", "is not a list")],
+    [
+        (b"", "is not a list of SHA-256"),
+        (b"\xff", "cannot be read"),
+        (b"00  models/model.pt\n", "is not a list"),
+        (b"0" * 64 + b"  \x1b[31mrun.py\n", "is not a list"),
+        (b"0" * 64 + b"  configs/" + b"a" * 256 + b"\n", "is not a list"),
+    ],
 )
 def test_a_damaged_list_is_refused(pushed: Any, tmp_path: Path, lines: bytes, error: str) -> None:
     change(pushed, "SHA256SUMS", lambda content: lines)
@@ -145,13 +151,32 @@ def test_files_of_the_users_own_are_never_replaced(pushed: Any, tmp_path: Path, 
     assert (tmp_path / "other" / "thesis.doc").exists()
 
 
+def test_the_current_folder_is_refused(pushed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pull(REPO, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    with pytest.raises(ConfigError, match="out: is the current folder, which cannot be replaced; choose a new folder"):
+        pull(REPO, ".", overwrite=True)
+
+
+def test_a_pulled_file_that_was_changed_is_never_replaced(pushed: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    pull(REPO, folder)
+    config = folder / "configs" / "train.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_epochs": 7}))
+    before = contents(folder)
+    with pytest.raises(ConfigError, match=r"copy: configs/train.json was changed after the pull; choose another fol"):
+        pull(REPO, folder, overwrite=True)
+    assert contents(folder) == before
+
+
 def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(
     described: Path, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = shutil.copytree(described, tmp_path / "bundle")
     config = json.loads((bundle / "models" / "config.json").read_text())
-    config["imports"] = [*config.get("imports", []), f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"]
+    config["imports"] = [*config.get("imports", []), "$__import__('pathlib').Path('ran').touch()"]
     (bundle / "models" / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
     push(bundle, REPO, yes=True)
     result = pull(REPO, tmp_path / "copy")
     assert any(part.startswith("models/config.json: expression") for part in result.own_code)
@@ -214,6 +239,28 @@ def test_damaged_zip_files_are_refused(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other.zip: has no SHA256SUMS"):
         pull(str(tmp_path / "other.zip"), tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_wherever_a_zip_file_is_damaged_it_is_one_line(archive: Path, tmp_path: Path) -> None:
+    content = archive.read_bytes()
+    for at in range(100, len(content), len(content) // 40):
+        damaged = bytearray(content)
+        damaged[at] ^= 0xFF
+        (tmp_path / "damaged.zip").write_bytes(damaged)
+        with pytest.raises(DiffAEError):
+            pull(str(tmp_path / "damaged.zip"), tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
+
+def test_an_encrypted_zip_file_is_one_line(archive: Path, tmp_path: Path) -> None:
+    content = bytearray(archive.read_bytes())
+    for start, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = -1
+        while (at := content.find(start, at + 1)) >= 0:
+            content[at + flags] |= 1
+    (tmp_path / "locked.zip").write_bytes(content)
+    with pytest.raises(ScanError, match="locked.zip: is encrypted; get one without a password"):
+        pull(str(tmp_path / "locked.zip"), tmp_path / "copy")
 
 
 def test_the_address_of_a_zip_file_needs_a_checksum(archive: Path, tmp_path: Path) -> None:

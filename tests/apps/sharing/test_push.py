@@ -133,6 +133,80 @@ def test_documents_that_deny_the_weights_are_refused(described: Path, tmp_path: 
         push(bundle, str(tmp_path / "out.zip"), yes=True)
 
 
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("$Path('/home/mrdoe/scans').name", "???"), ("file:///home/mrdoe/scans", "???"), ("s3://mrdoe/scans", "???"),
+        ("https://example.org/paper", "https://example.org/paper"),
+        ("$@bundle_root + '/models/model.pt'", "$@bundle_root + '/models/model.pt'"),
+    ],
+)  # fmt: skip
+def test_paths_in_expressions_and_addresses_are_removed(described: Path, tmp_path: Path, value: str, sent: str) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    (bundle / "configs" / "train.json").write_text(json.dumps({**config, "mine": value}))
+    copy_for_others(bundle, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "configs" / "train.json").read_text())["mine"] == sent
+
+
+def test_weights_with_something_else_are_refused(described: Path, tmp_path: Path) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    torch.save({"weight": torch.zeros(2), "patient": "mrdoe"}, bundle / "models" / "model.pt")
+    with pytest.raises(ConfigError, match="model.pt: holds something other than weights"):
+        copy_for_others(bundle, tmp_path / "copy")
+
+
+def test_a_bundle_with_a_pattern_for_patients_can_be_used_by_others(
+    described: Path, tiny_bundle: Any, tmp_path: Path
+) -> None:
+    from monai_diffae import embed
+
+    bundle = copied(described, tmp_path / "bundle")
+    for name, values in (("models/config.json", {}), ("configs/train.json", {"start_from": "../mrdoe"})):
+        config = json.loads((bundle / name).read_text())
+        (bundle / name).write_text(json.dumps({**config, "patient_pattern": "(mrdoe.)", **values}))
+    copy_for_others(bundle, tmp_path / "copy")
+    sent = [json.loads((tmp_path / "copy" / name).read_text()) for name in ("models/config.json", "configs/train.json")]
+    assert [config["patient_pattern"] for config in sent] == [None, None]
+    assert sent[1]["start_from"] is None
+    embed(tmp_path / "copy", tiny_bundle.cohort, tmp_path / "embedded", limit=2, device="cpu")
+
+
+def test_links_to_folders_are_not_followed(described: Path, tmp_path: Path) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    (tmp_path / "scans").mkdir()
+    (bundle / "docs" / "scans").symlink_to(tmp_path / "scans")
+    (bundle / "docs" / "loop").symlink_to(bundle / "docs")
+    (bundle / "docs" / "broken").symlink_to(tmp_path / "nothing")
+    assert copy_for_others(bundle, tmp_path / "copy").keys() >= {"docs/README.md"}
+    assert not any(path.is_dir() for path in (tmp_path / "copy" / "docs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("configs/mine.json", b"{broken", "mine.json: is not a JSON file, so nothing was copied; repair or remove it"),
+        ("configs/mine.json", b"\xff\xfe", "mine.json: is not a JSON file"),
+        ("docs/README.md", b"M\xfcller", "docs/README.md: is not UTF-8 text; save it as UTF-8"),
+        ("models/fast_config.json", b"[]", "fast_model.pt: belongs to another model than models/model.pt"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_line(
+    described: Path, tmp_path: Path, name: str, content: bytes, error: str
+) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    (bundle / "models" / "fast_model.pt").touch()
+    (bundle / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=error):
+        copy_for_others(bundle, tmp_path / "copy")
+
+
+def test_a_json_file_may_hold_a_list(described: Path, tmp_path: Path) -> None:
+    bundle = copied(described, tmp_path / "bundle")
+    (bundle / "docs" / "figures.json").write_text("[1, 2]")
+    copy_for_others(bundle, tmp_path / "copy")
+
+
 def test_weights_that_would_run_code_are_refused(described: Path, tmp_path: Path) -> None:
     from monai_diffae.errors import UnsafeInputError
 

@@ -127,9 +127,10 @@ def test_the_description_says_how_the_files_are_used(bundle: Path, tmp_path: Pat
 def test_the_formulas_of_the_description_are_those_of_the_schedule(arguments: dict[str, Any]) -> None:
     from monai_diffae.apps.training.exported_networks import _diffusion
     from monai_diffae.diffusion import DiffusionSchedule
+    from monai_diffae.inferers import DiffusionAutoencoderInferer
 
     schedule = DiffusionSchedule(**arguments)
-    described, t = json.loads(json.dumps(_diffusion(schedule))), 400
+    described, t = json.loads(json.dumps(_diffusion(DiffusionAutoencoderInferer(schedule)))), 400
     x0, eps = torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.randn(2, 1, 4, 4, dtype=torch.float64)
     times = torch.full((2,), t)
     values = {"alpha": described["alpha"], "sigma": described["sigma"], "t": t, "x0": x0, "eps": eps}
@@ -139,6 +140,16 @@ def test_the_formulas_of_the_description_are_those_of_the_schedule(arguments: di
     values["x0"] = eval(described["x0"], values)
     torch.testing.assert_close(values["x0"], x0)
     torch.testing.assert_close(eval(described["eps"], values), eps)
+
+
+def test_the_description_has_the_range_to_which_the_bundle_clips() -> None:
+    from monai_diffae.apps.training.exported_networks import _diffusion
+    from monai_diffae.diffusion import DiffusionSchedule
+    from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+    schedule = DiffusionSchedule(clip_range=(-1.0, 1.0))
+    ranges = [_diffusion(DiffusionAutoencoderInferer(schedule, clip=clip))["clip_range"] for clip in (True, False)]
+    assert ranges == [(-1.0, 1.0), None]
 
 
 def test_a_complete_result_is_skipped_and_another_format_refused(bundle: Path, tmp_path: Path) -> None:
