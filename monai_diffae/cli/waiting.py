@@ -42,6 +42,7 @@ def considerate_waiting() -> Iterator[None]:
         yield
     finally:
         ended.set()
+        watch.join()
 
 
 def _watch(ended: threading.Event) -> None:
