@@ -76,12 +76,17 @@ class OtherPrograms:
         times = psutil.cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
         everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        own = sum(_seconds(process) for process in (self._process, *self._process.children(recursive=True)))
+        own = sum(map(_seconds, self._family()))
         busy = everything - idle
         passed = everything - self._time
         others = (busy - self._all) - (own - self._own)
         self._all, self._own, self._time = busy, own, everything
         return min(max(others / passed, 0.0), 1.0) if passed > 0 else 0.0
+
+    def _family(self) -> list[psutil.Process]:
+        with suppress(psutil.Error):  # some systems do not show children
+            return [self._process, *self._process.children(recursive=True)]
+        return [self._process]
 
 
 def _seconds(process: psutil.Process) -> float:
