@@ -169,7 +169,7 @@ def test_a_bundle_with_a_pattern_for_patients_can_be_used_by_others(
     sent = [json.loads((tmp_path / "copy" / name).read_text()) for name in ("models/config.json", "configs/train.json")]
     assert [config["patient_pattern"] for config in sent] == [None, None]
     assert sent[1]["start_from"] is None
-    embed(tmp_path / "copy", tiny_bundle.cohort, tmp_path / "embedded", limit=2, device="cpu")
+    embed(tmp_path / "copy", tiny_bundle.cohort, tmp_path / "embedded", device="cpu")
 
 
 def test_links_to_folders_are_not_followed(described: Path, tmp_path: Path) -> None:
