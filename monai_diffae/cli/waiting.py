@@ -42,7 +42,7 @@ def considerate_waiting() -> Iterator[None]:
         yield
     finally:
         ended.set()
-        watch.join()
+        watch.join()  # Python aborts if it ends while a thread is within torch
 
 
 def _watch(ended: threading.Event) -> None:
@@ -128,9 +128,9 @@ class ThreadCrowd:
 
 
 def _stay(gathered: threading.Event, leave: threading.Event) -> None:
-    import torch
-
     try:
+        import torch
+
         torch.ones(1 << 20).mul_(2.0)  # large enough for as many threads as torch uses
     finally:
         gathered.set()

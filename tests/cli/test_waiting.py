@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -49,6 +50,15 @@ def test_a_crowd_is_as_many_threads_more_and_leaves_again(two_threads):
     crowd.leave()
     assert not crowd.is_there
     assert soon(lambda: num_threads() == before)
+
+
+def test_no_thread_is_left_that_could_be_within_torch_when_python_ends(two_threads, monkeypatch):
+    names = {"considerate-waiting", "thread-crowd"}
+    monkeypatch.setattr(waiting, "_LOOK_S", 0.01)
+    monkeypatch.setattr(OtherPrograms, "share", lambda load: 1.0)
+    with considerate_waiting():
+        assert soon(lambda: names <= {thread.name for thread in threading.enumerate()})
+    assert not names & {thread.name for thread in threading.enumerate()}
 
 
 def test_results_are_the_same_to_the_bit_in_a_crowd(two_threads):
