@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import shutil
@@ -259,9 +260,9 @@ while True:
 
 @pytest.fixture
 def start_reader():
-    """Starts a process that loads a bundle in a loop; the function that this gives ends it, and returns what it saw."""
+    """Starts a process that loads a bundle in a loop: its lines so far, and a function that ends it and reads them."""
 
-    def start(bundle: Path) -> Callable[[], list[list[Any]]]:
+    def start(bundle: Path) -> tuple[list[str], Callable[[], list[list[Any]]]]:
         reader = subprocess.Popen([sys.executable, "-c", READER, str(bundle)], stdout=subprocess.PIPE, text=True)
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
@@ -275,7 +276,7 @@ def start_reader():
             thread.join()
             return [json.loads(line) for line in lines if line.endswith("\n")]
 
-        return end
+        return lines, end
 
     return start
 
@@ -283,13 +284,14 @@ def start_reader():
 @pytest.mark.slow
 def test_a_process_that_loads_in_a_loop_never_sees_a_mixture(models, tmp_path, start_reader):
     target = copy(models[0], tmp_path / "target")
-    end_reader = start_reader(target)
+    lines, end_reader = start_reader(target)
     random = np.random.default_rng(0)
-    for i in range(60):
+    for i in itertools.count():
         publish(models[(i + 1) % 2], target)
         time.sleep(random.uniform(0, 0.3))
+        if i >= 60 and len(lines) > 20:  # a busy machine loads less often
+            break
     seen = end_reader()
-    assert len(seen) > 20
     expected = []
     for bundle in models:
         trained = load_bundle(bundle, "cpu")
@@ -306,7 +308,7 @@ def test_a_process_that_loads_during_a_training_never_sees_a_mixture(
 ):
     target = copy(tiny_bundle.directory, tmp_path / "target")
     before = checksum(target)
-    end_reader = start_reader(target)
+    _, end_reader = start_reader(target)
     settings = {
         **tiny_settings, "percentiles": [1, 99], "max_epochs": 30, "val_interval": 1000, "batch_size": 2,
         "checkpoint_minutes": 0.0,
