@@ -308,7 +308,9 @@ def test_a_process_that_loads_during_a_training_never_sees_a_mixture(
 ):
     target = copy(tiny_bundle.directory, tmp_path / "target")
     before = checksum(target)
-    _, end_reader = start_reader(target)
+    lines, end_reader = start_reader(target)
+    while not lines:  # it has loaded the old model
+        time.sleep(0.05)
     settings = {
         **tiny_settings, "percentiles": [1, 99], "max_epochs": 30, "val_interval": 1000, "batch_size": 2,
         "checkpoint_minutes": 0.0,
