@@ -35,7 +35,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import monai_diffae
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.settings import Reading, Run, Training
+from monai_diffae.apps.settings import Training
 from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import train
 from monai_diffae.data.atomic import write_atomic, write_json
@@ -72,9 +72,10 @@ def settings(shape: Sequence[int], colour: bool) -> tuple[list[Path], dict[str, 
     overlays = Path(monai_diffae.__file__).parents[1] / "configs"
     divisor = 8 if min(shape) <= 40 else 16  # of the encoder
     size = [side + -side % divisor for side in shape]
-    overrides: dict[str, Any] = {"image_size": size, "intensity": "window", "window_hu": [0, 255], "mlflow": False}
+    overrides: dict[str, Any] = {"image_size": size, "mlflow": False}
     if len(shape) == 3:  # their voxels are 1 wide, without a unit
-        return [overlays / "embed_volumes.json"], overrides | {"spacing_mm": [1.0, 1.0, 1.0]}
+        overrides |= {"intensity": "window", "window_hu": [0, 255], "spacing_mm": [1.0, 1.0, 1.0]}
+        return [overlays / "embed_volumes.json"], overrides
     overrides |= {"z_channels": 256, "network_def#encoder#base_channels": 32}
     if min(shape) > 40:
         overrides["channel_mult"] = [1, 2, 4, 4]
@@ -98,7 +99,7 @@ def embedded(cohort: Path, shape: Sequence[int], colour: bool, args: argparse.Na
             overlays=[*overlays, *args.overlays], seed=seed, batch_size=BATCH_SIZE, overrides=overrides | values
         )
         train(bundle, cohort, training=training)
-        embed(bundle, cohort, table, reading=Reading(), run=Run())
+        embed(bundle, cohort, table)
     return table / "embeddings.parquet"
 
 

@@ -101,8 +101,7 @@ class LatentEncoder(nn.Module):
 
     def __init__(self, first_stage: FirstStage) -> None:
         super().__init__()
-        self.first_stage = deepcopy(first_stage)
-        del self.first_stage.autoencoder.decoder, self.first_stage.autoencoder.post_quant_conv
+        self.first_stage = _without(first_stage, "decoder", "post_quant_conv")
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C', *S / f)."""
@@ -118,13 +117,19 @@ class LatentDecoder(nn.Module):
 
     def __init__(self, first_stage: FirstStage) -> None:
         super().__init__()
-        self.first_stage = deepcopy(first_stage)
-        autoencoder = self.first_stage.autoencoder
-        del autoencoder.encoder, autoencoder.quant_conv_mu, autoencoder.quant_conv_log_sigma
+        self.first_stage = _without(first_stage, "encoder", "quant_conv_mu", "quant_conv_log_sigma")
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, C', *S / f) -> (B, C, *S)."""
         return self.first_stage.to_images(latent)
+
+
+def _without(first_stage: FirstStage, *names: str) -> FirstStage:
+    """A copy without these parts of its autoencoder."""
+    kept = deepcopy(first_stage)
+    for name in names:
+        delattr(kept.autoencoder, name)
+    return kept
 
 
 def autoencoder_parts(
