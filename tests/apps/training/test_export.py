@@ -247,7 +247,7 @@ def test_a_network_of_one_size_is_exported_for_that_size(tmp_path: Path) -> None
 def test_an_encoder_of_monai_is_exported(tmp_path: Path) -> None:
     from monai.networks.nets import resnet10
 
-    encoder = resnet10(spatial_dims=2, n_input_channels=1, num_classes=4, block_inplanes=(4, 4, 8, 8))
+    encoder = resnet10(spatial_dims=2, n_input_channels=1, num_classes=4)
     network = build_autoencoder(
         2, encoder=encoder, base_channels=4, channel_mult=(1, 2), z_channels=4, time_embed_channels=8
     )
