@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from monai_diffae.diffusion.integration import KEPT_IMAGES
+from monai_diffae.engines.without_data import predict_without_data, without_data
 from monai_diffae.networks import FirstStage
 
 GIB = 1024**3
@@ -80,10 +80,10 @@ def training_memory(
         (True, 2.0)
     """
     with FakeTensorMode():
-        step = _without_data(network, batch_shape)
+        step = without_data(network, batch_shape)
         with _LiveBytes() as live:
             x0, x_t, target = (torch.empty(batch_shape) for _ in range(3))
-            loss = (_predict(step, x0, x_t, dtype).float() - target).square().mean()
+            loss = (predict_without_data(step, x0, x_t, dtype).float() - target).square().mean()
             kept = live.now
             loss.backward()
     return _memory(_size(network) + 3 * _size_of_trained(network), kept, live, torch.device(device))
@@ -100,10 +100,10 @@ def inference_memory(
     The arguments are those of :func:`training_memory`.
     """
     with FakeTensorMode(), torch.no_grad():
-        evaluation = _without_data(network, batch_shape)
+        evaluation = without_data(network, batch_shape)
         with _LiveBytes() as live:
             images = [torch.empty(batch_shape) for _ in range(KEPT_IMAGES)]
-            _predict(evaluation, images[0], images[1], dtype)
+            predict_without_data(evaluation, images[0], images[1], dtype)
     return _memory(_size(network), 0, live, torch.device(device))
 
 
@@ -124,7 +124,7 @@ def first_stage_memory(
         decodes: whether latents are also decoded, which needs more memory.
     """
     with FakeTensorMode(), torch.no_grad():
-        autoencoder = _without_data(first_stage, ()).autoencoder
+        autoencoder = without_data(first_stage, ()).autoencoder
         with _LiveBytes() as live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             latents = autoencoder.encode(torch.empty(1, *image_shape))[0]  # type: ignore[operator, union-attr]
             if decodes:
@@ -189,32 +189,6 @@ class _LiveBytes(TorchDispatchMode):
         self.now += size
         if abs(size) < _LARGEST_KEPT:
             self.small += size
-
-
-def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
-    """A copy of the network whose parameters have shape, dtype and the batches' memory format, but no data."""
-    copies: dict[int, Any] = {}
-    for parameter in network.parameters():
-        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-        if empty.ndim == len(batch_shape):
-            empty = _channels_last(empty)
-        copies[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in network.buffers():
-        copies[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return copy.deepcopy(network, copies)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.to(memory_format=torch.channels_last_3d if tensor.ndim == 5 else torch.channels_last)
-
-
-def _predict(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
-    channels = getattr(network, "encoder_in_channels", None) or x0.shape[1]
-    seen = x0 if channels == x0.shape[1] else torch.empty(len(x0), channels, *x0.shape[2:])
-    timesteps = torch.empty(len(x0))
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        output: Tensor = network(_channels_last(x_t), timesteps, _channels_last(seen))
-    return output
 
 
 def _size(network: nn.Module) -> int:

@@ -50,31 +50,17 @@ class Proposal:
     memory: Memory
 
 
-def propose(
-    config: dict[str, Any],
-    survey: Survey,
-    budget: int,
-    device: torch.device,
-    overrides: Mapping[str, Any],
-) -> Proposal:
+def propose(machine: Machine, survey: Survey) -> Proposal:
     """Propose the finest grid that fits into memory, and the largest batch on it.
 
     A finer grid has priority over a larger batch. Activations are recomputed only if less than half of the
     configuration's batch fits without. On a GPU, the network is then made wider as long as it fits.
 
-    Args:
-        config: the bundle's ``train.json`` with its overlays.
-        survey: of the cohort.
-        budget: bytes that training may use.
-        device: where training will run.
-        overrides: values that are decided already, by their keys.
-
     Raises:
         ConfigError: the configuration's network has no key for its width.
         MachineError: not even a single image of the coarsest grid fits.
     """
-    machine = open_machine(config, overrides, budget, device)
-    for grid in grids(survey, len(machine.value(LEVELS)), overrides, machine.factors):
+    for grid in grids(survey, len(machine.value(LEVELS)), machine.overrides, machine.factors):
         proposal = fit_grid(machine, {**grid, WIDTH: machine.value(WIDTH)})
         if proposal is not None:
             return _widened(machine, proposal)
@@ -202,6 +188,13 @@ class Machine:
 
     def predict(self, settings: Mapping[str, Any]) -> Proposal:
         """These settings with the overrides, and the memory that training with them uses."""
+        memory = run_memory(*self.network_and_workload(settings))
+        proposal = Proposal({**settings, **self.overrides}, memory)
+        logger.debug("%.2f GiB: %s", memory.gib, proposal.settings)
+        return proposal
+
+    def network_and_workload(self, settings: Mapping[str, Any]) -> tuple[nn.Module, Workload]:
+        """The network without data that these settings and the overrides describe, and the batches of its training."""
         parser = self._parser(settings)
         with torch.device("meta"):
             network = build(parser, "network_def", nn.Module)
@@ -217,10 +210,7 @@ class Machine:
         workload = Workload(
             shape, self.device, parser.get("precision"), batch_size, val_batch_size, num_pictures, self.first_stage
         )
-        memory = run_memory(network, workload)
-        proposal = Proposal({**settings, **self.overrides}, memory)
-        logger.debug("%.2f GiB: %s", memory.gib, proposal.settings)
-        return proposal
+        return network, workload
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether training with these settings is within the budget."""

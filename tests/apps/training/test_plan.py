@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.training import planning, proposals
-from monai_diffae.apps.training.plan import plan
+from monai_diffae.apps.training.gpu_predictions import GpuPrediction
+from monai_diffae.apps.training.plan import GpuName, plan
 from monai_diffae.apps.training.proposals import grid_2d, grid_3d
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.survey import Survey
+from monai_diffae.engines.gpu_speed import GPUS
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -71,6 +74,28 @@ def test_a_plan_of_volumes(volumes):
     assert result.num_cropped == 1
     assert result.survey.outliers == []
     assert result.proposal.memory.total < result.budget == 4 * 2**30
+
+
+def test_a_plan_predicts_the_speed_of_gpus_that_are_not_here(volumes):
+    result = plan(volumes, memory_gib=4, device="cpu", memory_only=True, overrides=SMALL, gpus=["t4", "h100"])
+    slow, fast = result.gpus
+    assert (slow.name, fast.name) == ("t4", "h100")
+    assert slow.images_per_second < fast.images_per_second
+    assert slow.fits
+    assert any(line.startswith("h100: ") and "of 80 GiB" in line for line in result.lines())
+    assert result.figures()["gpus"]["t4"]["images_per_second"] == round(slow.images_per_second, 1)
+
+
+def test_a_gpu_with_too_little_memory():
+    prediction = GpuPrediction("t4", 100.0, Memory(20 * 2**30, 0, 0, 0))
+    assert prediction.line(360_000) == (
+        "t4: 100 images/s, this training 1.0 h, a million images 2.8 h, 20.0 of 16 GiB: does not fit"
+    )
+    assert prediction.line(None) == "t4: 100 images/s, a million images 2.8 h, 20.0 of 16 GiB: does not fit"
+
+
+def test_all_known_gpus_can_be_named():
+    assert list(get_args(GpuName)) == list(GPUS)
 
 
 @pytest.fixture
