@@ -167,7 +167,7 @@ def _load_pt2(path: Path, _: NetworkPart) -> _Run:
 def _write_onnx(part: NetworkPart, path: Path) -> bool:
     program, size_is_free = _exported(part)
     try:
-        exported = torch.onnx.export(
+        exported: Any = torch.onnx.export(
             program, (), input_names=part.inputs, output_names=[part.output], dynamo=True, verbose=False
         )
         for node in exported.model.graph.all_nodes():

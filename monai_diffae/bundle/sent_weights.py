@@ -30,7 +30,7 @@ def check_only_weights(path: Path, network: nn.Module) -> Mapping[str, torch.Ten
     """Check that a file of ``torch.save`` holds weights and nothing else, such as texts or other files.
 
     Args:
-        path: the file.
+        path: a state dict that fits the network.
         network: the network that the weights are for; the names of its layers may be in the file.
 
     Returns:
@@ -41,9 +41,7 @@ def check_only_weights(path: Path, network: nn.Module) -> Mapping[str, torch.Ten
         ScanError: it is damaged.
         ConfigError: it holds something else.
     """
-    state = read_torch_file(path, f"is damaged; {_TRAIN}")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise _something_else(path)
+    state: dict[str, torch.Tensor] = read_torch_file(path, f"is damaged; {_TRAIN}")
     if not zipfile.is_zipfile(path):
         raise ConfigError(f"{path.name}: was written by PyTorch before 1.6; {_TRAIN}")
     with zipfile.ZipFile(path) as archive:
