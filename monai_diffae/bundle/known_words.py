@@ -38,9 +38,9 @@ _WRITTEN_BY_COMMANDS = (
     "source", "official phizaz/diffae checkpoint", "file_sha256", "weights", "ema_model", "model", "bare",
     "monai_diffae", "monai", "torch",
     # networks.json
-    "networks", "made_from", "format", "onnx", "pt2", "ts", "inputs", "output", "dtype", "bytes", "config", "size_is_free",
-    "largest_difference", "images", "batch", "height", "width", "x", "y", "x_t", "timesteps", "latent", "alpha",
-    "sigma",
+    "networks", "made_from", "format", "onnx", "pt2", "ts", "inputs", "output", "dtype", "bytes", "config",
+    "size_is_free", "largest_difference", "images", "batch", "height", "width", "x", "y", "x_t", "timesteps", "latent",
+    "alpha", "sigma",
     "alpha[t] * x0 + sigma[t] * eps", "(x_t - alpha[t] * x0) / sigma[t]", "(x_t - sigma[t] * prediction) / alpha[t]",
     "x_t - sigma[t] * prediction", "alpha[t] * x_t - sigma[t] * prediction",
 )  # fmt: skip

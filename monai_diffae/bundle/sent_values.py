@@ -39,9 +39,9 @@ class SentValues:
         own: the texts that are no words of this package, but needed by the model.
 
     Example:
-        >>> sent = SentValues({"lr": 0.1, "dataset_dir": "scans/doe"}, {"dataset_dir": "???"})
+        >>> sent = SentValues({"lr": 0.1, "mine": 1, "dataset_dir": "scans/doe"}, {"dataset_dir": "???"})
         >>> sent.content, sent.removed
-        ({'dataset_dir': '???'}, ['lr', 'dataset_dir'])
+        ({'lr': 0.1, 'dataset_dir': '???'}, ['mine', 'dataset_dir'])
     """
 
     def __init__(
