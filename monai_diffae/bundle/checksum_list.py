@@ -16,6 +16,7 @@ from monai_diffae.errors import ConfigError, ScanError
 CHECKSUM_LIST = "SHA256SUMS"
 
 _LONGEST_NAME = 255  # bytes, on all usual disks
+_LARGEST_LIST = 1_000_000  # bytes
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](\S(?:.*\S)?)")
 
 
@@ -40,11 +41,14 @@ def read_checksum_list(path: Path) -> dict[str, str]:
         ScanError: the file is not such a list.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_LIST + 1)
+        lines = content.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ScanError(f"{path.name}: cannot be read; get the bundle again") from error
     matches = [_LINE.fullmatch(line) for line in lines]
-    if not matches or not all(match and _is_name(match[2]) for match in matches):
+    names = {match[2] for match in matches if match is not None and _is_name(match[2])}
+    if not matches or len(names) < len(matches) or len(content) > _LARGEST_LIST:
         raise ScanError(f"{path.name}: is not a list of SHA-256 checksums; get the bundle again")
     return {match[2]: match[1] for match in matches if match is not None}
 

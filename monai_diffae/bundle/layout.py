@@ -15,6 +15,7 @@ TRAIN, TRAIN_LATENT, DISTILL = "train.json", "train_latent.json", "distill.json"
 INFERENCE, EVALUATE = "inference.json", "evaluate.json"
 MULTI_GPU = "multi_gpu_"  # prefix of the file in ``CONFIGS`` that is laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
+SAFE_MODEL = "model.safetensors"  # the same weights, as a bundle with weights is shipped
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
 METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
 ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
@@ -24,6 +25,7 @@ PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 
 LATENT_PREFIX = "latent_"  # prefix of the files of a latent DDIM
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
+LATENT_SAFE_MODEL = f"{LATENT_PREFIX}{SAFE_MODEL}"
 FAST_PREFIX = "fast_"  # prefix of the files of a fast decoder
 FAST_MODEL, FAST_CONFIG = "fast_model.pt", "fast_config.json"
 FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage beside the model on its latents

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,12 @@ def _exported(part: NetworkPart) -> tuple[ExportedProgram, bool]:
 def _graph(part: NetworkPart, size: Sequence[int], free_axes: Mapping[int, Any]) -> ExportedProgram:
     batch = {0: torch.export.Dim("batch", min=1)}
     shapes = ({**batch, **free_axes}, *[batch] * len(part.vectors))
-    return torch.export.export(part.module, part.example(2, size), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(part.module, part.example(2, size), dynamic_shapes=shapes, strict=False)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it names folders of this machine, and the file is for others
+    return program
 
 
 def _multiple(axis: str, divisor: int) -> Any:
@@ -161,10 +167,12 @@ def _load_pt2(path: Path, _: NetworkPart) -> _Run:
 def _write_onnx(part: NetworkPart, path: Path) -> bool:
     program, size_is_free = _exported(part)
     try:
-        torch.onnx.export(
-            program, (), path, input_names=part.inputs, output_names=[part.output], dynamo=True, external_data=False,
-            verbose=False,
-        )  # fmt: skip
+        exported: Any = torch.onnx.export(
+            program, (), input_names=part.inputs, output_names=[part.output], dynamo=True, verbose=False
+        )
+        for node in exported.model.graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+        exported.save(path, external_data=False)
     except Exception as error:
         raise _export_error(part, error, "to ONNX") from error
     return size_is_free
@@ -195,7 +203,17 @@ def _write_ts(part: NetworkPart, path: Path) -> bool:
         except Exception as error:
             raise _export_error(part, error, "to TorchScript") from error
     torch.jit.save(script, path)
+    _remove_sources(path)
     return True
+
+
+def _remove_sources(path: Path) -> None:
+    """Remove the source code in a TorchScript file, which is for error messages and names folders of this machine."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".debug_pkl")}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
 def _load_ts(path: Path, _: NetworkPart) -> _Run:

@@ -8,13 +8,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.loading import build
-from monai_diffae.bundle.weights import read_weights
+from monai_diffae.bundle.model_check import check_model
 from monai_diffae.bundle.writing import STAGED, WriteLock, replace_files
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.errors import ConfigError
@@ -68,10 +64,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
 def _copy(source: Path, folder: Path, models: Path) -> dict[str, Path]:
     """Check a model and copy its files to a folder; the copies by their names."""
     layout.check_trained(source, models, layout.MODEL, layout.CONFIG)
-    parser = read_config(models / layout.CONFIG)
-    parser.update({"bundle_root": str(source), "device": "cpu"})
-    network = build(parser, "network_def", nn.Module)
-    read_weights(models / layout.MODEL, network)
+    check_model(source, models / layout.CONFIG, models / layout.MODEL)
     copies = {name: folder / name for name in _NAMES if (models / name).is_file()}
     with disk_errors(layout.MODELS):
         for name, copy in copies.items():

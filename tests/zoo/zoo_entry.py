@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from monai_diffae.bundle.checksum_list import CHECKSUM_LIST
-from monai_diffae.bundle.sent_files import copy_for_others
+from monai_diffae.bundle.sent_copy import copy_for_others
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import DiffAEError
 
@@ -42,7 +42,7 @@ def write_zoo_entry(
         largest_file: the size in bytes above which a file is only named in ``large_files.yml``.
     """
     target = out / "models" / name
-    sizes = copy_for_others(bundle, target)
+    sizes = copy_for_others(bundle, target).sizes
     (target / CHECKSUM_LIST).unlink()  # two of the files that it lists change below
     metadata = _read(target / "configs" / "metadata.json")
     metadata["eval_metrics"] = dict(figures)

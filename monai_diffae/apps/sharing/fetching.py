@@ -10,15 +10,22 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, check_files, read_checksum_list
 from monai_diffae.bundle.sent_files import may_be_in_a_sent_bundle
 from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.errors import ConfigError, MachineError, ScanError, UnsafeInputError
 
 _ENCRYPTED = 1  # bit of a zip file's member
+_MOST_TIMES, _ALWAYS_FITS = 20, 100_000_000  # how many times larger its content may be; bytes that it may always have
+_NEEDED = (
+    (f"{layout.MODELS}/{layout.MODEL}",),
+    (f"{layout.MODELS}/{layout.CONFIG}", f"{layout.CONFIGS}/{layout.TRAIN}"),
+)  # a bundle needs one file of each
 
 
 @dataclass(frozen=True)
@@ -75,18 +82,12 @@ def _fetch_from_hub(repo: str, folder: Path, revision: str | None, sha256: str |
         commit = hub.repo_info(repo, revision=revision).sha  # all files are those of one commit
 
         def get(name: str) -> None:
-            try:
+            with suppress(EntryNotFoundError):  # check_files reports it
                 hub.hf_hub_download(repo, name, revision=commit, local_dir=folder)
-            except EntryNotFoundError as error:
-                raise (
-                    _no_list(repo)
-                    if name == CHECKSUM_LIST
-                    else ConfigError(
-                        f"{repo}: {name} is listed in {CHECKSUM_LIST}, but missing; ask the author of the bundle"
-                    )
-                ) from error
 
         get(CHECKSUM_LIST)
+        if not (folder / CHECKSUM_LIST).is_file():
+            raise _no_list(repo)
         _check(folder / CHECKSUM_LIST, sha256)
         fetched = _fetch_listed(folder, commit, file_checksum(folder / CHECKSUM_LIST), get)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of huggingface_hub
@@ -104,6 +105,9 @@ def _fetch_listed(folder: Path, commit: str | None, sha256: str, get: Callable[[
     """Get all files that the list names, and check them."""
     listed = read_checksum_list(folder / CHECKSUM_LIST)
     checksums = {name: value for name, value in listed.items() if may_be_in_a_sent_bundle(name)}
+    for needed in _NEEDED:
+        if checksums.keys().isdisjoint(needed):
+            raise ConfigError(f"{CHECKSUM_LIST}: lists no {needed[0]}, so this is no trained bundle; ask its author")
     for name in checksums:
         get(name)
     check_files(folder, checksums)
@@ -118,6 +122,11 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
         with zipfile.ZipFile(path) as archive:
             if any(member.flag_bits & _ENCRYPTED for member in archive.infolist()):
                 raise ScanError(f"{path.name}: is encrypted; get one without a password")
+            if sum(member.file_size for member in archive.infolist()) > _most_bytes(path):
+                raise UnsafeInputError(
+                    f"{path.name}: would be more than {_MOST_TIMES} times as large when it is unpacked, which weights "
+                    "are not; ask its author"
+                )
             lists = [name for name in archive.namelist() if name.rpartition("/")[2] == CHECKSUM_LIST]
             if not lists:
                 raise _no_list(path.name)
@@ -133,6 +142,10 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
             return _fetch_listed(folder, None, file_checksum(path), get)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ScanError(f"{path.name}: is damaged; get it again") from error
+
+
+def _most_bytes(path: Path) -> int:
+    return max(_ALWAYS_FITS, _MOST_TIMES * path.stat().st_size)
 
 
 def _download(address: str, folder: Path) -> Path:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_MOST_NAMES = 5
+    from monai_diffae.bundle.sent_copy import SentCopy
+
+_MOST_NAMES, _LONGEST_NAME = 5, 80
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class PushResult(CommandResult):
 def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = False, yes: bool = False) -> PushResult:
     """Send a trained bundle to a repository on the Hugging Face Hub, or write it into a zip file.
 
-    Sent are the weights, the configurations, the licence and the two documents, in which paths and other private
-    values are removed, and a list of their checksums, ``SHA256SUMS``. No other file is sent: no checkpoint, tracking,
-    picture or table. The list of files is shown first, and you are asked whether to send them. They arrive together,
-    in one commit.
+    Sent are the weights, the configurations and figures, exported networks in ``models``, the licence, the documents,
+    and a list of their checksums, ``SHA256SUMS``. Configurations and figures keep numbers and the words of this package
+    and MONAI; other texts are removed. No other file is sent: no checkpoint, tracking, picture or table. What is sent
+    and what was removed is shown first, and you are asked whether to send it. All files arrive in one commit.
 
     A new repository is private unless ``public`` is given. The token is that of ``hf auth login`` or of ``HF_TOKEN``.
     The hub needs ``pip install 'monai-diffae[hub]'``; a zip file does not.
@@ -73,8 +75,9 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         What was sent, and the commit.
 
     Raises:
-        ConfigError: the bundle is not trained, its documents say nothing about its weights, the repository is public,
-            has the tag or may not be written, or there is no terminal to ask and ``yes`` is not given.
+        ConfigError: the bundle is not trained, its weights do not fit its configuration, its documents say nothing
+            about its weights, the repository is public, has the tag or may not be written, or there is no terminal to
+            ask and ``yes`` is not given.
         MachineError: huggingface_hub is not installed, or the hub cannot be reached.
 
     Example:
@@ -86,15 +89,17 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     import tempfile
 
     from monai_diffae.bundle.checksum_list import CHECKSUM_LIST
-    from monai_diffae.bundle.sent_files import copy_for_others, files_that_stay
+    from monai_diffae.bundle.sent_copy import copy_for_others, files_that_stay
     from monai_diffae.data.file_checksums import file_checksum
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        sent = copy_for_others(bundle, folder)
+        folder = Path(temporary) / bundle.resolve().name  # the name is in messages
+        copy = copy_for_others(bundle, folder)
         target = _ZipFile(repo, tag) if repo.endswith(".zip") else _Repository(repo, tag, public)
-        sent |= target.add_page(folder)
-        for line in _listed(sent, files_that_stay(bundle, sent), target.about()):
+        sent = copy.sizes | target.add_page(folder)
+        for line in _listed(sent, target.about()):
+            print(line, file=sys.stderr)
+        for line in _told(copy, files_that_stay(bundle, sent)):
             print(line, file=sys.stderr)
         if not yes and not _agreed():
             return PushResult({}, repo)
@@ -109,12 +114,24 @@ def _agreed() -> bool:
     return input("Send these files? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _listed(sent: dict[str, int], stay: list[str], about: str) -> Iterator[str]:
+def _listed(sent: dict[str, int], about: str) -> Iterator[str]:
     yield from (f"{size / 1e3:12,.1f} kB  {name}" for name, size in sent.items())
     yield f"{sum(sent.values()) / 1e3:12,.1f} kB  in all, to {about}"
+
+
+def _told(copy: SentCopy, stay: list[str]) -> Iterator[str]:
+    """What the copy lacks or has that the author should look at."""
+    for name, ids in copy.removed.items():
+        yield f"removed or replaced in {name}: {_first(ids)}"
+    for name, words in copy.own.items():
+        yield f"words of your own in {name}, sent as the model needs them: {', '.join(map(repr, words))}"
     if stay:
-        more = f" and {len(stay) - _MOST_NAMES} more" if len(stay) > _MOST_NAMES else ""
-        yield f"not sent: {', '.join(stay[:_MOST_NAMES])}{more}"
+        yield f"not sent: {_first(stay)}"
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(shortened(ascii(name)[1:-1], _LONGEST_NAME) for name in names[:_MOST_NAMES]) + more
 
 
 class _ZipFile:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def small_first_stage() -> FirstStage:
 def check(file: NetworkFile) -> None:
     assert file.size_is_free
     assert file.difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_file_names_folders_of_this_machine(tmp_path: Path, format: str) -> None:
+    if format == "onnx":
+        needs_onnx()
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.SiLU(), torch.nn.Flatten()).eval()
+    write_network(NetworkPart("encoder", module, "image", 1, (8, 8), (1, 1), "z_sem"), format, tmp_path)
+    path = tmp_path / f"encoder.{format}"
+    contents = [path.read_bytes()]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            contents = [archive.read(name) for name in archive.namelist()]
+    folder = str(Path(torch.__file__).parent).encode()
+    assert not any(folder in content or b"test_export.py" in content for content in contents)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
