@@ -7,7 +7,7 @@ LABEL_BIN := $(LABEL_VENV)/bin
 AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-robustness test-wheel test-browser test-label test-orthanc check audit dist golden zoo-check zoo-entry configs docs clean
+.PHONY: help demo test test-all test-robustness test-wheel test-browser test-label test-orthanc check audit dist golden weights zoo-check zoo-entry configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ dist: $(VENV)/.release  ## the source archive and the wheel of a release, in dis
 
 golden: $(VENV)/.dev  ## store bundles of this version, with which every later version must find the same z_sem
 	$(BIN)/python tests/golden/make_golden.py
+
+weights: $(VENV)/.dev  ## put a trained bundle's weights into bundles/: make weights WEIGHTS="--bundle my_model --name chest_xray ..."
+	PYTHONPATH=tests/golden $(BIN)/python tests/weights/make_weights.py $(WEIGHTS)
 
 zoo-check: $(VENV)/.dev  ## the checks of MONAI's model zoo on each bundle, also the long ones, and their table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m zoo tests/zoo

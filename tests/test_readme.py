@@ -23,9 +23,10 @@ from monai_diffae.diffusion import registry
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
 BUNDLES = [BUNDLE, ROOT / "bundles" / "diffae_3d"]
+OTHERS = ("autoencoder_kl_3d", "chest_xray", "hippocampus")
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-    *(bundle / "docs" / "README.md" for bundle in [*BUNDLES, ROOT / "bundles" / "autoencoder_kl_3d"]),
+    *(bundle / "docs" / "README.md" for bundle in [*BUNDLES, *(ROOT / "bundles" / name for name in OTHERS)]),
 ]  # fmt: skip
 
 

@@ -11,8 +11,19 @@ from pathlib import Path
 from monai_diffae.bundle.config_values import references
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.layout import CHECKPOINT, EVALUATE, INFERENCE, MODEL_FILES, MODELS, TRAIN
+from monai_diffae.bundle.layout import (
+    CHECKPOINT,
+    CONFIG,
+    CONFIGS,
+    EVALUATE,
+    INFERENCE,
+    MODEL_FILES,
+    MODELS,
+    SAFE_MODEL,
+    TRAIN,
+)
 from monai_diffae.bundle.private_values import without_private_values
+from monai_diffae.bundle.shipped_weights import complete_weights
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -26,34 +37,59 @@ def shipped(kind: str) -> Path:
     return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
 
 
-def shipped_bundle(name: str) -> Path:
-    """The folder of a shipped bundle.
+def shipped_bundle(name: str, *, or_weights: bool = False) -> Path:
+    """The folder of a shipped bundle without weights.
+
+    Args:
+        name: the bundle's name.
+        or_weights: also find bundles with weights, of which only the files that differ are stored.
 
     Raises:
-        ConfigError: no shipped bundle has this name.
+        ConfigError: no such bundle has this name.
     """
-    folder = shipped("bundles") / name
-    if not (folder / "configs" / "train.json").is_file():
-        names = sorted(p.name for p in shipped("bundles").iterdir() if (p / "configs").is_dir())
+    names = sorted([*_names_of_bundles_with(f"{CONFIGS}/{TRAIN}"), *(names_with_weights() if or_weights else ())])
+    if name not in names:
         raise ConfigError(f"bundle: there is no {name!r}; choose one of: {', '.join(names)}")
-    return folder
+    return shipped("bundles") / name
+
+
+def names_with_weights() -> list[str]:
+    """The names of the shipped bundles with weights.
+
+    Example:
+        >>> set(names_with_weights()) <= {"chest_xray", "hippocampus"}
+        True
+    """
+    return _names_of_bundles_with(f"{MODELS}/{SAFE_MODEL}")
+
+
+def _names_of_bundles_with(file: str) -> list[str]:
+    return sorted(folder.name for folder in shipped("bundles").iterdir() if (folder / file).is_file())
 
 
 def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     """Copy a shipped bundle to ``directory``, and the overlays that can be used with it to ``configs/overlays``.
 
+    Of a bundle with weights, only the files that differ from ``diffae_2d`` or ``diffae_3d`` are stored. So that bundle
+    is copied first, and completed with these files.
+
     Raises:
         ConfigError: no shipped bundle has this name, or ``directory`` is not empty or cannot be a folder.
         MachineError: the disk is full, or ``directory`` cannot be written.
     """
-    source, target = shipped_bundle(bundle), Path(directory)
+    stored, target = shipped_bundle(bundle, or_weights=True), Path(directory)
+    has_weights = bundle in names_with_weights()
+    source = _untrained_counterpart(stored) if has_weights else stored
     check_new_folder(target)
     try:
         _copy_static(source, target)
         (target / "configs" / "overlays").mkdir()
         for overlay in overlays_of(source):
             shutil.copy2(overlay, target / "configs" / "overlays")
-        (target / "models").mkdir(exist_ok=True)
+        (target / MODELS).mkdir(exist_ok=True)
+        if has_weights:
+            shutil.copytree(stored, target, dirs_exist_ok=True)
+            complete_weights(target)
     except OSError as error:
         reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
         raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
@@ -71,6 +107,11 @@ def overlays_of(bundle: Path) -> list[Path]:
         if has_same_dims and {key.partition("#")[0] for key in overlay} <= usable_keys:
             usable.append(path)
     return usable
+
+
+def _untrained_counterpart(bundle: Path) -> Path:
+    config = json.loads((bundle / MODELS / CONFIG).read_text(encoding="utf-8"))
+    return shipped_bundle(f"diffae_{config['spatial_dims']}d")
 
 
 def check_new_folder(directory: str | Path) -> None:

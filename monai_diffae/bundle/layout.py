@@ -33,10 +33,10 @@ FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage besi
 LOADED_FILES = (MODEL, CONFIG, f"{FIRST_STAGE_PREFIX}{MODEL}", f"{FIRST_STAGE_PREFIX}{CONFIG}")
 """The files that a trained model is loaded from."""
 
-MODEL_FILES = (*LOADED_FILES, CHECKPOINT, TRAINING, METRICS, ANOMALY, PROVENANCE)
+MODEL_FILES = (*LOADED_FILES, SAFE_MODEL, CHECKPOINT, TRAINING, METRICS, ANOMALY, PROVENANCE)
 """The files that belong to a model and are replaced together."""
 
-LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
+LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, SAFE_MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
 """The files of a latent DDIM; they name the autoencoder that they belong to."""
 
 FAST_FILES = tuple(f"{FAST_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))

@@ -1,4 +1,4 @@
-"""Warm start: a training that begins from the weights of a trained bundle."""
+"""Warm start: a training that begins from the weights of a trained bundle, its own or another one."""
 
 from __future__ import annotations
 
@@ -49,6 +49,28 @@ def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
         return {**config, **{key: value for key, value in remembered.items() if _first(key) not in _OF_THE_DATA}}
 
     return read_consistently(start_from, read, (*layout.LOADED_FILES, layout.TRAINING))
+
+
+def first_weights(
+    start_from: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], overwrite: bool = False
+) -> Path | None:
+    """The trained bundle with whose weights a new training begins; None: with random weights, or it is resumed.
+
+    Args:
+        start_from: the trained bundle that was named.
+        output_dir: the folder of the training. If it has weights, but no checkpoint, as a bundle that was sent by
+            others, these are fine-tuned.
+        overwrite: the training replaces the weights in its folder.
+
+    Example:
+        >>> first_weights("my_bundle", "my_new_bundle")
+        PosixPath('my_bundle')
+    """
+    if start_from is not None:
+        return Path(start_from)
+    models = layout.models_folder(output_dir)
+    has_weights = (models / layout.MODEL).is_file() and (models / layout.CONFIG).is_file()
+    return Path(output_dir) if has_weights and not overwrite and not (models / layout.CHECKPOINT).is_file() else None
 
 
 def check_start(
@@ -106,14 +128,43 @@ def start_weights(
     return read_consistently(root, read)
 
 
+def own_weights(
+    models: Path, network: nn.Module, config: dict[str, Any]
+) -> tuple[dict[str, Tensor], str]:
+    """Read the weights in the folder of a training, which has no checkpoint, to fine-tune them.
+
+    Args:
+        models: the folder ``models`` of the training.
+        network: the network that is trained.
+        config: the configuration that describes the model of the training.
+
+    Returns:
+        The state dict, and the SHA-256 of its file.
+
+    Raises:
+        ConfigError: the folder describes or holds another network, or another preprocessing.
+        ScanError: the weights are damaged, or not finite.
+    """
+    path = models / layout.MODEL
+    if (models / layout.CONFIG).is_file() and (keys := _differing(_trained_config(models.parent, models), config)):
+        raise ConfigError(
+            f"{path.name}: was trained with other values of {', '.join(keys)}; use its values, choose another "
+            "output_dir, or set overwrite to train another model"
+        )
+    return read_weights(path, network), cached_checksum(path)
+
+
 def _check_binding(root: Path, models: Path, config: dict[str, Any]) -> None:
-    trained, current = _binding(_trained_config(root, models)), _binding(config)
-    keys = sorted(key for key in trained.keys() | current.keys() if trained.get(key) != current.get(key))
-    if keys:
+    if keys := _differing(_trained_config(root, models), config):
         raise ConfigError(
             f"start_from: {root.name} was trained with other values of {', '.join(keys)}; use its values (in a bundle "
             "run, add its models/training.json to config_file), or train without start_from"
         )
+
+
+def _differing(trained: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    before, now = _binding(trained), _binding(current)
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
 def _trained_config(root: Path, models: Path) -> dict[str, Any]:

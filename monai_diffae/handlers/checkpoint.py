@@ -15,9 +15,9 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import nn
 
-from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, METRICS, MODEL, PROVENANCE, TRAINING
+from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, METRICS, MODEL, PROVENANCE, SAFE_MODEL, TRAINING
 from monai_diffae.bundle.training_description import TrainingDescription
-from monai_diffae.bundle.warm_start import start_weights
+from monai_diffae.bundle.warm_start import own_weights, start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
 from monai_diffae.data.atomic import write_json
 from monai_diffae.engines.step_draws import SCHEME
@@ -44,6 +44,9 @@ class CheckpointKeeper:
     finite are never saved: training ends with an error instead, and the files of the last save do not change. A
     training's first save replaces the files of an older model in one step, and no other process can write the folder
     until the training ends.
+
+    A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned: a new training begins
+    with these weights.
 
     A resumed run uses the checkpoint's weights, averages, moments and step. The following come from its own
     configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
@@ -158,7 +161,8 @@ class CheckpointKeeper:
             **{f"{self.prefix}{name}": partial(_write_text, text) for name, text in texts.items()},
             **{f"{self.prefix}{name}": partial(save_tensors, content) for name, content in tensors.items()},
         }
-        replace_files(self.directory, writers, removed=() if self.prefix else (ANOMALY, PROVENANCE))
+        removed = (f"{self.prefix}{SAFE_MODEL}", *(() if self.prefix else (ANOMALY, PROVENANCE)))
+        replace_files(self.directory, writers, removed=removed)
 
     def _announce_position(self, engine: Workflow) -> None:
         """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps from it.
@@ -193,18 +197,32 @@ class CheckpointKeeper:
             raise ConfigError("start_from: has no effect, because a program has set the weights; omit start_from")
         if self.checkpoint.is_file() and not self.overwrite:
             self._resume(engine, self.checkpoint, is_given)
-        elif self.model.is_file() and not self.overwrite:
+        elif self.model.is_file() and not self.overwrite and not is_given:
+            self._fine_tune()
+        elif self.description.start_from is not None:
+            network, config = self.parts["network"], self.description.model_config
+            self._begin_with(*start_weights(self.description.start_from, network, config))
+        elif is_given:
+            self.ema.network.load_state_dict(self.parts["network"].state_dict())
+
+    def _fine_tune(self) -> None:
+        """Begin with the weights in the folder, which has no checkpoint: a bundle that was shipped or sent by others.
+
+        Raises:
+            ConfigError: they belong to another model, to a latent DDIM or a fast decoder, or others shall be used.
+        """
+        if self.prefix or self.description.start_from is not None:
             raise ConfigError(
                 f"{self.model.name}: there are trained weights, but no {self.checkpoint.name} to resume from; choose "
                 "another output_dir, or set overwrite to replace them"
             )
-        elif self.description.start_from is not None:
-            network, config = self.parts["network"], self.description.model_config
-            weights, self._started_from = start_weights(self.description.start_from, network, config)
-            network.load_state_dict(weights)
-            self.ema.network.load_state_dict(weights)
-        elif is_given:
-            self.ema.network.load_state_dict(self.parts["network"].state_dict())
+        self._begin_with(*own_weights(self.directory, self.parts["network"], self.description.model_config))
+        logger.info("fine-tuning: a new training begins with the weights of %s", self.model.name)
+
+    def _begin_with(self, weights: dict[str, torch.Tensor], checksum: str) -> None:
+        self.parts["network"].load_state_dict(weights)
+        self.ema.network.load_state_dict(weights)
+        self._started_from = checksum
 
     def _weight_versions(self) -> list[int]:
         """Numbers that torch increases when a value is written to a weight, even if it is the same value."""

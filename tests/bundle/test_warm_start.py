@@ -1,6 +1,7 @@
 """A training that begins from the weights of a trained bundle, on other data."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from ignite.engine import Events
 
 from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -146,6 +148,54 @@ def test_a_bundle_s_own_weights_are_replaced_only_if_asked(make_workflow, source
     assert checksum(source) != before
     meta = json.loads((source / "models" / "training.json").read_text())["_meta_"]
     assert meta["started_from"] == before
+
+
+def test_weights_without_a_checkpoint_are_fine_tuned(make_workflow, source, tmp_path, caplog):
+    """As in a bundle that was shipped or pulled: the same command as a training."""
+    (source / "models" / "model.safetensors").write_bytes(b"the same weights")
+    (source / "models" / "training.json").unlink()  # it is not sent
+    before, first = checksum(source), weights(source)
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        train(make_workflow, source, learning_rate=0.0, bundle_root=str(source))
+    assert "fine-tuning: a new training begins with the weights of model.pt" in caplog.text
+    assert [name for name, value in weights(source).items() if not torch.equal(value, first[name])] == []
+    meta = json.loads((source / "models" / "training.json").read_text())["_meta_"]
+    assert meta["started_from"] == before
+    assert not (source / "models" / "model.safetensors").exists()  # they are no longer the model's
+
+
+def test_a_fine_tuning_that_is_killed_and_resumed_ends_as_the_whole_one(make_workflow, source, tmp_path):
+    copies = {stop_at: shutil.copytree(source, tmp_path / f"part{stop_at}") for stop_at in (1, 3)}
+    train(make_workflow, source)
+    for stop_at, out in copies.items():  # before the first save, and after it
+        with pytest.raises(Killed):
+            train(make_workflow, out, stop_at=stop_at)
+        assert load_bundle(out, "cpu").network is not None
+        train(make_workflow, out)
+        assert differing(source, out) == []
+
+
+def test_fine_tuning_keeps_what_the_weights_were_trained_for(make_workflow, source):
+    before = checksum(source)
+    for overrides, keys in (
+        ({"percentiles": [0, 100]}, "percentiles"),
+        ({"diffusion#prediction": "eps"}, "diffusion"),
+        ({"base_channels": 16}, "base_channels"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^model\.pt: .* with other values of {keys}; use its values, choose"):
+            train(make_workflow, source, **overrides)
+    assert checksum(source) == before
+
+
+def test_weights_to_begin_with_are_not_named_beside_others(make_workflow, source, tiny_bundle):
+    with pytest.raises(ConfigError, match=r"model\.pt: there are trained weights, but no checkpoint\.pt to resume from"):
+        train(make_workflow, source, tiny_bundle.directory)
+
+
+def test_overwrite_begins_with_random_weights(make_workflow, source):
+    first = weights(source)
+    train(make_workflow, source, overwrite=True, learning_rate=0.0)
+    assert [name for name, value in weights(source).items() if not torch.equal(value, first[name])]
 
 
 def test_start_settings_bind_the_network_and_leave_out_what_names_columns_and_patients(source):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
 IN_3D = ROOT / "bundles" / "diffae_3d"
 BOTH = pytest.mark.parametrize("bundle", [BUNDLE, IN_3D], ids=lambda p: p.name)
-ALL = pytest.mark.parametrize("bundle", [BUNDLE, IN_3D, ROOT / "bundles" / "autoencoder_kl_3d"], ids=lambda p: p.name)
+ALL = pytest.mark.parametrize("bundle", sorted((ROOT / "bundles").iterdir()), ids=lambda p: p.name)
 # latent_space is for volumes and a first stage: test_latent_space.py
 OVERLAYS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.stem != "latent_space")
 # of MONAI's meta_schema_20240725

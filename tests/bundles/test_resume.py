@@ -160,13 +160,11 @@ def test_a_changed_learning_rate_counts_from_the_resumed_step_on(make_workflow, 
 
 
 @pytest.mark.goal(id="R4")
-def test_weights_without_a_checkpoint_are_not_trained_over(make_workflow, whole):
+def test_weights_without_a_checkpoint_are_not_trained_with_another_configuration(make_workflow, whole):
     (whole / "models" / "checkpoint.pt").unlink()
     before = (whole / "models" / "model.pt").read_bytes()
-    with pytest.raises(
-        ConfigError, match=r"model\.pt: there are trained weights, but no checkpoint\.pt to resume from"
-    ):
-        train(make_workflow, whole)
+    with pytest.raises(ConfigError, match=r"model\.pt: was trained with other values of percentiles; use its values"):
+        train(make_workflow, whole, percentiles=[0, 100])
     assert (whole / "models" / "model.pt").read_bytes() == before
     train(make_workflow, whole, overwrite=True)
 

@@ -29,12 +29,13 @@ class DemoResult(CommandResult):
     """The result of :func:`demo`.
 
     Attributes:
-        probes: one row per factor and kind of features (z_sem, PCA of the pixels, an untrained encoder), as
-            :func:`~monai_diffae.probe` gives them.
+        probes: one row per factor and kind of features (z_sem, PCA of the pixels, an untrained encoder, the shipped
+            model of chest X-rays), as :func:`~monai_diffae.probe` gives them.
         reconstruction: means over the test cases, such as ``mse_x_T``.
         z_sem_usage: factor by which the denoising loss grows with another image's z_sem; None: not measured.
         seconds: duration of each stage; near 0 if it was complete.
         paths: the files to look at, by name.
+        shipped: what each shipped model achieves on held-out cases of its own data.
     """
 
     probes: list[dict[str, Any]]
@@ -42,6 +43,7 @@ class DemoResult(CommandResult):
     z_sem_usage: float | None
     seconds: dict[str, float] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
+    shipped: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """The figures in tables, the files to look at, and how long it took."""
@@ -52,6 +54,9 @@ class DemoResult(CommandResult):
         yield from table_lines(self._reconstruction_table())
         if self.z_sem_usage is not None:
             yield f"z_sem_usage: {self.z_sem_usage:.3f}"
+        for name, figures in self.shipped.items():
+            listed = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
+            yield f"shipped {name}, on held-out cases of its own data: {listed}"
         yield from (f"{name:>16}: {path}" for name, path in self.paths.items())
         yield "   ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
 
@@ -63,6 +68,7 @@ class DemoResult(CommandResult):
             "z_sem_usage": self.z_sem_usage,
             "seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
             "paths": {name: str(path) for name, path in self.paths.items()},
+            "shipped": self.shipped,
         }
 
     def _probe_table(self) -> Table:
@@ -108,8 +114,9 @@ def demo(
 ) -> DemoResult:
     """Train a small model on a virtual cohort, and show on held-out patients what it learned.
 
-    The stages are: write the cohort, train, embed, reconstruct, probe. Nothing is downloaded. A second call with the
-    same folder resumes: complete stages are skipped.
+    The stages are: write the cohort, train, embed, reconstruct, embed with the shipped model of chest X-rays (which has
+    never seen a brain), probe. Nothing is downloaded. A second call with the same folder resumes: complete stages are
+    skipped.
 
     Args:
         out: Folder for the cohort, the model and all results.
@@ -140,7 +147,7 @@ def demo(
 
     from monai_diffae.apps.embedding.embed import embed
     from monai_diffae.apps.synthesis.reconstruct import reconstruct
-    from monai_diffae.apps.training import demo_stages
+    from monai_diffae.apps.training import demo_shipped, demo_stages
     from monai_diffae.apps.training.demo_budget import demo_budget
     from monai_diffae.data.samples import make_virtual_cohort
 
@@ -163,15 +170,20 @@ def demo(
             model, cohort, out / "reconstructions", mode="both", steps=steps, limit=budget.num_reconstructions,
             split="test", **common,
         )  # fmt: skip
+    with _timed("shipped", seconds):
+        xray_model = demo_shipped.copy_once(out / "chest_xray", "chest_xray")
+        others = {}
+        if xray_model is not None:
+            others["shipped chest_xray"] = embed(xray_model, cohort, out / "chest_xray.parquet", **common).path
     with _timed("probe", seconds):
-        probes = demo_stages.probe_once(model, cohort, embedded.path, out / "probe.csv", workers)
+        probes = demo_stages.probe_once(model, cohort, embedded.path, out / "probe.csv", workers, others)
     paths = {
         "mosaic": reconstructed.folder / "mosaic.png", "curves": model / "curves.png", "embeddings": embedded.path,
         "probes": out / "probe.csv", "MLflow database": model / "mlflow.db",
     }  # fmt: skip
     existing = {name: path for name, path in paths.items() if path.exists()}
     usage = demo_stages.last_usage(model / "curves.csv")
-    return DemoResult(probes, reconstructed.means, usage, seconds, existing)
+    return DemoResult(probes, reconstructed.means, usage, seconds, existing, demo_shipped.held_out_figures())
 
 
 @contextmanager

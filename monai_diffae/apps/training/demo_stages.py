@@ -25,7 +25,7 @@ from monai_diffae.bundle.folders import shipped
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.bundle.untrained import untrained_network
 from monai_diffae.data.atomic import write_atomic, write_json
-from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.errors import ConfigError
 
@@ -84,8 +84,10 @@ def train_once(
     write_json(record, {"settings": settings, "is_complete": True})
 
 
-def probe_once(model: Path, cohort: Path, embeddings: Path, table: Path, workers: int | None) -> list[dict[str, Any]]:
-    """Probe z_sem, PCA of the pixels and an untrained encoder, all with the same number of dimensions.
+def probe_once(
+    model: Path, cohort: Path, embeddings: Path, table: Path, workers: int | None, others: Mapping[str, Path]
+) -> list[dict[str, Any]]:
+    """Probe z_sem, PCA of the pixels and an untrained encoder, all with the same number of dimensions, and others.
 
     The two baselines show what a linear probe finds without any training.
 
@@ -95,6 +97,7 @@ def probe_once(model: Path, cohort: Path, embeddings: Path, table: Path, workers
         embeddings: its embeddings.
         table: the file for the scores; read instead if it is newer than the embeddings.
         workers: processes that read scans.
+        others: embeddings of the same cohort with other bundles, by the names for their features.
 
     Returns:
         One row per target and kind of features.
@@ -108,7 +111,10 @@ def probe_once(model: Path, cohort: Path, embeddings: Path, table: Path, workers
     position = {case.id: i for i, case in enumerate(read.cases)}
     ids = read_embeddings(embeddings)["id"]
     images = torch.stack([read.dataset[position[case_id]][session.encoder_key] for case_id in ids])
-    baselines = {"PCA of pixels": images.numpy(), "untrained encoder": _untrained_z_sem(session.trained, images)}
+    baselines = {
+        "PCA of pixels": images.numpy(), "untrained encoder": _untrained_z_sem(session.trained, images),
+        **{name: z_matrix(read_embeddings(path).set_index("id").loc[ids]) for name, path in others.items()},
+    }  # fmt: skip
     rows = probe(embeddings, evaluation="split", probes=["linear"], baselines=baselines).rows
     write_atomic(table, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n"))
     return rows

@@ -12,26 +12,39 @@ from monai_diffae.apps.results import FolderResult
 
 @dataclass(frozen=True)
 class InitResult(FolderResult):
-    """The result of :func:`init`."""
+    """The result of :func:`init`.
+
+    Attributes:
+        folder: the new folder.
+        has_weights: whether the bundle is trained.
+    """
+
+    has_weights: bool = False
 
     def lines(self) -> Iterator[str]:
         """The folder and the next command."""
         from monai_diffae.apps.command_lines import command_line
 
         yield from super().lines()
-        yield f"next: {command_line('train', {'bundle': self.folder, 'cohort': 'scans.csv', 'minutes': 10})}"
+        cohort = {"bundle": self.folder, "cohort": "scans.csv"}
+        if self.has_weights:
+            yield f"next: {command_line('embed', {**cohort, 'out': 'results'})}"
+        else:
+            yield f"next: {command_line('train', {**cohort, 'minutes': 10})}"
 
 
 @command
 def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
-    """Copy a shipped bundle into a new folder, as a starting point for your own.
+    """Copy a shipped bundle into a new folder: without weights to train it, or with weights to use it at once.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
-    configuration overlays that can be used with it.
+    configuration overlays that can be used with it. ``chest_xray`` and ``hippocampus`` have trained weights;
+    ``docs/README.md`` says what they can do and what they must not be used for. ``train`` fine-tunes them.
 
     Args:
         out: New folder for the bundle.
-        bundle: Name of a shipped bundle: ``diffae_2d``, ``diffae_3d`` or ``autoencoder_kl_3d``.
+        bundle: Name of a shipped bundle: ``diffae_2d``, ``diffae_3d`` or ``autoencoder_kl_3d`` without weights,
+            ``chest_xray`` or ``hippocampus`` with weights.
 
     Returns:
         The folder.
@@ -46,6 +59,6 @@ def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
         ...
         monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
     """
-    from monai_diffae.bundle.folders import init_bundle
+    from monai_diffae.bundle.folders import init_bundle, names_with_weights
 
-    return InitResult(init_bundle(out, bundle))
+    return InitResult(init_bundle(out, bundle), bundle in names_with_weights())

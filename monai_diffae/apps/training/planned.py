@@ -19,7 +19,7 @@ from monai_diffae.apps.training.planning import read_training_config
 from monai_diffae.apps.training.timetables import CHOSEN_KEYS
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.warm_start import start_settings
+from monai_diffae.bundle.warm_start import first_weights, start_settings
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.survey import survey_cohort
 from monai_diffae.errors import ConfigError
@@ -84,7 +84,8 @@ def with_plan(
     if (layout.newest_files(folder / layout.MODELS) / layout.CHECKPOINT).is_file() and not training.overwrite:
         logger.info("the training continues with the plan that it began with")
         return Planned(training)
-    fixed: dict[str, Any] = {} if start_from is None else start_settings(start_from)
+    source = first_weights(start_from, folder, training.overwrite)
+    fixed: dict[str, Any] = {} if source is None else start_settings(source)
     fixed = {key: value for key, value in fixed.items() if key not in CHOSEN_KEYS}
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}

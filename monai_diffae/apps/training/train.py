@@ -78,13 +78,16 @@ def train(
     minutes: Annotated[float, Gt(0), Le(100_000)] | None = None,
     training: Training = Training(),
 ) -> TrainResult:
-    """Train a bundle's autoencoder on a cohort, or resume its training after an interruption.
+    """Train a bundle's autoencoder on a cohort, fine-tune its weights, or resume its training after an interruption.
 
     The same run as ``python -m monai.bundle run training --config_file my_bundle/configs/train.json --bundle_root
     my_bundle --dataset_dir scans.csv``. The folder ``models`` gets the weights (``model.pt``), their configuration
     (``config.json``), a checkpoint and the settings (``training.json``); ``curves.csv``, ``curves.png`` and
     ``pictures`` show the progress. A training that is resumed uses the settings with which it began, so that they need
     not be given again.
+
+    A bundle that has weights but no checkpoint, such as ``chest_xray`` or one that ``pull`` got, is fine-tuned: the new
+    training begins with its weights and settings, and replaces its weights at the first save.
 
     Args:
         bundle: Folder of a bundle, made with ``monai-diffae init``. With ``minutes`` it is made if it does not exist.

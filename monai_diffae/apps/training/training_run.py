@@ -18,7 +18,7 @@ from monai_diffae.bundle.loading import set_values
 from monai_diffae.bundle.run_preparation import values_are_complete
 from monai_diffae.bundle.training_settings import overlap, read_training_settings
 from monai_diffae.bundle.trust import check_code
-from monai_diffae.bundle.warm_start import start_settings
+from monai_diffae.bundle.warm_start import first_weights, start_settings
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
     """Read the configuration of a training.
 
     A value is taken from the first of these that has it: ``values``, the overlays, the settings of the training that is
-    resumed or of the bundle from which it starts, the bundle's file.
+    resumed or of the bundle with whose weights it begins, the bundle's file.
 
     Args:
         file: the bundle's file.
@@ -79,12 +79,13 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
 
 
 def _remembered(given: ConfigParser, folder: Path) -> dict[str, Any]:
-    """The settings of the training that is resumed, or of the bundle from which a new one starts."""
-    prefix = given.get("train#checkpoint#prefix", "")
+    """The settings of the training that is resumed, or of the bundle with whose weights a new one begins."""
+    prefix, overwrite = given.get("train#checkpoint#prefix", ""), given.get("overwrite") is True
     models, start_from = layout.newest_files(folder / layout.MODELS), given.get("start_from")
-    if (models / f"{prefix}{layout.CHECKPOINT}").is_file() and given.get("overwrite") is not True:
+    if (models / f"{prefix}{layout.CHECKPOINT}").is_file() and not overwrite:
         return read_training_settings(models, prefix)
-    return {} if start_from is None else start_settings(str(start_from))
+    source = None if prefix else first_weights(start_from, folder, overwrite)
+    return {} if source is None else start_settings(source)
 
 
 class _Workflow(ConfigWorkflow):

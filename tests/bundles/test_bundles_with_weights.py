@@ -1,0 +1,221 @@
+"""The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and nobody's.
+
+Until real weights are in ``bundles/``, most of these tests use tiny ones, which ``make weights`` has put into a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from golden_bundles import difference_from_stored, write_golden_scans
+from make_weights import LARGEST_FILE, PLACEHOLDER, make_weights
+from monai.bundle import ConfigWorkflow, load
+
+from monai_diffae import embed, generate, info, init, probe, push, reconstruct, train
+from monai_diffae.bundle import folders
+from monai_diffae.bundle.checksums import checksum
+from monai_diffae.errors import ConfigError
+from monai_diffae.official.checkpoint_files import read_safetensors
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+NAMES = {"chest_xray": 2, "hippocampus": 3}
+BOTH = pytest.mark.parametrize("name", NAMES)
+TRAINED = [name for name in NAMES if (ROOT / "bundles" / name / "models" / "model.safetensors").is_file()]
+REAL = pytest.mark.parametrize("name", TRAINED or [pytest.param(None, marks=pytest.mark.skip("no weights yet"))])
+TINY_FIGURES = {"mse_x_T": [1e-6, 5e-7, 2e-6], "z_sem_usage": 1.5, "hours": "0.1"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.fixture(scope="session")
+def bundles(latent_bundle: Path, tiny_bundle_3d: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of ``bundles/`` with weights in all bundles that have some."""
+    folder = shutil.copytree(ROOT / "bundles", tmp_path_factory.mktemp("shipped") / "bundles")
+    for name, source in (("chest_xray", latent_bundle), ("hippocampus", tiny_bundle_3d.directory)):
+        if name not in TRAINED:
+            make_weights(source, name, TINY_FIGURES, bundles=folder)
+    return folder
+
+
+@pytest.fixture
+def made(bundles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a bundle with ``init``."""
+    shipped = folders.shipped
+    monkeypatch.setattr(folders, "shipped", lambda kind: bundles if kind == "bundles" else shipped(kind))
+    return lambda name: init(tmp_path / "my_model", bundle=name).folder
+
+
+@BOTH
+def test_init_makes_a_complete_trained_bundle(made: Callable[[str], Path], name: str, bundles: Path) -> None:
+    bundle = made(name)
+    stored, _ = read_safetensors(bundles / name / "models" / "model.safetensors")
+    for workflow_type in ("train", "inference"):
+        network = load(bundle.name, bundle_dir=bundle.parent, workflow_type=workflow_type, device="cpu")
+        state = network.state_dict()
+        assert state.keys() == stored.keys()
+        assert [key for key in state if not torch.equal(state[key], stored[key])] == []
+    description = read(bundles / name / "models" / "config.json")
+    for file in ("train.json", "inference.json", "evaluate.json"):
+        content = read(bundle / "configs" / file)
+        assert {key for key, value in description.items() if content[key] != value} <= {"imports"}
+    summary = info(bundle).summary
+    assert summary["own_code"] == []
+    assert summary["spatial_dims"] == NAMES[name]
+    assert {path.name for path in (bundle / "configs" / "overlays").iterdir()} > {"fp32.json"}
+
+
+@BOTH
+def test_the_commands_work_at_once(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    bundle = made(name)
+    scans = write_golden_scans(tmp_path / "scans", NAMES[name])
+    assert len(pd.read_parquet(embed(bundle, scans, tmp_path / "out", device="cpu").path)) == 6
+    made_images = reconstruct(bundle, scans, tmp_path / "reconstructed", limit=1, steps=3, device="cpu")
+    assert made_images.means["mse_x_T"] < 1
+    if (bundle / "models" / "latent_model.pt").is_file():
+        assert generate(bundle, tmp_path / "synthetic", num_images=2, steps=2, device="cpu").folder.is_dir()
+    sent = push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
+    assert not [file for file in sent if file.endswith(".safetensors")]
+
+
+def test_init_twice_gives_the_same_files(bundles: Path, made: Callable[[str], Path], tmp_path: Path) -> None:
+    first = made("chest_xray")
+    second = init(tmp_path / "second", bundle="chest_xray").folder
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    assert [str(file) for file in names if (first / file).read_bytes() != (second / file).read_bytes()] == []
+    assert read(first / "models" / "latent_config.json")["autoencoder_sha256"] == checksum(first)
+
+
+@BOTH
+def test_the_next_command_is_that_of_the_weights(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    made(name)
+    assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
+
+
+def test_fine_tuning_is_the_command_of_training(
+    made: Callable[[str], Path], class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = made("chest_xray")
+    first = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    options = {"max_epochs": 1, "learning_rate": 0.0, "mlflow": False, "num_pictures": 0, "probe_interval": 0}
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        train(bundle, class_folders, device="cpu", overrides={**options, "batch_size": 8})
+    assert "fine-tuning: a new training begins with the weights of model.pt" in caplog.text
+    after = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert [key for key in first if not torch.equal(first[key], after[key])] == []
+    assert not (bundle / "models" / "model.safetensors").exists()
+    assert generate(bundle, tmp_path / "synthetic", num_images=1, steps=2, device="cpu").folder.is_dir()  # same weights
+    train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2, "learning_rate": 0.001})  # resumes
+    with pytest.raises(ConfigError, match="the latent model belongs to another autoencoder"):
+        generate(bundle, tmp_path / "others", num_images=1, device="cpu")
+
+
+def test_monais_run_fine_tunes_too(made: Callable[[str], Path], class_folders: Path) -> None:
+    bundle = made("chest_xray")
+    first = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "train.json"), logging_file=False, workflow_type="train", device="cpu",
+        dataset_dir=str(class_folders), max_epochs=1, learning_rate=0.0, mlflow=False, num_pictures=0, probe_interval=0,
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    after = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert [key for key in first if not torch.equal(first[key], after[key])] == []
+
+
+def test_no_bundle_with_weights_is_taken_for_one_to_train(made: Callable[[str], Path]) -> None:
+    made("hippocampus")
+    with pytest.raises(ConfigError, match="there is no 'chest_xray'; choose one of: autoencoder_kl_3d, diffae_2d, dif"):
+        folders.shipped_bundle("chest_xray")
+    with pytest.raises(ConfigError, match="choose one of: autoencoder_kl_3d, chest_xray, diffae_2d, diffae_3d, hippo"):
+        folders.shipped_bundle("head", or_weights=True)
+
+
+# -- what is in the repository -----------------------------------------------------------------------------------------
+
+
+def test_no_file_is_too_large_or_a_pickle() -> None:
+    listed = subprocess.run(["git", "ls-files", "bundles"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.splitlines()}
+    assert max(sizes.values()) <= LARGEST_FILE
+    assert sum(sizes.values()) < 55_000_000  # the wheel stays below 60 MB: weights hardly become smaller in it
+    suffixes = {Path(name).suffix for name in sizes}
+    assert suffixes <= {"", ".json", ".md", ".txt", ".safetensors"}
+
+
+@BOTH
+def test_only_what_differs_is_stored_and_nothing_of_cases(bundles: Path, name: str) -> None:
+    folder = bundles / name
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
+    models = {"model.safetensors", "config.json", "metrics.json", "latent_model.safetensors", "latent_config.json"}
+    assert needed | {"models/model.safetensors", "models/config.json"} <= files
+    assert files <= needed | {f"models/{file}" for file in models}
+    config = read(folder / "models" / "config.json")
+    assert config["columns"] == {}
+    assert config["patient_pattern"] is None
+    assert "_meta_" not in config
+    for path in (folder / file for file in files if file.endswith(".json")):
+        assert not [text for text in ("/work", "/home", "/tmp", "/root", "\\\\") if text in path.read_text()]
+    _, metadata = read_safetensors(folder / "models" / "model.safetensors")
+    assert metadata == {}
+
+
+@BOTH
+def test_the_documents_name_data_licence_and_forbidden_uses(name: str) -> None:
+    folder = ROOT / "bundles" / name / "docs"
+    licence = {"chest_xray": "CC BY 4.0", "hippocampus": "CC BY-SA 4.0"}[name]
+    source = {"chest_xray": "10.17632/rscbjbr9sj", "hippocampus": "1902.09063"}[name]
+    for text in (" ".join((folder / file).read_text().split()) for file in ("README.md", "data_license.txt")):
+        assert licence in text
+        assert source in text
+    assert "**Do not use it** for diagnosis" in (folder / "README.md").read_text()
+
+
+@REAL
+def test_the_model_card_is_complete(name: str) -> None:
+    readme = (ROOT / "bundles" / name / "docs" / "README.md").read_text()
+    assert PLACEHOLDER.findall(readme) == []
+    metrics = read(ROOT / "bundles" / name / "configs" / "metadata.json")["eval_metrics"]
+    rows = [line for line in readme.splitlines() if line.startswith("| ") and not line.startswith("| figure")]
+    assert {row.split(" | ")[0].removeprefix("| ") for row in rows} == metrics.keys() != set()
+
+
+@REAL
+def test_z_sem_of_formulas_is_the_stored_one(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    """To 1e-4 of the standard deviation of z_sem, since other processors round differently."""
+    scans = write_golden_scans(tmp_path / "scans", NAMES[name])
+    table = embed(made(name), scans, tmp_path / "out", device="cpu").path
+    assert difference_from_stored(ROOT / "tests" / "weights" / name, table) <= 1e-4
+
+
+@REAL
+def test_the_metadata_have_the_sizes_of_the_network(made: Callable[[str], Path], name: str) -> None:
+    bundle = made(name)
+    network = load(bundle.name, bundle_dir=bundle.parent, device="cpu")
+    form = read(bundle / "configs" / "metadata.json")["network_data_format"]
+    assert form["inputs"]["image"]["spatial_shape"] == [f"{divisor}*n" for divisor in network.size_divisors]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("chest_xray" not in TRAINED, reason="no weights yet")
+@pytest.mark.skipif(not (DATA / "cxr_pneumonia_224").is_dir(), reason="the X-rays are not on this machine")
+def test_z_sem_tells_pneumonia_on_held_out_patients(made: Callable[[str], Path], tmp_path: Path) -> None:
+    columns = {"image": "file", "patient": "patient_key"}
+    labels = DATA / "cxr_pneumonia_224" / "labels.csv"
+    embedded = embed(made("chest_xray"), labels, tmp_path / "out", columns=columns, device="cpu")
+    (row,) = probe(embedded.path, targets=["label"], probes=["linear"], evaluation="split").rows
+    assert row["score"] > 0.95

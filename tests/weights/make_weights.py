@@ -1,0 +1,197 @@
+"""Put the weights of a trained bundle into ``bundles/``, so that ``monai-diffae init`` has them: ``make weights``.
+
+The folder in ``bundles/`` has the documents and ``configs/metadata.json`` already, written by hand. This program adds
+what comes from the training, and fills in the figures. What it writes:
+
+* ``models``: the weights as ``.safetensors``, also of a latent DDIM, the files that describe them, and the metrics of
+  the last validation. Nothing of single cases, and no checkpoint.
+* ``docs/README.md``: the cells ``value`` and ``interval`` of each figure's row, and words that begin with ``FIGURE_``.
+* ``configs/metadata.json``: ``eval_metrics``.
+* ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images of formulas (not of patients), for the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from golden_bundles import write_golden_scans
+from monai.bundle import ConfigParser
+from safetensors.torch import save_file
+
+from monai_diffae import embed
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.bundle import init_bundle, layout
+from monai_diffae.bundle.sent_files import copy_for_others
+from monai_diffae.bundle.summary import bundle_code
+from monai_diffae.bundle.training_settings import read_training_settings
+from monai_diffae.data.embeddings import z_columns
+from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.errors import DiffAEError
+
+HERE = Path(__file__).parent
+BUNDLES = HERE.parents[1] / "bundles"
+LARGEST_FILE = 25_000_000  # bytes; the model zoo takes no larger files
+PLACEHOLDER = re.compile(r"FIGURE_\w+")
+_SAFE = {layout.MODEL: layout.SAFE_MODEL, layout.LATENT_MODEL: layout.LATENT_SAFE_MODEL}
+_COPIED = (layout.CONFIG, layout.LATENT_CONFIG, layout.METRICS)
+
+
+def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles: Path = BUNDLES) -> list[str]:
+    """Write the weights and figures of a trained bundle.
+
+    Args:
+        bundle: the trained bundle, which is only read.
+        name: the name of the folder in ``bundles``.
+        figures: by their names, a number, a number with the limits of its interval, or a text.
+        bundles: the folder with the shipped bundles.
+
+    Returns:
+        The placeholders in the documents that no figure has replaced.
+    """
+    target = bundles / name
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "copy"
+        _copy_for_others(bundle, target, Path(temporary) / "described", copy)
+        _write_models(copy / layout.MODELS, target / layout.MODELS)
+    _describe_tensors(target)
+    return fill_in(target, {**_settings(bundle), **_sizes(target), **figures})
+
+
+def _copy_for_others(bundle: Path, target: Path, described: Path, copy: Path) -> None:
+    """A copy without private values, as ``push`` makes it, with the documents of the shipped bundle."""
+    ignored = shutil.ignore_patterns("cache", "pictures", "embeddings", "latent", "mlruns", "*.db", "*checkpoint.pt")
+    shutil.copytree(bundle, described, ignore=ignored)
+    shutil.copytree(target / "docs", described / "docs", dirs_exist_ok=True)
+    if code := bundle_code(described):
+        sys.exit(f"{bundle.name}: has code of its own ({code[0]}); only bundles without it are shipped")
+    copy_for_others(described, copy)
+
+
+def _write_models(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for weights, safe in _SAFE.items():
+        if (source / weights).is_file():
+            state = torch.load(source / weights, weights_only=True)
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, target / safe)
+    for file in _COPIED:
+        if (source / file).is_file():
+            content = _read(source / file)
+            content.pop("_meta_", None)  # a fingerprint of the data
+            if "columns" in content:
+                content["columns"] = {}  # of the training's table, not of the user's
+            _write(target / file, content)
+    if (target / layout.LATENT_CONFIG).is_file():  # `init` writes the checksum of the file that it makes
+        latent = _read(target / layout.LATENT_CONFIG)
+        latent["autoencoder_sha256"] = file_checksum(target / layout.SAFE_MODEL)
+        _write(target / layout.LATENT_CONFIG, latent)
+    for path in target.iterdir():
+        if path.stat().st_size > LARGEST_FILE:
+            sys.exit(f"{path.name}: has {path.stat().st_size / 1e6:.1f} MB, but at most 25 MB can be shipped")
+
+
+def _describe_tensors(target: Path) -> None:
+    """Write the sizes that the network takes into the metadata."""
+    network = ConfigParser(_read(target / layout.MODELS / layout.CONFIG)).get_parsed_content("network_def")
+    metadata = _read(target / "configs" / "metadata.json")
+    for kind, name in (("inputs", "image"), ("outputs", "pred")):
+        metadata["network_data_format"][kind][name]["spatial_shape"] = [f"{each}*n" for each in network.size_divisors]
+    _write(target / "configs" / "metadata.json", metadata)
+
+
+# -- the figures -------------------------------------------------------------------------------------------------------
+
+
+def fill_in(target: Path, figures: Mapping[str, Any]) -> list[str]:
+    """Write figures into the documents of a shipped bundle; the placeholders that remain."""
+    readme, metadata = target / "docs" / "README.md", _read(target / "configs" / "metadata.json")
+    text = readme.read_text(encoding="utf-8")
+    for name, figure in figures.items():
+        if isinstance(figure, str):
+            text = re.sub(rf"\bFIGURE_{name}\b", lambda _, figure=figure: figure, text)
+            continue
+        value, *interval = figure if isinstance(figure, list) else [figure]
+        cell = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
+        text, count = re.subn(rf"^\| {name} \|[^|]*\|[^|]*\|", f"| {name} | {value:.4g} | {cell} |", text, flags=re.M)
+        if count != 1:
+            sys.exit(f"{name}: docs/README.md of {target.name} has no row for this figure; add one, or omit the figure")
+        metadata["eval_metrics"][name] = value
+    readme.write_text(text, encoding="utf-8")
+    _write(target / "configs" / "metadata.json", metadata)
+    return sorted(set(PLACEHOLDER.findall(text)))
+
+
+def _settings(bundle: Path) -> dict[str, str]:
+    """The settings of both trainings, as ``--overrides`` of a command."""
+    texts = {}
+    for prefix in ("", layout.LATENT_PREFIX):
+        settings = read_training_settings(bundle / layout.MODELS, prefix)
+        kept = {key: value for key, value in settings.items() if not key.startswith(("columns", "patient_pattern"))}
+        line = command_line("train", {"bundle": Path("b"), "overrides": kept})
+        texts[f"{prefix}settings"] = line.partition(" --overrides ")[2]
+    return texts
+
+
+def _sizes(target: Path) -> dict[str, str]:
+    config = _read(target / layout.MODELS / layout.CONFIG)
+    sizes = {key: config.get(key) for key in ("z_channels", "image_size", "spacing_mm")}
+    texts = {key: " x ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in sizes.items()}
+    return {**texts, "spacing": texts["spacing_mm"]}
+
+
+# -- the stored z_sem --------------------------------------------------------------------------------------------------
+
+
+def store_z_sem(name: str, folder: Path) -> None:
+    """Store the z_sem that a shipped bundle with weights finds in images of formulas."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = init_bundle(Path(temporary) / "bundle", name)
+        spatial_dims = _read(bundle / layout.MODELS / layout.CONFIG)["spatial_dims"]
+        scans = write_golden_scans(Path(temporary) / "scans", spatial_dims)
+        table = pd.read_parquet(embed(bundle, scans, Path(temporary) / "out", device="cpu").path).sort_values("id")
+    table[["id", *z_columns(table)]].to_csv(folder / "z_sem.csv", index=False, float_format="%.7g")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    indent = 4 if path.name == "metadata.json" else 2
+    path.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True, help="a trained bundle")
+    parser.add_argument("--name", required=True, help="the folder in bundles/, such as chest_xray")
+    parser.add_argument("--figures", type=Path, help="JSON file: a number, [value, low, high] or a text by its name")
+    given = parser.parse_args()
+    figures = _read(given.figures) if given.figures else {}
+    try:
+        remaining = make_weights(given.bundle, given.name, figures)
+        store_z_sem(given.name, HERE / given.name)
+    except DiffAEError as error:
+        sys.exit(f"error: {error}")
+    for path in sorted((BUNDLES / given.name).rglob("*")):
+        if path.is_file():
+            print(f"{path.stat().st_size / 1e6:8.3f} MB  {path.relative_to(BUNDLES)}")
+    if remaining:
+        print(f"still to fill in: {', '.join(remaining)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The program that puts the weights of a trained bundle into ``bundles/``; tests/bundles tests what it writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import make_weights
+import pytest
+import torch
+
+from monai_diffae.official.checkpoint_files import read_safetensors
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Path:
+    """The documents of a shipped bundle, as they are written by hand."""
+    folder = tmp_path / "bundles"
+    shutil.copytree(ROOT / "bundles" / "chest_xray", folder / "chest_xray", ignore=shutil.ignore_patterns("models"))
+    metadata = folder / "chest_xray" / "configs" / "metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "eval_metrics": {}}))
+    rows = "| auroc | FIGURE_auroc | FIGURE_auroc_interval | of a probe |\nIt took FIGURE_hours hours: FIGURE_settings\n"
+    (folder / "chest_xray" / "docs" / "README.md").write_text(rows)
+    return folder
+
+
+def test_weights_and_figures_are_written_and_nothing_of_the_training_s_data(
+    latent_bundle: Path, bundles: Path
+) -> None:
+    figures = {"auroc": [0.98765, 0.97, 1.0], "hours": "2.5"}
+    assert make_weights.make_weights(latent_bundle, "chest_xray", figures, bundles=bundles) == []
+    target = bundles / "chest_xray"
+    for name in ("model", "latent_model"):
+        state = torch.load(latent_bundle / "models" / f"{name}.pt", weights_only=True)
+        tensors, _ = read_safetensors(target / "models" / f"{name}.safetensors")
+        assert state.keys() == tensors.keys()
+        assert all(torch.equal(state[key].nan_to_num(7), tensors[key].nan_to_num(7)) for key in state)
+    readme = (target / "docs" / "README.md").read_text()
+    assert "| auroc | 0.9877 | 0.97 to 1 | of a probe |" in readme
+    assert "2.5 hours: " in readme
+    assert "'image_size=[16,16]'" in readme
+    metadata = json.loads((target / "configs" / "metadata.json").read_text())
+    assert metadata["eval_metrics"] == {"auroc": 0.98765}
+    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == ["4*n", "4*n"]
+    assert sorted(path.name for path in (target / "models").iterdir()) == [
+        "config.json", "latent_config.json", "latent_model.safetensors", "metrics.json", "model.safetensors",
+    ]  # fmt: skip
+    text = "".join(path.read_text() for path in target.rglob("*.json"))
+    assert str(latent_bundle.parent) not in text
+    assert "data_fingerprint" not in text
+
+
+def test_figures_can_be_replaced_again(latent_bundle: Path, bundles: Path) -> None:
+    for value in (0.5, 0.75):
+        make_weights.make_weights(latent_bundle, "chest_xray", {"auroc": value}, bundles=bundles)
+    assert "| auroc | 0.75 |  | of a probe |" in (bundles / "chest_xray" / "docs" / "README.md").read_text()
+
+
+def test_what_cannot_be_shipped_is_refused(
+    latent_bundle: Path, bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="loss: docs/README.md of chest_xray has no row for this figure"):
+        make_weights.make_weights(latent_bundle, "chest_xray", {"loss": 1.0}, bundles=bundles)
+    own = shutil.copytree(latent_bundle, tmp_path / "own", ignore=shutil.ignore_patterns("cache"))
+    train: dict[str, Any] = json.loads((own / "configs" / "train.json").read_text())
+    (own / "configs" / "train.json").write_text(json.dumps({**train, "mine": "$__import__('os').getcwd()"}))
+    with pytest.raises(SystemExit, match="own: has code of its own"):
+        make_weights.make_weights(own, "chest_xray", {}, bundles=bundles)
+    monkeypatch.setattr(make_weights, "LARGEST_FILE", 1000)
+    with pytest.raises(SystemExit, match=r"at most 25 MB can be shipped"):
+        make_weights.make_weights(latent_bundle, "chest_xray", {}, bundles=bundles)
