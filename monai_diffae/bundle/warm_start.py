@@ -128,9 +128,7 @@ def start_weights(
     return read_consistently(root, read)
 
 
-def own_weights(
-    models: Path, network: nn.Module, config: dict[str, Any]
-) -> tuple[dict[str, Tensor], str]:
+def own_weights(models: Path, network: nn.Module, config: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     """Read the weights in the folder of a training, which has no checkpoint, to fine-tune them.
 
     Args:

@@ -188,7 +188,9 @@ def test_fine_tuning_keeps_what_the_weights_were_trained_for(make_workflow, sour
 
 
 def test_weights_to_begin_with_are_not_named_beside_others(make_workflow, source, tiny_bundle):
-    with pytest.raises(ConfigError, match=r"model\.pt: there are trained weights, but no checkpoint\.pt to resume from"):
+    with pytest.raises(
+        ConfigError, match=r"model\.pt: there are trained weights, but no checkpoint\.pt to resume from"
+    ):
         train(make_workflow, source, tiny_bundle.directory)
 
 

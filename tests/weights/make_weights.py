@@ -3,8 +3,8 @@
 The folder in ``bundles/`` has the documents and ``configs/metadata.json`` already, written by hand. This program adds
 what comes from the training, and fills in the figures. What it writes:
 
-* ``models``: the weights as ``.safetensors``, also of a latent DDIM, the files that describe them, and the metrics of
-  the last validation. Nothing of single cases, and no checkpoint.
+* ``models``: the weights as ``.safetensors``, also of a latent DDIM, the files that describe them, the settings of the
+  training, and the metrics of its last validation. Nothing of single cases, and no checkpoint.
 * ``docs/README.md``: the cells ``value`` and ``interval`` of each figure's row, and words that begin with ``FIGURE_``.
 * ``configs/metadata.json``: ``eval_metrics``.
 * ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images of formulas (not of patients), for the tests.
@@ -29,11 +29,9 @@ from monai.bundle import ConfigParser
 from safetensors.torch import save_file
 
 from monai_diffae import embed
-from monai_diffae.apps.command_lines import command_line
 from monai_diffae.bundle import init_bundle, layout
 from monai_diffae.bundle.sent_files import copy_for_others
 from monai_diffae.bundle.summary import bundle_code
-from monai_diffae.bundle.training_settings import read_training_settings
 from monai_diffae.data.embeddings import z_columns
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import DiffAEError
@@ -43,7 +41,9 @@ BUNDLES = HERE.parents[1] / "bundles"
 LARGEST_FILE = 25_000_000  # bytes; the model zoo takes no larger files
 PLACEHOLDER = re.compile(r"FIGURE_\w+")
 _SAFE = {layout.MODEL: layout.SAFE_MODEL, layout.LATENT_MODEL: layout.LATENT_SAFE_MODEL}
-_COPIED = (layout.CONFIG, layout.LATENT_CONFIG, layout.METRICS)
+_COPIED = (layout.CONFIG, layout.TRAINING, layout.LATENT_CONFIG, layout.METRICS)
+# Settings of the training that say nothing about the model, and are the user's to choose.
+_OWN_SETTINGS = ("columns", "patient_pattern", "mlflow", "max_minutes", "tracking_uri", "experiment_name", "run_name")
 
 
 def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles: Path = BUNDLES) -> list[str]:
@@ -64,7 +64,7 @@ def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles
         _copy_for_others(bundle, target, Path(temporary) / "described", copy)
         _write_models(copy / layout.MODELS, target / layout.MODELS)
     _describe_tensors(target)
-    return fill_in(target, {**_settings(bundle), **_sizes(target), **figures})
+    return fill_in(target, {**_texts(target), **figures})
 
 
 def _copy_for_others(bundle: Path, target: Path, described: Path, copy: Path) -> None:
@@ -90,6 +90,8 @@ def _write_models(source: Path, target: Path) -> None:
             content.pop("_meta_", None)  # a fingerprint of the data
             if "columns" in content:
                 content["columns"] = {}  # of the training's table, not of the user's
+            if file == layout.TRAINING:
+                content = {key: value for key, value in content.items() if not key.startswith(_OWN_SETTINGS)}
             _write(target / file, content)
     if (target / layout.LATENT_CONFIG).is_file():  # `init` writes the checksum of the file that it makes
         latent = _read(target / layout.LATENT_CONFIG)
@@ -131,22 +133,13 @@ def fill_in(target: Path, figures: Mapping[str, Any]) -> list[str]:
     return sorted(set(PLACEHOLDER.findall(text)))
 
 
-def _settings(bundle: Path) -> dict[str, str]:
-    """The settings of both trainings, as ``--overrides`` of a command."""
-    texts = {}
-    for prefix in ("", layout.LATENT_PREFIX):
-        settings = read_training_settings(bundle / layout.MODELS, prefix)
-        kept = {key: value for key, value in settings.items() if not key.startswith(("columns", "patient_pattern"))}
-        line = command_line("train", {"bundle": Path("b"), "overrides": kept})
-        texts[f"{prefix}settings"] = line.partition(" --overrides ")[2]
-    return texts
-
-
-def _sizes(target: Path) -> dict[str, str]:
-    config = _read(target / layout.MODELS / layout.CONFIG)
-    sizes = {key: config.get(key) for key in ("z_channels", "image_size", "spacing_mm")}
-    texts = {key: " x ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in sizes.items()}
-    return {**texts, "spacing": texts["spacing_mm"]}
+def _texts(target: Path) -> dict[str, str]:
+    """What the model's own files say for the documents."""
+    models = target / layout.MODELS
+    values = {**_read(models / layout.CONFIG), "epochs": _read(models / layout.TRAINING).get("max_epochs")}
+    names = ("z_channels", "image_size", "spacing_mm", "epochs")
+    given = {name: values[name] for name in names if values.get(name) is not None}
+    return {name: " x ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in given.items()}
 
 
 # -- the stored z_sem --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Entries for the model zoo, of bundles with tiny weights."""
+"""Entries for the model zoo, of bundles with tiny weights and of those that are shipped with weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from zoo_entry import write_zoo_entry
+
+from monai_diffae.bundle.folders import names_with_weights
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "0.1.0"
@@ -22,12 +24,14 @@ collect_ignore_glob = ["unit_tests/*"]  # templates
 
 @pytest.fixture(scope="session")
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes a bundle with tiny weights, whose documents describe them."""
+    """Makes a bundle with tiny weights, whose documents describe them, or a shipped one with its weights."""
 
     def make(kind: str) -> Path:
         from monai_diffae.bundle.folders import init_bundle
 
         bundle = init_bundle(tmp_path_factory.mktemp("zoo") / "bundle", kind)
+        if kind in names_with_weights():
+            return bundle
         if kind == "autoencoder_kl_3d":
             _write_first_stage(bundle)
         else:
@@ -71,7 +75,7 @@ def entry(trained_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPa
     def get(kind: str) -> Path:
         if kind not in made:
             out = tmp_path_factory.mktemp("entry") / kind
-            figures = {"validation_loss": 0.1234, "z_sem_usage": 1.5}
+            figures = None if kind in names_with_weights() else {"validation_loss": 0.1234, "z_sem_usage": 1.5}
             write_zoo_entry(trained_bundle(kind), kind, out, repo=f"owner/{kind}", figures=figures)
             made[kind] = out
         return made[kind]

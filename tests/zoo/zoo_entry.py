@@ -27,7 +27,7 @@ PERFORMANCE = "## **Performance**\n"
 
 
 def write_zoo_entry(
-    bundle: Path, name: str, out: Path, *, repo: str, figures: Mapping[str, float], address: str | None = None,
+    bundle: Path, name: str, out: Path, *, repo: str, figures: Mapping[str, float] | None, address: str | None = None,
     largest_file: int = LARGEST_FILE,
 ) -> None:  # fmt: skip
     """Write both entries and the tests.
@@ -37,7 +37,8 @@ def write_zoo_entry(
         name: the zoo's name of the bundle.
         out: a new folder.
         repo: the repository on the Hugging Face Hub that ``monai-diffae push`` has sent the bundle to.
-        figures: what the model achieves on held-out cases.
+        figures: what the model achieves on held-out cases; None: its documents say it already, as those of a bundle
+            that is shipped with weights.
         address: where files that are too large for the zoo can be had, without their names.
         largest_file: the size in bytes above which a file is only named in ``large_files.yml``.
     """
@@ -45,11 +46,12 @@ def write_zoo_entry(
     sizes = copy_for_others(bundle, target).sizes
     (target / CHECKSUM_LIST).unlink()  # two of the files that it lists change below
     metadata = _read(target / "configs" / "metadata.json")
-    metadata["eval_metrics"] = dict(figures)
-    _write(target / "configs" / "metadata.json", metadata)
     readme = (target / "docs" / "README.md").read_text(encoding="utf-8")
-    rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in figures.items())
-    readme = readme.replace(PERFORMANCE, f"{PERFORMANCE}| figure | value |\n|---|---|\n{rows}\n", 1)
+    if figures is not None:
+        metadata["eval_metrics"] = dict(figures)
+        rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in figures.items())
+        readme = readme.replace(PERFORMANCE, f"{PERFORMANCE}| figure | value |\n|---|---|\n{rows}\n", 1)
+    _write(target / "configs" / "metadata.json", metadata)
     (target / "docs" / "README.md").write_text(readme, encoding="utf-8")
     _name_large_files(target, [file for file, size in sizes.items() if size > largest_file], address)
     _write_hub_entry(target, out / "hf_models" / name, metadata, repo, readme)
@@ -104,13 +106,19 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the zoo's name of the bundle")
     parser.add_argument("--repo", required=True, help="repository on the Hugging Face Hub, as owner/name")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--figures", type=Path, help="JSON file of figures; default: the bundle's models/metrics.json")
+    parser.add_argument(
+        "--figures", type=Path,
+        help="JSON file of figures; default: those in its metadata.json, or without any, its models/metrics.json",
+    )  # fmt: skip
     parser.add_argument("--address", help="where files above 25 MB can be had")
     given = parser.parse_args()
     if given.out.exists():
         parser.error(f"{given.out.name}: exists; choose a new folder")
-    values = _read(given.figures or given.bundle / "models" / "metrics.json")
-    figures = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    has_figures = bool(_read(given.bundle / "configs" / "metadata.json")["eval_metrics"])
+    figures: dict[str, float] | None = None
+    if given.figures or not has_figures:
+        values = _read(given.figures or given.bundle / "models" / "metrics.json")
+        figures = {key: value for key, value in values.items() if isinstance(value, int | float)}
     try:
         write_zoo_entry(given.bundle, given.name, given.out, repo=given.repo, figures=figures, address=given.address)
     except DiffAEError as error:

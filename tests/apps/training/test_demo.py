@@ -1,16 +1,36 @@
 import json
+import shutil
 
 import pandas as pd
 import pytest
+from make_weights import make_weights
 
-from monai_diffae.apps.training import demo_budget, demo_stages
+from monai_diffae.apps.training import demo_budget, demo_shipped, demo_stages
 from monai_diffae.apps.training.demo import DISCLAIMER, demo
 from monai_diffae.apps.training.speed import Speed
+from monai_diffae.bundle import folders
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError
 
 
-def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
+@pytest.fixture
+def a_shipped_model(latent_bundle, tmp_path_factory, monkeypatch):
+    """``bundles/``, in which chest_xray has tiny weights and one figure."""
+    bundles = tmp_path_factory.mktemp("shipped") / "bundles"
+    without = shutil.ignore_patterns("hippocampus", "models")
+    shutil.copytree(folders.shipped("bundles"), bundles, ignore=without)
+    (bundles / "chest_xray" / "docs" / "README.md").write_text("| auroc | | |")
+    metadata = bundles / "chest_xray" / "configs" / "metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "eval_metrics": {}}))
+    make_weights(latent_bundle, "chest_xray", {"auroc": 0.98765}, bundles=bundles)
+    for module in (folders, demo_shipped, demo_stages):
+        shipped = module.shipped
+        monkeypatch.setattr(
+            module, "shipped", lambda kind, shipped=shipped: bundles if kind == "bundles" else shipped(kind)
+        )
+
+
+def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, a_shipped_model):
     overrides = {
         "image_size": [16, 16],
         "base_channels": 8,
@@ -30,8 +50,9 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
         demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "max_epoch": 2}})
     first = demo(tmp_path, num_reconstructions=3, **options)
     assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
-    assert {row["features"] for row in first.probes} == {"z_sem", "PCA of pixels", "untrained encoder"}
-    assert len(pd.read_csv(first.paths["probes"])) == 15
+    features = {"z_sem", "PCA of pixels", "untrained encoder", "shipped chest_xray"}
+    assert {row["features"] for row in first.probes} == features
+    assert len(pd.read_csv(first.paths["probes"])) == 20
     assert first.z_sem_usage is not None
     record = json.loads((tmp_path / "reconstructions" / "reconstructions.json").read_text())["made_from"]
     assert (record["steps"], record["invert_steps"], record["solver"]) == (5, 6, "adams")  # the bundle's
@@ -44,6 +65,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path):
     shown = list(second.lines())
     assert shown[0] == DISCLAIMER
     assert any("ventricles" in line for line in shown)
+    assert "shipped chest_xray, on held-out cases of its own data: auroc 0.9877" in shown
     assert json.loads(json.dumps(second.figures(), allow_nan=False))["reconstruction"] == first.reconstruction
     assert [row["difference"] for row in second.probes].count(None) == 5
     assert second.incomplete is None
