@@ -35,6 +35,7 @@ from monai_diffae.bundle.summary import bundle_code
 from monai_diffae.data.embeddings import z_columns
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import DiffAEError
+from monai_diffae.latents.probing.features import PCA_NAME
 
 HERE = Path(__file__).parent
 BUNDLES = HERE.parents[1] / "bundles"
@@ -113,6 +114,27 @@ def _describe_tensors(target: Path) -> None:
 
 # -- the figures -------------------------------------------------------------------------------------------------------
 
+_OF_TABLES = {"reconstruction": "{}_x_T", "z_sem_only": "{}_z_sem", "z_sem": "{}", "generation": "{}"}
+
+
+def measured_figures(evaluated: Path | None, probed: Path | None) -> dict[str, list[float]]:
+    """The figures that ``evaluate`` and ``probe`` have measured, with their intervals, by the names of the cards.
+
+    These are ``mse_x_T``, ``ssim_x_T``, ``mse_z_sem``, ``ssim_z_sem``, ``z_sem_usage`` and ``copying_ratio`` (in
+    z_sem), and for each target of the linear probe ``<target>_auroc`` or ``<target>_r2``, with ``_pca`` for the
+    principal components.
+    """
+    figures = {}
+    for row in [] if evaluated is None else _read(evaluated / "evaluation.json")["rows"]:
+        is_used = row["metric"] in ("mse", "ssim") or (row["metric"] == "z_sem_usage" and row["timestep"] is None)
+        if is_used or (row["metric"] == "copying_ratio" and row["features"] == "z_sem"):
+            figures[_OF_TABLES[row["table"]].format(row["metric"])] = [row["value"], row["low"], row["high"]]
+    for row in [] if probed is None else pd.read_csv(probed / "probes.csv").to_dict("records"):
+        suffix = {"z_sem": "", PCA_NAME: "_pca"}.get(row["features"])
+        if row["probe"] == "linear" and suffix is not None:
+            figures[f"{row['target']}_{row['metric']}{suffix}"] = [row["score"], row["low"], row["high"]]
+    return figures
+
 
 def fill_in(target: Path, figures: Mapping[str, Any]) -> list[str]:
     """Write figures into the documents of a shipped bundle; the placeholders that remain."""
@@ -171,9 +193,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="a trained bundle")
     parser.add_argument("--name", required=True, help="the folder in bundles/, such as chest_xray")
+    parser.add_argument("--evaluated", type=Path, help="folder of `monai-diffae evaluate` with this bundle")
+    parser.add_argument("--probed", type=Path, help="folder of `monai-diffae probe` with its embeddings")
     parser.add_argument("--figures", type=Path, help="JSON file: a number, [value, low, high] or a text by its name")
     given = parser.parse_args()
-    figures = _read(given.figures) if given.figures else {}
+    measured = measured_figures(given.evaluated, given.probed)
+    readme = (BUNDLES / given.name / "docs" / "README.md").read_text(encoding="utf-8")
+    figures = {name: figure for name, figure in measured.items() if f"| {name} |" in readme}
+    if unused := sorted(measured.keys() - figures.keys()):
+        print(f"measured, but without a row in docs/README.md: {', '.join(unused)}")
+    if given.figures:
+        figures |= _read(given.figures)
     try:
         remaining = make_weights(given.bundle, given.name, figures)
         store_z_sem(given.name, HERE / given.name)

@@ -59,6 +59,30 @@ def test_figures_can_be_replaced_again(latent_bundle: Path, bundles: Path) -> No
     assert "| auroc | 0.75 |  | of a probe |" in (bundles / "chest_xray" / "docs" / "README.md").read_text()
 
 
+def test_figures_are_read_from_the_results_of_commands(tmp_path: Path) -> None:
+    rows = [
+        {"table": "reconstruction", "metric": "mse", "timestep": None, "features": None},
+        {"table": "z_sem_only", "metric": "ssim", "timestep": None, "features": None},
+        {"table": "z_sem", "metric": "z_sem_usage", "timestep": 50, "features": None},
+        {"table": "z_sem", "metric": "z_sem_usage", "timestep": None, "features": None},
+        {"table": "generation", "metric": "copying_ratio", "timestep": None, "features": "z_sem"},
+        {"table": "generation", "metric": "copying_ratio", "timestep": None, "features": "alexnet"},
+    ]
+    numbered = [{**row, "value": i, "low": i - 0.5, "high": i + 0.5} for i, row in enumerate(rows)]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": numbered}))
+    (tmp_path / "probes.csv").write_text(
+        "target,features,probe,metric,score,low,high\n"
+        "label,z_sem,linear,auroc,0.9,0.8,0.95\n"
+        "label,z_sem,knn,auroc,0.7,0.6,0.8\n"
+        "label,PCA of pixels,linear,auroc,0.5,0.4,0.6\n"
+        "label,intensity statistics,linear,auroc,0.4,0.3,0.6\n"
+    )
+    assert make_weights.measured_figures(tmp_path, tmp_path) == {
+        "mse_x_T": [0, -0.5, 0.5], "ssim_z_sem": [1, 0.5, 1.5], "z_sem_usage": [3, 2.5, 3.5],
+        "copying_ratio": [4, 3.5, 4.5], "label_auroc": [0.9, 0.8, 0.95], "label_auroc_pca": [0.5, 0.4, 0.6],
+    }  # fmt: skip
+
+
 def test_what_cannot_be_shipped_is_refused(
     latent_bundle: Path, bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
