@@ -38,13 +38,15 @@ def test_the_program_runs_as_a_user_without_rights():
     assert "COPY" not in names[names.index("USER") :]
 
 
-def test_only_the_sources_are_copied_and_no_weights_or_data():
+def test_only_the_sources_are_copied_and_no_data_or_weights_but_the_shipped_ones():
     sources = [part for rest in of("COPY") if not rest.startswith("--from") for part in rest.split()[:-1]]
     assert all((ROOT / source).exists() for source in sources)
     first, *patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"]
     assert first == "*"
     allowed = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
-    assert set(sources) == allowed
+    shipped = "bundles/*/models/*.safetensors"
+    assert {*sources, shipped} == allowed
+    assert patterns.index(f"!{shipped}") > patterns.index("**/*.safetensors")  # the last pattern that fits counts
     assert {"**/*.pt", "**/*.safetensors", "**/*.parquet", "**/*.db"} <= set(patterns)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -82,6 +84,9 @@ def test_init_makes_a_complete_trained_bundle(made: Callable[[str], Path], name:
 def test_the_commands_work_at_once(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
     bundle = made(name)
     scans = write_golden_scans(tmp_path / "scans", NAMES[name])
+    for file in scans.glob("*.nii.gz"):  # as large as the model's field of view needs
+        affine = np.diag([*read(bundle / "models" / "config.json")["spacing_mm"], 1.0])
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), affine), file)
     assert len(pd.read_parquet(embed(bundle, scans, tmp_path / "out", device="cpu").path)) == 6
     made_images = reconstruct(bundle, scans, tmp_path / "reconstructed", limit=1, steps=3, device="cpu")
     assert made_images.means["mse_x_T"] < 1
@@ -118,8 +123,7 @@ def test_fine_tuning_is_the_command_of_training(
     after = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert [key for key in first if not torch.equal(first[key], after[key])] == []
     assert not (bundle / "models" / "model.safetensors").exists()
-    assert generate(bundle, tmp_path / "synthetic", num_images=1, steps=2, device="cpu").folder.is_dir()  # same weights
-    train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2, "learning_rate": 0.001})  # resumes
+    train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2})  # resumes
     with pytest.raises(ConfigError, match="the latent model belongs to another autoencoder"):
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
 
