@@ -179,7 +179,7 @@ def test_fine_tuning_keeps_what_the_weights_were_trained_for(make_workflow, sour
     before = checksum(source)
     for overrides, keys in (
         ({"percentiles": [0, 100]}, "percentiles"),
-        ({"base_channels": 16}, "base_channels"),
+        ({"z_channels": 4}, "z_channels"),
     ):
         with pytest.raises(ConfigError, match=rf"^model\.pt: .* with other values of {keys}; use its values, choose"):
             train(make_workflow, source, **overrides)
