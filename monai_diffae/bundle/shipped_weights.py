@@ -5,28 +5,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.layout import (
-    CONFIGS,
-    EVALUATE,
-    INFERENCE,
     LATENT_CONFIG,
     LATENT_MODEL,
     LATENT_SAFE_MODEL,
     MODEL,
     MODELS,
     SAFE_MODEL,
-    TRAIN,
 )
-from monai_diffae.bundle.training_settings import read_training_settings
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.official.checkpoint_files import read_safetensors
 
@@ -35,7 +28,8 @@ def complete_weights(bundle: Path) -> None:
     """Complete a bundle whose weights are ``.safetensors`` files: state dicts beside them, and configurations.
 
     The state dicts are what MONAI's tools load. Their bytes depend on the version of torch, so the latent DDIM is told
-    to which file it belongs. ``train.json`` gets the settings of the training, too.
+    to which file it belongs. ``train.json`` stays a recipe, as in every trained bundle: its runs read
+    ``models/config.json`` and ``models/training.json`` when they start.
 
     Args:
         bundle: the bundle's folder, with the configurations of an untrained bundle.
@@ -52,20 +46,7 @@ def complete_weights(bundle: Path) -> None:
     if (models / LATENT_CONFIG).is_file():
         latent = json.loads((models / LATENT_CONFIG).read_text(encoding="utf-8"))
         write_json(models / LATENT_CONFIG, {**latent, "autoencoder_sha256": checksum(bundle)})
-    describe_model(bundle, (TRAIN, INFERENCE, EVALUATE))
-    train = bundle / CONFIGS / TRAIN
-    write_json(train, _with_settings(json.loads(train.read_text(encoding="utf-8")), read_training_settings(models)))
-
-
-def _with_settings(content: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the settings of a training, which are values by ids such as ``trainer#max_epochs``."""
-    for key, value in settings.items():
-        *folders, name = key.split("#")
-        part: Any = content
-        for each in folders:
-            part = part[int(each)] if isinstance(part, list) else part[each]
-        part[int(name) if isinstance(part, list) else name] = value
-    return content
+    describe_model(bundle)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

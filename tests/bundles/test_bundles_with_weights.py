@@ -44,12 +44,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def bundles(latent_bundle: Path, tiny_bundle_3d: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of ``bundles/`` with weights in all bundles that have some."""
     folder = shutil.copytree(ROOT / "bundles", tmp_path_factory.mktemp("shipped") / "bundles")
-    for name, source in (("chest_xray", latent_bundle), ("hippocampus", tiny_bundle_3d.directory)):
-        if name not in TRAINED:
-            make_weights(source, name, TINY_FIGURES, bundles=folder)
+    if "chest_xray" not in TRAINED:
+        make_weights(request.getfixturevalue("latent_bundle"), "chest_xray", TINY_FIGURES, bundles=folder)
+    if "hippocampus" not in TRAINED:
+        source = request.getfixturevalue("tiny_bundle_3d").directory
+        make_weights(source, "hippocampus", TINY_FIGURES, bundles=folder)
     return folder
 
 
@@ -71,9 +73,11 @@ def test_init_makes_a_complete_trained_bundle(made: Callable[[str], Path], name:
         assert state.keys() == stored.keys()
         assert [key for key in state if not torch.equal(state[key], stored[key])] == []
     description = read(bundles / name / "models" / "config.json")
-    for file in ("train.json", "inference.json", "evaluate.json"):
+    for file in ("inference.json", "evaluate.json"):
         content = read(bundle / "configs" / file)
         assert {key for key, value in description.items() if content[key] != value} <= {"imports"}
+    recipe = bundles / f"diffae_{NAMES[name]}d" / "configs" / "train.json"
+    assert (bundle / "configs" / "train.json").read_bytes() == recipe.read_bytes()
     summary = info(bundle).summary
     assert summary["own_code"] == []
     assert summary["spatial_dims"] == NAMES[name]
