@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 
 from monai_diffae import embed
 from monai_diffae.bundle import init_bundle, layout
-from monai_diffae.bundle.sent_files import copy_for_others
+from monai_diffae.bundle.private_values import without_private_values
+from monai_diffae.bundle.sent_copy import copy_for_others
 from monai_diffae.bundle.summary import bundle_code
 from monai_diffae.data.embeddings import z_columns
 from monai_diffae.data.file_checksums import file_checksum
@@ -76,6 +77,9 @@ def _copy_for_others(bundle: Path, target: Path, described: Path, copy: Path) ->
     if code := bundle_code(described):
         sys.exit(f"{bundle.name}: has code of its own ({code[0]}); only bundles without it are shipped")
     copy_for_others(described, copy)
+    # not sent by `push`, but fine-tuning needs its augmentation if the encoder has its own view of the images
+    settings = described / layout.MODELS / layout.TRAINING
+    _write(copy / layout.MODELS / layout.TRAINING, without_private_values(_read(settings)))
 
 
 def _write_models(source: Path, target: Path) -> None:
