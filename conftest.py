@@ -4,6 +4,8 @@ import gc
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 pytest_plugins = ["goal_table", "no_network", "zoo_table"]  # in tests/robustness and tests/zoo
 
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
@@ -15,6 +17,15 @@ collect_ignore = (
     if find_spec("monailabel") is not None
     else [str(path) for path in LABEL.glob("*.py") if path.name not in WITHOUT_MONAI_LABEL]
 )
+
+
+USED_BY_TRAININGS = {"tiny_bundle", "tiny_bundle_3d", "tiny_settings", "small_cohort", "program", "start_program"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with trainings come first, so that no worker process has long tests left when the others are done."""
+    training = {item.path for item in items if USED_BY_TRAININGS & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in training)
 
 
 def pytest_collection_finish() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +45,43 @@ def one_search_for_components() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ComponentLocator, "_find_classes_or_functions", search_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_picture_of_curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trainings draw their curves once for each set of columns, and copy this picture later: matplotlib is slow."""
+    if "monai.bundle" not in sys.modules:
+        yield
+        return
+    from monai_diffae.handlers import curves
+
+    draw, folder = curves.draw_curves, tmp_path_factory.mktemp("curves")
+    drawn: dict[tuple[str, ...], Path] = {}
+
+    def draw_once(frame: Any, path: str | Path) -> None:
+        columns = tuple(frame.columns)
+        if columns not in drawn:
+            picture = folder / f"{len(drawn)}.png"
+            draw(frame, picture)
+            drawn[columns] = picture
+        shutil.copyfile(drawn[columns], path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "draw_curves", draw_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_draws() -> Iterator[None]:
+    """Probes with few labels are the means of 3 draws of patients, not of 20: each draw fits dozens of models."""
+    if not {"monai.bundle", "monai_diffae.latents.probing.evaluation"} & sys.modules.keys():
+        yield
+        return
+    from monai_diffae.latents.probing import evaluation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "few_label_scores", partial(evaluation.few_label_scores, num_draws=3))
         yield
 
 
@@ -291,13 +331,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
+def in_a_fork() -> Iterator[Callable[..., Any]]:
+    """Calls a function of a test file in a fork of this process, and returns its result."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@pytest.fixture
 def start_program() -> Iterator[Callable[..., Any]]:
     """Runs the program in a fork of this process, which a test can kill, and which has imported torch and MONAI.
 
     ``output`` is a file for what it prints.
     """
-    import multiprocessing
-
     from forked_program import become_program
 
     started = []

@@ -1,11 +1,11 @@
 """R20: a bundle with code of its own is described, and runs only when its user trusts it."""
 
+import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -208,21 +208,26 @@ def test_overrides_are_not_a_way_around_the_check(tiny_bundle):
             load_bundle(tiny_bundle.directory, "cpu", overrides)
 
 
-def test_a_module_in_a_bundle_is_not_imported_by_its_training(bundle, tiny_bundle, tmp_path, tiny_settings):
+MODULES = ("antigravity", "mlflow", "this", "wave")
+
+
+def train_as_if_nothing_was_imported(*arguments, **options):
+    """Train, and then import a module of the standard library; returns the folders of modules."""
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    monai_diffae.train(*arguments, **options)
+    importlib.import_module("wave")
+    return sys.path
+
+
+def test_a_module_in_a_bundle_is_not_imported_by_its_training(bundle, tiny_bundle, in_a_fork, tmp_path, tiny_settings):
     """MONAI's own run puts the bundle's folder before the standard library."""
     proof = tmp_path / "proof"
-    for name in ("antigravity", "mlflow", "this", "wave"):
+    for name in MODULES:
         (bundle / f"{name}.py").write_text(f"open({str(proof)!r}, 'w')")
-    code = (
-        "import monai_diffae, sys\n"
-        f"monai_diffae.train({str(bundle)!r}, {str(tiny_bundle.cohort)!r}, {str(tmp_path / 'out')!r}, "
-        f"overrides={tiny_settings!r})\n"
-        f"assert {str(bundle)!r} not in sys.path\n"
-        "import wave\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    )
+    arguments = (bundle, tiny_bundle.cohort, tmp_path / "out")
+    folders = in_a_fork(partial(train_as_if_nothing_was_imported, overrides=tiny_settings), *arguments)
+    assert str(bundle) not in folders
     assert not proof.exists()
 
 

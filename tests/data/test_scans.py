@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import resource
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -151,20 +152,22 @@ def test_written_scans_come_back(tmp_path: Path) -> None:
             write_scan(tmp_path / wrong, volume)
 
 
+def write_to_a_full_disk(path: Path) -> str:
+    """The error of a process whose files cannot grow beyond 4 KiB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    with pytest.raises(MachineError) as error:
+        write_scan(path, np.random.default_rng(0).random((1, 32, 32, 32)))
+    return str(error.value)
+
+
 @pytest.mark.goal(id="R16")
-def test_a_failed_write_keeps_the_old_scan_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_scan_and_leaves_nothing_else(
+    in_a_fork: Callable[..., str], tmp_path: Path
+) -> None:
     path = write_scan(tmp_path / "a.nii.gz", values(1, 3, 4, 5))
     old = path.read_bytes()
-    code = (
-        "import resource, signal, sys\nimport numpy as np\nfrom monai_diffae.data.scans import write_scan\n"
-        "from monai_diffae.errors import MachineError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: write_scan(sys.argv[1], np.random.rand(1, 32, 32, 32))\nexcept MachineError as e: print(e)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
-    assert done.stdout.startswith("a.nii.gz: cannot be written"), done.stderr
+    assert in_a_fork(write_to_a_full_disk, path).startswith("a.nii.gz: cannot be written")
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 

@@ -1,10 +1,8 @@
 """The command: what it refuses, what it makes first, and the server as a process of its own."""
 
-import os
 import re
 import socket
-import subprocess
-import sys
+import time
 
 import httpx
 import pytest
@@ -63,28 +61,24 @@ def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tm
     assert caplog.text.count("is complete; nothing to do") == 1
 
 
-def test_the_server_as_a_process(labelled, tmp_path):
+def test_the_server_as_a_process(labelled, start_program, tmp_path):
     with socket.socket() as test:
         test.bind(("127.0.0.1", 0))
         port = test.getsockname()[1]
     words = ["explore", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--embeddings", labelled.embeddings]
-    command = [sys.executable, "-m", "monai_diffae", *words, "--out", tmp_path, "--port", port, "--no-browser"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True) as process:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("open "):
-                break
-        url = re.fullmatch(r"open (http://127\.0\.0\.1:\d+/\?token=[\w-]{32}) \(Ctrl-C ends the server\)\n", lines[-1])[
-            1
-        ]
-        assert httpx.get(url.partition("?")[0]).status_code == 403
-        with httpx.Client() as browser:
-            assert "explore" in browser.get(url).text
-            assert len(browser.get(url.replace("/?", "/api/overview?")).json()["ids"]) == 12
-        process.terminate()
-        rest = process.stderr.read()
-        assert process.wait(30) in (0, -15)
-    assert "Traceback" not in "".join(lines) + rest
-    assert rest == ""
+    shown = tmp_path / "shown"
+    process = start_program(*words, "--out", tmp_path / "out", "--port", port, "--no-browser", output=shown)
+    address = r"open (http://127\.0\.0\.1:\d+/\?token=[\w-]{32}) \(Ctrl-C ends the server\)\n"
+    while not (opened := re.search(address, shown.read_text())):
+        assert process.is_alive(), shown.read_text()
+        time.sleep(0.05)
+    url = opened[1]
+    assert httpx.get(url.partition("?")[0]).status_code == 403
+    with httpx.Client() as browser:
+        assert "explore" in browser.get(url).text
+        assert len(browser.get(url.replace("/?", "/api/overview?")).json()["ids"]) == 12
+    process.terminate()
+    process.join(30)
+    assert process.exitcode in (0, -15)
+    assert shown.read_text().endswith(opened[0])
+    assert "Traceback" not in shown.read_text()

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -20,13 +18,9 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.data import patient_keys
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.formats import nifti
-from monai_diffae.data.patient_keys import KEY_FILE
 from monai_diffae.errors import ConfigError, ScanError
-
-EMBED = ("monai_diffae.cli", "--quiet", "embed")
 
 
 def pictures(folder, count, start=0):
@@ -49,12 +43,6 @@ def cohort(tmp_path_factory):
     """700 pictures: three shards."""
     folder = tmp_path_factory.mktemp("many")
     return table_of(folder, pictures(folder, 700))
-
-
-def with_common_key(folder):
-    """A folder with the key of the tests, which programs do not get from conftest.py."""
-    (folder / KEY_FILE).write_text(patient_keys._new_secret())
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,13 +92,19 @@ def test_finished_shards_are_not_encoded_again(labelled, cohort, tmp_path, writt
     assert written == [0, 1, 2]
 
 
-def test_processes_share_a_cohort_and_the_table_is_the_same(labelled, cohort, whole, tmp_path):
-    out = with_common_key(tmp_path) / "z.parquet"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *EMBED,
-        "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu", "--workers", "0",
-    ]  # fmt: skip
-    subprocess.run([*map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+def test_processes_share_a_cohort_and_the_table_is_the_same(
+    labelled, cohort, whole, start_program, monkeypatch, tmp_path
+):
+    out = tmp_path / "z.parquet"
+    command = ["--quiet", "embed", "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu"]
+    processes = []
+    for rank in range(2):  # as torchrun numbers them
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+        processes.append(start_program(*command, "--workers", "0"))
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".z-*"))
 
