@@ -48,8 +48,9 @@ def slow_machine(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def started(pictures: Path, tmp_path_factory) -> StartResult:
+def started(pictures: Path, one_migration: None, tmp_path_factory) -> StartResult:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proposals, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
         patch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
         return start(pictures, tmp_path_factory.mktemp("out") / "first hour", minutes=1, device="cpu", yes=True)
 

@@ -52,9 +52,9 @@ def settled(first_stage, **changes):
     return {**SMALL, "first_stage_bundle": str(first_stage), **changes}
 
 
-def test_the_grid_is_one_that_both_networks_divide(first_stage, volumes):
+def test_the_grid_is_one_that_both_networks_divide(first_stage, volumes, quick):
     result = plan(
-        volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], memory_only=True, overrides=settled(first_stage)
+        volumes, memory_gib=40, device="cpu", overlays=[OVERLAY], memory_only=True, overrides=settled(first_stage)
     )
     settings = result.proposal.settings
     assert (settings["spacing_mm"], settings["image_size"]) == ([1, 1, 1], [32, 36, 24])  # by 2 and once more by 2
@@ -75,10 +75,10 @@ def test_the_first_stage_counts(first_stage, volumes):
     assert "latent space" not in str(caught.value)
 
 
-def test_the_command_trains_with_the_overlay(first_stage, volumes, run):
+def test_the_command_trains_with_the_overlay(first_stage, volumes, quick, run):
     options = ["--overrides", *(f"{key}={value}" for key, value in settled(first_stage).items())]
     code, printed, _ = run(
-        "plan", volumes, "--memory-gib", 4, "--device", "cpu", "--overlays", OVERLAY, "--memory-only", *options
+        "plan", volumes, "--memory-gib", 40, "--device", "cpu", "--overlays", OVERLAY, "--memory-only", *options
     )
     assert code == 0
     _, bound = parse(build_app(), shlex.split(printed.splitlines()[-1])[1:])
@@ -87,11 +87,11 @@ def test_the_command_trains_with_the_overlay(first_stage, volumes, run):
     assert training.overrides["first_stage_bundle"] == str(first_stage)
 
 
-def test_the_first_stage_takes_time_too(first_stage, volumes, monkeypatch):
+def test_the_first_stage_takes_time_too(first_stage, volumes, quick, monkeypatch):
     monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
     calls, encode = [], FirstStage.encode
     monkeypatch.setattr(FirstStage, "encode", lambda self, images: calls.append(images.shape) or encode(self, images))
     overrides = settled(first_stage, precision="fp32", image_size=[8, 8, 8])
-    result = plan(volumes, memory_gib=4, device="cpu", overlays=[OVERLAY], overrides=overrides)
+    result = plan(volumes, memory_gib=40, device="cpu", overlays=[OVERLAY], overrides=overrides)
     assert set(calls) == {(2, 1, 8, 8, 8)}
     assert result.timed.work.num_train == 4
