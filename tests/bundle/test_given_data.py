@@ -47,7 +47,7 @@ def run(bundle: Path, train: Any, val: Any, *, pretrained: bool = True, **values
         handlers.insert(0, {"_target_": "CheckpointLoader", **load})
     overrides = {
         "bundle_root": str(bundle), "train#trainer#max_epochs": 1, "train#dataset#data": train, "device": "cpu",
-        "train#handlers": handlers, "validate#dataset#data": val, "mlflow": False, **values,
+        "train#handlers": handlers, "validate#dataset#data": val, "mlflow": False, "check_memory": False, **values,
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -48,6 +48,7 @@ FIRST_STAGE = {
 MODEL = {
     **COMMON, "base_channels": 8, "channel_mult": [1, 2], "z_channels": 4,
     "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
+    "check_memory": False,
 }  # fmt: skip
 
 

@@ -213,6 +213,7 @@ def test_a_plain_training_run_resumes_with_the_settings_of_the_training(
 # -- MONAI's tracking -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_migration")
 def test_monais_tracking_is_that_of_the_bundle(
     tiny_settings: dict[str, Any], tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +236,7 @@ def test_monais_tracking_is_that_of_the_bundle(
     assert b"secret(.)" not in logged
 
 
+@pytest.mark.usefixtures("one_migration")
 def test_other_tracking_settings_are_those_of_the_user(
     tiny_settings: dict[str, Any], tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

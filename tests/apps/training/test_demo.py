@@ -41,6 +41,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, a_shipped_
         "batch_size": 8,
         "num_pictures": 0,
         "mlflow": False,
+        "check_memory": False,
         "val_interval": 1,
         "inferer#steps": 5,
         "inferer#invert_steps": 6,
