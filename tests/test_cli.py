@@ -230,7 +230,8 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
         cli.main()
 
 
-@pytest.mark.parametrize("options", [[], ["-u"]])  # with and without a buffer
+# with and without a buffer
+@pytest.mark.parametrize("options", [[], pytest.param(["-u"], marks=pytest.mark.slow)])
 def test_a_reader_that_stops_reading_is_no_error(tiny_bundle, options):
     program = [sys.executable, *options, "-m", "monai_diffae", "info", str(tiny_bundle.directory)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

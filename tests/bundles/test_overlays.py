@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -31,7 +32,7 @@ SMALL_PAPER = {
 }  # all their levels and attention, fewer channels
 SHORT = {
     "max_epochs": 1, "batch_size": 4, "val_batch_size": 4, "num_pictures": 2, "picture_steps": 2, "mlflow": False,
-    "device": "cpu", "workers": 0,
+    "check_memory": False, "device": "cpu", "workers": 0,
 }  # fmt: skip
 
 
@@ -61,7 +62,13 @@ def two_modalities(folder: Path, table: Path) -> Path:
     return folder / "pairs.csv"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
+def each_overlay() -> list[Any]:
+    """The three of the paper differ in size only, so that one of them is enough for the quick tests."""
+    slow = {name: [pytest.mark.slow] for name in ("paper_64", "paper_128")}
+    return [pytest.param(path, id=path.stem, marks=slow.get(path.stem, [])) for path in OVERLAYS]
+
+
+@pytest.mark.parametrize("overlay", each_overlay())
 def test_overlay_trains_and_loads(overlay: Path, small_cohort: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import functools
 import gzip
 import io
-import itertools
 import resource
 import subprocess
 import sys
@@ -328,13 +328,19 @@ def test_gzip_bomb_behind_the_voxels(tmp_path: Path) -> None:
     assert "far more data" in refusal(tmp_path / "b.nii.gz")
 
 
+@functools.cache
+def packed_zeros(wbits: int) -> bytes:
+    """300 MiB of zeros."""
+    pack = zlib.compressobj(wbits=wbits)
+    return b"".join([*(pack.compress(bytes(1 << 20)) for _ in range(300)), pack.flush()])
+
+
 @pytest.mark.goal(id="R15")
 @pytest.mark.parametrize("name", ["b.mha", "b.mhd", "b.nrrd", "detached.nrrd"])
 def test_compression_bombs_take_no_memory(tmp_path: Path, name: str) -> None:
     """Defect 19 of the reliability goals: 1 MB of zeros' zeros took 2 GB, and the MHA was accepted."""
-    nrrd, zeros = name.endswith(".nrrd"), bytes(1 << 20)
-    pack = zlib.compressobj(wbits=31 if nrrd else 15)
-    body = b"".join([*(pack.compress(zeros) for _ in range(600)), pack.flush()])
+    nrrd = name.endswith(".nrrd")
+    body = packed_zeros(31 if nrrd else 15)
     header = (
         _NRRD.replace("raw", "gzip") if nrrd else _MHD + f"CompressedData = True\nCompressedDataSize = {len(body)}\n"
     )
@@ -352,8 +358,8 @@ def test_lengths_that_lie_in_dicom_take_no_memory(tmp_path: Path) -> None:
     """Each byte of the file's beginning in turn: GDCM alone takes up to 23 GB for some of these files."""
     data = (save_series(tmp_path / "ct", 1) / "001.dcm").read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for at, value in itertools.product(range(128, 700), (0x5A, 0xFE)):
-        (tmp_path / "a.dcm").write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+    for at in range(128, 700):
+        (tmp_path / "a.dcm").write_bytes(data[:at] + bytes([0x5A if at % 2 else 0xFE]) + data[at + 1 :])
         try:
             read_scan(tmp_path / "a.dcm")
         except ScanError:

@@ -63,7 +63,7 @@ def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives(
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}])
 def test_it_learns_a_map_from_noise_to_images(settings: dict[str, Any]) -> None:
-    trainer = make_trainer(max_epochs=40, **settings)
+    trainer = make_trainer(max_epochs=12, **settings)
     inferer = FewStepInferer(trainer.schedule, LEVELS)
 
     def error() -> float:
