@@ -41,7 +41,7 @@ from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines.precision import resolve_precision
 
 HERE = Path(__file__).parent
-TINY = {"base_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "z_channels": 8}
+TINY = {"base_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_levels": [], "z_channels": 8}
 SMALL_TRAINING = {
     **TINY, "image_size": [32, 32], "max_epochs": 2, "batch_size": 8, "val_batch_size": 8, "num_pictures": 0,
     "probe_interval": 0, "calibration_cases": 0, "mlflow": False, "check_memory": False,

@@ -60,9 +60,10 @@ def recipe(name: str, device: torch.device, batch_size: int | None = None, **ove
     """A recipe by its name; ``overrides`` are values of its configuration."""
     bundle, overlay = RECIPES[name]
     values = json.loads((shipped("overlays") / f"{overlay}.json").read_text()) if overlay else {}
+    training = json.loads((shipped("bundles") / bundle / "configs" / "train.json").read_text())
+    count = batch_size or int(values.get("batch_size", training["batch_size"]))
     trained = load_untrained(bundle, device, {**values, **overrides})
-    config = trained.config
-    shape = (batch_size or int(config["batch_size"]), int(config["in_channels"]), *config["image_size"])
+    shape = (count, int(trained.config["in_channels"]), *trained.config["image_size"])
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     network = trained.network.requires_grad_(True).train()
     return Recipe(network, trained.inferer.schedule.to(device), images.to(device))
