@@ -80,7 +80,7 @@ def losses(device: torch.device, steps: int = 5) -> list[float]:
         loss = (output - made.schedule.target(made.images, eps, t)).square().mean()
         loss.backward()
         optimizer.step()
-        values.append(float(loss))
+        values.append(float(loss.detach()))
     return values
 
 
@@ -135,7 +135,7 @@ def parts(args: argparse.Namespace, folder: Path) -> dict[str, tuple[str, list[s
     return {
         "checks": with_memory["checks"],
         "training": ("train_step.py", [
-            "--recipes", "diffae_2d", "paper_64", "diffae_3d", "--variants", "bf16", "fp32", *device, *tiny,
+            "--recipes", "diffae_2d", "paper_64", "diffae_3d", "--variants", "default", "fp32", *device, *tiny,
             "--batch-size", "2", "--rounds", "1", "--rate-seconds", "0.2",
         ]),
         "decoding": ("decoding.py", [

@@ -84,3 +84,9 @@ def test_a_decoding_copies_nothing(channels_last: bool) -> None:
     with FormatCopies() as copies:
         inferer.decode(torch.randn(2, 4), torch.randn(2, 1, 16, 16), model)
     assert copies.shapes == []
+
+
+def test_on_a_gpu_group_norm_copies_to_the_usual_format() -> None:
+    """Torch 2.13 does so on all devices but a CPU (pytorch#111824). If this fails, docs/training.md need not say so."""
+    x = torch.empty(2, 32, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
+    assert layout(torch.nn.functional.group_norm(x, 4)) == "contiguous"
