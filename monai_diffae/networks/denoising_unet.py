@@ -206,11 +206,11 @@ class DenoisingUNet(nn.Module):
         """
         each: list[list[torch.Tensor]] = []
         for stage in self.down_stages:
-            each.append(stage.z_scales(z_sem))
+            each.append(stage.z_scales(z_sem))  # type: ignore[operator]
         each.append([] if self.z_map is None else [self.z_map.values(z_sem)])
         each.append(self.middle_stage.z_scales(z_sem))
         for stage in self.up_stages:
-            each.append(stage.z_scales(z_sem))
+            each.append(stage.z_scales(z_sem))  # type: ignore[operator]
         return each
 
     def denoise(self, x: torch.Tensor, timesteps: torch.Tensor, projections: list[list[torch.Tensor]]) -> torch.Tensor:
