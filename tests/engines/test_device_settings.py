@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim.optimizer import _get_fused_kernels_supported_devices  # type: ignore[attr-defined]
+from torch.optim.optimizer import _get_fused_kernels_supported_devices
 from torch.utils.data import Dataset
 
 from monai_diffae.diffusion import DiffusionSchedule
