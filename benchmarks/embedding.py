@@ -1,6 +1,6 @@
 """Time of ``embed`` compared with reading alone and encoding alone, and its memory for more cases.
 
-    python benchmarks/embedding.py BUNDLE COHORT [--rounds 3] [--workers 1] [--times 1]
+    python benchmarks/embedding.py BUNDLE COHORT [--rounds 3] [--workers 1] [--times 1] [--device cpu]
 
 Reading alone: every case is read and preprocessed, with the same number of workers. Encoding alone: the same images,
 from memory. Each round runs all three, and medians are compared. ``--times 10`` also runs ``embed`` on the cohort and
@@ -30,9 +30,9 @@ from monai_diffae.data.streamed import read_stream
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 
-def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str, float]:
+def seconds(bundle: Path, cohort: Path, workers: int, folder: Path, device: str = "cpu") -> dict[str, float]:
     """The seconds of one round, and the number of cases."""
-    session = Session.open(bundle, cohort, device="cpu")
+    session = Session.open(bundle, cohort, device=device)
     trained, key = session.trained, session.encoder_key
     items = [case.item() for case in session.cohort.cases]
     start = time.perf_counter()
@@ -41,10 +41,10 @@ def seconds(bundle: Path, cohort: Path, workers: int, folder: Path) -> dict[str,
     read = time.perf_counter() - start
     start = time.perf_counter()
     for i in range(0, len(images), 64):
-        encode_exactly(torch.stack(images[i : i + 64]), trained.inferer, trained.network)
+        encode_exactly(torch.stack(images[i : i + 64]).to(device), trained.inferer, trained.network).cpu()
     encoded = time.perf_counter() - start
     start = time.perf_counter()
-    embed(bundle, cohort, folder / "z.parquet", workers=workers, device="cpu", overwrite=True)
+    embed(bundle, cohort, folder / "z.parquet", workers=workers, device=device, overwrite=True)
     return {"cases": len(images), "read": read, "encode": encoded, "embed": time.perf_counter() - start}
 
 
@@ -85,11 +85,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rounds = [
-            seconds(arguments.bundle, arguments.cohort, arguments.workers, folder) for _ in range(arguments.rounds)
+            seconds(arguments.bundle, arguments.cohort, arguments.workers, folder, arguments.device)
+            for _ in range(arguments.rounds)
         ]
         middle = {what: statistics.median(row[what] for row in rounds) for what in rounds[0]}
         slower = max(middle["read"], middle["encode"])
@@ -98,7 +101,10 @@ def main() -> None:
             for times in (1, arguments.times):
                 gib = memory_gib(arguments.bundle, arguments.cohort, times, arguments.workers, folder)
                 result[f"GiB of {times * int(middle['cases'])} cases"] = gib
-    print(json.dumps({**result, "threads": torch.get_num_threads(), "workers": arguments.workers}, indent=2))
+    text = json.dumps({**result, "threads": torch.get_num_threads(), "workers": arguments.workers}, indent=2)
+    if arguments.json:
+        arguments.json.write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

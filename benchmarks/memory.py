@@ -1,9 +1,10 @@
 """Predicted beside measured memory of training steps, each in a process of its own.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py [--only 3]
+    OMP_NUM_THREADS=1 python benchmarks/memory.py [--only 3 --device cuda]
 
-Measured: the largest resident set (VmHWM) over three steps of ``DiffusionTrainer`` with AdamW and an average of the
-weights, less the resident set after the imports. Linux only.
+Measured, over three steps of ``DiffusionTrainer`` with AdamW and an average of the weights: on a CPU the largest
+resident set (VmHWM), less the resident set after the imports (Linux only); on a GPU the most memory that torch
+reserved.
 """
 
 from __future__ import annotations
@@ -51,29 +52,35 @@ def network(image_size: tuple[int, ...], use_checkpoint: bool) -> DiffusionAutoe
     )  # fmt: skip
 
 
-def predict(batch_size: int, image_size: tuple[int, ...], use_checkpoint: bool, precision: Any) -> float:
+def predict(
+    batch_size: int, image_size: tuple[int, ...], use_checkpoint: bool, precision: Any, device: str = "cpu"
+) -> float:
     """Predicted GiB."""
     with torch.device("meta"):
         model = network(image_size, use_checkpoint)
-    return training_memory(model, (batch_size, 1, *image_size), "cpu", resolve_precision(precision, "cpu")).gib
+    return training_memory(model, (batch_size, 1, *image_size), device, resolve_precision(precision, device)).gib
 
 
-def measure(batch_size: int, image_size: tuple[int, ...], use_checkpoint: bool, precision: Any) -> float:
+def measure(
+    batch_size: int, image_size: tuple[int, ...], use_checkpoint: bool, precision: Any, device: str = "cpu"
+) -> float:
     """GiB that three steps took in this process, which must be a fresh one."""
-    Path("/proc/self/clear_refs").write_text("5")  # imports may have taken more at a time than they keep
-    before = _resident("VmRSS")
+    if is_cpu := torch.device(device).type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # imports may have taken more at a time than they keep
+    before = _resident("VmRSS") if is_cpu else 0
     schedule = DiffusionSchedule()
-    model = network(image_size, use_checkpoint)
+    model = network(image_size, use_checkpoint).to(device)
     batch = {"image": torch.rand(batch_size, 1, *image_size) * 2 - 1, "id": ["a"] * batch_size}
     trainer = DiffusionTrainer(
-        schedule=schedule, precision=precision, device=torch.device("cpu"), max_epochs=1,
+        schedule=schedule, precision=precision, device=torch.device(device), max_epochs=1,
         train_data_loader=[batch] * 3, network=model, inferer=DiffusionAutoencoderInferer(schedule),
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True),
         loss_function=torch.nn.MSELoss(reduction="none"), prepare_batch=AutoencoderPrepareBatch(schedule),
         train_handlers=[EMA(model, 0.999)],
     )  # fmt: skip
     trainer.run()
-    return (_resident("VmHWM") - before) / GIB
+    most = _resident("VmHWM") if is_cpu else int(torch.cuda.max_memory_reserved(device))
+    return (most - before) / GIB
 
 
 def measure_elsewhere(configuration: dict[str, Any]) -> float:
@@ -93,16 +100,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--only", type=int, choices=(2, 3), help="images of so many dimensions only")
+    parser.add_argument("--first", type=int, help="only so many of the rows")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
     if args.measure:
         print(measure(**args.measure))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print("batch  image          checkpointing  precision  predicted GiB  measured GiB  predicted / measured")
-    for configuration in CONFIGURATIONS:
+    rows = []
+    chosen = [row for row in CONFIGURATIONS if args.only in (None, len(row["image_size"]))]
+    for configuration in [{**row, "device": args.device} for row in chosen[: args.first]]:
         size = configuration["image_size"]
-        if args.only not in (None, len(size)):
-            continue
         predicted, measured = predict(**configuration), measure_elsewhere(configuration)
         print(
             f"{configuration['batch_size']:5d}  {' x '.join(map(str, size)):13s}  "
@@ -110,6 +120,9 @@ def main() -> None:
             f"{predicted:13.3f}  {measured:12.3f}  {predicted / measured:20.2f}",
             flush=True,
         )
+        rows.append({**configuration, "predicted_gib": predicted, "measured_gib": measured})
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The benchmarks that are no more than a table run through, on a tiny model."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +91,28 @@ def test_medmnist(tmp_path, shape):
     table = (tmp_path / "out" / "results.md").read_text()
     assert float(table.partition("| z_sem | probe | ")[2].split()[0]) > 90
     assert ("DINO" in table) == (len(shape) == 2 or shape[-1] == 3)
+
+
+@pytest.mark.slow
+def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [BENCHMARKS / "gpu.sh", "--device", "cpu", "--quick", "--out", out]
+    subprocess.run(command, check=True, timeout=500, env={**os.environ, "PYTHON": sys.executable})
+    results = json.loads(out.read_text())
+    assert results["failed"] == {}
+    assert results["checks"]["losses_agree"]
+    assert results["checks"]["largest_relative_difference"] == 0
+    assert results["checks"]["two_trainings_same_bits"]
+    assert results["checks"]["resume_is_exact"]
+    assert all(rate > 0 for rate in results["machine"]["best_convolution_tflops"].values())
+    assert results["training"].keys() == {"diffae_2d", "paper_64", "diffae_3d"}
+    for figures in results["training"].values():
+        assert figures["gflop_per_step"] > 0
+        assert figures["variants"]["fp32"]["images_per_second"] > 0
+        assert figures["variants"]["default"]["share_of_best_rate"] > 0
+    for row in [row for rows in results["decoding"].values() for row in rows]:
+        assert row["both_ways_same_bits"]
+        assert row["two_decodings_same_bits"]
+        assert row["two_inversions_same_bits"]
+    assert results["embedding"]["embed"] > 0
+    assert results["memory"][0]["measured_gib"] > 0

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from monai_diffae.data.workers import leave_signals_to_parent
 from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.step_draws import StepDraws
 
 
@@ -74,8 +75,11 @@ def training_loader(
     num_workers: int | None = 0,
     rank: int = 0,
     world_size: int = 1,
+    device: torch.device | str = "cpu",
 ) -> DataLoader[Any]:
     """A loader with a :class:`StepBatchSampler`; its length is the number of steps per epoch.
+
+    Workers persist over epochs. They hold arrays and tensors of the CPU, and never touch a GPU.
 
     Args:
         dataset: the training images.
@@ -84,6 +88,7 @@ def training_loader(
         num_workers: processes that load images; 0 or None: this one.
         rank: number of this process, in [0, world_size).
         world_size: number of processes that share each step.
+        device: where the batches are used.
     """
     sampler = StepBatchSampler(len(dataset), batch_size, seed, rank, world_size)  # type: ignore[arg-type]
     return DataLoader(
@@ -92,11 +97,18 @@ def training_loader(
         num_workers=num_workers or 0,
         worker_init_fn=leave_signals_to_parent,
         persistent_workers=bool(num_workers),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=DeviceSettings.of(device).pin_memory,
     )
 
 
-def validation_loader(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
-    """A loader over all images in a fixed random order, so that consecutive ones are rarely slices of one volume."""
+def validation_loader(dataset: Dataset[Any], batch_size: int, device: torch.device | str = "cpu") -> DataLoader[Any]:
+    """A loader over all images in a fixed random order, so that consecutive ones are rarely slices of one volume.
+
+    Args:
+        dataset: the validation images.
+        batch_size: images per batch.
+        device: where the batches are used.
+    """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
-    return DataLoader(dataset, batch_size=batch_size, sampler=order)
+    pin_memory = DeviceSettings.of(device).pin_memory
+    return DataLoader(dataset, batch_size=batch_size, sampler=order, pin_memory=pin_memory)

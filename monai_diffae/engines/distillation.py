@@ -38,7 +38,9 @@ class DistillationTrainer(ResumableTrainer):
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,)."""
         device = self.state.device
-        trajectory, z_sem = (batchdata[key].to(device, non_blocking=True) for key in ("trajectory", "z_sem"))
+        trajectory, z_sem = (
+            batchdata[key].to(device, non_blocking=self.non_blocking) for key in ("trajectory", "z_sem")
+        )
         step = (self.state.iteration - 1) % (len(self.levels) - 1)
         with autocast(device, self.dtype):
             with torch.no_grad():

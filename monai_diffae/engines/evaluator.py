@@ -12,7 +12,8 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.precision import Precision, autocast, resolve_precision
+from monai_diffae.engines.device_settings import DeviceSettings
+from monai_diffae.engines.precision import Precision, autocast
 
 
 class DiffusionEvaluator(SupervisedEvaluator):
@@ -33,7 +34,8 @@ class DiffusionEvaluator(SupervisedEvaluator):
         kwargs.setdefault("decollate", False)
         super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
-        self.dtype = resolve_precision(precision, self.state.device)
+        settings = DeviceSettings.of(self.state.device, precision)
+        self.dtype, self.non_blocking = settings.dtype, settings.non_blocking
         self._previous_z_sem: Tensor | None = None
         self.add_event_handler(Events.STARTED, self._forget_previous)
 

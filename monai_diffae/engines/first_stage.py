@@ -13,7 +13,8 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
-from monai_diffae.engines.precision import Precision, autocast, resolve_precision
+from monai_diffae.engines.device_settings import DeviceSettings
+from monai_diffae.engines.precision import Precision, autocast
 from monai_diffae.engines.step_draws import StepDraws
 from monai_diffae.engines.trainer import ResumableTrainer
 
@@ -75,7 +76,8 @@ class FirstStageEvaluator(SupervisedEvaluator):
     def __init__(self, *, precision: Precision = "auto", **kwargs: Any) -> None:
         kwargs.setdefault("decollate", False)
         super().__init__(**kwargs)
-        self.dtype = resolve_precision(precision, self.state.device)
+        settings = DeviceSettings.of(self.state.device, precision)
+        self.dtype, self.non_blocking = settings.dtype, settings.non_blocking
 
     @torch.no_grad()
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:

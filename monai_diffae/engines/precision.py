@@ -21,6 +21,10 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
     A CPU without bf16 instructions emulates them, at a tenth of the speed of fp32 or less. ``auto`` is fp32 on such a
     CPU, although PyTorch would accept bf16.
 
+    Args:
+        precision: the name.
+        device: where to compute. It need not be in this machine: a training can be planned for another one.
+
     Raises:
         ConfigError: the name is unknown.
 
@@ -34,13 +38,23 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
         return _DTYPES[precision]
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return torch.bfloat16 if gpu_has_bf16(device) else torch.float32
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype) -> torch.autocast:
     """A context in which networks compute in ``dtype``, on any device; it has no effect for float32."""
     return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+
+
+def gpu_has_bf16(device: torch.device) -> bool:
+    """Whether a GPU has instructions for bf16: NVIDIA's since 2020 (Ampere), and all of AMD's that torch runs on.
+
+    A GPU of another machine is assumed to have them.
+    """
+    if torch.version.hip or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def cpu_has_bf16() -> bool:

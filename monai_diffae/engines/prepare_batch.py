@@ -13,6 +13,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.engines.device_settings import send
 from monai_diffae.engines.step_draws import StepDraws
 from monai_diffae.networks import FirstStage
 
@@ -77,7 +78,7 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         self._draws = batchdata.get("draws")
         images = clean_images(self.image_key)
         noise = self.get_noise(images)
-        timesteps = self.get_timesteps(images).to(images.device)
+        timesteps = send(self.get_timesteps(images), images.device)
         target = self.get_target(images, noise, timesteps)
         condition = images if self.encoder_key == self.image_key else clean_images(self.encoder_key)
         return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": condition}
@@ -115,7 +116,7 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
 
     def get_noise(self, images: Tensor) -> Tensor:
         """Noise (B, C, *S), a function of (seed, image index)."""
-        return image_noise(tuple(images.shape[1:]), self.seed, self._indices).to(images.device, images.dtype)
+        return send(image_noise(tuple(images.shape[1:]), self.seed, self._indices), images.device).to(images.dtype)
 
     def get_timesteps(self, images: Tensor) -> Tensor:
         """The stratified timesteps (B,) of these images."""

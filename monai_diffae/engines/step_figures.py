@@ -66,7 +66,8 @@ class HostCopy:
     """
 
     def __init__(self, value: Tensor) -> None:
-        self._value = value.detach().to("cpu", non_blocking=True)  # to pinned memory, from a GPU
+        # To pinned memory, from a GPU. On other devices nothing would tell when the number has arrived.
+        self._value = value.detach().to("cpu", non_blocking=value.is_cuda)
         self._arrival = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
 
     def read(self) -> float:

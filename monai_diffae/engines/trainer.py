@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import EventEnum, Events
 from monai.engines import SupervisedTrainer
@@ -18,9 +19,13 @@ from monai_diffae.data.workers import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.data_parallel import lay_out, memory_format
-from monai_diffae.engines.precision import Precision, autocast, resolve_precision
+from monai_diffae.engines.device_settings import DeviceSettings, description
+from monai_diffae.engines.precision import Precision, autocast
 from monai_diffae.engines.step_figures import StepFigures, diverged
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks.kernels import reproducible_kernels
+
+logger = logging.getLogger(__name__)
 
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
@@ -77,7 +82,9 @@ class ResumableTrainer(SupervisedTrainer):
         kwargs.setdefault("decollate", False)
         kwargs.setdefault("optim_set_to_none", True)
         super().__init__(**kwargs, event_names=[TrainingEvents])
-        self.dtype = resolve_precision(precision, self.state.device)
+        self.settings = DeviceSettings.of(self.state.device, precision)
+        self.dtype = self.settings.dtype
+        self.non_blocking = self.settings.non_blocking
         self.max_grad_norm = max_grad_norm
         self.memory_format = memory_format(self.network, channels_last)
         lay_out(self.network, self.memory_format)
@@ -100,8 +107,11 @@ class ResumableTrainer(SupervisedTrainer):
         self.fire_event(TrainingEvents.BEFORE_RUN)
         if self.is_complete:
             return
+        if idist.get_rank() == 0:
+            logger.info(description(self.settings, self.memory_format, self.optimizer, self.data_loader))
         try:
-            super().run()
+            with reproducible_kernels(self.settings.device):
+                super().run()
         except BaseException as error:  # Ignite (0.5.5) does not report an exit that a handler of an epoch raises
             self._handle_exception(error)
 

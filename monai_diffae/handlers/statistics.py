@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from monai_diffae.engines.device_settings import send
 from monai_diffae.engines.trainer import TrainingEvents
 
 
@@ -74,7 +75,7 @@ class RunningStatistics:
     def _end_step(self, engine: Workflow) -> None:
         state, sums = engine.state, engine.state.unreported
         loss = state.output[0]["loss"]
-        sums["loss"] = sums["loss"].to(loss.device) + loss
+        sums["loss"] = send(sums["loss"], loss.device) + loss
         sums["steps"] += 1
         is_last_of_epoch = state.iteration % state.epoch_length == 0
         is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]

@@ -30,7 +30,9 @@ from monai_diffae.diffusion.solvers import ddim
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.fast_decoder import FastDecoder
 from monai_diffae.inferers.slices import from_slices, to_slices
+from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
+from monai_diffae.networks.kernels import exact_convolutions
 
 ReconstructionMode = Literal["x_T", "z_sem"]
 
@@ -443,7 +445,8 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError("the network is in training mode, where its output is random; call network.eval()")
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         batches = zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True)
-        outputs = [torch.cat(parts) for parts in zip(*(run(*batch) for batch in batches), strict=True)]
+        with exact_convolutions():
+            outputs = [torch.cat(parts) for parts in zip(*(run(*batch) for batch in batches), strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs
 
 
@@ -480,7 +483,11 @@ def _mean_squares(differences: Tensor) -> Tensor:
 
 
 def _denoiser(network: nn.Module, z_sem: Tensor) -> Denoiser:
-    """The network as a function of x_t and t only."""
+    """The network as a function of x_t and t only. Our UNet computes what depends on z_sem alone just once."""
     dtype = _precision(network)
     z_sem = z_sem.to(dtype)
-    return lambda x, t: network(x.to(dtype), t, z_sem)
+    unet = network.unet if isinstance(network, DiffusionAutoencoder) else network
+    if not isinstance(unet, DenoisingUNet):
+        return lambda x, t: network(x.to(dtype), t, z_sem)
+    projections = unet.projections(z_sem)
+    return lambda x, t: unet.denoise(x.to(dtype), t, projections)

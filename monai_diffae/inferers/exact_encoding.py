@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.networks.kernels import exact_convolutions
 
 _MAX_BATCH_SIZE = 16
 _VOXELS_PER_BATCH = 2**17
@@ -33,7 +34,7 @@ def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network
         padded = torch.cat([part, part[-1:].expand(at_once - len(part), *part.shape[1:])])
         with (
             torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            exact_convolutions(),
         ):
             parts.append(inferer.encode(padded.float(), network)[: len(part)])
     return torch.cat(parts)

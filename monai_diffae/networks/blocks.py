@@ -222,7 +222,7 @@ class TwoConditionBlock(nn.Module):
 
     Example:
         >>> block = TwoConditionBlock(2, 32, 64, time_channels=16, z_channels=8, resample="up")
-        >>> block(torch.zeros(1, 32, 4, 4), torch.zeros(1, 16), torch.zeros(1, 8)).shape
+        >>> block(torch.zeros(1, 32, 4, 4), torch.zeros(1, 16), block.z_scale(torch.zeros(1, 8))).shape
         torch.Size([1, 64, 8, 8])
     """
 
@@ -248,11 +248,14 @@ class TwoConditionBlock(nn.Module):
         self.conv2 = zero_initialised(conv3(spatial_dims, out_channels, out_channels))
         self.skip = skip_connection(spatial_dims, in_channels, out_channels)
 
-    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, *S), (B, time_channels), (B, z_channels) -> (B, C_out, *S, *S / stride or *S * stride)."""
+    def z_scale(self, z_sem: torch.Tensor) -> torch.Tensor:
+        """z_s of equation 7 (B, C_out), of z_sem (B, z_channels); the same for all time steps."""
+        return 1 + self.z_projection(F.silu(z_sem))
+
+    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_scale: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, *S), (B, time_channels), (B, C_out) of :meth:`z_scale` -> (B, C_out, resampled *S)."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         time_scale, time_shift = self.time_projection(F.silu(time_embedding)).chunk(2, dim=1)
-        z_scale = 1 + self.z_projection(F.silu(z_sem))
         # Time first, then z_sem, as one multiply-add over the image: z (t_s h + t_b) = (z t_s) h + z t_b.
         per_channel = z_scale.shape + (1,) * (x.ndim - 2)
         scale = (z_scale * (1 + time_scale)).view(per_channel)

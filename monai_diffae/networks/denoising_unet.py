@@ -41,18 +41,27 @@ class UNetStage(nn.Module):
         self.last_block = last_block
         self.use_checkpoint = False  # DiffusionAutoencoder sets it
 
-    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, *S), (B, time_embed_channels), (B, z_channels) -> (B, C_out, *S, *S / stride or *S * stride)."""
-        if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._apply_blocks, x, time_embedding, z_sem, use_reentrant=False)
-        return self._apply_blocks(x, time_embedding, z_sem)
+    def z_scales(self, z_sem: torch.Tensor) -> list[torch.Tensor]:
+        """The :meth:`~TwoConditionBlock.z_scale` of each block, of z_sem (B, z_channels)."""
+        scales = [self.block.z_scale(z_sem)]
+        if self.last_block is not None:
+            scales.append(self.last_block.z_scale(z_sem))
+        return scales
 
-    def _apply_blocks(self, x: torch.Tensor, time_embedding: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        x = self.block(x, time_embedding, z_sem)
+    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_scales: list[torch.Tensor]) -> torch.Tensor:
+        """(B, C_in, *S), (B, time_embed_channels), what :meth:`z_scales` gives -> (B, C_out, resampled *S)."""
+        if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._apply_blocks, x, time_embedding, z_scales, use_reentrant=False)
+        return self._apply_blocks(x, time_embedding, z_scales)
+
+    def _apply_blocks(
+        self, x: torch.Tensor, time_embedding: torch.Tensor, z_scales: list[torch.Tensor]
+    ) -> torch.Tensor:
+        x = self.block(x, time_embedding, z_scales[0])
         if self.attention is not None:
             x = self.attention(x)
         if self.last_block is not None:
-            x = self.last_block(x, time_embedding, z_sem)
+            x = self.last_block(x, time_embedding, z_scales[1])
         return x
 
 
@@ -178,26 +187,48 @@ class DenoisingUNet(nn.Module):
         Raises:
             ConfigError: wrong number of channels, a size that the levels cannot divide, or a z_sem of a wrong shape.
         """
-        dtype = x.dtype
         if context.ndim == 3 and context.shape[1] == 1:
             context = context[:, 0]
-        if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the noisy image")
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
             if context.ndim != 2 or context.shape[1] != self.z_channels or context.shape[0] != x.shape[0]:
                 raise ConfigError(
                     f"context has the shape {tuple(context.shape)}: "
                     f"the UNet takes z_sem of shape ({x.shape[0]}, {self.z_channels})"
                 )
+        return self.denoise(x, timesteps, self.projections(context))
+
+    def projections(self, z_sem: torch.Tensor) -> list[list[torch.Tensor]]:
+        """All that the UNet computes from z_sem (B, z_channels) alone, for :meth:`denoise`.
+
+        Returns:
+            One list per stage in the order of :meth:`denoise`; before the middle's, one with the map of cells, which is
+            empty if there is no map.
+        """
+        each: list[list[torch.Tensor]] = []
+        for stage in self.down_stages:
+            each.append(stage.z_scales(z_sem))  # type: ignore[operator]
+        each.append([] if self.z_map is None else [self.z_map.values(z_sem)])
+        each.append(self.middle_stage.z_scales(z_sem))
+        for stage in self.up_stages:
+            each.append(stage.z_scales(z_sem))  # type: ignore[operator]
+        return each
+
+    def denoise(self, x: torch.Tensor, timesteps: torch.Tensor, projections: list[list[torch.Tensor]]) -> torch.Tensor:
+        """:meth:`forward` with the :meth:`projections` of z_sem, which a decoding computes once for all its steps."""
+        dtype = x.dtype
+        if not torch.jit.is_scripting():
+            check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the noisy image")
         # MONAI's sinusoidal embedding is the official one: [cos, sin], with frequencies from 1 to 1 / 10000.
         t = self.time_embed(get_timestep_embedding(timesteps, self.base_channels).to(dtype))
         h = self.stem(x)
         skips = [h]
-        for stage in self.down_stages:
-            h = stage(h, t, context)
+        for i, stage in enumerate(self.down_stages):
+            h = stage(h, t, projections[i])
             skips.append(h)
+        num_down = len(self.down_stages)
         if self.z_map is not None:
-            h = self.z_map(h, context)
-        h = self.middle_stage(h, t, context)
-        for stage in self.up_stages:
-            h = stage(torch.cat([h, skips.pop()], dim=1), t, context)
+            h = self.z_map(h, projections[num_down][0])
+        h = self.middle_stage(h, t, projections[num_down + 1])
+        for i, stage in enumerate(self.up_stages):
+            h = stage(torch.cat([h, skips.pop()], dim=1), t, projections[num_down + 2 + i])
         return self.head(h).to(dtype)

@@ -49,7 +49,7 @@ class CellMeans(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, *S) -> (B, C, *cells)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
-            if torch.compiler.is_exporting():
+            if _needs_products(x):
                 each = [overlaps(n, size, x) for n, size in zip(self.cells, x.shape[2:], strict=True)]
                 return _along_axes(x, each)
         return self.pool(x)
@@ -65,8 +65,8 @@ class ZMap(nn.Module):
             covers several cells gets their mean.
 
     Example:
-        >>> x = torch.randn(1, 32, 8, 8)
-        >>> bool((ZMap(32, 16, cells=(4, 4))(x, torch.randn(1, 16)) == x).all())
+        >>> x, z_map = torch.randn(1, 32, 8, 8), ZMap(32, 16, cells=(4, 4))
+        >>> bool((z_map(x, z_map.values(torch.randn(1, 16))) == x).all())
         True
     """
 
@@ -75,11 +75,14 @@ class ZMap(nn.Module):
         self.shape = [channels, *cells]
         self.linear = zero_initialised(nn.Linear(z_channels, math.prod(self.shape)))
 
-    def forward(self, x: torch.Tensor, z_sem: torch.Tensor) -> torch.Tensor:
-        """(B, C, *S), (B, z_channels) -> (B, C, *S)."""
-        cells = self.linear(z_sem).unflatten(1, self.shape)
+    def values(self, z_sem: torch.Tensor) -> torch.Tensor:
+        """The map (B, C, *cells) of z_sem (B, z_channels); the same for all time steps."""
+        return self.linear(z_sem).unflatten(1, self.shape)
+
+    def forward(self, x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """(B, C, *S), (B, C, *cells) of :meth:`values` -> (B, C, *S)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
-            if torch.compiler.is_exporting():
+            if _needs_products(x):
                 each = [overlaps(n, size, x).mT for n, size in zip(self.shape[1:], x.shape[2:], strict=True)]
                 return x + _along_axes(cells, each)
         return x + F.interpolate(cells, size=x.shape[2:], mode="area").to(x.dtype)
@@ -88,7 +91,8 @@ class ZMap(nn.Module):
 def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Tensor:
     """Which features along an axis each cell covers, as PyTorch's adaptive pooling divides them.
 
-    Adaptive pooling cannot be exported for a free size. Products with these matrices can, and give the same means.
+    Adaptive pooling cannot be exported for a free size, and its gradient on a GPU adds numbers in any order. Products
+    with these matrices can be exported, are the same to the bit each time, and give the same means.
 
     Args:
         num_cells: cells along the axis.
@@ -107,6 +111,11 @@ def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Ten
     starts = cell * num_features < (feature + 1) * num_cells
     goes_on = feature * num_cells < (cell + 1) * num_features
     return (starts & goes_on).to(like.dtype)
+
+
+def _needs_products(x: torch.Tensor) -> bool:
+    """Whether products with :func:`overlaps` replace PyTorch's adaptive pooling."""
+    return torch.compiler.is_exporting() or x.is_cuda
 
 
 def _along_axes(x: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:

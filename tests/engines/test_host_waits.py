@@ -2,6 +2,7 @@
 
 The networks and images are on torch's device ``meta``, whose tensors have no values: any read by the host, be it
 ``item()``, ``bool()``, an index by values or a copy to the CPU, raises an error. On a GPU the same read would wait.
+So would a copy from the CPU to the GPU that is blocking; these are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer
@@ -27,6 +29,39 @@ SCHEDULES = {
     "clipped": {"clip_range": (-1, 1)},
     "rectified flow": {"schedule": "rectified_flow", "prediction": "v"},
 }
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Counts the copies from the CPU to the device, and those that wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = self.blocking = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            self._count(args[0], torch.device(kwargs.get("device") or args[0].device), kwargs.get("non_blocking"))
+        elif func is torch.ops.aten.copy_.default:
+            self._count(args[1], args[0].device, args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        return func(*args, **kwargs)
+
+    def _count(self, source: torch.Tensor, target: torch.device, non_blocking: bool | None) -> None:
+        if source.device.type == "cpu" and target.type == "meta":
+            self.copies += 1
+            self.blocking += not non_blocking
+
+
+def test_copies_to_the_device_are_counted() -> None:
+    values = torch.ones(2)
+    with BlockingCopies() as counted:
+        values.to("meta", non_blocking=True)
+        torch.empty(2, device="meta").copy_(values, non_blocking=True)
+    assert (counted.copies, counted.blocking) == (2, 0)
+    with BlockingCopies() as counted:
+        values.to("meta")
+        torch.empty(2, device="meta").copy_(values)
+    assert (counted.copies, counted.blocking) == (2, 2)
 
 
 def on_meta(spatial_dims: int) -> tuple[DiffusionAutoencoder, torch.Tensor]:
@@ -59,8 +94,10 @@ def test_no_wait_in_encoding_inversion_and_decoding(
     network, images = on_meta(spatial_dims)
     levels = DiffusionSchedule(**SCHEDULES[schedule]).to("meta")
     inferer = DiffusionAutoencoderInferer(levels, solver=solver, inversion=inversion, steps=4)
-    z_sem = inferer.encode(images, network.eval())
-    decoded = inferer.decode(z_sem, inferer.invert(images, network, z_sem), network)
+    with BlockingCopies() as counted:
+        z_sem = inferer.encode(images, network.eval())
+        decoded = inferer.decode(z_sem, inferer.invert(images, network, z_sem), network)
+    assert counted.copies == 0
     assert (decoded.device.type, decoded.shape) == ("meta", images.shape)
 
 
@@ -72,7 +109,7 @@ def trainer_on_meta(spatial_dims: int, loss_weighting: str, **settings: Any) -> 
     trainer = DiffusionTrainer(
         schedule=schedule,
         network=network,
-        train_data_loader=[{"image": images}] * 8,
+        train_data_loader=[{"image": torch.zeros(images.shape)}] * 8,
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(reduction="none"),
         inferer=DiffusionAutoencoderInferer(schedule),
@@ -116,8 +153,10 @@ def test_no_wait_in_a_training_step(
     steps = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(reads()))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), trainer.terminate)  # before the report of the epoch
-    trainer.run()
+    with BlockingCopies() as counted:
+        trainer.run()
     assert len(steps) == 4
+    assert (counted.copies, counted.blocking) == (4 * 2 + 1, 0)  # images and timesteps; once, the sum of the losses
     assert ema.num_updates == 4 // settings.get("accumulation_steps", 1)
     assert steps[0] == 0  # a step reads the figures of the one before it
     assert steps[1] > 0

@@ -119,8 +119,8 @@ def test_the_callback_is_called_for_every_step_of_inversion_and_decoding(inferer
 def evaluations(network, monkeypatch):
     """The batch size of each evaluation of the UNet."""
     sizes = []
-    forward = network.unet.forward
-    monkeypatch.setattr(network.unet, "forward", lambda x, *rest: (sizes.append(len(x)), forward(x, *rest))[1])
+    denoise = network.unet.denoise
+    monkeypatch.setattr(network.unet, "denoise", lambda x, *rest: (sizes.append(len(x)), denoise(x, *rest))[1])
     return sizes
 
 
@@ -315,3 +315,34 @@ def test_an_inferer_can_be_replaced_by_one_with_other_arguments(inferer, network
     assert inferer.replace().steps == inferer.steps
     with pytest.raises(ConfigError, match="steps is 0"):
         inferer.replace(steps=0)
+
+
+@pytest.mark.parametrize("z_grid", [1, 2])
+def test_what_depends_on_z_sem_alone_is_computed_once_per_decoding_and_inversion(inferer, images, z_grid):
+    sizes = {"base_channels": 8, "channel_mult": (1, 2), "z_channels": 4, "time_embed_channels": 8}
+    network = build_autoencoder(2, **sizes, z_grid=z_grid).eval()
+    torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
+    calls = []
+    names = [
+        name for name, _ in network.unet.named_modules() if name.endswith("z_projection") or name == "z_map.linear"
+    ]
+    for name in names:
+        network.unet.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    z_sem = torch.randn(3, 4)
+    x_T = inferer.invert(images, network, z_sem)
+    assert sorted(calls) == sorted(names)
+    calls.clear()
+    decoded = inferer.decode(z_sem, x_T, network)
+    assert sorted(calls) == sorted(names)
+
+    class Other(torch.nn.Module):  # any other network is called with z_sem at each step
+        spatial_dims = 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x, t, z):
+            return self.inner(x, t, z)
+
+    assert torch.equal(inferer.decode(z_sem, x_T, Other().eval()), decoded)

@@ -50,7 +50,7 @@ def test_two_condition_block_is_time_first_then_z_before_silu():
     h = F.group_norm(h, 12, block.norm2.weight, block.norm2.bias) * (1 + t_scale) + t_shift
     h = h * (1 + block.z_projection(F.silu(z))[..., None, None])
     expected = block.skip(x) + block.conv2(F.silu(h))
-    torch.testing.assert_close(block(x, t, z), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x, t, block.z_scale(z)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2), (2, 2, 2), (2, 2, 1), (1, 2, 1)])
@@ -104,7 +104,7 @@ def test_heads_must_divide_the_width():
 def test_channels_last_goes_through_every_layer(spatial_dims, layer):
     memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
     x = torch.randn(2, 16, *(4,) * spatial_dims).contiguous(memory_format=memory_format)
-    conditions = (torch.randn(2, 4), torch.randn(2, 4))
+    conditions = (torch.randn(2, 4), torch.randn(2, 8))  # of a block with 8 channels
     module, arguments = {
         "plain": (PlainBlock(spatial_dims, 16, 8), ()),
         "down": (PlainBlock(spatial_dims, 16, 8, resample="down"), ()),

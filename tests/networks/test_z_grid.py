@@ -1,4 +1,4 @@
-"""While a network is exported, products with matrices replace PyTorch's adaptive pooling: they give the same means."""
+"""In an export and on a GPU, products with matrices replace PyTorch's adaptive pooling: they give the same means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_means_over_cells(cells: tuple[int, ...], size: tuple[int, ...], monkeyp
 def test_maps_of_cells(cells: tuple[int, ...], size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     x, z_sem, z_map = torch.randn(2, 3, *size), torch.randn(2, 4), ZMap(3, 4, cells)
     torch.nn.init.normal_(z_map.linear.weight)
-    drawn = z_map(x, z_sem)
+    drawn = z_map(x, z_map.values(z_sem))
     assert not torch.equal(drawn, x)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    torch.testing.assert_close(z_map(x, z_sem), drawn, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(z_map(x, z_map.values(z_sem)), drawn, rtol=1e-6, atol=1e-6)
