@@ -1,7 +1,7 @@
 """Two hospitals with different scans: each alone, both by federated averaging, and one training on all scans.
 
-    python benchmarks/federated.py COHORT --out OUT [--patients 30] [--seeds 0 1 2] [--label label --shares 0.9 0.1]
-        [--fields-of-view 1 0.7] [--size 16] [--rounds 12] [--steps 50] [--trainings NAME ...]
+    python benchmarks/federated.py COHORT --out OUT [--patients 15] [--seeds 0 1 2] [--label label --shares 0.9 0.1]
+        [--fields-of-view 1 0.7] [--size 16] [--rounds 8] [--steps 20] [--trainings NAME ...]
 
 COHORT is a table with the columns image, patient and a label of two classes, of which the first scan of each patient is
 used. Each hospital has ``--patients`` patients, and the given share of them has the second class. With
@@ -123,7 +123,7 @@ def site(folder: Path, table: pd.DataFrame, steps: int, seed: int, arguments: ar
         "bundle_root": str(bundle), "dataset_dir": str(folder / "cohort.csv"), "num_rounds": arguments.rounds,
         "train#trainer#epoch_length": steps, "lr_scheduler#total_steps": steps * arguments.rounds, "seed": seed,
         "test_fraction": 0.0, "image_size": [arguments.size] * 2, "base_channels": 8, "channel_mult": [1, 2],
-        "z_channels": 16, "z_grid": 2, "batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 20, "ema_decay": 0.98,
+        "z_channels": 16, "z_grid": 2, "batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 10, "ema_decay": 0.9,
         "precision": "fp32", "check_memory": False, "val_interval": NEVER, "val_batch_size": 256, "colour": "grey",
         "device": "cpu",
     }  # fmt: skip
@@ -292,11 +292,11 @@ def main() -> None:
     parser.add_argument("--label", default="label")
     parser.add_argument("--shares", type=float, nargs=2, default=[0.9, 0.1])
     parser.add_argument("--fields-of-view", type=float, nargs=2, default=[1.0, 1.0])
-    parser.add_argument("--patients", type=int, default=30, help="patients of each hospital")
+    parser.add_argument("--patients", type=int, default=15, help="patients of each hospital")
     parser.add_argument("--held-out", type=int, default=60, help="held-out patients of each hospital")
     parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=50, help="steps of each hospital per round")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20, help="steps of each hospital per round")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS), default=list(TRAININGS)[:4])
     parser.add_argument("--settings", default="{}", help="values of the configuration, as JSON")

@@ -46,5 +46,5 @@ class OutsideWeights:
     def _current_checksum(self) -> str:
         digest = hashlib.sha256()
         for weight in self._network.parameters():  # in the order of their indices, whatever the memory format is
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
