@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
@@ -116,3 +118,40 @@ def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
         assert row["two_inversions_same_bits"]
     assert results["embedding"]["embed"] > 0
     assert results["memory"][0]["measured_gib"] > 0
+
+
+@pytest.mark.slow
+def test_federated(tmp_path, tiny_settings, monkeypatch):
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        label = ["dark", "light"][number % 2]
+        image = generator.integers(0, 60, (20, 20)) + (number % 2) * 120 * (np.arange(20) < 10)
+        Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "patient": f"patient-{number}", "label": label})
+    pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
+    out = tmp_path / "out"
+    options = ["--shares", "0.75", "0.25", "--fields-of-view", "1", "0.8", "--patients", "4", "--held-out", "20"]
+    options += ["--rounds", "2", "--steps", "1", "--seeds", "0", "--settings", json.dumps(tiny_settings)]
+    monkeypatch.setattr(sys, "argv", ["federated.py", str(tmp_path / "cohort.csv"), "--out", str(out), *options])
+    monkeypatch.chdir(tmp_path)  # MONAI reads the configuration once before it sets bundle_root
+    for _ in range(2):  # the second reads what is there
+        runpy.run_path(str(BENCHMARKS / "federated.py"), run_name="__main__")
+    table = pd.read_csv(out / "federated.csv").set_index("training")
+    names = ["hospital 1 alone", "hospital 2 alone", "federated", "all scans in one place"]
+    assert table.index.tolist() == names
+    assert table["loss"].between(table["low"], table["high"]).all()
+    assert table["loss"].to_numpy() == pytest.approx(
+        table[["hospital_1", "hospital_2"]].mean(axis=1).to_numpy(), abs=1e-3
+    )
+    assert (table["best"] <= table["loss"] + 1e-4).all()
+    differences = pd.read_csv(out / "differences.csv", dtype={"patients of hospital": str})
+    assert len(differences) == 3 * 3
+    alone = differences.query("`federated minus` == 'hospital 1 alone' and `patients of hospital` == 'both'").iloc[0]
+    assert alone["mean"] == pytest.approx(table.loc["federated", "loss"] - table.loc[names[0], "loss"], abs=1e-3)
+    assert alone["low"] <= alone["mean"] <= alone["high"]
+    scans = pd.read_csv(out / "seed_0" / "federated" / "scans.csv")
+    assert scans["id"].is_unique
+    assert scans.groupby("hospital")["label"].agg(lambda labels: (labels == "light").mean()).tolist() == [0.75, 0.25]
+    with Image.open(out / "scans" / f"{scans.query('hospital == 2')['id'].iloc[0]}_0.8.png") as scan:
+        assert scan.size == (16, 16)

@@ -25,6 +25,8 @@ from monai_diffae.engines.step_figures import diverged
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.handlers.ema import EMA
+from monai_diffae.handlers.outside_weights import OutsideWeights
+from monai_diffae.handlers.resumed_optimizer import lay_out_like_parameters, set_rates, set_schedule_back
 from monai_diffae.handlers.stop_requests import StopRequests
 from monai_diffae.handlers.tensor_files import read_checkpoint, save_tensors, write_tensors
 from monai_diffae.handlers.validation import Validation
@@ -103,7 +105,7 @@ class CheckpointKeeper:
         self.enabled = enabled
         self._has_saved = False
         self._has_run = False
-        self._versions = self._weight_versions()
+        self._outside_weights = OutsideWeights(network)
         self._saved_at = time.monotonic()
         self.stop_requests = StopRequests()
         self._started_from: str | None = None  # checksum of the weights
@@ -111,7 +113,7 @@ class CheckpointKeeper:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer: resume before it runs, and save while it runs."""
-        self._versions = self._weight_versions()
+        self._outside_weights.remember()
         self._announce_position(engine)
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.STARTED, self.stop_requests.listen)
@@ -192,7 +194,7 @@ class CheckpointKeeper:
             raise
 
     def _resume_or_begin(self, engine: Workflow) -> None:
-        is_given = self._weight_versions() != self._versions
+        is_given = self._outside_weights.were_set()
         if is_given and self.description.start_from is not None:
             raise ConfigError("start_from: has no effect, because a program has set the weights; omit start_from")
         if self.checkpoint.is_file() and not self.overwrite:
@@ -224,10 +226,6 @@ class CheckpointKeeper:
         self.ema.network.load_state_dict(weights)
         self._started_from = checksum
 
-    def _weight_versions(self) -> list[int]:
-        """Numbers that torch increases when a value is written to a weight, even if it is the same value."""
-        return [weight._version for weight in self.parts["network"].parameters()]
-
     def _resume(self, engine: Workflow, path: Path, is_given: bool) -> None:
         checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model_config"})
         self.description.check_resumes(checkpoint, path.name)
@@ -247,12 +245,12 @@ class CheckpointKeeper:
         for name, part in self.parts.items():
             if not (is_given and name == "network"):
                 part.load_state_dict(checkpoint[name])
-        self._set_rates(rates)
+        set_rates(self.parts["optimizer"], self.parts["lr_scheduler"], rates)
         iteration = saved["iteration"]
         if is_given:
             iteration = state.iteration
-            self._set_schedule_back(saved["iteration"], iteration)
-        _lay_out_like_parameters(self.parts["optimizer"])
+            set_schedule_back(self.parts["lr_scheduler"], saved["iteration"], iteration)
+        lay_out_like_parameters(self.parts["optimizer"])
         if self.enabled and not self.model.is_file():
             write_tensors(self.ema.network.state_dict(), self.model)
         has_all_steps = iteration >= state.max_epochs * state.epoch_length
@@ -268,7 +266,7 @@ class CheckpointKeeper:
 
     def _complete(self, engine: Workflow, iteration: int, limit: str) -> None:
         engine.is_complete = True  # type: ignore[attr-defined]
-        self._versions = self._weight_versions()
+        self._outside_weights.remember()
         self._lock.release()
         logger.info(
             "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
@@ -276,22 +274,6 @@ class CheckpointKeeper:
             iteration,
             limit,
         )
-
-    def _set_schedule_back(self, position: int, first: int) -> None:
-        """Put the learning-rate schedule, which is at ``position``, back to the first step of a round."""
-        if position != first:
-            schedule = self.parts["lr_scheduler"]
-            schedule.last_epoch = first - 1
-            schedule.step()
-
-    def _set_rates(self, rates: list[tuple[float, float]]) -> None:
-        """Use this run's learning rates and weight decays, at the schedule's current position."""
-        self.parts["lr_scheduler"].base_lrs = [rate for rate, _ in rates]
-        for group, (rate, decay) in zip(self.parts["optimizer"].param_groups, rates, strict=True):
-            before = group["initial_lr"]
-            if rate != before:
-                group["lr"] = group["lr"] * rate / before if before else rate
-            group["initial_lr"], group["weight_decay"] = rate, decay
 
     def _after_iteration(self, engine: Workflow) -> None:
         # A checkpoint of an epoch's last step means that its validation is complete.
@@ -319,7 +301,7 @@ class CheckpointKeeper:
 
     def _end(self, has_run: bool) -> None:
         self._has_run = has_run
-        self._versions = self._weight_versions()
+        self._outside_weights.remember()
         self.stop_requests.stop_listening()
         self._lock.release()
 
@@ -327,14 +309,6 @@ class CheckpointKeeper:
 def _is_finite(network: nn.Module) -> bool:
     # parameters alone: a buffer may hold infinities (a mask) or NaN (a value that is not known yet)
     return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the memory format of their weights, as fused optimisers update both in memory order."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -139,39 +139,6 @@ def test_a_first_save_that_the_disk_cuts_short_leaves_nothing_that_looks_finishe
     assert (tmp_path / MODEL).stat().st_size < limit < (tmp_path / CHECKPOINT).stat().st_size
 
 
-@pytest.mark.parametrize("then", [torch.contiguous_format, torch.channels_last])
-def test_moments_saved_in_another_memory_format_meet_their_own_weights(tmp_path, then):
-    def convolution(memory_format, fused):
-        torch.manual_seed(0)
-        layer = nn.Conv2d(3, 5, 3).to(memory_format=memory_format)
-        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        return layer, CheckpointKeeper(
-            tmp_path, layer, EMA(layer), optimizer, scheduler, Validation(validator=None), TrainingDescription({"a": 1})
-        )
-
-    def step(layer, kept, number):
-        for i, p in enumerate(layer.parameters()):
-            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * number + i))
-            p.grad = torch.empty_like(p).copy_(gradient)  # laid out like the weights, as autograd does
-        kept.parts["optimizer"].step()
-
-    first = torch.channels_last if then is torch.contiguous_format else torch.contiguous_format
-    layer, kept = convolution(first, fused=True)
-    step(layer, kept, 0)
-    engine = SimpleNamespace(
-        state=SimpleNamespace(iteration=1, epoch_length=5, max_epochs=2, epoch=0),
-        grad_scaler=torch.amp.GradScaler("cpu"),
-    )
-    kept.parts["scaler"] = engine.grad_scaler
-    kept.save(engine)
-    step(layer, kept, 1)
-    resumed, kept = convolution(then, fused=True)
-    kept._start(engine)
-    step(resumed, kept, 1)
-    torch.testing.assert_close(resumed.weight, layer.weight)
-
-
 def test_the_data_are_told_by_their_fingerprint_beside_the_weights(tmp_path):
     kept = keeper(tmp_path)
     kept.description = TrainingDescription({"a": 1}, fingerprint="f" * 64)
