@@ -13,6 +13,7 @@ TINY_KL = {
     "device": "cpu", "test_fraction": 0.2, "val_fraction": 0.2,
 }  # fmt: skip
 
+
 @pytest.fixture(scope="session")
 def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained first stage, beside the folder ``cohort`` with its scans."""

@@ -268,6 +268,7 @@ def test_a_training_begins_with_the_settings_and_weights_of_another_bundle(
     assert complaint(overwritten).startswith("start_from: bundle was trained with other values of z_channels; use its")
 
 
+@pytest.mark.usefixtures("one_migration")
 def test_a_latent_training_resumes_with_its_settings(
     bundle: Path, tiny_bundle: Any, quick_latent: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,8 +279,8 @@ def test_a_latent_training_resumes_with_its_settings(
     run("training", config_file=file, **data, device="cpu", max_epochs=values["max_epochs"] + 1, tracking="mlflow")
     settings = json.loads((bundle / "models" / "latent_training.json").read_text())
     assert settings["latent_network_def#num_layers"] == 2
-    checkpoint = torch.load(bundle / "models" / "latent_checkpoint.pt", weights_only=True)
-    assert checkpoint["trainer"]["epoch"] == values["max_epochs"] + 1
+    steps = torch.load(bundle / "models" / "latent_checkpoint.pt", weights_only=True)["trainer"]
+    assert steps["iteration"] == (values["max_epochs"] + 1) * steps["epoch_length"]
     with sqlite3.connect(bundle / "mlflow.db") as database:
         assert {"latent"} == {name for (name,) in database.execute("select name from runs")}
 

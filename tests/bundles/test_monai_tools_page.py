@@ -43,7 +43,9 @@ def tool(words: list[str]) -> str:
 
 
 def python_tools() -> list[str]:
-    return [name for name in results() if any(name in block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S))]
+    return [
+        name for name in results() if any(name in block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S))
+    ]
 
 
 def cases(names: list[str]) -> Iterator[Any]:
@@ -65,7 +67,9 @@ def workplace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             made[kind] = tmp_path_factory.mktemp(kind)
             name = "my_first_stage" if kind == "autoencoder_kl_3d" else "my_bundle"
             shutil.copytree(bundle, made[kind] / name, ignore=shutil.ignore_patterns("cache", ".lock"))
-            (made[kind] / "scans").symlink_to(bundle.parent / "cohort" / "images")
+            (made[kind] / "scans").mkdir()
+            for image in sorted((bundle.parent / "cohort" / "images").iterdir())[:4]:
+                (made[kind] / "scans" / image.name).symlink_to(image)
             shutil.copy(RULES, made[kind] / "schema.json")  # MONAI downloads it unless the file exists
         return made[kind]
 
@@ -77,11 +81,11 @@ def check(result: str, call: Callable[[], object]) -> None:
     try:
         call()
     except (Exception, SystemExit) as error:
-        assert result != WORKS, one_line(error)
+        assert not result.startswith(WORKS), one_line(error)
         (message,) = re.findall(r"`(.*)`", result)
         assert message in one_line(error)
     else:
-        assert result == WORKS
+        assert result.startswith(WORKS)
 
 
 @pytest.mark.parametrize(("name", "kind"), cases([name for name, is_first in commands() if not is_first]))
