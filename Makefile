@@ -71,7 +71,7 @@ zoo-entry: $(VENV)/.dev  ## what a trained bundle needs for the model zoo: make 
 	$(BIN)/python tests/zoo/zoo_entry.py $(ENTRY)
 
 configs: $(VENV)/.dev  ## generate the bundle runs of the commands
-	$(BIN)/python -m monai_diffae.apps.command_configs bundles/diffae_2d bundles/diffae_3d
+	$(BIN)/python -m monai_diffae.apps.command_configs bundles/*
 
 docs: $(VENV)/.docs  ## the documentation as a site with search, in site/
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site

@@ -75,7 +75,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_command_configs(bundle: Path) -> list[Path]:
-    """Write the configurations of all commands into a bundle's ``configs``.
+    """Write the configurations of all commands into a bundle's ``configs``; for a first stage, that of ``export``.
 
     Returns:
         The files.
@@ -83,10 +83,11 @@ def write_command_configs(bundle: Path) -> list[Path]:
     from monai_diffae.apps.inference_config import evaluation_config, inference_config
 
     with_model = {"inference.json": inference_config, "evaluate.json": evaluation_config}
+    is_first_stage = "inferer" not in json.loads((bundle / "configs" / "train.json").read_text())
 
     files = []
     for command in COMMANDS:
-        if command.config is not None:
+        if command.config is not None and (command.name == "export" or not is_first_stage):
             make = with_model.get(command.config)
             config = command_config(command) if make is None else make(command, bundle)
             file = bundle / "configs" / command.config

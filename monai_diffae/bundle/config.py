@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,13 @@ from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
 from monai_diffae.bundle import config_values
-from monai_diffae.bundle.config_values import check_dimensions, check_values, references, strings
+from monai_diffae.bundle.config_values import (
+    check_dimensions,
+    check_required_values,
+    check_values,
+    references,
+    strings,
+)
 from monai_diffae.bundle.layout import CONFIGS
 from monai_diffae.bundle.private_values import SEPARATOR
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
@@ -77,6 +83,21 @@ def _on_call_stack(kind: type[_T]) -> _T | None:
     return None
 
 
+def is_called_by(function: Callable[..., Any]) -> bool:
+    """Whether a function has called the caller of this one, directly or not.
+
+    Example:
+        >>> def outer():
+        ...     return is_called_by(outer)
+        >>> outer(), is_called_by(outer)
+        (True, False)
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def use_folder_of_config() -> None:
     """In a MONAI workflow whose ``bundle_root`` is ``.``, the default of all files, use the folder with ``configs``.
 
@@ -93,7 +114,7 @@ def check_all_set() -> None:
     Raises:
         ConfigError: a key is used and still ``???``; the message names it.
     """
-    config_values.check_all_set(running_config())
+    check_required_values(running_config())
 
 
 def check_running_config() -> None:
@@ -110,7 +131,7 @@ def check_running_config() -> None:
     show_plain_messages_in_bundle_runs()
     use_folder_of_config()
     config = running_config()
-    config_values.check_all_set(model_config(config, roots=("network_def",)) if "network_def" in config else config)
+    check_required_values(model_config(config, roots=("network_def",)) if "network_def" in config else config)
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
     check_values(config)

@@ -224,14 +224,14 @@ def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None
         )
 
 
-def check_all_set(config: dict[str, Any]) -> None:
+def check_required_values(config: dict[str, Any]) -> None:
     """Check that no key that is used is still ``???``.
 
     Raises:
         ConfigError: one is; the message names it.
 
     Example:
-        >>> check_all_set({"output_dir": "???", "run": {"_target_": "print", "out": "@output_dir"}})
+        >>> check_required_values({"output_dir": "???", "run": {"_target_": "print", "out": "@output_dir"}})
         Traceback (most recent call last):
         ...
         monai_diffae.errors.ConfigError: output_dir: is required; give it a value

@@ -12,7 +12,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 _HANDLERS = {"train#handlers": "trainer", "validate#handlers": "validator"}
 
 
-def use_own_tracking(parser: ConfigParser) -> None:
+def use_own_tracking(parser: ConfigParser) -> bool:
     """Track with the bundle's own handler where MONAI's ``--tracking mlflow`` has added its own ones.
 
     MONAI's handler (1.6.1) logs two parameters, adds to a run of another training that crashed, and ends the training
@@ -21,9 +21,12 @@ def use_own_tracking(parser: ConfigParser) -> None:
 
     Args:
         parser: the configuration of a training.
+
+    Returns:
+        Whether MONAI had added its handlers.
     """
     if "mlflow" not in parser:
-        return
+        return False
     defaults: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
     is_asked_for = False
     for section, engine in _HANDLERS.items():
@@ -35,3 +38,4 @@ def use_own_tracking(parser: ConfigParser) -> None:
     if is_asked_for:
         parser["mlflow"] = True
         parser.get().pop("is_not_rank0", None)  # only MONAI's handlers refer to it
+    return is_asked_for

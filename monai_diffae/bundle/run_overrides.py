@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.bundle.config import check_all_set, model_config, running_config
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.layout import CONFIG, CONFIGS, models_folder
+from monai_diffae.bundle.training_settings import changes
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,14 @@ def run_overrides(
     """
     check_all_set()
     root = Path(bundle_root)
-    shipped = _content(root / CONFIGS / file)
-    trained = {**shipped, **_content(models_folder(root) / CONFIG)}
+    shipped = read_values(root / CONFIGS / file)
+    trained = {**shipped, **read_values(models_folder(root) / CONFIG)}
     if not trained:
         return dict(overrides)
     config = running_config()
     _refuse_changes_without_effect(shipped, config)
     running = _model(config)
-    from_trained, from_shipped = (dict(_changes(_model(start), running)) for start in (trained, shipped))
+    from_trained, from_shipped = (_changes(_model(start), running) for start in (trained, shipped))
     if len(from_trained) <= len(from_shipped):
         return {**from_trained, **overrides}
     differing = sorted(
@@ -66,44 +67,18 @@ def run_overrides(
 
 def _refuse_changes_without_effect(shipped: dict[str, Any], config: dict[str, Any]) -> None:
     before, after = ({key: each.get(key) for key in _EVALUATOR} for each in (shipped, config))
-    changed = next(_changes(before, after), None)
+    changed = next(iter(_changes(before, after)), None)
     if changed is not None:
         raise ConfigError(
-            f"{changed[0]}: has no effect on this run, which calls a command; use its arguments, such as limit or "
+            f"{changed}: has no effect on this run, which calls a command; use its arguments, such as limit or "
             "batch_size, or run the evaluator itself"
         )
-
-
-def _content(file: Path) -> dict[str, Any]:
-    """The content of a configuration file; nothing if it cannot be read."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _model(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in model_config(config).items() if key not in _ARGUMENTS}
 
 
-def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The ids of values that differ, and the values after the change.
-
-    Example:
-        >>> list(_changes({"a": {"b": 1, "c": 2}, "d": [1, 2]}, {"a": {"b": 1, "c": 3}, "d": [1, 3]}))
-        [('a#c', 3), ('d', [1, 3])]
-    """
-    prefix = f"{path}#" if path else ""
-    if isinstance(before, dict) and isinstance(after, dict) and (not path or before.keys() == after.keys()):
-        for key in after:
-            yield from _changes(before.get(key), after[key], f"{prefix}{key}")
-    elif _is_structured(before) and _is_structured(after) and len(before) == len(after):
-        for i, (one, other) in enumerate(zip(before, after, strict=True)):
-            yield from _changes(one, other, f"{prefix}{i}")
-    elif before != (list(after) if isinstance(after, tuple) else after):
-        yield path, after
-
-
-def _is_structured(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a running configuration that differ; keys that it does not have are no change."""
+    return dict(changes({key: value for key, value in before.items() if key in after}, dict(after)))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -13,22 +12,43 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, load
 from torch import nn
 
-from monai_diffae.bundle.config import model_config, running_config, running_parser, use_folder_of_config
+from monai_diffae.bundle.config import (
+    is_called_by,
+    model_config,
+    running_config,
+    running_parser,
+    use_folder_of_config,
+)
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import model_values
 from monai_diffae.bundle.given_data import use_given_data
-from monai_diffae.bundle.layout import CONFIG, MODEL, MODELS, TRAIN, newest_files
+from monai_diffae.bundle.json_files import read_values
+from monai_diffae.bundle.layout import (
+    CHECKPOINT,
+    CONFIG,
+    DISTILL,
+    FAST_PREFIX,
+    LATENT_PREFIX,
+    MODEL,
+    MODELS,
+    TRAIN,
+    TRAIN_LATENT,
+)
 from monai_diffae.bundle.loading import set_values
 from monai_diffae.bundle.own_tracking import use_own_tracking
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
 from monai_diffae.bundle.training_settings import bundle_config, changes, overlap, read_training_settings
+from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.bundle.weights import read_weights
+from monai_diffae.bundle.writing import complete_publication
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+_TRAININGS = {TRAIN: "", TRAIN_LATENT: LATENT_PREFIX, DISTILL: FAST_PREFIX}  # with the prefix of their files
 
 _has_all_values: ContextVar[bool] = ContextVar("_has_all_values", default=False)
 
@@ -48,29 +68,40 @@ def prepare_run(file: str = TRAIN) -> None:
 
     The run uses the folder of its configuration as ``bundle_root`` (see
     :func:`~monai_diffae.bundle.config.use_folder_of_config`). If the bundle is trained, the run describes
-    the trained model: ``models/config.json``, and for ``train.json`` also the settings in ``models/training.json``,
-    replace the values of ``configs``. So MONAI's tools build the network of ``models/model.pt``, and a training is
-    resumed with its settings. Values that the run itself changes take precedence. A training with ``overwrite`` begins
-    with the values of ``train.json``.
+    the trained model: ``models/config.json`` replaces the values of ``configs``. So MONAI's tools build the network of
+    ``models/model.pt``. A training that is resumed uses its settings, as in ``models/training.json``, and one that
+    begins from a trained bundle (``start_from``) uses those of this bundle. Values that the run itself changes take
+    precedence. A training with ``overwrite`` begins with the values of its file.
 
-    A training also uses images that an application lists (:func:`~monai_diffae.bundle.given_data.use_given_data`),
-    and the bundle's own tracking (:func:`~monai_diffae.bundle.own_tracking.use_own_tracking`).
+    A training also uses the bundle's own tracking (:func:`~monai_diffae.bundle.own_tracking.use_own_tracking`), and
+    that of ``train.json`` images that an application lists
+    (:func:`~monai_diffae.bundle.given_data.use_given_data`).
+
+    If a publication was interrupted, it is completed, because MONAI reads only ``models/model.pt``.
 
     Args:
         file: the run's file in ``configs``.
 
     Raises:
-        ConfigError: called from anywhere but an expression of a bundle's configuration, or a file cannot be read.
+        ConfigError: called from anywhere but an expression of a bundle's configuration, a file cannot be read, or
+            MONAI's ``load`` has read weights that were replaced meanwhile.
         CohortError: an application lists no usable image.
+        MachineError: the files of an interrupted publication cannot be put in their places.
     """
     show_plain_messages_in_bundle_runs()
     parser = running_parser()
     use_folder_of_config()
+    before = bundle_config(parser.get(), file)  # a publication changes inference.json, which the parser has read
+    if complete_publication(_models(parser, file)) and is_called_by(load):
+        # MONAI (1.6.1) reads the weights before it opens the workflow
+        raise ConfigError(f"{MODEL}: was replaced by a newer model while it was loaded; load it again")
     if file == TRAIN:
         use_given_data()
-        use_own_tracking(parser)
-    if not _has_all_values.get() and parser.get("overwrite") is not True:
-        _use_trained_values(parser, file)
+    is_tracked = file in _TRAININGS and use_own_tracking(parser)
+    if not _has_all_values.get():
+        _use_trained_values(parser, file, before)
+    if is_tracked:
+        parser["mlflow"] = True  # also if the training that is resumed was not tracked
 
 
 def check_trained_weights(network: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -95,7 +126,7 @@ def check_trained_weights(network: nn.Module, folder: str | os.PathLike[str]) ->
         try:
             read_weights(models / MODEL, network)
         except ConfigError as error:
-            before, now = (_network_values(config) for config in (_content(models / CONFIG), running))
+            before, now = (_network_values(config) for config in (read_values(models / CONFIG), running))
             keys = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
             if not keys:
                 raise
@@ -107,39 +138,48 @@ def check_trained_weights(network: nn.Module, folder: str | os.PathLike[str]) ->
     read_consistently(folder, check)
 
 
-def _use_trained_values(parser: ConfigParser, file: str) -> None:
+def _use_trained_values(parser: ConfigParser, file: str, before: dict[str, Any]) -> None:
     """Replace values of the bundle's file by those of the trained model, unless the run changes them."""
-    is_training = file == TRAIN
-    models = newest_files(Path(str(parser.get_parsed_content("output_dir" if is_training else "bundle_root"))) / MODELS)
-    model, before = _content(models / CONFIG), bundle_config(parser.get(), file)
-    if not (model and before):
+    if not before:
         return
+    settings, source = _remembered(parser, file) if file in _TRAININGS else ({}, f"{MODELS}/{CONFIG}")
+    model: dict[str, Any] = {}
+    if file not in (TRAIN_LATENT, DISTILL) and not _is_overwriting(parser):
+        model = read_values(_models(parser, file) / CONFIG)
     given = dict(changes(before, parser.get()))
     described = {key: value for key, value in model_values(model).items() if value != "???"}
-    settings = read_training_settings(models) if is_training else {}
     trained = {**settings, **dict(changes(before, {**before, **described}))}
     values = {key: value for key, value in trained.items() if not any(overlap(key, other) for other in given)}
     set_values(parser, values, "the configuration", f"configs/{file}")
     parser["imports"] = list(dict.fromkeys([*parser["imports"], *model.get("imports", [])]))
     if values:
         logger.log(
-            logging.INFO if is_training else logging.WARNING,
-            "the run uses the trained model's values of %s, from models/config.json, not those of %s",
+            logging.INFO if file in _TRAININGS else logging.WARNING,
+            "the run uses the trained model's values of %s, from %s, not those of %s",
             ", ".join(sorted({key.partition("#")[0] for key in values})),
+            source,
             file,
         )
 
 
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file.name}: cannot be read; copy the bundle again") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file.name}: does not describe a model; copy the bundle again")
-    return content
+def _remembered(parser: ConfigParser, file: str) -> tuple[dict[str, Any], str]:
+    """The settings of the training that is resumed, or of the bundle from which a new one begins; and where from."""
+    models, prefix = _models(parser, file), _TRAININGS[file]
+    start_from = parser.get_parsed_content("start_from") if "start_from" in parser else None
+    is_new = _is_overwriting(parser) or not (models / f"{prefix}{CHECKPOINT}").is_file()
+    if start_from is not None and is_new:
+        return start_settings(str(start_from)), Path(str(start_from)).resolve().name
+    return {} if _is_overwriting(parser) else read_training_settings(models, prefix), f"{MODELS}/{prefix}{CONFIG}"
+
+
+def _models(parser: ConfigParser, file: str) -> Path:
+    """The folder with the model that a run trains or uses."""
+    root = parser.get_parsed_content("output_dir" if file in _TRAININGS else "bundle_root")
+    return Path(str(root)) / MODELS
+
+
+def _is_overwriting(parser: ConfigParser) -> bool:
+    return parser.get("overwrite") is True
 
 
 def _network_values(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ The file is an overlay of the training's configuration. A training that is resum
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_diffae.bundle.config_values import is_formula
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.layout import CONFIG, CONFIGS, MULTI_GPU, TRAIN, TRAINING
 from monai_diffae.bundle.private_values import PRIVATE_KEYS, SEPARATOR, without_paths
-from monai_diffae.errors import ConfigError
 
 # Not remembered: where the files of a run are, and on which machine it runs.
 _FORGOTTEN_KEYS = {
@@ -83,22 +82,11 @@ def read_training_settings(models: Path, prefix: str = "") -> dict[str, Any]:
         >>> read_training_settings(Path("no_such_bundle/models"))
         {}
     """
-    content = _content(models / f"{prefix}{TRAINING}")
-    pattern = _content(models / f"{prefix}{CONFIG}").get("patient_pattern")
+    advice = "remove it, and give the settings of the training again"
+    content = read_values(models / f"{prefix}{TRAINING}", advice)
+    pattern = read_values(models / f"{prefix}{CONFIG}").get("patient_pattern")
     settings = {key: value for key, value in content.items() if key != "_meta_"}
     return settings if pattern in (None, "???") else {**settings, "patient_pattern": pattern}
-
-
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        return dict(content)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"{file.name}: cannot be read; remove it, and give the settings of the training again"
-        ) from error
 
 
 def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -155,8 +155,8 @@ def own_weights(models: Path, network: nn.Module, config: dict[str, Any]) -> tup
 def _check_binding(root: Path, models: Path, config: dict[str, Any]) -> None:
     if keys := _differing(_trained_config(root, models), config):
         raise ConfigError(
-            f"start_from: {root.name} was trained with other values of {', '.join(keys)}; use its values (in a bundle "
-            "run, add its models/training.json to config_file), or train without start_from"
+            f"start_from: {root.name} was trained with other values of {', '.join(keys)}; use its values, or train "
+            "without start_from"
         )
 
 

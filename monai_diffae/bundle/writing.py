@@ -7,6 +7,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,14 @@ from monai_diffae.bundle.layout import (
     CONFIGS,
     FAST_FILES,
     LATENT_FILES,
+    MODEL,
     MODEL_FILES,
     NEXT,
     PICTURES,
     newest_files,
 )
 from monai_diffae.data.atomic import disk_errors, flush, remove_abandoned, write_atomic
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, MachineError
 
 _LOCK = ".lock"
 _PATIENCE_S = 10.0  # worker processes of a killed training need a few seconds to end
@@ -120,6 +122,41 @@ def replace_files(models: Path, writers: Mapping[str, Callable[[Path], object]],
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     _complete(models)
+
+
+def complete_publication(models: Path) -> bool:
+    """Put the files of a newer model in their places, if the process that did so was killed, or is doing it now.
+
+    This package reads a newer model from ``next`` in any case. Other programs read only ``models/model.pt``.
+
+    Args:
+        models: the ``models`` folder.
+
+    Returns:
+        Whether there was a newer model.
+
+    Raises:
+        ConfigError: another process does not finish.
+        MachineError: the folder cannot be written.
+    """
+    if newest_files(models) == models:
+        return False
+    give_up = time.monotonic() + _PATIENCE_S
+    while newest_files(models) != models:
+        try:
+            with WriteLock(models, patience_s=0.0):
+                pass  # taking the lock completes it
+        except ConfigError:  # the process that has the lock puts the files in their places
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+        except MachineError as error:
+            bundle = models.resolve().parent.name
+            raise MachineError(
+                f"{bundle}: models/{NEXT} has a newer model than models/{MODEL}, and the folder cannot be written; "
+                "make it writable, or copy the bundle"
+            ) from error
+    return True
 
 
 def _complete(models: Path) -> None:

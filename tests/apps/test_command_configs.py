@@ -39,6 +39,13 @@ def test_the_shipped_files_are_current(generated):
         assert shipped == file.read_text(encoding="utf-8"), f"{file.name}: run make configs"
 
 
+def test_a_first_stage_has_the_run_of_export_only(tmp_path):
+    bundle = ROOT / "bundles" / "autoencoder_kl_3d"
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    (file,) = write_command_configs(copy)
+    assert file.read_bytes() == (bundle / "configs" / "export.json").read_bytes()
+
+
 def test_generated_files_are_json_with_one_line_per_key(generated):
     for file in generated[2]:
         text = file.read_text(encoding="utf-8")

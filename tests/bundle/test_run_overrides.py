@@ -9,7 +9,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from monai_diffae.bundle import run_overrides
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, one_line
 
 SHIPPED = {
     "columns": {}, "steps": 20, "image_size": [64, 64],
@@ -48,6 +48,19 @@ def test_values_that_a_run_changes_become_overrides(found: Any, running: dict[st
         "preprocessing#transforms#1#spatial_size": 48, "image_size": [48, 48]
     }  # fmt: skip
     assert found(running, **{"cohort#step": 1}, columns={"image": "scan"}) == {"cohort#step": 1}
+
+
+def test_values_that_a_run_adds_or_leaves_out(found: Any) -> None:
+    assert found(TRAINED, **{"inferer#batch_size": 7}) == {"inferer#batch_size": 7}
+    assert found(TRAINED, inferer={"_target_": "I", "steps": 3}) == {"inferer": {"_target_": "I", "steps": 3}}
+    assert found({key: value for key, value in TRAINED.items() if key != "cohort"}) == {}
+
+
+def test_a_file_that_cannot_be_read_is_one_line(found: Any, tmp_path: Path) -> None:
+    (tmp_path / "models" / "config.json").write_text("{")
+    with pytest.raises(RuntimeError) as caught:
+        found(TRAINED)
+    assert one_line(caught.value) == "config.json: cannot be read; copy the bundle again"
 
 
 def test_overrides_that_are_named_take_precedence(found: Any) -> None:

@@ -96,7 +96,7 @@ def test_a_checkpoint_that_began_from_other_weights_is_refused(make_workflow, so
 @pytest.mark.parametrize(
     ("overrides", "keys"),
     [
-        ({"image_size": [32, 32], "base_channels": 16}, "base_channels, image_size"),
+        ({"image_size": [32, 32], "base_channels": 32}, "base_channels, image_size"),
         ({"network_def#unet#dropout": 0.5}, "network_def"),
         ({"percentiles": [0, 100]}, "percentiles"),
         ({"diffusion#prediction": "eps"}, "diffusion"),

@@ -1,4 +1,4 @@
-"""MONAI's own export command on the three bundles: what docs/export.md says of it."""
+"""MONAI's own export commands on the three bundles: what docs/monai_tools.md says of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export
+from monai.bundle import ConfigParser, ckpt_export, onnx_export
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 4}
@@ -50,8 +50,24 @@ def test_ckpt_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(exported(images), network(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_onnx_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> None:
+    """The file takes one image of one size."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
+    network, arguments = prepared(name, tmp_path)
+    onnx_export(**arguments)
+    session = onnxruntime.InferenceSession(tmp_path / "exported", providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    assert taken.shape == list(SIZES[name][1])
+    images = torch.rand(SIZES[name][1]) * 2 - 1
+    (made,) = session.run(None, {taken.name: images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(made), network(images), rtol=1e-4, atol=1e-5)
+
+
 def test_ckpt_export_cannot_script_monais_autoencoder(tmp_path: Path) -> None:
-    """If this fails, MONAI has mended it, and docs/export.md can say so."""
+    """If this fails, MONAI has mended it, and docs/monai_tools.md can say so."""
     _, arguments = prepared("autoencoder_kl_3d", tmp_path)
     with pytest.raises(Exception, match="checkpoint|AutoencoderKL|script|annotation"):
         ckpt_export(**arguments | {"use_trace": False})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, load, run
 from scan_files import as_nobody
 from torch import Tensor, nn
@@ -19,25 +22,9 @@ from torch import Tensor, nn
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import export_bundle, init_bundle
-from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import one_line
 
-TINY_KL = {
-    "image_size": [16, 16, 24], "spacing_mm": [14.0, 14.0, 14.0], "patch_size": [16, 16, 16], "max_epochs": 1,
-    "network_def#autoencoder#channels": [4, 8], "network_def#autoencoder#attention_levels": [False, False],
-    "network_def#autoencoder#norm_num_groups": 4, "val_interval": 1, "num_pictures": 0, "mlflow": False,
-    "device": "cpu", "test_fraction": 0.2, "val_fraction": 0.2,
-}  # fmt: skip
 KINDS = {"train": "train.json", "inference": "inference.json"}
-
-
-@pytest.fixture(scope="module")
-def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("kl")
-    make_virtual_cohort(root / "cohort", num_patients=7, size=16, spatial_dims=3, val_fraction=0.2)
-    bundle = init_bundle(root / "bundle", "autoencoder_kl_3d")
-    train(bundle, root / "cohort", overrides=TINY_KL)
-    return bundle
 
 
 @pytest.fixture
@@ -146,7 +133,63 @@ def test_damaged_weights_and_descriptions_are_one_line(bundle: Path, kind: str) 
     (bundle / "models" / "config.json").write_text("{")
     assert complaint(lambda: loaded(bundle, kind)) == "config.json: cannot be read; copy the bundle again"
     (bundle / "models" / "config.json").write_text("[]")
-    assert complaint(lambda: loaded(bundle, kind)) == "config.json: does not describe a model; copy the bundle again"
+    assert complaint(lambda: loaded(bundle, kind)) == "config.json: cannot be read; copy the bundle again"
+
+
+@pytest.fixture
+def killed_publication(bundle: Path) -> dict[str, Tensor]:
+    """Leaves the bundle as a publication that was killed before it put a file in its place; the newer weights."""
+    newer = shutil.copytree(bundle / "models", bundle / "models" / "next")
+    state = {name: value + 0.01 for name, value in weights(bundle).items()}
+    torch.save(state, newer / "model.pt")
+    config = json.loads((newer / "config.json").read_text())
+    (newer / "config.json").write_text(json.dumps(config | {"percentiles": [1, 99]}))
+    return state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_killed_publication_the_newer_model_is_used(
+    bundle: Path, killed_publication: dict[str, Tensor], kind: str
+) -> None:
+    message = "model.pt: was replaced by a newer model while it was loaded; load it again"
+    assert complaint(lambda: loaded(bundle, kind)) == message  # MONAI has read the older weights at this point
+    assert_has(loaded(bundle, kind), killed_publication)
+    assert opened(bundle, kind).parser["percentiles"] == [1, 99]
+    assert not (bundle / "models" / "next").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_workflow_completes_a_killed_publication(
+    bundle: Path, killed_publication: dict[str, Tensor], kind: str
+) -> None:
+    assert opened(bundle, kind).parser["percentiles"] == [1, 99]
+    assert_has(loaded(bundle, kind), killed_publication)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_publication_in_a_read_only_bundle_is_one_line(
+    bundle: Path, killed_publication: dict[str, Tensor], kind: str
+) -> None:
+    message = "bundle: models/next has a newer model than models/model.pt, and the folder cannot be written; make it "
+    with as_nobody(bundle):
+        for way in (loaded, opened):
+            assert complaint(partial(way, bundle, kind)).startswith(message)
+
+
+def test_a_publication_that_another_process_completes_is_waited_for(
+    bundle: Path, killed_publication: dict[str, Tensor]
+) -> None:
+    def complete() -> None:
+        time.sleep(0.2)
+        shutil.copytree(bundle / "models" / "next", bundle / "models", dirs_exist_ok=True)
+        (bundle / "models" / "next").rename(bundle / "models" / ".done-1")
+
+    with FileLock(bundle / "models" / ".lock"):
+        other = threading.Thread(target=complete)
+        other.start()
+        assert opened(bundle).parser["percentiles"] == [1, 99]
+        other.join()
+    assert_has(loaded(bundle), killed_publication)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -208,6 +251,38 @@ def test_a_plain_training_run_resumes_with_the_settings_of_the_training(
     settings = json.loads((bundle / "models" / "training.json").read_text())
     assert (settings["batch_size"], settings["max_epochs"], settings["z_channels"]) == (4, 2, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_training_begins_with_the_settings_and_weights_of_another_bundle(
+    tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new = init_bundle(tmp_path / "new")
+    values = {"dataset_dir": str(tiny_bundle.cohort), "start_from": str(tiny_bundle.directory), "learning_rate": 0.0}
+    run("training", config_file=str(new / "configs" / "train.json"), device="cpu", **values)
+    assert_has(loaded(new), weights(tiny_bundle.directory))
+    settings = json.loads((new / "models" / "training.json").read_text())
+    assert (settings["batch_size"], settings["max_epochs"], settings["learning_rate"]) == (4, 1, 0.0)
+    values = {**values, "z_channels": 4, "overwrite": True}
+    overwritten = partial(run, "training", config_file=str(new / "configs" / "train.json"), device="cpu", **values)
+    assert complaint(overwritten).startswith("start_from: bundle was trained with other values of z_channels; use its")
+
+
+@pytest.mark.usefixtures("one_migration")
+def test_a_latent_training_resumes_with_its_settings(
+    bundle: Path, tiny_bundle: Any, quick_latent: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, data = str(bundle / "configs" / "train_latent.json"), {"dataset_dir": str(tiny_bundle.cohort)}
+    values = {**quick_latent, "latent_network_def#num_layers": 2}
+    run("training", config_file=file, **data, **values)
+    run("training", config_file=file, **data, device="cpu", max_epochs=values["max_epochs"] + 1, tracking="mlflow")
+    settings = json.loads((bundle / "models" / "latent_training.json").read_text())
+    assert settings["latent_network_def#num_layers"] == 2
+    steps = torch.load(bundle / "models" / "latent_checkpoint.pt", weights_only=True)["trainer"]
+    assert steps["iteration"] == (values["max_epochs"] + 1) * steps["epoch_length"]
+    with sqlite3.connect(bundle / "mlflow.db") as database:
+        assert {"latent"} == {name for (name,) in database.execute("select name from runs")}
 
 
 # -- MONAI's tracking -------------------------------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""docs/monai_tools.md: each command of the page has the result that its table says, on a trained bundle of each kind.
+
+The commands run in this process as in ``python -m monai.bundle``, because importing MONAI takes longer than most of
+them.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fire
+import pytest
+import torch
+
+from monai_diffae.errors import one_line
+
+PAGE = (Path(__file__).parents[2] / "docs" / "monai_tools.md").read_text(encoding="utf-8")
+RULES = Path(__file__).parents[1] / "zoo" / "metadata_rules.json"
+KINDS = ("diffae_2d", "diffae_3d", "autoencoder_kl_3d")
+PROGRAM = "python -m monai.bundle "
+WORKS = "works"
+
+
+def results() -> dict[str, dict[str, str]]:
+    """What the table says: the result of each tool on each kind of bundle."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:3] == "| `"]
+    return {row[0].strip("`"): dict(zip(KINDS, row[-3:], strict=True)) for row in rows}
+
+
+def commands() -> dict[tuple[str, bool], list[str]]:
+    """The words of each command, by its tool and whether it is for a first stage only."""
+    lines = [line for line in PAGE.splitlines() if line.startswith(PROGRAM)]
+    words = [shlex.split(line.removeprefix(PROGRAM)) for line in lines]
+    return {(tool(each), "my_first_stage/" in " ".join(each)): each for each in words}
+
+
+def tool(words: list[str]) -> str:
+    return f"run {words[1]}" if words[0] == "run" else words[0]
+
+
+def python_tools() -> list[str]:
+    return [
+        name for name in results() if any(name in block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S))
+    ]
+
+
+def cases(names: list[str]) -> Iterator[Any]:
+    for name in names:
+        for kind in KINDS:
+            yield pytest.param(name, kind, id=f"{name}-{kind}", marks=[pytest.mark.slow])
+
+
+@pytest.fixture(scope="module")
+def workplace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a trained bundle of a kind and scans, as the page names them."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            fixture = {"diffae_2d": "tiny_bundle", "diffae_3d": "tiny_bundle_3d", "autoencoder_kl_3d": "first_stage"}
+            trained = request.getfixturevalue(fixture[kind])
+            bundle = getattr(trained, "directory", trained)
+            made[kind] = tmp_path_factory.mktemp(kind)
+            name = "my_first_stage" if kind == "autoencoder_kl_3d" else "my_bundle"
+            shutil.copytree(bundle, made[kind] / name, ignore=shutil.ignore_patterns("cache", ".lock"))
+            (made[kind] / "scans").mkdir()
+            for image in sorted((bundle.parent / "cohort" / "images").iterdir())[:4]:
+                (made[kind] / "scans" / image.name).symlink_to(image)
+            shutil.copy(RULES, made[kind] / "schema.json")  # MONAI downloads it unless the file exists
+        return made[kind]
+
+    return get
+
+
+def check(result: str, call: Callable[[], object]) -> None:
+    """Check that a call works, or fails with the message in the table."""
+    error = None
+    try:
+        call()
+    except (Exception, SystemExit) as raised:
+        error = raised
+    assert (error is None) == result.startswith(WORKS), error and one_line(error)
+    for message in re.findall(r"`(.*)`", result):
+        assert message in one_line(error)
+
+
+@pytest.mark.parametrize(("name", "kind"), cases([name for name, is_first in commands() if not is_first]))
+def test_a_command_has_its_result(
+    name: str, kind: str, workplace: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "trt_export" and torch.cuda.is_available():
+        pytest.skip("the table has the result without a GPU")
+    monkeypatch.chdir(workplace(kind))
+    import monai.bundle.__main__ as program
+
+    is_first_stage = kind == "autoencoder_kl_3d"
+    words = commands().get((name, is_first_stage)) or commands()[name, False]
+    if is_first_stage:
+        words = [word.replace("my_bundle", "my_first_stage") for word in words]
+    check(results()[name][kind], lambda: fire.Fire(vars(program), command=words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_python_tools_work(kind: str, workplace: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace(kind))
+    name = "my_first_stage" if kind == "autoencoder_kl_3d" else "my_bundle"
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
+        exec(compile(block.replace("my_bundle", name), "block", "exec"), {})
+
+
+def test_every_tool_of_the_table_has_a_command_and_every_command_a_row() -> None:
+    assert results().keys() == {name for name, _ in commands()} | set(python_tools())
