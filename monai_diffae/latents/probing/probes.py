@@ -22,6 +22,7 @@ RIDGE_ALPHAS = np.logspace(-3, 6, 19)
 LOGISTIC_CS = np.logspace(-4, 2, 7)
 NUM_NEIGHBORS = (100, 30, 10, 3)
 _MAX_FOLDS = 5
+_MOST_FOR_NEWTON = 2048  # weights; each of its steps takes their number squared
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,8 @@ def fit_probe(
         raise ConfigError("the training cases are all of one class; label more patients")
     folds = inner_folds(target, groups, num_classes, seed)
     num_cases = min([len(train) for train, _ in folds], default=len(target))
-    model, parameter, values = _model(probe, num_classes is not None, num_cases, seed)
+    num_weights = features.shape[1] * (num_classes or 1)
+    model, parameter, values = _model(probe, num_classes is not None, num_cases, num_weights, seed)
     scaler = StandardScaler(with_std=standardise)
     best = None
     if parameter:
@@ -175,7 +177,9 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     return components.features(train), components.features(test)
 
 
-def _model(probe: Probe, is_class: bool, num_cases: int, seed: int) -> tuple[Any, str, Sequence[float]]:
+def _model(
+    probe: Probe, is_class: bool, num_cases: int, num_weights: int, seed: int
+) -> tuple[Any, str, Sequence[float]]:
     """The model, the parameter that regularises it, and the values to choose from, strongest first."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -183,7 +187,9 @@ def _model(probe: Probe, is_class: bool, num_cases: int, seed: int) -> tuple[Any
 
     if probe == "linear":
         if is_class:
-            return LogisticRegression(max_iter=2000), "C", LOGISTIC_CS.tolist()
+            # Newton's method converges in a few steps, also where features have very different scales
+            solver = "newton-cholesky" if num_weights <= _MOST_FOR_NEWTON else "lbfgs"
+            return LogisticRegression(solver=solver, max_iter=2000), "C", LOGISTIC_CS.tolist()
         return Ridge(), "alpha", RIDGE_ALPHAS[::-1].tolist()
     if probe == "knn":
         counts = list(dict.fromkeys(min(count, num_cases) for count in NUM_NEIGHBORS))

@@ -38,6 +38,20 @@ def test_the_scale_of_features_does_not_matter(features):
         np.testing.assert_allclose(first, second, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_linear_probe_of_components_with_very_different_scales_is_at_its_optimum():
+    """The gradient of the regularised loss is 0 there; solvers of first order stop far before."""
+    rng = np.random.default_rng(0)
+    scales = np.logspace(0, -4, 60)
+    features = rng.normal(size=(600, 60)) * scales
+    target = (features / scales @ rng.normal(size=60) + rng.normal(size=600) > 0).astype(int)
+    fitted = fit_probe("linear", features, target, np.arange(600), 2, standardise=False)
+    centred, model = features - features.mean(axis=0), fitted.model[-1]
+    residuals = fitted.predict(features)[:, 1] - target
+    gradient = model.C * residuals @ centred + model.coef_[0]
+    assert np.abs(gradient).max() < 1e-3 * np.abs(model.coef_).max()
+
+
 def test_the_regularisation_is_chosen_across_patients():
     # each patient has a signature and a class of their own: memorised, it predicts that of the patient's other cases
     generator = np.random.default_rng(3)
