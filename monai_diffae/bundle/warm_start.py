@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.training_settings import read_training_settings
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.file_checksums import cached_checksum
@@ -170,11 +170,7 @@ def _differing(trained: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def _trained_config(root: Path, models: Path) -> dict[str, Any]:
     layout.check_trained(root, models, layout.MODEL, layout.CONFIG)
-    try:
-        config: dict[str, Any] = dict(json.loads((models / layout.CONFIG).read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{root.name}: {layout.CONFIG} cannot be read; copy the bundle again") from error
-    return config
+    return read_values(models / layout.CONFIG, f"copy the bundle {root.name} again")
 
 
 def _binding(config: dict[str, Any]) -> dict[str, Any]:
