@@ -159,10 +159,10 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
         if file.is_file() and file.suffix != ".json":
             file.unlink()
     for file in folder.rglob("*.json"):
-        remove_private_values(file)
+        _remove_private_values(file)
 
 
-def remove_private_values(file: Path) -> None:
+def _remove_private_values(file: Path) -> None:
     """Remove private values from a JSON file.
 
     Raises:

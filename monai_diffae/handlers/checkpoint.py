@@ -70,7 +70,7 @@ class CheckpointKeeper:
         prefix: prefix of the files' names, so that several models can share the folder: with ``latent_`` they are
             ``latent_checkpoint.pt``, ``latent_model.pt`` and ``latent_config.json``.
         interval_minutes: the longest time between two saves.
-        overwrite: start from the first step although there is a checkpoint.
+        overwrite: start from the first step, although there are weights or a checkpoint.
         enabled: False on ranks other than 0, which read but do not write.
     """
 
