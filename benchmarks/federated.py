@@ -19,8 +19,8 @@ federation, come from a bootstrap over the held-out patients, whose losses are m
 lowest held-out loss after any round: what a training could reach if it stopped at the best moment. ``auroc``: a
 logistic regression on the z_sem of the held-out scans, cross-validated over their patients, predicts the label.
 
-Writes OUT/federated.csv and OUT/differences.csv, and prints both. A run that was stopped goes on
-with the training that it was at.
+Writes OUT/federated.csv and OUT/differences.csv, and prints both. If it is stopped, the same command repeats only the
+training that was interrupted, and those that are missing.
 """
 
 from __future__ import annotations

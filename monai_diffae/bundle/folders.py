@@ -42,7 +42,7 @@ def shipped_bundle(name: str, *, or_weights: bool = False) -> Path:
 
     Args:
         name: the bundle's name.
-        or_weights: also find bundles with weights, of which only the files that differ are stored.
+        or_weights: also find bundles with weights; only a part of their files is stored.
 
     Raises:
         ConfigError: no such bundle has this name.
@@ -70,8 +70,8 @@ def _names_of_bundles_with(file: str) -> list[str]:
 def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     """Copy a shipped bundle to ``directory``, and the overlays that can be used with it to ``configs/overlays``.
 
-    Of a bundle with weights, only the files that differ from ``diffae_2d`` or ``diffae_3d`` are stored. So that bundle
-    is copied first, and completed with these files.
+    A bundle with weights is stored without the files that are the same as in ``diffae_2d`` or ``diffae_3d``. So that
+    bundle is copied first, and the stored files are added.
 
     Raises:
         ConfigError: no shipped bundle has this name, or ``directory`` is not empty or cannot be a folder.
@@ -159,10 +159,10 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
         if file.is_file() and file.suffix != ".json":
             file.unlink()
     for file in folder.rglob("*.json"):
-        remove_private_values(file)
+        _remove_private_values(file)
 
 
-def remove_private_values(file: Path) -> None:
+def _remove_private_values(file: Path) -> None:
     """Remove private values from a JSON file.
 
     Raises:

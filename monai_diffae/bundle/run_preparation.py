@@ -69,12 +69,12 @@ def prepare_run(file: str = TRAIN) -> None:
     The run uses the folder of its configuration as ``bundle_root`` (see
     :func:`~monai_diffae.bundle.config.use_folder_of_config`). If the bundle is trained, the run describes
     the trained model: ``models/config.json`` replaces the values of ``configs``. So MONAI's tools build the network of
-    ``models/model.pt``. A training that is resumed uses its settings, as in ``models/training.json``, and one that
-    begins from a trained bundle (``start_from``) uses those of this bundle. Values that the run itself changes take
-    precedence. A training with ``overwrite`` begins with the values of its file.
+    ``models/model.pt``. A training that resumes or fine-tunes uses the settings in ``models/training.json``, and one
+    that begins from a trained bundle (``start_from``) uses those of this bundle. Values that the run itself changes
+    take precedence. A training with ``overwrite`` begins with the values of its file.
 
-    A training also uses the bundle's own tracking (:func:`~monai_diffae.bundle.own_tracking.use_own_tracking`), and
-    that of ``train.json`` images that an application lists
+    A training also uses the bundle's own tracking (:func:`~monai_diffae.bundle.own_tracking.use_own_tracking`). The
+    training of ``train.json`` can use images that an application lists
     (:func:`~monai_diffae.bundle.given_data.use_given_data`).
 
     If a publication was interrupted, it is completed, because MONAI reads only ``models/model.pt``.
@@ -163,7 +163,11 @@ def _use_trained_values(parser: ConfigParser, file: str, before: dict[str, Any])
 
 
 def _remembered(parser: ConfigParser, file: str) -> tuple[dict[str, Any], str]:
-    """The settings of the training that is resumed, or of the bundle from which a new one begins; and where from."""
+    """The settings of the training that is resumed, or of the bundle with whose weights a new one begins.
+
+    Returns:
+        The settings, and the name of their source for the log.
+    """
     models, prefix = _models(parser, file), _TRAININGS[file]
     start_from = parser.get_parsed_content("start_from") if "start_from" in parser else None
     is_new = _is_overwriting(parser) or not (models / f"{prefix}{CHECKPOINT}").is_file()

@@ -1,4 +1,4 @@
-"""Copy what is sent of a trained bundle: the listed files, by the rule for their values, with checksums."""
+"""Copy the files of a trained bundle that are sent, without private values, and list their checksums."""
 
 # tested in tests/apps/sharing/test_push.py
 
@@ -17,6 +17,7 @@ from monai_diffae.bundle.checksum_list import CHECKSUM_LIST, write_checksum_list
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import shipped
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.sent_files import SENT_FILES, SentFile, may_be_in_a_sent_bundle
 from monai_diffae.bundle.sent_metadata import sent_metadata
 from monai_diffae.bundle.sent_model import check_sent_model
@@ -39,7 +40,7 @@ class SentCopy:
     Attributes:
         sizes: the sizes of the files in bytes, by their names.
         removed: the ids of the values that were removed or replaced, by the names of the files.
-        own: the words that are none of this package, but needed by the model, by the names of the files.
+        own: the author's own words that are sent because the model needs them, by the names of the files.
     """
 
     sizes: dict[str, int]
@@ -48,7 +49,7 @@ class SentCopy:
 
 
 def copy_for_others(bundle: Path, folder: Path) -> SentCopy:
-    """Copy what is sent of a trained bundle to an empty folder, with a list of checksums.
+    """Copy the files of a trained bundle that are sent to an empty folder, and list their checksums.
 
     These are the files of :data:`~monai_diffae.bundle.sent_files.SENT_FILES`, and the configurations that are exactly
     those of this package. Checkpoints, tracking, pictures, tables and any other file stay behind; so does
@@ -60,7 +61,8 @@ def copy_for_others(bundle: Path, folder: Path) -> SentCopy:
 
     Raises:
         ConfigError: the bundle is not trained, its documents still say that it has no weights, its weights do not fit
-            its configuration, a file of weights holds something else, or the model needs a value that is not sent.
+            its configuration, a file of weights holds something other than weights, a JSON file is damaged, or the
+            model needs a value that is not sent.
         UnsafeInputError: loading its weights would run code.
         ScanError: its weights are damaged.
 
@@ -137,8 +139,8 @@ def _copy_model(models: Path, target: Path) -> None:
 
 def _autoencoder_of(config: Path) -> Any:
     """The checksum of the autoencoder that a second model belongs to; None if its configuration does not say it."""
-    with suppress(ValueError, TypeError, KeyError):
-        return _content(config)["autoencoder_sha256"]
+    with suppress(ConfigError):
+        return read_values(config).get("autoencoder_sha256")
     return None
 
 
@@ -153,7 +155,7 @@ def _copy_shipped(bundle: Path, folder: Path, known: Mapping[str, list[Any]]) ->
 
 
 def _clean(folder: Path, known: Mapping[str, list[Any]], sent: SentCopy, part: str) -> None:
-    """Apply the rule for values to the JSON files in one folder of a copy."""
+    """Remove private values from the JSON files in one folder of a copy."""
     for file in SENT_FILES.values():
         path = folder / file.name
         if not (file.name.startswith(f"{part}/") and path.suffix == ".json" and path.is_file()):
@@ -172,12 +174,7 @@ def _clean(folder: Path, known: Mapping[str, list[Any]], sent: SentCopy, part: s
 
 
 def _sent_values(file: SentFile, path: Path, known: Mapping[str, list[Any]]) -> SentValues:
-    try:
-        content = _content(path)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name}: is not a JSON file, so nothing was copied; repair or remove it") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: holds no keys, so nothing was copied; repair or remove it")
+    content = read_values(path, "repair or remove it")
     if file.kind == "metadata":
         return sent_metadata(content)
     if file.kind == "record":

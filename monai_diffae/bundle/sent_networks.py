@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.sent_files import NETWORKS, SENT_FILES
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
@@ -35,14 +37,16 @@ def copy_networks(models: Path, target: Path, model_sha256: str) -> None:
     Raises:
         ConfigError: the networks have other weights, or name folders of this machine.
     """
-    record: Any = None
-    with suppress(OSError, ValueError):
-        record = json.loads((models / NETWORKS).read_text(encoding="utf-8"))
+    record: dict[str, Any] = {}
+    with suppress(ConfigError):  # networks without a readable record are not copied
+        record = read_values(models / NETWORKS)
     networks, made_from = _mapping(record, "networks"), _mapping(record, "made_from")
     listed = [
         name
-        for name, network in networks.items()
-        if _is_network(name) and (models / name).is_file() and file_checksum(models / name) == _text(network, "sha256")
+        for name in networks
+        if _is_network(name)
+        and (models / name).is_file()
+        and file_checksum(models / name) == _mapping(networks, name).get("sha256")
     ]
     if not listed:
         return
@@ -57,17 +61,13 @@ def copy_networks(models: Path, target: Path, model_sha256: str) -> None:
 
 
 def _is_network(name: str) -> bool:
-    file = SENT_FILES.get(f"models/{name}")
+    file = SENT_FILES.get(f"{layout.MODELS}/{name}")
     return file is not None and file.kind == "network"
 
 
-def _mapping(record: Any, key: str) -> dict[str, Any]:
-    value = record.get(key) if isinstance(record, dict) else None
+def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
     return value if isinstance(value, dict) else {}
-
-
-def _text(network: Any, key: str) -> Any:
-    return network.get(key) if isinstance(network, dict) else None
 
 
 def _contents(path: Path) -> Iterator[bytes]:

@@ -8,9 +8,8 @@ import json
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +72,7 @@ def check_same_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
         header = file.read(int.from_bytes(file.read(8), "little"))
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     is_whole = path.stat().st_size == 8 + len(header) + num_bytes
-    entries = json.loads(header, object_pairs_hook=list)  # a list also has what stands twice
+    entries = json.loads(header, object_pairs_hook=list)  # a list keeps keys that stand twice
     is_plain = len(entries) == len(tensors) + bool(metadata) and all(
         name == "__metadata__" or sorted(key for key, _ in entry) == _ENTRY for name, entry in entries
     )
@@ -96,7 +95,7 @@ def _texts(pickled: bytes) -> Iterator[str]:
             yield argument if isinstance(argument, str) else argument.decode(errors="replace")
 
 
-def _hidden_bytes(tensors: Any) -> bool:
+def _hidden_bytes(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether the storages of tensors hold more than the tensors, as those of a part of a larger tensor do."""
     used: dict[int, int] = {}
     sizes: dict[int, int] = {}

@@ -25,11 +25,11 @@ from monai_diffae.official.checkpoint_files import read_safetensors
 
 
 def complete_weights(bundle: Path) -> None:
-    """Complete a bundle whose weights are ``.safetensors`` files: state dicts beside them, and configurations.
+    """Complete a bundle whose weights are ``.safetensors`` files: write state dicts beside them, and configurations.
 
-    The state dicts are what MONAI's tools load. Their bytes depend on the version of torch, so the latent DDIM is told
-    to which file it belongs. ``train.json`` stays a recipe, as in every trained bundle: its runs read
-    ``models/config.json`` and ``models/training.json`` when they start.
+    MONAI's tools load the state dicts. Their bytes depend on the version of torch, so the checksum by which the latent
+    DDIM names its autoencoder is computed here. ``train.json`` stays a recipe, as in every trained bundle: its runs
+    read ``models/config.json`` and ``models/training.json`` when they start.
 
     Args:
         bundle: the bundle's folder, with the configurations of an untrained bundle.

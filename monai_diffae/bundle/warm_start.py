@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.training_settings import read_training_settings
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.file_checksums import cached_checksum
@@ -54,13 +54,16 @@ def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
 def first_weights(
     start_from: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], overwrite: bool = False
 ) -> Path | None:
-    """The trained bundle with whose weights a new training begins; None: with random weights, or it is resumed.
+    """The trained bundle with whose weights a new training begins.
 
     Args:
-        start_from: the trained bundle that was named.
-        output_dir: the folder of the training. If it has weights, but no checkpoint, as a bundle that was sent by
-            others, these are fine-tuned.
-        overwrite: the training replaces the weights in its folder.
+        start_from: the trained bundle that the user named.
+        output_dir: the folder of the training. If it has weights but no checkpoint, like a bundle that others sent,
+            these weights are fine-tuned.
+        overwrite: the training ignores the weights and the checkpoint in its folder.
+
+    Returns:
+        The bundle; None: the training resumes, or begins with random weights.
 
     Example:
         >>> first_weights("my_bundle", "my_new_bundle")
@@ -129,7 +132,7 @@ def start_weights(
 
 
 def own_weights(models: Path, network: nn.Module, config: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """Read the weights in the folder of a training, which has no checkpoint, to fine-tune them.
+    """Read the weights to fine-tune from the folder of the training itself, which has no checkpoint.
 
     Args:
         models: the folder ``models`` of the training.
@@ -167,11 +170,7 @@ def _differing(trained: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def _trained_config(root: Path, models: Path) -> dict[str, Any]:
     layout.check_trained(root, models, layout.MODEL, layout.CONFIG)
-    try:
-        config: dict[str, Any] = dict(json.loads((models / layout.CONFIG).read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{root.name}: {layout.CONFIG} cannot be read; copy the bundle again") from error
-    return config
+    return read_values(models / layout.CONFIG, f"copy the bundle {root.name} again")
 
 
 def _binding(config: dict[str, Any]) -> dict[str, Any]:

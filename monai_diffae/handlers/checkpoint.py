@@ -48,7 +48,7 @@ class CheckpointKeeper:
     until the training ends.
 
     A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned: a new training begins
-    with these weights.
+    with these weights, and its first save replaces them.
 
     A resumed run uses the checkpoint's weights, averages, moments and step. The following come from its own
     configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
@@ -70,7 +70,7 @@ class CheckpointKeeper:
         prefix: prefix of the files' names, so that several models can share the folder: with ``latent_`` they are
             ``latent_checkpoint.pt``, ``latent_model.pt`` and ``latent_config.json``.
         interval_minutes: the longest time between two saves.
-        overwrite: start from the first step although there is a checkpoint.
+        overwrite: start from the first step, although there are weights or a checkpoint.
         enabled: False on ranks other than 0, which read but do not write.
     """
 
@@ -211,7 +211,8 @@ class CheckpointKeeper:
         """Begin with the weights in the folder, which has no checkpoint: a bundle that was shipped or sent by others.
 
         Raises:
-            ConfigError: they belong to another model, to a latent DDIM or a fast decoder, or others shall be used.
+            ConfigError: they are those of another model, of a latent DDIM or of a fast decoder, or ``start_from`` names
+                other weights.
         """
         if self.prefix or self.description.start_from is not None:
             raise ConfigError(
@@ -219,7 +220,12 @@ class CheckpointKeeper:
                 "another output_dir, or set overwrite to replace them"
             )
         self._begin_with(*own_weights(self.directory, self.parts["network"], self.description.model_config))
-        logger.info("fine-tuning: a new training begins with the weights of %s", self.model.name)
+        logger.warning(
+            "fine-tuning: a new training begins with the weights of %s, because there is no %s to resume from. Its "
+            "first save replaces these weights; to keep them, stop now, and train with start_from into another folder",
+            self.model.name,
+            self.checkpoint.name,
+        )
 
     def _begin_with(self, weights: dict[str, torch.Tensor], checksum: str) -> None:
         self.parts["network"].load_state_dict(weights)

@@ -11,9 +11,9 @@ from torch import nn
 class OutsideWeights:
     """Notices that the weights of a network were set since they were last remembered.
 
-    Two signs are compared, because each one alone misses a case: numbers that torch increases when a value is written
-    to a weight (even if it is the same value; but not if it is written through ``.data``), and a checksum of the values
-    (which notices every way, but not the same value).
+    Two signs are compared, because each one misses a case. torch increases a weight's version number whenever a value
+    is written to it, even the same value, but not if it is written through ``.data``. A checksum of the values notices
+    every way of writing, but not a write of the same value.
 
     Args:
         network: the network that is trained (not its DDP wrapper).
@@ -33,7 +33,7 @@ class OutsideWeights:
         self.remember()
 
     def remember(self) -> None:
-        """Compare with the weights of now from here on."""
+        """From now on, compare with the current weights."""
         self._versions, self._checksum = self._current_versions(), self._current_checksum()
 
     def were_set(self) -> bool:

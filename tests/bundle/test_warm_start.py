@@ -123,7 +123,11 @@ def test_data_decoding_and_optimisation_may_differ(make_workflow, source, tmp_pa
     [
         (lambda models: (models / "model.pt").unlink(), ConfigError, "^source: there is no models/model.pt; train the"),
         (lambda models: (models / "config.json").unlink(), ConfigError, "^source: there is no models/config.json; "),
-        (lambda models: (models / "config.json").write_text("{"), ConfigError, "^source: config.json cannot be read"),
+        (
+            lambda models: (models / "config.json").write_text("{"),
+            ConfigError,
+            "^config.json: cannot be read; copy the bundle source",
+        ),
         (lambda models: (models / "model.pt").write_bytes(b"0"), ScanError, "^model.pt: cannot be read as weights"),
         (
             lambda models: torch.save({"a": torch.zeros(1)}, models / "model.pt"),

@@ -21,11 +21,13 @@ from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, ScanError, UnsafeInputError
 
 _ENCRYPTED = 1  # bit of a zip file's member
-_MOST_TIMES, _ALWAYS_FITS = 20, 100_000_000  # how many times larger its content may be; bytes that it may always have
+_LARGEST_RATIO = 20  # of the unpacked to the packed size; weights hardly become smaller in a zip file
+_ALWAYS_ALLOWED = 100_000_000  # bytes, unpacked
+# a trained bundle needs one file of each
 _NEEDED = (
     (f"{layout.MODELS}/{layout.MODEL}",),
     (f"{layout.MODELS}/{layout.CONFIG}", f"{layout.CONFIGS}/{layout.TRAIN}"),
-)  # a bundle needs one file of each
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def _fetch_listed(folder: Path, commit: str | None, sha256: str, get: Callable[[
     checksums = {name: value for name, value in listed.items() if may_be_in_a_sent_bundle(name)}
     for needed in _NEEDED:
         if checksums.keys().isdisjoint(needed):
-            raise ConfigError(f"{CHECKSUM_LIST}: lists no {needed[0]}, so this is no trained bundle; ask its author")
+            raise ConfigError(
+                f"{CHECKSUM_LIST}: lists no {needed[0]}, so this is no trained bundle; ask its author for it"
+            )
     for name in checksums:
         get(name)
     check_files(folder, checksums)
@@ -124,8 +128,8 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
                 raise ScanError(f"{path.name}: is encrypted; get one without a password")
             if sum(member.file_size for member in archive.infolist()) > _most_bytes(path):
                 raise UnsafeInputError(
-                    f"{path.name}: would be more than {_MOST_TIMES} times as large when it is unpacked, which weights "
-                    "are not; ask its author"
+                    f"{path.name}: would be more than {_LARGEST_RATIO} times as large when it is unpacked, so it holds "
+                    "more than weights; do not unpack it, and ask its author for another file"
                 )
             lists = [name for name in archive.namelist() if name.rpartition("/")[2] == CHECKSUM_LIST]
             if not lists:
@@ -145,7 +149,7 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
 
 
 def _most_bytes(path: Path) -> int:
-    return max(_ALWAYS_FITS, _MOST_TIMES * path.stat().st_size)
+    return max(_ALWAYS_ALLOWED, _LARGEST_RATIO * path.stat().st_size)
 
 
 def _download(address: str, folder: Path) -> Path:

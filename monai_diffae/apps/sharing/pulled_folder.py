@@ -15,7 +15,7 @@ from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
-_OF_THE_SYSTEM = (".lock", ".DS_Store")
+_SYSTEM_FILES = (".lock", ".DS_Store")  # written by this package and by macOS, not by the user
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise ConfigError("out: is the current folder, which cannot be replaced; choose a new folder")
     if target.is_symlink():
         raise ConfigError(
-            f"out: {target.name} is a link, which would be replaced; choose the folder itself or a new one"
+            f"out: {target.name} is a link, which would be replaced; choose the folder that it leads to, or a new one"
         )
     is_replaced = overwrite and target.is_dir() and any(target.iterdir())
     if is_replaced:
@@ -66,7 +66,7 @@ def _check_replaceable(target: Path) -> None:
     listed = read_checksum_list(target / CHECKSUM_LIST)
     known = {*listed, CHECKSUM_LIST}
     names = (path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_file() or path.is_symlink())
-    own = [name.as_posix() for name in names if name.as_posix() not in known and name.name not in _OF_THE_SYSTEM]
+    own = [name.as_posix() for name in names if name.as_posix() not in known and name.name not in _SYSTEM_FILES]
     if own:
         raise ConfigError(f"{target.name}: holds files of your own, such as {own[0]}; choose another folder")
     changed = (name for name in sorted(listed) if (target / name).is_file() and _differs(target / name, listed[name]))

@@ -58,8 +58,8 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
 
     Sent are the weights, the configurations and figures, exported networks in ``models``, the licence, the documents,
     and a list of their checksums, ``SHA256SUMS``. Configurations and figures keep numbers and the words of this package
-    and MONAI; other texts are removed. No other file is sent: no checkpoint, tracking, picture or table. What is sent
-    and what was removed is shown first, and you are asked whether to send it. All files arrive in one commit.
+    and MONAI; other texts are removed. No other file is sent: no checkpoint, tracking, picture or table. You are first
+    shown what is sent and what was removed, and asked whether to send it. All files arrive in one commit.
 
     A new repository is private unless ``public`` is given. The token is that of ``hf auth login`` or of ``HF_TOKEN``.
     The hub needs ``pip install 'monai-diffae[hub]'``; a zip file does not.
@@ -99,7 +99,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         sent = copy.sizes | target.add_page(folder)
         for line in _listed(sent, target.about()):
             print(line, file=sys.stderr)
-        for line in _told(copy, files_that_stay(bundle, sent)):
+        for line in _notes(copy, files_that_stay(bundle, sent)):
             print(line, file=sys.stderr)
         if not yes and not _agreed():
             return PushResult({}, repo)
@@ -119,8 +119,8 @@ def _listed(sent: dict[str, int], about: str) -> Iterator[str]:
     yield f"{sum(sent.values()) / 1e3:12,.1f} kB  in all, to {about}"
 
 
-def _told(copy: SentCopy, stay: list[str]) -> Iterator[str]:
-    """What the copy lacks or has that the author should look at."""
+def _notes(copy: SentCopy, stay: list[str]) -> Iterator[str]:
+    """What the author should check: removed values, words of their own, and files that are not sent."""
     for name, ids in copy.removed.items():
         yield f"removed or replaced in {name}: {_first(ids)}"
     for name, words in copy.own.items():

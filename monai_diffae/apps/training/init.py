@@ -35,11 +35,11 @@ class InitResult(FolderResult):
 
 @command
 def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
-    """Copy a shipped bundle into a new folder: without weights to train it, or with weights to use it at once.
+    """Copy a shipped bundle into a new folder: an untrained one to train, or one with weights to use at once.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
     configuration overlays that can be used with it. ``chest_xray`` and ``hippocampus`` have trained weights;
-    ``docs/README.md`` says what they can do and what they must not be used for. ``train`` fine-tunes them.
+    their ``docs/README.md`` says what the weights can do and what they must not be used for. ``train`` fine-tunes them.
 
     Args:
         out: New folder for the bundle.

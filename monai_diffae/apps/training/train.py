@@ -86,8 +86,9 @@ def train(
     ``pictures`` show the progress. A training that is resumed uses the settings with which it began, so that they need
     not be given again.
 
-    A bundle that has weights but no checkpoint, such as ``chest_xray`` or one that ``pull`` got, is fine-tuned: the new
-    training begins with its weights and settings, and replaces its weights at the first save.
+    A bundle that has weights but no checkpoint, such as ``chest_xray`` or one that ``pull`` got, is fine-tuned: a new
+    training begins with its weights and settings, and replaces these weights at its first save. To keep them, give
+    another folder as ``out``, and the bundle as ``start_from``.
 
     Args:
         bundle: Folder of a bundle, made with ``monai-diffae init``. With ``minutes`` it is made if it does not exist.

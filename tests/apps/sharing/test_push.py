@@ -170,9 +170,9 @@ def test_links_to_folders_are_not_followed(described: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("configs/distill.json", b"{broken", "distill.json: is not a JSON file, so nothing was copied; repair or rem"),
-        ("configs/distill.json", b"\xff\xfe", "distill.json: is not a JSON file"),
-        ("configs/distill.json", b"[]", "distill.json: holds no keys"),
+        ("configs/distill.json", b"{broken", "distill.json: cannot be read; repair or remove it"),
+        ("configs/distill.json", b"\xff\xfe", "distill.json: cannot be read; repair or remove it"),
+        ("configs/distill.json", b"[]", "distill.json: cannot be read; repair or remove it"),
         ("docs/README.md", b"M\xfcller", "docs/README.md: is not UTF-8 text; save it as UTF-8"),
         ("models/fast_config.json", b"[]", "fast_model.pt: belongs to another model than models/model.pt"),
     ],
