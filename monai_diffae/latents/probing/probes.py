@@ -187,8 +187,9 @@ def _model(
 
     if probe == "linear":
         if is_class:
-            # Newton's method converges in a few steps, also where features have very different scales
-            solver = "newton-cholesky" if num_weights <= _MOST_FOR_NEWTON else "lbfgs"
+            # Newton's method converges in a few steps, also where features have very different scales; with fewer cases
+            # than weights, each of its steps takes longer than all of lbfgs
+            solver = "newton-cholesky" if num_weights <= min(num_cases, _MOST_FOR_NEWTON) else "lbfgs"
             return LogisticRegression(solver=solver, max_iter=2000), "C", LOGISTIC_CS.tolist()
         return Ridge(), "alpha", RIDGE_ALPHAS[::-1].tolist()
     if probe == "knn":
