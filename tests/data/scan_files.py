@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,7 @@ def save_series(
 ) -> Path:
     """A DICOM series, 2 mm apart, whose slice k holds values around 100 k; files are named against the order."""
     folder.mkdir(parents=True, exist_ok=True)
+    encoding = locale.setlocale(locale.LC_CTYPE)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in range(n):
@@ -117,4 +119,5 @@ def save_series(
         writer.Execute(image)
         if suffix != ".dcm":
             (folder / f"{prefix}{n - k:03d}.dcm").rename(folder / f"{prefix}{n - k:03d}{suffix}")
+    locale.setlocale(locale.LC_CTYPE, encoding)  # the writer leaves the locale C, in which Python takes text for ASCII
     return folder
