@@ -25,7 +25,6 @@ from typing import Any
 import pandas as pd
 import torch
 from golden_bundles import write_golden_scans
-from monai.bundle import ConfigParser
 from safetensors.torch import save_file
 
 from monai_diffae import embed
@@ -108,11 +107,11 @@ def _write_models(source: Path, target: Path) -> None:
 
 
 def _describe_tensors(target: Path) -> None:
-    """Write the sizes that the network takes into the metadata."""
-    network = ConfigParser(_read(target / layout.MODELS / layout.CONFIG)).get_parsed_content("network_def")
+    """Write the size of the images that the model was trained on into the metadata."""
+    size = _read(target / layout.MODELS / layout.CONFIG)["image_size"]
     metadata = _read(target / "configs" / "metadata.json")
     for kind, name in (("inputs", "image"), ("outputs", "pred")):
-        metadata["network_data_format"][kind][name]["spatial_shape"] = [f"{each}*n" for each in network.size_divisors]
+        metadata["network_data_format"][kind][name]["spatial_shape"] = size
     _write(target / "configs" / "metadata.json", metadata)
 
 

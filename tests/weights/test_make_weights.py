@@ -42,7 +42,7 @@ def test_weights_and_figures_are_written_and_nothing_of_the_training_s_data(late
     assert "2.5 hours: 1 epochs" in readme
     metadata = json.loads((target / "configs" / "metadata.json").read_text())
     assert metadata["eval_metrics"] == {"auroc": 0.98765}
-    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == ["4*n", "4*n"]
+    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [16, 16]
     assert sorted(path.name for path in (target / "models").iterdir()) == [
         "config.json", "latent_config.json", "latent_model.safetensors", "metrics.json", "model.safetensors",
         "training.json",
