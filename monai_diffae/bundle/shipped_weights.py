@@ -5,10 +5,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.described_model import describe_model
@@ -20,7 +17,8 @@ from monai_diffae.bundle.layout import (
     MODELS,
     SAFE_MODEL,
 )
-from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.tensor_files import write_tensors
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 
@@ -42,13 +40,8 @@ def complete_weights(bundle: Path) -> None:
     for source, target in ((SAFE_MODEL, MODEL), (LATENT_SAFE_MODEL, LATENT_MODEL)):
         if (models / source).is_file():
             tensors, _ = read_safetensors(models / source)
-            write_atomic(models / target, partial(_save, tensors))
+            write_tensors(tensors, models / target)
     if (models / LATENT_CONFIG).is_file():
         latent = json.loads((models / LATENT_CONFIG).read_text(encoding="utf-8"))
         write_json(models / LATENT_CONFIG, {**latent, "autoencoder_sha256": checksum(bundle)})
     describe_model(bundle)
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    with path.open("wb") as stream:  # with a path, torch writes its name into the file
-        torch.save(tensors, stream)

@@ -20,15 +20,16 @@ from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.warm_start import own_weights, start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
 from monai_diffae.data.atomic import write_json
+from monai_diffae.data.tensor_files import save_tensors, write_tensors
 from monai_diffae.engines.step_draws import SCHEME
 from monai_diffae.engines.step_figures import diverged
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.handlers.checkpoint_file import read_checkpoint
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.outside_weights import OutsideWeights
 from monai_diffae.handlers.resumed_optimizer import lay_out_like_parameters, set_rates, set_schedule_back
 from monai_diffae.handlers.stop_requests import StopRequests
-from monai_diffae.handlers.tensor_files import read_checkpoint, save_tensors, write_tensors
 from monai_diffae.handlers.validation import Validation
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError
-from monai_diffae.handlers.tensor_files import read_checkpoint
+from monai_diffae.handlers.checkpoint_file import read_checkpoint
 
 
 @pytest.fixture

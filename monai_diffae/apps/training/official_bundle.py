@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffae import __version__
 from monai_diffae.bundle import layout
@@ -23,8 +22,9 @@ from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, model_config
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
-from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.tensor_files import write_tensors
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
 from monai_diffae.official import load_official, load_official_latent
@@ -117,8 +117,8 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
         describe_model(out)
         write_json(models / "provenance.json", provenance)
         if latent is not None:
-            _save(latent, models / layout.LATENT_MODEL)
-        _save(network, models / layout.MODEL)  # from now on the folder is a trained bundle
+            write_tensors(latent.state_dict(), models / layout.LATENT_MODEL)
+        write_tensors(network.state_dict(), models / layout.MODEL)  # from now on the folder is a trained bundle
         if latent is not None:
             write_json(models / layout.LATENT_CONFIG, _latent_config(latent, checksum(out)))
     logger.info(
@@ -223,23 +223,6 @@ def _latent_config(latent: LatentMLP, autoencoder_sha256: str) -> dict[str, Any]
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
         "autoencoder_sha256": autoencoder_sha256,
     }
-
-
-def _save(network: nn.Module, path: Path) -> None:
-    """Write a network's weights.
-
-    Raises:
-        MachineError: the disk is full, or the folder cannot be written.
-    """
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            try:
-                torch.save(network.state_dict(), stream)
-            except RuntimeError as error:  # torch raises its own error instead of the disk's OSError
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-    write_atomic(path, write)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files of torch: written so that they are complete or absent, read without running code."""
+"""Files of tensors, written by ``torch.save`` so that they are complete or absent."""
 
 # tested in tests/handlers/test_checkpoint.py
 
@@ -16,8 +16,6 @@ import torch
 
 from monai_diffae.data.archives import check_archive
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.torch_files import read_torch_file
-from monai_diffae.errors import ConfigError, ScanError
 
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:
@@ -56,23 +54,3 @@ def _check_written(path: Path) -> None:
         is_whole = False
     if not is_whole:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
-    """Read a checkpoint that has these parts.
-
-    Raises:
-        UnsafeInputError: reading the file would run code.
-        ScanError: the file cannot be read.
-        ConfigError: a part is missing.
-    """
-    damaged = "cannot be read as a checkpoint; copy it again, or set overwrite"
-    checkpoint: dict[str, Any] = read_torch_file(path, damaged)
-    if not isinstance(checkpoint, dict):
-        raise ScanError(f"{path.name}: {damaged}")
-    missing = parts - checkpoint.keys()
-    if missing:
-        raise ConfigError(
-            f"{path.name}: is not a checkpoint of this package (no {min(missing)!r}); set overwrite to start again"
-        )
-    return checkpoint
