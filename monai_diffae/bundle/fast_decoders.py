@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from monai_diffae.bundle.folders import export_bundle
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.layout import FAST_CONFIG, FAST_MODEL, MODELS, models_folder
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.errors import ConfigError
@@ -53,10 +53,10 @@ def read_fast_decoder(
     """
     if not (models / FAST_MODEL).is_file():
         raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
+    config = read_values(models / FAST_CONFIG, _TRAIN_IT)
     try:
-        config = json.loads((models / FAST_CONFIG).read_text(encoding="utf-8"))
         levels, belongs_to = tuple(map(int, config["levels"])), config["autoencoder_sha256"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{FAST_CONFIG}: does not describe a fast decoder; {_TRAIN_IT}") from error
     if belongs_to != autoencoder_sha256:
         raise ConfigError(f"{FAST_MODEL}: belongs to another autoencoder than models/model.pt; {_TRAIN_IT}")

@@ -27,7 +27,6 @@ from monai_diffae.bundle.described_model import model_values
 from monai_diffae.bundle.given_data import use_given_data
 from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.layout import (
-    CHECKPOINT,
     CONFIG,
     DISTILL,
     FAST_PREFIX,
@@ -40,8 +39,8 @@ from monai_diffae.bundle.layout import (
 from monai_diffae.bundle.loading import set_values
 from monai_diffae.bundle.own_tracking import use_own_tracking
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
-from monai_diffae.bundle.training_settings import bundle_config, changes, overlap, read_training_settings
-from monai_diffae.bundle.warm_start import start_settings
+from monai_diffae.bundle.training_settings import bundle_config, changes, overlap
+from monai_diffae.bundle.warm_start import remembered_settings
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.bundle.writing import complete_publication
 from monai_diffae.errors import ConfigError
@@ -142,7 +141,7 @@ def _use_trained_values(parser: ConfigParser, file: str, before: dict[str, Any])
     """Replace values of the bundle's file by those of the trained model, unless the run changes them."""
     if not before:
         return
-    settings, source = _remembered(parser, file) if file in _TRAININGS else ({}, f"{MODELS}/{CONFIG}")
+    settings, source = _remembered(parser, file) if file in _TRAININGS else ({}, "")
     model: dict[str, Any] = {}
     if file not in (TRAIN_LATENT, DISTILL) and not _is_overwriting(parser):
         model = read_values(_models(parser, file) / CONFIG)
@@ -157,23 +156,18 @@ def _use_trained_values(parser: ConfigParser, file: str, before: dict[str, Any])
             logging.INFO if file in _TRAININGS else logging.WARNING,
             "the run uses the trained model's values of %s, from %s, not those of %s",
             ", ".join(sorted({key.partition("#")[0] for key in values})),
-            source,
+            source or f"{MODELS}/{CONFIG}",
             file,
         )
 
 
 def _remembered(parser: ConfigParser, file: str) -> tuple[dict[str, Any], str]:
-    """The settings of the training that is resumed, or of the bundle with whose weights a new one begins.
-
-    Returns:
-        The settings, and the name of their source for the log.
-    """
-    models, prefix = _models(parser, file), _TRAININGS[file]
-    start_from = parser.get_parsed_content("start_from") if "start_from" in parser else None
-    is_new = _is_overwriting(parser) or not (models / f"{prefix}{CHECKPOINT}").is_file()
-    if start_from is not None and is_new:
-        return start_settings(str(start_from)), Path(str(start_from)).resolve().name
-    return {} if _is_overwriting(parser) else read_training_settings(models, prefix), f"{MODELS}/{prefix}{CONFIG}"
+    return remembered_settings(
+        parser.get_parsed_content("output_dir"),
+        prefix=_TRAININGS[file],
+        start_from=parser.get_parsed_content("start_from") if "start_from" in parser else None,
+        overwrite=_is_overwriting(parser),
+    )
 
 
 def _models(parser: ConfigParser, file: str) -> Path:

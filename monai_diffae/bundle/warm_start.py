@@ -76,6 +76,38 @@ def first_weights(
     return Path(output_dir) if has_weights and not overwrite and not (models / layout.CHECKPOINT).is_file() else None
 
 
+def remembered_settings(
+    output_dir: str | os.PathLike[str],
+    *,
+    prefix: str = "",
+    start_from: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> tuple[dict[str, Any], str]:
+    """The settings that a training takes from an earlier one: the one that it resumes, or that of its first weights.
+
+    Args:
+        output_dir: the folder of the training.
+        prefix: begins the names of the training's files.
+        start_from: the trained bundle that the user named.
+        overwrite: the training ignores the weights and the checkpoint in its folder.
+
+    Returns:
+        Values by the ids of the training's configuration, and where they are from. No values if the training is new.
+
+    Raises:
+        ConfigError: the named bundle is not trained, or a file cannot be read.
+
+    Example:
+        >>> remembered_settings("a_new_folder")
+        ({}, '')
+    """
+    models = layout.models_folder(output_dir)
+    if (models / f"{prefix}{layout.CHECKPOINT}").is_file() and not overwrite:
+        return read_training_settings(models, prefix), f"{layout.MODELS}/{prefix}{layout.TRAINING}"
+    source = None if prefix else first_weights(start_from, output_dir, overwrite)
+    return ({}, "") if source is None else (start_settings(source), source.resolve().name)
+
+
 def check_start(
     start_from: str | os.PathLike[str] | None,
     output_dir: str | os.PathLike[str],

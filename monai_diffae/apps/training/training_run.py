@@ -16,9 +16,9 @@ from monai_diffae.bundle import layout
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.loading import set_values
 from monai_diffae.bundle.run_preparation import values_are_complete
-from monai_diffae.bundle.training_settings import overlap, read_training_settings
+from monai_diffae.bundle.training_settings import overlap
 from monai_diffae.bundle.trust import check_code
-from monai_diffae.bundle.warm_start import first_weights, start_settings
+from monai_diffae.bundle.warm_start import remembered_settings
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,12 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
     check_code(values, "overrides", places=False)
     set_values(given, values, "the configuration", f"configs/{file.name}")
     folder = Path(str(given.get_parsed_content("output_dir")))
-    settings = _remembered(given, folder)
+    settings, _ = remembered_settings(
+        folder,
+        prefix=given.get("train#checkpoint#prefix", ""),
+        start_from=given.get("start_from"),
+        overwrite=given.get("overwrite") is True,
+    )
     if not settings:
         workflow = _workflow([file, *overlays])
     else:
@@ -76,16 +81,6 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
     # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
     set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
     return TrainingRun(workflow, folder)
-
-
-def _remembered(given: ConfigParser, folder: Path) -> dict[str, Any]:
-    """The settings of the training that is resumed, or of the bundle with whose weights a new one begins."""
-    prefix, overwrite = given.get("train#checkpoint#prefix", ""), given.get("overwrite") is True
-    models, start_from = layout.newest_files(folder / layout.MODELS), given.get("start_from")
-    if (models / f"{prefix}{layout.CHECKPOINT}").is_file() and not overwrite:
-        return read_training_settings(models, prefix)
-    source = None if prefix else first_weights(start_from, folder, overwrite)
-    return {} if source is None else start_settings(source)
 
 
 class _Workflow(ConfigWorkflow):
