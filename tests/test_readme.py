@@ -39,7 +39,7 @@ def blocks(language: str) -> list[Any]:
             re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
         ):
             marks: list[Any] = [pytest.mark.slow] if "onnxruntime" in text else []
-            if re.search("nvflare", text, flags=re.I):
+            if re.search("nvflare|flwr", text, flags=re.I):
                 marks.append(pytest.mark.skip(reason="needs the processes of a federation"))
             found.append(pytest.param(text, id=f"{page.name}-{number}", marks=marks))
     return found
