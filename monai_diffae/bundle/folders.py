@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     """Copy a shipped bundle to ``directory``, and the overlays that can be used with it to ``configs/overlays``.
 
     A bundle with weights is stored without the files that are the same as in ``diffae_2d`` or ``diffae_3d``. So that
-    bundle is copied first, and the stored files are added.
+    bundle is copied first, and the stored files are added. After an error, ``directory`` is as before.
 
     Raises:
         ConfigError: no shipped bundle has this name, or ``directory`` is not empty or cannot be a folder.
@@ -81,18 +82,28 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     has_weights = bundle in names_with_weights()
     source = _untrained_counterpart(stored) if has_weights else stored
     check_new_folder(target)
+    is_new, is_complete = not target.exists(), False
     try:
-        _copy_static(source, target)
-        (target / "configs" / "overlays").mkdir()
-        for overlay in overlays_of(source):
-            shutil.copy2(overlay, target / "configs" / "overlays")
-        (target / MODELS).mkdir(exist_ok=True)
-        if has_weights:
-            shutil.copytree(stored, target, dirs_exist_ok=True)
-            complete_weights(target)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".new-") as hidden:
+            _copy_static(source, Path(hidden))
+            (Path(hidden) / CONFIGS / "overlays").mkdir()
+            for overlay in overlays_of(source):
+                shutil.copy2(overlay, Path(hidden) / CONFIGS / "overlays")
+            (Path(hidden) / MODELS).mkdir(exist_ok=True)
+            if has_weights:
+                shutil.copytree(stored, hidden, dirs_exist_ok=True)
+                complete_weights(Path(hidden))
+            # Without ``configs``, which comes last, no training begins: its first weights would be random
+            for part in sorted(Path(hidden).iterdir(), key=lambda path: path.name == CONFIGS):
+                part.rename(target / part.name)
+        is_complete = True
     except OSError as error:
         reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
         raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
+    finally:
+        if is_new and not is_complete:
+            shutil.rmtree(target, ignore_errors=True)
     return target
 
 

@@ -36,14 +36,11 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     if not all(torch.isfinite(value).all() for value in checked):
         raise ScanError(f"{path.name}: holds weights that are not finite; copy it again, or train again")
     shapes = {name: value.shape for name, value in network.state_dict().items()}
-    misfits = [
-        name
-        for name in shapes.keys() | state.keys()
-        if name not in state or name not in shapes or state[name].shape != shapes[name]
-    ]
+    names = shapes.keys() | state.keys()
+    misfits = [name for name in names if name not in state or name not in shapes or state[name].shape != shapes[name]]
     if misfits:
         raise ConfigError(
-            f"{path.name}: {len(misfits)} of {len(shapes)} weights do not fit the configuration's network, the first "
+            f"{path.name}: {len(misfits)} of {len(names)} weights do not fit the configuration's network, the first "
             f"is {quoted(min(misfits))}; use the configuration with which the model was trained"
         )
     return state

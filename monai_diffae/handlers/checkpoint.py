@@ -202,6 +202,11 @@ class CheckpointKeeper:
             self._resume(engine, self.checkpoint, is_given)
         elif self.model.is_file() and not self.overwrite and not is_given:
             self._fine_tune()
+        elif (self.directory / f"{self.prefix}{SAFE_MODEL}").is_file() and not self.overwrite and not is_given:
+            raise ConfigError(
+                f"{self.prefix}{SAFE_MODEL}: there is no {self.model.name} with the same weights beside it; copy the "
+                "bundle again, or set overwrite to train with random weights"
+            )
         elif self.description.start_from is not None:
             network, config = self.parts["network"], self.description.model_config
             self._begin_with(*start_weights(self.description.start_from, network, config))

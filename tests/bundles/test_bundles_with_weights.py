@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from monai_diffae import embed, generate, info, init, probe, push, reconstruct, 
 from monai_diffae.bundle import folders
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.data.cohort_split import split_cohort
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +131,52 @@ def test_fine_tuning_is_the_command_of_training(
     train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2})  # resumes
     with pytest.raises(ConfigError, match="the latent model belongs to another autoencoder"):
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
+
+
+QUICK = {
+    "max_epochs": 1,
+    "batch_size": 8,
+    "mlflow": False,
+    "num_pictures": 0,
+    "probe_interval": 0,
+    "check_memory": False,
+}
+
+
+def test_fine_tuning_without_model_pt_is_refused(made: Callable[[str], Path], class_folders: Path) -> None:
+    """It would begin with random weights, and replace ``model.safetensors``."""
+    models = made("chest_xray") / "models"
+    (models / "model.pt").unlink()
+    with pytest.raises(ConfigError, match=r"model.safetensors: there is no model.pt with the same weights beside it; "):
+        train(models.parent, class_folders, device="cpu", overrides=QUICK)
+    assert (models / "model.safetensors").is_file()
+    assert not (models / "checkpoint.pt").exists()
+
+
+def test_fine_tuning_without_the_training_settings_names_the_overlay(
+    made: Callable[[str], Path], class_folders: Path
+) -> None:
+    """As after ``pull``: the encoder's images are made by an overlay, which ``push`` does not send."""
+    bundle = made("chest_xray")
+    (bundle / "models" / "training.json").unlink()
+    with pytest.raises(ConfigError, match=r"no images with the key 'encoder_image'; add the overlay .* encoder_view"):
+        train(bundle, class_folders, device="cpu", overrides=QUICK)
+    assert not (bundle / "models" / "checkpoint.pt").exists()
+
+
+def test_an_init_that_the_disk_cuts_short_leaves_nothing(made: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, old[1]))  # model.pt fits, model.safetensors does not
+    try:
+        for name in ("my_model", "empty"):
+            with pytest.raises(MachineError, match=f"{name}: cannot be written"):
+                init(tmp_path / name, bundle="chest_xray")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: list(path.iterdir()) for path in tmp_path.iterdir()} == {"empty": []}
+    assert (init(tmp_path / "empty", bundle="chest_xray").folder / "models" / "model.pt").is_file()
 
 
 def test_monais_run_fine_tunes_too(made: Callable[[str], Path], class_folders: Path) -> None:
