@@ -44,7 +44,7 @@ class Validation(ValidationHandler):
         self.max_minutes = max_minutes
         self.best = math.inf
         self.validations_since_best = 0
-        self.metrics: dict[str, float] = {}  # of the last validation
+        self.metrics: dict[str, float] = {}  # of the last validation, as far as they could be measured
         self.probe_scores: list[float] = []  # the mean over the labels, of each validation with probes
         self.has_reported_stall = False
         self._seconds_before, self._started_at = 0.0, time.monotonic()
@@ -92,7 +92,8 @@ class Validation(ValidationHandler):
         is_last_step = state.iteration == state.max_epochs * state.epoch_length  # type: ignore[operator]
         self.evaluator.state.is_last = is_last_step or engine.ends_after_step  # type: ignore[attr-defined]
         super().__call__(engine)
-        self.metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        values = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        self.metrics = {name: value for name, value in values.items() if name == "loss" or not math.isnan(value)}
         self._follow_probes()
         loss = self.metrics["loss"]
         if loss < self.best:

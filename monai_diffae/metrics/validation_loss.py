@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
@@ -41,6 +43,8 @@ class ValidationLoss(Metric):
 class ZSemUsage(Metric):
     """The ratio of the loss with another image's z_sem to the loss with each image's own; at 1, z_sem is ignored.
 
+    It is NaN if there is only one image, because there is no other one.
+
     Args:
         device: device of the sums.
 
@@ -58,6 +62,7 @@ class ZSemUsage(Metric):
         """Start a new validation."""
         self.own = torch.zeros((), dtype=torch.float64, device=self._device)
         self.other = torch.zeros((), dtype=torch.float64, device=self._device)
+        self.count = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
@@ -65,8 +70,9 @@ class ZSemUsage(Metric):
         own, other = output
         self.own += own.detach().double().sum().to(self._device)
         self.other += other.detach().double().sum().to(self._device)
+        self.count += own.numel()
 
-    @sync_all_reduce("own", "other")
+    @sync_all_reduce("own", "other", "count")
     def compute(self) -> float:
         """The ratio of the two sums."""
-        return float(self.other / self.own)
+        return float(self.other / self.own) if self.count > 1 else math.nan

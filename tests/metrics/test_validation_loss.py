@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from ignite.engine import Engine
@@ -21,3 +23,12 @@ def test_every_image_counts_once_whatever_the_batches(cuts):
 
 def test_nothing_seen_is_no_number():
     assert torch.isnan(torch.tensor(ValidationLoss().compute()))
+
+
+def test_the_usage_of_z_sem_is_not_measured_with_one_image() -> None:
+    """Its z_sem would be compared with itself, and the usage be 1, as of a decoder that ignores z_sem."""
+    usage = ZSemUsage()
+    usage.update((torch.tensor([1.0]), torch.tensor([1.0])))
+    assert math.isnan(usage.compute())
+    usage.update((torch.tensor([1.0]), torch.tensor([3.0])))
+    assert usage.compute() == 2.0
