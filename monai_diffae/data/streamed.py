@@ -130,7 +130,10 @@ class _PreprocessedItems(Dataset[Any]):
         try:
             return preprocessed(self.transform, self.data[index], self.keys)
         except Exception as error:
-            return find_diffae_error(error) or ScanError(one_line(error)[:200])
+            known = find_diffae_error(error)
+            return known or ScanError(
+                f"the preprocessing fails ({one_line(error)[:200]}); omit this case, or check the preprocessing"
+            )
 
 
 class _HashedItems(_PreprocessedItems):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
+from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, Resized
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
@@ -55,6 +55,22 @@ def test_bad_scans_are_skipped_with_one_line(
     good = CachedCases([i for i in items if i["id"] not in ("c1", "c4")], TRANSFORM)
     assert all(torch.equal(good[i]["image"], cases[i]["image"]) for i in range(4))
     assert str(tmp_path).encode() not in pickle.dumps(default_collate([cases[0], cases[1]]))
+
+
+def test_a_preprocessing_that_fails_for_a_scan_says_what_to_do(tmp_path: Path) -> None:
+    def fails_if_bright(image: torch.Tensor) -> torch.Tensor:
+        return image * int(1 / float(image.min() < 99))
+
+    save_nifti(tmp_path / "c9.nii.gz", values(5, 6, 7) + 99)
+    cases = CachedCases(cohort(tmp_path, 1), Compose([ReadScand("image", 3), Lambdad("image", fails_if_bright)]))
+    assert len(cases) == 1
+    assert [(failure.case_id, failure.reason) for failure in cases.failures] == [
+        (
+            "c9",
+            "the preprocessing fails (ZeroDivisionError: float division by zero); omit this case, or check the "
+            "preprocessing",
+        )
+    ]
 
 
 def test_items_are_copies(tmp_path: Path) -> None:
