@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -445,3 +446,23 @@ def open_page(browser: Any) -> Any:
     for context in contexts:
         context.close()
     assert written == []
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A stub of the Hugging Face Hub, as ``HF_ENDPOINT`` and with a token; an empty cache."""
+    from hub_stub import TOKEN, HubStub
+
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed")
+    server = HubStub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.address)  # that of functions such as MONAI calls
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is not part of the stub
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.shutdown()
+    server.server_close()

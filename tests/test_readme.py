@@ -41,6 +41,8 @@ def blocks(language: str) -> list[Any]:
             marks: list[Any] = [pytest.mark.slow] if "onnxruntime" in text else []
             if re.search("nvflare|flwr", text, flags=re.I):
                 marks.append(pytest.mark.skip(reason="needs the processes of a federation"))
+            if re.search(r"push_to_hf_hub|site\.(train|get_data_stats)\(", text):
+                marks.append(pytest.mark.skip(reason="tests/bundles/test_monai_tools_page.py runs it"))
             found.append(pytest.param(text, id=f"{page.name}-{number}", marks=marks))
     return found
 

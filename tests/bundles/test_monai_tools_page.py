@@ -6,16 +6,21 @@ them.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fire
 import pytest
 import torch
+from zoo_entry import write_zoo_entry
 
 from monai_diffae.errors import one_line
 
@@ -56,8 +61,28 @@ def cases(names: list[str]) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def workplace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a trained bundle of a kind and scans, as the page names them."""
+def file_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address where the files of the tests' folders can be had."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path_factory.getbasetemp())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def write_entry(bundle: Path, out: Path, address: str) -> None:
+    """An entry for the zoo, whose weights are large files."""
+    for name in ("README.md", "data_license.txt"):
+        (bundle / "docs" / name).write_text("Trained on virtual patients.\n")
+    write_zoo_entry(bundle, bundle.name, out, repo="owner/my-model", figures=None, address=address, largest_file=50_000)
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, file_server: str
+) -> Callable[[str], Path]:
+    """A folder with a trained bundle of a kind, an entry of it for the zoo and scans, as the page names them."""
     made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
@@ -68,6 +93,10 @@ def workplace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             made[kind] = tmp_path_factory.mktemp(kind)
             name = "my_first_stage" if kind == "autoencoder_kl_3d" else "my_bundle"
             shutil.copytree(bundle, made[kind] / name, ignore=shutil.ignore_patterns("cache", ".lock"))
+            if kind == "autoencoder_kl_3d":  # its images are smaller than the patches of train.json
+                train = made[kind] / name / "configs" / "train.json"
+                train.write_text(json.dumps({**json.loads(train.read_text()), "patch_size": [16, 16, 16]}))
+            write_entry(made[kind] / name, made[kind] / "zoo", f"{file_server}/{made[kind].name}/{name}")
             (made[kind] / "scans").mkdir()
             for image in sorted((bundle.parent / "cohort" / "images").iterdir())[:4]:
                 (made[kind] / "scans" / image.name).symlink_to(image)
@@ -106,6 +135,7 @@ def test_a_command_has_its_result(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("kind", KINDS)
 def test_python_tools_work(kind: str, workplace: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace(kind))
