@@ -199,6 +199,20 @@ def test_encoder_sees_another_view(tiny_bundle: Any) -> None:
     assert torch.equal(item["image"], item["encoder_image"])
 
 
+@pytest.mark.parametrize("name", ["train", "validate"])
+def test_an_encoder_with_an_image_of_its_own_trains_without_the_settings_of_its_training(
+    tiny_bundle: Any, name: str
+) -> None:
+    """As in a bundle that was sent: its train.json has the model's values, but not the overlay's augmentation."""
+    overlay = read(ROOT / "configs" / "encoder_view.json")
+    parser = ConfigParser(config(BUNDLE / "configs" / "train.json"))
+    parser.get("preprocessing")["transforms"].extend(overlay["+preprocessing#transforms"])
+    values = {"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."}
+    parser.update({**values, "encoder_key": overlay["encoder_key"]})
+    for item in parser.get_parsed_content(f"{name}#dataset"):
+        assert torch.equal(item["image"], item["encoder_image"])
+
+
 def test_inference_lists_bad_scans_and_continues(tiny_bundle: Any, tmp_path: Path) -> None:
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
