@@ -104,6 +104,13 @@ def test_patches_that_the_levels_cannot_take_are_refused_before_a_scan_is_read(t
         train(BUNDLE, tmp_path / "none", tmp_path / "out", overrides={**TINY, "patch_size": [2, 16, 16]})
 
 
+def test_patches_are_no_larger_than_the_image() -> None:
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "train.json"))
+    parser["image_size"] = [16, 48, 24]
+    assert parser.get_parsed_content("patch_size") == [16, 32, 24]
+
+
 def test_network_gives_what_the_metadata_says() -> None:
     form = read(BUNDLE / "configs" / "metadata.json")["network_data_format"]
     parser = ConfigParser()

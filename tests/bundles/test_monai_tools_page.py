@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -93,9 +92,6 @@ def workplace(
             made[kind] = tmp_path_factory.mktemp(kind)
             name = "my_first_stage" if kind == "autoencoder_kl_3d" else "my_bundle"
             shutil.copytree(bundle, made[kind] / name, ignore=shutil.ignore_patterns("cache", ".lock"))
-            if kind == "autoencoder_kl_3d":  # its images are smaller than the patches of train.json
-                train = made[kind] / name / "configs" / "train.json"
-                train.write_text(json.dumps({**json.loads(train.read_text()), "patch_size": [16, 16, 16]}))
             write_entry(made[kind] / name, made[kind] / "zoo", f"{file_server}/{made[kind].name}/{name}")
             (made[kind] / "scans").mkdir()
             for image in sorted((bundle.parent / "cohort" / "images").iterdir())[:4]:

@@ -63,8 +63,6 @@ def _write_first_stage(bundle: Path) -> None:
     torch.save(state, bundle / "models" / "model.pt")
     config = model_config({k: v for k, v in parser.get().items() if k != "_meta_"})
     (bundle / "models" / "config.json").write_text(json.dumps(config))
-    train = json.loads((bundle / "configs" / "train.json").read_text())
-    (bundle / "configs" / "train.json").write_text(json.dumps({**train, "patch_size": KL_TINY["image_size"]}))
 
 
 @pytest.fixture(scope="session")
