@@ -4,7 +4,7 @@
 
 The label must have two classes. An edit moves z_sem by two standard deviations of the training cases, along the
 direction of a logistic regression. The judge is a logistic regression on the pixels' principal components, which knows
-neither of the decoders. Prints one line per comparison.
+neither of the decoders. Prints one line per comparison. Times are comparable with one thread (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from monai_diffae.apps.settings import Choice, Reading, Run
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 
-DEVICE, TRAIN_CASES, MOVES = "cpu", 720, (-2.0, 2.0)
+DEVICE, TRAIN_CASES, MOVES, REPEATS = "cpu", 720, (-2.0, 2.0), 5
 
 
 def evenly(cases: list, most: int) -> list:
@@ -42,6 +42,12 @@ def quality(images: Tensor, others: Tensor) -> str:
 def timed(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor) -> tuple[Tensor, float]:
     start = time.perf_counter()
     return trained.inferer.decode(z_sem, x_T, trained.network), time.perf_counter() - start
+
+
+def cpu_ms(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor) -> float:
+    start = time.process_time()
+    trained.inferer.decode(z_sem, x_T, trained.network)
+    return 1000 * (time.process_time() - start)
 
 
 def direction(z_sem: Tensor, labels: NDArray[np.int64]) -> Tensor:
@@ -88,6 +94,9 @@ def main() -> None:
     (by_exact, exact_s), (by_fast, fast_s) = (timed(trained, own, x_T) for trained in (exact, fast))
     print(f"{len(scans)} held-out images; evaluations: exact {exact.inferer.steps}, fast {steps}")
     print(f"decoding: exact {exact_s:.1f} s, fast {fast_s:.1f} s")
+    one = [[cpu_ms(trained, own[:1], x_T[:1]) for trained in (exact, fast)] for _ in range(REPEATS)]
+    exact_ms, fast_ms = np.median(one, axis=0)
+    print(f"one image: exact {exact_ms:.0f} ms of CPU time, fast {fast_ms:.0f} ms, ratio {exact_ms / fast_ms:.1f}")
     print(f"both codes: exact {quality(by_exact, scans)}; fast {quality(by_fast, scans)}")
     print(f"both codes, exact decoder with {steps} steps: {quality(few.decode(own, x_T, exact.network), scans)}")
     noise = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ from monai_diffae.engines.data_parallel import distributed
 from monai_diffae.engines.distillation import DistillationTrainer, FewStepInferer, first_and_last
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
+from monai_diffae.engines.image_loss import ImageLoss, gradient_difference
 from monai_diffae.engines.optimization import learning_rate_schedule
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
@@ -24,6 +25,7 @@ __all__ = [
     "FirstStageEvaluator",
     "FirstStageTrainer",
     "FixedPrepareBatch",
+    "ImageLoss",
     "ResumableTrainer",
     "StepBatchSampler",
     "StepDraws",
@@ -33,6 +35,7 @@ __all__ = [
     "check_memory",
     "distributed",
     "first_and_last",
+    "gradient_difference",
     "learning_rate_schedule",
     "resolve_precision",
     "training_loader",

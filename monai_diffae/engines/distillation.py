@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,19 +21,29 @@ class DistillationTrainer(ResumableTrainer):
 
     Step n of the training trains step n mod K of the decoder, which starts where the K-step decoder itself arrives from
     x_T, not at the trajectory's image: so it learns to correct the errors of its earlier steps. The loss is the squared
-    error of the image at the next level.
+    error of the image at the next level. The last step, which makes the final image, can have another loss, too.
 
     Args:
         schedule: the noise schedule that the autoencoder was trained with.
         levels: the levels of the trajectories, from x_T down to x0: K + 1 of them.
+        image_loss: gives a loss (B,) of final images and of those that they should be (B, C, *S), which is added to the
+            squared error; None: there is none.
         kwargs: arguments of :class:`ResumableTrainer`. The batches have ``trajectory`` (B, K + 1, C, *S) and ``z_sem``
             (B, Z).
     """
 
-    def __init__(self, *, schedule: DiffusionSchedule, levels: Sequence[int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        schedule: DiffusionSchedule,
+        levels: Sequence[int],
+        image_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{"prepare_batch": default_prepare_batch, **kwargs})
         self.schedule = schedule.to(self.state.device)
         self.levels = list(levels)
+        self.image_loss = image_loss
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,)."""
@@ -45,10 +55,12 @@ class DistillationTrainer(ResumableTrainer):
         with autocast(device, self.dtype):
             with torch.no_grad():
                 x_t = self._decoded(trajectory[:, 0], z_sem, self.levels[: step + 1])
-            reached = self._decoded(x_t.detach(), z_sem, self.levels[step : step + 2])
+            reached = self._decoded(x_t.detach(), z_sem, self.levels[step : step + 2]).float()
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        error: Tensor = self.loss_function(reached.float(), trajectory[:, step + 1]).flatten(1).mean(dim=1)
-        return error
+        target = trajectory[:, step + 1]
+        error: Tensor = self.loss_function(reached, target).flatten(1).mean(dim=1)
+        is_last = step == len(self.levels) - 2
+        return error + self.image_loss(reached, target) if is_last and self.image_loss is not None else error
 
     def _decoded(self, x: Tensor, z_sem: Tensor, levels: Sequence[int]) -> Tensor:
         x = x.to(memory_format=self.memory_format)

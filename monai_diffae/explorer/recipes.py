@@ -93,7 +93,7 @@ class Caller:
         )
 
     def _decoding(self) -> dict[str, Any]:
-        names = ("steps", "invert_steps", "solver", "inversion", "spacing")
+        names = ("steps", "invert_steps", "solver", "inversion", "spacing", "decoder")
         return {
             **{name: getattr(self.decoding, name) for name in names},
             "device": self.run.device, "overrides": dict(self.run.overrides),

@@ -50,9 +50,11 @@ class PerceptualDistance(nn.Module):
             parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
         self.eval().requires_grad_(False).to(device)
 
-    @torch.no_grad()
     def forward(self, images: Tensor, others: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-        """The distances (B,) of images (B, C, *S) in ``model_range``, in 2D or 3D; values beyond it are clipped."""
+        """The distances (B,) of images (B, C, *S) in ``model_range``, in 2D or 3D; values beyond it are clipped.
+
+        Images that need gradients get them, as a loss needs it.
+        """
         pairs = [colour_planes(stack, model_range) for stack in (images, others)]
         planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
         return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)

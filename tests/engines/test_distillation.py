@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.solvers import ddim
-from monai_diffae.engines import DistillationTrainer, FewStepInferer, first_and_last, training_loader
+from monai_diffae.engines import DistillationTrainer, FewStepInferer, ImageLoss, first_and_last, training_loader
 from monai_diffae.networks import DenoisingUNet
 
 LEVELS = [999, 400, 100, -1]
@@ -61,7 +61,16 @@ def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives(
         network.zero_grad()
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}])
+def test_the_loss_of_images_is_added_in_the_last_step_only() -> None:
+    batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
+    plain, sharp = make_trainer(), make_trainer(image_loss=ImageLoss(gradient_weight=0.1))
+    for iteration in (1, 2, 3):
+        plain.state.iteration = sharp.state.iteration = iteration
+        more = sharp.image_losses(batch) - plain.image_losses(batch)
+        assert (more > 0).all() if iteration == 3 else not more.any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}, {"image_loss": ImageLoss(0.1)}])
 def test_it_learns_a_map_from_noise_to_images(settings: dict[str, Any]) -> None:
     trainer = make_trainer(max_epochs=12, **settings)
     inferer = FewStepInferer(trainer.schedule, LEVELS)

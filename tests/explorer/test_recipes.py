@@ -3,6 +3,7 @@
 import gzip
 import shlex
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
+from monai_diffae.apps.synthesis.combination import Combination
+from monai_diffae.apps.synthesis.combine import Mixture, Moves
 from monai_diffae.explorer.opening import Files, open_exploration
-from monai_diffae.explorer.recipes import Recipe
+from monai_diffae.explorer.recipes import Caller, Recipe
 
 RECIPES = {
     "plain": {},
@@ -64,6 +67,17 @@ def test_the_settings_of_the_page_are_part_of_the_calls(labelled, tmp_path):
     assert "--columns id=id" in command
     assert "--device cpu --overrides 'model_range=[-1,1]'" in command
     opened.close()
+
+
+def test_the_calls_use_the_decoder_of_the_page(tmp_path):
+    decoding = Decoding(decoder="fast")
+    caller = Caller(Path("bundle"), Path("scans.csv"), Path("table.parquet"), decoding, Reading(), Run())
+    for command, python in (
+        caller.combine("case", Combination.of(Mixture(), Moves({}, {})), "model"),
+        caller.generate(2, 3),
+    ):
+        assert "--decoder fast" in command
+        assert "decoder='fast'" in python
 
 
 def test_samples_are_those_of_generate(labelled, latent_bundle, open_explored, tmp_path, run, monkeypatch):

@@ -50,6 +50,12 @@ def test_the_distance_is_that_of_the_package(weights, reference, pair):
     assert distance(pair[0], pair[0]).abs().max() == 0
 
 
+def test_a_loss_gets_gradients(weights, pair):
+    images = pair[0].clone().requires_grad_()
+    PerceptualDistance(weights)(images, pair[1]).sum().backward()
+    assert images.grad.any()
+
+
 def test_two_channels_are_two_grey_images(weights, reference, pair):
     both = [torch.cat([images, images.flip(-1)], dim=1) for images in pair]
     expected = (PerceptualDistance(weights)(*pair) + PerceptualDistance(weights)(*(i.flip(-1) for i in pair))) / 2

@@ -14,8 +14,8 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, failed_cases, finished, run_once
-from monai_diffae.apps.settings import Reading, Run, Seed, Split
-from monai_diffae.diffusion.names import SolverName
+from monai_diffae.apps.settings import Decoding, Reading, Run, Seed, Split
+from monai_diffae.diffusion.names import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, OmittableError, one_line
 
 if TYPE_CHECKING:
@@ -40,18 +40,33 @@ class HeldOut:
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
 @dataclass(frozen=True)
 class Conditions:
-    """Under which conditions images are inverted and decoded: every solver with every number of steps."""
+    """Under which conditions images are inverted and decoded: every solver with every number of steps.
+
+    They are for the exact decoder. The fast one has its own steps, and x_T of the bundle's inversion.
+    """
 
     steps: Sequence[Annotated[int, Ge(1)]] = (10, 20, 50, 100)
     """Network evaluations for decoding, and as many for inversion; one line of the tables for each."""
     solvers: Sequence[SolverName] = ()
     """Solvers of the probability-flow ODE; by default the bundle's."""
+    decoder: Annotated[Sequence[DecoderName] | DecoderName, Parameter(show_choices=False)] = ()
+    """``exact``, the ``fast`` one that ``distill`` trains, or both side by side; by default ``exact``."""
     draws: Annotated[int, Ge(1)] = 2
     """How many x_T each image is decoded with from z_sem alone."""
     num_images: Annotated[int, Ge(0)] = 64
     """Synthetic images to generate if the bundle has a latent DDIM; 0: none."""
     num_codes: Annotated[int, Ge(0)] = 2000
     """Most held-out and most training cases to encode for the figures of z_sem and the search for copies; 0: none."""
+
+    @property
+    def decoders(self) -> list[DecoderName]:
+        """The names in ``decoder``; none: the bundle's."""
+        return [self.decoder] if isinstance(self.decoder, str) else list(self.decoder)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How to open bundles, so that all decoders can be used."""
+        return Decoding(decoder="fast" if "fast" in self.decoders else next(iter(self.decoders), None))
 
 
 @Parameter(name="*", group=Group("Judges", sort_key=4))
@@ -180,14 +195,14 @@ def evaluate(
     from monai_diffae.apps.processes import this_process
 
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
-    bundles, omitted = _open(folders, cohort, held_out, reading, run, process.device)
+    bundles, omitted = _open(folders, cohort, held_out, conditions.decoding, reading, run, process.device)
     evaluation = Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
         "num_images": conditions.num_images, "num_codes": conditions.num_codes,
         "split": held_out.split, "limit": held_out.limit, "not_held_out": held_out.not_held_out, "seed": seed,
-        **weights.checksums,
+        **({"decoder": conditions.decoders} if conditions.decoders else {}), **weights.checksums,
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
@@ -203,7 +218,13 @@ def evaluate(
 
 
 def _open(
-    folders: Sequence[Path], cohort: Path, held_out: HeldOut, reading: Reading, run: Run, device: str | None
+    folders: Sequence[Path],
+    cohort: Path,
+    held_out: HeldOut,
+    decoding: Decoding,
+    reading: Reading,
+    run: Run,
+    device: str | None,
 ) -> tuple[list[EvaluatedBundle], list[dict[str, Any]]]:
     """The bundles that can be evaluated, and why the others cannot.
 
@@ -217,7 +238,7 @@ def _open(
     errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
-            bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, reading, run, device))
+            bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, decoding, reading, run, device))
         except OmittableError as error:
             errors[name] = error
     if not bundles:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_diffae.apps.training.latent_data import embedded_cohort, training_statistics
     from monai_diffae.apps.training.teaching import (
+        image_loss,
         open_teacher,
         read_teaching_cases,
         student,
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
     )
     from monai_diffae.apps.training.watched import TrainingReport, WatchedTraining, train_watched
 
-_TEACHING = ("open_teacher", "read_teaching_cases", "student", "teacher_levels", "teaching_trajectories")
+_TEACHING = (
+    "image_loss", "open_teacher", "read_teaching_cases", "student", "teacher_levels", "teaching_trajectories",
+)  # fmt: skip
 _LATENT_DATA = ("embedded_cohort", "training_statistics")
 
 __all__ = [
     "TrainingReport",
     "WatchedTraining",
     "embedded_cohort",
+    "image_loss",
     "open_teacher",
     "read_teaching_cases",
     "student",

@@ -21,9 +21,11 @@ from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_
 from monai_diffae.data.progress import track
 from monai_diffae.data.trajectories import Trajectories
 from monai_diffae.diffusion.noise import image_noise, seed_of
-from monai_diffae.errors import CohortError
+from monai_diffae.engines import ImageLoss
+from monai_diffae.errors import CohortError, ConfigError, quoted
 from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.inferers.trajectories import decoded_trajectory, few_levels, inverted_trajectory
+from monai_diffae.metrics.perceptual_distance import SMALLEST_SIDE, PerceptualDistance
 
 
 def open_teacher(
@@ -64,6 +66,38 @@ def student(teacher: Session) -> nn.Module:
     """A copy of the bundle's denoiser to be trained."""
     unet: nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
     return unet.requires_grad_(True)
+
+
+def image_loss(
+    teacher: Session, gradient_weight: float = 0.0, lpips_weight: float = 0.0, alexnet: str | None = None
+) -> ImageLoss:
+    """The loss of decoded images that is added to their squared error.
+
+    Args:
+        teacher: the bundle and the cohort.
+        gradient_weight: weight of the mean absolute difference of gradients, at full, half and quarter size.
+        lpips_weight: weight of LPIPS.
+        alexnet: AlexNet's weights for LPIPS; None: where torch keeps downloaded weights (TORCH_HOME).
+
+    Raises:
+        ConfigError: a weight is below 0, or the bundle's images have no LPIPS.
+        MachineError: LPIPS is not installed, or there are no weights.
+    """
+    trained = teacher.trained
+    for name, weight in (("gradient_weight", gradient_weight), ("lpips_weight", lpips_weight)):
+        if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+            raise ConfigError(f"{name} is {quoted(weight)}; it must be a number, at least 0")
+    if not lpips_weight:
+        return ImageLoss(gradient_weight)
+    if trained.inferer.first_stage is not None:
+        raise ConfigError("lpips_weight: this bundle's decoder makes latents, which have no LPIPS; set it to 0")
+    size = trained.image_shape[1:]
+    if min(size) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"lpips_weight: images of {' x '.join(map(str, size))} are too small for LPIPS; "
+            f"it needs {SMALLEST_SIDE} along each axis: set it to 0, or use gradient_weight"
+        )
+    return ImageLoss(gradient_weight, lpips_weight, PerceptualDistance(alexnet, trained.device), trained.model_range)
 
 
 def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) -> ReadCases:

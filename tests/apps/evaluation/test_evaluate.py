@@ -11,6 +11,7 @@ from monai_diffae.apps.evaluation.evaluate import evaluate
 from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.apps.training.distill import distill
 from monai_diffae.errors import CohortError, ConfigError
 
 FEW = {"steps": (2, 3), "device": "cpu"}
@@ -233,3 +234,28 @@ def test_two_processes_give_the_results_of_one(report, labelled, start_program, 
     assert content["rows"] == alone.content["rows"]
     assert (out / "cases.csv").read_bytes() == (tmp_path / "alone" / "cases.csv").read_bytes()
     assert not list((out / ".cache").glob("rows*"))
+
+
+def test_both_decoders_side_by_side(labelled, latent_bundle, tmp_path):
+    bundle = shutil.copytree(latent_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    quick = {"max_epochs": 1, "warmup_steps": 1, "mlflow": False, "device": "cpu"}
+    distill(bundle, labelled.cohort, steps=2, training={"overrides": quick})
+    few = {"bundle": bundle, "limit": 3, "num_images": 2, "num_codes": 4}
+    both = evaluated(labelled, tmp_path / "both", decoder=["exact", "fast"], steps=[3], **few).content
+    for table in ("reconstruction", "z_sem_only", "generation"):
+        rows = {(row["solver"], row["steps"]) for row in both["rows"] if row["table"] == table and row["steps"]}
+        assert rows == {("adams", 3), ("fast decoder", 2)}
+    fast = evaluated(labelled, tmp_path / "fast", decoder="fast", **few).content
+    expected = [row for row in both["rows"] if row["solver"] == "fast decoder"]
+    assert [row for row in fast["rows"] if row["steps"]] == expected
+    made = reconstruct(
+        bundle, labelled.cohort, tmp_path / "made", split="test", limit=3, decoder="fast", device="cpu",
+        overrides={"inferer#invert_tolerance": None},
+    )  # fmt: skip
+    table = pd.read_csv(made.folder / "reconstructions.csv")
+    assert value(fast, "reconstruction", "mse", steps=2) == pytest.approx(table["mse_x_T"].mean(), rel=1e-4)
+
+
+def test_a_bundle_without_a_fast_decoder_is_refused(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="there is no fast decoder in this bundle"):
+        evaluated(labelled, tmp_path, decoder="fast")

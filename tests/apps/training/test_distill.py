@@ -11,7 +11,13 @@ import pytest
 import torch
 
 import monai_diffae as mdae
-from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
+from monai_diffae.apps.training import (
+    image_loss,
+    open_teacher,
+    read_teaching_cases,
+    teacher_levels,
+    teaching_trajectories,
+)
 from monai_diffae.bundle import load_bundle
 from monai_diffae.engines import FewStepInferer
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
@@ -101,6 +107,30 @@ def test_the_levels_of_a_decoder_with_more_steps_than_the_bundles_are_refused(di
     assert len(teacher_levels(teacher, steps)) == steps + 1
     with pytest.raises(ConfigError, match=f"must be between 1 and {steps}"):
         teacher_levels(teacher, steps + 1)
+
+
+def test_gradients_in_the_loss_change_the_decoder(distilled: Path, labelled: Any, tmp_path: Path) -> None:
+    overrides = {**QUICK, "max_epochs": 1, "gradient_weight": 1.0}
+    sharp = mdae.distill(distilled, labelled.cohort, tmp_path / "sharp", steps=2, training={"overrides": overrides})
+    overrides["gradient_weight"] = 0
+    plain = mdae.distill(distilled, labelled.cohort, tmp_path / "plain", steps=2, training={"overrides": overrides})
+    weights = [fast_weights(each.folder) for each in (sharp, plain)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_losses_that_cannot_be_used_are_refused(
+    distilled: Path, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lpips")
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
+    with pytest.raises(ConfigError, match=r"gradient_weight is -1; it must be a number, at least 0"):
+        image_loss(teacher, gradient_weight=-1)
+    with pytest.raises(ConfigError, match=r"lpips_weight: images of 16 x 16 are too small for LPIPS; it needs 32"):
+        image_loss(teacher, lpips_weight=0.5)
+    teacher.trained.config["image_size"] = [32, 32]
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(MachineError, match=r"there is no alexnet-owt-7be5be79\.pth; give the file, or put it"):
+        image_loss(teacher, lpips_weight=0.5)
 
 
 def test_commands_that_make_images_use_it(distilled: Path, labelled: Any, tmp_path: Path) -> None:

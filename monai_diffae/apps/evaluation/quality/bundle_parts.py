@@ -72,7 +72,8 @@ class BundleParts:
         """Draw generated images beside their nearest training cases, as with the most steps."""
         if self.generated is not None:
             name = f"generated_{safe_id(self.bundle.name)}.png"
-            self.generated.draw_nearest(self.conditions[-1], folder / name)
+            most_steps = max(self.conditions, key=lambda condition: condition.steps)
+            self.generated.draw_nearest(most_steps, folder / name)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class PartsOfBundles:
         for metric, reason in quality.omitted().items():
             omit(metric, reason)
         reconstructions = Reconstructions(bundle.name, session, read, quality, self.settings.draws, self.seed)
-        conditions = conditions_of(trained.inferer, self.settings.solvers, self.settings.steps)
+        settings = self.settings
+        conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
         if not self.settings.num_codes and not self.settings.num_images:
             return BundleParts(bundle, conditions, reconstructions, None, None)
         held_out, train = self._read(bundle, "held_out") or read, self._read(bundle, "train")

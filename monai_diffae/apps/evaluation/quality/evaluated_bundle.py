@@ -15,7 +15,7 @@ import pandas as pd
 
 from monai_diffae.apps.evaluation.evaluate import HeldOut
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.preprocessing_config import preprocessing_config
@@ -46,7 +46,15 @@ class EvaluatedBundle:
 
     @classmethod
     def open(
-        cls, folder: Path, name: str, cohort: Path, held_out: HeldOut, reading: Reading, run: Run, device: str | None
+        cls,
+        folder: Path,
+        name: str,
+        cohort: Path,
+        held_out: HeldOut,
+        decoding: Decoding,
+        reading: Reading,
+        run: Run,
+        device: str | None,
     ) -> EvaluatedBundle:
         """Load a bundle, on ``device`` unless ``run`` names one, and choose its held-out cases.
 
@@ -54,7 +62,7 @@ class EvaluatedBundle:
             ConfigError: the bundle is not trained, or the cases may have been trained on.
             CohortError: no case is in the split.
         """
-        session = Session.open(folder, cohort, reading=reading, run=run, device=device)
+        session = Session.open(folder, cohort, decoding=decoding, reading=reading, run=run, device=device)
         if session.may_hold_training_cases and not held_out.not_held_out:
             raise ConfigError(
                 f"{cohort.name}: is not the cohort that {name} was trained on, and has no split, so its cases may have "

@@ -48,7 +48,7 @@ class Reconstructions:
 
     def evaluations(self, conditions: Sequence[Condition]) -> int:
         """Network evaluations of single images that the conditions need."""
-        return len(self.read.cases) * sum(condition.steps for condition in conditions) * (2 + self.draws)
+        return len(self.read.cases) * sum(condition.evaluations(self.draws) for condition in conditions)
 
     def rows(self, conditions: Sequence[Condition], journal: Journal, time_left: TimeLeft) -> Iterator[Row]:
         """One row per case, table and condition.
@@ -64,7 +64,7 @@ class Reconstructions:
                 cases = self.read.cases[start : start + batch_size]
                 make = partial(self._batch, condition, start)
                 rows, measured = journal.shared_rows(self._made_from(condition, cases), make)
-                time_left.add(len(cases) * condition.steps * (2 + self.draws), measured=measured)
+                time_left.add(len(cases) * condition.evaluations(self.draws), measured=measured)
                 yield from rows
 
     def _made_from(self, condition: Condition, cases: Sequence[Case]) -> dict[str, object]:
