@@ -202,10 +202,10 @@ class AnomalyDetector:
         single images, the p-value is corrected for the number of slices (Bonferroni), which is safe but may be high.
         """
         highest = float(scores.max())
-        of_volumes = len(self.scan_scores) < len(self.scores)
-        reference = self.scan_scores if len(scores) > 1 and of_volumes else self.scores.numpy()
+        has_volumes = len(self.scan_scores) < len(self.scores)
+        reference = self.scan_scores if len(scores) > 1 and has_volumes else self.scores.numpy()
         p_value = float(p_values([highest], reference, [False])[0])
-        return p_value if of_volumes else min(1.0, p_value * len(scores))
+        return p_value if has_volumes else min(1.0, p_value * len(scores))
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def read_checksum_list(path: Path) -> dict[str, str]:
 
 
 def _is_name(text: str) -> bool:
-    """Whether it can be a file's name, and shown in a terminal."""
+    """Whether a text can be the name of a file, and can be shown in a terminal."""
     return text.isprintable() and all(len(part.encode()) <= _LONGEST_NAME for part in text.split("/"))
 
 
@@ -67,9 +67,9 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
     for name, expected in checksums.items():
         if not (folder / name).is_file():
             raise ConfigError(f"{name}: is listed in {CHECKSUM_LIST}, but missing; ask the author of the bundle")
-        found = file_checksum(folder / name)
-        if found != expected:
+        actual = file_checksum(folder / name)
+        if actual != expected:
             raise ConfigError(
-                f"{name}: its sha256 is {found[:12]}..., but {CHECKSUM_LIST} has {expected[:12]}...; it was changed or "
-                "damaged, so nothing of the bundle is kept; get it again, or ask its author"
+                f"{name}: its sha256 is {actual[:12]}..., but {CHECKSUM_LIST} has {expected[:12]}...; it was changed "
+                "or damaged, so nothing of the bundle is kept; get it again, or ask its author"
             )

@@ -178,7 +178,7 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
         if not isinstance(content, dict):
             raise ConfigError(f"{section}: is {quoted(content)}; it must be a section with keys")
         for key in content:
-            if "_target_" not in config[section] and key not in used:
+            if "_target_" not in content and key not in used:
                 raise ConfigError(_unknown(f"{section}#{key}", used))
     check_arguments(config)
 

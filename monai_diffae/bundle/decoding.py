@@ -15,7 +15,8 @@ from monai_diffae.diffusion import Solver
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
-# components with a configuration or weights of their own, what does not change the result, and what ``clip_range`` says
+# Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
+# is None without ``clip``.
 _NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
 
 

@@ -71,8 +71,9 @@ def _names_of_bundles_with(file: str) -> list[str]:
 def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     """Copy a shipped bundle to ``directory``, and the overlays that can be used with it to ``configs/overlays``.
 
-    A bundle with weights is stored without the files that are the same as in ``diffae_2d`` or ``diffae_3d``. So that
-    bundle is copied first, and the stored files are added. After an error, ``directory`` is as before.
+    A bundle with weights is stored without the files that are the same as in ``diffae_2d`` or ``diffae_3d``. In this
+    case, ``diffae_2d`` or ``diffae_3d`` is copied first, and then the stored files. After an error, ``directory`` is as
+    before.
 
     Raises:
         ConfigError: no shipped bundle has this name, or ``directory`` is not empty or cannot be a folder.
@@ -109,7 +110,7 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
 
 def overlays_of(bundle: Path) -> list[Path]:
     """The shipped overlays that can be used with a bundle: with its ``spatial_dims``, and only keys that it has."""
-    config = json.loads((bundle / "configs" / "train.json").read_text())
+    config = json.loads((bundle / CONFIGS / TRAIN).read_text())
     usable = []
     for path in sorted(shipped("overlays").glob("*.json")):
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
@@ -166,7 +167,7 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
     _copy_static(Path(bundle_root), folder, ignore=_not_copied_for_others)
     copy_model(Path(output_dir), folder)
     describe_model(folder, (TRAIN, INFERENCE, EVALUATE))
-    for file in (folder / "configs").rglob("*"):
+    for file in (folder / CONFIGS).rglob("*"):
         if file.is_file() and file.suffix != ".json":
             file.unlink()
     for file in folder.rglob("*.json"):

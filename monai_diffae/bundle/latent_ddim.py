@@ -16,7 +16,7 @@ from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bundle
-from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
+from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODELS, models_folder
 from monai_diffae.bundle.loading import build
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.errors import ConfigError, quoted
@@ -122,4 +122,4 @@ def export_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | 
     """Copy the bundle and both trained models to ``folder``, but nothing of the data."""
     export_bundle(Path(bundle_root), Path(bundle_root), folder)
     for file in (LATENT_MODEL, LATENT_CONFIG):
-        shutil.copy2(models_folder(output_dir) / file, folder / "models" / file)
+        shutil.copy2(models_folder(output_dir) / file, folder / MODELS / file)

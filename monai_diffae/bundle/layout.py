@@ -22,6 +22,7 @@ ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly ma
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 TRAINING = "training.json"  # the settings of the training, as an overlay of its configuration
 PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
+NETWORKS = "networks.json"  # describes the networks that ``export`` wrote beside it
 
 LATENT_PREFIX = "latent_"  # prefix of the files of a latent DDIM
 LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"

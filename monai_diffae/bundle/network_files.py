@@ -236,7 +236,7 @@ def _export_error(part: NetworkPart, error: Exception, how: str) -> ConfigError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of torch about its own code; the command says which format is on its way out."""
+    """Hide torch's warnings about its own code; the command itself warns about TorchScript."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Find what a configuration would run, or write or send elsewhere, and no configuration of this package contains.
+"""Find the parts of a configuration that run code, or write or send elsewhere, and that no shipped one contains.
 
 MONAI turns a configuration into Python calls: ``_target_`` names what is called, texts that begin with ``$`` are
 evaluated or imported, and ``%file.json`` inserts another file. A configuration is known if all of its targets and
@@ -21,13 +21,8 @@ from monai_diffae.errors import UnsafeInputError, quoted
 
 Kind = Literal["target", "expression", "import", "file", "argument", "place"]
 
-_READ_FROM = {
-    "dataset_dir",
-    "embeddings",
-    "start_from",
-    "first_stage_bundle",
-    "patient_pattern",
-}  # nothing is written there
+# Places that are only read.
+_READ_FROM = {"dataset_dir", "embeddings", "start_from", "first_stage_bundle", "patient_pattern"}
 _OTHER_FILE = re.compile(r"\.(json|ya?ml)", re.IGNORECASE)
 _PLACE = re.compile(r"[/\\~]|[A-Za-z][\w+.-]*:[/\\]|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
 _NETWORK_PLACE = re.compile(r"[/\\]{2}")

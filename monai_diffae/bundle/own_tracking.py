@@ -13,11 +13,11 @@ _HANDLERS = {"train#handlers": "trainer", "validate#handlers": "validator"}
 
 
 def use_own_tracking(parser: ConfigParser) -> bool:
-    """Track with the bundle's own handler where MONAI's ``--tracking mlflow`` has added its own ones.
+    """Use the bundle's own tracking instead of the handlers that MONAI's ``--tracking mlflow`` adds.
 
     MONAI's handler (1.6.1) logs two parameters, adds to a run of another training that crashed, and ends the training
-    if the server fails. The bundle's logs all parameters by the configuration's names, and no private value. Handlers
-    of other tracking settings than MONAI's default are kept.
+    if the server fails. The bundle's handler logs all parameters by the configuration's names, and no private value.
+    Handlers of other tracking settings than MONAI's default are kept.
 
     Args:
         parser: the configuration of a training.

@@ -26,8 +26,8 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     is killed, either the old or the new model is complete, and the next publication or training of the bundle puts
     the files in order.
 
-    A latent DDIM and a fast decoder of the target are kept unless the source has one; they say that they belong to
-    another autoencoder.
+    A latent DDIM and a fast decoder of the target are kept unless the source has one. They are refused when they are
+    loaded, because they belong to another autoencoder.
 
     Args:
         source: a trained bundle, which is only read.
@@ -54,7 +54,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     with WriteLock(models), tempfile.TemporaryDirectory(dir=models, prefix=STAGED) as folder:
         copies = read_consistently(source, partial(_copy, source, Path(folder)), _NAMES)
         writers = {name: partial(shutil.move, copy) for name, copy in copies.items()}
-        # never the checkpoint of one latent DDIM or fast decoder beside the weights of another
+        # All files of a latent DDIM or fast decoder are replaced together: weights never get another's checkpoint.
         sets = (layout.LATENT_FILES, layout.FAST_FILES)
         replaced = [name for names in sets if not copies.keys().isdisjoint(names) for name in names]
         removed = (*layout.MODEL_FILES, *replaced)

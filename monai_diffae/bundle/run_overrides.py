@@ -17,7 +17,7 @@ from monai_diffae.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "evaluator")
-_ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets them as arguments, or needs none
+_ARGUMENTS = ("imports", "bundle_root", "device", "columns")  # a command gets these as arguments, or does not need them
 
 
 def run_overrides(
@@ -26,9 +26,9 @@ def run_overrides(
     """Return overrides for a command that is run by ``configs/inference.json`` or ``configs/evaluate.json``.
 
     The command reads the model's configuration from the trained bundle. Values of it that the run changes, such as
-    ``--inferer#steps 50``, would otherwise have no effect. The running configuration is compared with
-    the shipped file, and with ``models/config.json`` laid over it: the one with fewer differences is what the
-    run began with.
+    ``--inferer#steps 50``, would otherwise have no effect. The running configuration is compared with the shipped file,
+    and with the shipped file after ``models/config.json`` has replaced its values: the run began with the one from
+    which it differs less.
 
     Args:
         bundle_root: the bundle's folder.

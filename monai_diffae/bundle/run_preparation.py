@@ -106,7 +106,7 @@ def prepare_run(file: str = TRAIN) -> None:
 def check_trained_weights(network: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Check that a network is the one of the trained weights in a bundle's folder; without weights, it can be any.
 
-    MONAI (1.6.1) loads those weights that fit, and says nothing of the others.
+    MONAI (1.6.1) loads those weights that fit, and ignores the others without a message.
 
     Args:
         network: the network of the running configuration, newly built.

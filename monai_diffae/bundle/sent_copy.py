@@ -124,7 +124,7 @@ def _copy_model(models: Path, target: Path) -> None:
         is_second = prefix in (layout.LATENT_PREFIX, layout.FAST_PREFIX)
         if not weights.is_file() or (is_second and not config.is_file()):
             continue
-        if is_second and _autoencoder_of(config) != sha256:
+        if is_second and _autoencoder_sha256(config) != sha256:
             raise ConfigError(
                 f"{weights.name}: belongs to another model than models/model.pt; train it again, or remove it"
             )
@@ -137,7 +137,7 @@ def _copy_model(models: Path, target: Path) -> None:
     copy_networks(models, target, sha256)
 
 
-def _autoencoder_of(config: Path) -> Any:
+def _autoencoder_sha256(config: Path) -> Any:
     """The checksum of the autoencoder that a second model belongs to; None if its configuration does not say it."""
     with suppress(ConfigError):
         return read_values(config).get("autoencoder_sha256")

@@ -21,8 +21,6 @@ Kind = Literal["document", "metadata", "configuration", "record", "weights", "ne
 - ``network``: a network that ``export`` wrote beside the weights, if its record says that it has these weights.
 """
 
-NETWORKS = "networks.json"  # the record of networks that ``export`` wrote
-
 
 @dataclass(frozen=True)
 class SentFile:
@@ -39,7 +37,7 @@ class SentFile:
     like: str = ""
 
 
-def _of_model(prefix: str, like: str) -> tuple[SentFile, ...]:
+def _model_files(prefix: str, like: str) -> tuple[SentFile, ...]:
     return (
         SentFile(f"{layout.MODELS}/{prefix}{layout.MODEL}", "weights"),
         SentFile(f"{layout.MODELS}/{prefix}{layout.SAFE_MODEL}", "weights"),
@@ -52,11 +50,11 @@ _FILES = (
     SentFile("docs/README.md", "document"),
     SentFile("docs/data_license.txt", "document"),
     SentFile(f"{layout.CONFIGS}/metadata.json", "metadata"),
-    *_of_model("", layout.TRAIN),
-    *_of_model(layout.FIRST_STAGE_PREFIX, layout.TRAIN),
-    *_of_model(layout.LATENT_PREFIX, layout.TRAIN_LATENT),
-    *_of_model(layout.FAST_PREFIX, ""),
-    *(SentFile(f"{layout.MODELS}/{name}", "record") for name in (layout.METRICS, layout.PROVENANCE, NETWORKS)),
+    *_model_files("", layout.TRAIN),
+    *_model_files(layout.FIRST_STAGE_PREFIX, layout.TRAIN),
+    *_model_files(layout.LATENT_PREFIX, layout.TRAIN_LATENT),
+    *_model_files(layout.FAST_PREFIX, ""),
+    *(SentFile(f"{layout.MODELS}/{name}", "record") for name in (layout.METRICS, layout.PROVENANCE, layout.NETWORKS)),
     *(
         SentFile(f"{layout.MODELS}/{network}.{format}", "network")
         for network in ("encoder", "denoiser", "first_stage_encoder", "first_stage_decoder")

@@ -15,7 +15,7 @@ from typing import Any
 
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.json_files import read_values
-from monai_diffae.bundle.sent_files import NETWORKS, SENT_FILES
+from monai_diffae.bundle.sent_files import SENT_FILES
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
@@ -39,7 +39,7 @@ def copy_networks(models: Path, target: Path, model_sha256: str) -> None:
     """
     record: dict[str, Any] = {}
     with suppress(ConfigError):  # networks without a readable record are not copied
-        record = read_values(models / NETWORKS)
+        record = read_values(models / layout.NETWORKS)
     networks, made_from = _mapping(record, "networks"), _mapping(record, "made_from")
     listed = [
         name
@@ -57,7 +57,7 @@ def copy_networks(models: Path, target: Path, model_sha256: str) -> None:
             raise ConfigError(f"{name}: names folders of the machine on which it was exported; {_AGAIN}")
         shutil.copyfile(models / name, target / name)
     record["networks"] = {name: networks[name] for name in listed}
-    (target / NETWORKS).write_text(json.dumps(record), encoding="utf-8")
+    (target / layout.NETWORKS).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _is_network(name: str) -> bool:

@@ -1,8 +1,9 @@
 """The rule for the values of JSON files that are sent to others: numbers and known words.
 
 A text that is no word of this package is removed: the value that the shipped configuration has at this place is sent
-instead, or the entry is left out. Only what the model needs may hold other words, without spaces and slashes: names of
-classes, of their arguments and of image columns. The author is shown what was removed, and which of these are sent.
+instead, or the entry is left out. Only entries that the model needs may hold the author's own words, without spaces and
+slashes: names of classes, of their arguments and of image columns. The author is shown what was removed, and which own
+words are sent.
 """
 
 # tested in tests/apps/sharing/test_private_texts.py

@@ -72,7 +72,7 @@ def check_same_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
         header = file.read(int.from_bytes(file.read(8), "little"))
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     is_whole = path.stat().st_size == 8 + len(header) + num_bytes
-    entries = json.loads(header, object_pairs_hook=list)  # a list keeps keys that stand twice
+    entries = json.loads(header, object_pairs_hook=list)  # a list keeps duplicate keys
     is_plain = len(entries) == len(tensors) + bool(metadata) and all(
         name == "__metadata__" or sorted(key for key, _ in entry) == _ENTRY for name, entry in entries
     )

@@ -106,8 +106,10 @@ def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]
     elif _has_parts(before) and _has_parts(after) and len(before) == len(after):
         for i, (one, other) in enumerate(zip(before, after, strict=True)):
             yield from changes(one, other, f"{prefix}{i}")
-    elif before is _ABSENT or before != (after := list(after) if isinstance(after, tuple) else after):
-        yield path, after
+    else:
+        after = list(after) if isinstance(after, tuple) else after
+        if before != after:
+            yield path, after
 
 
 def overlap(first: str, second: str) -> bool:

@@ -20,7 +20,7 @@ from monai_diffae.errors import ConfigError
 # What the weights were trained for. The cohort's split and the decoding settings may differ.
 _BINDING = ("network_def", "preprocessing", "encoder_key", "diffusion")
 _NOT_BINDING = {"imports", "device", "bundle_root", "first_stage_bundle"}
-_OF_THE_DATA = ("columns", "patient_pattern")
+_DATA_KEYS = ("columns", "patient_pattern")
 
 
 def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
         config = _binding(_trained_config(Path(start_from), models))
         config.pop("first_stage", None)  # a training reads it from its own bundle
         remembered = read_training_settings(models)
-        return {**config, **{key: value for key, value in remembered.items() if _first(key) not in _OF_THE_DATA}}
+        return {**config, **{key: value for key, value in remembered.items() if _first(key) not in _DATA_KEYS}}
 
     return read_consistently(start_from, read, (*layout.LOADED_FILES, layout.TRAINING))
 

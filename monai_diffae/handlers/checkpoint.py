@@ -125,7 +125,7 @@ class CheckpointKeeper:
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._end(has_run=False))
 
     def save(self, engine: Workflow) -> None:
-        """Write both files now.
+        """Write the checkpoint, the weights and the metrics now.
 
         Raises:
             DivergenceError: the weights or their averages are not finite; raised on every rank.
@@ -170,8 +170,8 @@ class CheckpointKeeper:
     def _announce_position(self, engine: Workflow) -> None:
         """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps from it.
 
-        Otherwise, a restarted site would report the steps of all its rounds for one, and a server that weighs the sites
-        by their steps would give it that weight.
+        Otherwise, a restarted site would report the steps of all its rounds as those of one round, and would get too
+        much weight in a server's average.
         """
         with suppress(DiffAEError):  # the run reports it
             if self.checkpoint.is_file() and not self.overwrite:
@@ -303,7 +303,7 @@ class CheckpointKeeper:
         self._stop_if_asked(engine)
 
     def _announce_and_save(self, engine: Workflow) -> None:
-        engine.fire_event(TrainingEvents.SAVING)  # what belongs to the steps up to here is written first
+        engine.fire_event(TrainingEvents.SAVING)  # other handlers first write what they have of the steps so far
         self.save(engine)
 
     def _stop_if_asked(self, engine: Workflow) -> None:

@@ -32,7 +32,7 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was got.
+    """The result of :func:`fetch`.
 
     Attributes:
         revision: the commit; None for a zip file.
@@ -134,12 +134,12 @@ def _unpack(path: Path, folder: Path, sha256: str | None) -> Fetched:
             lists = [name for name in archive.namelist() if name.rpartition("/")[2] == CHECKSUM_LIST]
             if not lists:
                 raise _no_list(path.name)
-            above = min(lists, key=len).removesuffix(CHECKSUM_LIST)  # a zip file may have a folder around the bundle
+            around = min(lists, key=len).removesuffix(CHECKSUM_LIST)  # a zip file may have a folder around the bundle
 
             def get(name: str) -> None:
-                if above + name in archive.namelist():
+                if around + name in archive.namelist():
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(above + name) as source, (folder / name).open("wb") as target:
+                    with archive.open(around + name) as source, (folder / name).open("wb") as target:
                         shutil.copyfileobj(source, target)
 
             get(CHECKSUM_LIST)

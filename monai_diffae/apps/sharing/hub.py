@@ -30,7 +30,7 @@ def open_hub() -> HfApi:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise MachineError(
-            "the package huggingface_hub is not installed; pip install 'monai-diffae[hub]', or use a .zip file"
+            "the package huggingface_hub is not installed; run pip install 'monai-diffae[hub]', or use a .zip file"
         ) from error
     return HfApi(library_name="monai-diffae")
 

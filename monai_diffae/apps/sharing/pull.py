@@ -59,8 +59,8 @@ def pull(
     """Get a bundle from the Hugging Face Hub or from a zip file, as ``push`` has sent it.
 
     All files are those of one commit. Each must have the checksum that the bundle's list ``SHA256SUMS`` names;
-    otherwise nothing is kept. The list comes from the same place as the files, so it shows damage, not forgery. For
-    that, give the checksum that the author told you as ``sha256``, or a commit as ``revision``.
+    otherwise nothing is kept. The list comes from the same place as the files, so it shows damage, not forgery. To
+    notice forgery, give the checksum that the author told you as ``sha256``, or a commit as ``revision``.
 
     Nothing of a bundle is run. If it has code of its own, commands refuse it without ``--trust``.
 
@@ -71,7 +71,7 @@ def pull(
         repo: Repository as ``owner/name``, a zip file, or the address of one, such as a file of a GitHub release.
         out: New folder for the bundle.
         revision: Tag, branch or commit of a repository; without it, the newest files of its main branch.
-        sha256: Checksum that ``SHA256SUMS``, or the zip file, must have; needed for an address.
+        sha256: Checksum that ``SHA256SUMS``, or the zip file, must have; required for the address of a zip file.
         overwrite: Replace the folder of an earlier pull.
 
     Returns:

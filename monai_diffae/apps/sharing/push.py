@@ -56,10 +56,11 @@ class PushResult(CommandResult):
 def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = False, yes: bool = False) -> PushResult:
     """Send a trained bundle to a repository on the Hugging Face Hub, or write it into a zip file.
 
-    Sent are the weights, the configurations and figures, exported networks in ``models``, the licence, the documents,
-    and a list of their checksums, ``SHA256SUMS``. Configurations and figures keep numbers and the words of this package
-    and MONAI; other texts are removed. No other file is sent: no checkpoint, tracking, picture or table. You are first
-    shown what is sent and what was removed, and asked whether to send it. All files arrive in one commit.
+    ``push`` sends the weights, the configurations and figures, exported networks in ``models``, the licence, the
+    documents, and a list of their checksums, ``SHA256SUMS``. Configurations and figures keep numbers and the words of
+    this package and MONAI; other texts are removed. No other file is sent: no checkpoint, tracking, picture or table.
+    The command first shows what it will send and what it removed, and asks you whether to send it. All files arrive in
+    one commit.
 
     A new repository is private unless ``public`` is given. The token is that of ``hf auth login`` or of ``HF_TOKEN``.
     The hub needs ``pip install 'monai-diffae[hub]'``; a zip file does not.

@@ -1,4 +1,4 @@
-"""Writes the networks of a bundle to files, with a description for those who use them without this package."""
+"""Write the networks of a bundle to files, with a description for those who use them without this package."""
 
 # tested in tests/apps/training/test_export.py
 
@@ -28,8 +28,6 @@ from monai_diffae.networks import DiffusionAutoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION = "networks.json"
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,11 @@ def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) ->
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "config": config_checksum(bundle), "format": format}
     model = _read_model(bundle)
-    results = [out / f"{part.name}.{format}" for part in model.parts] + [out / DESCRIPTION]
+    results = [out / f"{part.name}.{format}" for part in model.parts] + [out / layout.NETWORKS]
 
     def make() -> dict[str, Any]:
         files = [write_network(part, format, out) for part in model.parts]
-        write_json(out / DESCRIPTION, {"made_from": made_from | versions()} | _description(model, files))
+        write_json(out / layout.NETWORKS, {"made_from": made_from | versions()} | _description(model, files))
         return {"networks": {file.path.name: _figures(file) for file in files}}
 
     figures, skipped = run_once(out / "export.json", results, made_from, make, overwrite=overwrite)
