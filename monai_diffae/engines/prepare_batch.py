@@ -15,7 +15,6 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.device_settings import send
 from monai_diffae.engines.step_draws import StepDraws
-from monai_diffae.errors import ConfigError
 from monai_diffae.networks import FirstStage
 
 
@@ -73,11 +72,6 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         """(x0, target, (), {noise, timesteps, condition}) on ``device``."""
 
         def clean_images(key: str) -> Tensor:
-            if key not in batchdata:
-                raise ConfigError(
-                    f"encoder_key: the training makes no images with the key {key!r}; add the overlay with which the "
-                    "bundle was trained, such as encoder_view.json"
-                )
             images: Tensor = batchdata[key].to(device, non_blocking=non_blocking, **kwargs)
             return images if self.first_stage is None else self.first_stage.encode(images)
 
