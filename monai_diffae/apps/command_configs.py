@@ -120,5 +120,6 @@ def as_json(value: Any, indent: str = "") -> str:
 
 
 if __name__ == "__main__":  # make configs
-    for folder in sys.argv[1:]:
-        write_command_configs(Path(folder))
+    for folder in map(Path, sys.argv[1:]):
+        if (folder / "configs" / "train.json").is_file():  # bundles with weights use those of another one
+            write_command_configs(folder)

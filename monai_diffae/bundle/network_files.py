@@ -106,7 +106,7 @@ def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> 
                 output = loaded(*inputs)
             except Exception as error:
                 shape = " x ".join(map(str, size))
-                raise _export_error(part, error, f"with {batch} images of {shape}") from error
+                raise _export_error(part, error, f"for a batch of {batch} and images of {shape}") from error
             if output.shape != expected.shape:
                 raise ConfigError(
                     f"{part.name}: the file gives {tuple(output.shape)} instead of {tuple(expected.shape)}; "
