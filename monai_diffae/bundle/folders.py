@@ -18,14 +18,18 @@ from monai_diffae.bundle.layout import (
     CONFIGS,
     EVALUATE,
     INFERENCE,
+    MODEL,
     MODEL_FILES,
     MODELS,
     SAFE_MODEL,
     TRAIN,
+    models_folder,
 )
+from monai_diffae.bundle.model_card import mark_replaced_weights
 from monai_diffae.bundle.private_values import without_private_values
 from monai_diffae.bundle.shipped_weights import complete_weights
 from monai_diffae.data.atomic import write_json
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError, MachineError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -148,11 +152,15 @@ def check_new_folder(directory: str | Path) -> None:
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
     """Complete an output folder to a bundle, unless it is the bundle: with configurations, docs and licence.
 
-    Its ``inference.json`` and ``evaluate.json`` then describe the trained model.
+    Its ``inference.json`` and ``evaluate.json`` then describe the trained model. A model card of other weights is
+    marked as such.
     """
     if Path(bundle_root).resolve() != Path(output_dir).resolve():
         _copy_static(Path(bundle_root), Path(output_dir))
         describe_model(output_dir)
+        source, weights = (models_folder(root) / MODEL for root in (bundle_root, output_dir))
+        if source.is_file() and weights.is_file() and file_checksum(source) != file_checksum(weights):
+            mark_replaced_weights(output_dir)
 
 
 def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:

@@ -13,6 +13,8 @@ CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
 TRAIN, TRAIN_LATENT, DISTILL = "train.json", "train_latent.json", "distill.json"
 INFERENCE, EVALUATE = "inference.json", "evaluate.json"
+METADATA = "metadata.json"  # MONAI's description of a bundle
+MODEL_CARD = "docs/README.md"
 MULTI_GPU = "multi_gpu_"  # prefix of the file in ``CONFIGS`` that is laid over a training configuration
 MODEL = "model.pt"  # the averaged weights as a flat state dict
 SAFE_MODEL = "model.safetensors"  # the same weights, as a bundle with weights is shipped

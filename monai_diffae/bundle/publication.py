@@ -10,6 +10,7 @@ from pathlib import Path
 
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.consistent_reading import read_consistently
+from monai_diffae.bundle.model_card import mark_replaced_weights
 from monai_diffae.bundle.model_check import check_model
 from monai_diffae.bundle.writing import STAGED, WriteLock, replace_files
 from monai_diffae.data.atomic import disk_errors
@@ -59,6 +60,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
         replaced = [name for names in sets if not copies.keys().isdisjoint(names) for name in names]
         removed = (*layout.MODEL_FILES, *replaced)
         replace_files(models, writers, removed=removed)
+        mark_replaced_weights(target)
 
 
 def _copy(source: Path, folder: Path, models: Path) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from monai.engines import Workflow
 from torch import nn
 
 from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, METRICS, MODEL, PROVENANCE, SAFE_MODEL, TRAINING
+from monai_diffae.bundle.model_card import mark_replaced_weights
 from monai_diffae.bundle.training_description import TrainingDescription
 from monai_diffae.bundle.warm_start import own_weights, start_weights
 from monai_diffae.bundle.writing import WriteLock, replace_files
@@ -166,6 +167,8 @@ class CheckpointKeeper:
         }
         removed = (f"{self.prefix}{SAFE_MODEL}", *(() if self.prefix else (ANOMALY, PROVENANCE)))
         replace_files(self.directory, writers, removed=removed)
+        if not self.prefix:
+            mark_replaced_weights(self.directory.parent)
 
     def _announce_position(self, engine: Workflow) -> None:
         """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps from it.

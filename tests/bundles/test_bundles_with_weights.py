@@ -27,6 +27,7 @@ from monai.bundle import ConfigWorkflow, load
 from monai_diffae import embed, generate, info, init, probe, push, reconstruct, train
 from monai_diffae.bundle import folders
 from monai_diffae.bundle.checksums import checksum
+from monai_diffae.bundle.model_card import NOTE
 from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.official.checkpoint_files import read_safetensors
@@ -128,6 +129,8 @@ def test_fine_tuning_is_the_command_of_training(
     after = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert [key for key in first if not torch.equal(first[key], after[key])] == []
     assert not (bundle / "models" / "model.safetensors").exists()
+    assert NOTE in (bundle / "docs" / "README.md").read_text()
+    assert json.loads((bundle / "configs" / "metadata.json").read_text())["eval_metrics"] == {}
     train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2})  # resumes
     with pytest.raises(ConfigError, match="the latent model belongs to another autoencoder"):
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
