@@ -142,5 +142,7 @@ def split_cohort(
             f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}"
         )
     counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
-    logger.info("%d scans of %d patients: %s images", num_scans, num_patients, counts)
+    selects = len(cases) > num_scans and (tuple(slice_range), slice_step) != ((0, 1), 1)
+    selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}" if selects else ""
+    logger.info("%d scans of %d patients: %s images%s", num_scans, num_patients, counts, selected)
     return SplitCohort(cases, failures, cohort_fingerprint, is_drawn)

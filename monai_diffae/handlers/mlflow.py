@@ -222,10 +222,10 @@ class MLflowTracking:
                 self._client.log_artifact(self.run_id, str(self.output_dir / name))
         self._describe()
         self._client.set_terminated(self.run_id, status)
-        logger.info(
-            "MLflow: the run '%s' is at /#/experiments/%s?workflowType=machine_learning (mlflow ui)",
-            self.run_name, self._client.get_run(self.run_id).info.experiment_id,
-        )  # fmt: skip
+        page = f"/#/experiments/{self._client.get_run(self.run_id).info.experiment_id}?workflowType=machine_learning"
+        is_own = self.tracking_uri.endswith("/mlflow.db")
+        start = "; in the folder of the results, start: mlflow ui --backend-store-uri sqlite:///mlflow.db"
+        logger.info("MLflow: the run '%s' is on its page %s%s", self.run_name, page, start if is_own else "")
 
     def _fail(self, engine: Workflow, error: BaseException) -> None:
         if self._client is not None and self.run_id is not None:

@@ -353,6 +353,21 @@ def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path: Path, caplo
     assert line.startswith("case bad skipped: bad.nii: a 4D file")
 
 
+def test_slices_that_are_left_out_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        save_nifti(tmp_path / f"{name}.nii", values(4, 4, 10))
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        split_cohort(tmp_path, 2, val_fraction=0, test_fraction=0)
+        split_cohort(tmp_path, 2, val_fraction=0, test_fraction=0, slice_range=(0.2, 0.8), slice_step=3)
+        split_cohort(tmp_path, 3, val_fraction=0, test_fraction=0, slice_step=3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 scans of 2 patients: 20 train, 0 val, 0 test images",
+        "2 scans of 2 patients: 4 train, 0 val, 0 test images, from volumes with slice_range [0.2, 0.8] and "
+        "slice_step 3",
+        "2 scans of 2 patients: 2 train, 0 val, 0 test images",
+    ]
+
+
 def test_fingerprint(tmp_path: Path) -> None:
     save_nifti(tmp_path / "a.nii")
     save_series(tmp_path / "ct")
