@@ -188,7 +188,7 @@ class Atlas:
 
     def outlier_scores_of(self, z_sem: NDArray[np.floating[Any]], row: int) -> list[float] | None:
         """The outlier scores of images of a case, as z_sem (N, D); None: there are too few training cases."""
-        patients = np.repeat(self._patients[[row]], len(z_sem))
+        patients = np.repeat(self.training.groups_of(self.table.iloc[[row]]), len(z_sem))
         try:
             scores = self.training.reference.distances(z_sem, patients, _NUM_NEIGHBORS, whitened=True)
         except ConfigError:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.directions import Direction
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS
 from monai_diffae.latents.statistics import LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Target, balanced_choice, read_target
@@ -70,17 +71,14 @@ def fit_direction(
         >>> bool(direction.predict(direction.move(z[:1], 5))[0] > direction.predict(z[:1])[0])
         True
     """
-    import pandas as pd
-
     codes = checked_codes(z, None if statistics is None else statistics.z_channels, num_least=2).astype(np.float64)
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
             raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
     labelled = read_target(labels, target, positive)
     used = labelled if max_cases is None else balanced_choice(labelled, max_cases, seed)
-    # groups are numbered in their order of appearance, so that the folds do not depend on their names
-    names = np.array([str(group) for group in (range(len(codes)) if groups is None else groups)], object)
-    group_numbers, _ = pd.factorize(names[used.rows])
+    names = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
+    group_numbers = numbered_groups(names[used.rows])
     _check_enough(used, group_numbers, target)
     statistics = statistics or LatentStatistics.of(codes)
     z_norm = statistics.normalise(codes).astype(np.float64)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 from monai_diffae.latents.statistics import LatentStatistics, checked_codes
 from monai_diffae.latents.whitening import whitening
@@ -56,7 +57,8 @@ class ReferenceCases:
         """The mean distance ``[N]`` from cases to their k nearest reference cases of other patients.
 
         Whitening is fitted to nine of ten folds of the reference patients, never to the case's own patient. Reference
-        cases are thus scored like unseen cases, and all scores can be compared.
+        cases are thus scored like unseen cases, and all scores can be compared. The names of the patients decide the
+        fold that is left out, so give names that do not change, such as the id of a patient's first case.
 
         Args:
             z_sem: ``[N, D]``, not normalised.
@@ -136,8 +138,13 @@ def outlier_scores(
         >>> outlier_scores([[0.0, 0.0], [9.0, 9.0]], reference).p_values
         array([0.66, 0.01])
     """
-    cases, codes = ReferenceCases.of(reference, reference_groups), checked_codes(z_sem, num_least=1)
-    names = [f"case {i}" for i in range(len(codes))] if groups is None else groups
-    distances = cases.distances(codes, names, k, whitened)
+    references, codes = checked_codes(reference, num_least=2), checked_codes(z_sem, num_least=1)
+    reference_names = (
+        list(range(len(references))) if reference_groups is None else np.asarray(reference_groups).tolist()
+    )
+    names = [f"case {i}" for i in range(len(codes))] if groups is None else np.asarray(groups).tolist()
+    numbers = numbered_groups([*reference_names, *names])
+    cases = ReferenceCases.of(references, numbers[: len(reference_names)])
+    distances = cases.distances(codes, numbers[len(reference_names) :], k, whitened)
     p = p_values(distances, cases.own_distances(k, whitened), np.zeros(len(codes), bool))
     return OutlierScores(distances, p)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.statistics import checked_codes
 
 Floats = NDArray[np.float64]
@@ -72,12 +73,12 @@ def stability(
     labels = [np.asarray(each) for each in (patients, scans, slices) if each is not None]
     if again.shape != x.shape or any(each.shape != (len(x),) for each in labels):
         raise ConfigError("stability: z, z_again, patients, scans and slices must be of as many cases")
-    patient = _numbered(patients)
+    patient = numbered_groups(patients)
     if scans is None:
         displacement = np.linalg.norm(again - x, axis=1)
     else:
-        group = patient if slices is None else _numbered(patient * len(x) + _numbered(slices))
-        displacement = _distance_to_other_scans(x, again, group, _numbered(scans))
+        group = patient if slices is None else numbered_groups(patient * len(x) + numbered_groups(slices))
+        displacement = _distance_to_other_scans(x, again, group, numbered_groups(scans))
     compared = np.flatnonzero(np.isfinite(displacement) & (patient.max() > 0))
     if not len(compared):
         raise ConfigError(
@@ -89,10 +90,6 @@ def stability(
     is_nearest = _are_nearest(x, again, patient, compared, displacement[compared])
     ratio, ratio_90 = np.percentile(displacement[compared], [50, 90]) / usual_distance
     return Stability(float(ratio), float(ratio_90), float(is_nearest.mean()), len(compared))
-
-
-def _numbered(values: ArrayLike) -> Numbers:
-    return np.unique(np.asarray(values), return_inverse=True)[1]
 
 
 def _distance_to_other_scans(x: Floats, again: Floats, group: Numbers, scan: Numbers) -> Floats:

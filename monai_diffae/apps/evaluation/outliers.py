@@ -38,7 +38,7 @@ class TrainingCases:
         Raises:
             ConfigError: there are fewer than two cases, or all are the same.
         """
-        return cls(rows, ReferenceCases.of(z_matrix(rows), patients_of(rows)))
+        return cls(rows, ReferenceCases.of(z_matrix(rows), _named_after_cases(rows, rows)))
 
     def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
         """z_sem (N, D) of any rows, scaled by the standard deviations of the training cases."""
@@ -54,7 +54,11 @@ class TrainingCases:
         Raises:
             ConfigError: there are fewer than k training cases of other patients.
         """
-        return self.reference.distances(z_matrix(rows), patients_of(rows), k, whitened)
+        return self.reference.distances(z_matrix(rows), self.groups_of(rows), k, whitened)
+
+    def groups_of(self, rows: pd.DataFrame) -> NDArray[np.str_]:
+        """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
+        return _named_after_cases(rows, self.rows)
 
     def own_distances(self, k: int, whitened: bool) -> Floats:
         """The :meth:`distances` of the training cases themselves.
@@ -68,6 +72,19 @@ class TrainingCases:
 def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:
     """The patient of each case; the case itself if the table has no column ``patient``."""
     return rows["patient" if "patient" in rows else "id"].to_numpy(str)
+
+
+def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np.str_]:
+    """The patient of each case: the first id of its training cases, else its own id.
+
+    The names decide which tenth of the training patients a score leaves out. The hashes in the column ``patient`` would
+    give other scores in each folder.
+    """
+    first: dict[str, str] = {}
+    for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
+        first.setdefault(patient, f"training {name}")
+    own = zip(rows["id"].astype(str), patients_of(rows).tolist(), strict=True)
+    return np.array([first.get(patient, f"other {name}") for name, patient in own])
 
 
 def splits_of(rows: pd.DataFrame) -> NDArray[np.str_]:

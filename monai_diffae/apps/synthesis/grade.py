@@ -136,6 +136,8 @@ def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -
     if label not in graded:
         return {}
     labelled = _of_fitted_classes(graded[~missing(graded[label].tolist())], label, direction)
+    if "id" in labelled:  # the intervals depend on the order of the rows
+        labelled = labelled.sort_values("id", kind="stable")
     splits = {"all": labelled} if "split" not in labelled else dict(iter(labelled.groupby("split")))
     metric: Literal["auroc", "r2"] = "auroc" if direction.kind == "binary" else "r2"
     scores = {}

@@ -63,7 +63,7 @@ class ProbedCases:
             logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
         if not (is_in_splits & is_available).any():
             raise CohortError("probe: no case has all features; give features of the same cases")
-        order = np.lexsort((np.array(ids), patients))
+        order = np.argsort(np.array(ids), kind="stable")  # patients are hashes, which differ between folders
         return cls(order[(is_in_splits & is_available)[order]], patients, split_of_rows, bool(splits))
 
     def has_split(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.probing.probes import Floats, Folds, Probe, fit_probe, grouped_folds
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores
 from monai_diffae.latents.probing.targets import ProbeTarget
@@ -209,16 +210,17 @@ def _draw(
     target: ProbeTarget, groups: NDArray[Any], train: NDArray[np.intp], num: int, generator: np.random.Generator
 ) -> NDArray[np.intp] | None:
     """The training cases of ``num`` random patients; None if there are not as many."""
-    patients = generator.permutation(np.unique(groups[train]))
+    member = numbered_groups(groups[train])
+    patients = generator.permutation(int(member.max()) + 1)
     first: list[Any] = []
     if target.classes is not None:
         for label in np.unique(target.values[train]):
-            patients_of_class = np.unique(groups[train][target.values[train] == label])
+            patients_of_class = np.unique(member[target.values[train] == label])
             first += patients[np.isin(patients, patients_of_class)][:_MIN_LABELLED].tolist()
     drawn = list(dict.fromkeys([*first, *patients.tolist()]))[:num]
     if len(set(first)) > num or len(drawn) < num:
         return None
-    return train[np.isin(groups[train], drawn)]
+    return train[np.isin(member, drawn)]
 
 
 def _num_classes(target: ProbeTarget) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.pixel_components import PixelComponents
 
 Floats = NDArray[np.float64]
@@ -129,7 +130,7 @@ def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | N
 
 
 def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
-    """Divide patients into up to 5 folds with classes as balanced as possible.
+    """Divide patients into up to 5 folds with classes as balanced as possible, whatever their names.
 
     The number of folds does not exceed the number of patients of the rarest class; there are none if that is 1.
 
@@ -141,15 +142,15 @@ def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int |
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    names, member = np.unique(groups, return_inverse=True)
-    num_patients = len(names)
+    member = numbered_groups(groups)
+    num_groups = num_patients = int(member.max()) + 1
     if num_classes is not None:
         num_patients = min(len(np.unique(member[target == label])) for label in np.unique(target))
     num = min(_MAX_FOLDS, num_patients)
     if num < 2:
         return []
     if num_classes is None:
-        shuffled = np.random.default_rng(seed).permutation(len(names))[member]
+        shuffled = np.random.default_rng(seed).permutation(num_groups)[member]
         return list(GroupKFold(num).split(member, groups=shuffled))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about classes with fewer cases than folds

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.groups import numbered_groups
 
 Floats = NDArray[np.float64]
 
@@ -89,15 +90,15 @@ class NumberScores:
 def bootstrapped(scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDArray[Any], seed: int = 0) -> Floats:
     """The scores in 1000 bootstrap draws of groups: ``[draws, metrics]``.
 
-    The draws depend only on the names of the groups and the seed. The draws of two predictions of the same cases are
-    therefore paired.
+    The draws depend only on which cases belong together, their order, and the seed. The draws of two predictions of the
+    same cases are therefore paired.
 
     Args:
         scores: a function of the weights ``[N]`` of the cases.
         groups: ``[N]``, such as patients.
         seed: random seed of the draws.
     """
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    member = numbered_groups(groups)
     num_groups = int(member.max()) + 1
     generator = np.random.default_rng(seed)
     draws = (

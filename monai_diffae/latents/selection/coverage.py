@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.statistics import checked_codes
 
 Floats = NDArray[np.float64]
@@ -125,11 +126,7 @@ def _clusters(z: Floats, count: int, seed: int) -> Rows:
     kind = KMeans if len(z) <= _MANY_CASES else MiniBatchKMeans
     distinct = len(np.unique(z, axis=0))
     labels = kind(min(count, distinct), n_init=1, random_state=seed).fit_predict(z)
-    names, first = np.unique(labels, return_index=True)
-    rank = np.empty(int(names.max()) + 1, np.intp)
-    rank[names[np.argsort(first)]] = np.arange(len(names))
-    numbered: Rows = rank[labels]
-    return numbered
+    return numbered_groups(labels)
 
 
 def _mean_distances(z: Floats) -> Floats:

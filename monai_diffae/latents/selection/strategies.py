@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.outliers import ReferenceCases
 from monai_diffae.latents.selection.coverage import farthest_first, typical_first
 from monai_diffae.latents.selection.uncertainty import Kind, are_classes, uncertainty
@@ -129,7 +130,7 @@ def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
         array([2])
     """
     codes = checked_codes(z_sem, num_least=0)
-    names = np.arange(len(codes)) if groups is None else np.asarray(groups)
+    names = np.arange(len(codes)) if groups is None else numbered_groups(groups)
     sample = np.sort(np.random.default_rng(0).permutation(len(codes))[:_MOST_REFERENCE_CASES])
     _, sizes = np.unique(names[sample], return_counts=True)
     k = min(_NEIGHBORS, len(sample) - int(sizes.max(initial=0)))

@@ -54,6 +54,8 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
         names, target = np.unique([class_name(label) for label in labels], return_inverse=True)
         if len(names) < 2:
             return np.ones(len(codes))
+        order = np.argsort(rows)  # the folds depend on the order of the cases
+        rows, target = rows[order], target[order]
         probe = fit_probe("linear", codes[rows], target, rows, len(names), standardise=False)
         return _entropy(probe.predict(codes)) / np.log(len(names))
     return _predictive_std(codes, rows, _numbers(labels))

@@ -35,6 +35,23 @@ def test_a_whitened_score_depends_on_its_case_alone_and_is_in_units_without_its_
     np.testing.assert_array_equal(training.distances(again, 3, True), training.own_distances(3, True))
 
 
+def test_the_names_of_the_patients_and_the_order_of_the_table_change_no_score():
+    generator = np.random.default_rng(0)
+    rows = cases(generator, "train", 60, 8).assign(patient=[f"p{i // 2 * 7 % 30}" for i in range(60)])
+    new = cases(generator, "new", 20, 8).assign(patient=[f"q{i // 2}" for i in range(20)])
+    training = TrainingCases.from_rows(rows)
+    hashes = generator.permutation(99).astype(str)
+    renamed = {name: hashes[i] for i, name in enumerate([*rows["patient"].unique(), *new["patient"].unique()])}
+    other = TrainingCases.from_rows(rows.assign(patient=rows["patient"].map(renamed)))
+    np.testing.assert_array_equal(other.own_distances(3, True), training.own_distances(3, True))
+    for queries in (new, rows):
+        own = training.distances(queries, 3, True)
+        renamed_queries = queries.assign(patient=queries["patient"].map(renamed))
+        np.testing.assert_array_equal(other.distances(renamed_queries, 3, True), own)
+    backwards = TrainingCases.from_rows(rows[::-1]).own_distances(3, True)[::-1]
+    np.testing.assert_allclose(backwards, training.own_distances(3, True), rtol=1e-12)
+
+
 def test_the_sample_of_training_cases_does_not_depend_on_the_order_of_the_table():
     rows = cases(np.random.default_rng(0), "train", 20, 4)
     sample = TrainingCases.from_rows(rows).sample(5, seed=0)

@@ -128,6 +128,24 @@ def test_the_order_of_the_rows_changes_nothing(table, write, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_the_names_of_the_patients_change_nothing(table, write, tmp_path, monkeypatch):
+    """Each folder hashes patients with a key of its own."""
+    monkeypatch.setattr(probe_evaluation, "FEW_PATIENTS", (10,))
+    generator, rows = np.random.default_rng(0), table[:60].copy()
+    rows["age"] += generator.normal(size=60) * 10
+    rows["patient"] = [f"{name:02d}" for name in np.arange(60) // 2 * 7 % 30]
+    names = dict(zip(rows["patient"].unique(), generator.permutation(30).astype(str), strict=True))
+    renamed = rows.assign(patient=rows["patient"].map(names))
+    for each, name in ((rows, "a"), (renamed, "b")):
+        probe(write(each, f"{name}.parquet"), targets=["age", "sex"], evaluation="cv", out=tmp_path / name)
+    for name in ("probes.csv", "few_labels.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    first, second = (
+        pd.read_parquet(tmp_path / name / "predictions.parquet").drop(columns="patient") for name in ("a", "b")
+    )
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
 def test_the_same_seed_gives_the_same_and_another_seed_other_numbers(table, write):
     table["sex"] = np.random.default_rng(2).permutation(table["sex"])
     rows = [probe(write(table), targets=["sex"], evaluation="cv", seed=seed, **LINEAR).rows for seed in (0, 0, 1)]

@@ -65,9 +65,9 @@ def test_scores_that_are_not_defined_are_nan_and_not_part_of_the_interval():
     assert np.isnan(interval(np.array([np.nan]))).all()
 
 
-def test_draws_are_of_groups_paired_and_do_not_depend_on_the_order_of_the_cases():
-    truth, p, generator = predictions(2, 2)
-    groups, order = np.arange(80) // 4, generator.permutation(80)
+def test_draws_are_of_groups_paired_and_do_not_depend_on_the_order_of_cases_in_a_group():
+    truth, p, _ = predictions(2, 2)
+    groups, order = np.arange(80) // 4, np.arange(80).reshape(20, 4)[:, ::-1].ravel()
     draws = bootstrapped(ClassScores(truth, p), groups, seed=3)
     np.testing.assert_allclose(bootstrapped(ClassScores(truth[order], p[order]), groups[order], seed=3), draws)
     assert not np.allclose(bootstrapped(ClassScores(truth, p), groups, seed=4), draws)
