@@ -28,6 +28,7 @@ from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.contents import scan_contents
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import track
+from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.data.tables import COLUMN_ROLES, column_names
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.inferers.exact_encoding import encode_exactly
@@ -149,6 +150,13 @@ class Session:
     def may_hold_training_cases(self) -> bool:
         """Whether cases of ``val`` and ``test`` may have been trained on, because the split is not the training's."""
         return _is_drawn_again(self.trained, self.cohort)
+
+    @property
+    def split_origin(self) -> SplitOrigin:
+        """Whether the cohort's split is that of the training, was given with the cohort, or was drawn at random."""
+        if self.cohort.fingerprint == _trained_on(self.trained):
+            return "training"
+        return "drawn" if self.cohort.is_drawn else "given"
 
     def made_from(self, cases: Sequence[Case] | None = None, *, decodes: bool = True, **more: Any) -> dict[str, Any]:
         """What a result of this session depends on, for the record beside it.
@@ -307,7 +315,7 @@ def _split_cohort(
 ) -> tuple[SplitCohort, str]:
     """The cohort, split and sliced as the bundle's configuration says, and the encoder's image key.
 
-    A warning is logged if the split is drawn again because the cohort is not the one of the training.
+    A warning is logged if the split is drawn because the cohort is not the one of the training.
 
     Raises:
         CohortError: the cohort has no usable case.
@@ -324,16 +332,22 @@ def _split_cohort(
     split = split_cohort(cohort, **values)
     if _is_drawn_again(trained, split):
         logger.warning(
-            "%s differs from the cohort listed in training, so its split is drawn again, and its val and test cases "
-            "may have been trained on; use the training's table, or add a column split (test, if these are new scans)",
+            "%s is not the cohort of the training, so its split is drawn at random and does not say which cases the "
+            "model was trained on; to evaluate the model, add a column split (test for new scans)",
             Path(cohort).name,
         )
     return split, str(encoder_key)
 
 
 def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:
-    trained_on = trained.config.get("_meta_", {}).get("data_fingerprint")
+    trained_on = _trained_on(trained)
     return bool(split.is_drawn and trained_on and split.fingerprint != trained_on)
+
+
+def _trained_on(trained: TrainedBundle) -> str | None:
+    """The fingerprint of the cohort of the training; None if it was not recorded."""
+    fingerprint: str | None = trained.config.get("_meta_", {}).get("data_fingerprint")
+    return fingerprint
 
 
 def _columns_present(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:

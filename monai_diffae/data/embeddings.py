@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from pyarrow.parquet import read_schema
 from torch.utils.data import Dataset
 
 from monai_diffae.data.cases import MISSING_WORDS
+from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAP_COLUMNS = ("x", "y", "thumbnail")
 """Where a case lies on a map, and its picture as PNG; a table has all three or none."""
 
-_FIGURES = ("z_sem_usage", "patient_key", "preprocessing")  # of the record beside a CSV
+_FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
@@ -90,7 +91,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what a table was made with, without its rows: its own metadata (Parquet), or the record beside it (CSV).
 
     Returns:
-        ``made_from``, ``preprocessing``, ``z_sem_usage`` and ``patient_key``, as far as they are known.
+        ``made_from``, ``preprocessing``, ``z_sem_usage``, ``patient_key`` and ``split_origin``, as far as they are
+        known.
     """
     path = Path(path)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # another tool may have written the table
@@ -133,6 +135,12 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
     """The name of the key with which a table's patients were hashed; None if they were not hashed with a key."""
     name = table.attrs.get("monai_diffae", {}).get("patient_key")
     return name if isinstance(name, str) else None
+
+
+def split_origin(table: pd.DataFrame) -> SplitOrigin | None:
+    """Where a table's split is from; None if this was not recorded."""
+    origin = table.attrs.get("monai_diffae", {}).get("split_origin")
+    return next((known for known in get_args(SplitOrigin) if known == origin), None)
 
 
 def z_columns(table: pd.DataFrame) -> list[str]:

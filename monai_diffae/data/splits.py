@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import dicom
@@ -19,6 +20,10 @@ SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """The names that a table may use for a split, and the standard name of each."""
+
+
+SplitOrigin = Literal["training", "given", "drawn"]
+"""Where a cohort's split is from: it is that of the model's training, was given with the cohort, or was drawn."""
 
 
 def assign_splits(

@@ -122,6 +122,10 @@ def warnings_on(caplog):
 def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, tiny_settings, warnings_on, tmp_path):
     folder, bundle = tiny_bundle.cohort.parent, init_bundle(tmp_path / "bundle", "diffae_2d")
     train(bundle, folder, overrides={**tiny_settings, "test_fraction": 0.3})
+
+    def origin(cohort):
+        return Session.open(bundle, cohort, run=CPU).split_origin
+
     assert warnings_on(bundle, folder) == []
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(folder / image) for image in table["image"]]
@@ -131,7 +135,11 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, tiny_settings, 
     assert warnings_on(bundle, tmp_path / "same.csv") == []  # the same scans under the same ids are drawn alike
     table.drop(columns="split")[1:].to_csv(tmp_path / "drawn.csv", index=False)
     (line,) = warnings_on(bundle, tmp_path / "drawn.csv")
-    assert line.startswith("drawn.csv differs from the cohort listed in training, so its split is drawn again")
+    assert line.startswith("drawn.csv is not the cohort of the training, so its split is drawn at random")
+    assert [origin(cohort) for cohort in (folder, tmp_path / "split.csv", tmp_path / "same.csv")] == [
+        "training", "given", "training",
+    ]  # fmt: skip
+    assert origin(tmp_path / "drawn.csv") == "drawn"
     assert "\n" not in line
     assert str(tmp_path) not in line
     assert warnings_on(bundle, table["image"][0]) == []  # one scan is in no split to be judged on
@@ -140,6 +148,7 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, tiny_settings, 
     of_old_bundle = {key: value for key, value in json.loads(description.read_text()).items() if key != "_meta_"}
     description.write_text(json.dumps(of_old_bundle))
     assert warnings_on(bundle, tmp_path / "drawn.csv") == []
+    assert origin(tmp_path / "drawn.csv") == "drawn"
 
 
 @pytest.mark.parametrize("word", ["patient", "image"])

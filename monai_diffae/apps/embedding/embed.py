@@ -228,6 +228,8 @@ def embed(
     described = {
         "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage, "patient_key": key.name
     }  # fmt: skip
+    if encoder == "trained":
+        described["split_origin"] = session.split_origin
     _write(dict(zip(files, tables, strict=True)), files, described)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):

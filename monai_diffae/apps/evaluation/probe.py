@@ -240,6 +240,7 @@ def _evaluate(
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
     """The evaluated probes, and the figures of the result; with few labels if there is a folder to write to."""
     from monai_diffae.apps.evaluation.baselines import feature_set, z_sem_features
+    from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
 
@@ -251,7 +252,12 @@ def _evaluate(
         if names.count(name) > 1:
             raise ConfigError(f"baselines: there are two feature sets called '{name}'; rename one")
     evaluated, omitted = evaluate_probes(
-        table, track(targets, "probing"), feature_sets, settings, with_few_labels=folder is not None
+        table,
+        track(targets, "probing"),
+        feature_sets,
+        settings,
+        with_few_labels=folder is not None,
+        split_origin=split_origin(table),
     )
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.features import FeatureSet
-from monai_diffae.latents.probing.folds import Evaluation, ProbedCases, TargetFolds, choose_folds
+from monai_diffae.latents.probing.folds import Evaluation, ProbedCases, SplitOrigin, TargetFolds, choose_folds
 from monai_diffae.latents.probing.nested import HeldOutPredictions, few_label_scores, predict_held_out
 from monai_diffae.latents.probing.probes import Floats, Probe
 from monai_diffae.latents.probing.scores import bootstrapped, interval
@@ -77,6 +77,7 @@ def evaluate_probes(
     settings: ProbeSettings,
     *,
     with_few_labels: bool,
+    split_origin: SplitOrigin | None = None,
 ) -> tuple[list[EvaluatedProbe], dict[str, str]]:
     """Evaluate every combination of target, feature set and probe.
 
@@ -86,6 +87,8 @@ def evaluate_probes(
         feature_sets: features of the table's cases; the first are z_sem, and the others are compared with them.
         settings: how to probe.
         with_few_labels: also evaluate with few labels.
+        split_origin: whether the table's split is that of the autoencoder's training, was given with the cohort, or was
+            drawn for the table; None: unknown, and taken for that of the training.
 
     Returns:
         The evaluated probes; and for each target that cannot be probed, the reason.
@@ -94,7 +97,7 @@ def evaluate_probes(
         ConfigError: no target can be probed.
     """
     is_available = np.all([features.is_available for features in feature_sets], axis=0)
-    cases = ProbedCases.from_table(table, is_available, settings.splits)
+    cases = ProbedCases.from_table(table, is_available, settings.splits, split_origin)
     evaluated: list[EvaluatedProbe] = []
     errors: dict[str, ConfigError] = {}
     for name in targets:

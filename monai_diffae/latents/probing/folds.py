@@ -19,6 +19,7 @@ from monai_diffae.latents.probing.targets import ProbeTarget, far_off, read_prob
 logger = logging.getLogger(__name__)
 
 Evaluation = Literal["split", "cv"]
+SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.splits
 
 _MIN_PATIENTS, _MIN_PATIENTS_OF_CLASS = 30, 10
 
@@ -32,16 +33,22 @@ class ProbedCases:
         patients: ``[N]``, the patient of every row of the table.
         splits: ``[N]``, the split of every row; None if the table has none.
         is_restricted: whether only the cases of some splits take part.
+        split_origin: where the splits are from; None if this is not known.
     """
 
     positions: NDArray[np.intp]
     patients: NDArray[Any]
     splits: NDArray[Any] | None
     is_restricted: bool = False
+    split_origin: SplitOrigin | None = None
 
     @classmethod
     def from_table(
-        cls, table: pd.DataFrame, is_available: NDArray[np.bool_], splits: Sequence[str] = ()
+        cls,
+        table: pd.DataFrame,
+        is_available: NDArray[np.bool_],
+        splits: Sequence[str] = (),
+        split_origin: SplitOrigin | None = None,
     ) -> ProbedCases:
         """The cases for which all features are available, only those of the given splits if there are any.
 
@@ -64,7 +71,12 @@ class ProbedCases:
         if not (is_in_splits & is_available).any():
             raise CohortError("probe: no case has all features; give features of the same cases")
         order = np.argsort(np.array(ids), kind="stable")  # patients are hashes, which differ between folders
-        return cls(order[(is_in_splits & is_available)[order]], patients, split_of_rows, bool(splits))
+        if split_origin == "drawn":
+            logger.warning(
+                "it is not known which cases the autoencoder was trained on: the split was drawn at random for this "
+                "table; if it was trained on some, their scores may be too high"
+            )
+        return cls(order[(is_in_splits & is_available)[order]], patients, split_of_rows, bool(splits), split_origin)
 
     def has_split(self) -> bool:
         """Whether the table has training cases, and validation or test cases."""
@@ -90,7 +102,9 @@ class TargetFolds:
         evaluation: ``split`` or ``cv``.
         num_omitted: cases without the label, or of a class that is too small to be evaluated.
         small_classes: number of test patients of each class that has fewer than 10.
-        num_seen: test cases of patients that the autoencoder was trained on.
+        num_seen: test cases of patients that the autoencoder was trained on, if the table's split is that of the
+            training; None if the split was drawn for the table.
+        is_split_of_training: False if that is only possible.
     """
 
     target: ProbeTarget
@@ -99,7 +113,8 @@ class TargetFolds:
     evaluation: Evaluation
     num_omitted: int
     small_classes: dict[str, int]
-    num_seen: int
+    num_seen: int | None
+    is_split_of_training: bool = True
 
     @property
     def test_cases(self) -> NDArray[np.intp]:
@@ -140,7 +155,7 @@ def choose_folds(
         target=target, patients=patients, folds=folds, evaluation=evaluation,
         num_omitted=num_considered - len(target.rows),
         small_classes={label: count for label, count in counts.items() if count < _MIN_PATIENTS_OF_CLASS},
-        num_seen=_num_seen(cases, patients[test]),
+        num_seen=_num_seen(cases, patients[test]), is_split_of_training=cases.split_origin != "given",
     )  # fmt: skip
     _log_omitted(target_folds, all_cases)
     _log_unreliable(target_folds, seed)
@@ -169,7 +184,9 @@ def _is_split_enough(cases: ProbedCases, target: ProbeTarget, patients: NDArray[
     return all(count >= _MIN_PATIENTS_OF_CLASS for count in counts.values())
 
 
-def _num_seen(cases: ProbedCases, patients: NDArray[Any]) -> int:
+def _num_seen(cases: ProbedCases, patients: NDArray[Any]) -> int | None:
+    if cases.split_origin == "drawn":
+        return None
     if cases.splits is None:
         return 0
     return int(np.isin(patients, cases.patients[cases.splits == "train"]).sum())
@@ -213,8 +230,11 @@ def _log_unreliable(target_folds: TargetFolds, seed: int) -> None:
             name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
         )  # fmt: skip
     if target_folds.num_seen:
-        logger.warning(
+        text = (
             "target '%s': the autoencoder was trained on patients of %d of the %d test cases (without labels), so the "
-            "scores of z_sem may be too high; set splits to val and test to exclude them",
-            name, target_folds.num_seen, len(test),
-        )  # fmt: skip
+            "scores of z_sem may be too high; set splits to val and test to exclude them"
+            if target_folds.is_split_of_training
+            else "target '%s': if the autoencoder was trained on the table's training cases, it has seen patients of "
+            "%d of the %d test cases, and their scores may be too high; set splits to val and test to exclude them"
+        )
+        logger.warning(text, name, target_folds.num_seen, len(test))

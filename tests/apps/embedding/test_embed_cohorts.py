@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.embeddings import read_embeddings, split_origin, z_matrix
 from monai_diffae.data.formats import nifti
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -116,6 +116,7 @@ def test_worker_processes_give_the_same_table(labelled, cohort, whole, tmp_path)
 
 def test_a_csv_holds_the_same_numbers_to_the_bit(labelled, tmp_path):
     made = embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu")
+    assert split_origin(read_embeddings(made.path)) == "training"
     parquet = embed(labelled.bundle, labelled.cohort, tmp_path / "z2.parquet", device="cpu")
     assert np.array_equal(z_matrix(read_embeddings(made.path)), z_matrix(read_embeddings(parquet.path)))
     assert embed(labelled.bundle, labelled.cohort, tmp_path / "z.csv", device="cpu").skipped
@@ -128,7 +129,18 @@ def test_a_tables_metadata_record_what_it_was_made_with(labelled):
     transforms = metadata["preprocessing"]["preprocessing"]["transforms"]
     assert transforms[0]["_target_"] == "monai_diffae.transforms.ReadScand"
     assert metadata["preprocessing"]["image_size"] == [16, 16]
+    assert metadata["split_origin"] == "training"
     assert str(labelled.cohort.parent) not in str(metadata)
+
+
+def test_a_table_records_that_its_split_was_drawn(labelled, tmp_path):
+    cohort = tmp_path / "scans.csv"
+    pd.DataFrame({"image": [str(tmp_path / name) for name in pictures(tmp_path, 9)]}).to_csv(cohort, index=False)
+    table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "z", device="cpu").path)
+    assert split_origin(table) == "drawn"
+    assert set(table["split"]) == {"train", "val", "test"}
+    baseline = embed(labelled.bundle, cohort, tmp_path / "z", encoder="untrained", device="cpu")
+    assert split_origin(read_embeddings(baseline.path)) is None
 
 
 KINDS = {

@@ -76,6 +76,24 @@ def test_without_a_split_or_with_few_test_cases_it_is_cross_validated(table, wri
     assert (row["evaluation"], row["num_test"]) == ("split", 20)
 
 
+def test_what_is_known_of_the_training_follows_from_where_the_split_is_from(table, write, caplog):
+    def probed(origin, **arguments):
+        caplog.clear()
+        table.attrs["monai_diffae"] = {"made_from": {}, "split_origin": origin}
+        return probe(write(table), targets=["age", "grade"], **arguments, **LINEAR).rows[0]["num_seen_by_autoencoder"]
+
+    assert probed("training", evaluation="cv") == 150
+    assert "trained on patients of 150 of the 200 test cases" in caplog.text
+    assert probed("given", evaluation="cv") == 150
+    assert "trained on patients of 150" not in caplog.text
+    assert "if the autoencoder was trained on the table's training cases, it has seen patients of 150 of" in caplog.text
+    for arguments in ({"evaluation": "cv"}, {"evaluation": "split"}, {"splits": ["test"]}):
+        assert probed("drawn", **arguments) is None
+        (line,) = [record.getMessage() for record in caplog.records if "autoencoder" in record.getMessage()]
+        assert "it is not known which cases the autoencoder was trained on" in line
+        assert "set splits" not in line
+
+
 def test_without_test_cases_those_for_validation_are_used(table, write):
     table["split"] = table["split"].replace("test", "val")
     (row,) = probe(write(table), targets=["age"], **LINEAR).rows
