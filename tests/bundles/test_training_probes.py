@@ -149,7 +149,7 @@ def test_a_cohort_without_labels_is_not_probed(make_workflow, cohort, tmp_path):
 def test_the_end_of_improvement_is_said_once(caplog):
     validation = Validation.__new__(Validation)
     validation.probe_scores, validation.has_reported_stall = [], False
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
         for score in (0.5, 0.7, 0.8, 0.8, 0.79, 0.8, 0.8, 0.8):
             validation.metrics = {"probe_a": score, "probe_b": score, "low_of_probe_a": 0.0}
             validation._follow_probes()

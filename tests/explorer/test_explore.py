@@ -53,7 +53,7 @@ def test_embeddings_of_another_cohort_are_refused(labelled, small_cohort, open_e
 
 def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tmp_path, caplog):
     for _ in range(2):
-        with caplog.at_level("INFO"):
+        with caplog.at_level("INFO", logger="monai_diffae"):
             opened = open_explored(labelled.bundle, labelled.cohort, tmp_path / "out")
         assert len(opened.atlas.cases) == 12
         opened.close()
