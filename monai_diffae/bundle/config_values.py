@@ -187,7 +187,7 @@ def check_dimensions(config: dict[str, Any]) -> None:
     dims = config.get("spatial_dims")
     if dims not in (2, 3):
         return
-    todo = "omit the overlay or start_from for other dimensions; configs/overlays has those that fit"
+    todo = "omit the overlay or start_from for others; configs/overlays has those that fit"
     for key in ("spacing_mm", "image_size"):
         value = config.get(key, [])
         if isinstance(value, list) and value and len(value) != dims:

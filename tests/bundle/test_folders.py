@@ -36,7 +36,7 @@ def test_an_overlay_of_2d_over_a_3d_bundle_is_one_line(overlay: str, tmp_path: P
         )
     assert str(caught.value) == (
         "spacing_mm is [1.5, 1.5, 1.5], but spatial_dims is 2; give 2 numbers, or omit the overlay or "
-        "start_from for other dimensions; configs/overlays has those that fit"
+        "start_from for others; configs/overlays has those that fit"
     )
 
 
