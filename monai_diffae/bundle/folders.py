@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from monai_diffae.bundle.config_values import references
@@ -86,29 +87,25 @@ def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
     stored, target = shipped_bundle(bundle, or_weights=True), Path(directory)
     has_weights = bundle in names_with_weights()
     source = _untrained_counterpart(stored) if has_weights else stored
-    check_new_folder(target)
-    is_new, is_complete = not target.exists(), False
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".new-") as hidden:
-            _copy_static(source, Path(hidden))
-            (Path(hidden) / CONFIGS / "overlays").mkdir()
-            for overlay in overlays_of(source):
-                shutil.copy2(overlay, Path(hidden) / CONFIGS / "overlays")
-            (Path(hidden) / MODELS).mkdir(exist_ok=True)
-            if has_weights:
-                shutil.copytree(stored, hidden, dirs_exist_ok=True)
-                complete_weights(Path(hidden))
-            # Without ``configs``, which comes last, no training begins: its first weights would be random
-            for part in sorted(Path(hidden).iterdir(), key=lambda path: path.name == CONFIGS):
-                part.rename(target / part.name)
-        is_complete = True
+        with removed_on_failure(target):
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target, prefix=".new-") as folder:
+                hidden = Path(folder)
+                _copy_static(source, hidden)
+                (hidden / CONFIGS / "overlays").mkdir()
+                for overlay in overlays_of(source):
+                    shutil.copy2(overlay, hidden / CONFIGS / "overlays")
+                (hidden / MODELS).mkdir(exist_ok=True)
+                if has_weights:
+                    shutil.copytree(stored, hidden, dirs_exist_ok=True)
+                    complete_weights(hidden)
+                # Without ``configs``, which comes last, no training begins: its first weights would be random
+                for part in sorted(hidden.iterdir(), key=lambda path: path.name == CONFIGS):
+                    part.rename(target / part.name)
     except OSError as error:
         reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
         raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
-    finally:
-        if is_new and not is_complete:
-            shutil.rmtree(target, ignore_errors=True)
     return target
 
 
@@ -147,6 +144,28 @@ def check_new_folder(directory: str | Path) -> None:
         raise MachineError(f"{name}: cannot be written (Permission denied); choose another folder")
     if nearest == target and any(target.iterdir()):
         raise ConfigError(f"{name}: the folder is not empty; choose a new one")
+
+
+@contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """If the block fails, remove what it wrote into a new folder, and the folders that it made.
+
+    Raises:
+        ConfigError: the folder is not new; see :func:`check_new_folder`.
+        MachineError: it cannot be written.
+    """
+    check_new_folder(folder)
+    new_folders = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the user needs to see the first error
+            for content in folder.iterdir():
+                shutil.rmtree(content) if content.is_dir() else content.unlink()
+        for path in new_folders:
+            with suppress(OSError):  # somebody else may have written into it
+                path.rmdir()
+        raise
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:

@@ -28,7 +28,7 @@ from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 _DOCS = {  # what the shipped files say about weights, and what a trained bundle has to say instead
-    "docs/README.md": ("The bundle has no weights", "describe the trained model, its data and its quality there"),
+    layout.MODEL_CARD: ("The bundle has no weights", "describe the trained model, its data and its quality there"),
     "docs/data_license.txt": ("no trained weights", "name the data that the model was trained on, and their licence"),
 }
 

@@ -47,9 +47,9 @@ def _model_files(prefix: str, like: str) -> tuple[SentFile, ...]:
 
 _FILES = (
     SentFile("LICENSE", "document"),
-    SentFile("docs/README.md", "document"),
+    SentFile(layout.MODEL_CARD, "document"),
     SentFile("docs/data_license.txt", "document"),
-    SentFile(f"{layout.CONFIGS}/metadata.json", "metadata"),
+    SentFile(f"{layout.CONFIGS}/{layout.METADATA}", "metadata"),
     *_model_files("", layout.TRAIN),
     *_model_files(layout.FIRST_STAGE_PREFIX, layout.TRAIN),
     *_model_files(layout.LATENT_PREFIX, layout.TRAIN_LATENT),

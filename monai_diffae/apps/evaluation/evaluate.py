@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,11 +192,15 @@ def evaluate(
     if held_out.split == "train" and not held_out.not_held_out:
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")
     weights.check()
-    from monai_diffae.apps.evaluation.quality import SUMMARY, Evaluation
+    from monai_diffae.apps.evaluation.quality import SUMMARY, EvaluatedBundle, Evaluation
     from monai_diffae.apps.processes import this_process
 
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
-    bundles, omitted = _open(folders, cohort, held_out, conditions.decoding, reading, run, process.device)
+    open_one = partial(
+        EvaluatedBundle.open, cohort=cohort, held_out=held_out, decoding=conditions.decoding, reading=reading, run=run,
+        device=process.device,
+    )  # fmt: skip
+    bundles, omitted = _open(folders, open_one)
     evaluation = Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
@@ -218,13 +223,7 @@ def evaluate(
 
 
 def _open(
-    folders: Sequence[Path],
-    cohort: Path,
-    held_out: HeldOut,
-    decoding: Decoding,
-    reading: Reading,
-    run: Run,
-    device: str | None,
+    folders: Sequence[Path], open_one: Callable[[Path, str], EvaluatedBundle]
 ) -> tuple[list[EvaluatedBundle], list[dict[str, Any]]]:
     """The bundles that can be evaluated, and why the others cannot.
 
@@ -232,13 +231,13 @@ def _open(
         OmittableError: no bundle can be evaluated.
         UnsafeInputError: a bundle has code of its own that is not trusted, or unsafe weights.
     """
-    from monai_diffae.apps.evaluation.quality import EvaluatedBundle, unique_names
+    from monai_diffae.apps.evaluation.quality import unique_names
 
     bundles: list[EvaluatedBundle] = []
     errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
-            bundles.append(EvaluatedBundle.open(folder, name, cohort, held_out, decoding, reading, run, device))
+            bundles.append(open_one(folder, name))
         except OmittableError as error:
             errors[name] = error
     if not bundles:

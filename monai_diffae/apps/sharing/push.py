@@ -194,9 +194,10 @@ class _Repository:
     def add_page(self, folder: Path) -> dict[str, int]:
         """Write the repository's page, which can be edited on the hub, so ``SHA256SUMS`` does not list it."""
         from monai_diffae.apps.sharing.model_card import model_card
+        from monai_diffae.bundle import layout
 
         page = folder / "README.md"
-        page.write_text(model_card((folder / "docs" / "README.md").read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(model_card((folder / layout.MODEL_CARD).read_text(encoding="utf-8")), encoding="utf-8")
         return {page.name: page.stat().st_size}
 
     def send(self, folder: Path, names: list[str]) -> str:

@@ -8,6 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from monai_diffae.bundle import layout
 from monai_diffae.bundle.folders import init_bundle, names_with_weights, shipped
 
 
@@ -23,5 +24,5 @@ def copy_once(folder: Path, name: str) -> Path | None:
 
 def held_out_figures() -> dict[str, dict[str, float]]:
     """What each shipped model achieves on held-out cases of its own data: figures by their names."""
-    files = {name: shipped("bundles") / name / "configs" / "metadata.json" for name in names_with_weights()}
+    files = {name: shipped("bundles") / name / layout.CONFIGS / layout.METADATA for name in names_with_weights()}
     return {name: json.loads(file.read_text(encoding="utf-8"))["eval_metrics"] for name, file in files.items()}

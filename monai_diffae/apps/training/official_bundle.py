@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from monai_diffae.bundle import layout
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, model_config
 from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
+from monai_diffae.bundle.folders import check_new_folder, init_bundle, removed_on_failure, shipped_bundle
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.tensor_files import write_tensors
@@ -111,7 +108,7 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
         "weights": select_model(weights)[0],
         "monai_diffae": __version__,
     }
-    with _removed_on_failure(out):
+    with removed_on_failure(out):
         models = init_bundle(out, bundle) / layout.MODELS
         write_json(models / layout.CONFIG, config)
         describe_model(out)
@@ -223,20 +220,3 @@ def _latent_config(latent: LatentMLP, autoencoder_sha256: str) -> dict[str, Any]
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
         "autoencoder_sha256": autoencoder_sha256,
     }
-
-
-@contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
-    """If the block fails, remove what it wrote into a new folder, and the folders that it made."""
-    check_new_folder(folder)
-    new_folders = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # the user needs to see the first error
-            for content in folder.iterdir():
-                shutil.rmtree(content) if content.is_dir() else content.unlink()
-        for path in new_folders:
-            with suppress(OSError):  # somebody else may have written into it
-                path.rmdir()
-        raise
