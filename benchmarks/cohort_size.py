@@ -5,7 +5,8 @@
 For each number of cases, a Diff-AE is trained without labels, always on as many volumes in all (so that the smaller
 cohorts are seen in more epochs). Then ridge regressions, trained on the same cases, predict each factor of the same
 400 other heads from z_sem, and from as many principal components of the voxels. ``OUT/cohort_size.csv`` has R2 with
-95 % intervals, and the paired difference of z_sem and the principal components. A run that was stopped resumes.
+95 % intervals, and the paired difference of z_sem and the principal components; ``OUT/<cases>/probes/few_labels.csv``
+the same from fewer labelled heads. A run that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def rows_for(out: Path, cohort: Path, cases: int, arguments: argparse.Namespace)
     embed(bundle, table, codes)
     targets = [factor.name for factor in FACTORS]
     comparison = Comparison(pixel_baselines=["pca"], bundle=bundle, cohort=table)
-    result = probe(codes / "embeddings.parquet", targets=targets, probes=["linear"], comparison=comparison)
+    table_of_codes = codes / "embeddings.parquet"
+    result = probe(table_of_codes, folder / "probes", targets=targets, probes=["linear"], comparison=comparison)
     return pd.DataFrame(result.rows).assign(cases=cases)
 
 

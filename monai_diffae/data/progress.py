@@ -16,10 +16,13 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], text: str) -> Iterator[T]:
-    """Yield the items, with a bar on a terminal (if INFO is logged) or one line in the log elsewhere."""
+    """Yield the items, with a bar on a terminal (if INFO is logged) or lines in the log at times elsewhere."""
     if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
         logger.info("%s", text)
-        yield from items
+        report = _LoggedProgress(len(items), " parts")  # items may be batches
+        for item in items:
+            yield item
+            report()
         return
     from rich.console import Console
     from rich.progress import track
@@ -48,8 +51,8 @@ def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
 
 
 class _LoggedProgress:
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, unit: str = "") -> None:
+        self.total, self.unit, self.done = total, unit, 0
         self.start = self.last = time.monotonic()
 
     def __call__(self) -> None:
@@ -59,7 +62,7 @@ class _LoggedProgress:
             rate = self.done / (now - self.start)
             remaining_s = int((self.total - self.done) / rate)
             logger.info(
-                "%d of %d, %.3g per second, %d:%02d:%02d left", self.done, self.total, rate,
+                "%d of %d%s, %.3g per second, %d:%02d:%02d left", self.done, self.total, self.unit, rate,
                 remaining_s // 3600, remaining_s // 60 % 60, remaining_s % 60,
             )  # fmt: skip
             self.last = now
