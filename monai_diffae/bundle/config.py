@@ -23,6 +23,7 @@ from monai_diffae.bundle.config_values import (
     check_dimensions,
     check_required_values,
     check_values,
+    check_views,
     references,
     strings,
 )
@@ -135,6 +136,7 @@ def check_running_config() -> None:
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
     check_values(config)
+    check_views(config)
 
 
 def check_image_size(network: object, image_size: Sequence[int]) -> None:

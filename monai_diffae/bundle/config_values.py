@@ -70,7 +70,9 @@ RULES: dict[str, _Rule] = {
     "early_stop_patience": _whole(1, or_null=True),
     "calibration_cases": _whole(0),
     "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
-    **dict.fromkeys(("learning_rate", "weight_decay", "checkpoint_minutes", "cache_gib"), _number(0)),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "agreement_weight", "checkpoint_minutes", "cache_gib"), _number(0)
+    ),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
     **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
@@ -194,6 +196,27 @@ def check_dimensions(config: dict[str, Any]) -> None:
             raise ConfigError(f"{key} is {quoted(value)}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
     if dims == 3 and "slice_axis" in config:
         raise ConfigError(f"slice_axis is a key of 2D bundles, but spatial_dims is 3; {todo}")
+
+
+def check_views(config: Mapping[str, Any]) -> None:
+    """Check that the encoder sees another view than the decoder draws, if their z_sem are to agree.
+
+    Raises:
+        ConfigError: it sees the same one.
+
+    Example:
+        >>> check_views({"agreement_weight": 0.02, "encoder_key": "image", "spatial_dims": 2})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: agreement_weight is 0.02, but the encoder sees the decoder's image ...
+    """
+    weight = config.get("agreement_weight")
+    if _is_number(weight) and weight > 0 and config.get("encoder_key") in (None, "image"):
+        overlay = "encoder_view_3d" if config.get("spatial_dims") == 3 else "encoder_view"
+        raise ConfigError(
+            f"agreement_weight is {weight:g}, but the encoder sees the decoder's image (encoder_key); "
+            f"add the overlay {overlay}, which gives it another view"
+        )
 
 
 def check_image_size(image_size: Sequence[int], divisors: Sequence[int]) -> None:

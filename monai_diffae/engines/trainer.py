@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from monai_diffae.data.workers import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines.agreement import agreement_loss, both_views, encoding_both
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.engines.device_settings import DeviceSettings, description
@@ -225,24 +227,34 @@ class DiffusionTrainer(ResumableTrainer):
 
     Args:
         schedule: the noise schedule, which weights the loss of each noise level.
+        agreement_weight: weight of :func:`~monai_diffae.engines.agreement.agreement_loss`, for which the network also
+            encodes the image that the decoder reconstructs; 0: the loss is that of diffusion alone.
         kwargs: arguments of :class:`ResumableTrainer`.
     """
 
-    def __init__(self, *, schedule: DiffusionSchedule, **kwargs: Any) -> None:
+    def __init__(self, *, schedule: DiffusionSchedule, agreement_weight: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
+        self.agreement_weight = agreement_weight
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
-        """The loss of each image (B,), weighted by its noise level."""
+        """The loss of each image (B,), weighted by its noise level; the batch's agreement is added to each."""
         with autocast(self.state.device, self.dtype):  # including a first stage in prepare_batch
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs
             )
+            if self.agreement_weight:
+                views = both_views(kwargs["condition"], images).to(memory_format=self.memory_format)
+                kwargs = {**kwargs, "condition": views}
             images = images.to(memory_format=self.memory_format)
-            output = self.inferer(images, self.network, *args, **kwargs)
+            with encoding_both(self.network) if self.agreement_weight else nullcontext([]) as z_sem:
+                output = self.inferer(images, self.network, *args, **kwargs)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
-        return error * self.schedule.loss_weights(kwargs["timesteps"])
+        losses: Tensor = error * self.schedule.loss_weights(kwargs["timesteps"])
+        if self.agreement_weight:
+            losses = losses + self.agreement_weight * agreement_loss(*z_sem[0].chunk(2))
+        return losses
 
 
 def _is_not_repeated(record: logging.LogRecord) -> bool:

@@ -17,8 +17,8 @@ ALL = {path.stem for path in (ROOT / "configs").glob("*.json")}
 @pytest.mark.parametrize(
     ("bundle", "expected"),
     [
-        ("diffae_2d", ALL - {"latent_space", "embed_volumes"}),
-        ("diffae_3d", {"fp32", "second_modality", "latent_space", "embed_volumes"}),
+        ("diffae_2d", ALL - {"latent_space", "embed_volumes", "encoder_view_3d"}),
+        ("diffae_3d", {"fp32", "second_modality", "latent_space", "embed_volumes", "encoder_view_3d"}),
         ("autoencoder_kl_3d", {"fp32"}),
     ],
 )

@@ -34,6 +34,8 @@ def complaint(make_workflow, overrides):
         ({"max_epochs": -1}, ["max_epochs is -1", "at least 1"]),
         ({"max_grad_norm": -5}, ["max_grad_norm is -5", "above 0"]),
         ({"ema_decay": 2}, ["ema_decay is 2", "below 1"]),
+        ({"agreement_weight": -1}, ["agreement_weight is -1", "at least 0"]),
+        ({"agreement_weight": 0.02}, ["agreement_weight is 0.02", "add the overlay encoder_view,"]),
         ({"learning_rate": "fast"}, ["learning_rate is 'fast'", "number"]),
         ({"image_size": 16}, ["image_size is 16", "[64, 64]"]),
         ({"percentiles": 99}, ["percentiles is 99"]),

@@ -166,8 +166,14 @@ def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
 
 @pytest.mark.parametrize(
     ("bundle", "overlays"),
-    [(BUNDLE, []), (BUNDLE, ["encoder_view"]), (IN_3D, []), (IN_3D, ["embed_volumes"])],
-    ids=["2d", "2d-encoder_view", "3d", "3d-embed_volumes"],
+    [
+        (BUNDLE, []),
+        (BUNDLE, ["encoder_view"]),
+        (IN_3D, []),
+        (IN_3D, ["embed_volumes"]),
+        (IN_3D, ["encoder_view_3d"]),
+    ],
+    ids=["2d", "2d-encoder_view", "3d", "3d-embed_volumes", "3d-encoder_view_3d"],
 )
 def test_augmentation_moves_along_every_axis(bundle: Path, overlays: list[str]) -> None:
     """MONAI applies a single number to the first axis alone."""

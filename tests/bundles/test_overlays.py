@@ -17,6 +17,7 @@ from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.medmnist import medmnist_to_cohort
+from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 # latent_space is for volumes and a first stage: test_latent_space.py
@@ -78,6 +79,7 @@ def test_overlay_trains_and_loads(overlay: Path, small_cohort: Path, tmp_path: P
         "medmnist": lambda: medmnist(data),
         "second_modality": lambda: two_modalities(data, small_cohort),
         "embed_volumes": lambda: volumes(data, 0, 900),
+        "encoder_view_3d": lambda: volumes(data, 0, 900),
     }.get(overlay.stem, lambda: small_cohort)()
     bundle = "diffae_3d" if json.loads(overlay.read_text()).get("spatial_dims") == 3 else "diffae_2d"
     directory = init_bundle(tmp_path / "bundle", bundle)
@@ -113,3 +115,22 @@ def test_what_a_training_in_a_checkout_writes_is_ignored_by_git(tiny_bundle) -> 
 def test_monai_finds_every_training_property(make_workflow) -> None:
     workflow = make_workflow()
     assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("overlay", ["encoder_view", "encoder_view_3d"])
+def test_the_z_sem_of_two_views_are_trained_to_agree(overlay: str, small_cohort: Path, tmp_path: Path) -> None:
+    in_3d = overlay == "encoder_view_3d"
+    (tmp_path / "data").mkdir()
+    cohort = volumes(tmp_path / "data", 0, 900) if in_3d else small_cohort
+    directory = init_bundle(tmp_path / "bundle", "diffae_3d" if in_3d else "diffae_2d")
+    overrides = {**(SMALL_3D if in_3d else SMALL), **SHORT, "num_pictures": 0}
+    with pytest.raises(ConfigError, match=f"agreement_weight is 0.02.*add the overlay {overlay},"):
+        train(directory, cohort, overrides={**overrides, "agreement_weight": 0.02})
+    overlays = [directory / "configs" / "overlays" / f"{overlay}.json"]
+    losses = []
+    for weight in (0.0, 0.02):
+        out = tmp_path / str(weight)
+        train(directory, cohort, out=out, overlays=overlays, overrides={**overrides, "agreement_weight": weight})
+        losses.append(pd.read_csv(out / "curves.csv")["loss"][0])
+    assert losses[1] > losses[0]  # both terms are added
+    assert json.loads((out / "models" / "training.json").read_text())["agreement_weight"] == 0.02

@@ -101,7 +101,9 @@ def test_no_wait_in_encoding_inversion_and_decoding(
     assert (decoded.device.type, decoded.shape) == ("meta", images.shape)
 
 
-def trainer_on_meta(spatial_dims: int, loss_weighting: str, **settings: Any) -> tuple[DiffusionTrainer, EMA]:
+def trainer_on_meta(
+    spatial_dims: int, loss_weighting: str, encoder_key: str = "image", **settings: Any
+) -> tuple[DiffusionTrainer, EMA]:
     network, images = on_meta(spatial_dims)
     schedule = DiffusionSchedule(loss_weighting=loss_weighting)
     optimizer = torch.optim.AdamW(network.parameters(), fused=False, foreach=True)  # there is no fused kernel for meta
@@ -109,11 +111,11 @@ def trainer_on_meta(spatial_dims: int, loss_weighting: str, **settings: Any) -> 
     trainer = DiffusionTrainer(
         schedule=schedule,
         network=network,
-        train_data_loader=[{"image": torch.zeros(images.shape)}] * 8,
+        train_data_loader=[{key: torch.zeros(images.shape) for key in dict.fromkeys(("image", encoder_key))}] * 8,
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(reduction="none"),
         inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=AutoencoderPrepareBatch(schedule),
+        prepare_batch=AutoencoderPrepareBatch(schedule, encoder_key=encoder_key),
         device=torch.device("meta"),
         max_epochs=1,
         precision="fp32",
@@ -144,6 +146,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         (2, "none", {}),
         (3, "none", {"channels_last": False}),
         (2, "min_snr", {"accumulation_steps": 2}),
+        (3, "none", {"encoder_key": "view", "agreement_weight": 0.02}),
     ],
 )
 def test_no_wait_in_a_training_step(
@@ -156,7 +159,8 @@ def test_no_wait_in_a_training_step(
     with BlockingCopies() as counted:
         trainer.run()
     assert len(steps) == 4
-    assert (counted.copies, counted.blocking) == (4 * 2 + 1, 0)  # images and timesteps; once, the sum of the losses
+    # in each step images, the encoder's if they are others, and timesteps; once, the sum of the losses
+    assert (counted.copies, counted.blocking) == (4 * (3 if "encoder_key" in settings else 2) + 1, 0)
     assert ema.num_updates == 4 // settings.get("accumulation_steps", 1)
     assert steps[0] == 0  # a step reads the figures of the one before it
     assert steps[1] > 0

@@ -1,0 +1,229 @@
+"""Agreement of two views: the loss, and trainings with it."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ignite.engine import Events
+from torch.utils.data import Dataset
+
+from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer, StepSeeding, training_loader
+from monai_diffae.engines.agreement import agreement_loss, both_views, encoding_both
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.networks import build_autoencoder
+from monai_diffae.transforms import ReadScand, ToModelRanged
+
+TINY = {"base_channels": 8, "channel_mult": (1, 2), "z_channels": 6, "time_embed_channels": 8}
+
+
+def expected_loss(first, second):
+    """VICReg by numpy, number by number."""
+    loss = 25 * np.mean((first - second) ** 2)
+    for z_sem in (first, second):
+        for column in z_sem.T:
+            loss += 25 * max(0, 1 - np.sqrt(np.var(column, ddof=1) + 1e-4)) / z_sem.shape[1] / 2
+        covariance = np.cov(z_sem.T)
+        for i, row in enumerate(covariance):
+            loss += sum(value**2 for j, value in enumerate(row) if i != j) / z_sem.shape[1]
+    return loss
+
+
+@pytest.mark.parametrize(("count", "scale"), [(2, 0.1), (5, 1.0), (40, 3.0)])
+def test_the_loss_is_that_of_another_implementation(count, scale):
+    generator = np.random.default_rng(count)
+    first, second = generator.normal(size=(2, count, 6)) * scale * np.linspace(0.2, 2, 6)
+    loss = agreement_loss(torch.tensor(first), torch.tensor(second))
+    assert float(loss) == pytest.approx(expected_loss(first, second), rel=1e-5)
+    assert loss.dtype == torch.float32
+
+
+def test_codes_that_are_all_equal_have_a_finite_gradient():
+    z_sem = torch.ones(4, 3, requires_grad=True)
+    agreement_loss(z_sem, z_sem).backward()
+    assert torch.isfinite(z_sem.grad).all()
+
+
+def test_one_image_alone_is_refused():
+    with pytest.raises(ConfigError, match="batch_size is 1.*at least 2 images"):
+        agreement_loss(torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+def test_one_view_or_two_shapes_are_refused():
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ConfigError, match="two views of an image, but encoder_key"):
+        both_views(images, images)
+    with pytest.raises(ConfigError, match=r"is \(3, 8, 8\) and the decoder's \(1, 8, 8\); set agreement_weight to 0"):
+        both_views(torch.zeros(2, 3, 8, 8), images)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_decoder_gets_the_first_view_and_both_are_encoded_once(spatial_dims):
+    network = build_autoencoder(spatial_dims, z_grid=2, **TINY)
+    torch.nn.init.normal_(network.unet.head[-1].weight)
+    shape = (2, 1, *[8] * spatial_dims)
+    x_t, seen, drawn = (torch.randn(shape) for _ in range(3))
+    passes = []
+    network.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    with encoding_both(network) as z_sem:
+        output = network(x_t, torch.tensor([5, 500]), both_views(seen, drawn))
+    assert len(passes) == 1
+    torch.testing.assert_close(output, network(x_t, torch.tensor([5, 500]), seen))
+    torch.testing.assert_close(z_sem[0], torch.cat([network.encode(seen), network.encode(drawn)]))
+    assert network.encode(seen).shape == (2, 6)
+
+
+class Slices(Dataset):
+    """Slices of virtual heads, and a view of each that is darker, noisy and shifted."""
+
+    def __init__(self, folder):
+        table = make_virtual_cohort(folder, num_patients=8, size=16)
+        read = ReadScand("image", spatial_dims=2, channels=1)
+        scale = ToModelRanged("image", method="percentiles")
+        files = [str(table.parent / name) for name in pd.read_csv(table)["image"][:8]]
+        items = [scale(read({"image": file})) for file in files]
+        self.images = torch.stack([torch.as_tensor(item["image"]) for item in items]).contiguous()
+        noise = torch.randn(self.images.shape, generator=torch.Generator().manual_seed(0))
+        self.views = (self.images.roll(2, dims=-1) * 0.5 + 0.2 * noise).clamp(-1, 1)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, item):
+        return {"image": self.images[item[1]], "view": self.views[item[1]], "id": str(item[1])}
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    return Slices(tmp_path_factory.mktemp("cohort"))
+
+
+def trained(data, epochs=1, encoder_key="view", lr=1e-3, **settings):
+    """A trainer after its steps of 4 images, and their losses."""
+    torch.manual_seed(0)
+    network = build_autoencoder(2, **TINY)
+    schedule = DiffusionSchedule(prediction="v")
+    trainer = DiffusionTrainer(
+        schedule=schedule, network=network, device=torch.device("cpu"), max_epochs=epochs,
+        train_data_loader=training_loader(data, 4), loss_function=torch.nn.MSELoss(reduction="none"),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=lr, fused=True),
+        inferer=DiffusionAutoencoderInferer(schedule), prepare_batch=AutoencoderPrepareBatch(
+            schedule, encoder_key=encoder_key), **{"precision": "fp32", **settings},
+    )  # fmt: skip
+    StepSeeding(0).attach(trainer)
+    losses = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: losses.append(float(trainer.state.output[0]["loss"])))
+    trainer.run()
+    return trainer, losses
+
+
+def distance(trainer, data):
+    with torch.no_grad():
+        z_sem, of_views = (trainer.network.eval().encode(images) for images in (data.images, data.views))
+    return float((z_sem - of_views).square().mean() / z_sem.var(dim=0).mean())
+
+
+def test_a_weight_of_0_is_the_training_without_it_to_the_bit(slices):
+    encoded = []
+
+    def weights(**settings):
+        trainer, losses = trained(slices, **settings)
+        return [*trainer.network.state_dict().values(), torch.tensor(losses)]
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: encoded.append(len(args[0])) if type(module).__name__ == "SemanticEncoder" else None
+    )
+    without, with_0 = weights(), weights(agreement_weight=0.0)
+    assert encoded == [4] * 4
+    with_more = weights(agreement_weight=0.02)
+    hook.remove()
+    assert encoded[4:] == [8] * 2
+    assert all(torch.equal(a, b) for a, b in zip(without, with_0, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(without, with_more, strict=True))
+
+
+def test_two_steps_draw_the_views_of_real_slices_together(slices):
+    before, _ = trained(slices, lr=0.0)
+    without, _ = trained(slices)
+    with_it, _ = trained(slices, agreement_weight=1.0)
+    assert distance(with_it, slices) < 0.9 * min(distance(before, slices), distance(without, slices))
+
+
+def test_the_agreement_is_added_to_the_loss_of_diffusion(slices):
+    before, plain = trained(slices, lr=0.0)
+    _, losses = trained(slices, lr=0.0, agreement_weight=0.5)
+    batches = [[i for _, i in batch] for batch in before.data_loader.batch_sampler]
+    with torch.no_grad():
+        z_sem = before.network.encode(slices.images), before.network.encode(slices.views)
+    added = [0.5 * float(agreement_loss(z_sem[1][batch], z_sem[0][batch])) for batch in batches]
+    assert [a - b for a, b in zip(losses, plain, strict=True)] == pytest.approx(added, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": False}])
+def test_it_trains_in_every_precision(slices, settings):
+    _, losses = trained(slices, agreement_weight=0.02, **settings)
+    assert np.isfinite(losses).all()
+
+
+def test_a_training_with_one_view_is_refused(slices):
+    with pytest.raises(ConfigError, match="two views"):
+        trained(slices, encoder_key=None, agreement_weight=0.02)
+
+
+PROGRAM = """
+import multiprocessing, sys
+import torch
+import torch.distributed as dist
+from monai_diffae.engines import distributed
+from monai_diffae.engines.agreement import agreement_loss, both_views, encoding_both
+from monai_diffae.networks import build_autoencoder
+
+def step(rank, results):
+    torch.manual_seed(0)
+    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+    torch.nn.init.normal_(network.unet.head[-1].weight)
+    x_t, seen, drawn = torch.randn(3, 4, 1, 8, 8)
+    parts = [slice(2 * rank, 2 * rank + 2)]
+    called = network
+    if rank < 2:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[1]}", rank=rank, world_size=2)
+        called = distributed(network, "cpu", channels_last=False)
+    else:
+        parts = [slice(0, 2), slice(2, 4)]
+    for part in parts:  # one process averages over both parts
+        with encoding_both(called) as z_sem:
+            output = called(x_t[part], torch.tensor([5, 500]), both_views(seen[part], drawn[part]))
+        loss = output.square().mean() + agreement_loss(*z_sem[0].chunk(2))
+        (loss / len(parts)).backward()
+    results.put((rank, torch.cat([p.grad.flatten() for p in network.parameters()]).tolist()))
+
+fork = multiprocessing.get_context("fork")
+results = fork.Queue()
+ranks = [fork.Process(target=step, args=(rank, results)) for rank in range(3)]
+for process in ranks:
+    process.start()
+gradients = [gradient for _, gradient in sorted(results.get(timeout=100) for _ in ranks)]
+for process in ranks:
+    process.join()
+first, second, alone = map(torch.tensor, gradients)
+assert torch.equal(first, second)
+torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_average_the_gradients_of_their_parts():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", PROGRAM, str(port)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
