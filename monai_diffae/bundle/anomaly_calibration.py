@@ -119,7 +119,8 @@ def calibrate_trained(
         readable = {str(item["id"]): index for index, item in enumerate(dataset.items)}
         drawn = draw_scans([case for case in cases if case.id in readable], limit)
         text = f"calibrating anomaly maps with {len(drawn)} held-out cases"
-        items = (dataset[readable[case.id]] for case in track(drawn, text))
+        scans = dataset.images()
+        items = (scans[readable[case.id]] for case in track(drawn, text))
         images = ((item["image"], item[trained.encoder_key]) for item in items)
         fit_detector(trained, drawn, images, AnomalySettings()).save(folder)
     except Exception as error:  # whatever happens here, the model is trained

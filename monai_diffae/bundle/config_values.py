@@ -58,7 +58,7 @@ def _one_of(*choices: Any) -> _Rule:
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint"), _BOOL),
+    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint", "cache_latents"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
          "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks",

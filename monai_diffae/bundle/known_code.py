@@ -93,7 +93,7 @@ def known_code() -> KnownCode:
     configs = [json.loads(file.read_text(encoding="utf-8")) for file in [*files, *shipped("overlays").glob("*.json")]]
     targets, expressions = set(_PLAIN_TARGETS), {*_WRITTEN_BY_TRAINING, *_EARLIER}
     for key, text in _texts(configs, ""):
-        if key == "_target_":
+        if key.rpartition("#")[2] == "_target_":  # an overlay may replace the target alone
             targets.add(text)
         elif text.startswith("$"):
             expressions.add(text)

@@ -141,6 +141,10 @@ class CachedCases(Dataset[Item]):
         plain.random_transform = None
         return plain
 
+    def images(self) -> CachedCases:
+        """The dataset whose items hold images: this one. A subclass may hold something that was made of them."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch for plain integer indices; persistent workers do not see it and need (epoch, index)."""
         self.epoch = epoch
@@ -168,9 +172,14 @@ class CachedCases(Dataset[Item]):
         plain: Item = {key: plain_tensor(tensors[key]) for key in self.keys}
         return {**plain, "id": str(items[position].get("id", position)), "index": position}
 
+    @property
+    def _task(self) -> str:
+        """What is done with each image once, for the line that shows progress."""
+        return "reading and preprocessing"
+
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
         count = len(self.data)
-        text = f"reading and preprocessing {count} images"
+        text = f"{self._task} {count} images"
         with progress(count, text) if self.progress else _no_progress() as advance:
             for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers):
                 advance()

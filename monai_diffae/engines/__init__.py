@@ -8,6 +8,7 @@ from monai_diffae.engines.distillation import DistillationTrainer, FewStepInfere
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
 from monai_diffae.engines.image_loss import ImageLoss, gradient_difference
+from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.optimization import learning_rate_schedule
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
@@ -26,6 +27,7 @@ __all__ = [
     "FirstStageTrainer",
     "FixedPrepareBatch",
     "ImageLoss",
+    "LatentCases",
     "ResumableTrainer",
     "StepBatchSampler",
     "StepDraws",

@@ -6,7 +6,7 @@ from monai_diffae.handlers.bad_scans import BadScans
 from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
-from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentScale
+from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentRemover, LatentScale
 from monai_diffae.handlers.logged_model import log_bundle
 from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import ReconstructionPictures
@@ -23,6 +23,7 @@ __all__ = [
     "CheckpointKeeper",
     "FirstStageKeeper",
     "FirstStagePictures",
+    "LatentRemover",
     "LatentScale",
     "MLflowTracking",
     "ReconstructionPictures",

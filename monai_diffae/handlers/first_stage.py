@@ -17,6 +17,7 @@ from torch import Tensor
 from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cached import CachedCases
+from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.precision import autocast
 from monai_diffae.handlers.pictures import Pictures
 from monai_diffae.networks import FirstStage
@@ -77,6 +78,25 @@ class FirstStageKeeper:
         """Copy the first stage's weights and configuration."""
         for name in (CONFIG, MODEL):
             write_atomic(self.target / f"{FIRST_STAGE_PREFIX}{name}", partial(shutil.copyfile, self.source / name))
+
+
+class LatentRemover:
+    """Ignite handler for the trainer: when a training is complete, delete the latents that its datasets saved.
+
+    Args:
+        dataset: the training images; those of the validation are saved in the same folder.
+    """
+
+    def __init__(self, dataset: LatentCases) -> None:
+        self.dataset = dataset
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self) -> None:
+        """Delete them."""
+        self.dataset.remove_latents()
 
 
 class FirstStagePictures(Pictures):

@@ -278,6 +278,29 @@ def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_pat
     assert len(pd.read_csv(tmp_path / "out" / "curves.csv")["validation_loss"].dropna()) == 2
 
 
+def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) -> None:
+    """Losses, probes, weights, pictures and calibration, and nothing is left of the cache."""
+    settings = {"augmentation": None, "max_epochs": 2, "val_interval": 1, "probe_interval": 1, "calibration_cases": 2}
+    made = {}
+    for cached in (False, True):
+        made[cached] = tmp_path / str(cached)
+        start(trained, made[cached], cache_latents=cached, **settings)
+    before, after = (pd.read_csv(out / "curves.csv") for out in made.values())
+    columns = [name for name in before if "loss" in name or "usage" in name or "probe" in name]
+    assert len(columns) > 3
+    pd.testing.assert_frame_equal(after[columns], before[columns], check_exact=True)
+    files = ["pictures/latest.png", "models/model.pt", "models/config.json"]
+    for name in files:
+        assert (made[True] / name).read_bytes() == (made[False] / name).read_bytes(), name
+    assert (made[True] / "models" / "anomaly.pt").is_file() == (made[False] / "models" / "anomaly.pt").is_file()
+    assert not (made[True] / "cache" / "latents").exists()
+
+
+def test_cached_latents_with_augmentation_are_refused(trained: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^cache_latents: .* cannot be augmented; set augmentation to null"):
+        start(trained, tmp_path, cache_latents=True)
+
+
 def test_its_settings_are_remembered_but_not_the_folder_of_the_first_stage(
     trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,10 @@ def measure_speed(
             "train#dataset#num_workers": 0, "train#dataset#progress": False,
         }
     )  # fmt: skip
-    dataset = build(parser, "train#dataset", CachedCases)
-    dataset.prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        parser.update({"train#dataset#cache_dir": folder})
+        dataset = build(parser, "train#dataset", CachedCases)
+        dataset.prepare()
     start = time.perf_counter()
     preprocessed(dataset.transform, dataset.items[-1], dataset.keys)  # once more, as the first scan is slower
     seconds_per_scan = time.perf_counter() - start

@@ -1,0 +1,100 @@
+"""A dataset that encodes every image once with a first stage, and then gives its latents."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.streamed import Arrays
+from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.networks import FirstStage
+
+
+class LatentCases(CachedCases):
+    """Like :class:`~monai_diffae.data.CachedCases`, but with a first stage, items hold latents instead of images.
+
+    Each image is preprocessed and encoded once. Its latents are also saved in ``latents`` in the cache's folder, under
+    a name that depends on the image and on the weights of the first stage. So a training that was stopped goes on
+    without encoding again, and of several processes one encodes and the others wait and read. Changed scans, another
+    preprocessing and another first stage have other names, so that their images are encoded again.
+    :meth:`remove_latents` deletes the folder: latents show the patients almost as images do.
+
+    Args:
+        first_stage: encodes the images; None: items hold images.
+        kwargs: arguments of :class:`~monai_diffae.data.CachedCases`; ``cache_dir`` is needed.
+
+    Raises:
+        ConfigError: the images would be augmented.
+    """
+
+    def __init__(self, *, first_stage: FirstStage | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.first_stage = first_stage
+        if first_stage is not None and self.random_transform is not None:
+            raise ConfigError(
+                "cache_latents: images that are encoded once cannot be augmented; set augmentation to null, or "
+                "cache_latents to false"
+            )
+        self._folder = Path(kwargs["cache_dir"]) / "latents"
+
+    def prepare(self) -> LatentCases:
+        """Read, preprocess and encode all cases, if this has not been done, and return the dataset itself."""
+        if self._items is None and self.first_stage is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
+            with FileLock(self._folder / ".lock"):  # one process encodes, the others then find the files
+                super().prepare()
+        else:
+            super().prepare()
+        return self
+
+    def images(self) -> CachedCases:
+        """The same cases with their images, which are read and preprocessed at each access."""
+        if self.first_stage is None:
+            return self
+        images = self.without_augmentation()
+        images._stores = {}
+        return images
+
+    def remove_latents(self) -> None:
+        """Delete the saved latents; this dataset keeps its own."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _task(self) -> str:
+        return super()._task if self.first_stage is None else "reading, preprocessing and encoding"
+
+    def _keep(self, arrays: Arrays) -> ScanError | None:
+        if self.first_stage is not None:
+            arrays = {key: self._encoded(image, self.first_stage) for key, image in arrays.items()}
+        return super()._keep(arrays)
+
+    def _encoded(self, image: NDArray[np.float32], first_stage: FirstStage) -> NDArray[np.float32]:
+        """The latents (C', *S / f) of an image (C, *S), read if they are saved."""
+        digest = hashlib.sha256(self._weights + str(image.shape).encode() + image.tobytes()).hexdigest()
+        file = self._folder / f"{digest}.f32"
+        if not file.is_file():
+            latents = first_stage.encode(torch.from_numpy(image)[None].to(first_stage.latent_std.device))
+            content = latents.cpu().numpy().tobytes()
+            write_atomic(file, lambda path: path.write_bytes(content))
+        return np.fromfile(file, np.float32).reshape(first_stage.latent_shape(image.shape))
+
+    @cached_property
+    def _weights(self) -> bytes:
+        """A hash of the first stage's weights, the scale of its latents included."""
+        digest = hashlib.sha256()
+        for value in self.first_stage.state_dict().values() if self.first_stage is not None else ():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.digest()

@@ -1,0 +1,101 @@
+"""Latents of images: encoded once, saved under the name of what they are of, deleted at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import AutoencoderKL
+
+from monai_diffae.data import CachedCases
+from monai_diffae.engines import LatentCases
+from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.networks import FirstStage
+
+SHAPE = (1, 8, 8, 8)
+
+
+def read(item: dict[str, Any]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(item["image"])
+    return {"image": torch.rand(SHAPE, generator=generator) * 2 - 1}
+
+
+class Counted(FirstStage):
+    """A first stage that counts the images that it encodes."""
+
+    encoded = 0
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.encoded += len(images)
+        return super().encode(images)
+
+
+@pytest.fixture
+def first_stage() -> Counted:
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4,
+        with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
+    )  # fmt: skip
+    stage = Counted(autoencoder).eval()
+    stage.measure([read({"image": 0})["image"]])
+    return stage
+
+
+def dataset(first_stage: FirstStage | None, folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> LatentCases:
+    items = [{"image": number, "id": f"case-{number}"} for number in numbers]
+    return LatentCases(data=items, transform=read, cache_dir=folder, first_stage=first_stage, fingerprints=True)
+
+
+def test_items_hold_the_latents_and_images_the_images(first_stage: Counted, tmp_path: Path) -> None:
+    cases = dataset(first_stage, tmp_path)
+    plain = CachedCases([{"image": n, "id": f"case-{n}"} for n in (1, 2, 3)], read, fingerprints=True)
+    for index in range(3):
+        image = plain[index]["image"]
+        assert torch.equal(cases.images()[index]["image"], image)
+        assert torch.equal(cases[index]["image"], first_stage.encode(image[None])[0])
+        assert cases[index]["id"] == cases.images()[index]["id"] == plain[index]["id"]
+    assert [f.digest for f in cases.fingerprints or []] == [f.digest for f in plain.fingerprints or []]
+    assert cases.contents == plain.contents
+
+
+def test_each_image_is_encoded_once_until_image_or_weights_change(first_stage: Counted, tmp_path: Path) -> None:
+    expected = dataset(first_stage, tmp_path)[2]["image"]
+    assert first_stage.encoded == 3
+    again = dataset(first_stage, tmp_path, (4, 3))  # another split of the same training, or the next start of it
+    assert torch.equal(again[1]["image"], expected)
+    assert first_stage.encoded == 4
+    first_stage.latent_std.mul_(2)
+    assert torch.equal(dataset(first_stage, tmp_path)[2]["image"], expected / 2)
+    assert first_stage.encoded == 7
+    again.remove_latents()
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(again[1]["image"], expected)
+
+
+def test_without_a_first_stage_items_hold_images(tmp_path: Path) -> None:
+    cases = dataset(None, tmp_path / "cache")
+    assert torch.equal(cases[0]["image"], read({"image": 1})["image"])
+    assert cases.images() is cases
+    assert not (tmp_path / "cache").exists()
+
+
+def test_augmentation_is_refused(first_stage: Counted, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be augmented; set augmentation to null"):
+        LatentCases(data=[], transform=read, random_transform=read, cache_dir=tmp_path, first_stage=first_stage)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(first_stage: Counted, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(MachineError, match="^cache_dir: cannot be written .*; choose another folder$"):
+        dataset(first_stage, tmp_path / "cache").prepare()
+
+
+def test_saved_latents_are_float32(first_stage: Counted, tmp_path: Path) -> None:
+    dataset(first_stage, tmp_path).prepare()
+    files = list((tmp_path / "latents").glob("*.f32"))
+    assert len(files) == 3
+    assert all(file.stat().st_size == np.prod(first_stage.latent_shape(SHAPE)) * 4 for file in files)
