@@ -7,7 +7,7 @@
 3. ``OUT/model``: the diffusion autoencoder, trained on latents that are made once (``cache_latents``).
 4. ``embed``; then ridge regressions, trained on the training heads, predict each factor of the test heads from z_sem,
    and from as many principal components of the voxels (at 4 mm).
-5. ``diagnose``: does the decoder use z_sem? Of the heads for validation and test.
+5. ``diagnose``, of some test heads: does the decoder use z_sem?
 6. ``reconstruct``: some test heads from z_sem alone and with their x_T, beside the mean of the training heads.
 
 It prints the seconds and the largest memory of each step, and writes ``OUT/whole_heads.json``. What is in ``OUT``
@@ -49,9 +49,9 @@ FIRST_STAGE = {
     "network_def#autoencoder#latent_channels": 8, "learning_rate": 2e-3, "ema_decay": 0.99,
 }  # fmt: skip
 MODEL = {
-    "cache_latents": True, "augmentation": None, "batch_size": 4, "val_batch_size": 4, "calibration_cases": 0,
-    "channel_mult": [1, 2, 4], "network_def#encoder#base_channels": 32, "diffusion#timestep_shift": 2, "z_grid": 4,
-    "picture_steps": 10,
+    "cache_latents": True, "augmentation": None, "batch_size": 8, "val_batch_size": 8, "calibration_cases": 0,
+    "channel_mult": [1, 2, 4], "network_def#encoder#channel_mult": [1, 2, 4],
+    "network_def#encoder#base_channels": 32, "diffusion#timestep_shift": 2, "z_grid": [3, 4, 4], "picture_steps": 10,
 }  # fmt: skip
 COMMON = {"mlflow": False, "num_pictures": 2}
 
@@ -131,8 +131,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs=3, default=[96, 128, 128])
     parser.add_argument("--first-stage-heads", type=int, default=48)
     parser.add_argument("--first-stage-epochs", type=int, default=66)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--validations", type=int, default=4, help="validations during each training")
+    parser.add_argument("--diagnosed", type=int, default=40, help="test heads for diagnose")
     parser.add_argument("--reconstructions", type=int, default=8)
     parser.add_argument("--first-stage-overrides", nargs="*", default=[], help="id=JSON, for the first stage")
     parser.add_argument("--overrides", nargs="*", default=[], help="id=JSON, for the model")
@@ -165,9 +166,10 @@ def main() -> None:
     values = {"first_stage_bundle": str(first_stage)} | settings(MODEL, options.epochs, options.overrides)
     train(found, "train the model", model, "diffae_3d", cohort, values, "--overlays", overlay)
     save()
+    of_test = ["--split", "test", "--limit"]
     with_model(found, "embed", model, cohort, out / "embedded" / "embeddings.parquet")
-    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "diagnosis.json", "--split", "test")
-    chosen = ["--mode", "both", "--split", "test", "--limit", options.reconstructions, "--batch-size", 2]
+    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "diagnosis.json", *of_test, options.diagnosed)
+    chosen = ["--mode", "both", "--batch-size", 2, *of_test, options.reconstructions]
     with_model(found, "reconstruct", model, cohort, out / "reconstructed" / "reconstructions.json", *chosen)
     if options.scan is not None:
         for name, file in (("embed", "embeddings.parquet"), ("reconstruct", "reconstructions.json")):
