@@ -57,7 +57,7 @@ COMMON = {"mlflow": False, "num_pictures": 2}
 
 
 def command(found: dict[str, Any], name: str, *arguments: object) -> None:
-    """Run a command of the program; note its seconds and its largest memory."""
+    """Run a command of the program; note its seconds (of a resumed training: since then) and its largest memory."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "monai_diffae", *map(str, arguments)])
     _, status, used = os.wait4(process.pid, 0)
@@ -89,10 +89,9 @@ def train(
     """Make and train a bundle, or resume its training."""
     if not bundle.exists():
         init_bundle(bundle, kind)
-    metrics = bundle / "curves.csv"
-    epochs = pd.read_csv(metrics)["epoch"].max() if metrics.exists() else 0
-    if epochs < values["max_epochs"]:
+    if found.get(name, {}).get("epochs") != values["max_epochs"]:
         command(found, name, "train", bundle, cohort, *more, *given(values))
+        found[name]["epochs"] = values["max_epochs"]
 
 
 def pooled_heads(session: Session, ids: Iterable[str], out: Path) -> NDArray[np.float32]:
