@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/whole_heads.py OUT [--heads 600] [--overrides batch_size=4 ...] [--scan FILE]
 
 1. ``OUT/heads``: virtual heads with known factors, 112 voxels of 2 mm along each axis.
-2. ``OUT/first_stage``: the first stage, trained on patches of the first heads.
+2. ``OUT/first_stage_patches``, then ``OUT/first_stage``: the first stage, trained on patches of 32 voxels of the first
+   heads, and then on patches of two thirds of a head: of small patches alone it does not learn whole heads.
 3. ``OUT/model``: the diffusion autoencoder, trained on latents that are made once (``cache_latents``).
 4. ``embed``; then ridge regressions, trained on the training heads, predict each factor of the test heads from z_sem,
    and from as many principal components of the voxels (at 4 mm).
@@ -129,7 +130,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=112, help="voxels of a head along each axis; 224 mm in all")
     parser.add_argument("--image-size", type=int, nargs=3, default=[96, 128, 128])
     parser.add_argument("--first-stage-heads", type=int, default=48)
-    parser.add_argument("--first-stage-epochs", type=int, default=66)
+    parser.add_argument("--patch-epochs", type=int, default=40, help="of the first stage on patches of 32 voxels")
+    parser.add_argument("--first-stage-epochs", type=int, default=5, help="of the first stage on larger patches")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--validations", type=int, default=4, help="validations during each training")
     parser.add_argument("--diagnosed", type=int, default=40, help="test heads for diagnose")
@@ -156,14 +158,19 @@ def main() -> None:
     first_heads = cohort.with_name("first_stage.csv")
     columns = ["id", "patient", "image", "split"]
     pd.read_csv(cohort)[columns].head(options.first_stage_heads).to_csv(first_heads, index=False)
-    first_stage, model = out / "first_stage", out / "model"
-    values = settings(FIRST_STAGE, options.first_stage_epochs, options.first_stage_overrides)
-    del values["probe_interval"]
-    train(found, "train the first stage", first_stage, "autoencoder_kl_3d", first_heads, values)
-    save()
+    first_stage, patches, model = out / "first_stage", out / "first_stage_patches", out / "model"
+    large = {"patch_size": [side * 2 // 3 // 8 * 8 for side in options.image_size], "batch_size": 1, "warmup_steps": 10}
+    for bundle, own, epochs, more in (
+        (patches, {}, options.patch_epochs, []),
+        (first_stage, {**large, "learning_rate": 1e-3}, options.first_stage_epochs, ["--start-from", patches]),
+    ):
+        values = settings(FIRST_STAGE | own, epochs, options.first_stage_overrides)
+        del values["probe_interval"]
+        train(found, f"train {bundle.name}", bundle, "autoencoder_kl_3d", first_heads, values, *more)
+        save()
     overlay = model / "configs" / "overlays" / "latent_space.json"
     values = {"first_stage_bundle": str(first_stage)} | settings(MODEL, options.epochs, options.overrides)
-    train(found, "train the model", model, "diffae_3d", cohort, values, "--overlays", overlay)
+    train(found, "train model", model, "diffae_3d", cohort, values, "--overlays", overlay)
     save()
     of_test = ["--split", "test", "--limit"]
     with_model(found, "embed", model, cohort, out / "embedded" / "embeddings.parquet")

@@ -126,14 +126,14 @@ def test_whole_heads(tmp_path):
     first_stage.append("network_def#autoencoder#attention_levels=[false,false]")
     model = ["z_grid=2", "base_channels=8", "network_def#encoder#base_channels=8", "z_channels=4"]
     options = ["--heads", "40", "--size", "16", "--image-size", "16", "16", "24", "--first-stage-heads", "6"]
-    options += ["--first-stage-epochs", "1", "--validations", "1", "--reconstructions", "1"]
+    options += ["--patch-epochs", "1", "--first-stage-epochs", "1", "--validations", "1", "--reconstructions", "1"]
     options += ["--first-stage-overrides", *first_stage, "--overrides", *model]
     command = [sys.executable, BENCHMARKS / "whole_heads.py", tmp_path, *options]
     subprocess.run([*command, "--epochs", "1"], check=True, timeout=500)
     found = json.loads((tmp_path / "whole_heads.json").read_text())
     assert found["z_sem_usage"] > 0.5
     assert {"mse_z_sem", "mse_x_T", "mse_first_stage"} <= found["reconstructions"].keys()
-    assert all(found[name]["peak_gib"] > 0.1 for name in ("train the model", "embed", "diagnose", "reconstruct"))
+    assert all(found[name]["peak_gib"] > 0.1 for name in ("train model", "embed", "diagnose", "reconstruct"))
     assert set(pd.read_csv(tmp_path / "probes.csv")["features"]) == {"z_sem", "PCA of voxels"}
     assert not (tmp_path / "model" / "cache" / "latents").exists()
     subprocess.run([*command, "--epochs", "1"], check=True, timeout=500)  # all is there
