@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs=3, default=[96, 128, 128])
     parser.add_argument("--first-stage-heads", type=int, default=48)
     parser.add_argument("--patch-epochs", type=int, default=40, help="of the first stage on patches of 32 voxels")
-    parser.add_argument("--first-stage-epochs", type=int, default=5, help="of the first stage on larger patches")
+    parser.add_argument("--first-stage-epochs", type=int, default=3, help="of the first stage on larger patches")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--validations", type=int, default=4, help="validations during each training")
     parser.add_argument("--diagnosed", type=int, default=40, help="test heads for diagnose")
