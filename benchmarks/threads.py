@@ -1,11 +1,14 @@
-"""Training and decoding with one thread and with all, alone and beside other programs that use every core.
+"""Training, decoding and embedding with one thread and with all, alone and beside programs that use every core.
 
-    python benchmarks/threads.py [--size 32 --base-channels 16 --batch-size 16 --rounds 3 --seconds 5]
+    python benchmarks/threads.py [--size 32 --base-channels 16 --batch 16 --rounds 3 --seconds 2]
 
-Each measurement is a process of its own, interleaved: one thread; all threads as OpenMP has them (they keep their
-processors busy while they wait); all threads as every command of ``monai-diffae`` runs them: they sleep while they wait
-as long as other programs use the processors; all threads with ``OMP_WAIT_POLICY=PASSIVE``. Prints the medians: training
-images per second, and network evaluations of single images per second.
+Each setting is a process that waits for its turn: one thread; all threads as OpenMP has them (they keep their
+processors busy while they wait); all threads with ``OMP_WAIT_POLICY=PASSIVE``; and what every command of
+``monai-diffae`` does: it computes small work with one thread and other work with all, which sleep while they wait as
+long as other programs use the processors.
+
+Prints medians: training images per second, network evaluations per second when single images and batches are decoded,
+and embedded images per second. Then the rates of the commands as shares of the best other setting.
 """
 
 from __future__ import annotations
@@ -17,90 +20,141 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 
 CORES = os.cpu_count() or 1
-SETTINGS: dict[str, tuple[int, dict[str, str], bool]] = {  # threads, environment, whether commands run like this
-    "one thread": (1, {}, False),
-    "all threads": (CORES, {}, False),
-    "all threads, as in commands": (CORES, {}, True),
-    "all threads, passive": (CORES, {"OMP_WAIT_POLICY": "PASSIVE"}, False),
+COMMANDS = "as in commands"
+SETTINGS: dict[str, dict[str, str]] = {
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "all threads": {"OMP_NUM_THREADS": str(CORES)},
+    "all threads, passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
+    COMMANDS: {},
 }
+TASKS = {
+    "training": "images/s", "decoding single images": "evaluations/s", "decoding batches": "evaluations/s",
+    "embedding batches": "images/s",
+}  # fmt: skip
+_STEPS = 10
 
 
-def work(args: argparse.Namespace) -> None:
-    """Train, then decode; prints both rates."""
+def measured_tasks(args: argparse.Namespace) -> dict[str, tuple[Callable[[], object], int]]:
+    """Each of :data:`TASKS`: an action, and how many of the task's units it is."""
     import torch
     from train_step import default_step
 
-    from monai_diffae.cli.waiting import considerate_waiting
     from monai_diffae.diffusion import DiffusionSchedule
     from monai_diffae.engines.precision import resolve_precision
+    from monai_diffae.inferers import DiffusionAutoencoderInferer, encode_exactly
     from monai_diffae.networks import build_autoencoder
 
     torch.manual_seed(0)
-    network = build_autoencoder(2, base_channels=args.base_channels, channel_mult=(1, 2, 4), z_channels=128)
-    images = torch.rand(args.batch_size, 1, args.size, args.size) * 2 - 1
-    step = default_step(
-        network.train(), DiffusionSchedule(prediction="v"), resolve_precision("auto", "cpu"), channels_last=True
-    )
-
-    def rate(action: object) -> float:
-        end, times = time.perf_counter() + args.seconds, 0
-        start = time.perf_counter()
-        while time.perf_counter() < end:
-            action()  # type: ignore[operator]
-            times += 1
-        return times / (time.perf_counter() - start)
-
-    with considerate_waiting() if args.considerate else nullcontext():
-        step(images)
-        time.sleep(3 if args.considerate else 0)  # until it has looked what other programs use
-        training = args.batch_size * rate(lambda: step(images))
-        network.eval()
-        with torch.inference_mode():
-            z_sem, t = network.encode(images[:1]), torch.tensor([500])
-            decoding = rate(lambda: network(images[:1], t, z_sem))
-    print(training, decoding)
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v", clip_range=(-1, 1))
+    shape = {"base_channels": args.base_channels, "channel_mult": (1, 2, 4), "z_channels": 128}
+    trained, network = build_autoencoder(2, **shape), build_autoencoder(2, **shape).eval()
+    images = torch.rand(args.batch, 1, args.size, args.size) * 2 - 1
+    step = default_step(trained.train(), schedule, resolve_precision("auto", "cpu"), channels_last=True)
+    inferer = DiffusionAutoencoderInferer(schedule, steps=_STEPS)
+    z_sem, x_T = inferer.encode(images, network), torch.randn_like(images)
+    return {
+        "training": (lambda: step(images), args.batch),
+        "decoding single images": (lambda: inferer.decode(z_sem[:1], x_T[:1], network), _STEPS),
+        "decoding batches": (lambda: inferer.decode(z_sem, x_T, network), _STEPS),
+        "embedding batches": (lambda: encode_exactly(images, inferer, network), args.batch),
+    }
 
 
-def measure(name: str, arguments: list[str]) -> list[float]:
-    """One process with a setting."""
-    threads, environment, considerate = SETTINGS[name]
-    variables = {**os.environ, **environment, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, *arguments, "--work", *(["--considerate"] if considerate else [])]
-    output = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return [float(number) for number in output.split()]
+def work(args: argparse.Namespace) -> None:
+    """Measure all tasks and print their rates, each time that a line is read."""
+    from monai_diffae.cli.waiting import considerate_waiting
+
+    tasks = measured_tasks(args)
+    for action, _ in tasks.values():
+        action()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        with considerate_waiting() if args.work == COMMANDS else nullcontext():
+            rates = []
+            for i, (action, units) in enumerate(tasks.values()):
+                end = time.perf_counter() + (2.5 if args.work == COMMANDS and i == 0 else 0.2)  # it looks every 2 s
+                while time.perf_counter() < end:
+                    action()
+                start, times = time.perf_counter(), 0
+                while time.perf_counter() < start + args.seconds:
+                    action()
+                    times += 1
+                rates.append(units * times / (time.perf_counter() - start))
+        print(*rates, flush=True)
+
+
+def started(setting: str, arguments: list[str]) -> subprocess.Popen[str]:
+    """The process of a setting."""
+    given = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in given}
+    return subprocess.Popen(
+        [sys.executable, __file__, *arguments, "--work", setting],
+        env={**environment, **SETTINGS[setting]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """The next line of a process."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("a measuring process ended; its error is above")
+    return line
+
+
+def rates_of(process: subprocess.Popen[str]) -> list[float]:
+    """Let a process measure."""
+    assert process.stdin is not None
+    print(file=process.stdin, flush=True)
+    return [float(number) for number in answer(process).split()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--base-channels", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="images of a batch, in training, decoding and embedding")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--considerate", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each task of each setting in each round")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         work(args)
         return
-    rates: dict[tuple[str, str], list[list[float]]] = {}
-    for _ in range(args.rounds):
-        for load in ("alone", "beside"):
-            number = CORES if load == "beside" else 0
-            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
-            try:
-                for name in SETTINGS:
-                    rates.setdefault((load, name), []).append(measure(name, sys.argv[1:]))
-            finally:
-                for other in others:
-                    other.kill()
+    rates: dict[str, dict[str, list[list[float]]]] = {
+        load: {name: [] for name in SETTINGS} for load in ("alone", "beside")
+    }
+    with ExitStack() as stack:
+        processes = {name: started(name, sys.argv[1:]) for name in SETTINGS}
+        for process in processes.values():
+            stack.callback(process.kill)
+        for process in processes.values():
+            answer(process)
+        for _ in range(args.rounds):
+            for load, by_setting in rates.items():
+                number = CORES if load == "beside" else 0
+                others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+                try:
+                    for name, process in processes.items():
+                        by_setting[name].append(rates_of(process))
+                finally:
+                    for other in others:
+                        other.kill()
     print(f"{platform.processor() or platform.machine()}, {CORES} cores; medians of {args.rounds} rounds")
-    for (load, name), values in rates.items():
-        training, decoding = (statistics.median(column) for column in zip(*values, strict=True))
-        print(f"{load:7s} {name:28s} {training:7.2f} images/s in training, {decoding:7.2f} evaluations/s in decoding")
+    for load, by_setting in rates.items():
+        print(f"{load}:")
+        medians = {name: [statistics.median(v) for v in zip(*rows, strict=True)] for name, rows in by_setting.items()}
+        for name, values in medians.items():
+            shown = (f"{task} {value:.2f} {unit}" for (task, unit), value in zip(TASKS.items(), values, strict=True))
+            print(f"  {name:20s} {', '.join(shown)}")
+        commands = medians.pop(COMMANDS)
+        best = [max(values) for values in zip(*medians.values(), strict=True)]
+        shares = (f"{task} {own / other:.0%}" for task, own, other in zip(TASKS, commands, best, strict=True))
+        print(f"  share of the best: {', '.join(shares)}", flush=True)
 
 
 if __name__ == "__main__":

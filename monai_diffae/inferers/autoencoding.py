@@ -33,6 +33,7 @@ from monai_diffae.inferers.slices import from_slices, to_slices
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
+from monai_diffae.networks.threads import evaluation_work, threads_for
 
 ReconstructionMode = Literal["x_T", "z_sem"]
 
@@ -410,16 +411,17 @@ class DiffusionAutoencoderInferer(Inferer):
         x_T, decoded, errors = x_T.clone(), decoded.clone(), _mean_squares(decoded - x_0)
         levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
         for i in inexact:
-            denoise = _denoiser(network, z_sem[i : i + 1])
-            refined = refined_inversion(
-                denoise, partial(self._decoded, denoise=denoise), self.schedule, x_0[i : i + 1], levels,
-                tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
-                max_evaluations=max_evaluations, decode_evaluations=self.steps,
-            )  # fmt: skip
+            denoise, one = _denoiser(network, z_sem[i : i + 1]), x_0[i : i + 1]
+            with threads_for(evaluation_work(network, one), one.device):
+                refined = refined_inversion(
+                    denoise, partial(self._decoded, denoise=denoise), self.schedule, one, levels,
+                    tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
+                    max_evaluations=max_evaluations, decode_evaluations=self.steps,
+                )  # fmt: skip
             if refined is None:  # there are too few evaluations for a refinement
                 continue
             new_x_T, new_decoded = refined
-            if (error := _mean_squares(new_decoded - x_0[i : i + 1])[0]) < errors[i]:
+            if (error := _mean_squares(new_decoded - one)[0]) < errors[i]:
                 x_T[i], decoded[i], errors[i] = new_x_T[0], new_decoded[0], error
         if num_inexact := int((~(errors <= tolerance)).sum()):
             logger.warning(
@@ -444,9 +446,11 @@ class DiffusionAutoencoderInferer(Inferer):
         if network.training:
             raise ConfigError("the network is in training mode, where its output is random; call network.eval()")
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
-        batches = zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True)
-        with exact_convolutions():
-            outputs = [torch.cat(parts) for parts in zip(*(run(*batch) for batch in batches), strict=True)]
+        parts = []
+        for batch in zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True):
+            with exact_convolutions(), threads_for(evaluation_work(network, batch[0]), images.device):
+                parts.append(run(*batch))
+        outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs
 
 

@@ -11,6 +11,7 @@ from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
 from monai_diffae.inferers.exact_encoding import images_at_once
+from monai_diffae.networks.threads import evaluation_work, threads_for
 
 
 @torch.no_grad()
@@ -70,7 +71,8 @@ def estimate_from_noised(
             for eps in noise.split(images_at_once(shape[1:])):
                 timesteps, codes = torch.full((len(eps),), t, device=eps.device), code.to(dtype).expand(len(eps), -1)
                 x_t = schedule.q_sample(x_0.expand_as(eps), eps, timesteps)
-                output = network(x_t.to(dtype), timesteps, codes)
+                with threads_for(evaluation_work(network, x_t), x_t.device):
+                    output = network(x_t.to(dtype), timesteps, codes)
                 estimates, _ = schedule.to_x0_eps(output, x_t, timesteps, inferer.clip_range)
                 decoded = estimates if first_stage is None else first_stage.decode(estimates)
                 total += decoded.sum(dim=0, keepdim=True)

@@ -244,3 +244,19 @@ def test_a_loss_that_reduces_is_refused():
             schedule=DiffusionSchedule(), loss_function=torch.nn.MSELoss(), network=network, device=torch.device("cpu"),
             max_epochs=1, train_data_loader=[], optimizer=torch.optim.SGD(network.parameters()),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("small", "threads"), [(2**22, 1), (1, 2)])
+def test_the_optimiser_of_a_small_network_uses_one_thread_and_the_network_all(monkeypatch, small, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("monai_diffae.networks.threads._SMALL", small)
+    trainer, before = make_trainer(), torch.get_num_threads()
+    numbers = {"network": set(), "optimiser": set()}
+    trainer.network.register_forward_hook(lambda *_: numbers["network"].add(torch.get_num_threads()))
+    trainer.optimizer.register_step_pre_hook(lambda *_: numbers["optimiser"].add(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        trainer.run()
+    finally:
+        torch.set_num_threads(before)
+    assert numbers == {"network": {2}, "optimiser": {threads}}

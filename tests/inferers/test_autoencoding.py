@@ -346,3 +346,37 @@ def test_what_depends_on_z_sem_alone_is_computed_once_per_decoding_and_inversion
             return self.inner(x, t, z)
 
     assert torch.equal(inferer.decode(z_sem, x_T, Other().eval()), decoded)
+
+
+@pytest.mark.parametrize(("small", "threads"), [(2**22, 1), (1, 2)])
+def test_small_images_are_processed_by_one_thread_and_others_by_all(
+    inferer, network, images, two_threads, monkeypatch, small, threads
+):
+    monkeypatch.setattr("monai_diffae.networks.threads._SMALL", small)
+    numbers = set()
+    network.register_forward_hook(lambda *_: numbers.add(torch.get_num_threads()))
+    network.encoder.register_forward_hook(lambda *_: numbers.add(torch.get_num_threads()))
+    network.unet.stem.register_forward_hook(lambda *_: numbers.add(torch.get_num_threads()))
+    inferer.replace(steps=2).round_trip(images, network)
+    assert numbers == {threads}
+    assert torch.get_num_threads() == 2
+
+
+def test_an_image_that_is_inverted_again_has_the_number_of_threads_of_one_image(
+    inferer, network, images, two_threads, monkeypatch
+):
+    monkeypatch.setattr("monai_diffae.networks.threads._SMALL", 2 * 16 * 16 * 8**2 * 9)  # three images are not small
+    numbers = {}
+    network.unet.stem.register_forward_hook(lambda _, x, __: numbers.setdefault(len(x[0]), torch.get_num_threads()))
+    inferer.replace(steps=2, invert_tolerance=1e-12).round_trip(images, network, max_evaluations=10)
+    assert numbers == {3: 2, 1: 1}
+
+
+def test_a_small_image_is_the_same_to_the_bit_whatever_the_number_of_threads(inferer, two_threads):
+    torch.manual_seed(0)
+    network = build_autoencoder(2, base_channels=16, channel_mult=(1, 2, 4), z_channels=16).eval()
+    torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
+    image, x_T = torch.rand(1, 1, 32, 32) * 2 - 1, torch.randn(1, 1, 32, 32)
+    several = inferer.replace(steps=2).decode(inferer.encode(image, network), x_T, network)
+    torch.set_num_threads(1)
+    assert torch.equal(inferer.replace(steps=2).decode(inferer.encode(image, network), x_T, network), several)

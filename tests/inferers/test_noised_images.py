@@ -57,3 +57,10 @@ def test_more_noise_keeps_less_of_the_image(inferer, network, images):
 def test_levels_and_draws_out_of_range_are_refused(inferer, network, images, wrong):
     with pytest.raises(ConfigError, match="noise_levels must be above 0"):
         estimate_from_noised(images, torch.zeros(3, 4), network, inferer, **wrong)
+
+
+def test_small_images_are_estimated_by_one_thread(inferer, network, images, two_threads):
+    numbers = set()
+    network.register_forward_hook(lambda *_: numbers.add(torch.get_num_threads()))
+    estimate_from_noised(images, torch.zeros(3, 4), network, inferer, draws=2)
+    assert numbers == {1}
