@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 2**22  # multiply-adds, from benchmarks/threads.py
+_SMALL = 2**22  # multiply-adds: about where two threads begin to be faster than one that has a core to itself
 
 
 @contextmanager
