@@ -210,8 +210,8 @@ def check_views(config: Mapping[str, Any]) -> None:
         ...
         monai_diffae.errors.ConfigError: agreement_weight is 0.02, but the encoder sees the decoder's image ...
     """
-    weight = config.get("agreement_weight")
-    if _is_number(weight) and weight > 0 and config.get("encoder_key") in (None, "image"):
+    weight = config.get("agreement_weight", 0)
+    if weight and config.get("encoder_key") in (None, "image"):
         overlay = "encoder_view_3d" if config.get("spatial_dims") == 3 else "encoder_view"
         raise ConfigError(
             f"agreement_weight is {weight:g}, but the encoder sees the decoder's image (encoder_key); "

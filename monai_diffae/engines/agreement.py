@@ -91,7 +91,7 @@ def encoding_both(network: nn.Module) -> Iterator[list[Tensor]]:
         return z_sem[: len(z_sem) // 2]
 
     autoencoder = network.module if isinstance(network, DistributedDataParallel) else network
-    hook = autoencoder.encoder.register_forward_hook(keep)  # type: ignore[operator, union-attr]
+    hook = autoencoder.encoder.register_forward_hook(keep)  # type: ignore[union-attr]
     try:
         yield passes
     finally:

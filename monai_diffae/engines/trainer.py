@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ignite.distributed as idist
@@ -250,7 +250,10 @@ class DiffusionTrainer(ResumableTrainer):
                 views = both_views(kwargs["condition"], images).to(memory_format=self.memory_format)
                 kwargs = {**kwargs, "condition": views}
             images = images.to(memory_format=self.memory_format)
-            with encoding_both(self.network) if self.agreement_weight else nullcontext([]) as z_sem:
+            encoding: AbstractContextManager[list[Tensor]] = (
+                encoding_both(self.network) if self.agreement_weight else nullcontext([])
+            )
+            with encoding as z_sem:
                 output = self.inferer(images, self.network, *args, **kwargs)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
