@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/whole_heads.py OUT [--heads 600] [--overrides batch_size=4 ...] [--scan FILE]
 
 1. ``OUT/heads``: virtual heads with known factors, 112 voxels of 2 mm along each axis.
-2. ``OUT/first_stage_patches``, then ``OUT/first_stage``: the first stage, trained on patches of 32 voxels of the first
-   heads, and then on patches of two thirds of a head: of small patches alone it does not learn whole heads.
+2. ``OUT/first_stage_patches``, ``OUT/first_stage_large``, ``OUT/first_stage``: the first stage, trained on patches of
+   32 voxels of the first heads, then on patches of two thirds of a head, then on whole heads. Its GroupNorm takes means
+   over all voxels, and patches have less background than heads, so that heads were too bright after patches alone.
 3. ``OUT/model``: the diffusion autoencoder, trained on latents that are made once (``cache_latents``).
 4. ``embed``; then ridge regressions, trained on the training heads, predict each factor of the test heads from z_sem,
    and from as many principal components of the voxels (at 4 mm).
@@ -49,6 +50,7 @@ FIRST_STAGE = {
     "network_def#autoencoder#channels": [8, 16, 32, 64], "network_def#autoencoder#attention_levels": [False] * 4,
     "network_def#autoencoder#latent_channels": 8, "learning_rate": 2e-3, "ema_decay": 0.99,
 }  # fmt: skip
+LARGE = {"batch_size": 1, "warmup_steps": 10, "learning_rate": 1e-3}
 MODEL = {
     "cache_latents": True, "augmentation": None, "batch_size": 8, "val_batch_size": 8, "calibration_cases": 0,
     "channel_mult": [1, 2, 4], "network_def#encoder#channel_mult": [1, 2, 4],
@@ -131,7 +133,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs=3, default=[96, 128, 128])
     parser.add_argument("--first-stage-heads", type=int, default=48)
     parser.add_argument("--patch-epochs", type=int, default=40, help="of the first stage on patches of 32 voxels")
-    parser.add_argument("--first-stage-epochs", type=int, default=3, help="of the first stage on larger patches")
+    parser.add_argument("--large-epochs", type=int, default=3, help="of the first stage on larger patches")
+    parser.add_argument("--whole-epochs", type=int, default=1, help="of the first stage on whole heads")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--validations", type=int, default=4, help="validations during each training")
     parser.add_argument("--diagnosed", type=int, default=40, help="test heads for diagnose")
@@ -158,11 +161,13 @@ def main() -> None:
     first_heads = cohort.with_name("first_stage.csv")
     columns = ["id", "patient", "image", "split"]
     pd.read_csv(cohort)[columns].head(options.first_stage_heads).to_csv(first_heads, index=False)
-    first_stage, patches, model = out / "first_stage", out / "first_stage_patches", out / "model"
-    large = {"patch_size": [side * 2 // 3 // 8 * 8 for side in options.image_size], "batch_size": 1, "warmup_steps": 10}
+    first_stage, large, patches = (out / f"first_stage{end}" for end in ("", "_large", "_patches"))
+    model = out / "model"
+    sides = [side * 2 // 3 // 8 * 8 for side in options.image_size]
     for bundle, own, epochs, more in (
         (patches, {}, options.patch_epochs, []),
-        (first_stage, {**large, "learning_rate": 1e-3}, options.first_stage_epochs, ["--start-from", patches]),
+        (large, {"patch_size": sides} | LARGE, options.large_epochs, ["--start-from", patches]),
+        (first_stage, {"patch_size": options.image_size} | LARGE, options.whole_epochs, ["--start-from", large]),
     ):
         values = settings(FIRST_STAGE | own, epochs, options.first_stage_overrides)
         del values["probe_interval"]

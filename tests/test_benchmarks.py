@@ -126,7 +126,7 @@ def test_whole_heads(tmp_path):
     first_stage.append("network_def#autoencoder#attention_levels=[false,false]")
     model = ["z_grid=2", "base_channels=8", "network_def#encoder#base_channels=8", "z_channels=4"]
     options = ["--heads", "40", "--size", "16", "--image-size", "16", "16", "24", "--first-stage-heads", "6"]
-    options += ["--patch-epochs", "1", "--first-stage-epochs", "1", "--validations", "1", "--reconstructions", "1"]
+    options += ["--patch-epochs", "1", "--large-epochs", "1", "--validations", "1", "--reconstructions", "1"]
     options += ["--first-stage-overrides", *first_stage, "--overrides", *model]
     command = [sys.executable, BENCHMARKS / "whole_heads.py", tmp_path, *options]
     subprocess.run([*command, "--epochs", "1"], check=True, timeout=500)
