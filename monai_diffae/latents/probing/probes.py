@@ -95,6 +95,7 @@ def fit_probe(
 
     if num_classes is not None and len(np.unique(target)) < 2:
         raise ConfigError("the training cases are all of one class; label more patients")
+    features = np.asarray(features, np.float64)  # Newton's method is not accurate enough in float32
     folds = inner_folds(target, groups, num_classes, seed)
     num_cases = min([len(train) for train, _ in folds], default=len(target))
     num_weights = features.shape[1] * (num_classes or 1)

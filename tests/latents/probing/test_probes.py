@@ -52,6 +52,15 @@ def test_a_linear_probe_of_components_with_very_different_scales_is_at_its_optim
     assert np.abs(gradient).max() < 1e-3 * np.abs(model.coef_).max()
 
 
+@pytest.mark.filterwarnings("error")
+def test_float32_features_give_the_same_probe_as_float64_ones():
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(400, 20)) @ rng.normal(size=(20, 60))).astype(np.float32)  # 60 features of rank 20
+    target = (x[:, 0] > 0).astype(int)
+    single, double = (fit_probe("linear", values, target, np.arange(400), 2) for values in (x, x.astype(np.float64)))
+    assert np.array_equal(single.model[-1].coef_, double.model[-1].coef_)
+
+
 def test_the_regularisation_is_chosen_across_patients():
     # each patient has a signature and a class of their own: memorised, it predicts that of the patient's other cases
     generator = np.random.default_rng(3)
