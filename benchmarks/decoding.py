@@ -39,14 +39,21 @@ class AnyNetwork(nn.Module):
         return output
 
 
-def measure(name: str, device: torch.device, count: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Figures of a recipe with ``count`` images at once."""
-    made = recipe(name, device, count, **args.overrides)
+def ready_to_decode(
+    name: str, device: torch.device, count: int, steps: int, overrides: dict[str, Any]
+) -> tuple[DiffusionAutoencoderInferer, nn.Module, Tensor]:
+    """An inferer, the network of a recipe, and ``count`` images."""
+    made = recipe(name, device, count, **overrides)
     network, images = made.network.eval().requires_grad_(False), made.images
     for parameter in network.parameters():
         if not parameter.any():  # layers that begin with 0 would hide what depends on z_sem
             nn.init.normal_(parameter, std=0.02)
-    inferer = DiffusionAutoencoderInferer(made.schedule, steps=args.steps, invert_tolerance=None)
+    return DiffusionAutoencoderInferer(made.schedule, steps=steps, invert_tolerance=None), network, images
+
+
+def measure(name: str, device: torch.device, count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of a recipe with ``count`` images at once."""
+    inferer, network, images = ready_to_decode(name, device, count, args.steps, args.overrides)
     z_sem = inferer.encode(images, network)
     x_T = torch.randn_like(images)
     other = AnyNetwork(network).eval()

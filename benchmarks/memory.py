@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +44,34 @@ CONFIGURATIONS = [
 ]
 
 
-def network(image_size: tuple[int, ...], use_checkpoint: bool) -> DiffusionAutoencoder:
-    """The shipped bundles' network."""
+def network(image_size: Sequence[int], use_checkpoint: bool, base_channels: int = 16) -> DiffusionAutoencoder:
+    """The shipped bundles' network, or a wider or narrower one."""
     return build_autoencoder(
-        len(image_size), base_channels=16, channel_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=128,
+        len(image_size), base_channels=base_channels, channel_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=128,
         z_grid=4 if len(image_size) == 2 else 2, time_embed_channels=128, use_checkpoint=use_checkpoint,
         strides=anisotropic_strides(image_size, [1.0] * len(image_size), 4),
     )  # fmt: skip
 
 
 def predict(
-    batch_size: int, image_size: tuple[int, ...], use_checkpoint: bool, precision: Any, device: str = "cpu"
-) -> float:
+    batch_size: int, image_size: Sequence[int], use_checkpoint: bool = False, precision: Any = "auto",
+    device: str = "cpu", base_channels: int = 16,
+) -> float:  # fmt: skip
     """Predicted GiB."""
     with torch.device("meta"):
-        model = network(image_size, use_checkpoint)
+        model = network(image_size, use_checkpoint, base_channels)
     return training_memory(model, (batch_size, 1, *image_size), device, resolve_precision(precision, device)).gib
 
 
 def measure(
-    batch_size: int, image_size: tuple[int, ...], use_checkpoint: bool, precision: Any, device: str = "cpu"
-) -> float:
+    batch_size: int, image_size: Sequence[int], use_checkpoint: bool = False, precision: Any = "auto",
+    device: str = "cpu", base_channels: int = 16,
+) -> float:  # fmt: skip
     """GiB that three steps took in this process, which must be a fresh one."""
-    if is_cpu := torch.device(device).type == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # imports may have taken more at a time than they keep
-    before = _resident("VmRSS") if is_cpu else 0
+    is_cpu = torch.device(device).type == "cpu"
+    before = resident_before() if is_cpu else 0
     schedule = DiffusionSchedule()
-    model = network(image_size, use_checkpoint).to(device)
+    model = network(image_size, use_checkpoint, base_channels).to(device)
     batch = {"image": torch.rand(batch_size, 1, *image_size) * 2 - 1, "id": ["a"] * batch_size}
     trainer = DiffusionTrainer(
         schedule=schedule, precision=precision, device=torch.device(device), max_epochs=1,
@@ -79,7 +81,7 @@ def measure(
         train_handlers=[EMA(model, 0.999)],
     )  # fmt: skip
     trainer.run()
-    most = _resident("VmHWM") if is_cpu else int(torch.cuda.max_memory_reserved(device))
+    most = resident("VmHWM") if is_cpu else int(torch.cuda.max_memory_reserved(device))
     return (most - before) / GIB
 
 
@@ -90,7 +92,14 @@ def measure_elsewhere(configuration: dict[str, Any]) -> float:
     return float(printed.splitlines()[-1])
 
 
-def _resident(key: str) -> int:
+def resident_before() -> int:
+    """Bytes of this process that are resident now; from now on, VmHWM is the most after this call."""
+    Path("/proc/self/clear_refs").write_text("5")  # imports may have taken more at a time than they keep
+    return resident("VmRSS")
+
+
+def resident(key: str) -> int:
+    """A line of this process's status in bytes: VmRSS now, VmHWM at most."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,31 @@ def test_whole_heads(tmp_path):
     assert json.loads((tmp_path / "whole_heads.json").read_text()) == found | {
         "peak_gib_of_the_probes": pytest.approx(found["peak_gib_of_the_probes"], rel=0.5)
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured with Linux's /proc")
+def test_scaling(tmp_path):
+    page = tmp_path / "scaling.md"
+    shutil.copyfile(BENCHMARKS.parent / "docs" / "scaling.md", page)
+    (tmp_path / "images").mkdir()
+    out = tmp_path / "out"
+    command = [sys.executable, BENCHMARKS / "scaling.py", out, "--quick", "--rounds", "1", "--docs", page]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=500, env=env)
+    results = json.loads((out / "scaling.json").read_text())
+    for point in results["points"]:
+        measured = point["measured"]
+        assert all(seconds > 0 for seconds in measured["seconds"])
+        assert len(measured["seconds"]) == 1
+        is_predicted = measured["kind"] == "training" or (point["curve"], point["label"]) == ("processes", "1")
+        assert len(measured["predicted_seconds"]) == is_predicted
+    kinds = {point["measured"]["kind"] for point in results["points"] if point["measured"]["memory_gib"]}
+    assert kinds == {"training", "embedding", "processes", "decoding"}
+    assert isinstance(results["exponents"]["decoding steps"]["time"], float)
+    assert (out / "scaling.png").read_bytes() == (tmp_path / "images" / "scaling.png").read_bytes()
+    assert (out / "scaling.md").read_text() in page.read_text()
+    assert not (out / "work").exists()
 
 
 @pytest.mark.slow
