@@ -319,7 +319,7 @@ def measure_times(bench: Bench, this: Measurement, torchrun: Torchrun) -> None:
 
 
 def measure_memory(bench: Bench, this: Measurement, imports_gib: float) -> None:
-    """The memory of a measurement; that of several processes is measured with their time."""
+    """The memory of a measurement; that of ``processes`` is measured with their time."""
     if this.kind == "training":
         configuration = {**this.settings, "precision": "auto"}
         this.memory_gib = measure_elsewhere(configuration)
@@ -363,7 +363,7 @@ def machine() -> dict[str, Any]:
 def run(bench: Bench, points: list[Point], rounds: int, minutes: float, imports_gib: float) -> int:
     """Measure all points; returns the number of rounds."""
     start = time.monotonic()
-    unique = list({id(point.measured): point for point in points}.values())
+    unique = list({id(point.measured): point for point in reversed(points)}.values())[::-1]
     torchrun = Torchrun(bench, imports_gib)
 
     def say(text: str) -> None:
@@ -371,12 +371,13 @@ def run(bench: Bench, points: list[Point], rounds: int, minutes: float, imports_
 
     forked(bench, bench.prepare)
     say("cohorts and bundles are made")
-    kinds: set[str] = set()
+    kinds = {"processes"}
     for point in unique:
-        if not (bench.is_quick and point.measured.kind in kinds):  # one of each kind shows that it runs
+        if point.measured.kind not in kinds:
             measure_memory(bench, point.measured, imports_gib)
             say(f"memory: {point.curve} {point.label}")
-        kinds.add(point.measured.kind)
+        if bench.is_quick:  # one of each kind shows that it runs
+            kinds.add(point.measured.kind)
     number, longest = 0, 0.0
     while number < rounds and (not number or time.monotonic() - start + longest < 60 * minutes):
         begin = time.monotonic()
