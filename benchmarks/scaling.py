@@ -360,8 +360,8 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(bench: Bench, points: list[Point], rounds: int, minutes: float, imports_gib: float) -> int:
-    """Measure all points; returns the number of rounds."""
+def run(bench: Bench, points: list[Point], rounds: int, minutes: float, imports_gib: float) -> None:
+    """Measure all points, in as many rounds as there is time for."""
     start = time.monotonic()
     unique = list({id(point.measured): point for point in reversed(points)}.values())[::-1]
     torchrun = Torchrun(bench, imports_gib)
@@ -385,7 +385,6 @@ def run(bench: Bench, points: list[Point], rounds: int, minutes: float, imports_
             measure_times(bench, point.measured, torchrun)
             say(f"round {number + 1}: {point.curve} {point.label}")
         number, longest = number + 1, max(longest, time.monotonic() - begin)
-    return number
 
 
 def main() -> None:
@@ -406,11 +405,14 @@ def main() -> None:
     shutil.rmtree(bench.folder, ignore_errors=True)
     bench.folder.mkdir(parents=True)
     about, points = machine(), all_points(args.quick)
-    about["rounds"] = run(bench, points, args.rounds, args.minutes, imports_gib)
-    results = {"machine": about, "exponents": exponents(points), "points": [asdict(point) for point in points]}
-    (args.out / "scaling.json").write_text(json.dumps(results, indent=2))
-    text = tables(points, about)
-    (args.out / "scaling.md").write_text(text)
+    try:
+        run(bench, points, args.rounds, args.minutes, imports_gib)
+    finally:  # also what was measured before an error
+        about["rounds"] = max(len(point.measured.seconds) for point in points)
+        results = {"machine": about, "exponents": exponents(points), "points": [asdict(point) for point in points]}
+        (args.out / "scaling.json").write_text(json.dumps(results, indent=2))
+        text = tables(points, about)
+        (args.out / "scaling.md").write_text(text)
     draw(points, args.out / "scaling.png")
     if args.docs:
         put_into_page(args.docs, text, args.out / "scaling.png")
