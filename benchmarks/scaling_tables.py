@@ -79,9 +79,9 @@ def exponents(points: Iterable[Point]) -> dict[str, dict[str, float | None]]:
 def tables(points: Sequence[Point], machine: Mapping[str, Any]) -> str:
     """Both tables in Markdown, with the machine."""
     lines = [
-        f"Measured on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads (one thread for "
-        f"each of the processes), torch {machine['torch']}, {machine['precision']}; medians of "
-        f"{machine['rounds']} rounds.",
+        f"Measured on {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, "
+        f"{machine['precision']}, threads: {machine['threads']} (of several processes: one each), "
+        f"rounds: {machine['rounds']}.",
         "",
         "| what grows | value | time | `plan` / measured | memory, GiB | `plan` / measured |",
         "|---|---|---|---|---|---|",
@@ -125,6 +125,7 @@ def draw(points: Iterable[Point], path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     found = curves(points)
     figure, axes = plt.subplots(2, len(found), figsize=(2.6 * len(found), 5), squeeze=False, layout="constrained")
@@ -139,8 +140,15 @@ def draw(points: Iterable[Point], path: Path) -> None:
         for axis, what, measured, predicted in rows:
             axis.loglog(xs, _with_gaps(measured), "o-", label="measured")
             axis.loglog(xs, _with_gaps(predicted), "x", color="black", label="plan")
-            axis.set_xticks(xs, [point.label for point in curve], rotation=30 if "image" in name else 0)
-            axis.minorticks_off()
+            axis.set_xticks(xs, [point.label.partition(" ")[0] for point in curve])  # of sizes, the side
+            axis.xaxis.set_minor_locator(NullLocator())
+            known = [value for value in (*measured, *predicted) if value]
+            if known:
+                middle, ratio = (min(known) * max(known)) ** 0.5, max(max(known) / min(known), 10) ** 0.6
+                axis.set_ylim(middle / ratio, middle * ratio)  # more than a decade, so that flat curves look flat
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_locator(NullLocator())
             exponent = exponents(curve)[name][what]
             axis.set_title(f"exponent {_fixed(exponent)}", fontsize=9)
         column[1].set_xlabel(name.replace("`", ""))
