@@ -139,7 +139,7 @@ def parts(args: argparse.Namespace, folder: Path) -> dict[str, tuple[str, list[s
             "--batch-size", "2", "--rounds", "1", "--rate-seconds", "0.2",
         ]),
         "decoding": ("decoding.py", [
-            "--images", "1", "2", "--rounds", "1", "--steps", "3", "--recipes", "diffae_2d", "diffae_3d", *device, *tiny
+            "--images", "1", "--rounds", "1", "--steps", "2", "--recipes", "diffae_2d", "diffae_3d", *device, *tiny
         ]),
         "embedding": ("embedding.py", [*inputs, "--rounds", "1", "--workers", "0", *device]),
         "memory": ("memory.py", [*device, "--first", "1"]),
