@@ -80,27 +80,27 @@ def measure_speed(
             "train#dataset#num_workers": 0, "train#dataset#progress": False,
         }
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # not the training's own cache, in which latents would stay
         parser.update({"train#dataset#cache_dir": folder})
         dataset = build(parser, "train#dataset", CachedCases)
         dataset.prepare()
-    start = time.perf_counter()
-    preprocessed(dataset.transform, dataset.items[-1], dataset.keys)  # once more, as the first scan is slower
-    seconds_per_scan = time.perf_counter() - start
-    repeated = _Repeated(dataset, _MAX_STEPS * batch_size)
-    parser.update(
-        {
-            "train#trainer#train_data_loader": DataLoader(repeated, batch_size),
-            "train#trainer#train_handlers": "$[@ema]",
-            "train#trainer#max_epochs": 1,
-            "max_epochs": 1,
-            "lr_schedule": "constant",
-        }
-    )
-    trainer = build(parser, "train#trainer", ResumableTrainer)  # type: ignore[type-abstract]
-    clock = _Clock(torch.device(device))
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, clock)
-    trainer.run()
+        start = time.perf_counter()
+        preprocessed(dataset.transform, dataset.items[-1], dataset.keys)  # once more, as the first scan is slower
+        seconds_per_scan = time.perf_counter() - start
+        repeated = _Repeated(dataset, _MAX_STEPS * batch_size)
+        parser.update(
+            {
+                "train#trainer#train_data_loader": DataLoader(repeated, batch_size),
+                "train#trainer#train_handlers": "$[@ema]",
+                "train#trainer#max_epochs": 1,
+                "max_epochs": 1,
+                "lr_schedule": "constant",
+            }
+        )
+        trainer = build(parser, "train#trainer", ResumableTrainer)  # type: ignore[type-abstract]
+        clock = _Clock(torch.device(device))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, clock)
+        trainer.run()
     return Speed(clock.seconds_per_step, batch_size, seconds_per_scan)
 
 
