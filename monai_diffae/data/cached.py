@@ -142,8 +142,14 @@ class CachedCases(Dataset[Item]):
         return plain
 
     def images(self) -> CachedCases:
-        """The dataset whose items hold images: this one. A subclass may hold something that was made of them."""
+        """The dataset whose items hold images: this one; a subclass whose items hold latents returns another."""
         return self
+
+    def uncached(self) -> CachedCases:
+        """The same dataset without ``random_transform`` and without the cache: each access reads the scan."""
+        plain = self.without_augmentation()
+        plain._stores = {}
+        return plain
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch for plain integer indices; persistent workers do not see it and need (epoch, index)."""
@@ -174,7 +180,7 @@ class CachedCases(Dataset[Item]):
 
     @property
     def _task(self) -> str:
-        """What is done with each image once, for the line that shows progress."""
+        """What :meth:`prepare` does with each image, for the line that shows progress."""
         return "reading and preprocessing"
 
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:

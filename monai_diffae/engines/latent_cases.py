@@ -1,4 +1,4 @@
-"""A dataset that encodes every image once with a first stage, and then gives its latents."""
+"""A dataset whose items are the latents of a first stage, which encodes every image once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from monai_diffae.networks import FirstStage
 class LatentCases(CachedCases):
     """Like :class:`~monai_diffae.data.CachedCases`, but with a first stage, items hold latents instead of images.
 
-    Each image is preprocessed and encoded once. Its latents are also saved in ``latents`` in the cache's folder, under
-    a name that depends on the image and on the weights of the first stage. So a training that was stopped goes on
-    without encoding again, and of several processes one encodes and the others wait and read. Changed scans, another
-    preprocessing and another first stage have other names, so that their images are encoded again.
-    :meth:`remove_latents` deletes the folder: latents show the patients almost as images do.
+    Each image is preprocessed and encoded once, in float32. Its latents are also saved in the folder ``latents`` in
+    ``cache_dir``, under a name that depends on the image and on the weights of the first stage. So an interrupted
+    training resumes without encoding again, and with several processes, one encodes while the others wait and then read
+    its files. If a scan, the preprocessing or the first stage changes, the names change, and the images are encoded
+    again. :meth:`remove_latents` deletes the folder: latents show the patients almost as images do.
 
     Args:
         first_stage: encodes the images; None: items hold images.
@@ -54,7 +54,7 @@ class LatentCases(CachedCases):
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
-            with FileLock(self._folder / ".lock"):  # one process encodes, the others then find the files
+            with FileLock(self._folder / ".lock"):  # one process encodes; the others wait and then read its files
                 super().prepare()
         else:
             super().prepare()
@@ -62,14 +62,10 @@ class LatentCases(CachedCases):
 
     def images(self) -> CachedCases:
         """The same cases with their images, which are read and preprocessed at each access."""
-        if self.first_stage is None:
-            return self
-        images = self.without_augmentation()
-        images._stores = {}
-        return images
+        return self if self.first_stage is None else self.uncached()
 
     def remove_latents(self) -> None:
-        """Delete the saved latents; this dataset keeps its own."""
+        """Delete the saved latents; the items of this dataset stay."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
