@@ -1,4 +1,4 @@
-"""Whole heads in latent mode: both stages are trained on virtual heads, then it is measured what z_sem holds.
+"""Whole heads in latent mode: both stages are trained on virtual heads, then the script measures what z_sem holds.
 
     OMP_NUM_THREADS=1 python benchmarks/whole_heads.py OUT [--heads 600] [--overrides batch_size=4 ...] [--scan FILE]
 
@@ -8,7 +8,7 @@
    over all voxels, and patches have less background than heads, so that heads were too bright after patches alone.
 3. ``OUT/model``: the diffusion autoencoder, trained on latents that are made once (``cache_latents``).
 4. ``embed``; then ridge regressions, trained on the training heads, predict each factor of the test heads from z_sem,
-   and from as many principal components of the voxels (at 4 mm).
+   and from as many principal components of the voxels (at half of the resolution).
 5. ``diagnose``, of some test heads: does the decoder use z_sem?
 6. ``reconstruct``: some test heads from z_sem alone and with their x_T, beside the mean of the training heads.
 
@@ -139,8 +139,8 @@ def main() -> None:
     parser.add_argument("--validations", type=int, default=4, help="validations during each training")
     parser.add_argument("--diagnosed", type=int, default=40, help="test heads for diagnose")
     parser.add_argument("--reconstructions", type=int, default=8)
-    parser.add_argument("--first-stage-overrides", nargs="*", default=[], help="id=JSON, for the first stage")
-    parser.add_argument("--overrides", nargs="*", default=[], help="id=JSON, for the model")
+    parser.add_argument("--first-stage-overrides", nargs="*", default=[], help="KEY=JSON, for the first stage")
+    parser.add_argument("--overrides", nargs="*", default=[], help="KEY=JSON, for the model")
     parser.add_argument("--scan", type=Path)
     options = parser.parse_args()
     out, record = options.out, options.out / "whole_heads.json"
@@ -177,10 +177,10 @@ def main() -> None:
     values = {"first_stage_bundle": str(first_stage)} | settings(MODEL, options.epochs, options.overrides)
     train(found, "train model", model, "diffae_3d", cohort, values, "--overlays", overlay)
     save()
-    of_test = ["--split", "test", "--limit"]
+    test_cases = ["--split", "test", "--limit"]
     with_model(found, "embed", model, cohort, out / "embedded" / "embeddings.parquet")
-    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "diagnosis.json", *of_test, options.diagnosed)
-    chosen = ["--mode", "both", "--batch-size", 2, *of_test, options.reconstructions]
+    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "diagnosis.json", *test_cases, options.diagnosed)
+    chosen = ["--mode", "both", "--batch-size", 2, *test_cases, options.reconstructions]
     with_model(found, "reconstruct", model, cohort, out / "reconstructed" / "reconstructions.json", *chosen)
     if options.scan is not None:
         for name, file in (("embed", "embeddings.parquet"), ("reconstruct", "reconstructions.json")):

@@ -199,10 +199,10 @@ def check_dimensions(config: dict[str, Any]) -> None:
 
 
 def check_views(config: Mapping[str, Any]) -> None:
-    """Check that the encoder sees another view than the decoder draws, if their z_sem are to agree.
+    """Check that the encoder sees another view than the decoder reconstructs, as ``agreement_weight`` needs it.
 
     Raises:
-        ConfigError: it sees the same one.
+        ConfigError: ``agreement_weight`` is above 0, but the encoder sees the same image.
 
     Example:
         >>> check_views({"agreement_weight": 0.02, "encoder_key": "image", "spatial_dims": 2})

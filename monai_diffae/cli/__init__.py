@@ -98,7 +98,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             quiet: Show only warnings and errors.
             debug: Show tracebacks and every line of the log.
             trust: Run code that the bundle brings along, now and whenever its configuration is the same.
-            threads: Threads of the CPU to compute with; by default one for small work, else one per core.
+            threads: Number of CPU threads; by default one for small images and networks, else one per core.
         """
         _set_up_logging(quiet, debug)
         if threads is not None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], text: str) -> Iterator[T]:
-    """Yield the items, with a bar on a terminal (if INFO is logged) or lines in the log at times elsewhere."""
+    """Yield the items; show a bar on a terminal (if INFO is logged), else log a line at the start and at intervals."""
     if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
         logger.info("%s", text)
         report = _LoggedProgress(len(items), " parts")  # items may be batches

@@ -1,4 +1,4 @@
-"""Agreement of two views: a loss that draws the z_sem of two views of an image together (VICReg)."""
+"""Agreement of two views: a loss that makes the z_sem of two views of an image similar (VICReg)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn.parallel import DistributedDataParallel
 from monai_diffae.errors import ConfigError
 
 _INVARIANCE, _VARIANCE, _COVARIANCE = 25.0, 25.0, 1.0  # the paper's weights
-_SMALLEST_VARIANCE = 1e-4  # is added, so that the gradient of the standard deviation is finite
+_SMALLEST_VARIANCE = 1e-4  # added to each variance, so that the gradient of the standard deviation is finite
 
 
 def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
-    """How much the z_sem of two views differ, and how far their numbers are from being spread and independent.
+    """The VICReg loss of two views: small if their z_sem are similar, and its numbers vary and are uncorrelated.
 
     VICReg (Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906), with the weights of the paper and the means of its
-    official code. 25 times the invariance: the mean squared difference of the two z_sem. 25 times the variance: how far
-    the standard deviation of each number over the batch is below 1. 1 time the covariance: the squares of the
-    covariances between two numbers, divided by the number of channels.
+    official code. The loss is the sum of three terms. Invariance, times 25: the mean squared difference of the two
+    z_sem. Variance, times 25: how far the standard deviation of each number over the batch is below 1. Covariance,
+    times 1: the squares of the covariances between two numbers, divided by the number of channels.
 
-    Two things differ from the paper. There is no expander network: the loss is that of z_sem itself. And the network
-    does not normalise z_sem, whose scale is what training makes of it: the variance term raises it to a standard
-    deviation of at least 1. With several processes, each computes the statistics of its own part of the batch.
+    Two things differ from the paper. There is no expander network: the loss is computed from z_sem itself. And the
+    network does not normalise z_sem; training determines its scale, and the variance term pulls the standard deviations
+    up to 1. With several processes, each computes the statistics of its own part of the batch.
 
     Args:
         first: z_sem of one view (B, Z), with B of at least 2.
@@ -51,37 +51,41 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
     return _INVARIANCE * mse_loss(first, second) + _VARIANCE * variance + _COVARIANCE * covariance
 
 
-def both_views(seen: Tensor, drawn: Tensor) -> Tensor:
+def both_views(encoder_images: Tensor, decoder_images: Tensor) -> Tensor:
     """The two views of each image in one batch (2B, C, *S), for :func:`encoding_both`.
 
     Args:
-        seen: the encoder's images (B, C, *S).
-        drawn: the images that the decoder reconstructs (B, C, *S).
+        encoder_images: the images that the encoder sees (B, C, *S).
+        decoder_images: the images that the decoder reconstructs (B, C, *S).
 
     Raises:
         ConfigError: they are the same tensor, or have different shapes.
     """
-    if seen is drawn:
-        raise ConfigError("agreement_weight needs two views of an image, but encoder_key is the decoder's image")
-    if seen.shape != drawn.shape:
+    if encoder_images is decoder_images:
         raise ConfigError(
-            f"agreement_weight needs two views of one shape, but the encoder's image is {tuple(seen.shape[1:])} and "
-            f"the decoder's {tuple(drawn.shape[1:])}; set agreement_weight to 0"
+            "agreement_weight needs two views of an image, but encoder_key is the decoder's image; use another "
+            "encoder_key, or set agreement_weight to 0"
         )
-    return torch.cat([seen, drawn])
+    if encoder_images.shape != decoder_images.shape:
+        raise ConfigError(
+            f"agreement_weight needs two views of one shape, but the encoder's image is "
+            f"{tuple(encoder_images.shape[1:])} and the decoder's {tuple(decoder_images.shape[1:])}; set "
+            "agreement_weight to 0"
+        )
+    return torch.cat([encoder_images, decoder_images])
 
 
 @contextmanager
 def encoding_both(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context, the network encodes :func:`both_views`, and decodes with z_sem of the first.
+    """Within this context, the network encodes :func:`both_views`, and decodes with z_sem of the encoder's images.
 
-    Both are encoded in one forward pass of the network, so that DistributedDataParallel sees one forward.
+    Both views are encoded in one forward pass, because DistributedDataParallel needs a single pass per step.
 
     Args:
         network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`, also as a DistributedDataParallel.
 
     Yields:
-        A list, to which each pass adds z_sem of both views (2B, Z).
+        A list; each forward pass appends z_sem of both views (2B, Z).
     """
     passes: list[Tensor] = []
 

@@ -230,8 +230,8 @@ class DiffusionTrainer(ResumableTrainer):
 
     Args:
         schedule: the noise schedule, which weights the loss of each noise level.
-        agreement_weight: weight of :func:`~monai_diffae.engines.agreement.agreement_loss`, for which the network also
-            encodes the image that the decoder reconstructs; 0: the loss is that of diffusion alone.
+        agreement_weight: weight of :func:`~monai_diffae.engines.agreement.agreement_loss`, for which the encoder also
+            sees the image that the decoder reconstructs; 0: the diffusion loss alone.
         kwargs: arguments of :class:`ResumableTrainer`.
     """
 
@@ -241,7 +241,7 @@ class DiffusionTrainer(ResumableTrainer):
         self.agreement_weight = agreement_weight
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
-        """The loss of each image (B,), weighted by its noise level; the batch's agreement is added to each."""
+        """The loss of each image (B,), weighted by its noise level, plus the weighted agreement loss of the batch."""
         with autocast(self.state.device, self.dtype):  # including a first stage in prepare_batch
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs

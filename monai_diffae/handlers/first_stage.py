@@ -81,10 +81,12 @@ class FirstStageKeeper:
 
 
 class LatentRemover:
-    """Ignite handler for the trainer: when a training is complete, delete the latents that its datasets saved.
+    """Ignite handler for the trainer: at the end of a training, delete the latents that its datasets saved.
+
+    A training that is interrupted keeps them, so that it can resume without encoding again.
 
     Args:
-        dataset: the training images; those of the validation are saved in the same folder.
+        dataset: the training cases; the latents of the validation cases are in the same folder.
     """
 
     def __init__(self, dataset: LatentCases) -> None:
@@ -95,7 +97,7 @@ class LatentRemover:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self) -> None:
-        """Delete them."""
+        """Delete the latents of training and validation."""
         self.dataset.remove_latents()
 
 

@@ -1,4 +1,4 @@
-"""How many threads of the CPU compute: one for small work, all for other work."""
+"""The number of CPU threads: one for small work, all for other work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 2**22  # multiply-adds: about where two threads begin to be faster than one that has a core to itself
+_SMALL = 2**22  # multiply-adds; on an idle machine, two threads are faster than one from about here on
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def threads_for(work: int, device: torch.device | str) -> Iterator[None]:
 
     Threads wait for each other after each operation, which takes longer than a small operation itself, above all
     beside other programs. The last bits of a result depend on the number of threads, so the number depends on the work
-    alone and not on a measured speed. A number in ``OMP_NUM_THREADS`` is used for all work; ``--threads`` sets it.
+    alone and not on a measured speed. If ``OMP_NUM_THREADS`` is set, as by ``--threads``, it holds for all work.
 
     Args:
         work: multiply-adds: of an evaluation as :func:`evaluation_work` counts them, or one per weight of an optimiser.
@@ -42,7 +42,7 @@ def threads_for(work: int, device: torch.device | str) -> Iterator[None]:
         return
     _log_once(threads)
     torch.set_num_threads(1)
-    # The number also holds for threads that compute for the first time from now on, but is meant for this one alone.
+    # set_num_threads also sets the number for threads that first compute later; another thread sets it back for them.
     other = Thread(target=torch.set_num_threads, args=(threads,))
     other.start()
     other.join()
@@ -53,10 +53,10 @@ def threads_for(work: int, device: torch.device | str) -> Iterator[None]:
 
 
 def evaluation_work(network: nn.Module, images: Tensor) -> int:
-    """The multiply-adds of a convolution at the full resolution of images (B, C, *S), which measures an evaluation.
+    """The size of a network evaluation: multiply-adds of one convolution at the full resolution of images (B, C, *S).
 
     The convolution has as many input and output channels as the network's first convolution has output channels.
-    Operations on coarser levels are about as large, as these have more channels.
+    Coarser levels have fewer voxels but more channels, so their operations are of a similar size.
 
     Example:
         >>> evaluation_work(nn.Conv2d(1, 16, kernel_size=3), torch.zeros(1, 1, 32, 32))
@@ -66,9 +66,9 @@ def evaluation_work(network: nn.Module, images: Tensor) -> int:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             return int(voxels * layer.out_channels**2 * math.prod(layer.kernel_size))
-    return _SMALL  # nothing is known about it
+    return _SMALL  # without a convolution, the size is unknown: all threads
 
 
 @lru_cache
 def _log_once(threads: int) -> None:
-    logger.debug("small work is computed by one thread of %d, which is faster; --threads sets their number", threads)
+    logger.debug("small work uses one of %d threads, which is faster; --threads sets one number for all work", threads)
