@@ -10,7 +10,7 @@ is measured once, in processes that were not forked: what is resident at most, l
   steps. ``plan`` predicts it by a few steps on three scans, and memory by running the network without data.
 - Cases: the command ``embed``.
 - Processes: ``torchrun`` with gloo, one thread each, always with the same images per step.
-- Steps: decoding by a network with random weights. A fast decoder of so many evaluations takes the same time.
+- Steps: decoding by a network with random weights. A fast decoder with as many evaluations should take about as long.
 
 Writes ``scaling.json``, ``scaling.md`` (the tables) and ``scaling.png`` to OUT. ``--docs`` also puts tables and picture
 into a page of the documentation. ``--quick`` uses tiny sizes, and shows that everything runs. Linux only.
