@@ -27,6 +27,18 @@ def one_patient_key() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All threads are two, and no number is given by the user."""
+    import torch
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_search_for_components() -> Iterator[None]:
     """MONAI (1.6.1) lists the classes of all its modules again for each parser of a configuration."""

@@ -44,7 +44,9 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
         (tensor(20.2500), tensor(45.2500))
     """
     if len(first) < 2:
-        raise ConfigError("batch_size is 1: agreement_weight needs batches of at least 2 images; use a larger batch")
+        raise ConfigError(
+            "agreement_weight needs at least 2 images in the batch of each process; enlarge batch_size, or set it to 0"
+        )
     first, second = first.float(), second.float()
     variance = (_variance_term(first) + _variance_term(second)) / 2
     covariance = _covariance_term(first) + _covariance_term(second)

@@ -25,8 +25,7 @@ class LatentCases(CachedCases):
 
     Each image is preprocessed and encoded once, in float32. Its latents are also saved in the folder ``latents`` in
     ``cache_dir``, under a name that depends on the image and on the weights of the first stage. So an interrupted
-    training resumes without encoding again, and with several processes, one encodes while the others wait and then read
-    its files. If a scan, the preprocessing or the first stage changes, the names change, and the images are encoded
+    training resumes without encoding again, and of several processes, one encodes each image. If a scan, the preprocessing or the first stage changes, the names change, and the images are encoded
     again. :meth:`remove_latents` deletes the folder: latents show the patients almost as images do.
 
     Args:
@@ -54,10 +53,7 @@ class LatentCases(CachedCases):
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
-            with FileLock(self._folder / ".lock"):  # one process encodes; the others wait and then read its files
-                super().prepare()
-        else:
-            super().prepare()
+        super().prepare()
         return self
 
     def images(self) -> CachedCases:
@@ -81,10 +77,11 @@ class LatentCases(CachedCases):
         """The latents (C', *S / f) of an image (C, *S), read if they are saved."""
         digest = hashlib.sha256(self._weights + str(image.shape).encode() + image.tobytes()).hexdigest()
         file = self._folder / f"{digest}.f32"
-        if not file.is_file():
-            latents = first_stage.encode(torch.from_numpy(image)[None].to(first_stage.latent_std.device))
-            content = latents.cpu().numpy().tobytes()
-            write_atomic(file, lambda path: path.write_bytes(content))
+        with FileLock(self._folder / ".lock"):  # other processes wait, and then read this file and encode another one
+            if not file.is_file():
+                latents = first_stage.encode(torch.from_numpy(image)[None].to(first_stage.latent_std.device))
+                content = latents.cpu().numpy().tobytes()
+                write_atomic(file, lambda path: path.write_bytes(content))
         return np.fromfile(file, np.float32).reshape(first_stage.latent_shape(image.shape))
 
     @cached_property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ignite.distributed as idist
@@ -246,21 +245,24 @@ class DiffusionTrainer(ResumableTrainer):
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs
             )
-            if self.agreement_weight:
-                views = both_views(kwargs["condition"], images).to(memory_format=self.memory_format)
-                kwargs = {**kwargs, "condition": views}
-            images = images.to(memory_format=self.memory_format)
-            encoding: AbstractContextManager[list[Tensor]] = (
-                encoding_both(self.network) if self.agreement_weight else nullcontext([])
-            )
-            with encoding as z_sem:
-                output = self.inferer(images, self.network, *args, **kwargs)
+            output, z_sem = self._denoised(images, args, kwargs)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         losses: Tensor = error * self.schedule.loss_weights(kwargs["timesteps"])
-        if self.agreement_weight:
-            losses = losses + self.agreement_weight * agreement_loss(*z_sem[0].chunk(2))
-        return losses
+        return losses if z_sem is None else losses + self.agreement_weight * agreement_loss(*z_sem.chunk(2))
+
+    def _denoised(
+        self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's output, and z_sem of both views (2B, Z) if they are to agree."""
+        views = both_views(kwargs["condition"], images) if self.agreement_weight else None
+        images = images.to(memory_format=self.memory_format)
+        if views is None:
+            return self.inferer(images, self.network, *args, **kwargs), None
+        condition = views.to(memory_format=self.memory_format)
+        with encoding_both(self.network) as passes:
+            output = self.inferer(images, self.network, *args, **{**kwargs, "condition": condition})
+        return output, passes[0]
 
 
 def _is_not_repeated(record: logging.LogRecord) -> bool:

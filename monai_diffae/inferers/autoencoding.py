@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -448,7 +449,10 @@ class DiffusionAutoencoderInferer(Inferer):
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         parts = []
         for batch in zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True):
-            with exact_convolutions(), threads_for(evaluation_work(network, batch[0]), images.device):
+            work = evaluation_work(network, batch[0])
+            # a first stage works on whole images, which is never small
+            threads = threads_for(work, images.device) if self.first_stage is None else nullcontext()
+            with exact_convolutions(), threads:
                 parts.append(run(*batch))
         outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs

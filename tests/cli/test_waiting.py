@@ -17,12 +17,8 @@ def no_settings_of_openmp(monkeypatch):
 
 
 @pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def two_threads(two_threads):
     torch.ones(1 << 20).mul_(2.0)  # the threads of this one are there before they are counted
-    yield
-    torch.set_num_threads(before)
 
 
 def num_threads():

@@ -53,7 +53,7 @@ def test_codes_that_are_all_equal_have_a_finite_gradient():
 
 
 def test_one_image_alone_is_refused():
-    with pytest.raises(ConfigError, match="batch_size is 1.*at least 2 images"):
+    with pytest.raises(ConfigError, match="at least 2 images in the batch of each process"):
         agreement_loss(torch.zeros(1, 3), torch.zeros(1, 3))
 
 

@@ -19,13 +19,3 @@ def network():
 @pytest.fixture
 def images():
     return torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-@pytest.fixture
-def two_threads(monkeypatch):
-    """All threads are two, and no number is given by the user."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
