@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import math
+import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from monai_diffae.data.streamed import Arrays
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 from monai_diffae.networks import FirstStage
 
+_SAVED = re.compile(r"[0-9a-f]{64}\.f32|\.tmp-.*\.f32|\.lock")
+
 
 class LatentCases(CachedCases):
     """Like :class:`~monai_diffae.data.CachedCases`, but with a first stage, items hold latents instead of images.
 
     Each image is preprocessed and encoded once, in float32. Its latents are also saved in the folder ``latents`` in
     ``cache_dir``, under a name that depends on the image and on the weights of the first stage. So an interrupted
-    training resumes without encoding again, and of several processes, one encodes each image. If a scan, the preprocessing or the first stage changes, the names change, and the images are encoded
-    again. :meth:`remove_latents` deletes the folder: latents show the patients almost as images do.
+    training resumes without encoding again, and of several processes, one encodes each image. If a scan, the
+    preprocessing or the first stage changes, the names change, and the images are encoded again.
+    :meth:`remove_latents` deletes them: latents show the patients almost as images do.
 
     Args:
         first_stage: encodes the images; None: items hold images.
@@ -61,8 +66,12 @@ class LatentCases(CachedCases):
         return self if self.first_stage is None else self.uncached()
 
     def remove_latents(self) -> None:
-        """Delete the saved latents; the items of this dataset stay."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Delete the saved latents, and no other file of their folder; this dataset keeps its own."""
+        for file in self._folder.glob("*"):
+            if _SAVED.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds files of the user, or does not exist
+            self._folder.rmdir()
 
     @property
     def _task(self) -> str:
@@ -77,12 +86,16 @@ class LatentCases(CachedCases):
         """The latents (C', *S / f) of an image (C, *S), read if they are saved."""
         digest = hashlib.sha256(self._weights + str(image.shape).encode() + image.tobytes()).hexdigest()
         file = self._folder / f"{digest}.f32"
+        shape = first_stage.latent_shape(image.shape)
         with FileLock(self._folder / ".lock"):  # other processes wait, and then read this file and encode another one
-            if not file.is_file():
-                latents = first_stage.encode(torch.from_numpy(image)[None].to(first_stage.latent_std.device))
-                content = latents.cpu().numpy().tobytes()
-                write_atomic(file, lambda path: path.write_bytes(content))
-        return np.fromfile(file, np.float32).reshape(first_stage.latent_shape(image.shape))
+            with suppress(FileNotFoundError):  # another training with this folder may delete it at any time
+                latents = np.fromfile(file, np.float32)
+                if latents.size == math.prod(shape):
+                    return latents.reshape(shape)
+            encoded = first_stage.encode(torch.from_numpy(image)[None].to(first_stage.latent_std.device))
+            latents = encoded[0].cpu().numpy()
+            write_atomic(file, lambda path: path.write_bytes(latents.tobytes()))
+        return latents
 
     @cached_property
     def _weights(self) -> bytes:

@@ -36,6 +36,7 @@ class TrainingEvents(EventEnum):
     """The events of a :class:`ResumableTrainer` beside those of Ignite and MONAI."""
 
     BEFORE_RUN = "before_run"  # Ignite reads the step at which to resume before it fires STARTED
+    ALREADY_COMPLETE = "already_complete"  # fired instead of a run if nothing is left to do
     WEIGHTS_UPDATED = "weights_updated"
     SAVING = "saving"  # a checkpoint is about to be written
     STATISTICS = "statistics"  # engine.state.statistics has new figures from RunningStatistics
@@ -109,6 +110,7 @@ class ResumableTrainer(SupervisedTrainer):
         self._last_step = None
         self.fire_event(TrainingEvents.BEFORE_RUN)
         if self.is_complete:
+            self.fire_event(TrainingEvents.ALREADY_COMPLETE)
             return
         if idist.get_rank() == 0:
             logger.info(description(self.settings, self.memory_format, self.optimizer, self.data_loader))

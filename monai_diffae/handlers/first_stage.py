@@ -19,6 +19,7 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.precision import autocast
+from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.pictures import Pictures
 from monai_diffae.networks import FirstStage
 
@@ -86,19 +87,21 @@ class LatentRemover:
     A training that is interrupted keeps them, so that it can resume without encoding again.
 
     Args:
-        dataset: the training cases; the latents of the validation cases are in the same folder.
+        datasets: the images of training and validation.
     """
 
-    def __init__(self, dataset: LatentCases) -> None:
-        self.dataset = dataset
+    def __init__(self, datasets: Sequence[LatentCases]) -> None:
+        self.datasets = list(datasets)
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
+        """Register with a trainer, also for a training that was complete already: its scans were read nevertheless."""
+        engine.add_event_handler(TrainingEvents.ALREADY_COMPLETE, self)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self) -> None:
-        """Delete the latents of training and validation."""
-        self.dataset.remove_latents()
+        """Delete them."""
+        for dataset in self.datasets:
+            dataset.remove_latents()
 
 
 class FirstStagePictures(Pictures):

@@ -299,6 +299,20 @@ def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) 
     assert not (made[True] / "cache" / "latents").exists()
 
 
+def test_a_complete_training_that_runs_again_leaves_no_latents(trained: Any, tmp_path: Path) -> None:
+    """It may have been killed between its last save and the deletion."""
+    for _ in range(2):
+        start(trained, tmp_path, augmentation=None, cache_latents=True)
+        assert not (tmp_path / "cache" / "latents").exists()
+
+
+def test_latents_of_both_splits_are_deleted_wherever_they_are(trained: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "fast disk"
+    other = {"train#dataset#cache_dir": str(folder)}
+    start(trained, tmp_path / "out", augmentation=None, cache_latents=True, **other)
+    assert list(tmp_path.rglob("latents")) == []
+
+
 def test_cached_latents_with_augmentation_are_refused(trained: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="^cache_latents: .* cannot be augmented; set augmentation to null"):
         start(trained, tmp_path, cache_latents=True)

@@ -76,6 +76,26 @@ def test_each_image_is_encoded_once_until_image_or_weights_change(first_stage: C
     assert torch.equal(again[1]["image"], expected)
 
 
+def test_only_saved_latents_are_deleted(first_stage: Counted, tmp_path: Path) -> None:
+    """The cache's folder may be one of the user, with a folder of this name."""
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "thesis.f32").write_text("of the user")
+    for cases in (dataset(first_stage, tmp_path), dataset(None, tmp_path)):
+        cases.prepare()
+        cases.remove_latents()
+        assert [file.name for file in (tmp_path / "latents").iterdir()] == ["thesis.f32"]
+
+
+def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage: Counted, tmp_path: Path) -> None:
+    """Another training may share the cache's folder and delete what it saved; a failing disk may cut a file."""
+    expected = dataset(first_stage, tmp_path)[0]["image"]
+    first, second, _ = sorted((tmp_path / "latents").glob("*.f32"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-4])
+    assert torch.equal(dataset(first_stage, tmp_path)[0]["image"], expected)
+    assert first_stage.encoded == 5
+
+
 def test_without_a_first_stage_items_hold_images(tmp_path: Path) -> None:
     cases = dataset(None, tmp_path / "cache")
     assert torch.equal(cases[0]["image"], read({"image": 1})["image"])
