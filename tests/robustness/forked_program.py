@@ -252,12 +252,12 @@ def killed_in_step(number: int) -> None:
 
     update, count = ResumableTrainer._update_weights, 0
 
-    def counted(trainer: Any) -> None:
+    def counted(trainer: Any, figures: Any) -> None:
         nonlocal count
         count += 1
         if count == number:
             _die()
-        update(trainer)
+        update(trainer, figures)
 
     ResumableTrainer._update_weights = counted  # type: ignore[method-assign]
 
