@@ -41,7 +41,7 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
     Example:
         >>> z_sem = 3 * torch.eye(2)
         >>> agreement_loss(z_sem, z_sem), agreement_loss(z_sem, z_sem + 1)
-        (tensor(20.2500), tensor(45.2500))
+        (tensor(40.5000), tensor(65.5000))
     """
     if len(first) < 2:
         raise ConfigError(
