@@ -284,10 +284,13 @@ def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) 
         "augmentation": None, "max_epochs": 2, "val_interval": 1, "probe_interval": 1, "calibration_cases": 2,
         "precision": "fp32",  # with bf16, only a training without the cache encodes in bf16
     }  # fmt: skip
-    made = {}
+    table = pd.read_csv(trained.cohort)
+    table.loc[table.index[table["split"] == "train"][0], "split"] = "val"  # calibration needs two patients
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    made, on = {}, SimpleNamespace(**{**vars(trained), "cohort": tmp_path / "cohort.csv"})
     for cached in (False, True):
         made[cached] = tmp_path / str(cached)
-        start(trained, made[cached], cache_latents=cached, **settings)
+        start(on, made[cached], cache_latents=cached, **settings)
     before, after = (pd.read_csv(out / "curves.csv") for out in made.values())
     columns = [name for name in before if "loss" in name or "usage" in name or "probe" in name]
     assert len(columns) > 3
