@@ -30,7 +30,9 @@ class _Rule:
 
 def _whole(least: int, or_null: bool = False) -> _Rule:
     def holds(value: Any) -> bool:
-        return (or_null and value is None) or (isinstance(value, int) and value is not True and value >= least)
+        if value is None:
+            return or_null
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     return _Rule(holds, f"a whole number of at least {least}" + (", or null" if or_null else ""))
 
@@ -39,7 +41,7 @@ def _number(low: float, high: float = math.inf, text: str = "", or_null: bool = 
     def holds(value: Any) -> bool:
         if value is None:
             return or_null
-        return isinstance(value, (int, float)) and math.isfinite(value) and low <= value < high
+        return _is_number(value) and low <= value < high
 
     return _Rule(holds, text or f"a number of at least {low:g}")
 
