@@ -37,6 +37,7 @@ from typing import Any
 import pandas as pd
 import torch
 from decoding import ready_to_decode
+from measured_process import run_python
 from memory import measure_elsewhere, predict, resident, resident_before
 from scaling_tables import Measurement, Point, draw, exponents, put_into_page, tables
 
@@ -242,14 +243,8 @@ def finished(bench: Bench, command: list[str], threads: int | None = None) -> tu
     """Seconds of a command, and the GiB that it or the largest of its processes had resident at most."""
     variables = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     with bench.log.open("a") as log:
-        start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=variables)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[:4])} ...: exit code {process.returncode}; see {bench.log}")
-    return seconds, usage.ru_maxrss * 1024 / GIB
+        used = run_python(command, variables, log)
+    return used.seconds, used.peak_gib
 
 
 @dataclass(frozen=True)

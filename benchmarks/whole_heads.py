@@ -21,10 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from measured_process import run_python
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool3d
 
@@ -61,14 +59,10 @@ COMMON = {"mlflow": False, "num_pictures": 2}
 
 def command(found: dict[str, Any], name: str, *arguments: object) -> None:
     """Run a command of the program; note its seconds (of a resumed training: since then) and its largest memory."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "monai_diffae", *map(str, arguments)])
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{name} failed")
+    used = run_python(["-m", "monai_diffae", *map(str, arguments)])
     figures = {
-        "seconds": round(time.perf_counter() - start), "processor_seconds": round(used.ru_utime + used.ru_stime),
-        "peak_gib": round(used.ru_maxrss / 1024**2, 2),
+        "seconds": round(used.seconds), "processor_seconds": round(used.processor_seconds),
+        "peak_gib": round(used.peak_gib, 2),
     }  # fmt: skip
     found[name] = figures
     print(name, figures, flush=True)

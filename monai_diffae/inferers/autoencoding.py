@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -448,14 +448,18 @@ class DiffusionAutoencoderInferer(Inferer):
             raise ConfigError("the network is in training mode, where its output is random; call network.eval()")
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         parts = []
-        for batch in zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True):
-            work = evaluation_work(network, batch[0])
-            # a first stage works on whole images, which is never small
-            threads = threads_for(work, images.device) if self.first_stage is None else nullcontext()
-            with exact_convolutions(), threads:
-                parts.append(run(*batch))
+        with exact_convolutions():
+            for batch in zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True):
+                with self._threads(network, batch[0]):
+                    parts.append(run(*batch))
         outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs
+
+    def _threads(self, network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
+        """The threads for a batch (B, C, *S): all with a first stage, which works on whole images, never small."""
+        if self.first_stage is not None:
+            return nullcontext()
+        return threads_for(evaluation_work(network, images), images.device)
 
 
 def _check_counts(**counts: int | None) -> None:
