@@ -56,6 +56,7 @@ class LatentCases(CachedCases):
         if self._items is None and self.first_stage is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
+                (self._folder / ".lock").touch()
             except OSError as error:
                 raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
         super().prepare()

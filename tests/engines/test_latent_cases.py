@@ -114,6 +114,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(first_stage: Counted, tmp_path
         dataset(first_stage, tmp_path / "cache").prepare()
 
 
+def test_a_folder_in_which_no_file_can_be_made_is_one_line(first_stage: Counted, tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "no_folder" / "file")
+    with pytest.raises(MachineError, match="^cache_dir: cannot be written .*; choose another folder$"):
+        dataset(first_stage, tmp_path).prepare()
+
+
 def test_saved_latents_are_float32(first_stage: Counted, tmp_path: Path) -> None:
     dataset(first_stage, tmp_path).prepare()
     files = list((tmp_path / "latents").glob("*.f32"))
