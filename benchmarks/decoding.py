@@ -3,8 +3,9 @@
     python benchmarks/decoding.py [--recipes diffae_2d --images 1 16 --steps 20 --rounds 5 --device cpu]
 
 Networks with random weights, which take as much time as trained ones. "z_sem at each step" decodes with the network
-called as any other network is: it projects z_sem at every evaluation. Both ways take turns; medians, and the ratio of
-each round. Also whether both ways, and two decodings, give the same bits.
+called as any other network is: it projects z_sem at every evaluation. All of them take turns with convolutions in
+float32, so each rate is also printed as a share of the device's best convolution rate. Medians, and the ratio of both
+ways to decode in each round. Also whether both ways, and two decodings, give the same bits.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from convolution_rate import synchronise
+from convolution_rate import best_rate, synchronise
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from train_step import RECIPES, recipe
 
 from monai_diffae.inferers import DiffusionAutoencoderInferer
@@ -63,9 +65,15 @@ def measure(name: str, device: torch.device, count: int, args: argparse.Namespac
         "decoding": lambda: inferer.decode(z_sem, x_T, network),
         "decoding, z_sem at each step": lambda: inferer.decode(z_sem, x_T, other),
     }
-    first = {what: action() for what, action in actions.items()}
+    first, flop = {}, {}
+    for what, action in actions.items():
+        with FlopCounterMode(display=False) as counter:
+            first[what] = action()
+        flop[what] = counter.get_total_flops()
+    best_rates: list[float] = []
     seconds: dict[str, list[float]] = {what: [] for what in actions}
     for number in range(args.rounds):
+        best_rates.append(best_rate(device, torch.float32, args.rate_seconds))
         order = list(actions) if number % 2 else list(reversed(actions))
         for what in order:
             synchronise(device)
@@ -74,10 +82,15 @@ def measure(name: str, device: torch.device, count: int, args: argparse.Namespac
                 actions[what]()
             synchronise(device)
             seconds[what].append((time.perf_counter() - start) / args.repeats)
+    rate = statistics.median(best_rates)
     pairs = zip(seconds["decoding, z_sem at each step"], seconds["decoding"], strict=True)
     return {
         "images": count, "steps": args.steps,
         "images_per_second": {what: count / statistics.median(values) for what, values in seconds.items()},
+        "best_convolution_tflops": rate / 1e12,
+        "share_of_best_rate": {
+            what: flop[what] / statistics.median(values) / rate for what, values in seconds.items()
+        },
         "each_step_over_once": statistics.median(slow / fast for slow, fast in pairs),
         "both_ways_same_bits": torch.equal(first["decoding"], first["decoding, z_sem at each step"]),
         "largest_difference": float((first["decoding"] - first["decoding, z_sem at each step"]).abs().max()),
@@ -93,6 +106,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1, help="decodings per round")
+    parser.add_argument("--rate-seconds", type=float, default=1.0, help="per round, for the best convolution rate")
     parser.add_argument("--overrides", type=json.loads, default={}, help="values of the configuration, as JSON")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

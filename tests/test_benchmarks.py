@@ -117,6 +117,7 @@ def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
         assert row["both_ways_same_bits"]
         assert row["two_decodings_same_bits"]
         assert row["two_inversions_same_bits"]
+        assert all(share > 0 for share in row["share_of_best_rate"].values())
     assert results["embedding"]["embed"] > 0
     assert results["memory"][0]["measured_gib"] > 0
 
