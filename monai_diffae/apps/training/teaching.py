@@ -132,9 +132,10 @@ def teaching_trajectories(
 ) -> Trajectories:
     """Compute the trajectories of a split's cases, and of codes that are mixed from them.
 
-    The trajectory of a case leads from its inverted x_T to the case itself. A mixed one starts from noise or from the
-    x_T of a random case, with a z_sem between those of two random cases; the bundle's decoder computes it. So the fast
-    decoder learns to decode new and edited codes, too. All of them are functions of the seed.
+    The trajectory of a case leads from its inverted x_T to the case itself. Mixed ones are computed by the bundle's
+    decoder: from noise with a z_sem between those of two random cases, and from the x_T of a random case with its
+    z_sem, moved by a part of the difference between two others. So the fast decoder learns to decode new and edited
+    codes, too. All of them are functions of the seed.
 
     Args:
         teacher: the bundle and the cohort.
@@ -191,13 +192,15 @@ def _mixed(
 
 
 def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
-    """x_T (C, *S) and z_sem (Z,): noise or the x_T of a random case, and a point between two random cases."""
+    """x_T (C, *S) and z_sem (Z,): noise and a point between two random cases, or the edited codes of a random case."""
     generator = torch.Generator().manual_seed(seed_of(seed, "mixture", number))
-    first, last, other = torch.randint(len(inverted), (3,), generator=generator).tolist()
-    weight = float(torch.rand((), generator=generator))
-    z_sem = torch.lerp(inverted.z_sem[first], inverted.z_sem[last], weight)
-    x_T = inverted[other]["trajectory"][0]
-    return image_noise(tuple(x_T.shape), seed, [number])[0] if number % 2 else x_T, z_sem
+    first, last, edited = torch.randint(len(inverted), (3,), generator=generator).tolist()
+    z_sem, weight = inverted.z_sem, float(torch.rand((), generator=generator))
+    way = weight * (z_sem[last] - z_sem[first])
+    x_T = inverted[edited]["trajectory"][0]
+    if number % 2:
+        return image_noise(tuple(x_T.shape), seed, [number])[0], z_sem[first] + way
+    return x_T, z_sem[edited] + way
 
 
 def _batches(numbers: Sequence[int], size: int, text: str) -> Iterator[Sequence[int]]:

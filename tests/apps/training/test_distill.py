@@ -87,6 +87,12 @@ def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(
     for item in (made[num_cases], made[num_cases + 1]):
         decoded = trained.inferer.decode(item["z_sem"][None], item["trajectory"][0][None], trained.network)
         torch.testing.assert_close(item["trajectory"][-1], decoded[0], atol=1e-5, rtol=1e-4)
+    cases = [made[i] for i in range(num_cases)]
+    edited = made[num_cases]
+    (own,) = [case for case in cases if torch.equal(case["trajectory"][0], edited["trajectory"][0])]
+    ways = torch.stack([last["z_sem"] - first["z_sem"] for first in cases for last in cases])
+    cosines = torch.nn.functional.cosine_similarity(ways, (edited["z_sem"] - own["z_sem"])[None])
+    assert cosines.max() > 0.9999  # moved as two cases differ
     on_disk = teaching_trajectories(
         teacher, read, "train", levels, **arguments, cache_dir=str(tmp_path / "cache"), cache_gib=0.0
     )
