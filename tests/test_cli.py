@@ -65,6 +65,7 @@ def test_version(run):
         (["train", "b", "c", "--overrides", "x"], "is not of the form name=value"),
         (["reconstruct", "b", "c", "o", "--solver", "magic"], '"magic"'),
         (["reconstruct", "b", "c", "o", "--split", "all"], '"all"'),
+        (["evaluate", "o", "--bundle", "b", "--cohort", "c", "--decoder", "best"], 'Choose from: "exact", "fast"'),
         (["reconstruct", "b", "c", "o", "--limit", "2.7"], "--limit: '2.7' is not a whole number"),
         (["reconstruct", "b", "c", "o", "--limit", "0x10"], "--limit: '0x10' is not a whole number"),
         (["reconstruct", "b", "c", "o", "--cases"], "--cases requires at least 1"),
@@ -81,6 +82,14 @@ def test_usage_errors_end_with_2_and_one_line(run, words, message):
     assert error.startswith("error: ")
     assert message in error
     assert len(error.splitlines()) == 1, error
+
+
+def test_an_option_with_several_values_can_be_followed_by_another_one():
+    words = ["evaluate", "o", "--bundle", "a", "b", "--decoder", "exact", "fast", "--steps", "5", "9", "--cohort", "c"]
+    given = cli.parse(cli.build_app(), words)[1].arguments
+    assert [str(bundle) for bundle in given["bundle"]] == ["a", "b"]
+    assert given["conditions"].decoders == ["exact", "fast"]
+    assert given["conditions"].steps == [5, 9]
 
 
 def test_an_unknown_solver_is_answered_with_those_that_there_are(run):

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert
 from cyclopts.exceptions import CycloptsError
@@ -36,12 +36,17 @@ def _shown_default(value: Any) -> Any:
 
 
 def _exactly(type_: Any, tokens: Sequence[Token]) -> Any:
-    """Values as cyclopts converts them, but a whole number has to be written as one: cyclopts rounds 2.7 to 3."""
+    """Values as cyclopts converts them, with two exceptions.
+
+    A whole number has to be written as one: cyclopts rounds 2.7 to 3. And an option of one or several values always has
+    several: so the error for an unknown value lists the possible ones.
+    """
     if int in (type_, *get_args(type_)):
         for token in tokens:
             if not re.fullmatch(r"[+-]?[0-9]+", token.value):
                 raise ValueError(f"{token.value!r} is not a whole number")
-    return convert(type_, tokens)
+    several = next((member for member in get_args(type_) if get_origin(member) is Sequence), type_)
+    return convert(several, tokens)
 
 
 def build_app() -> App:
