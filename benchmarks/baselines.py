@@ -49,7 +49,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.engines import training_loader
 from monai_diffae.engines.first_stage import kl_divergence
-from monai_diffae.engines.precision import resolve_precision
+from monai_diffae.engines.precision import autocast, resolve_precision
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
 from monai_diffae.networks import SemanticEncoder
@@ -112,7 +112,7 @@ def train_for(
         passed = min(1.0, (time.process_time() - start) / 60 / minutes)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, step / 100) * 0.5 * (1 + math.cos(math.pi * passed))
-        with torch.autocast("cpu", DTYPE, enabled=torch.float32 != DTYPE):
+        with autocast("cpu", DTYPE):
             loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()

@@ -26,7 +26,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.diffusion import DiffusionSchedule, ddim
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.engines.precision import resolve_precision
+from monai_diffae.engines.precision import autocast, resolve_precision
 from monai_diffae.handlers import EMA
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import build_autoencoder
@@ -75,7 +75,7 @@ def train(
             group["lr"] = 1e-3 * min(1, (step + 1) / 50)
         x0 = images[torch.randint(len(images), (32,))]
         t, eps = schedule.sample_timesteps(32), torch.randn_like(x0)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with autocast("cpu", dtype):
             output = network(schedule.q_sample(x0, eps, t), t, x0)
         optimizer.zero_grad()
         (output.float() - schedule.target(x0, eps, t)).square().mean().backward()

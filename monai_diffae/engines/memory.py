@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from monai_diffae.diffusion.integration import KEPT_IMAGES
+from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.without_data import predict_without_data, without_data
 from monai_diffae.networks import FirstStage
 
@@ -125,7 +126,7 @@ def first_stage_memory(
     """
     with FakeTensorMode(), torch.no_grad():
         autoencoder = without_data(first_stage, ()).autoencoder
-        with _LiveBytes() as live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _LiveBytes() as live, autocast("cpu", dtype):
             latents = autoencoder.encode(torch.empty(1, *image_shape))[0]  # type: ignore[operator, union-attr]
             if decodes:
                 autoencoder.decode(latents)  # type: ignore[operator, union-attr]

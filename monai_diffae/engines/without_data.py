@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_diffae.engines.precision import autocast
+
 
 def without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
     """A copy of the network whose parameters have shape, dtype and the batches' memory format, but no data.
@@ -37,6 +39,6 @@ def predict_without_data(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: tor
     channels = getattr(network, "encoder_in_channels", None) or x0.shape[1]
     seen = x0 if channels == x0.shape[1] else torch.empty(len(x0), channels, *x0.shape[2:])
     timesteps = torch.empty(len(x0))
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with autocast("cpu", dtype):
         output: Tensor = network(_channels_last(x_t), timesteps, _channels_last(seen))
     return output
