@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
@@ -106,6 +106,17 @@ def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
                 f"{name}: {folder.name} lies in the folder of scans, where its pictures would be taken for scans; "
                 f"choose another {name}"
             )
+
+
+def check_overlays(overlays: Iterable[Path]) -> None:
+    """Check that the files of overlays exist.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for overlay in overlays:
+        if not overlay.is_file():
+            raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
 
 
 def _existing(folder: Any) -> Any:

@@ -27,7 +27,7 @@ from monai_diffae.bundle.untrained import untrained_network
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.engines.precision import resolve_precision
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def find_overlay(name: str) -> Path:
     file = shipped("overlays") / f"{name}.json"
     if not file.is_file():
         names = ", ".join(sorted(path.stem for path in shipped("overlays").glob("*.json")))
-        raise ConfigError(f"overlay: there is no {name!r}; choose one of: {names}")
+        raise ConfigError(f"overlay: there is no {quoted(name)}; choose one of: {names}")
     return file
 
 

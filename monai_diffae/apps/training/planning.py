@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
+from monai_diffae.apps.command import check_overlays
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.training.proposals import Machine
 from monai_diffae.apps.training.speed import Speed, measure_speed
@@ -28,7 +29,7 @@ from monai_diffae.data.survey import Survey
 from monai_diffae.data.twin_reports import TwinReport, report_twins
 from monai_diffae.data.twins import find_twins
 from monai_diffae.engines.memory import GIB, free_memory
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.errors import CohortError, ConfigError, MachineError, quoted
 
 _USABLE = 0.8  # usable fraction of the free memory
 MEASURED_SCANS = 3
@@ -44,7 +45,7 @@ def find_device(device: str | None) -> torch.device:
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise ConfigError(f"device: there is no {device!r}; choose cpu or cuda") from error
+        raise ConfigError(f"device: there is no {quoted(device)}; choose cpu or cuda") from error
 
 
 def memory_budget(memory_gib: float | None, device: torch.device) -> int:
@@ -81,10 +82,10 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
     file = folder / "configs" / "train.json"
     if not file.is_file():
-        raise ConfigError(f"{folder.name}: there is no configs/train.json; give a bundle's folder")
-    for overlay in overlays:
-        if not overlay.is_file():
-            raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
+        raise ConfigError(
+            f"{folder.name}: there is no configs/train.json; give the folder of a bundle that monai-diffae init made"
+        )
+    check_overlays(overlays)
     parser = read_config(file, *overlays)
     check_dimensions(parser.get())
     return parser

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae.apps.command import command
+from monai_diffae.apps.command import check_overlays, command
 from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.settings import Training, colour_values
 from monai_diffae.errors import ConfigError, find_diffae_error
@@ -163,9 +163,7 @@ def run_training(
         ConfigError: a file does not exist, or a key or value cannot be used.
     """
     file = _config_file(bundle, config)
-    for overlay in training.overlays:
-        if not overlay.is_file():
-            raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
+    check_overlays(training.overlays)
     from monai_diffae.apps.training.training_run import open_training_run
     from monai_diffae.bundle.summary import bundle_code
     from monai_diffae.bundle.trust import is_trusting
