@@ -43,9 +43,15 @@ class DemoBudget:
 
 
 def demo_budget(
-    file: Path, cohort: Path, overlay: Path, overrides: Mapping[str, Any], device: str | None, minutes: float, most: int
+    file: Path,
+    cohort: Path,
+    overlay: Path,
+    overrides: Mapping[str, Any],
+    device: str | None,
+    minutes: float,
+    num_reconstructions: int,
 ) -> DemoBudget:
-    """Read what was decided, or measure how fast this machine trains and decide.
+    """Read the decision of an earlier call, or measure how fast this machine trains, and decide.
 
     Args:
         file: where the decision is kept.
@@ -54,7 +60,7 @@ def demo_budget(
         overrides: values for keys of the configuration.
         device: where to compute; None: the GPU if there is one.
         minutes: time for the demo.
-        most: test cases to reconstruct if there is enough time.
+        num_reconstructions: test cases to reconstruct if there is enough time.
     """
     if file.is_file():
         return DemoBudget(**json.loads(file.read_text()))
@@ -74,8 +80,8 @@ def demo_budget(
         settings["max_epochs"] = affordable
     reconstruction_s = _PER_RECONSTRUCTION / speed.images_per_second
     number = int(60 * minutes * _FOR_RECONSTRUCTIONS / reconstruction_s)
-    budget = DemoBudget(settings, min(most, max(number, _FEWEST_RECONSTRUCTIONS)), threads)
-    _log_what_is_left_out(budget, minutes, epochs, most)
+    budget = DemoBudget(settings, min(num_reconstructions, max(number, _FEWEST_RECONSTRUCTIONS)), threads)
+    _log_what_is_left_out(budget, minutes, epochs, num_reconstructions)
     write_json(file, {**budget.__dict__})
     return budget
 

@@ -64,9 +64,7 @@ def embedded_cohort(
             "embeddings)"
         )
     device = None if device is None else str(device)
-    made = embed(
-        bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite
-    )  # fmt: skip
+    made = embed(bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite)
     if dist.is_available() and dist.is_initialized():
         dist.barrier()  # the first process writes the table
     return read_embeddings(made.path)

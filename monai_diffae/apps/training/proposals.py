@@ -153,7 +153,14 @@ def grids(
 
 @dataclass(frozen=True)
 class Machine:
-    """A bundle's configuration on a device, with a budget in bytes."""
+    """A bundle's configuration on a device, with a budget of memory.
+
+    Attributes:
+        config: the bundle's configuration; ``first_stage`` is loaded if there is one.
+        overrides: values by their ids that are decided already.
+        budget: bytes that training may use.
+        device: where training will run; this machine need not have it.
+    """
 
     config: dict[str, Any]
     overrides: dict[str, Any]

@@ -107,8 +107,8 @@ def measure_speed(
 def fastest(measure: Callable[[], Speed]) -> tuple[Speed, int | None]:
     """Measure with one thread of the CPU and with all, and keep the better number.
 
-    Threads wait for each other at each operation. Where other programs use the processors, one thread can be 20 times
-    as fast as two.
+    Threads wait for each other at each operation. Where other programs use the processors, one thread can be several
+    times as fast as two.
 
     Returns:
         The speed, and 1 if torch now uses one thread because that is clearly faster, else None.

@@ -94,8 +94,8 @@ class _Candidate:
         return math.prod(self.settings["image_size"])
 
     @property
-    def work(self) -> float:
-        """What a step of training costs at most, up to a factor."""
+    def step_cost(self) -> float:
+        """How long a step of training takes at most, up to a factor that is the same for all candidates."""
         return self.pixels * float(self.settings[WIDTH]) ** 2
 
     def needed_images(self, batch_size: int) -> int:
@@ -166,7 +166,7 @@ class _Timer:
 
 @dataclass(frozen=True)
 class _Search:
-    """A search among candidates, which are sorted from much to little work."""
+    """A search among candidates, whose steps are sorted from expensive to cheap."""
 
     machine: Machine
     candidates: list[_Candidate]
@@ -176,7 +176,7 @@ class _Search:
     def following(self, indices: range, measured: int, speed: Speed) -> tuple[int, Proposal] | None:
         """The first of some candidates that, by the speed of another one, learns enough in time; and that fits."""
         for index in indices:
-            ratio = self.candidates[index].work / self.candidates[measured].work
+            ratio = self.candidates[index].step_cost / self.candidates[measured].step_cost
             scaled = replace(speed, seconds_per_step=speed.seconds_per_step * ratio)
             if self.is_enough(index, self.work.timetable(scaled, self.budget_s), speed):
                 return self._first_that_fits(range(index, indices.stop))
@@ -188,7 +188,7 @@ class _Search:
         return timetable.num_images >= ample and timetable.total_s <= self.budget_s
 
     def _first_that_fits(self, indices: range) -> tuple[int, Proposal] | None:
-        """The first of some candidates that fits into memory; all that have less work fit, too."""
+        """The first of some candidates that fits into memory; all that follow it fit, too."""
         grids_by_index: dict[int, Proposal | None] = {}
 
         def fits(index: int) -> bool:
@@ -207,7 +207,7 @@ class _Search:
 
 
 def _candidates(machine: Machine, survey: Survey) -> Iterator[_Candidate]:
-    """From much to little work: on the finest grid also wider networks."""
+    """Grids from expensive to cheap steps; on the finest one also wider networks."""
     levels, width = list(machine.value(LEVELS)), int(machine.value(WIDTH))
     dims = survey.spatial_dims
     deep = list(grids(survey, len(levels), machine.overrides, machine.factors))
