@@ -42,7 +42,7 @@ def learning_rate_schedule(
     if kind not in ("constant", "cosine"):
         raise ConfigError(f"lr_schedule is {quoted(kind)}; choose one of: constant, cosine")
     if kind == "cosine" and total_steps is None:
-        raise ConfigError("lr_schedule 'cosine' needs total_steps")
+        raise ConfigError("lr_schedule 'cosine' needs total_steps; give it, or use 'constant'")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -147,9 +147,10 @@ class DiffusionAutoencoder(nn.Module):
     @torch.jit.unused
     def _check_z_sem(self, z_sem: torch.Tensor) -> None:
         if z_sem.ndim != 2 or z_sem.shape[1] != self.z_channels:
+            advice = f"set z_channels to {z_sem.shape[1]}" if z_sem.ndim == 2 else "let it give one vector per image"
             raise ConfigError(
                 f"the encoder {type(self.encoder).__name__} gives {tuple(z_sem.shape)}: "
-                f"z_channels={self.z_channels} needs (B, {self.z_channels})"
+                f"z_channels={self.z_channels} needs (B, {self.z_channels}); {advice}, or use another encoder"
             )
 
 

@@ -80,7 +80,10 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divis
         shape = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, H, W, D)"
         raise ConfigError(f"{name} has the shape {tuple(x.shape)}: a {spatial_dims}D network takes {shape}")
     if channels is not None and x.shape[1] != channels:
-        raise ConfigError(f"{name} has {x.shape[1]} channels: the network was built for {channels}")
+        raise ConfigError(
+            f"{name} has {x.shape[1]} channels: the network was built for {channels}; use images like those of its "
+            "training"
+        )
     size = tuple(x.shape[2:])
     if any(s % d or s == 0 for s, d in zip(size, divisors, strict=True)):
         nearest = [sorted({max(s // d, 1) * d, max(-(-s // d), 1) * d}) for s, d in zip(size, divisors, strict=True)]
@@ -284,7 +287,10 @@ class PositionAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int = 1) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads:
-            raise ConfigError(f"num_heads={num_heads} does not divide a width of {channels} at a level with attention")
+            raise ConfigError(
+                f"num_heads={num_heads} does not divide a width of {channels} at a level with attention; use another "
+                "num_heads or base_channels"
+            )
         self.num_heads = num_heads
         self.norm = ChannelGroupNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -315,7 +321,10 @@ def level_widths(base_channels: int, channel_mult: Sequence[int], attention_leve
     """
     widths = [base_channels * mult for mult in channel_mult]
     if not widths or min(widths) < 1:
-        raise ConfigError(f"base_channels={base_channels} and channel_mult={list(channel_mult)} give no usable widths")
+        raise ConfigError(
+            f"base_channels={base_channels} and channel_mult={list(channel_mult)} give no usable widths; all must be "
+            "above 0"
+        )
     unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
     if unknown:
         raise ConfigError(f"attention at level {unknown[0]}: there are levels 0 to {len(widths) - 1} (0 is full size)")

@@ -101,7 +101,8 @@ class EncoderAdapter(nn.Module):
         """
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
-                f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}"
+                f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
+                "images like those of its training"
             )
         features = self.network(self.prepare(x))
         if isinstance(features, (tuple, list)):

@@ -115,7 +115,10 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
     read = teacher.read(cases, Path(out))
     for split in ("train", "val"):
         if not any(case.split == split for case in read.cases):
-            raise CohortError(f"no case of the split {split} can be used; a fast decoder needs one for each split")
+            raise CohortError(
+                f"no case of the split {split} can be used; a fast decoder needs cases of train and of val: add "
+                "some, or repair those in failures.csv"
+            )
     return read
 
 
