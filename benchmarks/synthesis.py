@@ -129,7 +129,7 @@ def figures_of_edits(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def measure_severity(session: Session, args: argparse.Namespace) -> dict[str, Any]:
+def measure_severity(args: argparse.Namespace) -> dict[str, Any]:
     return grade(args.embeddings, args.out / "grades.csv", direction=args.direction, overwrite=True).scores
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     session = Session.open(args.bundle, args.cohort, reading=Reading(columns=columns), run=Run(device="cpu"))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "edits": partial(measure_edits, session, args),
-        "severity": partial(measure_severity, session, args),
+        "severity": partial(measure_severity, args),
         "samples": partial(measure_samples, session, args),
     }
     file = args.out / "summary.json"

@@ -26,7 +26,7 @@ GpuName = Literal["t4", "v100", "a10", "a40", "a100", "l4", "l40s", "h100", "h20
 """The GPUs of :data:`monai_diffae.engines.gpu_speed.GPUS`; this module loads no torch."""
 
 _MAX_NAMES = 5  # most failed scans that are listed on a terminal
-_GIB = 2**30
+_GIB = 2**30  # as in monai_diffae.engines.memory; this module loads no torch
 
 
 @dataclass(frozen=True)
