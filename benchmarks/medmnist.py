@@ -41,6 +41,7 @@ from monai_diffae.apps.training.train import train
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.medmnist import medmnist_to_cohort
+from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.probing import fit_probe, pca_features
 
 Labels = NDArray[np.int64]  # (N, L): one class, or several labels that are 0 or 1
@@ -101,6 +102,31 @@ def embedded(cohort: Path, shape: Sequence[int], colour: bool, args: argparse.Na
         train(bundle, cohort, training=training)
         embed(bundle, cohort, table)
     return table / "embeddings.parquet"
+
+
+def unusable_labels(labels: Mapping[str, Labels]) -> str | None:
+    """Why AUROC cannot be computed with these labels of each split; None: it can."""
+    classes = {
+        name: [set(column.tolist()) for column in split.reshape(len(split), -1).T] for name, split in labels.items()
+    }
+    for number, (train_classes, val_classes, test_classes) in enumerate(zip(*classes.values(), strict=True)):
+        column = f"label {number}" if len(classes["train"]) > 1 else "the label"
+        if train_classes != set(range(len(train_classes))) or len(train_classes) < 2:
+            return f"{column} has the classes {sorted(train_classes)} in train; it must have 0, 1, ... without a gap"
+        if test_classes != train_classes or not val_classes <= train_classes:
+            return f"{column} has other classes in val or test than in train; remove those images, or move some"
+    return None
+
+
+def other_settings(args: argparse.Namespace) -> str | None:
+    """The error if the folder of the results has those of other settings; else the settings are noted there."""
+    overlays = [json.loads(path.read_text()) for path in args.overlays]
+    settings = {"images": args.images, "overlays": overlays, "overrides": args.overrides}
+    file = args.out / "settings.json"
+    if file.exists() and json.loads(file.read_text()) != settings:
+        return f"{args.out} has results of other --images, --overlays or --overrides; choose another folder"
+    write_json(file, settings)
+    return None
 
 
 def auroc(labels: Labels, scores: Scores) -> float:
@@ -183,7 +209,7 @@ def pixels(path: Path, dims: int) -> tuple[float, float]:
     """AUROC and accuracy of as many principal components of the pixels as z_sem has numbers."""
     with np.load(path, allow_pickle=False) as arrays:
         images = {name: arrays[f"{name}_images"] / 255 for name in ("train", "test")}
-        truth = {name: arrays[f"{name}_labels"].astype(np.int64) for name in ("train", "test")}
+        truth = {name: arrays[f"{name}_labels"].astype(np.int64).reshape(len(images[name]), -1) for name in images}
     fitted, test = pca_features(images["train"], images["test"], dims)
     scores = logistic((fitted, truth["train"]), test, standardise=False)
     return auroc(truth["test"], scores), accuracy(truth["test"], scores)
@@ -213,19 +239,24 @@ def main() -> None:
     parser.add_argument("--overrides", nargs="*", default=[], help="KEY=VALUE, with values as JSON")
     args = parser.parse_args()
 
+    start = time.perf_counter()
+    try:
+        cohort = medmnist_to_cohort(args.npz, args.out / "cohort")
+    except DiffAEError as error:
+        parser.error(str(error))
     with np.load(args.npz, allow_pickle=False) as arrays:
         shape = arrays["train_images"].shape[1:]
+        labels = {name: arrays[f"{name}_labels"].astype(np.int64) for name in ("train", "val", "test")}
+    if problem := unusable_labels(labels) or other_settings(args):
+        parser.error(problem)
     colour = shape[-1] == 3
     shape = shape[:-1] if colour else shape
-    start = time.perf_counter()
-    cohort = medmnist_to_cohort(args.npz, args.out / "cohort")
     scores = []
     for seed in args.seeds:
         table = read_embeddings(embedded(cohort, shape, colour, args, seed))
         names = [name for name in table.columns if name == "label" or name.startswith("label_")]
-        labels = table[names].to_numpy(np.int64)
         features = z_matrix(table)
-        scores.append(evaluate(features, labels, table["split"].to_numpy(), seed))
+        scores.append(evaluate(features, table[names].to_numpy(np.int64), table["split"].to_numpy(), seed))
         print(f"seed {seed}: {scores[-1]}", flush=True)
     results = {
         "images": args.images,

@@ -95,6 +95,42 @@ def test_medmnist(tmp_path, shape):
     assert float(table.partition("| z_sem | probe | ")[2].split()[0]) > 90
     assert ("DINO" in table) == (len(shape) == 2 or shape[-1] == 3)
 
+    args = [*command, "--images", "24"]
+    again = subprocess.run(args, capture_output=True, text=True, timeout=500)
+    assert "has results of other --images, --overlays or --overrides; choose another folder" in again.stderr
+
+
+def refusal(tmp_path, monkeypatch, capsys, arrays):
+    np.savez(tmp_path / "odd.npz", **arrays)
+    monkeypatch.setattr(sys, "argv", ["medmnist.py", str(tmp_path / "odd.npz"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(BENCHMARKS / "medmnist.py"), run_name="__main__")
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "message"),
+    [
+        ("test", [0, 0, 2, 2], "the label has other classes in val or test than in train"),
+        ("val", [0, 1, 2, 3], "the label has other classes in val or test than in train"),
+        ("train", [0, 0, 2, 2], "the label has the classes [0, 2] in train; it must have 0, 1, ... without a gap"),
+        ("train", [0, 0, 0, 0], "the label has the classes [0] in train"),
+        ("test", [[0, 1], [0, 1], [0, 0], [0, 0]], "label 0 has other classes in val or test than in train"),
+    ],
+)
+def test_medmnist_refuses_classes_that_have_no_auroc(tmp_path, monkeypatch, capsys, split, labels, message):
+    usual = [[0, 1], [1, 0], [1, 1], [0, 0]] if isinstance(labels[0], list) else [0, 1, 2, 0]
+    arrays = {f"{name}_images": np.zeros((4, 16, 16), np.uint8) for name in ("train", "val", "test")}
+    arrays |= {f"{name}_labels": np.array(usual) for name in ("train", "val", "test")} | {
+        f"{split}_labels": np.array(labels)
+    }
+    assert message in refusal(tmp_path, monkeypatch, capsys, arrays)
+
+
+def test_medmnist_refuses_a_file_without_its_keys(tmp_path, monkeypatch, capsys):
+    message = refusal(tmp_path, monkeypatch, capsys, {"images": np.zeros((4, 16, 16), np.uint8)})
+    assert "a MedMNIST file has <split>_images and <split>_labels" in message
+
 
 @pytest.mark.slow
 def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):

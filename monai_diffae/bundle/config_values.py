@@ -73,7 +73,9 @@ RULES: dict[str, _Rule] = {
     "calibration_cases": _whole(0),
     "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
     **dict.fromkeys(
-        ("learning_rate", "weight_decay", "agreement_weight", "checkpoint_minutes", "cache_gib"), _number(0)
+        ("learning_rate", "weight_decay", "agreement_weight", "gradient_weight", "lpips_weight", "mixed",
+         "checkpoint_minutes", "cache_gib"),
+        _number(0),
     ),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     "ema_decay": _number(0, 1, "a number from 0 to below 1"),
@@ -201,10 +203,11 @@ def check_dimensions(config: dict[str, Any]) -> None:
 
 
 def check_views(config: Mapping[str, Any]) -> None:
-    """Check that the encoder sees another view than the decoder reconstructs, as ``agreement_weight`` needs it.
+    """Check that ``agreement_weight`` has what it needs: another view for the encoder, and several images in a batch.
 
     Raises:
-        ConfigError: ``agreement_weight`` is above 0, but the encoder sees the same image.
+        ConfigError: ``agreement_weight`` is above 0, but the encoder sees the decoder's image, or batches have one
+            image.
 
     Example:
         >>> check_views({"agreement_weight": 0.02, "encoder_key": "image", "spatial_dims": 2})
@@ -218,6 +221,11 @@ def check_views(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"agreement_weight is {weight:g}, but the encoder sees the decoder's image (encoder_key); "
             f"add the overlay {overlay}, which gives it another view"
+        )
+    if weight and config.get("batch_size") == 1:
+        raise ConfigError(
+            f"agreement_weight is {weight:g}, but batch_size is 1; it needs at least 2 images in a batch: enlarge "
+            "batch_size, or set agreement_weight to 0"
         )
 
 

@@ -34,7 +34,7 @@ def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str
         >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
         {'inferer#invert_steps': None, 'inferer#steps': 50, 'inferer#solver': 'unipc'}
     """
-    if settings.get("decoder") == "fast":
+    if (settings.get("decoder") or overrides.get("inferer#decoder")) == "fast":
         unused = next((name for name in ("steps", "solver", "spacing") if settings.get(name) is not None), None)
         if unused is not None:
             raise ConfigError(f"{unused}: has no effect on the fast decoder; omit it, or choose decoder exact")

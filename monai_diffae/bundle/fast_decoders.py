@@ -8,8 +8,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -54,12 +55,18 @@ def read_fast_decoder(
     if not (models / FAST_MODEL).is_file():
         raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
     config = read_values(models / FAST_CONFIG, _TRAIN_IT)
-    try:
-        levels, belongs_to = tuple(map(int, config["levels"])), config["autoencoder_sha256"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{FAST_CONFIG}: does not describe a fast decoder; {_TRAIN_IT}") from error
-    if belongs_to != autoencoder_sha256:
+    levels = config.get("levels")
+    if not _are_levels(levels):
+        raise ConfigError(f"{FAST_CONFIG}: does not describe a fast decoder; {_TRAIN_IT}")
+    if config.get("autoencoder_sha256") != autoencoder_sha256:
         raise ConfigError(f"{FAST_MODEL}: belongs to another autoencoder than models/model.pt; {_TRAIN_IT}")
     unet: nn.Module = deepcopy(network.unet)  # type: ignore[assignment]
     unet.load_state_dict(read_weights(models / FAST_MODEL, unet))
-    return FastDecoder(unet.to(device).eval().requires_grad_(False), levels)
+    return FastDecoder(unet.to(device).eval().requires_grad_(False), tuple(levels))
+
+
+def _are_levels(levels: Any) -> TypeGuard[list[int]]:
+    """Whether these are two or more falling levels that end at x0."""
+    if not isinstance(levels, list) or not all(type(level) is int for level in levels):
+        return False
+    return levels[1:] != [] and levels[-1] == -1 and all(a > b for a, b in pairwise(levels))

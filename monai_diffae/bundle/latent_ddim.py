@@ -16,7 +16,7 @@ from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bundle
-from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODELS, models_folder
+from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODEL, MODELS, models_folder
 from monai_diffae.bundle.loading import build
 from monai_diffae.bundle.weights import read_weights
 from monai_diffae.errors import ConfigError, quoted
@@ -104,6 +104,24 @@ def latent_config(run_config: dict[str, Any], *, z_channels: int, autoencoder_sh
     """The configuration that is written beside the weights: how to load them, and to which autoencoder they belong."""
     values = {"z_channels": z_channels, "autoencoder_sha256": autoencoder_sha256}
     return model_config({**run_config, **values}, roots=_ROOTS)
+
+
+def check_output_folder(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
+    """Check that an output folder has no other autoencoder, which :func:`complete_latent_bundle` would replace.
+
+    Raises:
+        ConfigError: it has one.
+
+    Example:
+        >>> check_output_folder("my_bundle", "a_new_folder")
+    """
+    root, folder = Path(bundle_root), Path(output_dir)
+    has_models = all((models_folder(each) / MODEL).is_file() for each in (root, folder))
+    if has_models and checksum(root) != checksum(folder):
+        raise ConfigError(
+            f"output_dir: {folder.resolve().name} holds another trained model than {root.resolve().name}; choose "
+            "another output_dir, or set overwrite to replace that model"
+        )
 
 
 def complete_latent_bundle(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:

@@ -26,6 +26,7 @@ from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import model_values
 from monai_diffae.bundle.given_data import use_given_data
 from monai_diffae.bundle.json_files import read_values
+from monai_diffae.bundle.latent_ddim import check_output_folder
 from monai_diffae.bundle.layout import (
     CONFIG,
     DISTILL,
@@ -82,8 +83,9 @@ def prepare_run(file: str = TRAIN) -> None:
         file: the run's file in ``configs``.
 
     Raises:
-        ConfigError: called from anywhere but an expression of a bundle's configuration, a file cannot be read, or
-            MONAI's ``load`` has read weights that were replaced meanwhile.
+        ConfigError: called from anywhere but an expression of a bundle's configuration, a file cannot be read, the
+            output folder has the model of another bundle, or MONAI's ``load`` has read weights that were replaced
+            meanwhile.
         CohortError: an application lists no usable image.
         MachineError: the files of an interrupted publication cannot be put in their places.
     """
@@ -96,6 +98,8 @@ def prepare_run(file: str = TRAIN) -> None:
         raise ConfigError(f"{MODEL}: was replaced by a newer model while it was loaded; load it again")
     if file == TRAIN:
         use_given_data()
+    if file in (TRAIN_LATENT, DISTILL) and not _is_overwriting(parser):
+        check_output_folder(*(parser.get_parsed_content(key) for key in ("bundle_root", "output_dir")))
     is_tracked = file in _TRAININGS and use_own_tracking(parser)
     if not _has_all_values.get():
         _use_trained_values(parser, file, before)

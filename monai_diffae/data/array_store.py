@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +45,19 @@ class ArrayStore:
         if self._array is not None:
             self._array[self.filled] = array
         elif self._stream is not None:
-            try:
+            with _disk_errors():
                 self._stream.write(np.ascontiguousarray(array).tobytes())
-            except OSError as error:
-                raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error
         self.filled += 1
 
     def close(self) -> None:
-        """Finish appending; call this before reading."""
+        """Finish appending; call this before reading.
+
+        Raises:
+            MachineError: the disk is full.
+        """
         if self._stream is not None:
-            self._stream.close()
+            with _disk_errors():
+                self._stream.close()  # it writes what is still in its buffer
             self._stream = None
 
     def __getitem__(self, position: int) -> NDArray[np.float32]:
@@ -66,3 +71,11 @@ class ArrayStore:
     def __getstate__(self) -> dict[str, Any]:
         # a spawned worker gets the name of the file, not its contents
         return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error

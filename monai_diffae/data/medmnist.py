@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.sample_folders import claim_folder, is_complete, write_image
 from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError
 
 _SPLITS = ("train", "val", "test")
+_DIGITS = 16  # of the checksum of the file
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def medmnist_to_cohort(
         raise ConfigError(f"max_cases: {max_cases} is below 1")
     directory = Path(directory)
     path = _find_npz(npz_or_name, size)
-    parameters = {"kind": "MedMNIST", "file": path.name, "bytes": path.stat().st_size, "max_cases": max_cases}
+    digest = file_checksum(path)[:_DIGITS]  # a file of other labels has the same size
+    parameters = {"kind": "MedMNIST", "file": path.name, "sha256": digest, "max_cases": max_cases}
     if is_complete(directory, parameters) and not overwrite:
         return directory / "cohort.csv"
     splits = list(_read_splits(path, max_cases))

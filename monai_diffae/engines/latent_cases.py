@@ -38,7 +38,7 @@ class LatentCases(CachedCases):
         kwargs: arguments of :class:`~monai_diffae.data.CachedCases`; ``cache_dir`` is needed.
 
     Raises:
-        ConfigError: the images would be augmented.
+        ConfigError: the images would be augmented, or latents are not to be kept (``cache`` is ``none``).
     """
 
     def __init__(self, *, first_stage: FirstStage | None = None, **kwargs: Any) -> None:
@@ -49,6 +49,8 @@ class LatentCases(CachedCases):
                 "cache_latents: images that are encoded once cannot be augmented; set augmentation to null, or "
                 "cache_latents to false"
             )
+        if first_stage is not None and self.cache == "none":
+            raise ConfigError("cache is 'none', but cache_latents keeps latents; set cache to 'memory' or 'disk'")
         self._folder = Path(kwargs["cache_dir"]) / "latents"
 
     def prepare(self) -> LatentCases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_diffae.handlers.bad_scans import BadScans
 from monai_diffae.handlers.checkpoint import CheckpointKeeper
+from monai_diffae.handlers.checkpoint_file import check_resumes
 from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
 from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentRemover, LatentScale
@@ -34,6 +35,7 @@ __all__ = [
     "TwinScans",
     "Validation",
     "ZSemProbes",
+    "check_resumes",
     "default_tracking_uri",
     "log_bundle",
 ]

@@ -140,6 +140,11 @@ class DiffusionAutoencoderInferer(Inferer):
                 f"steps is {steps}; it must be between 1 and {facts.evaluations(num_levels)}, "
                 f"as the schedule has {num_levels} levels"
             )
+        if fast_decoder is not None and fast_decoder.levels[0] >= num_levels:
+            raise ConfigError(
+                f"the fast decoder begins at level {fast_decoder.levels[0]}, but the schedule has {num_levels} levels; "
+                "train it again with monai-diffae distill"
+            )
         schedule.inference_timesteps(self.solver_steps, spacing)  # raises an error for an unknown spacing
         if inversion == "ddim" and self.invert_steps > num_levels:
             raise ConfigError(

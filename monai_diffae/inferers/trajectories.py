@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
 
 
@@ -15,7 +15,7 @@ def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:
     """Choose ``steps`` + 1 of an inferer's levels, from x_T down to x0, at equal distances in its list.
 
     Raises:
-        ConfigError: the inferer has fewer steps.
+        ConfigError: ``steps`` is not a whole number, or the inferer has fewer steps.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
@@ -23,8 +23,11 @@ def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:
         [999, 473, -1]
     """
     levels = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
-    if not 1 <= steps < len(levels):
-        raise ConfigError(f"steps is {steps}; it must be between 1 and {len(levels) - 1}, the steps of the decoder")
+    if type(steps) is not int or not 1 <= steps < len(levels):
+        most = len(levels) - 1
+        raise ConfigError(
+            f"steps is {quoted(steps)}; it must be a whole number between 1 and {most}, the steps of the decoder"
+        )
     return [levels[round(i * (len(levels) - 1) / steps)] for i in range(steps + 1)]
 
 

@@ -37,6 +37,10 @@ def complaint(make_workflow, overrides):
         ({"agreement_weight": -1}, ["agreement_weight is -1", "at least 0"]),
         ({"agreement_weight": 0.02}, ["agreement_weight is 0.02", "add the overlay encoder_view,"]),
         ({"agreement_weight": True}, ["agreement_weight is True", "at least 0"]),
+        (
+            {"agreement_weight": 0.02, "encoder_key": "other", "batch_size": 1},
+            ["agreement_weight is 0.02, but batch_size is 1", "enlarge batch_size"],
+        ),
         ({"val_interval": False}, ["val_interval is False", "at least 1"]),
         ({"calibration_cases": False}, ["calibration_cases is False", "at least 0"]),
         ({"learning_rate": "fast"}, ["learning_rate is 'fast'", "number"]),

@@ -15,6 +15,7 @@ from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, Re
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
+from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import fingerprint
@@ -245,3 +246,16 @@ def test_fingerprints_are_those_of_the_usable_images(tmp_path: Path, cache: Any)
         fingerprint(cases[i]["image"].numpy()).digest for i in range(len(cases))
     ]
     assert CachedCases(cohort(tmp_path, 4), TRANSFORM).prepare().fingerprints is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full disk")
+@pytest.mark.parametrize("size", [2, 100_000])
+def test_a_disk_that_is_full_is_one_line_also_at_the_end(size: int) -> None:
+    store = ArrayStore(2, (size,), Path("/dev/full"))
+
+    def fill() -> None:
+        store.append(np.zeros(size, np.float32))
+        store.close()
+
+    with pytest.raises(MachineError, match=r"^cache_dir: cannot be written \(No space left on device\); choose"):
+        fill()

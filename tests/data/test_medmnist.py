@@ -69,6 +69,19 @@ def test_max_cases_idempotence_and_refused_overwrite(tmp_path):
     assert len(pd.read_csv(csv)) == 10
 
 
+def test_another_file_of_the_same_name_and_size_is_noticed(tmp_path):
+    path, arrays = write_npz(tmp_path / "set.npz")
+    csv = medmnist_to_cohort(path, tmp_path / "cohort")
+    size = path.stat().st_size
+    write_npz(path, train_labels=1 - arrays["train_labels"])
+    assert path.stat().st_size == size
+    with pytest.raises(ConfigError, match="holds sample data with sha256 .* instead of .*; set overwrite or choose"):
+        medmnist_to_cohort(path, tmp_path / "cohort")
+    medmnist_to_cohort(path, tmp_path / "cohort", overwrite=True)
+    labels = pd.read_csv(csv).query("split == 'train'")["label"]
+    assert labels.tolist() == (1 - arrays["train_labels"][:, 0]).tolist()
+
+
 def test_files_that_are_no_medmnist(tmp_path):
     broken = tmp_path / "broken.npz"
     broken.write_bytes(b"PK\x03\x04 not really")

@@ -108,6 +108,12 @@ def test_augmentation_is_refused(first_stage: Counted, tmp_path: Path) -> None:
         LatentCases(data=[], transform=read, random_transform=read, cache_dir=tmp_path, first_stage=first_stage)
 
 
+def test_latents_that_are_not_kept_are_refused(first_stage: Counted, tmp_path: Path) -> None:
+    """Items would hold images, which the network takes for latents if it has as many channels."""
+    with pytest.raises(ConfigError, match="cache is 'none', but cache_latents keeps latents; set cache to 'memory'"):
+        LatentCases(data=[], transform=read, cache="none", cache_dir=tmp_path, first_stage=first_stage)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(first_stage: Counted, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(MachineError, match="^cache_dir: cannot be written .*; choose another folder$"):

@@ -33,8 +33,15 @@ def test_up_and_down_are_the_same_trajectory(network: Any, images: torch.Tensor,
 def test_more_steps_than_the_decoder_has_are_refused(network: Any) -> None:
     inferer = DiffusionAutoencoderInferer(DiffusionSchedule(**FLOW), steps=4)
     assert few_levels(inferer, 4) == inferer.schedule.decoding_levels(4)
-    with pytest.raises(ConfigError, match="steps is 5; it must be between 1 and 4"):
+    with pytest.raises(ConfigError, match="steps is 5; it must be a whole number between 1 and 4"):
         few_levels(inferer, 5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "2", True])
+def test_steps_that_are_no_whole_number_above_0_are_refused(steps: Any) -> None:
+    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(**FLOW), steps=4)
+    with pytest.raises(ConfigError, match=f"steps is {steps!r}; it must be a whole number between 1 and 4"):
+        few_levels(inferer, steps)
 
 
 @pytest.fixture

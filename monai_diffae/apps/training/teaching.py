@@ -106,11 +106,14 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
     Args:
         teacher: the bundle and the cohort.
         out: the folder of the results.
-        limit: use at most this many training cases, the first ones.
+        limit: use at most this many training cases, the first ones; None: all.
 
     Raises:
+        ConfigError: ``limit`` is not a whole number above 0.
         CohortError: a split has no readable case.
     """
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigError(f"limit is {quoted(limit)}; it must be a whole number above 0, or null")
     cases = [*teacher.cohort.split("train")[:limit], *teacher.cohort.split("val")]
     read = teacher.read(cases, Path(out))
     for split in ("train", "val"):
@@ -151,8 +154,11 @@ def teaching_trajectories(
         cache_gib: the largest memory for the trajectories, in GiB.
 
     Raises:
+        ConfigError: ``mixed`` is not a number of at least 0.
         MachineError: the disk is full, or too small.
     """
+    if type(mixed) not in (int, float) or not 0 <= mixed < math.inf:
+        raise ConfigError(f"mixed is {quoted(mixed)}; it must be a number of at least 0")
     positions = [i for i, case in enumerate(read.cases) if case.split == split]
     num_mixed = round(mixed * len(positions))
     folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, len(levels), *teacher.trained.x_T_shape))

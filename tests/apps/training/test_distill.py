@@ -70,6 +70,34 @@ def test_more_epochs_resume_and_end_like_an_uninterrupted_run(distilled: Path, l
     assert load_bundle(whole, "cpu", {"inferer#decoder": "fast"}).fast_sha256  # it is a bundle of its own
 
 
+def test_a_checkpoint_of_another_decoder_is_refused_before_any_scan_is_inverted(
+    distilled: Path, labelled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_diffae.apps.session.Session.read", lambda *_: pytest.fail("scans were read"))
+    with pytest.raises(ConfigError, match=r"fast_checkpoint\.pt: belongs to another model with other values of levels"):
+        mdae.distill(distilled, labelled.cohort, steps=1, training={"overrides": QUICK})
+
+
+@pytest.mark.parametrize("key", ["mixed", "gradient_weight", "lpips_weight", "learning_rate"])
+def test_values_that_cannot_be_used_are_refused_before_scans_are_read(
+    distilled: Path, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("monai_diffae.apps.session.Session.read", lambda *_: pytest.fail("scans were read"))
+    with pytest.raises(ConfigError, match=f"{key} is 'x'; it must be a number of at least 0"):
+        mdae.distill(distilled, labelled.cohort, tmp_path, training={"overrides": {**QUICK, key: "x"}})
+
+
+@pytest.mark.parametrize("run", [mdae.distill, mdae.train_latent])
+def test_the_model_of_another_bundle_is_not_replaced(distilled: Path, labelled: Any, tmp_path: Path, run: Any) -> None:
+    other = copy_of(distilled, tmp_path / "other")
+    model = other / "models" / "model.pt"
+    torch.save({name: value * 1.01 for name, value in torch.load(model, weights_only=True).items()}, model)
+    before = model.read_bytes()
+    with pytest.raises(ConfigError, match=r"output_dir: other holds another trained model than bundle; choose another"):
+        run(distilled, labelled.cohort, other, training={"overrides": {"mlflow": False}})
+    assert model.read_bytes() == before
+
+
 def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(
     distilled: Path, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +139,7 @@ def test_the_levels_of_a_decoder_with_more_steps_than_the_bundles_are_refused(di
     teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
     steps = teacher.trained.inferer.solver_steps
     assert len(teacher_levels(teacher, steps)) == steps + 1
-    with pytest.raises(ConfigError, match=f"must be between 1 and {steps}"):
+    with pytest.raises(ConfigError, match=f"must be a whole number between 1 and {steps}"):
         teacher_levels(teacher, steps + 1)
 
 
@@ -122,6 +150,23 @@ def test_gradients_in_the_loss_change_the_decoder(distilled: Path, labelled: Any
     plain = mdae.distill(distilled, labelled.cohort, tmp_path / "plain", steps=2, training={"overrides": overrides})
     weights = [fast_weights(each.folder) for each in (sharp, plain)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "x", True])
+def test_a_limit_that_is_no_whole_number_above_0_is_refused(
+    distilled: Path, labelled: Any, tmp_path: Path, limit: Any
+) -> None:
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
+    with pytest.raises(ConfigError, match=f"limit is {limit!r}; it must be a whole number above 0, or null"):
+        read_teaching_cases(teacher, str(tmp_path), limit)
+
+
+@pytest.mark.parametrize("mixed", [-1, "x", None, True, float("nan"), float("inf")])
+def test_a_number_of_mixed_codes_below_0_is_refused(distilled: Path, labelled: Any, tmp_path: Path, mixed: Any) -> None:
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
+    read = read_teaching_cases(teacher, str(tmp_path), limit=1)
+    with pytest.raises(ConfigError, match=f"mixed is {mixed!r}; it must be a number of at least 0"):
+        teaching_trajectories(teacher, read, "train", teacher_levels(teacher, 1), mixed=mixed)
 
 
 def test_losses_that_cannot_be_used_are_refused(
@@ -167,8 +212,9 @@ def test_the_fast_decoder_of_an_opened_case(distilled: Path, labelled: Any) -> N
 def test_settings_of_the_exact_decoder_are_refused(
     distilled: Path, labelled: Any, tmp_path: Path, setting: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(setting))}: has no effect on the fast decoder"):
-        mdae.reconstruct(distilled, labelled.cohort, tmp_path / "out", decoder="fast", **setting)
+    for fast in ({"decoder": "fast"}, {"overrides": {"inferer#decoder": "fast"}}):
+        with pytest.raises(ConfigError, match=f"{next(iter(setting))}: has no effect on the fast decoder"):
+            mdae.reconstruct(distilled, labelled.cohort, tmp_path / "out", **fast, **setting)
 
 
 def test_a_bundle_without_one_or_with_that_of_another_autoencoder_is_refused(
@@ -186,6 +232,15 @@ def test_a_bundle_without_one_or_with_that_of_another_autoencoder_is_refused(
         (bundle / "models" / "fast_config.json").write_text(content)
         with pytest.raises(ConfigError, match=rf"fast_config\.json: {message}; "):
             load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
+
+
+@pytest.mark.parametrize("levels", ["12", [], [-1], [5, 999, -1], [999, 3], [999.5, -1], [5000, -1]])
+def test_levels_that_are_not_those_of_a_decoder_are_refused(distilled: Path, tmp_path: Path, levels: Any) -> None:
+    bundle = copy_of(distilled, tmp_path / "bundle")
+    config = bundle / "models" / "fast_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "levels": levels}))
+    with pytest.raises(ConfigError, match=r"train it again with monai-diffae distill"):
+        load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
 
 
 def test_weights_that_run_code_are_refused(distilled: Path, tmp_path: Path) -> None:
