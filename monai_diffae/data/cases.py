@@ -94,6 +94,17 @@ def first_file(images: Mapping[str, Images]) -> Path:
     return image if isinstance(image, Path) else image[0]
 
 
+def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
+    """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes.
+
+    Example:
+        >>> spread_cases("abcdefghij", 4)
+        ['a', 'c', 'f', 'h']
+    """
+    count = min(limit, len(cases))
+    return [cases[i * len(cases) // count] for i in range(count)]
+
+
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
     """Find cases by id, or by the name of their files, in the order of the ids, each once.
 

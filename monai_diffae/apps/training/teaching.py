@@ -18,6 +18,7 @@ from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.data.array_store import ArrayStore
 from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
+from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
 from monai_diffae.data.trajectories import Trajectories
 from monai_diffae.diffusion.noise import image_noise, seed_of
@@ -106,7 +107,7 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
     Args:
         teacher: the bundle and the cohort.
         out: the folder of the results.
-        limit: use at most this many training cases, the first ones; None: all.
+        limit: use at most this many training cases, evenly spread over all of them; None: all.
 
     Raises:
         ConfigError: ``limit`` is not a whole number above 0.
@@ -114,7 +115,8 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
     """
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ConfigError(f"limit is {quoted(limit)}; it must be a whole number above 0, or null")
-    cases = [*teacher.cohort.split("train")[:limit], *teacher.cohort.split("val")]
+    train = teacher.cohort.split("train")
+    cases = [*(train if limit is None else spread_cases(train, limit)), *teacher.cohort.split("val")]
     read = teacher.read(cases, Path(out))
     for split in ("train", "val"):
         if not any(case.split == split for case in read.cases):

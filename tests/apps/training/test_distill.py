@@ -161,6 +161,13 @@ def test_a_limit_that_is_no_whole_number_above_0_is_refused(
         read_teaching_cases(teacher, str(tmp_path), limit)
 
 
+def test_a_limit_chooses_cases_of_the_whole_split(distilled: Path, labelled: Any, tmp_path: Path) -> None:
+    teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")
+    train = [case.id for case in teacher.cohort.split("train")]
+    read = read_teaching_cases(teacher, str(tmp_path), limit=2)
+    assert [case.id for case in read.cases if case.split == "train"] == [train[0], train[len(train) // 2]]
+
+
 @pytest.mark.parametrize("mixed", [-1, "x", None, True, float("nan"), float("inf")])
 def test_a_number_of_mixed_codes_below_0_is_refused(distilled: Path, labelled: Any, tmp_path: Path, mixed: Any) -> None:
     teacher = open_teacher(str(distilled), str(labelled.cohort), device="cpu")

@@ -11,13 +11,13 @@ from pathlib import Path
 from monai_diffae.apps.evaluation.evaluate import Conditions
 from monai_diffae.apps.evaluation.quality.codes import CodeFigures, EncodedCases
 from monai_diffae.apps.evaluation.quality.conditions import Condition, conditions_of
-from monai_diffae.apps.evaluation.quality.evaluated_bundle import EvaluatedBundle, spread
+from monai_diffae.apps.evaluation.quality.evaluated_bundle import EvaluatedBundle
 from monai_diffae.apps.evaluation.quality.generated import GENERATION, FeatureNetwork, GeneratedImages
 from monai_diffae.apps.evaluation.quality.journal import Journal, Row
 from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.session import ReadCases
-from monai_diffae.data.cases import safe_id
+from monai_diffae.data.cases import safe_id, spread_cases
 from monai_diffae.errors import OmittableError
 from monai_diffae.metrics import ImageQuality, PerceptualDistance
 
@@ -121,5 +121,5 @@ class PartsOfBundles:
         return BundleParts(bundle, conditions, reconstructions, codes, generated)
 
     def _read(self, bundle: EvaluatedBundle, split: str) -> ReadCases | None:
-        cases = spread(bundle.held_out if split == "held_out" else bundle.train, self.settings.num_codes)
+        cases = spread_cases(bundle.held_out if split == "held_out" else bundle.train, self.settings.num_codes)
         return bundle.session.read(cases, self.folder, _OTHER_FAILURES[split]) if cases else None

@@ -19,7 +19,7 @@ from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.preprocessing_config import preprocessing_config
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, spread_cases
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
@@ -73,7 +73,7 @@ class EvaluatedBundle:
     @property
     def cases(self) -> list[Case]:
         """The cases to reconstruct."""
-        return spread(self.held_out, self.limit)
+        return spread_cases(self.held_out, self.limit)
 
     @property
     def train(self) -> list[Case]:
@@ -120,17 +120,6 @@ class EvaluatedBundle:
         """The keys of the preprocessing in which two bundles differ, so that their errors cannot be compared."""
         own, others = self.preprocessing, other.preprocessing
         return sorted(key for key in {*own, *others} if own.get(key) != others.get(key))
-
-
-def spread(cases: Sequence[Case], limit: int) -> list[Case]:
-    """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes.
-
-    Example:
-        >>> spread("abcdefghij", 4)
-        ['a', 'c', 'f', 'h']
-    """
-    count = min(limit, len(cases))
-    return [cases[i * len(cases) // count] for i in range(count)]
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:
