@@ -133,7 +133,12 @@ def train(
     split_cohort = parser.get_parsed_content("cohort")
     num_cases = sum(len(split_cohort.split(name)) for name in ("train", "val")) + len(split_cohort.failures)
     data = parser.get_parsed_content("dataset_dir")
-    next_line = command_line("embed", {"bundle": run.folder, "cohort": data, "out": "results"})
+    if "inferer" in parser:
+        next_line = command_line("embed", {"bundle": run.folder, "cohort": data, "out": "results"})
+    else:  # it is a first stage
+        overlays = ["my_model/configs/overlays/latent_space.json"]
+        latent = {"overlays": overlays, "overrides": {"first_stage_bundle": str(run.folder)}}
+        next_line = command_line("train", {"bundle": "my_model", "cohort": data, **latent})
     failures = run.folder / "failures.csv"
     return TrainResult(run.folder, failures, count_failures(failures), num_cases, next_line, training.strict)
 
