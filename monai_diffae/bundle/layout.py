@@ -86,10 +86,9 @@ def check_trained(bundle: str | os.PathLike[str], models: Path, *names: str) -> 
         >>> check_trained("my_bundle", Path("my_bundle/models"))
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: my_bundle: there is no models/model.pt; train the bundle first, or choose ...
+        monai_diffae.errors.ConfigError: my_bundle: there is no models/model.pt; train the bundle first, or ...
     """
     for name in names or (MODEL,):
         if not (models / name).is_file():
-            raise ConfigError(
-                f"{Path(bundle).name}: there is no models/{name}; train the bundle first, or choose a trained one"
-            )
+            other = "choose a trained one" if Path(bundle).is_dir() else "check the path: there is no such folder"
+            raise ConfigError(f"{Path(bundle).name}: there is no models/{name}; train the bundle first, or {other}")

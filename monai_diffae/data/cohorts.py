@@ -27,6 +27,23 @@ logger = logging.getLogger(__name__)
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
+def check_cohort_exists(path: str | os.PathLike[str]) -> None:
+    """Check that there is a cohort at a path, before long work that needs it.
+
+    Raises:
+        CohortError: there is nothing.
+
+    Example:
+        >>> check_cohort_exists("no_such_folder")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
+    """
+    folder, _ = dicom.split_series(Path(path))
+    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
+        raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
+
+
 def read_cohort(
     path: str | os.PathLike[str],
     *,
@@ -71,9 +88,8 @@ def read_cohort(
         roles = ", ".join((*image_keys, *COLUMN_ROLES))
         raise ConfigError(f"columns: {quoted(unknown[0])} is unknown; use one of {roles}")
     pattern = compiled(patient_pattern)
+    check_cohort_exists(path)
     folder, uid = dicom.split_series(path)
-    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
-        raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json"):
         reader = read_datalist if suffix == ".json" else read_table

@@ -76,6 +76,7 @@ def report(
 
     Raises:
         ConfigError: the bundle is not trained, or a target is no label.
+        CohortError: there is no such cohort.
 
     Example:
         >>> report("no_bundle", "out")
@@ -88,7 +89,10 @@ def report(
     from monai_diffae.apps.report.writing import write_report
     from monai_diffae.apps.steps import Steps
     from monai_diffae.apps.tracking import log_to_training
+    from monai_diffae.data.cohorts import check_cohort_exists
 
+    if cohort is not None:
+        check_cohort_exists(cohort)
     steps = Steps(journal=out / JOURNAL)
     study = Study(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
     study.run()

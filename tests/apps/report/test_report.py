@@ -18,7 +18,7 @@ from monai_diffae.apps.report.report import report
 from monai_diffae.apps.report.study import Study
 from monai_diffae.apps.steps import Steps
 from monai_diffae.cli import build_app, parse
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 
 
 def data_of_map(text: str) -> dict:
@@ -151,6 +151,12 @@ def test_a_label_of_three_classes_has_a_direction_towards_one_of_them(tmp_path, 
     assert given["fit-direction"]["positive"] == "malignant"
     ends = dict(zip(table["id"], findings, strict=True))
     assert [ends[name] == "malignant" for name in given["edit"]["cases"]] == [False, True, False, True]
+
+
+def test_a_mistyped_cohort_is_refused_before_any_work(labelled, tmp_path) -> None:
+    with pytest.raises(CohortError, match=r"^missing\.csv: there is no such folder, table or scan"):
+        report(labelled.bundle, tmp_path / "out", cohort=tmp_path / "missing.csv")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_cohort_the_training_is_shown(labelled, tmp_path, page_reader) -> None:
