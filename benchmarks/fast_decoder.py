@@ -25,13 +25,10 @@ from monai_diffae import load_bundle
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run
 from monai_diffae.bundle import TrainedBundle
+from monai_diffae.data.cases import spread_cases
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 
 DEVICE, TRAIN_CASES, MOVES, REPEATS = "cpu", 720, (-2.0, 2.0), 5
-
-
-def evenly(cases: list, most: int) -> list:
-    return cases[:: max(1, len(cases) // most)][:most]
 
 
 def quality(images: Tensor, others: Tensor) -> str:
@@ -74,8 +71,8 @@ def main() -> None:
     exact, fast = session.trained, load_bundle(arguments.bundle, DEVICE, {"inferer#decoder": "fast"})
     steps = fast.inferer.decoding_evaluations
     few = exact.inferer.replace(steps=steps, invert_steps=None)
-    train = evenly(session.choose(Choice(split="train")), TRAIN_CASES)
-    held_out = evenly(session.choose(Choice(split="test")), arguments.limit)
+    train = spread_cases(session.choose(Choice(split="train")), TRAIN_CASES)
+    held_out = spread_cases(session.choose(Choice(split="test")), arguments.limit)
     with TemporaryDirectory() as folder:
         read = session.read([*train, *held_out], Path(folder))
     count = sum(case in train for case in read.cases)

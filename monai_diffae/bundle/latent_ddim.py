@@ -116,6 +116,8 @@ def check_output_folder(bundle_root: str | os.PathLike[str], output_dir: str | o
         >>> check_output_folder("my_bundle", "a_new_folder")
     """
     root, folder = Path(bundle_root), Path(output_dir)
+    if root.resolve() == folder.resolve():
+        return
     has_models = all((models_folder(each) / MODEL).is_file() for each in (root, folder))
     if has_models and checksum(root) != checksum(folder):
         raise ConfigError(

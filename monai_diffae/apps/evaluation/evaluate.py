@@ -50,6 +50,7 @@ class Conditions:
     """Network evaluations for decoding, and as many for inversion; one line of the tables for each."""
     solvers: Sequence[SolverName] = ()
     """Solvers of the probability-flow ODE; by default the bundle's."""
+    # without n_tokens, cyclopts takes one value of a union if another option follows
     decoder: Annotated[Sequence[DecoderName] | DecoderName, Parameter(n_tokens=-1, show_choices=False)] = ()
     """``exact``, the ``fast`` one that ``distill`` trains, or both side by side; by default ``exact``."""
     draws: Annotated[int, Ge(1)] = 2
