@@ -329,8 +329,13 @@ def make_workflow(make_workflow_anywhere: Callable[..., Any], tmp_path: Path) ->
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
-    """Runs the program in this process: (exit code, standard output, standard error)."""
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> Callable[..., tuple[Any, str, str]]:
+    """Runs the program in this process: (exit code, standard output, standard error).
+
+    The report of a test that fails shows what was printed.
+    """
     from monai_diffae import cli
 
     def call(*arguments: object) -> tuple[Any, str, str]:
@@ -338,6 +343,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
+        request.node.add_report_section(
+            "call", " ".join(["monai-diffae", *map(str, arguments[:1])]), captured.out + captured.err
+        )
         return ended.value.code or 0, captured.out, captured.err
 
     return call

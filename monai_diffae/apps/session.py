@@ -320,10 +320,10 @@ def _split_cohort(
     Raises:
         CohortError: the cohort has no usable case.
     """
-    from monai.bundle import ConfigParser
+    from monai_diffae.bundle.parser import Parser
 
     config = trained.folder / layout.CONFIGS / layout.TRAIN  # has the keys that do not describe the model
-    parser = read_config(config, roots=(*_COHORT_KEYS, "encoder_key")) if config.is_file() else ConfigParser()
+    parser = read_config(config, roots=(*_COHORT_KEYS, "encoder_key")) if config.is_file() else Parser()
     parser.update({**trained.config, **overrides})
     values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.config_item import ComponentLocator
 from monai.utils import ensure_tuple
 
 from monai_diffae.bundle import config_values
@@ -28,6 +27,7 @@ from monai_diffae.bundle.config_values import (
     strings,
 )
 from monai_diffae.bundle.layout import CONFIGS
+from monai_diffae.bundle.parser import ModuleLocator
 from monai_diffae.bundle.private_values import SEPARATOR
 from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
 from monai_diffae.errors import ConfigError, quoted
@@ -197,7 +197,7 @@ def check_arguments(config: dict[str, Any]) -> None:
         ...
         monai_diffae.errors.ConfigError: unknown config key 'act#beta': torch.nn.ELU takes alpha, inplace
     """
-    locator = ComponentLocator()
+    locator = ModuleLocator()
     for path, component in _components(config):
         parameters = _parameters(component["_target_"], locator)
         if parameters is None:
@@ -262,7 +262,7 @@ def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any
             yield from _components(item, f"{path}#{i}")
 
 
-def _parameters(target: Any, locator: ComponentLocator) -> set[str] | None:
+def _parameters(target: Any, locator: ModuleLocator) -> set[str] | None:
     """The keyword parameters of a target; None if it takes any keyword, or if they are unknown."""
     if not isinstance(target, str):
         return None

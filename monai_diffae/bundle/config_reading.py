@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.own_code import OwnCode, own_code
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.bundle.trust import check_code, is_trusted
 from monai_diffae.errors import ConfigError
 
@@ -28,7 +29,7 @@ def read_config(*files: Path, roots: Sequence[str] | None = None) -> ConfigParse
     """
     parser = _read(files)
     if roots is not None:
-        parser = ConfigParser(model_config(dict(parser.get()), roots=tuple(roots)))
+        parser = Parser(model_config(dict(parser.get()), roots=tuple(roots)))
     check_code(parser.get(), f"{_bundle(files)}: {_names(files)}")
     return parser
 
@@ -49,7 +50,7 @@ def read_own_code(file: Path) -> list[OwnCode]:
 
 
 def _read(files: Sequence[Path]) -> ConfigParser:
-    parser = ConfigParser()
+    parser = Parser()
     try:
         parser.read_config([str(file) for file in files])
         dict(parser.get())

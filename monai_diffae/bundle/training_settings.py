@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from monai_diffae.bundle.config_values import is_formula
 from monai_diffae.bundle.json_files import read_values
 from monai_diffae.bundle.layout import CONFIG, CONFIGS, MULTI_GPU, TRAIN, TRAINING
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.bundle.private_values import PRIVATE_KEYS, SEPARATOR, without_paths
 
 # Not remembered: where the files of a run are, and on which machine it runs.
@@ -61,7 +60,7 @@ def bundle_config(config: Mapping[str, Any], file: str = TRAIN) -> dict[str, Any
     configs = Path(str(config.get("bundle_root", "."))) / CONFIGS
     is_distributed = is_formula(config.get("world_size"))
     files = [configs / file, *([configs / f"{MULTI_GPU}{file}"] if is_distributed else [])]
-    parser = ConfigParser()
+    parser = Parser()
     try:
         parser.read_config([str(path) for path in files])
         parser.parse()  # MONAI writes ids in another way into a configuration that it has parsed

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_diffae.bundle.config import check_image_size, model_config
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import TrainedBundle, build, build_companions, described_model
+from monai_diffae.bundle.parser import Parser
 
 
 def load_untrained(
@@ -69,5 +69,5 @@ def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The network that a configuration describes, with random weights, in evaluation mode on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(ConfigParser(deepcopy(dict(config))), "network_def", nn.Module)
+        network = build(Parser(deepcopy(dict(config))), "network_def", nn.Module)
     return network.eval().requires_grad_(False)

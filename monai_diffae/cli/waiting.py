@@ -8,6 +8,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monai_diffae.cli.other_programs import OtherPrograms
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +37,10 @@ def considerate_waiting() -> Iterator[None]:
     if any(name in os.environ for name in _GIVEN):
         yield
         return
+    from monai_diffae.cli.other_programs import OtherPrograms  # here: MONAI's searches fail while a thread imports
+
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(ended,), daemon=True, name="considerate-waiting")
+    watch = threading.Thread(target=_watch, args=(OtherPrograms(), ended), daemon=True, name="considerate-waiting")
     watch.start()
     try:
         yield
@@ -43,10 +49,8 @@ def considerate_waiting() -> Iterator[None]:
         watch.join()  # Python aborts if it ends while a thread is within torch
 
 
-def _watch(ended: threading.Event) -> None:
-    from monai_diffae.cli.other_programs import OtherPrograms
-
-    load, crowd = OtherPrograms(), ThreadCrowd()
+def _watch(load: OtherPrograms, ended: threading.Event) -> None:
+    crowd = ThreadCrowd()
     while not ended.wait(_LOOK_S):
         share = load.share()
         if share > _BUSY and not crowd.is_there and "torch" in sys.modules:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.transforms import Transform
 
 from monai_diffae.bundle.loading import build, set_values
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.failures import Failure
@@ -27,7 +27,7 @@ def unusable_scans(config: Mapping[str, Any], values: Mapping[str, Any]) -> list
     Returns:
         What training would list in ``failures.csv``; test cases, which training does not read, are included.
     """
-    parser = ConfigParser(copy.deepcopy(dict(config)))
+    parser = Parser(copy.deepcopy(dict(config)))
     set_values(parser, values, "the configuration", "configs/train.json")
     cohort = build(parser, "cohort", SplitCohort)
     preprocessing = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]

@@ -23,6 +23,7 @@ from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.config_values import check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.survey import Survey
@@ -115,7 +116,7 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
     """
     failed = {failure.case_id for failure in survey.failures}
     config = parser.get()
-    cohort = build(ConfigParser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration
+    cohort = build(Parser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration
     train, val = ([case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val"))
     items = [case.item() for case in train[:MEASURED_SCANS]]
     for name, usable in (("train", train), ("val", val)):
@@ -126,7 +127,7 @@ def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, secon
             )
 
     def measure(settings: Mapping[str, Any]) -> Speed:
-        measured = ConfigParser(copy.deepcopy(config))
+        measured = Parser(copy.deepcopy(config))
         measured.update(dict(settings))
         return measure_speed(
             measured.get(), machine.device, items, max(1, min(int(settings["batch_size"]), len(train)))

@@ -20,6 +20,7 @@ from monai_diffae.bundle.config import check_image_size
 from monai_diffae.bundle.config_values import references
 from monai_diffae.bundle.first_stages import check_latent_image_size
 from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.survey import Survey
 from monai_diffae.engines.memory import GIB, Memory
 from monai_diffae.engines.workload import Workload, run_memory
@@ -224,7 +225,7 @@ class Machine:
         return self.predict(settings).memory.total <= self.budget
 
     def _parser(self, settings: Mapping[str, Any]) -> ConfigParser:
-        parser = ConfigParser(copy.deepcopy(self.config))
+        parser = Parser(copy.deepcopy(self.config))
         parser.update({**settings, **self.overrides})
         return parser
 
@@ -233,7 +234,7 @@ def _with_first_stage(config: dict[str, Any], overrides: Mapping[str, Any]) -> d
     """The configuration, with its first stage loaded if it names one."""
     if "first_stage" not in config:
         return config
-    parser = ConfigParser(copy.deepcopy(config))
+    parser = Parser(copy.deepcopy(config))
     parser.update({**overrides, "device": "cpu"})
     if parser.get("first_stage_bundle") == "???":
         raise ConfigError("first_stage_bundle: is required; give a trained one with overrides first_stage_bundle=DIR")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader, Dataset
 
 from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.data import CachedCases
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.engines import ResumableTrainer
@@ -73,7 +73,7 @@ def measure_speed(
         ConfigError: the trainer cannot be built, or its loss is not finite.
         CohortError: no item can be read.
     """
-    parser = ConfigParser(copy.deepcopy(dict(config)))
+    parser = Parser(copy.deepcopy(dict(config)))
     parser.update(
         {
             "device": str(device), "seed": int(parser.get_parsed_content("seed")), "train#dataset#data": list(items),
