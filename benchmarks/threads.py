@@ -1,6 +1,6 @@
 """Training, decoding and embedding with one thread and with all, alone and beside programs that use every core.
 
-    python benchmarks/threads.py [--size 32 --base-channels 16 --batch 16 --rounds 3 --seconds 2]
+    python benchmarks/threads.py [--size 32 --base-channels 16 --batch 16 --rounds 3 --seconds 6]
 
 Each setting is a process that waits for its turn: one thread; all threads as OpenMP has them (they keep their
 processors busy while they wait); all threads with ``OMP_WAIT_POLICY=PASSIVE``; and what every command of
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--base-channels", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16, help="images of a batch, in training, decoding and embedding")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each task of each setting in each round")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each task of each setting in each round")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
