@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bund
 from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODEL, MODELS, models_folder
 from monai_diffae.bundle.loading import build
 from monai_diffae.bundle.weights import read_weights
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError, DiffAEError, quoted
 from monai_diffae.inferers import LatentInferer
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.networks import LatentMLP
@@ -27,6 +28,8 @@ from monai_diffae.networks import LatentMLP
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
+
+logger = logging.getLogger(__name__)
 
 _ROOTS = ("latent_network_def", "latent_diffusion", "latent_inferer", "autoencoder_sha256")
 
@@ -72,6 +75,21 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     inferer = build(parser, "latent_inferer", LatentInferer)
     inferer.schedule.to(device)
     return TrainedLatent(network, inferer)
+
+
+def training_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None:
+    """Mean and standard deviation of z_sem over the training of a bundle's latent DDIM; None without a usable one.
+
+    Example:
+        >>> training_statistics("no_bundle") is None
+        True
+    """
+    try:
+        network = load_latent(bundle, "cpu").network
+    except DiffAEError as error:
+        logger.debug("the statistics of z_sem are not known: %s", error)
+        return None
+    return LatentStatistics(network.z_mean.numpy(), network.z_std.numpy())
 
 
 def _read_latent_config(root: Path) -> ConfigParser:

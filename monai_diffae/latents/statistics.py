@@ -97,6 +97,21 @@ class LatentStatistics:
         codes = checked_codes(z, self.z_channels)
         return (codes - self.mean) / self.std
 
+    def deviations(self, z: ArrayLike) -> Codes:
+        """How far z_sem ``[N, D]`` is from the training set: ``[N]``, its mean square after :meth:`normalise`.
+
+        The mean over the training set is 1.
+
+        Raises:
+            ConfigError: the shape differs, or a value is not finite.
+
+        Example:
+            >>> LatentStatistics.of([[1.0, 0.0], [3.0, 4.0]]).deviations([[3.0, 4.0], [2.0, 8.0]])
+            array([1. , 4.5])
+        """
+        deviations: Codes = np.square(self.normalise(z)).mean(axis=-1)
+        return deviations
+
     def denormalise(self, z: ArrayLike) -> Codes:
         """Undo :meth:`normalise`.
 

@@ -118,3 +118,9 @@ def test_z_of_another_size_or_not_finite_is_refused(z):
             run(z[:, :4])
         with pytest.raises(ConfigError, match="1 of 1 cases"):
             run(np.full(5, np.nan))
+
+
+def test_the_training_set_has_a_mean_deviation_of_one(z):
+    statistics = LatentStatistics.of(z)
+    assert statistics.deviations(z).mean() == pytest.approx(1, rel=1e-5)
+    assert statistics.deviations(z + 3 * statistics.std).mean() == pytest.approx(10, rel=1e-5)

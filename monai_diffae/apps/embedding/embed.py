@@ -29,6 +29,7 @@ Encoder = Literal["trained", "untrained", "pca"]
 _SUFFIXES = (".parquet", ".csv")
 _MOST_SHOWN = 4  # columns of z_sem in a preview
 _OVERLAP = 0.25
+_UNLIKE, _MANY = 3.0, 0.25  # a deviation above those of 99 % of the scans that a model knows; a share of the cases
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def embed(
     from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
-    from monai_diffae.data.embeddings import rows_sample
+    from monai_diffae.data.embeddings import read_embeddings, rows_sample
     from monai_diffae.data.patient_keys import folder_key
     from monai_diffae.metrics import warn_if_unused
 
@@ -210,6 +211,8 @@ def embed(
         check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         num_cases, num_failed = figures["num_cases"], figures["num_failed"]
+        if encoder == "trained":
+            _warn_if_unlike(read_embeddings(path), bundle)
         return EmbedResult(path, patch_table, num_cases, num_failed, skipped=True, z_sem_usage=usage)
     remove_abandoned(path.parent)
     # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
@@ -230,6 +233,7 @@ def embed(
     }  # fmt: skip
     if encoder == "trained":
         described["split_origin"] = session.split_origin
+        _warn_if_unlike(tables[0], bundle)
     _write(dict(zip(files, tables, strict=True)), files, described)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):
@@ -264,6 +268,23 @@ def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
 def _failures_file(path: Path) -> Path:
     """The list of a table's failures; each table has its own, because a folder may hold several tables."""
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
+
+
+def _warn_if_unlike(table: pd.DataFrame, bundle: Path) -> None:
+    """Log a warning if many z_sem of a table are far from those of the bundle's training, if these are known."""
+    from monai_diffae.bundle.latent_ddim import training_statistics
+    from monai_diffae.data.embeddings import z_matrix
+
+    statistics = training_statistics(bundle)
+    if statistics is None:
+        return
+    num_unlike = int((statistics.deviations(z_matrix(table)) > _UNLIKE).sum())
+    if num_unlike > _MANY * len(table):
+        logger.warning(
+            "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation or "
+            "intensity; look at their reconstructions (monai-diffae reconstruct)",
+            num_unlike, len(table),
+        )  # fmt: skip
 
 
 def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -213,3 +214,21 @@ def test_the_table_says_how_much_the_decoder_uses_z_sem(tiny_bundle, tmp_path, n
     assert result.z_sem_usage == usage
     assert read_embeddings(result.path).attrs["monai_diffae"]["z_sem_usage"] == usage
     assert f"z_sem_usage {usage:.3f}: the decoder hardly uses z_sem" in caplog.text
+
+
+def test_scans_unlike_those_of_the_training_are_noticed(latent_bundle, labelled, other_cohort, tmp_path, caplog):
+    embed(latent_bundle, labelled.cohort, tmp_path / "own", device="cpu")
+    assert "unlike" not in caplog.text
+
+    def inverted(table):
+        for i, path in enumerate(table["image"]):
+            scan = nib.load(path)
+            data = np.asarray(scan.dataobj)
+            table.loc[i, "image"] = str(tmp_path / f"{i}.nii.gz")
+            nib.save(nib.Nifti1Image(data.max() - data, scan.affine), tmp_path / f"{i}.nii.gz")
+        return table
+
+    for _ in ("encoded", "complete already"):
+        caplog.clear()
+        embed(latent_bundle, other_cohort(inverted), tmp_path / "other", device="cpu")
+        assert "12 of 12 z_sem are unlike those of the training: these scans may be of another kind" in caplog.text
