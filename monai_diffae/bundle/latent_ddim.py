@@ -20,6 +20,7 @@ from monai_diffae.bundle.folders import complete_bundle, copy_model, export_bund
 from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, MODEL, MODELS, models_folder
 from monai_diffae.bundle.loading import build
 from monai_diffae.bundle.weights import read_weights
+from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError, DiffAEError, quoted
 from monai_diffae.inferers import LatentInferer
 from monai_diffae.latents.statistics import LatentStatistics
@@ -77,19 +78,26 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     return TrainedLatent(network, inferer)
 
 
-def training_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None:
+def latent_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None:
     """Mean and standard deviation of z_sem over the training of a bundle's latent DDIM; None without a usable one.
 
+    Nothing of the latent DDIM is built or run.
+
     Example:
-        >>> training_statistics("no_bundle") is None
+        >>> latent_statistics("no_bundle") is None
         True
     """
+    root = Path(bundle)
+    weights = models_folder(root) / LATENT_MODEL
+    if not weights.is_file():
+        return None
     try:
-        network = load_latent(bundle, "cpu").network
-    except DiffAEError as error:
+        _read_latent_config(root)
+        values = read_torch_file(weights, "cannot be read as weights", prefix="z_")
+        return LatentStatistics(values["z_mean"], values["z_std"])
+    except (DiffAEError, KeyError, TypeError, ValueError) as error:
         logger.debug("the statistics of z_sem are not known: %s", error)
         return None
-    return LatentStatistics(network.z_mean.numpy(), network.z_std.numpy())
 
 
 def _read_latent_config(root: Path) -> ConfigParser:

@@ -19,7 +19,8 @@ class ModuleLocator(ComponentLocator):
     """
 
     def _find_module_names(self) -> list[str]:
-        return [name for name in list(sys.modules) if name.startswith(self.MOD_START)]
+        names = list(sys.modules)
+        return [name for name in names if name.startswith(self.MOD_START) and not any(s in name for s in self.excludes)]
 
 
 class Parser(ConfigParser):

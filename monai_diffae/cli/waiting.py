@@ -37,7 +37,7 @@ def considerate_waiting() -> Iterator[None]:
     if any(name in os.environ for name in _GIVEN):
         yield
         return
-    from monai_diffae.cli.other_programs import OtherPrograms  # here: MONAI's searches fail while a thread imports
+    from monai_diffae.cli.other_programs import OtherPrograms  # MONAI's searches fail while a thread imports
 
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(OtherPrograms(), ended), daemon=True, name="considerate-waiting")

@@ -10,7 +10,7 @@ from monai_diffae.bundle.parser import ModuleLocator, Parser
 
 
 @pytest.fixture
-def imports_go_on():
+def another_thread_imports():
     """Another thread adds modules and removes them, as often as it can."""
     ended, before = threading.Event(), sys.getswitchinterval()
 
@@ -30,7 +30,7 @@ def imports_go_on():
     sys.setswitchinterval(before)
 
 
-def test_components_are_found_while_another_thread_imports(imports_go_on):
+def test_components_are_found_meanwhile(another_thread_imports):
     locators = [ModuleLocator() for _ in range(50)]
     assert len({tuple(locator._find_module_names()) for locator in locators}) == 1
 

@@ -272,17 +272,17 @@ def _failures_file(path: Path) -> Path:
 
 def _warn_if_unlike(table: pd.DataFrame, bundle: Path) -> None:
     """Log a warning if many z_sem of a table are far from those of the bundle's training, if these are known."""
-    from monai_diffae.bundle.latent_ddim import training_statistics
+    from monai_diffae.bundle.latent_ddim import latent_statistics
     from monai_diffae.data.embeddings import z_matrix
 
-    statistics = training_statistics(bundle)
-    if statistics is None:
+    statistics, z_sem = latent_statistics(bundle), z_matrix(table)
+    if statistics is None or statistics.z_channels != z_sem.shape[1]:
         return
-    num_unlike = int((statistics.deviations(z_matrix(table)) > _UNLIKE).sum())
+    num_unlike = int((statistics.deviations(z_sem) > _UNLIKE).sum())
     if num_unlike > _MANY * len(table):
         logger.warning(
             "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation or "
-            "intensity; look at their reconstructions (monai-diffae reconstruct)",
+            "intensity; look at what z_sem says of them (monai-diffae reconstruct --mode z_sem)",
             num_unlike, len(table),
         )  # fmt: skip
 

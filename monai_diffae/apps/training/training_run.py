@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.loading import set_values
+from monai_diffae.bundle.parser import ModuleLocator
 from monai_diffae.bundle.run_preparation import values_are_complete
 from monai_diffae.bundle.training_settings import overlap
 from monai_diffae.bundle.trust import check_code
@@ -102,9 +103,11 @@ def _workflow(files: Sequence[Path]) -> ConfigWorkflow:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        return _Workflow([str(file) for file in files], logging_file=False, workflow_type="train")
+        workflow = _Workflow([str(file) for file in files], logging_file=False, workflow_type="train")
     finally:
         log.setLevel(level)
+    workflow.parser.locator = ModuleLocator()
+    return workflow
 
 
 def _extended_ids(overlays: Iterable[Path]) -> set[str]:

@@ -232,3 +232,12 @@ def test_scans_unlike_those_of_the_training_are_noticed(latent_bundle, labelled,
         caplog.clear()
         embed(latent_bundle, other_cohort(inverted), tmp_path / "other", device="cpu")
         assert "12 of 12 z_sem are unlike those of the training: these scans may be of another kind" in caplog.text
+
+
+@pytest.mark.parametrize("values", [{}, {"z_std": torch.zeros(8)}, {"z_std": torch.ones(3), "z_mean": torch.ones(3)}])
+def test_a_damaged_latent_ddim_does_not_stop_it(latent_bundle, labelled, tmp_path, caplog, values):
+    bundle = shutil.copytree(latent_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    weights = bundle / "models" / "latent_model.pt"
+    torch.save({**torch.load(weights, weights_only=True), **values} if values else {}, weights)
+    assert embed(bundle, labelled.cohort, tmp_path / "out", device="cpu").num_cases == 12
+    assert "unlike" not in caplog.text
