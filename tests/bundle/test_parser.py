@@ -5,6 +5,7 @@ import threading
 import types
 
 import pytest
+from monai.bundle import ConfigParser
 
 from monai_diffae.bundle.parser import ModuleLocator, Parser
 
@@ -36,8 +37,9 @@ def test_components_are_found_meanwhile(another_thread_imports):
 
 
 def test_a_short_name_is_found_as_monai_finds_it():
-    config = {"act": {"_target_": "Identity"}, "own": {"_target_": "monai_diffae.diffusion.DiffusionSchedule"}}
+    config = {"act": {"_target_": "Identity"}}
     assert type(Parser(config).get_parsed_content("act")).__module__.startswith("monai.transforms")
+    assert type(Parser(config).get_parsed_content("act")) is type(ConfigParser(config).get_parsed_content("act"))
 
 
 def test_a_parser_searches_with_it():
