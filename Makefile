@@ -58,7 +58,7 @@ dist: $(VENV)/.release  ## the source archive and the wheel of a release, in dis
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-golden: $(VENV)/.dev  ## store bundles of this version, with which every later version must find the same z_sem
+golden: $(VENV)/.dev  ## train the tiny bundles that tests copy again, and store those of a new version
 	$(BIN)/python tests/golden/make_golden.py
 
 weights: $(VENV)/.dev  ## put a trained bundle's weights into bundles/: make weights WEIGHTS="--bundle my_model --name chest_xray ..."

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny_bundles import TINY, TINY_LATENT, copy_tiny, shake, tiny_cohort
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,27 +107,6 @@ class TinyBundle:
     cohort: Path
 
 
-TINY = {
-    "image_size": [16, 16],
-    "base_channels": 8,
-    "channel_mult": [1, 2],
-    "z_channels": 8,
-    "network_def#unet#time_embed_channels": 16,
-    "inferer#steps": 3,
-    "inferer#invert_steps": 4,
-    "max_epochs": 1,
-    "batch_size": 4,
-    "val_batch_size": 4,
-    "num_pictures": 0,
-    "picture_steps": 2,
-    "probe_interval": 0,
-    "mlflow": False,
-    "check_memory": False,
-    "device": "cpu",
-}
-"""Config ids and values that make a bundle of the 2D model train in a second or two on a CPU."""
-
-
 @pytest.fixture(scope="session", autouse=True)
 def no_bundle_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What ``--trust`` remembers goes to a folder of this session, not to that of the user."""
@@ -143,16 +123,9 @@ def tiny_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """A trained 2D bundle: 12 virtual patients of 16 x 16, one epoch, weights that know nothing."""
-    from monai_diffae.apps.training.train import train
-    from monai_diffae.bundle.folders import init_bundle
-    from monai_diffae.data.samples import make_virtual_cohort
-
+    """A trained 2D bundle without a checkpoint: 12 virtual patients of 16 x 16, weights that know nothing."""
     root = tmp_path_factory.mktemp("tiny")
-    cohort = make_virtual_cohort(root / "cohort", num_patients=12, size=16, val_fraction=0.2, test_fraction=0.3)
-    directory = init_bundle(root / "bundle", "diffae_2d")
-    train(directory, cohort, overrides=TINY)
-    return TinyBundle(directory, cohort)
+    return TinyBundle(copy_tiny(root / "bundle", "2d"), tiny_cohort(root / "cohort", "2d"))
 
 
 @dataclass(frozen=True)
@@ -181,8 +154,7 @@ def labelled(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory) 
     from monai_diffae.apps.synthesis.fit_direction import fit_direction
 
     root = tmp_path_factory.mktemp("labelled")
-    bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
-    shake(bundle / "models" / "model.pt")
+    bundle = copy_tiny(root / "bundle", "2d_all", ignore=("latent*", "fast*"))
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
     for _, rows in table.groupby("split"):
@@ -196,45 +168,27 @@ def labelled(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def tiny_bundle_3d(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """A 3D bundle: ``directory`` and ``cohort``, 7 virtual patients of 16 x 16 x 16, one epoch, weights shaken."""
-    from monai_diffae.apps.training.train import train
-    from monai_diffae.bundle.folders import init_bundle
-    from monai_diffae.data.samples import make_virtual_cohort
-
+    """A 3D bundle without a checkpoint: 7 virtual patients of 16 x 16 x 16, weights shaken."""
     root = tmp_path_factory.mktemp("tiny_3d")
-    sizes = {"num_patients": 7, "size": 16, "spatial_dims": 3}
-    cohort = make_virtual_cohort(root / "cohort", val_fraction=0.2, test_fraction=0.2, **sizes)
-    directory = init_bundle(root / "bundle", "diffae_3d")
-    settings = {
-        "image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "max_epochs": 1, "batch_size": 4,
-        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-        "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4,
-        "num_pictures": 0, "mlflow": False, "check_memory": False, "device": "cpu",
-    }  # fmt: skip
-    train(directory, cohort, overrides=settings)
-    shake(directory / "models" / "model.pt")
-    return TinyBundle(directory, cohort)
+    return TinyBundle(copy_tiny(root / "bundle", "3d"), tiny_cohort(root / "cohort", "3d"))
 
 
 @pytest.fixture(scope="session")
 def quick_latent() -> dict[str, Any]:
     """What makes the training of a latent DDIM take a second or two."""
-    return {
-        "max_epochs": 2, "batch_size": 2, "val_interval": 1, "report_every": 1, "mlflow": False, "device": "cpu",
-        "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
-        "lr_schedule": "constant", "train#dataset#draws": 1,
-    }  # fmt: skip
+    return dict(TINY_LATENT)
 
 
 @pytest.fixture(scope="session")
-def latent_bundle(labelled: Labelled, quick_latent: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tiny bundle with a latent DDIM, trained for two short epochs."""
-    from monai_diffae.apps.training.train_latent import train_latent
+def latent_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of ``labelled`` with a latent DDIM, trained for two short epochs."""
+    return copy_tiny(tmp_path_factory.mktemp("with_latent") / "bundle", "2d_all", ignore=("fast*",))
 
-    folder = tmp_path_factory.mktemp("with_latent") / "bundle"
-    shutil.copytree(labelled.bundle, folder)
-    train_latent(folder, embeddings=labelled.embeddings, overrides=quick_latent)
-    return folder
+
+@pytest.fixture(scope="session")
+def fast_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, also with a fast decoder of 2 steps."""
+    return copy_tiny(tmp_path_factory.mktemp("with_fast") / "bundle", "2d_all")
 
 
 @pytest.fixture(scope="session")
@@ -420,18 +374,6 @@ def unusual(
     embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
     fit_direction(embedded, root / "wide.json", target="wide")
     return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
-
-
-def shake(model: Path) -> None:
-    """Change weights at random, so that z_sem tells cases apart and the decoder heeds it."""
-    import torch
-
-    rng = torch.Generator().manual_seed(0)
-    state = torch.load(model, weights_only=True)
-    shaken = {name: value + 0.05 * torch.randn(value.shape, generator=rng) for name, value in state.items()}
-    head = {name: 100 * value for name, value in shaken.items() if name.startswith("encoder.head.4.")}
-    assert head
-    torch.save(shaken | head, model)
 
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -1,7 +1,9 @@
-"""Store tiny bundles of this version, and the z_sem that it finds, for tests/test_golden.py: ``make golden``.
+"""Train the bundles that tests copy, and those of a new version: ``make golden``.
 
-Run it once for each release, with the release's version in ``monai_diffae/__init__.py``. A stored version is never
-changed: its bundles are those that users of that version have.
+- ``tiny/``: trained again each time (``tiny_bundles.py``).
+- ``<version>/``: bundles of a release and the z_sem that it found, for tests/test_golden.py. A stored version is never
+  changed: its bundles are those that users of that version have. Only a new version in ``monai_diffae/__init__.py`` adds
+  a folder.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 from golden_bundles import GOLDEN, write_golden_scans
+from tiny_bundles import STORED, train_tiny_bundles
 
 from monai_diffae import __version__, embed, init, train
 
@@ -44,4 +47,10 @@ def make_golden(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_golden(Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN / __version__)
+    if len(sys.argv) > 1:
+        make_golden(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as work:
+            train_tiny_bundles(STORED, Path(work))
+        if not (GOLDEN / __version__).exists():
+            make_golden(GOLDEN / __version__)

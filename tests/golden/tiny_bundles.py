@@ -1,0 +1,120 @@
+"""Tiny trained bundles, stored so that tests copy one instead of training their own; ``make golden`` trains them again.
+
+Their weights know nothing of heads. Where a test needs a decoder that uses z_sem, they are shaken.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+STORED = Path(__file__).parent / "tiny"
+
+TINY: dict[str, Any] = {
+    "image_size": [16, 16], "base_channels": 4, "channel_mult": [1, 2], "z_channels": 8,
+    "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4, "max_epochs": 1,
+    "batch_size": 4, "val_batch_size": 4, "num_pictures": 0, "picture_steps": 2, "probe_interval": 0, "mlflow": False,
+    "check_memory": False, "device": "cpu",
+}  # fmt: skip
+"""Config ids and values with which the 2D model trains in about a second on a CPU."""
+
+TINY_3D = {key: value for key, value in TINY.items() if key not in ("picture_steps", "probe_interval")} | {
+    "image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0]
+}  # fmt: skip
+
+TINY_KL: dict[str, Any] = {
+    "image_size": [16, 16, 24], "spacing_mm": [14.0, 14.0, 14.0], "patch_size": [16, 16, 16], "max_epochs": 1,
+    "network_def#autoencoder#channels": [4, 8], "network_def#autoencoder#attention_levels": [False, False],
+    "network_def#autoencoder#norm_num_groups": 4, "val_interval": 1, "num_pictures": 0, "mlflow": False,
+    "device": "cpu", "test_fraction": 0.2, "val_fraction": 0.2,
+}  # fmt: skip
+
+TINY_ON_LATENTS = {
+    **TINY_3D, "image_size": [16, 16, 24], "spacing_mm": [14.0, 14.0, 10.0], "z_channels": 4, "picture_steps": 2
+}  # fmt: skip
+
+TINY_LATENT: dict[str, Any] = {
+    "max_epochs": 2, "batch_size": 2, "val_interval": 1, "report_every": 1, "mlflow": False, "device": "cpu",
+    "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
+    "lr_schedule": "constant", "train#dataset#draws": 1,
+}  # fmt: skip
+"""Config ids and values with which a latent DDIM trains in about a second."""
+
+TINY_FAST: dict[str, Any] = {
+    "max_epochs": 2, "batch_size": 4, "val_batch_size": 4, "warmup_steps": 1, "report_every": 1, "mlflow": False,
+    "device": "cpu",
+}  # fmt: skip
+
+COHORTS: dict[str, dict[str, Any]] = {
+    "2d": {"num_patients": 12, "val_fraction": 0.2, "test_fraction": 0.3},
+    "3d": {"num_patients": 7, "val_fraction": 0.2, "test_fraction": 0.2, "spatial_dims": 3},
+    "kl": {"num_patients": 8, "val_fraction": 0.2, "spatial_dims": 3},
+}
+
+KINDS = {
+    "2d": "diffae_2d",  # weights as they were trained
+    "2d_all": "diffae_2d",  # shaken, with a latent DDIM and a fast decoder
+    "3d": "diffae_3d",  # shaken
+    "first_stage": "autoencoder_kl_3d",
+    "3d_on_latents": "diffae_3d",  # shaken, on the latents of "first_stage"
+}
+
+
+def tiny_cohort(folder: Path, kind: str) -> Path:
+    """Write the virtual heads on which a stored bundle was trained, and return their table."""
+    from monai_diffae.data.samples import make_virtual_cohort
+
+    return make_virtual_cohort(folder, size=16, **COHORTS[kind])
+
+
+def copy_tiny(folder: Path, kind: str, ignore: tuple[str, ...] = ()) -> Path:
+    """Make a bundle with stored weights in a new folder, without the files of ``models/`` that match ``ignore``.
+
+    It has no ``checkpoint.pt``: a test of resuming trains.
+    """
+    from monai_diffae.bundle.folders import init_bundle
+
+    bundle = init_bundle(folder, KINDS[kind])
+    patterns = shutil.ignore_patterns(*ignore)
+    shutil.copytree(STORED / kind, bundle, ignore=patterns, dirs_exist_ok=True)
+    return bundle
+
+
+def shake(model: Path) -> None:
+    """Change weights at random, so that z_sem tells cases apart and the decoder uses it."""
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    state = torch.load(model, weights_only=True)
+    shaken = {name: value + 0.05 * torch.randn(value.shape, generator=rng) for name, value in state.items()}
+    head = {name: 100 * value for name, value in shaken.items() if name.startswith("encoder.head.4.")}
+    assert head
+    torch.save(shaken | head, model)
+
+
+def train_tiny_bundles(stored: Path, work: Path) -> None:
+    """Train all bundles in ``work``, and replace the ones in ``stored``."""
+    from monai_diffae import distill, embed, train, train_latent
+    from monai_diffae.bundle.folders import init_bundle
+
+    bundles = {kind: init_bundle(work / kind, name) for kind, name in KINDS.items() if kind != "2d_all"}
+    cohorts = {kind: tiny_cohort(work / f"cohort_{kind}", kind) for kind in COHORTS}
+    train(bundles["2d"], cohorts["2d"], overrides=TINY)
+    train(bundles["3d"], cohorts["3d"], overrides=TINY_3D)
+    train(bundles["first_stage"], cohorts["kl"], overrides=TINY_KL)
+    train(
+        bundles["3d_on_latents"], cohorts["kl"],
+        overlays=[bundles["3d_on_latents"] / "configs" / "overlays" / "latent_space.json"],
+        overrides={**TINY_ON_LATENTS, "first_stage_bundle": str(bundles["first_stage"])},
+    )  # fmt: skip
+    bundles["2d_all"] = Path(shutil.copytree(bundles["2d"], work / "2d_all"))
+    for kind in ("2d_all", "3d", "3d_on_latents"):
+        shake(bundles[kind] / "models" / "model.pt")
+    table = embed(bundles["2d_all"], cohorts["2d"], work / "z", device="cpu").path
+    train_latent(bundles["2d_all"], embeddings=table, overrides=TINY_LATENT)
+    distill(bundles["2d_all"], cohorts["2d"], steps=2, training={"overrides": TINY_FAST})
+    shutil.rmtree(stored, ignore_errors=True)
+    unneeded = shutil.ignore_patterns("*checkpoint.pt", "*.lock", "configs", "docs", "LICENSE", "cache", "*.png")
+    for kind, bundle in bundles.items():
+        shutil.copytree(bundle, stored / kind, ignore=unneeded)
