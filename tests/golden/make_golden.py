@@ -2,8 +2,8 @@
 
 - ``tiny/``: trained again each time (``tiny_bundles.py``).
 - ``<version>/``: bundles of a release and the z_sem that it found, for tests/test_golden.py. A stored version is never
-  changed: its bundles are those that users of that version have. Only a new version in ``monai_diffae/__init__.py`` adds
-  a folder.
+  changed: its bundles are those that users of that version have. A new version in ``monai_diffae/__init__.py`` adds a
+  folder.
 """
 
 from __future__ import annotations

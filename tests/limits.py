@@ -1,0 +1,89 @@
+"""A pytest plugin: tests stay short, and few of them train.
+
+A test without the mark ``slow`` that takes more than ``LONGEST_S`` processor seconds fails. So does one that trains a
+bundle in a file that ``TRAININGS`` does not list, or more often than it says; other tests copy a stored bundle
+(``tests/golden/tiny_bundles.py``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+LONGEST_S = 3.0
+"""Processor seconds of one test with its children, without the time in which it imports modules."""
+
+TRAININGS = {
+    "tests/bundles/test_resume.py": 40,
+}
+"""How many trainings the tests of a file run that are not slow. One file is run by one process (``--dist loadfile``)."""
+
+OF_A_FEW_LAYERS = ("tests/engines/", "tests/handlers/")
+"""Folders whose tests run trainers without a bundle, for some milliseconds."""
+
+_imports_s = 0.0
+_trained: Counter[str] = Counter()
+_file, _is_limited = "", False  # those of the test that runs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the time of imports: the first test of a process that needs a large package waits for it."""
+    bootstrap = importlib._bootstrap  # type: ignore[attr-defined]
+    load, depth = bootstrap._find_and_load, 0
+
+    def timed(name: str, import_: object) -> object:
+        nonlocal depth
+        global _imports_s
+        began, depth = time.process_time(), depth + 1
+        try:
+            return load(name, import_)
+        finally:
+            depth -= 1
+            if depth == 0:
+                _imports_s += time.process_time() - began
+
+    bootstrap._find_and_load = timed
+
+
+def _processor_seconds() -> float:
+    return sum(os.times()[:4]) - _imports_s
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    began = _processor_seconds()
+    yield
+    seconds = _processor_seconds() - began
+    if seconds > LONGEST_S and not item.get_closest_marker("slow"):
+        pytest.fail(f"took {seconds:.1f} processor seconds: make it shorter, or mark it slow", pytrace=False)
+
+
+def pytest_collection_finish() -> None:
+    """Count the trainings of each file, those of its fixtures, too."""
+    module = sys.modules.get("monai_diffae.engines.trainer")
+    if module is None:
+        return
+    run = module.ResumableTrainer.run
+
+    def counted(trainer: Any) -> None:
+        if _is_limited:
+            _trained[_file] += 1
+            if _trained[_file] > TRAININGS.get(_file, 0):
+                pytest.fail(f"{_file}: trains {_trained[_file]} times, more than tests/limits.py allows", pytrace=False)
+        run(trainer)
+
+    module.ResumableTrainer.run = counted
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    global _file, _is_limited
+    _file = item.path.relative_to(item.config.rootpath).as_posix()
+    _is_limited = not (item.get_closest_marker("slow") or _file.startswith(OF_A_FEW_LAYERS))
