@@ -76,7 +76,7 @@ def pytest_collection_finish() -> None:
         if _is_limited:
             _trained[_file] += 1
             if _trained[_file] > TRAININGS.get(_file, 0):
-                pytest.fail(f"{_file}: trains {_trained[_file]} times, more than tests/limits.py allows", pytrace=False)
+                pytest.fail(f"{_file}: trains {_trained[_file]} times, more than tests/robustness/suite_limits.py allows", pytrace=False)
         run(trainer)
 
     module.ResumableTrainer.run = counted
