@@ -15,23 +15,29 @@ help:  ## show this list
 demo: $(VENV)/.samples  ## train a small model on sample data and show what it does, in ./demo
 	$(BIN)/monai-diffae demo --out demo
 
-test: $(VENV)/.dev  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2 --dist worksteal
+# one file is run by one process, so that its fixtures are made once
+PYTEST := -m pytest -n 2 --dist loadfile --durations 15 --durations-min 0.5
 
-test-all: $(VENV)/.dev  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.tests  ## the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not browser"
 
-test-robustness: $(VENV)/.dev  ## the reliability goals (docs/reliability.md), also the long campaigns, and their table
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "goal" -n 2 --dist worksteal tests
+test-all: $(VENV)/.dev $(LABEL_VENV)/.label-tests  ## all tests, also the slow ones; Chromium and Python 3.11 for some of them
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+	OMP_NUM_THREADS=1 $(LABEL_BIN)/python $(PYTEST) $(LABEL_TESTS)
 
-test-wheel: $(VENV)/.release  ## build the wheel, install it elsewhere, and train and embed with it
+test-robustness: $(VENV)/.tests  ## the reliability goals (docs/reliability.md), also the long campaigns, and their table
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "goal" tests
+
+test-wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, and train and embed with it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
 
-test-browser: $(VENV)/.browser-tests  ## the pages in a browser; needs Debian's chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs tests
+test-browser: $(VENV)/.dev  ## the pages in a browser; needs Debian's chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow" -rs tests
+
+LABEL_TESTS = tests/label tests/data/test_dicom*.py
 
 test-label: $(LABEL_VENV)/.label-tests  ## the tests with MONAI Label, in an environment of its own (Python 3.11)
-	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal tests/label tests/data/test_dicom*.py
+	OMP_NUM_THREADS=1 $(LABEL_BIN)/python $(PYTEST) -m "not slow" $(LABEL_TESTS)
 
 # in a network of its own, as Orthanc listens on all addresses and the tests use fixed ports; without the right to make
 # one, Orthanc refuses other machines
@@ -49,43 +55,49 @@ check: $(VENV)/.dev  ## formatting, lint, types, layers
 # in an environment of its own, so that the tools of development are neither listed nor searched
 audit: $(VENV)/.audit  ## list what an installation brings in sbom.json (CycloneDX), and search it for known vulnerabilities
 	$(PYTHON) -m venv --clear $(AUDIT_VENV)
-	$(AUDIT_VENV)/bin/python -m pip install --quiet -e .
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --no-compile -e .
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(AUDIT_VENV)/bin/python
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off --path $(AUDIT_VENV)/lib/python*/site-packages
 
-dist: $(VENV)/.release  ## the source archive and the wheel of a release, in dist/
+dist: $(VENV)/.dev  ## the source archive and the wheel of a release, in dist/
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-golden: $(VENV)/.dev  ## train the tiny bundles that tests copy again, and store those of a new version
+golden: $(VENV)/.tests  ## train the tiny bundles that tests copy again, and store those of a new version
 	$(BIN)/python tests/golden/make_golden.py
 
-weights: $(VENV)/.dev  ## put a trained bundle's weights into bundles/: make weights WEIGHTS="--bundle my_model --name chest_xray ..."
+weights: $(VENV)/.tests  ## put a trained bundle's weights into bundles/: make weights WEIGHTS="--bundle my_model --name chest_xray ..."
 	PYTHONPATH=tests/golden $(BIN)/python tests/weights/make_weights.py $(WEIGHTS)
 
-zoo-check: $(VENV)/.dev  ## the checks of MONAI's model zoo on each bundle, also the long ones, and their table
+zoo-check: $(VENV)/.tests  ## the checks of MONAI's model zoo on each bundle, also the long ones, and their table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m zoo tests/zoo
 
-zoo-entry: $(VENV)/.dev  ## what a trained bundle needs for the model zoo: make zoo-entry ENTRY="--bundle my_model --name ..."
+zoo-entry: $(VENV)/.tests  ## what a trained bundle needs for the model zoo: make zoo-entry ENTRY="--bundle my_model --name ..."
 	$(BIN)/python tests/zoo/zoo_entry.py $(ENTRY)
 
-configs: $(VENV)/.dev  ## generate the bundle runs of the commands
+configs: $(VENV)/.tests  ## generate the bundle runs of the commands
 	$(BIN)/python -m monai_diffae.apps.command_configs bundles/*
 
-docs: $(VENV)/.docs  ## the documentation as a site with search, in site/
+docs: $(VENV)/.dev  ## the documentation as a site with search, in site/
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
 
 clean:  ## remove the environment, caches and the demo's results
 	rm -rf $(VENV) $(LABEL_VENV) $(AUDIT_VENV) demo sbom.json site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# one stamp an extra: a second call installs nothing, a changed pyproject.toml does
+# one stamp per extra: a second call installs nothing, a changed pyproject.toml does. Python compiles what is imported
+# later anyway; pip would compile everything, one file after the other
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[$*]"
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[$*]"
 	touch $@
+
+$(VENV)/.dev: pyproject.toml  # it has all that the tests need
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[dev]"
+	touch $(VENV)/.tests $@
 
 $(LABEL_VENV)/.%: pyproject.toml
 	test -x $(LABEL_BIN)/python || $(LABEL_PYTHON) -m venv $(LABEL_VENV)
-	$(LABEL_BIN)/python -m pip install --quiet -e ".[$*]"
+	$(LABEL_BIN)/python -m pip install --quiet --no-compile -e ".[$*]"
 	touch $@

@@ -100,36 +100,14 @@ def test_medmnist(tmp_path, shape):
     assert "has results of other --images, --overlays or --overrides; choose another folder" in again.stderr
 
 
-def refusal(tmp_path, monkeypatch, capsys, arrays):
-    np.savez(tmp_path / "odd.npz", **arrays)
+def test_medmnist_refuses_classes_that_have_no_auroc(tmp_path, monkeypatch, capsys):
+    arrays = {f"{name}_images": np.zeros((4, 16, 16), np.uint8) for name in ("train", "val", "test")}
+    arrays |= {f"{name}_labels": np.array([0, 1, 2, 0]) for name in ("train", "val")}
+    np.savez(tmp_path / "odd.npz", **arrays, test_labels=np.array([0, 0, 2, 2]))
     monkeypatch.setattr(sys, "argv", ["medmnist.py", str(tmp_path / "odd.npz"), str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         runpy.run_path(str(BENCHMARKS / "medmnist.py"), run_name="__main__")
-    return capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("split", "labels", "message"),
-    [
-        ("test", [0, 0, 2, 2], "the label has other classes in val or test than in train"),
-        ("val", [0, 1, 2, 3], "the label has other classes in val or test than in train"),
-        ("train", [0, 0, 2, 2], "the label has the classes [0, 2] in train; it must have 0, 1, ... without a gap"),
-        ("train", [0, 0, 0, 0], "the label has the classes [0] in train"),
-        ("test", [[0, 1], [0, 1], [0, 0], [0, 0]], "label 0 has other classes in val or test than in train"),
-    ],
-)
-def test_medmnist_refuses_classes_that_have_no_auroc(tmp_path, monkeypatch, capsys, split, labels, message):
-    usual = [[0, 1], [1, 0], [1, 1], [0, 0]] if isinstance(labels[0], list) else [0, 1, 2, 0]
-    arrays = {f"{name}_images": np.zeros((4, 16, 16), np.uint8) for name in ("train", "val", "test")}
-    arrays |= {f"{name}_labels": np.array(usual) for name in ("train", "val", "test")} | {
-        f"{split}_labels": np.array(labels)
-    }
-    assert message in refusal(tmp_path, monkeypatch, capsys, arrays)
-
-
-def test_medmnist_refuses_a_file_without_its_keys(tmp_path, monkeypatch, capsys):
-    message = refusal(tmp_path, monkeypatch, capsys, {"images": np.zeros((4, 16, 16), np.uint8)})
-    assert "a MedMNIST file has <split>_images and <split>_labels" in message
+    assert "the label has other classes in val or test than in train" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -145,17 +123,8 @@ def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
     assert results["checks"]["resume_is_exact"]
     assert all(rate > 0 for rate in results["machine"]["best_convolution_tflops"].values())
     assert results["training"].keys() == {"diffae_2d", "paper_64", "diffae_3d"}
-    for figures in results["training"].values():
-        assert figures["gflop_per_step"] > 0
-        assert figures["variants"]["fp32"]["images_per_second"] > 0
-        assert figures["variants"]["default"]["share_of_best_rate"] > 0
-    for row in [row for rows in results["decoding"].values() for row in rows]:
-        assert row["both_ways_same_bits"]
-        assert row["two_decodings_same_bits"]
-        assert row["two_inversions_same_bits"]
-        assert all(share > 0 for share in row["share_of_best_rate"].values())
+    assert all(row["both_ways_same_bits"] for rows in results["decoding"].values() for row in rows)
     assert results["embedding"]["embed"] > 0
-    assert results["memory"][0]["measured_gib"] > 0
 
 
 @pytest.mark.slow
@@ -191,14 +160,7 @@ def test_scaling(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=500, env=env)
     results = json.loads((out / "scaling.json").read_text())
-    for point in results["points"]:
-        measured = point["measured"]
-        assert all(seconds > 0 for seconds in measured["seconds"])
-        assert len(measured["seconds"]) == 1
-        is_predicted = measured["kind"] == "training" or (point["curve"], point["label"]) == ("processes", "1")
-        assert len(measured["predicted_seconds"]) == is_predicted
-    kinds = {point["measured"]["kind"] for point in results["points"] if point["measured"]["memory_gib"]}
-    assert kinds == {"training", "embedding", "processes", "decoding"}
+    assert all(seconds > 0 for point in results["points"] for seconds in point["measured"]["seconds"])
     assert isinstance(results["exponents"]["decoding steps"]["time"], float)
     assert (out / "scaling.png").read_bytes() == (tmp_path / "images" / "scaling.png").read_bytes()
     assert (out / "scaling.md").read_text() in page.read_text()
@@ -230,13 +192,6 @@ def test_federated(tmp_path, tiny_settings, monkeypatch):
         table[["hospital_1", "hospital_2"]].mean(axis=1).to_numpy(), abs=1e-3
     )
     assert (table["best"] <= table["loss"] + 1e-4).all()
-    differences = pd.read_csv(out / "differences.csv", dtype={"patients of hospital": str})
-    assert len(differences) == 3 * 3
-    alone = differences.query("`federated minus` == 'hospital 1 alone' and `patients of hospital` == 'both'").iloc[0]
-    assert alone["mean"] == pytest.approx(table.loc["federated", "loss"] - table.loc[names[0], "loss"], abs=1e-3)
-    assert alone["low"] <= alone["mean"] <= alone["high"]
     scans = pd.read_csv(out / "seed_0" / "federated" / "scans.csv")
     assert scans["id"].is_unique
     assert scans.groupby("hospital")["label"].agg(lambda labels: (labels == "light").mean()).tolist() == [0.75, 0.25]
-    with Image.open(out / "scans" / f"{scans.query('hospital == 2')['id'].iloc[0]}_0.8.png") as scan:
-        assert scan.size == (16, 16)
