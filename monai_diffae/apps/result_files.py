@@ -1,7 +1,5 @@
 """The files of a result, by their hashes: a result is complete only if its files are what was written."""
 
-# tested in tests/apps/test_results.py
-
 from __future__ import annotations
 
 import hashlib

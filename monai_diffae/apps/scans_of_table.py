@@ -1,7 +1,5 @@
 """The scans that a table was made of: a replaced scan is noticed, even if its size is the same."""
 
-# tested in tests/apps/embedding/test_embed_replaced.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

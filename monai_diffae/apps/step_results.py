@@ -1,7 +1,5 @@
 """The result of a command that runs other commands as steps."""
 
-# tested in tests/apps/start/test_start.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Tables of rich as lines of text, for the results of commands."""
 
-# tested in tests/apps/training/test_plan.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

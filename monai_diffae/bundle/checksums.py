@@ -1,7 +1,5 @@
 """SHA-256 of a bundle's weights and configuration."""
 
-# tested in tests/bundle/test_loading.py
-
 from __future__ import annotations
 
 import os

@@ -1,7 +1,5 @@
 """The configuration of a bundle run: read from MONAI's parser, checked for unused keys, reduced to the model."""
 
-# tested in tests/bundles/test_bad_inputs.py
-
 from __future__ import annotations
 
 import difflib

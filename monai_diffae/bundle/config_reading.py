@@ -1,7 +1,5 @@
 """Read configurations of bundles, and check them for code. All that are built or run are read here."""
 
-# tested in tests/bundle/test_trust.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Checks of a configuration's plain values, before any scan is read."""
 
-# tested in tests/bundles/test_bad_inputs.py
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """How a bundle decodes and inverts: a command's settings replace those of the bundle's configuration."""
 
-# tested in tests/apps/test_session.py
-
 from __future__ import annotations
 
 import functools

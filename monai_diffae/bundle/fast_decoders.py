@@ -1,7 +1,5 @@
 """The fast decoder of a bundle: loading, description and completion."""
 
-# tested in tests/apps/training/test_distill.py
-
 from __future__ import annotations
 
 import os

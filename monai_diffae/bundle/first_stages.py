@@ -1,7 +1,5 @@
 """The first stage of a diffusion autoencoder, loaded from its own bundle or from that of the model on its latents."""
 
-# tested in tests/bundles/test_latent_space.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """Read the JSON files of a bundle."""
 
-# tested in tests/bundle/test_training_settings.py
-
 from __future__ import annotations
 
 import json

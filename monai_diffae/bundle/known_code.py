@@ -1,7 +1,5 @@
 """The targets and expressions that a configuration may use without being trusted."""
 
-# tested in tests/bundle/test_trust.py
-
 from __future__ import annotations
 
 import functools

@@ -1,7 +1,5 @@
 """The words of this package: texts in a configuration that say nothing about its author or the data."""
 
-# tested in tests/apps/sharing/test_private_texts.py
-
 from __future__ import annotations
 
 import functools

@@ -1,7 +1,5 @@
 """The metrics of a training's last validation, which are kept beside the model."""
 
-# tested in tests/handlers/test_progress.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """The latent DDIM of a bundle: loading, description, completion and export."""
 
-# tested in tests/apps/training/test_train_latent.py
-
 from __future__ import annotations
 
 import logging

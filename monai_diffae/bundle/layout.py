@@ -1,7 +1,5 @@
 """The names of the files in a bundle folder."""
 
-# tested in tests/bundle/test_loading.py
-
 from __future__ import annotations
 
 import os

@@ -1,7 +1,5 @@
 """Check that the weights of a bundle are those of the network that its configuration describes."""
 
-# tested in tests/bundle/test_publication.py
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of single networks that run without this package: PyTorch's pt2, ONNX and TorchScript."""
 
-# tested in tests/apps/training/test_export.py
-
 from __future__ import annotations
 
 import warnings

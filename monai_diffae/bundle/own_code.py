@@ -6,8 +6,6 @@ expressions are: each expression equals one of a shipped configuration, characte
 of a shipped configuration or of a list of networks and transforms that only compute. Who made the file does not matter.
 """
 
-# tested in tests/bundle/test_trust.py
-
 from __future__ import annotations
 
 import re

@@ -1,7 +1,5 @@
 """MONAI's option ``--tracking mlflow`` turns on the bundle's own tracking."""
 
-# tested in tests/bundles/test_monai_tools.py
-
 from __future__ import annotations
 
 from typing import Any

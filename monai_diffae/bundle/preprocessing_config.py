@@ -1,7 +1,5 @@
 """The part of a configuration that says how scans are preprocessed, and its checksum."""
 
-# tested in tests/apps/test_provenance.py
-
 from __future__ import annotations
 
 import hashlib

@@ -1,7 +1,5 @@
 """Configurations without paths, patients and other private values."""
 
-# tested in tests/handlers/test_mlflow.py
-
 from __future__ import annotations
 
 import re

@@ -1,7 +1,5 @@
 """What a bundle run takes from its folder before it starts: given images, and the values of a trained model."""
 
-# tested in tests/bundles/test_monai_tools.py
-
 from __future__ import annotations
 
 import logging

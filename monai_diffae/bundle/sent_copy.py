@@ -1,7 +1,5 @@
 """Copy the files of a trained bundle that are sent, without private values, and list their checksums."""
 
-# tested in tests/apps/sharing/test_push.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """The files of a trained bundle that are sent to others: a list of what is sent, not of what stays behind."""
 
-# tested in tests/apps/sharing/test_push.py
-
 from __future__ import annotations
 
 import re

@@ -1,7 +1,5 @@
 """MONAI's description of a bundle, ``metadata.json``: a document for others, so its texts are sent; paths are not."""
 
-# tested in tests/apps/sharing/test_private_texts.py
-
 from __future__ import annotations
 
 import re

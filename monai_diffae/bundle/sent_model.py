@@ -1,7 +1,5 @@
 """Check that all weights of a bundle that is sent fit the configurations that are sent with them."""
 
-# tested in tests/apps/sharing/test_push.py
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exported networks that are sent with a bundle: those of its own weights, without folders of this machine."""
 
-# tested in tests/apps/sharing/test_sent_networks.py
-
 from __future__ import annotations
 
 import json

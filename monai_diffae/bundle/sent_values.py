@@ -6,8 +6,6 @@ slashes: names of classes, of their arguments and of image columns. The author i
 words are sent.
 """
 
-# tested in tests/apps/sharing/test_private_texts.py
-
 from __future__ import annotations
 
 import re

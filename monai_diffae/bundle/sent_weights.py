@@ -1,7 +1,5 @@
 """Files of weights that are sent to others: they hold numbers and the names of a network's layers, and nothing else."""
 
-# tested in tests/apps/sharing/test_private_texts.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """The weights of shipped bundles: stored as safetensors, without pickles."""
 
-# tested in tests/bundles/test_bundles_with_weights.py
-
 from __future__ import annotations
 
 import json

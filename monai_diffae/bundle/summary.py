@@ -1,7 +1,5 @@
 """A bundle's properties and its own code, as plain values."""
 
-# tested in tests/apps/evaluation/test_info.py
-
 from __future__ import annotations
 
 import os

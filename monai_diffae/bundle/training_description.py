@@ -1,7 +1,5 @@
 """What a training trains, from what it began, and with which settings; a resumed run must describe the same."""
 
-# tested in tests/bundles/test_resume.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """A bundle without weights: its preprocessing, and a network of random weights, for embeddings to compare with."""
 
-# tested in tests/apps/embedding/test_embed_baselines.py
-
 from __future__ import annotations
 
 import hashlib

@@ -1,7 +1,5 @@
 """Reading the weights of a network from a file, with all checks."""
 
-# tested in tests/bundle/test_loading.py
-
 from __future__ import annotations
 
 from pathlib import Path

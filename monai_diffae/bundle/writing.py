@@ -1,7 +1,5 @@
 """Replace the files of a bundle's model as one set, and keep other writers out meanwhile."""
 
-# tested in tests/bundle/test_publication.py
-
 from __future__ import annotations
 
 import secrets

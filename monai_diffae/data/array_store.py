@@ -1,7 +1,5 @@
 """Arrays of one shape, in memory or in a file."""
 
-# tested in tests/data/test_cached.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Cache folders on disk, each locked while its process lives, so that those of killed processes can be removed."""
 
-# tested in tests/data/test_cached.py
-
 from __future__ import annotations
 
 import os

@@ -1,7 +1,5 @@
 """Read a cohort and split it: the component ``cohort`` of a bundle's configuration."""
 
-# tested in tests/data/test_cohorts.py
-
 from __future__ import annotations
 
 import logging

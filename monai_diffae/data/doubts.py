@@ -1,7 +1,5 @@
 """Policies for scans that can be read, but may not be what was measured."""
 
-# tested in tests/data/test_scan_refusals.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Search a folder for scans."""
 
-# tested in tests/data/test_cohorts.py
-
 from __future__ import annotations
 
 import logging

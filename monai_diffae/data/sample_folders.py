@@ -1,7 +1,5 @@
 """Folders of sample data: whether they are complete, and whether they may be replaced."""
 
-# tested in tests/data/test_samples.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """Splits by patient: all cases of a patient are in one split."""
 
-# tested in tests/data/test_cohorts.py
-
 from __future__ import annotations
 
 import hashlib

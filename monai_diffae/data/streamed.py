@@ -1,7 +1,5 @@
 """Read and preprocess scans one after the other; errors are values, so that one bad scan does not stop the others."""
 
-# tested in tests/data/test_cached.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read tables and datalists: each row has images, and perhaps id, patient, split and labels."""
 
-# tested in tests/data/test_cohorts.py
-
 from __future__ import annotations
 
 import csv

@@ -1,7 +1,5 @@
 """Files of tensors, written by ``torch.save`` so that they are complete or absent."""
 
-# tested in tests/handlers/test_checkpoint.py
-
 from __future__ import annotations
 
 import errno

@@ -1,7 +1,5 @@
 """Read files of ``torch.save`` without running code that they may contain, and tell hostile from damaged ones."""
 
-# tested in tests/robustness/test_hostile_files.py
-
 from __future__ import annotations
 
 import pickle

@@ -1,7 +1,5 @@
 """A dataset of trajectories: images at some noise levels between x_T and x0, with their z_sem."""
 
-# tested in tests/apps/training/test_distill.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

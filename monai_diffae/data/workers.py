@@ -1,7 +1,5 @@
 """Worker processes that read scans: they outlive signals to their group, and their death is one clear error."""
 
-# tested in tests/bundles/test_signals.py
-
 from __future__ import annotations
 
 import os

@@ -1,7 +1,5 @@
 """What every solver and inversion is made of: one evaluation of the network, and the loop over noise levels."""
 
-# tested in tests/diffusion/test_solvers.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The images of each batch, as a function of the step: a resumed run sees the same as an uninterrupted one."""
 
-# tested in tests/engines/test_step_batch_sampler.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

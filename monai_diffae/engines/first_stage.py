@@ -1,7 +1,5 @@
 """Training and validation of a first stage: an autoencoder whose latents are sampled around their mean."""
 
-# tested in tests/engines/test_first_stage_training.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The learning rate over the steps of a training."""
 
-# tested in tests/bundles/test_resume.py
-
 from __future__ import annotations
 
 import math

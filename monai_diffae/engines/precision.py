@@ -1,7 +1,5 @@
 """The precision in which a machine computes."""
 
-# tested in tests/engines/test_trainer.py
-
 from __future__ import annotations
 
 from pathlib import Path

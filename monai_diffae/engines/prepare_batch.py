@@ -1,7 +1,5 @@
 """From a batch of the loader to the inputs of a training step: x0, target, noise, timesteps, condition."""
 
-# tested in tests/engines/test_evaluator.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The loss and the gradients' norm of a training step, checked without letting the device wait for the host."""
 
-# tested in tests/engines/test_trainer.py
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Networks that run on tensors with a shape but without data, to predict what memory and time they take."""
 
-# tested in tests/engines/test_memory.py
-
 from __future__ import annotations
 
 import copy

@@ -1,7 +1,5 @@
 """What the page shows: the answers to its requests, as plain values and bytes."""
 
-# tested in tests/explorer/test_app.py
-
 from __future__ import annotations
 
 import tempfile

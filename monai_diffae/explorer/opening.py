@@ -1,7 +1,5 @@
 """Opens what the page shows: the bundle, the cohort, its embeddings and the directions."""
 
-# tested in tests/explorer/test_explore.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """What the table beside an image says: predictions, drift, and distances to the case and to other patients."""
 
-# tested in tests/explorer/test_app.py
-
 from __future__ import annotations
 
 from dataclasses import dataclass

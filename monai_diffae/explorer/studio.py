@@ -1,7 +1,5 @@
 """Decodes the images of the page: cases are opened once, and what does not change is computed once."""
 
-# tested in tests/explorer/test_app.py
-
 from __future__ import annotations
 
 import time

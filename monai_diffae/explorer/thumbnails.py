@@ -1,7 +1,5 @@
 """Thumbnails of cases: from the table if it has them, else made once and kept on disk."""
 
-# tested in tests/explorer/test_app.py
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Scans that cannot be used are skipped and listed in a table."""
 
-# tested in tests/bundles/test_bad_inputs.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """Checkpoints: files of torch with all parts of a training, read without running code."""
 
-# tested in tests/handlers/test_checkpoint.py
-
 from __future__ import annotations
 
 from pathlib import Path

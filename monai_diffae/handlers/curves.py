@@ -1,7 +1,5 @@
 """The training curve as a table and a picture."""
 
-# tested in tests/bundles/test_resume.py
-
 from __future__ import annotations
 
 import logging

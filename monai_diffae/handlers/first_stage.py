@@ -1,7 +1,5 @@
 """Handlers for first stages: the scale of their latents, their pictures, and a copy beside the model on the latents."""
 
-# tested in tests/bundles/test_autoencoder_kl.py
-
 from __future__ import annotations
 
 import shutil

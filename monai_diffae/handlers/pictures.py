@@ -1,7 +1,5 @@
 """Pictures of what the model makes of a few fixed images."""
 
-# tested in tests/handlers/test_mlflow.py
-
 from __future__ import annotations
 
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """Probes during training: what z_sem says about the labels of held-out patients."""
 
-# tested in tests/bundles/test_training_probes.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """The running figures of a training, for progress bar, curves and tracking."""
 
-# tested in tests/handlers/test_progress.py
-
 from __future__ import annotations
 
 import time

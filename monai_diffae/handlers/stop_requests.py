@@ -1,7 +1,5 @@
 """Requests to stop a training: signals to the process, or an event of the program that runs the training."""
 
-# tested in tests/apps/training/test_watched.py
-
 from __future__ import annotations
 
 import signal

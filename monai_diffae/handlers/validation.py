@@ -1,7 +1,5 @@
 """When to validate, and when to stop early."""
 
-# tested in tests/bundles/test_resume.py
-
 from __future__ import annotations
 
 import logging

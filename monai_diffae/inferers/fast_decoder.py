@@ -1,7 +1,5 @@
 """A decoder with 1 to 8 network evaluations, which ``monai-diffae distill`` trains from an autoencoder's own."""
 
-# tested in tests/inferers/test_trajectories.py
-
 from __future__ import annotations
 
 from dataclasses import dataclass

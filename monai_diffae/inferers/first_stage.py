@@ -1,7 +1,5 @@
 """Deterministic reconstruction with a first stage (an AutoencoderKL), as MONAI inferers."""
 
-# tested in tests/engines/test_first_stage_training.py
-
 from __future__ import annotations
 
 from typing import Any

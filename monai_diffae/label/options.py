@@ -1,7 +1,5 @@
 """The options of tasks, strategies and trainings: what clients see, and which keys of a request are refused."""
 
-# tested in tests/label/test_task.py
-
 from __future__ import annotations
 
 import inspect

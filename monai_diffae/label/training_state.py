@@ -1,7 +1,5 @@
 """The state of an app's training: one at a time, and how far it is, across the server and its jobs."""
 
-# tested in tests/label/test_trainer.py
-
 from __future__ import annotations
 
 import json

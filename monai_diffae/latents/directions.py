@@ -1,7 +1,5 @@
 """Directions in z_sem: a line through normalised z_sem for one label, along which cases are graded and edited."""
 
-# tested in tests/latents/test_direction_fit.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """Labels as targets of a linear model: two classes or a number, and which cases have a label."""
 
-# tested in tests/latents/test_direction_fit.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

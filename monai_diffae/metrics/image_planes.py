@@ -1,7 +1,5 @@
 """Images and volumes as stacks of colour images, as networks for natural images take them."""
 
-# tested in tests/metrics/test_perceptual_distance.py
-
 from __future__ import annotations
 
 from collections.abc import Callable

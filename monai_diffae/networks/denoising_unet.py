@@ -1,5 +1,4 @@
 """The conditional denoiser: predicts eps, x0 or v from a noisy image, its time step and z_sem."""
-# tested in tests/networks/test_autoencoder.py
 
 from __future__ import annotations
 

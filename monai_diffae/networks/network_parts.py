@@ -1,7 +1,5 @@
 """The networks of a model as modules that each do one thing, for files that run without this package."""
 
-# tested in tests/apps/training/test_export.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

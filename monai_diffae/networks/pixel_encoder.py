@@ -1,7 +1,5 @@
 """Principal components of the pixels in the place of an encoder."""
 
-# tested in tests/apps/embedding/test_embed_baselines.py
-
 from __future__ import annotations
 
 from typing import Any

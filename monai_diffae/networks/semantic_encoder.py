@@ -1,5 +1,4 @@
 """The semantic encoder: an image -> z_sem, a vector that describes its content."""
-# tested in tests/networks/test_autoencoder.py
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Derives the network from the names and shapes of official Diff-AE weights; unsupported networks are errors."""
 
-# tested in tests/official/test_configurations.py
-
 from __future__ import annotations
 
 import re

@@ -1,7 +1,5 @@
 """An overview of a cohort: sizes, spacings, intensities, problems and small versions of some scans."""
 
-# tested in tests/apps/training/test_verify.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

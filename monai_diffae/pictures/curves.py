@@ -1,7 +1,5 @@
 """Training curves."""
 
-# tested in tests/handlers/test_progress.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Serve an application until Ctrl-C."""
 
-# tested in tests/explorer/test_explore.py
-
 from __future__ import annotations
 
 import contextlib

@@ -1,7 +1,5 @@
 """Write an image in the space of its scan."""
 
-# tested in tests/transforms/test_native_volumes.py
-
 from __future__ import annotations
 
 import os

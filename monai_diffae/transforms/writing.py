@@ -1,7 +1,5 @@
 """Write results to files, as a MONAI transform."""
 
-# tested in tests/engines/test_evaluator.py
-
 from __future__ import annotations
 
 import os

@@ -1,7 +1,5 @@
 """Encoders that need no training: random weights, and principal components of the pixels."""
 
-# tested in tests/apps/embedding/test_embed_baselines.py
-
 from __future__ import annotations
 
 import hashlib

@@ -1,7 +1,5 @@
 """Encode scans to z_sem while they are read, and whole cohorts in shards."""
 
-# tested in tests/apps/embedding/test_embed_cohorts.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Encode cases batch by batch: one z_sem per case, or the reason why there is none."""
 
-# tested in tests/apps/embedding/test_index.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ own.) Connections live for one transaction, since a connection must not be carri
 journal is used, not the write-ahead log, because the latter needs memory that all processes share.
 """
 
-# tested in tests/apps/embedding/test_index.py
-
 from __future__ import annotations
 
 import contextlib

@@ -1,7 +1,5 @@
 """Tables of z_sem: one row per image, per volume, or per scan and per patch."""
 
-# tested in tests/apps/embedding/test_embed_volumes.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """The work of ``anomaly``: each case compared with the held-out ones, its map and mask written, a table, a picture."""
 
-# tested in tests/apps/evaluation/test_anomaly.py
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """The work of ``calibrate``: read held-out cases, and write the bundle's anomaly detector."""
 
-# tested in tests/apps/evaluation/test_calibrate.py
-
 from __future__ import annotations
 
 import logging

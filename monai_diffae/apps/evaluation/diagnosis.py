@@ -1,7 +1,5 @@
 """The work of ``diagnose``: losses with other z_sem, active dimensions, and the stability of z_sem."""
 
-# tested in tests/apps/evaluation/test_diagnose.py
-
 from __future__ import annotations
 
 import functools

@@ -1,7 +1,5 @@
 """The images behind a table of embeddings: a picture of neighbors, and reconstruction errors."""
 
-# tested in tests/apps/evaluation/test_neighbors.py
-
 from __future__ import annotations
 
 import logging

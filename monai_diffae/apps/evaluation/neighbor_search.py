@@ -1,7 +1,5 @@
 """The work of ``neighbors``: tables of the nearest cases and of outlier scores."""
 
-# tested in tests/apps/evaluation/test_neighbors.py
-
 from __future__ import annotations
 
 import functools

@@ -1,7 +1,5 @@
 """Twins in a table of embeddings: cases of different patients with nearly the same z_sem."""
 
-# tested in tests/apps/evaluation/test_probe.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """The first sections: what failed, what was trained on what, and the curves of the training."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 import json

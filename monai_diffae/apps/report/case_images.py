@@ -1,7 +1,5 @@
 """The images of a report's cases, as the model sees them: frames for sliders, and thumbnails."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

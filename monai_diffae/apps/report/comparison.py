@@ -1,7 +1,5 @@
 """Several models on one page."""
 
-# tested in tests/apps/report/test_compare.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence

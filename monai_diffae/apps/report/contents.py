@@ -1,7 +1,5 @@
 """What is on the page of one model."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 import random

@@ -1,7 +1,5 @@
 """Small pictures of edited scans and of their differences, one sprite each per case."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence

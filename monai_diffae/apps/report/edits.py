@@ -1,7 +1,5 @@
 """The section with edits along the directions of labels."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from markupsafe import Markup

@@ -1,7 +1,5 @@
 """The section with outliers, each beside its nearest neighbors."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The page of a report: a heading, figures at a glance, a list of contents, and the sections."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The section with probes: scores with intervals, and calibration."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The section with synthetic images, each beside the cases with the nearest z_sem."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The ordinary commands that a report runs about one bundle, and their results."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Thumbnails of cases in a few atlases, written once."""
 
-# tested in tests/apps/report/test_report.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

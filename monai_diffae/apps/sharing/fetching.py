@@ -1,7 +1,5 @@
 """Get the files of a bundle that its list of checksums names, from the Hugging Face Hub or from a zip file."""
 
-# tested in tests/apps/sharing/test_pull.py
-
 from __future__ import annotations
 
 import re

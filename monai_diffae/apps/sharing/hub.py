@@ -6,8 +6,6 @@ older files. The second writes every file of a repository over those that are th
 ``push`` sends is laid out as they expect, so ``monai.bundle.download`` gets it, too.
 """
 
-# tested in tests/apps/sharing/test_push.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

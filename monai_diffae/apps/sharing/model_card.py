@@ -1,7 +1,5 @@
 """The page of a model on the Hugging Face Hub."""
 
-# tested in tests/apps/sharing/test_push.py
-
 from __future__ import annotations
 
 _HEADER = """---

@@ -1,7 +1,5 @@
 """The folder of a pulled bundle: it appears as a whole, and is replaced only if it holds nothing of the user's own."""
 
-# tested in tests/apps/sharing/test_pull.py
-
 from __future__ import annotations
 
 import tempfile

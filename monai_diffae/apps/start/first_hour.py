@@ -1,7 +1,5 @@
 """The steps of ``start``: look at the cohort, plan, train, and show what the model learned."""
 
-# tested in tests/apps/start/test_start.py
-
 from __future__ import annotations
 
 import json

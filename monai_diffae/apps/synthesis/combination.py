@@ -1,7 +1,5 @@
 """The work of ``combine`` and ``explore``: which codes an image is decoded from."""
 
-# tested in tests/apps/synthesis/test_combine.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping

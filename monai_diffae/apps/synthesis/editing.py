@@ -1,7 +1,5 @@
 """The work of ``edit``: cases inverted, moved, decoded, measured, written and drawn."""
 
-# tested in tests/apps/synthesis/test_edit.py
-
 from __future__ import annotations
 
 import logging

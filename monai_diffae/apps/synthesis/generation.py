@@ -1,7 +1,5 @@
 """The work of ``generate``: z_sem sampled from the latent DDIM, filtered by a classifier, decoded and written."""
 
-# tested in tests/apps/synthesis/test_generate.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

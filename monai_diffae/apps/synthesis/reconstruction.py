@@ -1,7 +1,5 @@
 """The work of ``reconstruct``: batches of images encoded, decoded, measured and written."""
 
-# tested in tests/apps/synthesis/test_reconstruct.py
-
 from __future__ import annotations
 
 import logging

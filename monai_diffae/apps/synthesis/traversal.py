@@ -1,7 +1,5 @@
 """The work of ``traverse``: z_sem moved along principal components, decoded and drawn."""
 
-# tested in tests/apps/synthesis/test_traverse.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The work of ``vary``: one z_sem decoded with many x_T, their mean and their standard deviation."""
 
-# tested in tests/apps/synthesis/test_vary.py
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the demo leaves out so that it ends in time on a slow or busy machine; decided once, and remembered."""
 
-# tested in tests/apps/training/test_demo.py
-
 from __future__ import annotations
 
 import copy

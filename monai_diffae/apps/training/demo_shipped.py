@@ -1,7 +1,5 @@
 """A shipped model beside the demo's own: a copy to embed with, and the figures of all shipped models."""
 
-# tested in tests/apps/training/test_demo.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """The stages of the demo that only it has: a training that is not repeated, and probes beside two baselines."""
 
-# tested in tests/apps/training/test_demo.py
-
 from __future__ import annotations
 
 import json

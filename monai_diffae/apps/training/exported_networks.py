@@ -1,7 +1,5 @@
 """Write the networks of a bundle to files, with a description for those who use them without this package."""
 
-# tested in tests/apps/training/test_export.py
-
 from __future__ import annotations
 
 import logging

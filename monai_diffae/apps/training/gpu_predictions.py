@@ -1,7 +1,5 @@
 """How fast GPUs that this machine does not have would train with a plan's settings."""
 
-# tested in tests/apps/training/test_plan.py
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The data of a latent DDIM: a cohort's z_sem and their statistics. ``configs/train_latent.json`` calls these."""
 
-# tested in tests/apps/training/test_train_latent.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping

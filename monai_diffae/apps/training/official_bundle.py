@@ -1,7 +1,5 @@
 """A bundle made from weights of the official Diff-AE code (phizaz/diffae)."""
 
-# tested in tests/apps/training/test_import_official.py
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """The parts of a plan: memory, configuration, speed and command lines."""
 
-# tested in tests/apps/training/test_plan.py
-
 from __future__ import annotations
 
 import copy

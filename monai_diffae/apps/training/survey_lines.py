@@ -1,7 +1,5 @@
 """The geometry of a cohort, as lines for a terminal."""
 
-# tested in tests/apps/training/test_plan.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

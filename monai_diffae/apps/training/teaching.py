@@ -1,7 +1,5 @@
 """What a fast decoder learns from: trajectories of the exact decoder. ``configs/distill.json`` calls these."""
 
-# tested in tests/apps/training/test_distill.py
-
 from __future__ import annotations
 
 import atexit

@@ -1,7 +1,5 @@
 """The finest grid on which a training ends within some minutes and uses z_sem well."""
 
-# tested in tests/apps/training/test_timed_plan.py
-
 from __future__ import annotations
 
 import math

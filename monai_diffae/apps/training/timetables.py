@@ -1,7 +1,5 @@
 """The timetable of a training that ends within a budget: epochs, validations, averaging, and what each part takes."""
 
-# tested in tests/apps/training/test_timed_plan.py
-
 from __future__ import annotations
 
 from collections.abc import Mapping

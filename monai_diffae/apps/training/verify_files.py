@@ -1,7 +1,5 @@
 """The files of ``verify``: a table with one row per case, and a picture."""
 
-# tested in tests/apps/training/test_verify.py
-
 from __future__ import annotations
 
 import csv

@@ -1,7 +1,5 @@
 """The tags of a DICOM scan's slices, for a new series that is derived from it."""
 
-# tested in tests/data/test_dicom_series.py
-
 from __future__ import annotations
 
 import copy

@@ -4,8 +4,6 @@ GDCM trusts the length that an element declares: one flipped bit made it allocat
 therefore checked first (DICOM PS3.5, chapter 7).
 """
 
-# tested in tests/data/test_dicom.py
-
 from __future__ import annotations
 
 import mmap

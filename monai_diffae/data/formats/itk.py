@@ -3,8 +3,6 @@
 SimpleITK fills the missing part of a truncated file with zeros, so lengths are compared first.
 """
 
-# tested in tests/data/test_scan_refusals.py
-
 from __future__ import annotations
 
 import contextlib

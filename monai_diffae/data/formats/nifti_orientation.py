@@ -1,7 +1,5 @@
 """What is doubtful about the geometry in a NIfTI header: readable, but perhaps not what the scanner measured."""
 
-# tested in tests/data/test_scan_refusals.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator

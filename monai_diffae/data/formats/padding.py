@@ -5,8 +5,6 @@ is replaced by the lowest measured value. Some files declare a value that tissue
 tissue, so it is kept.
 """
 
-# tested in tests/data/test_dicom.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

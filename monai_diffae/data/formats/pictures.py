@@ -1,7 +1,5 @@
 """Read PNG and JPEG."""
 
-# tested in tests/data/test_scans.py
-
 from __future__ import annotations
 
 import math

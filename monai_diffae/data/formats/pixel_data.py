@@ -1,7 +1,5 @@
 """Check that a DICOM file contains all of its pixels, because SimpleITK reads missing ones as zeros."""
 
-# tested in tests/data/test_dicom.py
-
 from __future__ import annotations
 
 import math

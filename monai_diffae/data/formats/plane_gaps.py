@@ -4,8 +4,6 @@ Head CTs, for instance, are often planned with thin slices below and thick ones 
 wide gap instead, or a step in the slices' numbers.
 """
 
-# tested in tests/data/test_dicom_planes.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

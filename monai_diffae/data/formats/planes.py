@@ -6,8 +6,6 @@ where each plane is shifted against the one before) is straightened. Planes that
 resampled to the finest one.
 """
 
-# tested in tests/data/test_dicom_planes.py
-
 from __future__ import annotations
 
 import math

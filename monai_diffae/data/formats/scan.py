@@ -1,7 +1,5 @@
 """The result of all readers: a scan, or an error of one line."""
 
-# tested in tests/data/test_precision.py
-
 from __future__ import annotations
 
 import functools

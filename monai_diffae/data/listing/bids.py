@@ -1,7 +1,5 @@
 """What the names of files say in BIDS: subject, session and suffix."""
 
-# tested in tests/data/listing/test_listings.py
-
 from __future__ import annotations
 
 import re

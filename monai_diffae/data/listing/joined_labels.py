@@ -1,7 +1,5 @@
 """Give scans the labels, splits, patients and ids of the rows that they were joined to."""
 
-# tested in tests/data/listing/test_listings.py
-
 from __future__ import annotations
 
 from collections import Counter

@@ -1,7 +1,5 @@
 """Write a listing as a cohort table."""
 
-# tested in tests/data/listing/test_listings.py
-
 from __future__ import annotations
 
 import csv

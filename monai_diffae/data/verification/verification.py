@@ -1,7 +1,5 @@
 """Read the cases of a cohort, and say what is wrong with each of them and with the whole."""
 
-# tested in tests/apps/training/test_verify.py
-
 from __future__ import annotations
 
 import hashlib

@@ -1,7 +1,5 @@
 """Everything that is measured of one bundle: reconstructions, z_sem and synthetic images."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping

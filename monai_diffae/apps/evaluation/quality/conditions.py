@@ -1,7 +1,5 @@
 """The conditions of an evaluation: solvers and numbers of steps."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 from collections.abc import Sequence

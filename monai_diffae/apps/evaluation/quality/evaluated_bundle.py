@@ -1,7 +1,5 @@
 """The bundles of an evaluation: opened, with the same held-out cases, and whether they can be compared."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 import json

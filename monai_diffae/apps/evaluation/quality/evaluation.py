@@ -1,7 +1,5 @@
 """The work of ``evaluate``: all tables of all bundles, measured and written."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 import logging

@@ -1,7 +1,5 @@
 """Reconstructions of a bundle's cases, measured case by case: from both codes, and from z_sem alone."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

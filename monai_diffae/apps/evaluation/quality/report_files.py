@@ -1,7 +1,5 @@
 """The files of an evaluation: tables as CSV and Markdown, the cases, and everything as JSON."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The tables of an evaluation on a terminal."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

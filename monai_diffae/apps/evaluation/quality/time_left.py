@@ -1,7 +1,5 @@
 """The time that an evaluation will take, predicted from its first batches."""
 
-# tested in tests/apps/evaluation/test_evaluate.py
-
 from __future__ import annotations
 
 import logging
