@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_bundles import STORED
 from zoo_entry import write_zoo_entry
 
 from monai_diffae.bundle.folders import names_with_weights
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "0.1.0"
-KL_TINY = {
-    "image_size": [16, 16, 16], "network_def#autoencoder#channels": [4, 8],
-    "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
-}  # fmt: skip
-
 collect_ignore_glob = ["unit_tests/*"]  # templates
 
 
@@ -33,7 +28,9 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         if kind in names_with_weights():
             return bundle
         if kind == "autoencoder_kl_3d":
-            _write_first_stage(bundle)
+            shutil.copytree(STORED / "first_stage" / "models", bundle / "models", dirs_exist_ok=True)
+            config = bundle / "models" / "config.json"
+            config.write_text(config.read_text().replace("14.0", "1.0"))  # the voxels of small scans
         else:
             shutil.copytree(GOLDEN / kind.removeprefix("diffae_") / "models", bundle / "models", dirs_exist_ok=True)
         for name, before, after in (
@@ -47,22 +44,6 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return bundle
 
     return make
-
-
-def _write_first_stage(bundle: Path) -> None:
-    import torch
-    from monai.bundle import ConfigParser
-
-    from monai_diffae.bundle.config import model_config
-
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "train.json"))
-    parser.update(KL_TINY)
-    network = parser.get_parsed_content("network_def")
-    state = {name: torch.nan_to_num(value, nan=1.0) for name, value in network.state_dict().items()}
-    torch.save(state, bundle / "models" / "model.pt")
-    config = model_config({k: v for k, v in parser.get().items() if k != "_meta_"})
-    (bundle / "models" / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session")
