@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from label_scans import Studies, fill, shared, train_tiny
+from label_scans import Studies, fill, shared, tiny_bundle_for
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +30,13 @@ def pictures() -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def bundle_2d(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path]) -> Path:
     """A tiny 2D bundle of X-rays."""
-    return train_tiny(tmp_path_factory.mktemp("label_2d"), "diffae_2d", pictures)
+    return tiny_bundle_for(tmp_path_factory.mktemp("label_2d"), "2d", pictures)
 
 
 @pytest.fixture(scope="session")
 def bundle_3d(tmp_path_factory: pytest.TempPathFactory, volumes: dict[str, Path]) -> Path:
     """A tiny 3D bundle of hippocampi."""
-    return train_tiny(tmp_path_factory.mktemp("label_3d"), "diffae_3d", volumes)
+    return tiny_bundle_for(tmp_path_factory.mktemp("label_3d"), "3d", volumes)
 
 
 @dataclass(frozen=True)

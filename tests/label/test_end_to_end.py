@@ -86,7 +86,7 @@ class RunningServer:
             self.process.kill()
 
 
-@pytest.fixture(params=["diffae_3d", "diffae_2d"])
+@pytest.fixture(params=["diffae_3d", pytest.param("diffae_2d", marks=pytest.mark.slow)])
 def server(request, bundle_2d, bundle_3d, volumes, pictures, tmp_path):
     """A server for volumes with a 3D bundle, or for pictures and the slices of volumes with a 2D bundle."""
     names = [*list(volumes)[:5], "series-1"]
@@ -178,6 +178,7 @@ def test_from_the_first_score_to_the_trained_model(server):
     assert [name for name in [*images, str(server.studies.folder)] if name in text] == []
 
 
+@pytest.mark.slow
 def test_the_server_answers_and_ends_during_an_inference(bundle_3d, studies_3d, tmp_path):
     app = label_app(tmp_path / "app", bundle=bundle_3d).folder
     server = RunningServer(app, studies_3d, tmp_path)

@@ -24,10 +24,10 @@ def nifti(response, tmp_path):
     return nib.load(path)
 
 
-@pytest.mark.parametrize("mode", ["z_sem", "x_T"])
-def test_a_volume_keeps_shape_and_affine_to_the_bit(serve, bundle_3d, studies_3d, tmp_path, mode):
+def test_a_volume_keeps_shape_and_affine_to_the_bit(serve, bundle_3d, studies_3d, tmp_path):
     server = serve(bundle_3d, studies_3d)
-    for id, source in studies_3d.source.items():
+    for id, mode in (("hippocampus_001", "x_T"), ("series-1", "x_T"), ("hippocampus_003", "z_sem")):
+        source = studies_3d.source[id]
         response = server.infer("diffae_reconstruct", id, "image", mode=mode)
         assert response.status_code == 200
         scan, answer = read_scan(source), nifti(response, tmp_path)
@@ -53,7 +53,7 @@ def test_the_same_request_has_the_same_answer_and_another_seed_another(serve, bu
 
 def test_a_picture_stays_upright(serve, bundle_2d, studies_2d):
     server = serve(bundle_2d, studies_2d)
-    for id, source in studies_2d.source.items():
+    for id, source in list(studies_2d.source.items())[:2]:
         response = server.infer("diffae_reconstruct", id, "image", mode="x_T")
         assert response.headers["content-type"] == "image/png"
         answer = np.asarray(Image.open(io.BytesIO(response.content)), float)

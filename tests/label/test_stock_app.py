@@ -185,6 +185,7 @@ def test_volumes_come_back_in_the_scan_s_own_grid(serve: Any, volumes: Path, tmp
     assert opened(asked, tmp_path / "asked.nrrd").shape == source.shape
 
 
+@pytest.mark.slow
 def test_the_app_writes_what_reconstruct_writes(serve: Any, volumes: Path, bundles: Path, tmp_path: Path) -> None:
     from monai_diffae.apps.synthesis.reconstruct import reconstruct
 
@@ -206,11 +207,13 @@ def test_pictures_come_back_upright(serve: Any, pictures: Path) -> None:
         assert correlation(transposed, np.asarray(source)) < 0.9
 
 
+@pytest.mark.slow
 def test_a_picture_as_nifti_has_two_axes(serve: Any, pictures: Path, tmp_path: Path) -> None:
     answer = infer(serve(pictures), "diffae_2d", "picture-1", result_extension=".nii.gz")
     assert opened(answer, tmp_path / "a.nii.gz").shape == (30, 22)
 
 
+@pytest.mark.slow
 def test_flat_scans_keep_their_place_in_space(serve: Any, pictures: Path, tmp_path: Path) -> None:
     """A slice as NIfTI lies where the source lies, whichever axis comes first."""
     affine = np.array([[0, 0, 2.5, -11], [-1.5, 0, 0, 40], [0, 2.0, 0, -7], [0, 0, 0, 1.0]])
@@ -225,6 +228,7 @@ def test_flat_scans_keep_their_place_in_space(serve: Any, pictures: Path, tmp_pa
     assert correlation(there.get_fdata(), source.get_fdata()) > 0.9
 
 
+@pytest.mark.slow
 def test_real_hippocampi(serve: Any, tmp_path: Path) -> None:
     files = sorted(shared("hippocampus_msd/images").glob("*.nii.gz"))[:2]
     client = serve(copied(files, tmp_path / "scans"))
@@ -236,6 +240,7 @@ def test_real_hippocampi(serve: Any, tmp_path: Path) -> None:
         assert correlation(answer.get_fdata(), source.get_fdata()) > 0.8
 
 
+@pytest.mark.slow
 def test_real_xrays(serve: Any, tmp_path: Path) -> None:
     files = sorted(shared("cxr_pneumonia_224").rglob("*.jpeg"))[:2]
     client = serve(copied(files, tmp_path / "scans"))
@@ -246,6 +251,7 @@ def test_real_xrays(serve: Any, tmp_path: Path) -> None:
         assert correlation(np.asarray(answer), np.asarray(source)) > 0.8
 
 
+@pytest.mark.slow
 def test_a_real_dicom_series(serve: Any, volumes: Path, tmp_path: Path) -> None:
     from monai_diffae.data.scans import read_scan
 
@@ -257,6 +263,7 @@ def test_a_real_dicom_series(serve: Any, volumes: Path, tmp_path: Path) -> None:
     assert correlation(image.get_fdata(), scan.array[0]) > 0.8
 
 
+@pytest.mark.slow
 def test_colour_is_refused_rather_than_written_wrongly(serve: Any, bundles: Path, tmp_path: Path) -> None:
     import torch
     from monai.bundle import ConfigParser
@@ -275,6 +282,7 @@ def test_colour_is_refused_rather_than_written_wrongly(serve: Any, bundles: Path
         infer(serve(colour), "diffae_2d", "colour-0")
 
 
+@pytest.mark.slow
 def test_a_file_without_the_model_is_refused_rather_than_answered_from_random_weights(
     serve: Any, volumes: Path
 ) -> None:
@@ -323,6 +331,7 @@ def fingerprint(bundle: Path) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_it_trains_further_on_the_labelled_images_and_serves_the_new_weights(
     serve: Any, volumes: Path, bundle: Path, tmp_path: Path
 ) -> None:
@@ -354,6 +363,7 @@ def test_it_trains_further_on_the_labelled_images_and_serves_the_new_weights(
     assert correlation(answer.get_fdata(), source.get_fdata()) > 0.9
 
 
+@pytest.mark.slow
 def test_a_training_without_images_is_refused_with_the_reason(serve: Any, volumes: Path, bundle: Path) -> None:
     from monai_diffae.errors import one_line
 

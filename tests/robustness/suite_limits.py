@@ -21,7 +21,19 @@ LONGEST_S = 3.0
 """Processor seconds of one test with its children, without the time in which it imports modules."""
 
 TRAININGS = {
-    "tests/bundles/test_resume.py": 40,
+    "tests/apps/training/test_train.py": 4,
+    "tests/apps/training/test_train_latent.py": 3,
+    "tests/apps/training/test_distill.py": 2,
+    "tests/bundle/test_warm_start.py": 3,
+    "tests/bundles/test_autoencoder_kl.py": 1,
+    "tests/bundles/test_federated.py": 2,
+    "tests/bundles/test_non_finite.py": 2,
+    "tests/bundles/test_overlays.py": 1,
+    "tests/bundles/test_resume.py": 12,
+    "tests/label/test_end_to_end.py": 1,
+    "tests/label/test_stock_app.py": 2,
+    "tests/label/test_trainer.py": 5,
+    "tests/test_cli.py": 1,
 }
 """How many trainings the tests of a file run that are not slow. One file is run by one process (``--dist loadfile``)."""
 
@@ -76,7 +88,10 @@ def pytest_collection_finish() -> None:
         if _is_limited:
             _trained[_file] += 1
             if _trained[_file] > TRAININGS.get(_file, 0):
-                pytest.fail(f"{_file}: trains {_trained[_file]} times, more than tests/robustness/suite_limits.py allows", pytrace=False)
+                pytest.fail(
+                    f"{_file}: trains {_trained[_file]} times, more than tests/robustness/suite_limits.py allows",
+                    pytrace=False,
+                )
         run(trainer)
 
     module.ResumableTrainer.run = counted
