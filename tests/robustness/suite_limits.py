@@ -24,6 +24,7 @@ TRAININGS = {
     "tests/apps/training/test_train.py": 4,
     "tests/apps/training/test_train_latent.py": 3,
     "tests/apps/training/test_distill.py": 2,
+    "tests/bundle/test_given_data.py": 1,
     "tests/bundle/test_warm_start.py": 3,
     "tests/bundles/test_autoencoder_kl.py": 1,
     "tests/bundles/test_federated.py": 2,
@@ -35,7 +36,7 @@ TRAININGS = {
     "tests/label/test_trainer.py": 5,
     "tests/test_cli.py": 1,
 }
-"""How many trainings the tests of a file run that are not slow. One file is run by one process (``--dist loadfile``)."""
+"""How many trainings the fast tests of a file run. One process runs a file (``--dist loadfile``)."""
 
 OF_A_FEW_LAYERS = ("tests/engines/", "tests/handlers/")
 """Folders whose tests run trainers without a bundle, for some milliseconds."""
