@@ -283,8 +283,7 @@ def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
     assert this_process() == Process(0, 1, 0)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert this_process() == Process(5, 8, 1)
-    assert this_process().local_world_size == 4
+    assert this_process() == Process(5, 8, 1, local_world_size=4)
     monkeypatch.setenv("RANK", "8")
     with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
         this_process()
