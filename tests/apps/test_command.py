@@ -248,8 +248,10 @@ def test_numbers_are_separated_by_commas_or_spaces():
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("init", {"out": Path("my model"), "bundle": "diffae_3d"}),
-        ("fit-direction", {"embeddings": Path("e.parquet"), "out": Path("a.json"), "target": "it's", "max_cases": 8}),
+        (
+            "fit-direction",
+            {"embeddings": Path("e.parquet"), "out": Path("my a.json"), "target": "it's", "max_cases": 8},
+        ),
         ("plan", {"cohort": Path("s.csv"), "check": True}),
         ("probe", {"embeddings": Path("e.parquet"), "out": Path("probed"), "targets": ["age", "head size"]}),
     ],

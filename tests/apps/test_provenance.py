@@ -113,28 +113,24 @@ def test_preprocessing_is_compared_and_only_plain_overrides_are_safe(labelled):
 
 
 def test_a_changed_cohort_is_a_warning(caplog):
-    table = pd.DataFrame()
-    split = SimpleNamespace(fingerprint="1")
-    warn_if_cohort_changed(table, split, "c.csv", "images")
+    table, split = pd.DataFrame(), SimpleNamespace(fingerprint="1")
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "1"}}
     warn_if_cohort_changed(table, split, "c.csv", "images")
     assert not caplog.records
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "2"}}
     warn_if_cohort_changed(table, split, "somewhere/c.csv", "images")
-    (line,) = caplog.messages
-    assert line.startswith("images: c.csv has changed since the table was made (its cases, splits or file sizes); an")
+    assert "images: c.csv has changed since the table was made" in caplog.text
 
 
 @pytest.mark.goal(id="R24")
-@pytest.mark.parametrize("suffix", [".parquet", pytest.param(".csv", marks=pytest.mark.slow)])
-def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path, caplog, suffix):
+def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path, caplog):
     overrides = {"percentiles": [20, 60]}
-    other = embed(labelled.bundle, labelled.cohort, tmp_path / f"e{suffix}", overrides=overrides, device="cpu").path
+    other = embed(labelled.bundle, labelled.cohort, tmp_path / "e.parquet", overrides=overrides, device="cpu").path
     fit_direction(other, tmp_path / "d.json", target="wide")
     bundle, cohort, ids = labelled.bundle, labelled.cohort, pd.read_csv(labelled.cohort)["id"]
     few = {"device": "cpu", "steps": 1, "invert_steps": 1}
     direction = "direction 'wide': was fitted to scans that were preprocessed in another way than here"
-    table = f"e{suffix}: its scans were preprocessed in another way than here (percentiles differ)"
+    table = "e.parquet: its scans were preprocessed in another way than here (percentiles differ)"
 
     def lines(run):
         caplog.clear()

@@ -88,16 +88,14 @@ def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):
 
 
 def test_files_that_are_not_ours_are_refused(made, tmp_path):
-    (tmp_path / "out" / "images").mkdir(parents=True)
-    assert not made()[1]  # an empty folder is nothing to lose
+    made()
     for name in ("t.json", "t.csv"):
         (tmp_path / "out" / name).unlink()
     with pytest.raises(ConfigError, match=r"images: exists, and no t\.json beside it .*; set overwrite"):
         made()
     (tmp_path / "taken").write_text("")
-    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
-            run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)
+    with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
+        run_once(tmp_path / "taken" / "below" / "r.json", [tmp_path / "x"], {}, dict, overwrite=False)
 
 
 def test_two_runs_at_once_do_not_mix_their_results(tmp_path):

@@ -115,7 +115,7 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_pat
         origin = Session.open(bundle, cohort, run=CPU).split_origin
         return origin, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
-    describe({})  # as in old bundles
+    describe({})
     describe({"data_fingerprint": Session.open(bundle, folder, run=CPU).cohort.fingerprint})
     assert opened(folder) == ("training", [])
     table = pd.read_csv(tiny_bundle.cohort)
@@ -130,7 +130,7 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_pat
     assert line.startswith("drawn.csv is not the cohort of the training, so its split is drawn at random")
     assert str(tmp_path) not in line
     assert opened(table["image"][0])[1] == []  # one scan is in no split to be judged on
-    describe({})
+    describe({})  # as in old bundles
     assert opened(tmp_path / "drawn.csv") == ("drawn", [])
 
 
@@ -168,7 +168,9 @@ def test_given_ids_stay_in_all_results_and_their_files_have_safe_names(tiny_bund
     cases = read_cohort(tmp_path / "scans.csv")
     names = [case.file_name for case in cases]
     for suffix in ("parquet", "csv"):
-        table = read_embeddings(embed(bundle, tmp_path / "scans.csv", tmp_path / f"z.{suffix}", device="cpu").path)
+        table = read_embeddings(
+            embed(bundle, tmp_path / "scans.csv", tmp_path / suffix / f"z.{suffix}", device="cpu").path
+        )
         assert table.merge(frame, on="id")["id"].tolist() == ids
         assert table["file_name"].tolist() == names
     reconstruct(bundle, tmp_path / "scans.csv", tmp_path / "out", mode="z_sem", steps=2, device="cpu", split=None)

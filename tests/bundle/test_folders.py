@@ -1,13 +1,11 @@
 """What ``init``, ``export`` and trainings write into a bundle's folder: overlays, its description, the model card."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Events
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import export_bundle, init_bundle
@@ -100,27 +98,6 @@ def test_keys_of_the_user_stay_and_nothing_is_written_twice(bundle, caplog):
     assert "inference.json: cannot be read" in caplog.text
 
 
-@pytest.mark.slow
-def test_trainings_describe_the_result_together_with_its_first_weights(make_workflow, tmp_path):
-    bundle = init_bundle(tmp_path / "bundle")
-    before = inference(bundle).read_bytes()
-    make_workflow({"bundle_root": str(bundle), "image_size": [32, 16]}).run()
-    assert_describes_the_model(tmp_path / "out")
-    assert inference(bundle).read_bytes() == before
-
-    folders = {"bundle_root": str(bundle), "output_dir": str(bundle)}
-    trainer = make_workflow(folders).parser.get_parsed_content("train#trainer")
-
-    def stop():
-        raise KeyboardInterrupt
-
-    with trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), stop), pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert inference(bundle).read_bytes() == before
-    make_workflow(folders).run()
-    assert_describes_the_model(bundle)
-
-
 # -- the model card belongs to certain weights -------------------------------------------------------------------------
 
 
@@ -144,14 +121,6 @@ def test_a_card_is_marked_once_and_its_figures_leave_the_metadata(shipped, bundl
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     mark_replaced_weights(bundle)  # which has no figures
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("file", ["configs/metadata.json", "docs/README.md"])
-def test_a_card_that_cannot_be_read_is_a_warning(shipped, file, caplog):
-    (shipped / file).write_bytes(b"\xff{")
-    with caplog.at_level(logging.WARNING, logger="monai_diffae"):
-        mark_replaced_weights(shipped)
-    assert "the model card still describes the earlier weights (" in caplog.text
 
 
 def test_the_card_of_a_copy_belongs_to_the_same_weights_only(shipped, tmp_path):

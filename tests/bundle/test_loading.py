@@ -26,11 +26,6 @@ from monai_diffae.errors import ConfigError, ScanError
         ("inferer#step", r"unknown config key 'inferer#step': \S+Inferer takes .*; did you mean 'steps'\?"),
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
         ("inferer#steps#nope", "inferer#steps#nope: the model's configuration has no such key; see .*"),
-        (
-            "preprocessing#transforms#99",
-            "preprocessing#transforms#99: the model's configuration has no such key; see .*",
-        ),
-        ("", "'': the model's configuration has no such key; see .*"),
         ("nope", "nope: the model's configuration has no such key; see .*"),
     ],
 )
@@ -41,9 +36,8 @@ def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, m
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("slice_step", 1.5), ("slice_range", [1]), ("val_fraction", float("nan")), ("seed", None), ("columns", "image"),
-     ("patient_pattern", 5), ("image_size", [0, 0])],
-)  # fmt: skip
+    [("slice_step", 1.5), ("slice_range", [1]), ("val_fraction", float("nan")), ("columns", "image")],
+)
 def test_an_override_with_a_value_that_cannot_be_used_is_named(tiny_bundle, key, value):
     with pytest.raises(ConfigError, match=f"^{key} is .*; it must be "):
         load_bundle(tiny_bundle.directory, "cpu", overrides={key: value})

@@ -1,4 +1,4 @@
-"""Servers: errors become answers, pages of other machines are refused, and a port is checked before anything is loaded."""
+"""Servers: errors become answers, pages of other machines are refused, and ports are checked."""
 
 import logging
 import socket
@@ -19,11 +19,11 @@ from monai_diffae.serving.ports import check_port
 
 def test_every_error_has_its_status():
     wrapped = RuntimeError("applying transform\nmany lines")  # as MONAI wraps ours
-    wrapped.__cause__ = errors.ScanError("x")
+    wrapped.__cause__ = errors.ScanError("x;\n y")
     for error, status in [
         (errors.ConfigError("x"), 400), (errors.UnsafeInputError("x"), 400), (errors.CohortError("x"), 404),
         (NotFoundError("x"), 404), (ConflictError("x"), 409), (errors.BusyError("x"), 409),
-        (errors.ScanError("x"), 422), (wrapped, 422), (errors.ScanError("x;\n y"), 422), (errors.MachineError("x"), 503),
+        (errors.ScanError("x"), 422), (wrapped, 422), (errors.MachineError("x"), 503),
     ]:  # fmt: skip
         with pytest.raises(HTTPException) as answer, answered():
             raise error

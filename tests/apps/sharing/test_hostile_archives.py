@@ -1,12 +1,14 @@
 """Whatever an archive or a list of checksums holds: `pull` writes files of a bundle into its folder, or refuses."""
 
 import hashlib
+import json
 import stat
 import zipfile
 from contextlib import suppress
 
 import pytest
 
+from monai_diffae import load_bundle
 from monai_diffae.apps.sharing.pull import pull
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 
@@ -65,6 +67,17 @@ def test_a_folder_around_the_bundle_and_files_in_the_places_of_folders_are_ignor
         str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*") if p.is_file()
     } == files.keys()
     assert not list(tmp_path.parent.glob("evil.json"))
+
+
+def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(files, pull_archive, tmp_path):
+    config = json.loads(files["models/config.json"])
+    config["imports"] = [f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"]
+    result = pull_archive(listed({**files, "models/config.json": json.dumps(config).encode()}))
+    assert any(part.startswith("models/config.json: expression") for part in result.own_code)
+    assert "commands refuse to run it without --trust" in "\n".join(result.lines())
+    with pytest.raises(UnsafeInputError, match="add --trust if you trust its author"):
+        load_bundle(tmp_path / "copy", "cpu")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_archive_without_weights_configuration_or_list_is_refused(files, pull_archive):

@@ -4,7 +4,6 @@ import functools
 import json
 import sys
 import threading
-import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,7 +14,7 @@ from monai_diffae import load_bundle
 from monai_diffae.apps.sharing.pull import pull
 from monai_diffae.apps.sharing.push import push
 from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.errors import ConfigError, DiffAEError, MachineError, ScanError, UnsafeInputError
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, ScanError
 
 REPO = "owner/heads"
 
@@ -55,16 +54,8 @@ def test_a_bundle_that_is_pushed_and_pulled_is_the_same(described, hub, run, tmp
     assert copy.stat().st_mode & 0o077 == (copy / "models").stat().st_mode & 0o077
 
 
-@pytest.mark.slow
-def test_monai_downloads_it_too(pushed, tmp_path):
-    import monai.bundle
-
-    monai.bundle.download("heads", source="huggingface_hub", repo=REPO, version="v1", bundle_dir=tmp_path)
-    assert (tmp_path / "heads" / "models" / "model.pt").read_bytes() == pushed.sent(REPO)["models/model.pt"]
-
-
-@pytest.mark.parametrize("name", ["models/model.pt", "LICENSE"])
-def test_a_changed_file_is_refused_and_nothing_is_kept(pushed, tmp_path, name):
+def test_a_changed_file_is_refused_and_nothing_is_kept(pushed, tmp_path):
+    name = "models/model.pt"
     change(pushed, name, lambda content: content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ConfigError, match=f"{name}: its sha256 is .* but SHA256SUMS has"):
         pull(REPO, tmp_path / "copy")
@@ -79,7 +70,7 @@ def test_a_forged_list_is_noticed_by_the_checksum_of_the_author(described, hub, 
         pull(REPO, tmp_path / "copy", sha256=told)
 
 
-@pytest.mark.parametrize("lines", [b"", b"\xff", b"00  models/model.pt\n", b"0" * 64 + b"  \x1b[31mrun.py\n"])
+@pytest.mark.parametrize("lines", [b"", b"\xff", b"0" * 64 + b"  \x1b[31mrun.py\n"])
 def test_a_damaged_list_is_refused(pushed, tmp_path, lines):
     change(pushed, "SHA256SUMS", lambda content: lines)
     with pytest.raises(ScanError, match="is not a list of SHA-256|cannot be read"):
@@ -150,28 +141,6 @@ def test_folders_that_are_not_replaced(archive, tmp_path, monkeypatch):
     refused(".", "out: is the current folder, which cannot be replaced; choose a new folder")
 
 
-def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(bundle, tmp_path, monkeypatch):
-    """Somebody else has made a correct archive of it."""
-    monkeypatch.chdir(tmp_path)
-    push(bundle, str(tmp_path / "a.zip"), yes=True)
-    pull(str(tmp_path / "a.zip"), tmp_path / "copy")
-    config = tmp_path / "copy" / "models" / "config.json"
-    before = file_checksum(config)
-    expression = "$__import__('pathlib').Path('ran').touch()"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "imports": [expression]}))
-    sums = tmp_path / "copy" / "SHA256SUMS"
-    sums.write_text(sums.read_text().replace(before, file_checksum(config)))
-    with zipfile.ZipFile(tmp_path / "b.zip", "w") as forged:
-        for name, content in contents(tmp_path / "copy").items():
-            forged.writestr(name, content)
-    result = pull(str(tmp_path / "b.zip"), tmp_path / "forged")
-    assert any(part.startswith("models/config.json: expression") for part in result.own_code)
-    assert "commands refuse to run it without --trust" in "\n".join(result.lines())
-    with pytest.raises(UnsafeInputError, match="add --trust if you trust its author"):
-        load_bundle(tmp_path / "forged", "cpu")
-    assert not (tmp_path / "ran").exists()
-
-
 def test_what_does_not_exist_is_one_line(pushed, tmp_path, monkeypatch):
     def message(repo, **arguments):
         with pytest.raises(DiffAEError) as caught:
@@ -194,8 +163,6 @@ def test_a_zip_file_needs_no_hub(archive, tmp_path, monkeypatch):
     load_bundle(tmp_path / "copy", "cpu")
     with pytest.raises(ConfigError, match="sha256: heads.zip has another checksum than 0000"):
         pull(str(archive), tmp_path / "other", sha256="0" * 64)
-    with pytest.raises(ConfigError, match="revision: a zip file has none"):
-        pull(str(archive), tmp_path / "other", revision="v1")
     with pytest.raises(MachineError, match=r"pip install 'monai-diffae\[hub\]'"):
         pull(REPO, tmp_path / "other")
 
