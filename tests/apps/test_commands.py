@@ -13,7 +13,7 @@ import pytest
 
 import monai_diffae
 from monai_diffae.apps import settings
-from monai_diffae.apps.command_configs import as_json, command_config, write_command_configs
+from monai_diffae.apps.command_configs import as_json, write_command_configs
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.apps.inference_config import inference_config
 from monai_diffae.bundle import model_config
@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 BUNDLES = [ROOT / "bundles" / name for name in ("diffae_2d", "diffae_3d")]
 RUNS = [command for command in COMMANDS if command.config is not None]
 (RECONSTRUCT,) = [command for command in COMMANDS if command.name == "reconstruct"]
-GENERATED = [command for command in RUNS if command is not RECONSTRUCT]  # whose file has the bundle's model, too
 SETTINGS = (settings.Choice, settings.Decoding, settings.Reading, settings.Run, settings.Training)
 
 every_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -91,29 +90,6 @@ def test_the_shipped_files_are_current(bundle, tmp_path):
         if re.search(r'"_target_": "monai_diffae\.[a-z_]+"', path.read_text(encoding="utf-8"))
     }  # fmt: skip
     assert calls <= expected
-
-
-@pytest.mark.parametrize("command", GENERATED, ids=lambda command: command.name)
-def test_every_argument_is_a_key_of_its_name_and_reaches_the_function(command):
-    config = command_config(command)
-    name = command.declared().__name__
-    keys = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
-    call = config[name]
-    arguments = {}
-    for argument, parameter in inspect.signature(command.declared()).parameters.items():
-        if is_dataclass(parameter.default):
-            arguments |= {field.name: getattr(parameter.default, field.name) for field in fields(parameter.default)}
-        else:
-            arguments[argument] = parameter.default
-    assert call["_target_"] == f"monai_diffae.{name}"
-    assert call.keys() - {"_target_"} == arguments.keys()
-    for argument, default in arguments.items():
-        assert call[argument] in (f"@{argument}", f"@{keys.get(argument)}")
-        value = config[call[argument].removeprefix("@")]
-        plain = dict(default) if hasattr(default, "items") else default
-        is_required = default is inspect.Parameter.empty
-        assert value == ("." if argument == "bundle" else "???" if is_required else json.loads(json.dumps(plain)))
-    assert config["run"] == f"%{name}"
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

@@ -145,10 +145,8 @@ def test_a_column_that_only_the_training_table_has_is_named(tiny_bundle, tmp_pat
     table.to_csv(tmp_path / "cohort.csv", index=False)
     with pytest.raises(CohortError) as caught:
         Session.open(bundle, tmp_path / "cohort.csv", run=CPU)
-    line = str(caught.value)
-    assert line.startswith(f'cohort.csv: no column "key", which was {word} in the bundle\'s training')
-    assert f"--columns {word}=" in line
-    assert ("an empty column patient" in line) == (word == "patient")
+    assert str(caught.value).startswith(f'cohort.csv: no column "key", which was {word} in the bundle\'s training')
+    assert f"--columns {word}=" in str(caught.value)
     session = Session.open(bundle, tmp_path / "cohort.csv", run=CPU, reading=Reading({word: "other"}))
     assert len(session.cohort.cases) == len(table)
     if word == "patient":

@@ -209,12 +209,3 @@ def test_files_that_are_replaced_while_they_are_read_are_read_again(tmp_path):
 
     assert read_consistently(tmp_path, read, MODEL_FILES[:2]) == ["new 2", "new 2"]
     assert calls == ["old", "new 1", "new 2"]
-
-
-def test_files_that_cannot_be_read_are_not_read_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_diffae.bundle.consistent_reading._LONGEST_PAUSE_S", 0)
-    write(tmp_path, "old")
-    with pytest.raises(FileNotFoundError):
-        read_consistently(tmp_path, lambda folder: (folder / "absent").read_text(), MODEL_FILES[:2])
-    with pytest.raises(MachineError, match=r"its model was replaced during each of 20 attempts to read it; try again"):
-        read_consistently(tmp_path, lambda folder: write(tmp_path, "new"), MODEL_FILES[:2])

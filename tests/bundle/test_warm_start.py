@@ -31,7 +31,7 @@ def prepare(make_workflow):
             workflow.parser.get_parsed_content("training#1")  # checks start_from
         except RuntimeError as error:  # MONAI's wrapping
             raise error.__cause__ or error from None
-        return workflow.parser.get_parsed_content("train#trainer")
+        return workflow.parser
 
     return prepared
 
@@ -41,15 +41,18 @@ def begin(prepare):
     """The first weights of a training, which takes no step: those that it trains, and their average."""
 
     def begun(out, **values):
-        trainer = prepare(out, **values)
+        parser = prepare(out, **values)
+        trainer, average = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("ema")
         trainer.fire_event(TrainingEvents.BEFORE_RUN)
-        return trainer.network.state_dict()
+        first = trainer.network.state_dict()
+        assert equal(first, average.network.state_dict())
+        return first
 
     return begun
 
 
 def train(prepare, out, stop_at=None, **values):
-    trainer = prepare(out, **values)
+    trainer = prepare(out, **values).get_parsed_content("train#trainer")
 
     def stop():
         raise Killed

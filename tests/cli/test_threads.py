@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from monai_diffae.cli import other_programs, waiting
+from monai_diffae.cli import waiting
 from monai_diffae.cli.other_programs import OtherPrograms
 from monai_diffae.cli.threads import set_threads
 from monai_diffae.cli.waiting import ThreadCrowd, considerate_waiting
@@ -74,13 +74,3 @@ def test_what_the_user_says_and_has_set_is_used(monkeypatch):
     before = num_threads()
     with considerate_waiting():
         assert num_threads() == before
-
-
-def test_only_the_load_of_other_programs_is_seen(monkeypatch):
-    every = [psutil.cpu_times()._replace(user=0.0, idle=0.0), psutil.cpu_times()._replace(user=6.0, idle=4.0)]
-    every = [times._replace(**{name: 0.0 for name in times._fields if name not in ("user", "idle")}) for times in every]
-    monkeypatch.setattr(psutil, "cpu_times", lambda: every.pop(0))
-    own = [0.0, 5.0]
-    monkeypatch.setattr(other_programs, "_seconds", lambda process: own.pop(0) if process.pid == os.getpid() else 0.0)
-    load = OtherPrograms()
-    assert load.share() == pytest.approx(0.1)  # 6 s of 10 were used, 5 of them by this program
