@@ -34,7 +34,7 @@ def models(bundle, tmp_path):
     return bundle, second, Path(shutil.copytree(bundle, tmp_path / "target"))
 
 
-def content(bundle):
+def files(bundle):
     """What readers see: the files of ``models`` that are not hidden."""
     return {p.name: p.read_bytes() for p in (bundle / "models").iterdir() if not p.name.startswith(".")}
 
@@ -54,10 +54,10 @@ def test_all_files_of_the_model_are_replaced_and_those_of_the_old_one_are_gone(m
         monkeypatch.setattr(Path, "hardlink_to", no_links)
     (target / "models" / "notes.txt").write_text("mine")
     publish(second, target)
-    assert content(target) == {**content(second), "notes.txt": b"mine"}
+    assert files(target) == {**files(second), "notes.txt": b"mine"}
     assert hidden(target) == []
     publish(first, target)
-    assert content(target) == {**content(first), "notes.txt": b"mine"}  # without anomaly.pt
+    assert files(target) == {**files(first), "notes.txt": b"mine"}  # without anomaly.pt
     assert load_bundle(target, "cpu").config["percentiles"] == [0.5, 99.5]
 
 
@@ -66,33 +66,28 @@ def test_a_latent_model_stays_unless_another_one_comes_with_the_model(models):
     for name in LATENT_FILES:
         (target / "models" / name).write_bytes(b"old")
     publish(second, target)
-    assert content(target) == {**content(second), **dict.fromkeys(LATENT_FILES, b"old")}
+    assert files(target) == {**files(second), **dict.fromkeys(LATENT_FILES, b"old")}
     for name in LATENT_FILES[:2]:  # without a checkpoint, as in an exported bundle
         (second / "models" / name).write_bytes(b"new")
     publish(second, target)
-    assert content(target) == content(second)
+    assert files(target) == files(second)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda s, t: (s / "models" / "model.pt").unlink(), "^second: there is no models/model.pt; "),
-        (lambda s, t: (s / "models" / "model.pt").write_bytes(b"0"), "^model.pt: cannot be read as weights"),
-        (
-            lambda s, t: shutil.copy(t / "configs" / "train.json", s / "models" / "config.json"),
-            "weights do not fit the configuration's network",
-        ),
-    ],
+    ("content", "message"),
+    [(b"0", "^model.pt: cannot be read as weights"), (None, "^second: there is no models/model.pt; ")],
 )
-def test_a_model_that_cannot_be_used_is_refused_in_one_line(models, tmp_path, spoil, message):
+def test_a_model_that_cannot_be_used_is_refused_in_one_line(models, tmp_path, content, message):
     _, second, target = models
-    spoil(second, target)
-    before = content(target)
+    (second / "models" / "model.pt").unlink()
+    if content is not None:
+        (second / "models" / "model.pt").write_bytes(content)
+    before = files(target)
     with pytest.raises(DiffAEError, match=message) as caught:
         publish(second, target)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
-    assert content(target) == before
+    assert files(target) == before
     assert hidden(target) == []
 
 
@@ -100,7 +95,7 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_line(models, tmp_path, sp
 @pytest.mark.parametrize("limit", [0, 10_000])
 def test_a_full_disk_changes_nothing(models, limit):
     _, second, target = models
-    before = content(target)
+    before = files(target)
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
@@ -109,7 +104,7 @@ def test_a_full_disk_changes_nothing(models, limit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
-    assert content(target) == before
+    assert files(target) == before
     assert hidden(target) == []
 
 
@@ -127,12 +122,12 @@ def test_temporary_files_of_a_killed_process_are_removed_everywhere(bundle):
 
 def test_only_one_process_writes_at_a_time(models, monkeypatch):
     _, second, target = models
-    before = content(target)
+    before = files(target)
     monkeypatch.setattr(writing, "_PATIENCE_S", 0.1)
     with FileLock(target / "models" / ".lock"), pytest.raises(ConfigError) as caught:
         publish(second, target)
     assert str(caught.value).startswith("target: another process trains or publishes this bundle; wait until ")
-    assert content(target) == before
+    assert files(target) == before
 
 
 def publish_until(step, second, target):
@@ -175,7 +170,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_model(models, tmp_path, st
         seen.append(trained.sha256)
         with WriteLock(target / "models"):  # the next writer completes it
             pass
-        assert content(target).keys() == content(first if trained.sha256 == checksum(first) else second).keys()
+        assert files(target).keys() == files(first if trained.sha256 == checksum(first) else second).keys()
         assert hidden(target) == []
     assert len(seen) > 20 // stride
     assert set(seen) == known.keys()

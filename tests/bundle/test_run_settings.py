@@ -118,9 +118,7 @@ def test_a_bundle_run_prints_errors_of_ours_as_one_line_and_other_programs_keep_
     monkeypatch.setattr(log, "propagate", log.propagate)
     level = log.level
     show_plain_messages_in_bundle_runs()
-    assert sys.excepthook is hook
-    assert log.handlers == []
-
+    assert (sys.excepthook, log.handlers) == (hook, [])
     program = ModuleType("__main__")
     program.__spec__ = ModuleSpec("monai.bundle.__main__", None)
     monkeypatch.setitem(sys.modules, "__main__", program)

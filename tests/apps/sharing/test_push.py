@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -159,10 +158,10 @@ def test_errors_are_one_line(described, hub, tmp_path, monkeypatch):
 # -- networks that `export` wrote into the bundle ----------------------------------------------------------------------
 
 
-def add_network(bundle, content=b"graph", **record):
+def add_network(bundle, **record):
     path = bundle / "models" / "encoder.pt2"
-    path.write_bytes(content)
-    networks = {"encoder.pt2": {"sha256": file_checksum(path), "bytes": len(content), "inputs": {"image": ["batch"]}}}
+    path.write_bytes(b"graph")
+    networks = {"encoder.pt2": {"sha256": file_checksum(path), "bytes": 5, "inputs": {"image": ["batch"]}}}
     made_from = {"model": checksum(bundle), "format": "pt2"}
     text = json.dumps({"networks": networks, "made_from": made_from, "mine": "mrdoe", **record})
     (bundle / "models" / "networks.json").write_text(text)
@@ -181,12 +180,7 @@ def test_a_network_of_these_weights_is_sent_and_pulled(bundle, tmp_path):
     assert "models/encoder.pt2" not in push(bundle, str(tmp_path / "without.zip"), yes=True).sent
 
 
-def test_a_network_of_other_weights_or_with_names_of_folders_is_refused(bundle, tmp_path):
+def test_a_network_of_other_weights_is_refused(bundle, tmp_path):
     add_network(bundle, made_from={"model": "0" * 64})
     with pytest.raises(ConfigError, match=r"encoder.pt2: is a network of other weights than models/model.pt; exp"):
-        push(bundle, str(tmp_path / "sent.zip"), yes=True)
-    with zipfile.ZipFile(tmp_path / "graph.zip", "w", zipfile.ZIP_DEFLATED) as graph:
-        graph.writestr("encoder/models/model.json", b'File "/home/mrdoe/venv/lib/site-packages/unet.py", line 3')
-    add_network(bundle, (tmp_path / "graph.zip").read_bytes())
-    with pytest.raises(ConfigError, match=r"encoder.pt2: names folders of the machine on which it was exported"):
         push(bundle, str(tmp_path / "sent.zip"), yes=True)
