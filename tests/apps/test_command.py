@@ -1,17 +1,27 @@
-"""Commands check and convert their arguments by their annotations, from the command line, from JSON and in Python."""
+"""Commands check and convert their arguments by their annotations, from the command line, from JSON and in Python.
 
-from __future__ import annotations
+Ranges and choices of all commands are checked here, once.
+"""
 
 import inspect
+import os
+import shlex
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.settings import NONE_GIVEN, Choice, Decoding, Overrides, Run
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.apps.processes import Process, this_process
+from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Overrides, Reading, Run
+from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError
 
 
@@ -35,6 +45,8 @@ def test_texts_and_lists_become_what_the_annotations_say():
     checked = draw("my_model", "drawn", share=1, cases=["b", "a"], steps=4)
     assert (checked["bundle"], checked["out"], checked["share"]) == (Path("my_model"), Path("drawn"), 1.0)
     assert (list(checked["choice"].cases), checked["decoding"]) == (["b", "a"], Decoding(steps=4))
+    checked["overrides"]["seed"] = 1
+    assert draw("b")["overrides"] == dict(NONE_GIVEN) == {}  # a default is not shared between calls
 
 
 def test_settings_can_be_given_as_an_object_a_mapping_or_by_their_fields():
@@ -61,60 +73,31 @@ def test_settings_can_be_given_as_an_object_a_mapping_or_by_their_fields():
         ({"decoding": {"steps": 0}}, "steps: 0 is below 1"),
         ({"decoding": Decoding(steps=0)}, "steps: 0 is below 1"),
         ({"split": "all"}, "split: 'all' is not one of train, val, test"),
-        ({"limit": 0}, "limit: 0 is below 1"),
         ({"nope": 1}, "nope: draw takes no such argument"),
         ({"decoding": {"nope": 1}}, "nope: draw takes no such argument"),
+        ({"share": "many"}, "share: 'many' cannot be used: input should be a valid number.*"),
+        ({"share": float("nan")}, "share: .* cannot be used: input should be a finite number"),
+        ({"share": "inf"}, "share: .* cannot be used: input should be a finite number"),
+        ({"decoding": None, "solver": "heun"}, "decoding: .* cannot be used: input should be a dictionary.*"),
+        ({"decoding": "steps=4"}, "decoding: .* cannot be used: input should be a dictionary.*"),
+        ({"steps": True}, "steps: .* not True or False"),
+        ({"share": np.True_}, "share: .* not True or False"),
+        ({"choice": Choice(cases=[True])}, "cases: .* not True or False"),
+        ({"decoding": {"steps": np.True_}, "solver": "heun"}, "steps: .* not True or False"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named_in_one_line(arguments, message):
-    with pytest.raises(ConfigError) as caught:
-        draw("b", **arguments)
-    assert str(caught.value) == message
-
-
-def test_other_reasons_are_those_of_the_check_in_one_line():
-    with pytest.raises(ConfigError, match=r"^share: 'many' cannot be used: input should be a valid number"):
-        draw("b", share="many")
-    with pytest.raises(ConfigError, match=r"^bundle: 5 cannot be used: input is not a valid path"):
-        draw(5)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"steps": True}, {"steps": np.True_}, {"share": np.True_}, {"cases": [True]}, {"cases": (np.True_,)},
-        {"decoding": {"steps": True}}, {"decoding": Decoding(steps=True)}, {"choice": Choice(cases=[True])},
-        {"decoding": {"steps": np.True_}, "solver": "heun"},
-    ],
-)  # fmt: skip
-def test_truth_is_not_a_number(arguments):
-    with pytest.raises(ConfigError, match=r"^(steps|share|cases): .* not True or False$"):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
         draw("b", **arguments)
 
 
-@pytest.mark.parametrize("settings", [None, 5, "steps=4", [("steps", 4)]])
-def test_what_is_no_settings_is_named_with_and_without_a_field(settings):
-    for more in ({}, {"solver": "heun"}):
-        with pytest.raises(ConfigError, match=r"^decoding: .* cannot be used: input should be a dictionary"):
-            draw("b", decoding=settings, **more)
-
-
-def test_infinite_numbers_and_nan_are_refused():
-    for value in (float("nan"), float("inf"), "nan"):
-        with pytest.raises(ConfigError, match=r"^share: .* cannot be used: input should be a finite number$"):
-            draw("b", share=value)
-
-
-def test_an_argument_that_needs_its_name_is_not_called_unknown():
-    with pytest.raises(ConfigError, match=r"^draw: 'x_T' has no name; give all but the first 2 arguments by name$"):
-        draw("b", "out", "x_T")
-    with pytest.raises(ConfigError, match=r"^draw: 2 has no name"):
-        draw("b", "out", *range(2, 20))
-
-
-def test_a_missing_argument_is_named():
+def test_missing_and_nameless_arguments_are_named():
     with pytest.raises(ConfigError, match=r"^bundle: is required; give it a value$"):
         draw()
+    with pytest.raises(ConfigError, match=r"^bundle: 5 cannot be used: input is not a valid path"):
+        draw(5)
+    with pytest.raises(ConfigError, match=r"^draw: 'x_T' has no name; give all but the first 2 arguments by name$"):
+        draw("b", "out", "x_T")
 
 
 def test_the_signature_shows_the_fields_in_place_of_their_dataclasses():
@@ -125,12 +108,6 @@ def test_the_signature_shows_the_fields_in_place_of_their_dataclasses():
     ]  # fmt: skip
     assert parameters["solver"].default is None
     assert inspect.unwrap(draw).__name__ == draw.__name__ == "draw"
-
-
-def test_a_default_is_not_shared_between_calls():
-    draw("b")["overrides"]["seed"] = 1
-    assert draw("b")["overrides"] == {}
-    assert dict(NONE_GIVEN) == {}
 
 
 def test_errors_of_the_function_itself_pass_through():
@@ -150,7 +127,7 @@ def measure(bundle: Path, cohort: Path, out: Path) -> Path:
     return out
 
 
-def test_results_do_not_go_among_the_scans(tmp_path: Path) -> None:
+def test_results_do_not_go_among_the_scans(tmp_path):
     scans = tmp_path / "scans"
     (scans / "model").mkdir(parents=True)
     with pytest.raises(ConfigError, match="out: results lies in the folder of scans"):
@@ -163,3 +140,161 @@ def test_results_do_not_go_among_the_scans(tmp_path: Path) -> None:
     assert measure("diffae_2d", scans, tmp_path / "results").name == "results"
     (scans / "table.csv").write_text("image")
     assert measure("diffae_2d", scans / "table.csv", scans / "results").name == "results"
+
+
+# -- ranges and choices of all commands --------------------------------------------------------------------------------
+
+
+def ranges(hint):
+    """The limits and choices in an annotation."""
+    if get_origin(hint) is Annotated:
+        limits = [limit for limit in hint.__metadata__ if isinstance(limit, Ge | Gt | Le | Lt)]
+        return [*limits, *ranges(get_args(hint)[0])]
+    if get_origin(hint) is Literal:
+        return [get_args(hint)]
+    return [found for part in get_args(hint) for found in ranges(part)]
+
+
+def all_ranges():
+    """The ranges of every argument: those of the first command that has it, and others by ``command.argument``."""
+    found = {}
+    for each in COMMANDS:
+        hints = get_type_hints(each.declared(), include_extras=True)
+        for name, parameter in inspect.signature(each.declared()).parameters.items():
+            own = {name: hints[name]}
+            if is_dataclass(parameter.default):
+                declared = get_type_hints(type(parameter.default), include_extras=True)
+                own = {field.name: declared[field.name] for field in fields(parameter.default)}
+            for argument, hint in own.items():
+                if found.setdefault(argument, ranges(hint)) != ranges(hint):
+                    found[f"{each.name}.{argument}"] = ranges(hint)
+    return {argument: limits for argument, limits in found.items() if limits or "." in argument}
+
+
+SOLVERS = ("adams", "ddim", "dpmpp_2m", "heun", "unipc")
+AT_LEAST_1 = (
+    "batch_size", "draws", "encoder_num_res_blocks", "image_size", "invert_steps", "k", "limit", "num_components",
+    "num_heads", "num_images", "num_levels", "num_noises", "num_pictures", "num_reconstructions", "num_reference",
+    "steps", "sample-data.num_patients", "sample-data.size",
+)  # fmt: skip
+
+
+def test_every_command_has_the_ranges_and_choices_that_it_should_have():
+    expected = {
+        **{name: [Ge(1)] for name in AT_LEAST_1},
+        "workers": [Ge(0)], "evaluate.num_images": [Ge(0)], "num_codes": [Ge(0)], "calibrate.limit": [Ge(2)],
+        "interpolate.num_images": [Ge(2)], "vary.num_images": [Ge(2)], "max_cases": [Ge(4)], "size": [Ge(8)],
+        "num_patients": [Ge(20)], "distill.steps": [Ge(1), Le(8)], "port": [Ge(1), Le(65535)],
+        "minutes": [Gt(0), Le(100_000)], "memory_gib": [Gt(0), Le(1_000_000)], "noise_level": [Gt(0), Le(1)],
+        "weight": [Ge(0), Le(1)], "quantile": [Ge(0), Le(1)], "overlap": [Ge(0), Lt(1)],
+        "min_probability": [Ge(0), Lt(1)], "seed": [Ge(0), Lt(2**32)], "noise_seed": [Ge(0), Lt(2**32)],
+        "along": [("pattern", "weight")], "colour": [("refuse", "grey", "rgb")], "decoder": [("exact", "fast")],
+        "evaluate.decoder": [("exact", "fast")] * 2, "detail": [("own", "model")],
+        "encoder": [("trained", "untrained", "pca")], "evaluation": [("split", "cv")],
+        "format": [("pt2", "onnx", "ts")], "grid": [("native", "model")], "ids": [("names", "hashed")],
+        "image_format": [("png", "nii.gz")], "inversion": [("implicit", "ddim")], "mode": [("x_T", "z_sem", "both")],
+        "pixel_baselines": [("pca", "intensity")], "pool": [("none", "mean", "mean_std")],
+        "probes": [("linear", "knn", "boosting")], "side": [("positive", "negative")], "solver": [SOLVERS],
+        "solvers": [SOLVERS], "spacing": [("logsnr", "leading", "trailing", "linspace")], "spatial_dims": [(2, 3)],
+        "split": [("train", "val", "test")], "splits": [("train", "val", "test")], "uneven": [("resample", "refuse")],
+    }  # fmt: skip
+    found = all_ranges()
+    found.pop("gpus")
+    assert found.pop("grade.seed") == []  # it should be that of the others
+    assert found == expected
+
+
+# -- texts of the command line -----------------------------------------------------------------------------------------
+
+
+def parsed(type_, *words):
+    """The value of one option of this type."""
+
+    def function(*, option):
+        return option
+
+    function.__annotations__ = {"option": type_}
+    parameter = Parameter(consume_multiple=True, negative="")
+    app = App(default_parameter=parameter, result_action="return_value", exit_on_error=False, print_error=False)
+    app.default(function)
+    return app(["--option", *words])
+
+
+def test_columns_are_pairs_of_names():
+    assert parsed(Columns, "image=file", "patient=subject=1") == {"image": "file", "patient": "subject=1"}
+    for word in ("image", "=file", "image="):
+        with pytest.raises(CycloptsError, match="is not of the form name=value"):
+            parsed(Columns, word)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5), ("1e-3", 1e-3), ("[1,2]", [1, 2]), ('{"a": 1}', {"a": 1}), ("true", True), ("False", False),
+        ("null", None), ("None", None), ("fp32", "fp32"), ('"5"', "5"), ("$@a + 1", "$@a + 1"),
+    ],
+)  # fmt: skip
+def test_values_of_overrides_are_json_or_else_text(text, value):
+    assert parsed(Overrides, f"max_epochs={text}", "a#b=1") == {"max_epochs": value, "a#b": 1}
+
+
+def test_numbers_are_separated_by_commas_or_spaces():
+    assert parsed(Numbers, "0,-1,2.5") == (0, -1, 2.5)
+    assert parsed(Numbers, "-2", "0", "2.5") == (-2, 0, 2.5)
+    with pytest.raises(CycloptsError):
+        parsed(Numbers, "1,b")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (
+            "fit-direction",
+            {"embeddings": Path("e.parquet"), "out": Path("my a.json"), "target": "it's", "max_cases": 8},
+        ),
+        ("plan", {"cohort": Path("s.csv"), "check": True}),
+        ("probe", {"embeddings": Path("e.parquet"), "out": Path("probed"), "targets": ["age", "head size"]}),
+    ],
+)
+def test_a_line_for_a_shell_is_read_back_as_the_arguments_that_it_was_made_from(name, arguments):
+    _, bound = parse(build_app(), shlex.split(command_line(name, arguments))[1:])
+    assert {key: list(v) if isinstance(v, tuple) else v for key, v in bound.arguments.items()} == arguments
+
+
+def test_so_are_settings_of_dataclasses_and_what_is_not_given_is_left_out():
+    given = {
+        "bundle": Path("m"), "cohort": Path("s.csv"), "columns": {"image": "file name"}, "batch_size": 8,
+        "overrides": {"image_size": [32, 32], "seed": 3, "solver": "unipc", "mlflow": False, "nothing": None},
+    }  # fmt: skip
+    function, bound = parse(build_app(), shlex.split(command_line("train", given))[1:])
+    assert function.__name__ == "train"
+    training = bound.arguments["training"]
+    assert {"columns": training.columns, "batch_size": training.batch_size, "overrides": training.overrides} == {
+        key: given[key] for key in ("columns", "batch_size", "overrides")
+    }
+    absent = {"out": "o", "cohort": "c", "bundle": "b", "device": None, "patches": False, "columns": {}}
+    assert command_line("embed", absent) == "monai-diffae embed b c o"
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_process() == Process(0, 1, 0)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert this_process() == Process(5, 8, 1, local_world_size=4)
+    monkeypatch.setenv("RANK", "8")
+    with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
+        this_process()
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_cases", "num_processes", "expected"),
+    [(None, 255, 1, 0), (None, 256, 1, 8), (None, 256, 5, 3), (None, 256, 99, 1), (0, 10**6, 1, 0), (7, 1, 1, 7)],
+)
+def test_workers_are_as_many_as_given_or_one_per_core(monkeypatch, workers, num_cases, num_processes, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert Reading(workers=workers).workers_for(num_cases, num_processes) == expected

@@ -1,105 +1,40 @@
-"""The table of commands: each one loads, is documented and can be called as its example says."""
-
-from __future__ import annotations
+"""The table of commands: each one is documented, can be called as its example says, and has a bundle run."""
 
 import inspect
 import json
+import pydoc
 import re
 import shlex
-import subprocess
-import sys
+import shutil
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 import monai_diffae
-from monai_diffae.apps.commands import COMMANDS, Command
+from monai_diffae.apps import settings
+from monai_diffae.apps.command_configs import as_json, write_command_configs
+from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.apps.inference_config import inference_config
+from monai_diffae.bundle import model_config
 from monai_diffae.cli import build_app, parse
 
-MAX_PARAMETERS = 12
+ROOT = Path(__file__).parents[2]
+BUNDLES = [ROOT / "bundles" / name for name in ("diffae_2d", "diffae_3d")]
+RUNS = [command for command in COMMANDS if command.config is not None]
+(RECONSTRUCT,) = [command for command in COMMANDS if command.name == "reconstruct"]
+SETTINGS = (settings.Choice, settings.Decoding, settings.Reading, settings.Run, settings.Training)
+
 every_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 
 
-def docstring(command: Command) -> str:
-    text = inspect.getdoc(command.declared())
-    assert text
-    return text
-
-
-def test_each_command_loads_without_anything_heavy():
-    code = """
-import json, sys
-from monai_diffae.apps.commands import COMMANDS
-heavy = {"torch", "monai", "pandas", "numpy", "pydantic"}
-first = {}
-for command in COMMANDS:
-    command.load()
-    first |= {name: command.name for name in heavy & sys.modules.keys() if name not in first}
-print(json.dumps(first))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {}  # a module, and the first command that loads it
-
-
 @every_command
-def test_it_is_at_the_public_door_under_its_name(command):
+def test_it_is_at_the_public_door_and_its_example_can_be_typed(command):
     function = command.load()
     assert function.__name__ == command.name.replace("-", "_")
     assert function.__name__ in monai_diffae.__all__
     assert getattr(monai_diffae, function.__name__) is function
     assert hasattr(function, "__wrapped__"), "add @command"
-
-
-@every_command
-def test_its_summary_is_one_sentence_that_says_what_comes_out(command):
-    summary = docstring(command).split("\n\n")[0].replace("\n", " ")
-    without_abbreviations = re.sub(r"\be\.g\.|\bi\.e\.|\bvs\.", "", summary)
-    assert re.fullmatch(r"[A-Z][^.!?]*(\.\w[^.!?]*)*\.", without_abbreviations), summary
-    assert not re.match(r"The|What|A |An |How|This", summary), "begin with a verb in the imperative"
-    assert len(summary) <= 240
-
-
-@every_command
-def test_every_argument_is_documented(command):
-    arguments = build_app()[command.name].assemble_argument_collection(parse_docstring=True)
-    assert [argument.name for argument in arguments if not argument.parameter.help] == []
-    for argument in arguments:
-        text = str(argument.parameter.help)
-        assert text.endswith("."), f"{argument.name}: {text}"
-        assert text[0].isupper() or text[0] in "`0123456789", f"{argument.name}: {text}"
-    parameters = inspect.signature(command.declared()).parameters
-    documented = re.findall(r"^    (\w+): ", docstring(command).partition("\nArgs:\n")[2].partition("\n\n")[0], re.M)
-    assert documented == list(parameters)
-
-
-@every_command
-def test_its_docstring_says_what_it_returns_and_raises_with_an_example(command):
-    assert all(f"\n{section}:\n" in docstring(command) for section in ("Returns", "Raises", "Example"))
-
-
-@every_command
-def test_it_has_few_parameters_and_no_positional_options(command):
-    parameters = inspect.signature(command.declared()).parameters.values()
-    assert len(parameters) <= MAX_PARAMETERS
-    required = [p.kind for p in parameters if p.default is inspect.Parameter.empty]
-    assert inspect.Parameter.VAR_POSITIONAL not in [p.kind for p in parameters]
-    assert len(required) <= 5
-    for parameter in parameters:
-        if is_dataclass(parameter.default):
-            assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
-
-
-@every_command
-def test_no_name_is_declared_twice(command):
-    names: list[str] = []
-    for name, parameter in inspect.signature(command.declared()).parameters.items():
-        names += [f.name for f in fields(parameter.default)] if is_dataclass(parameter.default) else [name]
-    assert len(names) == len(set(names))
-
-
-@every_command
-def test_its_example_can_be_typed(command):
     program, *words = shlex.split(command.example)
     assert (program, words[0]) == ("monai-diffae", command.name)
     function, bound = parse(build_app(), words)
@@ -107,16 +42,78 @@ def test_its_example_can_be_typed(command):
     assert bound.arguments
 
 
-def test_names_and_configurations_are_unique():
+@every_command
+def test_its_docstring_has_all_arguments(command):
+    docstring = inspect.getdoc(command.declared())
+    assert all(f"\n{section}:\n" in docstring for section in ("Returns", "Raises", "Example"))
+    arguments = build_app()[command.name].assemble_argument_collection(parse_docstring=True)
+    assert [argument.name for argument in arguments if not argument.parameter.help] == []
+    documented = re.findall(r"^    (\w+): ", docstring.partition("\nArgs:\n")[2].partition("\n\n")[0], re.M)
+    assert documented == list(inspect.signature(command.declared()).parameters)
+
+
+@every_command
+def test_no_name_is_declared_twice(command):
+    names = []
+    for name, parameter in inspect.signature(command.declared()).parameters.items():
+        is_settings = is_dataclass(parameter.default)
+        names += [field.name for field in fields(parameter.default)] if is_settings else [name]
+    assert len(names) == len(set(names))
+
+
+def test_names_are_unique_and_have_one_meaning():
     assert len({command.name for command in COMMANDS}) == len(COMMANDS)
-    configs = [command.config for command in COMMANDS if command.config is not None]
-    assert len(set(configs)) == len(configs)
+    assert len({command.config for command in RUNS}) == len(RUNS)
+    owners = {}
+    for kind in SETTINGS:
+        for field in fields(kind):
+            owners.setdefault(field.name, set()).add(str(field.type).removesuffix(" | None"))
+    assert {name for name, types in owners.items() if len(types) > 1} == set()
+    words = (ROOT / "docs" / "words.md").read_text(encoding="utf-8")
+    assert {name for name in owners if f"`{name}`" not in words} == set()
 
 
-def test_the_documentation_of_words_has_every_shared_argument():
-    from monai_diffae.apps import settings
+# -- bundle runs -------------------------------------------------------------------------------------------------------
 
-    words = (Path(__file__).parents[2] / "docs" / "words.md").read_text(encoding="utf-8")
-    shared = {f.name for kind in (settings.Choice, settings.Decoding, settings.Reading, settings.Run, settings.Training)
-              for f in fields(kind)}  # fmt: skip
-    assert {name for name in shared if f"`{name}`" not in words} == set()
+
+@pytest.mark.parametrize("bundle", [*BUNDLES, ROOT / "bundles" / "autoencoder_kl_3d"], ids=lambda path: path.name)
+def test_the_shipped_files_are_current(bundle, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / bundle.name)
+    files = write_command_configs(copy)
+    expected = {command.config for command in RUNS} if bundle in BUNDLES else {"export.json"}
+    assert {file.name for file in files} == expected
+    for file in files:
+        shipped = (bundle / file.relative_to(copy)).read_text(encoding="utf-8")
+        assert shipped == file.read_text(encoding="utf-8"), f"{file.name}: run make configs"
+    calls = {
+        path.name for path in (bundle / "configs").glob("*.json")
+        if re.search(r'"_target_": "monai_diffae\.[a-z_]+"', path.read_text(encoding="utf-8"))
+    }  # fmt: skip
+    assert calls <= expected
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_inference_json_describes_the_model_as_train_json_does_and_calls_the_command(bundle):
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    config = inference_config(RECONSTRUCT, bundle)
+    assert (bundle / "configs" / "inference.json").read_text() == as_json(config)
+    model = {key: value for key, value in model_config(train).items() if key != "imports"}
+    assert {key: config[key] for key in model} == model
+    assert set(config["imports"]) <= set(train["imports"])
+    names = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir", "seed": "noise_seed"}
+    parameters = inspect.signature(RECONSTRUCT.load()).parameters
+    assert config["reconstruct"].keys() == {"_target_", *parameters}
+    for name, parameter in parameters.items():
+        key = names.get(name, name)
+        assert f"@{key}" in config["reconstruct"][name]
+        if key not in (*names.values(), "device"):
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            assert config[key] == default
+
+
+def test_names_in_json_are_found_as_monai_looks_for_them():
+    files = [*ROOT.glob("bundles/*/configs/*.json"), *ROOT.glob("configs/*.json")]
+    found = (re.findall(r"\bmonai_diffae(?:\.\w+)+", file.read_text(encoding="utf-8")) for file in files)
+    names = {name for each in found for name in each}
+    assert len(names) > 30
+    assert [name for name in names if pydoc.locate(name) is None] == []

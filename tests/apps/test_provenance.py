@@ -43,15 +43,11 @@ def copied(labelled, tmp_path):
     return tmp_path / "embeddings.parquet", change
 
 
-def test_a_table_of_the_same_model_is_accepted(labelled, copied):
-    path, _ = copied
-    assert model_checksum(path) == checksum(labelled.bundle)
-    check_same_model(path, labelled.bundle)
-
-
 def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copied):
     path, change = copied
-    for pool, option in {"mean": "pool", "mean_std": "pool", "patches": "patches"}.items():
+    assert model_checksum(path) == checksum(labelled.bundle)
+    check_same_model(path, labelled.bundle)
+    for pool, option in {"mean": "pool", "patches": "patches"}.items():
         change(pool=pool)
         with pytest.raises(ConfigError, match=f"single images; embed the cohort without {option}$"):
             check_same_model(path, labelled.bundle)
@@ -67,9 +63,7 @@ def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copie
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is not complete; run monai-diffae embed again$"):
         model_checksum(path)
     path.with_suffix(".json").unlink()
-    with pytest.raises(
-        ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so its"
-    ):
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so"):
         model_checksum(path)
 
 
@@ -107,16 +101,10 @@ def test_a_csv_that_was_copied_over_that_of_another_model_is_warned_of(labelled,
     assert model_checksum(own) == checksum(tiny_bundle.directory)
 
 
-def test_the_preprocessing_of_a_table_is_compared_with_a_bundles(labelled):
+def test_preprocessing_is_compared_and_only_plain_overrides_are_safe(labelled):
     table, config = pd.read_parquet(labelled.embeddings), load_bundle(labelled.bundle, "cpu").config
     assert preprocessing_differences(table, config) == []
     assert preprocessing_differences(table, {**config, "percentiles": [1, 99]}) == ["percentiles"]
-    assert preprocessing_differences(pd.DataFrame(), config) == []
-
-
-def test_only_plain_overrides_are_safe():
-    table = pd.DataFrame()
-    assert recorded_overrides(table) == safe_overrides(table) == {}
     plain = {"slice_step": 1, "slice_range": [0.0, 1.0], "slice_axis": "coronal", "nonfinite": None}
     other = {"inferer#solver": "ddim", "imports": "$print()", "image_size": ["@a"], "network_def": {"_target_": "os"}}
     table.attrs["monai_diffae"] = {"made_from": {"overrides": {**plain, **other}}}
@@ -125,30 +113,24 @@ def test_only_plain_overrides_are_safe():
 
 
 def test_a_changed_cohort_is_a_warning(caplog):
-    table = pd.DataFrame()
-    split = SimpleNamespace(fingerprint="1")
-    warn_if_cohort_changed(table, split, "c.csv", "images")
+    table, split = pd.DataFrame(), SimpleNamespace(fingerprint="1")
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "1"}}
     warn_if_cohort_changed(table, split, "c.csv", "images")
     assert not caplog.records
     table.attrs["monai_diffae"] = {"made_from": {"cohort": "2"}}
     warn_if_cohort_changed(table, split, "somewhere/c.csv", "images")
-    assert caplog.messages == [
-        "images: c.csv has changed since the table was made (its cases, splits or file sizes); an id may now belong to "
-        "another image"
-    ]
+    assert "images: c.csv has changed since the table was made" in caplog.text
 
 
 @pytest.mark.goal(id="R24")
-@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path, caplog, suffix):
+def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path, caplog):
     overrides = {"percentiles": [20, 60]}
-    other = embed(labelled.bundle, labelled.cohort, tmp_path / f"e{suffix}", overrides=overrides, device="cpu").path
+    other = embed(labelled.bundle, labelled.cohort, tmp_path / "e.parquet", overrides=overrides, device="cpu").path
     fit_direction(other, tmp_path / "d.json", target="wide")
     bundle, cohort, ids = labelled.bundle, labelled.cohort, pd.read_csv(labelled.cohort)["id"]
     few = {"device": "cpu", "steps": 1, "invert_steps": 1}
     direction = "direction 'wide': was fitted to scans that were preprocessed in another way than here"
-    table = f"e{suffix}: its scans were preprocessed in another way than here (percentiles differ)"
+    table = "e.parquet: its scans were preprocessed in another way than here (percentiles differ)"
 
     def lines(run):
         caplog.clear()

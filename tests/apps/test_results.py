@@ -1,9 +1,29 @@
+"""Results: made once, shown in notebooks and pages, and made in steps."""
+
+import base64
 import json
+import logging
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 import pytest
+from markupsafe import Markup
+from PIL import Image
 
-from monai_diffae.apps.results import run_once
-from monai_diffae.errors import ConfigError
+import monai_diffae as mdae
+from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import Command
+from monai_diffae.apps.embedding.embed import EmbedResult
+from monai_diffae.apps.examples import find_examples, find_positive, find_targets
+from monai_diffae.apps.result_html import result_html
+from monai_diffae.apps.results import FolderResult, run_once
+from monai_diffae.apps.steps import Steps
+from monai_diffae.apps.web_page import STYLE, joined, web_page
+from monai_diffae.cli import build_app, parse
+from monai_diffae.errors import CohortError, ConfigError
 
 
 @pytest.fixture
@@ -34,44 +54,25 @@ def test_complete_results_are_not_made_again_and_those_of_other_things_refused(m
         made(seed=1)
     assert made(seed=1, overwrite=True) == ({"num": 3}, False)
     assert made(seed=1) == ({"num": 3}, True)
-
-
-@pytest.mark.parametrize("missing", ["t.csv", "images/1.png"])
-def test_what_was_deleted_is_made_again(made, tmp_path, missing):
-    made()
-    (tmp_path / "out" / "images" / "notes.txt").write_text("the user's own")
-    assert made()[1]
-    (tmp_path / "out" / missing).unlink()
-    assert not made()[1]
-    assert (tmp_path / "out" / missing).is_file()
-
-
-@pytest.mark.parametrize("damaged", ["t.csv", "images/1.png"])
-@pytest.mark.parametrize("content", ["", "5"])
-def test_what_is_not_as_it_was_written_is_refused(made, tmp_path, damaged, content):
-    """Goal R16."""
-    made()
-    (tmp_path / "out" / damaged).write_text(content)
-    name = damaged.rpartition("/")[2]
-    with pytest.raises(ConfigError, match=rf"^{name}: is not what was written .*; set overwrite to make it again"):
-        made()
-    assert not made(overwrite=True)[1]
-    assert made()[1]
-
-
-def test_the_record_names_no_file(made, tmp_path):
-    made()
     hashes = json.loads((tmp_path / "out" / "t.json").read_text())["files"]
     assert len(hashes) == 4
     assert not any("png" in name or "csv" in name for name in hashes)
 
 
-def test_a_record_from_before_images_were_counted_is_still_complete(made, tmp_path):
+@pytest.mark.parametrize("name", ["t.csv", "images/1.png"])
+def test_what_was_deleted_is_made_again_and_what_was_changed_is_refused(made, tmp_path, name):
+    """Goal R16."""
     made()
-    record = tmp_path / "out" / "t.json"
-    content = json.loads(record.read_text())
-    del content["files"]
-    record.write_text(json.dumps(content))
+    file = tmp_path / "out" / name
+    (tmp_path / "out" / "images" / "notes.txt").write_text("the user's own")
+    assert made()[1]
+    file.unlink()
+    assert not made()[1]
+    for content in ("", "5"):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=rf"^{file.name}: is not what was written .*; set overwrite to make it a"):
+            made()
+    assert not made(overwrite=True)[1]
     assert made()[1]
 
 
@@ -86,20 +87,15 @@ def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):
         made(seed=3)
 
 
-def test_images_that_are_not_ours_are_refused(made, tmp_path):
-    (tmp_path / "out" / "images").mkdir(parents=True)
-    assert not made()[1]  # an empty folder is nothing to lose
+def test_files_that_are_not_ours_are_refused(made, tmp_path):
+    made()
     for name in ("t.json", "t.csv"):
         (tmp_path / "out" / name).unlink()
     with pytest.raises(ConfigError, match=r"images: exists, and no t\.json beside it .*; set overwrite"):
         made()
-
-
-def test_a_file_as_the_folder_for_results_is_one_line(tmp_path):
     (tmp_path / "taken").write_text("")
-    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
-            run_once(folder / "r.json", [folder / "x"], {}, dict, overwrite=False)
+    with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
+        run_once(tmp_path / "taken" / "below" / "r.json", [tmp_path / "x"], {}, dict, overwrite=False)
 
 
 def test_two_runs_at_once_do_not_mix_their_results(tmp_path):
@@ -123,4 +119,150 @@ def test_two_runs_at_once_do_not_mix_their_results(tmp_path):
         run(1, meet)
     assert run(2, write) == ({"num": 3}, False)
     assert run_once(record, [table], {"seed": 2}, write, overwrite=False) == ({"num": 3}, True)
-    assert "run" not in json.loads(record.read_text())
+
+
+# -- what notebooks and pages show -------------------------------------------------------------------------------------
+
+
+def test_lines_are_escaped_and_pictures_are_inside_or_linked(tmp_path):
+    folder = tmp_path / "<b>&"
+    folder.mkdir()
+    Image.new("L", (3, 2)).save(folder / "mosaic.png")
+    html = FolderResult(folder)._repr_html_()
+    assert "&lt;b&gt;&amp;" in html
+    assert "<b>&" not in html
+    content = re.search(r'src="data:image/png;base64,([^"]+)"', html)
+    assert base64.b64decode(content[1]) == (folder / "mosaic.png").read_bytes()
+    assert 'src="there/mosaic.png"' in result_html(FolderResult(folder), lambda path: f"there/{path.name}")
+
+
+def test_a_result_is_a_path_for_the_next_command_if_it_has_files(labelled, tmp_path):
+    @command
+    def use(folder: Path, other: Path | None = None) -> list[Path | None]:
+        return [folder, other]
+
+    assert use(FolderResult(tmp_path), other=FolderResult(tmp_path)) == [tmp_path, tmp_path]
+    html = EmbedResult(labelled.embeddings)._repr_html_()
+    assert "<table" in html
+    assert "z_000" in html
+    scores = mdae.probe(labelled.embeddings, targets=["wide"], evaluation="cv")
+    with pytest.raises(ConfigError, match="wrote no files"):
+        mdae.neighbors(scores, "out")
+
+
+def test_a_page_contains_its_style_and_scripts_and_escapes_texts(tmp_path):
+    script = tmp_path / "a.js"
+    script.write_text("if (1 < 2 && true) {}")
+    page = web_page("<b>", joined(["a < b", Markup("<main>c</main>")]), scripts=[script])
+    assert STYLE.read_text(encoding="utf-8") in page
+    assert "<script>\nif (1 < 2 && true) {}</script>" in page
+    assert "<title>&lt;b&gt;</title>" in page
+    assert "a &lt; b\n<main>c</main>" in page
+    assert "//" not in web_page("t", Markup("")).replace("http-equiv", "")  # no address of the network
+
+
+# -- steps run real commands, show them, and outlive the failure of an optional one ------------------------------------
+
+
+def test_a_step_runs_its_command_and_shows_it_as_it_can_be_typed(labelled, caplog):
+    caplog.set_level(logging.INFO, logger="monai_diffae")
+    steps = Steps()
+    result = steps.attempt("Predict", "probe", embeddings=labelled.embeddings, targets=["wide"], evaluation="cv")
+    assert result.rows[0]["target"] == "wide"
+    assert steps.outcomes[0].result is result
+    line = steps.outcomes[0].step.line
+    assert f"$ {line}" in caplog.text
+    assert "AUROC" in caplog.text
+    function, bound = parse(build_app(), shlex.split(line)[1:])
+    assert function.__name__ == "probe"
+    assert bound.arguments["embeddings"] == labelled.embeddings
+
+
+def test_a_step_that_fails_is_kept_with_its_reason_unless_others_need_it(tmp_path, caplog):
+    steps = Steps()
+    with pytest.raises(CohortError):
+        steps.prepare("Predict", "probe", embeddings=tmp_path / "no.parquet")
+    assert steps.outcomes == []
+    assert steps.attempt("Predict", "probe", embeddings=tmp_path / "no.parquet") is None
+    outcome = steps.outcomes[0]
+    assert outcome.result is None
+    assert "no.parquet: there is no such file" in outcome.error
+    assert "Predict: omitted (no.parquet" in caplog.text
+
+
+@dataclass(frozen=True)
+class Made(FolderResult):
+    """A result that says whether it was complete already."""
+
+    skipped: bool = False
+
+
+def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkeypatch):
+    def loud(**arguments):
+        logging.getLogger("monai_diffae.anything").warning("be careful with %s", arguments["out"].name)
+        return Made(arguments["out"], skipped=skipped)
+
+    skipped = False
+    monkeypatch.setattr(Command, "load", lambda self: loud)
+    first = Steps(tmp_path / "steps.json", keeps_lines=True)
+    first.prepare("Embed", "embed", out=tmp_path / "a")
+    first.attempt("Look", "neighbors", out=tmp_path / "b")
+    assert [outcome.warnings for outcome in first.outcomes] == [("be careful with a",), ("be careful with b",)]
+    notes = json.loads((tmp_path / "steps.json").read_text())
+    for note in notes.values():
+        note["seconds"] = 77
+    (tmp_path / "steps.json").write_text(json.dumps(notes))
+
+    skipped = True
+    later = Steps(tmp_path / "steps.json", keeps_lines=True)
+    later.attempt("Look", "neighbors", out=tmp_path / "b")
+    assert [(each.step.title, each.seconds) for each in later.with_earlier()] == [("Embed", 77), ("Look", 77)]
+    assert later.with_earlier()[0].step.line == first.outcomes[0].step.line
+    assert later.with_earlier()[1].warnings == ("be careful with b",)
+
+
+@pytest.mark.goal(id="R21")
+def test_a_journal_has_no_paths_unless_it_keeps_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(Command, "load", lambda self: lambda out: Made(out))
+    for name, keeps_lines in (("private", True), ("shared", False)):
+        steps = Steps(tmp_path / f"{name}.json", keeps_lines=keeps_lines)
+        steps.prepare("Embed", "embed", out=tmp_path / "Doe")
+    assert "Doe" in (tmp_path / "private.json").read_text()
+    assert "Doe" not in (tmp_path / "shared.json").read_text()
+    assert steps.with_earlier() == steps.outcomes
+
+
+# -- which labels ``start`` predicts, and which cases it edits ---------------------------------------------------------
+
+
+def table(**labels):
+    number = len(next(iter(labels.values())))
+    return pd.DataFrame({"id": [f"c{i}" for i in range(number)], **labels, "z_000": 0.0})
+
+
+def test_numbers_and_classes_are_targets_and_names_and_constants_are_not():
+    ages, names = [float(20 + i) for i in range(20)], [f"person {i}" for i in range(20)]
+    rare, missing = ["common"] * 19 + ["rare"], ["F", None] * 10
+    labels = {"name": names, "age": ages, "scanner": ["A"] * 20, "finding": rare, "known": missing}
+    assert find_targets(table(**labels, sex=["F", "M"] * 10)) == ["age", "sex"]
+    many = table(**{f"score_{i}": [float(j + i) for j in range(20)] for i in range(8)})
+    assert find_targets(many) == [f"score_{i}" for i in range(5)]
+    assert find_targets(many, ["score_7", "other"]) == ["score_7", "other"]
+
+
+def test_examples_are_held_out_cases_from_both_ends():
+    frame = table(age=[float(i) for i in range(8)], split=["train"] * 3 + ["test"] * 4 + ["val"])
+    assert find_examples(frame, "age", 4) == ["c3", "c6", "c4", "c5"]
+    assert find_examples(frame, "age", 3) == ["c3", "c6", "c4"]
+    assert find_examples(frame.drop(columns="split"), "age", 2) == ["c0", "c7"]
+    assert sorted(find_examples(table(sex=["F", "M", "F"]), "sex", 10)) == ["c0", "c1", "c2"]
+    frame = table(finding=["x", "b", "normal", "b", "x"], split="test")
+    assert find_examples(frame, "finding", 4) == ["c0", "c3", "c2", "c1"]  # a class alternates with the rest
+
+
+def test_the_rarest_unusual_class_is_compared_with_the_rest():
+    three = ["benign"] * 5 + ["malignant"] * 3 + ["normal"] * 2
+    assert find_positive(table(finding=three), "finding") == "malignant"
+    assert find_positive(table(finding=["abnormal", "normal", None]), "finding") == "abnormal"
+    assert find_positive(table(sex=["F", "M"]), "sex") is None
+    assert find_positive(table(grade=[1.0, 2.0, 3.0]), "grade") is None

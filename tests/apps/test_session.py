@@ -1,17 +1,19 @@
+"""A bundle at work on a cohort: which cases it takes, their codes, the split, and ids that a user has given."""
+
 import json
-import shutil
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_bundles import copy_tiny
 
+from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run, ValidationChoice
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.training.train import train
-from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -23,34 +25,25 @@ def session(labelled):
     return Session.open(labelled.bundle, labelled.cohort, run=CPU)
 
 
-def test_cases_are_chosen_by_id_in_their_order_or_by_split(session, labelled):
+def ids_of(cases):
+    return [case.id for case in cases]
+
+
+def test_cases_are_chosen_by_id_in_their_order_or_by_split(session, labelled, tmp_path):
     table = pd.read_csv(labelled.cohort)
     ids = table["id"].tolist()
-    assert [case.id for case in session.choose(Choice([ids[3], ids[0], ids[3]]))] == [ids[3], ids[0]]
-    assert [case.id for case in session.choose()] == ids
-    assert [case.id for case in session.choose(Choice(limit=2))] == ids[:2]
-    assert [case.id for case in session.choose(Choice(split="test"))] == table["id"][table["split"] == "test"].tolist()
-
-
-def test_wrong_choices_are_one_line(session, labelled, tmp_path):
+    assert ids_of(session.choose(Choice([ids[3], ids[0], ids[3]]))) == [ids[3], ids[0]]
+    assert ids_of(session.choose()) == ids
+    assert ids_of(session.choose(Choice(limit=2))) == ids[:2]
+    assert ids_of(session.choose(Choice(split="test"))) == table["id"][table["split"] == "test"].tolist()
+    trained = table["id"][table["split"] == "train"].tolist()
+    assert ids_of(session.choose(ValidationChoice(trained[:1]))) == trained[:1]
     with pytest.raises(CohortError, match="the cohort has no 'mni-00005z'; did you mean 'mni-00000"):
         session.choose(Choice(["mni-00005z"]))
-    table = pd.read_csv(labelled.cohort)
-    trained = table["id"][table["split"] == "train"].tolist()
     with pytest.raises(CohortError, match=f"cases: '{trained[1]}' is in the split train, not test; omit split, or"):
         session.choose(Choice(trained[1:3], split="test"))
-    assert [case.id for case in session.choose(ValidationChoice(trained[:1]))] == trained[:1]
     with pytest.raises(ConfigError, match="limit: does not apply to named cases; omit limit, or omit cases"):
         session.choose(Choice(trained[:1], limit=1))
-    with pytest.raises(ConfigError, match="split: 'all' is not one of train, val, test"):
-        reconstruct(labelled.bundle, labelled.cohort, tmp_path, split="all")
-    for limit in (0, -1):
-        with pytest.raises(ConfigError, match=f"limit: {limit} is below 1"):
-            reconstruct(labelled.bundle, labelled.cohort, tmp_path, limit=limit)
-
-
-def test_an_empty_split_is_one_line(labelled, tmp_path):
-    table = pd.read_csv(labelled.cohort)
     table[table["split"] != "test"].to_csv(tmp_path / "cohort.csv", index=False)
     with pytest.raises(CohortError, match="no case is in the split 'test'"):
         Session.open(labelled.bundle, tmp_path / "cohort.csv", run=CPU).choose(Choice(split="test"))
@@ -89,8 +82,7 @@ def test_cases_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
     table.to_csv(tmp_path / "cohort.csv", index=False)
     session = Session.open(labelled.bundle, tmp_path / "cohort.csv", run=CPU)
     read = session.read(session.choose(), tmp_path / "out")
-    coded = list(session.coded(read, "coding"))
-    assert [one.case.id for one in coded] == [table["id"][0], table["id"][2]]
+    assert [one.case.id for one in session.coded(read, "coding")] == [table["id"][0], table["id"][2]]
     assert [failure.case_id for failure in read.failures] == [table["id"][1]]
     assert pd.read_csv(tmp_path / "out" / "failures.csv")["case_id"].tolist() == [table["id"][1]]
 
@@ -103,58 +95,48 @@ def test_what_results_depend_on_holds_no_names(session, labelled):
     assert changed.made_from() != session.made_from()
     first, second = session.choose(Choice(limit=2))
     orders = ([first], [second], [first, second], [second, first])
-    digests = {session.made_from(cases)["cases"] for cases in orders}
-    assert len(digests) == 4
+    assert len({session.made_from(cases)["cases"] for cases in orders}) == 4
 
 
-@pytest.fixture
-def warnings_on(caplog):
-    """The warnings when a bundle reads a cohort."""
+# -- the training's split and columns ----------------------------------------------------------------------------------
 
-    def read(bundle, cohort):
+
+def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_path):
+    folder, bundle = tiny_bundle.cohort.parent, copy_tiny(tmp_path / "bundle", "2d")
+    description = bundle / "models" / "config.json"
+    config = json.loads(description.read_text()) | {"test_fraction": 0.3}
+
+    def describe(meta):
+        description.write_text(json.dumps({**config, "_meta_": meta}))
+
+    def opened(cohort):
+        """Where the split is from, and the warnings."""
         caplog.clear()
-        Session.open(bundle, cohort, run=CPU)
-        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        origin = Session.open(bundle, cohort, run=CPU).split_origin
+        return origin, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
-    return read
-
-
-def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, tiny_settings, warnings_on, tmp_path):
-    folder, bundle = tiny_bundle.cohort.parent, init_bundle(tmp_path / "bundle", "diffae_2d")
-    train(bundle, folder, overrides={**tiny_settings, "test_fraction": 0.3})
-
-    def origin(cohort):
-        return Session.open(bundle, cohort, run=CPU).split_origin
-
-    assert warnings_on(bundle, folder) == []
+    describe({})
+    describe({"data_fingerprint": Session.open(bundle, folder, run=CPU).cohort.fingerprint})
+    assert opened(folder) == ("training", [])
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(folder / image) for image in table["image"]]
     table.to_csv(tmp_path / "split.csv", index=False)
-    assert warnings_on(bundle, tmp_path / "split.csv") == []
+    assert opened(tmp_path / "split.csv") == ("given", [])
     table.drop(columns="split").to_csv(tmp_path / "same.csv", index=False)
-    assert warnings_on(bundle, tmp_path / "same.csv") == []  # the same scans under the same ids are drawn alike
+    assert opened(tmp_path / "same.csv") == ("training", [])  # the same scans under the same ids are drawn alike
     table.drop(columns="split")[1:].to_csv(tmp_path / "drawn.csv", index=False)
-    (line,) = warnings_on(bundle, tmp_path / "drawn.csv")
+    origin, (line,) = opened(tmp_path / "drawn.csv")
+    assert origin == "drawn"
     assert line.startswith("drawn.csv is not the cohort of the training, so its split is drawn at random")
-    assert [origin(cohort) for cohort in (folder, tmp_path / "split.csv", tmp_path / "same.csv")] == [
-        "training", "given", "training",
-    ]  # fmt: skip
-    assert origin(tmp_path / "drawn.csv") == "drawn"
-    assert "\n" not in line
     assert str(tmp_path) not in line
-    assert warnings_on(bundle, table["image"][0]) == []  # one scan is in no split to be judged on
-
-    description = bundle / "models" / "config.json"
-    of_old_bundle = {key: value for key, value in json.loads(description.read_text()).items() if key != "_meta_"}
-    description.write_text(json.dumps(of_old_bundle))
-    assert warnings_on(bundle, tmp_path / "drawn.csv") == []
-    assert origin(tmp_path / "drawn.csv") == "drawn"
+    assert opened(table["image"][0])[1] == []  # one scan is in no split to be judged on
+    describe({})  # as in old bundles
+    assert opened(tmp_path / "drawn.csv") == ("drawn", [])
 
 
 @pytest.mark.parametrize("word", ["patient", "image"])
 def test_a_column_that_only_the_training_table_has_is_named(tiny_bundle, tmp_path, word):
-    bundle = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.directory, bundle)
+    bundle = copy_tiny(tmp_path / "bundle", "2d")
     config = json.loads((bundle / "models" / "config.json").read_text())
     (bundle / "models" / "config.json").write_text(json.dumps({**config, "columns": {word: "key"}}))
     table = pd.read_csv(tiny_bundle.cohort)
@@ -163,13 +145,39 @@ def test_a_column_that_only_the_training_table_has_is_named(tiny_bundle, tmp_pat
     table.to_csv(tmp_path / "cohort.csv", index=False)
     with pytest.raises(CohortError) as caught:
         Session.open(bundle, tmp_path / "cohort.csv", run=CPU)
-    line = str(caught.value)
-    assert line.startswith(f'cohort.csv: no column "key", which was {word} in the bundle\'s training')
-    assert f"--columns {word}=" in line
-    assert ("an empty column patient" in line) == (word == "patient")
+    assert str(caught.value).startswith(f'cohort.csv: no column "key", which was {word} in the bundle\'s training')
+    assert f"--columns {word}=" in str(caught.value)
     session = Session.open(bundle, tmp_path / "cohort.csv", run=CPU, reading=Reading({word: "other"}))
     assert len(session.cohort.cases) == len(table)
     if word == "patient":
         table.assign(patient="").to_csv(tmp_path / "cohort.csv", index=False)
         session = Session.open(bundle, tmp_path / "cohort.csv", run=CPU)
         assert [case.patient for case in session.cohort.cases] == [case.id for case in session.cohort.cases]
+
+
+# -- ids of a user's table ---------------------------------------------------------------------------------------------
+
+
+def test_given_ids_stay_in_all_results_and_their_files_have_safe_names(tiny_bundle, tmp_path):
+    bundle, ids = tiny_bundle.directory, ["benign (1)", "benign/2", "../étude 3", "plain"]
+    images = [str(tiny_bundle.cohort.parent / image) for image in pd.read_csv(tiny_bundle.cohort)["image"][:4]]
+    frame = pd.DataFrame({"image": images, "id": ids, "split": ["train", "train", "val", "test"], "age": range(4)})
+    frame.to_csv(tmp_path / "scans.csv", index=False)
+    cases = read_cohort(tmp_path / "scans.csv")
+    names = [case.file_name for case in cases]
+    for suffix in ("parquet", "csv"):
+        table = read_embeddings(
+            embed(bundle, tmp_path / "scans.csv", tmp_path / suffix / f"z.{suffix}", device="cpu").path
+        )
+        assert table.merge(frame, on="id")["id"].tolist() == ids
+        assert table["file_name"].tolist() == names
+    reconstruct(bundle, tmp_path / "scans.csv", tmp_path / "out", mode="z_sem", steps=2, device="cpu", split=None)
+    written = sorted((tmp_path / "out").rglob("*.nii.gz"))
+    assert sorted(file.name.removesuffix(".nii.gz") for file in written) == sorted(names)
+    (table,) = (tmp_path / "out").glob("*.csv")
+    assert pd.read_csv(table)["id"].tolist() == ids
+    frame.assign(id=names).to_csv(tmp_path / "old.csv", index=False)  # earlier versions had the names of files as ids
+    assert fingerprint(read_cohort(tmp_path / "old.csv")) == fingerprint(cases)
+    (tmp_path / "broken.csv").write_text(f'image,id\n{images[0]},"a\nb"\n')
+    with pytest.raises(CohortError, match=r"the id 'a\\nb' has a line break"):
+        read_cohort(tmp_path / "broken.csv")

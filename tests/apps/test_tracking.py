@@ -1,7 +1,6 @@
-import logging
+"""What commands log to MLflow: to a run that is open, and to that of the model's training."""
+
 import os
-import subprocess
-import sys
 
 import mlflow
 import pandas as pd
@@ -47,6 +46,7 @@ def client(server):
 def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, latent_bundle, client, server, tmp_path):
     ids = pd.read_csv(labelled.cohort)["id"].tolist()
     with mlflow.start_run() as run:
+        log_to_open_run({"age (years)_score": 0.5}, [], "directions")  # a name that MLflow refuses
         fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
         grade(labelled.embeddings, tmp_path / "grades.csv", direction=tmp_path / "wide.json")
         edit(
@@ -59,8 +59,8 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
         generate(latent_bundle, tmp_path / "s", num_images=1, **FAST)
     logged = client.get_run(run.info.run_id).data
     assert logged.metrics.keys() == {
-        "directions/wide_score", "grades/wide_train", "grades/wide_val", "grades/wide_test", "edits/num_cases",
-        "edits/num_failed", "edits/monotone", "edits/achieved",
+        "directions/age _years__score", "directions/wide_score", "grades/wide_train", "grades/wide_val",
+        "grades/wide_test", "edits/num_cases", "edits/num_failed", "edits/monotone", "edits/achieved",
         "variations/mean_std", "generated/num_images", "generated/accepted",
     }  # fmt: skip
     assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)
@@ -77,74 +77,62 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
     assert not any(secret.encode() in database for secret in ("mni-", "cohort.csv", str(tmp_path)))
 
 
-def test_a_column_name_that_mlflow_refuses_is_logged_all_the_same(client):
-    with mlflow.start_run() as run:
-        log_to_open_run({"age (years)_score": 0.5}, [], "directions")
-    assert client.get_run(run.info.run_id).data.metrics == {"directions/age _years__score": 0.5}
-
-
-def test_without_an_open_run_nothing_happens(client, tmp_path):
+def test_without_an_open_run_nothing_happens_and_a_server_that_fails_only_warns(client, labelled, tmp_path, caplog):
     experiment = client.get_experiment_by_name("synthesis").experiment_id
     before = len(client.search_runs([experiment]))
     log_to_open_run({"a": 1.0}, [], "directions")
     assert len(client.search_runs([experiment])) == before
-    code = (
-        "import sys; from monai_diffae.apps.results import log_to_open_run; log_to_open_run({'a': 1.0}, [], 'b'); "
-        "print('mlflow' in sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert printed.stdout.strip() == "False"
-
-
-def test_a_server_that_fails_only_warns(client, server, labelled, tmp_path, caplog):
-    with mlflow.start_run(), caplog.at_level(logging.WARNING, "monai_diffae"):
+    address = mlflow.get_tracking_uri()
+    with mlflow.start_run():
         log_to_open_run({"a": 1.0}, [tmp_path / "mni-000000.png"], "edits")  # which is not there
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'no' / 'folder' / 'x.db'}")
         (tmp_path / "no").write_text("a file where a folder should be")
         fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
-        mlflow.set_tracking_uri(f"sqlite:///{server / 'mlflow.db'}")
+        mlflow.set_tracking_uri(address)
     warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.results"]
-    assert len(warnings) == 2
-    assert all(text.startswith("MLflow tracking failed: ") for text in warnings)
+    assert [text.partition(": ")[0] for text in warnings] == ["MLflow tracking failed"] * 2
     assert "mni-" not in "".join(warnings)
     assert (tmp_path / "wide.json").read_bytes() == labelled.direction.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def tracked(make_workflow_anywhere, tmp_path_factory):
-    """The folder of a tracked training, with its MLflow database."""
-    out = tmp_path_factory.mktemp("tracked") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where a test sets its server
-        make_workflow_anywhere({"output_dir": str(out), "mlflow": True, "registered_model": None}).run()
-    return out
+@pytest.fixture
+def tracked(server, tmp_path, monkeypatch):
+    """A bundle with the MLflow database of its training."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where a test sets its server
+    folder = tmp_path / "tracked"
+    folder.mkdir()
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.create_experiment("training", artifact_location=(folder / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    client.set_terminated(run_id)
+    (folder / "mlflow_run_id").write_text(run_id)
+    return folder, client, run_id
 
 
 def test_results_of_a_model_reach_the_run_of_its_training(tracked, tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder, client, run_id = tracked
     (tmp_path / "media").mkdir()
     for name in ("report.html", "media/a.png"):
         (tmp_path / name).write_text("content")
-    log_to_training(tracked, {"psnr (dB)": 21.5}, [tmp_path / "report.html", tmp_path / "media"], "report")
-    uri = f"sqlite:///{tracked / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # as if it were a server
-    log_to_training(tracked, {}, [tmp_path / "report.html"], "ids", is_private=True)
-    client = mlflow.MlflowClient(uri)
-    run = client.get_run((tracked / "mlflow_run_id").read_text())
+    log_to_training(folder, {"psnr (dB)": 21.5}, [tmp_path / "report.html", tmp_path / "media"], "report")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")  # as if it were a server
+    log_to_training(folder, {}, [tmp_path / "report.html"], "ids", is_private=True)
+    run = client.get_run(run_id)
     assert run.data.metrics["report/psnr _dB_"] == 21.5
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "report")] == [
-        "report/media", "report/report.html"
-    ]  # fmt: skip
-    assert client.list_artifacts(run.info.run_id, "ids") == []
+    files = [file.path for file in client.list_artifacts(run_id, "report")]
+    assert files == ["report/media", "report/report.html"]
+    assert client.list_artifacts(run_id, "ids") == []
     assert run.info.status == "FINISHED"
 
 
 def test_a_model_without_a_run_of_its_own_is_left_alone(tracked, tmp_path, monkeypatch, caplog):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    log_to_training(tmp_path, {"a": 1.0}, [], "report")
-    (tmp_path / "mlflow_run_id").write_text("0" * 32)
-    log_to_training(tmp_path, {"a": 1.0}, [], "report")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["mlflow_run_id"]  # no new database
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tracked / 'mlflow.db'}")  # which has no such run
-    log_to_training(tmp_path, {"a": 1.0}, [], "report")
+    folder, _, _ = tracked
+    other = tmp_path / "other"
+    other.mkdir()
+    log_to_training(other, {"a": 1.0}, [], "report")
+    (other / "mlflow_run_id").write_text("0" * 32)
+    log_to_training(other, {"a": 1.0}, [], "report")
+    assert [file.name for file in other.iterdir()] == ["mlflow_run_id"]  # no new database
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")  # which has no such run
+    log_to_training(other, {"a": 1.0}, [], "report")
     assert "MLflow" not in caplog.text

@@ -1,24 +1,19 @@
 """The detector of a bundle: stored, refused if stale, and applied to pictures and to volumes in a 2D bundle."""
 
-from __future__ import annotations
-
 import json
-import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from monai_diffae.bundle import AnomalyDetector, load_bundle, writing
+from monai_diffae.bundle import AnomalyDetector, load_bundle
+from monai_diffae.bundle.anomaly_calibration import draw_scans
 from monai_diffae.bundle.folders import copy_model, export_bundle
+from monai_diffae.data.cases import Case
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError, ScanError
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_bundle):
-    return load_bundle(tiny_bundle.directory, "cpu")
 
 
 @pytest.fixture
@@ -31,15 +26,62 @@ def case(trained, tiny_bundle):
     return trained.open(next(iter(read_cohort(tiny_bundle.cohort)[0].images.values())))
 
 
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture
-def copy(tiny_bundle, tmp_path):
-    return shutil.copytree(tiny_bundle.directory, tmp_path / "copy", ignore=shutil.ignore_patterns("cache"))
+def calibrate(bundle, tiny_bundle, make_workflow):
+    """What a training of the bundle does at its end."""
+
+    def call(**values):
+        folders = {"bundle_root": str(bundle), "output_dir": str(bundle), "dataset_dir": str(tiny_bundle.cohort)}
+        make_workflow({**folders, **values}).parser.get_parsed_content("training#4")
+
+    return call
 
 
-def test_training_has_calibrated_the_bundle(detector, trained):
+def test_a_training_calibrates_the_bundle_with_its_validation_cases(bundle, calibrate, trained, detector, caplog):
+    file = bundle / "models" / "anomaly.pt"
+    calibrate()
+    before = file.stat().st_mtime_ns
+    file.unlink()
+    calibrate(calibration_cases=0)
+    assert not file.exists()
+    calibrate()  # as after a kill
+    again = AnomalyDetector.load(load_bundle(bundle, "cpu"))
     assert len(detector.scores) >= 2
     assert detector.mean_squares.shape == (1, 16, 16)
-    assert detector.made_from["model"] == trained.sha256
+    assert again.made_from["model"] == detector.made_from["model"] == trained.sha256
+    torch.testing.assert_close(again.scores, detector.scores)
+    torch.testing.assert_close(again.mean_squares, detector.mean_squares)
+    first = file.stat().st_mtime_ns
+    assert first > before
+    calibrate()
+    assert file.stat().st_mtime_ns == first  # it is calibrated already
+    file.unlink()
+    calibrate(calibration_cases=1)
+    assert not file.exists()
+    assert "anomaly maps are not calibrated" in caplog.text
+
+
+def cases_of(folder):
+    """Three patients; the first has four scans, the last a volume of three slices."""
+    first = [Case(f"a{i}", {"image": Path(folder, f"a{i}.nii")}, "a") for i in range(4)]
+    volume = [Case(f"c_z{i}", {"image": Path(folder, "c.nii")}, "c", slice_index=i) for i in range(3)]
+    return [*first, Case("b", {"image": Path(folder, "b.nii")}, "b"), *volume]
+
+
+def test_the_draw_takes_many_patients_and_whole_volumes():
+    cases = cases_of("here")
+    drawn = draw_scans(cases, 3)
+    assert {case.patient for case in drawn} == {"a", "b", "c"}
+    assert [case.id for case in drawn if case.patient == "c"] == ["c_z0", "c_z1", "c_z2"]
+    assert draw_scans(cases, 100) == cases
+    assert {case.id for case in draw_scans(cases[::-1], 3)} == {case.id for case in drawn}
+    assert [case.id for case in draw_scans(cases_of("there"), 3)] == [case.id for case in drawn]
+
+
+# -- maps and scores ---------------------------------------------------------------------------------------------------
 
 
 def test_a_case_has_a_map_a_score_a_mask_and_a_p_value(detector, case):
@@ -91,49 +133,39 @@ def test_a_volume_is_compared_with_volumes_if_there_are_some(detector):
 def test_thresholds_are_quantiles_of_the_held_out_maps(detector):
     values = [detector.threshold(q) for q in (0, 0.5, 0.99, 0.9999, 1)]
     assert values == sorted(values)
-    for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ConfigError, match="quantile"):
-            detector.threshold(wrong)
+    with pytest.raises(ConfigError, match="quantile"):
+        detector.threshold(1.1)
 
 
-def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_run(copy):
-    path = copy / "models" / "anomaly.pt"
-    config = copy / "models" / "config.json"
-    load = lambda **overrides: AnomalyDetector.load(load_bundle(copy, "cpu", overrides))  # noqa: E731
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_run(bundle):
+    path = bundle / "models" / "anomaly.pt"
+    config = bundle / "models" / "config.json"
+    load = lambda **overrides: AnomalyDetector.load(load_bundle(bundle, "cpu", overrides))  # noqa: E731
     load(**{"inferer#steps": 7})  # maps do not depend on the solver
-    with pytest.raises(ConfigError, match="belongs to another configuration; run monai-diffae calibrate copy COHORT"):
+    with pytest.raises(ConfigError, match="belongs to another configuration; run monai-diffae calibrate bundle COHORT"):
         load(percentiles=[2, 98])
     config.write_text(json.dumps(json.loads(config.read_text()) | {"percentiles": [1, 99]}))
     with pytest.raises(ConfigError, match="belongs to another configuration"):
         load()
-    weights = torch.load(copy / "models" / "model.pt", weights_only=True)
-    torch.save({name: value * 1.01 for name, value in weights.items()}, copy / "models" / "model.pt")
-    with pytest.raises(ConfigError, match="belongs to other weights; run monai-diffae calibrate copy COHORT"):
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({name: value * 1.01 for name, value in weights.items()}, bundle / "models" / "model.pt")
+    with pytest.raises(ConfigError, match="belongs to other weights; run monai-diffae calibrate bundle COHORT"):
         load()
     path.write_bytes(b"no file of torch")
-    with pytest.raises(ScanError, match="cannot be read; run monai-diffae calibrate copy COHORT"):
+    with pytest.raises(ScanError, match="cannot be read; run monai-diffae calibrate bundle COHORT"):
         load()
     path.unlink()
-    with pytest.raises(
-        ConfigError, match=r"not calibrated .*models/anomaly\.pt\); run monai-diffae calibrate copy COHORT"
-    ):
+    with pytest.raises(ConfigError, match=r"not calibrated .*models/anomaly\.pt\); run monai-diffae calibrate bundle"):
         load()
 
 
-def test_the_file_travels_with_the_model_and_holds_no_code(copy, tmp_path):
-    torch.load(copy / "models" / "anomaly.pt", weights_only=True)
+def test_the_file_travels_with_the_model_and_holds_no_code(bundle, tmp_path):
+    torch.load(bundle / "models" / "anomaly.pt", weights_only=True)
     (tmp_path / "other").mkdir()
-    copy_model(copy, tmp_path / "other")
+    copy_model(bundle, tmp_path / "other")
     assert (tmp_path / "other" / "models" / "anomaly.pt").is_file()
-    export_bundle(copy, copy, tmp_path / "exported")
+    export_bundle(bundle, bundle, tmp_path / "exported")
     AnomalyDetector.load(load_bundle(tmp_path / "exported", "cpu"))
-
-
-def test_the_file_is_not_written_while_another_process_writes_the_model(copy, detector, monkeypatch):
-    monkeypatch.setattr(writing, "_PATIENCE_S", 0.1)
-    before = (copy / "models" / "anomaly.pt").stat().st_mtime_ns
-    with writing.WriteLock(copy / "models"), pytest.raises(ConfigError, match="another process trains or publishes"):
-        detector.save(copy)
-    assert (copy / "models" / "anomaly.pt").stat().st_mtime_ns == before
-    detector.save(copy)
-    assert (copy / "models" / "anomaly.pt").stat().st_mtime_ns > before

@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""A scan opened in a trained bundle: its codes, and the way back into its own space and file."""
 
 import json
 import os
@@ -24,11 +24,6 @@ OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_bundle):
-    return load_bundle(tiny_bundle.directory, "cpu")
-
-
-@pytest.fixture(scope="module")
 def picture(tiny_bundle):
     return next(iter(read_cohort(tiny_bundle.cohort)[0].images.values()))
 
@@ -46,8 +41,6 @@ def test_a_picture_has_one_image_with_the_codes_of_embed(trained, picture):
     expected = trained.preprocessing({"image": str(picture)})["image"][None].as_tensor()
     assert torch.equal(case.images, expected)
     assert torch.equal(case.z_sem, encode_exactly(expected, trained.inferer, trained.network))
-    assert case.z_sem is case.z_sem
-    assert case.x_T is case.x_T
 
 
 def test_an_edit_keeps_the_detail_of_the_scan_or_of_the_model(trained, picture):
@@ -57,8 +50,6 @@ def test_an_edit_keeps_the_detail_of_the_scan_or_of_the_model(trained, picture):
     moved = case.z_sem + 1
     change = case.decode(moved, case.x_T) - case.decode(case.z_sem, case.x_T)
     np.testing.assert_array_equal(case.edited(moved), case.scan.array + case.back_difference(change))
-    with pytest.raises(ConfigError, match="detail: 'fine' is not one of own, model"):
-        case.edited(moved, detail="fine")
 
 
 def test_reconstructions_are_those_of_the_reconstructor(trained, picture):
@@ -67,26 +58,21 @@ def test_reconstructions_are_those_of_the_reconstructor(trained, picture):
         expected = Reconstructor(trained.inferer, mode, seed=3)(case.images, trained.network)
         assert torch.equal(case.reconstruct(mode, seed=3), expected)
     assert torch.equal(case.decode(case.z_sem, case.x_T), case.reconstruct("x_T"))
+    two = trained.inferer.replace(steps=2, invert_steps=2)
+    expected = Reconstructor(two)(case.images, trained.network)
+    assert torch.equal(case.reconstruct("x_T", steps=2), expected)
+    assert torch.equal(case.decode(case.z_sem, case.invert(steps=2), steps=2), expected)
+    assert not torch.equal(case.reconstruct("x_T"), expected)
 
 
 def test_draws_are_averaged_and_depend_on_the_seed(trained, picture):
     case = trained.open(picture)
-    first, mean = case.reconstruct(), case.reconstruct(draws=5)
+    mean = case.reconstruct(draws=5)
     assert torch.equal(mean, case.reconstruct(draws=5))
-    assert not torch.equal(mean, first)
+    assert not torch.equal(mean, case.reconstruct())
     assert not torch.equal(mean, case.reconstruct(draws=5, seed=1))
-    with pytest.raises(ConfigError, match="^draws is 0; it must be a whole number, at least 1$"):
-        case.reconstruct(draws=0)
     with pytest.raises(ConfigError, match="^draws is 2, but mode x_T has no noise; use 1, or mode z_sem$"):
         case.reconstruct("x_T", draws=2)
-
-
-def test_steps_are_chosen_per_call(trained, picture):
-    case = trained.open(picture)
-    expected = Reconstructor(trained.inferer.replace(steps=2, invert_steps=2))(case.images, trained.network)
-    assert torch.equal(case.reconstruct("x_T", steps=2), expected)
-    assert torch.equal(case.decode(case.z_sem, case.invert(steps=2), steps=2), expected)
-    assert not torch.equal(case.reconstruct("x_T"), expected)
 
 
 def test_arrays_in_memory_are_opened_like_their_file(trained, volume):
@@ -121,32 +107,15 @@ def test_a_volume_in_a_2d_bundle_comes_back_as_the_volume(trained, volume, tmp_p
     ("image", "arguments", "error", "message"),
     [
         ("", {}, ScanError, "^the path of a scan is empty; "),
-        ([], {}, ScanError, "^image: the list of files is empty; "),
-        (3, {}, ScanError, "^image: it is of type int; give a path, "),
         (np.full((1, 8, 8), np.nan), {}, ScanError, "^image: 64 of its voxels are NaN or infinite; "),
-        (np.zeros((1, 8, 8)), {}, ScanError, "^image: every voxel has the same value "),
         (np.ones((1, 1, 1, 8, 8)), {}, ScanError, r"^image: it has 5 axes, expected \[C, H, W\] or "),
-        (np.eye(8)[[0] * 4][None][0].reshape(2, 2, 8), {}, ScanError, "^image: it has 2 channels, expected 1; "),
         (np.eye(8)[None], {"slice": 2}, ConfigError, "^slice: is 2, but the image is 2D and has no slices; "),
-        (np.eye(8)[None], {"slice": 0.5}, ConfigError, "^slice is 0.5; it must be a whole number$"),
-        ({"other": "a.png"}, {}, ConfigError, "^image: the bundle takes the images image, but got other; "),
         ("nothing.nii.gz", {}, ScanError, "^nothing.nii.gz: there is no such file; "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_opened_is_named_in_one_line(trained, image, arguments, error, message):
     with pytest.raises(error, match=message):
         trained.open(image, **arguments)
-
-
-def test_real_whole_head(trained, tmp_path):
-    file = next(shared("studyforrest_t1").glob("*.nii.gz"))
-    case = trained.open(file)
-    back = case.back(case.reconstruct())
-    used = np.zeros(back.shape[1:], bool)
-    used[:, :, case.slices] = True
-    assert not (back != case.scan.array)[0][~used].any()
-    assert np.corrcoef(case.back(case.images)[0][used], case.scan.array[0][used])[0, 1] > 0.9
-    assert np.array_equal(nib.load(case.write(tmp_path / "a.nii", back)).affine, nib.load(file).affine)
 
 
 def headers():
@@ -156,8 +125,8 @@ def headers():
     affine[:3, :3], affine[:3, 3] = rotation * (0.9, 1.1, 2.9), OBLIQUE[:3, 3]
     flipped = affine @ np.diag([-1.0, 1, 1, 1])
     return {
-        "dcm2niix": (affine, 1, 1, "mm", 3), "fsl": (flipped, 1, 1, "mm", 3), "afni": (affine, 1, 0, "mm", 4),
-        "spm": (affine, 2, 2, "mm", 3), "qform_only": (flipped, 1, 0, "mm", 3), "sheared": (OBLIQUE, 0, 2, "mm", 3),
+        "fsl": (flipped, 1, 1, "mm", 3), "afni": (affine, 1, 0, "mm", 4),
+        "qform_only": (flipped, 1, 0, "mm", 3), "sheared": (OBLIQUE, 0, 2, "mm", 3),
         "metres": (np.diag([2e-3, 3e-3, 4e-3, 1]), 1, 1, "meter", 3),
         "neither": (np.diag([2.0, 3, 4, 1]), 0, 0, "mm", 3),
     }  # fmt: skip
@@ -203,9 +172,7 @@ def test_files_of_other_programs_keep_their_header(trained, tmp_path, program):
 def test_pictures_are_written_as_png_only_in_uint8(trained, tmp_path):
     case = trained.open(write_scan(tmp_path / "in.png", np.random.default_rng(0).random((1, 20, 24))))
     image = case.back(case.reconstruct("x_T"))
-    with pytest.raises(
-        ConfigError, match="^a.png: PNG holds uint8, not float32; use .nii.gz or .nrrd, or write uint8$"
-    ):
+    with pytest.raises(ConfigError, match="^a.png: PNG holds uint8, not float32; use .nii.gz or .nrrd, or write uint8"):
         case.write(tmp_path / "a.png", image)
     assert read_scan(case.write(tmp_path / "a.png", image, np.uint8)).array.shape == case.scan.array.shape
     mask = case.back_mask(case.images > 0)
@@ -213,8 +180,6 @@ def test_pictures_are_written_as_png_only_in_uint8(trained, tmp_path):
     for suffix in (".nii.gz", ".nrrd"):
         written = read_scan(case.write(tmp_path / f"a{suffix}", image))
         np.testing.assert_array_equal(np.sort(written.array, axis=None), np.sort(image, axis=None))
-    with pytest.raises(ConfigError, match=r"^a.mha: cannot hold an array"):
-        case.write(tmp_path / "a.mha", image)
     with pytest.raises(ConfigError, match=r"^a.nii: the size is \[1, 16, 16\], but the scan's is "):
         case.write(tmp_path / "a.nii", case.images[0].numpy())
 
@@ -247,8 +212,6 @@ def test_a_2d_image_in_memory_has_the_affine_of_the_scan(trained, volume, change
     case = trained.open(Flip(0)(image) if changed else image)
     assert np.array_equal(case.scan.affine, one.scan.affine) != changed
     assert case.scan.spacing_mm == pytest.approx(one.scan.spacing_mm)
-    flat = MetaTensor(image.as_tensor(), affine=torch.tensor([[2.0, 0, 5], [0, 3, 7], [0, 0, 1]]))
-    np.testing.assert_allclose(trained.open(flat).scan.affine, [[2, 0, 0, 5], [0, 3, 0, 7], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def test_an_encoder_that_sees_another_image_gets_it(tiny_bundle, tmp_path):
@@ -269,12 +232,8 @@ def test_an_encoder_that_sees_another_image_gets_it(tiny_bundle, tmp_path):
         trained.open(early)
 
 
-@pytest.mark.parametrize(
-    "name", ["dicom_mr_brain_pgbm003/11-T1post-18670", "hippocampus_hcrop_dicom/Study1_13_HCropVolume"]
-)
-def test_real_dicom_series_as_volumes_of_slices(trained, tmp_path, name):
-    folder = shared(name.partition("/")[0]) / name.partition("/")[2]
-    case = trained.open(folder)
+def test_a_real_dicom_series_as_a_volume_of_slices(trained, tmp_path):
+    case = trained.open(shared("dicom_mr_brain_pgbm003") / "11-T1post-18670")
     assert case.id == ""  # a folder may have a patient's name
     mask = case.back_mask(torch.ones(len(case.slices), 1, 16, 16))
     for suffix in (".nrrd", ".nii.gz"):
@@ -286,15 +245,6 @@ def test_real_dicom_series_as_volumes_of_slices(trained, tmp_path, name):
     assert 0 < inside.mean() < 1
     np.testing.assert_array_equal(back[0][~inside], case.scan.array[0][~inside])
     assert np.corrcoef(back[0][inside], case.scan.array[0][inside])[0, 1] > 0.6  # 16 x 16 pixels
-
-
-def test_real_radiographs(trained, tmp_path):
-    for file in sorted(shared("cxr_pneumonia_224").glob("train/*/*.jpeg"))[::1200]:
-        case = trained.open(file)
-        assert case.id == file.stem
-        back = case.back(case.images)
-        assert np.corrcoef(back.ravel(), case.scan.array.ravel())[0, 1] > 0.8
-        assert read_scan(case.write(tmp_path / "a.png", back, "uint8")).array.shape == case.scan.array.shape
 
 
 def test_threads_do_not_disturb_each_other(trained, tmp_path):
@@ -311,8 +261,8 @@ def test_threads_do_not_disturb_each_other(trained, tmp_path):
 
     expected = [there_and_back(file) for file in files]
     before = os.fstat(2)
-    with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(there_and_back, files * 16))
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(there_and_back, files * 4))
     for i, result in enumerate(results):
         assert all(torch.equal(*pair) for pair in zip(result, expected[i % 3], strict=True))
     assert os.path.samestat(before, os.fstat(2))  # the standard error is still there
@@ -327,22 +277,12 @@ def test_tensors_of_other_types(trained):
     assert torch.equal(trained.open(np.asfortranarray(values.numpy())[..., ::-1][..., ::-1]).images, expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("a.mha", "f4"), ("a.nhdr", "f4"), ("a.NII.GZ", "f4"), ("a", "f4"), ("a.nii.gz", "f2"), ("a.nrrd", "f2"),
-     ("a.nii.gz", "O"), ("a.nii", "U3"), ("a.nii", "c8")],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "dtype"), [("a.nhdr", "f4"), ("a", "f4"), ("a.nii.gz", "f2"), ("a.nii", "c8")])
 @pytest.mark.parametrize("of_file", [True, False])
 def test_a_file_that_cannot_be_written_is_one_line(trained, volume, tmp_path, name, dtype, of_file):
     case = trained.open(volume if of_file else np.random.default_rng(0).random((1, 14, 20, 12)))
-    array = case.back(case.images)
     with pytest.raises(ConfigError, match=rf"^{name}: "):
-        case.write(tmp_path / name, array.astype(dtype))
-    assert not (tmp_path / name).exists()
-
-
-def test_nan_is_not_written_as_an_integer(trained, volume, tmp_path):
-    """It became 0 without a word if the scan was a NIfTI file."""
-    case = trained.open(volume)
+        case.write(tmp_path / name, case.back(case.images).astype(dtype))
     with pytest.raises(ConfigError, match="uint8 cannot hold values that are NaN or infinite"):
         case.write(tmp_path / "a.nii.gz", np.full_like(case.scan.array, np.nan), np.uint8)
+    assert list(tmp_path.glob("a*")) == []

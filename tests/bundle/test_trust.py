@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 import sys
-from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +12,10 @@ import monai_diffae
 from monai_diffae.bundle import load_bundle, trusting
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.own_code import own_code
-from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.bundle.untrained import load_untrained
+from monai_diffae.errors import CohortError, ConfigError, UnsafeInputError
 
 pytestmark = pytest.mark.goal(id="R20")
-
-PACKAGE = Path(monai_diffae.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +23,6 @@ def home(tmp_path, monkeypatch):
     """A user who has trusted nothing yet."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "state"
-
-
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    return Path(shutil.copytree(tiny_bundle.directory, tmp_path / "stranger"))
 
 
 @pytest.fixture
@@ -54,44 +46,32 @@ def edit(bundle):
     return change
 
 
-def payloads(proof: Path):
+def payloads(proof):
     """Changes of a model's configuration that would each write the file ``proof``."""
     touch = f"__import__('pathlib').Path({str(proof)!r}).touch()"
-    component = {"_target_": "pathlib.Path.touch", "self": f"$__import__('pathlib').Path({str(proof)!r})"}
-    command = {"_target_": "subprocess.check_call", "args": ["touch", str(proof)]}
     return {
         "expression": {"in_channels": f"${touch} or 1"},
         "expression_in_a_list": {"image_size": [16, f"${touch} or 16"]},
         "import": {"imports#+": "$from antigravity import fly_test as x"},
-        "import_in_metadata": {"_meta_": {"author": "$import antigravity_test"}},
-        "target": {"network_def": component},
-        "target_beside": {"inferer#spacing": command},
+        "target": {"inferer#spacing": {"_target_": "subprocess.check_call", "args": ["touch", str(proof)]}},
         "target_of_torch": {"inferer#spacing": {"_target_": "torch.os.system", "command": f"touch {proof}"}},
-        "target_of_monai": {"inferer#spacing": {"_target_": "monai.bundle.run", "config_file": str(proof)}},
         "command_of_ours": {"inferer#spacing": {"_target_": "monai_diffae.train", "bundle": "x"}},
         "target_by_reference": {"name": "os.system", "inferer#spacing": {"_target_": "@name", "command": "true"}},
         "target_by_expression": {"inferer#spacing": {"_target_": "$print"}},
         "required": {"inferer#_requires_": [f"${touch}"]},
         "debugger": {"inferer#_mode_": "debug"},
-        "breakpoint": {"inferer#_debug_": True},
         "disabled": {"inferer#_disabled_": f"${touch}"},
         "other_file": {"image_size": "%/etc/other.json#size"},
-        "relative_reference": {"image_size": [16, f"$@##in_channels and {touch} or 16"]},
-        "shipped_text_with_more": {"model_range": [f"$@model_range[0] or {touch}", 1]},
-        "augmentation_of_files": {"preprocessing#transforms#+": {"_target_": "SaveImaged", "keys": "image"}},
         "transform_with_code": {"preprocessing#transforms#+": {"_target_": "Lambdad", "keys": "image"}},
-        "download": {
-            "network_def#encoder": {"_target_": "monai.networks.nets.resnet18", "pretrained": str(proof)},
-        },
+        "download": {"network_def#encoder": {"_target_": "monai.networks.nets.resnet18", "pretrained": str(proof)}},
     }
 
 
-@pytest.mark.parametrize("name", payloads(Path("proof")))
+@pytest.mark.parametrize("name", payloads("proof"))
 def test_a_configuration_with_code_of_its_own_is_refused_and_nothing_of_it_runs(bundle, edit, tmp_path, name):
-    """R20"""
     proof = tmp_path / "proof"
     edit(payloads(proof)[name])
-    with pytest.raises(UnsafeInputError, match=r"^stranger: config.json is not trusted to use ") as error:
+    with pytest.raises(UnsafeInputError, match=r"^bundle: config.json is not trusted to use ") as error:
         load_bundle(bundle, "cpu")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) <= 300
@@ -101,12 +81,11 @@ def test_a_configuration_with_code_of_its_own_is_refused_and_nothing_of_it_runs(
 
 
 def test_a_configuration_that_is_nested_too_deep_is_one_line(bundle):
-    for depth in (300, 2000, 100_000):
-        text = '{"network_def": ' + '{"a": [' * depth + "]}" * depth + "}"
-        (bundle / "models" / "config.json").write_text(text)
-        with pytest.raises((UnsafeInputError, ConfigError)) as error:
-            load_bundle(bundle, "cpu")
-        assert "\n" not in str(error.value)
+    text = '{"network_def": ' + '{"a": [' * 100_000 + "]}" * 100_000 + "}"
+    (bundle / "models" / "config.json").write_text(text)
+    with pytest.raises((UnsafeInputError, ConfigError)) as error:
+        load_bundle(bundle, "cpu")
+    assert "\n" not in str(error.value)
 
 
 def test_every_command_that_reads_the_bundle_refuses_it(bundle, edit, tiny_bundle, labelled, tmp_path, run):
@@ -125,7 +104,7 @@ def test_every_command_that_reads_the_bundle_refuses_it(bundle, edit, tiny_bundl
         ["edit", bundle, cohort, out, "--direction", labelled.direction], ["diagnose", bundle, cohort, out],
         ["calibrate", bundle, cohort], ["anomaly", bundle, cohort, out],
         ["evaluate", out, "--bundle", bundle, "--cohort", cohort], ["report", bundle, out, "--cohort", cohort],
-            ["report", bundle, out],
+        ["report", bundle, out],
         ["explore", "--bundle", bundle, "--cohort", cohort], ["label-app", tmp_path / "app", "--bundle", bundle],
         ["train", bundle, cohort, out, "--overrides", "max_epochs=1"], ["train", bundle, cohort, "--minutes", "1"],
         ["train", tiny_bundle.directory, cohort, out, "--start-from", bundle],
@@ -133,7 +112,7 @@ def test_every_command_that_reads_the_bundle_refuses_it(bundle, edit, tiny_bundl
     ]  # fmt: skip
     not_refused = []
     for words in commands:
-        code, _, error = run(*map(str, words))
+        code, _, error = run(*words)
         lines = [line for line in error.splitlines() if line.startswith("error: ")]
         if code != 5 or len(lines) != 1 or "is not trusted to use expression" not in lines[0]:
             not_refused.append((words, code, error))
@@ -156,25 +135,8 @@ def test_trust_runs_it_and_is_remembered_for_exactly_this_configuration(bundle, 
     assert len(list(home.rglob("*"))) == 3
 
 
-def test_trust_that_cannot_be_remembered_holds_for_this_call_and_is_a_warning(bundle, edit, monkeypatch, caplog):
-    edit({"in_channels": "$1 + 0"})
-    monkeypatch.setenv("XDG_STATE_HOME", str(bundle / "models" / "model.pt"))
-    with trusting():
-        load_bundle(bundle, "cpu")
-    assert "the trust is not remembered" in caplog.text
-    with pytest.raises(UnsafeInputError):
-        load_bundle(bundle, "cpu")
-
-
-@pytest.mark.parametrize("name", ["SemanticEncoder", "EncoderAdapter"])
-def test_encoders_of_this_package_need_no_trust(name):
-    assert own_code({"network_def#encoder#_target_": f"monai_diffae.networks.{name}"}) == []
-
-
 @pytest.mark.parametrize("name", ["diffae_2d", "diffae_3d"])
 def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
-    from monai_diffae.bundle.untrained import load_untrained
-
     folder = init_bundle(tmp_path / "mine", name)
     file = folder / "configs" / "train.json"
     config = json.loads(file.read_text())
@@ -182,24 +144,19 @@ def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
     config["augmentation"]["transforms"].append({"_target_": "RandGaussianSmoothd", "keys": "@image_keys"})
     file.write_text(json.dumps(config).replace("#", "::"))  # as MONAI writes ids
     assert own_code(json.loads(file.read_text())) == []
+    assert own_code({"network_def#encoder#_target_": "monai_diffae.networks.EncoderAdapter"}) == []
     assert load_untrained(folder, "cpu").z_channels == 16
 
 
 @pytest.mark.parametrize(
     ("id", "place"),
-    [("tracking_uri", "https://example.org"), ("output_dir", "/tmp/elsewhere"), ("output_dir", "../elsewhere"),
-     ("output_dir", "~/.config"), ("output_dir", "a/../../b"), ("output_dir", "C:\\Users"),
-     ("train#dataset#cache_dir", "/tmp/elsewhere"), ("dataset_dir", "\\\\server\\share")],
+    [("tracking_uri", "https://example.org"), ("output_dir", "/tmp/elsewhere"), ("output_dir", "a/../../b"),
+     ("output_dir", "~/.config"), ("train#dataset#cache_dir", "C:\\Users"), ("dataset_dir", "\\\\server\\share")],
 )  # fmt: skip
 def test_a_training_may_not_write_or_send_to_places_that_the_bundle_names(bundle, edit, tiny_bundle, id, place):
     edit({id: place}, "configs/train.json")
     with pytest.raises(UnsafeInputError, match=re.escape(f"use place {place!r} at '{id}'")):
         monai_diffae.train(bundle, tiny_bundle.cohort)
-
-
-def test_a_place_that_the_user_names_is_used(bundle, tiny_bundle, tmp_path, tiny_settings):
-    result = monai_diffae.train(bundle, tiny_bundle.cohort, tmp_path / "out", overrides=tiny_settings)
-    assert result.folder == tmp_path / "out"
 
 
 def test_overrides_are_not_a_way_around_the_check(tiny_bundle):
@@ -208,41 +165,14 @@ def test_overrides_are_not_a_way_around_the_check(tiny_bundle):
             load_bundle(tiny_bundle.directory, "cpu", overrides)
 
 
-MODULES = ("antigravity", "mlflow", "this", "wave")
-
-
-def train_as_if_nothing_was_imported(*arguments, **options):
-    """Train, and then import a module of the standard library; returns the folders of modules."""
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    monai_diffae.train(*arguments, **options)
-    importlib.import_module("wave")
-    return sys.path
-
-
-def test_a_module_in_a_bundle_is_not_imported_by_its_training(bundle, tiny_bundle, in_a_fork, tmp_path, tiny_settings):
+def test_a_module_in_a_bundle_is_not_imported_by_its_training(bundle, tmp_path, monkeypatch):
     """MONAI's own run puts the bundle's folder before the standard library."""
-    proof = tmp_path / "proof"
-    for name in MODULES:
-        (bundle / f"{name}.py").write_text(f"open({str(proof)!r}, 'w')")
-    arguments = (bundle, tiny_bundle.cohort, tmp_path / "out")
-    folders = in_a_fork(partial(train_as_if_nothing_was_imported, overrides=tiny_settings), *arguments)
-    assert str(bundle) not in folders
-    assert not proof.exists()
-
-
-def test_configurations_are_read_through_one_door():
-    """Whoever builds or runs anything of a configuration reads it with ``read_config``, which checks it."""
-    pattern = re.compile(
-        r"\.read_config\(|\.read_meta\(|ConfigWorkflow\)?\(|load_config_file|monai\.bundle\.(load|run)\("
-    )
-    users = {
-        str(path.relative_to(PACKAGE))
-        for path in PACKAGE.rglob("*.py")
-        if pattern.search(re.sub(r'"""(.|\n)*?"""|#.*', "", path.read_text(encoding="utf-8")))
-    }
-    assert users == {
-        "bundle/config_reading.py",
-        "bundle/training_settings.py",  # compares values, and evaluates none
-        "apps/training/training_run.py",  # checks what the run has read
-    }
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (bundle / "wave.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
+    (tmp_path / "scans.csv").write_text("image\nscan.png\n")
+    with pytest.raises(CohortError):
+        monai_diffae.train(bundle, tmp_path / "scans.csv")
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    importlib.import_module("wave")
+    assert str(bundle) not in sys.path
+    assert not (tmp_path / "proof").exists()

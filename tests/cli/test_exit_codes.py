@@ -3,20 +3,15 @@
 130 and 143 are those of processes that get a signal: tests/bundles/test_signals.py.
 """
 
-from __future__ import annotations
-
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_bundles import copy_tiny
 
 from monai_diffae.apps.training.verify import VerifyResult
 
@@ -26,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "words.md"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path):
     """Three pictures of noise."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -37,34 +32,24 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def damaged(pictures: Path) -> Path:
-    """The same, one of them damaged."""
-    (pictures / "1.png").write_bytes(b"<html>")
-    return pictures
+def embed(run, tiny_bundle, pictures, tmp_path):
+    """Embeds the pictures on a device; the exit code and the lines on standard error."""
+
+    def call(device="cpu", bundle=tiny_bundle.directory):
+        code, _, errors = run("embed", bundle, pictures, tmp_path / "z", "--device", device)
+        return code, errors.strip().splitlines()
+
+    return call
 
 
-@pytest.fixture
-def hostile(tiny_bundle: Any, tmp_path: Path) -> Path:
-    """A bundle whose weights would run code."""
-
-    class Touch:
-        def __reduce__(self) -> tuple[Any, tuple[Path]]:
-            return Path.touch, (tmp_path / "proof",)
-
-    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "hostile", ignore=shutil.ignore_patterns("cache"))
-    torch.save({"network": Touch()}, bundle / "models" / "model.pt")
-    return bundle
-
-
-def test_0_complete(run: Any, tiny_bundle: Any, pictures: Path, tmp_path: Path) -> None:
-    arguments = ("embed", tiny_bundle.directory, pictures, tmp_path / "z", "--device", "cpu")
-    assert run(*arguments)[0] == 0
-    assert run(*arguments)[0] == 0  # complete already
+def test_0_complete(run, embed):
+    assert embed()[0] == 0
+    assert embed()[0] == 0  # complete already
     assert run("--help")[0] == run("--version")[0] == 0
 
 
-def test_1_a_bug(run: Any, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
-    def broken(self: VerifyResult) -> None:
+def test_1_a_bug(run, monkeypatch, pictures):
+    def broken(self):
         raise KeyError("lr")
 
     monkeypatch.setattr(VerifyResult, "lines", broken)
@@ -78,67 +63,58 @@ def test_1_a_bug(run: Any, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> N
         ("verify", "PICTURES", "--no-such-option"),
         ("no-such-command",),
         ("embed", "BUNDLE", "PICTURES", "out", "--batch-size", "0"),
+        ("embed", "BUNDLE", "PICTURES", "out", "--threads", "0"),
         ("embed", "BUNDLE", "PICTURES", "out.xlsx"),
         ("embed", "PICTURES", "PICTURES", "out"),  # no bundle
     ],
 )
-def test_2_wrong_arguments(
-    run: Any,
-    tiny_bundle: Any,
-    pictures: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: tuple[str, ...],
-) -> None:
+def test_2_wrong_arguments(run, tiny_bundle, pictures, monkeypatch, tmp_path, arguments):
     monkeypatch.chdir(tmp_path)
     places = {"PICTURES": pictures, "BUNDLE": tiny_bundle.directory}
     code, _, errors = run(*(places.get(word, word) for word in arguments))
     assert (code, len(errors.strip().splitlines())) == (2, 1)
 
 
-def test_3_some_cases_failed(run: Any, tiny_bundle: Any, damaged: Path, tmp_path: Path) -> None:
-    assert run("embed", tiny_bundle.directory, damaged, tmp_path / "z", "--device", "cpu")[0] == 3
+def test_3_some_cases_failed(run, embed, pictures, tmp_path):
+    (pictures / "1.png").write_bytes(b"<html>")
+    assert embed()[0] == 3
     assert len(pd.read_parquet(tmp_path / "z" / "embeddings.parquet")) == 2
-    assert run("verify", damaged)[0] == 3
+    assert run("verify", pictures)[0] == 3
 
 
-def test_4_no_usable_case(run: Any, tiny_bundle: Any, pictures: Path, tmp_path: Path) -> None:
+def test_4_no_usable_case(run, embed, pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     assert run("verify", tmp_path / "empty")[0] == 4
     for file in pictures.iterdir():
         file.write_bytes(b"")
-    assert run("embed", tiny_bundle.directory, pictures, tmp_path / "z", "--device", "cpu")[0] == 4
+    assert embed()[0] == 4
     (tmp_path / "scans.csv").write_text("id,image,patient,split\na,0.png,p,train\nb,1.png,p,test\n")
     assert run("list-scans", tmp_path / "scans.csv", tmp_path / "out.csv")[0] == 4
 
 
-def test_5_unsafe_input(run: Any, hostile: Path, pictures: Path, tmp_path: Path) -> None:
-    assert run("embed", hostile, pictures, tmp_path / "z", "--device", "cpu")[0] == 5
-    assert run("info", hostile)[0] == 5
+def test_5_unsafe_input(run, embed, tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "proof",)
+
+    bundle = copy_tiny(tmp_path / "hostile", "2d")
+    torch.save({"network": Touch()}, bundle / "models" / "model.pt")  # loading it would run code
+    assert embed(bundle=bundle)[0] == 5
+    assert run("info", bundle)[0] == 5
     assert not (tmp_path / "proof").exists()
 
 
-def test_6_the_machine(run: Any, tiny_bundle: Any, pictures: Path, tmp_path: Path) -> None:
-    code, _, errors = run("embed", tiny_bundle.directory, pictures, tmp_path / "z", "--device", "cuda:99")
-    assert (code, "is not usable on this machine" in errors) == (6, True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", _full_disk)
-        code, _, errors = run("embed", tiny_bundle.directory, pictures, tmp_path / "z", "--device", "cpu")
-    assert (code, len(errors.strip().splitlines()[-1:])) == (6, 1)
+def test_6_the_machine(embed, monkeypatch):
+    code, (line,) = embed("cuda:99")
+    assert (code, "is not usable on this machine" in line) == (6, True)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    assert embed()[0] == 6
 
 
-def _full_disk(*_: Any) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.slow
-def test_a_process_ends_with_the_code_too(pictures: Path) -> None:
-    program = [sys.executable, "-m", "monai_diffae", "verify", str(pictures), "--headers"]
-    assert subprocess.run(program, capture_output=True, check=False).returncode == 0
-    (pictures / "0.png").write_bytes(b"")
-    assert subprocess.run(program, capture_output=True, check=False).returncode == 3
-
-
-def test_every_code_is_documented() -> None:
+def test_every_code_is_documented():
     codes = re.findall(r"^\| ([\d, ]+) \|", DOCS.read_text(encoding="utf-8"), flags=re.M)
     assert {0, 1, 2, 3, 4, 5, 6, 130, 143} <= {int(code) for line in codes for code in line.split(",")}

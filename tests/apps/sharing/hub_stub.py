@@ -1,14 +1,11 @@
 """A stub of the Hugging Face Hub on this machine, with the few endpoints that pushing and pulling use."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_" + "s3cret" * 4
@@ -19,36 +16,32 @@ class Repository:
     """A repository: its commits (the files of each, by commit), branches and tags."""
 
     private: bool
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+    commits: dict = field(default_factory=dict)
+    refs: dict = field(default_factory=dict)
+    tags: dict = field(default_factory=dict)
 
-    def files(self, revision: str) -> dict[str, bytes] | None:
-        return self.commits.get(self.commit(revision) or "")
+    def files(self, revision):
+        return self.commits.get(self.commit(revision))
 
-    def commit(self, revision: str) -> str | None:
+    def commit(self, revision):
         return {**self.refs, **self.tags, **{commit: commit for commit in self.commits}}.get(revision)
 
 
 class HubStub(ThreadingHTTPServer):
     """The server: ``repositories`` by name, ``requests`` as (method, path), ``objects`` are large files by checksum."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repositories: dict[str, Repository] = {}
-        self.requests: list[tuple[str, str]] = []
-        self.objects: dict[str, bytes] = {}
+        self.repositories, self.requests, self.objects = {}, [], {}
 
     @property
-    def address(self) -> str:
+    def address(self):
         return f"http://127.0.0.1:{self.server_port}"
 
-    def sent(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        files = self.repositories[repo].files(revision)
-        assert files is not None
-        return files
+    def sent(self, repo, revision="main"):
+        return self.repositories[repo].files(revision)
 
-    def add_commit(self, repo: str, files: dict[str, bytes]) -> str:
+    def add_commit(self, repo, files):
         repository = self.repositories[repo]
         commit = hashlib.sha1(repr((len(repository.commits), sorted(files.items()))).encode()).hexdigest()
         repository.commits[commit] = files
@@ -57,46 +50,33 @@ class HubStub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: HubStub
-
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         pass
 
-    def do_GET(self) -> None:
-        self._answer("GET")
-
-    def do_HEAD(self) -> None:
-        self._answer("HEAD")
-
-    def do_PUT(self) -> None:
-        self._answer("PUT")
-
-    def do_POST(self) -> None:
-        self._answer("POST")
-
-    def _answer(self, method: str) -> None:
+    def _answer(self):
         path = unquote(urlsplit(self.path).path)
-        self.server.requests.append((method, path))
-        length = int(self.headers.get("Content-Length") or 0)
+        self.server.requests.append((self.command, path))
         is_chunked = self.headers.get("Transfer-Encoding") == "chunked"
-        body = self._chunks() if is_chunked else self.rfile.read(length)
+        body = self._chunks() if is_chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
         may_write = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if path.startswith("/objects/"):
             self.server.objects[path.removeprefix("/objects/")] = body
             return self._send({})
         if path == "/api/validate-yaml":
             return self._send({"errors": [], "warnings": []})
-        if method == "POST" and not may_write:
+        if self.command == "POST" and not may_write:
             return self._send({"error": "no"}, 403)
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         match = re.fullmatch(r"(?:/api/models)?/([\w.-]+/[\w.-]+?)(?:\.git)?(?:/(.*))?", path)
         repository = self.server.repositories.get(match[1]) if match else None
-        if match is None or repository is None or (repository.private and not may_write):
+        if repository is None or (repository.private and not may_write):
             return self._send({"error": "no"}, 404, "RepoNotFound")
         return self._of_repository(match[1], repository, match[2] or "", body)
 
-    def _chunks(self) -> bytes:
+    do_GET = do_HEAD = do_PUT = do_POST = _answer
+
+    def _chunks(self):
         body = b""
         while size := int(self.rfile.readline(), 16):
             body += self.rfile.read(size)
@@ -104,45 +84,41 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _create(self, values: dict[str, Any]) -> None:
+    def _create(self, values):
         name = f"{values['organization']}/{values['name']}"
         private = values.get("visibility", "private" if values.get("private") else "public") == "private"
         self.server.repositories[name] = Repository(private)
         self.server.add_commit(name, {".gitattributes": b""})
         self._send({"url": f"{self.server.address}/{name}", "id": name})
 
-    def _of_repository(self, name: str, repository: Repository, rest: str, body: bytes) -> None:
+    def _of_repository(self, name, repository, rest, body):
         kind, _, value = rest.partition("/")
         if kind == "refs":
-
-            def refs(of: dict[str, str], where: str) -> list[dict[str, str]]:
-                return [{"name": n, "ref": f"refs/{where}/{n}", "targetCommit": c} for n, c in of.items()]
-
-            self._send({
-                "branches": refs(repository.refs, "heads"), "converts": [], "tags": refs(repository.tags, "tags")
-            })  # fmt: skip
+            refs = {
+                kind: [{"name": n, "ref": f"refs/{where}/{n}", "targetCommit": c} for n, c in of.items()]
+                for kind, where, of in (("branches", "heads", repository.refs), ("tags", "tags", repository.tags))
+            }
+            self._send({**refs, "converts": []})
         elif kind == "preupload":
-            files = json.loads(body)["files"]
             mode = {True: "lfs", False: "regular"}
             self._send({"files": [
                 {"path": f["path"], "uploadMode": mode[f["path"].endswith(".pt")], "shouldIgnore": False, "oid": None}
-                for f in files
+                for f in json.loads(body)["files"]
             ]})  # fmt: skip
         elif kind == "info":  # of large files
-            objects = json.loads(body)["objects"]
             self._send({"transfer": "basic", "objects": [
-                {**o, "actions": {"upload": {"href": f"{self.server.address}/objects/{o['oid']}"}}} for o in objects
+                {**o, "actions": {"upload": {"href": f"{self.server.address}/objects/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
             ]})  # fmt: skip
         elif kind == "commit":
             self._commit(name, [json.loads(line) for line in body.splitlines()])
         elif kind == "tag":
-            repository.tags[json.loads(body)["tag"]] = repository.commit(value) or ""
+            repository.tags[json.loads(body)["tag"]] = repository.commit(value)
             self._send({})
         elif kind == "tree":
-            files = repository.files(value) or {}
             self._send([
                 {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for path, content in files.items()
+                for path, content in repository.files(value).items()
             ])  # fmt: skip
         elif kind in ("", "revision"):
             commit = repository.commit(value or "main")
@@ -161,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             raise AssertionError(rest)
 
-    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+    def _commit(self, name, lines):
         files = dict(self.server.sent(name))
         for line in lines:
             value = line["value"]
@@ -172,15 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.server.add_commit(name, files)
         self._send({"commitUrl": f"{self.server.address}/{name}/commit/{commit}", "commitOid": commit})
 
-    def _send(self, content: Any, status: int = 200, error: str | None = None, commit: str | None = None) -> None:
+    def _send(self, content, status=200, error=None, commit=None):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        if error:
-            self.send_header("X-Error-Code", error)
-        if commit:
-            self.send_header("X-Repo-Commit", commit)
+        headers = {"Content-Length": len(body), "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        for name, value in {**headers, "X-Error-Code": error, "X-Repo-Commit": commit}.items():
+            if value is not None:
+                self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -1,176 +1,153 @@
 """Whatever an archive or a list of checksums holds: `pull` writes files of a bundle into its folder, or refuses."""
 
-from __future__ import annotations
-
 import hashlib
-import shutil
+import json
 import stat
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
+from monai_diffae import load_bundle
 from monai_diffae.apps.sharing.pull import pull
-from monai_diffae.apps.sharing.push import push
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 
-Files = dict[str, bytes]
 
-
-@pytest.fixture(scope="session")
-def files(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    path = tmp_path_factory.mktemp("archive") / "heads.zip"
-    push(described, str(path), yes=True)
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def listed(files: Files, more: str = "") -> Files:
+def listed(files, more=""):
+    """The files with a list of their checksums."""
     lines = [f"{hashlib.sha256(c).hexdigest()}  {n}\n" for n, c in files.items() if n != "SHA256SUMS"]
     return {**files, "SHA256SUMS": ("".join(lines) + more).encode()}
 
 
-def write(path: Path, files: Files) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
+@pytest.fixture
+def pull_archive(tmp_path):
+    """Writes files into an archive and pulls it; names of its folder must not be used for anything else."""
 
+    def call(files):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return pull(str(tmp_path / "a.zip"), tmp_path / "copy")
 
-def without(name: str) -> Callable[[Files], Files]:
-    return lambda files: {other: content for other, content in files.items() if other != name}
-
-
-def added(*names: str) -> Callable[[Files], Files]:
-    return lambda files: {**files, **dict.fromkeys(names, b"{}")}
+    return call
 
 
 OUTSIDE = {
-    "absolute": added("/tmp/evil.json"),
-    "parent": added("../evil.json", "configs/../a.json", "configs/../../evil.json"),
-    "windows": added("C:\\evil.json", "configs\\evil.json"),
-    "upper case twin": added("configs/TRAIN.json", "Models/model.pt", "models/Model.pt"),
-    "unicode twin": added("configs/tra\u0131n.json", "configs/train\u200b.json", "configs/\uff54rain.json"),
-    "combining": added("configs/e\u0301.json", "configs/\u00e9.json"),
-    "right to left": added("configs/\u202enosj.a.json"),
-    "long name": added(f"configs/{'a' * 200}.json"),
-    "deep": added(f"configs/{'a/' * 60}a.json"),
-    "hidden": added("configs/.json", ".git/hooks/post-checkout", "configs/.a.json"),
-    "code": added("scripts/run.py", "hubconf.py", "configs/run.py", "models/run.so"),
-    "checkpoint": added("models/checkpoint.pt", "mlflow.db"),
-    "space": added("configs/a b.json"),
-    "stream": added("configs/a.json:evil"),
-    "final dot": added("configs/a.json."),
-    "device": added("NUL", "configs/NUL"),
-    "dots": added("configs/..json", "configs/....json"),
-    "double slash": added("configs//a.json", "./configs/a.json"),
+    "absolute": ["/tmp/evil.json"],
+    "parent": ["../evil.json", "configs/../a.json", "configs/../../evil.json"],
+    "windows": ["C:\\evil.json", "configs\\evil.json", "NUL", "configs/NUL", "configs/a.json:evil", "configs/a.json."],
+    "upper case twin": ["configs/TRAIN.json", "Models/model.pt", "models/Model.pt"],
+    "unicode": [
+        "configs/tra\u0131n.json",
+        "configs/train\u200b.json",
+        "configs/e\u0301.json",
+        "configs/\u202enosj.json",
+    ],
+    "long": [f"configs/{'a' * 200}.json", f"configs/{'a/' * 60}a.json"],
+    "hidden": ["configs/.json", ".git/hooks/post-checkout", "configs/..json"],
+    "code": ["scripts/run.py", "hubconf.py", "configs/run.py", "models/run.so", "models/checkpoint.pt", "mlflow.db"],
+    "slashes": ["configs//a.json", "./configs/a.json"],
 }
 
 
-@pytest.mark.parametrize("change", OUTSIDE.values(), ids=list(OUTSIDE))
-def test_only_files_of_a_bundle_are_written(files: Files, tmp_path: Path, change: Callable[[Files], Files]) -> None:
-    archive, copy = write(tmp_path / "a.zip", listed(change(files))), tmp_path / "copy"
-    before = set(tmp_path.parent.rglob("*"))
+@pytest.mark.parametrize("names", OUTSIDE.values(), ids=list(OUTSIDE))
+def test_only_files_of_a_bundle_are_written(files, pull_archive, tmp_path, names):
+    before, copy = set(tmp_path.parent.rglob("*")), tmp_path / "copy"
     with suppress(DiffAEError):
-        pull(str(archive), copy)
+        pull_archive(listed({**files, **dict.fromkeys(names, b"{}")}))
     got = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert got in (files.keys(), set())
-    assert set(tmp_path.parent.rglob("*")) - before <= {copy, *copy.rglob("*")}
+    assert set(tmp_path.parent.rglob("*")) - before <= {tmp_path / "a.zip", copy, *copy.rglob("*")}
 
 
-@pytest.mark.parametrize("lacking", ["models/model.pt", "SHA256SUMS"])
-def test_an_archive_without_weights_or_list_is_refused(files: Files, tmp_path: Path, lacking: str) -> None:
-    changed = without(lacking)(files)
-    archive = write(tmp_path / "a.zip", listed(changed) if lacking != "SHA256SUMS" else changed)
-    with pytest.raises(ConfigError, match=r"lists no models/model.pt|has no SHA256SUMS"):
-        pull(str(archive), tmp_path / "copy")
+def test_a_folder_around_the_bundle_and_files_in_the_places_of_folders_are_ignored(files, pull_archive, tmp_path):
+    around = {f"heads/{name}": content for name, content in listed(files).items()}
+    pull_archive({**around, "heads/../../evil.json": b"{}", "heads/configs": b"", "heads/models/": b""})
+    assert {
+        str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*") if p.is_file()
+    } == files.keys()
+    assert not list(tmp_path.parent.glob("evil.json"))
 
 
-def test_a_configuration_is_needed(files: Files, tmp_path: Path) -> None:
-    changed = without("configs/train.json")(without("models/config.json")(files))
-    with pytest.raises(ConfigError, match=r"lists no models/config.json"):
-        pull(str(write(tmp_path / "a.zip", listed(changed))), tmp_path / "copy")
+def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(files, pull_archive, tmp_path):
+    config = json.loads(files["models/config.json"])
+    config["imports"] = [f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"]
+    result = pull_archive(listed({**files, "models/config.json": json.dumps(config).encode()}))
+    assert any(part.startswith("models/config.json: expression") for part in result.own_code)
+    assert "commands refuse to run it without --trust" in "\n".join(result.lines())
+    with pytest.raises(UnsafeInputError, match="add --trust if you trust its author"):
+        load_bundle(tmp_path / "copy", "cpu")
+    assert not (tmp_path / "ran").exists()
 
 
-def test_a_name_that_is_listed_twice_is_refused(files: Files, tmp_path: Path) -> None:
-    archive = write(tmp_path / "a.zip", listed(files, f"{'0' * 64}  models/model.pt\n"))
-    with pytest.raises(ScanError, match="SHA256SUMS: is not a list"):
-        pull(str(archive), tmp_path / "copy")
+def test_an_archive_without_weights_configuration_or_list_is_refused(files, pull_archive):
+    for lacking in (["models/model.pt"], ["models/config.json", "configs/train.json"]):
+        with pytest.raises(ConfigError, match=f"lists no {lacking[0]}"):
+            pull_archive(listed({name: content for name, content in files.items() if name not in lacking}))
+    with pytest.raises(ConfigError, match="has no SHA256SUMS"):
+        pull_archive({name: content for name, content in files.items() if name != "SHA256SUMS"})
 
 
-def test_a_list_of_many_files_is_refused(files: Files, tmp_path: Path) -> None:
-    many = "".join(f"{'0' * 64}  configs/{i}.json\n" for i in range(20_000))
-    with pytest.raises(ScanError, match="SHA256SUMS: is not a list"):
-        pull(str(write(tmp_path / "a.zip", listed(files, many))), tmp_path / "copy")
+def test_a_list_with_a_name_twice_or_with_too_many_is_refused(files, pull_archive):
+    for more in ("".join(f"{'0' * 64}  configs/{i}.json\n" for i in range(20_000)), f"{'0' * 64}  models/model.pt\n"):
+        with pytest.raises(ScanError, match="SHA256SUMS: is not a list"):
+            pull_archive(listed(files, more))
 
 
-@pytest.mark.parametrize("name", ["models/model.pt", "SHA256SUMS", "notes.txt"])
-def test_an_archive_that_explodes_is_refused(files: Files, tmp_path: Path, name: str) -> None:
-    archive = write(tmp_path / "a.zip", listed({**files, "x.txt": b""}) | {name: bytes(120_000_000)})
+@pytest.mark.parametrize("name", ["models/model.pt", "notes.txt"])
+def test_an_archive_that_explodes_is_refused(files, pull_archive, tmp_path, name):
     with pytest.raises(UnsafeInputError, match=r"a.zip: would be more than 20 times as large when it is unpacked"):
-        pull(str(archive), tmp_path / "copy")
+        pull_archive(listed(files) | {name: bytes(120_000_000)})
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_size_that_is_no_size_is_one_line(files: Files, tmp_path: Path) -> None:
-    content = bytearray(write(tmp_path / "a.zip", listed(files)).read_bytes())
-    at = content.find(b"PK\x01\x02")
-    for size in (0, 1, 2**31):
-        content[at + 24 : at + 28] = size.to_bytes(4, "little")
-        (tmp_path / "a.zip").write_bytes(content)
-        with pytest.raises(DiffAEError):
-            pull(str(tmp_path / "a.zip"), tmp_path / "copy")
-        assert not (tmp_path / "copy").exists()
-
-
-def test_a_link_in_an_archive_is_no_link(files: Files, tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
+def test_a_link_in_an_archive_is_no_link(files, tmp_path):
     link = zipfile.ZipInfo("configs/vary2.json")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    changed = listed({**files, link.filename: b"/etc/passwd"})
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in changed.items():
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in listed({**files, link.filename: b"/etc/passwd"}).items():
             archive.writestr(link if name == link.filename else name, content)
-    pull(str(path), tmp_path / "copy")
+    pull(str(tmp_path / "a.zip"), tmp_path / "copy")
     assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
 
 
-def test_a_file_that_is_in_the_archive_twice_has_its_listed_checksum(files: Files, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.zip", listed(files))
-    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr("configs/train.json", b"{}")
+def test_a_file_that_is_in_the_archive_twice_has_its_listed_checksum(archive, tmp_path):
+    (tmp_path / "a.zip").write_bytes(archive.read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as changed, pytest.warns(UserWarning, match="Duplicate name"):
+        changed.writestr("configs/train.json", b"{}")
     with pytest.raises(ConfigError, match="configs/train.json: its sha256 is"):
+        pull(str(tmp_path / "a.zip"), tmp_path / "copy")
+
+
+def with_flags(content):
+    """Marks all files as encrypted."""
+    changed = bytearray(content)
+    for start, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = -1
+        while (at := changed.find(start, at + 1)) >= 0:
+            changed[at + flags] |= 1
+    return bytes(changed)
+
+
+def with_size(content):
+    """Gives the first file a size that it does not have."""
+    at = content.find(b"PK\x01\x02") + 24
+    return content[:at] + (2**31).to_bytes(4, "little") + content[at + 4 :]
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+def test_a_damaged_archive_is_one_line(archive, tmp_path):
+    content, path = archive.read_bytes(), tmp_path / "damaged.zip"
+    path.write_bytes(with_flags(content))
+    with pytest.raises(ScanError, match="damaged.zip: is encrypted; get one without a password"):
         pull(str(path), tmp_path / "copy")
-
-
-def test_files_in_the_places_of_folders_are_ignored(files: Files, tmp_path: Path) -> None:
-    pull(str(write(tmp_path / "a.zip", listed(files) | {"configs": b"", "models/": b""})), tmp_path / "copy")
-    assert (tmp_path / "copy" / "configs").is_dir()
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_link_as_out_is_refused(files: Files, tmp_path: Path, overwrite: bool) -> None:
-    archive = write(tmp_path / "a.zip", listed(files))
-    pull(str(archive), tmp_path / "real")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "to_empty").symlink_to(tmp_path / "empty")
-    for name in ("link", "broken", "to_empty"):
-        with pytest.raises(ConfigError, match=f"out: {name} is a link, which would be replaced"):
-            pull(str(archive), tmp_path / name, overwrite=overwrite)
-        assert (tmp_path / name).is_symlink()
-
-
-@pytest.mark.parametrize("name", ["scans", ".notes", "models/.secret"])
-def test_own_links_and_hidden_files_are_never_replaced(files: Files, tmp_path: Path, name: str) -> None:
-    archive = write(tmp_path / "a.zip", listed(files))
-    pull(str(archive), tmp_path / "copy")
-    if name == "scans":
-        (tmp_path / "copy" / name).symlink_to(shutil.copytree(tmp_path / "copy", tmp_path / "scans"))
-    else:
-        (tmp_path / "copy" / name).touch()
-    with pytest.raises(ConfigError, match=f"copy: holds files of your own, such as {name}"):
-        pull(str(archive), tmp_path / "copy", overwrite=True)
+    places = range(100, len(content), len(content) // 10)
+    for damaged in (content[: len(content) // 2], with_size(content), *(flipped(content, at) for at in places)):
+        path.write_bytes(damaged)
+        with pytest.raises(DiffAEError) as caught:
+            pull(str(path), tmp_path / "copy")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "copy").exists()
