@@ -1,11 +1,8 @@
 """The bundle autoencoder_kl_3d: its training measures the scale of its latents, and its files are a bundle's."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -28,7 +25,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("kl")
     cohort = make_virtual_cohort(root / "cohort", num_patients=7, size=16, spatial_dims=3, val_fraction=0.2)
     directory = init_bundle(root / "bundle", "autoencoder_kl_3d")
@@ -36,12 +33,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return SimpleNamespace(directory=directory, cohort=cohort)
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def read(path):
+    return json.loads(path.read_text())
 
 
-def run_inference(trained: Any, out: Path) -> ConfigWorkflow:
+def run_inference(trained, out):
     root = trained.directory
     files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
     workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
@@ -51,7 +47,7 @@ def run_inference(trained: Any, out: Path) -> ConfigWorkflow:
     return workflow
 
 
-def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(trained: Any) -> None:
+def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(trained):
     state = torch.load(trained.directory / "models" / "model.pt", weights_only=True)
     parser = ConfigParser(read(trained.directory / "models" / "config.json"))
     first_stage = parser.get_parsed_content("network_def").eval()
@@ -67,7 +63,7 @@ def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(t
     assert torch.equal(checkpoint["network"]["latent_std"], state["latent_std"])
 
 
-def test_training_leaves_curves_and_pictures(trained: Any) -> None:
+def test_training_leaves_curves_and_pictures(trained):
     curves = pd.read_csv(trained.directory / "curves.csv")
     assert curves["validation_loss"].dropna().gt(0).all()
     assert curves["validation_kl"].dropna().gt(0).all()
@@ -75,7 +71,7 @@ def test_training_leaves_curves_and_pictures(trained: Any) -> None:
     assert (trained.directory / "pictures" / "latest.png").is_file()
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(trained: Any, tmp_path: Path) -> None:
+def test_a_resumed_training_ends_as_an_uninterrupted_one(trained, tmp_path):
     for epochs in (1, 2):
         train(
             trained.directory,
@@ -92,26 +88,26 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(trained: Any, tmp_path:
         torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=name)
 
 
-def test_inference_writes_every_reconstruction(trained: Any, tmp_path: Path) -> None:
+def test_inference_writes_every_reconstruction(trained, tmp_path):
     workflow = run_inference(trained, tmp_path)
     assert workflow.check_properties() == []
     workflow.run()
     assert {p.name for p in tmp_path.iterdir()} == {f"{name}.nii.gz" for name in pd.read_csv(trained.cohort)["id"]}
 
 
-def test_patches_that_the_levels_cannot_take_are_refused_before_a_scan_is_read(tmp_path: Path) -> None:
+def test_patches_that_the_levels_cannot_take_are_refused_before_a_scan_is_read(tmp_path):
     with pytest.raises(ConfigError, match="patch_size is .2, 16, 16.; each must be above 4"):
         train(BUNDLE, tmp_path / "none", tmp_path / "out", overrides={**TINY, "patch_size": [2, 16, 16]})
 
 
-def test_patches_are_no_larger_than_the_image() -> None:
+def test_patches_are_no_larger_than_the_image():
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "train.json"))
     parser["image_size"] = [16, 48, 24]
     assert parser.get_parsed_content("patch_size") == [16, 32, 24]
 
 
-def test_network_gives_what_the_metadata_says() -> None:
+def test_network_gives_what_the_metadata_says():
     form = read(BUNDLE / "configs" / "metadata.json")["network_data_format"]
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "train.json"))
@@ -123,19 +119,19 @@ def test_network_gives_what_the_metadata_says() -> None:
 
 
 @pytest.mark.parametrize("files", [["train"], ["train", "multi_gpu_train"], ["inference"]], ids=" ".join)
-def test_configs_have_no_key_that_nothing_uses(files: list[str]) -> None:
+def test_configs_have_no_key_that_nothing_uses(files):
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in files])
     check_config({key: value for key, value in parser.get().items() if key != "_meta_"})
 
 
-def test_training_and_inference_describe_the_same_model_and_data() -> None:
+def test_training_and_inference_describe_the_same_model_and_data():
     train_config, infer = read(BUNDLE / "configs" / "train.json"), read(BUNDLE / "configs" / "inference.json")
     differ = {key for key in train_config.keys() & infer.keys() if train_config[key] != infer[key]}
     assert differ <= {"imports", "output_dir", "initialize", "run", "batch_size"}
     assert model_config(train_config).keys() <= infer.keys()
 
 
-def test_volumes_are_brought_to_the_models_grid_as_by_diffae_3d() -> None:
+def test_volumes_are_brought_to_the_models_grid_as_by_diffae_3d():
     ours, other = (read(BUNDLE.parent / name / "configs" / "train.json") for name in (BUNDLE.name, "diffae_3d"))
     assert ours["preprocessing"] == other["preprocessing"]

@@ -1,11 +1,8 @@
 """What the model zoo checks of a bundle, as far as it can be checked without a network."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -35,21 +32,20 @@ REQUIRED = {
 TENSOR = {"type": str, "format": str, "num_channels": int, "spatial_shape": list, "dtype": str, "value_range": list}
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def read(path):
+    return json.loads(path.read_text())
 
 
-def config(*files: Path) -> dict[str, Any]:
+def config(*files):
     parser = ConfigParser()
     parser.read_config([str(f) for f in files])
-    merged: dict[str, Any] = parser.get()
+    merged = parser.get()
     merged.pop("_meta_", None)
     return merged
 
 
 @ALL
-def test_metadata_has_what_the_schema_wants(bundle: Path) -> None:
+def test_metadata_has_what_the_schema_wants(bundle):
     meta = read(bundle / "configs" / "metadata.json")
     assert meta.keys() >= REQUIRED
     assert re.search(r"/meta_schema_\d{8}\.json$", meta["schema"])
@@ -63,7 +59,7 @@ def test_metadata_has_what_the_schema_wants(bundle: Path) -> None:
 
 
 @ALL
-def test_required_packages_are_those_of_the_package(bundle: Path) -> None:
+def test_required_packages_are_those_of_the_package(bundle):
     declared = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[0].lower()
     required = read(bundle / "configs" / "metadata.json")["required_packages_version"]
     assert required.pop("monai-diffae") == f">={monai_diffae.__version__}"
@@ -74,7 +70,7 @@ def test_required_packages_are_those_of_the_package(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("bundle", "divisors", "size"), [(BUNDLE, [16, 16], (16, 48)), (IN_3D, [16, 8, 16], (32, 24, 16))], ids=["2d", "3d"]
 )
-def test_network_gives_what_the_metadata_says(bundle: Path, divisors: list[int], size: tuple[int, ...]) -> None:
+def test_network_gives_what_the_metadata_says(bundle, divisors, size):
     form = read(bundle / "configs" / "metadata.json")["network_data_format"]
     assert form["inputs"]["image"]["spatial_shape"] == [f"{d}*n" for d in divisors]
     parser = ConfigParser(config(bundle / "configs" / "train.json"))
@@ -88,7 +84,7 @@ def test_network_gives_what_the_metadata_says(bundle: Path, divisors: list[int],
 
 
 @BOTH
-def test_training_and_inference_describe_the_same_model_and_data(bundle: Path) -> None:
+def test_training_and_inference_describe_the_same_model_and_data(bundle):
     train, infer = read(bundle / "configs" / "train.json"), read(bundle / "configs" / "inference.json")
     # workers: the commands choose their number, a training has the bundle's
     ours = {"imports", "output_dir", "initialize", "run", "batch_size", "workers"}
@@ -99,7 +95,7 @@ def test_training_and_inference_describe_the_same_model_and_data(bundle: Path) -
     assert {"cohort", "columns", "encoder_key", *of_slices} <= infer.keys()
 
 
-def test_both_bundles_differ_only_in_what_3d_needs() -> None:
+def test_both_bundles_differ_only_in_what_3d_needs():
     """A change to one of them is meant for the other too."""
     names = {bundle: sorted(p.name for p in (bundle / "configs").iterdir()) for bundle in (BUNDLE, IN_3D)}
     assert names[BUNDLE] == names[IN_3D]
@@ -121,7 +117,7 @@ def test_both_bundles_differ_only_in_what_3d_needs() -> None:
     } == {"timestep_shift"}
 
 
-def test_the_inferer_of_the_inference_config_is_usable() -> None:
+def test_the_inferer_of_the_inference_config_is_usable():
     parser = ConfigParser(config(BUNDLE / "configs" / "inference.json"))
     settings = parser.get_parsed_content("inferer")
     assert inferer_settings(settings) == {
@@ -149,7 +145,7 @@ def test_the_inferer_of_the_inference_config_is_usable() -> None:
     + [(IN_3D, overlay) for overlay in OVERLAYS if read(overlay).get("spatial_dims", 3) == 3],
     ids=lambda p: p.stem,
 )
-def test_overlays_use_known_keys(bundle: Path, overlay: Path) -> None:
+def test_overlays_use_known_keys(bundle, overlay):
     assert len(overlay.read_text().splitlines()) < 40
     merged = config(bundle / "configs" / "train.json", overlay)
     check_config(merged)
@@ -157,7 +153,7 @@ def test_overlays_use_known_keys(bundle: Path, overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["medmnist", "ct", "volumes_mr", "paper_64"])
-def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
+def test_overlays_build_a_network_for_their_size(overlay):
     parser = ConfigParser(config(BUNDLE / "configs" / "train.json", ROOT / "configs" / f"{overlay}.json"))
     with torch.device("meta"):
         network = parser.get_parsed_content("network_def")
@@ -175,7 +171,7 @@ def test_overlays_build_a_network_for_their_size(overlay: str) -> None:
     ],
     ids=["2d", "2d-encoder_view", "3d", "3d-embed_volumes", "3d-encoder_view_3d"],
 )
-def test_augmentation_moves_along_every_axis(bundle: Path, overlays: list[str]) -> None:
+def test_augmentation_moves_along_every_axis(bundle, overlays):
     """MONAI applies a single number to the first axis alone."""
     files = [ROOT / "configs" / f"{overlay}.json" for overlay in overlays]
     parser = ConfigParser(config(bundle / "configs" / "train.json", *files))
@@ -188,14 +184,14 @@ def test_augmentation_moves_along_every_axis(bundle: Path, overlays: list[str]) 
 
 
 @UNTRAINED
-def test_multi_gpu_overlay_uses_known_keys(bundle: Path) -> None:
+def test_multi_gpu_overlay_uses_known_keys(bundle):
     merged = config(bundle / "configs" / "train.json", bundle / "configs" / "multi_gpu_train.json")
     check_config(merged)
     assert len(merged["imports"]) == 2 + len(read(bundle / "configs" / "train.json")["imports"])
     assert merged["train"]["trainer"]["network"]["network"] == "@network"
 
 
-def test_encoder_sees_another_view(tiny_bundle: Any) -> None:
+def test_encoder_sees_another_view(tiny_bundle):
     parser = ConfigParser(config(BUNDLE / "configs" / "train.json", ROOT / "configs" / "encoder_view.json"))
     parser.update({"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."})
     item = parser.get_parsed_content("train#dataset")[0]
@@ -206,9 +202,7 @@ def test_encoder_sees_another_view(tiny_bundle: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "validate"])
-def test_an_encoder_with_an_image_of_its_own_trains_without_the_settings_of_its_training(
-    tiny_bundle: Any, name: str
-) -> None:
+def test_an_encoder_with_an_image_of_its_own_trains_without_the_settings_of_its_training(tiny_bundle, name):
     """As in a bundle that was sent: its train.json has the model's values, but not the overlay's augmentation."""
     overlay = read(ROOT / "configs" / "encoder_view.json")
     parser = ConfigParser(config(BUNDLE / "configs" / "train.json"))
@@ -219,7 +213,7 @@ def test_an_encoder_with_an_image_of_its_own_trains_without_the_settings_of_its_
         assert torch.equal(item["image"], item["encoder_image"])
 
 
-def test_inference_lists_bad_scans_and_continues(tiny_bundle: Any, tmp_path: Path) -> None:
+def test_inference_lists_bad_scans_and_continues(tiny_bundle, tmp_path):
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
     table.loc[0, "image"] = str(tmp_path / "broken.nii")
@@ -237,7 +231,7 @@ def test_inference_lists_bad_scans_and_continues(tiny_bundle: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("mode", ["x_T", "z_sem"])
-def test_inference_with_the_trained_models_config(tiny_bundle: Any, tmp_path: Path, mode: str) -> None:
+def test_inference_with_the_trained_models_config(tiny_bundle, tmp_path, mode):
     root = tiny_bundle.directory
     files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
     workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")

@@ -3,17 +3,13 @@
 Until real weights are in ``bundles/``, most of these tests use tiny ones, which ``make weights`` has put into a copy.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -41,13 +37,12 @@ REAL = pytest.mark.parametrize("name", TRAINED or [pytest.param(None, marks=pyte
 TINY_FIGURES = {"mse_x_T": [1e-6, 5e-7, 2e-6], "z_sem_usage": 1.5, "hours": "0.1"}
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def read(path):
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="session")
-def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles(request, tmp_path_factory):
     """A copy of ``bundles/`` with weights in all bundles that have some."""
     folder = shutil.copytree(ROOT / "bundles", tmp_path_factory.mktemp("shipped") / "bundles")
     if "chest_xray" not in TRAINED:
@@ -59,7 +54,7 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def made(bundles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+def made(bundles, monkeypatch, tmp_path):
     """Makes a bundle with ``init``."""
     shipped = folders.shipped
     monkeypatch.setattr(folders, "shipped", lambda kind: bundles if kind == "bundles" else shipped(kind))
@@ -67,7 +62,7 @@ def made(bundles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
 
 
 @BOTH
-def test_init_makes_a_complete_trained_bundle(made: Callable[[str], Path], name: str, bundles: Path) -> None:
+def test_init_makes_a_complete_trained_bundle(made, name, bundles):
     bundle = made(name)
     stored, _ = read_safetensors(bundles / name / "models" / "model.safetensors")
     for workflow_type in ("train", "inference"):
@@ -88,7 +83,7 @@ def test_init_makes_a_complete_trained_bundle(made: Callable[[str], Path], name:
 
 
 @BOTH
-def test_the_commands_work_at_once(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+def test_the_commands_work_at_once(made, name, tmp_path):
     bundle = made(name)
     scans = write_golden_scans(tmp_path / "scans", NAMES[name])
     for file in scans.glob("*.nii.gz"):  # as large as the model's field of view needs
@@ -102,7 +97,7 @@ def test_the_commands_work_at_once(made: Callable[[str], Path], name: str, tmp_p
     assert "models/model.pt" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
 
 
-def test_init_twice_gives_the_same_files(bundles: Path, made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_init_twice_gives_the_same_files(bundles, made, tmp_path):
     first = made("chest_xray")
     second = init(tmp_path / "second", bundle="chest_xray").folder
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
@@ -112,14 +107,12 @@ def test_init_twice_gives_the_same_files(bundles: Path, made: Callable[[str], Pa
 
 
 @BOTH
-def test_the_next_command_is_that_of_the_weights(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+def test_the_next_command_is_that_of_the_weights(made, name, tmp_path):
     made(name)
     assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
 
 
-def test_fine_tuning_is_the_command_of_training(
-    made: Callable[[str], Path], class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, caplog):
     bundle = made("chest_xray")
     first = torch.load(bundle / "models" / "model.pt", weights_only=True)
     options = {"max_epochs": 1, "learning_rate": 0.0, "mlflow": False, "num_pictures": 0, "probe_interval": 0}
@@ -146,7 +139,7 @@ QUICK = {
 }
 
 
-def test_fine_tuning_without_model_pt_is_refused(made: Callable[[str], Path], class_folders: Path) -> None:
+def test_fine_tuning_without_model_pt_is_refused(made, class_folders):
     """It would begin with random weights, and replace ``model.safetensors``."""
     models = made("chest_xray") / "models"
     (models / "model.pt").unlink()
@@ -156,9 +149,7 @@ def test_fine_tuning_without_model_pt_is_refused(made: Callable[[str], Path], cl
     assert not (models / "checkpoint.pt").exists()
 
 
-def test_fine_tuning_without_the_training_settings_makes_the_encoders_images(
-    made: Callable[[str], Path], class_folders: Path
-) -> None:
+def test_fine_tuning_without_the_training_settings_makes_the_encoders_images(made, class_folders):
     """As after ``pull``: ``push`` does not send the settings, but the preprocessing still makes these images."""
     bundle = made("chest_xray")
     (bundle / "models" / "training.json").unlink()
@@ -166,7 +157,7 @@ def test_fine_tuning_without_the_training_settings_makes_the_encoders_images(
     assert (bundle / "models" / "checkpoint.pt").exists()
 
 
-def test_an_init_that_the_disk_cuts_short_leaves_nothing(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_init_that_the_disk_cuts_short_leaves_nothing(made, tmp_path):
     (tmp_path / "empty").mkdir()
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, old[1]))  # model.pt fits, model.safetensors does not
@@ -181,7 +172,7 @@ def test_an_init_that_the_disk_cuts_short_leaves_nothing(made: Callable[[str], P
     assert (init(tmp_path / "empty", bundle="chest_xray").folder / "models" / "model.pt").is_file()
 
 
-def test_monais_run_fine_tunes_too(made: Callable[[str], Path], class_folders: Path) -> None:
+def test_monais_run_fine_tunes_too(made, class_folders):
     bundle = made("chest_xray")
     first = torch.load(bundle / "models" / "model.pt", weights_only=True)
     workflow = ConfigWorkflow(
@@ -194,7 +185,7 @@ def test_monais_run_fine_tunes_too(made: Callable[[str], Path], class_folders: P
     assert [key for key in first if not torch.equal(first[key], after[key])] == []
 
 
-def test_no_bundle_with_weights_is_taken_for_one_to_train(made: Callable[[str], Path]) -> None:
+def test_no_bundle_with_weights_is_taken_for_one_to_train(made):
     made("hippocampus")
     with pytest.raises(ConfigError, match="there is no 'chest_xray'; choose one of: autoencoder_kl_3d, diffae_2d, dif"):
         folders.shipped_bundle("chest_xray")
@@ -205,7 +196,7 @@ def test_no_bundle_with_weights_is_taken_for_one_to_train(made: Callable[[str], 
 # -- what is in the repository -----------------------------------------------------------------------------------------
 
 
-def test_no_file_is_too_large_or_a_pickle() -> None:
+def test_no_file_is_too_large_or_a_pickle():
     listed = subprocess.run(["git", "ls-files", "bundles"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     sizes = {name: (ROOT / name).stat().st_size for name in listed.splitlines()}
     assert max(sizes.values()) <= LARGEST_FILE
@@ -215,7 +206,7 @@ def test_no_file_is_too_large_or_a_pickle() -> None:
 
 
 @BOTH
-def test_only_what_differs_is_stored_and_nothing_of_cases(bundles: Path, name: str) -> None:
+def test_only_what_differs_is_stored_and_nothing_of_cases(bundles, name):
     folder = bundles / name
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
@@ -236,7 +227,7 @@ def test_only_what_differs_is_stored_and_nothing_of_cases(bundles: Path, name: s
 
 
 @BOTH
-def test_the_documents_name_data_licence_and_forbidden_uses(name: str) -> None:
+def test_the_documents_name_data_licence_and_forbidden_uses(name):
     folder = ROOT / "bundles" / name / "docs"
     licence = {"chest_xray": "CC BY 4.0", "hippocampus": "CC BY-SA 4.0"}[name]
     source = {"chest_xray": "10.17632/rscbjbr9sj", "hippocampus": "1902.09063"}[name]
@@ -247,7 +238,7 @@ def test_the_documents_name_data_licence_and_forbidden_uses(name: str) -> None:
 
 
 @REAL
-def test_the_model_card_is_complete(name: str) -> None:
+def test_the_model_card_is_complete(name):
     readme = (ROOT / "bundles" / name / "docs" / "README.md").read_text()
     assert PLACEHOLDER.findall(readme) == []
     metrics = read(ROOT / "bundles" / name / "configs" / "metadata.json")["eval_metrics"]
@@ -256,7 +247,7 @@ def test_the_model_card_is_complete(name: str) -> None:
 
 
 @REAL
-def test_z_sem_of_formulas_is_the_stored_one(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+def test_z_sem_of_formulas_is_the_stored_one(made, name, tmp_path):
     """To 1e-4 of the standard deviation of z_sem, since other processors round differently."""
     scans = write_golden_scans(tmp_path / "scans", NAMES[name])
     table = embed(made(name), scans, tmp_path / "out", device="cpu").path
@@ -264,7 +255,7 @@ def test_z_sem_of_formulas_is_the_stored_one(made: Callable[[str], Path], name: 
 
 
 @REAL
-def test_the_metadata_have_the_size_of_the_images(made: Callable[[str], Path], name: str) -> None:
+def test_the_metadata_have_the_size_of_the_images(made, name):
     bundle = made(name)
     form = read(bundle / "configs" / "metadata.json")["network_data_format"]
     assert form["inputs"]["image"]["spatial_shape"] == read(bundle / "models" / "config.json")["image_size"]
@@ -273,7 +264,7 @@ def test_the_metadata_have_the_size_of_the_images(made: Callable[[str], Path], n
 @pytest.mark.slow
 @pytest.mark.skipif("chest_xray" not in TRAINED, reason="no weights yet")
 @pytest.mark.skipif(not (DATA / "cxr_pneumonia_224").is_dir(), reason="the X-rays are not on this machine")
-def test_z_sem_tells_pneumonia_on_held_out_patients(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_z_sem_tells_pneumonia_on_held_out_patients(made, tmp_path):
     """All test patients of the training's split but one (patients with an identical image counted as one there)."""
     folder = DATA / "cxr_pneumonia_224"
     columns = {"image": "file", "patient": "patient_key"}

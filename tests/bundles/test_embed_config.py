@@ -1,11 +1,8 @@
 """The bundle run ``embed``: its JSON is the command's signature, and it makes the command's files."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from monai.bundle import ConfigWorkflow
@@ -19,7 +16,7 @@ from monai_diffae.errors import find_diffae_error, one_line
 BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
-def run(bundle: Path, values: dict[str, Any]) -> None:
+def run(bundle, values):
     workflow = ConfigWorkflow(str(bundle / "configs" / "embed.json"), logging_file=False, workflow_type="infer")
     workflow.parser.update({"bundle_root": str(bundle), **values})
     workflow.initialize()
@@ -27,7 +24,7 @@ def run(bundle: Path, values: dict[str, Any]) -> None:
     workflow.finalize()
 
 
-def complaint(bundle: Path, values: dict[str, Any]) -> str:
+def complaint(bundle, values):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps our errors
         run(bundle, values)
     assert find_diffae_error(caught.value) is not None, repr(caught.value)
@@ -35,14 +32,14 @@ def complaint(bundle: Path, values: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("bundle", ["diffae_2d", "diffae_3d"])
-def test_the_file_is_current_and_every_key_is_used(bundle: str) -> None:
+def test_the_file_is_current_and_every_key_is_used(bundle):
     (command,) = (command for command in COMMANDS if command.name == "embed")
     text = (BUNDLES / bundle / "configs" / "embed.json").read_text(encoding="utf-8")
     assert text == as_json(command_config(command))
     check_config(json.loads(text))
 
 
-def test_the_run_makes_the_files_of_the_function(tiny_bundle: Any, tmp_path: Path) -> None:
+def test_the_run_makes_the_files_of_the_function(tiny_bundle, tmp_path):
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
     cohort = str(tiny_bundle.cohort)
     values = {"dataset_dir": cohort, "output_dir": str(tmp_path / "a"), "device": "cpu", "overrides": {"seed": 3}}
@@ -55,7 +52,7 @@ def test_the_run_makes_the_files_of_the_function(tiny_bundle: Any, tmp_path: Pat
     assert line.startswith("embeddings.parquet: exists and was made with other overrides; set overwrite")
 
 
-def test_wrong_keys_and_values_are_one_line(tiny_bundle: Any, tmp_path: Path) -> None:
+def test_wrong_keys_and_values_are_one_line(tiny_bundle, tmp_path):
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path / "o"), "device": "cpu"}
     for key in ("dataset_dir", "output_dir"):
         without = {name: value for name, value in values.items() if name != key}

@@ -1,11 +1,8 @@
 """Bundles with encoders of other packages, as docs/encoders.md says: trained, resumed, loaded."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +21,7 @@ MONAI_FROZEN = {
 }  # fmt: skip
 
 
-def overlay(name: str, folder: Path) -> Path:
+def overlay(name, folder):
     """A JSON block of the page, by the file name that the page gives it."""
     blocks = dict(re.findall(r"ave this as `(\w+)\.json`:\n\n```json\n(.*?)```", PAGE.read_text(), flags=re.S))
     path = folder / f"{name}.json"
@@ -32,7 +29,7 @@ def overlay(name: str, folder: Path) -> Path:
     return path
 
 
-def test_a_network_of_monai_is_trained(tiny_settings: Any, small_cohort: Path, tmp_path: Path) -> None:
+def test_a_network_of_monai_is_trained(tiny_settings, small_cohort, tmp_path):
     settings = {**tiny_settings, "image_size": [32, 32]}
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
     train(bundle, small_cohort, overlays=[overlay("resnet", tmp_path)], overrides=settings)
@@ -44,11 +41,9 @@ def test_a_network_of_monai_is_trained(tiny_settings: Any, small_cohort: Path, t
 
 
 @pytest.mark.parametrize("package", ["monai", "torchvision"])
-def test_a_frozen_network_is_trained_on(
-    package: str, tiny_settings: Any, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_network_is_trained_on(package, tiny_settings, small_cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # the other package has the same overlay
-    settings: dict[str, Any] = {**tiny_settings, "network_def#encoder#size": [32, 32]}
+    settings = {**tiny_settings, "network_def#encoder#size": [32, 32]}
     torch.manual_seed(1)
     if package == "monai":
         from monai.networks.nets import resnet18
@@ -89,7 +84,7 @@ def test_a_frozen_network_is_trained_on(
     assert z_sem.shape == (2, 8)
 
 
-def test_an_encoder_with_another_z_sem_is_refused_before_any_scan_is_read(make_workflow: Any, tmp_path: Path) -> None:
+def test_an_encoder_with_another_z_sem_is_refused_before_any_scan_is_read(make_workflow, tmp_path):
     encoder = json.loads(overlay("resnet", tmp_path).read_text())["network_def#encoder"]
     settings = {"network_def#encoder": {**encoder, "num_classes": 5}, "image_size": [32, 32], "dataset_dir": "/gone"}
     settings["check_memory"] = True  # which runs the network without data
@@ -100,7 +95,7 @@ def test_an_encoder_with_another_z_sem_is_refused_before_any_scan_is_read(make_w
     assert "the encoder ResNet gives (4, 5): z_channels=8 needs (B, 8)" in str(error)
 
 
-def test_size_rules_of_the_encoder_count_for_the_image_size(make_workflow: Any) -> None:
+def test_size_rules_of_the_encoder_count_for_the_image_size(make_workflow):
     sizes = {"network_def#encoder": {
         "_target_": "monai_diffae.networks.EncoderAdapter", "network": {"_target_": "torch.nn.Identity"},
         "channels": 1, "size_divisors": [14, 14],
@@ -110,7 +105,7 @@ def test_size_rules_of_the_encoder_count_for_the_image_size(make_workflow: Any) 
     assert "image_size is [16, 16]; the network needs multiples of 14" in str(find_diffae_error(caught.value))
 
 
-def test_a_seed_gives_the_weights_that_it_gave_before_the_networks_were_components() -> None:
+def test_a_seed_gives_the_weights_that_it_gave_before_the_networks_were_components():
     """The UNet is built first, in JSON as in ``build_autoencoder``; otherwise trainings would not reproduce."""
     from monai.bundle import ConfigParser
 
@@ -132,7 +127,7 @@ def test_a_seed_gives_the_weights_that_it_gave_before_the_networks_were_componen
 
 
 @pytest.mark.parametrize("name", ["paper_64", "paper_128", "paper_256"])
-def test_the_papers_overlays_are_the_presets(name: str) -> None:
+def test_the_papers_overlays_are_the_presets(name):
     from monai.bundle import ConfigParser
 
     from monai_diffae.networks import preset

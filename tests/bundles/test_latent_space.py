@@ -1,12 +1,9 @@
 """A first stage, and the diffusion autoencoder on its latents: the same commands, outputs in image space."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -53,7 +50,7 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("latent_space")
     cohort = make_virtual_cohort(root / "cohort", num_patients=8, size=16, spatial_dims=3, val_fraction=0.2)
     first_stage = init_bundle(root / "first_stage", "autoencoder_kl_3d")
@@ -82,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
 
 
-def test_the_bundle_holds_its_first_stage_and_no_path(trained: Any) -> None:
+def test_the_bundle_holds_its_first_stage_and_no_path(trained):
     models = trained.original / "models"
     assert checksum(trained.first_stage) in (models / "config.json").read_text()
     assert (models / "first_stage_model.pt").read_bytes() == (trained.first_stage / "models/model.pt").read_bytes()
@@ -96,7 +93,7 @@ def test_the_bundle_holds_its_first_stage_and_no_path(trained: Any) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.inferer.first_stage.parameters())
 
 
-def test_the_network_works_on_latents(trained: Any) -> None:
+def test_the_network_works_on_latents(trained):
     loaded = load_bundle(trained.bundle, "cpu")
     first_stage = load_first_stage(trained.first_stage / "models")
     images = torch.rand(2, 1, *SHAPE) * 2 - 1
@@ -104,7 +101,7 @@ def test_the_network_works_on_latents(trained: Any) -> None:
     torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
 
 
-def test_all_four_networks_are_exported(trained: Any, tmp_path: Path) -> None:
+def test_all_four_networks_are_exported(trained, tmp_path):
     """The encoder takes images, the denoiser latents; TorchScript is the quickest format to test."""
     result = export(trained.bundle, tmp_path / "out", format="ts")
     names = ["encoder.ts", "denoiser.ts", "first_stage_encoder.ts", "first_stage_decoder.ts"]
@@ -121,13 +118,13 @@ def test_all_four_networks_are_exported(trained: Any, tmp_path: Path) -> None:
     assert described["first_stage_decoder.ts"]["output"]["image"] == ["batch", 1, "2*x", "2*y", "2*z"]
 
 
-def test_a_first_stage_is_exported_from_its_own_bundle(trained: Any, tmp_path: Path) -> None:
+def test_a_first_stage_is_exported_from_its_own_bundle(trained, tmp_path):
     result = export(trained.first_stage, tmp_path / "out", format="ts")
     assert list(result.networks) == ["first_stage_encoder.ts", "first_stage_decoder.ts"]
     assert "diffusion" not in json.loads((tmp_path / "out" / "networks.json").read_text())
 
 
-def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained: Any) -> None:
+def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained):
     loaded = load_bundle(trained.bundle, "cpu")
     case = loaded.open(trained.table["image"][0])
     embedded = pd.read_parquet(trained.embeddings)
@@ -140,7 +137,7 @@ def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained:
     assert case.back_map(torch.ones(1, 1, *SHAPE)).max() == pytest.approx(1)
 
 
-def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(trained: Any, tmp_path: Path) -> None:
+def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(trained, tmp_path):
     result = reconstruct(trained.bundle, trained.cohort, tmp_path, mode="both", limit=2, device="cpu")
     table = pd.read_csv(tmp_path / "reconstructions.csv")
     assert {"mse_x_T", "mse_z_sem", "mse_first_stage", "psnr_first_stage", "ssim_first_stage"} <= set(table)
@@ -152,7 +149,7 @@ def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(tra
         assert np.array_equal(made.affine, source.affine)
 
 
-def test_every_command_makes_images(trained: Any, tmp_path: Path) -> None:
+def test_every_command_makes_images(trained, tmp_path):
     a, b = (str(name) for name in trained.table["id"][:2])
     quick = {
         "max_epochs": 1, "batch_size": 2, "report_every": 1, "mlflow": False, "device": "cpu",
@@ -178,7 +175,7 @@ def test_every_command_makes_images(trained: Any, tmp_path: Path) -> None:
     assert pd.read_csv(edited.folder / "edits.csv")["prediction"].notna().all()
 
 
-def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
+def test_a_bundle_run_reconstructs_too(trained, tmp_path):
     root = trained.bundle
     files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
     workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
@@ -202,26 +199,26 @@ def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["train", "inference"])
-def test_monai_loads_the_network_with_the_first_stage_in_the_bundle(trained: Any, kind: str) -> None:
+def test_monai_loads_the_network_with_the_first_stage_in_the_bundle(trained, kind):
     network = load(trained.bundle.name, bundle_dir=trained.bundle.parent, workflow_type=kind, device="cpu")
     for name, value in torch.load(trained.bundle / "models" / "model.pt", weights_only=True).items():
         assert torch.equal(network.state_dict()[name], value), name
 
 
-def test_a_plain_run_needs_the_folder_of_the_first_stage_to_resume(trained: Any) -> None:
+def test_a_plain_run_needs_the_folder_of_the_first_stage_to_resume(trained):
     config_file = str(trained.bundle / "configs" / "train.json")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
         run("training", config_file=config_file, dataset_dir=str(trained.cohort), device="cpu")
     assert one_line(caught.value) == "first_stage_bundle: is required; give it a value"
 
 
-def test_an_exported_bundle_loads(trained: Any, tmp_path: Path) -> None:
+def test_an_exported_bundle_loads(trained, tmp_path):
     export_bundle(trained.original, trained.original, tmp_path / "bundle")
     assert load_bundle(tmp_path / "bundle", "cpu").inferer.first_stage is not None
 
 
 @pytest.mark.parametrize("what", ["absent", "other", "damaged", "unmeasured"])
-def test_a_first_stage_that_is_not_the_models_own_is_one_line(trained: Any, tmp_path: Path, what: str) -> None:
+def test_a_first_stage_that_is_not_the_models_own_is_one_line(trained, tmp_path, what):
     bundle = shutil.copytree(trained.bundle, tmp_path / "bundle")
     file = bundle / "models" / "first_stage_model.pt"
     content = torch.load(file, weights_only=True)
@@ -244,7 +241,7 @@ def test_a_first_stage_that_is_not_the_models_own_is_one_line(trained: Any, tmp_
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_first_stage_is_refused(trained: Any) -> None:
+def test_what_is_no_first_stage_is_refused(trained):
     with pytest.raises(ConfigError, match="there is no models/model.pt; train the bundle first"):
         load_first_stage(trained.bundle / "configs")
     with pytest.raises(ConfigError, match="bundle: is a DiffusionAutoencoder, not a first stage"):
@@ -253,18 +250,18 @@ def test_what_is_no_first_stage_is_refused(trained: Any) -> None:
         load_bundle(trained.first_stage, "cpu")
 
 
-def start(trained: Any, out: Path, **overrides: Any) -> Path:
+def start(trained, out, **overrides):
     values = {**MODEL, "first_stage_bundle": str(trained.first_stage), **overrides}
     return train(trained.original, trained.cohort, out, overlays=[OVERLAY], overrides=values)
 
 
-def test_image_size_is_checked_for_both_networks(trained: Any, tmp_path: Path) -> None:
+def test_image_size_is_checked_for_both_networks(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"image_size is \[16, 17, 24\]; the network needs multiples of 8, such as"):
         start(trained, tmp_path, image_size=[16, 17, 24])
     assert not (tmp_path / "models").exists()
 
 
-def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_path: Path) -> None:
+def test_a_training_goes_on_only_with_the_same_first_stage(trained, tmp_path):
     start(trained, tmp_path / "out")
     before = (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes()
     shutil.copytree(trained.first_stage, tmp_path / "other")
@@ -278,7 +275,7 @@ def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_pat
     assert len(pd.read_csv(tmp_path / "out" / "curves.csv")["validation_loss"].dropna()) == 2
 
 
-def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) -> None:
+def test_a_training_on_cached_latents_is_the_same(trained, tmp_path):
     """Losses, probes, weights, pictures and calibration, and nothing is left of the cache."""
     settings = {
         "augmentation": None, "max_epochs": 2, "val_interval": 1, "probe_interval": 1, "calibration_cases": 2,
@@ -302,28 +299,26 @@ def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) 
     assert not (made[True] / "cache" / "latents").exists()
 
 
-def test_a_complete_training_that_runs_again_leaves_no_latents(trained: Any, tmp_path: Path) -> None:
+def test_a_complete_training_that_runs_again_leaves_no_latents(trained, tmp_path):
     """It may have been killed between its last save and the deletion."""
     for _ in range(2):
         start(trained, tmp_path, augmentation=None, cache_latents=True)
         assert not (tmp_path / "cache" / "latents").exists()
 
 
-def test_latents_of_both_splits_are_deleted_wherever_they_are(trained: Any, tmp_path: Path) -> None:
+def test_latents_of_both_splits_are_deleted_wherever_they_are(trained, tmp_path):
     folder = tmp_path / "fast disk"
     other = {"train#dataset#cache_dir": str(folder)}
     start(trained, tmp_path / "out", augmentation=None, cache_latents=True, **other)
     assert list(tmp_path.rglob("latents")) == []
 
 
-def test_cached_latents_with_augmentation_are_refused(trained: Any, tmp_path: Path) -> None:
+def test_cached_latents_with_augmentation_are_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="^cache_latents: .* cannot be augmented; set augmentation to null"):
         start(trained, tmp_path, cache_latents=True)
 
 
-def test_its_settings_are_remembered_but_not_the_folder_of_the_first_stage(
-    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_its_settings_are_remembered_but_not_the_folder_of_the_first_stage(trained, tmp_path, caplog):
     bundle = shutil.copytree(trained.original, tmp_path / "bundle")
     with pytest.raises(ConfigError, match="^first_stage_bundle: is required; give it a value"):
         train(bundle, trained.cohort)
@@ -333,7 +328,7 @@ def test_its_settings_are_remembered_but_not_the_folder_of_the_first_stage(
     assert "training is complete after" in caplog.text
 
 
-def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained: Any, tmp_path: Path) -> None:
+def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained, tmp_path):
     bundle, out = init_bundle(tmp_path / "bundle", "diffae_3d"), tmp_path / "out"
     settings = {"first_stage_bundle": str(trained.first_stage), "learning_rate": 0.0}
     train(bundle, trained.cohort, out, start_from=trained.bundle, device="cpu", overrides=settings)
@@ -350,7 +345,7 @@ def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained: A
         )  # fmt: skip
 
 
-def test_a_first_stage_starts_from_another_one(trained: Any, tmp_path: Path) -> None:
+def test_a_first_stage_starts_from_another_one(trained, tmp_path):
     bundle = init_bundle(tmp_path / "bundle", "autoencoder_kl_3d")
     settings = {"learning_rate": 0.0}
     result = train(bundle, trained.cohort, start_from=trained.first_stage, device="cpu", overrides=settings)
@@ -361,14 +356,12 @@ def test_a_first_stage_starts_from_another_one(trained: Any, tmp_path: Path) -> 
         assert torch.equal(one, other)
 
 
-def test_an_intensity_that_the_first_stage_does_not_know_is_told(
-    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_intensity_that_the_first_stage_does_not_know_is_told(trained, tmp_path, caplog):
     start(trained, tmp_path, percentiles=[2, 98])
     assert "the first stage was trained with other values of percentiles" in caplog.text
 
 
-def test_the_overlay_replaces_what_it_means_to() -> None:
+def test_the_overlay_replaces_what_it_means_to():
     plain = json.loads((ROOT / "bundles" / "diffae_3d" / "configs" / "train.json").read_text())
     replaced = [key.partition("#")[2] for key in json.loads(OVERLAY.read_text()) if key.startswith("initialize")]
     functions = ["check_image_size", "check_memory"]

@@ -1,9 +1,6 @@
 """MONAI's own export commands on the three bundles: what docs/monai_tools.md says of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ SIZES = {
 }
 
 
-def prepared(name: str, tmp_path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+def prepared(name, tmp_path):
     """A bundle's network with random weights, and the arguments of an export of it."""
     settings, shape, _ = SIZES[name]
     configs = BUNDLES / name / "configs"
@@ -26,7 +23,7 @@ def prepared(name: str, tmp_path: Path) -> tuple[torch.nn.Module, dict[str, Any]
     parser.read_config(configs / "inference.json")
     parser.update(settings)
     torch.manual_seed(0)
-    network: torch.nn.Module = parser.get_parsed_content("network_def").eval()
+    network = parser.get_parsed_content("network_def").eval()
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -40,7 +37,7 @@ def prepared(name: str, tmp_path: Path) -> tuple[torch.nn.Module, dict[str, Any]
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_ckpt_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> None:
+def test_ckpt_export_gives_what_the_network_gives(name, tmp_path):
     """TorchScript: our networks are scripted; MONAI's AutoencoderKL can only be traced."""
     network, arguments = prepared(name, tmp_path)
     ckpt_export(**arguments)
@@ -52,7 +49,7 @@ def test_ckpt_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
-def test_onnx_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> None:
+def test_onnx_export_gives_what_the_network_gives(name, tmp_path):
     """The file takes one image of one size."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
     network, arguments = prepared(name, tmp_path)
@@ -66,7 +63,7 @@ def test_onnx_export_gives_what_the_network_gives(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(torch.from_numpy(made), network(images), rtol=1e-4, atol=1e-5)
 
 
-def test_ckpt_export_cannot_script_monais_autoencoder(tmp_path: Path) -> None:
+def test_ckpt_export_cannot_script_monais_autoencoder(tmp_path):
     """If this fails, MONAI has mended it, and docs/monai_tools.md can say so."""
     _, arguments = prepared("autoencoder_kl_3d", tmp_path)
     with pytest.raises(Exception, match="checkpoint|AutoencoderKL|script|annotation"):

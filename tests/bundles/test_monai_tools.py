@@ -1,23 +1,18 @@
 """MONAI's own ways into a trained bundle: each gives the network of ``models/model.pt``, or one line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, load, run
 from scan_files import as_nobody
-from torch import Tensor, nn
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.train import train
@@ -28,39 +23,37 @@ KINDS = {"train": "train.json", "inference": "inference.json"}
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Any, tmp_path: Path) -> Path:
+def bundle(tiny_bundle, tmp_path):
     """A copy of the trained 2D bundle, which a test may change."""
     return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
 
 
-def weights(bundle: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    return state
+def weights(bundle):
+    return torch.load(bundle / "models" / "model.pt", weights_only=True)
 
 
-def loaded(bundle: Path, kind: str = "train", **options: Any) -> nn.Module:
-    network: nn.Module = load(bundle.name, bundle_dir=bundle.parent, workflow_type=kind, device="cpu", **options)
-    return network
+def loaded(bundle, kind="train", **options):
+    return load(bundle.name, bundle_dir=bundle.parent, workflow_type=kind, device="cpu", **options)
 
 
-def opened(bundle: Path, kind: str = "train", **values: Any) -> Any:
+def opened(bundle, kind="train", **values):
     return create_workflow(config_file=str(bundle / "configs" / KINDS[kind]), workflow_type=kind, **values)
 
 
-def assert_has(network: nn.Module, expected: dict[str, Tensor]) -> None:
+def assert_has(network, expected):
     state = network.state_dict()
     assert state.keys() == expected.keys()
     different = [name for name, value in expected.items() if not torch.equal(state[name].cpu(), value)]
     assert different == []
 
 
-def complaint(call: Callable[[], object]) -> str:
+def complaint(call):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
         call()
     return one_line(caught.value)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     files = [file for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
@@ -70,9 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tiny_bundle", "tiny_bundle_3d", "first_stage"])
-def test_each_way_gives_every_tensor(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
-) -> None:
+def test_each_way_gives_every_tensor(request, tmp_path, monkeypatch, name, kind):
     made = request.getfixturevalue(name)
     bundle = made if isinstance(made, Path) else made.directory
     monkeypatch.chdir(tmp_path)
@@ -88,7 +79,7 @@ def test_each_way_gives_every_tensor(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_is_described_for_tools_that_read_a_file_only(tiny_bundle: Any, tmp_path: Path) -> None:
+def test_an_export_is_described_for_tools_that_read_a_file_only(tiny_bundle, tmp_path):
     export_bundle(tiny_bundle.directory, tiny_bundle.directory, tmp_path / "exported")
     for file in ("train.json", "inference.json", "evaluate.json"):
         parser = ConfigParser()
@@ -97,7 +88,7 @@ def test_an_export_is_described_for_tools_that_read_a_file_only(tiny_bundle: Any
     assert_has(loaded(tmp_path / "exported"), weights(tiny_bundle.directory))
 
 
-def test_after_a_training_with_overwrite_the_network_is_the_new_one(bundle: Path, tiny_bundle: Any) -> None:
+def test_after_a_training_with_overwrite_the_network_is_the_new_one(bundle, tiny_bundle):
     settings = json.loads((bundle / "models" / "training.json").read_text())
     changes = {key: value for key, value in settings.items() if key != "_meta_"}
     before = (bundle / "configs" / "train.json").read_bytes()
@@ -107,14 +98,14 @@ def test_after_a_training_with_overwrite_the_network_is_the_new_one(bundle: Path
         assert_has(loaded(bundle, kind), weights(bundle))
 
 
-def test_an_untrained_bundle_opens_too(tmp_path: Path) -> None:
+def test_an_untrained_bundle_opens_too(tmp_path):
     bundle = init_bundle(tmp_path / "new")
     for kind in KINDS:
         assert opened(bundle, kind).network_def is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_network_than_that_of_the_weights_is_one_line(bundle: Path, kind: str) -> None:
+def test_another_network_than_that_of_the_weights_is_one_line(bundle, kind):
     override = {"unet#base_channels": 16}
     assert complaint(lambda: loaded(bundle, kind, net_override=override)).startswith(
         "model.pt: belongs to another model with other values of network_def; use its values"
@@ -124,7 +115,7 @@ def test_another_network_than_that_of_the_weights_is_one_line(bundle: Path, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_weights_and_descriptions_are_one_line(bundle: Path, kind: str) -> None:
+def test_damaged_weights_and_descriptions_are_one_line(bundle, kind):
     state = weights(bundle)
     torch.save(dict(list(state.items())[1:]), bundle / "models" / "model.pt")
     assert "weights do not fit the configuration's network" in complaint(lambda: loaded(bundle, kind))
@@ -137,7 +128,7 @@ def test_damaged_weights_and_descriptions_are_one_line(bundle: Path, kind: str) 
 
 
 @pytest.fixture
-def killed_publication(bundle: Path) -> dict[str, Tensor]:
+def killed_publication(bundle):
     """Leaves the bundle as a publication that was killed before it put a file in its place; the newer weights."""
     newer = shutil.copytree(bundle / "models", bundle / "models" / "next")
     state = {name: value + 0.01 for name, value in weights(bundle).items()}
@@ -148,9 +139,7 @@ def killed_publication(bundle: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_a_killed_publication_the_newer_model_is_used(
-    bundle: Path, killed_publication: dict[str, Tensor], kind: str
-) -> None:
+def test_after_a_killed_publication_the_newer_model_is_used(bundle, killed_publication, kind):
     message = "model.pt: was replaced by a newer model while it was loaded; load it again"
     assert complaint(lambda: loaded(bundle, kind)) == message  # MONAI has read the older weights at this point
     assert_has(loaded(bundle, kind), killed_publication)
@@ -159,27 +148,21 @@ def test_after_a_killed_publication_the_newer_model_is_used(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_workflow_completes_a_killed_publication(
-    bundle: Path, killed_publication: dict[str, Tensor], kind: str
-) -> None:
+def test_a_workflow_completes_a_killed_publication(bundle, killed_publication, kind):
     assert opened(bundle, kind).parser["percentiles"] == [1, 99]
     assert_has(loaded(bundle, kind), killed_publication)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_publication_in_a_read_only_bundle_is_one_line(
-    bundle: Path, killed_publication: dict[str, Tensor], kind: str
-) -> None:
+def test_a_killed_publication_in_a_read_only_bundle_is_one_line(bundle, killed_publication, kind):
     message = "bundle: models/next has a newer model than models/model.pt, and the folder cannot be written; make it "
     with as_nobody(bundle):
         for way in (loaded, opened):
             assert complaint(partial(way, bundle, kind)).startswith(message)
 
 
-def test_a_publication_that_another_process_completes_is_waited_for(
-    bundle: Path, killed_publication: dict[str, Tensor]
-) -> None:
-    def complete() -> None:
+def test_a_publication_that_another_process_completes_is_waited_for(bundle, killed_publication):
+    def complete():
         time.sleep(0.2)
         shutil.copytree(bundle / "models" / "next", bundle / "models", dirs_exist_ok=True)
         (bundle / "models" / "next").rename(bundle / "models" / ".done-1")
@@ -196,7 +179,7 @@ def test_a_publication_that_another_process_completes_is_waited_for(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_missing_values_are_reported_when_the_run_starts(tiny_bundle: Any, first_stage: Path, kind: str) -> None:
+def test_missing_values_are_reported_when_the_run_starts(tiny_bundle, first_stage, kind):
     engine = {"train": "trainer", "inference": "evaluator"}[kind]
     for bundle in (tiny_bundle.directory, first_stage):
         assert complaint(opened(bundle, kind).run) == "dataset_dir: is required; give it a value"
@@ -204,9 +187,7 @@ def test_missing_values_are_reported_when_the_run_starts(tiny_bundle: Any, first
         assert complaint(partial(getattr, workflow, engine)) == "dataset_dir: is required; give it a value"
 
 
-def test_a_run_from_anywhere_makes_the_files_of_the_command(
-    tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "command", device="cpu", limit=2)
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "limit": 2}
@@ -214,7 +195,7 @@ def test_a_run_from_anywhere_makes_the_files_of_the_command(
     assert contents(tmp_path / "run") == contents(tmp_path / "command")
 
 
-def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle: Any, tmp_path: Path) -> None:
+def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle, tmp_path):
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path), "device": "cpu", "limit": 2}
     workflow = opened(tiny_bundle.directory, "inference", **values)
     assert workflow.check_properties() == []
@@ -225,7 +206,7 @@ def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle: Any, tmp_pa
     assert torch.equal(workflow.inferer(images, network), made)
 
 
-def test_a_first_stage_is_run_from_anywhere(first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_stage_is_run_from_anywhere(first_stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
@@ -235,9 +216,7 @@ def test_a_first_stage_is_run_from_anywhere(first_stage: Path, tmp_path: Path, m
     assert contents(tmp_path / "alone") == contents(tmp_path / "described")
 
 
-def test_a_plain_training_run_resumes_with_the_settings_of_the_training(
-    bundle: Path, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plain_training_run_resumes_with_the_settings_of_the_training(bundle, tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = weights(bundle)
     values = {"dataset_dir": str(tiny_bundle.cohort), "device": "cpu", "max_epochs": 2}
@@ -253,9 +232,7 @@ def test_a_plain_training_run_resumes_with_the_settings_of_the_training(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_training_begins_with_the_settings_and_weights_of_another_bundle(
-    tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_begins_with_the_settings_and_weights_of_another_bundle(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     new = init_bundle(tmp_path / "new")
     values = {"dataset_dir": str(tiny_bundle.cohort), "start_from": str(tiny_bundle.directory), "learning_rate": 0.0}
@@ -269,9 +246,7 @@ def test_a_training_begins_with_the_settings_and_weights_of_another_bundle(
 
 
 @pytest.mark.usefixtures("one_migration")
-def test_a_latent_training_resumes_with_its_settings(
-    bundle: Path, tiny_bundle: Any, quick_latent: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_latent_training_resumes_with_its_settings(bundle, tiny_bundle, quick_latent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, data = str(bundle / "configs" / "train_latent.json"), {"dataset_dir": str(tiny_bundle.cohort)}
     values = {**quick_latent, "latent_network_def#num_layers": 2}
@@ -289,9 +264,7 @@ def test_a_latent_training_resumes_with_its_settings(
 
 
 @pytest.mark.usefixtures("one_migration")
-def test_monais_tracking_is_that_of_the_bundle(
-    tiny_settings: dict[str, Any], tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_monais_tracking_is_that_of_the_bundle(tiny_settings, tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bundle = init_bundle(tmp_path / "bundle")
     data = {"dataset_dir": str(tiny_bundle.cohort), "patient_pattern": "secret(.)", "registered_model": None}
@@ -312,9 +285,7 @@ def test_monais_tracking_is_that_of_the_bundle(
 
 
 @pytest.mark.usefixtures("one_migration")
-def test_other_tracking_settings_are_those_of_the_user(
-    tiny_settings: dict[str, Any], tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_tracking_settings_are_those_of_the_user(tiny_settings, tiny_bundle, tmp_path, monkeypatch):
     from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
     monkeypatch.chdir(tmp_path)
@@ -339,9 +310,7 @@ def test_other_tracking_settings_are_those_of_the_user(
 # -- a bundle that cannot be written ----------------------------------------------------------------------------------
 
 
-def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(
-    bundle: Path, tiny_bundle: Any, tmp_path: Path
-) -> None:
+def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(bundle, tiny_bundle, tmp_path):
     cohort = shutil.copytree(tiny_bundle.cohort.parent, tmp_path / "cohort") / tiny_bundle.cohort.name
     values = {"dataset_dir": str(cohort), "device": "cpu"}
     with as_nobody(bundle):

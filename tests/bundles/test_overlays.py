@@ -1,11 +1,8 @@
 """Each shipped overlay trains for an epoch, on the kind of data that it is for."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -37,7 +34,7 @@ SHORT = {
 }  # fmt: skip
 
 
-def volumes(folder: Path, low: float, high: float) -> Path:
+def volumes(folder, low, high):
     """Six patients' volumes with noise between two intensities."""
     rng = np.random.default_rng(0)
     for i in range(6):
@@ -46,7 +43,7 @@ def volumes(folder: Path, low: float, high: float) -> Path:
     return folder
 
 
-def medmnist(folder: Path) -> Path:
+def medmnist(folder):
     rng = np.random.default_rng(0)
     counts = {"train": 8, "val": 4, "test": 4}
     images = {f"{s}_images": rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for s, n in counts.items()}
@@ -55,7 +52,7 @@ def medmnist(folder: Path) -> Path:
     return medmnist_to_cohort(folder / "set.npz", folder / "cohort")
 
 
-def two_modalities(folder: Path, table: Path) -> Path:
+def two_modalities(folder, table):
     frame = pd.read_csv(table)
     frame["image"] = [str(table.parent / image) for image in frame["image"]]
     frame["encoder_image"] = frame["image"].to_numpy()[::-1]
@@ -63,14 +60,14 @@ def two_modalities(folder: Path, table: Path) -> Path:
     return folder / "pairs.csv"
 
 
-def each_overlay() -> list[Any]:
+def each_overlay():
     """The three of the paper differ in size only, so that one of them is enough for the quick tests."""
     slow = {name: [pytest.mark.slow] for name in ("paper_64", "paper_128")}
     return [pytest.param(path, id=path.stem, marks=slow.get(path.stem, [])) for path in OVERLAYS]
 
 
 @pytest.mark.parametrize("overlay", each_overlay())
-def test_overlay_trains_and_loads(overlay: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     cohort = {
@@ -93,7 +90,7 @@ def test_overlay_trains_and_loads(overlay: Path, small_cohort: Path, tmp_path: P
     assert torch.isfinite(z_sem).all()
 
 
-def test_what_a_training_in_a_checkout_writes_is_ignored_by_git(tiny_bundle) -> None:
+def test_what_a_training_in_a_checkout_writes_is_ignored_by_git(tiny_bundle):
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     source = ROOT / "bundles" / "diffae_2d"
@@ -112,13 +109,13 @@ def test_what_a_training_in_a_checkout_writes_is_ignored_by_git(tiny_bundle) -> 
     assert set(new) - set(check.stdout.splitlines()) == set()
 
 
-def test_monai_finds_every_training_property(make_workflow) -> None:
+def test_monai_finds_every_training_property(make_workflow):
     workflow = make_workflow()
     assert workflow.check_properties() == []
 
 
 @pytest.mark.parametrize("overlay", ["encoder_view", "encoder_view_3d"])
-def test_the_z_sem_of_two_views_are_trained_to_agree(overlay: str, small_cohort: Path, tmp_path: Path) -> None:
+def test_the_z_sem_of_two_views_are_trained_to_agree(overlay, small_cohort, tmp_path):
     in_3d = overlay == "encoder_view_3d"
     (tmp_path / "data").mkdir()
     cohort = volumes(tmp_path / "data", 0, 900) if in_3d else small_cohort

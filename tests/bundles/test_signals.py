@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -44,7 +43,7 @@ def start(small_cohort, tmp_path, tiny_settings):
             process.wait()
 
 
-def _wait_for(process: subprocess.Popen[str], file: Path) -> None:
+def _wait_for(process, file):
     before, until = file.stat().st_mtime_ns if file.is_file() else 0, time.monotonic() + SECONDS
     while not (file.is_file() and file.stat().st_mtime_ns > before):
         assert process.poll() is None, process.stderr.read()

@@ -1,14 +1,11 @@
 """The latent training of the bundle: its config, and the run that MONAI starts from it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,20 +17,20 @@ from monai_diffae.bundle.latent_ddim import load_latent
 CONFIGS = Path(__file__).parents[2] / "bundles" / "diffae_2d" / "configs"
 
 
-def config(*names: str) -> dict[str, Any]:
+def config(*names):
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / f"{name}.json") for name in names])
-    merged: dict[str, Any] = parser.get()
+    merged = parser.get()
     merged.pop("_meta_", None)
     return merged
 
 
 @pytest.mark.parametrize("names", [("train_latent",), ("train_latent", "latent_paper")])
-def test_every_key_is_used(names: tuple[str, ...]) -> None:
+def test_every_key_is_used(names):
     check_config(config(*names))
 
 
-def test_its_keys_have_the_names_of_train() -> None:
+def test_its_keys_have_the_names_of_train():
     ours, train = config("train_latent"), config("train")
     shared = (ours.keys() & train.keys()) - {"imports"}
     assert shared >= {
@@ -49,7 +46,7 @@ def test_its_keys_have_the_names_of_train() -> None:
     assert ours["device"] == train["device"]
 
 
-def test_the_papers_settings_are_an_overlay() -> None:
+def test_the_papers_settings_are_an_overlay():
     parser = ConfigParser(config("train_latent", "latent_paper"))
     parser.update({"z_channels": 512})
     network = parser.get_parsed_content("latent_network_def")
@@ -62,7 +59,7 @@ def test_the_papers_settings_are_an_overlay() -> None:
 
 
 @pytest.mark.slow
-def test_monai_runs_it_from_the_command_line(tiny_bundle: Any, tmp_path: Path) -> None:
+def test_monai_runs_it_from_the_command_line(tiny_bundle, tmp_path):
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
     settings = {
         "config_file": bundle / "configs" / "train_latent.json", "bundle_root": bundle,
@@ -70,7 +67,7 @@ def test_monai_runs_it_from_the_command_line(tiny_bundle: Any, tmp_path: Path) -
     }  # fmt: skip
     arguments = [str(x) for key, value in settings.items() for x in (f"--{key}", value)]
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
+    def run(*more):
         command = [sys.executable, "-m", "monai.bundle", "run", "training", *arguments, *more]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)

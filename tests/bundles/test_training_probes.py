@@ -1,6 +1,5 @@
 import logging
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -44,7 +43,7 @@ def cohort(tmp_path_factory):
     return table
 
 
-def trained(make, cohort, out, **overrides) -> Path:
+def trained(make, cohort, out, **overrides):
     make({"output_dir": str(out), "dataset_dir": str(cohort), **EPOCHS, **overrides}).run()
     return out
 
@@ -54,15 +53,15 @@ def probed(make_workflow_anywhere, cohort, tmp_path_factory):
     return trained(make_workflow_anywhere, cohort, tmp_path_factory.mktemp("probed") / "out")
 
 
-def validations(out: Path) -> pd.DataFrame:
+def validations(out):
     return pd.read_csv(out / "curves.csv").dropna(subset=["validation_loss"]).reset_index(drop=True)
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
+def weights(out):
     return torch.load(out / "models" / "model.pt", weights_only=True)
 
 
-def assert_same_weights(first: Path, second: Path) -> None:
+def assert_same_weights(first, second):
     torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
 
 

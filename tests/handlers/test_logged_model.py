@@ -82,13 +82,13 @@ def test_a_store_without_a_registry_gets_the_model_and_a_line(make_workflow, tmp
     assert str(client.get_logged_model(run.outputs.model_outputs[0].model_id).status) == "READY"
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def post(url: str, content: object) -> dict:
+def post(url, content):
     request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
