@@ -1,7 +1,7 @@
-"""Each shipped overlay trains for an epoch, on the kind of data that it is for."""
+"""Each shipped overlay trains for an epoch on the kind of data that it is for; so do encoders of other packages."""
 
 import json
-import subprocess
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from monai_diffae.apps.training.train import train
-from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle import init_bundle, load_bundle, trusting
 from monai_diffae.data.medmnist import medmnist_to_cohort
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, UnsafeInputError, find_diffae_error
 
 ROOT = Path(__file__).parents[2]
 # latent_space is for volumes and a first stage: test_latent_space.py
@@ -24,10 +23,7 @@ SMALL = {
     "z_channels": 8, "network_def#unet#time_embed_channels": 16,
 }  # fmt: skip
 SMALL_3D = {**SMALL, "image_size": [8, 12, 8], "spacing_mm": [3, 3, 3]}
-SMALL_PAPER = {
-    "image_size": [64, 64],
-    "base_channels": 16,
-}  # all their levels and attention, fewer channels
+SMALL_PAPER = {"image_size": [64, 64], "base_channels": 16}  # all their levels and attention, fewer channels
 SHORT = {
     "max_epochs": 1, "batch_size": 4, "val_batch_size": 4, "num_pictures": 2, "picture_steps": 2, "mlflow": False,
     "check_memory": False, "device": "cpu", "workers": 0,
@@ -61,9 +57,11 @@ def two_modalities(folder, table):
 
 
 def each_overlay():
-    """The three of the paper differ in size only, so that one of them is enough for the quick tests."""
-    slow = {name: [pytest.mark.slow] for name in ("paper_64", "paper_128")}
-    return [pytest.param(path, id=path.stem, marks=slow.get(path.stem, [])) for path in OVERLAYS]
+    """One is enough for the quick tests: its encoder sees another image than the decoder."""
+    quick = "second_modality"
+    return [
+        pytest.param(path, id=path.stem, marks=[] if path.stem == quick else [pytest.mark.slow]) for path in OVERLAYS
+    ]
 
 
 @pytest.mark.parametrize("overlay", each_overlay())
@@ -90,30 +88,7 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
     assert torch.isfinite(z_sem).all()
 
 
-def test_what_a_training_in_a_checkout_writes_is_ignored_by_git(tiny_bundle):
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    source = ROOT / "bundles" / "diffae_2d"
-    written = {p.relative_to(tiny_bundle.directory) for p in tiny_bundle.directory.rglob("*") if p.is_file()}
-    known = subprocess.run(
-        ["git", "ls-files", "bundles/diffae_2d"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    shipped = {Path(line).relative_to("bundles/diffae_2d") for line in known.stdout.splitlines()}
-    new = [
-        str((source / p).relative_to(ROOT)) for p in written - shipped if not str(p).startswith("configs/overlays")
-    ] + ["bundles/diffae_2d/mlflow.db", "bundles/diffae_2d/mlruns/1/a", "bundles/diffae_2d/pictures/latest.png"]
-    check = subprocess.run(
-        ["git", "check-ignore", "--no-index", "--stdin"],
-        cwd=ROOT, input="\n".join(new), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert set(new) - set(check.stdout.splitlines()) == set()
-
-
-def test_monai_finds_every_training_property(make_workflow):
-    workflow = make_workflow()
-    assert workflow.check_properties() == []
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["encoder_view", "encoder_view_3d"])
 def test_the_z_sem_of_two_views_are_trained_to_agree(overlay, small_cohort, tmp_path):
     in_3d = overlay == "encoder_view_3d"
@@ -131,3 +106,96 @@ def test_the_z_sem_of_two_views_are_trained_to_agree(overlay, small_cohort, tmp_
         losses.append(pd.read_csv(out / "curves.csv")["loss"][0])
     assert losses[1] > losses[0]  # both terms are added
     assert json.loads((out / "models" / "training.json").read_text())["agreement_weight"] == 0.02
+
+
+# -- encoders of other packages, as docs/encoders.md says
+
+PAGE = ROOT / "docs" / "encoders.md"
+MONAI_FROZEN = {
+    "network_def#encoder#network": {
+        "_target_": "monai.networks.nets.resnet18", "spatial_dims": "@spatial_dims", "n_input_channels": 3,
+        "feed_forward": False,
+    },
+    "network_def#encoder#head": None,
+}  # fmt: skip
+
+
+def block(name, folder):
+    """A JSON block of the page, by the file name that the page gives it."""
+    blocks = dict(re.findall(r"ave this as `(\w+)\.json`:\n\n```json\n(.*?)```", PAGE.read_text(), flags=re.S))
+    path = folder / f"{name}.json"
+    path.write_text(blocks[name])
+    return path
+
+
+@pytest.mark.slow
+def test_a_network_of_monai_is_trained(tiny_settings, small_cohort, tmp_path):
+    settings = {**tiny_settings, "image_size": [32, 32]}
+    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
+    train(bundle, small_cohort, overlays=[block("resnet", tmp_path)], overrides=settings)
+    trained = load_bundle(bundle, "cpu")
+    assert type(trained.network.encoder).__name__ == "ResNet"
+    z_sem = trained.inferer.encode(torch.zeros(1, 1, 32, 32), trained.network)
+    assert z_sem.shape == (1, 8)
+    assert z_sem.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["monai", "torchvision"])
+def test_a_frozen_network_is_trained_on(package, tiny_settings, small_cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # the other package has the same overlay
+    settings = {**tiny_settings, "network_def#encoder#size": [32, 32]}
+    torch.manual_seed(1)
+    if package == "monai":
+        from monai.networks.nets import resnet18
+
+        settings |= MONAI_FROZEN
+        pretrained = resnet18(spatial_dims=2, n_input_channels=3, feed_forward=False)
+    else:
+        models = pytest.importorskip("torchvision.models", reason="torchvision is in the extra `lpips`")
+        pretrained = models.resnet18()
+    file = tmp_path / "resnet18.pt"
+    torch.save(pretrained.state_dict(), file)
+    settings["encoder_weights"] = str(file)
+    overlays = [block("frozen", tmp_path)]
+    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
+    with pytest.raises(UnsafeInputError, match="^bundle: train.json, frozen.json is not trusted to use "):
+        train(bundle, small_cohort, overlays=overlays, overrides=settings)
+    with trusting():
+        train(bundle, small_cohort, overlays=overlays, overrides=settings)
+        checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+        train(bundle, small_cohort, overlays=overlays, overrides={**settings, "max_epochs": 2})  # resumed
+
+    config = json.loads((bundle / "models" / "config.json").read_text())
+    assert "encoder_weights" not in config
+    file.unlink()  # the trained bundle does not need it
+    trained = load_bundle(bundle, "cpu")
+    assert trained.network.encoder_frozen
+    adapter, weights = trained.network.encoder, pretrained.state_dict()
+    kept = adapter.network.state_dict()
+    assert {name for name in weights if not name.startswith("fc.")} == set(kept)
+    assert all(torch.equal(value, weights[name]) for name, value in kept.items())
+    # in the optimiser: the UNet and the projection
+    moments = checkpoint["optimizer"]["state"].values()
+    learnt = [*trained.network.unet.parameters(), *adapter.projection.parameters()]
+    assert sorted(m["exp_avg"].shape for m in moments) == sorted(p.shape for p in learnt)
+    start = checkpoint["network"]["encoder.projection.weight"]
+    assert not torch.equal(adapter.projection.weight, start)
+    z_sem = trained.inferer.encode(torch.rand(2, 1, 16, 16) * 2 - 1, trained.network)
+    assert z_sem.shape == (2, 8)
+
+
+def test_an_encoder_that_does_not_fit_is_refused_before_any_scan_is_read(make_workflow, tmp_path):
+    encoder = json.loads(block("resnet", tmp_path).read_text())["network_def#encoder"]
+    settings = {"network_def#encoder": {**encoder, "num_classes": 5}, "image_size": [32, 32], "dataset_dir": "/gone"}
+    settings["check_memory"] = True  # which runs the network without data
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        make_workflow(settings)
+    assert "the encoder ResNet gives (4, 5): z_channels=8 needs (B, 8)" in str(find_diffae_error(caught.value))
+    sizes = {"network_def#encoder": {
+        "_target_": "monai_diffae.networks.EncoderAdapter", "network": {"_target_": "torch.nn.Identity"},
+        "channels": 1, "size_divisors": [14, 14],
+    }}  # fmt: skip
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        make_workflow({**sizes, "dataset_dir": "/gone"})
+    assert "image_size is [16, 16]; the network needs multiples of 14" in str(find_diffae_error(caught.value))
