@@ -1,12 +1,8 @@
-"""The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and without cases.
-
-Until real weights are in ``bundles/``, most of these tests use tiny ones, which ``make weights`` has put into a copy.
-"""
+"""The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and without cases."""
 
 import json
 import logging
 import resource
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -17,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from golden_bundles import difference_from_stored, write_golden_scans
-from make_weights import LARGEST_FILE, PLACEHOLDER, make_weights
-from monai.bundle import ConfigWorkflow, load
+from make_weights import LARGEST_FILE, PLACEHOLDER
+from monai.bundle import load
 
 from monai_diffae import embed, generate, info, init, probe, push, reconstruct, train
 from monai_diffae.bundle import folders
@@ -32,49 +28,36 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 NAMES = {"chest_xray": 2, "hippocampus": 3}
 BOTH = pytest.mark.parametrize("name", NAMES)
-TRAINED = [name for name in NAMES if (ROOT / "bundles" / name / "models" / "model.safetensors").is_file()]
-REAL = pytest.mark.parametrize("name", TRAINED or [pytest.param(None, marks=pytest.mark.skip("no weights yet"))])
-TINY_FIGURES = {"mse_x_T": [1e-6, 5e-7, 2e-6], "z_sem_usage": 1.5, "hours": "0.1"}
+QUICK = {
+    "max_epochs": 1, "batch_size": 8, "learning_rate": 0.0, "mlflow": False, "num_pictures": 0, "probe_interval": 0,
+    "check_memory": False,
+}  # fmt: skip
 
 
 def read(path):
     return json.loads(path.read_text())
 
 
-@pytest.fixture(scope="session")
-def bundles(request, tmp_path_factory):
-    """A copy of ``bundles/`` with weights in all bundles that have some."""
-    folder = shutil.copytree(ROOT / "bundles", tmp_path_factory.mktemp("shipped") / "bundles")
-    if "chest_xray" not in TRAINED:
-        make_weights(request.getfixturevalue("latent_bundle"), "chest_xray", TINY_FIGURES, bundles=folder)
-    if "hippocampus" not in TRAINED:
-        source = request.getfixturevalue("tiny_bundle_3d").directory
-        make_weights(source, "hippocampus", TINY_FIGURES, bundles=folder)
-    return folder
-
-
 @pytest.fixture
-def made(bundles, monkeypatch, tmp_path):
+def made(tmp_path):
     """Makes a bundle with ``init``."""
-    shipped = folders.shipped
-    monkeypatch.setattr(folders, "shipped", lambda kind: bundles if kind == "bundles" else shipped(kind))
     return lambda name: init(tmp_path / "my_model", bundle=name).folder
 
 
 @BOTH
-def test_init_makes_a_complete_trained_bundle(made, name, bundles, tmp_path):
+def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
     bundle = made(name)
-    stored, _ = read_safetensors(bundles / name / "models" / "model.safetensors")
+    stored, _ = read_safetensors(ROOT / "bundles" / name / "models" / "model.safetensors")
     for workflow_type in ("train", "inference"):
         network = load(bundle.name, bundle_dir=bundle.parent, workflow_type=workflow_type, device="cpu")
         state = network.state_dict()
         assert state.keys() == stored.keys()
         assert [key for key in state if not torch.equal(state[key], stored[key])] == []
-    description = read(bundles / name / "models" / "config.json")
+    description = read(ROOT / "bundles" / name / "models" / "config.json")
     for file in ("inference.json", "evaluate.json"):
         content = read(bundle / "configs" / file)
         assert {key for key, value in description.items() if content[key] != value} <= {"imports"}
-    recipe = bundles / f"diffae_{NAMES[name]}d" / "configs" / "train.json"
+    recipe = ROOT / "bundles" / f"diffae_{NAMES[name]}d" / "configs" / "train.json"
     assert (bundle / "configs" / "train.json").read_bytes() == recipe.read_bytes()
     summary = info(bundle).summary
     assert summary["own_code"] == []
@@ -102,22 +85,11 @@ def test_the_commands_work_at_once(made, name, tmp_path):
 
 
 @pytest.mark.slow
-def test_init_twice_gives_the_same_files(bundles, made, tmp_path):
-    first = made("chest_xray")
-    second = init(tmp_path / "second", bundle="chest_xray").folder
-    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
-    assert [str(file) for file in names if (first / file).read_bytes() != (second / file).read_bytes()] == []
-    assert read(first / "models" / "latent_config.json")["autoencoder_sha256"] == checksum(first)
-
-
-@pytest.mark.slow
 def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, caplog):
     bundle = made("chest_xray")
     first = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    options = {"max_epochs": 1, "learning_rate": 0.0, "mlflow": False, "num_pictures": 0, "probe_interval": 0}
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(bundle, class_folders, device="cpu", overrides={**options, "batch_size": 8})
+        train(bundle, class_folders, device="cpu", overrides=QUICK)
     assert "fine-tuning: a new training begins with the weights of model.pt" in caplog.text
     after = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert [key for key in first if not torch.equal(first[key], after[key])] == []
@@ -129,11 +101,6 @@ def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, c
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
 
 
-QUICK = {
-    "max_epochs": 1, "batch_size": 8, "mlflow": False, "num_pictures": 0, "probe_interval": 0, "check_memory": False,
-}  # fmt: skip
-
-
 def test_fine_tuning_without_model_pt_is_refused(made, class_folders):
     """It would begin with random weights, and replace ``model.safetensors``."""
     models = made("chest_xray") / "models"
@@ -142,15 +109,6 @@ def test_fine_tuning_without_model_pt_is_refused(made, class_folders):
         train(models.parent, class_folders, device="cpu", overrides=QUICK)
     assert (models / "model.safetensors").is_file()
     assert not (models / "checkpoint.pt").exists()
-
-
-@pytest.mark.slow
-def test_fine_tuning_without_the_training_settings_makes_the_encoders_images(made, class_folders):
-    """As after ``pull``: ``push`` does not send the settings, but the preprocessing still makes these images."""
-    bundle = made("chest_xray")
-    (bundle / "models" / "training.json").unlink()
-    train(bundle, class_folders, device="cpu", overrides=QUICK)
-    assert (bundle / "models" / "checkpoint.pt").exists()
 
 
 @pytest.mark.slow
@@ -167,20 +125,6 @@ def test_an_init_that_the_disk_cuts_short_leaves_nothing(made, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: list(path.iterdir()) for path in tmp_path.iterdir()} == {"empty": []}
     assert (init(tmp_path / "empty", bundle="chest_xray").folder / "models" / "model.pt").is_file()
-
-
-@pytest.mark.slow
-def test_monais_run_fine_tunes_too(made, class_folders):
-    bundle = made("chest_xray")
-    first = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    workflow = ConfigWorkflow(
-        str(bundle / "configs" / "train.json"), logging_file=False, workflow_type="train", device="cpu",
-        dataset_dir=str(class_folders), max_epochs=1, learning_rate=0.0, mlflow=False, num_pictures=0, probe_interval=0,
-    )  # fmt: skip
-    workflow.initialize()
-    workflow.run()
-    after = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert [key for key in first if not torch.equal(first[key], after[key])] == []
 
 
 def test_no_bundle_with_weights_is_taken_for_one_to_train(made):
@@ -204,8 +148,8 @@ def test_no_file_is_too_large_or_a_pickle():
 
 
 @BOTH
-def test_only_what_differs_is_stored_and_nothing_of_cases(bundles, name):
-    folder = bundles / name
+def test_only_what_differs_is_stored_and_nothing_of_cases(name):
+    folder = ROOT / "bundles" / name
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
     models = {
@@ -235,7 +179,7 @@ def test_the_documents_name_data_licence_and_forbidden_uses(name):
     assert "**Do not use it** for diagnosis" in (folder / "README.md").read_text()
 
 
-@REAL
+@BOTH
 def test_the_model_card_is_complete(name):
     readme = (ROOT / "bundles" / name / "docs" / "README.md").read_text()
     assert PLACEHOLDER.findall(readme) == []
@@ -244,7 +188,7 @@ def test_the_model_card_is_complete(name):
     assert {row.split(" | ")[0].removeprefix("| ") for row in rows} == metrics.keys() != set()
 
 
-@REAL
+@BOTH
 def test_z_sem_of_formulas_is_the_stored_one(made, name, tmp_path):
     """To 1e-4 of the standard deviation of z_sem, since other processors round differently."""
     bundle, scans = made(name), write_golden_scans(tmp_path / "scans", NAMES[name])
@@ -255,7 +199,6 @@ def test_z_sem_of_formulas_is_the_stored_one(made, name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("chest_xray" not in TRAINED, reason="no weights yet")
 @pytest.mark.skipif(not (DATA / "cxr_pneumonia_224").is_dir(), reason="the X-rays are not on this machine")
 def test_z_sem_tells_pneumonia_on_held_out_patients(made, tmp_path):
     """All test patients of the training's split but one (patients with an identical image counted as one there)."""

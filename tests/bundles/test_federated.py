@@ -12,7 +12,6 @@ from ignite.engine import Events
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
-from torch.nn.utils import vector_to_parameters
 
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.errors import ConfigError
@@ -124,30 +123,6 @@ def test_the_number_of_rounds_must_be_given(make_site):
     with pytest.raises(RuntimeError) as caught:  # MONAI's wrapping
         make_site(num_rounds="???")
     assert str(caught.value.__cause__) == "num_rounds: is required; give it a value"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("restarted", [False, True])
-def test_without_the_overlay_an_update_follows_weights_that_were_halved_too(make_site, restarted):
-    values = {"files": ["configs/train.json"], "lr_schedule": "constant"}
-    site = make_site(**values)
-    own = trained_round(site, initial_weights(site))
-    site = make_site(**values) if restarted else site
-    update = trained_round(site, halved(own))
-    assert 0 < distance(update, halved(own)) < 0.3 * distance(update, own)
-
-
-@pytest.mark.slow
-def test_weights_that_a_client_writes_through_data_are_kept_by_a_restarted_site(make_site):
-    """Some federated clients use ``vector_to_parameters`` instead of ``load_state_dict``."""
-    own = trained_round(make_site(), initial_weights(make_site("other")))
-    network = (site := make_site()).trainer.network
-    given = {name: weight.detach() / 2 for name, weight in own.items() if name in dict(network.named_parameters())}
-    vector_to_parameters(torch.cat([weight.flatten() for weight in given.values()]), network.parameters())
-    site.trainer.state.max_epochs = site.trainer.state.epoch + 1  # as MONAI's client does
-    site.trainer.run()
-    update = {name: weight.detach() for name, weight in network.named_parameters()}
-    assert 0 < distance(update, given) < 0.3 * distance(update, own)
 
 
 @pytest.mark.slow

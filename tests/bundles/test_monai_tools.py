@@ -3,14 +3,11 @@
 import json
 import shutil
 import sqlite3
-import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, create_workflow, load, onnx_export, run
 from scan_files import as_nobody
 
@@ -107,25 +104,23 @@ def test_an_untrained_bundle_opens_too(tmp_path):
         assert opened(bundle, kind).network_def is not None
 
 
-@pytest.mark.parametrize("kind", ["inference"])
-def test_another_network_than_that_of_the_weights_is_one_line(bundle, kind):
+def test_another_network_than_that_of_the_weights_is_one_line(bundle):
     override = {"unet#base_channels": 16}
-    assert complaint(lambda: loaded(bundle, kind, net_override=override)).startswith(
+    assert complaint(lambda: loaded(bundle, "inference", net_override=override)).startswith(
         "model.pt: belongs to another model with other values of network_def; use its values"
     )
-    assert_has(loaded(bundle, kind, net_override={"use_checkpoint": True}), weights(bundle))
-    assert "other values of z_channels; use its values" in complaint(lambda: opened(bundle, kind, z_channels=4))
+    assert_has(loaded(bundle, "inference", net_override={"use_checkpoint": True}), weights(bundle))
+    assert "other values of z_channels; use its values" in complaint(lambda: opened(bundle, "inference", z_channels=4))
 
 
-@pytest.mark.parametrize("kind", ["inference"])
-def test_damaged_weights_and_descriptions_are_one_line(bundle, kind):
+def test_damaged_weights_and_descriptions_are_one_line(bundle):
     state = weights(bundle)
     torch.save(dict(list(state.items())[1:]), bundle / "models" / "model.pt")
-    assert "weights do not fit the configuration's network" in complaint(lambda: loaded(bundle, kind))
+    assert "weights do not fit the configuration's network" in complaint(lambda: loaded(bundle))
     torch.save({name: value * float("nan") for name, value in state.items()}, bundle / "models" / "model.pt")
-    assert "model.pt: holds weights that are not finite" in complaint(lambda: loaded(bundle, kind))
+    assert "model.pt: holds weights that are not finite" in complaint(lambda: loaded(bundle))
     (bundle / "models" / "config.json").write_text("{")
-    assert complaint(lambda: loaded(bundle, kind)) == "config.json: cannot be read; copy the bundle again"
+    assert complaint(lambda: loaded(bundle)) == "config.json: cannot be read; copy the bundle again"
 
 
 @pytest.fixture
@@ -139,12 +134,11 @@ def killed_publication(bundle):
     return state
 
 
-@pytest.mark.parametrize("kind", ["inference"])
-def test_after_a_killed_publication_the_newer_model_is_used(bundle, killed_publication, kind):
+def test_after_a_killed_publication_the_newer_model_is_used(bundle, killed_publication):
     message = "model.pt: was replaced by a newer model while it was loaded; load it again"
-    assert complaint(lambda: loaded(bundle, kind)) == message  # MONAI has read the older weights at this point
-    assert_has(loaded(bundle, kind), killed_publication)
-    assert opened(bundle, kind).parser["percentiles"] == [1, 99]
+    assert complaint(lambda: loaded(bundle)) == message  # MONAI has read the older weights at this point
+    assert_has(loaded(bundle), killed_publication)
+    assert opened(bundle, "inference").parser["percentiles"] == [1, 99]
     assert not (bundle / "models" / "next").exists()
 
 
@@ -153,26 +147,11 @@ def test_a_workflow_completes_a_killed_publication(bundle, killed_publication):
     assert_has(loaded(bundle, "train"), killed_publication)
 
 
-@pytest.mark.parametrize("kind", ["inference"])
-def test_a_killed_publication_in_a_read_only_bundle_is_one_line(bundle, killed_publication, kind):
+def test_a_killed_publication_in_a_read_only_bundle_is_one_line(bundle, killed_publication):
     message = "bundle: models/next has a newer model than models/model.pt, and the folder cannot be written; make it "
     with as_nobody(bundle):
         for way in (loaded, opened):
-            assert complaint(partial(way, bundle, kind)).startswith(message)
-
-
-def test_a_publication_that_another_process_completes_is_waited_for(bundle, killed_publication):
-    def complete():
-        time.sleep(0.2)
-        shutil.copytree(bundle / "models" / "next", bundle / "models", dirs_exist_ok=True)
-        (bundle / "models" / "next").rename(bundle / "models" / ".done-1")
-
-    with FileLock(bundle / "models" / ".lock"):
-        other = threading.Thread(target=complete)
-        other.start()
-        assert opened(bundle).parser["percentiles"] == [1, 99]
-        other.join()
-    assert_has(loaded(bundle), killed_publication)
+            assert complaint(partial(way, bundle)).startswith(message)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -193,17 +172,6 @@ def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, tmp_pat
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "limit": 2}
     run("evaluating", config_file=str(tiny_bundle.directory / "configs" / "inference.json"), **values)
     assert contents(tmp_path / "run") == contents(tmp_path / "command")
-
-
-def test_the_inferer_reconstructs_as_the_evaluator_does(tiny_bundle, tmp_path):
-    values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path), "device": "cpu", "limit": 2}
-    workflow = opened(tiny_bundle.directory, "inference", **values)
-    assert workflow.check_properties() == []
-    workflow.evaluator.run()
-    network = workflow.parser.get_parsed_content("network").eval()
-    images = torch.stack([torch.as_tensor(workflow.dataset[i]["image"]) for i in range(2)])
-    made = torch.stack([torch.as_tensor(item["pred"]) for item in workflow.evaluator.state.output])
-    assert torch.equal(workflow.inferer(images, network), made)
 
 
 def test_a_first_stage_is_run_from_anywhere(first_stage, tmp_path, monkeypatch):
@@ -233,36 +201,6 @@ def test_a_plain_training_run_resumes_with_the_settings_of_the_training(bundle, 
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.slow
-def test_a_training_begins_with_the_settings_and_weights_of_another_bundle(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    new = init_bundle(tmp_path / "new")
-    values = {"dataset_dir": str(tiny_bundle.cohort), "start_from": str(tiny_bundle.directory), "learning_rate": 0.0}
-    run("training", config_file=str(new / "configs" / "train.json"), device="cpu", **values)
-    assert_has(loaded(new), weights(tiny_bundle.directory))
-    settings = json.loads((new / "models" / "training.json").read_text())
-    assert (settings["batch_size"], settings["max_epochs"], settings["learning_rate"]) == (4, 1, 0.0)
-    values = {**values, "z_channels": 4, "overwrite": True}
-    overwritten = partial(run, "training", config_file=str(new / "configs" / "train.json"), device="cpu", **values)
-    assert complaint(overwritten).startswith("start_from: bundle was trained with other values of z_channels; use its")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_migration")
-def test_a_latent_training_resumes_with_its_settings(bundle, tiny_bundle, quick_latent, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    file, data = str(bundle / "configs" / "train_latent.json"), {"dataset_dir": str(tiny_bundle.cohort)}
-    values = {**quick_latent, "latent_network_def#num_layers": 2}
-    run("training", config_file=file, **data, **values)
-    run("training", config_file=file, **data, device="cpu", max_epochs=values["max_epochs"] + 1, tracking="mlflow")
-    settings = json.loads((bundle / "models" / "latent_training.json").read_text())
-    assert settings["latent_network_def#num_layers"] == 2
-    steps = torch.load(bundle / "models" / "latent_checkpoint.pt", weights_only=True)["trainer"]
-    assert steps["iteration"] == (values["max_epochs"] + 1) * steps["epoch_length"]
-    with sqlite3.connect(bundle / "mlflow.db") as database:
-        assert {"latent"} == {name for (name,) in database.execute("select name from runs")}
-
-
 # -- MONAI's tracking -------------------------------------------------------------------------------------------------
 
 
@@ -286,30 +224,6 @@ def test_monais_tracking_is_that_of_the_bundle(tiny_settings, tiny_bundle, tmp_p
     logged = b"".join(path.read_bytes() for path in [bundle / "mlflow.db", *(bundle / "mlruns").rglob("*.json")])
     assert str(tiny_bundle.cohort).encode() not in logged
     assert b"secret(.)" not in logged
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_migration")
-def test_other_tracking_settings_are_those_of_the_user(tiny_settings, tiny_bundle, tmp_path, monkeypatch):
-    from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
-
-    monkeypatch.chdir(tmp_path)
-    bundle = init_bundle(tmp_path / "bundle")
-    handler = {**DEFAULT_MLFLOW_SETTINGS["configs"]["trainer"], "run_name": "mine"}
-    handler["tracking_uri"] = f"sqlite:///{tmp_path}/mine.db"
-    tracking = {**DEFAULT_MLFLOW_SETTINGS, "configs": {**DEFAULT_MLFLOW_SETTINGS["configs"], "trainer": handler}}
-    del tracking["configs"]["validator"]
-    (tmp_path / "tracking.json").write_text(json.dumps(tracking))
-    values = {**tiny_settings, "dataset_dir": str(tiny_bundle.cohort)}
-    run(
-        "training",
-        config_file=str(bundle / "configs" / "train.json"),
-        tracking=str(tmp_path / "tracking.json"),
-        **values,
-    )
-    with sqlite3.connect(tmp_path / "mine.db") as database:
-        metrics = {name for (name,) in database.execute("select distinct key from metrics")}
-    assert {"train_loss", "lr_group_0"} <= metrics
 
 
 def test_monai_finds_every_training_property(make_workflow):

@@ -49,10 +49,11 @@ def python_tools():
     ]
 
 
-def cases(names):
-    for name in names:
+def cases():
+    for name in [name for name, is_first_stage in commands() if not is_first_stage]:
         for kind in KINDS:
-            yield pytest.param(name, kind, id=f"{name}-{kind}", marks=[pytest.mark.slow])
+            is_quick = kind == "diffae_2d" and name in ("verify_metadata", "verify_net_in_out")
+            yield pytest.param(name, kind, id=f"{name}-{kind}", marks=[] if is_quick else [pytest.mark.slow])
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def check(result, call):
         assert message in one_line(error)
 
 
-@pytest.mark.parametrize(("name", "kind"), cases([name for name, is_first in commands() if not is_first]))
+@pytest.mark.parametrize(("name", "kind"), cases())
 def test_a_command_has_its_result(name, kind, workplace, monkeypatch):
     if name == "trt_export" and torch.cuda.is_available():
         pytest.skip("the table has the result without a GPU")

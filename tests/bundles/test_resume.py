@@ -1,11 +1,8 @@
 """A training that is stopped anywhere and run again ends with the weights and curves of the uninterrupted one."""
 
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,36 +272,3 @@ def test_max_minutes_ends_a_training_that_more_minutes_complete(train, tmp_path,
     assert "complete after 7 steps; nothing to do. Increase max_minutes" in caplog.text
     train(tmp_path, minute, max_minutes=100)
     assert_same_weights(trained_whole, tmp_path)
-
-
-def bundle_command(cohort, out):
-    settings = {
-        "bundle_root": ROOT, "dataset_dir": cohort, "output_dir": out, "image_size": [16, 16],
-        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-        "network_def#unet#time_embed_channels": 16, "network_def#unet#dropout": 0.2, "max_epochs": 30, "batch_size": 2,
-        "val_interval": 20, "num_pictures": 0, "mlflow": False, "device": "cpu", "checkpoint_minutes": 0.0005,
-    }  # fmt: skip
-    arguments = [str(x) for k, v in settings.items() for x in (f"--{k}", v)]
-    run = ["-m", "monai.bundle", "run", "training", "--config_file", str(ROOT / "configs/train.json")]
-    return [sys.executable, *run, *arguments]
-
-
-@pytest.mark.goal(id="R1")
-@pytest.mark.slow
-def test_a_killed_process_resumes_with_the_same_command(small_cohort, tmp_path):
-    """MONAI's own command; tests/robustness kills ours at every place."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    subprocess.run(bundle_command(small_cohort, whole), check=True, capture_output=True, env=env)
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(bundle_command(small_cohort, part), stderr=log, stdout=log, env=env)
-        while not (part / "models" / "checkpoint.pt").is_file():
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.2)
-        process.kill()
-        assert process.wait(timeout=120) == -signal.SIGKILL
-    step = torch.load(part / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
-    assert 0 < step < 150
-    subprocess.run(bundle_command(small_cohort, part), check=True, capture_output=True, env=env)
-    assert_same_weights(whole, part)

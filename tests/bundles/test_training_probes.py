@@ -1,5 +1,4 @@
 import logging
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -144,14 +143,6 @@ def test_a_label_that_cannot_be_probed_is_an_error_if_it_is_named(make_workflow,
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
         trained(make_workflow, cohort, tmp_path / "out", max_epochs=1, probe_targets=targets)
     assert message in str(find_diffae_error(caught.value))
-
-
-@pytest.mark.slow
-def test_a_cohort_without_labels_is_not_probed(make_workflow, cohort, tmp_path):
-    folder = tmp_path / "images"
-    shutil.copytree(cohort.parent / "images", folder)
-    out = trained(make_workflow, folder, tmp_path / "out", max_epochs=1)
-    assert not [name for name in validations(out) if "probe" in name]
 
 
 def test_the_end_of_improvement_is_logged_once(caplog):
