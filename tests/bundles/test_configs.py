@@ -169,14 +169,6 @@ def test_the_overlay_of_latents_replaces_what_it_means_to():
     assert plain["validate"]["handlers"][0]["_target_"].endswith("ReconstructionPictures")
 
 
-@pytest.mark.parametrize("overlay", ["medmnist", "ct", "volumes_mr", "paper_64"])
-def test_overlays_build_a_network_for_their_size(overlay):
-    parser = parser_of(FLAT / "configs" / "train.json", ROOT / "configs" / f"{overlay}.json")
-    with torch.device("meta"):
-        network = parser.get_parsed_content("network_def")
-    assert all(s % d == 0 for s, d in zip(parser.get("image_size"), network.size_divisors, strict=True))
-
-
 @pytest.mark.parametrize(
     ("bundle", "overlays"),
     [

@@ -176,10 +176,3 @@ def test_a_round_too_many_is_refused_instead_of_training_nothing(make_site):
     weights = trained_round(site, initial_weights(site))
     with pytest.raises(ConfigError, match=r"in federated training, add configs/federated\.json and set num_rounds"):
         trained_round(site, weights)
-
-
-@pytest.mark.slow
-def test_given_weights_and_start_from_exclude_each_other(make_site, tiny_bundle):
-    site = make_site(start_from=str(tiny_bundle.directory))
-    with pytest.raises(ConfigError, match=r"^start_from: has no effect, because a program has set the weights; omit"):
-        trained_round(site, initial_weights(site))

@@ -275,15 +275,3 @@ def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained, t
             bundle, trained.cohort, tmp_path / "new", start_from=trained.bundle, device="cpu",
             overrides=settings | {"first_stage_bundle": str(other)},
         )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_first_stage_starts_from_another_one(trained, tmp_path):
-    bundle = init_bundle(tmp_path / "bundle", "autoencoder_kl_3d")
-    settings = {"learning_rate": 0.0}
-    result = train(bundle, trained.cohort, start_from=trained.first_stage, device="cpu", overrides=settings)
-    assert result.next_line.startswith("monai-diffae train my_model ")  # a first stage has no z_sem to embed
-    assert result.next_line.endswith(f"latent_space.json --overrides first_stage_bundle={bundle}")
-    before, after = (load_first_stage(b / "models") for b in (trained.first_stage, bundle))
-    for one, other in zip(before.parameters(), after.parameters(), strict=True):
-        assert torch.equal(one, other)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, create_workflow, load, onnx_export, run
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, create_workflow, load, run
 from scan_files import as_nobody
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
@@ -247,60 +247,19 @@ def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(bundle
         assert "cannot be written (Permission denied)" in complaint(partial(training, max_epochs=2))
 
 
-# -- exports
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
-SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 4}
-SIZES = {
-    "diffae_2d": (SMALL, (1, 1, 16, 16), (2, 1, 32, 16)),
-    "diffae_3d": (SMALL, (1, 1, 16, 16, 16), (2, 1, 16, 24, 16)),
-    "autoencoder_kl_3d": ({"network_def#autoencoder#channels": [8, 8, 8]}, (1, 1, 8, 8, 8), (2, 1, 8, 8, 12)),
-}
-
-
-def prepared(name, tmp_path):
-    """A bundle's network with random weights, and the arguments of an export of it."""
-    settings, shape, _ = SIZES[name]
-    configs = BUNDLES / name / "configs"
-    parser = ConfigParser()
-    parser.read_config(configs / "inference.json")
-    parser.update(settings)
-    torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def").eval()
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    torch.save(network.state_dict(), tmp_path / "model.pt")
-    arguments = {
-        "net_id": "network_def", "filepath": str(tmp_path / "exported"), "ckpt_file": str(tmp_path / "model.pt"),
-        "meta_file": str(configs / "metadata.json"), "config_file": str(configs / "inference.json"),
-        "use_trace": name == "autoencoder_kl_3d", "input_shape": shape, **settings,
-    }  # fmt: skip
-    return network, arguments
-
-
-@pytest.mark.parametrize("name", ["diffae_2d", pytest.param("diffae_3d", marks=pytest.mark.slow), "autoencoder_kl_3d"])
-def test_ckpt_export_gives_what_the_network_gives(name, tmp_path):
+@pytest.mark.parametrize(("name", "size"), [("tiny_bundle", (32, 16)), ("first_stage", (8, 8, 12))])
+def test_ckpt_export_gives_what_the_network_gives(request, tmp_path, name, size):
     """TorchScript: our networks are scripted; MONAI's AutoencoderKL can only be traced."""
-    network, arguments = prepared(name, tmp_path)
-    ckpt_export(**arguments)
-    exported = torch.jit.load(tmp_path / "exported.ts")
-    images = torch.rand(SIZES[name][2]) * 2 - 1
+    made = request.getfixturevalue(name)
+    bundle = made if isinstance(made, Path) else made.directory
+    images = torch.rand(2, 1, *size) * 2 - 1
+    ckpt_export(
+        net_id="network_def", filepath=str(tmp_path / "exported"), ckpt_file=str(bundle / "models" / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"), config_file=str(bundle / "configs" / "inference.json"),
+        use_trace=name == "first_stage", input_shape=images.shape,
+    )  # fmt: skip
+    network = opened(bundle, "inference").network_def.eval()
+    network.load_state_dict(weights(bundle))
     with torch.no_grad():
-        torch.testing.assert_close(exported(images), network(images), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
-def test_onnx_export_gives_what_the_network_gives(name, tmp_path):
-    """The file takes one image of one size."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
-    network, arguments = prepared(name, tmp_path)
-    onnx_export(**arguments)
-    session = onnxruntime.InferenceSession(tmp_path / "exported", providers=["CPUExecutionProvider"])
-    (taken,) = session.get_inputs()
-    assert taken.shape == list(SIZES[name][1])
-    images = torch.rand(SIZES[name][1]) * 2 - 1
-    (made,) = session.run(None, {taken.name: images.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(made), network(images), rtol=1e-4, atol=1e-5)
+        expected = network(images)
+        torch.testing.assert_close(torch.jit.load(tmp_path / "exported.ts")(images), expected, rtol=1e-4, atol=1e-5)

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.networks.nets import resnet18
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import init_bundle, load_bundle, trusting
 from monai_diffae.data.medmnist import medmnist_to_cohort
-from monai_diffae.errors import ConfigError, UnsafeInputError, find_diffae_error
+from monai_diffae.errors import UnsafeInputError, find_diffae_error
 
 ROOT = Path(__file__).parents[2]
 # latent_space is for volumes and a first stage: test_latent_space.py
@@ -88,26 +89,6 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
     assert torch.isfinite(z_sem).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["encoder_view", "encoder_view_3d"])
-def test_the_z_sem_of_two_views_are_trained_to_agree(overlay, small_cohort, tmp_path):
-    in_3d = overlay == "encoder_view_3d"
-    (tmp_path / "data").mkdir()
-    cohort = volumes(tmp_path / "data", 0, 900) if in_3d else small_cohort
-    directory = init_bundle(tmp_path / "bundle", "diffae_3d" if in_3d else "diffae_2d")
-    overrides = {**(SMALL_3D if in_3d else SMALL), **SHORT, "num_pictures": 0}
-    with pytest.raises(ConfigError, match=f"agreement_weight is 0.02.*add the overlay {overlay},"):
-        train(directory, cohort, overrides={**overrides, "agreement_weight": 0.02})
-    overlays = [directory / "configs" / "overlays" / f"{overlay}.json"]
-    losses = []
-    for weight in (0.0, 0.02):
-        out = tmp_path / str(weight)
-        train(directory, cohort, out=out, overlays=overlays, overrides={**overrides, "agreement_weight": weight})
-        losses.append(pd.read_csv(out / "curves.csv")["loss"][0])
-    assert losses[1] > losses[0]  # both terms are added
-    assert json.loads((out / "models" / "training.json").read_text())["agreement_weight"] == 0.02
-
-
 # -- encoders of other packages, as docs/encoders.md says
 
 PAGE = ROOT / "docs" / "encoders.md"
@@ -141,19 +122,11 @@ def test_a_network_of_monai_is_trained(tiny_settings, small_cohort, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", ["monai", "torchvision"])
-def test_a_frozen_network_is_trained_on(package, tiny_settings, small_cohort, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # the other package has the same overlay
-    settings = {**tiny_settings, "network_def#encoder#size": [32, 32]}
+def test_a_frozen_network_is_trained_on(tiny_settings, small_cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    settings = {**tiny_settings, "network_def#encoder#size": [32, 32], **MONAI_FROZEN}
     torch.manual_seed(1)
-    if package == "monai":
-        from monai.networks.nets import resnet18
-
-        settings |= MONAI_FROZEN
-        pretrained = resnet18(spatial_dims=2, n_input_channels=3, feed_forward=False)
-    else:
-        models = pytest.importorskip("torchvision.models", reason="torchvision is in the extra `lpips`")
-        pretrained = models.resnet18()
+    pretrained = resnet18(spatial_dims=2, n_input_channels=3, feed_forward=False)
     file = tmp_path / "resnet18.pt"
     torch.save(pretrained.state_dict(), file)
     settings["encoder_weights"] = str(file)

@@ -100,17 +100,6 @@ def test_two_processes_equal_one_at_the_same_global_batch(small_cohort, tmp_path
 
 @pytest.mark.goal(id="R18")
 @pytest.mark.slow
-def test_one_process_resumes_the_training_of_two(small_cohort, tmp_path, record_property):
-    """Goal R18: the losses of 16 steps, and those of validations; for the last 4 steps, one process resumes both."""
-    settings = {"max_epochs": 6, "learning_rate": 1e-3, "warmup_steps": 2, "lr_schedule": "constant"}
-    trainings = [training(tmp_path / str(ranks), small_cohort, ranks, **settings) for ranks in (1, 2)]
-    resumed = [training(tmp_path / str(ranks), small_cohort, 1, **settings | {"max_epochs": 8}) for ranks in (1, 2)]
-    train(*trainings, *resumed)
-    assert assert_same_curves(tmp_path, "2d, resumed", record_property)["loss"].count() == 16
-
-
-@pytest.mark.goal(id="R18")
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["3d", "first_stage", "latent"])
 def test_two_processes_equal_one_in_every_training(kind, tiny_bundle, tmp_path, record_property):
     sizes = {"num_patients": 10, "size": 16, "spatial_dims": 3, "val_fraction": 0.2, "test_fraction": 0.1}

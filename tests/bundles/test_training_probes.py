@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ignite.engine import Events
 
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
@@ -17,10 +16,6 @@ NAME = "Mustermann"
 EPOCHS = {
     "max_epochs": 3, "val_interval": 1, "probe_interval": 2, "report_every": 1, "batch_size": 12, "val_batch_size": 12,
 }  # fmt: skip
-
-
-class Killed(Exception):
-    """What ends a training at once."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,32 +102,6 @@ def test_no_value_of_a_label_is_logged_or_written(probed):
 def test_probes_change_no_weight(make_workflow, cohort, probed, tmp_path):
     assert_same_weights(probed[0], trained(make_workflow, cohort, tmp_path / "without", probe_interval=0))
     assert not [name for name in validations(tmp_path / "without") if "probe" in name]
-
-
-@pytest.mark.slow
-def test_a_resumed_training_has_the_same_weights_and_probes(make_workflow, cohort, probed, tmp_path):
-    def stop(engine):
-        raise Killed
-
-    out = tmp_path / "part"
-    workflow = make_workflow({"output_dir": str(out), "dataset_dir": str(cohort), **EPOCHS})
-    trainer = workflow.parser.get_parsed_content("train#trainer")
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2 * trainer.state.epoch_length + 1), stop)
-    with pytest.raises(RuntimeError):
-        workflow.run()
-    trained(make_workflow, cohort, out)
-    assert_same_weights(probed[0], out)
-    pd.testing.assert_frame_equal(validations(probed[0]), validations(out))
-    states = [torch.load(each / "models/checkpoint.pt", weights_only=True)["validation"] for each in (probed[0], out)]
-    assert states[0]["probe_scores"] == states[1]["probe_scores"]
-    assert len(states[0]["probe_scores"]) == 2
-
-
-@pytest.mark.slow
-def test_expensive_probes_become_rare_but_the_last_one_stays(make_workflow, cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(probes, "_MOST_TIME", 0.0)
-    out = trained(make_workflow, cohort, tmp_path / "out", max_epochs=5, probe_interval=1, probe_targets=["tilt"])
-    assert validations(out)["validation_probe_tilt"].notna().tolist() == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from monai_diffae.bundle.folders import export_bundle
 from monai_diffae.bundle.loading import load_bundle
@@ -132,20 +131,6 @@ def test_a_training_that_is_complete_registers_nothing_again(tracked):
     assert len(run.outputs.model_outputs) == 2  # of the first epoch, and of the second
 
 
-@pytest.mark.slow
-def test_a_store_without_a_registry_gets_the_model_and_a_line(make_workflow, tmp_path, caplog, monkeypatch):
-    def no_registry(*args, **kwargs):
-        raise MlflowException("Model Registry features are not supported by the store")
-
-    monkeypatch.setattr(MlflowClient, "create_registered_model", no_registry)
-    workflow = make_workflow({"mlflow": True})
-    with caplog.at_level(logging.INFO, "monai_diffae"):
-        workflow.run()
-    assert "the model is logged with MLflow, but not registered: Model Registry features" in caplog.text
-    client, run = client_and_run(tmp_path / "out")
-    assert str(client.get_logged_model(run.outputs.model_outputs[0].model_id).status) == "READY"
-
-
 @pytest.mark.goal(id="R17")
 def test_a_server_that_is_down_is_one_line_and_the_training_continues(make_workflow, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -167,17 +152,6 @@ def test_a_folder_that_cannot_be_written_is_logged_without_its_path(make_workflo
         make_workflow({"mlflow": True}).run()
     assert "MLflow tracking failed" in caplog.text
     assert NAME not in caplog.text
-
-
-@pytest.mark.slow
-def test_the_environments_tracking_uri_is_used(make_workflow, tmp_path, monkeypatch):
-    uri = f"sqlite:///{tmp_path / 'elsewhere.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    make_workflow(TRACKED).run()
-    assert not (tmp_path / "out" / "mlflow.db").exists()
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("monai_diffae")
-    assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
 def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path):
@@ -220,17 +194,6 @@ def test_what_the_user_wrote_of_the_data_is_not_tracked():
 def test_telemetry_of_mlflow_is_off():
     """Goal R22."""
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-
-
-@pytest.mark.slow
-def test_mlflow_writes_no_installation_id_into_the_home_folder(tmp_path):
-    """Goal R22: MLflow writes it while it is imported, before any setting of ours after that would count."""
-    never = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
-    env = {name: value for name, value in os.environ.items() if name not in never}
-    env |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
-    code = "import sys, monai_diffae.handlers; assert 'mlflow.telemetry' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=300)
-    assert [path.name for path in tmp_path.rglob("telemetry*")] == []
 
 
 def free_port():
