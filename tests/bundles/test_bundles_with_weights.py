@@ -99,16 +99,6 @@ def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, c
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
 
 
-def test_fine_tuning_without_model_pt_is_refused(made, class_folders):
-    """It would begin with random weights, and replace ``model.safetensors``."""
-    models = made("chest_xray") / "models"
-    (models / "model.pt").unlink()
-    with pytest.raises(ConfigError, match=r"model.safetensors: there is no model.pt with the same weights beside it; "):
-        train(models.parent, class_folders, device="cpu", overrides=QUICK)
-    assert (models / "model.safetensors").is_file()
-    assert not (models / "checkpoint.pt").exists()
-
-
 @pytest.mark.slow
 def test_an_init_that_the_disk_cuts_short_leaves_nothing(made, tmp_path):
     (tmp_path / "empty").mkdir()

@@ -69,6 +69,7 @@ def test_the_bundle_holds_its_first_stage_and_no_path_and_encodes_latents(traine
     torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
 
 
+@pytest.mark.slow
 def test_all_four_networks_are_exported(trained, tmp_path):
     """The encoder takes images, the denoiser latents; TorchScript is the quickest format to test."""
     result = export(trained.bundle, tmp_path / "out", format="ts")
