@@ -39,6 +39,7 @@ def complaint(make_workflow, overrides):
             {"image_size": [50, 50], "channel_mult": [1, 2, 4], "dataset_dir": "/gone"},
             ["image_size is [50, 50]; the network needs multiples of"],
         ),
+        ({"agreement_weight": 0.02}, ["agreement_weight is 0.02", "add the overlay encoder_view,"]),
         (
             {"agreement_weight": 0.02, "encoder_key": "other", "batch_size": 1},
             ["agreement_weight is 0.02, but batch_size is 1", "enlarge batch_size"],
@@ -59,7 +60,6 @@ def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
         ({"max_grad_norm": -5}, "max_grad_norm is -5"),
         ({"ema_decay": 2}, "ema_decay is 2"),
         ({"agreement_weight": True}, "agreement_weight is True"),
-        ({"agreement_weight": 0.02}, "agreement_weight is 0.02"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"image_size": 16}, "image_size is 16"),
         ({"percentiles": 99}, "percentiles is 99"),

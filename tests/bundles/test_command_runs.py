@@ -13,7 +13,7 @@ from monai.bundle import ConfigWorkflow
 from tiny_bundles import copy_tiny
 
 import monai_diffae
-from monai_diffae import embed, fit_direction
+from monai_diffae import calibrate, embed, fit_direction
 from monai_diffae.errors import find_diffae_error, one_line
 
 QUICK = {"steps": 2, "invert_steps": 2, "device": "cpu"}
@@ -34,6 +34,7 @@ def made(tiny_bundle, tmp_path_factory):
     table["id"] = range(100, 100 + len(table))  # MONAI's command line makes numbers of such names
     table.to_csv(folder / "cohort.csv", index=False)
     root = copy_tiny(folder / "bundle", "2d_all", ignore=("fast*",))
+    calibrate(root, folder / "cohort.csv", draws=1, device="cpu")
     embeddings = embed(root, folder / "cohort.csv", folder / "embedded", device="cpu").path
     fit_direction(embeddings, folder / "tilt.json", target="tilt")
     ids = [str(i) for i in table["id"]]

@@ -116,11 +116,11 @@ def test_another_network_than_that_of_the_weights_is_one_line(bundle):
 def test_damaged_weights_and_descriptions_are_one_line(bundle):
     state = weights(bundle)
     torch.save(dict(list(state.items())[1:]), bundle / "models" / "model.pt")
-    assert "weights do not fit the configuration's network" in complaint(lambda: loaded(bundle))
+    assert "weights do not fit the configuration's network" in complaint(lambda: loaded(bundle, "inference"))
     torch.save({name: value * float("nan") for name, value in state.items()}, bundle / "models" / "model.pt")
-    assert "model.pt: holds weights that are not finite" in complaint(lambda: loaded(bundle))
+    assert "model.pt: holds weights that are not finite" in complaint(lambda: loaded(bundle, "inference"))
     (bundle / "models" / "config.json").write_text("{")
-    assert complaint(lambda: loaded(bundle)) == "config.json: cannot be read; copy the bundle again"
+    assert complaint(lambda: loaded(bundle, "inference")) == "config.json: cannot be read; copy the bundle again"
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_first_stage_is_run_from_anywhere(first_stage, tmp_path, monkeypatch):
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
     files = [str(config), str(first_stage / "models" / "config.json")]
     run("evaluating", config_file=files, dataset_dir=cohort, output_dir="described", device="cpu")
-    assert len(contents(tmp_path / "alone")) == 7
+    assert len(contents(tmp_path / "alone")) == 8
     assert contents(tmp_path / "alone") == contents(tmp_path / "described")
 
 
@@ -251,7 +251,8 @@ def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(bundle
 def test_ckpt_export_gives_what_the_network_gives(request, tmp_path, name, size):
     """TorchScript: our networks are scripted; MONAI's AutoencoderKL can only be traced."""
     made = request.getfixturevalue(name)
-    bundle = made if isinstance(made, Path) else made.directory
+    source, bundle = getattr(made, "directory", made), tmp_path / "bundle"
+    export_bundle(source, source, bundle)  # its files describe the trained network
     images = torch.rand(2, 1, *size) * 2 - 1
     ckpt_export(
         net_id="network_def", filepath=str(tmp_path / "exported"), ckpt_file=str(bundle / "models" / "model.pt"),

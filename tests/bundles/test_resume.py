@@ -190,35 +190,33 @@ def complaint(train, out, **overrides):
     return one_line(caught.value)
 
 
-@pytest.mark.goal(id="R4")
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"percentiles": [1, 99]}, "belongs to another model with other values of percentiles;"),
-        ({"base_channels": 24}, "belongs to another model with other values of base_channels;"),
-        ({"batch_size": 5}, "5 steps per epoch, but this run has 2"),
-    ],
-)
-def test_another_model_or_number_of_steps_is_refused(train, whole, overrides, message):
-    before = (whole / "models" / "model.pt").read_bytes()
-    assert message in complaint(train, whole, **overrides)
-    assert (whole / "models" / "model.pt").read_bytes() == before
+def without_checkpoint(models):
+    (models / "checkpoint.pt").unlink()
 
 
-@pytest.mark.goal(id="R4")
-def test_weights_without_a_checkpoint_are_not_trained_with_another_configuration(train, whole):
-    (whole / "models" / "checkpoint.pt").unlink()
-    before = (whole / "models" / "model.pt").read_bytes()
-    message = "model.pt: was trained with other values of percentiles; use its values"
-    assert message in complaint(train, whole, percentiles=[0, 100])
-    assert (whole / "models" / "model.pt").read_bytes() == before
+def cut_checkpoint(models):
+    file = models / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:5000])
 
 
 @pytest.mark.goal(id="R3")
-def test_an_unreadable_checkpoint_is_one_line(train, whole):
-    path = whole / "models" / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:5000])
-    assert "checkpoint.pt: cannot be read as a checkpoint" in complaint(train, whole, max_epochs=4)
+@pytest.mark.goal(id="R4")
+@pytest.mark.parametrize(
+    ("overrides", "change", "message"),
+    [
+        ({"percentiles": [1, 99]}, None, "belongs to another model with other values of percentiles;"),
+        ({"base_channels": 24}, None, "belongs to another model with other values of base_channels;"),
+        ({"batch_size": 5}, None, "5 steps per epoch, but this run has 2"),
+        ({"percentiles": [0, 100]}, without_checkpoint, "model.pt: was trained with other values of percentiles; use"),
+        ({"max_epochs": 4}, cut_checkpoint, "checkpoint.pt: cannot be read as a checkpoint"),
+    ],
+)
+def test_a_training_that_does_not_fit_the_folder_is_refused(train, whole, overrides, change, message):
+    if change is not None:
+        change(whole / "models")
+    before = (whole / "models" / "model.pt").read_bytes()
+    assert message in complaint(train, whole, **overrides)
+    assert (whole / "models" / "model.pt").read_bytes() == before
 
 
 @pytest.mark.goal(id="R4")
