@@ -253,15 +253,6 @@ def test_a_training_on_cached_latents_is_the_same(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_complete_training_that_runs_again_leaves_no_latents_wherever_they_are(trained, tmp_path):
-    """It may have been killed between its last save and the deletion."""
-    other = {"train#dataset#cache_dir": str(tmp_path / "fast disk")}
-    for _ in range(2):
-        start(trained, tmp_path / "out", augmentation=None, cache_latents=True, **other)
-        assert list(tmp_path.rglob("latents")) == []
-
-
-@pytest.mark.slow
 def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained, tmp_path):
     bundle, out = init_bundle(tmp_path / "bundle", "diffae_3d"), tmp_path / "out"
     settings = {"first_stage_bundle": str(trained.first_stage), "learning_rate": 0.0}

@@ -12,7 +12,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, create_workf
 from scan_files import as_nobody
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import export_bundle, init_bundle
 from monai_diffae.errors import one_line
 
@@ -85,17 +84,6 @@ def test_an_export_is_described_for_tools_that_read_a_file_only(tiny_bundle, tmp
         parser.read_config(str(tmp_path / "exported" / "configs" / file))
         parser.get_parsed_content("network_def").load_state_dict(weights(tiny_bundle.directory))
     assert_has(loaded(tmp_path / "exported"), weights(tiny_bundle.directory))
-
-
-@pytest.mark.slow
-def test_after_a_training_with_overwrite_the_network_is_the_new_one(bundle, tiny_bundle):
-    settings = json.loads((bundle / "models" / "training.json").read_text())
-    changes = {key: value for key, value in settings.items() if key != "_meta_"}
-    before = (bundle / "configs" / "train.json").read_bytes()
-    train(bundle, tiny_bundle.cohort, overwrite=True, overrides={**changes, "z_channels": 4, "device": "cpu"})
-    assert (bundle / "configs" / "train.json").read_bytes() == before  # the next --overwrite begins with its values
-    for kind in KINDS:
-        assert_has(loaded(bundle, kind), weights(bundle))
 
 
 def test_an_untrained_bundle_opens_too(tmp_path):
