@@ -1,15 +1,11 @@
 """A trained first stage for the tests of bundles."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 from tiny_bundles import copy_tiny, tiny_cohort
 
 
 @pytest.fixture(scope="session")
-def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first_stage(tmp_path_factory):
     """A trained first stage, beside the folder ``cohort`` with its scans."""
     root = tmp_path_factory.mktemp("kl")
     tiny_cohort(root / "cohort", "kl")

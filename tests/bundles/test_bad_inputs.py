@@ -1,5 +1,8 @@
 """Each wrong input ends in one line that names the key or the file, before or while the data are read."""
 
+import json
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -9,16 +12,16 @@ from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.config_values import check_dimensions, check_values
 from monai_diffae.errors import ConfigError, find_diffae_error, one_line
 
+BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_2d"
+
 
 def complaint(make_workflow, overrides):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
         make_workflow({"check_memory": True, **overrides}).run()
     error = find_diffae_error(caught.value)
     assert error is not None, repr(caught.value)
-    line = one_line(caught.value)
     assert "\n" not in str(error)
-    assert line
-    return line
+    return one_line(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -26,29 +29,21 @@ def complaint(make_workflow, overrides):
     [
         ({"image_sise": [16, 16]}, ["image_sise", "did you mean 'image_size'"]),
         ({"train#trainer#max_epoch": 3}, ["train#trainer#max_epoch", "did you mean 'max_epochs'"]),
-        ({"train#trainr": {"max_epochs": 3}}, ["train#trainr", "did you mean 'trainer'"]),
         ({"dataset_dir": "/nowhere/cohort.csv"}, ["cohort.csv"]),
         ({"precision": "fp8"}, ["precision", "bf16"]),
-        ({"overwrite": "False"}, ["overwrite is 'False'", "True or False"]),
-        ({"batch_size": 0}, ["batch_size is 0", "at least 1"]),
-        ({"max_epochs": -1}, ["max_epochs is -1", "at least 1"]),
-        ({"max_grad_norm": -5}, ["max_grad_norm is -5", "above 0"]),
-        ({"ema_decay": 2}, ["ema_decay is 2", "below 1"]),
-        ({"agreement_weight": -1}, ["agreement_weight is -1", "at least 0"]),
+        ({"device": "banana"}, ["device", "'banana'"]),
+        ({"diffusion#schedule": "linear"}, ["schedule", "linear_beta"]),
+        ({"lr_schedule": "step"}, ["lr_schedule"]),
+        pytest.param({"in_channels": 3}, ["channel"], marks=pytest.mark.goal(id="R9")),
+        (
+            {"image_size": [50, 50], "channel_mult": [1, 2, 4], "dataset_dir": "/gone"},
+            ["image_size is [50, 50]; the network needs multiples of"],
+        ),
         ({"agreement_weight": 0.02}, ["agreement_weight is 0.02", "add the overlay encoder_view,"]),
-        ({"agreement_weight": True}, ["agreement_weight is True", "at least 0"]),
         (
             {"agreement_weight": 0.02, "encoder_key": "other", "batch_size": 1},
             ["agreement_weight is 0.02, but batch_size is 1", "enlarge batch_size"],
         ),
-        ({"val_interval": False}, ["val_interval is False", "at least 1"]),
-        ({"calibration_cases": False}, ["calibration_cases is False", "at least 0"]),
-        ({"learning_rate": "fast"}, ["learning_rate is 'fast'", "number"]),
-        ({"image_size": 16}, ["image_size is 16", "[64, 64]"]),
-        ({"percentiles": 99}, ["percentiles is 99"]),
-        ({"device": "banana"}, ["device", "'banana'"]),
-        ({"diffusion#schedule": "linear"}, ["schedule", "linear_beta"]),
-        ({"lr_schedule": "step"}, ["lr_schedule"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
@@ -56,21 +51,31 @@ def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
     assert all(word in line for word in words), line
 
 
-def test_a_size_that_the_network_cannot_halve_is_refused_before_the_data_are_looked_at(make_workflow):
-    line = complaint(make_workflow, {"image_size": [50, 50], "channel_mult": [1, 2, 4], "dataset_dir": "/gone"})
-    assert "image_size is [50, 50]; the network needs multiples of" in line
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"overwrite": "False"}, "overwrite is 'False'"),
+        ({"batch_size": 0}, "batch_size is 0; it must be"),
+        ({"val_interval": False}, "val_interval is False"),
+        ({"max_grad_norm": -5}, "max_grad_norm is -5"),
+        ({"ema_decay": 2}, "ema_decay is 2"),
+        ({"agreement_weight": True}, "agreement_weight is True"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"image_size": 16}, "image_size is 16"),
+        ({"percentiles": 99}, "percentiles is 99"),
+    ],
+)
+def test_a_value_out_of_range_is_named(value, words):
+    config = json.loads((BUNDLE / "configs" / "train.json").read_text())
+    with pytest.raises(ConfigError) as caught:
+        check_values({**config, **value})
+    assert words in str(caught.value)
 
 
-@pytest.mark.goal(id="R12")
-def test_an_empty_folder_is_named(make_workflow, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "empty" in complaint(make_workflow, {"dataset_dir": str(tmp_path / "empty")})
-
-
-def volumes(folder, change=None, count=12):
+def volumes(folder, change=None):
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(count):
+    for i in range(12):
         array = rng.random((16, 16, 6)).astype(np.float32)
         nib.save(nib.Nifti1Image(array if change is None else change(array), np.eye(4)), folder / f"scan{i:02d}.nii.gz")
     return folder
@@ -81,38 +86,26 @@ def with_nan(array):
     return array
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [(with_nan, "nan"), (lambda a: np.stack([a, a], -1), "4"), (lambda a: np.stack([a] * 3, -1)[..., None, :], "5d")],
-)
-def test_where_all_cases_are_bad_one_line_says_why(make_workflow, tmp_path, change, word):
-    line = complaint(make_workflow, {"dataset_dir": str(volumes(tmp_path / "scans", change))})
-    assert "scan" in line
-    assert word in line.lower()
-
-
-def test_truncated_files_are_all_bad(make_workflow, tmp_path):
-    folder = volumes(tmp_path / "scans")
+def truncate(folder):
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes()[:-900])
-    assert "scan" in complaint(make_workflow, {"dataset_dir": str(folder)})
+    return folder
 
 
-def test_one_bad_scan_is_left_out_and_listed(make_workflow, tmp_path):
-    folder = volumes(tmp_path / "scans")
-    bad = sorted(folder.iterdir())[:12]
-    nib.save(nib.Nifti1Image(with_nan(np.ones((16, 16, 6), np.float32)), np.eye(4)), bad[3])
-    make_workflow({"dataset_dir": str(folder), "slice_range": [0, 1]}).run()
-    table = pd.read_csv(tmp_path / "out" / "failures.csv")
-    assert set(table["file"]) <= {bad[3].name}
-    assert (tmp_path / "out" / "models" / "model.pt").is_file()
-
-
-def test_a_table_without_images_is_refused(make_workflow, small_cohort, tmp_path):
-    pd.read_csv(small_cohort).drop(columns="image").to_csv(tmp_path / "t.csv", index=False)
-    line = complaint(make_workflow, {"dataset_dir": str(tmp_path / "t.csv")})
-    assert "image" in line
-    assert "t.csv" in line
+@pytest.mark.goal(id="R12")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder.mkdir() or folder, ["scans"]),
+        (lambda folder: volumes(folder, with_nan), ["scan0", "nan"]),
+        (lambda folder: volumes(folder, lambda a: np.stack([a] * 3, -1)[..., None, :]), ["scan0", "5d"]),
+        (lambda folder: truncate(volumes(folder)), ["scan0"]),
+    ],
+    ids=["empty", "nan", "5d", "truncated"],
+)
+def test_where_no_case_is_good_one_line_says_why(make_workflow, tmp_path, make, words):
+    line = complaint(make_workflow, {"dataset_dir": str(make(tmp_path / "scans"))}).lower()
+    assert all(word in line for word in words), line
 
 
 @pytest.mark.goal(id="R12")
@@ -125,19 +118,8 @@ def test_a_patient_in_two_splits_is_refused(make_workflow, small_cohort, tmp_pat
     assert "split" in line
 
 
-@pytest.mark.goal(id="R9")
-def test_a_wrong_number_of_channels_is_refused(make_workflow):
-    assert "channel" in complaint(make_workflow, {"in_channels": 3})
-
-
 def test_an_override_of_what_refers_to_a_key_makes_the_key_no_unknown_one(make_workflow):
     make_workflow({"train#trainer#max_epochs": 1, "train#dataloader#batch_size": 4, "optimizer#lr": 0.01})
-
-
-@pytest.mark.parametrize("value", [None, [0], "text"])
-def test_a_section_that_is_no_section_is_refused(value):
-    with pytest.raises(ConfigError, match="train: is .*; it must be a section with keys"):
-        check_config({"train": value})
 
 
 @pytest.mark.goal(id="R30")
@@ -145,16 +127,13 @@ def test_a_section_that_is_no_section_is_refused(value):
     "config",
     [
         {"use_checkpoint": 10**400}, {"batch_size": "x" * 400}, {"spatial_dims": 3, "image_size": [10**400]},
-        {"x" * 400: 1}, {"train": {"x" * 400: 1}}, {"train": [10**400]}, {"device": "x" * 400},
+        {"x" * 400: 1}, {"train": {"x" * 400: 1}}, {"train": [10**400]},
     ],
-    ids=["number", "text", "size", "key", "inner key", "section", "device"],
+    ids=["number", "text", "size", "key", "inner key", "section"],
 )  # fmt: skip
 def test_long_values_are_quoted_in_part(config):
-    def check():
-        check_config(config, known={"use_checkpoint", "batch_size", "spatial_dims", "image_size", "device"})
+    with pytest.raises(ConfigError) as caught:  # noqa: PT012
+        check_config(config, known={"use_checkpoint", "batch_size", "spatial_dims", "image_size"})
         check_dimensions(config)
         check_values(config)
-
-    with pytest.raises(ConfigError) as caught:
-        check()
     assert len(str(caught.value)) <= 200

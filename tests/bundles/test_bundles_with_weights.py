@@ -1,19 +1,11 @@
-"""The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and nobody's.
-
-Until real weights are in ``bundles/``, most of these tests use tiny ones, which ``make weights`` has put into a copy.
-"""
-
-from __future__ import annotations
+"""The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and without cases."""
 
 import json
 import logging
 import resource
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,74 +13,62 @@ import pandas as pd
 import pytest
 import torch
 from golden_bundles import difference_from_stored, write_golden_scans
-from make_weights import LARGEST_FILE, PLACEHOLDER, make_weights
-from monai.bundle import ConfigWorkflow, load
+from make_weights import LARGEST_FILE, PLACEHOLDER
+from monai.bundle import load
 
-from monai_diffae import embed, generate, info, init, probe, push, reconstruct, train
+from monai_diffae import embed, generate, info, init, push, reconstruct, train
 from monai_diffae.bundle import folders
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.model_card import NOTE
-from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
 NAMES = {"chest_xray": 2, "hippocampus": 3}
 BOTH = pytest.mark.parametrize("name", NAMES)
-TRAINED = [name for name in NAMES if (ROOT / "bundles" / name / "models" / "model.safetensors").is_file()]
-REAL = pytest.mark.parametrize("name", TRAINED or [pytest.param(None, marks=pytest.mark.skip("no weights yet"))])
-TINY_FIGURES = {"mse_x_T": [1e-6, 5e-7, 2e-6], "z_sem_usage": 1.5, "hours": "0.1"}
+QUICK = {
+    "max_epochs": 1, "batch_size": 8, "learning_rate": 0.0, "mlflow": False, "num_pictures": 0, "probe_interval": 0,
+    "check_memory": False,
+}  # fmt: skip
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-@pytest.fixture(scope="session")
-def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of ``bundles/`` with weights in all bundles that have some."""
-    folder = shutil.copytree(ROOT / "bundles", tmp_path_factory.mktemp("shipped") / "bundles")
-    if "chest_xray" not in TRAINED:
-        make_weights(request.getfixturevalue("latent_bundle"), "chest_xray", TINY_FIGURES, bundles=folder)
-    if "hippocampus" not in TRAINED:
-        source = request.getfixturevalue("tiny_bundle_3d").directory
-        make_weights(source, "hippocampus", TINY_FIGURES, bundles=folder)
-    return folder
+def read(path):
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
-def made(bundles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+def made(tmp_path):
     """Makes a bundle with ``init``."""
-    shipped = folders.shipped
-    monkeypatch.setattr(folders, "shipped", lambda kind: bundles if kind == "bundles" else shipped(kind))
     return lambda name: init(tmp_path / "my_model", bundle=name).folder
 
 
 @BOTH
-def test_init_makes_a_complete_trained_bundle(made: Callable[[str], Path], name: str, bundles: Path) -> None:
+def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
     bundle = made(name)
-    stored, _ = read_safetensors(bundles / name / "models" / "model.safetensors")
+    stored, _ = read_safetensors(ROOT / "bundles" / name / "models" / "model.safetensors")
     for workflow_type in ("train", "inference"):
         network = load(bundle.name, bundle_dir=bundle.parent, workflow_type=workflow_type, device="cpu")
         state = network.state_dict()
         assert state.keys() == stored.keys()
         assert [key for key in state if not torch.equal(state[key], stored[key])] == []
-    description = read(bundles / name / "models" / "config.json")
+    description = read(ROOT / "bundles" / name / "models" / "config.json")
     for file in ("inference.json", "evaluate.json"):
         content = read(bundle / "configs" / file)
         assert {key for key, value in description.items() if content[key] != value} <= {"imports"}
-    recipe = bundles / f"diffae_{NAMES[name]}d" / "configs" / "train.json"
+    recipe = ROOT / "bundles" / f"diffae_{NAMES[name]}d" / "configs" / "train.json"
     assert (bundle / "configs" / "train.json").read_bytes() == recipe.read_bytes()
     summary = info(bundle).summary
     assert summary["own_code"] == []
     assert summary["spatial_dims"] == NAMES[name]
     assert {path.name for path in (bundle / "configs" / "overlays").iterdir()} > {"fp32.json"}
+    if name == "chest_xray":
+        assert read(bundle / "models" / "latent_config.json")["autoencoder_sha256"] == checksum(bundle)
+    assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
 
 
+@pytest.mark.slow
 @BOTH
-def test_the_commands_work_at_once(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+def test_the_commands_work_at_once(made, name, tmp_path):
     bundle = made(name)
     scans = write_golden_scans(tmp_path / "scans", NAMES[name])
     for file in scans.glob("*.nii.gz"):  # as large as the model's field of view needs
@@ -102,29 +82,12 @@ def test_the_commands_work_at_once(made: Callable[[str], Path], name: str, tmp_p
     assert "models/model.pt" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
 
 
-def test_init_twice_gives_the_same_files(bundles: Path, made: Callable[[str], Path], tmp_path: Path) -> None:
-    first = made("chest_xray")
-    second = init(tmp_path / "second", bundle="chest_xray").folder
-    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
-    assert [str(file) for file in names if (first / file).read_bytes() != (second / file).read_bytes()] == []
-    assert read(first / "models" / "latent_config.json")["autoencoder_sha256"] == checksum(first)
-
-
-@BOTH
-def test_the_next_command_is_that_of_the_weights(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
-    made(name)
-    assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
-
-
-def test_fine_tuning_is_the_command_of_training(
-    made: Callable[[str], Path], class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.slow
+def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, caplog):
     bundle = made("chest_xray")
     first = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    options = {"max_epochs": 1, "learning_rate": 0.0, "mlflow": False, "num_pictures": 0, "probe_interval": 0}
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(bundle, class_folders, device="cpu", overrides={**options, "batch_size": 8})
+        train(bundle, class_folders, device="cpu", overrides=QUICK)
     assert "fine-tuning: a new training begins with the weights of model.pt" in caplog.text
     after = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert [key for key in first if not torch.equal(first[key], after[key])] == []
@@ -136,37 +99,8 @@ def test_fine_tuning_is_the_command_of_training(
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
 
 
-QUICK = {
-    "max_epochs": 1,
-    "batch_size": 8,
-    "mlflow": False,
-    "num_pictures": 0,
-    "probe_interval": 0,
-    "check_memory": False,
-}
-
-
-def test_fine_tuning_without_model_pt_is_refused(made: Callable[[str], Path], class_folders: Path) -> None:
-    """It would begin with random weights, and replace ``model.safetensors``."""
-    models = made("chest_xray") / "models"
-    (models / "model.pt").unlink()
-    with pytest.raises(ConfigError, match=r"model.safetensors: there is no model.pt with the same weights beside it; "):
-        train(models.parent, class_folders, device="cpu", overrides=QUICK)
-    assert (models / "model.safetensors").is_file()
-    assert not (models / "checkpoint.pt").exists()
-
-
-def test_fine_tuning_without_the_training_settings_makes_the_encoders_images(
-    made: Callable[[str], Path], class_folders: Path
-) -> None:
-    """As after ``pull``: ``push`` does not send the settings, but the preprocessing still makes these images."""
-    bundle = made("chest_xray")
-    (bundle / "models" / "training.json").unlink()
-    train(bundle, class_folders, device="cpu", overrides=QUICK)
-    assert (bundle / "models" / "checkpoint.pt").exists()
-
-
-def test_an_init_that_the_disk_cuts_short_leaves_nothing(made: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_init_that_the_disk_cuts_short_leaves_nothing(made, tmp_path):
     (tmp_path / "empty").mkdir()
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, old[1]))  # model.pt fits, model.safetensors does not
@@ -181,20 +115,7 @@ def test_an_init_that_the_disk_cuts_short_leaves_nothing(made: Callable[[str], P
     assert (init(tmp_path / "empty", bundle="chest_xray").folder / "models" / "model.pt").is_file()
 
 
-def test_monais_run_fine_tunes_too(made: Callable[[str], Path], class_folders: Path) -> None:
-    bundle = made("chest_xray")
-    first = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    workflow = ConfigWorkflow(
-        str(bundle / "configs" / "train.json"), logging_file=False, workflow_type="train", device="cpu",
-        dataset_dir=str(class_folders), max_epochs=1, learning_rate=0.0, mlflow=False, num_pictures=0, probe_interval=0,
-    )  # fmt: skip
-    workflow.initialize()
-    workflow.run()
-    after = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert [key for key in first if not torch.equal(first[key], after[key])] == []
-
-
-def test_no_bundle_with_weights_is_taken_for_one_to_train(made: Callable[[str], Path]) -> None:
+def test_no_bundle_with_weights_is_taken_for_one_to_train(made):
     made("hippocampus")
     with pytest.raises(ConfigError, match="there is no 'chest_xray'; choose one of: autoencoder_kl_3d, diffae_2d, dif"):
         folders.shipped_bundle("chest_xray")
@@ -205,7 +126,7 @@ def test_no_bundle_with_weights_is_taken_for_one_to_train(made: Callable[[str], 
 # -- what is in the repository -----------------------------------------------------------------------------------------
 
 
-def test_no_file_is_too_large_or_a_pickle() -> None:
+def test_no_file_is_too_large_or_a_pickle():
     listed = subprocess.run(["git", "ls-files", "bundles"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     sizes = {name: (ROOT / name).stat().st_size for name in listed.splitlines()}
     assert max(sizes.values()) <= LARGEST_FILE
@@ -215,8 +136,8 @@ def test_no_file_is_too_large_or_a_pickle() -> None:
 
 
 @BOTH
-def test_only_what_differs_is_stored_and_nothing_of_cases(bundles: Path, name: str) -> None:
-    folder = bundles / name
+def test_only_what_differs_is_stored_and_nothing_of_cases(name):
+    folder = ROOT / "bundles" / name
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
     models = {
@@ -236,7 +157,7 @@ def test_only_what_differs_is_stored_and_nothing_of_cases(bundles: Path, name: s
 
 
 @BOTH
-def test_the_documents_name_data_licence_and_forbidden_uses(name: str) -> None:
+def test_the_documents_name_data_licence_and_forbidden_uses(name):
     folder = ROOT / "bundles" / name / "docs"
     licence = {"chest_xray": "CC BY 4.0", "hippocampus": "CC BY-SA 4.0"}[name]
     source = {"chest_xray": "10.17632/rscbjbr9sj", "hippocampus": "1902.09063"}[name]
@@ -246,8 +167,8 @@ def test_the_documents_name_data_licence_and_forbidden_uses(name: str) -> None:
     assert "**Do not use it** for diagnosis" in (folder / "README.md").read_text()
 
 
-@REAL
-def test_the_model_card_is_complete(name: str) -> None:
+@BOTH
+def test_the_model_card_is_complete(name):
     readme = (ROOT / "bundles" / name / "docs" / "README.md").read_text()
     assert PLACEHOLDER.findall(readme) == []
     metrics = read(ROOT / "bundles" / name / "configs" / "metadata.json")["eval_metrics"]
@@ -255,34 +176,11 @@ def test_the_model_card_is_complete(name: str) -> None:
     assert {row.split(" | ")[0].removeprefix("| ") for row in rows} == metrics.keys() != set()
 
 
-@REAL
-def test_z_sem_of_formulas_is_the_stored_one(made: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+@BOTH
+def test_z_sem_of_formulas_is_the_stored_one(made, name, tmp_path):
     """To 1e-4 of the standard deviation of z_sem, since other processors round differently."""
-    scans = write_golden_scans(tmp_path / "scans", NAMES[name])
-    table = embed(made(name), scans, tmp_path / "out", device="cpu").path
-    assert difference_from_stored(ROOT / "tests" / "weights" / name, table) <= 1e-4
-
-
-@REAL
-def test_the_metadata_have_the_size_of_the_images(made: Callable[[str], Path], name: str) -> None:
-    bundle = made(name)
+    bundle, scans = made(name), write_golden_scans(tmp_path / "scans", NAMES[name])
     form = read(bundle / "configs" / "metadata.json")["network_data_format"]
     assert form["inputs"]["image"]["spatial_shape"] == read(bundle / "models" / "config.json")["image_size"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("chest_xray" not in TRAINED, reason="no weights yet")
-@pytest.mark.skipif(not (DATA / "cxr_pneumonia_224").is_dir(), reason="the X-rays are not on this machine")
-def test_z_sem_tells_pneumonia_on_held_out_patients(made: Callable[[str], Path], tmp_path: Path) -> None:
-    """All test patients of the training's split but one (patients with an identical image counted as one there)."""
-    folder = DATA / "cxr_pneumonia_224"
-    columns = {"image": "file", "patient": "patient_key"}
-    cases = split_cohort(folder / "labels_all.csv", columns=columns).cases
-    used = [case for case in cases if case.split == "test"] + [case for case in cases if case.split == "train"][::5]
-    rows = [
-        {"image": case.images["image"], "patient": case.patient, "split": case.split, **case.labels} for case in used
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / "xrays.csv", index=False)
-    embedded = embed(made("chest_xray"), tmp_path / "xrays.csv", tmp_path / "out", device="cpu")
-    (row,) = probe(embedded.path, targets=["label"], probes=["linear"], evaluation="split").rows
-    assert row["score"] > 0.95
+    table = embed(bundle, scans, tmp_path / "out", device="cpu").path
+    assert difference_from_stored(ROOT / "tests" / "weights" / name, table) <= 1e-4

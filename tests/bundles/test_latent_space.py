@@ -1,19 +1,17 @@
 """A first stage, and the diffusion autoencoder on its latents: the same commands, outputs in image space."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, load, run
+from monai.bundle import ConfigWorkflow, load, run
+from tiny_bundles import TINY_ON_LATENTS, copy_tiny, tiny_cohort
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.edit import edit
@@ -27,84 +25,52 @@ from monai_diffae.apps.training.export import export
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.first_stages import load_first_stage
 from monai_diffae.bundle.folders import export_bundle, init_bundle
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError, one_line
 
 ROOT = Path(__file__).parents[2]
 OVERLAY = ROOT / "configs" / "latent_space.json"
 SHAPE = (16, 16, 24)
-COMMON = {
-    "image_size": list(SHAPE), "spacing_mm": [14.0, 14.0, 10.0], "max_epochs": 1, "num_pictures": 1, "mlflow": False,
-    "device": "cpu", "batch_size": 4,
-}  # fmt: skip
-FIRST_STAGE = {
-    **COMMON, "patch_size": [16, 16, 16], "network_def#autoencoder#channels": [4, 8],
-    "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
-}  # fmt: skip
-MODEL = {
-    **COMMON, "base_channels": 8, "channel_mult": [1, 2], "z_channels": 4,
-    "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4, "picture_steps": 2,
-    "check_memory": False,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def trained(tmp_path_factory):
+    """The stored model on latents in ``bundle`` and its first stage, in folders that do not know of each other."""
     root = tmp_path_factory.mktemp("latent_space")
-    cohort = make_virtual_cohort(root / "cohort", num_patients=8, size=16, spatial_dims=3, val_fraction=0.2)
-    first_stage = init_bundle(root / "first_stage", "autoencoder_kl_3d")
-    train(first_stage, cohort, overrides=FIRST_STAGE)
-    bundle = init_bundle(root / "bundle", "diffae_3d")
-    overrides = {**MODEL, "first_stage_bundle": str(first_stage)}
-    train(bundle, cohort, overlays=[bundle / "configs" / "overlays" / OVERLAY.name], overrides=overrides)
-    moved = shutil.copytree(bundle, root / "elsewhere" / "bundle")  # it needs the first stage's own bundle no more
-    hidden = first_stage.rename(root / "hidden")
-    state = torch.load(moved / "models" / "model.pt", weights_only=True)
-    generator = torch.Generator().manual_seed(0)
-    shaken = {k: v + 0.05 * torch.randn(v.shape, generator=generator) for k, v in state.items()}
-    torch.save(shaken, moved / "models" / "model.pt")
-    table = pd.read_csv(cohort)
-    table["image"] = [str(cohort.parent / image) for image in table["image"]]
+    table = pd.read_csv(tiny_cohort(root / "cohort", "kl"))
+    table["image"] = [str(root / "cohort" / image) for image in table["image"]]
     table["wide"] = (table["ventricles"].rank() > len(table) / 2).map({True: "yes", False: "no"})
     table.to_csv(root / "cohort.csv", index=False)
-    embeddings = embed(moved, root / "cohort.csv", root / "embedded", device="cpu").path
+    bundle = copy_tiny(root / "elsewhere" / "bundle", "3d_on_latents")
+    embeddings = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
     return SimpleNamespace(
-        bundle=moved,
-        original=bundle,
-        first_stage=hidden,
-        cohort=root / "cohort.csv",
-        embeddings=embeddings,
-        table=table,
-    )
+        bundle=bundle, first_stage=copy_tiny(root / "first_stage", "first_stage"), cohort=root / "cohort.csv",
+        embeddings=embeddings, table=table,
+    )  # fmt: skip
 
 
-def test_the_bundle_holds_its_first_stage_and_no_path(trained: Any) -> None:
-    models = trained.original / "models"
+def test_the_bundle_holds_its_first_stage_and_no_path_and_encodes_latents(trained):
+    models = trained.bundle / "models"
     assert checksum(trained.first_stage) in (models / "config.json").read_text()
     assert (models / "first_stage_model.pt").read_bytes() == (trained.first_stage / "models/model.pt").read_bytes()
     for file in models.glob("*.json"):
-        assert str(trained.cohort.parent) not in file.read_text()
+        assert '"/' not in file.read_text()
     loaded = load_bundle(trained.bundle, "cpu")
     assert loaded.inferer.first_stage is not None
     assert loaded.inferer.clip_range is None
     assert loaded.image_shape == (1, *SHAPE)
     assert loaded.x_T_shape == (4, 8, 8, 12)
     assert not any(parameter.requires_grad for parameter in loaded.inferer.first_stage.parameters())
-
-
-def test_the_network_works_on_latents(trained: Any) -> None:
-    loaded = load_bundle(trained.bundle, "cpu")
     first_stage = load_first_stage(trained.first_stage / "models")
     images = torch.rand(2, 1, *SHAPE) * 2 - 1
     z_sem = loaded.network.encode(first_stage.encode(images))
     torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
 
 
-def test_all_four_networks_are_exported(trained: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_all_four_networks_are_exported(trained, tmp_path):
     """The encoder takes images, the denoiser latents; TorchScript is the quickest format to test."""
     result = export(trained.bundle, tmp_path / "out", format="ts")
     names = ["encoder.ts", "denoiser.ts", "first_stage_encoder.ts", "first_stage_decoder.ts"]
@@ -121,13 +87,7 @@ def test_all_four_networks_are_exported(trained: Any, tmp_path: Path) -> None:
     assert described["first_stage_decoder.ts"]["output"]["image"] == ["batch", 1, "2*x", "2*y", "2*z"]
 
 
-def test_a_first_stage_is_exported_from_its_own_bundle(trained: Any, tmp_path: Path) -> None:
-    result = export(trained.first_stage, tmp_path / "out", format="ts")
-    assert list(result.networks) == ["first_stage_encoder.ts", "first_stage_decoder.ts"]
-    assert "diffusion" not in json.loads((tmp_path / "out" / "networks.json").read_text())
-
-
-def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained: Any) -> None:
+def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained):
     loaded = load_bundle(trained.bundle, "cpu")
     case = loaded.open(trained.table["image"][0])
     embedded = pd.read_parquet(trained.embeddings)
@@ -140,7 +100,7 @@ def test_an_opened_case_has_codes_of_latents_and_comes_back_to_its_scan(trained:
     assert case.back_map(torch.ones(1, 1, *SHAPE)).max() == pytest.approx(1)
 
 
-def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(trained: Any, tmp_path: Path) -> None:
+def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(trained, tmp_path):
     result = reconstruct(trained.bundle, trained.cohort, tmp_path, mode="both", limit=2, device="cpu")
     table = pd.read_csv(tmp_path / "reconstructions.csv")
     assert {"mse_x_T", "mse_z_sem", "mse_first_stage", "psnr_first_stage", "ssim_first_stage"} <= set(table)
@@ -152,22 +112,14 @@ def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(tra
         assert np.array_equal(made.affine, source.affine)
 
 
-def test_every_command_makes_images(trained: Any, tmp_path: Path) -> None:
+def test_every_command_makes_images(trained, tmp_path):
     a, b = (str(name) for name in trained.table["id"][:2])
-    quick = {
-        "max_epochs": 1, "batch_size": 2, "report_every": 1, "mlflow": False, "device": "cpu",
-        "validate#additional_metrics#copying_ratio#num_samples": 8, "latent_network_def#num_layers": 3,
-        "train#dataset#draws": 1,
-    }  # fmt: skip
-    train_latent(trained.bundle, embeddings=trained.embeddings, out=tmp_path / "generator", overrides=quick)
     fit_direction(trained.embeddings, tmp_path / "wide.json", target="wide")
     on, case = (trained.bundle, trained.cohort), {"device": "cpu"}
+    options = {"num_components": 1, "strengths": [1], "num_noises": 2}
     folders = [
-        generate(tmp_path / "generator", tmp_path / "s", num_images=2, **case).folder,
         vary(*on, tmp_path / "v", case=a, num_images=2, **case).folder,
-        traverse(
-            trained.bundle, trained.embeddings, tmp_path / "w", num_components=1, strengths=[1], num_noises=2, **case
-        ).folder,
+        traverse(trained.bundle, trained.embeddings, tmp_path / "w", **options, **case).folder,
         interpolate(*on, tmp_path / "i", start=a, end=b, num_images=2, **case).folder,
     ]
     for folder in folders:
@@ -178,17 +130,19 @@ def test_every_command_makes_images(trained: Any, tmp_path: Path) -> None:
     assert pd.read_csv(edited.folder / "edits.csv")["prediction"].notna().all()
 
 
-def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_latent_ddim_is_trained_on_it_and_generates(trained, quick_latent, tmp_path):
+    train_latent(trained.bundle, embeddings=trained.embeddings, out=tmp_path / "generator", overrides=quick_latent)
+    made = generate(tmp_path / "generator", tmp_path / "s", num_images=2, device="cpu")
+    assert {nib.load(image).shape for image in (made.folder / "images").glob("*.nii.gz")} == {SHAPE}
+
+
+def test_a_bundle_run_reconstructs_too(trained, tmp_path):
     root = trained.bundle
     files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
     workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
-    values = {
-        "bundle_root": str(root),
-        "dataset_dir": str(trained.cohort),
-        "output_dir": str(tmp_path),
-        "device": "cpu",
-    }
-    workflow.parser.update({**values, "split": "test", "mode": "z_sem", "grid": "model"})
+    paths = {"bundle_root": str(root), "dataset_dir": str(trained.cohort), "output_dir": str(tmp_path)}
+    workflow.parser.update({**paths, "device": "cpu", "split": "test", "mode": "z_sem", "grid": "model"})
     workflow.initialize()
     workflow.run()
     files = list((tmp_path / "z_sem").glob("*.nii.gz"))
@@ -201,84 +155,80 @@ def test_a_bundle_run_reconstructs_too(trained: Any, tmp_path: Path) -> None:
         assert (tmp_path / "evaluated" / "z_sem" / file.name).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["train", "inference"])
-def test_monai_loads_the_network_with_the_first_stage_in_the_bundle(trained: Any, kind: str) -> None:
-    network = load(trained.bundle.name, bundle_dir=trained.bundle.parent, workflow_type=kind, device="cpu")
-    for name, value in torch.load(trained.bundle / "models" / "model.pt", weights_only=True).items():
-        assert torch.equal(network.state_dict()[name], value), name
-
-
-def test_a_plain_run_needs_the_folder_of_the_first_stage_to_resume(trained: Any) -> None:
+def test_monai_loads_the_network_with_the_first_stage_in_the_bundle_but_needs_its_folder_to_train(trained):
+    expected = torch.load(trained.bundle / "models" / "model.pt", weights_only=True)
+    for kind in ("train", "inference"):
+        network = load(trained.bundle.name, bundle_dir=trained.bundle.parent, workflow_type=kind, device="cpu")
+        torch.testing.assert_close(dict(network.state_dict()), dict(expected), rtol=0, atol=0)
     config_file = str(trained.bundle / "configs" / "train.json")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
         run("training", config_file=config_file, dataset_dir=str(trained.cohort), device="cpu")
     assert one_line(caught.value) == "first_stage_bundle: is required; give it a value"
 
 
-def test_an_exported_bundle_loads(trained: Any, tmp_path: Path) -> None:
-    export_bundle(trained.original, trained.original, tmp_path / "bundle")
-    assert load_bundle(tmp_path / "bundle", "cpu").inferer.first_stage is not None
-
-
-@pytest.mark.parametrize("what", ["absent", "other", "damaged", "unmeasured"])
-def test_a_first_stage_that_is_not_the_models_own_is_one_line(trained: Any, tmp_path: Path, what: str) -> None:
-    bundle = shutil.copytree(trained.bundle, tmp_path / "bundle")
-    file = bundle / "models" / "first_stage_model.pt"
-    content = torch.load(file, weights_only=True)
-    says = "first_stage_model.pt: is not the first stage that the model was trained with"
-    if what == "absent":
-        file.unlink()
-        says = "bundle: there is no models/first_stage_model.pt; copy the whole bundle again"
-    elif what == "other":
-        torch.save({**content, "latent_std": content["latent_std"] * 2}, file)
-    elif what == "damaged":
-        file.write_bytes(file.read_bytes()[:-100])
-    else:
-        shutil.copytree(trained.first_stage, tmp_path / "first")
-        torch.save({**content, "latent_std": torch.tensor(torch.nan)}, tmp_path / "first" / "models" / "model.pt")
-        with pytest.raises(ConfigError, match="the scale of its latents is not measured yet"):
-            load_first_stage(tmp_path / "first" / "models")
-        return
-    with pytest.raises(ConfigError, match=says) as error:
+def test_an_exported_bundle_loads_only_with_its_own_first_stage(trained, tmp_path):
+    bundle = tmp_path / "bundle"
+    export_bundle(trained.bundle, trained.bundle, bundle)
+    assert load_bundle(bundle, "cpu").inferer.first_stage is not None
+    change_first_stage(bundle / "models" / "first_stage_model.pt")
+    with pytest.raises(ConfigError, match="model.pt: is not the first stage that the model was trained with"):
         load_bundle(bundle, "cpu")
-    assert "\n" not in str(error.value)
+    (bundle / "models" / "first_stage_model.pt").unlink()
+    with pytest.raises(ConfigError, match="bundle: there is no models/first_stage_model.pt; copy the whole bundle"):
+        load_bundle(bundle, "cpu")
 
 
-def test_what_is_no_first_stage_is_refused(trained: Any) -> None:
+def change_first_stage(file, latent_std=None):
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "latent_std": content["latent_std"] * 2 if latent_std is None else latent_std}, file)
+
+
+def test_what_is_no_first_stage_is_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="there is no models/model.pt; train the bundle first"):
         load_first_stage(trained.bundle / "configs")
     with pytest.raises(ConfigError, match="bundle: is a DiffusionAutoencoder, not a first stage"):
-        load_first_stage(trained.original / "models")
+        load_first_stage(trained.bundle / "models")
     with pytest.raises(ConfigError, match="lacks 'inferer'.*choose a diffusion autoencoder"):
         load_bundle(trained.first_stage, "cpu")
+    shutil.copytree(trained.first_stage, tmp_path / "first")
+    change_first_stage(tmp_path / "first" / "models" / "model.pt", torch.tensor(torch.nan))
+    with pytest.raises(ConfigError, match="the scale of its latents is not measured yet"):
+        load_first_stage(tmp_path / "first" / "models")
 
 
-def start(trained: Any, out: Path, **overrides: Any) -> Path:
-    values = {**MODEL, "first_stage_bundle": str(trained.first_stage), **overrides}
-    return train(trained.original, trained.cohort, out, overlays=[OVERLAY], overrides=values)
+def start(trained, out, **overrides):
+    values = {**TINY_ON_LATENTS, "num_pictures": 1, "first_stage_bundle": str(trained.first_stage), **overrides}
+    return train(trained.bundle, trained.cohort, out, overlays=[OVERLAY], overrides=values)
 
 
-def test_image_size_is_checked_for_both_networks(trained: Any, tmp_path: Path) -> None:
+def test_image_size_is_checked_for_both_networks(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"image_size is \[16, 17, 24\]; the network needs multiples of 8, such as"):
         start(trained, tmp_path, image_size=[16, 17, 24])
     assert not (tmp_path / "models").exists()
 
 
-def test_a_training_goes_on_only_with_the_same_first_stage(trained: Any, tmp_path: Path) -> None:
-    start(trained, tmp_path / "out")
+def test_cached_latents_with_augmentation_are_refused(trained, tmp_path):
+    with pytest.raises(ConfigError, match="^cache_latents: .* cannot be augmented; set augmentation to null"):
+        start(trained, tmp_path, cache_latents=True)
+
+
+@pytest.mark.slow
+def test_a_training_resumes_only_with_the_same_first_stage(trained, tmp_path, caplog):
+    start(trained, tmp_path / "out", percentiles=[2, 98])
+    assert "the first stage was trained with other values of percentiles" in caplog.text
     before = (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes()
     shutil.copytree(trained.first_stage, tmp_path / "other")
-    weights = tmp_path / "other" / "models" / "model.pt"
-    content = torch.load(weights, weights_only=True)
-    torch.save({**content, "latent_std": content["latent_std"] * 2}, weights)
+    change_first_stage(tmp_path / "other" / "models" / "model.pt")
+    settings = {"percentiles": [2, 98], "max_epochs": 2}
     with pytest.raises(ConfigError, match="another model with other values of first_stage"):
-        start(trained, tmp_path / "out", first_stage_bundle=str(tmp_path / "other"), max_epochs=2)
+        start(trained, tmp_path / "out", first_stage_bundle=str(tmp_path / "other"), **settings)
     assert (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes() == before
-    start(trained, tmp_path / "out", max_epochs=2)
+    start(trained, tmp_path / "out", **settings)
     assert len(pd.read_csv(tmp_path / "out" / "curves.csv")["validation_loss"].dropna()) == 2
 
 
-def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_training_on_cached_latents_is_the_same(trained, tmp_path):
     """Losses, probes, weights, pictures and calibration, and nothing is left of the cache."""
     settings = {
         "augmentation": None, "max_epochs": 2, "val_interval": 1, "probe_interval": 1, "calibration_cases": 2,
@@ -302,38 +252,8 @@ def test_a_training_on_cached_latents_is_the_same(trained: Any, tmp_path: Path) 
     assert not (made[True] / "cache" / "latents").exists()
 
 
-def test_a_complete_training_that_runs_again_leaves_no_latents(trained: Any, tmp_path: Path) -> None:
-    """It may have been killed between its last save and the deletion."""
-    for _ in range(2):
-        start(trained, tmp_path, augmentation=None, cache_latents=True)
-        assert not (tmp_path / "cache" / "latents").exists()
-
-
-def test_latents_of_both_splits_are_deleted_wherever_they_are(trained: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "fast disk"
-    other = {"train#dataset#cache_dir": str(folder)}
-    start(trained, tmp_path / "out", augmentation=None, cache_latents=True, **other)
-    assert list(tmp_path.rglob("latents")) == []
-
-
-def test_cached_latents_with_augmentation_are_refused(trained: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^cache_latents: .* cannot be augmented; set augmentation to null"):
-        start(trained, tmp_path, cache_latents=True)
-
-
-def test_its_settings_are_remembered_but_not_the_folder_of_the_first_stage(
-    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = shutil.copytree(trained.original, tmp_path / "bundle")
-    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; give it a value"):
-        train(bundle, trained.cohort)
-    first_stage = {"first_stage_bundle": str(trained.first_stage)}
-    with caplog.at_level("INFO", logger="monai_diffae"):
-        train(bundle, trained.cohort.parent / "cohort" / "cohort.csv", device="cpu", overrides=first_stage)
-    assert "training is complete after" in caplog.text
-
-
-def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained, tmp_path):
     bundle, out = init_bundle(tmp_path / "bundle", "diffae_3d"), tmp_path / "out"
     settings = {"first_stage_bundle": str(trained.first_stage), "learning_rate": 0.0}
     train(bundle, trained.cohort, out, start_from=trained.bundle, device="cpu", overrides=settings)
@@ -341,40 +261,9 @@ def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained: A
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_bundle(out, "cpu").inferer.first_stage is not None
     other = shutil.copytree(trained.first_stage, tmp_path / "other")
-    weights = torch.load(other / "models" / "model.pt", weights_only=True)
-    torch.save({name: value * 1.5 for name, value in weights.items()}, other / "models" / "model.pt")
+    change_first_stage(other / "models" / "model.pt")
     with pytest.raises(ConfigError, match="^start_from: bundle was trained with other values of first_stage; "):
         train(
             bundle, trained.cohort, tmp_path / "new", start_from=trained.bundle, device="cpu",
             overrides=settings | {"first_stage_bundle": str(other)},
         )  # fmt: skip
-
-
-def test_a_first_stage_starts_from_another_one(trained: Any, tmp_path: Path) -> None:
-    bundle = init_bundle(tmp_path / "bundle", "autoencoder_kl_3d")
-    settings = {"learning_rate": 0.0}
-    result = train(bundle, trained.cohort, start_from=trained.first_stage, device="cpu", overrides=settings)
-    assert result.next_line.startswith("monai-diffae train my_model ")  # a first stage has no z_sem to embed
-    assert result.next_line.endswith(f"latent_space.json --overrides first_stage_bundle={bundle}")
-    before, after = (load_first_stage(b / "models") for b in (trained.first_stage, bundle))
-    for one, other in zip(before.parameters(), after.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_an_intensity_that_the_first_stage_does_not_know_is_told(
-    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    start(trained, tmp_path, percentiles=[2, 98])
-    assert "the first stage was trained with other values of percentiles" in caplog.text
-
-
-def test_the_overlay_replaces_what_it_means_to() -> None:
-    plain = json.loads((ROOT / "bundles" / "diffae_3d" / "configs" / "train.json").read_text())
-    replaced = [key.partition("#")[2] for key in json.loads(OVERLAY.read_text()) if key.startswith("initialize")]
-    functions = ["check_image_size", "check_memory"]
-    assert [next(f for f in functions if f in plain["initialize"][int(index)]) for index in replaced] == functions
-    assert len(OVERLAY.read_text().splitlines()) < 45
-    assert plain["validate"]["handlers"][0]["_target_"].endswith("ReconstructionPictures")
-    parser = ConfigParser()
-    parser.read_config([str(ROOT / "bundles" / "diffae_3d" / "configs" / "train.json"), str(OVERLAY)])
-    check_config({key: value for key, value in parser.get().items() if key != "_meta_"})

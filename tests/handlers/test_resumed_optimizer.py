@@ -19,7 +19,7 @@ def optimizer_with_schedule(rate, position):
     return optimizer, schedule
 
 
-def test_another_rate_is_used_from_the_position_of_the_schedule_on():
+def test_another_rate_is_used_from_the_position_of_the_schedule_on_and_a_rate_of_zero_can_be_raised():
     resumed, schedule = optimizer_with_schedule(1.0, 4)
     set_rates(resumed, schedule, [(0.1, 0.0)])
     expected, expected_schedule = optimizer_with_schedule(0.1, 4)
@@ -28,9 +28,6 @@ def test_another_rate_is_used_from_the_position_of_the_schedule_on():
         assert resumed.param_groups[0]["lr"] == pytest.approx(expected.param_groups[0]["lr"])
         for each in (schedule, expected_schedule):
             each.step()
-
-
-def test_a_rate_of_zero_can_be_raised():
     optimizer, schedule = optimizer_with_schedule(0.0, 0)
     set_rates(optimizer, schedule, [(0.1, 0.0)])
     assert optimizer.param_groups[0]["lr"] == 0.1

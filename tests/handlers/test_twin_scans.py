@@ -1,35 +1,30 @@
+"""What a training tells of its scans: twins, and files that cannot be read."""
+
 import shutil
 
 import pandas as pd
-import pytest
 
 
-@pytest.fixture
-def cohort_with_twins(small_cohort, tmp_path):
-    """A cohort in which a validation image is a copy of a training image, with another label."""
-    folder = tmp_path / "cohort"
-    shutil.copytree(small_cohort.parent, folder)
+def test_a_training_warns_of_twins_and_lists_a_bad_scan(make_workflow, small_cohort, tmp_path, caplog):
+    """A validation image is a copy of a training image, with another label; another file is damaged."""
+    folder = shutil.copytree(small_cohort.parent, tmp_path / "cohort")
     table = pd.read_csv(folder / "cohort.csv")
-    first, second = (table.index[table["split"] == split][0] for split in ("train", "val"))
+    train_rows = table[table["split"] == "train"].index
+    first, bad, second = train_rows[0], train_rows[1], table.index[table["split"] == "val"][0]
     shutil.copy(folder / table.loc[first, "image"], folder / table.loc[second, "image"])
+    file = folder / table.loc[bad, "image"]
+    file.write_bytes(file.read_bytes()[:-50])
     table["ill"] = [int(row == second) for row in table.index]
     table.to_csv(folder / "cohort.csv", index=False)
-    return folder / "cohort.csv", table.loc[first, "id"], table.loc[second, "id"]
+    make_workflow({"dataset_dir": str(folder / "cohort.csv"), "max_epochs": 1, "batch_size": 10}).run()
 
-
-@pytest.mark.parametrize("cache", ["memory", "none"])
-def test_a_training_warns_of_twins_in_training_and_validation(make_workflow, cohort_with_twins, caplog, cache):
-    table, first, second = cohort_with_twins
-    caches = {f"{stage}#dataset#cache": cache for stage in ("train", "validate")}
-    make_workflow({"dataset_dir": str(table), "max_epochs": 1, **caches}).run()
+    first, second = table.loc[first, "id"], table.loc[second, "id"]
     lines = [record.message for record in caplog.records if "twins" in record.message]
     assert len(lines) == 2
     assert lines[0].startswith(
         f"1 group of twins in different splits: {first} (split train) and {second} (split val); "
     )
     assert lines[1].startswith(f"1 pair of twins with different labels: {first} (ill 0) and {second} (ill 1); ")
-
-
-def test_a_training_without_twins_does_not_warn(make_workflow, caplog):
-    make_workflow({"max_epochs": 1}).run()
-    assert not [record for record in caplog.records if "twins" in record.message]
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert failures["file"].tolist() == [file.name]
+    assert (tmp_path / "out" / "models" / "model.pt").is_file()

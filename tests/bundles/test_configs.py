@@ -1,0 +1,217 @@
+"""The JSON files of the shipped bundles: what the model zoo checks, and that they fit each other and the package."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
+
+import monai_diffae
+from monai_diffae.bundle.config import check_config, model_config
+from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.networks import anisotropic_strides, build_autoencoder, preset
+
+ROOT = Path(__file__).parents[2]
+FLAT, VOLUME, FIRST_STAGE = (ROOT / "bundles" / name for name in ("diffae_2d", "diffae_3d", "autoencoder_kl_3d"))
+BOTH = pytest.mark.parametrize("bundle", [FLAT, VOLUME], ids=lambda p: p.name)
+UNTRAINED = pytest.mark.parametrize(  # those with weights take their configurations from these
+    "bundle", [FLAT, VOLUME, FIRST_STAGE], ids=lambda p: p.name
+)
+ALL = pytest.mark.parametrize("bundle", sorted((ROOT / "bundles").iterdir()), ids=lambda p: p.name)
+OVERLAYS = sorted(path for path in (ROOT / "configs").glob("*.json"))
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def parser_of(*files):
+    parser = ConfigParser()
+    parser.read_config([str(f) for f in files])
+    return parser
+
+
+def config(*files):
+    merged = parser_of(*files).get()
+    merged.pop("_meta_", None)
+    return merged
+
+
+@ALL
+def test_metadata_have_the_version_and_requirements_of_the_package(bundle):
+    """tests/zoo and test_monai_tools_page.py check them against MONAI's schema."""
+    meta = read(bundle / "configs" / "metadata.json")
+    assert meta["version"] in meta["changelog"]
+    assert meta["version"] == monai_diffae.__version__
+    pins = [meta["monai_version"], meta["pytorch_version"], meta["numpy_version"]]
+    assert all(re.fullmatch(r"\d+(\.\d+)+", p) for p in pins)
+    declared = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[0].lower()
+    required = dict(meta["required_packages_version"])
+    assert required.pop("monai-diffae") == f">={monai_diffae.__version__}"
+    assert all(f'"{name.lower()}{versions}"' in declared for name, versions in required.items())
+
+
+@pytest.mark.parametrize(
+    ("bundle", "divisors", "size"),
+    [(FLAT, [16, 16], (16, 48)), (VOLUME, [16, 8, 16], (32, 24, 16)), (FIRST_STAGE, [4, 4, 4], (8, 12, 16))],
+    ids=["2d", "3d", "first stage"],
+)
+def test_network_gives_what_the_metadata_says(bundle, divisors, size):
+    form = read(bundle / "configs" / "metadata.json")["network_data_format"]
+    assert form["inputs"]["image"]["spatial_shape"] == [f"{d}*n" for d in divisors]
+    parser = parser_of(bundle / "configs" / "train.json")
+    network = parser.get_parsed_content("network_def").eval()
+    assert list(network.size_divisors) == divisors
+    image = torch.rand(1, form["inputs"]["image"]["num_channels"], *size)
+    with torch.no_grad():
+        pred = network(image)
+    assert pred.shape == (1, form["outputs"]["pred"]["num_channels"], *size)
+    assert str(pred.dtype) == "torch." + form["outputs"]["pred"]["dtype"]
+
+
+@UNTRAINED
+def test_training_and_inference_describe_the_same_model_and_data(bundle):
+    train, infer = read(bundle / "configs" / "train.json"), read(bundle / "configs" / "inference.json")
+    # workers: the commands choose their number, a training has the bundle's
+    ours = {"imports", "output_dir", "initialize", "run", "batch_size", "workers"}
+    assert {key for key in train.keys() & infer.keys() if train[key] != infer[key]} <= ours
+    assert model_config(train).keys() <= infer.keys()
+    if bundle != FIRST_STAGE:
+        of_slices = {"slice_axis", "slice_range", "slice_step"} if bundle == FLAT else {"spacing_mm"}
+        assert {"cohort", "columns", "encoder_key", *of_slices} <= infer.keys()
+
+
+def test_both_bundles_differ_only_in_what_3d_needs():
+    names = {bundle: sorted(p.name for p in (bundle / "configs").iterdir()) for bundle in (FLAT, VOLUME)}
+    assert names[FLAT] == names[VOLUME]
+    other = {
+        "imports", "slice_axis", "slice_range", "slice_step", "spacing_mm", "spatial_dims", "image_size", "batch_size",
+        "val_batch_size", "num_pictures", "z_grid", "strides", "diffusion", "cohort", "preprocessing", "augmentation",
+    }  # fmt: skip
+    for name in set(names[FLAT]) - {"metadata.json"}:
+        flat, volume = read(FLAT / "configs" / name), read(VOLUME / "configs" / name)
+        volume = json.loads(json.dumps(volume).replace(VOLUME.name, FLAT.name))
+        differ = {key for key in flat.keys() | volume.keys() if flat.get(key) != volume.get(key)}
+        sizes = {"batch_size", "val_batch_size"} if name == "distill.json" else set()
+        assert differ <= (other if name in ("train.json", "inference.json", "evaluate.json") else sizes)
+    two, three = (read(bundle / "configs" / "train.json") for bundle in (FLAT, VOLUME))
+    assert two["network_def"] == three["network_def"]
+    first_stage = read(FIRST_STAGE / "configs" / "train.json")
+    assert first_stage["preprocessing"] == three["preprocessing"]
+    schedules = two["diffusion"], three["diffusion"]
+    differ = {key for key in schedules[0] | schedules[1] if schedules[0].get(key) != schedules[1].get(key)}
+    assert differ == {"timestep_shift"}
+
+
+def test_the_settings_of_decoding_are_those_of_the_documentation():
+    inferer = parser_of(FLAT / "configs" / "inference.json").get_parsed_content("inferer")
+    assert inferer_settings(inferer) == {
+        "solver": "adams", "steps": 20, "invert_steps": 20, "inversion": "implicit", "spacing": "logsnr",
+        "invert_tolerance": 0.001, "clip_range": [-1, 1], "decoder": "exact",
+    }  # fmt: skip
+
+
+def configurations():
+    """Files that are used together."""
+    for bundle in (FLAT, VOLUME, FIRST_STAGE):
+        names = [["train"], ["train", "multi_gpu_train"], ["inference"]]
+        names += [["train_latent"], ["train_latent", "latent_paper"]] if bundle == FLAT else []
+        for each in names:
+            yield pytest.param([bundle / "configs" / f"{name}.json" for name in each], id=f"{bundle.name} {each[-1]}")
+    for overlay in OVERLAYS:
+        dims = 3 if overlay.stem == "latent_space" else read(overlay).get("spatial_dims")
+        for bundle in [FLAT, VOLUME] if dims is None else [{2: FLAT, 3: VOLUME}[dims]]:
+            yield pytest.param([bundle / "configs" / "train.json", overlay], id=f"{bundle.name} {overlay.stem}")
+
+
+@pytest.mark.parametrize("files", configurations())
+def test_every_key_is_used(files):
+    """Nor does a second file add keys that the first one lacks."""
+    check_config(config(*files))
+    if files[-1].stem == "multi_gpu_train":
+        assert config(*files)["train"]["trainer"]["network"]["network"] == "@network"
+
+
+def test_the_overlay_of_latents_replaces_what_it_means_to():
+    plain, overlay = read(VOLUME / "configs" / "train.json"), read(ROOT / "configs" / "latent_space.json")
+    replaced = [key.partition("#")[2] for key in overlay if key.startswith("initialize")]
+    functions = ["check_image_size", "check_memory"]
+    assert [next(f for f in functions if f in plain["initialize"][int(index)]) for index in replaced] == functions
+    assert plain["validate"]["handlers"][0]["_target_"].endswith("ReconstructionPictures")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "overlays"),
+    [(FLAT, []), (FLAT, ["encoder_view"]), (VOLUME, []), (VOLUME, ["embed_volumes"]), (VOLUME, ["encoder_view_3d"])],
+    ids=lambda value: value[0] if isinstance(value, list) and value else None,
+)
+def test_augmentation_moves_along_every_axis(bundle, overlays):
+    """MONAI applies a single number to the first axis alone."""
+    files = [ROOT / "configs" / f"{overlay}.json" for overlay in overlays]
+    parser = parser_of(bundle / "configs" / "train.json", *files)
+    transforms, dims = parser.get("augmentation#transforms"), parser.get("spatial_dims")
+    affine = [t["_target_"] for t in transforms].index("RandAffined")
+    for key, length in (("translate_range", dims), ("scale_range", dims), ("rotate_range", 2 * dims - 3)):
+        ranges = ensure_tuple(parser.get_parsed_content(f"augmentation#transforms#{affine}#{key}"))
+        assert len(ranges) == length
+        assert min(ranges) > 0
+
+
+def test_encoder_sees_another_view(tiny_bundle):
+    parser = parser_of(FLAT / "configs" / "train.json", ROOT / "configs" / "encoder_view.json")
+    parser.update({"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."})
+    item = parser.get_parsed_content("train#dataset")[0]
+    assert item["encoder_image"].shape == item["image"].shape == (1, 16, 16)
+    assert any(not torch.equal(i["image"], i["encoder_image"]) for i in parser.get_parsed_content("train#dataset"))
+    item = parser.get_parsed_content("validate#dataset")[0]
+    assert torch.equal(item["image"], item["encoder_image"])
+
+
+def test_an_encoder_with_an_image_of_its_own_trains_without_the_settings_of_its_training(tiny_bundle):
+    """As in a bundle that was sent: its train.json has the model's values, but not the overlay's augmentation."""
+    overlay = read(ROOT / "configs" / "encoder_view.json")
+    parser = parser_of(FLAT / "configs" / "train.json")
+    parser.get("preprocessing")["transforms"].extend(overlay["+preprocessing#transforms"])
+    values = {"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."}
+    parser.update({**values, "encoder_key": overlay["encoder_key"]})
+    for item in (*parser.get_parsed_content("train#dataset"), *parser.get_parsed_content("validate#dataset")):
+        assert torch.equal(item["image"], item["encoder_image"])
+
+
+def test_the_papers_settings_of_the_latent_ddim_are_an_overlay():
+    parser = parser_of(*(FLAT / "configs" / f"{name}.json" for name in ("train_latent", "latent_paper")))
+    parser.update({"z_channels": 512})
+    network = parser.get_parsed_content("latent_network_def")
+    assert (network.config["hidden_channels"], network.config["num_layers"]) == (2048, 10)
+    assert (parser.get("learning_rate"), parser.get("ema_decay"), parser.get("weight_decay")) == (1e-4, 0.9999, 0.01)
+    assert parser.get("max_grad_norm") is None
+    assert parser.get("latent_diffusion")["prediction"] == "eps"
+    losses = [parser.get("train#trainer#loss_function"), parser.get("validate#key_metric#loss#loss_fn")]
+    assert [loss["_target_"] for loss in losses] == ["torch.nn.L1Loss"] * 2
+
+
+def test_a_seed_gives_the_weights_that_it_gave_before_the_networks_were_components():
+    """The UNet is built first, in JSON as in ``build_autoencoder``; otherwise trainings would not reproduce."""
+    for bundle, dims in ((FLAT, 2), (VOLUME, 3)):
+        torch.manual_seed(0)
+        weights = parser_of(bundle / "configs" / "train.json").get_parsed_content("network_def").state_dict()
+        torch.manual_seed(0)
+        flat = build_autoencoder(
+            dims, base_channels=16, channel_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=128,
+            time_embed_channels=128, z_grid=4 if dims == 2 else 2,
+            strides=None if dims == 2 else anisotropic_strides([32, 40, 32], [1.5, 1.5, 1.5], 4),
+        ).state_dict()  # fmt: skip
+        assert list(weights) == list(flat)
+        torch.testing.assert_close(dict(weights), dict(flat), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["paper_64", "paper_128", "paper_256"])
+def test_the_papers_overlays_are_the_presets(name):
+    parser = parser_of(FLAT / "configs" / "train.json", ROOT / "configs" / f"{name}.json")
+    with torch.device("meta"):
+        network, expected = parser.get_parsed_content("network_def"), preset(name)
+    for part in ("unet", "encoder"):
+        assert getattr(network, part).config == getattr(expected, part).config
