@@ -95,7 +95,7 @@ def shake(model: Path) -> None:
 
 def train_tiny_bundles(stored: Path, work: Path) -> None:
     """Train all bundles in ``work``, and replace the ones in ``stored``."""
-    from monai_diffae import distill, embed, train, train_latent
+    from monai_diffae import calibrate, distill, embed, train, train_latent
     from monai_diffae.bundle.folders import init_bundle
 
     bundles = {kind: init_bundle(work / kind, name) for kind, name in KINDS.items() if kind != "2d_all"}
@@ -111,6 +111,7 @@ def train_tiny_bundles(stored: Path, work: Path) -> None:
     bundles["2d_all"] = Path(shutil.copytree(bundles["2d"], work / "2d_all"))
     for kind in ("2d_all", "3d", "3d_on_latents"):
         shake(bundles[kind] / "models" / "model.pt")
+    calibrate(bundles["2d_all"], cohorts["2d"], device="cpu")
     table = embed(bundles["2d_all"], cohorts["2d"], work / "z", device="cpu").path
     train_latent(bundles["2d_all"], embeddings=table, overrides=TINY_LATENT)
     distill(bundles["2d_all"], cohorts["2d"], steps=2, training={"overrides": TINY_FAST})
