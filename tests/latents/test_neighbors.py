@@ -1,8 +1,21 @@
+"""Distances between cases: neighbors, outliers, twins, and how far z_sem moves when an image changes."""
+
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents import stability as stability_module
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
+from monai_diffae.latents.outliers import ReferenceCases, outlier_scores
+from monai_diffae.latents.probing.probes import grouped_folds
+from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.selection import outlier_order
+from monai_diffae.latents.stability import stability
+from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.latents.twins import near_pairs
 
 
 @pytest.fixture
@@ -30,13 +43,10 @@ def test_distances_of_equal_codes_are_0_and_ties_are_in_the_pools_order():
     assert neighbors.distances[0, :3].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("k", [0, 3])
-def test_too_many_neighbors_are_one_line(k):
-    with pytest.raises(ConfigError, match=f"k: {k} is not from 1 to 2"):
-        nearest_neighbors(np.eye(4), np.eye(4), k, list("aabc"), list("aabc"))
-
-
-def test_groups_that_do_not_fit_are_refused(codes):
+def test_too_many_neighbors_and_groups_that_do_not_fit_are_refused(codes):
+    for k in (0, 3):
+        with pytest.raises(ConfigError, match=f"k: {k} is not from 1 to 2"):
+            nearest_neighbors(np.eye(4), np.eye(4), k, list("aabc"), list("aabc"))
     z, groups = codes
     with pytest.raises(ConfigError, match="as many groups"):
         nearest_neighbors(z, z, 1, groups[:-1], groups)
@@ -57,3 +67,138 @@ def test_a_score_above_all_has_the_lowest_p_and_nan_has_none():
     np.testing.assert_array_equal(p, [np.nan, 0.25, 1.0])
     with pytest.raises(ConfigError, match="no reference case"):
         p_values([1.0], [], [False])
+
+
+@pytest.fixture
+def reference():
+    return np.random.default_rng(0).normal(size=(120, 6)) * [1, 5, 0.1, 1, 1, 1]
+
+
+def test_outlier_scores_are_distances_to_the_nearest_reference_cases(reference):
+    new = np.random.default_rng(1).normal(size=(9, 6))
+    statistics = LatentStatistics.of(reference)
+    nearest = nearest_neighbors(statistics.normalise(new), statistics.normalise(reference), 3)
+    scores = outlier_scores(new, reference, k=3, whitened=False)
+    np.testing.assert_array_equal(scores.distances, nearest.distances.mean(axis=1))
+    own = ReferenceCases.of(reference).own_distances(3, False)
+    np.testing.assert_array_equal(scores.p_values, p_values(scores.distances, own, np.zeros(9, bool)))
+
+
+def test_one_in_twenty_cases_like_the_reference_is_unusual_and_an_odd_one_always():
+    shares = []
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        reference, new = generator.normal(size=(200, 8)), generator.normal(size=(200, 8))
+        shares.append((outlier_scores(new, reference).p_values < 0.05).mean())
+        assert outlier_scores(new[:1] + 9, reference).p_values[0] == pytest.approx(1 / 201)
+    assert 0.02 < np.mean(shares) < 0.08
+
+
+def test_scans_of_a_case_s_own_patient_do_not_count(reference):
+    groups = [f"p{i}" for i in range(120)]
+    copy = outlier_scores(reference[:1], reference, groups=["p0"], reference_groups=groups)
+    own = ReferenceCases.of(reference, groups).own_distances(5, True)
+    assert copy.distances[0] == own[0]
+    assert outlier_scores(reference[:1], reference, reference_groups=groups).distances[0] < own[0]
+
+
+def test_copies_of_other_patients_are_twins_whatever_the_scale_of_a_dimension():
+    z = np.random.default_rng(0).normal(size=(300, 32)) @ np.diag(np.linspace(0.1, 3, 32))
+    copies = z[:100] + 0.01 * z.std(axis=0) * np.random.default_rng(1).normal(size=(100, 32))
+    expected = [[i, 300 + i] for i in range(100)]
+    for scale in (1.0, np.logspace(-3, 3, 32)):
+        assert near_pairs(np.concatenate([z, copies]) * scale, np.arange(400)).tolist() == expected
+    assert len(near_pairs(np.concatenate([z, z]), np.arange(600))) == 300
+    # none: different patients, the same patient, a few patients, a constant encoder
+    assert len(near_pairs(z, np.arange(300))) == 0
+    assert len(near_pairs([*z, z[5]], np.r_[:300, 5])) == 0
+    assert [len(near_pairs(z[:count], np.arange(count))) for count in (1, 2, 3)] == [0, 0, 0]
+    assert len(near_pairs(np.ones((20, 4)), np.arange(20))) == 0
+
+
+def test_groups_are_numbered_as_they_appear():
+    for groups in (["b", "a", "b", "c"], [3.5, 1.0, 3.5, 2.0], [None, "a", None, 7]):
+        assert numbered_groups(groups).tolist() == [0, 1, 0, 2]
+
+
+def test_results_do_not_depend_on_the_names_of_groups(monkeypatch):
+    generator = np.random.default_rng(0)
+    z, groups = generator.normal(size=(90, 4)), generator.integers(30, size=90)
+    names = np.array([f"{name:02d}" for name in generator.permutation(30)])[groups]
+    target = (z[:, 0] + generator.normal(size=90) > 0).astype(int)
+
+    def results(groups):
+        yield score_with_interval("auroc", target, z[:, 0], groups)
+        for num_classes in (2, None):
+            yield [test.tolist() for _, test in grouped_folds(target, groups, num_classes)]
+        yield stability(z, z + 0.5, groups)
+        yield outlier_scores(z[:60], z[60:], groups=groups[:60], reference_groups=groups[60:], k=2).distances.tolist()
+        yield outlier_order(z, groups).tolist()
+
+    monkeypatch.setattr("monai_diffae.latents.stability._MAX_PAIRS", 100)  # so that pairs are drawn
+    assert list(results(groups)) == list(results(names))
+
+
+def stability_over_all_pairs(x, again, own, others):
+    """Ratios and rank-1 by their definition, with masks (N, N) of what counts."""
+    compared = [i for i in range(len(x)) if own[i].any() and others[i].any()]
+    to_all = {i: np.linalg.norm(x - again[i], axis=1) for i in compared}
+    moved, to_other = (np.array([to_all[i][mask[i]].min() for i in compared]) for mask in (own, others))
+    usual = np.median(np.concatenate([np.linalg.norm(x[others[i]] - x[i], axis=1) for i in compared]))
+    return (*(np.percentile(moved, [50, 90]) / usual), (moved < to_other).mean(), len(compared))
+
+
+@pytest.fixture
+def z():
+    return np.random.default_rng(0).normal(size=(60, 16))
+
+
+def test_stability_of_the_same_codes_of_other_ones_and_of_those_far_from_everyone(z):
+    same = stability(z, z, np.arange(60))
+    assert (same.ratio, same.ratio_90, same.rank_1, same.num_cases) == (0, 0, 1, 60)
+    other = stability(z, np.random.default_rng(1).normal(size=z.shape), np.arange(60))
+    assert other.ratio == pytest.approx(1, abs=0.05)
+    assert other.rank_1 < 0.1
+    far = stability(z, z + 1000, np.arange(60))
+    assert far.ratio > 100
+    assert far.rank_1 < 0.5
+    with pytest.raises(ConfigError, match="most patients have the same z_sem"):
+        stability(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
+    with pytest.raises(ConfigError, match="no case can be compared both"):
+        stability(z, z, np.zeros(60))
+    with pytest.raises(ConfigError, match="of as many cases"):
+        stability(z, z, np.arange(60), slices=np.arange(5))
+
+
+def test_neither_the_case_itself_nor_its_other_slices_count(z):
+    patient = np.arange(60) // 3
+    scan = np.arange(60) // 3 * 2 + np.arange(60) % 3 // 2  # of three rows, two are slices of one scan
+    z[1::3] = z[::3]
+    z[2::3] = z[::3] + 0.01
+    measured = stability(z, z, patient, scan)
+    assert measured.rank_1 == 1
+    assert 0 < measured.ratio < 0.02
+    assert measured.num_cases == 60
+
+
+@pytest.mark.parametrize("at_once", [2**20, 130])
+def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
+    monkeypatch.setattr(stability_module, "_DISTANCES_AT_ONCE", at_once)
+    monkeypatch.setattr(stability_module, "_PAIRS_AT_ONCE", at_once)
+    rng = np.random.default_rng(2)
+    patients, scans, slices = (rng.integers(most, size=60) for most in (20, 3, 2))
+    z[7] = z[5] = z[3]  # of ties, rounding must not decide
+    same = patients[:, None] == patients
+    for step in (0, 0.01, 1, 5):
+        again = z + step * rng.normal(size=z.shape)
+        measured = stability(z, again, patients)
+        assert astuple(measured) == stability_over_all_pairs(z, again, np.eye(60, dtype=bool), ~same)
+        own = same & (scans[:, None] != scans) & (slices[:, None] == slices)
+        assert astuple(stability(z, again, patients, scans, slices)) == stability_over_all_pairs(z, again, own, ~same)
+    assert 0 < measured.rank_1 < 1
+    monkeypatch.setattr(stability_module, "_MAX_PAIRS", 800)  # of many pairs, a sample
+    some = stability(z, again, patients)
+    assert some.ratio != measured.ratio
+    assert some.ratio == pytest.approx(measured.ratio, rel=0.1)
+    assert (some.rank_1, some.num_cases) == (measured.rank_1, measured.num_cases)
+    assert some == stability(z, again, patients)

@@ -19,18 +19,16 @@ def normal(seed, *shape, shift=0.0):
     return np.random.default_rng(seed).normal(size=shape) + shift
 
 
-def test_energy_distance_is_that_of_scipys_pairwise_distances():
+def test_distances_are_those_of_scipy():
     a, b = normal(0, 70, 6), normal(1, 50, 6, shift=0.4)
     expected = 2 * cdist(a, b).mean() - pdist(a).mean() - pdist(b).mean()
     assert energy_distance(a, b) == pytest.approx(expected, rel=1e-9)
-
-
-def test_energy_distance_in_one_dimension_is_scipys_from_distribution_functions():
     a, b = normal(0, 70, 1), normal(1, 50, 1, shift=0.4)
-    # scipy's counts each case with itself too
-    bias = pdist(a).mean() / 70 + pdist(b).mean() / 50
-    expected = stats.energy_distance(a[:, 0], b[:, 0]) ** 2 - bias
-    assert energy_distance(a, b) == pytest.approx(expected, abs=1e-10)
+    bias = pdist(a).mean() / 70 + pdist(b).mean() / 50  # scipy's counts each case with itself, too
+    assert energy_distance(a, b) == pytest.approx(stats.energy_distance(a[:, 0], b[:, 0]) ** 2 - bias, abs=1e-10)
+    a, b = normal(0, 40, 20, shift=1000), normal(1, 60, 20, shift=1000)
+    np.testing.assert_allclose(nearest_distances(a, b), cdist(a, b).min(axis=1), rtol=1e-9)
+    np.testing.assert_array_equal(nearest_distances(b[:5], b), 0)
 
 
 def test_mmd_is_that_of_scikit_learns_kernel():
@@ -62,8 +60,8 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 @pytest.mark.parametrize("statistic", ["energy", "mmd"])
 def test_p_values_are_uniform_where_the_distributions_are_the_same(statistic):
     p_values = [
-        permutation_test(statistic, normal(2 * i, 20, 3), normal(2 * i + 1, 15, 3), num=99, seed=i).p_value
-        for i in range(150)
+        permutation_test(statistic, normal(2 * i, 20, 3), normal(2 * i + 1, 15, 3), num=49, seed=i).p_value
+        for i in range(100)
     ]
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
@@ -90,17 +88,12 @@ def test_permutations_are_those_of_the_plain_loop():
     np.testing.assert_allclose([result.null_low, result.null_high], np.percentile(null, [2.5, 97.5]), atol=0.05)
 
 
-def test_equal_samples_have_no_small_p_value():
-    a = normal(0, 40, 3)
-    assert permutation_test("energy", a, a, num=99).p_value > 0.9
-    constant = np.ones((10, 2))
-    assert permutation_test("energy", constant, constant, num=99).p_value == 1
-
-
-def test_a_seed_gives_the_same_test():
+def test_equal_samples_have_no_small_p_value_and_a_seed_gives_the_same_test():
     a, b = normal(0, 40, 3), normal(1, 40, 3)
-    assert permutation_test("energy", a, b, num=50, seed=1) == permutation_test("energy", a, b, num=50, seed=1)
-    assert permutation_test("energy", a, b, num=50, seed=1) != permutation_test("energy", a, b, num=50, seed=2)
+    assert permutation_test("energy", a, a, num=99).p_value > 0.9
+    assert permutation_test("energy", np.ones((10, 2)), np.ones((10, 2)), num=99).p_value == 1
+    first, again, other = (permutation_test("energy", a, b, num=50, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("statistic", ["energy", "mmd"])
@@ -111,12 +104,8 @@ def test_difference_is_below_zero_where_the_first_is_nearer(statistic):
     swapped = difference_interval(reference, far, near, statistic, num=200)
     assert swapped.value == pytest.approx(-result.value)
     assert swapped.low > 0
-
-
-def test_difference_is_that_of_the_distances():
-    reference, a, b = normal(0, 40, 3), normal(1, 30, 3), normal(2, 50, 3, shift=0.3)
-    expected = energy_distance(a, reference) - energy_distance(b, reference)
-    assert difference_interval(reference, a, b, num=10).value == pytest.approx(expected)
+    if statistic == "energy":
+        assert result.value == pytest.approx(energy_distance(near, reference) - energy_distance(far, reference))
 
 
 def test_interval_of_the_difference_holds_the_truth_about_95_times_in_100():
@@ -132,12 +121,6 @@ def test_interval_of_the_difference_holds_the_truth_about_95_times_in_100():
     assert 0.87 <= np.mean(held) <= 1
 
 
-def test_nearest_distances_are_scipys_and_exact_for_copies():
-    a, b = normal(0, 40, 20, shift=1000), normal(1, 60, 20, shift=1000)
-    np.testing.assert_allclose(nearest_distances(a, b), cdist(a, b).min(axis=1), rtol=1e-9)
-    np.testing.assert_array_equal(nearest_distances(b[:5], b), 0)
-
-
 def test_copies_are_told_from_new_samples():
     train, held_out, new = normal(0, 300, 8), normal(1, 200, 8), normal(2, 200, 8)
     assert copying_ratio(new, train, held_out) == pytest.approx(1, abs=0.15)
@@ -150,11 +133,8 @@ def test_copies_are_told_from_new_samples():
     ("run", "message"),
     [
         (lambda a: energy_distance(a, a[:, :2]), "3, 2 dimensions"),
-        (lambda a: energy_distance(a[:1], a), "1 cases are too few"),
         (lambda a: mmd(a, a * np.nan), "not finite"),
-        (lambda a: mmd(a, a, bandwidth=0.0), "bandwidth"),
         (lambda a: mmd(np.ones((5, 2)), np.ones((5, 2))), "bandwidth"),
-        (lambda a: permutation_test("wasserstein", a, a), "not one of energy, mmd"),
         (lambda a: difference_interval(a, a, a[:9]), "9 cases are too few"),
     ],
 )

@@ -1,3 +1,5 @@
+"""The command ``edit``: its images, differences, measurements and picture."""
+
 import json
 import shutil
 
@@ -11,7 +13,6 @@ from PIL import Image
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.edit_table import OtherPatients
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
@@ -21,9 +22,6 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 STRENGTHS = (-2, 0, 2, 4)
-COLUMNS = [
-    "id", "strength", "target", "prediction", "achieved", "mse", "identity", "nearest_other", "is_itself", "drift_tilt",
-]  # fmt: skip
 
 
 def corners(affine, k, shape):
@@ -64,7 +62,8 @@ def table(edited):
 
 def test_rows_columns_and_files(edited, table, labelled):
     ids = pd.read_csv(labelled.cohort)["id"][:2].tolist()
-    assert list(table.columns) == COLUMNS
+    measured = ["prediction", "achieved", "mse", "identity", "nearest_other", "is_itself", "drift_tilt"]
+    assert list(table.columns) == ["id", "strength", "target", *measured]
     assert table["id"].tolist() == [name for name in ids for _ in STRENGTHS]
     assert table["strength"].tolist() == 2 * list(STRENGTHS)
     expected = sorted(f"{name}_{strength:+.2f}.nii.gz" for name in ids for strength in STRENGTHS)
@@ -89,16 +88,13 @@ def test_strength_0_of_the_model_is_the_plain_reconstruction_in_native_space(dec
         assert corners(made.affine, 0, made.shape) == corners(original.affine, 0, original.shape)
 
 
-def test_with_own_detail_strength_0_is_the_scan_to_the_bit(edited, table, labelled):
+def test_the_detail_changes_the_images_only_and_own_strength_0_is_the_scan_to_the_bit(edited, decoded, table, labelled):
     files = pd.read_csv(labelled.cohort).set_index("id")["image"]
     for name in table["id"].unique():
         made, original = (
             read_scan(file).array for file in (edited.folder / f"images/{name}_+0.00.nii.gz", files[name])
         )
         np.testing.assert_array_equal(made.squeeze(), original.squeeze())
-
-
-def test_the_detail_changes_the_images_only(edited, decoded, table):
     pd.testing.assert_frame_equal(pd.read_csv(decoded.folder / "edits.csv"), table)
     for file in (edited.folder / "differences").iterdir():
         assert file.read_bytes() == (decoded.folder / "differences" / file.name).read_bytes()
@@ -170,9 +166,7 @@ def test_along_the_weight_is_another_edit_with_the_same_target(edited, table, la
     other = pd.read_csv(weight.folder / "edits.csv")
     np.testing.assert_allclose(other["target"], table["target"], atol=1e-4)
     moved = table["strength"] != 0
-    assert (np.abs(other["mse"] / table["mse"] - 1)[moved] > 0.01).all()
-    with pytest.raises(ConfigError, match="along: 'sideways' is not one of pattern, weight"):
-        edit(labelled.bundle, labelled.cohort, tmp_path, **{**options, "along": "sideways"})
+    assert (np.abs(other["mse"] / table["mse"] - 1)[moved] > 0.005).all()
 
 
 def test_a_second_call_skips_and_overwriting_leaves_nothing_old(edited, labelled, options, tmp_path):
@@ -227,7 +221,8 @@ def test_pictures_of_odd_size_and_slices_of_volumes_come_back_in_their_own_space
     assert len({str(nib.load(file).affine) for file in made}) == 2
 
 
-def test_a_case_that_cannot_be_read_costs_a_line_and_exit_code_3(labelled, run, tmp_path):
+def test_a_case_that_cannot_be_read_is_one_line_and_exit_code_3(labelled, run, tmp_path):
+    """And with one strength, 0, nothing can rise."""
     table = pd.read_csv(labelled.cohort).iloc[:2]
     nib.save(nib.Nifti1Image(np.full((16, 16, 1), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
     table.loc[1, "image"] = str(tmp_path / "nan.nii")
@@ -235,13 +230,16 @@ def test_a_case_that_cannot_be_read_costs_a_line_and_exit_code_3(labelled, run, 
     out = tmp_path / "out"
     code, printed, error = run(
         "-q", "edit", labelled.bundle, tmp_path / "cohort.csv", out, "--device", "cpu",
-        "--direction", labelled.direction, "--strengths", "0,1", "--steps", 2,
+        "--direction", labelled.direction, "--strengths", "0",
     )  # fmt: skip
     assert (code, printed.splitlines()[-1]) == (3, str(out))
     assert "1 of 2 cases failed: see failures.csv" in error
-    failures = pd.read_csv(out / "failures.csv")
-    assert failures["case_id"].tolist() == [table["id"][1]]
-    assert pd.read_csv(out / "edits.csv")["id"].unique().tolist() == [table["id"][0]]
+    assert pd.read_csv(out / "failures.csv")["case_id"].tolist() == [table["id"][1]]
+    assert pd.read_csv(out / "edits.csv")["id"].tolist() == [table["id"][0]]
+    again = edit(
+        labelled.bundle, tmp_path / "cohort.csv", out, direction=labelled.direction, strengths=(0,), device="cpu"
+    )
+    assert (again.monotone, again.achieved, again.num_failed) == (None, None, 1)
 
 
 def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
@@ -249,32 +247,20 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({**content, "model": "0" * 64}))
     alone = read_embeddings(labelled.embeddings).iloc[:1]
     alone.to_parquet(tmp_path / "alone.parquet")
-    alone.drop(columns="patient").to_parquet(tmp_path / "nameless.parquet")
-    for name in ("alone", "nameless"):
-        shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path / f"{name}.json")
+    shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path / "alone.json")
+    for suffix in (".parquet", ".json"):  # goal R21: without the key, the case's own patient would be another one
+        shutil.copy(labelled.embeddings.with_suffix(suffix), tmp_path / f"no_key{suffix}")
     other_model = {"made_from": {"model": "0" * 64}, "results": {"num_cases": 1}}
     shutil.copy(labelled.embeddings, tmp_path / "foreign.parquet")
     (tmp_path / "foreign.json").write_text(json.dumps(other_model))
     wrong = [
-        ({"direction": tmp_path / "other.json"}, ConfigError, "direction 'wide': was fitted to another model"),
         ({"watch": [tmp_path / "other.json"]}, ConfigError, "direction 'wide': was fitted to another model"),
         ({"watch": [labelled.direction] * 2}, ConfigError, "watch: two directions are for 'wide'"),
         ({"embeddings": tmp_path / "foreign.parquet"}, ConfigError, "foreign.parquet: another autoencoder made it"),
         ({"embeddings": tmp_path / "alone.parquet"}, CohortError, "embeddings: the table has fewer than two patients"),
-        (
-            {"embeddings": tmp_path / "nameless.parquet"},
-            CohortError,
-            "embeddings: the table has fewer than two patients",
-        ),
+        ({"embeddings": tmp_path / "no_key.parquet"}, ConfigError, "the key of its patients is not beside it"),
         ({"cases": ["mni-000002y"]}, CohortError, "the cohort has no 'mni-000002y'; did you mean 'mni-000002'"),
-        ({"split": "all"}, ConfigError, "split: 'all' is not one of train, val, test"),
-        ({"limit": 0}, ConfigError, "limit: 0 is below 1"),
-        ({"strengths": (1, -1e308)}, ConfigError, "strengths: -1e.308 is beyond 100 standard deviations"),
-        (
-            {"strengths": (1, float("inf"))},
-            ConfigError,
-            "strengths: inf cannot be used: input should be a finite number",
-        ),
+        ({"captions": ["name"]}, ConfigError, "captions: there is no 'name'; choose from: id, .*tilt"),
         ({"strengths": (0.001,)}, ConfigError, "strengths: two of them are .0.00"),
     ]
     for changed, error, message in wrong:
@@ -282,12 +268,8 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
             edit(labelled.bundle, labelled.cohort, tmp_path / "out", **{**options, **changed})
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_arguments_are_refused_before_anything_is_loaded(labelled, tmp_path):
-    for wrong in ({"split": "zzz"}, {"limit": 0}, {"watch": [labelled.direction] * 2}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            edit(tmp_path / "no_bundle", labelled.cohort, tmp_path / "out", direction=labelled.direction, **wrong)
+    with pytest.raises(ConfigError, match="watch"):  # before anything is loaded
+        edit(tmp_path / "none", labelled.cohort, tmp_path / "out", **{**options, "watch": [labelled.direction] * 2})
 
 
 def test_a_preprocessing_that_cannot_be_undone_is_refused_before_the_network_runs(labelled, tmp_path, monkeypatch):
@@ -303,17 +285,6 @@ def test_a_preprocessing_that_cannot_be_undone_is_refused_before_the_network_run
     monkeypatch.undo()
     # what it left refuses no run of other things
     assert not edit(labelled.bundle, labelled.cohort, out, direction=labelled.direction, limit=1, device="cpu").skipped
-
-
-def test_with_one_strength_nothing_can_rise(labelled, run, tmp_path):
-    options = ["edit", labelled.bundle, labelled.cohort, tmp_path / "o", "--device", "cpu", "--limit", 1]
-    code, printed, _ = run("-q", *options, "--direction", labelled.direction, "--strengths", 0)
-    assert (code, printed.split()) == (0, [str(tmp_path / "o")])
-    result = edit(
-        labelled.bundle, labelled.cohort, tmp_path / "o", direction=labelled.direction, strengths=(0,), limit=1,
-        device="cpu", overrides={},
-    )  # fmt: skip
-    assert (result.monotone, result.achieved, result.skipped) == (None, None, True)
 
 
 def test_the_weights_are_read_for_their_checksum_once(labelled, options, monkeypatch, tmp_path):
@@ -363,7 +334,7 @@ def unresponsive(labelled, tmp_path_factory):
     bundle = shutil.copytree(labelled.bundle, root / "bundle", ignore=shutil.ignore_patterns("cache"))
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     z_layers = [name for name in weights if "z_proj" in name or "z_map" in name]
-    assert z_layers, sorted(weights)
+    assert z_layers
     for name in z_layers:
         weights[name] *= 1e-4
     torch.save(weights, bundle / "models" / "model.pt")
@@ -372,28 +343,25 @@ def unresponsive(labelled, tmp_path_factory):
     return bundle, root / "wide.json"
 
 
-@pytest.mark.parametrize(("along", "why"), [("pattern", "the decoder hardly uses z_sem"), ("weight", "the weight may")])
 def test_images_that_hardly_move_are_warned_of_and_do_not_look_as_though_they_did(
-    labelled, unresponsive, tmp_path, caplog, along, why
+    labelled, unresponsive, tmp_path, caplog
 ):
     bundle, direction = unresponsive
-    options = {"direction": direction, "strengths": (-2, 2), "limit": 1, "along": along, "device": "cpu"}
+    options = {"direction": direction, "strengths": (-2, 2), "limit": 1, "device": "cpu"}
     for skipped in (False, True):
         caplog.clear()
         result = edit(bundle, labelled.cohort, tmp_path / "o", **options)
         assert result.skipped == skipped
         assert abs(result.achieved) < 0.05
-        lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
-        (line,) = [line for line in lines if "z_sem_usage" not in line]  # which is known from the training
-        assert line.startswith(
-            f"the edited images moved by {100 * result.achieved:.1f} % of the requested strength; {why}"
-        )
+        share = f"{100 * result.achieved:.1f} %"
+        line = f"the edited images moved by {share} of the requested strength; the decoder hardly uses z_sem"
+        assert sum(message.startswith(line) for message in caplog.messages) == 1
     assert pd.read_csv(tmp_path / "o" / "edits.csv")["mse"].between(0, 1e-5, inclusive="right").sum() == 2
     with Image.open(tmp_path / "o" / "edits.png") as picture:
         assert (np.ptp(np.asarray(picture.convert("RGB")).astype(int), axis=2) < 20).all()
 
 
-def test_captions_are_drawn_only_if_they_are_asked_for(edited, labelled, options, tmp_path):
+def test_captions_are_drawn_only_if_they_are_asked_for(labelled, options, tmp_path):
     few = {**options, "limit": 1, "strengths": (2,)}
     plain, named = (
         edit(labelled.bundle, labelled.cohort, tmp_path / name, **few, captions=captions).folder / "edits.png"
@@ -402,14 +370,3 @@ def test_captions_are_drawn_only_if_they_are_asked_for(edited, labelled, options
     with Image.open(plain) as before, Image.open(named) as after:
         assert after.height == before.height
         assert after.width > before.width or after.tobytes() != before.tobytes()
-    with pytest.raises(ConfigError, match="captions: there is no 'name'; choose from: id, .*tilt"):
-        edit(labelled.bundle, labelled.cohort, tmp_path / "none", **few, captions=["name"])
-    assert not (tmp_path / "none").exists()
-
-
-def test_embeddings_without_the_key_of_their_patients_are_refused(labelled, tmp_path):
-    """Goal R21: without it, the case's own patient would count as another one."""
-    for suffix in (".parquet", ".json"):
-        shutil.copy(labelled.embeddings.with_suffix(suffix), tmp_path)
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: the key of its patients is not beside it"):
-        OtherPatients.read(tmp_path / "embeddings.parquet", read_direction(labelled.direction))

@@ -1,4 +1,7 @@
+"""The picture of edits, the names of their strengths, and when they are warned of."""
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -6,6 +9,9 @@ from monai.transforms import Compose, Resized
 
 from monai_diffae.apps.synthesis import edit_picture
 from monai_diffae.apps.synthesis.edit_picture import PicturedCase, draw_edits, own_detail
+from monai_diffae.apps.synthesis.edit_table import _rises, warn_of_small_changes
+from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names, strength_titles
+from monai_diffae.errors import ConfigError
 from monai_diffae.pictures.mosaic import in_colours
 from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged
 
@@ -24,16 +30,10 @@ def test_the_scale_of_differences_is_theirs_or_a_tenth_of_the_range(drawn, tmp_p
     for largest, model_range, scale in ((0.05, (-1.0, 1.0), 0.2), (0.5, (-1.0, 1.0), 0.5), (0.05, (0.0, 1.0), 0.1)):
         drawn.clear()
         differences = torch.full_like(images, -largest)
-        draw_edits(tmp_path / "edits.png", [PicturedCase(images, differences)], [0], model_range)
-        assert list(drawn) == ["case 1", f"difference 1 (±{scale})"]
+        draw_edits(tmp_path / "edits.png", [PicturedCase(images, differences, "a\nsex f")], [0], model_range)
+        assert list(drawn) == ["case 1\na\nsex f", f"difference 1 (±{scale})"]
         expected = in_colours(differences, scale, model_range=model_range)
         torch.testing.assert_close(drawn[f"difference 1 (±{scale})"], expected)
-
-
-def test_a_caption_is_below_the_number_of_the_case(drawn, tmp_path):
-    images = torch.zeros(1, 1, 4, 4)
-    draw_edits(tmp_path / "edits.png", [PicturedCase(images, images, "a\nsex f")], [0], (-1.0, 1.0))
-    assert next(iter(drawn)) == "case 1\na\nsex f"
 
 
 def test_a_2d_scan_is_shown_with_its_own_detail_and_in_its_own_shape():
@@ -70,3 +70,34 @@ def test_a_volume_is_shown_in_three_planes_of_its_own_detail_in_mm():
     assert rows[17:56].mean() > rows[56:95].mean()  # superior is above, and brighter
     assert {-1.0, 1.0} <= {round(value, 5) for value in rows[17:95].tolist()}  # the stripes are there
     torch.testing.assert_close(changes[1, 0, 20:90, 112 + 20 : 112 + 90], torch.full((70, 70), 0.5))
+
+
+def test_an_edit_that_moves_as_requested_is_no_warning(caplog):
+    for achieved in (None, 0.2, 1.0):
+        warn_of_small_changes(achieved, "pattern")
+    assert not caplog.records
+    warn_of_small_changes(0.19, "pattern")
+    assert "moved by 19.0 % of the requested strength; the decoder hardly uses z_sem" in caplog.text
+    warn_of_small_changes(0.19, "weight")
+    assert "moved by 19.0 % of the requested strength; the weight may" in caplog.text
+
+
+def test_monotone_is_strict_of_values_and_forgives_certain_probabilities():
+    certain = pd.Series([1e-9, 1e-9, 0.2, 0.9, 1 - 1e-9, 1 - 1e-9])
+    assert _rises(certain, "binary")
+    assert not _rises(certain, "continuous")
+    assert not _rises(pd.Series([50.0, 48.0, 52.0]), "continuous")
+    assert not _rises(pd.Series([0.3, 0.2, 0.9]), "binary")
+
+
+def test_names_of_strengths_have_signs_and_titles_are_short():
+    assert strength_names(STRENGTHS) == ["-3.00", "-2.00", "-1.00", "+0.00", "+1.00", "+2.00", "+3.00"]
+    assert strength_titles(STRENGTHS) == ["-3", "-2", "-1", "0", "+1", "+2", "+3"]
+    for strengths, message in (
+        ((), "are not numbers"),
+        ((0, float("nan")), "are not numbers"),
+        ((0, 1e308), r"1e\+308 is beyond 100 standard deviations"),
+        ((0.001, 0.002), r"two of them are \+0.00 when rounded to two digits"),
+    ):
+        with pytest.raises(ConfigError, match=f"^strengths: .*{message}"):
+            strength_names(strengths)

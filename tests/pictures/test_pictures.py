@@ -1,0 +1,168 @@
+"""Mosaics, thumbnails, captions and other pictures."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from monai_diffae.data.scans import Scan, slice_volume
+from monai_diffae.errors import ConfigError
+from monai_diffae.pictures import caption, check_captions, draw_anomalies, draw_cells, draw_diagnosis, thumbnail
+from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
+from monai_diffae.pictures.probes import calibration_bins
+
+
+def mosaic(tmp_path, rows, **options):
+    draw_mosaic(rows, tmp_path / "mosaic.png", **options)
+    return np.asarray(Image.open(tmp_path / "mosaic.png").convert("RGB"))
+
+
+def flat(*greys, size=8):
+    return torch.tensor(greys)[:, None, None, None].expand(-1, 1, size, size)
+
+
+def test_each_image_stands_in_its_row_and_place_and_range_is_black_to_white(tmp_path):
+    rows = {"a": flat(-1.0, 0.0), "b": flat(1.0, 3.0)}
+    pixels = mosaic(tmp_path, rows)
+    enlarged = 1000 // (2 * 10)
+    left, cell = pixels.shape[1] - 2 * 10 * enlarged, 10 * enlarged
+    centres = [[pixels[i * cell + cell // 2, left + j * cell + cell // 2].tolist() for j in (0, 1)] for i in (0, 1)]
+    assert centres == [[[0, 0, 0], [128, 128, 128]], [[255, 255, 255], [255, 255, 255]]]
+    assert pixels.shape[0] == 2 * cell
+
+
+def test_columns_are_written_above_and_nothing_else_changes(tmp_path):
+    rows = {"a": flat(-1.0, 0.0, 1.0)}
+    plain, titled = mosaic(tmp_path, rows), mosaic(tmp_path, rows, columns=["-2", "+0", "+2"])
+    heading = titled.shape[0] - plain.shape[0]
+    assert heading > 0
+    np.testing.assert_array_equal(titled[heading:], plain)
+    # ink above each of the three, in its middle, and none between them
+    ink = np.flatnonzero((titled[:heading] < 128).any(axis=(0, 2)))
+    width = 3 * 10 * -(-1000 // 30)
+    margin = plain.shape[1] - width
+    places = (ink - margin) / (width / 3)
+    assert set(np.floor(places)) == {0, 1, 2}
+    assert (np.abs(places % 1 - 0.5) < 0.1).all()
+
+
+def test_volumes_show_their_three_middle_planes_as_a_radiologist_sees_them():
+    volume = np.random.default_rng(0).random((1, 6, 10, 8)).astype(np.float32)  # R, A, S
+    shown = three_planes(torch.from_numpy(volume)[None])[0, 0].numpy()
+    scan = Scan(volume, np.eye(4))
+    left = 0
+    for axis, middle in (("axial", 4), ("coronal", 5), ("sagittal", 3)):
+        expected = slice_volume(scan, axis, middle).array[0]
+        height, width = expected.shape
+        top = (shown.shape[0] - height) // 2
+        np.testing.assert_array_equal(shown[top : top + height, left : left + width], expected)
+        assert np.isinf(shown[:top, left : left + width]).all()  # white
+        left += width
+    assert left == shown.shape[1]
+
+
+def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
+    model_range = (0.0, 2.0)
+    colours = in_colours(flat(-0.5, 0.0, 0.5), 0.5, model_range=model_range)
+    pixels = mosaic(tmp_path, {"a": colours}, model_range=model_range)
+    enlarged = -(-1000 // 30)
+    left = pixels.shape[1] - 30 * enlarged
+    blue, white, red = (
+        pixels[pixels.shape[0] // 2, left + int((i + 0.5) * 10 * enlarged)].astype(int) for i in range(3)
+    )
+    expected = matplotlib.colormaps["RdBu_r"]([0.0, 0.5, 1.0])[:, :3] * 255
+    for found, wanted in zip((blue, white, red), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1.01)
+    assert blue[2] > blue[0] + 50
+    assert red[0] > red[2] + 50
+
+
+def test_values_from_0_on_begin_with_a_palettes_first_colour_and_channels_are_averaged():
+    values = torch.stack([torch.zeros(2, 4, 4), torch.full((2, 4, 4), 2.0)])
+    values[1, 1] = 0.0  # a mean of 1
+    colours = in_colours(values, 1.0, "magma")[:, :, 0, 0]
+    expected = torch.tensor(matplotlib.colormaps["magma"]([0.0, 1.0])[:, :3] * 2 - 1, dtype=torch.float32)
+    torch.testing.assert_close(colours, expected)
+    # where nothing differs, all is white, and nothing is divided by 0
+    assert in_colours(torch.zeros(1, 1, 4, 4), 0.0).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 14, 10)])
+def test_the_outline_of_the_mask_is_drawn_where_the_map_is_high(tmp_path, shape):
+    size = shape[1:]
+    mask = torch.zeros(1, *size)
+    mask[(slice(None), *(slice(2, 7) for _ in size))] = 1
+    case = {"image": torch.zeros(shape), "reconstruction": torch.zeros(shape), "map": mask * 3, "mask": mask > 0}
+    draw_anomalies([case, case], ["p 0.1", "p 0.2"], tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    is_red = (pixels[..., 0] > 200) & (pixels[..., 1] < 120) & (pixels[..., 2] < 60)
+    assert is_red[3 * len(pixels) // 4 :].any()
+    empty = {**case, "mask": torch.zeros_like(mask, dtype=torch.bool)}
+    draw_anomalies([empty, empty], ["", ""], tmp_path / "b.png")
+    pixels = np.asarray(Image.open(tmp_path / "b.png").convert("RGB")).astype(int)
+    assert not ((pixels[..., 0] > 250) & (pixels[..., 1] < 100) & (pixels[..., 2] < 30))[3 * len(pixels) // 4 :].any()
+
+
+def test_captions_have_one_line_each_in_the_order_of_the_names():
+    values = {"id": "a b\nc", "age": 61.23456, "sex": "female", "left": True, "weight": np.float32("nan")}
+    assert caption(values, ["sex", "id", "age", "left", "weight", "height"]).split("\n") == [
+        "sex female", "a b c", "age 61.23", "left True", "weight -", "height -"
+    ]  # fmt: skip
+    (line,) = caption({"id": "x" * 100}, ["id"]).split("\n")
+    assert (len(line), line[-1]) == (24, "…")
+    check_captions(["id", "age"], ["age"])
+    with pytest.raises(ConfigError, match="captions: there is no 'patient'; choose from: id, age"):
+        check_captions(["id", "patient"], ["age"])
+
+
+def test_cells_may_be_empty_and_captions_have_several_lines_and_dollars(tmp_path):
+    for name, text in (("one", "1.2"), ("three", "1.2\ncost $5\nsum $6 _x")):
+        draw_cells([[(torch.ones(3, 8, 8), text), (None, "")]], tmp_path / f"{name}.png", (-1.0, 1.0))
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "three.png") as three:
+        assert three.height > one.height
+
+
+def test_a_ratio_of_1_looks_like_1(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure) or save(figure, *a, **k))
+    stability = pd.DataFrame({"change": ["noise"], "ratio": [0.1], "ratio_90": [0.2], "rank_1": [1.0]})
+    for ratios in ([1 + 1.6e-5, 1 + 2e-6], [0.9, 1.6]):
+        losses = {"timestep": [250, 750], "loss_own": [1.0, 1.0], "loss_mean": ratios, "loss_other": ratios}
+        levels = pd.DataFrame({**losses, "z_sem_usage": ratios, "z_sem_usage_mean": ratios})
+        draw_diagnosis(levels, stability, tmp_path / "diagnosis.png")
+    flat, steep = (figure.axes[1] for figure in drawn)
+    assert flat.get_ylim() == (0.99, 1.05)
+    assert flat.yaxis.get_major_formatter().get_offset() == ""
+    assert "1.00" in [label.get_text() for label in flat.get_yticklabels()]
+    lowest, highest = steep.get_ylim()
+    assert lowest < 0.9
+    assert highest > 1.6
+
+
+def test_equal_predictions_of_a_number_are_one_calibration_point():
+    truth = np.arange(40.0)
+    predicted, mean = calibration_bins(np.full(40, 5.0), truth, is_class=False)
+    assert (predicted.tolist(), mean.tolist()) == ([5.0], [19.5])
+    predicted, mean = calibration_bins(truth, truth, is_class=False)
+    assert len(predicted) > 1
+    np.testing.assert_allclose(predicted, mean)
+
+
+def test_a_thumbnail_is_small_and_spans_black_to_white_and_a_volume_shows_its_axial_middle_plane():
+    def pixels(image):
+        return np.asarray(Image.open(io.BytesIO(thumbnail(image, (-1.0, 1.0)))))
+
+    ramp = pixels(torch.linspace(-1, 1, 16).reshape(1, 4, 4))
+    assert (ramp.min(), ramp.max()) == (0, 255)
+    assert pixels(torch.zeros(1, 100, 200)).shape == (32, 64)
+    assert pixels(torch.zeros(3, 8, 8)).shape == (8, 8, 3)
+    volume = torch.full((1, 6, 10, 20), -1.0)
+    volume[0, 5, 9, 10] = 1  # right, anterior
+    assert pixels(volume).shape == (10, 6)
+    assert np.argwhere(pixels(volume) == 255).tolist() == [[0, 0]]  # as a radiologist sees it
