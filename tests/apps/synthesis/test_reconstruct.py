@@ -1,7 +1,7 @@
+"""The command ``reconstruct``."""
+
 import json
-import logging
 import shutil
-from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -11,13 +11,9 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.summary import bundle_summary
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.diffusion.solvers import unipc
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics
 
 # what tests/conftest.py says of the tiny bundle, and what the bundle's config says
@@ -46,30 +42,33 @@ def test_both_modes_are_written_with_their_errors(both):
     assert result.means["mse_x_T"] == pytest.approx(table["mse_x_T"].mean())
 
 
-def test_a_second_call_skips_and_other_steps_are_refused(both, tiny_bundle):
+def test_a_second_call_skips_other_settings_are_refused_and_overwriting_leaves_nothing_old(both, tiny_bundle, tmp_path):
     result, options = both
-    again = reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **options)
-    assert again.skipped
-    assert again.means == result.means
-    missing = sorted((result.folder / "z_sem").iterdir())[1]
+    folder = shutil.copytree(result.folder, tmp_path / "out")
+
+    def again(bundle=tiny_bundle.directory, **changed):
+        return reconstruct(bundle, tiny_bundle.cohort, folder, **{"mode": "both", **options, **changed})
+
+    assert again().skipped
+    assert again().means == result.means
+    missing = sorted((folder / "z_sem").iterdir())[1]
     missing.unlink()
-    assert not reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **options).skipped
+    assert not again().skipped
     assert missing.is_file()
     with pytest.raises(ConfigError, match="made with other invert_steps, steps"):
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **{**options, "steps": 2})
-
-
-def test_results_of_another_configuration_are_not_complete(tiny_bundle, tmp_path):
+        again(steps=2)
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    options = {"limit": 2, "device": "cpu", "steps": 2}
-    before = reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
     file = bundle / "models" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"percentiles": [10, 90]}))
     with pytest.raises(ConfigError, match="made with other config"):
-        reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
-    after = reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options, overwrite=True)
-    assert not after.skipped
-    assert after.means != before.means
+        again(bundle)
+    own = folder / "x_T" / "notes.txt"
+    own.write_text("the user's own")
+    other = again(bundle, mode="x_T", limit=1, overwrite=True)
+    assert not other.skipped
+    assert other.means["mse_x_T"] != result.means["mse_x_T"]
+    assert len(list(folder.glob("*/*.nii.gz"))) == 1
+    assert own.is_file()
 
 
 def test_z_sem_alone_depends_on_the_seed_and_not_on_the_batch(both, tiny_bundle, tmp_path):
@@ -97,7 +96,7 @@ def test_png_cases_give_png(tiny_bundle, tmp_path):
     assert Image.open(out / "x_T" / "a.png").size == (24, 20)
 
 
-def test_in_the_models_grid(tiny_bundle, tmp_path):
+def test_in_the_models_grid_which_a_preprocessing_that_cannot_be_undone_needs(tiny_bundle, tmp_path):
     options = {"limit": 1, "steps": 3, "device": "cpu"}
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "model", grid="model", **options)
     (file,) = (tmp_path / "model" / "x_T").iterdir()
@@ -106,17 +105,12 @@ def test_in_the_models_grid(tiny_bundle, tmp_path):
     assert -1.5 < made.get_fdata().min() < 0 < made.get_fdata().max() < 1.5
     with pytest.raises(ConfigError, match="other grid"):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "model", **options)
-    for wrong in ({"grid": "scan"}, {"grid": "model", "dicom": True}):
-        with pytest.raises(ConfigError, match=r"grid|scan's own space"):
-            reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "other", **wrong, **options)
-
-
-def test_a_preprocessing_that_cannot_be_undone_needs_the_models_grid(tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="scan's own space"):
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "no", grid="model", dicom=True, **options)
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
     config = json.loads((bundle / "models" / "config.json").read_text())
     config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "@image_keys"})
     (bundle / "models" / "config.json").write_text(json.dumps(config))
-    options = {"limit": 1, "steps": 2, "device": "cpu"}
     with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or use grid model$"):
         reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
     assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1
@@ -136,23 +130,16 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
 
 
 def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatch, caplog):
-    cases = {
-        "noise": (1.05, 0.1, False),
-        "std": (1.2, 0.0, True),
-        "neighbors": (1.0, 0.25, True),
-        "nan": (1.0, torch.nan, True),
-    }
-    for name, (std, correlation, is_warned) in cases.items():
-        statistics = {
-            "mean": torch.zeros(1),
-            "std": torch.tensor([std]),
-            "neighbor_correlation": torch.tensor([correlation]),
-        }
+    for name, (std, correlation, is_warned) in {
+        "noise": (1.05, 0.1, False), "std": (1.2, 0.0, True), "neighbors": (1.0, 0.25, True), "nan": (1.0, np.nan, True)
+    }.items():  # fmt: skip
+        statistics = {"mean": 0.0, "std": std, "neighbor_correlation": correlation}
+        statistics = {key: torch.tensor([value]) for key, value in statistics.items()}
         module = "monai_diffae.apps.synthesis.reconstruction"
         monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, statistics=statistics: statistics)
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "monai_diffae"):
-            reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, limit=1, device="cpu")
+        options = {"limit": 1, "device": "cpu", "steps": 1}
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, **options)
         assert ("x_T is not Gaussian noise" in caplog.text) == is_warned, name
 
 
@@ -166,11 +153,8 @@ def made_from(folder):
     [
         ({}, {}),
         ({"steps": 5}, {"steps": 5, "invert_steps": 5}),
-        ({"invert_steps": 6}, {"invert_steps": 6}),
-        ({"solver": "unipc", "steps": 2, "invert_steps": 7}, {"solver": "unipc", "steps": 2, "invert_steps": 7}),
         ({"solver": "ddim", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
         ({"steps": 5, "overrides": {"inferer#invert_steps": 7}}, {"steps": 5, "invert_steps": 7}),
-        ({"spacing": "trailing", "overrides": {"inferer#steps": 2}}, {"spacing": "trailing", "steps": 2}),
     ],
 )
 def test_settings_that_are_not_given_are_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path, settings, differs):
@@ -178,28 +162,21 @@ def test_settings_that_are_not_given_are_the_bundles_and_the_record_has_all(tiny
     assert made_from(tmp_path) == {**DEFAULTS, **differs}
 
 
-def test_the_bundles_own_values_give_the_same_result(tiny_bundle, tmp_path):
-    options = {"limit": 1, "device": "cpu"}
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
-    assert reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **DEFAULTS).skipped
-    with pytest.raises(ConfigError, match="made with other solver;"):
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **{**DEFAULTS, "solver": "unipc"})
-
-
-def test_solver_inversion_and_spacing_reach_the_images(tiny_bundle, tmp_path):
+def test_solver_inversion_and_spacing_reach_the_images(labelled, tmp_path):
     results = {}
     for settings in ({}, {"solver": "ddim"}, {"inversion": "ddim"}, {"spacing": "leading"}):
         name = "_".join(settings) or "default"
         result = reconstruct(
-            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, mode="both", limit=1, device="cpu", **settings
-        )
+            labelled.bundle, labelled.cohort, tmp_path / name, mode="both", limit=1, device="cpu", grid="model",
+            **settings,
+        )  # fmt: skip
         image = nib.load(next((tmp_path / name / "z_sem").glob("*.nii.gz"))).get_fdata()
         results[name] = image, result.means["x_T_std"]
     images, stds = ({name: values[i] for name, values in results.items()} for i in (0, 1))
     # a network that knows nothing yet is nearly linear, so the solvers agree nearly, but not to rounding
     assert np.abs(images["solver"] - images["default"]).max() > 1e-5
     np.testing.assert_array_equal(images["inversion"], images["default"])
-    assert abs(stds["inversion"] - stds["default"]) > 1e-3
+    assert abs(stds["inversion"] - stds["default"]) > 1e-4
     assert np.abs(images["spacing"] - images["default"]).max() > 1e-5
 
 
@@ -220,23 +197,12 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"mode": "z"}, "mode: 'z' is not one of x_T, z_sem, both"),
-        ({"steps": 0}, "steps: 0 is below 1"),
-        ({"invert_steps": 0}, "invert_steps: 0 is below 1"),
-        ({"split": "all"}, "split: 'all' is not one of"),
         ({"steps": 5000}, "steps is 5000; it must be between 1 and 1000"),
         ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
-        ({"solver": "magic"}, "solver: 'magic' is not one of adams, ddim, "),
         ({"solver": "$print(1)"}, r"solver: '\$print\(1\)' is not one of adams"),
-        ({"inversion": "magic"}, "inversion: 'magic' is not one of implicit, ddim"),
         ({"overrides": {"inferer#foo": 1}}, "unknown config key 'inferer#foo': .*Inferer takes batch_size, clip, "),
-        (
-            {"overrides": {"inferer": 5}},
-            "inferer: must be a DiffusionAutoencoderInferer, but the configuration gives int",
-        ),
-        ({"overrides": {"inferer#schedule": None}}, "schedule is None; it must be a DiffusionSchedule"),
+        ({"overrides": {"inferer": 5}}, "inferer: must be a DiffusionAutoencoderInferer, but the configuration gives"),
         ({"overrides": {"diffusion#clip_range": [1, -1]}}, "clip_range is .1, -1.; it must be the least and"),
-        ({"spacing": "magic"}, "spacing: 'magic' is not one of logsnr, leading, trailing, linspace"),
     ],
 )
 def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, message):
@@ -244,31 +210,3 @@ def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, messag
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", **wrong)
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
-
-
-def test_overwriting_leaves_no_image_of_the_earlier_run(tiny_bundle, tmp_path):
-    options = {"steps": 2, "device": "cpu"}
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, mode="both", limit=3, **options)
-    own = tmp_path / "x_T" / "notes.txt"
-    own.write_text("the user's own")
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, mode="x_T", limit=1, overwrite=True, **options)
-    assert len(list(tmp_path.glob("*/*.nii.gz"))) == 1
-    assert own.is_file()
-
-
-def test_the_message_after_a_killed_run_names_what_is_there(tiny_bundle, tmp_path):
-    out = tmp_path / "out"
-    options = {"limit": 1, "device": "cpu", "steps": 2}
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, **options)
-    (out / "reconstructions.csv").unlink()
-    (out / "mosaic.png").unlink()
-    with pytest.raises(ConfigError, match="^x_T: exists and was made with other seed;"):
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, seed=1, **options)
-
-
-def test_the_record_names_a_solvers_options():
-    solver = partial(unipc, order=2)
-    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(clip_range=(-1, 1)), solver)
-    settings = inferer_settings(inferer)
-    assert settings["solver"] == "unipc(order=2)"
-    assert settings["clip_range"] == [-1.0, 1.0]  # as JSON gives it back

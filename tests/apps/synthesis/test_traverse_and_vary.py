@@ -1,0 +1,200 @@
+"""The commands ``traverse`` and ``vary``."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.apps.synthesis.traverse import traverse
+from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.scans import read_scan
+from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.errors import CohortError, ConfigError
+
+QUICK = {"num_components": 2, "strengths": (-2, 0, 2), "num_noises": 2, "device": "cpu"}
+
+
+NAMES = [f"{component}_{strength}" for component in ("001", "002") for strength in ("+0.00", "+2.00", "-2.00")]
+
+
+@pytest.fixture(scope="module")
+def traversed(labelled, tmp_path_factory):
+    return traverse(labelled.bundle, labelled.embeddings, tmp_path_factory.mktemp("traversed"), **QUICK)
+
+
+def pixels(folder, name):
+    return np.asarray(Image.open(folder / "images" / f"{name}.png"), float)
+
+
+def test_strength_0_is_the_mean_of_the_training_cases_over_the_noises(traversed, labelled):
+    assert sorted(file.stem for file in (traversed.folder / "images").iterdir()) == NAMES
+    table = read_embeddings(labelled.embeddings)
+    z_mean = z_matrix(table[table["split"] == "train"]).mean(axis=0)
+    trained = load_bundle(labelled.bundle, "cpu")
+    z_sem = torch.from_numpy(z_mean)[None].expand(2, -1)
+    image = trained.inferer.decode(z_sem, image_noise((1, 16, 16), 0, [0, 1]), trained.network).mean(dim=0)
+    # PNG shows the first axis from left to right
+    expected = ((image[0] + 1) / 2 * 255).clamp(0, 255).T.numpy()
+    for component in ("001", "002"):
+        made = pixels(traversed.folder, f"{component}_+0.00")
+        assert min(np.abs(made - expected).max(), np.abs(made - expected.T).max()) < 1.01
+
+
+def test_the_table_has_what_each_component_explains(traversed, labelled):
+    table = pd.read_csv(traversed.folder / "components.csv")
+    assert table["component"].tolist() == [1, 2]
+    assert table["explained"].tolist() == pytest.approx(traversed.explained)
+    embedded = read_embeddings(labelled.embeddings)
+    z = z_matrix(embedded[embedded["split"] == "train"]).astype(float)
+    variances = np.linalg.eigvalsh(np.cov(((z - z.mean(axis=0)) / z.std(axis=0)).T, bias=True))[::-1]
+    np.testing.assert_allclose(table["std"], np.sqrt(variances[:2]), rtol=1e-4)
+    np.testing.assert_allclose(table["explained"], variances[:2] / variances.sum(), rtol=1e-4)
+    assert Image.open(traversed.folder / "traversal.png").width > 100
+
+
+def test_from_a_case_strength_0_is_its_reconstruction(labelled, tmp_path):
+    case = pd.read_csv(labelled.cohort)["id"][0]
+    options = {**QUICK, "cohort": labelled.cohort, "case": case}
+    out = traverse(labelled.bundle, labelled.embeddings, tmp_path / "w", **options).folder
+    plain = reconstruct(labelled.bundle, labelled.cohort, tmp_path / "r", limit=1, device="cpu", grid="model").folder
+    expected = nib.load(plain / "x_T" / f"{case}.nii.gz").get_fdata()
+    assert sorted(file.name.removesuffix(".nii.gz") for file in (out / "images").iterdir()) == NAMES
+    for component in ("001", "002"):
+        made = nib.load(out / "images" / f"{component}_+0.00.nii.gz").get_fdata()
+        np.testing.assert_allclose(made, expected, atol=1e-4)
+        moved = nib.load(out / "images" / f"{component}_+2.00.nii.gz").get_fdata()
+        assert np.abs(moved - made).max() > 1e-3
+    assert case not in (out / "traversal.json").read_text()
+    # its own x_T needs neither noise nor seed
+    assert traverse(labelled.bundle, labelled.embeddings, out, **{**options, "num_noises": 3}, seed=1).skipped
+
+
+def test_a_second_traversal_skips_and_overwriting_leaves_nothing_old(traversed, labelled, tmp_path):
+    out = shutil.copytree(traversed.folder, tmp_path / "out")
+    again = traverse(labelled.bundle, labelled.embeddings, out, **QUICK)
+    assert again.skipped
+    assert again.explained == traversed.explained
+    for missing in ("images/002_+2.00.png", "components.csv"):
+        (out / missing).unlink()
+        assert not traverse(labelled.bundle, labelled.embeddings, out, **QUICK).skipped
+        assert (out / missing).read_bytes() == (traversed.folder / missing).read_bytes()
+    with pytest.raises(ConfigError, match="made with other num_components"):
+        traverse(labelled.bundle, labelled.embeddings, out, **{**QUICK, "num_components": 1})
+    traverse(labelled.bundle, labelled.embeddings, out, **{**QUICK, "num_components": 1}, overwrite=True)
+    assert sorted(file.stem for file in (out / "images").iterdir()) == NAMES[:3]
+
+
+def test_what_does_not_fit_is_refused(labelled, tmp_path):
+    other = shutil.copytree(labelled.embeddings.parent, tmp_path / "other") / "embeddings.parquet"
+    record = json.loads(other.with_suffix(".json").read_text())
+    record["made_from"]["model"] = "0" * 64
+    other.with_suffix(".json").write_text(json.dumps(record))
+    unknown = {"cohort": labelled.cohort, "case": "nobody"}
+    for embeddings, wrong, message in (
+        (other, {}, r"embeddings\.parquet: another autoencoder made it"),
+        (tmp_path / "none.parquet", {}, "none.parquet: there is no such file"),
+        (labelled.embeddings, unknown, "the cohort has no 'nobody'"),
+        (labelled.embeddings, {"case": "a"}, "cohort: is required with a case"),
+        (labelled.embeddings, {"cohort": "cohort.csv"}, "case: is required with a cohort"),
+        (labelled.embeddings, {"num_components": 9}, "num_components: 9 components cannot be computed from"),
+        (labelled.embeddings, {"strengths": (0.001, 0.002)}, "strengths: two of them are .0.00 when rounded"),
+    ):
+        with pytest.raises((ConfigError, CohortError), match=message) as caught:
+            traverse(labelled.bundle, embeddings, tmp_path / "out", **{**QUICK, **wrong})
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+CASE = "mni-000003"
+
+
+def images(folder):
+    return [nib.load(file).get_fdata() for file in sorted((folder / "images").glob("*.nii.gz"))]
+
+
+@pytest.fixture(scope="module")
+def six(tiny_bundle, tmp_path_factory):
+    out = tmp_path_factory.mktemp("six")
+    return vary(tiny_bundle.directory, tiny_bundle.cohort, out, case=CASE, num_images=6, device="cpu")
+
+
+def test_variations_differ_and_their_mean_and_std_are_written(six):
+    made = np.stack(images(six.folder))
+    assert made.shape == (6, 16, 16, 1)
+    for i in range(5):
+        assert np.abs(made[i] - made[i + 1]).mean() > 0.01
+    np.testing.assert_allclose(nib.load(six.folder / "mean.nii.gz").get_fdata(), made.mean(axis=0), atol=1e-5)
+    std = nib.load(six.folder / "std.nii.gz").get_fdata()
+    np.testing.assert_allclose(std, made.std(axis=0, ddof=1), atol=1e-5)
+    assert six.mean_std == pytest.approx(std.mean(), rel=1e-5)
+    with Image.open(six.folder / "variations.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
+def test_a_variation_is_a_function_of_the_seed_and_its_place_to_the_bit(six, tiny_bundle, tmp_path):
+    options = {"case": CASE, "num_images": 3, "device": "cpu"}
+    fewer = vary(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "fewer", **options)
+    for made, expected in zip(images(fewer.folder), images(six.folder), strict=False):
+        np.testing.assert_array_equal(made, expected)
+    other = vary(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "other", **options, seed=1)
+    assert np.abs(images(other.folder)[0] - images(six.folder)[0]).max() > 0.01
+
+
+def test_a_second_call_skips_makes_again_what_was_deleted_and_overwriting_leaves_nothing_old(
+    six, tiny_bundle, tmp_path
+):
+    out = shutil.copytree(six.folder, tmp_path / "out")
+
+    def again(cohort=tiny_bundle.cohort, **changed):
+        return vary(tiny_bundle.directory, cohort, out, **{"case": CASE, "num_images": 6, "device": "cpu", **changed})
+
+    assert again().skipped
+    assert again().mean_std == six.mean_std
+    for missing in ("images/002.nii.gz", "mean.nii.gz", "std.nii.gz"):
+        (out / missing).unlink()
+        assert not again().skipped
+        np.testing.assert_array_equal(nib.load(out / missing).get_fdata(), nib.load(six.folder / missing).get_fdata())
+    with pytest.raises(ConfigError, match="made with other num_images, seed"):
+        again(num_images=2, seed=1)
+    assert CASE not in (out / "variations.json").read_text()
+    # of a grey picture, as PNG, of which no NIfTI stays
+    pixels = np.random.default_rng(0).integers(256, size=(20, 24), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    again(tmp_path / "a.png", case="a", num_images=2, overwrite=True)
+    names = ["images/000.png", "images/001.png", "mean.png"]
+    assert sorted(str(file.relative_to(out)) for file in (*out.glob("images/*"), *out.glob("mean*"))) == names
+    assert [Image.open(out / name).size for name in names] == [(16, 16)] * 3
+    assert nib.load(out / "std.nii.gz").shape == (16, 16, 1)
+
+
+def test_in_colour_and_of_what_the_encoder_sees(unusual, tmp_path):
+    vary(unusual.bundle, unusual.cohort, tmp_path, case="case-1", num_images=2, device="cpu")
+    trained = load_bundle(unusual.bundle, "cpu")
+    row = pd.read_csv(unusual.cohort).iloc[1]
+    item = trained.preprocessing({key: str(unusual.cohort.parent / row[key]) for key in trained.image_keys})
+    z_sem = trained.inferer.encode(item[trained.image_keys[-1]].as_tensor()[None], trained.network)
+    noise = image_noise(trained.image_shape, 0, [0, 1])
+    images = torch.cat([trained.inferer.decode(z_sem, x_T[None], trained.network) for x_T in noise])
+    for name, expected in {"images/000": images[0], "images/001": images[1], "mean": images.mean(dim=0)}.items():
+        made = read_scan(tmp_path / f"{name}.png").array / 127.5 - 1
+        assert np.abs(made - expected.clamp(-1, 1).numpy()).max() < 1.01 / 255, name
+    std = nib.load(tmp_path / "std.nii.gz").get_fdata().squeeze()
+    assert std.shape == ((16, 16, 3) if len(images[0]) == 3 else (16, 16))
+
+
+def test_a_case_that_does_not_exist_or_cannot_be_read_is_one_line(tiny_bundle, tmp_path):
+    with pytest.raises(CohortError, match="the cohort has no 'mni-3'; did you mean 'mni-00000"):
+        vary(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, case="mni-3", device="cpu")
+    assert not any(tmp_path.iterdir())
+    nib.save(nib.Nifti1Image(np.full((16, 16, 1), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
+    pd.DataFrame({"id": [CASE], "image": ["nan.nii"]}).to_csv(tmp_path / "cohort.csv", index=False)
+    with pytest.raises(CohortError, match=CASE):
+        vary(tiny_bundle.directory, tmp_path / "cohort.csv", tmp_path / "out", case=CASE, device="cpu")
