@@ -42,58 +42,33 @@ def test_both_modes_are_written_with_their_errors(both):
     assert result.means["mse_x_T"] == pytest.approx(table["mse_x_T"].mean())
 
 
-def test_a_second_call_skips_other_settings_are_refused_and_overwriting_leaves_nothing_old(both, tiny_bundle, tmp_path):
+def test_results_of_another_configuration_are_not_complete(both, tiny_bundle, tmp_path):
     result, options = both
     folder = shutil.copytree(result.folder, tmp_path / "out")
-
-    def again(bundle=tiny_bundle.directory, **changed):
-        return reconstruct(bundle, tiny_bundle.cohort, folder, **{"mode": "both", **options, **changed})
-
-    assert again().skipped
-    assert again().means == result.means
-    missing = sorted((folder / "z_sem").iterdir())[1]
-    missing.unlink()
-    assert not again().skipped
-    assert missing.is_file()
-    with pytest.raises(ConfigError, match="made with other invert_steps, steps"):
-        again(steps=2)
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    again = reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options)
+    assert (again.skipped, again.means) == (True, result.means)
     file = bundle / "models" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"percentiles": [10, 90]}))
     with pytest.raises(ConfigError, match="made with other config"):
-        again(bundle)
-    own = folder / "x_T" / "notes.txt"
-    own.write_text("the user's own")
-    other = again(bundle, mode="x_T", limit=1, overwrite=True)
-    assert not other.skipped
-    assert other.means["mse_x_T"] != result.means["mse_x_T"]
-    assert len(list(folder.glob("*/*.nii.gz"))) == 1
-    assert own.is_file()
+        reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options)
+    other = reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options, overwrite=True)
+    assert (other.skipped, other.means == result.means) == (False, False)
 
 
 def test_z_sem_alone_depends_on_the_seed_and_not_on_the_batch(both, tiny_bundle, tmp_path):
     result, options = both
-    files = [f"{case}.nii.gz" for case in pd.read_csv(result.folder / "reconstructions.csv")["id"]]
+    files = sorted((result.folder / "z_sem").iterdir())
 
     def images(folder, **changed):
-        reconstruct(
-            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / folder, mode="z_sem", **{**options, **changed}
-        )
-        assert not (tmp_path / folder / "x_T").exists()
-        return np.stack([nib.load(tmp_path / folder / "z_sem" / file).get_fdata() for file in files])
+        out, settings = tmp_path / folder, {**options, "mode": "z_sem", **changed}
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, **settings)
+        assert not (out / "x_T").exists()
+        return np.stack([nib.load(out / "z_sem" / file.name).get_fdata() for file in files])
 
-    expected = np.stack([nib.load(result.folder / "z_sem" / file).get_fdata() for file in files])
+    expected = np.stack([nib.load(file).get_fdata() for file in files])
     np.testing.assert_allclose(images("same", batch_size=5), expected, atol=1e-4)
     assert np.abs(images("other", seed=1) - expected).max() > 0.1
-
-
-def test_png_cases_give_png(tiny_bundle, tmp_path):
-    pixels = np.random.default_rng(0).integers(256, size=(20, 24), dtype=np.uint8)
-    for name in "ab":
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    out = tmp_path / "out"
-    reconstruct(tiny_bundle.directory, tmp_path / "a.png", out, steps=2, device="cpu", overrides={"val_fraction": 0.0})
-    assert Image.open(out / "x_T" / "a.png").size == (24, 20)
 
 
 def test_in_the_models_grid_which_a_preprocessing_that_cannot_be_undone_needs(tiny_bundle, tmp_path):
@@ -199,14 +174,11 @@ def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp
     [
         ({"steps": 5000}, "steps is 5000; it must be between 1 and 1000"),
         ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
-        ({"solver": "$print(1)"}, r"solver: '\$print\(1\)' is not one of adams"),
         ({"overrides": {"inferer#foo": 1}}, "unknown config key 'inferer#foo': .*Inferer takes batch_size, clip, "),
-        ({"overrides": {"inferer": 5}}, "inferer: must be a DiffusionAutoencoderInferer, but the configuration gives"),
         ({"overrides": {"diffusion#clip_range": [1, -1]}}, "clip_range is .1, -1.; it must be the least and"),
     ],
 )
-def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_settings_that_are_not_possible_are_refused(tiny_bundle, tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", **wrong)
-    assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import ConfigError
 
 QUICK = {"num_components": 2, "strengths": (-2, 0, 2), "num_noises": 2, "device": "cpu"}
 
@@ -77,39 +77,20 @@ def test_from_a_case_strength_0_is_its_reconstruction(labelled, tmp_path):
     assert traverse(labelled.bundle, labelled.embeddings, out, **{**options, "num_noises": 3}, seed=1).skipped
 
 
-def test_a_second_traversal_skips_and_overwriting_leaves_nothing_old(traversed, labelled, tmp_path):
-    out = shutil.copytree(traversed.folder, tmp_path / "out")
-    again = traverse(labelled.bundle, labelled.embeddings, out, **QUICK)
-    assert again.skipped
-    assert again.explained == traversed.explained
-    for missing in ("images/002_+2.00.png", "components.csv"):
-        (out / missing).unlink()
-        assert not traverse(labelled.bundle, labelled.embeddings, out, **QUICK).skipped
-        assert (out / missing).read_bytes() == (traversed.folder / missing).read_bytes()
-    with pytest.raises(ConfigError, match="made with other num_components"):
-        traverse(labelled.bundle, labelled.embeddings, out, **{**QUICK, "num_components": 1})
-    traverse(labelled.bundle, labelled.embeddings, out, **{**QUICK, "num_components": 1}, overwrite=True)
-    assert sorted(file.stem for file in (out / "images").iterdir()) == NAMES[:3]
-
-
 def test_what_does_not_fit_is_refused(labelled, tmp_path):
+    for wrong, message in (
+        ({"case": "a"}, "cohort: is required with a case"),
+        ({"cohort": "cohort.csv"}, "case: is required with a cohort"),
+        ({"num_components": 9}, "num_components: 9 components cannot be computed from"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            traverse(labelled.bundle, labelled.embeddings, tmp_path / "out", **{**QUICK, **wrong})
     other = shutil.copytree(labelled.embeddings.parent, tmp_path / "other") / "embeddings.parquet"
     record = json.loads(other.with_suffix(".json").read_text())
     record["made_from"]["model"] = "0" * 64
     other.with_suffix(".json").write_text(json.dumps(record))
-    unknown = {"cohort": labelled.cohort, "case": "nobody"}
-    for embeddings, wrong, message in (
-        (other, {}, r"embeddings\.parquet: another autoencoder made it"),
-        (tmp_path / "none.parquet", {}, "none.parquet: there is no such file"),
-        (labelled.embeddings, unknown, "the cohort has no 'nobody'"),
-        (labelled.embeddings, {"case": "a"}, "cohort: is required with a case"),
-        (labelled.embeddings, {"cohort": "cohort.csv"}, "case: is required with a cohort"),
-        (labelled.embeddings, {"num_components": 9}, "num_components: 9 components cannot be computed from"),
-        (labelled.embeddings, {"strengths": (0.001, 0.002)}, "strengths: two of them are .0.00 when rounded"),
-    ):
-        with pytest.raises((ConfigError, CohortError), match=message) as caught:
-            traverse(labelled.bundle, embeddings, tmp_path / "out", **{**QUICK, **wrong})
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"embeddings\.parquet: another autoencoder made it"):
+        traverse(labelled.bundle, other, tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
 
 
@@ -148,27 +129,11 @@ def test_a_variation_is_a_function_of_the_seed_and_its_place_to_the_bit(six, tin
     assert np.abs(images(other.folder)[0] - images(six.folder)[0]).max() > 0.01
 
 
-def test_a_second_call_skips_makes_again_what_was_deleted_and_overwriting_leaves_nothing_old(
-    six, tiny_bundle, tmp_path
-):
+def test_variations_of_a_grey_picture_are_pngs_and_no_nifti_stays(six, tiny_bundle, tmp_path):
     out = shutil.copytree(six.folder, tmp_path / "out")
-
-    def again(cohort=tiny_bundle.cohort, **changed):
-        return vary(tiny_bundle.directory, cohort, out, **{"case": CASE, "num_images": 6, "device": "cpu", **changed})
-
-    assert again().skipped
-    assert again().mean_std == six.mean_std
-    for missing in ("images/002.nii.gz", "mean.nii.gz", "std.nii.gz"):
-        (out / missing).unlink()
-        assert not again().skipped
-        np.testing.assert_array_equal(nib.load(out / missing).get_fdata(), nib.load(six.folder / missing).get_fdata())
-    with pytest.raises(ConfigError, match="made with other num_images, seed"):
-        again(num_images=2, seed=1)
-    assert CASE not in (out / "variations.json").read_text()
-    # of a grey picture, as PNG, of which no NIfTI stays
-    pixels = np.random.default_rng(0).integers(256, size=(20, 24), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    again(tmp_path / "a.png", case="a", num_images=2, overwrite=True)
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 24), dtype=np.uint8)).save(tmp_path / "a.png")
+    options = {"case": "a", "num_images": 2, "device": "cpu", "overwrite": True}
+    vary(tiny_bundle.directory, tmp_path / "a.png", out, **options)
     names = ["images/000.png", "images/001.png", "mean.png"]
     assert sorted(str(file.relative_to(out)) for file in (*out.glob("images/*"), *out.glob("mean*"))) == names
     assert [Image.open(out / name).size for name in names] == [(16, 16)] * 3
@@ -188,13 +153,3 @@ def test_in_colour_and_of_what_the_encoder_sees(unusual, tmp_path):
         assert np.abs(made - expected.clamp(-1, 1).numpy()).max() < 1.01 / 255, name
     std = nib.load(tmp_path / "std.nii.gz").get_fdata().squeeze()
     assert std.shape == ((16, 16, 3) if len(images[0]) == 3 else (16, 16))
-
-
-def test_a_case_that_does_not_exist_or_cannot_be_read_is_one_line(tiny_bundle, tmp_path):
-    with pytest.raises(CohortError, match="the cohort has no 'mni-3'; did you mean 'mni-00000"):
-        vary(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, case="mni-3", device="cpu")
-    assert not any(tmp_path.iterdir())
-    nib.save(nib.Nifti1Image(np.full((16, 16, 1), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
-    pd.DataFrame({"id": [CASE], "image": ["nan.nii"]}).to_csv(tmp_path / "cohort.csv", index=False)
-    with pytest.raises(CohortError, match=CASE):
-        vary(tiny_bundle.directory, tmp_path / "cohort.csv", tmp_path / "out", case=CASE, device="cpu")

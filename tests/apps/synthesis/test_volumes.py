@@ -8,7 +8,6 @@ import pandas as pd
 import pydicom
 import pytest
 from dicom_files import AXIAL, make_plane, positions
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
@@ -22,6 +21,8 @@ from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.data.scans import read_scan
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])
+
+
 CPU = {"device": "cpu", "steps": 2}
 
 
@@ -62,22 +63,6 @@ def test_reconstruct_gives_scans_back_in_their_own_space_and_refuses_a_2d_image(
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
     assert Image.open(tmp_path / "out" / "mosaic.png").width > 3 * 16  # three planes
     assert made.means["mse_x_T"] < made.means["mse_z_sem"]
-
-
-@pytest.mark.slow
-def test_the_bundles_evaluator_writes_the_same_volumes(heads, tmp_path):
-    root, options = heads.bundle, {"mode": "z_sem", "limit": 3, "batch_size": 2}
-    reconstruct(root, heads.cohort, tmp_path / "command", device="cpu", **options)
-    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
-    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
-    paths = {"bundle_root": root, "dataset_dir": heads.cohort, "output_dir": tmp_path / "evaluator"}
-    workflow.parser.update({**{key: str(path) for key, path in paths.items()}, "device": "cpu", **options})
-    workflow.initialize()
-    workflow.evaluator.run()
-    written = sorted((tmp_path / "command" / "z_sem").iterdir())
-    assert len(written) == 3
-    for file in written:
-        assert (tmp_path / "evaluator" / "z_sem" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
