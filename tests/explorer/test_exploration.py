@@ -23,7 +23,6 @@ from monai_diffae.apps.synthesis.combine import Mixture, Moves
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.explorer.atlas import Atlas, Extreme
-from monai_diffae.explorer.opening import Files, open_exploration
 from monai_diffae.explorer.recipes import Caller, Recipe
 
 
@@ -35,22 +34,18 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded():
             explore("no_bundle", "no_cohort", port=other.getsockname()[1])
 
 
-def test_the_folder_of_scans_gets_no_results(class_folders, tiny_bundle, monkeypatch):
-    monkeypatch.chdir(class_folders)
-    with pytest.raises(ConfigError, match="out: explored lies in the folder of scans"):
-        explore(tiny_bundle.directory, class_folders)
-
-
 def test_files_of_another_model_or_cohort_are_refused(labelled, tiny_bundle, small_cohort, open_explored, tmp_path):
-    with pytest.raises(ConfigError, match="fitted to another model"):
-        open_explored(tiny_bundle.directory, labelled.cohort, tmp_path, directions=[labelled.direction])
-    with pytest.raises(ConfigError, match="another autoencoder made it"):
-        open_explored(tiny_bundle.directory, labelled.cohort, tmp_path, embeddings=labelled.embeddings)
-    table = pd.read_csv(small_cohort).assign(id=lambda t: "other-" + t["id"].astype(str))
+    table = pd.read_csv(small_cohort)
     table["image"] = [str(small_cohort.parent / image) for image in table["image"]]
-    table.to_csv(tmp_path / "cohort.csv", index=False)
-    with pytest.raises(CohortError, match="has no case of this cohort"):
-        open_explored(labelled.bundle, tmp_path / "cohort.csv", tmp_path, embeddings=labelled.embeddings)
+    table.assign(id="other-" + table["id"]).to_csv(tmp_path / "cohort.csv", index=False)
+    embeddings, direction = {"embeddings": labelled.embeddings}, {"directions": [labelled.direction]}
+    for bundle, cohort, files, message in (
+        (tiny_bundle.directory, labelled.cohort, direction, "fitted to another model"),
+        (tiny_bundle.directory, labelled.cohort, embeddings, "another autoencoder made it"),
+        (labelled.bundle, tmp_path / "cohort.csv", embeddings, "has no case of this cohort"),
+    ):
+        with pytest.raises((ConfigError, CohortError), match=message):
+            open_explored(bundle, cohort, tmp_path, **files)
 
 
 def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tmp_path, caplog):
@@ -110,30 +105,20 @@ def test_a_move_along_a_component_is_a_move_on_the_map(atlas):
 
 def test_extremes_are_found_among_all_components(atlas, labelled):
     """A case that is unusual along the last component only: it has no fixed slider, and is still the most extreme."""
-    table = read_embeddings(labelled.embeddings)
-    columns = [name for name in table if re.fullmatch(r"z_\d+", name)]
-    last = len(atlas.components.directions)
-    start = z_matrix(table.iloc[[0]])
-    strong = 30 * (1 + 0.1 / atlas.components.stds[-1])
-    moved = atlas.components.traverse(start, last - 1, [strong])
-    table.loc[0, columns] = moved[0]
-    unusual = replace(atlas, table=table)
-    first = unusual.extremes(0)[0]
-    assert first.component == last > unusual.num_components
-    assert first.share > 0.5
-    assert len(unusual.extremes(0)) >= min(unusual.num_components + 4, last)
-
-
-def test_shares_are_those_of_the_whitened_distance(atlas):
     extremes = atlas.extremes(2)
     sizes = [abs(each.whitened) for each in extremes]
     assert sizes == sorted(sizes, reverse=True)
     assert 0 < sum(each.share for each in extremes) <= 1 + 1e-9
-    assert all(abs(each.whitened) <= abs(each.position) for each in extremes)
-
-
-def test_a_typical_position_is_two_standard_deviations_on_the_same_side():
-    for position in (-12.0, -2.6, 7.0):
+    table = read_embeddings(labelled.embeddings)
+    last = len(atlas.components.directions)
+    strong = 30 * (1 + 0.1 / atlas.components.stds[-1])
+    moved = atlas.components.traverse(z_matrix(table.iloc[[0]]), last - 1, [strong])
+    table.loc[0, [name for name in table if re.fullmatch(r"z_\d+", name)]] = moved[0]
+    unusual = replace(atlas, table=table)
+    first = unusual.extremes(0)[0]
+    assert first.component == last > unusual.num_components
+    assert first.share > 0.5
+    for position in (-12.0, 7.0):  # two standard deviations on the same side are typical
         assert position + Extreme(1, position, position, 0.1).to_typical == pytest.approx(np.copysign(2, position))
 
 
@@ -193,25 +178,17 @@ def test_both_calls_make_the_saved_image(name, explored, labelled, run, tmp_path
     assert (array_of(made.read_bytes(), file) == by_command).all()
 
 
-def test_the_settings_of_the_page_are_part_of_the_calls(labelled, tmp_path):
-    files = Files(labelled.bundle, labelled.cohort, tmp_path, labelled.embeddings)
-    settings = (
-        Decoding(steps=2, solver="ddim"),
-        Reading(columns={"id": "id"}),
-        Run(device="cpu", overrides={"model_range": [-1, 1]}),
-    )
-    opened = open_exploration(files, 2, *settings)
-    command = opened.calls(Recipe(case=0))["command"]
-    assert "--steps 2 --solver ddim" in command
-    assert "--columns id=id" in command
-    assert "--device cpu --overrides 'model_range=[-1,1]'" in command
-    opened.close()
+def test_the_settings_of_the_page_are_part_of_the_calls():
+    decoding = Decoding(steps=2, solver="ddim", decoder="fast")
+    run = Run(device="cpu", overrides={"model_range": [-1, 1]})
     paths = Path("bundle"), Path("scans.csv"), Path("table.parquet")
-    fast = Caller(*paths, Decoding(decoder="fast"), Reading(), Run())
-    plain = Combination.of(Mixture(), Moves({}, {}))
-    for command, python in (fast.combine("case", plain, "model"), fast.generate(2, 3)):
-        assert "--decoder fast" in command
-        assert "decoder='fast'" in python
+    caller = Caller(*paths, decoding, Reading(columns={"id": "id"}), run)
+    command, python = caller.combine("case", Combination.of(Mixture(), Moves({}, {})), "model")
+    for words in ("--steps 2 --solver ddim", "--columns id=id", "--device cpu --overrides 'model_range=[-1,1]'"):
+        assert words in command
+    for words in (command, caller.generate(2, 3)[0]):
+        assert "--decoder fast" in words
+    assert "decoder='fast'" in python
 
 
 def test_samples_are_those_of_generate(labelled, latent_bundle, open_explored, tmp_path, run, monkeypatch):

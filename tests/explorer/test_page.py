@@ -1,11 +1,8 @@
 """The page in a real browser: every control is used, and nothing is written to the console (see ``open_page``)."""
 
 import re
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -148,7 +145,6 @@ def test_every_control_works(page, explored):
     assert "train" in page.page.locator("#legend").text_content()
     page("search").fill("yes")
     assert re.fullmatch(r"\d+ found", page.page.locator("#match-count").text_content())
-    before = page.page.locator("#case-id").text_content()
     page.page.locator("#matches button").last.click()
     page("search").fill("")
     page("overlay").focus()
@@ -159,34 +155,11 @@ def test_every_control_works(page, explored):
     page("fit").click()
     page.move(lambda: page("previous").click())
     page.move(lambda: page("next").click())
-    assert before
 
     page("help-button").click()
     assert page.page.locator("#help").is_visible()
     page.page.keyboard.press("Escape")
     assert controls - page.used == set()
-
-
-@pytest.mark.slow
-def test_make_typical_moves_the_most_extreme_components_and_scores_tell(explored, visit):
-    """The case is unusual along components that have no fixed slider."""
-    columns = [name for name in explored.atlas.table if re.fullmatch(r"z_\d+", name)]
-    table = explored.atlas.table.copy()
-    last = len(explored.atlas.components.directions)
-    far = 30 * (1 + 0.1 / explored.atlas.components.stds[-1])
-    z_far = explored.atlas.components.traverse(table.loc[[0], columns].to_numpy(np.float32), last - 1, [far])
-    table.loc[0, columns] = z_far[0]
-    unusual = replace(explored, atlas=replace(explored.atlas, table=table), _outliers=Future())
-    with visit(unusual) as page:
-        page.move(lambda: page.page.locator(f'#unusual button[title="{explored.atlas.cases[0].id}"]').click())
-        first = page.page.locator("#extreme-sliders label").first
-        assert f"Component {last}" in first.text_content()
-        assert "explain" in page("extreme").text_content()
-        page.move(lambda: page("typical").click())
-        assert first.locator("input").input_value() != "0"
-        assert page.page.locator("#scores tr", has_text="Outlier score").locator("td").first.text_content()
-        page.page.locator("#copy-command").click()
-        page.page.locator("#call", has_text=f"{last}=").wait_for()
 
 
 def test_two_saves_in_a_row_are_two_files_and_one_that_fails_says_so(page):
@@ -211,20 +184,6 @@ def test_a_blend_says_what_cannot_be_done(page):
     page.move(lambda: page("weight").fill("0"))
     assert page("own").is_enabled()
     assert page("noise").locator("option:checked").text_content() == "own"
-
-
-def test_find_by_keyboard(page, explored):
-    page.page.keyboard.press("/")
-    page.page.keyboard.type(explored.atlas.cases[7].id)
-    assert page("matches").is_visible()
-    page.move(lambda: page.page.keyboard.press("Enter"))
-    assert page.page.locator("#case-id").text_content() == explored.atlas.cases[7].id
-    assert page("matches").is_hidden()
-    page("search").focus()
-    page.page.keyboard.press("Escape")
-    assert page("search").input_value() == ""
-    assert page("matches").is_hidden()
-    assert page.page.evaluate("document.activeElement.id") != "search"
 
 
 def test_another_case_does_not_show_the_scores_of_the_last_one(page):

@@ -104,9 +104,6 @@ def test_sides_that_share_a_patient_or_have_too_few_are_refused():
     for is_train, counts in ((is_single, "1 training and 7 test"), (~is_single, "7 training and 1 test")):
         with pytest.raises(ConfigError, match=f"^target 'age': {counts} patients are too few; at least 2 of each"):
             split_folds(target, patients, is_train, ~is_train)
-    is_test = np.arange(12) == 11
-    with pytest.raises(ConfigError, match="11 training and 1 test cases are too few"):
-        split_folds(target, np.arange(12), ~is_test, is_test)
     with pytest.raises(ConfigError, match="are too few"):
         cross_validation_folds(target, np.zeros(12))
 
@@ -140,19 +137,6 @@ def test_few_test_patients_are_warned_of(caplog):
         patients = np.r_[np.arange(20), 20 + np.arange(2 * num_test) // 2]
         choose_folds(cases(patients, splits), list(np.arange(len(patients)) * 1.0), "age", "split")
         assert ("target 'age': there are only 9 test patients, so its scores are unreliable" in caplog.text) == warns
-
-
-def test_folds_in_which_no_regularisation_can_be_chosen_are_warned_of(caplog):
-    patients = [*range(10, 25), 37, 37, 34, 37, 37, 37, 36, 35, 36]
-    labels = ["a"] * 15 + list("bbabbbbba")  # the folds leave one of the three patients of b to train on
-    chosen = choose_folds(cases(patients), labels, "kind")
-    x = np.random.default_rng(0).normal(size=(24, 3))[chosen.target.rows]
-    predictions = predict_held_out([x] * 3, chosen.target, chosen.patients, chosen.folds, "linear")
-    assert predictions.regularisation.count(None) == 1
-    assert "target 'kind': 1 of 3 folds have too few training patients to choose a regularisation" in caplog.text
-    caplog.clear()
-    choose_folds(cases(range(24)), labels, "kind")
-    assert "to choose a regularisation" not in caplog.text
 
 
 def test_features_are_finite_and_pca_is_fitted_to_the_training_cases_of_a_fold():

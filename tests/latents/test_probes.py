@@ -38,7 +38,6 @@ def test_missing_labels_are_omitted_cases_keep_the_requested_order_and_classes_c
     ("labels", "message"),
     [
         ([3, 3, None], "2 of 3 cases have it, and it is the same for all"),
-        ([*range(20), float("inf")], "infinite"),
         ([*range(20), -1e31], "contains values that are infinite or too large; correct them"),
         ([f"word {i}" for i in range(21)], "text with 21 different values"),
     ],
@@ -48,49 +47,26 @@ def test_labels_that_are_no_targets_are_refused(labels, message):
         read_probe_target(labels, "label")
 
 
-def test_typing_errors_and_codes_are_far_off():
+def test_typing_errors_and_codes_are_far_off_and_skewed_amounts_are_not():
     rng = np.random.default_rng(0)
-    for spread in (3.0, 15.0):
-        ages = rng.normal(50, spread, 200)
-        for code in (99999, 999, -999, 1e30):
-            assert far_off(np.r_[ages, code]).nonzero()[0].tolist() == [200]
+    ages = rng.normal(50, 15, 200)
+    for code in (99999, 999, -999, 1e30):
+        assert far_off(np.r_[ages, code]).nonzero()[0].tolist() == [200]
     assert far_off(np.r_[rng.lognormal(0, 1, 500), 99999.0, -999.0]).nonzero()[0].tolist() == [500, 501]
+    mostly_none = rng.lognormal(0, 1.5, 2000) * (rng.random(2000) < 0.2)
+    for amounts in (rng.normal(size=2000), rng.lognormal(0, 2.5, 2000), mostly_none, np.ones(20)):
+        assert not far_off(amounts).any()
 
 
-def test_skewed_and_sparse_amounts_are_not_far_off():
-    rng = np.random.default_rng(0)
-    for amounts in (
-        rng.normal(size=2000),
-        rng.lognormal(0, 2.5, 2000),
-        rng.lognormal(0, 1.5, 2000) * (rng.random(2000) < 0.2),  # mostly none
-        rng.negative_binomial(0.3, 0.02, 2000).astype(float),
-        np.round(rng.normal(0, 0.5, 2000)),  # mostly no change
-        np.ones(20),
-    ):
-        assert not far_off(amounts)[:-1].any()
-
-
-def test_copies_of_numbers_are_monotonic_in_them():
+def test_copies_of_numbers_are_monotonic_in_them_and_those_of_classes_have_a_value_for_each():
     rng = np.random.default_rng(0)
     age = rng.normal(50, 10, 300)
-    target = read_probe_target(age, "age")
-    features = {
-        "same": age, "days": 365.25 * age + 3, "single": age.astype(np.float32), "logarithm": -np.log(age.clip(1)),
-        "noisy": age + rng.normal(0, 0.01, 300), "old": age > 50, "constant": np.ones(300),
-    }  # fmt: skip
-    assert copies_of(target, np.stack(list(features.values()), axis=1)).tolist() == [0, 1, 2, 3]
-    assert not len(copies_of(target.only(np.arange(300) < 8), age[:8, None]))
-
-
-def test_copies_of_classes_have_a_value_for_each():
-    names = np.array(["a", "b", "c"])[np.arange(60) % 3]
-    target = read_probe_target(names, "site")
-    code = {"own": [2.0, 7.0, -1.0], "two_alike": [1.0, 0.0, 1.0], "neighbors_alike": [1.0, 1.0, 0.0]}
-    features = np.stack([np.array(values)[np.arange(60) % 3] for values in code.values()], axis=1)
-    typing_error = features[:, :1].copy()
-    typing_error[5] = 99
-    other = np.random.default_rng(0).random((60, 1))
-    assert copies_of(target, np.concatenate([features, typing_error, other], axis=1)).tolist() == [0]
+    features = [age, 365.25 * age + 3, -np.log(age.clip(1)), age + rng.normal(0, 0.01, 300), age > 50, np.ones(300)]
+    assert copies_of(read_probe_target(age, "age"), np.stack(features, axis=1)).tolist() == [0, 1, 2]
+    site = np.arange(60) % 3
+    target = read_probe_target(np.array(["a", "b", "c"])[site], "site")
+    codes = [np.array(values)[site] for values in ([2.0, 7.0, -1.0], [1.0, 0.0, 1.0])]
+    assert copies_of(target, np.stack([*codes, rng.random(60)], axis=1)).tolist() == [0]
 
 
 @pytest.fixture
@@ -111,15 +87,12 @@ def test_each_probe_predicts_classes_and_numbers(features, probe):
     assert (number.regularisation is None) == (probe == "boosting")
 
 
-def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one(features):
+def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one_whatever_its_scale(features):
     noise = np.random.default_rng(2).integers(2, size=300)
     assert fit_probe("linear", features, noise, np.arange(300), 2).regularisation <= LOGISTIC_CS[1]
     assert fit_probe("linear", features, (features[:, 0] > 0).astype(int), np.arange(300), 2).regularisation >= 10
     assert fit_probe("linear", features, features[:, 0], np.arange(300), None).regularisation == RIDGE_ALPHAS[0]
     assert fit_probe("knn", features, noise, np.arange(300), 2).regularisation == 100
-
-
-def test_the_scale_of_features_does_not_matter(features):
     scaled, target = features * np.logspace(-4, 4, 4), (features[:, 1] > 0.3).astype(int)
     for probe in ("linear", "knn"):
         first, second = (fit_probe(probe, x, target, np.arange(300), 2).predict(x) for x in (features, scaled))
@@ -140,15 +113,6 @@ def test_a_linear_probe_of_components_with_very_different_scales_is_at_its_optim
     assert np.abs(gradient).max() < 1e-3 * np.abs(model.coef_).max()
 
 
-@pytest.mark.filterwarnings("error")
-def test_float32_features_give_the_same_probe_as_float64_ones():
-    rng = np.random.default_rng(3)
-    x = (rng.normal(size=(400, 20)) @ rng.normal(size=(20, 60))).astype(np.float32)  # 60 features of rank 20
-    target = (x[:, 0] > 0).astype(int)
-    single, double = (fit_probe("linear", values, target, np.arange(400), 2) for values in (x, x.astype(np.float64)))
-    assert np.array_equal(single.model[-1].coef_, double.model[-1].coef_)
-
-
 def test_the_regularisation_is_chosen_across_patients():
     # each patient has a signature and a class of their own: memorised, it predicts that of the patient's other cases
     generator = np.random.default_rng(3)
@@ -167,14 +131,6 @@ def test_probabilities_are_calibrated_and_a_rare_class_is_predicted_all_the_same
     classified = fitted.classify(p)
     np.testing.assert_array_equal(classified, p[:, 1] > rare.mean())
     assert classified[rare == 1].mean() > 0.6 > p.argmax(axis=1)[rare == 1].mean()
-
-
-def test_a_class_without_training_cases_has_probability_0(features):
-    fitted = fit_probe("linear", features, np.where(features[:, 0] > 0, 2, 0), np.arange(300), 3)
-    p = fitted.predict(features)
-    assert p.shape == (300, 3)
-    assert not p[:, 1].any()
-    assert set(fitted.classify(p)) == {0, 2}
 
 
 @pytest.mark.parametrize("num_classes", [None, 2])
@@ -298,17 +254,10 @@ def test_scores_of_predictions_are_sklearns_with_an_interval_around():
     generator = np.random.default_rng(8)
     value = generator.normal(size=200)
     predicted = value + generator.normal(size=200)
-    for metric, target, sklearns in (
-        ("auroc", value > 0, metrics.roc_auc_score),
-        ("r2", value, metrics.r2_score),
-    ):
+    for metric, target, sklearns in (("auroc", value > 0, metrics.roc_auc_score), ("r2", value, metrics.r2_score)):
         score, low, high = score_with_interval(metric, target, predicted)
         assert score == pytest.approx(sklearns(target, predicted))
         assert low < score < high
-    with pytest.raises(ConfigError, match="same for all"):
-        score_with_interval("auroc", np.ones(5), np.arange(5))
-    with pytest.raises(ConfigError, match="as many predictions"):
-        score_with_interval("r2", np.arange(4), np.arange(5))
 
 
 RNG = np.random.default_rng(0)
@@ -368,10 +317,7 @@ def test_quick_scores_are_the_same_whatever_was_drawn_before_and_chance_is_half(
     assert constant.neighbors == 0
 
 
-def test_labels_that_cannot_be_probed_are_refused():
-    for labels in (["a"] * 300, [f"case {row}" for row in range(300)]):
-        with pytest.raises(ConfigError, match="target 'a'"):
-            choose(labels)
+def test_fewer_than_ten_held_out_patients_are_refused():
     few = [None if 200 <= row < 282 else value for row, value in enumerate(LABELS["number"])]
     with pytest.raises(ConfigError, match="9 held-out patients are too few; at least 10 are needed"):
         choose(few)

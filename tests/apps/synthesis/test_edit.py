@@ -264,14 +264,3 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
     columns = [] if len(trained.image_keys) == 2 else ["prediction", "achieved", "mse", "identity", "drift_wide"]
     assert table.columns.tolist() == ["id", "strength", "target", *(columns or ["mse"])]
     assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
-
-
-def test_captions_are_drawn_only_if_they_are_asked_for(labelled, options, tmp_path):
-    few = {**options, "limit": 1, "strengths": (2,)}
-    plain, named = (
-        edit(labelled.bundle, labelled.cohort, tmp_path / name, **few, captions=captions).folder / "edits.png"
-        for name, captions in (("plain", []), ("named", ["id", "tilt"]))
-    )
-    with Image.open(plain) as before, Image.open(named) as after:
-        assert after.height == before.height
-        assert after.width > before.width or after.tobytes() != before.tobytes()

@@ -105,17 +105,15 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
 
 
 def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatch, caplog):
-    for name, (std, correlation, is_warned) in {
-        "noise": (1.05, 0.1, False), "std": (1.2, 0.0, True), "neighbors": (1.0, 0.25, True), "nan": (1.0, np.nan, True)
-    }.items():  # fmt: skip
-        statistics = {"mean": 0.0, "std": std, "neighbor_correlation": correlation}
-        statistics = {key: torch.tensor([value]) for key, value in statistics.items()}
+    for std, correlation, is_warned in ((1.05, 0.1, False), (1.2, 0.0, True), (1.0, 0.25, True), (1.0, np.nan, True)):
+        values = {"mean": 0.0, "std": std, "neighbor_correlation": correlation}
+        statistics = {key: torch.tensor([value]) for key, value in values.items()}
         module = "monai_diffae.apps.synthesis.reconstruction"
         monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, statistics=statistics: statistics)
         caplog.clear()
-        options = {"limit": 1, "device": "cpu", "steps": 1}
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, **options)
-        assert ("x_T is not Gaussian noise" in caplog.text) == is_warned, name
+        options = {"limit": 1, "device": "cpu", "steps": 1, "overwrite": True}
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
+        assert ("x_T is not Gaussian noise" in caplog.text) == is_warned, values
 
 
 def made_from(folder):

@@ -77,24 +77,24 @@ def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
     assert np.abs(difference.get_fdata()).max() > 0
 
 
-def test_vary_traverse_interpolate_and_generate_write_in_the_models_grid(heads, with_latent, tmp_path):
-    a, b = (str(name) for name in heads.table["id"][:2])
-    few = {"num_components": 1, "strengths": [0, 1], "num_noises": 1}
-    made = [
-        vary(heads.bundle, heads.cohort, tmp_path / "v", case=a, num_images=2, **CPU),
-        traverse(heads.bundle, heads.embeddings, tmp_path / "w", **few, **CPU),
-        interpolate(heads.bundle, heads.cohort, tmp_path / "i", start=a, end=b, num_images=2, **CPU),
-        generate(with_latent(heads.bundle), tmp_path / "s", num_images=2, **CPU),
-    ]
-    for folder in (result.folder for result in made):
-        files = sorted((folder / "images").glob("*.nii.gz"))
-        assert len(files) == 2
-        for file in files:
-            assert nib.load(file).shape == (16, 16, 16)
-            assert np.array_equal(nib.load(file).affine, GRID)
-        (picture,) = folder.glob("*.png")
-        assert Image.open(picture).width > 3 * 16
-    assert np.array_equal(nib.load(tmp_path / "v" / "std.nii.gz").affine, GRID)
+@pytest.mark.parametrize("name", ["vary", "traverse", "interpolate", "generate"])
+def test_images_of_no_scan_are_in_the_models_grid(name, heads, with_latent, tmp_path):
+    a, b = (str(case) for case in heads.table["id"][:2])
+    inputs, axis = (heads.bundle, heads.cohort), {"num_components": 1, "strengths": [0, 1], "num_noises": 1}
+    made = {
+        "vary": lambda: vary(*inputs, tmp_path / "o", case=a, num_images=2, **CPU),
+        "traverse": lambda: traverse(heads.bundle, heads.embeddings, tmp_path / "o", **axis, **CPU),
+        "interpolate": lambda: interpolate(*inputs, tmp_path / "o", start=a, end=b, num_images=2, **CPU),
+        "generate": lambda: generate(with_latent(heads.bundle), tmp_path / "o", num_images=2, **CPU),
+    }
+    folder = made[name]().folder
+    files = sorted((folder / "images").glob("*.nii.gz"))
+    assert len(files) == 2
+    for file in [*files, *folder.glob("std.nii.gz")]:
+        assert nib.load(file).shape == (16, 16, 16)
+        assert np.array_equal(nib.load(file).affine, GRID)
+    (picture,) = folder.glob("*.png")
+    assert Image.open(picture).width > 3 * 16
 
 
 def series(folder):
