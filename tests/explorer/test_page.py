@@ -251,15 +251,6 @@ def test_a_drag_shows_the_image_of_its_last_place(page):
 
 
 @pytest.mark.slow
-def test_a_narrow_window_shows_everything_without_scrolling_sideways(explored, visit):
-    with visit(explored, viewport={"width": 390, "height": 800}, color_scheme="dark") as page:
-        open_first(page)
-        assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.page.locator(".pill").is_visible()
-        assert page.page.locator(".difference-scale i").bounding_box()["width"] > 40
-
-
-@pytest.mark.slow
 def test_volumes_have_three_planes_with_sliders(tiny_bundle_3d, open_explored, visit, tmp_path):
     opened = open_explored(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path)
     with visit(opened) as page:

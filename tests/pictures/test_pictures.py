@@ -4,15 +4,13 @@ import io
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
-from monai_diffae.pictures import caption, check_captions, draw_anomalies, draw_cells, draw_diagnosis, thumbnail
+from monai_diffae.pictures import caption, check_captions, draw_anomalies, draw_cells, thumbnail
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
 from monai_diffae.pictures.probes import calibration_bins
 
@@ -125,24 +123,6 @@ def test_cells_may_be_empty_and_captions_have_several_lines_and_dollars(tmp_path
         draw_cells([[(torch.ones(3, 8, 8), text), (None, "")]], tmp_path / f"{name}.png", (-1.0, 1.0))
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "three.png") as three:
         assert three.height > one.height
-
-
-def test_a_ratio_of_1_looks_like_1(tmp_path, monkeypatch):
-    drawn = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure) or save(figure, *a, **k))
-    stability = pd.DataFrame({"change": ["noise"], "ratio": [0.1], "ratio_90": [0.2], "rank_1": [1.0]})
-    for ratios in ([1 + 1.6e-5, 1 + 2e-6], [0.9, 1.6]):
-        losses = {"timestep": [250, 750], "loss_own": [1.0, 1.0], "loss_mean": ratios, "loss_other": ratios}
-        levels = pd.DataFrame({**losses, "z_sem_usage": ratios, "z_sem_usage_mean": ratios})
-        draw_diagnosis(levels, stability, tmp_path / "diagnosis.png")
-    flat, steep = (figure.axes[1] for figure in drawn)
-    assert flat.get_ylim() == (0.99, 1.05)
-    assert flat.yaxis.get_major_formatter().get_offset() == ""
-    assert "1.00" in [label.get_text() for label in flat.get_yticklabels()]
-    lowest, highest = steep.get_ylim()
-    assert lowest < 0.9
-    assert highest > 1.6
 
 
 def test_equal_predictions_of_a_number_are_one_calibration_point():
