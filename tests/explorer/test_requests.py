@@ -144,15 +144,6 @@ def test_a_direction_moves_the_prediction_and_a_preview_takes_fewer_steps(client
     assert arrays["difference"].any()
 
 
-def test_what_does_not_change_is_computed_once(client, explored, monkeypatch):
-    image(client, components={"1": 1.0})
-    decoded = []
-    monkeypatch.setattr(explored.studio, "_decode", lambda *codes: decoded.append(codes) or codes[1])
-    monkeypatch.setattr(explored.studio.session.trained.inferer, "round_trip", None)
-    image(client, components={"1": 1.5})
-    assert len(decoded) == 1
-
-
 def test_blending_all_of_a_second_case_is_that_case_and_noise_is_a_function_of_its_seed(client):
     second = image(client, case=1)[1]["image"]
     blended = image(client, blend=1, weight=1.0)[1]["image"]

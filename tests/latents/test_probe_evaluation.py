@@ -8,7 +8,6 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, mean_abso
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.evaluation import ProbeSettings, evaluate_probes
 from monai_diffae.latents.probing.features import FeatureSet, intensity_statistics
-from monai_diffae.latents.probing.folds import ProbedCases, choose_folds
 from monai_diffae.latents.probing.nested import (
     cross_validation_folds,
     few_label_scores,
@@ -125,18 +124,6 @@ def test_more_labels_give_better_scores():
     arguments = [generator.normal(size=(400, 2))] * len(folds), target, np.arange(400), folds, "linear"
     assert np.isfinite(few_label_scores(*arguments, num_patients=10, num_draws=3)).all()
     assert np.isnan(few_label_scores(*arguments, num_patients=3, num_draws=3)).all()
-
-
-def cases(patients, splits=None):
-    return ProbedCases(np.arange(len(patients)), np.array([f"p{name}" for name in patients]), splits)
-
-
-def test_few_test_patients_are_warned_of(caplog):
-    for num_test, warns in ((10, False), (9, True)):
-        splits = np.array(["train"] * 20 + ["test"] * 2 * num_test)
-        patients = np.r_[np.arange(20), 20 + np.arange(2 * num_test) // 2]
-        choose_folds(cases(patients, splits), list(np.arange(len(patients)) * 1.0), "age", "split")
-        assert ("target 'age': there are only 9 test patients, so its scores are unreliable" in caplog.text) == warns
 
 
 def test_features_are_finite_and_pca_is_fitted_to_the_training_cases_of_a_fold():

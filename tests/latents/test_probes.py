@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import QuickProbe
 from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS, fit_probe, grouped_folds, pca_features
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, interval, score_with_interval
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, interval
 from monai_diffae.latents.probing.targets import copies_of, far_off, read_probe_target
 
 
@@ -248,16 +248,6 @@ def test_draws_are_of_groups_paired_and_do_not_depend_on_the_order_of_cases_in_a
     by_case = bootstrapped(NumberScores(np.repeat(truth, 4), np.repeat(p[:, 1], 4)), np.arange(320))
     by_group = bootstrapped(NumberScores(np.repeat(truth, 4), np.repeat(p[:, 1], 4)), np.repeat(np.arange(80), 4))
     assert by_group[:, 0].std() > 1.5 * by_case[:, 0].std()
-
-
-def test_scores_of_predictions_are_sklearns_with_an_interval_around():
-    generator = np.random.default_rng(8)
-    value = generator.normal(size=200)
-    predicted = value + generator.normal(size=200)
-    for metric, target, sklearns in (("auroc", value > 0, metrics.roc_auc_score), ("r2", value, metrics.r2_score)):
-        score, low, high = score_with_interval(metric, target, predicted)
-        assert score == pytest.approx(sklearns(target, predicted))
-        assert low < score < high
 
 
 RNG = np.random.default_rng(0)

@@ -184,8 +184,10 @@ def test_the_entropy_is_largest_between_the_classes_and_at_most_1(line):
     assert 0.99 < entropy.max() <= 1
     assert entropy.min() >= 0
     assert entropy[0] < entropy[20] < entropy[40]
-    three = uncertainty(line, [0, 1, 39, 41, 79, 80], [0, 0, 1, 1, 2, 2])
+    three = uncertainty(line, [0, 1, 39, 41, 79, 80], [0, 0, 1, 1, 2, 2])  # whole numbers are classes
     assert 0 <= three.min() < three.max() <= 1
+    with pytest.raises(ConfigError, match="^labels: some are missing or infinite; give only cases with a label"):
+        uncertainty(line, [0, 1], [0.5, np.nan])
 
 
 def test_the_standard_deviation_grows_away_from_the_labels_and_has_their_unit(line):
@@ -195,17 +197,3 @@ def test_the_standard_deviation_grows_away_from_the_labels_and_has_their_unit(li
     assert std[0] > std[20] > std[40]
     assert 0.3 < std[40] < 3
     np.testing.assert_allclose(uncertainty(line, rows, values * 1000), std * 1000, rtol=1e-6)
-
-
-def test_without_two_labels_that_differ_all_are_equally_uncertain(line):
-    for labelled, labels in (([], []), ([3], ["a"]), ([3, 4], ["a", "a"]), ([3, 4, 5], [2.5, 2.5, 2.5])):
-        assert uncertainty(line, labelled, labels).tolist() == [1.0] * 81
-
-
-def test_whole_numbers_from_0_to_20_are_classes_unless_the_caller_says_so(line):
-    rows, labels = [0, 20, 60, 80], [0, 1, 2, 3]
-    classes, numbers = (uncertainty(line, rows, labels, kind=kind) for kind in ("classes", "numbers"))
-    np.testing.assert_array_equal(uncertainty(line, rows, labels), classes)
-    assert not np.allclose(classes, numbers)
-    with pytest.raises(ConfigError, match="^labels: some are missing or infinite; give only cases with a label"):
-        uncertainty(line, [0, 1], [0.5, np.nan])

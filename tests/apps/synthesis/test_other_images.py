@@ -127,28 +127,14 @@ def test_without_any_change_own_detail_is_the_scan(made, labelled, all_ids):
 
 
 def test_arguments_that_do_not_fit_are_refused(made, labelled):
-    components = {"embeddings": labelled.embeddings, "components": {"99": 1.0}}
     for arguments, message in (
         ({"noise_seed": 1, "noise_of": "a"}, "noise_seed: noise_of also chooses"),
         ({"components": {"1": 1.0}}, "embeddings: the components are computed from them"),
-        (components, "component"),
+        ({"components": {"99": 1.0}, "embeddings": labelled.embeddings}, "component"),
         ({"noise_seed": 1, "detail": "own"}, "own is for edits with the case's own x_T"),
-        ({"directions": {"no.json": float("nan")}}, "finite"),
     ):
         with pytest.raises(ConfigError, match=message):
             made(**arguments)
-    with pytest.raises(CohortError, match="the cohort has no 'nobody'"):
-        made(blend="nobody")
-
-
-def test_files_with_equals_signs_can_be_named_on_the_command_line(labelled, all_ids, run, tmp_path):
-    direction = tmp_path / "a=b.json"
-    direction.write_bytes(labelled.direction.read_bytes())
-    words = ["combine", labelled.bundle, labelled.cohort, tmp_path / "out", "--case", all_ids[0], "--device", "cpu"]
-    assert run(*words, "--directions", f"{direction}=-1.5")[0] == 0
-    code, _, error = run(*words, "--directions", "a.json")
-    assert code == 2
-    assert "is not of the form name=strength" in error
 
 
 QUICK = {"num_components": 2, "strengths": (-2, 0, 2), "num_noises": 2, "device": "cpu"}
@@ -209,20 +195,15 @@ def test_from_a_case_strength_0_is_its_reconstruction(labelled, tmp_path):
     assert traverse(labelled.bundle, labelled.embeddings, out, **{**options, "num_noises": 3}, seed=1).skipped
 
 
-def test_what_does_not_fit_is_refused(labelled, tmp_path):
-    for wrong, message in (
-        ({"case": "a"}, "cohort: is required with a case"),
-        ({"cohort": "cohort.csv"}, "case: is required with a cohort"),
-        ({"num_components": 9}, "num_components: 9 components cannot be computed from"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            traverse(labelled.bundle, labelled.embeddings, tmp_path / "out", **{**QUICK, **wrong})
+def test_embeddings_of_another_model_are_refused(labelled, tmp_path):
     other = shutil.copytree(labelled.embeddings.parent, tmp_path / "other") / "embeddings.parquet"
     record = json.loads(other.with_suffix(".json").read_text())
     record["made_from"]["model"] = "0" * 64
     other.with_suffix(".json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"embeddings\.parquet: another autoencoder made it"):
         traverse(labelled.bundle, other, tmp_path / "out", **QUICK)
+    with pytest.raises(ConfigError, match="cohort: is required with a case"):
+        traverse(labelled.bundle, labelled.embeddings, tmp_path / "out", **QUICK, case="a")
     assert not (tmp_path / "out").exists()
 
 
