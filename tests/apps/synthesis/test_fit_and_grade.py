@@ -15,6 +15,7 @@ from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.data.embeddings import training_z_sem, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.latents.probing.scores import score_with_interval
 
 
 def test_only_training_cases_count(labelled, table, changed, tmp_path):
@@ -152,10 +153,20 @@ def test_scores_of_grades_are_scikit_learns_on_each_split(labelled, tmp_path):
         assert row["score"] == pytest.approx(roc_auc_score(rows["wide"] == "yes", rows["distance"]))
         assert row["low"] <= row["score"] <= row["high"]
         assert (row["metric"], row["num_cases"]) == ("auroc", len(rows))
-    fit_direction(labelled.embeddings, tmp_path / "large.json", target="ventricles")
-    row = grade(labelled.embeddings, tmp_path / "v.csv", direction=tmp_path / "large.json").scores["test"]
-    rows = pd.read_csv(tmp_path / "v.csv").query("split == 'test'")
-    assert (row["metric"], row["score"]) == ("r2", pytest.approx(r2_score(rows["ventricles"], rows["prediction"])))
+
+
+def test_folds_and_intervals_are_over_patients(table, changed, tmp_path):
+    pairs = changed(patient=[f"p{i // 2}" for i in range(len(table))], split="train")
+    direction = fit_direction(pairs, tmp_path / "large.json", target="ventricles").direction
+    of_cases = fit_direction(changed("cases", split="train"), tmp_path / "c.json", target="ventricles").direction
+    assert direction.score != of_cases.score
+    row = grade(pairs, tmp_path / "v.csv", direction=tmp_path / "large.json").scores["train"]
+    rows = pd.read_csv(tmp_path / "v.csv").sort_values("id")
+    values = rows["ventricles"], rows["prediction"]
+    assert (row["metric"], row["score"]) == ("r2", pytest.approx(r2_score(*values)))
+    low, high = score_with_interval("r2", *values, np.arange(len(rows)) // 2)[1:]
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert (low, high) != score_with_interval("r2", *values)[1:]
 
 
 def test_labels_may_be_missing_absent_unknown_or_of_one_class(labelled, table, changed, tmp_path):
