@@ -175,17 +175,6 @@ def test_two_saves_in_a_row_are_two_files_and_one_that_fails_says_so(page):
     page.page.locator("#save-status.failed", has_text="Not saved").wait_for()
 
 
-def test_a_blend_says_what_cannot_be_done(page):
-    open_first(page)
-    page.move(lambda: page.page.locator("#neighbors button").first.click(modifiers=["Shift"]))
-    for name in ("own", "save-own"):
-        assert page(name).is_disabled()
-    assert "50 % of the second case" in page("noise").locator("option:checked").text_content()
-    page.move(lambda: page("weight").fill("0"))
-    assert page("own").is_enabled()
-    assert page("noise").locator("option:checked").text_content() == "own"
-
-
 def test_another_case_does_not_show_the_scores_of_the_last_one(page):
     open_first(page)
     page.page.route("**/api/image?*", lambda route: None)  # it never comes

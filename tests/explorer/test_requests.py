@@ -129,7 +129,7 @@ def test_a_thumbnail_is_a_small_png_and_that_of_a_replaced_scan_is_made_again(cl
     assert client.get("/api/cases/2/thumbnail.png").content == before
 
 
-def test_a_direction_moves_the_prediction_and_a_preview_takes_fewer_steps(client, explored, labelled):
+def test_a_direction_moves_the_prediction_and_a_preview_takes_fewer_steps(client, explored, labelled, monkeypatch):
     name = str(labelled.direction)
     low, plain, high = (image(client, directions={name: s}) for s in (-2, 0, 2))
     targets = [each[0]["scores"]["directions"][0]["target"] for each in (low, plain, high)]
@@ -137,7 +137,7 @@ def test_a_direction_moves_the_prediction_and_a_preview_takes_fewer_steps(client
     assert plain[1]["image"].shape == (1, 16, 16)
     assert not plain[1]["difference"].any()
     assert high[1]["difference"].any()
-    explored.studio.preview_steps = 2
+    monkeypatch.setattr(explored.studio, "preview_steps", 2)
     header, arrays = image(client, "preview", components={"1": 2.0})
     assert header["steps"] == 2 < explored.studio.steps
     assert header["scores"]["outlier"] is None
