@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import pytest
 
 pytestmark = pytest.mark.browser
-
-
 CONTROLS = "button[id], input[id], select[id], canvas[tabindex]"
 
 

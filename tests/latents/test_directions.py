@@ -12,8 +12,6 @@ from monai_diffae.latents import Direction, LatentStatistics, fit_direction
 from monai_diffae.latents.targets import balanced_choice, read_target
 
 MODEL = "a" * 64
-
-
 TRUE_WEIGHT = np.array([0.6, 0, -0.8, 0, 0, 0])
 
 

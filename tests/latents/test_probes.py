@@ -251,20 +251,10 @@ def test_draws_are_of_groups_paired_and_do_not_depend_on_the_order_of_cases_in_a
 
 
 RNG = np.random.default_rng(0)
-
-
 Z = RNG.normal(size=(300, 6)) * [1, 1, 1, 1, 1, 100]
-
-
 NOISE = RNG.normal(size=300)
-
-
 PATIENTS = np.arange(300) // 2
-
-
 IS_TRAIN = np.arange(300) < 200
-
-
 LABELS = {
     "number": list(Z[:, 0] + 0.5 * NOISE),
     "two": [("ill" if value else "well") for value in Z[:, 0] + 0.5 * NOISE > 0],

@@ -138,8 +138,6 @@ def test_arguments_that_do_not_fit_are_refused(made, labelled):
 
 
 QUICK = {"num_components": 2, "strengths": (-2, 0, 2), "num_noises": 2, "device": "cpu"}
-
-
 NAMES = [f"{component}_{strength}" for component in ("001", "002") for strength in ("+0.00", "+2.00", "-2.00")]
 
 

@@ -21,8 +21,6 @@ from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.data.scans import read_scan
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])
-
-
 CPU = {"device": "cpu", "steps": 2}
 
 
