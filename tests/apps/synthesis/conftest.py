@@ -1,10 +1,11 @@
-"""Fixtures of the tests of directions: tables of embeddings with other columns."""
+"""Fixtures of the tests of directions and images: tables with other columns, bundles with a latent DDIM."""
 
-from __future__ import annotations
-
+import hashlib
+import json
 import shutil
 
 import pytest
+from tiny_bundles import STORED
 
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.patient_keys import KEY_FILE
@@ -27,3 +28,20 @@ def changed(labelled, tmp_path):
 @pytest.fixture(scope="module")
 def table(labelled):
     return read_embeddings(labelled.embeddings)
+
+
+@pytest.fixture
+def with_latent(tmp_path):
+    """Copies a bundle, and gives it the latent DDIM of the stored 2D bundle, which has as many z channels."""
+
+    def copy(bundle):
+        new = shutil.copytree(bundle, tmp_path / "with_latent", ignore=shutil.ignore_patterns("cache"))
+        models = new / "models"
+        for file in (STORED / "2d_all" / "models").glob("latent*"):
+            shutil.copy(file, models)
+        config = json.loads((models / "latent_config.json").read_text())
+        config["autoencoder_sha256"] = hashlib.sha256((models / "model.pt").read_bytes()).hexdigest()
+        (models / "latent_config.json").write_text(json.dumps(config))
+        return new
+
+    return copy

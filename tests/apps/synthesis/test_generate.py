@@ -1,5 +1,8 @@
+"""The command ``generate``: images of a latent DDIM, and those that a direction accepts."""
+
 import json
 import shutil
+import time
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +13,6 @@ from PIL import Image
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
@@ -54,69 +56,49 @@ def test_the_files_and_the_table(five):
     assert all(np.abs(a - b).mean() > 0.01 for a, b in zip(made, made[1:], strict=False))
 
 
-@pytest.mark.parametrize("changed", [{"num_images": 3}, {"batch_size": 2}])
-def test_an_image_depends_on_its_place_and_not_on_the_others(five, latent_bundle, tmp_path, changed):
-    generate(latent_bundle, tmp_path, **{"num_images": 5, **EXACT, **changed})
-    made = images(tmp_path)
-    assert_same(made, {name: image for name, image in images(five.folder).items() if name in made})
-    z_sem = z_matrix(read_embeddings(tmp_path / "generated.parquet"))
-    np.testing.assert_array_equal(z_sem, z_matrix(read_embeddings(five.folder / "generated.parquet"))[: len(z_sem)])
+def test_an_image_depends_on_its_place_and_the_seed_and_not_on_the_others(five, latent_bundle, tmp_path):
+    for name, changed in (("fewer", {"num_images": 3}), ("batches", {"batch_size": 2})):
+        generate(latent_bundle, tmp_path / name, **{"num_images": 5, **EXACT, **changed})
+        made = images(tmp_path / name)
+        assert_same(made, {name: image for name, image in images(five.folder).items() if name in made})
+        z_sem = z_matrix(read_embeddings(tmp_path / name / "generated.parquet"))
+        np.testing.assert_array_equal(z_sem, z_matrix(read_embeddings(five.folder / "generated.parquet"))[: len(z_sem)])
+    generate(latent_bundle, tmp_path / "other", num_images=1, seed=1, **EXACT)
+    assert np.abs(images(tmp_path / "other")["00000.nii.gz"] - images(five.folder)["00000.nii.gz"]).max() > 0.01
+    # a PNG is the same image
+    generate(latent_bundle, tmp_path / "png", num_images=2, device="cpu")
+    for i in range(2):
+        png = read_scan(tmp_path / "png" / "images" / f"0000{i}.png").array / 127.5 - 1
+        exact = read_scan(five.folder / "images" / f"0000{i}.nii.gz").array
+        assert np.abs(png - np.clip(exact.reshape(png.shape), -1, 1)).max() < 1.01 / 255
 
 
-def test_another_seed_makes_others(five, latent_bundle, tmp_path):
-    generate(latent_bundle, tmp_path, num_images=1, seed=1, **EXACT)
-    assert np.abs(images(tmp_path)["00000.nii.gz"] - images(five.folder)["00000.nii.gz"]).max() > 0.01
-
-
+@pytest.mark.goal(id="R16")
 def test_a_killed_run_resumes_with_what_is_missing(five, copied, latent_bundle):
     record = json.loads((copied / "generated.json").read_text())
     (copied / "generated.json").write_text(json.dumps({**record, "results": {}}))  # as a killed run leaves it
-    for name in ("generated.csv", "generated.png", "images/00001.nii.gz", "images/00004.nii.gz"):
+    for name in ("generated.csv", "generated.parquet", "generated.png", "images/00001.nii.gz", "images/00004.nii.gz"):
         (copied / name).unlink()
+    for other in ({"seed": 1}, {"image_format": "png"}):
+        with pytest.raises(ConfigError, match=f"made with other {next(iter(other))}"):
+            generate(latent_bundle, copied, **{"num_images": 5, **EXACT, **other})
     before = {file.name: file.stat().st_mtime_ns for file in (copied / "images").iterdir()}
     assert not generate(latent_bundle, copied, num_images=5, **EXACT).skipped
     after = {file.name: file.stat().st_mtime_ns for file in (copied / "images").iterdir()}
     assert {name: after[name] for name in before} == before
     assert_same(images(copied), images(five.folder))
     assert (copied / "generated.csv").read_bytes() == (five.folder / "generated.csv").read_bytes()
-
-
-def test_an_image_that_was_deleted_is_made_again(five, copied, latent_bundle):
-    (copied / "images" / "00002.nii.gz").unlink()
-    assert not generate(latent_bundle, copied, num_images=5, **EXACT).skipped
-    assert_same(images(copied), images(five.folder))
-
-
-def test_images_of_a_killed_run_with_another_seed_or_format_are_refused(copied, latent_bundle):
-    record = json.loads((copied / "generated.json").read_text())
-    (copied / "generated.json").write_text(json.dumps({**record, "results": {}}))
-    for name in ("generated.csv", "generated.parquet", "generated.png"):
-        (copied / name).unlink()
-    with pytest.raises(ConfigError, match="made with other seed"):
-        generate(latent_bundle, copied, num_images=5, seed=1, **EXACT)
-    with pytest.raises(ConfigError, match="made with other image_format"):
-        generate(latent_bundle, copied, num_images=5, device="cpu")
-    shutil.rmtree(copied / "images")
-    assert not generate(latent_bundle, copied, num_images=1, seed=1, **EXACT).skipped
-
-
-def test_options_of_a_direction_do_not_count_without_one(copied, latent_bundle):
-    options = {"num_images": 5, "side": "negative", "min_probability": 0.7, **EXACT}
-    assert generate(latent_bundle, copied, **options).skipped
-
-
-def test_the_codes_are_made_again_too(five, copied, latent_bundle):
     (copied / "generated.parquet").unlink()
     assert not generate(latent_bundle, copied, num_images=5, **EXACT).skipped
     assert (copied / "generated.parquet").is_file()
+    without_direction = {"side": "negative", "min_probability": 0.7}
+    assert generate(latent_bundle, copied, num_images=5, **without_direction, **EXACT).skipped
 
 
-def test_in_colour_and_whatever_the_encoder_sees(unusual, quick_latent, tmp_path):
-    bundle = train_latent(
-        unusual.bundle, embeddings=unusual.embeddings, out=tmp_path / "b", overrides=quick_latent
-    ).folder
-    generate(bundle, tmp_path / "png", num_images=2, device="cpu", direction=unusual.direction)
-    generate(bundle, tmp_path / "nii", num_images=2, direction=unusual.direction, **EXACT)
+def test_in_colour_and_whatever_the_encoder_sees(unusual, with_latent, tmp_path):
+    bundle = with_latent(unusual.bundle)
+    generate(bundle, tmp_path / "png", num_images=2, device="cpu", direction=unusual.direction, min_probability=0.01)
+    generate(bundle, tmp_path / "nii", num_images=2, direction=unusual.direction, min_probability=0.01, **EXACT)
     for i in range(2):
         png = read_scan(tmp_path / "png" / "images" / f"0000{i}.png").array / 127.5 - 1
         exact = nib.load(tmp_path / "nii" / "images" / f"0000{i}.nii.gz").get_fdata().reshape(16, 16, -1)
@@ -134,29 +116,6 @@ def test_more_can_be_added_and_fewer_are_there_already(five, copied, latent_bund
     assert (more.skipped, more.num_images, len(pd.read_csv(copied / "generated.csv"))) == (False, 7, 7)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert generate(latent_bundle, copied, num_images=7, **EXACT).skipped
-
-
-def test_other_arguments_are_refused_and_overwriting_leaves_nothing_old(copied, latent_bundle):
-    with pytest.raises(ConfigError, match="made with other seed"):
-        generate(latent_bundle, copied, num_images=5, seed=1, **EXACT)
-    stamp = (copied / "images" / "00000.nii.gz").stat().st_mtime_ns
-    generate(latent_bundle, copied, num_images=2, overwrite=True, **EXACT)
-    assert (copied / "images" / "00000.nii.gz").stat().st_mtime_ns > stamp
-    assert len(images(copied)) == len(pd.read_csv(copied / "generated.csv")) == 2
-    # with more and overwrite, all are made again; as PNG, of which no NIfTI stays
-    generate(latent_bundle, copied, num_images=3, overwrite=True, device="cpu")
-    assert sorted(file.name for file in (copied / "images").iterdir()) == [f"0000{i}.png" for i in range(3)]
-
-
-def test_pngs_are_the_same_images(five, latent_bundle, tmp_path):
-    generate(latent_bundle, tmp_path, num_images=2, device="cpu")
-    for i in range(2):
-        png = read_scan(tmp_path / "images" / f"0000{i}.png").array / 127.5 - 1
-        exact = read_scan(five.folder / "images" / f"0000{i}.nii.gz").array
-        assert np.abs(png - np.clip(exact.reshape(png.shape), -1, 1)).max() < 1.01 / 255
-
-
-# -- few-shot ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
@@ -182,41 +141,39 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
         np.testing.assert_allclose(image, whole[f"{place:05d}.nii.gz"], atol=1e-5)
 
 
-def test_a_classifier_that_accepts_nothing_is_one_line_with_counts(labelled, latent_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.synthesis.generation._MOST_CANDIDATES", 300)
-    with pytest.raises(CohortError, match=r"accepted 0 of 768 z_sem, but 2 are needed; lower min_probability"):
-        generate(latent_bundle, tmp_path, num_images=2, direction=labelled.direction, min_probability=0.999999, **EXACT)
-
-
-def test_a_direction_that_does_not_fit_is_refused(labelled, latent_bundle, tmp_path):
+def test_what_generate_cannot_do_is_one_line(labelled, latent_bundle, tmp_path, monkeypatch):
     fit_direction(labelled.embeddings, tmp_path / "ventricles.json", target="ventricles")
-    with pytest.raises(ConfigError, match="'ventricles' is a number; use a direction for a label with two classes"):
-        generate(latent_bundle, tmp_path / "out", direction=tmp_path / "ventricles.json", **EXACT)
-    content = json.loads(labelled.direction.read_text())
-    (tmp_path / "other.json").write_text(json.dumps({**content, "model": "0" * 64}))
-    with pytest.raises(ConfigError, match="direction 'wide': was fitted to another model"):
-        generate(latent_bundle, tmp_path / "out", direction=tmp_path / "other.json", **EXACT)
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("monai_diffae.apps.synthesis.generation._MOST_CANDIDATES", 300)
+    strict = {"direction": labelled.direction, "min_probability": 0.999999, "num_images": 2}
+    number = {"direction": tmp_path / "ventricles.json"}
+    for bundle, options, message in (
+        (latent_bundle, strict, "accepted 0 of 768 z_sem, but 2 are needed; lower min_probability"),
+        (latent_bundle, number, "'ventricles' is a number; use a direction for a label with two classes"),
+        (latent_bundle, {"overrides": {"image_size": [16, 16, 16]}, "image_format": "png"}, "PNG cannot hold"),
+        (labelled.bundle, {}, "no latent model; train it with monai-diffae train-latent"),
+    ):
+        with pytest.raises((ConfigError, CohortError), match=message):
+            generate(bundle, tmp_path / "out", **{**EXACT, **options})
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"num_images": 0}, "num_images: 0 is below 1"),
-        ({"batch_size": 0}, "batch_size: 0 is below 1"),
-        ({"side": "left"}, "side: 'left' is not one of positive, negative"),
-        ({"min_probability": 1.0}, "min_probability: 1.0 is not below 1"),
-        ({"image_format": "gif"}, "image_format: 'gif' is not one of png, nii.gz"),
-        ({"image_format": "png", "overrides": {"image_size": [16, 16, 16]}}, r"PNG cannot hold .* \[1, 16, 16, 16\]"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(latent_bundle, tmp_path, wrong, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        generate(latent_bundle, tmp_path, **{"device": "cpu", **wrong})
-    assert "\n" not in str(caught.value)
-    assert not any(tmp_path.iterdir())
-
-
-def test_without_a_latent_model_it_says_how_to_train_one(labelled, tmp_path):
-    with pytest.raises(ConfigError, match="no latent model; train it with monai-diffae train-latent"):
-        generate(labelled.bundle, tmp_path, device="cpu")
+@pytest.mark.goal(id="R16")
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_gives_the_result_of_an_uninterrupted_run(latent_bundle, start_program, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--num-images", 80, "--image-format", "nii.gz", "--batch-size", 1, "--device", "cpu"]
+    start_program("--quiet", "generate", latent_bundle, whole, *options).join(120)
+    process = start_program("--quiet", "generate", latent_bundle, killed, *options)
+    while len(list(killed.glob("images/0*"))) < 16:
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join(10)
+    before = {file: file.stat().st_mtime_ns for file in killed.glob("images/0*")}
+    assert 16 <= len(before) < 80
+    assert not (killed / "generated.csv").exists()
+    again = start_program("--quiet", "generate", latent_bundle, killed, *options)
+    again.join(120)
+    assert again.exitcode == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for name in ("generated.csv", *(f"images/{i:05d}.nii.gz" for i in range(80))):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()

@@ -1,7 +1,7 @@
+"""The command ``reconstruct``."""
+
 import json
-import logging
 import shutil
-from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -11,13 +11,8 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle.decoding import inferer_settings
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.summary import bundle_summary
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.diffusion.solvers import unipc
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import noise_statistics
 
 # what tests/conftest.py says of the tiny bundle, and what the bundle's config says
@@ -46,58 +41,35 @@ def test_both_modes_are_written_with_their_errors(both):
     assert result.means["mse_x_T"] == pytest.approx(table["mse_x_T"].mean())
 
 
-def test_a_second_call_skips_and_other_steps_are_refused(both, tiny_bundle):
+def test_results_of_another_configuration_are_not_complete(both, tiny_bundle, tmp_path):
     result, options = both
-    again = reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **options)
-    assert again.skipped
-    assert again.means == result.means
-    missing = sorted((result.folder / "z_sem").iterdir())[1]
-    missing.unlink()
-    assert not reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **options).skipped
-    assert missing.is_file()
-    with pytest.raises(ConfigError, match="made with other invert_steps, steps"):
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, result.folder, mode="both", **{**options, "steps": 2})
-
-
-def test_results_of_another_configuration_are_not_complete(tiny_bundle, tmp_path):
+    folder = shutil.copytree(result.folder, tmp_path / "out")
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    options = {"limit": 2, "device": "cpu", "steps": 2}
-    before = reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
+    again = reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options)
+    assert (again.skipped, again.means) == (True, result.means)
     file = bundle / "models" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"percentiles": [10, 90]}))
     with pytest.raises(ConfigError, match="made with other config"):
-        reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
-    after = reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options, overwrite=True)
-    assert not after.skipped
-    assert after.means != before.means
+        reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options)
+    other = reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options, overwrite=True)
+    assert (other.skipped, other.means == result.means) == (False, False)
 
 
-def test_z_sem_alone_depends_on_the_seed_and_not_on_the_batch(both, tiny_bundle, tmp_path):
-    result, options = both
-    files = [f"{case}.nii.gz" for case in pd.read_csv(result.folder / "reconstructions.csv")["id"]]
+def test_z_sem_alone_depends_on_the_case_and_the_seed_and_not_on_the_batch(labelled, tmp_path):
+    def images(name, **changed):
+        options = {"steps": 3, "limit": 5, "device": "cpu", "grid": "model", **changed}
+        out = reconstruct(labelled.bundle, labelled.cohort, tmp_path / name, mode="z_sem", **options).folder
+        assert not (out / "x_T").exists()
+        return {file.name: nib.load(file).get_fdata() for file in (out / "z_sem").iterdir()}
 
-    def images(folder, **changed):
-        reconstruct(
-            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / folder, mode="z_sem", **{**options, **changed}
-        )
-        assert not (tmp_path / folder / "x_T").exists()
-        return np.stack([nib.load(tmp_path / folder / "z_sem" / file).get_fdata() for file in files])
-
-    expected = np.stack([nib.load(result.folder / "z_sem" / file).get_fdata() for file in files])
-    np.testing.assert_allclose(images("same", batch_size=5), expected, atol=1e-4)
-    assert np.abs(images("other", seed=1) - expected).max() > 0.1
+    expected = images("single", batch_size=1)
+    for name, made in images("together", batch_size=5).items():
+        np.testing.assert_allclose(made, expected[name], atol=1e-5)
+    (first, image), *_ = images("other", seed=1).items()
+    assert np.abs(image - expected[first]).max() > 0.1
 
 
-def test_png_cases_give_png(tiny_bundle, tmp_path):
-    pixels = np.random.default_rng(0).integers(256, size=(20, 24), dtype=np.uint8)
-    for name in "ab":
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    out = tmp_path / "out"
-    reconstruct(tiny_bundle.directory, tmp_path / "a.png", out, steps=2, device="cpu", overrides={"val_fraction": 0.0})
-    assert Image.open(out / "x_T" / "a.png").size == (24, 20)
-
-
-def test_in_the_models_grid(tiny_bundle, tmp_path):
+def test_in_the_models_grid_which_a_preprocessing_that_cannot_be_undone_needs(tiny_bundle, tmp_path):
     options = {"limit": 1, "steps": 3, "device": "cpu"}
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "model", grid="model", **options)
     (file,) = (tmp_path / "model" / "x_T").iterdir()
@@ -106,17 +78,12 @@ def test_in_the_models_grid(tiny_bundle, tmp_path):
     assert -1.5 < made.get_fdata().min() < 0 < made.get_fdata().max() < 1.5
     with pytest.raises(ConfigError, match="other grid"):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "model", **options)
-    for wrong in ({"grid": "scan"}, {"grid": "model", "dicom": True}):
-        with pytest.raises(ConfigError, match=r"grid|scan's own space"):
-            reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "other", **wrong, **options)
-
-
-def test_a_preprocessing_that_cannot_be_undone_needs_the_models_grid(tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="scan's own space"):
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "no", grid="model", dicom=True, **options)
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
     config = json.loads((bundle / "models" / "config.json").read_text())
     config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "@image_keys"})
     (bundle / "models" / "config.json").write_text(json.dumps(config))
-    options = {"limit": 1, "steps": 2, "device": "cpu"}
     with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or use grid model$"):
         reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
     assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1
@@ -136,139 +103,58 @@ def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
 
 
 def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatch, caplog):
-    cases = {
-        "noise": (1.05, 0.1, False),
-        "std": (1.2, 0.0, True),
-        "neighbors": (1.0, 0.25, True),
-        "nan": (1.0, torch.nan, True),
-    }
-    for name, (std, correlation, is_warned) in cases.items():
-        statistics = {
-            "mean": torch.zeros(1),
-            "std": torch.tensor([std]),
-            "neighbor_correlation": torch.tensor([correlation]),
-        }
+    for std, correlation, is_warned in ((1.05, 0.1, False), (1.2, 0.0, True), (1.0, 0.25, True), (1.0, np.nan, True)):
+        values = {"mean": 0.0, "std": std, "neighbor_correlation": correlation}
+        statistics = {key: torch.tensor([value]) for key, value in values.items()}
         module = "monai_diffae.apps.synthesis.reconstruction"
         monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, statistics=statistics: statistics)
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "monai_diffae"):
-            reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, limit=1, device="cpu")
-        assert ("x_T is not Gaussian noise" in caplog.text) == is_warned, name
+        options = {"limit": 1, "device": "cpu", "steps": 1, "overwrite": True}
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
+        assert ("x_T is not Gaussian noise" in caplog.text) == is_warned, values
 
 
-def made_from(folder):
-    record = json.loads((folder / "reconstructions.json").read_text())["made_from"]
-    return {key: record[key] for key in DEFAULTS}
-
-
-@pytest.mark.parametrize(
-    ("settings", "differs"),
-    [
+def test_settings_that_are_not_given_are_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path):
+    for i, (settings, differs) in enumerate([
         ({}, {}),
         ({"steps": 5}, {"steps": 5, "invert_steps": 5}),
-        ({"invert_steps": 6}, {"invert_steps": 6}),
-        ({"solver": "unipc", "steps": 2, "invert_steps": 7}, {"solver": "unipc", "steps": 2, "invert_steps": 7}),
         ({"solver": "ddim", "inversion": "ddim"}, {"solver": "ddim", "inversion": "ddim"}),
         ({"steps": 5, "overrides": {"inferer#invert_steps": 7}}, {"steps": 5, "invert_steps": 7}),
-        ({"spacing": "trailing", "overrides": {"inferer#steps": 2}}, {"spacing": "trailing", "steps": 2}),
-    ],
-)
-def test_settings_that_are_not_given_are_the_bundles_and_the_record_has_all(tiny_bundle, tmp_path, settings, differs):
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, limit=1, device="cpu", **settings)
-    assert made_from(tmp_path) == {**DEFAULTS, **differs}
+    ]):  # fmt: skip
+        out = tmp_path / str(i)
+        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, limit=1, device="cpu", **settings)
+        record = json.loads((out / "reconstructions.json").read_text())["made_from"]
+        assert {key: record[key] for key in DEFAULTS} == {**DEFAULTS, **differs}
 
 
-def test_the_bundles_own_values_give_the_same_result(tiny_bundle, tmp_path):
-    options = {"limit": 1, "device": "cpu"}
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
-    assert reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **DEFAULTS).skipped
-    with pytest.raises(ConfigError, match="made with other solver;"):
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options, **{**DEFAULTS, "solver": "unipc"})
-
-
-def test_solver_inversion_and_spacing_reach_the_images(tiny_bundle, tmp_path):
+def test_solver_inversion_and_spacing_reach_the_images(labelled, tmp_path):
     results = {}
     for settings in ({}, {"solver": "ddim"}, {"inversion": "ddim"}, {"spacing": "leading"}):
         name = "_".join(settings) or "default"
         result = reconstruct(
-            tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, mode="both", limit=1, device="cpu", **settings
-        )
+            labelled.bundle, labelled.cohort, tmp_path / name, mode="both", limit=1, device="cpu", grid="model",
+            **settings,
+        )  # fmt: skip
         image = nib.load(next((tmp_path / name / "z_sem").glob("*.nii.gz"))).get_fdata()
         results[name] = image, result.means["x_T_std"]
     images, stds = ({name: values[i] for name, values in results.items()} for i in (0, 1))
     # a network that knows nothing yet is nearly linear, so the solvers agree nearly, but not to rounding
     assert np.abs(images["solver"] - images["default"]).max() > 1e-5
     np.testing.assert_array_equal(images["inversion"], images["default"])
-    assert abs(stds["inversion"] - stds["default"]) > 1e-3
+    assert abs(stds["inversion"] - stds["default"]) > 1e-4
     assert np.abs(images["spacing"] - images["default"]).max() > 1e-5
-
-
-def test_a_bundle_trained_before_there_were_solvers_still_works(tiny_bundle, tmp_path):
-    old = tmp_path / "old"
-    shutil.copytree(tiny_bundle.directory, old)
-    config = json.loads((old / "models" / "config.json").read_text())
-    target = "monai_diffae.inferers.DiffusionAutoencoderInferer"
-    config["inferer"] = {"_target_": target, "schedule": "@diffusion", "steps": 100}
-    (old / "models" / "config.json").write_text(json.dumps(config))
-    summary = bundle_summary(old)
-    assert [summary[key] for key in ("solver", "steps", "invert_steps")] == ["adams", 100, 100]
-    settings = {"solver": "ddim", "steps": 2, "inversion": "ddim", "spacing": "leading"}
-    reconstruct(old, tiny_bundle.cohort, tmp_path / "out", limit=1, device="cpu", **settings)
-    assert made_from(tmp_path / "out") == {**settings, "invert_steps": 2}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"mode": "z"}, "mode: 'z' is not one of x_T, z_sem, both"),
-        ({"steps": 0}, "steps: 0 is below 1"),
-        ({"invert_steps": 0}, "invert_steps: 0 is below 1"),
-        ({"split": "all"}, "split: 'all' is not one of"),
         ({"steps": 5000}, "steps is 5000; it must be between 1 and 1000"),
         ({"invert_steps": 5000, "inversion": "ddim"}, "invert_steps is 5000;.* at most 1000"),
-        ({"solver": "magic"}, "solver: 'magic' is not one of adams, ddim, "),
-        ({"solver": "$print(1)"}, r"solver: '\$print\(1\)' is not one of adams"),
-        ({"inversion": "magic"}, "inversion: 'magic' is not one of implicit, ddim"),
         ({"overrides": {"inferer#foo": 1}}, "unknown config key 'inferer#foo': .*Inferer takes batch_size, clip, "),
-        (
-            {"overrides": {"inferer": 5}},
-            "inferer: must be a DiffusionAutoencoderInferer, but the configuration gives int",
-        ),
-        ({"overrides": {"inferer#schedule": None}}, "schedule is None; it must be a DiffusionSchedule"),
         ({"overrides": {"diffusion#clip_range": [1, -1]}}, "clip_range is .1, -1.; it must be the least and"),
-        ({"spacing": "magic"}, "spacing: 'magic' is not one of logsnr, leading, trailing, linspace"),
     ],
 )
-def test_arguments_out_of_range_are_refused(tiny_bundle, tmp_path, wrong, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_settings_that_are_not_possible_are_refused(tiny_bundle, tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", **wrong)
-    assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
-
-
-def test_overwriting_leaves_no_image_of_the_earlier_run(tiny_bundle, tmp_path):
-    options = {"steps": 2, "device": "cpu"}
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, mode="both", limit=3, **options)
-    own = tmp_path / "x_T" / "notes.txt"
-    own.write_text("the user's own")
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, mode="x_T", limit=1, overwrite=True, **options)
-    assert len(list(tmp_path.glob("*/*.nii.gz"))) == 1
-    assert own.is_file()
-
-
-def test_the_message_after_a_killed_run_names_what_is_there(tiny_bundle, tmp_path):
-    out = tmp_path / "out"
-    options = {"limit": 1, "device": "cpu", "steps": 2}
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, **options)
-    (out / "reconstructions.csv").unlink()
-    (out / "mosaic.png").unlink()
-    with pytest.raises(ConfigError, match="^x_T: exists and was made with other seed;"):
-        reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, seed=1, **options)
-
-
-def test_the_record_names_a_solvers_options():
-    solver = partial(unipc, order=2)
-    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(clip_range=(-1, 1)), solver)
-    settings = inferer_settings(inferer)
-    assert settings["solver"] == "unipc(order=2)"
-    assert settings["clip_range"] == [-1.0, 1.0]  # as JSON gives it back

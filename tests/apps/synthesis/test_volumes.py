@@ -1,8 +1,5 @@
-"""Every command on volumes, with a 3D bundle."""
+"""Commands on volumes, with a 3D bundle: all that they write lies in the scan's space, or in the model's grid."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -11,25 +8,20 @@ import pandas as pd
 import pydicom
 import pytest
 from dicom_files import AXIAL, make_plane, positions
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.apps.training.train import train
-from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.scans import read_scan
-from monai_diffae.errors import ConfigError
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])
-DESCRIPTION = "monai_diffae reconstruction from x_T"
+CPU = {"device": "cpu", "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -48,86 +40,63 @@ def heads(tiny_bundle_3d, tmp_path_factory):
     )  # fmt: skip
 
 
-def same_space(made: Path, source: str | Path) -> None:
+def same_space(made, source):
     one, other = nib.load(made), nib.load(source)
     assert one.shape == other.shape
     assert np.array_equal(one.affine, other.affine)
     assert one.get_data_dtype() == other.get_data_dtype()
 
 
-def test_reconstruct_gives_scans_back_in_their_own_space(heads, tmp_path):
-    made = reconstruct(heads.bundle, heads.cohort, tmp_path, mode="both", limit=2, device="cpu")
-    for _, row in heads.table[:2].iterrows():
-        for mode in ("x_T", "z_sem"):
-            same_space(tmp_path / mode / f"{row['id']}.nii.gz", row["image"])
-        before, after = (nib.load(f).get_fdata() for f in (row["image"], tmp_path / "x_T" / f"{row['id']}.nii.gz"))
-        assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
-    mosaic = Image.open(tmp_path / "mosaic.png")
-    assert mosaic.width > 3 * 2 * 16  # three planes of two cases
+def test_reconstruct_gives_scans_back_in_their_own_space_and_refuses_a_2d_image(heads, tmp_path, caplog):
+    source = heads.table["image"][0]
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "a.png")
+    pd.DataFrame({"image": [source, "a.png"], "id": ["v", "p"]}).to_csv(tmp_path / "c.csv", index=False)
+    made = reconstruct(heads.bundle, tmp_path / "c.csv", tmp_path / "out", mode="both", dicom=True, **CPU)
+    assert (made.num_cases, made.num_failed) == (1, 1)
+    assert "a 2D image (16 x 16), expected a 3D volume" in (tmp_path / "out" / "failures.csv").read_text()
+    assert "none of the cases is a DICOM file" in caplog.text
+    for mode in ("x_T", "z_sem"):
+        same_space(tmp_path / "out" / mode / "v.nii.gz", source)
+    before, after = (nib.load(file).get_fdata() for file in (source, tmp_path / "out" / "x_T" / "v.nii.gz"))
+    straight, *flipped = (np.corrcoef(before.ravel(), np.flip(after, axes).ravel())[0, 1] for axes in ((), 0, 1, 2))
+    assert straight > max(0.9, *flipped)
+    assert Image.open(tmp_path / "out" / "mosaic.png").width > 3 * 16  # three planes
     assert made.means["mse_x_T"] < made.means["mse_z_sem"]
 
 
-def test_the_bundles_evaluator_writes_the_same_volumes(heads, tmp_path):
-    root, options = heads.bundle, {"mode": "z_sem", "limit": 3, "batch_size": 2}
-    reconstruct(root, heads.cohort, tmp_path / "command", device="cpu", **options)
-    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
-    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
-    paths = {"bundle_root": root, "dataset_dir": heads.cohort, "output_dir": tmp_path / "evaluator"}
-    workflow.parser.update({**{key: str(path) for key, path in paths.items()}, "device": "cpu", **options})
-    workflow.initialize()
-    workflow.evaluator.run()
-    written = sorted((tmp_path / "command" / "z_sem").iterdir())
-    assert len(written) == 3
-    for file in written:
-        assert (tmp_path / "evaluator" / "z_sem" / file.name).read_bytes() == file.read_bytes()
-
-
 def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
-    case = str(heads.table["id"][0])
-    result = edit(
-        heads.bundle, heads.cohort, tmp_path, direction=heads.direction, cases=[case], strengths=[-2, 2], device="cpu",
-        embeddings=heads.embeddings,
-    )  # fmt: skip
-    source = heads.table["image"][0]
+    case, source = str(heads.table["id"][0]), heads.table["image"][0]
+    options = {"cases": [case], "strengths": [-2, 2], "embeddings": heads.embeddings, **CPU}
+    result = edit(heads.bundle, heads.cohort, tmp_path, direction=heads.direction, **options)
     for strength in ("-2.00", "+0.00", "+2.00"):
         same_space(result.folder / "images" / f"{case}_{strength}.nii.gz", source)
         difference = nib.load(result.folder / "differences" / f"{case}_{strength}.nii.gz")
         assert np.array_equal(difference.affine, nib.load(source).affine)
         assert difference.get_data_dtype() == np.float32
     assert np.abs(difference.get_fdata()).max() > 0
-    grade(heads.embeddings, tmp_path / "grades.csv", direction=heads.direction)
-    assert len(pd.read_csv(tmp_path / "grades.csv")) == len(heads.table)
 
 
-def test_vary_traverse_interpolate_and_generate_write_in_the_models_grid(heads, quick_latent, tmp_path):
-    a, b = (str(name) for name in heads.table["id"][:2])
-    made = [
-        vary(heads.bundle, heads.cohort, tmp_path / "v", case=a, num_images=2, device="cpu").folder,
-        traverse(
-            heads.bundle,
-            heads.embeddings,
-            tmp_path / "w",
-            num_components=1,
-            strengths=[-1, 1],
-            num_noises=1,
-            device="cpu",
-        ).folder,
-        interpolate(heads.bundle, heads.cohort, tmp_path / "i", start=a, end=b, num_images=2, device="cpu").folder,
-    ]
-    train_latent(heads.bundle, embeddings=heads.embeddings, out=tmp_path / "latent", overrides=quick_latent)
-    made.append(generate(tmp_path / "latent", tmp_path / "s", num_images=2, device="cpu").folder)
-    for folder in made:
-        files = sorted((folder / "images").glob("*.nii.gz"))
-        assert len(files) >= 2
-        for file in files:
-            assert nib.load(file).shape == (16, 16, 16)
-            assert np.array_equal(nib.load(file).affine, GRID)
-        (picture,) = folder.glob("*.png")
-        assert Image.open(picture).width > 3 * 16
-    assert np.array_equal(nib.load(tmp_path / "v" / "std.nii.gz").affine, GRID)
+@pytest.mark.parametrize("name", ["vary", "traverse", "interpolate", "generate"])
+def test_images_of_no_scan_are_in_the_models_grid(name, heads, with_latent, tmp_path):
+    a, b = (str(case) for case in heads.table["id"][:2])
+    inputs, axis = (heads.bundle, heads.cohort), {"num_components": 1, "strengths": [0, 1], "num_noises": 1}
+    made = {
+        "vary": lambda: vary(*inputs, tmp_path / "o", case=a, num_images=2, **CPU),
+        "traverse": lambda: traverse(heads.bundle, heads.embeddings, tmp_path / "o", **axis, **CPU),
+        "interpolate": lambda: interpolate(*inputs, tmp_path / "o", start=a, end=b, num_images=2, **CPU),
+        "generate": lambda: generate(with_latent(heads.bundle), tmp_path / "o", num_images=2, **CPU),
+    }
+    folder = made[name]().folder
+    files = sorted((folder / "images").glob("*.nii.gz"))
+    assert len(files) == 2
+    for file in [*files, *folder.glob("std.nii.gz")]:
+        assert nib.load(file).shape == (16, 16, 16)
+        assert np.array_equal(nib.load(file).affine, GRID)
+    (picture,) = folder.glob("*.png")
+    assert Image.open(picture).width > 3 * 16
 
 
-def series(folder: Path) -> Path:
+def series(folder):
     """A DICOM series of 8 slices."""
     folder.mkdir(parents=True)
     for number, position in enumerate(positions(AXIAL, 8), 1):
@@ -138,7 +107,7 @@ def series(folder: Path) -> Path:
 def test_a_dicom_series_comes_back_as_nifti_and_as_a_series(heads, tmp_path):
     folder = series(tmp_path / "scans" / "head")
     values = {"spacing_mm": [1.0, 1.0, 2.0], "val_fraction": 0.0}
-    reconstruct(heads.bundle, folder, tmp_path / "out", dicom=True, device="cpu", overrides=values)
+    reconstruct(heads.bundle, folder, tmp_path / "out", dicom=True, overrides=values, **CPU)
     before = read_scan(folder)
     (nifti,) = (tmp_path / "out" / "x_T").glob("*.nii.gz")
     assert nib.load(nifti).shape == before.array.shape[1:]
@@ -150,34 +119,6 @@ def test_a_dicom_series_comes_back_as_nifti_and_as_a_series(heads, tmp_path):
     one, other = (pydicom.dcmread(next(path.glob("*.dcm"))) for path in (folder, written))
     assert one.SeriesInstanceUID != other.SeriesInstanceUID
     assert one.StudyInstanceUID == other.StudyInstanceUID
-    assert other.SeriesDescription == DESCRIPTION
+    assert other.SeriesDescription == "monai_diffae reconstruction from x_T"
     # the record beside it says nothing of whose it is
     assert "Planted" not in (tmp_path / "out" / "reconstructions.json").read_text()
-
-
-def test_without_asking_no_dicom_is_written(heads, tmp_path):
-    folder = series(tmp_path / "scans" / "head")
-    values = {"spacing_mm": [1.0, 1.0, 2.0], "val_fraction": 0.0}
-    reconstruct(heads.bundle, folder, tmp_path / "out", device="cpu", overrides=values)
-    assert not (tmp_path / "out" / "x_T" / "dicom").exists()
-
-
-def test_a_2d_image_is_refused_in_one_line(heads, tmp_path):
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "a.png")
-    pd.DataFrame({"image": [heads.table["image"][0], "a.png"], "id": ["v", "p"]}).to_csv(
-        tmp_path / "c.csv", index=False
-    )
-    result = reconstruct(heads.bundle, tmp_path / "c.csv", tmp_path / "out", device="cpu")
-    assert (result.num_cases, result.num_failed) == (1, 1)
-    assert "a 2D image (16 x 16), expected a 3D volume" in (tmp_path / "out" / "failures.csv").read_text()
-
-
-@pytest.mark.parametrize("spacing", ["abc", 14, [14, 0, 14], [14, float("nan"), 14]])
-def test_a_spacing_that_is_none_is_refused_in_one_line(heads, spacing, tmp_path):
-    with pytest.raises(ConfigError, match="spacing_mm is .*; it must be a list of numbers above 0 in mm"):
-        train(heads.bundle, heads.cohort, tmp_path, overrides={"spacing_mm": spacing, "device": "cpu"})
-
-
-def test_asking_for_dicom_without_any_logs_a_warning(heads, tmp_path, caplog):
-    reconstruct(heads.bundle, heads.cohort, tmp_path, dicom=True, limit=1, device="cpu")
-    assert "none of the cases is a DICOM file" in caplog.text

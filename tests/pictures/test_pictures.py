@@ -1,3 +1,7 @@
+"""Mosaics, thumbnails, captions and other pictures."""
+
+import io
+
 import matplotlib
 import numpy as np
 import pytest
@@ -5,7 +9,10 @@ import torch
 from PIL import Image
 
 from monai_diffae.data.scans import Scan, slice_volume
+from monai_diffae.errors import ConfigError
+from monai_diffae.pictures import caption, check_captions, draw_anomalies, draw_cells, thumbnail
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
+from monai_diffae.pictures.probes import calibration_bins
 
 
 def mosaic(tmp_path, rows, **options):
@@ -57,17 +64,9 @@ def test_volumes_show_their_three_middle_planes_as_a_radiologist_sees_them():
     assert left == shown.shape[1]
 
 
-def test_of_many_channels_the_first_is_shown(tmp_path):
-    volume = torch.full((1, 2, 8, 8, 8), 1.0)
-    volume[:, 0] = -1.0
-    planes = torch.full((1, 1, 8, 24), -1.0)
-    np.testing.assert_array_equal(mosaic(tmp_path, {"a": volume}), mosaic(tmp_path, {"a": planes}))
-
-
-@pytest.mark.parametrize("model_range", [(-1.0, 1.0), (0.0, 2.0)])
-def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path, model_range):
+def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
+    model_range = (0.0, 2.0)
     colours = in_colours(flat(-0.5, 0.0, 0.5), 0.5, model_range=model_range)
-    assert colours.shape == (3, 3, 8, 8)
     pixels = mosaic(tmp_path, {"a": colours}, model_range=model_range)
     enlarged = -(-1000 // 30)
     left = pixels.shape[1] - 30 * enlarged
@@ -89,3 +88,61 @@ def test_values_from_0_on_begin_with_a_palettes_first_colour_and_channels_are_av
     torch.testing.assert_close(colours, expected)
     # where nothing differs, all is white, and nothing is divided by 0
     assert in_colours(torch.zeros(1, 1, 4, 4), 0.0).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 14, 10)])
+def test_the_outline_of_the_mask_is_drawn_where_the_map_is_high(tmp_path, shape):
+    size = shape[1:]
+    mask = torch.zeros(1, *size)
+    mask[(slice(None), *(slice(2, 7) for _ in size))] = 1
+    case = {"image": torch.zeros(shape), "reconstruction": torch.zeros(shape), "map": mask * 3, "mask": mask > 0}
+    draw_anomalies([case, case], ["p 0.1", "p 0.2"], tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    is_red = (pixels[..., 0] > 200) & (pixels[..., 1] < 120) & (pixels[..., 2] < 60)
+    assert is_red[3 * len(pixels) // 4 :].any()
+    empty = {**case, "mask": torch.zeros_like(mask, dtype=torch.bool)}
+    draw_anomalies([empty, empty], ["", ""], tmp_path / "b.png")
+    pixels = np.asarray(Image.open(tmp_path / "b.png").convert("RGB")).astype(int)
+    assert not ((pixels[..., 0] > 250) & (pixels[..., 1] < 100) & (pixels[..., 2] < 30))[3 * len(pixels) // 4 :].any()
+
+
+def test_captions_have_one_line_each_in_the_order_of_the_names():
+    values = {"id": "a b\nc", "age": 61.23456, "sex": "female", "left": True, "weight": np.float32("nan")}
+    assert caption(values, ["sex", "id", "age", "left", "weight", "height"]).split("\n") == [
+        "sex female", "a b c", "age 61.23", "left True", "weight -", "height -"
+    ]  # fmt: skip
+    (line,) = caption({"id": "x" * 100}, ["id"]).split("\n")
+    assert (len(line), line[-1]) == (24, "…")
+    check_captions(["id", "age"], ["age"])
+    with pytest.raises(ConfigError, match="captions: there is no 'patient'; choose from: id, age"):
+        check_captions(["id", "patient"], ["age"])
+
+
+def test_cells_may_be_empty_and_captions_have_several_lines_and_dollars(tmp_path):
+    for name, text in (("one", "1.2"), ("three", "1.2\ncost $5\nsum $6 _x")):
+        draw_cells([[(torch.ones(3, 8, 8), text), (None, "")]], tmp_path / f"{name}.png", (-1.0, 1.0))
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "three.png") as three:
+        assert three.height > one.height
+
+
+def test_equal_predictions_of_a_number_are_one_calibration_point():
+    truth = np.arange(40.0)
+    predicted, mean = calibration_bins(np.full(40, 5.0), truth, is_class=False)
+    assert (predicted.tolist(), mean.tolist()) == ([5.0], [19.5])
+    predicted, mean = calibration_bins(truth, truth, is_class=False)
+    assert len(predicted) > 1
+    np.testing.assert_allclose(predicted, mean)
+
+
+def test_a_thumbnail_is_small_and_spans_black_to_white_and_a_volume_shows_its_axial_middle_plane():
+    def pixels(image):
+        return np.asarray(Image.open(io.BytesIO(thumbnail(image, (-1.0, 1.0)))))
+
+    ramp = pixels(torch.linspace(-1, 1, 16).reshape(1, 4, 4))
+    assert (ramp.min(), ramp.max()) == (0, 255)
+    assert pixels(torch.zeros(1, 100, 200)).shape == (32, 64)
+    assert pixels(torch.zeros(3, 8, 8)).shape == (8, 8, 3)
+    volume = torch.full((1, 6, 10, 20), -1.0)
+    volume[0, 5, 9, 10] = 1  # right, anterior
+    assert pixels(volume).shape == (10, 6)
+    assert np.argwhere(pixels(volume) == 255).tolist() == [[0, 0]]  # as a radiologist sees it

@@ -1,0 +1,218 @@
+"""The commands ``fit-direction`` and ``grade``, and direction files."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import r2_score, roc_auc_score
+
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.generate import generate
+from monai_diffae.apps.synthesis.grade import grade
+from monai_diffae.data.embeddings import training_z_sem, z_matrix
+from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.latents.probing.scores import score_with_interval
+
+
+def test_only_training_cases_count(labelled, table, changed, tmp_path):
+    elsewhere = table["split"] != "train"
+    assert elsewhere.sum() >= 4
+    swapped = table["wide"].where(~elsewhere, table["wide"].map({"yes": "no", "no": "yes"}))
+    moved = table["z_000"].where(~elsewhere, 99).astype(np.float32)
+    fit_direction(changed(wide=swapped, z_000=moved), tmp_path / "same.json", target="wide")
+    assert (tmp_path / "same.json").read_bytes() == labelled.direction.read_bytes()
+    # ... and those of training do
+    turned = table["wide"].map({"yes": "no", "no": "yes"})
+    other = fit_direction(changed("turned", wide=turned), tmp_path / "other.json", target="wide").direction
+    assert other.weight @ read_direction(labelled.direction).weight < 0
+    assert len(training_z_sem(labelled.embeddings)) == (~elsewhere).sum()
+
+
+def test_a_table_without_splits_counts_as_a_whole(table, changed, tmp_path):
+    path = changed()
+    pd.read_parquet(path).drop(columns="split").to_parquet(path)
+    assert fit_direction(path, tmp_path / "d.json", target="wide").direction.num_cases == len(table)
+    with pytest.raises(CohortError, match=r"^val\.parquet: the embeddings have no case of the split 'train'"):
+        fit_direction(changed("val", split="val"), tmp_path / "d.json", target="wide")
+
+
+@pytest.mark.goal(id="R24")
+def test_infinite_labels_are_refused_whatever_the_other_labels(table, changed, tmp_path):
+    first = table.index[table["split"] == "train"][0]
+    two = pd.Series(1.0 + (table.index % 2), table.index)
+    path = changed(grade=two.mask(table.index == first, np.inf), one=two.where(two == 1, np.inf))
+    for name, positive in (("grade", None), ("grade", "2"), ("one", None)):
+        with pytest.raises(ConfigError, match=f"^target '{name}': contains infinite numbers; leave those labels empty"):
+            fit_direction(path, tmp_path / "d.json", target=name, positive=positive)
+
+
+def test_another_file_is_not_overwritten_unasked_and_what_is_no_direction_never(labelled, changed, tmp_path):
+    path = tmp_path / "d.json"
+    fit_direction(labelled.embeddings, path, target="wide")
+    fit_direction(labelled.embeddings, path, target="wide")  # the same again
+    with pytest.raises(ConfigError, match="^d.json: exists and is another direction"):
+        fit_direction(labelled.embeddings, path, target="tilt")
+    assert fit_direction(labelled.embeddings, path, target="tilt", overwrite=True).direction.target == "tilt"
+    fit_direction(labelled.embeddings, path, target="wide", overwrite=True)
+    assert path.read_bytes() == labelled.direction.read_bytes()
+    record = changed("embeddings").with_suffix(".json")
+    for content in (record.read_text(), '{"half'):
+        record.write_text(content)
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=r"^embeddings\.json: exists and is not a direction; choose another"):
+                fit_direction(labelled.embeddings, record, target="wide", overwrite=overwrite)
+        assert record.read_text() == content
+
+
+def test_a_target_that_cannot_be_fitted_is_one_line(run, table, changed, tmp_path):
+    training = table.index[table["split"] == "train"]
+    path = changed(
+        one="same", text=[f"t{i}" for i in range(12)], gaps=table["wide"].mask(table.index.isin(training[:2]))
+    )
+    fit = ["--quiet", "fit-direction", path, tmp_path / "d.json", "--target"]
+    for target, message in {
+        "one": f"target 'one': {len(training)} of {len(training)} cases have it, all 'same'",
+        "text": "target 'text': is text with",
+        "gone": "--target: there is no label column 'gone'; choose from: ",
+        "split": "--target: there is no label column 'split'",
+        "z_000": "--target: there is no label column 'z_000'",
+    }.items():
+        code, _, error = run(*fit, target)
+        assert (code, error.count("\n")) == (2, 1)
+        assert error.startswith(f"error: {message}")
+    assert not (tmp_path / "d.json").exists()
+    code, printed, _ = run(*fit, "gaps")
+    assert code == 0
+    assert f"{len(training) - 2} training cases, 2 without the label omitted\n" in printed
+    assert json.loads(run(*fit, "gaps", "--json")[1])["num_omitted"] == 2
+
+
+def test_a_direction_that_is_damaged_or_of_another_model_is_one_line(labelled, latent_bundle, tmp_path):
+    whole = labelled.direction.read_text()
+    other = json.dumps({**json.loads(whole), "model": "0" * 64})
+    (tmp_path / "folder.json").mkdir()
+    for name, content, message in (
+        ("half", whole[:100], "half.json: "),
+        ("list", "[1]", "list.json: "),
+        ("no", None, "no.json: there is no such file; make it with monai-diffae fit-direction"),
+        ("folder", None, "folder.json: is a folder; give the direction file in it"),
+        ("other", other, "direction 'wide': was fitted to another model"),
+    ):
+        options = {"direction": tmp_path / f"{name}.json"}
+        if content is not None:
+            options["direction"].write_text(content)
+        for use in (
+            lambda options=options: grade(labelled.embeddings, tmp_path / "out.csv", **options),
+            lambda options=options: edit(labelled.bundle, labelled.cohort, tmp_path / "out", **options, device="cpu"),
+            lambda options=options: generate(latent_bundle, tmp_path / "out", **options, device="cpu"),
+        ):
+            with pytest.raises(ConfigError, match=f"^{message}") as caught:
+                use()
+            assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_grades_replace_grades_only_with_overwrite_and_nothing_else(labelled, changed, table, tmp_path):
+    out, options = tmp_path / "g.csv", {"direction": labelled.direction}
+    first = grade(labelled.embeddings, out, **options)
+    again = grade(labelled.embeddings, out, **options)
+    assert (first.skipped, again.skipped, again.scores) == (False, True, first.scores)
+    embeddings = changed("embeddings")
+    with pytest.raises(ConfigError, match="g.csv: exists and was made with other"):
+        grade(changed("more", tilt=0.0), out, **options)
+    table.to_csv(tmp_path / "scans.csv", index=False)
+    for name, there in {"embeddings": "embeddings.json", "scans": "scans.csv"}.items():
+        before = (tmp_path / there).read_bytes()
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=f"^{there}: exists and was not written by grade; choose another"):
+                grade(embeddings, tmp_path / f"{name}.csv", **options, overwrite=overwrite)
+        assert (tmp_path / there).read_bytes() == before
+
+
+def test_grades_are_distances_in_standard_deviations(labelled, table, tmp_path):
+    grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
+    graded = pd.read_csv(tmp_path / "g.csv")
+    assert list(graded.columns) == ["id", "patient", "split", "distance", "prediction", "wide"]
+    direction = read_direction(labelled.direction)
+    np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
+    np.testing.assert_allclose(graded["prediction"], direction.predict(z_matrix(table)))
+    assert graded["distance"][table["split"] == "train"].std(ddof=0) == pytest.approx(1)
+    assert graded["wide"].tolist() == table["wide"].tolist()
+
+
+def test_scores_of_grades_are_scikit_learns_on_each_split(labelled, tmp_path):
+    result = grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
+    graded = pd.read_csv(tmp_path / "g.csv")
+    assert result.scores.keys() == {"train", "val", "test"}
+    for split, rows in graded.groupby("split"):
+        row = result.scores[split]
+        assert row["score"] == pytest.approx(roc_auc_score(rows["wide"] == "yes", rows["distance"]))
+        assert row["low"] <= row["score"] <= row["high"]
+        assert (row["metric"], row["num_cases"]) == ("auroc", len(rows))
+
+
+def test_folds_and_intervals_are_over_patients(table, changed, tmp_path):
+    pairs = changed(patient=[f"p{i // 2}" for i in range(len(table))], split="train")
+    direction = fit_direction(pairs, tmp_path / "large.json", target="ventricles").direction
+    of_cases = fit_direction(changed("cases", split="train"), tmp_path / "c.json", target="ventricles").direction
+    assert direction.score != of_cases.score
+    row = grade(pairs, tmp_path / "v.csv", direction=tmp_path / "large.json").scores["train"]
+    rows = pd.read_csv(tmp_path / "v.csv").sort_values("id")
+    values = rows["ventricles"], rows["prediction"]
+    assert (row["metric"], row["score"]) == ("r2", pytest.approx(r2_score(*values)))
+    low, high = score_with_interval("r2", *values, np.arange(len(rows)) // 2)[1:]
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert (low, high) != score_with_interval("r2", *values)[1:]
+
+
+def test_labels_may_be_missing_absent_unknown_or_of_one_class(labelled, table, changed, tmp_path):
+    wide = table["wide"].copy()
+    test_rows = wide.index[table["split"] == "test"]
+    wide[test_rows[0]], wide[test_rows[1]] = None, " "
+    wide[table["split"] == "val"] = "yes"
+    wide[wide.index[table["split"] == "train"][0]] = "perhaps"
+    result = grade(changed(wide=wide), tmp_path / "g.csv", direction=labelled.direction)
+    assert "val" not in result.scores
+    assert result.scores["train"]["num_cases"] == (table["split"] == "train").sum() - 1
+    assert len(pd.read_csv(result.path)) == len(table)
+    path = changed("without")
+    pd.read_parquet(path).drop(columns="wide").to_parquet(path)
+    result = grade(path, tmp_path / "w.csv", direction=labelled.direction)
+    assert result.scores == {}
+    assert len(pd.read_csv(result.path)) == len(table)
+
+
+def test_a_label_with_the_name_of_a_column_of_ours_does_not_replace_it(table, changed, tmp_path):
+    path = changed(distance=table["wide"])
+    fit_direction(path, tmp_path / "d.json", target="distance")
+    result = grade(path, tmp_path / "g.csv", direction=tmp_path / "d.json")
+    graded = pd.read_csv(result.path)
+    direction = read_direction(tmp_path / "d.json")
+    np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
+    assert graded["label_distance"].tolist() == table["wide"].tolist()
+    assert result.scores.keys() == {"train", "val", "test"}
+
+
+@pytest.mark.goal(id="R24")
+def test_z_sem_of_other_preprocessing_is_warned_of(labelled, table, tmp_path, caplog):
+    """The weights of a direction's model are the same with all overrides, so its file names the preprocessing, too."""
+    other = embed(labelled.bundle, labelled.cohort, tmp_path, overrides={"percentiles": [20, 60]}, device="cpu").path
+    fit_direction(other, tmp_path / "d.json", target="wide")
+    grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
+    grade(other, tmp_path / "h.csv", direction=tmp_path / "d.json")
+    assert "preprocessed" not in caplog.text
+    line = "direction 'wide': was fitted to scans that were preprocessed in another way than here, so it does not fit"
+    for embeddings, direction in ((other, labelled.direction), (labelled.embeddings, tmp_path / "d.json")):
+        caplog.clear()
+        grade(embeddings, tmp_path / "h.csv", direction=direction, overwrite=True)
+        assert [message[: len(line)] for message in caplog.messages] == [line]
+    content = json.loads((tmp_path / "d.json").read_text())
+    del content["preprocessing"]  # as in older files
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    caplog.clear()
+    grade(labelled.embeddings, tmp_path / "h.csv", direction=tmp_path / "d.json", overwrite=True)
+    assert not caplog.messages

@@ -1,0 +1,297 @@
+"""Distances between cases and between samples: neighbors, outliers, twins, stability, two-sample tests."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial.distance import cdist, pdist
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents import stability as stability_module
+from monai_diffae.latents import two_samples
+from monai_diffae.latents.neighbors import nearest_neighbors, p_values
+from monai_diffae.latents.outliers import ReferenceCases, outlier_scores
+from monai_diffae.latents.probing.probes import grouped_folds
+from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.selection import outlier_order
+from monai_diffae.latents.stability import stability
+from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.latents.twins import near_pairs
+from monai_diffae.latents.two_samples import (
+    copying_ratio,
+    difference_interval,
+    energy_distance,
+    mmd,
+    nearest_distances,
+    permutation_test,
+)
+
+
+@pytest.fixture
+def codes():
+    generator = np.random.default_rng(0)
+    groups = np.array([f"p{i // 3}" for i in range(60)])
+    return generator.normal(size=(60, 20)).astype(np.float32), groups
+
+
+def test_the_nearest_of_other_groups_are_those_of_a_plain_search(codes):
+    z, groups = codes
+    neighbors = nearest_neighbors(z, z, 4, groups, groups)
+    for i in range(len(z)):
+        distances = np.linalg.norm(z.astype(np.float64) - z[i], axis=1)
+        distances[groups == groups[i]] = np.inf
+        np.testing.assert_array_equal(neighbors.indices[i], np.argsort(distances)[:4])
+        np.testing.assert_allclose(neighbors.distances[i], np.sort(distances)[:4], rtol=1e-12)
+
+
+def test_distances_of_equal_codes_are_0_and_ties_are_in_the_pools_order():
+    pool = 1e4 + np.zeros((5, 20))
+    pool[4] += 1e-3
+    neighbors = nearest_neighbors(pool[:1], pool, 4, ["a"], list("abcde"))
+    assert neighbors.indices.tolist() == [[1, 2, 3, 4]]
+    assert neighbors.distances[0, :3].tolist() == [0, 0, 0]
+
+
+def test_p_values_of_exchangeable_cases_are_uniform_and_of_reference_cases_each_once():
+    generator = np.random.default_rng(0)
+    reference, new = generator.normal(size=200), generator.normal(size=4000)
+    p = p_values(new, reference, np.zeros(4000, bool))
+    assert p.min() >= 1 / 201
+    assert abs((p < 0.05).mean() - 0.05) < 0.03
+    own = p_values(reference, reference, np.ones(200, bool))
+    np.testing.assert_allclose(np.sort(own), np.arange(1, 201) / 200)
+
+
+def test_a_score_above_all_has_the_lowest_p_and_nan_has_none():
+    p = p_values([np.nan, 10.0, -10.0], [0.0, 1.0, 2.0], [False] * 3)
+    np.testing.assert_array_equal(p, [np.nan, 0.25, 1.0])
+    with pytest.raises(ConfigError, match="k: 3 is not from 1 to 2"):
+        nearest_neighbors(np.eye(4), np.eye(4), 3, list("aabc"), list("aabc"))
+
+
+@pytest.fixture
+def reference():
+    return np.random.default_rng(0).normal(size=(120, 6)) * [1, 5, 0.1, 1, 1, 1]
+
+
+def test_outlier_scores_are_distances_to_the_nearest_reference_cases(reference):
+    new = np.random.default_rng(1).normal(size=(9, 6))
+    statistics = LatentStatistics.of(reference)
+    nearest = nearest_neighbors(statistics.normalise(new), statistics.normalise(reference), 3)
+    scores = outlier_scores(new, reference, k=3, whitened=False)
+    np.testing.assert_array_equal(scores.distances, nearest.distances.mean(axis=1))
+    own = ReferenceCases.of(reference).own_distances(3, False)
+    np.testing.assert_array_equal(scores.p_values, p_values(scores.distances, own, np.zeros(9, bool)))
+
+
+def test_one_in_twenty_cases_like_the_reference_is_unusual_and_an_odd_one_always():
+    shares = []
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        reference, new = generator.normal(size=(200, 8)), generator.normal(size=(200, 8))
+        shares.append((outlier_scores(new, reference).p_values < 0.05).mean())
+        assert outlier_scores(new[:1] + 9, reference).p_values[0] == pytest.approx(1 / 201)
+    assert 0.02 < np.mean(shares) < 0.08
+
+
+def test_scans_of_a_case_s_own_patient_do_not_count(reference):
+    groups = [f"p{i}" for i in range(120)]
+    copy = outlier_scores(reference[:1], reference, groups=["p0"], reference_groups=groups)
+    own = ReferenceCases.of(reference, groups).own_distances(5, True)
+    assert copy.distances[0] == own[0]
+    assert outlier_scores(reference[:1], reference, reference_groups=groups).distances[0] < own[0]
+
+
+def test_copies_of_other_patients_are_twins_whatever_the_scale_of_a_dimension():
+    z = np.random.default_rng(0).normal(size=(300, 32)) @ np.diag(np.linspace(0.1, 3, 32))
+    copies = z[:100] + 0.01 * z.std(axis=0) * np.random.default_rng(1).normal(size=(100, 32))
+    expected = [[i, 300 + i] for i in range(100)]
+    for scale in (1.0, np.logspace(-3, 3, 32)):
+        assert near_pairs(np.concatenate([z, copies]) * scale, np.arange(400)).tolist() == expected
+    assert len(near_pairs(np.concatenate([z, z]), np.arange(600))) == 300
+    # none: different patients, the same patient, a few patients, a constant encoder
+    assert len(near_pairs(z, np.arange(300))) == 0
+    assert len(near_pairs([*z, z[5]], np.r_[:300, 5])) == 0
+    assert [len(near_pairs(z[:count], np.arange(count))) for count in (1, 2, 3)] == [0, 0, 0]
+    assert len(near_pairs(np.ones((20, 4)), np.arange(20))) == 0
+
+
+def test_results_do_not_depend_on_the_names_of_groups(monkeypatch):
+    generator = np.random.default_rng(0)
+    z, groups = generator.normal(size=(90, 4)), generator.integers(30, size=90)
+    names = np.array([f"{name:02d}" for name in generator.permutation(30)])[groups]
+    target = (z[:, 0] + generator.normal(size=90) > 0).astype(int)
+
+    def results(groups):
+        yield score_with_interval("auroc", target, z[:, 0], groups)
+        for num_classes in (2, None):
+            yield [test.tolist() for _, test in grouped_folds(target, groups, num_classes)]
+        yield stability(z, z + 0.5, groups)
+        yield outlier_scores(z[:60], z[60:], groups=groups[:60], reference_groups=groups[60:], k=2).distances.tolist()
+        yield outlier_order(z, groups).tolist()
+
+    monkeypatch.setattr("monai_diffae.latents.stability._MAX_PAIRS", 100)  # so that pairs are drawn
+    assert list(results(groups)) == list(results(names))
+
+
+def stability_over_all_pairs(x, again, own, others):
+    """Ratios and rank-1 by their definition, with masks (N, N) of what counts."""
+    compared = [i for i in range(len(x)) if own[i].any() and others[i].any()]
+    to_all = {i: np.linalg.norm(x - again[i], axis=1) for i in compared}
+    moved, to_other = (np.array([to_all[i][mask[i]].min() for i in compared]) for mask in (own, others))
+    usual = np.median(np.concatenate([np.linalg.norm(x[others[i]] - x[i], axis=1) for i in compared]))
+    return (*(np.percentile(moved, [50, 90]) / usual), (moved < to_other).mean(), len(compared))
+
+
+@pytest.fixture
+def z():
+    return np.random.default_rng(0).normal(size=(60, 16))
+
+
+def test_stability_of_the_same_codes_of_other_ones_and_of_those_far_from_everyone(z):
+    same = stability(z, z, np.arange(60))
+    assert (same.ratio, same.ratio_90, same.rank_1, same.num_cases) == (0, 0, 1, 60)
+    other = stability(z, np.random.default_rng(1).normal(size=z.shape), np.arange(60))
+    assert other.ratio == pytest.approx(1, abs=0.05)
+    assert other.rank_1 < 0.1
+    far = stability(z, z + 1000, np.arange(60))
+    assert far.ratio > 100
+    assert far.rank_1 < 0.5
+    with pytest.raises(ConfigError, match="most patients have the same z_sem"):
+        stability(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
+    with pytest.raises(ConfigError, match="no case can be compared both"):
+        stability(z, z, np.zeros(60))
+
+
+def test_neither_the_case_itself_nor_its_other_slices_count(z):
+    patient = np.arange(60) // 3
+    scan = np.arange(60) // 3 * 2 + np.arange(60) % 3 // 2  # of three rows, two are slices of one scan
+    z[1::3] = z[::3]
+    z[2::3] = z[::3] + 0.01
+    measured = stability(z, z, patient, scan)
+    assert measured.rank_1 == 1
+    assert 0 < measured.ratio < 0.02
+    assert measured.num_cases == 60
+
+
+@pytest.mark.parametrize("at_once", [2**20, 130])
+def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
+    monkeypatch.setattr(stability_module, "_DISTANCES_AT_ONCE", at_once)
+    monkeypatch.setattr(stability_module, "_PAIRS_AT_ONCE", at_once)
+    rng = np.random.default_rng(2)
+    patients, scans, slices = (rng.integers(most, size=60) for most in (20, 3, 2))
+    z[7] = z[5] = z[3]  # of ties, rounding must not decide
+    same = patients[:, None] == patients
+    for step in (0, 0.01, 1, 5):
+        again = z + step * rng.normal(size=z.shape)
+        measured = stability(z, again, patients)
+        assert astuple(measured) == stability_over_all_pairs(z, again, np.eye(60, dtype=bool), ~same)
+        own = same & (scans[:, None] != scans) & (slices[:, None] == slices)
+        assert astuple(stability(z, again, patients, scans, slices)) == stability_over_all_pairs(z, again, own, ~same)
+    assert 0 < measured.rank_1 < 1
+    monkeypatch.setattr(stability_module, "_MAX_PAIRS", 800)  # of many pairs, a sample
+    some = stability(z, again, patients)
+    assert some.ratio != measured.ratio
+    assert some.ratio == pytest.approx(measured.ratio, rel=0.1)
+    assert (some.rank_1, some.num_cases) == (measured.rank_1, measured.num_cases)
+    assert some == stability(z, again, patients)
+
+
+def normal(seed, *shape, shift=0.0):
+    return np.random.default_rng(seed).normal(size=shape) + shift
+
+
+def test_distances_are_those_of_scipy():
+    a, b = normal(0, 70, 6), normal(1, 50, 6, shift=0.4)
+    expected = 2 * cdist(a, b).mean() - pdist(a).mean() - pdist(b).mean()
+    assert energy_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    a, b = normal(0, 70, 1), normal(1, 50, 1, shift=0.4)
+    bias = pdist(a).mean() / 70 + pdist(b).mean() / 50  # scipy's counts each case with itself, too
+    assert energy_distance(a, b) == pytest.approx(stats.energy_distance(a[:, 0], b[:, 0]) ** 2 - bias, abs=1e-10)
+    a, b = normal(0, 40, 20, shift=1000), normal(1, 60, 20, shift=1000)
+    np.testing.assert_allclose(nearest_distances(a, b), cdist(a, b).min(axis=1), rtol=1e-9)
+    np.testing.assert_array_equal(nearest_distances(b[:5], b), 0)
+
+
+def test_mmd_is_that_of_scikit_learns_kernel():
+    from sklearn.metrics.pairwise import rbf_kernel
+
+    a, b, bandwidth = normal(0, 70, 6), normal(1, 50, 6, shift=0.4), 1.7
+    gamma = 1 / (2 * bandwidth**2)
+    off_diagonal = [(k.sum() - len(k)) / (len(k) * (len(k) - 1)) for k in (rbf_kernel(z, gamma=gamma) for z in (a, b))]
+    expected = sum(off_diagonal) - 2 * rbf_kernel(a, b, gamma=gamma).mean()
+    assert mmd(a, b, bandwidth) == pytest.approx(expected, rel=1e-9)
+    assert mmd(a, b) == pytest.approx(mmd(a, b, np.median(pdist(np.concatenate([a, b])))))
+
+
+@pytest.mark.parametrize("distance", [energy_distance, mmd])
+def test_distances_are_without_bias_whatever_the_sizes(distance):
+    values = [distance(normal(2 * i, 12, 3), normal(2 * i + 1, 30, 3)) for i in range(300)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
+    assert min(values) < 0 < distance(normal(0, 12, 3), normal(1, 30, 3, shift=2))
+
+
+@pytest.mark.parametrize("statistic", ["energy", "mmd"])
+def test_a_shift_and_another_scale_are_found(statistic):
+    a = normal(0, 150, 4)
+    for other in (normal(1, 150, 4, shift=0.6), normal(1, 150, 4) * 2):
+        result = permutation_test(statistic, a, other, num=199)
+        assert result.p_value == 1 / 200
+        assert result.null_low < 0 < result.null_high < result.value
+
+
+def test_permutations_are_those_of_the_plain_loop_whatever_the_blocks(monkeypatch):
+    a, b = normal(0, 12, 2), normal(1, 8, 2, shift=0.5)
+    pooled, generator = np.concatenate([a, b]), np.random.default_rng(3)
+    null = []
+    for _ in range(2000):
+        order = generator.permutation(20)
+        null.append(energy_distance(pooled[order[:12]], pooled[order[12:]]))
+    result = permutation_test("energy", a, b, num=2000)
+    monkeypatch.setattr(two_samples, "_BLOCK_MIB", 1e-3)
+    assert permutation_test("energy", a, b, num=2000).value == pytest.approx(result.value, rel=1e-9)
+    assert result.value == pytest.approx(energy_distance(a, b))
+    assert result.p_value == pytest.approx(np.mean(np.array(null) >= result.value), abs=0.03)
+    np.testing.assert_allclose([result.null_low, result.null_high], np.percentile(null, [2.5, 97.5]), atol=0.05)
+
+
+def test_equal_samples_have_no_small_p_value_and_a_seed_gives_the_same_test():
+    a, b = normal(0, 40, 3), normal(1, 40, 3)
+    assert permutation_test("energy", a, a, num=99).p_value > 0.9
+    assert permutation_test("energy", np.ones((10, 2)), np.ones((10, 2)), num=99).p_value == 1
+    first, again, other = (permutation_test("energy", a, b, num=50, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("statistic", ["energy", "mmd"])
+def test_difference_is_below_zero_where_the_first_is_nearer(statistic):
+    reference, near, far = normal(0, 150, 4), normal(1, 120, 4), normal(2, 90, 4, shift=0.7)
+    result = difference_interval(reference, near, far, statistic, num=200)
+    assert result.low < result.value < result.high < 0
+    swapped = difference_interval(reference, far, near, statistic, num=200)
+    assert swapped.value == pytest.approx(-result.value)
+    assert swapped.low > 0
+    if statistic == "energy":
+        assert result.value == pytest.approx(energy_distance(near, reference) - energy_distance(far, reference))
+
+
+def test_interval_of_the_difference_holds_the_truth_about_95_times_in_100():
+    # the energy distances of large samples stand for the truth
+    truth = energy_distance(normal(0, 3000, 2, shift=0.5), normal(1, 3000, 2)) - energy_distance(
+        normal(2, 3000, 2, shift=1.0), normal(1, 3000, 2)
+    )
+    held = []
+    for i in range(100):
+        samples = normal(3 * i, 60, 2), normal(3 * i + 1, 60, 2, shift=0.5), normal(3 * i + 2, 60, 2, shift=1.0)
+        result = difference_interval(*samples, num=150, seed=i)
+        held.append(result.low <= truth <= result.high)
+    assert 0.87 <= np.mean(held) <= 1
+
+
+def test_copies_are_told_from_new_samples():
+    train, held_out, new = normal(0, 300, 8), normal(1, 200, 8), normal(2, 200, 8)
+    assert copying_ratio(new, train, held_out) == pytest.approx(1, abs=0.15)
+    assert copying_ratio(train[:100] + 0.01 * normal(3, 100, 8), train, held_out) < 0.05
+    with pytest.raises(ConfigError, match="in the training set"):
+        copying_ratio(new, train, train[:50])

@@ -1,0 +1,197 @@
+"""Which cases to label next."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.selection import STRATEGIES, outlier_order, select
+from monai_diffae.latents.selection.coverage import farthest_first, nearest_distances, typical_first
+from monai_diffae.latents.selection.uncertainty import uncertainty
+from monai_diffae.latents.statistics import LatentStatistics
+
+
+def codes(seed, num=40, dims=3):
+    return np.random.default_rng(seed).normal(size=(num, dims))
+
+
+def radius(z, centres):
+    return np.linalg.norm(z[:, None] - centres[None], axis=2).min(axis=1).max()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_selection_is_the_farthest_from_all_before_it_and_the_radius_at_most_twice_the_best(seed):
+    z, reference = codes(seed), codes(seed + 100, 4)
+    rows = farthest_first(z, reference, 10)
+    assert len(set(rows.tolist())) == 10
+    for i, row in enumerate(rows):
+        covered = np.concatenate([reference, z[rows[:i]]])
+        assert row == np.linalg.norm(z[:, None] - covered[None], axis=2).min(axis=1).argmax()
+    assert farthest_first(z, [], 1)[0] == np.linalg.norm(z - z.mean(axis=0), axis=1).argmin()
+    z = codes(seed, 12, 2)
+    best = min(radius(z, z[list(centres)]) for centres in itertools.combinations(range(12), 3))
+    assert radius(z, z[farthest_first(z, np.empty((0, 2)), 3)]) <= 2 * best
+
+
+def test_a_longer_selection_begins_with_the_shorter_and_ends_with_the_cases():
+    z = codes(0)
+    rows = farthest_first(z, z[:0], 99)
+    assert sorted(rows) == list(range(40))
+    np.testing.assert_array_equal(farthest_first(z, z[:0], 7), rows[:7])
+    np.testing.assert_array_equal(farthest_first(z, z[rows[:3]], 8)[:4], rows[3:7])
+
+
+def test_of_equals_the_first_row_is_selected_duplicates_come_last_and_weights_multiply_the_distances():
+    z = np.array([[1.0], [-1.0], [1.0], [0.0], [0.0]])
+    assert farthest_first(z, [[0.0]], 5).tolist() == [0, 1, 2, 3, 4]
+    z = np.array([[1.0], [2.0], [-4.0]])
+    assert farthest_first(z, [[0.0]], 1, weights=[9.0, 1.0, 1.0]).tolist() == [0]
+    z = codes(0) + 1e6
+    np.testing.assert_array_equal(nearest_distances(z, z[::-1]), 0)
+    with pytest.raises(ConfigError, match="not finite"):
+        farthest_first([[np.nan]], [[0.0]], 1)
+
+
+def test_typical_cases_are_those_of_regions_not_yet_covered():
+    generator = np.random.default_rng(0)
+    centres = np.array([[0.0, 0], [20, 0], [0, 20], [20, 20]])
+    sizes = [40, 30, 20, 10]
+    z = np.concatenate([c + generator.normal(size=(n, 2)) for c, n in zip(centres, sizes, strict=True)])
+    blob = np.repeat(range(4), sizes)
+    rows = typical_first(z, [], 4)
+    assert blob[rows].tolist() == [0, 1, 2, 3]  # the largest first
+    for row in rows:
+        own = z[blob == blob[row]]
+        far = np.linalg.norm(own - own.mean(axis=0), axis=1)
+        assert np.linalg.norm(z[row] - own.mean(axis=0)) < np.median(far)
+    covered = np.flatnonzero(np.isin(blob, [0, 2]))[[0, -1]]
+    assert blob[typical_first(z, covered, 2)].tolist() == [1, 3]
+
+
+def test_typical_cases_are_new_and_as_many_as_there_are():
+    z = codes(0)
+    covered = [0, 5, 39]
+    rows = typical_first(z, covered, 99, seed=1)
+    assert sorted([*rows, *covered]) == list(range(40))
+    np.testing.assert_array_equal(typical_first(z, covered, 99, seed=1), rows)
+    assert typical_first(np.ones((3, 2)), [0], 5).tolist() == [1, 2]
+    assert typical_first(z, range(40), 3).tolist() == []
+    many = codes(0, 3000, 4)  # more than one cluster
+    (row,) = typical_first(many, [], 1)
+    assert np.linalg.norm(many[row]) < np.median(np.linalg.norm(many, axis=1))
+
+
+@pytest.fixture
+def z_sem():
+    return np.random.default_rng(0).normal(size=(50, 4)) * [1, 10, 0.1, 1] + 3
+
+
+LABELLED = [4, 8, 15, 16, 23, 42]
+KINDS = {"classes": ["a", "b", "a", "a", "b", "b"], "numbers": [1.5, 2.5, 3.25, 1.0, 7.5, 2.0]}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_any_number_of_labels_gives_new_cases_the_same_each_time(strategy, z_sem):
+    for num_labels, kind in ((0, "classes"), (1, "numbers"), (6, "classes"), (6, "numbers")):
+        labelled, labels, proposed = LABELLED[:num_labels], KINDS[kind][:num_labels], [0, 1]
+        options = {"labelled": labelled, "labels": labels, "proposed": proposed, "seed": 3}
+        rows = select(strategy, z_sem, 5, **options)
+        assert len(set(rows.tolist())) == 5
+        assert not np.isin(rows, [*labelled, *proposed]).any()
+        np.testing.assert_array_equal(rows, select(strategy, z_sem, 5, **options))
+        assert sorted(select(strategy, z_sem, 99, **options)) == sorted(set(range(50)) - {*labelled, *proposed})
+    for num in (0, 1, 3):  # few cases, and equal ones
+        for codes in (np.ones((num, 2)), np.arange(2.0 * num).reshape(num, 2)):
+            assert sorted(select(strategy, codes, 5)) == list(range(num))
+        assert select(strategy, np.ones((num, 2)), 5, labelled=range(num), labels=["a"] * num).tolist() == []
+
+
+def test_proposals_one_by_one_are_those_of_a_batch(z_sem):
+    proposed = []
+    for _ in range(6):
+        proposed += select("diversity", z_sem, proposed=proposed).tolist()
+    assert proposed == select("diversity", z_sem, 6).tolist()
+
+
+def test_diversity_does_not_depend_on_the_units_of_the_dimensions(z_sem):
+    rows = select("diversity", z_sem, 8, labelled=[0])
+    z = LatentStatistics.of(z_sem).normalise(z_sem)
+    np.testing.assert_array_equal(np.arange(1, 50)[farthest_first(z[1:], z[:1], 8)], rows)
+    np.testing.assert_array_equal(select("diversity", z_sem * [1, 100, 3, 7], 8, labelled=[0]), rows)
+
+
+def test_uncertain_cases_are_the_most_uncertain_of_those_left(z_sem):
+    labels = KINDS["classes"]
+    scores = uncertainty(LatentStatistics.of(z_sem).normalise(z_sem), LABELLED, labels)
+    rows = select("uncertain", z_sem, 4, labelled=LABELLED, labels=labels)
+    scores[LABELLED] = -1
+    np.testing.assert_array_equal(rows, np.argsort(-scores, kind="stable")[:4])
+
+
+def test_mixed_takes_one_of_two_equal_uncertain_cases():
+    """Two twins are the most uncertain: uncertain takes both, mixed the first and then another."""
+    known = np.concatenate([np.linspace(-2.1, -1.9, 5), np.linspace(1.9, 2.1, 5)])
+    z = np.concatenate([np.stack([known, np.zeros(10)], axis=1), [[0.01, 5], [0.01, 5], [0.3, -4]]])
+    arguments = {"labelled": range(10), "labels": list("aaaaabbbbb")}
+    assert select("uncertain", z, 2, **arguments).tolist() == [10, 11]
+    assert select("mixed", z, 2, **arguments).tolist() == [10, 12]
+
+
+def test_strategies_are_typical_where_a_probe_does_not_help(z_sem):
+    """Without labels that differ; mixed also for numbers, and with few labels."""
+    typical = select("typical", z_sem, 5, labelled=range(20))
+    same, numbers, classes = ["a"] * 20, np.linspace(0.5, 9.5, 20), ["a", "b"] * 10
+    for strategy, labels in (("uncertain", same), ("mixed", same), ("mixed", numbers)):
+        np.testing.assert_array_equal(select(strategy, z_sem, 5, labelled=range(20), labels=labels), typical)
+    assert set(select("mixed", z_sem, 5, labelled=range(20), labels=classes)) != set(typical)
+    few = {"labelled": LABELLED, "labels": KINDS["classes"]}
+    np.testing.assert_array_equal(select("mixed", z_sem, 5, **few), select("typical", z_sem, 5, **few))
+    assert set(select("uncertain", z_sem, 5, **few)) != set(select("typical", z_sem, 5, **few))
+
+
+def test_a_planted_outlier_comes_first_and_the_scans_of_one_patient_do_not_hide_each_other(z_sem):
+    planted = z_sem.copy()
+    planted[31] += [0, 0, 2, 0]
+    order = outlier_order(planted)
+    assert order[0] == 31
+    assert sorted(order) == list(range(50))
+    assert select("outlier", planted, 3, proposed=[31]).tolist() == order[1:4].tolist()
+    z = np.concatenate([z_sem, np.full((6, 4), 3.0) + [9, 0, 0, 9] + 0.001 * z_sem[:6]])
+    groups = [*range(50), *[50] * 6]
+    assert set(outlier_order(z, groups)[:6]) == set(range(50, 56))
+    assert not set(outlier_order(z)[:6]) & set(range(50, 56))
+
+
+def test_random_depends_on_the_seed_alone_and_rows_must_exist(z_sem):
+    rows = select("random", z_sem, 10, seed=1)
+    np.testing.assert_array_equal(select("random", z_sem * 2, 10, seed=1), rows)
+    assert rows.tolist() != select("random", z_sem, 10, seed=2).tolist()
+    with pytest.raises(ConfigError, match="^labelled: a row is outside 0 to 49; give row numbers"):
+        select("diversity", z_sem, labelled=[50])
+
+
+@pytest.fixture
+def line():
+    return np.linspace(-2, 2, 81)[:, None]
+
+
+def test_the_entropy_is_largest_between_the_classes_and_at_most_1(line):
+    entropy = uncertainty(line, [0, 20, 60, 80], ["a", "a", "b", "b"])
+    assert abs(entropy.argmax() - 40) <= 1
+    assert 0.99 < entropy.max() <= 1
+    assert entropy.min() >= 0
+    assert entropy[0] < entropy[20] < entropy[40]
+    three = uncertainty(line, [0, 1, 39, 41, 79, 80], [0, 0, 1, 1, 2, 2])  # whole numbers are classes
+    assert 0 <= three.min() < three.max() <= 1
+    with pytest.raises(ConfigError, match="^labels: some are missing or infinite; give only cases with a label"):
+        uncertainty(line, [0, 1], [0.5, np.nan])
+
+
+def test_the_standard_deviation_grows_away_from_the_labels_and_has_their_unit(line):
+    rows = np.arange(30, 51)
+    values = 100 + 9.5 * line[rows, 0] + np.random.default_rng(0).normal(size=21)
+    std = uncertainty(line, rows, values)
+    assert std[0] > std[20] > std[40]
+    assert 0.3 < std[40] < 3
+    np.testing.assert_allclose(uncertainty(line, rows, values * 1000), std * 1000, rtol=1e-6)

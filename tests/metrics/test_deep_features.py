@@ -1,0 +1,194 @@
+"""Distances with pretrained networks: perceptual distance, FID, KID, precision and recall."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+
+from monai_diffae.errors import MachineError, ScanError
+from monai_diffae.metrics import (
+    InceptionFeatures,
+    PerceptualDistance,
+    RadImageNetFeatures,
+    frechet_distance,
+    kernel_distance,
+    precision_and_recall,
+)
+from monai_diffae.metrics.image_features import INCEPTION
+from monai_diffae.metrics.perceptual_distance import ALEXNET, pairwise_distance
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file with random weights of AlexNet, as torchvision names them."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / ALEXNET
+    torch.save(models.alexnet(weights=None).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def reference(weights):
+    """The package's own network with the same weights."""
+    lpips = pytest.importorskip("lpips")
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    state = torch.load(weights, weights_only=True)
+    slices = {"slice1": [0], "slice2": [3], "slice3": [6], "slice4": [8], "slice5": [10]}
+    for name, (number,) in slices.items():
+        layer = getattr(network.net, name).get_submodule(str(number))
+        layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
+    return network
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 1, 64, 48, generator=generator).mul(2).sub(1).unbind(0)
+
+
+def test_the_perceptual_distance_is_that_of_the_package(weights, reference, pair):
+    distance = PerceptualDistance(weights)
+    expected = reference(*(images.expand(-1, 3, -1, -1) for images in pair)).flatten()
+    torch.testing.assert_close(distance(*pair), expected, atol=1e-4, rtol=0)
+    assert expected.min() > 0.01
+    colour = [torch.rand(2, 3, 40, 40) for _ in range(2)]
+    expected = reference(*(images * 2 - 1 for images in colour)).flatten()
+    torch.testing.assert_close(distance(*colour, (0.0, 1.0)), expected, atol=1e-4, rtol=0)
+    assert distance(pair[0], pair[0]).abs().max() == 0
+    # two channels are two grey images, and the draws of a case are compared in pairs
+    both = [torch.cat([images, images.flip(-1)], dim=1) for images in pair]
+    torch.testing.assert_close(distance(*both), (distance(*pair) + distance(*(i.flip(-1) for i in pair))) / 2)
+    draws = torch.stack([*pair, pair[0].flip(-2)], dim=1)
+    between = [distance(draws[:, i], draws[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(pairwise_distance(distance, draws, (-1.0, 1.0)), torch.stack(between).mean(dim=0))
+    images = pair[0].clone().requires_grad_()
+    distance(images, pair[1]).sum().backward()  # as a loss
+    assert images.grad.any()
+
+
+def test_volumes_are_the_mean_over_three_planes(weights, reference):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 1, 31, 32, 33, generator=generator).unbind(0)
+    expected = []
+    for x, y in zip(a[:, 0] * 2 - 1, b[:, 0] * 2 - 1, strict=True):
+        planes = [
+            torch.stack([reference(p.expand(1, 3, -1, -1), q.expand(1, 3, -1, -1)).mean()
+                         for p, q in zip(x.unbind(axis), y.unbind(axis), strict=True)]).mean()
+            for axis in range(3)
+        ]  # fmt: skip
+        expected.append(torch.stack(planes).mean())
+    torch.testing.assert_close(PerceptualDistance(weights)(a, b, (0.0, 1.0)), torch.stack(expected), atol=1e-4, rtol=0)
+
+
+def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):
+    pytest.importorskip("lpips")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(MachineError, match=f"there is no {ALEXNET}; give the file, or put it where torch looks"):
+        PerceptualDistance()
+    with pytest.raises(MachineError, match=f"there is no {INCEPTION} where torch looks for it"):
+        InceptionFeatures()
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
+    with pytest.raises(ScanError, match="b.pth: does not hold AlexNet's weights"):
+        PerceptualDistance(tmp_path / "b.pth")
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 1, 40, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_radimagenet_is_torchvisions_network_with_other_weights(images, tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    network = models.resnet50(weights=None).eval()
+    backbone = torch.nn.Sequential(*list(network.children())[:9])
+    torch.save({f"backbone.{name}": value for name, value in backbone.state_dict().items()}, tmp_path / "ResNet50.pt")
+    features = RadImageNetFeatures(tmp_path / "ResNet50.pt")(images[:1], (0.0, 1.0))
+    network.fc = torch.nn.Identity()
+    with torch.no_grad():
+        resized = torch.nn.functional.interpolate(images[:1] * 2 - 1, size=(224, 224), mode="bilinear")
+        expected = network(resized.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    torch.save(network.state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ScanError, match="other.pt: does not hold a ResNet-50 of RadImageNet"):
+        RadImageNetFeatures(tmp_path / "other.pt")
+
+
+@pytest.mark.slow
+def test_inception_is_that_of_pytorch_fid(images, tmp_path, monkeypatch):
+    inception = pytest.importorskip("pytorch_fid.inception")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    torch.manual_seed(0)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda url, progress: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
+        network = inception.fid_inception_v3()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / INCEPTION)
+    monkeypatch.setattr(
+        inception, "load_state_dict_from_url",
+        lambda url, progress: torch.load(tmp_path / "checkpoints" / url.rpartition("/")[2], weights_only=True),
+    )  # fmt: skip
+    features = InceptionFeatures()(images, (0.0, 1.0))
+    with torch.no_grad():
+        expected = inception.InceptionV3().eval()(images.expand(-1, 3, -1, -1))[0].flatten(1)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+    assert features.shape == (2, 2048)
+
+
+def exact_sample(rng, mean, covariance, num):
+    """A sample whose mean and covariance are exactly these."""
+    z = rng.normal(size=(num, len(mean)))
+    z -= z.mean(axis=0)
+    z = z @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T))).T
+    return z @ np.linalg.cholesky(covariance).T + mean
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000))
+def test_the_frechet_distance_of_gaussians_in_closed_form(seed):
+    rng = np.random.default_rng(seed)
+    means, stds = rng.normal(size=(2, 5)), rng.uniform(0.5, 2, size=(2, 5))
+    a, b = (exact_sample(rng, mean, np.diag(std**2), 40) for mean, std in zip(means, stds, strict=True))
+    expected = np.square(means[0] - means[1]).sum() + np.square(stds[0] - stds[1]).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-8)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+
+
+def test_correlated_features_as_by_the_root_of_the_matrix():
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(2, 6, 6))
+    a, b = (exact_sample(rng, rng.normal(size=6), root @ root.T, 50) for root in roots)
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
+    few = rng.normal(size=(2, 8, 30))  # fewer samples than features: they lie in 16 dimensions
+    directions, _ = np.linalg.qr(np.concatenate(few).T)
+    assert frechet_distance(*(few @ directions)) == pytest.approx(frechet_distance(*few))
+
+
+def test_the_kernel_distance_is_unbiased_and_that_of_torchmetrics():
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    rng = np.random.default_rng(0)
+    values = [kernel_distance(rng.normal(size=(12, 8)), rng.normal(size=(9, 8))) for _ in range(300)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
+    a, b = rng.normal(size=(30, 12)), rng.normal(size=(30, 12)) + 0.3
+    assert kernel_distance(a, b) == pytest.approx(float(kid.poly_mmd(*map(torch.from_numpy, (a, b)))), abs=1e-4)
+
+
+def test_precision_and_recall_by_brute_force():
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(40, 3)), rng.normal(size=(30, 3)) * 1.5
+
+    def covered(samples, others):
+        radii = [sorted(np.linalg.norm(others - center, axis=1))[3] for center in others]
+        inside = [any(np.linalg.norm(s - c) <= r for c, r in zip(others, radii, strict=True)) for s in samples]
+        return np.array(inside, float)
+
+    realistic, is_covered = precision_and_recall(real, made)
+    np.testing.assert_array_equal(realistic, covered(made, real))
+    np.testing.assert_array_equal(is_covered, covered(real, made))
+    assert 0 < realistic.mean() < 1
