@@ -5,7 +5,6 @@ import torch
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.multistep import Evaluation, exponential_step, half_log_snr, interpolated_step
 
-SCHEDULES = [("linear_beta", "eps"), ("linear_beta", "v"), ("cosine", "v"), ("rectified_flow", "v")]
 LEVELS = [700, 820, 930]
 """The levels of three evaluations; a step starts from the first."""
 
@@ -16,10 +15,11 @@ def evaluation(t, parameterisation, value):
     return Evaluation(t, value, zero) if parameterisation == "x0" else Evaluation(t, zero, value)
 
 
-@pytest.mark.parametrize(("name", "prediction"), SCHEDULES)
-@pytest.mark.parametrize("parameterisation", ["x0", "eps", "velocity"])
-@pytest.mark.parametrize("t_next", [500, 760])
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "prediction", "t_next"),
+    [("linear_beta", "eps", 500), ("cosine", "v", 760), ("rectified_flow", "v", 500)],
+)
+@pytest.mark.parametrize(("parameterisation", "order"), [("x0", 2), ("eps", 3), ("velocity", 1), ("velocity", 3)])
 def test_a_step_is_exact_where_the_network_is_a_polynomial_in_log_snr(
     name, prediction, parameterisation, t_next, order
 ):
@@ -47,14 +47,13 @@ def test_a_step_is_exact_where_the_network_is_a_polynomial_in_log_snr(
 
 
 @pytest.mark.parametrize("parameterisation", ["x0", "eps"])
-@pytest.mark.parametrize("t_next", [500, 760])
-def test_with_one_or_three_evaluations_the_published_step_is_the_same_polynomial(parameterisation, t_next):
+def test_with_one_or_three_evaluations_the_published_step_is_the_same_polynomial(parameterisation):
     schedule = DiffusionSchedule(prediction="eps")  # where log-SNR has no cap
     x = torch.full((1, 1), 0.7, dtype=torch.float64)
     evaluations = [evaluation(t, parameterisation, value) for t, value in zip(LEVELS, [0.3, -0.4, 0.8], strict=True)]
     for count in (1, 3):
-        published = exponential_step(schedule, x, t_next, evaluations[:count], parameterisation)
-        ours = interpolated_step(schedule, x, LEVELS[0], t_next, evaluations[:count], parameterisation)
+        published = exponential_step(schedule, x, 500, evaluations[:count], parameterisation)
+        ours = interpolated_step(schedule, x, LEVELS[0], 500, evaluations[:count], parameterisation)
         torch.testing.assert_close(published, ours)
 
 

@@ -1,10 +1,7 @@
 """Which settings follow from a device. No GPU is needed: a setting is a function of the device's name."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +25,10 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")  # those that the key ``device`` accepts
 
 
 class Images(Dataset[Any]):
-    def __len__(self) -> int:
+    def __len__(self):
         return 4
 
-    def __getitem__(self, item: Any) -> dict[str, Any]:
+    def __getitem__(self, item):
         return {"image": torch.zeros(1, 8, 8), "id": "a", "index": 0}
 
 
@@ -46,7 +43,7 @@ class Images(Dataset[Any]):
         ("mps", "auto", (torch.float32, False, True)),
     ],
 )
-def test_the_settings_of_each_device(device: Any, precision: Any, expected: tuple[Any, ...]) -> None:
+def test_the_settings_of_each_device(device, precision, expected):
     settings = DeviceSettings.of(device, precision)
     assert (settings.dtype, settings.pin_memory, settings.non_blocking) == expected
     assert settings.device == torch.device(device)
@@ -55,9 +52,7 @@ def test_the_settings_of_each_device(device: Any, precision: Any, expected: tupl
 @pytest.mark.parametrize(
     ("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
 )
-def test_auto_asks_the_gpu_that_is_used(
-    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_asks_the_gpu_that_is_used(capability, dtype, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (asked.append(device), capability)[1])
@@ -65,25 +60,25 @@ def test_auto_asks_the_gpu_that_is_used(
     assert asked == [torch.device("cuda", 1)]
 
 
-def test_loaders_pin_memory_for_a_gpu_only() -> None:
+def test_loaders_pin_memory_for_a_gpu_only():
     for loader in (training_loader, validation_loader):
         assert loader(Images(), 2, device="cuda").pin_memory
         assert not loader(Images(), 2, device="cpu").pin_memory
 
 
-def test_workers_persist() -> None:
+def test_workers_persist():
     assert training_loader(Images(), 2, num_workers=2).persistent_workers
     assert not training_loader(Images(), 2).persistent_workers
 
 
-def test_workers_never_touch_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
     """A GPU that was used before a fork cannot be used after it. Workers are forked, and inherit the trap."""
     from monai.bundle import ConfigParser
 
     from monai_diffae.data import split_cohort
     from monai_diffae.data.samples import make_virtual_cohort
 
-    def trap(*_: Any) -> None:
+    def trap(*_):
         raise AssertionError("a worker touches the GPU")
 
     monkeypatch.setattr(torch.cuda, "_lazy_init", trap)
@@ -103,7 +98,7 @@ def test_workers_never_touch_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
-def test_shipped_trainings_leave_these_settings_to_the_device(path: Path) -> None:
+def test_shipped_trainings_leave_these_settings_to_the_device(path):
     config = json.loads(path.read_text())
     is_of_vectors = path.stem == "train_latent"  # in float32, which costs little there
     assert config["precision"] == ("fp32" if is_of_vectors else "auto")
@@ -119,14 +114,14 @@ def test_shipped_trainings_leave_these_settings_to_the_device(path: Path) -> Non
     assert config["validate"]["evaluator"].get("device") == "@device"
 
 
-def test_overlays_set_nothing_that_follows_from_the_device() -> None:
+def test_overlays_set_nothing_that_follows_from_the_device():
     overlays = {path.name: json.loads(path.read_text()) for path in (BUNDLES.parent / "configs").glob("*.json")}
     followed = {"device", "channels_last", "optimizer#fused", "train#trainer#channels_last"}
     assert {name: keys for name, overlay in overlays.items() if (keys := followed & overlay.keys())} == {}
     assert {name for name, overlay in overlays.items() if "precision" in overlay} <= {"fp32.json", "demo.json"}
 
 
-def trainer(**settings: Any) -> DiffusionTrainer:
+def trainer(**settings):
     network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
     schedule = DiffusionSchedule()
     return DiffusionTrainer(
@@ -138,18 +133,18 @@ def trainer(**settings: Any) -> DiffusionTrainer:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+def log(caplog):
     with caplog.at_level(logging.INFO, "monai_diffae.engines.trainer"):
         yield caplog
 
 
-def test_the_settings_are_logged_once(log: pytest.LogCaptureFixture) -> None:
+def test_the_settings_are_logged_once(log):
     trainer(precision="fp32").run()
     lines = [record.getMessage() for record in log.records if record.name == "monai_diffae.engines.trainer"]
     assert lines == ["cpu: float32, channels last, fused AdamW, no workers"]
 
 
-def test_the_line_of_a_gpu() -> None:
+def test_the_line_of_a_gpu():
     optimizer = torch.optim.SGD([torch.zeros(1)])
     loader = training_loader(Images(), 2, num_workers=1, device="cuda")
     line = description(DeviceSettings.of("cuda", "bf16"), torch.contiguous_format, optimizer, loader)
@@ -159,8 +154,8 @@ def test_the_line_of_a_gpu() -> None:
     )
 
 
-def test_a_tensor_is_pinned_before_it_is_sent_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
+def test_a_tensor_is_pinned_before_it_is_sent_to_a_gpu(monkeypatch):
+    calls = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (calls.append("pinned"), self)[1])
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: (calls.append((args, kwargs)), self)[1])
     send(torch.ones(2), "cuda")

@@ -1,7 +1,5 @@
 """Training of a fast decoder: what each step learns, and that it learns."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -19,19 +17,19 @@ LEVELS = [999, 400, 100, -1]
 class Pairs(Dataset[dict[str, Any]]):
     """Trajectories along a line from noise to images that are a function of the noise."""
 
-    def __init__(self, count: int = 8) -> None:
+    def __init__(self, count=8):
         noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         share = torch.tensor([1.0, 0.4, 0.1, 0.0]).view(1, 4, 1, 1, 1)
         self.trajectories = share * noise[:, None] + (1 - share) * noise[:, None].sign() * 0.5
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.trajectories)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, item):
         return {"trajectory": self.trajectories[item[1]], "z_sem": torch.zeros(4), "id": f"case-{item[1]}"}
 
 
-def make_trainer(**settings: Any) -> DistillationTrainer:
+def make_trainer(**settings):
     torch.manual_seed(0)
     network = DenoisingUNet(2, z_channels=4, base_channels=8, channel_mult=(1, 2), time_embed_channels=8)
     defaults = {"max_epochs": 1, "precision": "fp32", "channels_last": False, "device": torch.device("cpu")}
@@ -43,12 +41,12 @@ def make_trainer(**settings: Any) -> DistillationTrainer:
     )  # fmt: skip
 
 
-def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives() -> None:
+def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives():
     trainer = make_trainer()
     batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
     schedule, network = trainer.schedule, trainer.network
 
-    def reached(levels: list[int]) -> torch.Tensor:
+    def reached(levels):
         return ddim(lambda x, t: network(x, t, batch["z_sem"]), schedule, batch["trajectory"][:, 0], levels)
 
     for iteration, last in ((1, 1), (2, 2), (3, 3), (4, 1)):
@@ -61,7 +59,7 @@ def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives(
         network.zero_grad()
 
 
-def test_the_loss_of_images_is_added_in_the_last_step_only() -> None:
+def test_the_loss_of_images_is_added_in_the_last_step_only():
     batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
     plain, sharp = make_trainer(), make_trainer(image_loss=ImageLoss(gradient_weight=0.1))
     for iteration in (1, 2, 3):
@@ -71,11 +69,11 @@ def test_the_loss_of_images_is_added_in_the_last_step_only() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}, {"image_loss": ImageLoss(0.1)}])
-def test_it_learns_a_map_from_noise_to_images(settings: dict[str, Any]) -> None:
+def test_it_learns_a_map_from_noise_to_images(settings):
     trainer = make_trainer(max_epochs=12, **settings)
     inferer = FewStepInferer(trainer.schedule, LEVELS)
 
-    def error() -> float:
+    def error():
         x_T, x_0, _, condition = first_and_last({"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)})
         with torch.no_grad():
             return float((inferer(x_T, trainer.network, **condition) - x_0).square().mean())

@@ -5,11 +5,7 @@ The networks and images are on torch's device ``meta``, whose tensors have no va
 So would a copy from the CPU to the GPU that is blocking; these are counted.
 """
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +17,7 @@ from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer
 from monai_diffae.engines.step_figures import HostCopy
 from monai_diffae.handlers import EMA, RunningStatistics
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import DiffusionAutoencoder, build_autoencoder
+from monai_diffae.networks import build_autoencoder
 
 TINY = {"base_channels": 8, "channel_mult": (1, 2), "z_channels": 4, "time_embed_channels": 8}
 SCHEDULES = {
@@ -34,11 +30,11 @@ SCHEDULES = {
 class BlockingCopies(TorchDispatchMode):
     """Counts the copies from the CPU to the device, and those that wait for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.copies = self.blocking = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default:
             self._count(args[0], torch.device(kwargs.get("device") or args[0].device), kwargs.get("non_blocking"))
@@ -46,13 +42,13 @@ class BlockingCopies(TorchDispatchMode):
             self._count(args[1], args[0].device, args[2] if len(args) > 2 else kwargs.get("non_blocking"))
         return func(*args, **kwargs)
 
-    def _count(self, source: torch.Tensor, target: torch.device, non_blocking: bool | None) -> None:
+    def _count(self, source, target, non_blocking):
         if source.device.type == "cpu" and target.type == "meta":
             self.copies += 1
             self.blocking += not non_blocking
 
 
-def test_copies_to_the_device_are_counted() -> None:
+def test_copies_to_the_device_are_counted():
     values = torch.ones(2)
     with BlockingCopies() as counted:
         values.to("meta", non_blocking=True)
@@ -64,11 +60,11 @@ def test_copies_to_the_device_are_counted() -> None:
     assert (counted.copies, counted.blocking) == (2, 2)
 
 
-def on_meta(spatial_dims: int) -> tuple[DiffusionAutoencoder, torch.Tensor]:
+def on_meta(spatial_dims):
     return build_autoencoder(spatial_dims, **TINY).to("meta"), torch.empty(2, 1, *[16] * spatial_dims, device="meta")
 
 
-def test_a_read_of_a_value_on_the_device_is_an_error() -> None:
+def test_a_read_of_a_value_on_the_device_is_an_error():
     value = torch.ones((), device="meta")
     for read in (lambda: value.item(), lambda: bool(value > 0), lambda: value.cpu(), lambda: value.tolist()):
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -86,9 +82,7 @@ def test_a_read_of_a_value_on_the_device_is_an_error() -> None:
         (2, "rectified flow", "implicit", "dpmpp_2m"),
     ],
 )
-def test_no_wait_in_encoding_inversion_and_decoding(
-    spatial_dims: int, schedule: str, inversion: Any, solver: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_wait_in_encoding_inversion_and_decoding(spatial_dims, schedule, inversion, solver, monkeypatch):
     # what a caller passes is checked once, before the loops
     monkeypatch.setattr("monai_diffae.inferers.autoencoding._check_inputs", lambda *_: None)
     network, images = on_meta(spatial_dims)
@@ -101,9 +95,7 @@ def test_no_wait_in_encoding_inversion_and_decoding(
     assert (decoded.device.type, decoded.shape) == ("meta", images.shape)
 
 
-def trainer_on_meta(
-    spatial_dims: int, loss_weighting: str, encoder_key: str = "image", **settings: Any
-) -> tuple[DiffusionTrainer, EMA]:
+def trainer_on_meta(spatial_dims, loss_weighting, encoder_key="image", **settings):
     network, images = on_meta(spatial_dims)
     schedule = DiffusionSchedule(loss_weighting=loss_weighting)
     optimizer = torch.optim.AdamW(network.parameters(), fused=False, foreach=True)  # there is no fused kernel for meta
@@ -126,11 +118,11 @@ def trainer_on_meta(
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def reads(monkeypatch):
     """Counts the numbers that are read through :class:`HostCopy`, which waits for an earlier step only."""
     count = [0]
 
-    def read(_: HostCopy) -> float:
+    def read(_):
         count[0] += 1
         return 0.0
 
@@ -149,9 +141,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         (3, "none", {"encoder_key": "view", "agreement_weight": 0.02}),
     ],
 )
-def test_no_wait_in_a_training_step(
-    spatial_dims: int, settings: dict[str, Any], loss_weighting: str, reads: Callable[[], int]
-) -> None:
+def test_no_wait_in_a_training_step(spatial_dims, settings, loss_weighting, reads):
     trainer, ema = trainer_on_meta(spatial_dims, loss_weighting, **settings)
     steps = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(reads()))

@@ -1,9 +1,5 @@
 """The loss of decoded images beside their squared error."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,7 +7,7 @@ from monai_diffae.engines import ImageLoss, gradient_difference
 from monai_diffae.metrics import PerceptualDistance
 
 
-def test_gradients_at_each_scale() -> None:
+def test_gradients_at_each_scale():
     """A checkerboard has gradients at full size only, a step at all of them, an offset none."""
     rows = torch.arange(16) % 2
     board = (rows[:, None] == rows).float()[None, None]
@@ -25,7 +21,7 @@ def test_gradients_at_each_scale() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 12), (8, 8, 8), (16, 16, 2), (2, 2)])
-def test_one_value_per_image_that_a_blurred_image_lowers(size: tuple[int, ...]) -> None:
+def test_one_value_per_image_that_a_blurred_image_lowers(size):
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(2, 1, *size, generator=generator)
     images = torch.stack([target[0], target[1].mean().expand(1, *size)]).requires_grad_()
@@ -36,11 +32,11 @@ def test_one_value_per_image_that_a_blurred_image_lowers(size: tuple[int, ...]) 
     assert images.grad[1].any()
 
 
-def test_no_weights_no_loss() -> None:
+def test_no_weights_no_loss():
     assert ImageLoss()(torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)).tolist() == [0, 0, 0]
 
 
-def test_lpips_is_added(tmp_path: Path) -> None:
+def test_lpips_is_added(tmp_path):
     pytest.importorskip("lpips")
     models = pytest.importorskip("torchvision.models")
     torch.save(models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")

@@ -1,10 +1,5 @@
 """Latents of images: encoded once, saved under the name of what they are of, deleted at the end."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +13,7 @@ from monai_diffae.networks import FirstStage
 SHAPE = (1, 8, 8, 8)
 
 
-def read(item: dict[str, Any]) -> dict[str, Any]:
+def read(item):
     generator = torch.Generator().manual_seed(item["image"])
     return {"image": torch.rand(SHAPE, generator=generator) * 2 - 1}
 
@@ -28,13 +23,13 @@ class Counted(FirstStage):
 
     encoded = 0
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images):
         self.encoded += len(images)
         return super().encode(images)
 
 
 @pytest.fixture
-def first_stage() -> Counted:
+def first_stage():
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(
         3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4,
@@ -45,12 +40,12 @@ def first_stage() -> Counted:
     return stage
 
 
-def dataset(first_stage: FirstStage | None, folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> LatentCases:
+def dataset(first_stage, folder, numbers=(1, 2, 3)):
     items = [{"image": number, "id": f"case-{number}"} for number in numbers]
     return LatentCases(data=items, transform=read, cache_dir=folder, first_stage=first_stage, fingerprints=True)
 
 
-def test_items_hold_the_latents_and_images_the_images(first_stage: Counted, tmp_path: Path) -> None:
+def test_items_hold_the_latents_and_images_the_images(first_stage, tmp_path):
     cases = dataset(first_stage, tmp_path)
     plain = CachedCases([{"image": n, "id": f"case-{n}"} for n in (1, 2, 3)], read, fingerprints=True)
     for index in range(3):
@@ -62,7 +57,7 @@ def test_items_hold_the_latents_and_images_the_images(first_stage: Counted, tmp_
     assert cases.contents == plain.contents
 
 
-def test_each_image_is_encoded_once_until_image_or_weights_change(first_stage: Counted, tmp_path: Path) -> None:
+def test_each_image_is_encoded_once_until_image_or_weights_change(first_stage, tmp_path):
     expected = dataset(first_stage, tmp_path)[2]["image"]
     assert first_stage.encoded == 3
     again = dataset(first_stage, tmp_path, (4, 3))  # another split of the same training, or the next start of it
@@ -76,7 +71,7 @@ def test_each_image_is_encoded_once_until_image_or_weights_change(first_stage: C
     assert torch.equal(again[1]["image"], expected)
 
 
-def test_only_saved_latents_are_deleted(first_stage: Counted, tmp_path: Path) -> None:
+def test_only_saved_latents_are_deleted(first_stage, tmp_path):
     """The cache's folder may be one of the user, with a folder of this name."""
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "thesis.f32").write_text("of the user")
@@ -86,7 +81,7 @@ def test_only_saved_latents_are_deleted(first_stage: Counted, tmp_path: Path) ->
         assert [file.name for file in (tmp_path / "latents").iterdir()] == ["thesis.f32"]
 
 
-def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage: Counted, tmp_path: Path) -> None:
+def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage, tmp_path):
     """Another training may share the cache's folder and delete what it saved; a failing disk may cut a file."""
     expected = dataset(first_stage, tmp_path)[0]["image"]
     first, second, _ = sorted((tmp_path / "latents").glob("*.f32"))
@@ -96,31 +91,31 @@ def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage: Counted, tm
     assert first_stage.encoded == 5
 
 
-def test_without_a_first_stage_items_hold_images(tmp_path: Path) -> None:
+def test_without_a_first_stage_items_hold_images(tmp_path):
     cases = dataset(None, tmp_path / "cache")
     assert torch.equal(cases[0]["image"], read({"image": 1})["image"])
     assert cases.images() is cases
     assert not (tmp_path / "cache").exists()
 
 
-def test_augmentation_is_refused(first_stage: Counted, tmp_path: Path) -> None:
+def test_augmentation_is_refused(first_stage, tmp_path):
     with pytest.raises(ConfigError, match="cannot be augmented; set augmentation to null"):
         LatentCases(data=[], transform=read, random_transform=read, cache_dir=tmp_path, first_stage=first_stage)
 
 
-def test_latents_that_are_not_kept_are_refused(first_stage: Counted, tmp_path: Path) -> None:
+def test_latents_that_are_not_kept_are_refused(first_stage, tmp_path):
     """Items would hold images, which the network takes for latents if it has as many channels."""
     with pytest.raises(ConfigError, match="cache is 'none', but cache_latents keeps latents; set cache to 'memory'"):
         LatentCases(data=[], transform=read, cache="none", cache_dir=tmp_path, first_stage=first_stage)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(first_stage: Counted, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line(first_stage, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(MachineError, match="^cache_dir: cannot be written .*; choose another folder$"):
         dataset(first_stage, tmp_path / "cache").prepare()
 
 
-def test_a_folder_in_which_no_file_can_be_made_is_one_line(first_stage: Counted, tmp_path: Path) -> None:
+def test_a_folder_in_which_no_file_can_be_made_is_one_line(first_stage, tmp_path):
     folder = tmp_path / "latents"
     folder.mkdir()
     (folder / ".lock").symlink_to(tmp_path / "no_folder" / "file")
@@ -128,7 +123,7 @@ def test_a_folder_in_which_no_file_can_be_made_is_one_line(first_stage: Counted,
         dataset(first_stage, tmp_path).prepare()
 
 
-def test_saved_latents_are_float32(first_stage: Counted, tmp_path: Path) -> None:
+def test_saved_latents_are_float32(first_stage, tmp_path):
     dataset(first_stage, tmp_path).prepare()
     files = list((tmp_path / "latents").glob("*.f32"))
     assert len(files) == 3

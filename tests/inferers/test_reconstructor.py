@@ -20,8 +20,6 @@ def test_without_ids_all_images_get_the_same_noise(inferer, network, images):
     assert not torch.allclose(made, from_z_sem(images, network, condition=images.flip(-1)))
     exact = Reconstructor(inferer, mode="x_T")(images, network)
     torch.testing.assert_close(exact, inferer.reconstruct(images, network))
-    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
-        Reconstructor(inferer, mode="z")
 
 
 def test_the_noise_of_a_case_is_a_function_of_its_id_and_the_seed(inferer, network, images):
@@ -65,7 +63,8 @@ def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, netwo
     assert spread[1] < spread[0] / 4  # the mean depends less on the noise
 
 
-@pytest.mark.parametrize("draws", [0, -1, 1.5, "2", None])
-def test_draws_are_a_whole_number(inferer, draws):
-    with pytest.raises(ConfigError, match="^draws is .*; it must be a whole number, at least 1$"):
-        Reconstructor(inferer, "z_sem", draws=draws)
+def test_wrong_modes_and_draws_are_refused(inferer):
+    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
+        Reconstructor(inferer, mode="z")
+    with pytest.raises(ConfigError, match="^draws is 0; it must be a whole number, at least 1$"):
+        Reconstructor(inferer, "z_sem", draws=0)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import inspect
 
 import torch
@@ -11,14 +9,14 @@ from monai_diffae.networks.arguments import keeps_config
 
 class Layer(nn.Module):
     @keeps_config
-    def __init__(self, width: int, *, strides: tuple[tuple[int, ...], ...] = ((2, 1),)) -> None:
+    def __init__(self, width, *, strides=((2, 1),)):
         super().__init__()
         self.linear = nn.Linear(width, width)
 
 
 class Wider(Layer):
     @keeps_config
-    def __init__(self, factor: int) -> None:
+    def __init__(self, factor):
         super().__init__(2 * factor)
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -21,7 +19,7 @@ SMALL = {
 }
 
 
-def small(spatial_dims: int = 2, **overrides: object) -> DiffusionAutoencoder:
+def small(spatial_dims=2, **overrides):
     """A small network in which no layer is 0."""
     torch.manual_seed(0)
     network = build_autoencoder(spatial_dims, **{**SMALL, **overrides})
@@ -31,7 +29,7 @@ def small(spatial_dims: int = 2, **overrides: object) -> DiffusionAutoencoder:
     return network.eval()
 
 
-def images(network: DiffusionAutoencoder, batch: int = 2, channels: int = 1) -> tuple[torch.Tensor, ...]:
+def images(network, batch=2, channels=1):
     torch.manual_seed(1)
     shape = (batch, channels, 8, 12, 4)[: network.spatial_dims + 2]
     return torch.randn(shape), torch.randn(shape), torch.tensor([3, 700])[:batch]
@@ -229,12 +227,12 @@ class Patches(torch.nn.Module):
 
     size_divisors = (14, 14)
 
-    def __init__(self, z_channels: int = 12) -> None:
+    def __init__(self, z_channels=12):
         super().__init__()
         self.patches = torch.nn.Conv2d(1, z_channels, 14, stride=14)
         self.norm = torch.nn.BatchNorm2d(z_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.norm(self.patches(x)).mean(dim=(2, 3))
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ from monai_diffae.networks.blocks import (
 )
 
 
-def randomise(module: torch.nn.Module) -> torch.nn.Module:
+def randomise(module):
     """Zero-initialised layers too, so that every path shows."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

@@ -1,7 +1,5 @@
 """The networks are one graph: torch.compile and torch.export find nothing that they would have to leave to Python."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from monai_diffae.networks import build_autoencoder
 
 
 @pytest.mark.parametrize("spatial_dims", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_encoder_and_denoiser_compile_without_a_graph_break(spatial_dims: int) -> None:
+def test_encoder_and_denoiser_compile_without_a_graph_break(spatial_dims):
     sizes = {"base_channels": 8, "channel_mult": (1, 2), "z_channels": 4, "time_embed_channels": 8}
     network = build_autoencoder(spatial_dims, **sizes, attention_levels=(1,)).eval()
     images, t = torch.rand(2, 1, *[16] * spatial_dims), torch.tensor([3, 5])

@@ -1,7 +1,5 @@
 """Networks of MONAI and torchvision as encoders: their preprocessing, their features, frozen and not."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -10,7 +8,7 @@ from monai.networks.nets import DenseNet121, ViT, resnet18
 from torch import nn
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import DiffusionAutoencoder, EncoderAdapter, build_autoencoder
+from monai_diffae.networks import EncoderAdapter, build_autoencoder
 
 UNET = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 12, "time_embed_channels": 20}
 
@@ -18,17 +16,17 @@ UNET = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "z_chan
 class Seen(nn.Module):
     """Keeps what it is given, and gives the mean of each channel."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.images = x
         return x.flatten(2).mean(dim=2)
 
 
-def monai_resnet(spatial_dims: int = 2, channels: int = 3) -> nn.Module:
+def monai_resnet(spatial_dims=2, channels=3):
     torch.manual_seed(0)
     return resnet18(spatial_dims=spatial_dims, n_input_channels=channels, feed_forward=False)
 
 
-def autoencoder(adapter: EncoderAdapter, spatial_dims: int = 2, frozen: bool = True) -> DiffusionAutoencoder:
+def autoencoder(adapter, spatial_dims=2, frozen=True):
     return build_autoencoder(spatial_dims, encoder=adapter, encoder_frozen=frozen, **UNET)
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 
 import pytest
@@ -8,7 +6,7 @@ import torch
 from monai_diffae.networks.kernels import exact_convolutions, reproducible_kernels
 
 
-def state() -> tuple[bool, ...]:
+def state():
     cudnn = torch.backends.cudnn
     return (
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
@@ -17,14 +15,14 @@ def state() -> tuple[bool, ...]:
     )  # fmt: skip
 
 
-def test_exact_convolutions_choose_no_other_algorithm_and_keep_float32() -> None:
+def test_exact_convolutions_choose_no_other_algorithm_and_keep_float32():
     before = state()
     with exact_convolutions():
         assert state()[:4] == (True, False, True, False)
     assert state() == before
 
 
-def test_a_training_on_a_gpu_uses_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_on_a_gpu_uses_deterministic_algorithms(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = state()
     with reproducible_kernels("cuda:1"):
@@ -36,7 +34,7 @@ def test_a_training_on_a_gpu_uses_deterministic_algorithms(monkeypatch: pytest.M
     assert state() == before
 
 
-def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_changes_on_a_cpu(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = state()
     with reproducible_kernels("cpu"):

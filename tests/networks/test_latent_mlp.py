@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import json
 
@@ -12,7 +10,7 @@ from monai_diffae.networks import LatentMLP
 SMALL = {"z_channels": 6, "hidden_channels": 10, "num_layers": 4}
 
 
-def small(**overrides: object) -> LatentMLP:
+def small(**overrides):
     torch.manual_seed(0)
     return LatentMLP(**{**SMALL, **overrides}).eval()
 

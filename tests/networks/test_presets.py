@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import inspect
 
 import pytest
@@ -9,7 +7,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, SemanticEncoder, build_autoencoder, preset
 
 
-def count(module: torch.nn.Module) -> int:
+def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -1,7 +1,5 @@
 """Strides an axis: thick slices keep their axis until the others are as thick."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

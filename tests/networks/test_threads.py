@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import threading
 
 import pytest
@@ -12,31 +10,31 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.mark.parametrize(("work", "threads"), [(1, 1), (_SMALL - 1, 1), (_SMALL, 2)])
-def test_small_work_gets_one_thread(work: int, threads: int) -> None:
+def test_small_work_gets_one_thread(work, threads):
     with threads_for(work, "cpu"):
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == 2
 
 
-def test_all_threads_are_back_after_an_error() -> None:
+def test_all_threads_are_back_after_an_error():
     with pytest.raises(ZeroDivisionError), threads_for(1, "cpu"):
         1 / 0  # noqa: B018
     assert torch.get_num_threads() == 2
 
 
-def test_a_number_of_the_user_is_used_for_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_of_the_user_is_used_for_all_work(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # as --threads 2 does
     with threads_for(1, "cpu"):
         assert torch.get_num_threads() == 2
 
 
-def test_a_gpu_needs_no_other_number() -> None:
+def test_a_gpu_needs_no_other_number():
     with threads_for(1, "cuda"):
         assert torch.get_num_threads() == 2
 
 
-def test_a_thread_that_starts_meanwhile_has_all_threads() -> None:
-    numbers: list[int] = []
+def test_a_thread_that_starts_meanwhile_has_all_threads():
+    numbers = []
     thread = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
     with threads_for(1, "cpu"):
         thread.start()
@@ -52,14 +50,12 @@ def test_a_thread_that_starts_meanwhile_has_all_threads() -> None:
         (nn.Linear(2, 2), (1, 2), _SMALL),
     ],
 )
-def test_work_is_that_of_a_convolution_at_full_resolution(
-    network: nn.Module, shape: tuple[int, ...], work: int
-) -> None:
+def test_work_is_that_of_a_convolution_at_full_resolution(network, shape, work):
     assert evaluation_work(network, torch.zeros(shape)) == work
 
 
-def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads() -> None:
-    def trained(threads: int) -> list[torch.Tensor]:
+def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads():
+    def trained(threads):
         generator = torch.Generator().manual_seed(0)
         weights = [nn.Parameter(torch.randn(size, generator=generator)) for size in (1, 65, 4097, 40001)]
         torch.set_num_threads(threads)

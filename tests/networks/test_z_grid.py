@@ -1,7 +1,5 @@
 """In an export and on a GPU, products with matrices replace PyTorch's adaptive pooling: they give the same means."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ SIZES = [((2, 2), (4, 6)), ((2, 3), (5, 7)), ((4, 4), (2, 3)), ((1, 1), (3, 2)),
 
 
 @pytest.mark.parametrize(("cells", "size"), SIZES)
-def test_means_over_cells(cells: tuple[int, ...], size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_over_cells(cells, size, monkeypatch):
     x, means = torch.randn(2, 3, *size), CellMeans(cells)
     pooled = means(x)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
@@ -19,7 +17,7 @@ def test_means_over_cells(cells: tuple[int, ...], size: tuple[int, ...], monkeyp
 
 
 @pytest.mark.parametrize(("cells", "size"), SIZES)
-def test_maps_of_cells(cells: tuple[int, ...], size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_cells(cells, size, monkeypatch):
     x, z_sem, z_map = torch.randn(2, 3, *size), torch.randn(2, 4), ZMap(3, 4, cells)
     torch.nn.init.normal_(z_map.linear.weight)
     drawn = z_map(x, z_map.values(z_sem))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -29,7 +27,7 @@ class AttributeDict(dict):
 class ModelCheckpoint:
     """As in Lightning: its class is a key, and an object of it has a state."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.dirpath = "logs"
 
 
@@ -40,7 +38,7 @@ class Runs:
         return (os.system, ("touch executed",))
 
 
-def system(command: str) -> None:
+def system(command):
     Path("executed").touch()
 
 
@@ -67,14 +65,14 @@ def lightning(monkeypatch):
             setattr(module, key, value)
         monkeypatch.setitem(sys.modules, name, module)
 
-    def forget() -> None:
+    def forget():
         for name in modules:
             del sys.modules[name]
 
     return types.SimpleNamespace(forget=forget)
 
 
-def lightning_checkpoint() -> dict:
+def lightning_checkpoint():
     """What Lightning 1.4 writes for the official training."""
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))])
     optimizer.param_groups[0]["params"][0].sum().backward()
@@ -241,7 +239,7 @@ def test_missing_files_and_folders(tmp_path):
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, name):
     (tmp_path / name).write_bytes(b"x")
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(torch, "load", refuse)
@@ -250,7 +248,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, name):
         read_weights(tmp_path / name)
 
 
-def header(entry: object) -> bytes:
+def header(entry):
     text = json.dumps(entry).encode()
     return len(text).to_bytes(8, "little") + text
 

@@ -1,7 +1,5 @@
 """Weights of every configuration of the official code that we have, against a second implementation of it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
