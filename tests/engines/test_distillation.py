@@ -8,7 +8,15 @@ from torch.utils.data import Dataset
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.solvers import ddim
-from monai_diffae.engines import DistillationTrainer, FewStepInferer, ImageLoss, first_and_last, training_loader
+from monai_diffae.engines import (
+    DistillationTrainer,
+    FewStepInferer,
+    ImageLoss,
+    first_and_last,
+    gradient_difference,
+    training_loader,
+)
+from monai_diffae.metrics import PerceptualDistance
 from monai_diffae.networks import DenoisingUNet
 
 LEVELS = [999, 400, 100, -1]
@@ -31,7 +39,9 @@ class Pairs(Dataset[dict[str, Any]]):
 
 def make_trainer(**settings):
     torch.manual_seed(0)
-    network = DenoisingUNet(2, z_channels=4, base_channels=8, channel_mult=(1, 2), time_embed_channels=8)
+    network = DenoisingUNet(
+        2, z_channels=4, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, time_embed_channels=8
+    )
     defaults = {"max_epochs": 1, "precision": "fp32", "channels_last": False, "device": torch.device("cpu")}
     return DistillationTrainer(
         schedule=DiffusionSchedule(schedule="rectified_flow", prediction="v"), levels=LEVELS, network=network,
@@ -68,7 +78,7 @@ def test_the_loss_of_images_is_added_in_the_last_step_only():
         assert (more > 0).all() if iteration == 3 else not more.any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}, {"image_loss": ImageLoss(0.1)}])
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True, "image_loss": ImageLoss(0.1)}])
 def test_it_learns_a_map_from_noise_to_images(settings):
     trainer = make_trainer(max_epochs=12, **settings)
     inferer = FewStepInferer(trainer.schedule, LEVELS)
@@ -81,3 +91,44 @@ def test_it_learns_a_map_from_noise_to_images(settings):
     before = error()
     trainer.run()
     assert error() < before / 3
+
+
+# -- the loss of decoded images beside their squared error ------------------------------------------------------------
+
+
+def test_gradients_at_each_scale():
+    """A checkerboard has gradients at full size only, a step at all of them, an offset none."""
+    rows = torch.arange(16) % 2
+    board = (rows[:, None] == rows).float()[None, None]
+    zeros = torch.zeros_like(board)
+    assert gradient_difference(board, zeros) == pytest.approx(1 / 3)  # 1 along both axes at one of three scales
+    step = zeros.clone()
+    step[..., 8:] = 1
+    # along one of two axes: one of 15, 7 and 3 differences is 1
+    assert gradient_difference(step, zeros) == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 6)
+    assert gradient_difference(board + 0.5, board) == 0
+
+
+@pytest.mark.parametrize("size", [(16, 12), (8, 8, 8), (2, 2)])
+def test_one_value_per_image_that_a_blurred_image_lowers(size):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 1, *size, generator=generator)
+    images = torch.stack([target[0], target[1].mean().expand(1, *size)]).requires_grad_()
+    loss = ImageLoss(gradient_weight=2.0)(images, target)
+    assert loss[0] == 0 < loss[1]
+    loss.sum().backward()
+    assert images.grad[1].any()
+    assert not ImageLoss()(images, target).any()  # no weights, no loss
+
+
+@pytest.mark.slow
+def test_lpips_is_added(tmp_path):
+    pytest.importorskip("lpips")
+    models = pytest.importorskip("torchvision.models")
+    torch.save(models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    lpips = PerceptualDistance(tmp_path / "alexnet.pth")
+    images, target = torch.rand(2, 2, 1, 32, 32).requires_grad_().unbind(0)
+    loss = ImageLoss(0.1, 0.5, lpips, (0.0, 1.0))(images, target)
+    expected = 0.1 * gradient_difference(images, target) + 0.5 * lpips(images, target, (0.0, 1.0))
+    torch.testing.assert_close(loss, expected)
+    assert not any(p.requires_grad for p in lpips.parameters())

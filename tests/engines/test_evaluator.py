@@ -47,7 +47,7 @@ class Copier(nn.Module):
 
 def network():
     torch.manual_seed(0)
-    net = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5)
+    net = build_autoencoder(2, 1, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, dropout=0.5)
     for p in net.parameters():
         if p.abs().max() == 0:
             nn.init.normal_(p, std=0.2)
@@ -58,16 +58,11 @@ def evaluator(net, batch_size=3, schedule=None):
     schedule = schedule or DiffusionSchedule(schedule="rectified_flow", prediction="v")
     data = Images()
     return DiffusionEvaluator(
-        schedule=schedule,
-        precision="fp32",
-        device=torch.device("cpu"),
-        val_data_loader=validation_loader(data, batch_size),
-        network=net,
-        inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=FixedPrepareBatch(schedule, len(data)),
-        key_val_metric={"loss": ValidationLoss()},
+        schedule=schedule, precision="fp32", device=torch.device("cpu"), network=net,
+        val_data_loader=validation_loader(data, batch_size), inferer=DiffusionAutoencoderInferer(schedule),
+        prepare_batch=FixedPrepareBatch(schedule, len(data)), key_val_metric={"loss": ValidationLoss()},
         additional_metrics={"other": ValidationLoss("loss_other"), "z_sem_usage": ZSemUsage()},
-    )
+    )  # fmt: skip
 
 
 def metrics(engine):
@@ -84,14 +79,10 @@ def test_two_validations_of_the_same_weights_give_the_same_numbers_whatever_was_
     assert metrics(evaluator(network())) == first
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_batch_size_does_not_matter(batch_size):
     assert metrics(evaluator(network(), batch_size)) == pytest.approx(metrics(evaluator(network(), 3)), rel=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_the_usage_of_z_sem_is_1_for_a_network_that_ignores_it(batch_size):
-    assert metrics(evaluator(Deaf(), batch_size))["z_sem_usage"] == 1
+    assert metrics(evaluator(Deaf(), batch_size))["z_sem_usage"] == 1  # this network ignores z_sem
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])

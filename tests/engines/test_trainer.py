@@ -9,10 +9,8 @@ from monai_diffae.engines import (
     DiffusionTrainer,
     StepSeeding,
     TrainingEvents,
-    resolve_precision,
     training_loader,
 )
-from monai_diffae.engines.precision import cpu_has_bf16
 from monai_diffae.errors import ConfigError, DivergenceError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import build_autoencoder
@@ -47,21 +45,17 @@ def make_trainer(
 ):
     if network is None:
         torch.manual_seed(0)
-        network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        network = build_autoencoder(2, 1, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, z_channels=4)
         torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
     schedule = schedule or DiffusionSchedule(prediction="v")
     prepare_args = {k: kwargs.pop(k) for k in ("encoder_key",) if k in kwargs}
     settings = {"device": torch.device("cpu"), "max_epochs": 1, "precision": "fp32", "channels_last": False, **kwargs}
     trainer = DiffusionTrainer(
-        schedule=schedule,
-        network=network,
-        train_data_loader=training_loader(data or Images(), batch_size),
+        schedule=schedule, network=network, train_data_loader=training_loader(data or Images(), batch_size),
         optimizer=torch.optim.AdamW(network.parameters(), lr=lr, fused=True),
-        loss_function=torch.nn.MSELoss(reduction="none"),
-        inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=prepare(schedule, **prepare_args),
-        **settings,
-    )
+        loss_function=torch.nn.MSELoss(reduction="none"), inferer=DiffusionAutoencoderInferer(schedule),
+        prepare_batch=prepare(schedule, **prepare_args), **settings,
+    )  # fmt: skip
     StepSeeding(0).attach(trainer)
     return trainer
 
@@ -116,8 +110,7 @@ def test_fp16_gradients_that_no_scale_makes_finite_end_the_training():
 
 
 @pytest.mark.goal(id="R8")
-@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-@pytest.mark.parametrize(("accumulation_steps", "told_at"), [(1, 3), (2, 4)])
+@pytest.mark.parametrize(("max_grad_norm", "accumulation_steps", "told_at"), [(None, 2, 4), (1.0, 1, 3)])
 def test_a_gradient_that_is_not_finite_stops_before_the_next_update(max_grad_norm, accumulation_steps, told_at):
     trainer = make_trainer(1, lr=1e-3, max_grad_norm=max_grad_norm, accumulation_steps=accumulation_steps)
     updates = []
@@ -127,11 +120,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_next_update(max_grad_nor
         return gradient * float("inf") if trainer.state.iteration == 3 else gradient
 
     list(trainer.network.parameters())[-1].register_hook(change)
-    with pytest.raises(
-        DivergenceError, match=rf"gradients are not finite at step {told_at} \(norm (nan|inf)\)"
-    ) as caught:
+    with pytest.raises(DivergenceError, match=rf"not finite at step {told_at} \(norm (nan|inf)\).*lower learning_rate"):
         trainer.run()
-    assert "lower learning_rate" in str(caught.value)
     assert updates[-1] == told_at
     assert trainer.state.iteration == told_at + 1  # read together with the next loss
 
@@ -159,9 +149,10 @@ def test_clipping_limits_the_norm_of_all_gradients_together():
     assert norm(gradients(make_trainer(8, max_grad_norm=0.01))) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "auto"])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize(
+    ("precision", "channels_last", "max_grad_norm"),
+    [("fp32", True, None), ("bf16", True, 1.0), ("fp16", False, 1.0), ("fp16", True, None), ("auto", False, 1.0)],
+)
 def test_every_precision_trains_on_a_cpu(precision, channels_last, max_grad_norm):
     trainer = make_trainer(lr=1e-3, precision=precision, channels_last=channels_last, max_grad_norm=max_grad_norm)
     before = [p.clone() for p in trainer.network.parameters()]
@@ -173,53 +164,34 @@ def test_every_precision_trains_on_a_cpu(precision, channels_last, max_grad_norm
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_auto_precision_is_what_the_machine_computes_in():
-    assert resolve_precision("auto", "cpu") == (torch.bfloat16 if cpu_has_bf16() else torch.float32)
-    with pytest.raises(ConfigError, match="precision is 'half'; choose one of"):
-        resolve_precision("half", "cpu")
-
-
 def test_min_snr_weighs_the_loss_of_each_image():
-    losses, seen = [], {}
-
-    def note(trainer):
-        losses.append(float(trainer.state.output[0]["loss"]))
-
+    first = {}
     for weighting in ("none", "min_snr"):
         schedule = DiffusionSchedule(prediction="v", loss_weighting=weighting)
         trainer = make_trainer(1, schedule=schedule, prepare=FixedNoise)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+
+        def keep(engine, weighting=weighting):
+            first.setdefault(weighting, float(engine.state.output[0]["loss"]))
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)
         trainer.run()
-        seen[weighting] = losses[:]
-        losses.clear()
-    order = [i for batch in [next(iter(trainer.data_loader.batch_sampler))] for _, i in batch]
-    t = FixedNoise(schedule).get_timesteps(Images().images[order])
+    ((_, index),) = next(iter(trainer.data_loader.batch_sampler))
+    t = FixedNoise(schedule).get_timesteps(Images().images[[index]])
     weight = float(schedule.loss_weights(t))
-    assert seen["min_snr"][0] == pytest.approx(weight * seen["none"][0], rel=1e-5)
+    assert first["min_snr"] == pytest.approx(weight * first["none"], rel=1e-5)
 
 
 @pytest.mark.goal(id="R8")
 def test_a_loss_that_is_not_finite_stops_and_names_the_cases():
     trainer = make_trainer(2, data=Images(value=float("nan")), lr=1e-3)
     trainer.state.iteration = 999_999
-    with pytest.raises(
-        DivergenceError, match=r"not finite at step \d+ \(cases .*case-2.*lower learning_rate"
-    ) as caught:
-        trainer.run()
-    line = str(caught.value)
-    assert "\n" not in line
-    assert len(line) <= 200
-    assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
-
-
-def test_every_handler_learns_of_an_exception_and_it_is_raised_all_the_same():
-    trainer = make_trainer(2, data=Images(value=float("nan")))
     heard = []
-    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: heard.append(("first", type(error))))
-    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: heard.append(("second", type(error))))
-    with pytest.raises(DivergenceError):
+    for handler in ("first", "second"):
+        trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error, name=handler: heard.append(name))
+    with pytest.raises(DivergenceError, match=r"not finite at step \d+ \(cases .*case-2.*lower learning_rate"):
         trainer.run()
-    assert heard == [("first", DivergenceError), ("second", DivergenceError)]
+    assert heard == ["first", "second"]
+    assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
 
 
 def test_the_encoder_can_see_another_image_than_the_decoder_draws():
@@ -231,32 +203,13 @@ def test_the_encoder_can_see_another_image_than_the_decoder_draws():
     torch.testing.assert_close(seen[0], -seen[1])
 
 
-@pytest.mark.parametrize("wrong", [{"amp": True}, {"precision": "fp8"}])
-def test_settings_that_cannot_be_used_are_refused(wrong):
-    with pytest.raises(ConfigError, match="precision"):
-        make_trainer(**wrong)
-
-
-def test_a_loss_that_reduces_is_refused():
+def test_settings_that_cannot_be_used_are_refused():
+    for wrong in ({"amp": True}, {"precision": "fp8"}):
+        with pytest.raises(ConfigError, match="precision"):
+            make_trainer(**wrong)
     network = torch.nn.Conv2d(1, 1, 1)
     with pytest.raises(ConfigError, match="reduction 'none'"):
         DiffusionTrainer(
             schedule=DiffusionSchedule(), loss_function=torch.nn.MSELoss(), network=network, device=torch.device("cpu"),
             max_epochs=1, train_data_loader=[], optimizer=torch.optim.SGD(network.parameters()),
         )  # fmt: skip
-
-
-@pytest.mark.parametrize(("small", "threads"), [(2**22, 1), (1, 2)])
-def test_the_optimiser_of_a_small_network_uses_one_thread_and_the_network_all(monkeypatch, small, threads):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("monai_diffae.networks.threads._SMALL", small)
-    trainer, before = make_trainer(), torch.get_num_threads()
-    numbers = {"network": set(), "optimiser": set()}
-    trainer.network.register_forward_hook(lambda *_: numbers["network"].add(torch.get_num_threads()))
-    trainer.optimizer.register_step_pre_hook(lambda *_: numbers["optimiser"].add(torch.get_num_threads()))
-    torch.set_num_threads(2)
-    try:
-        trainer.run()
-    finally:
-        torch.set_num_threads(before)
-    assert numbers == {"network": {2}, "optimiser": {threads}}

@@ -322,16 +322,6 @@ def test_small_images_are_processed_by_one_thread_and_others_by_all(
     assert torch.get_num_threads() == 2
 
 
-def test_an_image_that_is_inverted_again_has_the_number_of_threads_of_one_image(
-    inferer, network, images, two_threads, monkeypatch
-):
-    monkeypatch.setattr("monai_diffae.networks.threads._SMALL", 2 * 16 * 16 * 4**2 * 9)  # three images are not small
-    numbers = set()
-    network.unet.stem.register_forward_hook(lambda _, x, __: numbers.add((len(x[0]), torch.get_num_threads())))
-    inferer.replace(steps=2, invert_tolerance=1e-12).round_trip(images, network, max_evaluations=10)
-    assert numbers == {(3, 2), (1, 1)}
-
-
 def test_a_small_image_is_the_same_to_the_bit_whatever_the_number_of_threads(inferer, two_threads):
     torch.manual_seed(0)
     network = build_autoencoder(2, base_channels=16, channel_mult=(1, 2, 4), z_channels=16).eval()

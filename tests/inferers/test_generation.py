@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from monai_diffae.diffusion import DiffusionSchedule, ddim
+from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import LatentInferer
 from monai_diffae.networks import LatentMLP
@@ -100,17 +100,3 @@ def test_what_cannot_sample_is_refused():
         LatentInferer(SCHEDULE).sample(untrained().train(), 1)
     with pytest.raises(ConfigError, match="set_statistics"):
         LatentInferer(SCHEDULE).sample(LatentMLP(6, 8, 2).eval(), 1)
-
-
-def test_sampling_with_ddim_and_all_levels_is_the_solver_itself():
-    network, inferer = untrained(), LatentInferer(SCHEDULE, "ddim", 1000)
-    first_and_last = []
-
-    def keep(done, total, z):
-        if done in (1, total):
-            first_and_last.append(z.clone())
-
-    inferer.sample(network, 64, callback=keep)
-    with torch.no_grad():
-        last = ddim(network, SCHEDULE, first_and_last[0], inferer.levels[1:])
-    torch.testing.assert_close(last, first_and_last[1])

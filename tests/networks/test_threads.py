@@ -1,45 +1,50 @@
-import threading
+import os
 
 import pytest
 import torch
 from torch import nn
 
+from monai_diffae.networks.kernels import exact_convolutions, reproducible_kernels
 from monai_diffae.networks.threads import _SMALL, evaluation_work, threads_for
 
-pytestmark = pytest.mark.usefixtures("two_threads")
+
+def state():
+    cudnn = torch.backends.cudnn
+    return (
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize(("work", "threads"), [(1, 1), (_SMALL - 1, 1), (_SMALL, 2)])
-def test_small_work_gets_one_thread(work, threads):
-    with threads_for(work, "cpu"):
-        assert torch.get_num_threads() == threads
-    assert torch.get_num_threads() == 2
+def test_kernels_are_exact_or_deterministic_on_a_gpu_and_nothing_changes_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = state()
+    with exact_convolutions():
+        assert state()[:4] == (True, False, True, False)
+    with reproducible_kernels("cpu"):
+        assert state() == before
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with reproducible_kernels("cuda:1"):
+        assert state() == (True, False, True, False, True, True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert state() == before
+    with pytest.raises(ZeroDivisionError), reproducible_kernels("cuda"):
+        raise ZeroDivisionError
+    assert state() == before
 
 
-def test_all_threads_are_back_after_an_error():
+def test_small_work_on_a_cpu_gets_one_thread(two_threads, monkeypatch):
+    for work, device, threads in ((1, "cpu", 1), (_SMALL - 1, "cpu", 1), (_SMALL, "cpu", 2), (1, "cuda", 2)):
+        with threads_for(work, device):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
     with pytest.raises(ZeroDivisionError), threads_for(1, "cpu"):
         1 / 0  # noqa: B018
     assert torch.get_num_threads() == 2
-
-
-def test_a_number_of_the_user_is_used_for_all_work(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # as --threads 2 does
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a number of the user is used for all work, as --threads 2 does
     with threads_for(1, "cpu"):
         assert torch.get_num_threads() == 2
-
-
-def test_a_gpu_needs_no_other_number():
-    with threads_for(1, "cuda"):
-        assert torch.get_num_threads() == 2
-
-
-def test_a_thread_that_starts_meanwhile_has_all_threads():
-    numbers = []
-    thread = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
-    with threads_for(1, "cpu"):
-        thread.start()
-        thread.join()
-    assert numbers == [2]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,7 @@ def test_work_is_that_of_a_convolution_at_full_resolution(network, shape, work):
     assert evaluation_work(network, torch.zeros(shape)) == work
 
 
-def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads():
+def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads(two_threads):
     def trained(threads):
         generator = torch.Generator().manual_seed(0)
         weights = [nn.Parameter(torch.randn(size, generator=generator)) for size in (1, 65, 4097, 40001)]
