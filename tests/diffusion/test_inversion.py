@@ -5,7 +5,6 @@ import torch
 from gaussian import KINDS, STD, curved, exact
 
 from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion, refined_inversion
-from monai_diffae.diffusion.fixed_point import fixed_point
 from monai_diffae.errors import ConfigError
 
 FEW_KINDS = [("linear_beta", "eps"), ("rectified_flow", "v")]
@@ -123,62 +122,3 @@ def test_a_refined_inversion_is_exact_where_a_small_error_in_x_T_changes_the_ima
         x_T, decoded = refined_inversion(denoise, decode, schedule, x0, levels, tolerance=1e-4, order=order)
         assert (decoded - x0).square().mean() < 1e-4
         torch.testing.assert_close(decode(x_T), decoded)
-
-
-def test_a_bound_on_the_evaluations_of_a_refinement_holds_and_loses_nothing_that_it_allows():
-    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-    network, levels = two_modes(schedule), schedule.inversion_levels(20)
-    num_evaluations = 0
-
-    def denoise(x, t):
-        nonlocal num_evaluations
-        num_evaluations += 1
-        return network(x, t)
-
-    def decode(x_T):
-        return adams(denoise, schedule, x_T, schedule.decoding_levels(20))
-
-    def refine(max_evaluations, tolerance=1e-7):
-        nonlocal num_evaluations
-        num_evaluations = 0
-        return refined_inversion(
-            denoise, decode, schedule, x0, levels, tolerance=tolerance,
-            max_evaluations=max_evaluations, decode_evaluations=20,
-        )  # fmt: skip
-
-    x0 = 0.7 * data(1, 1, 8, 8, seed=1).sign() + 0.15 / STD * data(1, 1, 8, 8)
-    unbounded, in_full = refine(None), num_evaluations
-    errors = {}
-    for bound in (80, 81, 163, 300, in_full):
-        x_T, decoded = refine(bound)
-        assert bound - 60 < num_evaluations <= bound  # what remains is less than another sweep
-        torch.testing.assert_close(decode(x_T), decoded)
-        errors[bound] = float((decoded - x0).square().mean())
-    assert errors[300] < errors[80] / 10
-    assert all(torch.equal(*pair) for pair in zip(refine(in_full + 1000), unbounded, strict=True))
-    assert refine(79) is None
-    assert num_evaluations == 0
-
-
-# -- fixed points -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("slope", [0.9, -3.0])
-def test_a_linear_map_is_solved_even_if_it_is_no_contraction(slope):
-    x = fixed_point(lambda x: slope * x + 2, torch.zeros(5), tolerance=1e-12, max_evaluations=5)
-    torch.testing.assert_close(x, torch.full((5,), 2 / (1 - slope)))
-
-
-def test_a_map_of_several_slopes_is_solved():
-    slopes = torch.tensor([-2.0, 0.5, 1.5])
-    x = fixed_point(lambda x: slopes * x + 1, torch.zeros(3), tolerance=1e-12, max_evaluations=12)
-    torch.testing.assert_close(x, 1 / (1 - slopes), rtol=1e-4, atol=1e-4)
-
-
-def test_it_stops_after_one_evaluation_if_the_guess_is_right_and_after_the_most_evaluations():
-    evaluated = []
-    fixed_point(lambda x: (evaluated.append(x), x.clone())[1], torch.ones(2, 3), tolerance=0.0, max_evaluations=9)
-    assert len(evaluated) == 1
-    evaluated.clear()
-    fixed_point(lambda x: (evaluated.append(x), x + 1)[1], torch.ones(2, 3), tolerance=1e-9, max_evaluations=7)
-    assert len(evaluated) == 7

@@ -151,15 +151,6 @@ def test_monais_inferer_samples_with_the_schedule_as_ddim_does(name, prediction)
     torch.testing.assert_close(sampled, decoded, atol=1e-5, rtol=1e-5)
 
 
-def test_monais_inferer_trains_with_the_schedule():
-    schedule, unet = DiffusionSchedule(), _unet()
-    x0, noise, t = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([3, 900])
-    z_sem = torch.randn(2, 4)
-    output = DiffusionInferer(schedule)(x0, unet, noise, t, condition=z_sem)
-    torch.testing.assert_close(output, unet(schedule.q_sample(x0, noise, t), t, z_sem))
-    assert len(schedule.alphas_cumprod) == 1000
-
-
 def test_reversed_step_moves_between_the_same_levels_as_ddim():
     schedule = DiffusionSchedule(prediction="eps", spacing="leading")
     x0 = torch.randn(2, 1, 4, 4)

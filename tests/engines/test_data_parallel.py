@@ -10,64 +10,48 @@ import torch.distributed as dist
 from ignite.engine import Events
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer, StepSeeding, distributed, training_loader
+from monai_diffae.engines import distributed
 from monai_diffae.engines.agreement import both_views, encoding_both
 from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import build_autoencoder
 
 pytestmark = pytest.mark.goal(id="R18")
 
-SIZES = {"base_channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "time_embed_channels": 8}
 TOLERANCE = 1e-4  # relative difference of the loss in each of 20 steps; docs/training.md states it
 
 
-class Images(torch.utils.data.Dataset):
-    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+@pytest.fixture
+def train(make_trainer, make_network, image_data):
+    def train(rank, world_size, port, channels_last, epochs, results):
+        torch.set_num_threads(1)
+        weights = network = make_network()
+        if world_size > 1:
+            address = f"tcp://127.0.0.1:{port}"
+            dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+            network = distributed(network, "cpu", channels_last)
+        trainer = make_trainer(
+            4 // world_size, network=weights, called=network, rank=rank, world_size=world_size, lr=1e-3,
+            data=image_data(16), max_epochs=epochs, channels_last=channels_last,
+        )  # fmt: skip
+        losses, checksums = [], []
 
-    def __len__(self):
-        return len(self.images)
+        def keep():
+            losses.append(float(trainer.state.output[0]["loss"]))
+            content = b"".join(weight.detach().numpy().tobytes() for weight in weights.parameters())
+            checksums.append(hashlib.sha256(content).hexdigest())
 
-    def __getitem__(self, item):
-        return {"image": self.images[item[1]], "id": str(item[1])}
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)
+        trainer.run()
+        results.put((rank, losses, checksums))
 
-
-def train(rank, world_size, port, channels_last, epochs, results):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    weights = network = build_autoencoder(2, **SIZES)
-    if world_size > 1:
-        address = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
-        network = distributed(network, "cpu", channels_last)
-    schedule = DiffusionSchedule(prediction="v")
-    trainer = DiffusionTrainer(
-        schedule=schedule, network=network, device=torch.device("cpu"), max_epochs=epochs, precision="fp32",
-        train_data_loader=training_loader(Images(), 4 // world_size, rank=rank, world_size=world_size),
-        optimizer=torch.optim.AdamW(weights.parameters(), lr=1e-3, fused=True),
-        loss_function=torch.nn.MSELoss(reduction="none"), inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=AutoencoderPrepareBatch(schedule), channels_last=channels_last,
-    )  # fmt: skip
-    StepSeeding(0, rank).attach(trainer)
-    losses, checksums = [], []
-
-    def keep():
-        losses.append(float(trainer.state.output[0]["loss"]))
-        content = b"".join(weight.detach().numpy().tobytes() for weight in weights.parameters())
-        checksums.append(hashlib.sha256(content).hexdigest())
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)
-    trainer.run()
-    results.put((rank, losses, checksums))
+    return train
 
 
 @pytest.mark.parametrize(
     ("channels_last", "epochs"), [(True, 2), *(pytest.param(last, 5, marks=pytest.mark.slow) for last in (True, False))]
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autograd cannot be forked once it has threads for a GPU")
-def test_two_processes_equal_one(channels_last, epochs):
+def test_two_processes_equal_one(train, channels_last, epochs):
     fork = multiprocessing.get_context("fork")
 
     def run(world_size):
@@ -111,10 +95,8 @@ def test_a_wrapped_network_keeps_its_memory_format(group):
     assert memory_format(torch.nn.Conv2d(1, 1, 3), channels_last=False) == torch.contiguous_format
 
 
-def test_a_wrapped_network_encodes_both_views_and_gives_them_gradients(group):
-    torch.manual_seed(0)
-    network = build_autoencoder(2, **SIZES)
-    torch.nn.init.normal_(network.unet.head[-1].weight)
+def test_a_wrapped_network_encodes_both_views_and_gives_them_gradients(group, make_network):
+    network = make_network()
     x_t, seen, drawn = torch.randn(3, 4, 1, 8, 8)
     gradients = []
     for called in (network, distributed(network, "cpu", channels_last=False)):

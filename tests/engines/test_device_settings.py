@@ -1,35 +1,21 @@
 """Which settings follow from a device. No GPU is needed: a setting is a function of the device's name."""
 
 import json
-import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.optim.optimizer import _get_fused_kernels_supported_devices
-from torch.utils.data import Dataset
 
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer, training_loader, validation_loader
-from monai_diffae.engines.device_settings import DeviceSettings, description
+from monai_diffae.engines import training_loader, validation_loader
+from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.precision import cpu_has_bf16, resolve_precision
-from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import build_autoencoder
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 TRAININGS = sorted(
     path for name in ("train", "train_latent", "distill") for path in BUNDLES.glob(f"*/configs/{name}.json")
 )
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # those that the key ``device`` accepts
-
-
-class Images(Dataset[Any]):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, item):
-        return {"image": torch.zeros(1, 8, 8), "id": "a", "index": 0}
 
 
 @pytest.mark.parametrize(
@@ -60,9 +46,9 @@ def test_auto_asks_the_gpu_that_is_used(capability, dtype, monkeypatch):
 
 def test_loaders_pin_memory_for_a_gpu_only_and_their_workers_persist():
     for loader in (training_loader, validation_loader):
-        assert loader(Images(), 2, device="cuda").pin_memory
-        assert not loader(Images(), 2, device="cpu").pin_memory
-    assert training_loader(Images(), 2, num_workers=2).persistent_workers
+        assert loader(range(4), 2, device="cuda").pin_memory
+        assert not loader(range(4), 2, device="cpu").pin_memory
+    assert training_loader(range(4), 2, num_workers=2).persistent_workers
 
 
 def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
@@ -106,28 +92,3 @@ def test_shipped_trainings_leave_these_settings_to_the_device(path):
     assert trainer["channels_last"] == (False if is_of_vectors else "@channels_last")
     assert config.get("channels_last", False) is not is_of_vectors
     assert config["validate"]["evaluator"].get("device") == "@device"
-
-
-def trainer(**settings):
-    network = build_autoencoder(2, base_channels=4, channel_mult=(1,), num_res_blocks=1, z_channels=4)
-    schedule = DiffusionSchedule()
-    return DiffusionTrainer(
-        schedule=schedule, network=network, train_data_loader=training_loader(Images(), 2), max_epochs=1,
-        optimizer=torch.optim.AdamW(network.parameters(), fused=True), device=torch.device("cpu"),
-        loss_function=torch.nn.MSELoss(reduction="none"), inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=AutoencoderPrepareBatch(schedule), **settings,
-    )  # fmt: skip
-
-
-def test_the_settings_are_logged_once(caplog):
-    with caplog.at_level(logging.INFO, "monai_diffae.engines.trainer"):
-        trainer(precision="fp32").run()
-    lines = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.engines.trainer"]
-    assert lines == ["cpu: float32, channels last, fused AdamW, no workers"]
-    loader = training_loader(Images(), 2, num_workers=1, device="cuda")
-    settings = DeviceSettings.of("cuda", "bf16")
-    line = description(settings, torch.contiguous_format, torch.optim.SGD([torch.zeros(1)]), loader)
-    assert line.startswith("cuda")
-    assert line.endswith(
-        ": bfloat16, contiguous, SGD, 1 worker that persists, pinned memory, deterministic kernels, no TF32"
-    )

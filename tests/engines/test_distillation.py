@@ -16,7 +16,6 @@ from monai_diffae.engines import (
     gradient_difference,
     training_loader,
 )
-from monai_diffae.metrics import PerceptualDistance
 from monai_diffae.networks import DenoisingUNet
 
 LEVELS = [999, 400, 100, -1]
@@ -119,16 +118,3 @@ def test_one_value_per_image_that_a_blurred_image_lowers(size):
     loss.sum().backward()
     assert images.grad[1].any()
     assert not ImageLoss()(images, target).any()  # no weights, no loss
-
-
-@pytest.mark.slow
-def test_lpips_is_added(tmp_path):
-    pytest.importorskip("lpips")
-    models = pytest.importorskip("torchvision.models")
-    torch.save(models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
-    lpips = PerceptualDistance(tmp_path / "alexnet.pth")
-    images, target = torch.rand(2, 2, 1, 32, 32).requires_grad_().unbind(0)
-    loss = ImageLoss(0.1, 0.5, lpips, (0.0, 1.0))(images, target)
-    expected = 0.1 * gradient_difference(images, target) + 0.5 * lpips(images, target, (0.0, 1.0))
-    torch.testing.assert_close(loss, expected)
-    assert not any(p.requires_grad for p in lpips.parameters())

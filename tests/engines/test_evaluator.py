@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import DiffusionEvaluator, FixedPrepareBatch, validation_loader
@@ -9,14 +8,7 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import ValidationLoss, ZSemUsage
 from monai_diffae.networks import build_autoencoder
 
-
-class Images(Dataset):
-    def __len__(self):
-        return 7
-
-    def __getitem__(self, i):
-        g = torch.Generator().manual_seed(i)
-        return {"image": torch.randn(1, 8, 8, generator=g).clamp(-1, 1), "id": str(i), "index": i}
+IMAGES = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
 
 class Deaf(nn.Module):
@@ -56,7 +48,7 @@ def network():
 
 def evaluator(net, batch_size=3, schedule=None):
     schedule = schedule or DiffusionSchedule(schedule="rectified_flow", prediction="v")
-    data = Images()
+    data = [{"image": image, "id": str(i), "index": i} for i, image in enumerate(IMAGES)]
     return DiffusionEvaluator(
         schedule=schedule, precision="fp32", device=torch.device("cpu"), network=net,
         val_data_loader=validation_loader(data, batch_size), inferer=DiffusionAutoencoderInferer(schedule),

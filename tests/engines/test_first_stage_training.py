@@ -160,13 +160,6 @@ def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage, tmp_path):
     assert first_stage.encoded == 5
 
 
-def test_without_a_first_stage_items_hold_images(tmp_path):
-    cases = dataset(None, tmp_path / "cache")
-    assert torch.equal(cases[0]["image"], read({"image": 1})["image"])
-    assert cases.images() is cases
-    assert not (tmp_path / "cache").exists()
-
-
 def test_what_would_mix_up_images_and_latents_is_refused(first_stage, tmp_path):
     arguments = {"data": [], "transform": read, "cache_dir": tmp_path / "cache", "first_stage": first_stage}
     with pytest.raises(ConfigError, match="cannot be augmented; set augmentation to null"):

@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,27 +121,6 @@ def test_the_prediction_is_within_20_percent(batch_size, image_size, use_checkpo
 # -- a whole run ----------------------------------------------------------------------------------------------------
 
 
-def test_large_validation_batches_count_for_a_run():
-    shape, net = (1, 16, 16, 16), network(use_checkpoint=True)
-    small, large, pictures = (
-        run_memory(net, Workload(shape, "cpu", "fp32", 1, *batches)).total for batches in ((1, 0), (64, 0), (1, 64))
-    )
-    assert large > 2 * small
-    assert pictures == large
-
-
-def test_a_first_stage_counts_with_its_weights_the_images_and_its_fullest_moment():
-    stage, net, shape = first_stage(channels=(64, 64)), network(in_channels=2), (1, 32, 32, 32)
-    alone = training_memory(net, (1, 2, 16, 16, 16))
-    of_stage = first_stage_memory(stage, shape)
-    whole = run_memory(net, Workload(shape, "cpu", "fp32", 1, 1, 1, stage))
-    assert whole.states == alone.states + of_stage.states
-    assert of_stage.passing > alone.kept + alone.passing
-    assert whole.passing == of_stage.passing + 4 * 32**3
-    many = run_memory(net, Workload(shape, "cpu", "fp32", 64, 1, 1, stage))
-    assert many.kept == training_memory(net, (64, 2, 16, 16, 16)).kept
-
-
 WORKLOAD = Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0)
 
 
@@ -176,10 +154,8 @@ def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, 
 # -- speed ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_predicted_speed_is_limited_by_arithmetic_or_bandwidth_or_the_start_of_operations():
-    net = build_autoencoder(
-        2, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=16, time_embed_channels=8
-    )
+def test_the_predicted_speed_is_limited_by_arithmetic_or_by_the_start_of_operations():
+    net = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=16)
     batch, counter = torch.zeros(4, 1, 32, 32), FlopCounterMode(display=False)
     with counter:
         net(batch, torch.zeros(4), batch).square().mean().backward()
@@ -189,10 +165,4 @@ def test_the_predicted_speed_is_limited_by_arithmetic_or_bandwidth_or_the_start_
     unlimited = Gpu(1e9, 1e9, 1)
     one, eight = (predicted_images_per_second(net, (batch, 1, 32, 32), unlimited) for batch in (1, 8))
     assert eight == pytest.approx(8 * one, rel=1e-3)  # a batch takes as long as a single image
-    bandwidth = GPUS["a100"].bandwidth
-    full, half = (
-        predicted_images_per_second(net, (256, 1, 64, 64), replace(GPUS["a100"], bandwidth=share * bandwidth))
-        for share in (1, 0.5)
-    )
-    assert 0.5 * full <= half < full
     assert predicted_images_per_second(network(), SHAPE, GPUS["l4"]) > 0

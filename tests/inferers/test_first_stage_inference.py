@@ -8,7 +8,6 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.inferers.reconstructor import Reconstructor
 from monai_diffae.networks import FirstStage, build_autoencoder
 
 SCHEDULE = DiffusionSchedule(schedule="rectified_flow", prediction="v")
@@ -70,15 +69,6 @@ def test_inversion_and_decoding_lose_nothing_but_what_the_first_stage_loses(infe
     torch.testing.assert_close(decoded, first_stage.decode(plain.decode(z_sem, x_T, network)))
     error = (decoded - first_stage.decode(latents)).square().mean()
     assert error < 1e-3 * first_stage.decode(latents).square().mean()
-
-
-def test_reconstructions_have_the_images_shape(inferer, network, images):
-    few = inferer.replace(steps=3, invert_tolerance=None)
-    for mode in ("x_T", "z_sem"):
-        assert few.reconstruct(images, network, mode=mode).shape == images.shape
-        assert Reconstructor(few, mode=mode)(images, network).shape == images.shape
-    with pytest.raises(ConfigError, match=r"with these images it must be \(3, 3, 8, 8, 4\)"):
-        inferer.reconstruct(images, network, mode="z_sem", x_T=torch.zeros_like(images))
 
 
 def test_latents_are_never_clipped(first_stage):

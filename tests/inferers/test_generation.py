@@ -83,13 +83,6 @@ def test_a_call_is_the_training_forward():
     assert torch.equal(output, network(SCHEDULE.q_sample(z, eps, t), t))
 
 
-def test_the_callback_is_called_for_each_step_of_each_batch():
-    steps = []
-    inferer = LatentInferer(SCHEDULE, steps=3)
-    inferer.sample(untrained(), 65, callback=lambda done, total, z: steps.append((done, total, tuple(z.shape))))
-    assert steps == [(i, 3, (64, 6)) for i in (1, 2, 3)] * 2
-
-
 def test_what_cannot_sample_is_refused():
     with pytest.raises(ConfigError, match="steps is 0"):
         LatentInferer(SCHEDULE, steps=0)

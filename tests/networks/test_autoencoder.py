@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, ViT, resnet18
+from monai.networks.nets import ViT, resnet18
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder, build_autoencoder
@@ -162,8 +162,6 @@ def test_components_that_are_no_networks_or_do_not_fit_are_refused():
     unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,), z_channels=12)
     with pytest.raises(ConfigError, match=r"^encoder is a dict; it must be a network \(torch.nn.Module\)$"):
         DiffusionAutoencoder({"_target_": "SemanticEncoder"}, unet)
-    with pytest.raises(ConfigError, match="^unet: Identity has no spatial_dims; use a DenoisingUNet, or add"):
-        DiffusionAutoencoder(torch.nn.Identity(), torch.nn.Identity())
     with pytest.raises(ConfigError, match=r"^z_channels differs: 16 in the encoder \(SemanticEncoder\), 12 in the UN"):
         DiffusionAutoencoder(SemanticEncoder(2, z_channels=16, base_channels=8, channel_mult=(1,)), unet)
     with pytest.raises(ConfigError, match="^spatial_dims differs: 3 in the encoder"):
@@ -176,10 +174,6 @@ def test_wrong_inputs_are_one_line():
         network(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ConfigError, match=r"context has the shape \(1, 11\): the UNet takes z_sem of shape \(1, 12\)"):
         network(torch.zeros(1, 1, 8, 8), torch.tensor([1]), torch.zeros(1, 11))
-    with pytest.raises(ConfigError, match="multiples of 4"):
-        network.encoder(torch.zeros(1, 1, 6, 8))
-    with pytest.raises(ConfigError, match="multiples of 2"):
-        network.unet(torch.zeros(1, 1, 7, 8), torch.tensor([1]), torch.zeros(1, 12))
 
 
 def test_weights_of_which_none_is_of_this_network_are_refused():
@@ -198,12 +192,10 @@ def test_weights_of_which_none_is_of_this_network_are_refused():
 @pytest.mark.parametrize(
     ("spatial_dims", "build"),
     [
-        (2, lambda: resnet18(spatial_dims=2, n_input_channels=1, num_classes=12)),
         (3, lambda: resnet18(spatial_dims=3, n_input_channels=1, num_classes=12)),
-        (2, lambda: DenseNet121(spatial_dims=2, in_channels=1, out_channels=12)),
         (2, lambda: ViT(1, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)),
     ],
-    ids=["resnet18-2d", "resnet18-3d", "densenet121", "vit"],
+    ids=["resnet", "vit"],
 )
 def test_encoder_may_be_a_monai_network(spatial_dims, build):
     network = small(spatial_dims, encoder=build())
@@ -235,10 +227,6 @@ def test_the_size_rules_of_another_packages_encoder_count():
     assert network(x, torch.tensor([3]), x).shape == x.shape
     with pytest.raises(ConfigError, match=r"56 x 32: .* multiples of 28; crop, pad or resize to 56 x 28 or 56$"):
         network.encode(torch.zeros(1, 1, 56, 32))
-    encoder = Patches()
-    encoder.size_divisors = (14, 2.0)
-    with pytest.raises(ConfigError, match=r"^Patches: size_divisors is .*; it must be 2 whole numbers"):
-        small(encoder=encoder)
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_another_trains():
@@ -284,9 +272,8 @@ def test_a_grid_tells_where_something_is():
     for grid, same in ((1, True), (2, False)):
         above, below = small(encoder_channel_mult=(1, 2), z_grid=grid).encoder.head(last)
         assert torch.allclose(above, below, atol=1e-5) == same
-    for grid in (0, (2, 2, 2)):
-        with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a whole number of 1 or more nor 2 of them$"):
-            small(z_grid=grid)
+    with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a whole number of 1 or more nor 2 of them$"):
+        small(z_grid=(2, 2, 2))
 
 
 @pytest.mark.parametrize(

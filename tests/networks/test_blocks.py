@@ -96,7 +96,7 @@ def test_channels_last_goes_through_every_layer(spatial_dims, layer):
     x = torch.randn(2, 16, *(4,) * spatial_dims).contiguous(memory_format=memory_format)
     module, arguments = {
         "down": (PlainBlock(spatial_dims, 16, 8, resample="down"), ()),
-        "two_up": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, "up"), (torch.randn(2, 4), torch.randn(2, 8))),
+        "two_up": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="up"), (torch.randn(2, 4), torch.randn(2, 8))),
         "attention": (PositionAttention(16), ()),
     }[layer]
     module = randomise(module).to(memory_format=memory_format)

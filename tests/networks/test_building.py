@@ -27,18 +27,9 @@ class Layer(nn.Module):
         self.linear = nn.Linear(width, width)
 
 
-class Wider(Layer):
-    @keeps_config
-    def __init__(self, factor):
-        super().__init__(2 * factor)
-
-
 def test_arguments_are_kept_with_their_defaults_as_json_has_them():
     assert Layer(3).config == {"width": 3, "strides": [[2, 1]]}
-    assert Layer(width=3, strides=()).config == {"width": 3, "strides": []}
-    assert Wider(2).config == {"factor": 2}
     assert list(inspect.signature(Layer).parameters) == ["width", "strides"]
-    assert list(Layer(3).state_dict()) == ["linear.weight", "linear.bias"]
     for network in (SemanticEncoder(2, channel_mult=(1,)), DenoisingUNet(2, channel_mult=(1,)), LatentMLP()):
         assert network.config.keys() == inspect.signature(type(network)).parameters.keys()
 

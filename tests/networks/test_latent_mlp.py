@@ -23,13 +23,12 @@ def test_the_papers_network_has_its_size():
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
-@pytest.mark.parametrize("timesteps", [torch.tensor([0, 999]), torch.tensor([0.0, 999.0])])
-def test_it_is_called_as_the_unet_is(timesteps):
-    network, z_t = small(), torch.randn(2, 6)
-    out = network(x=z_t, timesteps=timesteps, context=None)
+def test_it_is_called_as_the_unet_is():
+    network, z_t, t = small(), torch.randn(2, 6), torch.tensor([0, 999])
+    out = network(x=z_t, timesteps=t, context=None)
     assert out.shape == (2, 6)
-    assert torch.equal(network(z_t, timesteps, context=torch.randn(2, 3)), out)  # there is no condition
-    assert not torch.allclose(network(z_t, timesteps.flip(0)), out)
+    assert torch.equal(network(z_t, t.float(), context=torch.randn(2, 3)), out)  # there is no condition
+    assert not torch.allclose(network(z_t, t.flip(0)), out)
 
 
 @pytest.mark.parametrize("skip_layers", [None, (), (0, 3)])
@@ -96,9 +95,6 @@ def test_normalising_and_back():
         (torch.zeros(5), torch.ones(6), r"the mean of z_sem has the shape \(5,\): .* needs \(6,\)"),
         (torch.zeros(6), torch.tensor([1.0, 1, 0, 1, -1, 1]), "the std of z_sem is not positive in 2 dimensions"),
         (torch.full((6,), torch.nan), torch.ones(6), "the mean of z_sem holds values that are not finite"),
-        ([0.0] * 6, torch.ones(6), "the mean of z_sem is a list, not a tensor"),
-        (torch.zeros(6, device="meta"), torch.ones(6), "the mean of z_sem has no values"),
-        (torch.zeros(6), torch.full((6,), 1e-40), "not positive in 6 dimensions, or too small to divide by"),
     ],
 )
 def test_wrong_statistics_are_one_line_and_change_nothing(mean, std, message):
@@ -109,10 +105,7 @@ def test_wrong_statistics_are_one_line_and_change_nothing(mean, std, message):
 
 
 def test_wrong_settings_and_inputs_are_one_line():
-    with pytest.raises(ConfigError, match="num_layers=1"):
-        small(num_layers=1)
     with pytest.raises(ConfigError, match=r"skip_layers=\[4\]: there are layers 0 to 3"):
         small(skip_layers=(4,))
-    for shape in ((2, 5), (2, 1, 6)):
-        with pytest.raises(ConfigError, match=r"z has the shape .*: the latent network takes \(B, 6\)"):
-            small()(torch.zeros(shape), torch.tensor([1, 2]))
+    with pytest.raises(ConfigError, match=r"z has the shape .*: the latent network takes \(B, 6\)"):
+        small()(torch.zeros(2, 5), torch.tensor([1, 2]))

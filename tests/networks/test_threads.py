@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from monai_diffae.networks.kernels import exact_convolutions, reproducible_kernels
-from monai_diffae.networks.threads import _SMALL, evaluation_work, threads_for
+from monai_diffae.networks.threads import _SMALL, threads_for
 
 
 def state():
@@ -45,18 +45,6 @@ def test_small_work_on_a_cpu_gets_one_thread(two_threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a number of the user is used for all work, as --threads 2 does
     with threads_for(1, "cpu"):
         assert torch.get_num_threads() == 2
-
-
-@pytest.mark.parametrize(
-    ("network", "shape", "work"),
-    [
-        (nn.Sequential(nn.SiLU(), nn.Conv2d(3, 4, 3)), (2, 3, 5, 6), 2 * 30 * 16 * 9),
-        (nn.Conv3d(1, 8, 3), (1, 1, 4, 4, 4), 64 * 64 * 27),
-        (nn.Linear(2, 2), (1, 2), _SMALL),
-    ],
-)
-def test_work_is_that_of_a_convolution_at_full_resolution(network, shape, work):
-    assert evaluation_work(network, torch.zeros(shape)) == work
 
 
 def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads(two_threads):

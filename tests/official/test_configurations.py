@@ -55,7 +55,7 @@ def test_the_reference_and_our_network_are_the_official_code(official, name):
         official.Official(
             channels=config["in_channels"], base=config["model_channels"], mult=config["channel_mult"],
             enc_mult=config["enc_channel_mult"], blocks=blocks, enc_blocks=blocks, attention=levels,
-            enc_attention=levels, z=config["enc_out_channels"], embed=config["embed_channels"],
+            enc_attention=levels, z=config["enc_out_channels"], embed=config["embed_channels"]
         )
     )  # fmt: skip
     assert {key: value.shape for key, value in random.items()} == {key: value.shape for key, value in weights.items()}
@@ -93,14 +93,12 @@ def test_the_released_configurations_are_our_presets(official, name):
     config = infer_config(official.random_weights(of, device="meta"))
     assert config["encoder_channel_mult"] == [*mult, mult[-1]]
     assert config["encoder_num_res_blocks"] == config["num_res_blocks"] == 2
-    assert (config["z_channels"], config["time_embed_channels"]) == (512, 512)
     assert all(tuple(config[key]) == tuple(ours[key]) for key in ("channel_mult", "attention_levels"))
     assert tuple(config["encoder_attention_levels"]) == tuple(levels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_weights_are_copies_in_float32(official, dtype):
-    weights = {name: tensor.to(dtype) for name, tensor in official.random_weights(official.Official()).items()}
+def test_the_weights_are_copies_in_float32(official):
+    weights = {name: tensor.double() for name, tensor in official.random_weights(official.Official()).items()}
     network = load_official(weights)
     expected = weights["input_blocks.0.0.weight"].float().clone()
     weights["input_blocks.0.0.weight"].zero_()
@@ -120,8 +118,6 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
         z_sem = load_official(weights, encoder_num_res_blocks=1).encode(x0)
         torch.testing.assert_close(z_sem, official.encode(weights, x0, 1), rtol=0, atol=1e-5)
         assert load_official(weights, encoder_num_res_blocks=2).encoder.config["channel_mult"] == [1, 1]
-    with pytest.raises(ConfigError, match="^encoder_num_res_blocks: 3 does not fit the encoder's weights; omit it$"):
-        load_official(weights, encoder_num_res_blocks=3)
 
 
 def test_overrides_are_those_that_leave_no_trace(official):
@@ -133,15 +129,9 @@ def test_overrides_are_those_that_leave_no_trace(official):
     assert network.unet.middle_stage.use_checkpoint
     with pytest.raises(ConfigError, match=r"z_channels: is derived from the weights; only num_heads"):
         load_official(weights, z_channels=3)
-    with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 64"):
-        load_official(weights, num_heads=3)
 
 
 # -- what we do not have --------------------------------------------------------------------------------------------
-
-
-def renamed(weights, pattern, replacement):
-    return {re.sub(pattern, replacement, name): tensor for name, tensor in weights.items()}
 
 
 def without(weights, pattern):
@@ -156,16 +146,11 @@ def grown(weights, pattern, axis=0, times=2):
     }
 
 
-def of_3d(weights):
-    return {name: tensor[..., None] if tensor.ndim == 4 else tensor for name, tensor in weights.items()}
-
-
 ONE = torch.zeros(1)
 DOWN = r"^((encoder\.)?input_blocks\.3)\..*"
 OTHER_NETWORKS = {
     "other channels": (lambda w: grown(w, r"^(encoder\.)?input_blocks\.0\.", axis=1), "that predicts 1 channels for"),
     "learned variance": (lambda w: grown(w, r"^out\.2\."), "beatgans_model_var_type"),
-    "no encoder": (lambda w: without(w, r"^encoder\."), "no encoder, as the DDPM and DDIM baselines"),
     "one condition": (lambda w: without(w, "cond_emb_layers"), "resnet_two_cond=False"),
     "conv downsampling": (lambda w: without(w, DOWN) | {"input_blocks.3.0.op.weight": ONE}, "resblock_updown=False"),
     "no middle attention, encoder": (lambda w: without(w, r"^encoder\.middle_block\.1"), "use_mid_attn=False"),
@@ -175,22 +160,13 @@ OTHER_NETWORKS = {
         "resnet_time_emb_2xwidth=False",
     ),
     "stochastic encoder": (lambda w: grown(w, r"^encoder\.out\.3\."), "is_stochastic"),
-    "conditions before the convolution": (
-        lambda w: w | {"input_blocks.1.0.emb_inlayers.1.weight": ONE},
-        "resnet_use_inlayers_condition",
-    ),
-    "3D": (of_3d, "they are 3D, but the official code is for 2D images"),
-    "unknown tensors": (
-        lambda w: w | {f"sty_{i}": ONE for i in range(9)},
-        r"do not fit .*: sty_0, sty_1, sty_2 and 6 more too many",
-    ),
+    "3D": (lambda w: {n: t[..., None] if t.ndim == 4 else t for n, t in w.items()}, "they are 3D, but the official"),
     "a missing tensor": (lambda w: without(w, r"^out\.0\.weight"), r"unet\.head\.0\.weight missing"),
     "transposed": (
         lambda w: {n: t.transpose(0, 1) if n.endswith("qkv.weight") else t for n, t in w.items()},
         r"qkv\.weight.* of another shape",
     ),
     "NaN": (lambda w: w | {"out.0.weight": torch.full((32,), torch.nan)}, r"^out\.0\.weight: .* not finite"),
-    "nothing": (lambda _: {}, "there is no autoencoder in it"),
     "something else": (lambda _: {"fc.weight": ONE}, "input_blocks.0.0.weight is missing"),
 }
 
@@ -226,47 +202,18 @@ def test_widths_and_blocks_that_the_official_code_cannot_have_are_refused(offici
 # -- files and checkpoints -------------------------------------------------------------------------------------------
 
 
-@needs_parity_files
-@pytest.mark.parametrize("name", FILES)
-def test_configuration_is_read_off_the_tensors(name):
-    _, metadata = read_safetensors(PARITY / f"{name}.safetensors")
-    official = json.loads(metadata["config"])
-    network = load_official(PARITY / f"{name}.safetensors")
-    config, encoder, size = network.unet.config, network.encoder.config, official["image_size"]
-    assert config["in_channels"] == official["in_channels"]
-    assert config["base_channels"] == encoder["base_channels"] == official["model_channels"]
-    assert config["channel_mult"] == official["channel_mult"]
-    assert encoder["channel_mult"] == official["enc_channel_mult"]
-    assert config["num_res_blocks"] == official["num_res_blocks"]
-    assert config["z_channels"] == official["enc_out_channels"]
-    assert config["time_embed_channels"] == official["embed_channels"]
-    assert [size // 2**level for level in config["attention_levels"]] == official["attention_resolutions"]
-    assert [size // 2**level for level in encoder["attention_levels"]] == official["attention_resolutions"]
-
-
-@needs_parity_files
-def test_a_training_checkpoint_gives_its_ema_model(tmp_path):
-    tensors, _ = read_safetensors(PARITY / f"{FILES[0]}.safetensors")
-    official = {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
-    state = {f"ema_model.{key}": tensor for key, tensor in official.items()}
-    state |= {f"model.{key}": torch.zeros_like(tensor) for key, tensor in official.items()}
+def test_a_training_checkpoint_gives_its_ema_model(official, tmp_path):
+    weights = official.random_weights(official.Official())
+    state = {f"ema_model.{key}": tensor for key, tensor in weights.items()}
+    state |= {f"model.{key}": torch.zeros_like(tensor) for key, tensor in weights.items()}
     state |= {"x_T": torch.zeros(1), "ema_model.latent_net.layers.0.linear.weight": torch.zeros(1)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
-    network = load_official(tmp_path / "last.ckpt", dropout=0.1)
+    network, expected = load_official(tmp_path / "last.ckpt", dropout=0.1), load_official(weights)
     assert network.unet.config["dropout"] == 0.1
-    assert torch.equal(network.unet.stem.weight, official["input_blocks.0.0.weight"])
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in network.state_dict().items())
 
 
 def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
-    weights = official.random_weights(official.Official())
-    changes = {
-        "norm": (lambda w: {n: t for n, t in w.items() if "middle_block.0.in_layers.0.bias" not in n}, "do not fit"),
-        "mlp": (lambda _: official.random_latent(), "there is no autoencoder in it"),
-        "stem": (lambda w: {n: t for n, t in w.items() if n != "input_blocks.0.0.weight"}, "weight is missing"),
-        "cond": (lambda w: {n: t for n, t in w.items() if "cond_emb" not in n}, "one condition per block"),
-    }
-    for name, (change, message) in changes.items():
-        torch.save(change(weights), tmp_path / f"{name}.ckpt")
-        with pytest.raises(ConfigError, match=rf"^{name}\.ckpt: .*{message}") as caught:
-            load_official(tmp_path / f"{name}.ckpt")
-        assert "\n" not in str(caught.value)
+    torch.save(official.random_latent(), tmp_path / "mlp.ckpt")
+    with pytest.raises(ConfigError, match=r"^mlp\.ckpt: .*there is no autoencoder in it"):
+        load_official(tmp_path / "mlp.ckpt")
