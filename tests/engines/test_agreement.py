@@ -78,7 +78,7 @@ def slices(image_data):
 
 
 @pytest.fixture(scope="module")
-def trained(make_trainer):
+def trained(slices, make_trainer):
     def train(**settings):
         """A trainer after its steps of 4 images, and their losses."""
         losses, settings = [], {"encoder_key": "view", "lr": 1e-3, **settings}
