@@ -9,7 +9,6 @@ from monai_diffae.networks.blocks import (
     PlainBlock,
     PositionAttention,
     TwoConditionBlock,
-    check_images,
     conv3,
     group_count,
     level_widths,
@@ -123,20 +122,6 @@ def test_what_gives_no_network_is_refused():
         level_widths(8, (1, 2), attention_levels=(2,))
     with pytest.raises(ConfigError, match="give no usable widths"):
         level_widths(8, (), attention_levels=())
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 1, 30, 32), "has the size 30 x 32: .* multiples of 8; crop, pad or resize to 24 or 32 x 32$"),
-        ((1, 1, 3, 32), "resize to 8 x 32$"),
-        ((1, 3, 32, 32), "has 3 channels: the network was built for 1"),
-        ((1, 32, 32), r"has the shape \(1, 32, 32\): a 2D network takes \(B, C, H, W\)"),
-    ],
-)
-def test_wrong_images_give_one_line_with_what_would_do(shape, message):
-    with pytest.raises(ConfigError, match=message):
-        check_images(torch.zeros(shape), 2, 1, (8, 8), "the image")
 
 
 @pytest.mark.parametrize(("cells", "size"), [((2, 3), (5, 7)), ((4, 4), (2, 3)), ((2, 2, 1), (5, 2, 3))])

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from monai_diffae.networks.kernels import exact_convolutions, reproducible_kernels
-from monai_diffae.networks.threads import _SMALL, threads_for
 
 
 def state():
@@ -32,19 +31,6 @@ def test_kernels_are_exact_or_deterministic_on_a_gpu_and_nothing_changes_on_a_cp
     with pytest.raises(ZeroDivisionError), reproducible_kernels("cuda"):
         raise ZeroDivisionError
     assert state() == before
-
-
-def test_small_work_on_a_cpu_gets_one_thread(two_threads, monkeypatch):
-    for work, device, threads in ((1, "cpu", 1), (_SMALL - 1, "cpu", 1), (_SMALL, "cpu", 2), (1, "cuda", 2)):
-        with threads_for(work, device):
-            assert torch.get_num_threads() == threads
-        assert torch.get_num_threads() == 2
-    with pytest.raises(ZeroDivisionError), threads_for(1, "cpu"):
-        1 / 0  # noqa: B018
-    assert torch.get_num_threads() == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a number of the user is used for all work, as --threads 2 does
-    with threads_for(1, "cpu"):
-        assert torch.get_num_threads() == 2
 
 
 def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads(two_threads):
