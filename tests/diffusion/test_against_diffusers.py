@@ -48,14 +48,15 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=[(2, 1, 6, 6), (1, 2, 4, 4, 4)], ids=["2D", "3D"])
-def x_T(request):
-    return noise(*request.param)
+@pytest.fixture
+def x_T():
+    return noise(2, 1, 6, 6)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("steps", [5, 10, 50])
-def test_ddim(x_T, prediction, steps):
+@pytest.mark.parametrize("shape", [(2, 1, 6, 6), (1, 2, 4, 4, 4)], ids=["2D", "3D"])
+@pytest.mark.parametrize(("prediction", "steps"), [("eps", 50), ("x0", 10), ("v", 5)])
+def test_ddim(shape, prediction, steps):
+    x_T = noise(*shape)
     scheduler = DDIMScheduler(
         **BETAS, prediction_type=THEIR_NAME[prediction], clip_sample=False, timestep_spacing="trailing"
     )
@@ -77,8 +78,7 @@ def test_ddim_with_eta(x_T):
     )
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("spacing", ["trailing", "linspace", "logsnr"])
+@pytest.mark.parametrize(("prediction", "spacing"), [("eps", "trailing"), ("x0", "linspace"), ("v", "logsnr")])
 def test_dpmpp_2m(x_T, prediction, spacing):
     schedule = DiffusionSchedule(prediction=prediction, spacing=spacing)
     levels = schedule.decoding_levels(10)
@@ -89,9 +89,10 @@ def test_dpmpp_2m(x_T, prediction, spacing):
     assert_same(ours(dpmpp_2m, schedule, x_T, levels), theirs(scheduler, x_T))
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("parameterisation", ["x0", "eps"])
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("prediction", "parameterisation", "order"),
+    [("eps", "x0", 2), ("x0", "x0", 3), ("v", "x0", 1), ("eps", "eps", 3), ("v", "eps", 2)],
+)
 def test_unipc(x_T, prediction, parameterisation, order):
     schedule = DiffusionSchedule(prediction=prediction, spacing="trailing")
     scheduler = UniPCMultistepScheduler(

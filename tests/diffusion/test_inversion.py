@@ -7,6 +7,8 @@ from gaussian import KINDS, STD, curved, exact
 from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion, refined_inversion
 from monai_diffae.errors import ConfigError
 
+FEW_KINDS = [("linear_beta", "eps"), ("rectified_flow", "v")]
+
 
 def data(*shape, seed=0):
     return STD * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -16,7 +18,7 @@ def error(a, b):
     return float((a - b).abs().mean())
 
 
-@pytest.mark.parametrize(("name", "prediction"), KINDS)
+@pytest.mark.parametrize(("name", "prediction"), FEW_KINDS)
 def test_the_papers_round_trip_error_falls_as_one_over_steps(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, spacing="trailing")
     x0, errors = data(2, 1, 4, 4), []
@@ -28,18 +30,17 @@ def test_the_papers_round_trip_error_falls_as_one_over_steps(name, prediction):
     assert all(1.5 < ratio < 3 for ratio in ratios), (errors, ratios)
 
 
-@pytest.mark.parametrize(("name", "prediction"), KINDS)
-@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 1, 4, 4, 4)])
-def test_twenty_and_twenty_evaluations_beat_the_papers_250_and_100(name, prediction, shape):
+@pytest.mark.parametrize(("name", "prediction"), FEW_KINDS)
+def test_twenty_and_twenty_evaluations_beat_the_papers_250_and_100(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
-    denoise, x0 = curved(schedule), data(*shape)
+    denoise, x0 = curved(schedule), data(2, 1, 4, 4, 4)
     x_T = ddim(denoise, schedule, x0, schedule.paper_inversion_levels(250, "leading"))
     papers = error(ddim(denoise, schedule, x_T, schedule.decoding_levels(100, "leading")), x0)
     x_T = implicit_inversion(denoise, schedule, x0, schedule.inversion_levels(20))
     assert error(adams(denoise, schedule, x_T, schedule.decoding_levels(20)), x0) < papers / 3
 
 
-@pytest.mark.parametrize(("name", "prediction"), KINDS)
+@pytest.mark.parametrize(("name", "prediction"), FEW_KINDS)
 def test_with_many_evaluations_it_is_the_inverse_of_ddim_to_rounding(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     denoise, x0 = curved(schedule), data(2, 1, 4, 4)
@@ -74,13 +75,8 @@ def test_evaluations_beyond_one_per_step_go_to_the_cleanest_levels():
     assert evaluated == [t for t, count in zip(levels[1:], counts, strict=True) for _ in range(count)]
     with pytest.raises(ConfigError, match="num_evaluations is 3; give at least 4, one for each step"):
         implicit_inversion(denoise, schedule, data(1, 1, 4, 4), levels, num_evaluations=3)
-
-
-def test_levels_that_do_not_rise_and_orders_below_one_are_refused():
-    schedule = DiffusionSchedule()
-    for levels, order in (([5, 3, -1], 3), ([-1, 4, 4], 3), ([-1, 5], 0)):
-        with pytest.raises(ConfigError, match="implicit_inversion needs rising levels"):
-            implicit_inversion(curved(schedule), schedule, data(1, 1, 4, 4), levels, order=order)
+    with pytest.raises(ConfigError, match="implicit_inversion needs rising levels"):
+        implicit_inversion(denoise, schedule, data(1, 1, 4, 4), [5, 3, -1])
 
 
 def test_a_clipped_round_trip_reproduces_the_image_too():
@@ -126,40 +122,3 @@ def test_a_refined_inversion_is_exact_where_a_small_error_in_x_T_changes_the_ima
         x_T, decoded = refined_inversion(denoise, decode, schedule, x0, levels, tolerance=1e-4, order=order)
         assert (decoded - x0).square().mean() < 1e-4
         torch.testing.assert_close(decode(x_T), decoded)
-
-
-def test_a_bound_on_the_evaluations_of_a_refinement_holds_and_loses_nothing_that_it_allows():
-    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-    network, levels = two_modes(schedule), schedule.inversion_levels(20)
-    num_evaluations = 0
-
-    def denoise(x, t):
-        nonlocal num_evaluations
-        num_evaluations += 1
-        return network(x, t)
-
-    def decode(x_T):
-        return adams(denoise, schedule, x_T, schedule.decoding_levels(20))
-
-    def refine(max_evaluations, tolerance=1e-7):
-        nonlocal num_evaluations
-        num_evaluations = 0
-        return refined_inversion(
-            denoise, decode, schedule, x0, levels, tolerance=tolerance,
-            max_evaluations=max_evaluations, decode_evaluations=20,
-        )  # fmt: skip
-
-    x0 = 0.7 * data(1, 1, 8, 8, seed=1).sign() + 0.15 / STD * data(1, 1, 8, 8)
-    unbounded, in_full = refine(None), num_evaluations
-    errors = {}
-    for bound in (80, 81, 99, 120, 163, 200, 300, in_full):
-        x_T, decoded = refine(bound)
-        assert bound - 60 < num_evaluations <= bound  # what remains is less than another sweep
-        torch.testing.assert_close(decode(x_T), decoded)
-        errors[bound] = float((decoded - x0).square().mean())
-    assert errors[300] < errors[80] / 10
-    assert all(torch.equal(*pair) for pair in zip(refine(in_full + 1000), unbounded, strict=True))
-    assert all(torch.equal(*pair) for pair in zip(refine(120), refine(120), strict=True))
-    for too_few in (0, 79):
-        assert refine(too_few) is None
-        assert num_evaluations == 0

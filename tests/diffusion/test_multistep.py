@@ -3,9 +3,8 @@ import pytest
 import torch
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.diffusion.multistep import Evaluation, exponential_step, half_log_snr, interpolated_step
+from monai_diffae.diffusion.multistep import Evaluation, interpolated_step
 
-SCHEDULES = [("linear_beta", "eps"), ("linear_beta", "v"), ("cosine", "v"), ("rectified_flow", "v")]
 LEVELS = [700, 820, 930]
 """The levels of three evaluations; a step starts from the first."""
 
@@ -16,10 +15,10 @@ def evaluation(t, parameterisation, value):
     return Evaluation(t, value, zero) if parameterisation == "x0" else Evaluation(t, zero, value)
 
 
-@pytest.mark.parametrize(("name", "prediction"), SCHEDULES)
-@pytest.mark.parametrize("parameterisation", ["x0", "eps", "velocity"])
-@pytest.mark.parametrize("t_next", [500, 760])
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "prediction", "t_next"), [("linear_beta", "eps", 500), ("cosine", "v", 760), ("rectified_flow", "v", 500)]
+)
+@pytest.mark.parametrize(("parameterisation", "order"), [("x0", 2), ("eps", 3), ("velocity", 1), ("velocity", 3)])
 def test_a_step_is_exact_where_the_network_is_a_polynomial_in_log_snr(
     name, prediction, parameterisation, t_next, order
 ):
@@ -44,21 +43,3 @@ def test_a_step_is_exact_where_the_network_is_a_polynomial_in_log_snr(
     expected = scale_next * (0.7 / scale + float((values * np.diff(variable)).sum()))
     actual = interpolated_step(schedule, x, LEVELS[0], t_next, evaluations, parameterisation)
     assert float(actual) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("parameterisation", ["x0", "eps"])
-@pytest.mark.parametrize("t_next", [500, 760])
-def test_with_one_or_three_evaluations_the_published_step_is_the_same_polynomial(parameterisation, t_next):
-    schedule = DiffusionSchedule(prediction="eps")  # where log-SNR has no cap
-    x = torch.full((1, 1), 0.7, dtype=torch.float64)
-    evaluations = [evaluation(t, parameterisation, value) for t, value in zip(LEVELS, [0.3, -0.4, 0.8], strict=True)]
-    for count in (1, 3):
-        published = exponential_step(schedule, x, t_next, evaluations[:count], parameterisation)
-        ours = interpolated_step(schedule, x, LEVELS[0], t_next, evaluations[:count], parameterisation)
-        torch.testing.assert_close(published, ours)
-
-
-def test_log_snr_is_infinite_at_both_ends():
-    schedule = DiffusionSchedule(schedule="rectified_flow")
-    assert (half_log_snr(schedule, -1), half_log_snr(schedule, 999)) == (np.inf, -np.inf)
-    assert half_log_snr(schedule, 499) == 0

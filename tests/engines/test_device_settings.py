@@ -1,38 +1,21 @@
 """Which settings follow from a device. No GPU is needed: a setting is a function of the device's name."""
 
-from __future__ import annotations
-
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.optim.optimizer import _get_fused_kernels_supported_devices
-from torch.utils.data import Dataset
 
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer, training_loader, validation_loader
-from monai_diffae.engines.device_settings import DeviceSettings, description, send
+from monai_diffae.engines import training_loader, validation_loader
+from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.precision import cpu_has_bf16, resolve_precision
-from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import build_autoencoder
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 TRAININGS = sorted(
     path for name in ("train", "train_latent", "distill") for path in BUNDLES.glob(f"*/configs/{name}.json")
 )
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # those that the key ``device`` accepts
-
-
-class Images(Dataset[Any]):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, item: Any) -> dict[str, Any]:
-        return {"image": torch.zeros(1, 8, 8), "id": "a", "index": 0}
 
 
 @pytest.mark.parametrize(
@@ -46,18 +29,14 @@ class Images(Dataset[Any]):
         ("mps", "auto", (torch.float32, False, True)),
     ],
 )
-def test_the_settings_of_each_device(device: Any, precision: Any, expected: tuple[Any, ...]) -> None:
+def test_the_settings_of_each_device(device, precision, expected):
     settings = DeviceSettings.of(device, precision)
     assert (settings.dtype, settings.pin_memory, settings.non_blocking) == expected
     assert settings.device == torch.device(device)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
-)
-def test_auto_asks_the_gpu_that_is_used(
-    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_auto_asks_the_gpu_that_is_used(capability, dtype, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (asked.append(device), capability)[1])
@@ -65,25 +44,21 @@ def test_auto_asks_the_gpu_that_is_used(
     assert asked == [torch.device("cuda", 1)]
 
 
-def test_loaders_pin_memory_for_a_gpu_only() -> None:
+def test_loaders_pin_memory_for_a_gpu_only_and_their_workers_persist():
     for loader in (training_loader, validation_loader):
-        assert loader(Images(), 2, device="cuda").pin_memory
-        assert not loader(Images(), 2, device="cpu").pin_memory
+        assert loader(range(4), 2, device="cuda").pin_memory
+        assert not loader(range(4), 2, device="cpu").pin_memory
+    assert training_loader(range(4), 2, num_workers=2).persistent_workers
 
 
-def test_workers_persist() -> None:
-    assert training_loader(Images(), 2, num_workers=2).persistent_workers
-    assert not training_loader(Images(), 2).persistent_workers
-
-
-def test_workers_never_touch_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
     """A GPU that was used before a fork cannot be used after it. Workers are forked, and inherit the trap."""
     from monai.bundle import ConfigParser
 
     from monai_diffae.data import split_cohort
     from monai_diffae.data.samples import make_virtual_cohort
 
-    def trap(*_: Any) -> None:
+    def trap(*_):
         raise AssertionError("a worker touches the GPU")
 
     monkeypatch.setattr(torch.cuda, "_lazy_init", trap)
@@ -103,7 +78,7 @@ def test_workers_never_touch_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
-def test_shipped_trainings_leave_these_settings_to_the_device(path: Path) -> None:
+def test_shipped_trainings_leave_these_settings_to_the_device(path):
     config = json.loads(path.read_text())
     is_of_vectors = path.stem == "train_latent"  # in float32, which costs little there
     assert config["precision"] == ("fp32" if is_of_vectors else "auto")
@@ -117,54 +92,3 @@ def test_shipped_trainings_leave_these_settings_to_the_device(path: Path) -> Non
     assert trainer["channels_last"] == (False if is_of_vectors else "@channels_last")
     assert config.get("channels_last", False) is not is_of_vectors
     assert config["validate"]["evaluator"].get("device") == "@device"
-
-
-def test_overlays_set_nothing_that_follows_from_the_device() -> None:
-    overlays = {path.name: json.loads(path.read_text()) for path in (BUNDLES.parent / "configs").glob("*.json")}
-    followed = {"device", "channels_last", "optimizer#fused", "train#trainer#channels_last"}
-    assert {name: keys for name, overlay in overlays.items() if (keys := followed & overlay.keys())} == {}
-    assert {name for name, overlay in overlays.items() if "precision" in overlay} <= {"fp32.json", "demo.json"}
-
-
-def trainer(**settings: Any) -> DiffusionTrainer:
-    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-    schedule = DiffusionSchedule()
-    return DiffusionTrainer(
-        schedule=schedule, network=network, train_data_loader=training_loader(Images(), 2), max_epochs=1,
-        optimizer=torch.optim.AdamW(network.parameters(), fused=True), device=torch.device("cpu"),
-        loss_function=torch.nn.MSELoss(reduction="none"), inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=AutoencoderPrepareBatch(schedule), **settings,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    with caplog.at_level(logging.INFO, "monai_diffae.engines.trainer"):
-        yield caplog
-
-
-def test_the_settings_are_logged_once(log: pytest.LogCaptureFixture) -> None:
-    trainer(precision="fp32").run()
-    lines = [record.getMessage() for record in log.records if record.name == "monai_diffae.engines.trainer"]
-    assert lines == ["cpu: float32, channels last, fused AdamW, no workers"]
-
-
-def test_the_line_of_a_gpu() -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1)])
-    loader = training_loader(Images(), 2, num_workers=1, device="cuda")
-    line = description(DeviceSettings.of("cuda", "bf16"), torch.contiguous_format, optimizer, loader)
-    assert line.startswith("cuda")
-    assert line.endswith(
-        ": bfloat16, contiguous, SGD, 1 worker that persists, pinned memory, deterministic kernels, no TF32"
-    )
-
-
-def test_a_tensor_is_pinned_before_it_is_sent_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (calls.append("pinned"), self)[1])
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: (calls.append((args, kwargs)), self)[1])
-    send(torch.ones(2), "cuda")
-    assert calls == ["pinned", (("cuda",), {"non_blocking": True})]
-    calls.clear()
-    send(torch.ones(2), "cpu")
-    assert calls == [(("cpu",), {"non_blocking": False})]

@@ -1,7 +1,5 @@
 """Training of a fast decoder: what each step learns, and that it learns."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -10,7 +8,14 @@ from torch.utils.data import Dataset
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.solvers import ddim
-from monai_diffae.engines import DistillationTrainer, FewStepInferer, ImageLoss, first_and_last, training_loader
+from monai_diffae.engines import (
+    DistillationTrainer,
+    FewStepInferer,
+    ImageLoss,
+    first_and_last,
+    gradient_difference,
+    training_loader,
+)
 from monai_diffae.networks import DenoisingUNet
 
 LEVELS = [999, 400, 100, -1]
@@ -19,21 +24,23 @@ LEVELS = [999, 400, 100, -1]
 class Pairs(Dataset[dict[str, Any]]):
     """Trajectories along a line from noise to images that are a function of the noise."""
 
-    def __init__(self, count: int = 8) -> None:
+    def __init__(self, count=8):
         noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         share = torch.tensor([1.0, 0.4, 0.1, 0.0]).view(1, 4, 1, 1, 1)
         self.trajectories = share * noise[:, None] + (1 - share) * noise[:, None].sign() * 0.5
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.trajectories)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, item):
         return {"trajectory": self.trajectories[item[1]], "z_sem": torch.zeros(4), "id": f"case-{item[1]}"}
 
 
-def make_trainer(**settings: Any) -> DistillationTrainer:
+def make_trainer(**settings):
     torch.manual_seed(0)
-    network = DenoisingUNet(2, z_channels=4, base_channels=8, channel_mult=(1, 2), time_embed_channels=8)
+    network = DenoisingUNet(
+        2, z_channels=4, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, time_embed_channels=8
+    )
     defaults = {"max_epochs": 1, "precision": "fp32", "channels_last": False, "device": torch.device("cpu")}
     return DistillationTrainer(
         schedule=DiffusionSchedule(schedule="rectified_flow", prediction="v"), levels=LEVELS, network=network,
@@ -43,12 +50,12 @@ def make_trainer(**settings: Any) -> DistillationTrainer:
     )  # fmt: skip
 
 
-def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives() -> None:
+def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives():
     trainer = make_trainer()
     batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
     schedule, network = trainer.schedule, trainer.network
 
-    def reached(levels: list[int]) -> torch.Tensor:
+    def reached(levels):
         return ddim(lambda x, t: network(x, t, batch["z_sem"]), schedule, batch["trajectory"][:, 0], levels)
 
     for iteration, last in ((1, 1), (2, 2), (3, 3), (4, 1)):
@@ -61,7 +68,7 @@ def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives(
         network.zero_grad()
 
 
-def test_the_loss_of_images_is_added_in_the_last_step_only() -> None:
+def test_the_loss_of_images_is_added_in_the_last_step_only():
     batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
     plain, sharp = make_trainer(), make_trainer(image_loss=ImageLoss(gradient_weight=0.1))
     for iteration in (1, 2, 3):
@@ -70,12 +77,12 @@ def test_the_loss_of_images_is_added_in_the_last_step_only() -> None:
         assert (more > 0).all() if iteration == 3 else not more.any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True}, {"image_loss": ImageLoss(0.1)}])
-def test_it_learns_a_map_from_noise_to_images(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True, "image_loss": ImageLoss(0.1)}])
+def test_it_learns_a_map_from_noise_to_images(settings):
     trainer = make_trainer(max_epochs=12, **settings)
     inferer = FewStepInferer(trainer.schedule, LEVELS)
 
-    def error() -> float:
+    def error():
         x_T, x_0, _, condition = first_and_last({"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)})
         with torch.no_grad():
             return float((inferer(x_T, trainer.network, **condition) - x_0).square().mean())
@@ -83,3 +90,31 @@ def test_it_learns_a_map_from_noise_to_images(settings: dict[str, Any]) -> None:
     before = error()
     trainer.run()
     assert error() < before / 3
+
+
+# -- the loss of decoded images beside their squared error ------------------------------------------------------------
+
+
+def test_gradients_at_each_scale():
+    """A checkerboard has gradients at full size only, a step at all of them, an offset none."""
+    rows = torch.arange(16) % 2
+    board = (rows[:, None] == rows).float()[None, None]
+    zeros = torch.zeros_like(board)
+    assert gradient_difference(board, zeros) == pytest.approx(1 / 3)  # 1 along both axes at one of three scales
+    step = zeros.clone()
+    step[..., 8:] = 1
+    # along one of two axes: one of 15, 7 and 3 differences is 1
+    assert gradient_difference(step, zeros) == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 6)
+    assert gradient_difference(board + 0.5, board) == 0
+
+
+@pytest.mark.parametrize("size", [(16, 12), (8, 8, 8), (2, 2)])
+def test_one_value_per_image_that_a_blurred_image_lowers(size):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 1, *size, generator=generator)
+    images = torch.stack([target[0], target[1].mean().expand(1, *size)]).requires_grad_()
+    loss = ImageLoss(gradient_weight=2.0)(images, target)
+    assert loss[0] == 0 < loss[1]
+    loss.sum().backward()
+    assert images.grad[1].any()
+    assert not ImageLoss()(images, target).any()  # no weights, no loss

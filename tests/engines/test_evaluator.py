@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import DiffusionEvaluator, FixedPrepareBatch, validation_loader
@@ -9,14 +8,7 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import ValidationLoss, ZSemUsage
 from monai_diffae.networks import build_autoencoder
 
-
-class Images(Dataset):
-    def __len__(self):
-        return 7
-
-    def __getitem__(self, i):
-        g = torch.Generator().manual_seed(i)
-        return {"image": torch.randn(1, 8, 8, generator=g).clamp(-1, 1), "id": str(i), "index": i}
+IMAGES = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
 
 class Deaf(nn.Module):
@@ -47,7 +39,7 @@ class Copier(nn.Module):
 
 def network():
     torch.manual_seed(0)
-    net = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8, dropout=0.5)
+    net = build_autoencoder(2, 1, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, dropout=0.5)
     for p in net.parameters():
         if p.abs().max() == 0:
             nn.init.normal_(p, std=0.2)
@@ -56,18 +48,13 @@ def network():
 
 def evaluator(net, batch_size=3, schedule=None):
     schedule = schedule or DiffusionSchedule(schedule="rectified_flow", prediction="v")
-    data = Images()
+    data = [{"image": image, "id": str(i), "index": i} for i, image in enumerate(IMAGES)]
     return DiffusionEvaluator(
-        schedule=schedule,
-        precision="fp32",
-        device=torch.device("cpu"),
-        val_data_loader=validation_loader(data, batch_size),
-        network=net,
-        inferer=DiffusionAutoencoderInferer(schedule),
-        prepare_batch=FixedPrepareBatch(schedule, len(data)),
-        key_val_metric={"loss": ValidationLoss()},
+        schedule=schedule, precision="fp32", device=torch.device("cpu"), network=net,
+        val_data_loader=validation_loader(data, batch_size), inferer=DiffusionAutoencoderInferer(schedule),
+        prepare_batch=FixedPrepareBatch(schedule, len(data)), key_val_metric={"loss": ValidationLoss()},
         additional_metrics={"other": ValidationLoss("loss_other"), "z_sem_usage": ZSemUsage()},
-    )
+    )  # fmt: skip
 
 
 def metrics(engine):
@@ -84,14 +71,10 @@ def test_two_validations_of_the_same_weights_give_the_same_numbers_whatever_was_
     assert metrics(evaluator(network())) == first
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_batch_size_does_not_matter(batch_size):
     assert metrics(evaluator(network(), batch_size)) == pytest.approx(metrics(evaluator(network(), 3)), rel=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_the_usage_of_z_sem_is_1_for_a_network_that_ignores_it(batch_size):
-    assert metrics(evaluator(Deaf(), batch_size))["z_sem_usage"] == 1
+    assert metrics(evaluator(Deaf(), batch_size))["z_sem_usage"] == 1  # this network ignores z_sem
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])

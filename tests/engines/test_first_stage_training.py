@@ -1,24 +1,27 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from monai.networks.nets import AutoencoderKL
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference
 
-from monai_diffae.engines import FirstStageEvaluator, FirstStageTrainer, StepDraws
+from monai_diffae.data import CachedCases
+from monai_diffae.engines import FirstStageEvaluator, FirstStageTrainer, LatentCases, StepDraws
 from monai_diffae.engines.first_stage import kl_divergence
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.inferers import FirstStageInferer
 from monai_diffae.networks import FirstStage
 
 
-def make(**kwargs):
+def kl(spatial_dims):
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
-        2, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4,
+    return AutoencoderKL(
+        spatial_dims, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4,
         with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
     )  # fmt: skip
-    network = FirstStage(autoencoder)
+
+
+def make(**kwargs):
+    network = FirstStage(kl(2))
     trainer = FirstStageTrainer(
         network=network, device=torch.device("cpu"), max_epochs=1, train_data_loader=[batch()], precision="fp32",
         optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
@@ -53,7 +56,6 @@ def test_loss_is_the_absolute_error_and_the_weighted_divergence(kl_weight):
 
 @pytest.mark.goal(id="R18")
 def test_two_processes_sample_together_what_one_samples():
-    """Goal R18."""
     trainer, _ = make(kl_weight=0.5)
     whole = batch()
     halves = [{"image": whole["image"][:2], "draws": StepDraws(0, 5, 0, 2, 3)}]
@@ -64,21 +66,12 @@ def test_two_processes_sample_together_what_one_samples():
     assert not torch.equal(other_step, alone)
 
 
-def test_every_part_of_the_network_is_trained():
-    trainer, network = make(kl_weight=0.5)
-    trainer.image_losses(batch()).mean().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
-
-
 def test_validation_draws_nothing():
     _, network = make(kl_weight=0.5)
     evaluator = FirstStageEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=[batch()],
-        network=network,
-        inferer=FirstStageInferer(),
+        device=torch.device("cpu"), val_data_loader=[batch()], network=network, inferer=FirstStageInferer(),
         precision="fp32",
-    )
+    )  # fmt: skip
     outputs = []
     for _ in range(2):
         evaluator.run()
@@ -87,3 +80,92 @@ def test_validation_draws_nothing():
     for one, other in zip(outputs[0].values(), outputs[1].values(), strict=True):
         assert one.shape == (3,)
         assert torch.equal(one, other)
+
+
+# -- latents of images: encoded once, saved under the name of what they are of, deleted at the end --------------------
+
+SHAPE = (1, 8, 8, 8)
+
+
+def read(item):
+    generator = torch.Generator().manual_seed(item["image"])
+    return {"image": torch.rand(SHAPE, generator=generator) * 2 - 1}
+
+
+class Counted(FirstStage):
+    """A first stage that counts the images that it encodes."""
+
+    encoded = 0
+
+    def encode(self, images):
+        self.encoded += len(images)
+        return super().encode(images)
+
+
+@pytest.fixture
+def first_stage():
+    stage = Counted(kl(3)).eval()
+    stage.measure([read({"image": 0})["image"]])
+    return stage
+
+
+def dataset(first_stage, folder, numbers=(1, 2, 3)):
+    items = [{"image": number, "id": f"case-{number}"} for number in numbers]
+    return LatentCases(data=items, transform=read, cache_dir=folder, first_stage=first_stage, fingerprints=True)
+
+
+def test_items_hold_the_latents_and_images_the_images(first_stage, tmp_path):
+    cases = dataset(first_stage, tmp_path)
+    plain = CachedCases([{"image": n, "id": f"case-{n}"} for n in (1, 2, 3)], read, fingerprints=True)
+    for index in range(3):
+        image = plain[index]["image"]
+        assert torch.equal(cases.images()[index]["image"], image)
+        assert torch.equal(cases[index]["image"], first_stage.encode(image[None])[0])
+        assert cases[index]["id"] == cases.images()[index]["id"] == plain[index]["id"]
+    assert [f.digest for f in cases.fingerprints or []] == [f.digest for f in plain.fingerprints or []]
+    assert cases.contents == plain.contents
+
+
+def test_each_image_is_encoded_once_until_image_or_weights_change(first_stage, tmp_path):
+    expected = dataset(first_stage, tmp_path)[2]["image"]
+    assert first_stage.encoded == 3
+    again = dataset(first_stage, tmp_path, (4, 3))  # another split of the same training, or the next start of it
+    assert torch.equal(again[1]["image"], expected)
+    assert first_stage.encoded == 4
+    first_stage.latent_std.mul_(2)
+    assert torch.equal(dataset(first_stage, tmp_path)[2]["image"], expected / 2)
+    assert first_stage.encoded == 7
+    again.remove_latents()
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(again[1]["image"], expected)
+
+
+def test_only_saved_latents_are_deleted(first_stage, tmp_path):
+    """The cache's folder may be one of the user, with a folder of this name."""
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "thesis.f32").write_text("of the user")
+    for cases in (dataset(first_stage, tmp_path), dataset(None, tmp_path)):
+        cases.prepare()
+        cases.remove_latents()
+        assert [file.name for file in (tmp_path / "latents").iterdir()] == ["thesis.f32"]
+
+
+def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage, tmp_path):
+    """Another training may share the cache's folder and delete what it saved; a failing disk may cut a file."""
+    expected = dataset(first_stage, tmp_path)[0]["image"]
+    first, second, _ = sorted((tmp_path / "latents").glob("*.f32"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-4])
+    assert torch.equal(dataset(first_stage, tmp_path)[0]["image"], expected)
+    assert first_stage.encoded == 5
+
+
+def test_what_would_mix_up_images_and_latents_is_refused(first_stage, tmp_path):
+    arguments = {"data": [], "transform": read, "cache_dir": tmp_path / "cache", "first_stage": first_stage}
+    with pytest.raises(ConfigError, match="cannot be augmented; set augmentation to null"):
+        LatentCases(**arguments, random_transform=read)
+    with pytest.raises(ConfigError, match="cache is 'none', but cache_latents keeps latents; set cache to 'memory'"):
+        LatentCases(**arguments, cache="none")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(MachineError, match="^cache_dir: cannot be written .*; choose another folder$"):
+        dataset(first_stage, tmp_path / "cache").prepare()

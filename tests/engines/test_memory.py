@@ -1,6 +1,7 @@
-"""The predicted memory: what it is made of, and that it comes true."""
+"""The predicted memory and speed of a training, and that a training that cannot fit is refused."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from monai.networks.nets import AutoencoderKL, resnet10
+from torch.utils.flop_counter import FlopCounterMode
 
-from monai_diffae.engines.memory import first_stage_memory, free_memory, inference_memory, training_memory
+from monai_diffae.engines import workload
+from monai_diffae.engines.gpu_speed import Gpu, predicted_images_per_second
+from monai_diffae.engines.memory import GIB, first_stage_memory, inference_memory, training_memory
+from monai_diffae.engines.workload import Workload, check_memory, run_memory
+from monai_diffae.errors import MachineError, find_diffae_error
 from monai_diffae.networks import EncoderAdapter, FirstStage, anisotropic_strides, build_autoencoder
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+SHAPE = (2, 1, 16, 16, 16)
 
 
 def network(**changes):
@@ -23,8 +30,8 @@ def network(**changes):
 def test_states_are_the_weights_their_average_and_two_moments():
     net = network()
     size = 4 * sum(p.numel() for p in net.parameters())
-    assert training_memory(net, (1, 1, 16, 16, 16)).states == 4 * size
-    assert inference_memory(net, (1, 1, 16, 16, 16)).states == size
+    assert training_memory(net, SHAPE).states == 4 * size
+    assert inference_memory(net, SHAPE).states == size
 
 
 def test_frozen_weights_count_once_and_keep_nothing():
@@ -32,14 +39,13 @@ def test_frozen_weights_count_once_and_keep_nothing():
         encoder = resnet10(spatial_dims=3, n_input_channels=1, num_classes=8)
         return network(encoder=encoder, encoder_frozen=frozen)
 
-    shape = (2, 1, 16, 16, 16)
-    trained, frozen = (training_memory(net(frozen), shape) for frozen in (False, True))
+    trained, frozen = (training_memory(net(frozen), SHAPE) for frozen in (False, True))
     assert trained.states - frozen.states == 3 * 4 * sum(p.numel() for p in net(False).encoder.parameters())
     assert trained.kept > frozen.kept
 
 
 def test_what_is_kept_is_what_autograd_keeps():
-    net, x = network(), torch.rand(2, 1, 16, 16, 16)
+    net, x = network(), torch.rand(SHAPE)
     kept = {}
 
     def see(tensor):
@@ -48,49 +54,26 @@ def test_what_is_kept_is_what_autograd_keeps():
 
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
         output = net(x, torch.tensor([1, 2]), x)
-    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    expected = sum(size for place, size in kept.items() if place not in own)
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    expected = sum(size for place, size in kept.items() if place not in weights)
     assert output.requires_grad
-    assert training_memory(net, (2, 1, 16, 16, 16)).kept == pytest.approx(expected, rel=0.05)
+    assert training_memory(net, SHAPE).kept == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputing_keeps_less_and_a_batch_keeps_as_often_as_much(dtype):
-    shape = (2, 1, 16, 16, 16)
-    plain = training_memory(network(), shape, dtype=dtype)
-    assert training_memory(network(use_checkpoint=True), shape, dtype=dtype).kept < 0.5 * plain.kept
-    assert training_memory(network(), (4, *shape[1:]), dtype=dtype).kept == pytest.approx(2 * plain.kept, rel=0.1)
-    assert inference_memory(network(), shape, dtype=dtype).total < plain.total
+def test_recomputing_and_bfloat16_keep_less_and_a_batch_keeps_as_often_as_much():
+    plain = training_memory(network(), SHAPE)
+    assert training_memory(network(use_checkpoint=True), SHAPE).kept < 0.5 * plain.kept
+    assert training_memory(network(), SHAPE, dtype=torch.bfloat16).kept < 0.9 * plain.kept
+    assert training_memory(network(), (4, *SHAPE[1:])).kept == pytest.approx(2 * plain.kept, rel=0.1)
+    assert inference_memory(network(), SHAPE).total < plain.total
+    encoder = EncoderAdapter(resnet10(spatial_dims=3, n_input_channels=2, num_classes=8), in_channels=2, channels=2)
+    assert training_memory(network(encoder=encoder), SHAPE).total > plain.total  # a foreign encoder, two modalities
 
 
-def test_bfloat16_takes_less():
-    shape = (2, 1, 16, 16, 16)
-    assert training_memory(network(), shape, dtype=torch.bfloat16).kept < 0.9 * training_memory(network(), shape).kept
-
-
-def test_nothing_is_computed_or_drawn():
-    net = network(dropout=0.5)
-    weights = {name: value.clone() for name, value in net.state_dict().items()}
-    before = torch.get_rng_state()
-    training_memory(net, (1, 1, 16, 16, 16))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
-    assert all(p.grad is None for p in net.parameters())
-    with torch.device("meta"):
-        on_meta = network()
-    assert training_memory(on_meta, (64, 1, 512, 512, 512)).gib > 1000
-
-
-def test_a_foreign_encoder_and_a_second_modality_are_counted():
-    encoder = resnet10(spatial_dims=3, n_input_channels=2, num_classes=8)
-    net = network(encoder=EncoderAdapter(encoder, in_channels=2, channels=2))
-    assert training_memory(net, (2, 1, 16, 16, 16)).total > training_memory(network(), (2, 1, 16, 16, 16)).total
-
-
-def first_stage():
+def first_stage(channels=(4, 8)):
     """Untrained: the scale of its latents is not measured."""
     autoencoder = AutoencoderKL(
-        3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, latent_channels=2,
+        3, channels=channels, attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, latent_channels=2,
         with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
     )  # fmt: skip
     return FirstStage(autoencoder)
@@ -107,18 +90,16 @@ def test_a_first_stage_takes_more_for_larger_volumes_and_to_decode():
     assert large.kept == 0
 
 
-def test_free_memory_of_this_machine():
-    free = free_memory("cpu")
-    assert free is None or 0 < free < 2**50
-    assert free_memory("meta") is None
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured with Linux's /proc")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("batch_size", "image_size", "use_checkpoint"),
-    [(4, [32, 40, 32], False), (4, [32, 40, 32], True), (2, [48, 48, 48], False), (1, [64, 64, 64], True)],
+    ("batch_size", "image_size", "use_checkpoint", "precision"),
+    [
+        (4, [32, 40, 32], False, "fp32"),
+        (4, [32, 40, 32], True, "bf16"),
+        (2, [48, 48, 48], False, "bf16"),
+        (1, [64, 64, 64], True, "fp32"),
+    ],
 )
 def test_the_prediction_is_within_20_percent(batch_size, image_size, use_checkpoint, precision):
     configuration = {
@@ -135,3 +116,52 @@ def test_the_prediction_is_within_20_percent(batch_size, image_size, use_checkpo
     command = [sys.executable, str(BENCHMARK), "--measure", json.dumps(configuration)]
     measured = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     assert 0.8 < predicted / measured < 1.2, f"{predicted:.3f} GiB predicted, {measured:.3f} GiB measured"
+
+
+# -- a whole run ----------------------------------------------------------------------------------------------------
+
+
+WORKLOAD = Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0)
+
+
+def test_more_than_is_free_is_refused_and_nearly_all_of_it_is_warned_of(monkeypatch, caplog):
+    needed = run_memory(network(), WORKLOAD).total
+
+    def check(share):
+        monkeypatch.setattr(workload, "free_memory", lambda device: int(needed / share))
+        check_memory(network(), WORKLOAD)
+
+    with pytest.raises(MachineError, match="GiB are needed.*GiB are free.*monai-diffae plan") as caught:
+        check(1.01)
+    assert "\n" not in str(caught.value)
+    with caplog.at_level(logging.WARNING, "monai_diffae"):
+        check(0.79)
+        assert not caplog.records
+        check(0.9)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "monai-diffae plan" in caplog.text
+
+
+def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, monkeypatch):
+    monkeypatch.setattr(workload, "free_memory", lambda device: GIB // 100)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
+        make_workflow({"dataset_dir": "/gone", "check_memory": True})
+    error = find_diffae_error(caught.value)
+    assert isinstance(error, MachineError)
+    assert "not enough memory" in str(error)
+
+
+# -- speed ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_predicted_speed_is_limited_by_arithmetic_or_by_the_start_of_operations():
+    net = build_autoencoder(2, base_channels=8, channel_mult=(1,), num_res_blocks=1, z_channels=16)
+    batch, counter = torch.zeros(4, 1, 32, 32), FlopCounterMode(display=False)
+    with counter:
+        net(batch, torch.zeros(4), batch).square().mean().backward()
+    slow = Gpu(tflops=1e-6, bandwidth=1e9, memory_gib=1, precision="fp32")
+    expected = 4 / (counter.get_total_flops() / (0.5 * 1e6))
+    assert predicted_images_per_second(net, batch.shape, slow) == pytest.approx(expected, rel=0.01)
+    unlimited = Gpu(1e9, 1e9, 1)
+    one, eight = (predicted_images_per_second(net, (batch, 1, 32, 32), unlimited) for batch in (1, 8))
+    assert eight == pytest.approx(8 * one, rel=1e-3)  # a batch takes as long as a single image

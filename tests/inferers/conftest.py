@@ -9,7 +9,9 @@ from monai_diffae.networks import build_autoencoder
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+    network = build_autoencoder(
+        2, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, time_embed_channels=8
+    )
     for parameter in network.parameters():
         if not parameter.any():  # the zero-initialised convolutions: without them z_sem changes nothing
             torch.nn.init.normal_(parameter, std=0.05)

@@ -4,12 +4,12 @@ import torch
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor
+from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor, estimate_from_noised
 
 
 @pytest.fixture
 def inferer():
-    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
+    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v", clip_range=(-1, 1))
     return DiffusionAutoencoderInferer(schedule, steps=3, clip=False)
 
 
@@ -20,8 +20,6 @@ def test_without_ids_all_images_get_the_same_noise(inferer, network, images):
     assert not torch.allclose(made, from_z_sem(images, network, condition=images.flip(-1)))
     exact = Reconstructor(inferer, mode="x_T")(images, network)
     torch.testing.assert_close(exact, inferer.reconstruct(images, network))
-    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
-        Reconstructor(inferer, mode="z")
 
 
 def test_the_noise_of_a_case_is_a_function_of_its_id_and_the_seed(inferer, network, images):
@@ -65,7 +63,51 @@ def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, netwo
     assert spread[1] < spread[0] / 4  # the mean depends less on the noise
 
 
-@pytest.mark.parametrize("draws", [0, -1, 1.5, "2", None])
-def test_draws_are_a_whole_number(inferer, draws):
-    with pytest.raises(ConfigError, match="^draws is .*; it must be a whole number, at least 1$"):
-        Reconstructor(inferer, "z_sem", draws=draws)
+def test_wrong_modes_and_draws_are_refused(inferer):
+    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
+        Reconstructor(inferer, mode="z")
+    with pytest.raises(ConfigError, match="^draws is 0; it must be a whole number, at least 1$"):
+        Reconstructor(inferer, "z_sem", draws=0)
+
+
+# -- estimates from noised images: deterministic, and between the image itself and what z_sem alone gives -------------
+
+
+def test_an_image_has_the_same_estimate_whatever_the_others_are(inferer, network, images):
+    z_sem = inferer.encode(images, network)
+    together = estimate_from_noised(images, z_sem, network, inferer, draws=3)
+    alone = estimate_from_noised(images[1:2], z_sem[1:2], network, inferer, draws=3)
+    assert together.dtype == torch.float32
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(together, estimate_from_noised(images, z_sem, network, inferer, draws=3, seed=1))
+
+
+def test_a_perfect_network_returns_the_image_and_a_blind_one_does_not(inferer, images):
+    class Perfect(torch.nn.Module):
+        """Knows x0, so it predicts the true velocity."""
+
+        def __init__(self):
+            super().__init__()
+            self.dummy = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t, z_sem):
+            alpha, sigma = inferer.schedule.coefficients(t, x)
+            return (x - alpha * images[:1]) / sigma - images[:1]
+
+    z_sem = torch.zeros(1, 4)
+    estimate = estimate_from_noised(images[:1], z_sem, Perfect(), inferer, noise_levels=(0.2, 0.7), draws=2)
+    torch.testing.assert_close(estimate, images[:1], atol=1e-4, rtol=0)
+
+
+def test_more_noise_keeps_less_of_the_image(inferer, network, images):
+    z_sem = torch.zeros(3, 4)
+
+    def change(level):
+        """How much the estimates of two images with the same z_sem and noise differ."""
+        estimates = estimate_from_noised(images, z_sem, network, inferer, noise_levels=(level,), draws=2)
+        return (estimates[0] - estimates[1]).abs().mean()
+
+    assert change(1.0) == pytest.approx(0, abs=1e-3)
+    assert change(0.1) > change(0.5) > change(1.0)
+    with pytest.raises(ConfigError, match="noise_levels must be above 0"):
+        change(0.0)

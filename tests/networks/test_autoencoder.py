@@ -1,27 +1,20 @@
-from __future__ import annotations
-
 import io
-import json
 import math
 
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, ViT, resnet18
+from monai.networks.nets import ViT, resnet18
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder, build_autoencoder
 
 SMALL = {
-    "base_channels": 8,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_levels": (1,),
-    "z_channels": 12,
+    "base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (1,), "z_channels": 12,
     "time_embed_channels": 20,
-}
+}  # fmt: skip
 
 
-def small(spatial_dims: int = 2, **overrides: object) -> DiffusionAutoencoder:
+def small(spatial_dims=2, **overrides):
     """A small network in which no layer is 0."""
     torch.manual_seed(0)
     network = build_autoencoder(spatial_dims, **{**SMALL, **overrides})
@@ -31,14 +24,21 @@ def small(spatial_dims: int = 2, **overrides: object) -> DiffusionAutoencoder:
     return network.eval()
 
 
-def images(network: DiffusionAutoencoder, batch: int = 2, channels: int = 1) -> tuple[torch.Tensor, ...]:
+def images(network, batch=2, channels=1):
     torch.manual_seed(1)
     shape = (batch, channels, 8, 12, 4)[: network.spatial_dims + 2]
     return torch.randn(shape), torch.randn(shape), torch.tensor([3, 700])[:batch]
 
 
+def reloaded(scripted):
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize(("in_channels", "encoder_in_channels"), [(1, None), (3, None), (4, 2)])
+@pytest.mark.parametrize(("in_channels", "encoder_in_channels"), [(1, None), (4, 2)])
 def test_shapes(spatial_dims, in_channels, encoder_in_channels):
     network = small(spatial_dims, in_channels=in_channels, encoder_in_channels=encoder_in_channels)
     _, x_t, t = images(network, channels=in_channels)
@@ -47,13 +47,14 @@ def test_shapes(spatial_dims, in_channels, encoder_in_channels):
     assert network(x_t, t, x0).shape == (2, in_channels, *x_t.shape[2:])
 
 
-@pytest.mark.parametrize("base_channels", [5, 12, 20])
-def test_any_width(base_channels):
-    network = small(base_channels=base_channels, channel_mult=(1, 1, 3), attention_levels=(0, 2), num_heads=1)
+def test_odd_widths_and_sizes_that_both_networks_take():
+    network = small(base_channels=5, channel_mult=(1, 1, 3), attention_levels=(0, 2), num_heads=1)
     x0, x_t, t = images(network)
-    with pytest.raises(ConfigError):
-        network(x_t, t, x0)  # 12 is no multiple of 8, the encoder's deepest level
     assert network(x_t[..., :8], t, x0[..., :8]).shape == (2, 1, 8, 8)
+    x = torch.zeros(1, 1, 20, 24)  # the UNet's levels divide 20, the encoder's do not
+    for call in (network.encode, network, lambda x: network(x, torch.tensor([1]), torch.zeros(1, 12))):
+        with pytest.raises(ConfigError, match=r"20 x 24: .* multiples of 8; crop, pad or resize to 16 or 24 x 24$"):
+            call(x)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -62,24 +63,17 @@ def test_context_may_be_the_image_or_its_z(spatial_dims):
     x0, x_t, t = images(network)
     expected = network(x_t, t, x0)
     z_sem = network.encode(x0)
-    torch.testing.assert_close(network(x_t, t, z_sem), expected)
-    torch.testing.assert_close(network(x_t, t, context=z_sem[:, None]), expected)
-    torch.testing.assert_close(network.unet(x=x_t, timesteps=t, context=z_sem), expected)
-    torch.testing.assert_close(network(x_t, t.float(), z_sem), expected)
-
-
-def test_the_image_alone_is_time_step_0_with_its_own_z():
-    network = small()
-    x, _, _ = images(network)
-    torch.testing.assert_close(network(x), network(x, torch.zeros(2, dtype=torch.long), network.encode(x)))
-
-
-def test_time_and_z_both_matter():
-    network = small()
-    x0, x_t, t = images(network)
-    out = network(x_t, t, x0)
-    assert not torch.allclose(out, network(x_t, t + 100, x0))
-    assert not torch.allclose(out, network(x_t, t, -x0))
+    for out in (
+        network(x_t, t, z_sem),
+        network(x_t, t, context=z_sem[:, None]),
+        network.unet(x=x_t, timesteps=t, context=z_sem),
+        network(x_t, t.float(), z_sem),
+    ):
+        torch.testing.assert_close(out, expected)
+    assert not torch.allclose(expected, network(x_t, t + 100, x0))
+    assert not torch.allclose(expected, network(x_t, t, -x0))
+    # the image alone is time step 0 with its own z
+    torch.testing.assert_close(network(x0), network(x0, torch.zeros(2, dtype=torch.long), z_sem))
 
 
 def test_output_is_0_at_initialisation_and_only_the_head_learns():
@@ -105,21 +99,30 @@ def test_checkpointing_gives_the_same_gradients(z_grid):
         torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 1), (3, 1), (2, 2), (3, (1, 3, 1))])
+@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 2), (3, 1)])
 def test_scripted_network_gives_the_same(spatial_dims, z_grid):
     network = small(spatial_dims, use_checkpoint=True, z_grid=z_grid)
     x0, x_t, t = images(network)
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(network), buffer)
-    buffer.seek(0)
-    scripted = torch.jit.load(buffer)
-    for arguments in [(x0,), (x_t, t, x0), (x_t, t.float(), network.encode(x0)), (x_t, t, network.encode(x0)[:, None])]:
+    scripted = reloaded(torch.jit.script(network))
+    z_sem = network.encode(x0)
+    for arguments in [(x0,), (x_t, t, x0), (x_t, t.float(), z_sem), (x_t, t, z_sem[:, None])]:
         torch.testing.assert_close(scripted(*arguments), network(*arguments))
 
 
-@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 1), (3, 1), (2, 2), (3, (1, 3, 1))])
+@pytest.mark.parametrize("spatial_dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_encoder_and_denoiser_compile_without_a_graph_break(spatial_dims):
+    """torch.compile and torch.export find nothing that they would have to leave to Python."""
+    network = small(spatial_dims, channel_mult=(1,), attention_levels=(0,), z_grid=2)
+    x0, x_t, t = images(network)
+    with torch.no_grad():
+        z_sem = network.encode(x0)
+        assert torch.equal(torch.compile(network.encode, fullgraph=True, backend="eager")(x0), z_sem)
+        compiled = torch.compile(network, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(x_t, t, z_sem), network(x_t, t, z_sem))
+
+
+@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 1), (3, (1, 3, 1))])
 def test_bfloat16_autocast_and_channels_last(spatial_dims, z_grid):
-    torch.manual_seed(0)
     network = small(spatial_dims, z_grid=z_grid).train()
     x0, x_t, t = images(network)
     expected = network(x_t, t, x0)
@@ -133,54 +136,7 @@ def test_bfloat16_autocast_and_channels_last(spatial_dims, z_grid):
     assert (out - expected).std() < 0.05 * expected.std()
     out.square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-
-
-def test_the_whole_network_in_bfloat16():
-    network = small().bfloat16()
-    x0, x_t, t = images(network)
-    assert network(x_t.bfloat16(), t, x0.bfloat16()).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("spatial_dims", "build"),
-    [
-        (2, lambda: resnet18(spatial_dims=2, n_input_channels=1, num_classes=12)),
-        (3, lambda: resnet18(spatial_dims=3, n_input_channels=1, num_classes=12)),
-        (2, lambda: DenseNet121(spatial_dims=2, in_channels=1, out_channels=12)),
-        (2, lambda: ViT(1, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)),
-    ],
-    ids=["resnet18-2d", "resnet18-3d", "densenet121", "vit"],
-)
-def test_encoder_may_be_a_monai_network(spatial_dims, build):
-    network = small(spatial_dims, encoder=build())
-    assert network.size_divisors == (2,) * spatial_dims
-    x = torch.randn(1, 1, *(32,) * spatial_dims)
-    assert network.encode(x).shape == (1, 12)
-    assert network(x, torch.tensor([3]), x).shape == x.shape
-    assert type(network.encoder).__module__.startswith("monai.networks.nets.")
-
-
-def test_scripting_works_with_a_monai_encoder():
-    network = small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=12))
-    x = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(torch.jit.script(network)(x), network(x))
-
-
-def test_config_builds_the_same_network_again():
-    network = small(
-        encoder_base_channels=4,
-        encoder_channel_mult=(1, 2, 2, 2),
-        encoder_attention_levels=(),
-        encoder_num_res_blocks=2,
-        z_grid=(1, 2),
-    )
-    unet, encoder = (json.loads(json.dumps(part.config)) for part in (network.unet, network.encoder))
-    again = DiffusionAutoencoder(SemanticEncoder(**encoder), DenoisingUNet(**unet)).eval()
-    again.load_state_dict(network.state_dict())
-    x = torch.randn(1, 1, 8, 16)
-    torch.testing.assert_close(again(x), network(x))
-    assert again.unet.config == network.unet.config
-    assert again.encoder.config == network.encoder.config
+    assert network.bfloat16()(x_t.bfloat16(), t, x0.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -198,30 +154,56 @@ def test_it_gives_what_its_two_networks_give_to_the_bit(spatial_dims):
     # names that the weights of every trained bundle have
     names = {f"{part}.{name}" for part in ("unet", "encoder") for name in getattr(network, part).state_dict()}
     assert network.state_dict().keys() == names
-    assert {
-        "encoder.stem.weight",
-        "encoder.head.4.weight",
-        "unet.z_map.linear.weight",
-        "unet.time_embed.0.bias",
-    } < names
+    in_bundles = ("encoder.stem.weight", "encoder.head.4.weight", "unet.z_map.linear.weight", "unet.time_embed.0.bias")
+    assert set(in_bundles) < names
 
 
-def test_components_that_are_no_networks_are_refused():
-    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,))
+def test_components_that_are_no_networks_or_do_not_fit_are_refused():
+    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,), z_channels=12)
     with pytest.raises(ConfigError, match=r"^encoder is a dict; it must be a network \(torch.nn.Module\)$"):
         DiffusionAutoencoder({"_target_": "SemanticEncoder"}, unet)
-    with pytest.raises(ConfigError, match="^unet: Identity has no spatial_dims; use a DenoisingUNet, or add"):
-        DiffusionAutoencoder(torch.nn.Identity(), torch.nn.Identity())
-
-
-def test_components_that_do_not_fit_each_other_are_refused():
-    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,), z_channels=12)
-    with pytest.raises(
-        ConfigError, match=r"^z_channels differs: 16 in the encoder \(SemanticEncoder\), 12 in the UNet;"
-    ):
+    with pytest.raises(ConfigError, match=r"^z_channels differs: 16 in the encoder \(SemanticEncoder\), 12 in the UN"):
         DiffusionAutoencoder(SemanticEncoder(2, z_channels=16, base_channels=8, channel_mult=(1,)), unet)
     with pytest.raises(ConfigError, match="^spatial_dims differs: 3 in the encoder"):
         DiffusionAutoencoder(SemanticEncoder(3, z_channels=12, base_channels=8, channel_mult=(1,)), unet)
+
+
+def test_wrong_inputs_are_one_line():
+    network = small()
+    with pytest.raises(ConfigError, match="the noisy image has 3 channels: the network was built for 1"):
+        network(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match=r"context has the shape \(1, 11\): the UNet takes z_sem of shape \(1, 12\)"):
+        network(torch.zeros(1, 1, 8, 8), torch.tensor([1]), torch.zeros(1, 11))
+
+
+def test_weights_of_which_none_is_of_this_network_are_refused():
+    network = small()
+    weights = network.state_dict()
+    network.load_state_dict({"encoder.head.4.bias": weights["encoder.head.4.bias"]}, strict=False)
+    with pytest.raises(ConfigError, match="no weights of this network"):
+        network.load_state_dict({"network": weights}, strict=False)  # a checkpoint of a training
+    with pytest.raises(RuntimeError, match="Missing key"):
+        network.load_state_dict({})
+
+
+# -- encoders of other packages -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "build"),
+    [
+        (3, lambda: resnet18(spatial_dims=3, n_input_channels=1, num_classes=12)),
+        (2, lambda: ViT(1, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)),
+    ],
+    ids=["resnet", "vit"],
+)
+def test_encoder_may_be_a_monai_network(spatial_dims, build):
+    network = small(spatial_dims, encoder=build())
+    assert network.size_divisors == (2,) * spatial_dims
+    x = torch.randn(1, 1, *(32,) * spatial_dims)
+    assert network.encode(x).shape == (1, 12)
+    assert network(x, torch.tensor([3]), x).shape == x.shape
+    assert type(network.encoder).__module__.startswith("monai.networks.nets.")
 
 
 class Patches(torch.nn.Module):
@@ -229,12 +211,12 @@ class Patches(torch.nn.Module):
 
     size_divisors = (14, 14)
 
-    def __init__(self, z_channels: int = 12) -> None:
+    def __init__(self, z_channels=12):
         super().__init__()
         self.patches = torch.nn.Conv2d(1, z_channels, 14, stride=14)
         self.norm = torch.nn.BatchNorm2d(z_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.norm(self.patches(x)).mean(dim=(2, 3))
 
 
@@ -245,14 +227,9 @@ def test_the_size_rules_of_another_packages_encoder_count():
     assert network(x, torch.tensor([3]), x).shape == x.shape
     with pytest.raises(ConfigError, match=r"56 x 32: .* multiples of 28; crop, pad or resize to 56 x 28 or 56$"):
         network.encode(torch.zeros(1, 1, 56, 32))
-    for wrong in ((14,), (14, 0), (14, 2.0)):
-        encoder = Patches()
-        encoder.size_divisors = wrong
-        with pytest.raises(ConfigError, match=r"^Patches: size_divisors is .*; it must be 2 whole numbers"):
-            small(encoder=encoder)
 
 
-def test_a_frozen_encoder_stays_as_it_is():
+def test_a_frozen_encoder_stays_as_it_is_and_another_trains():
     encoder = Patches()
     network = small(encoder=encoder, encoder_frozen=True).train()
     assert network.unet.training
@@ -260,51 +237,29 @@ def test_a_frozen_encoder_stays_as_it_is():
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert all(parameter.requires_grad for parameter in network.unet.parameters())
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    x0 = torch.randn(4, 1, 28, 28)
+    x0, t = torch.randn(4, 1, 28, 28), torch.tensor([3] * 4)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], weight_decay=0.1)
     assert not network.encode(x0).requires_grad
-    network(x0, torch.tensor([3] * 4), x0).square().mean().backward()
+    network(x0, t, x0).square().mean().backward()
     optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert not network.eval().unet.training
+    trained = Patches()
+    small(encoder=trained).train()(x0, t, x0).square().mean().backward()
+    assert trained.patches.weight.grad.abs().max() > 0
+    assert trained.norm.num_batches_tracked == 1
 
 
-def test_an_encoder_that_is_not_frozen_trains():
-    encoder = Patches()
-    network = small(encoder=encoder).train()
-    assert encoder.norm.training
-    network(torch.randn(4, 1, 28, 28)).square().mean().backward()
-    assert encoder.patches.weight.grad.abs().max() > 0
-    assert encoder.norm.num_batches_tracked == 1
+# -- grids of z_sem -------------------------------------------------------------------------------------------------
 
 
-def test_errors_name_sizes_that_both_networks_take():
-    network = small(channel_mult=(1, 2, 2))
-    x = torch.zeros(1, 1, 20, 24)  # the UNet's levels divide 20, the encoder's do not
-    for call in (network.encode, network, lambda x: network(x, torch.tensor([1]), torch.zeros(1, 12))):
-        with pytest.raises(ConfigError, match=r"20 x 24: .* multiples of 8; crop, pad or resize to 16 or 24 x 24$"):
-            call(x)
-
-
-def test_wrong_channels_and_wrong_z_are_one_line():
-    network = small()
-    x, t = torch.zeros(1, 1, 8, 8), torch.tensor([1])
-    with pytest.raises(ConfigError, match="the noisy image has 3 channels: the network was built for 1"):
-        network(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ConfigError, match=r"context has the shape \(1, 11\): the UNet takes z_sem of shape \(1, 12\)"):
-        network(x, t, torch.zeros(1, 11))
-    with pytest.raises(ConfigError, match=r"the encoder ResNet gives \(1, 5\): z_channels=12 needs \(B, 12\)"):
-        small(encoder=resnet18(spatial_dims=2, n_input_channels=1, num_classes=5)).encode(torch.zeros(1, 1, 32, 32))
-
-
-@pytest.mark.parametrize(("spatial_dims", "grid"), [(2, 2), (2, (2, 3)), (3, (2, 3, 1))])
+@pytest.mark.parametrize(("spatial_dims", "grid"), [(2, (2, 3)), (3, (2, 3, 1))])
 def test_cells_of_equal_weight_are_the_mean_over_the_image(spatial_dims, grid):
     of_cells = small(spatial_dims, encoder_channel_mult=(1, 2), z_grid=grid)
     x0, _, _ = images(of_cells)
-    cells = math.prod(grid if isinstance(grid, tuple) else (grid,) * spatial_dims)
     linear = of_cells.encoder.head[-1]
     of_one_cell = torch.randn(12, 16)
-    linear.weight.data = of_one_cell.repeat_interleave(cells, dim=1) / cells
+    linear.weight.data = of_one_cell.repeat_interleave(math.prod(grid), dim=1) / math.prod(grid)
     of_image = small(spatial_dims, encoder_channel_mult=(1, 2))
     weights = {name: value for name, value in of_cells.state_dict().items() if "z_map" not in name}
     of_image.load_state_dict({**weights, "encoder.head.4.weight": of_one_cell})
@@ -317,19 +272,8 @@ def test_a_grid_tells_where_something_is():
     for grid, same in ((1, True), (2, False)):
         above, below = small(encoder_channel_mult=(1, 2), z_grid=grid).encoder.head(last)
         assert torch.allclose(above, below, atol=1e-5) == same
-
-
-def test_a_grid_must_be_of_the_images_axes():
-    for grid in (0, (2, 2, 2), (2, 2.0), "22"):
-        with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a whole number of 1 or more nor 2 of them$"):
-            small(z_grid=grid)
-
-
-def test_more_cells_than_features_is_what_larger_features_would_give():
-    network = small(encoder_channel_mult=(1, 2), z_grid=4)
-    last = torch.randn(1, 16, 2, 2)
-    larger = last.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    torch.testing.assert_close(network.encoder.head(last), network.encoder.head(larger))
+    with pytest.raises(ConfigError, match=r"^z_grid=.* is neither a whole number of 1 or more nor 2 of them$"):
+        small(z_grid=(2, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -339,40 +283,15 @@ def test_more_cells_than_features_is_what_larger_features_would_give():
 def test_the_unet_draws_a_cell_where_it_is(cells, cell, where):
     network = small(len(cells), z_grid=cells)
     drawn = network.unet.z_map
+    _, x_t, t = images(network)
+    z_sem = torch.randn(2, 12)
+    before = network(x_t, t, z_sem)
     width = drawn.shape[0]
     weight = torch.zeros(width, math.prod(cells), 12)
     weight[:, cell, 0] = 1  # the first number of z_sem draws into this cell alone
     drawn.linear.weight.data, drawn.linear.bias.data = weight.flatten(0, 1), torch.zeros_like(drawn.linear.bias)
-    size = (8, 12, 4)[: len(cells)]
-    expected = torch.zeros(1, width, *size)
+    expected = torch.zeros(1, width, *(8, 12, 4)[: len(cells)])
     expected[(slice(None), slice(None), *where)] = 2
     values = drawn.values(2 * torch.eye(12)[:1])
     torch.testing.assert_close(drawn(torch.zeros_like(expected), values), expected)
-
-
-def test_the_unet_uses_its_map():
-    network = small(z_grid=2)
-    _, x_t, t = images(network)
-    z_sem = torch.randn(2, 12)
-    before = network(x_t, t, z_sem)
-    network.unet.z_map.linear.bias.data += 1
-    assert not torch.allclose(network(x_t, t, z_sem), before)
-
-
-def test_the_parts_check_their_own_input():
-    encoder = SemanticEncoder(2, base_channels=8, channel_mult=(1, 1), num_res_blocks=1, z_channels=4)
-    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1, 1), num_res_blocks=1, z_channels=4)
-    with pytest.raises(ConfigError, match="multiples of 2"):
-        encoder(torch.zeros(1, 1, 7, 8))
-    with pytest.raises(ConfigError, match="multiples of 2"):
-        unet(torch.zeros(1, 1, 7, 8), torch.tensor([1]), torch.zeros(1, 4))
-
-
-def test_weights_of_which_none_is_of_this_network_are_refused():
-    network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-    weights = network.state_dict()
-    network.load_state_dict({"encoder.head.4.bias": weights["encoder.head.4.bias"]}, strict=False)
-    with pytest.raises(ConfigError, match="no weights of this network"):
-        network.load_state_dict({"network": weights}, strict=False)  # a checkpoint of a training
-    with pytest.raises(RuntimeError, match="Missing key"):
-        network.load_state_dict({})
+    assert not torch.allclose(network(x_t, t, z_sem), before)  # the UNet uses its map

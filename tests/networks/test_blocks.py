@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,25 +9,22 @@ from monai_diffae.networks.blocks import (
     PlainBlock,
     PositionAttention,
     TwoConditionBlock,
-    check_images,
     conv3,
     group_count,
     level_widths,
 )
+from monai_diffae.networks.z_grid import CellMeans, ZMap
 
 
-def randomise(module: torch.nn.Module) -> torch.nn.Module:
+def randomise(module):
     """Zero-initialised layers too, so that every path shows."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return module
 
 
-@pytest.mark.parametrize("channels", range(1, 130))
-def test_groups_are_the_largest_divisor_up_to_32(channels):
-    groups = group_count(channels)
-    assert channels % groups == 0
-    assert all(channels % larger for larger in range(groups + 1, 33))
+def test_groups_are_the_largest_divisor_up_to_32():
+    assert [group_count(channels) for channels in (1, 8, 32, 37, 48, 64, 66, 97)] == [1, 8, 32, 1, 24, 32, 22, 1]
 
 
 def test_group_norm_is_computed_in_float32():
@@ -53,15 +48,14 @@ def test_two_condition_block_is_time_first_then_z_before_silu():
     torch.testing.assert_close(block(x, t, block.z_scale(z)), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [(2, 2), (1, 2), (2, 2, 2), (2, 2, 1), (1, 2, 1)])
+@pytest.mark.parametrize("stride", [(1, 2), (2, 2, 2), (2, 2, 1)])
 def test_halving_pool_is_the_mean_of_neighbors(stride):
     x = torch.randn(2, 3, *(8, 6, 4)[: len(stride)])
     pool = F.avg_pool2d if len(stride) == 2 else F.avg_pool3d
     torch.testing.assert_close(HalvingPool(stride)(x), pool(x, stride))
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3])
-@pytest.mark.parametrize("size", [(2, 3, 2), (2, 8, 8), (1, 2, 2), (4, 2, 1)])
+@pytest.mark.parametrize(("size", "kernel_size"), [((2, 3, 2), 3), ((2, 8, 8), 3), ((1, 2, 2), 3), ((2, 3, 2), 1)])
 def test_gradients_of_3d_convolutions_in_bfloat16(size, kernel_size):
     """With oneDNN 3.12 half of the weights' gradient of ``nn.Conv3d`` is left unwritten for a first axis of 2."""
     torch.manual_seed(0)
@@ -70,7 +64,7 @@ def test_gradients_of_3d_convolutions_in_bfloat16(size, kernel_size):
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(2, 16, *size)
     plain(x).square().mean().backward()
-    for _ in range(10):
+    for _ in range(5):
         freed = [torch.full((n,), float("nan")) for n in range(100, 5000, 100)]  # what unwritten memory would show
         del freed
         ours.zero_grad()
@@ -94,31 +88,21 @@ def test_attention_is_the_softmax_of_scaled_products(num_heads):
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 8"):
-        PositionAttention(8, 3)
-
-
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("layer", ["plain", "down", "two_down", "two_up", "attention"])
+@pytest.mark.parametrize("layer", ["down", "two_up", "attention"])
 def test_channels_last_goes_through_every_layer(spatial_dims, layer):
     memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
     x = torch.randn(2, 16, *(4,) * spatial_dims).contiguous(memory_format=memory_format)
-    conditions = (torch.randn(2, 4), torch.randn(2, 8))  # of a block with 8 channels
     module, arguments = {
-        "plain": (PlainBlock(spatial_dims, 16, 8), ()),
         "down": (PlainBlock(spatial_dims, 16, 8, resample="down"), ()),
-        "two_down": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="down"), conditions),
-        "two_up": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="up"), conditions),
+        "two_up": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="up"), (torch.randn(2, 4), torch.randn(2, 8))),
         "attention": (PositionAttention(16), ()),
     }[layer]
     module = randomise(module).to(memory_format=memory_format)
     formats = []
 
     def note(inner, _inputs, out):
-        if isinstance(
-            inner, torch.nn.Conv2d | torch.nn.Conv3d
-        ):  # with one thread PyTorch's own conv3d drops the format
+        if isinstance(inner, torch.nn.Conv2d | torch.nn.Conv3d):  # with one thread PyTorch's conv3d drops the format
             return out.contiguous(memory_format=memory_format)
         if out.ndim == spatial_dims + 2:
             formats.append(out.is_contiguous(memory_format=memory_format))
@@ -131,24 +115,22 @@ def test_channels_last_goes_through_every_layer(spatial_dims, layer):
     assert all(formats)
 
 
-def test_level_widths_refuses_what_gives_no_network():
+def test_what_gives_no_network_is_refused():
+    with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 8"):
+        PositionAttention(8, 3)
     with pytest.raises(ConfigError, match="attention at level 2: there are levels 0 to 1"):
         level_widths(8, (1, 2), attention_levels=(2,))
     with pytest.raises(ConfigError, match="give no usable widths"):
         level_widths(8, (), attention_levels=())
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 1, 30, 32), "has the size 30 x 32: .* multiples of 8; crop, pad or resize to 24 or 32 x 32$"),
-        ((1, 1, 3, 32), "resize to 8 x 32$"),
-        ((1, 3, 32, 32), "has 3 channels: the network was built for 1"),
-        ((1, 32, 32), r"has the shape \(1, 32, 32\): a 2D network takes \(B, C, H, W\)"),
-        ((1, 1, 0, 32), "resize to 8 x 32"),
-    ],
-)
-def test_wrong_images_give_one_line_with_what_would_do(shape, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        check_images(torch.zeros(shape), 2, 1, (8, 8), "the image")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("cells", "size"), [((2, 3), (5, 7)), ((4, 4), (2, 3)), ((2, 2, 1), (5, 2, 3))])
+def test_products_with_matrices_give_what_pooling_to_cells_gives(cells, size, monkeypatch):
+    """They replace PyTorch's adaptive pooling in an export and on a GPU."""
+    x, z_sem, means, z_map = torch.randn(2, 3, *size), torch.randn(2, 4), CellMeans(cells), ZMap(3, 4, cells)
+    torch.nn.init.normal_(z_map.linear.weight)
+    pooled, drawn = means(x), z_map(x, z_map.values(z_sem))
+    assert not torch.equal(drawn, x)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(means(x), pooled, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(z_map(x, z_map.values(z_sem)), drawn, rtol=1e-6, atol=1e-6)

@@ -1,16 +1,12 @@
 """Networks of MONAI and torchvision as encoders: their preprocessing, their features, frozen and not."""
 
-from __future__ import annotations
-
-import io
-
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, ViT, resnet18
+from monai.networks.nets import ViT, resnet18
 from torch import nn
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import DiffusionAutoencoder, EncoderAdapter, build_autoencoder
+from monai_diffae.networks import EncoderAdapter, build_autoencoder
 
 UNET = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 12, "time_embed_channels": 20}
 
@@ -18,17 +14,17 @@ UNET = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "z_chan
 class Seen(nn.Module):
     """Keeps what it is given, and gives the mean of each channel."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.images = x
         return x.flatten(2).mean(dim=2)
 
 
-def monai_resnet(spatial_dims: int = 2, channels: int = 3) -> nn.Module:
+def monai_resnet(spatial_dims=2, channels=3):
     torch.manual_seed(0)
     return resnet18(spatial_dims=spatial_dims, n_input_channels=channels, feed_forward=False)
 
 
-def autoencoder(adapter: EncoderAdapter, spatial_dims: int = 2, frozen: bool = True) -> DiffusionAutoencoder:
+def autoencoder(adapter, spatial_dims=2, frozen=True):
     return build_autoencoder(spatial_dims, encoder=adapter, encoder_frozen=frozen, **UNET)
 
 
@@ -46,7 +42,7 @@ def test_images_are_prepared_as_the_network_expects_them():
     torch.testing.assert_close(seen.images[:, 2], ((colour[:, 2] + 1) / 2 - mean[2]) / std[2])
 
 
-@pytest.mark.parametrize("size", [(4, 6), (12, 16), (4, 6, 2)])
+@pytest.mark.parametrize("size", [(12, 16), (4, 6, 2)])
 def test_images_are_resized(size):
     seen = Seen()
     adapter = EncoderAdapter(seen, channels=1, size=size, model_range=(0, 1))
@@ -65,6 +61,8 @@ def test_a_network_of_monai_with_a_projection(spatial_dims):
     assert network.size_divisors == (2,) * spatial_dims  # the UNet's
     x = torch.randn(2, 1, *(32,) * spatial_dims)
     assert network.encode(x).shape == (2, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert adapter.eval()(x).dtype == torch.float32
     assert network(x, torch.tensor([3, 5]), x).shape == x.shape
 
 
@@ -82,11 +80,7 @@ def test_frozen_is_the_network_and_not_the_projection():
     assert adapter.projection.weight.grad.abs().max() > 0
     after = adapter.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())  # BatchNorm's averages, too
-
-
-def test_without_frozen_everything_trains():
-    adapter = EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 12))
-    network = autoencoder(adapter, frozen=False).train()
+    network = autoencoder(EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 12)), frozen=False).train()
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
 
@@ -98,25 +92,8 @@ def test_features_of_several_kinds():
     torch.testing.assert_close(adapter(x), maps(adapter.prepare(x)).mean(dim=(2, 3)))
     with_states = ViT(3, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)
     assert EncoderAdapter(with_states)(x).shape == (2, 12)
-    densenet = DenseNet121(spatial_dims=2, in_channels=3, out_channels=5)
-    assert EncoderAdapter(densenet, head="class_layers.out")(x).shape == (2, 1024)
-
-
-def test_the_dtype_stays_that_of_the_images():
-    adapter = EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 12)).eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert adapter(torch.randn(2, 1, 32, 32)).dtype == torch.float32
-
-
-@pytest.mark.parametrize("size", [None, (24, 24)])
-def test_it_can_be_scripted(size):
-    adapter = EncoderAdapter(monai_resnet(), size=size, mean=0.5, std=0.2, projection=nn.Linear(512, 12))
-    network = autoencoder(adapter).eval()
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(network), buffer)
-    buffer.seek(0)
-    x = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(torch.jit.load(buffer)(x), network(x))
+    resnet = resnet18(spatial_dims=2, n_input_channels=3, num_classes=5)
+    assert EncoderAdapter(resnet, head="fc")(x).shape == (2, 512)
 
 
 def test_size_rules_are_given_or_the_networks_own():
@@ -126,11 +103,6 @@ def test_size_rules_are_given_or_the_networks_own():
     network.size_divisors = (7, 14)
     assert autoencoder(EncoderAdapter(network, channels=1)).size_divisors == (14, 14)
     assert autoencoder(EncoderAdapter(network, channels=1, size=(28, 28))).size_divisors == (2, 2)
-
-
-def test_preprocessing_is_not_part_of_the_weights():
-    adapter = EncoderAdapter(Seen(), mean=0.5, std=0.2, projection=nn.Linear(3, 12))
-    assert set(adapter.state_dict()) == {"projection.weight", "projection.bias"}
 
 
 def test_pretrained_weights_without_their_head():
@@ -143,52 +115,24 @@ def test_pretrained_weights_without_their_head():
     other = resnet18(spatial_dims=2, n_input_channels=1, num_classes=10).state_dict()
     with pytest.raises(ConfigError, match=r"are not those of ResNet: 1 differ, the first is 'conv1.weight'; use"):
         adapter.load_pretrained(other)
-    with pytest.raises(ConfigError, match=r"are not those of ResNet: 2 differ, the first is 'fc.bias'"):
-        EncoderAdapter(monai_resnet()).load_pretrained({**monai_resnet().state_dict(), "fc.weight": x, "fc.bias": x})
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_wrong_settings_and_inputs_are_one_line():
+    for settings, message in (
         ({"in_channels": 2}, "in_channels is 2: ResNet takes 3 channels, or one that is repeated"),
-        ({"model_range": (1, -1)}, r"model_range is \[1, -1\]; it must be two numbers, the lower one first"),
-        ({"mean": [0.1, 0.2]}, "mean has 2 numbers; give one, or one for each of the 3 channels"),
         ({"std": 0.0}, "std is .*; it must be above 0"),
         ({"head": "nope"}, "head: ResNet has no layer 'nope'; it has conv1, bn1"),
-    ],
-)
-def test_settings_that_are_wrong_are_one_line(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        EncoderAdapter(monai_resnet(), **settings)
-
-
-def test_wrong_channels_and_widths_are_one_line():
-    adapter = EncoderAdapter(monai_resnet())
-    for encoder in (adapter, autoencoder(adapter).encode):
-        with pytest.raises(ConfigError, match=r"the image to encode has 3 channels: the \w+ was built for 1"):
-            encoder(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ConfigError, match=r"^z_channels differs: 16 in the encoder \(EncoderAdapter\), 12 in the UNet"):
-        autoencoder(EncoderAdapter(monai_resnet(), projection=nn.Linear(512, 16)))
+    ):
+        with pytest.raises(ConfigError, match=message):
+            EncoderAdapter(monai_resnet(), **settings)
+    encode = autoencoder(EncoderAdapter(monai_resnet())).encode
+    with pytest.raises(ConfigError, match=r"the image to encode has 3 channels: the \w+ was built for 1"):
+        encode(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ConfigError, match=r"EncoderAdapter gives \(1, 512\): z_channels=12 needs \(B, 12\)"):
-        autoencoder(adapter).encode(torch.zeros(1, 1, 32, 32))
+        encode(torch.zeros(1, 1, 32, 32))
 
 
-def test_a_network_of_torchvision():
-    models = pytest.importorskip("torchvision.models", reason="torchvision is in the extra `lpips`")
-    torch.manual_seed(0)
-    pretrained = models.resnet18()
-    adapter = EncoderAdapter(
-        models.resnet18(), size=(64, 64), mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], head="fc",
-        projection=nn.Linear(512, 12),
-    )  # fmt: skip
-    adapter.load_pretrained(pretrained.state_dict())
-    network = autoencoder(adapter).train()
-    x = torch.rand(2, 1, 32, 32) * 2 - 1
-    pretrained.fc = nn.Identity()
-    with torch.no_grad():
-        expected = adapter.projection(pretrained.eval()(adapter.prepare(x)))
-    torch.testing.assert_close(network.encode(x), expected)
-    network(x, torch.tensor([3, 5]), x).square().mean().backward()
-    assert all(parameter.grad is None for parameter in adapter.network.parameters())
-    scripted = torch.jit.script(network.eval())
-    torch.testing.assert_close(scripted(x), network(x))
+def test_it_can_be_scripted():
+    adapter = EncoderAdapter(monai_resnet(), size=(24, 24), mean=0.5, std=0.2, projection=nn.Linear(512, 12))
+    network, x = autoencoder(adapter).eval(), torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(torch.jit.script(network)(x), network(x))

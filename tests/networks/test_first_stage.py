@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from monai.networks.nets import AutoencoderKL
@@ -22,6 +20,13 @@ def images(count=3, size=(8, 12, 16)):
     return torch.rand(count, 1, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.fixture
+def first_stage():
+    first_stage = make()
+    first_stage.measure(images())
+    return first_stage
+
+
 def test_measured_latents_have_mean_0_a_channel_and_std_1():
     first_stage = make()
     first_stage.measure(images(5))
@@ -30,72 +35,41 @@ def test_measured_latents_have_mean_0_a_channel_and_std_1():
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3, 4)), torch.zeros(2), atol=1e-5, rtol=0)
     assert float(latents.square().mean()) == pytest.approx(1, abs=1e-4)
     assert latents.std(dim=(0, 2, 3, 4))[0] != latents.std(dim=(0, 2, 3, 4))[1]  # one scale for all channels
+    assert float(latents.abs().max()) > 2  # they are not clipped
+    other = make()
+    other.load_state_dict(first_stage.state_dict())  # the scale is saved with the weights
+    assert torch.equal(other.encode(images(5)), latents)
+    assert make(2).latent_shape((1, 16, 8, 5)) == (2, 8, 4, 5)  # slices of a 2D network stay
 
 
-def test_decode_undoes_the_scale():
-    first_stage = make()
-    first_stage.measure(images())
-    expected = first_stage.autoencoder.reconstruct(images())
-    torch.testing.assert_close(first_stage.decode(first_stage.encode(images())), expected, atol=1e-5, rtol=1e-4)
+def test_the_images_alone_are_encoded_and_decoded_without_noise_and_decode_undoes_the_scale(first_stage):
+    """One tensor, as MONAI's ``verify_net_in_out`` and exports need it; MONAI's own forward pass draws noise."""
+    reconstruction = first_stage(images())
+    assert torch.equal(reconstruction, make()(images()))
+    torch.testing.assert_close(first_stage.autoencoder.reconstruct(images()), reconstruction, atol=1e-5, rtol=1e-4)
+    decoded = first_stage.decode(first_stage.encode(images()))
+    torch.testing.assert_close(decoded, reconstruction, atol=1e-5, rtol=1e-4)
+    first_stage.image_range = (0.0, 0.1)
+    assert float(decoded.max()) > 0.1
+    assert torch.equal(first_stage(images()), reconstruction.clamp(0.0, 0.1))
+    assert torch.equal(first_stage.decode(first_stage.encode(images())), decoded.clamp(0.0, 0.1))
 
 
-def test_the_scale_is_saved_with_the_weights():
-    first_stage, other = make(), make()
-    first_stage.measure(images())
-    other.load_state_dict(first_stage.state_dict())
-    assert torch.equal(other.encode(images()), first_stage.encode(images()))
-
-
-def test_an_image_has_the_same_latents_and_back_whatever_the_others_are():
-    first_stage = make()
-    first_stage.measure(images())
+def test_an_image_has_the_same_latents_and_back_whatever_the_others_are(first_stage):
     latents = first_stage.encode(images())
     assert torch.equal(latents[1:2], first_stage.encode(images()[1:2]))
     assert torch.equal(first_stage.decode(latents)[1:2], first_stage.decode(latents[1:2]))
 
 
-def test_latents_are_not_clipped():
-    first_stage = make()
-    first_stage.measure(images())
-    assert float(first_stage.encode(images()).abs().max()) > 2
-
-
-def test_the_images_alone_are_encoded_and_decoded_without_noise():
-    """One tensor, as MONAI's ``verify_net_in_out`` and exports need it; MONAI's own forward pass draws noise."""
-    first_stage = make()
-    reconstruction = first_stage(images())
-    assert torch.equal(reconstruction, first_stage(images()))
-    first_stage.measure(images())
-    torch.testing.assert_close(first_stage.decode(first_stage.encode(images())), reconstruction, atol=1e-5, rtol=1e-4)
-    first_stage.image_range = (0.0, 0.1)
-    assert torch.equal(first_stage(images()), reconstruction.clamp(0.0, 0.1))
-
-
-def test_decoded_images_are_clipped_to_their_range():
-    first_stage = make()
-    first_stage.measure(images())
-    free = first_stage.decode(first_stage.encode(images()))
-    first_stage.image_range = (0.0, 0.1)
-    assert float(free.max()) > 0.1
-    assert torch.equal(first_stage.decode(first_stage.encode(images())), free.clamp(0.0, 0.1))
-
-
-def test_what_cannot_be_used_is_refused():
-    first_stage = make()
+def test_what_cannot_be_used_is_refused(first_stage):
     with pytest.raises(ConfigError, match="scale of the latents is not known"):
-        first_stage.encode(images())
-    first_stage = make()
-    first_stage.measure(images())
+        make().encode(images())
     with pytest.raises(ConfigError, match=r"multiples of 2"):
         first_stage.encode(images(size=(8, 8, 7)))
     with pytest.raises(ConfigError, match="built for 2"):
         first_stage.decode(torch.zeros(1, 3, 4, 4, 4))
     with pytest.raises(ConfigError, match="must be MONAI's AutoencoderKL"):
         FirstStage(torch.nn.Identity())
-
-
-def test_latents_that_do_not_differ_have_no_scale():
-    first_stage = make()
     for parameter in first_stage.parameters():
         torch.nn.init.zeros_(parameter)
     with pytest.raises(ConfigError, match="standard deviation is 0"):
@@ -116,7 +90,3 @@ def test_patches_that_cannot_be_trained_with_are_refused(patch, image, says):
     first_stage.check_patch_size([12, 16, 16], [16, 16, 16])
     with pytest.raises(ConfigError, match=says):
         first_stage.check_patch_size(patch, image)
-
-
-def test_slices_of_a_2d_network_stay():
-    assert make(2).latent_shape((1, 16, 8, 5)) == (2, 8, 4, 5)

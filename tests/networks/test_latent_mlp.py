@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-import io
 import json
 
 import pytest
@@ -12,7 +9,7 @@ from monai_diffae.networks import LatentMLP
 SMALL = {"z_channels": 6, "hidden_channels": 10, "num_layers": 4}
 
 
-def small(**overrides: object) -> LatentMLP:
+def small(**overrides):
     torch.manual_seed(0)
     return LatentMLP(**{**SMALL, **overrides}).eval()
 
@@ -26,16 +23,15 @@ def test_the_papers_network_has_its_size():
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
-@pytest.mark.parametrize("timesteps", [torch.tensor([0, 999]), torch.tensor([0.0, 999.0])])
-def test_it_is_called_as_the_unet_is(timesteps):
-    network, z_t = small(), torch.randn(2, 6)
-    out = network(x=z_t, timesteps=timesteps, context=None)
+def test_it_is_called_as_the_unet_is():
+    network, z_t, t = small(), torch.randn(2, 6), torch.tensor([0, 999])
+    out = network(x=z_t, timesteps=t, context=None)
     assert out.shape == (2, 6)
-    assert torch.equal(network(z_t, timesteps, context=torch.randn(2, 3)), out)  # there is no condition
-    assert not torch.allclose(network(z_t, timesteps.flip(0)), out)
+    assert torch.equal(network(z_t, t.float(), context=torch.randn(2, 3)), out)  # there is no condition
+    assert not torch.allclose(network(z_t, t.flip(0)), out)
 
 
-@pytest.mark.parametrize("skip_layers", [None, (), (2,), (0, 3), (1, 2, 3)])
+@pytest.mark.parametrize("skip_layers", [None, (), (0, 3)])
 def test_config_builds_the_same_network_again(skip_layers):
     network = small(skip_layers=skip_layers, dropout=0.5)
     again = LatentMLP(**json.loads(json.dumps(network.config))).eval()
@@ -66,19 +62,15 @@ def test_weights_start_kaiming_normal():
             assert linear.weight.std().item() == pytest.approx((2 / linear.in_features) ** 0.5, rel=0.05)
 
 
-def test_dropout_acts_in_training_alone():
-    network, z_t, t = small(dropout=0.5), torch.randn(2, 6), torch.tensor([3, 4])
-    assert torch.equal(network(z_t, t), network(z_t, t))
-    network.train()
-    assert not torch.equal(network(z_t, t), network(z_t, t))
-
-
-def test_bfloat16_autocast_keeps_the_dtype():
-    network, z_t, t = small(), torch.randn(4, 6), torch.tensor([3, 4, 5, 6])
+def test_dropout_acts_in_training_alone_and_bfloat16_autocast_keeps_the_dtype():
+    network, z_t, t = small(dropout=0.5), torch.randn(4, 6), torch.tensor([3, 4, 5, 6])
+    out = network(z_t, t)
+    assert torch.equal(network(z_t, t), out)
     with torch.autocast("cpu", torch.bfloat16):
-        out = network(z_t, t)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, network(z_t, t), rtol=0.1, atol=0.1)
+        in_bfloat16 = network(z_t, t)
+    assert in_bfloat16.dtype == torch.float32
+    torch.testing.assert_close(in_bfloat16, out, rtol=0.1, atol=0.1)
+    assert not torch.equal(network.train()(z_t, t), out)
 
 
 def test_normalising_and_back():
@@ -89,41 +81,20 @@ def test_normalising_and_back():
     torch.testing.assert_close(normal.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-4)
     torch.testing.assert_close(normal.std(dim=0), torch.ones(6), rtol=0, atol=1e-4)
     torch.testing.assert_close(network.denormalise(normal), z)
-
-
-def test_statistics_are_saved_with_the_weights():
-    network = small()
-    network.set_statistics(torch.arange(6.0), torch.arange(1.0, 7))
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
     again = small()
-    again.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
-    assert torch.equal(again.denormalise(torch.ones(1, 6)), torch.arange(1.0, 12, 2)[None])
-    assert (again.z_mean.dtype, again.z_std.dtype) == (torch.float32, torch.float32)
-
-
-def test_unknown_statistics_are_one_line():
-    network = small()
-    assert network.z_mean.isnan().all()
-    for call in (network.normalise, network.denormalise):
+    for call in (again.normalise, again.denormalise):
         with pytest.raises(ConfigError, match="the mean and std of z_sem are not known: call set_statistics"):
-            call(torch.zeros(1, 6))
+            call(z)
+    again.load_state_dict(network.state_dict())  # the statistics are saved with the weights
+    assert torch.equal(again.normalise(z), normal)
 
 
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
         (torch.zeros(5), torch.ones(6), r"the mean of z_sem has the shape \(5,\): .* needs \(6,\)"),
-        (torch.zeros(6), torch.ones(2, 6), r"the std of z_sem has the shape \(2, 6\)"),
         (torch.zeros(6), torch.tensor([1.0, 1, 0, 1, -1, 1]), "the std of z_sem is not positive in 2 dimensions"),
         (torch.full((6,), torch.nan), torch.ones(6), "the mean of z_sem holds values that are not finite"),
-        ([0.0] * 6, torch.ones(6), "the mean of z_sem is a list, not a tensor"),
-        (torch.zeros(6), 1.0, "the std of z_sem is a float, not a tensor"),
-        (torch.zeros(6, device="meta"), torch.ones(6), "the mean of z_sem has no values"),
-        (torch.zeros(6), torch.full((6,), 1e-40), "not positive in 6 dimensions, or too small to divide by"),
-        (torch.zeros(6), torch.full((6,), 1e-60, dtype=torch.float64), "not positive in 6 dimensions"),
-        (torch.zeros(6), torch.ones(6).to_sparse(), "the std of z_sem is a sparse or complex tensor"),
-        (torch.zeros(6), torch.full((6,), torch.inf), "the std of z_sem holds values that are not finite"),
     ],
 )
 def test_wrong_statistics_are_one_line_and_change_nothing(mean, std, message):
@@ -133,21 +104,8 @@ def test_wrong_statistics_are_one_line_and_change_nothing(mean, std, message):
     assert network.z_mean.isnan().all()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_layers": 1}, "num_layers=1"),
-        ({"z_channels": 0}, "z_channels=0"),
-        ({"time_channels": 1}, "time_channels=1"),
-        ({"skip_layers": (4,)}, r"skip_layers=\[4\]: there are layers 0 to 3"),
-    ],
-)
-def test_settings_that_give_no_network(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        small(**changes)
-
-
-@pytest.mark.parametrize("shape", [(2, 5), (6,), (2, 1, 6)])
-def test_a_wrong_z_is_one_line(shape):
+def test_wrong_settings_and_inputs_are_one_line():
+    with pytest.raises(ConfigError, match=r"skip_layers=\[4\]: there are layers 0 to 3"):
+        small(skip_layers=(4,))
     with pytest.raises(ConfigError, match=r"z has the shape .*: the latent network takes \(B, 6\)"):
-        small()(torch.zeros(shape), torch.tensor([1, 2]))
+        small()(torch.zeros(2, 5), torch.tensor([1, 2]))

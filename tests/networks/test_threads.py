@@ -1,65 +1,40 @@
-from __future__ import annotations
-
-import threading
+import os
 
 import pytest
 import torch
 from torch import nn
 
-from monai_diffae.networks.threads import _SMALL, evaluation_work, threads_for
-
-pytestmark = pytest.mark.usefixtures("two_threads")
+from monai_diffae.networks.kernels import exact_convolutions, reproducible_kernels
 
 
-@pytest.mark.parametrize(("work", "threads"), [(1, 1), (_SMALL - 1, 1), (_SMALL, 2)])
-def test_small_work_gets_one_thread(work: int, threads: int) -> None:
-    with threads_for(work, "cpu"):
-        assert torch.get_num_threads() == threads
-    assert torch.get_num_threads() == 2
+def state():
+    cudnn = torch.backends.cudnn
+    return (
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )  # fmt: skip
 
 
-def test_all_threads_are_back_after_an_error() -> None:
-    with pytest.raises(ZeroDivisionError), threads_for(1, "cpu"):
-        1 / 0  # noqa: B018
-    assert torch.get_num_threads() == 2
+def test_kernels_are_exact_or_deterministic_on_a_gpu_and_nothing_changes_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = state()
+    with exact_convolutions():
+        assert state()[:4] == (True, False, True, False)
+    with reproducible_kernels("cpu"):
+        assert state() == before
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with reproducible_kernels("cuda:1"):
+        assert state() == (True, False, True, False, True, True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert state() == before
+    with pytest.raises(ZeroDivisionError), reproducible_kernels("cuda"):
+        raise ZeroDivisionError
+    assert state() == before
 
 
-def test_a_number_of_the_user_is_used_for_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # as --threads 2 does
-    with threads_for(1, "cpu"):
-        assert torch.get_num_threads() == 2
-
-
-def test_a_gpu_needs_no_other_number() -> None:
-    with threads_for(1, "cuda"):
-        assert torch.get_num_threads() == 2
-
-
-def test_a_thread_that_starts_meanwhile_has_all_threads() -> None:
-    numbers: list[int] = []
-    thread = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
-    with threads_for(1, "cpu"):
-        thread.start()
-        thread.join()
-    assert numbers == [2]
-
-
-@pytest.mark.parametrize(
-    ("network", "shape", "work"),
-    [
-        (nn.Sequential(nn.SiLU(), nn.Conv2d(3, 4, 3)), (2, 3, 5, 6), 2 * 30 * 16 * 9),
-        (nn.Conv3d(1, 8, 3), (1, 1, 4, 4, 4), 64 * 64 * 27),
-        (nn.Linear(2, 2), (1, 2), _SMALL),
-    ],
-)
-def test_work_is_that_of_a_convolution_at_full_resolution(
-    network: nn.Module, shape: tuple[int, ...], work: int
-) -> None:
-    assert evaluation_work(network, torch.zeros(shape)) == work
-
-
-def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads() -> None:
-    def trained(threads: int) -> list[torch.Tensor]:
+def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads(two_threads):
+    def trained(threads):
         generator = torch.Generator().manual_seed(0)
         weights = [nn.Parameter(torch.randn(size, generator=generator)) for size in (1, 65, 4097, 40001)]
         torch.set_num_threads(threads)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -7,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.errors import ConfigError
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
@@ -36,16 +34,7 @@ def test_same_eps_as_the_official_code(official):
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [
-        {},
-        {"z": 24, "hidden": 24},
-        {"layers": 2, "skips": (1,)},
-        {"skips": ()},
-        {"layers": 6, "skips": (1, 3)},
-        {"layers": 12, "skips": range(1, 12), "z": 7, "hidden": 33},
-    ],
-    ids=str,
+    "sizes", [{}, {"z": 24, "hidden": 24, "skips": ()}, {"layers": 6, "skips": (1, 3), "z": 7, "hidden": 33}], ids=str
 )
 def test_same_eps_as_the_reference(official, sizes):
     weights = official.random_latent(**sizes)
@@ -80,12 +69,17 @@ def test_the_averaged_network_of_a_checkpoint_with_its_statistics(official, tmp_
     assert torch.equal(network.head.weight, state["model.latent_net.layers.3.linear.weight"])
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "ema_model.", "latent_net."])
-def test_the_mlp_alone_under_any_prefix(official, prefix):
+def test_the_mlp_alone_under_any_prefix_and_names_that_the_code_does_not_use(official):
     weights = official.random_latent()
-    network = load_official_latent({prefix + name: tensor for name, tensor in weights.items()})
-    assert torch.equal(network.head.bias, weights["layers.3.linear.bias"])
-    assert network.z_std.isnan().all()
+    expected = load_official_latent(weights).state_dict()
+    assert torch.equal(expected["head.bias"], weights["layers.3.linear.bias"])
+    once = {name: tensor for name, tensor in weights.items() if "cond_layers" not in name}
+    # older versions of the official code have a time projection in the last layer too, and never call it
+    older = weights | {"layers.3.linear_emb.weight": torch.zeros(16, 16)}
+    prefixed = [{prefix + n: t for n, t in weights.items()} for prefix in ("ema_model.", "latent_net.")]
+    for state in (once, older, *prefixed):
+        loaded = load_official_latent(state).state_dict()
+        assert all(torch.equal(t, expected[n]) or t.isnan().all() for n, t in loaded.items())
 
 
 def test_statistics_of_the_official_file_come_first(official, tmp_path):
@@ -97,22 +91,6 @@ def test_statistics_of_the_official_file_come_first(official, tmp_path):
     torch.testing.assert_close(network.denormalise(torch.zeros(1, 16))[0], MEAN + 1)
 
 
-def test_names_that_the_code_does_not_use(official):
-    weights = official.random_latent()
-    expected = load_official_latent(weights).state_dict()
-    once = {name: tensor for name, tensor in weights.items() if "cond_layers" not in name}
-    # older versions of the official code have a time projection in the last layer too, and never call it
-    older = weights | {"layers.3.linear_emb.weight": torch.zeros(16, 16)}
-    for state in (once, older):
-        assert all(
-            torch.equal(t, expected[n]) or t.isnan().all() for n, t in load_official_latent(state).state_dict().items()
-        )
-
-
-def changed(**tensors):
-    return lambda weights: weights | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-
-
 def without(pattern):
     return lambda weights: {name: tensor for name, tensor in weights.items() if not re.search(pattern, name)}
 
@@ -121,31 +99,13 @@ def without(pattern):
     ("change", "message"),
     [
         (lambda _: {"encoder.out.3.weight": torch.zeros(1)}, "there is no latent DDIM's MLP in it"),
-        (lambda _: {}, "there is no latent DDIM's MLP in it"),
         (without(r"norm"), "net_latent_use_norm=False"),
         (without(r"cond_layers|linear_emb"), "layers without the time step as input"),
-        (without(r"time_embed\.2"), "net_latent_num_time_layers"),
-        (changed(time_embed__4__weight=torch.zeros(16, 16)), "net_latent_num_time_layers"),
         (without(r"layers\.1\."), r"the layers \[0, 2, 3\]"),
-        (without(r"layers\.1\.linear\.weight"), r"layers\.1\.linear\.weight is missing"),
-        (without(r"layers\.2\.norm\.bias"), r"layers\.2\.norm\.bias missing"),
-        (changed(layers__2__linear__weight=torch.zeros(24, 30)), "layer 2 of the latent DDIM takes 30 numbers"),
-        (changed(layers__3__linear__weight=torch.zeros(15, 40)), r"layers\.3\.linear\.weight too many or of another"),
-        (changed(layers__1__linear_emb__weight=torch.zeros(24, 16)), "are the same layer"),
-        (changed(layers__1__linear__bias=torch.full((24,), torch.nan)), r"^layers\.1\.linear\.bias: .* not finite"),
-        (changed(layers__1__extra=torch.zeros(1)), r"layers\.1\.extra too many"),
-        (
-            lambda w: {n: torch.cat([t, t]) if re.search(r"cond_layers|linear_emb", n) else t for n, t in w.items()},
-            "net_latent_condition_2x=True",
-        ),
-        (changed(conds_mean=MEAN[None]), "there is no tensor conds_std"),
-        (changed(conds_std=STD[None]), "there is no tensor conds_mean"),
-        (changed(conds_mean=MEAN.tolist(), conds_std=STD), "there is no tensor conds_mean"),
-        (changed(conds_mean=MEAN, conds_std=STD.to("meta")), "the std of z_sem has no values"),
-        (changed(conds_mean=MEAN, conds_std=STD * 0 + 1e-40), "not positive in 16 dimensions, or too small"),
-        (changed(conds_mean=MEAN[None, :5], conds_std=STD[None]), r"the mean of z_sem has the shape \(1, 5\)"),
-        (changed(conds_mean=MEAN, conds_std=STD * 0), "not positive in 16 dimensions"),
-        (changed(conds_mean=MEAN, conds_std=STD * torch.nan), "not finite"),
+        (lambda w: w | {"layers.1.linear_emb.weight": torch.zeros(24, 16)}, "are the same layer"),
+        (lambda w: w | {"layers.1.linear.bias": torch.full((24,), torch.nan)}, r"^layers\.1\.linear\.bias: .* not fin"),
+        (lambda w: w | {"conds_mean": MEAN[None]}, "there is no tensor conds_std"),
+        (lambda w: w | {"conds_mean": MEAN, "conds_std": STD * 0}, "not positive in 16 dimensions"),
     ],
 )
 def test_other_networks_are_one_line(official, change, message):
@@ -154,33 +114,9 @@ def test_other_networks_are_one_line(official, change, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (5,), (0, 0)])
-def test_a_tensor_of_any_other_shape_is_one_line(official, shape):
-    weights = official.random_latent()
-    for name in weights:
-        with pytest.raises(ConfigError):
-            load_official_latent(weights | {name: torch.zeros(shape)})
-
-
-def test_statistics_files_that_are_none(official, tmp_path):
-    weights = official.random_latent()
-    (tmp_path / "latent.pkl").write_text("hello")
-    with pytest.raises(UnsafeInputError, match=r"^latent\.pkl: damaged"):
-        load_official_latent(weights, statistics=tmp_path / "latent.pkl")
-    with pytest.raises(ConfigError, match=r"^none\.pkl: there is no such file"):
-        load_official_latent(weights, statistics=tmp_path / "none.pkl")
-    with pytest.raises(ConfigError, match="there is no tensor conds_mean among the statistics"):
-        load_official_latent(weights, statistics={"conds": torch.zeros(3, 16)})
-
-
 def test_what_is_wrong_is_told_by_its_file(official, tmp_path):
-    weights = official.random_latent()
-    torch.save(weights, tmp_path / "mlp.pt")
     torch.save({"conds_mean": MEAN}, tmp_path / "latent.pkl")
-    torch.save(without("norm")(weights), tmp_path / "other.pt")
     with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no tensor conds_std"):
-        load_official_latent(tmp_path / "mlp.pt", statistics=tmp_path / "latent.pkl")
-    with pytest.raises(ConfigError, match=r"^other\.pt: this latent DDIM cannot be imported"):
-        load_official_latent(str(tmp_path / "other.pt"))
+        load_official_latent(official.random_latent(), statistics=tmp_path / "latent.pkl")
     with pytest.raises(ConfigError, match=r"^latent\.pkl: there is no latent DDIM's MLP in it"):
         load_official_latent(tmp_path / "latent.pkl")
