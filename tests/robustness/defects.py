@@ -234,16 +234,20 @@ in two ways. A sheared affine is no failure: the scan is read, with a warning.""
 READ_WITH_A_WARNING = {"sheared affine"}
 
 
-def cohort_with(folder: Path, defect: str, dims: int, num_good: int = 8) -> Path:
-    """The table of good scans and a bad one in the split ``train``."""
+def cohort_with_all(folder: Path, dims: int, num_good: int = 8) -> Path:
+    """The table of good scans, and of one bad scan of each kind in the split ``train``; its id is ``bad-<kind>``."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(num_good):
         save(folder / f"good{k}.nii.gz", noise(dims, 1 + k))
     rows = [f"g{k},good{k}.nii.gz,{'val' if k < 2 else 'train'}" for k in range(num_good)]
-    rows.insert(num_good // 2, f"bad-case,{DEFECTS[defect](folder, dims)},train")
-    table = folder / "cohort.csv"
-    table.write_text("\n".join(["id,image,split", *rows]) + "\n")
-    return table
+    bad = []
+    for kind, make in DEFECTS.items():
+        name = kind.replace(" ", "_")
+        (folder / name).mkdir()
+        bad.append(f"bad-{name},{name}/{make(folder / name, dims)},train")
+    middle = num_good // 2
+    (folder / "cohort.csv").write_text("\n".join(["id,image,split", *rows[:middle], *bad, *rows[middle:]]) + "\n")
+    return folder / "cohort.csv"
 
 
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2

@@ -1,7 +1,5 @@
 """Goal R15: a file that asks for too much memory is refused, and the process stays small."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import struct
@@ -47,14 +45,14 @@ print(json.dumps([before, peak(), lines]))
 """
 
 
-def _volume(path: Path, spacing: tuple[float, float, float], units: str = "mm") -> Path:
+def _volume(path: Path, spacing: tuple[float, float, float], units: str = "mm"):
     image = nib.Nifti1Image(values(16, 16, 16), np.diag([*spacing, 1.0]))
     image.header.set_xyzt_units(units)
     nib.save(image, path)
     return path
 
 
-def _header_bomb(path: Path, size: tuple[int, int, int]) -> Path:
+def _header_bomb(path: Path, size: tuple[int, int, int]):
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     data = bytearray(save_nifti(plain).read_bytes())
     data[40:56] = np.array([3, *size, 1, 1, 1, 1], np.int16).tobytes()
@@ -62,10 +60,10 @@ def _header_bomb(path: Path, size: tuple[int, int, int]) -> Path:
     return path
 
 
-def _png(path: Path, width: int, height: int) -> Path:
+def _png(path: Path, width: int, height: int):
     """A picture of zeros that declares its size; its pixels are packed a thousandfold."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     pack = zlib.compressobj()
@@ -75,7 +73,7 @@ def _png(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def _gzip_bomb(path: Path) -> Path:
+def _gzip_bomb(path: Path):
     """Behind the voxels 1 GB of zeros."""
     plain = save_nifti(path.with_suffix(""))
     path.write_bytes(gzip.compress(plain.read_bytes()) + 1000 * gzip.compress(bytes(1 << 20)))
@@ -83,7 +81,7 @@ def _gzip_bomb(path: Path) -> Path:
     return path
 
 
-def _voxel_bomb(path: Path) -> Path:
+def _voxel_bomb(path: Path):
     """A header that tells the truth: 3 GB of zeros follow, packed into a few MB."""
     data = bytearray(save_nifti(path.with_suffix("")).read_bytes())
     data[40:56] = np.array([3, 1000, 1000, 800, 1, 1, 1, 1], np.int16).tobytes()
@@ -91,7 +89,7 @@ def _voxel_bomb(path: Path) -> Path:
     return path
 
 
-def _packed_mha(path: Path) -> Path:
+def _packed_mha(path: Path):
     pack = zlib.compressobj()
     body = b"".join([*(pack.compress(bytes(1 << 20)) for _ in range(200)), pack.flush()])
     header = (

@@ -4,8 +4,6 @@ The labels of a table, which are all columns without a role, are the exception: 
 tables of embeddings and pages. They must be nowhere else.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib
@@ -13,24 +11,19 @@ import io
 import logging
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from dicom_files import make_plane
 from PIL import Image
 
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.patient_keys import KEY_FILE
 
-pytestmark = pytest.mark.goal(id="R21")
-
-if TYPE_CHECKING:
-    from monai_diffae.explorer.exploration import Exploration
+pytestmark = [pytest.mark.goal(id="R21"), pytest.mark.slow]
 
 NAMES = re.compile(rb"planted(?!note)\w*|mrn765\w*", re.IGNORECASE)
 LABEL = re.compile(rb"plantednote", re.IGNORECASE)
@@ -42,11 +35,11 @@ TAGS = {
 NUM_CASES = 18
 
 
-def patient_id(number: int) -> str:
+def patient_id(number):
     return f"MRN765{number // 2:04d}"
 
 
-def parts(content: bytes) -> Iterator[bytes]:
+def parts(content):
     """A file's bytes, and those of everything that is packed inside."""
     yield content
     yield content.replace(b"\0", b"")  # UTF-16
@@ -71,7 +64,7 @@ def parts(content: bytes) -> Iterator[bytes]:
             yield str(image.info).encode()
 
 
-def found(folder: Path, pattern: re.Pattern[bytes]) -> dict[str, set[bytes]]:
+def found(folder, pattern):
     """What of a pattern is in the names and in the bytes of a folder's files."""
     hits = {}
     for file in folder.rglob("*"):
@@ -84,13 +77,8 @@ def found(folder: Path, pattern: re.Pattern[bytes]) -> dict[str, set[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cohort(tmp_path_factory):
     """DICOM files with planted tags, file names, folders, patients and labels; two scans per patient."""
-    spec = spec_from_file_location("dicom_files", Path(__file__).parents[1] / "data" / "dicom_files.py")
-    assert spec is not None
-    assert spec.loader is not None
-    dicom_files = module_from_spec(spec)
-    spec.loader.exec_module(dicom_files)
     folder = tmp_path_factory.mktemp("data") / "Plantedfolder"
     rows, generator = [], np.random.default_rng(0)
     y, x = np.mgrid[:14, :10]
@@ -100,7 +88,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         is_large = i % 4 > 1
         disk = (np.hypot(y - 7, x - 5) < (4.5 if is_large else 2.5)) * 400 + generator.integers(0, 200, (14, 10))
         tags = {**TAGS, "PatientID": patient_id(i), "Modality": "DX", "SOPInstanceUID": f"1.2.4.{i}"}
-        dicom_files.make_plane((0.0, 0.0, 0.0), number=i + 1, stored=disk, **tags).save_as(file)
+        make_plane((0.0, 0.0, 0.0), number=i + 1, stored=disk, **tags).save_as(file)
         split = "train" if i < 10 else "val" if i < 14 else "test"
         label = {"size": "large" if is_large else "small", "note": f"Plantednote {i}"}
         image = file.relative_to(folder).as_posix()
@@ -117,7 +105,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def look_around(exploration: Exploration, file: Path) -> None:
+def look_around(exploration, file):
     """Ask the page of ``explore`` for everything about the first case, and write the answers to a file."""
     from starlette.testclient import TestClient
 
@@ -134,7 +122,7 @@ def look_around(exploration: Exploration, file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def written(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(cohort, tmp_path_factory):
     """The folder of what the commands write and log, and of what the page of ``explore`` answers."""
     import monai_diffae as diffae
     from monai_diffae.apps.report import study
@@ -164,10 +152,7 @@ def written(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
-def test_names_are_in_no_byte_of_what_commands_write(
-    written: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_names_are_in_no_byte_of_what_commands_write(written, record_property):
     hits = found(written, NAMES)
     # a cohort table must name its files; start shows the commands that were given the cohort
     assert hits.pop("started/scans.csv")
@@ -178,7 +163,7 @@ def test_names_are_in_no_byte_of_what_commands_write(
 
 
 @pytest.fixture(scope="module")
-def written_with_hashed_ids(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def written_with_hashed_ids(cohort, tmp_path_factory):
     """A table of a folder without ids, listed with ``ids="hashed"``, and what commands write and log about it."""
     import monai_diffae as diffae
     from monai_diffae.apps.report import study
@@ -196,10 +181,7 @@ def written_with_hashed_ids(cohort: Path, tmp_path_factory: pytest.TempPathFacto
     return table, out
 
 
-@pytest.mark.slow
-def test_hashed_ids_leave_no_name_of_a_file_or_folder(
-    written_with_hashed_ids: tuple[Path, Path], record_property: Callable[[str, object], None]
-) -> None:
+def test_hashed_ids_leave_no_name_of_a_file_or_folder(written_with_hashed_ids, record_property):
     table, out = written_with_hashed_ids
     assert table.read_text().count("Plantedfile") == NUM_CASES  # it tells which scan is which
     files = [file for file in out.rglob("*") if file.is_file()]
@@ -208,16 +190,14 @@ def test_hashed_ids_leave_no_name_of_a_file_or_folder(
     record_property("figure", f"hashed ids: 0 planted names in {len(files)} files")
 
 
-@pytest.mark.slow
-def test_labels_are_in_tables_and_pages_only(written: Path) -> None:
+def test_labels_are_in_tables_and_pages_only(written):
     allowed = re.compile(
         r"(.*/)?(embeddings\.(parquet|csv)|scans\.csv|predictions\.csv|neighbors\.csv)|answers|.*\.html"
     )
     assert [name for name in found(written, LABEL) if not allowed.fullmatch(name)] == []
 
 
-@pytest.mark.slow
-def test_no_hash_of_a_patient_can_be_tried_out(written: Path) -> None:
+def test_no_hash_of_a_patient_can_be_tried_out(written):
     names = [f"Plantedpatient {i}" for i in range(NUM_CASES // 2)] + [patient_id(i) for i in range(NUM_CASES)]
     hashes = {hash_patient(name) for name in names} | {hash_patient(hash_patient(name)) for name in names}
     for text in [*names, *map(hash_patient, names)]:
@@ -225,7 +205,6 @@ def test_no_hash_of_a_patient_can_be_tried_out(written: Path) -> None:
     assert found(written, re.compile("|".join(hashes).encode())) == {}
 
 
-@pytest.mark.slow
-def test_the_key_of_the_patients_is_in_no_other_file(written: Path) -> None:
+def test_the_key_of_the_patients_is_in_no_other_file(written):
     (secret,) = {file.read_bytes().strip() for file in written.rglob(KEY_FILE)}  # the tests share one
     assert {Path(name).name for name in found(written, re.compile(secret))} == {KEY_FILE}

@@ -76,9 +76,6 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     assert code == 0
     assert "image_size: [8, 12, 8]" in printed
     assert "z_sem may hardly be used after so few images; about 1500 are needed: give more minutes" in printed
-
-
-def test_an_epoch_that_takes_too_long_is_announced(heads, machine, run):
     machine(10)
     _, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu", "--memory-gib", 4)
     assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed

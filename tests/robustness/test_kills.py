@@ -1,0 +1,404 @@
+"""Campaigns of goals R1, R2, R3, R16, R17, R26 and R27: kills, full disks, servers and signals harm no result.
+
+Their fast tests are in tests/bundles/test_resume.py, tests/data/test_atomic.py and tests/handlers.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from forked_program import NO_MOUNTS, wait_until
+from PIL import Image
+
+from monai_diffae import embed, reconstruct
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.data.samples import make_virtual_cohort
+
+pytestmark = pytest.mark.slow
+
+# -- trainings that are killed ----------------------------------------------------------------------------------------
+
+CHEAP = {"without_picture_of_curves": []}  # it takes longer than an epoch
+_SETTINGS = {
+    "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8, "network_def#unet#time_embed_channels": 16,
+    "inferer#steps": 2, "inferer#invert_steps": 2, "picture_steps": 2, "probe_interval": 0, "calibration_cases": 0,
+    "check_memory": False, "mlflow": False, "device": "cpu",
+}  # fmt: skip
+_SIZES = {
+    2: {"image_size": [16, 16], "batch_size": 2},
+    3: {"image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0], "batch_size": 1},
+}
+
+
+def training(bundle, cohort, settings, *, axes=2, workers=0):
+    """The arguments of the program; the bundle is made if it does not exist."""
+    if not bundle.exists():
+        init_bundle(bundle, f"diffae_{axes}d")
+    values = {**_SETTINGS, **_SIZES[axes], **settings}
+    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in values.items()]
+    return ["train", bundle, cohort, "--workers", workers, "--overrides", *overrides]
+
+
+def saved_step(bundle):
+    """The step of the last checkpoint."""
+    return int(torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"])
+
+
+NUM_STEPS = 60
+SETTINGS = {
+    "network_def#unet#dropout": 0.2, "max_epochs": 12, "val_interval": 3, "report_every": 2, "warmup_steps": 5,
+    "num_pictures": 1, "checkpoint_minutes": 0.02,
+}  # fmt: skip
+PATIENTS = {2: {"num_patients": 14, "val_fraction": 0.2}, 3: {"num_patients": 7, "val_fraction": 0.2}}
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory):
+    """Virtual patients in 2D and 3D, with batches that make 5 steps per epoch."""
+    root = tmp_path_factory.mktemp("cohorts")
+    return {
+        axes: make_virtual_cohort(root / str(axes), size=16, spatial_dims=axes, test_fraction=0.1, **PATIENTS[axes])
+        for axes in PATIENTS
+    }
+
+
+def command(bundle, cohort, axes, workers=0, **settings):
+    return training(bundle, cohort, {**SETTINGS, **settings}, axes=axes, workers=workers)
+
+
+def outcome(bundle):
+    """Everything that a training has computed, without how long it took."""
+    checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+    del checkpoint["validation"]["seconds"]
+    checkpoint.pop("unreported")
+    curves = pd.read_csv(bundle / "curves.csv", dtype=str).drop(columns="images_per_s")
+    return {
+        "model.pt": (bundle / "models" / "model.pt").read_bytes(),
+        "config.json": (bundle / "models" / "config.json").read_bytes(),
+        "metrics.json": (bundle / "models" / "metrics.json").read_bytes(),
+        "checkpoint.pt": checkpoint,
+        "curves.csv": curves.to_csv(),
+        "pictures": {file.name: file.read_bytes() for file in bundle.glob("pictures/*")},
+    }
+
+
+def differences(a, b, where=""):
+    """Where two nested values differ; tensors must have the same bits."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = {*a, *b}
+        return [d for k in sorted(keys, key=str) for d in differences(a.get(k), b.get(k), f"{where}/{k}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    return [] if a == b else [where]
+
+
+def temporary_files(bundle):
+    """Own files of an earlier process that nothing needs any more."""
+    hidden = [*bundle.rglob(".tmp-*"), *bundle.rglob(".staged-*"), *bundle.rglob(".done-*")]
+    return [file.name for file in [*hidden, *(bundle / "cache").glob("*diffae-cache-*")]]
+
+
+def draw_kills(generator):
+    """Five kills of one chain, in the order in which they happen."""
+    kills = [
+        ("killed_in_a_save", [1, generator.randint(1, 45)]),  # the first save writes all files
+        ("killed_in_a_save", [generator.randint(2, 5), generator.randint(1, 12)]),
+        ("killed_while_it_writes", [generator.randint(3, 10), generator.uniform(0, 1)]),
+        ("killed_in_validation", [generator.randint(1, 2)]),
+        ("clock", [generator.uniform(0, 0.6)]),
+    ]
+    if generator.random() < 0.5:
+        kills[1] = ("killed_in_step", [generator.randint(2, 12)])
+    generator.shuffle(kills)
+    return kills
+
+
+@pytest.mark.goal(id="R1")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_chain_of_kills_ends_as_the_whole_training(axes, workers, program, cohorts, tmp_path, record_property):
+    """Five kills (in a save, in a half-written file, in a validation, in a step, by the clock), then to the end."""
+    generator = random.Random(10 * axes + workers)
+    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log.txt"
+    assert program.run(log, *command(whole, cohorts[axes], axes, workers), faults=CHEAP) == 0, log.read_text()
+    again = command(part, cohorts[axes], axes, workers)
+    checkpoint, num_kills = part / "models" / "checkpoint.pt", 0
+    for name, arguments in draw_kills(generator):
+        saved_at = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
+        program.start(log, *again, faults=CHEAP if name == "clock" else {**CHEAP, name: arguments})
+        if name == "clock":
+            assert wait_until(lambda at=saved_at: checkpoint.is_file() and checkpoint.stat().st_mtime_ns > at)
+            time.sleep(arguments[0])
+            kill = generator.choice([os.kill, os.killpg])
+            kill(program.pid, signal.SIGKILL)
+        num_kills += program.wait() == -signal.SIGKILL
+        if checkpoint.is_file():
+            torch.load(checkpoint, weights_only=True)
+            torch.load(part / "models" / "model.pt", weights_only=True)
+    assert num_kills >= 4  # a training may have ended before its last kill
+    assert program.run(log, *again, faults=CHEAP) == 0, log.read_text()
+    assert differences(outcome(whole), outcome(part)) == []
+    assert saved_step(part) == NUM_STEPS
+    assert temporary_files(part) == []
+    record_property("figure", f"{axes}D, {workers} workers: the same weights and curves after {num_kills} kills")
+
+
+@pytest.mark.goal(id="R2")
+def test_the_number_of_workers_changes_nothing(program, cohorts, tmp_path, record_property):
+    outcomes = []
+    for workers in (0, 1, 2, 4):
+        arguments = command(tmp_path / str(workers), cohorts[2], 2, workers, max_epochs=4)
+        assert program.run(tmp_path / "log.txt", *arguments, faults=CHEAP) == 0, (tmp_path / "log.txt").read_text()
+        outcomes.append(outcome(tmp_path / str(workers)))
+    assert [differences(outcomes[0], other) for other in outcomes[1:]] == [[], [], []]
+    record_property("figure", "0, 1, 2 and 4 workers: the same 20 losses and weights")
+
+
+LIMITS = {"0": 0.0, "1 kB": 1000.0, "50 %": 0.5, "99 %": 0.99}  # bytes, or shares of the checkpoint
+
+
+@pytest.mark.goal(id="R3")
+@pytest.mark.goal(id="R17")
+@pytest.mark.parametrize("save", [1, 3])
+def test_a_full_disk_keeps_the_last_checkpoint(save, program, cohorts, tmp_path, record_property):
+    """The disk fills up before the first or a later save; the same command ends as the whole training."""
+    whole, log = tmp_path / "whole", tmp_path / "log.txt"
+    short = {"max_epochs": 3, "num_pictures": 0, "checkpoint_minutes": 1000}  # a save per epoch
+    assert program.run(log, *command(whole, cohorts[2], 2, **short), faults=CHEAP) == 0, log.read_text()
+    size, num_faults = (whole / "models" / "checkpoint.pt").stat().st_size, 0
+    for name, limit in LIMITS.items():
+        limit = int(limit if limit > 1 else limit * size)
+        bundle = tmp_path / name
+        arguments = command(bundle, cohorts[2], 2, **short)
+        code = program.run(log, *arguments, faults={**CHEAP, "files_no_larger_than": [limit, save]})
+        assert code == 6, log.read_text()
+        (error,) = program.errors()
+        assert "cannot be written (File too large); free space" in error
+        assert len(error) <= 200
+        assert temporary_files(bundle) == []
+        models = bundle / "models"
+        assert save > 1 or not (models / "model.pt").exists()
+        assert save == 1 or saved_step(bundle) == 5 * (save - 1)
+        for file in models.glob("*.pt"):
+            torch.load(file, weights_only=True)
+        assert program.run(log, *arguments, faults=CHEAP) == 0, log.read_text()
+        assert differences(outcome(whole), outcome(bundle)) == []
+        assert temporary_files(bundle) == []
+        num_faults += 1
+        shutil.rmtree(bundle)
+    record_property("figure", f"full disk at save {save}: {num_faults} of {num_faults} resume to the same weights")
+
+
+# -- what happens around a training -----------------------------------------------------------------------------------
+
+SHORT = {"max_epochs": 2, "val_interval": 2, "report_every": 5, "num_pictures": 0}
+FOREVER = {"max_epochs": 100_000, "val_interval": 100_000}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """10 images for training, 2 for validation."""
+    folder = tmp_path_factory.mktemp("cohort") / "cohort"
+    return make_virtual_cohort(folder, num_patients=13, size=16, val_fraction=0.15, test_fraction=0.08)
+
+
+def short_command(bundle, cohort, workers=0, **settings):
+    return training(bundle, cohort, {**SHORT, **settings}, workers=workers)
+
+
+@pytest.mark.goal(id="R17")
+@pytest.mark.parametrize("from_save", [0, 2])
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_6(
+    program, cohort, tmp_path, from_save, record_property
+):
+    bundle, log = tmp_path / "bundle", tmp_path / "log.txt"
+    arguments = short_command(bundle, cohort)
+    code = program.run(log, *arguments, faults={**CHEAP, "read_only": [str(bundle), from_save]})
+    if code == NO_MOUNTS:
+        pytest.skip("this machine does not allow mounts")
+    assert code == 6, log.read_text()
+    (error,) = program.errors()
+    assert "cannot be written (Read-only file system)" in error
+    assert len(error) <= 200
+    assert not list(bundle.rglob(".tmp-*"))
+    assert from_save == 0 or saved_step(bundle) == 5
+    assert program.run(log, *arguments, faults=CHEAP) == 0, log.read_text()
+    assert saved_step(bundle) == 10
+    record_property("figure", f"read-only {'at the start' if from_save == 0 else 'later'}: exit 6, one line, resumes")
+
+
+@pytest.mark.goal(id="R17")
+@pytest.mark.parametrize("trouble", ["no server", "locked database"])
+def test_tracking_that_fails_does_not_end_a_training(program, cohort, tmp_path, trouble, record_property):
+    bundle, log, database = tmp_path / "bundle", tmp_path / "log.txt", tmp_path / "mlflow.db"
+    uri = "http://127.0.0.1:9" if trouble == "no server" else f"sqlite:///{database}"
+    lock = sqlite3.connect(database, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    code = program.run(log, *short_command(bundle, cohort, mlflow=True, tracking_uri=uri), faults=CHEAP)
+    lock.close()
+    assert code == 0, log.read_text()
+    assert saved_step(bundle) == 10
+    assert program.errors() == []
+    assert len([line for line in log.read_text().splitlines() if "MLflow tracking failed" in line]) == 1
+    record_property("figure", f"{trouble}: exit 0 with one line after {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.goal(id="R26")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to", ["process", "group"])
+def test_a_signal_ends_a_training_within_seconds_and_no_step_is_lost(
+    program, cohort, tmp_path, number, to, record_property
+):
+    bundle, log = tmp_path / "bundle", tmp_path / "log.txt"
+    program.start(log, *short_command(bundle, cohort, workers=2, checkpoint_minutes=1000, **FOREVER), faults=CHEAP)
+    assert wait_until((bundle / "models" / "checkpoint.pt").is_file), log.read_text()
+    children = psutil.Process(program.pid).children(recursive=True)
+    assert len(children) == 2
+    began = time.monotonic()
+    (os.kill if to == "process" else os.killpg)(program.pid, number)
+    assert program.wait() == 128 + number, log.read_text()
+    seconds, seconds_of_workers = program.answered_at - began, time.monotonic() - began
+    assert f"stopped at step {saved_step(bundle)}" in log.read_text()
+    assert program.errors() == []
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert seconds < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # on a machine that does nothing else
+    record_property("figure", f"{number.name} to the {to}: {seconds:.1f} s, workers {seconds_of_workers:.1f} s")
+
+
+WARM_UP, MEASURED, MOST_MB_PER_100_STEPS = 200, 500, 1.0
+
+
+@pytest.mark.goal(id="R27")
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_training_does_not_grow(program, cohort, tmp_path, validates, record_property):
+    """Resident memory over 500 steps; with validations, pictures and saves every 50 steps, or without."""
+    memory, log, bundle = tmp_path / "memory.txt", tmp_path / "log.txt", tmp_path / "bundle"
+    settings = {"num_pictures": 2, "val_interval": 10} if validates else {"val_interval": 1000}
+    epochs = (WARM_UP + MEASURED) // 5
+    faults = {"memory_written_to": [str(memory)], **({} if validates else CHEAP)}
+    assert program.run(log, *short_command(bundle, cohort, max_epochs=epochs, **settings), faults=faults) == 0, (
+        log.read_text()
+    )
+    megabytes = np.loadtxt(memory)[WARM_UP:]
+    assert len(megabytes) == MEASURED
+    slope = 100 * np.polyfit(np.arange(MEASURED), megabytes, 1)[0]
+    record_property("figure", f"{slope:+.2f} MB per 100 steps {'with' if validates else 'without'} validations")
+    assert slope <= MOST_MB_PER_100_STEPS
+
+
+# -- embed and reconstruct ---------------------------------------------------------------------------------------------
+
+CHAINS, KILLS = 3, 2  # per command
+
+
+def _child(work):
+    """A process of its own, with the program's modules loaded; its output is not shown."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        import torch
+
+        torch.set_num_threads(1)  # the threads of the parent are not there
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _whole(work):
+    """The seconds of an uninterrupted run."""
+    began = time.monotonic()
+    _, status = os.waitpid(_child(work), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return time.monotonic() - began
+
+
+def _killed(work, after):
+    """Run and kill; whether the process was still running."""
+    pid = _child(work)
+    time.sleep(after)
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+def _files(folder):
+    """The files with final names: temporary ones, and folders of unfinished parts, begin with a dot."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if not any(p[0] == "." for p in name.parts)}
+
+
+def _campaign(make, folder, seed):
+    seconds, rng = _whole(make(folder / "whole")), np.random.default_rng(seed)
+    expected, kills, partial = _files(folder / "whole"), 0, 0
+    for chain in range(CHAINS):
+        out = folder / f"chain{chain}"
+        for _ in range(KILLS):
+            after = rng.uniform(0.05, 0.95) * seconds
+            while not _killed(make(out), after):  # the machine was busier before, and the run has ended
+                shutil.rmtree(out)
+                after *= 0.7
+            kills += 1
+            for name, content in _files(out).items() if out.exists() else ():
+                if name.endswith(".json"):
+                    json.loads(content)  # a record that says what is not finished
+                else:
+                    partial += content != expected[name]
+        _whole(make(out))
+        again = _files(out)
+        assert again.keys() == expected.keys()
+        assert [name for name in again if again[name] != expected[name]] == []
+        assert not list(out.rglob(".tmp-*"))
+    assert partial == 0
+    return f"{kills} kills, {CHAINS} of {CHAINS} chains end in the same bytes, {partial} partial files"
+
+
+def _pictures(folder, count):
+    folder.mkdir()
+    for k in range(count):
+        noise = np.random.default_rng(k).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"p{k:04d}.png")
+    names = [f"p{k:04d}.png" for k in range(count)]
+    pd.DataFrame({"image": names, "split": "test", "age": range(count)}).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+@pytest.mark.goal(id="R16")
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+def test_a_killed_embed_ends_in_the_same_bytes(labelled, tmp_path, record_property):
+    cohort = _pictures(tmp_path / "scans", 1000)
+
+    def make(out):
+        return lambda: embed(labelled.bundle, cohort, out, device="cpu", workers=0)
+
+    record_property("figure", f"embed: {_campaign(make, tmp_path, 16)}")
+
+
+@pytest.mark.goal(id="R16")
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+def test_a_killed_reconstruct_ends_in_the_same_bytes(labelled, tmp_path, record_property):
+    cohort = _pictures(tmp_path / "scans", 24)
+
+    def make(out):
+        return lambda: reconstruct(labelled.bundle, cohort, out, split="test", device="cpu", workers=0)
+
+    record_property("figure", f"reconstruct: {_campaign(make, tmp_path, 17)}")
