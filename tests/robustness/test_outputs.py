@@ -1,6 +1,7 @@
 """Goals R2, R13, R14 and R23: N cases give N results in the output folder, the same ones however they are computed."""
 
 import csv
+import itertools
 import os
 from functools import partial
 from pathlib import Path
@@ -131,8 +132,7 @@ def test_workers_give_a_training_the_same_batches(make_workflow_anywhere, tmp_pa
         values = {"output_dir": str(tmp_path / str(workers)), "workers": workers, "seed": 3}
         workflow = make_workflow_anywhere(values, initialize=False)
         loader = workflow.parser.get_parsed_content("train#dataloader")
-        batches.append([batch for _ in range(2) for batch in loader])
-    assert len(batches[0]) == len(batches[1]) >= 4
+        batches.append(list(itertools.islice(loader, 5)))  # it has no end
     for one, other in zip(*batches, strict=True):
         assert one["id"] == other["id"]
         assert torch.equal(one["image"].as_subclass(torch.Tensor), other["image"].as_subclass(torch.Tensor))

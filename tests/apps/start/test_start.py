@@ -47,7 +47,7 @@ def slow_machine():
     """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
-        patch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
+        patch.setattr(planning, "measure_speed", lambda config, *_: Speed(0.5 * config["base_channels"], _[-1]))
         yield
 
 
@@ -58,6 +58,7 @@ def started(pictures, one_migration, slow_machine, tmp_path_factory):
 
 def test_every_step_is_done_and_shown(started):
     print({outcome.step.command: round(outcome.seconds, 2) for outcome in started.outcomes})
+    print((started.folder / "start.json").read_text())
     assert [outcome.step.command for outcome in started.outcomes] == [
         "list-scans", "plan", "init", "train", "embed", "probe", "fit-direction", "edit", "neighbors", "reconstruct",
     ]  # fmt: skip
@@ -227,6 +228,12 @@ def test_names_are_text_and_warnings_and_steps_of_earlier_calls_are_shown(tmp_pa
         Step("Edit", "edit", {}), 1.0, FolderResult(tmp_path), warnings=tuple(f"warning {i}" for i in range(9))
     )
     text = read(write_page(tmp_path / "index.html", "t", [], [before, loud], [])).text
-    for words in ("Train (400 s)", "monai-diffae train m c", "Done by an earlier call.", "warning 4", "4 more warnings"):
+    for words in (
+        "Train (400 s)",
+        "monai-diffae train m c",
+        "Done by an earlier call.",
+        "warning 4",
+        "4 more warnings",
+    ):
         assert words in text
     assert "warning 5" not in text

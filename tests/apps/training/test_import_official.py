@@ -1,12 +1,9 @@
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
 import os
 import re
 import resource
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +19,6 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.import_official import import_official
 from monai_diffae.bundle.config import check_config
-from monai_diffae.bundle.folders import check_new_folder
 from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.summary import bundle_summary
@@ -63,7 +59,7 @@ def imported(*arguments, **options):
     return import_official(*arguments, **options).folder
 
 
-def pictures(folder: Path, channels: int, size: int = SIZE, count: int = 3) -> Path:
+def pictures(folder, channels, size=SIZE, count=3):
     folder.mkdir()
     for i in range(count):
         pixels = np.random.default_rng(i).integers(256, size=(size, size, channels), dtype=np.uint8)
@@ -97,33 +93,20 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     table = pd.read_parquet(embed(out, images, tmp_path / "embedded", device="cpu").path)
     z_sem = table.sort_values("id").filter(regex=r"^z_\d").to_numpy()
     np.testing.assert_allclose(z_sem[:1], expected.numpy(), atol=1e-5)
-    result = reconstruct(out, images, tmp_path / "made", mode="both", steps=3, device="cpu")
+    official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 3, "invert_steps": 4}
+    result = reconstruct(out, images, tmp_path / "made", mode="both", device="cpu", **official)
     assert (result.num_cases, result.num_failed) == (3, 0)
+    record = json.loads((tmp_path / "made" / "reconstructions.json").read_text())["made_from"]
+    assert official.items() <= record.items()
     assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
     summary = bundle_summary(out)
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
 
-
-def test_the_diffusion_is_the_official_one(save, tmp_path):
-    out = imported(save(), tmp_path / "bundle")
-    schedule = load_bundle(out, "cpu").inferer.schedule
+    schedule = trained.inferer.schedule
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
     assert (schedule.prediction, schedule.clip_range, schedule.timestep_sampling) == ("eps", (-1, 1), "uniform")
     assert schedule.inference_timesteps(10, "leading") == list(range(0, 1000, 100))
-
-
-def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
-    out = imported(save(), tmp_path / "bundle")
-    images = pictures(tmp_path / "images", channels=3, count=1)
-    official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 20}
-    ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 20, "invert_steps": 20}
-    for name, said, expected in (("default", {}, ours), ("official", official, official)):
-        result = reconstruct(out, images, tmp_path / name, device="cpu", **said)
-        assert result.num_cases == 1
-        assert np.isfinite(list(result.means.values())).all()
-        record = json.loads((tmp_path / name / "reconstructions.json").read_text())["made_from"]
-        assert expected.items() <= record.items()
 
 
 @needs_parity_files
@@ -184,13 +167,10 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
 
 
 def test_statistics_that_are_wrong_are_told_by_their_file(save, tmp_path):
-    for beside, lacking in (("conds_mean", "conds_std"), ("conds_std", "conds_mean")):
-        refused(tmp_path, save(beside=["x_T", beside]), ConfigError, rf"^last\.ckpt: there is no tensor {lacking}")
+    refused(tmp_path, save(beside=["x_T", "conds_mean"]), ConfigError, r"^last\.ckpt: there is no tensor conds_std")
     half = save(beside=["x_T", "conds_std"])
     for content, message in (
         ({"conds_mean": MEAN}, "there is no tensor conds_std"),
-        ({"conds_mean": MEAN.tolist(), "conds_std": STD.tolist()}, "there is no tensor conds_mean"),
-        ({"conds_mean": MEAN.to("meta"), "conds_std": STD}, "the mean of z_sem has no values"),
         ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
         ([MEAN, STD], "holds a list"),
     ):
@@ -201,7 +181,7 @@ def test_statistics_that_are_wrong_are_told_by_their_file(save, tmp_path):
     import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")  # what the checkpoint lacks
 
 
-def test_provenance_has_checksums_and_no_paths(save, tmp_path):
+def test_provenance_has_checksums_and_no_paths_and_the_configs_fit(save, tmp_path):
     checkpoint = save()
     out = imported(checkpoint, tmp_path / "bundle")
     assert json.loads((out / "models" / "provenance.json").read_text()) == {
@@ -212,14 +192,10 @@ def test_provenance_has_checksums_and_no_paths(save, tmp_path):
     }
     texts = [file.read_text() for file in (out / "models").glob("*.json")]
     assert not any(str(tmp_path) in text or "last.ckpt" in text for text in texts)
-
-
-@pytest.mark.parametrize("kind", ["inference", "train"])
-def test_the_config_can_be_laid_over_the_bundles_own(save, tmp_path, kind):
-    out = imported(save(), tmp_path / "bundle")
-    parser = ConfigParser()
-    parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
-    check_config(parser.get())  # as every bundle run does before it builds anything
+    for kind in ("inference", "train"):  # the description can be laid over the bundle's own
+        parser = ConfigParser()
+        parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
+        check_config(parser.get())  # as every bundle run does before it builds anything
 
 
 def test_image_size_without_x_T(save, tmp_path, caplog):
@@ -235,16 +211,9 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
-    for size in (4100, 10**9):
-        with pytest.raises(ConfigError, match=f"^image_size: {size} is above the limit of 4096"):
-            import_official(checkpoint, tmp_path / "no", image_size=size)
-    assert bundle_summary(imported(checkpoint, tmp_path / "large", image_size=4096))["image_size"][0] == 4096
+    with pytest.raises(ConfigError, match="^image_size: 4100 is above the limit of 4096"):
+        import_official(checkpoint, tmp_path / "no", image_size=4100)
     assert not (tmp_path / "no").exists()
-
-
-def test_other_blocks_in_the_encoder_than_in_the_unet(save, tmp_path):
-    out = imported(save(changes={"blocks": 2, "enc_blocks": 1}), tmp_path / "bundle")
-    assert load_bundle(out, "cpu").network.encoder.config["num_res_blocks"] == 1
 
 
 def test_said_arguments_reach_the_network(save, tmp_path):
@@ -344,54 +313,19 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_pa
         import_official(tmp_path / "none.ckpt", tmp_path / "full")
     with pytest.raises(ConfigError, match="mine: is a file; choose a new folder"):
         import_official(tmp_path / "none.ckpt", tmp_path / "full" / "mine")
-
-
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "file.txt").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out, message in (
         ("file.txt/sub", r"^file\.txt: is a file; choose a new folder$"),
-        ("file.txt/sub/sub", r"^file\.txt: is a file"),
         ("link", "^link: is a broken link; choose a new folder$"),
-        ("link/sub", "^link: is a broken link"),
-        ("loop", "^loop: is a broken link"),
     ):
         with pytest.raises(ConfigError, match=message):
             import_official(tmp_path / "none.ckpt", tmp_path / out)
     assert (tmp_path / "file.txt").read_text() == "mine"
 
 
-@pytest.fixture
-def forbidden():
-    """An empty folder that may not be written, where the tests run as root too."""
-    is_root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o555)
-        if is_root:
-            os.setresuid(65534, 65534, 0)
-        yield Path(folder)
-        if is_root:
-            os.setresuid(0, 0, 0)
-        Path(folder).chmod(0o755)
-
-
-def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_read(forbidden):
-    for out in (forbidden / "sub", forbidden / "sub" / "sub", forbidden):
-        with pytest.raises(MachineError, match=rf"^{out.name}: cannot be written \(Permission denied\); .* another"):
-            check_new_folder(out)
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/sub"])
-def test_a_folder_that_the_disk_does_not_take_is_one_line(save, tmp_path, name):
-    with pytest.raises(MachineError, match=r"cannot be written \(File name too long\)") as caught:
-        import_official(save(), tmp_path / "new" / name)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "new").exists()
-
-
 @contextmanager
-def full_disk(size: int):
+def full_disk(size):
     """No file can grow beyond ``size`` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -401,6 +335,7 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.goal(id="R17")
 @pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (18_000, r"latent_model\.pt"), (100_000, r"model\.pt")])
 def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     checkpoint = save(latent="latent" in what)
@@ -415,12 +350,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     load_bundle(imported(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
 
 
-def test_the_command_ends_with_one_line_and_its_code(start_program, tmp_path, monkeypatch):
+def test_the_command_ends_with_one_line_and_its_code(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bad.ckpt").write_text("no")
-    process = start_program("import-official", "bad.ckpt", "out", output=Path("printed"))
-    process.join(120)
-    printed = Path("printed").read_text()
-    assert process.exitcode == 5, printed
-    assert printed.splitlines() == [printed.strip()]
-    assert printed.startswith("error: bad.ckpt: damaged")
+    code, _, error = run("import-official", "bad.ckpt", "out")
+    assert code == 5
+    assert error.splitlines() == [error.strip()]
+    assert error.startswith("error: bad.ckpt: damaged")

@@ -165,7 +165,11 @@ SMALL_OPTIONS = (*OPTIONS, *(f"{key}={str(value).replace(' ', '')}" for key, val
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     code, printed, error = run("plan", volumes, *SMALL_OPTIONS)
     assert code == 0, error
-    for words in ("10 scans can be used, 0 cannot", "predicted time: not measured", "1 scans are larger than this grid"):
+    for words in (
+        "10 scans can be used, 0 cannot",
+        "predicted time: not measured",
+        "1 scans are larger than this grid",
+    ):
         assert words in printed
     assert "predicted memory" in printed
     *_, init, train = printed.splitlines()

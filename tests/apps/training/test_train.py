@@ -64,7 +64,9 @@ def test_a_wrong_key_or_value_is_one_line(tiny_bundle, overrides, message):
 
 def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
     for minutes in (None, 2):  # with minutes, it is not taken for a shipped one
-        with pytest.raises(ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai-diffae"):
+        with pytest.raises(
+            ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai-diffae"
+        ):
             train(tmp_path / "mine", minutes=minutes)
     with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])
@@ -285,7 +287,11 @@ def test_a_warm_start_uses_the_settings_of_the_trained_bundle_until_it_has_its_o
     assert opened(interrupted, start_from=start).get("max_epochs") == 3  # resumed
     (interrupted / "models" / "checkpoint.pt").unlink()
     config = opened(interrupted, start_from=start)
-    assert [config.get(key) for key in ("max_epochs", "z_channels", "network_def#unet#time_embed_channels")] == [1, 8, 16]
+    assert [config.get(key) for key in ("max_epochs", "z_channels", "network_def#unet#time_embed_channels")] == [
+        1,
+        8,
+        16,
+    ]
     assert opened(interrupted, start_from=start, z_channels=9).get("z_channels") == 9  # refused later
 
 
