@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from dicom_files import make_plane
 from PIL import Image
+from tiny_bundles import TINY
 
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.patient_keys import KEY_FILE
 
-pytestmark = [pytest.mark.goal(id="R21"), pytest.mark.slow]
+pytestmark = pytest.mark.goal(id="R21")
 
 NAMES = re.compile(rb"planted(?!note)\w*|mrn765\w*", re.IGNORECASE)
 LABEL = re.compile(rb"plantednote", re.IGNORECASE)
@@ -97,11 +98,8 @@ def cohort(tmp_path_factory):
     return folder / "cohort.csv"
 
 
-SETTINGS = {
-    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-    "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4, "max_epochs": 1,
-    "batch_size": 4, "val_batch_size": 4, "val_interval": 1, "report_every": 1, "num_pictures": 2, "picture_steps": 2,
-    "device": "cpu",
+SETTINGS = {key: value for key, value in TINY.items() if key not in ("probe_interval", "mlflow", "check_memory")} | {
+    "val_interval": 1, "report_every": 1, "num_pictures": 2
 }  # fmt: skip
 
 
@@ -152,6 +150,19 @@ def written(cohort, tmp_path_factory):
     return out
 
 
+def test_names_are_in_no_byte_of_embeddings_and_reconstructions(tiny_bundle, cohort, tmp_path, caplog):
+    import monai_diffae as diffae
+
+    caplog.set_level(logging.INFO)
+    bundle, options = tiny_bundle.directory, {"device": "cpu", "workers": 0}
+    diffae.embed(bundle, cohort, tmp_path / "embedded", map_columns=True, **options)
+    diffae.reconstruct(bundle, cohort, tmp_path / "reconstructed", limit=2, steps=2, **options)
+    (tmp_path / "log.txt").write_text(caplog.text)
+    assert found(tmp_path, NAMES) == {}
+    assert set(found(tmp_path, LABEL)) == {"embedded/embeddings.parquet"}
+
+
+@pytest.mark.slow
 def test_names_are_in_no_byte_of_what_commands_write(written, record_property):
     hits = found(written, NAMES)
     # a cohort table must name its files; start shows the commands that were given the cohort
@@ -181,6 +192,7 @@ def written_with_hashed_ids(cohort, tmp_path_factory):
     return table, out
 
 
+@pytest.mark.slow
 def test_hashed_ids_leave_no_name_of_a_file_or_folder(written_with_hashed_ids, record_property):
     table, out = written_with_hashed_ids
     assert table.read_text().count("Plantedfile") == NUM_CASES  # it tells which scan is which
@@ -190,21 +202,16 @@ def test_hashed_ids_leave_no_name_of_a_file_or_folder(written_with_hashed_ids, r
     record_property("figure", f"hashed ids: 0 planted names in {len(files)} files")
 
 
-def test_labels_are_in_tables_and_pages_only(written):
+@pytest.mark.slow
+def test_labels_are_in_tables_and_pages_only_and_no_hash_or_key_of_a_patient_is_anywhere(written):
     allowed = re.compile(
         r"(.*/)?(embeddings\.(parquet|csv)|scans\.csv|predictions\.csv|neighbors\.csv)|answers|.*\.html"
     )
     assert [name for name in found(written, LABEL) if not allowed.fullmatch(name)] == []
-
-
-def test_no_hash_of_a_patient_can_be_tried_out(written):
     names = [f"Plantedpatient {i}" for i in range(NUM_CASES // 2)] + [patient_id(i) for i in range(NUM_CASES)]
     hashes = {hash_patient(name) for name in names} | {hash_patient(hash_patient(name)) for name in names}
     for text in [*names, *map(hash_patient, names)]:
         hashes |= {hashlib.new(kind, text.encode()).hexdigest()[:12] for kind in ("sha256", "sha1", "md5")}
     assert found(written, re.compile("|".join(hashes).encode())) == {}
-
-
-def test_the_key_of_the_patients_is_in_no_other_file(written):
     (secret,) = {file.read_bytes().strip() for file in written.rglob(KEY_FILE)}  # the tests share one
     assert {Path(name).name for name in found(written, re.compile(secret))} == {KEY_FILE}
