@@ -30,43 +30,28 @@ def _cut(path, part):
     path.write_bytes(data[: int(part * len(data))])
 
 
-def truncated_gz(folder, dims):
-    _cut(save(folder / "bad.nii.gz", noise(dims)), 0.7)
-    return "bad.nii.gz"
+def _content(name, change):
+    """A good NIfTI file whose bytes are changed."""
+
+    def make(folder, dims):
+        path = save(folder / name, noise(dims))
+        path.write_bytes(change(bytearray(path.read_bytes())))
+        return name
+
+    return make
 
 
-def truncated_nii(folder, dims):
-    _cut(save(folder / "bad.nii", noise(dims)), 0.7)
-    return "bad.nii"
+def _set(data, **at):
+    """Bytes with others from a place on, given as ``_84=b"..."``."""
+    for place, content in at.items():
+        start = int(place[1:])
+        data[start : start + len(content)] = content
+    return data
 
 
-def bit_flip(folder, dims):
-    data = bytearray(save(folder / "bad.nii.gz", noise(dims)).read_bytes())
+def bit_flip(data):
     data[len(data) // 2] ^= 1
-    (folder / "bad.nii.gz").write_bytes(data)
-    return "bad.nii.gz"
-
-
-def empty_file(folder, dims):
-    (folder / "bad.nii.gz").write_bytes(b"")
-    return "bad.nii.gz"
-
-
-def web_page(folder, dims):
-    (folder / "bad.nii.gz").write_bytes(b"<!DOCTYPE html><html>404 Not Found</html>")
-    return "bad.nii.gz"
-
-
-def lfs_pointer(folder, dims):
-    (folder / "bad.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
-    return "bad.nii.gz"
-
-
-def wrong_magic(folder, dims):
-    data = bytearray(save(folder / "bad.nii", noise(dims)).read_bytes())
-    data[:4], data[344:348] = b"abcd", b"xyz\0"
-    (folder / "bad.nii").write_bytes(data)
-    return "bad.nii"
+    return data
 
 
 def _with(value):
@@ -100,16 +85,6 @@ def wrong_channels(folder, dims):
     return "bad.nrrd"
 
 
-def _spacing(value):
-    def make(folder, dims):
-        data = bytearray(save(folder / "bad.nii", noise(dims)).read_bytes())
-        data[84:88] = np.float32(value).tobytes()  # pixdim[2]
-        (folder / "bad.nii").write_bytes(data)
-        return "bad.nii"
-
-    return make
-
-
 def _sform(affine: np.ndarray):
     def make(folder, dims):
         image = nib.Nifti1Image(noise(dims), None)
@@ -130,10 +105,6 @@ SINGULAR = SPACING_MM * np.eye(4)
 SINGULAR[1] = SINGULAR[0]
 
 
-def missing_file(folder, dims):
-    return "bad.nii.gz"
-
-
 def empty_folder(folder, dims):
     (folder / "bad").mkdir()
     return "bad"
@@ -142,13 +113,6 @@ def empty_folder(folder, dims):
 def no_permission(folder, dims):
     save(folder / "bad.nii.gz", noise(dims)).chmod(0)
     return "bad.nii.gz"
-
-
-def header_bomb(folder, dims):
-    data = bytearray(save(folder / "bad.nii", noise(dims)).read_bytes())
-    data[40:56] = np.array([3, 30000, 30000, 3000, 1, 1, 1, 1], np.int16).tobytes()
-    (folder / "bad.nii").write_bytes(data)
-    return "bad.nii"
 
 
 def gzip_bomb(folder, dims):
@@ -195,28 +159,30 @@ def records(folder, dims):
     return save(folder / "bad.nii.gz", voxels).name
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+BOMB = np.array([3, 30000, 30000, 3000, 1, 1, 1, 1], np.int16).tobytes()
 DEFECTS = {
-    "truncated gz": truncated_gz,
-    "truncated nii": truncated_nii,
-    "bit flip": bit_flip,
-    "empty file": empty_file,
-    "web page": web_page,
-    "LFS pointer": lfs_pointer,
-    "wrong magic": wrong_magic,
+    "truncated gz": _content("bad.nii.gz", lambda data: data[: int(0.7 * len(data))]),
+    "truncated nii": _content("bad.nii", lambda data: data[: int(0.7 * len(data))]),
+    "bit flip": _content("bad.nii.gz", bit_flip),
+    "empty file": _content("bad.nii.gz", lambda data: b""),
+    "web page": _content("bad.nii.gz", lambda data: b"<!DOCTYPE html><html>404 Not Found</html>"),
+    "LFS pointer": _content("bad.nii.gz", lambda data: LFS),
+    "wrong magic": _content("bad.nii", lambda data: _set(data, _0=b"abcd", _344=b"xyz\0")),
     "NaN": _with(np.nan),
     "Inf": _with(np.inf),
     "constant": constant,
     "4D": four_dimensional,
     "RGB": rgb,
     "wrong channels": wrong_channels,
-    "zero spacing": _spacing(0.0),
-    "negative spacing": _spacing(-1.0),
+    "zero spacing": _content("bad.nii", lambda data: _set(data, _84=np.float32(0).tobytes())),
+    "negative spacing": _content("bad.nii", lambda data: _set(data, _84=np.float32(-1).tobytes())),
     "sheared affine": _sform(SHEARED),
     "singular affine": _sform(SINGULAR),
-    "missing file": missing_file,
+    "missing file": lambda folder, dims: "bad.nii.gz",
     "directory": empty_folder,
     "no permission": no_permission,
-    "header bomb": header_bomb,
+    "header bomb": _content("bad.nii", lambda data: _set(data, _40=BOMB)),
     "gz bomb": gzip_bomb,
     "DICOM missing slice": missing_slice,
     "DICOM two series": two_series,

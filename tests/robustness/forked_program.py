@@ -3,7 +3,6 @@
 A process can be given a fault: where in a training it is killed with SIGKILL, how large its files may get, and so on.
 """
 
-import ctypes
 import functools
 import json
 import os
@@ -15,7 +14,6 @@ import time
 from pathlib import Path
 
 LONGEST_S = 300.0
-NO_MOUNTS = 77  # exit code
 FAULTS = {}
 
 
@@ -157,15 +155,7 @@ def _in_saves(before):
     """Call a function with the number of each save before it begins."""
     from monai_diffae.handlers import CheckpointKeeper
 
-    save, count = CheckpointKeeper.save, 0
-
-    def counted(keeper, engine):
-        nonlocal count
-        count += 1
-        before(count)
-        save(keeper, engine)
-
-    CheckpointKeeper.save = counted
+    _in_calls(CheckpointKeeper, "save", before)
 
 
 def _die():
@@ -216,22 +206,34 @@ def killed_while_it_writes(number, share):
     torch.save = half
 
 
+def _in_calls(owner, name, do, after=False):
+    """Call a function with the number of each call of a method, before the method or after it."""
+    method, count = getattr(owner, name), 0
+
+    def counted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        number = count
+        if not after:
+            do(number)
+        result = method(*args, **kwargs)
+        if after:
+            do(number)
+        return result
+
+    setattr(owner, name, counted)
+
+
+def _die_at(number):
+    return lambda count: _die() if count == number else None
+
+
 @fault
 def killed_in_validation(number):
     """Killed in a batch of a validation; ``number`` counts the batches of all validations."""
     from monai_diffae.engines import DiffusionEvaluator
 
-    iteration, count = DiffusionEvaluator._iteration, 0
-
-    def counted(evaluator, engine, batch):
-        nonlocal count
-        count += 1
-        result = iteration(evaluator, engine, batch)
-        if count == number:
-            _die()
-        return result
-
-    DiffusionEvaluator._iteration = counted
+    _in_calls(DiffusionEvaluator, "_iteration", _die_at(number), after=True)
 
 
 @fault
@@ -239,16 +241,7 @@ def killed_in_step(number):
     """Killed in the middle of one of the steps of this process, between the gradients and the update."""
     from monai_diffae.engines.trainer import ResumableTrainer
 
-    update, count = ResumableTrainer._update_weights, 0
-
-    def counted(trainer, figures):
-        nonlocal count
-        count += 1
-        if count == number:
-            _die()
-        update(trainer, figures)
-
-    ResumableTrainer._update_weights = counted
+    _in_calls(ResumableTrainer, "_update_weights", _die_at(number))
 
 
 @fault
@@ -271,43 +264,19 @@ def files_no_larger_than(limit, from_save):
 
 
 @fault
-def read_only(folder, from_save):
-    """From one of the saves on (0: from the start), the folder is on a file system that cannot be written."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    user, group = os.getuid(), os.getgid()
-    if libc.unshare(0x00020000 | 0x10000000):  # CLONE_NEWNS and CLONE_NEWUSER: mounts of this process alone
-        os._exit(NO_MOUNTS)
-    for name, content in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        Path("/proc/self", name).write_text(content)
-
-    def mount(save):
-        if save == from_save:
-            path = folder.encode()
-            if libc.mount(path, path, None, 4096 | 16384, None):  # MS_BIND, MS_REC
-                os._exit(NO_MOUNTS)
-            if libc.mount(None, path, None, 1 | 32 | 4096, None):  # MS_RDONLY, MS_REMOUNT, MS_BIND
-                os._exit(NO_MOUNTS)
-
-    mount(0)
-    _in_saves(mount)
-
-
-@fault
 def memory_written_to(file):
     """Append the resident memory in MB of this process to a file after each step."""
     import psutil
 
     from monai_diffae.engines.trainer import ResumableTrainer
 
-    iteration, process = ResumableTrainer._iteration, psutil.Process()
+    process = psutil.Process()
 
-    def measured(trainer, engine, batch):
-        output = iteration(trainer, engine, batch)
+    def measure(number):
         with open(file, "a") as stream:
             stream.write(f"{process.memory_info().rss / 1e6}\n")
-        return output
 
-    ResumableTrainer._iteration = measured
+    _in_calls(ResumableTrainer, "_iteration", measure, after=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """R19: files of strangers run nothing when they are read; each is refused as unsafe, with exit code 5."""
 
-import io
-import json
 import pickle
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -48,34 +45,11 @@ class Opens:
         return open, (str(self.proof), "w")
 
 
-def legacy_tar(content, path):
-    with tarfile.open(path, "w") as archive:
-        for name in ("sys_info", "pickle", "tensors", "storages"):
-            data = pickle.dumps(content)
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-def nested(content, path):
-    inner = path.with_suffix(".inner")
-    torch.save(content, inner)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(inner, "archive/data.pkl")
-        archive.writestr("archive/version", "3")
-    inner.unlink()
-
-
-def resource(content, path):
+def resource(proof, path):
     """A pickle in a zip, as torch writes it, that imports by opcodes put together by hand."""
-    proof = next(iter(content.values())).proof
-    code = (
-        b"\x80\x02cposix\nsystem\nX"
-        + len(f"touch {proof}").to_bytes(4, "little")
-        + f"touch {proof}".encode()
-        + b"\x85R."
-    )
+    line = f"touch {proof}".encode()
     with zipfile.ZipFile(path, "w") as archive:
+        code = b"\x80\x02cposix\nsystem\nX" + len(line).to_bytes(4, "little") + line + b"\x85R."
         archive.writestr("archive/data.pkl", code)
         archive.writestr("archive/version", "3")
         archive.writestr("archive/byteorder", "little")
@@ -88,7 +62,7 @@ CODE = {
     "legacy": lambda proof, path: torch.save({"a": Touch(proof)}, path, _use_new_zipfile_serialization=False),
     "pickle": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)})),
     "pickle protocol 2": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=2)),
-    "opcodes": lambda proof, path: resource({"a": Touch(proof)}, path),
+    "opcodes": resource,
 }
 BOMBS = {
     "meta": lambda proof, path: torch.save({"a": torch.zeros(3, device="meta")}, path),
@@ -96,8 +70,6 @@ BOMBS = {
 }
 DAMAGED = {
     "pickle protocol 0": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=0)),
-    "tar": lambda proof, path: legacy_tar({"a": Touch(proof)}, path),
-    "nested": lambda proof, path: nested({"a": Touch(proof)}, path),
     "text": lambda proof, path: path.write_text("version https://git-lfs.github.com/spec/v1"),
     "empty": lambda proof, path: path.write_bytes(b""),
 }
@@ -212,16 +184,8 @@ def test_the_code_of_an_app_is_that_of_label_app_or_refused(app, tmp_path, run):
     (app.path / "cucim" / "clara.py").write_text("")
     with pytest.raises(UnsafeInputError, match=r"'cucim/clara\.py'"):
         app.check_code()
-    shutil.rmtree(app.path / "cucim")
-    (app.path / "__pycache__").mkdir()
-    (app.path / "__pycache__" / "main.cpython-311.pyc").write_bytes(b"compiled")
-    app.check_code()
-    assert not (app.path / "__pycache__").exists()
     assert not (tmp_path / "proof").exists()
-
-
-def test_an_app_whose_settings_are_hostile_is_one_line(app):
-    for content in ("[" * 100_000, '{"bundle": ["a"]}', '{"bundle": "b", "code": "$1"}', json.dumps("bundle")):
+    for content in ("[" * 100_000, '{"bundle": ["a"]}', '{"bundle": "b", "code": "$1"}'):
         app.settings_file.write_text(content)
         with pytest.raises(ConfigError, match=r"^settings\.json: "):
             AppFolder(app.path).settings()

@@ -17,7 +17,7 @@ from monai_diffae.apps.start import first_hour
 from monai_diffae.apps.start.first_hour import FirstHour
 from monai_diffae.apps.start.page import write_page
 from monai_diffae.apps.start.start import start
-from monai_diffae.apps.steps import Outcome, Step, Steps
+from monai_diffae.apps.steps import Outcome, Step
 from monai_diffae.apps.training import planning, proposals
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
@@ -47,7 +47,7 @@ def slow_machine():
     """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
-        patch.setattr(planning, "measure_speed", lambda config, *_: Speed(0.5 * config["base_channels"], _[-1]))
+        patch.setattr(planning, "measure_speed", lambda config, device, items, size: Speed(8.0, size))
         yield
 
 
@@ -57,8 +57,6 @@ def started(pictures, one_migration, slow_machine, tmp_path_factory):
 
 
 def test_every_step_is_done_and_shown(started):
-    print({outcome.step.command: round(outcome.seconds, 2) for outcome in started.outcomes})
-    print((started.folder / "start.json").read_text())
     assert [outcome.step.command for outcome in started.outcomes] == [
         "list-scans", "plan", "init", "train", "embed", "probe", "fit-direction", "edit", "neighbors", "reconstruct",
     ]  # fmt: skip
@@ -141,16 +139,6 @@ def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):
         FirstHour(tmp_path / "one", tmp_path / "single", 1, [], {}, "cpu").look()
 
 
-def test_the_training_uses_the_threads_of_its_plan(tmp_path, monkeypatch):
-    threads = []
-    monkeypatch.setattr("torch.set_num_threads", threads.append)
-    monkeypatch.setattr(Steps, "prepare", lambda *args, **kwargs: None)
-    hour = FirstHour(tmp_path, tmp_path / "out", 1, (), {}, "cpu")
-    hour.record = {"bundle": "diffae_2d", "settings": {}, "threads": 1, "is_trained": False}
-    hour._train()
-    assert threads == [1]
-
-
 def test_patients_can_be_found_in_the_names(pictures, tmp_path):
     hour = FirstHour(pictures, tmp_path / "out", 1, [], {"patient_pattern": r"\(\d"}, "cpu")
     hour.look()
@@ -183,9 +171,10 @@ def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp
 class Reader(HTMLParser):
     """Collects pictures, texts, and whether sections are open."""
 
-    def __init__(self):
+    def __init__(self, file):
         super().__init__()
         self.pictures, self.is_open, self.text = [], [], ""
+        self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         if tag == "img":
@@ -198,36 +187,27 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def read(file):
-    reader = Reader()
-    reader.feed(file.read_text(encoding="utf-8"))
-    return reader
-
-
-ARGUMENTS = {"bundle": "m", "cohort": "c", "out": "o"}
-
-
-def test_results_come_first_and_pictures_are_linked(tmp_path):
-    folder = tmp_path / "what is # here"
+def test_results_come_first_pictures_are_linked_and_names_are_text(tmp_path):
+    folder, arguments = tmp_path / "what is # here", {"bundle": "m", "cohort": "c", "out": "o"}
     folder.mkdir()
     Image.new("L", (3, 2)).save(folder / "edits.png")
-    prepared = Outcome(Step("Embed", "embed", ARGUMENTS, True), 1.0, FolderResult(tmp_path))
-    shown = Outcome(Step("Edit", "edit", ARGUMENTS), 1.0, FolderResult(folder))
-    reader = read(write_page(tmp_path / "index.html", "t", ["about"], [prepared, shown], [("Next:", "monai-diffae x")]))
+    prepared = Outcome(Step("Embed", "embed", arguments, True), 1.0, FolderResult(tmp_path))
+    shown = Outcome(Step("Edit", "edit", arguments), 1.0, FolderResult(folder))
+    page = write_page(tmp_path / "index.html", "t", ["about"], [prepared, shown], [("Next:", "monai-diffae x")])
+    reader = Reader(page)
     assert reader.is_open == [True, False]
     assert reader.text.index("Edit (1 s)") < reader.text.index("Embed (1 s)")
     assert [(tmp_path / unquote(source)).is_file() for source in reader.pictures] == [True]
-
-
-def test_names_are_text_and_warnings_and_steps_of_earlier_calls_are_shown(tmp_path):
     bad = "<script>alert(1)</script>"
-    failed = Outcome(Step(bad, "embed", {**ARGUMENTS, "bundle": bad}), 0.0, error=bad)
-    assert read(write_page(tmp_path / "bad.html", bad, [bad], [failed], [(bad, bad)])).text.count(bad) >= 6
+    failed = Outcome(Step(bad, "embed", {**arguments, "bundle": bad}), 0.0, error=bad)
+    assert Reader(write_page(tmp_path / "bad.html", bad, [bad], [failed], [(bad, bad)])).text.count(bad) >= 6
+
+
+def test_warnings_and_steps_of_earlier_calls_are_shown(tmp_path):
     before = Outcome(Step("Train", "train", {}, True, typed="monai-diffae train m c"), 400.0)
-    loud = Outcome(
-        Step("Edit", "edit", {}), 1.0, FolderResult(tmp_path), warnings=tuple(f"warning {i}" for i in range(9))
-    )
-    text = read(write_page(tmp_path / "index.html", "t", [], [before, loud], [])).text
+    warnings = tuple(f"warning {i}" for i in range(9))
+    loud = Outcome(Step("Edit", "edit", {}), 1.0, FolderResult(tmp_path), warnings=warnings)
+    text = Reader(write_page(tmp_path / "index.html", "t", [], [before, loud], [])).text
     for words in (
         "Train (400 s)",
         "monai-diffae train m c",

@@ -9,9 +9,7 @@ import torch
 from tiny_bundles import TINY_FAST
 
 import monai_diffae as mdae
-from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.training import (
-    image_loss,
     open_teacher,
     read_teaching_cases,
     teacher_levels,
@@ -20,7 +18,6 @@ from monai_diffae.apps.training import (
 from monai_diffae.bundle import load_bundle
 from monai_diffae.engines import FewStepInferer
 from monai_diffae.errors import ConfigError, MachineError
-from monai_diffae.explorer.opening import Files, open_exploration
 
 FAST = {"inferer#decoder": "fast"}
 
@@ -158,18 +155,6 @@ def test_a_limit_chooses_cases_of_the_whole_split_and_wrong_numbers_are_refused(
         teacher_levels(teacher, steps + 1)
 
 
-def test_losses_that_cannot_be_used_are_refused(teacher, tmp_path, monkeypatch):
-    pytest.importorskip("lpips")
-    with pytest.raises(ConfigError, match=r"gradient_weight is -1; it must be a number, at least 0"):
-        image_loss(teacher, gradient_weight=-1)
-    with pytest.raises(ConfigError, match=r"lpips_weight: images of 16 x 16 are too small for LPIPS; it needs 32"):
-        image_loss(teacher, lpips_weight=0.5)
-    teacher.trained.config["image_size"] = [32, 32]
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(MachineError, match=r"there is no alexnet-owt-7be5be79\.pth; give the file, or put it"):
-        image_loss(teacher, lpips_weight=0.5)
-
-
 # -- its use -----------------------------------------------------------------------------------------------------------
 
 
@@ -188,15 +173,6 @@ def test_commands_that_make_images_use_it(fast_bundle, labelled, tmp_path):
     exact, fast = (load_bundle(fast_bundle, "cpu", {"inferer#decoder": name}).open(file) for name in ("exact", "fast"))
     assert torch.equal(exact.z_sem, fast.z_sem)
     assert not torch.equal(exact.reconstruct("z_sem"), fast.reconstruct("z_sem"))
-
-
-def test_the_page_of_explore_shows_its_images_at_once(fast_bundle, labelled, tmp_path):
-    files = Files(fast_bundle, labelled.cohort, tmp_path / "explored", labelled.embeddings)
-    opened = open_exploration(files, 2, Decoding(decoder="fast"), Reading(), Run(device="cpu"))
-    try:
-        assert (opened.studio.steps, opened.studio.preview_steps) == (2, 2)
-    finally:
-        opened.close()
 
 
 def test_settings_of_the_exact_decoder_are_refused(fast_bundle, labelled, tmp_path):

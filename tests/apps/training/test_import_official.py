@@ -22,7 +22,7 @@ from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.summary import bundle_summary
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import LatentMLP
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
@@ -106,22 +106,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
     assert (schedule.prediction, schedule.clip_range, schedule.timestep_sampling) == ("eps", (-1, 1), "uniform")
     assert schedule.inference_timesteps(10, "leading") == list(range(0, 1000, 100))
-
-
-@needs_parity_files
-def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
-    file = PARITY / "official_1ch_32px.safetensors"
-    out = imported(file, tmp_path / "bundle")
-    values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
-    trained = load_bundle(out, "cpu", overrides={f"inferer#{key}": value for key, value in values.items()})
-    tensors, _ = read_safetensors(file)
-    made = {
-        "ddim20_clip_x_T": trained.inferer.invert(tensors["x0"], trained.network),
-        "ddim20_clip_decoded_from_x_t": trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network),
-    }
-    for name, tensor in made.items():
-        expected = tensors[name]
-        assert (tensor - expected).abs().max() < 1e-3 * expected.abs().max(), name
 
 
 def test_the_latent_ddim_comes_along(save, tmp_path):
@@ -233,6 +217,13 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     torch.testing.assert_close(z_sem, tensors["z_sem"], rtol=0, atol=1e-5)
     torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "bundle" / "models" / "provenance.json").read_text())["weights"] == "model"
+    if channels == 1:
+        values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
+        trained = load_bundle(tmp_path / "bundle", "cpu", {f"inferer#{key}": value for key, value in values.items()})
+        x_T = trained.inferer.invert(tensors["x0"], trained.network)
+        decoded = trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network)
+        for name, made in (("ddim20_clip_x_T", x_T), ("ddim20_clip_decoded_from_x_t", decoded)):
+            assert (made - tensors[name]).abs().max() < 1e-3 * tensors[name].abs().max(), name
     images = pictures(tmp_path / "images", channels, size)
     model = [tmp_path / "bundle", images, "--device", "cpu", "--out"]
     assert run("embed", *model, tmp_path / "embedded")[0] == 0
@@ -253,11 +244,12 @@ def refused(tmp_path, checkpoint, kind, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path):
+def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, run, tmp_path):
     refused(tmp_path, tmp_path / "none.ckpt", ConfigError, r"^none\.ckpt: there is no such file")
     whole = save().read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path, tmp_path / "cut.ckpt", UnsafeInputError, r"^cut\.ckpt: damaged")
+    code, _, error = run("import-official", tmp_path / "cut.ckpt", tmp_path / "out")
+    assert (code, error.startswith("error: cut.ckpt: damaged"), error.count("\n")) == (5, True, 1)
     weights = torch.load(save(), weights_only=True)["state_dict"]
     less = {key: tensor for key, tensor in weights.items() if "latent_net.layers.1.norm.bias" not in key}
     torch.save(less, tmp_path / "less.ckpt")
@@ -312,12 +304,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "empty").iterdir()) == []
     load_bundle(imported(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
-
-
-def test_the_command_ends_with_one_line_and_its_code(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("bad.ckpt").write_text("no")
-    code, _, error = run("import-official", "bad.ckpt", "out")
-    assert code == 5
-    assert error.splitlines() == [error.strip()]
-    assert error.startswith("error: bad.ckpt: damaged")
