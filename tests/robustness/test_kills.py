@@ -3,6 +3,7 @@
 Their fast tests are in tests/bundles/test_resume.py, tests/data/test_atomic.py and tests/handlers.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -189,7 +190,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(save, program, cohorts, tmp_path,
 def test_a_training_does_not_grow(program, cohorts, tmp_path, record_property):
     """Resident memory over 500 steps with validations, pictures and saves every 50 steps."""
     memory, log, warm_up, measured = tmp_path / "memory.txt", tmp_path / "log.txt", 200, 500
-    settings = {"max_epochs": (warm_up + measured) // 5, "val_interval": 10, "num_pictures": 2}
+    settings = {
+        "max_epochs": (warm_up + measured) // 5, "val_interval": 10, "num_pictures": 2, "report_every": 5,
+        "network_def#unet#dropout": 0.0, "checkpoint_minutes": 10,
+    }  # fmt: skip
     arguments = command(tmp_path / "bundle", cohorts[2], 2, **settings)
     assert program.run(log, *arguments, faults={"memory_written_to": [str(memory)]}) == 0, log.read_text()
     megabytes = np.loadtxt(memory)[warm_up:]
@@ -230,10 +234,16 @@ def test_a_killed_command_ends_in_the_same_bytes(name, count, program, labelled,
         out = tmp_path / f"chain{chain}"
         for _ in range(KILLS):
             after = rng.uniform(0.05, 0.95) * seconds
-            program.start(log, *command(out))
-            time.sleep(after)
-            os.kill(program.pid, signal.SIGKILL)
-            kills += program.wait() == -signal.SIGKILL  # it may have ended before
+            while True:
+                program.start(log, *command(out))
+                time.sleep(after)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(program.pid, signal.SIGKILL)
+                if program.wait() == -signal.SIGKILL:
+                    break
+                shutil.rmtree(out)  # the machine was busier before, and the run has ended
+                after *= 0.7
+            kills += 1
             for file, content in final_files(out).items() if out.exists() else ():
                 if file.endswith(".json"):
                     json.loads(content)  # a record that says what is not finished
@@ -244,5 +254,4 @@ def test_a_killed_command_ends_in_the_same_bytes(name, count, program, labelled,
         assert again.keys() == expected.keys()
         assert [file for file in again if again[file] != expected[file]] == []
         assert not list(out.rglob(".tmp-*"))
-    assert kills >= 3
     record_property("figure", f"{name}: {kills} kills, {CHAINS} of {CHAINS} chains end in the same bytes")

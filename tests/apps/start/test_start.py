@@ -22,6 +22,7 @@ from monai_diffae.apps.training import planning, proposals
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.engines import workload
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -46,7 +47,8 @@ def volumes(tmp_path):
 def slow_machine():
     """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proposals, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
+        for module in (proposals, workload):
+            patch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
         patch.setattr(planning, "measure_speed", lambda config, device, items, size: Speed(8.0, size))
         yield
 
