@@ -68,9 +68,7 @@ def test_a_wrong_key_or_value_is_one_line(tiny_bundle, overrides, message):
 
 def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
     for minutes in (None, 2):  # with minutes, it is not taken for a shipped one
-        with pytest.raises(
-            ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai-diffae"
-        ):
+        with pytest.raises(ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai"):
             train(tmp_path / "mine", minutes=minutes)
     with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])
@@ -80,18 +78,16 @@ def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
         train(tiny_bundle.directory, tiny_bundle.cohort, start_from=tiny_bundle.directory, device="cpu")
 
 
-def test_a_training_is_complete_if_few_cases_failed():
-    for num_failed, is_strict, is_complete in (
-        (0, True, True),
-        (10, False, True),
-        (1, True, False),
-        (11, False, False),
-    ):
-        result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
-        line = f"{num_failed} of 100 cases could not be used: see failures.csv"
-        assert result.incomplete == (None if is_complete else line)
-        shown = ["bundle", "next: monai-diffae embed"]
-        assert [*result.lines()] == ([line, *shown] if num_failed and is_complete else shown)
+@pytest.mark.parametrize(
+    ("num_failed", "is_strict", "is_complete"),
+    [(0, True, True), (10, False, True), (1, True, False), (11, False, False)],
+)
+def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_complete):
+    result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
+    line = f"{num_failed} of 100 cases could not be used: see failures.csv"
+    assert result.incomplete == (None if is_complete else line)
+    shown = ["bundle", "next: monai-diffae embed"]
+    assert [*result.lines()] == ([line, *shown] if num_failed and is_complete else shown)
 
 
 # -- scans that cannot be used, plans ----------------------------------------------------------------------------------
