@@ -188,7 +188,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["encoder", "denoiser"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [pytest.param("2d", marks=pytest.mark.slow), "3d"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_grids_that_do_not_divide_the_features_are_exported(network, format, index, tmp_path, monkeypatch):
     if format == "onnx":

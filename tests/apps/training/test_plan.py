@@ -72,6 +72,7 @@ def test_grids_of_images():
 
 def test_a_plan_of_volumes_predicts_the_speed_of_gpus_that_are_not_here(volumes, quick, monkeypatch):
     monkeypatch.setattr(gpu_predictions, "run_memory", lambda network, workload: Memory(20 * 2**30, 0, 0, 0))
+    monkeypatch.setattr(gpu_predictions, "predicted_images_per_second", lambda network, shape, gpu: 9 * gpu.memory_gib)
     result = planned(volumes, memory_gib=999, overrides=SMALL, gpus=["t4", "h100"])
     settings = result.proposal.settings
     assert settings["spacing_mm"] == [1, 1, 5]
@@ -82,7 +83,7 @@ def test_a_plan_of_volumes_predicts_the_speed_of_gpus_that_are_not_here(volumes,
     assert result.proposal.memory.total < result.budget == 999 * 2**30
     slow, fast = result.gpus
     assert (slow.name, fast.name) == ("t4", "h100")
-    assert slow.images_per_second < fast.images_per_second
+    assert (slow.images_per_second, fast.images_per_second) == (9 * 16, 9 * 80)
     lines = [line for line in result.lines() if line.startswith(("h100: ", "t4: "))]
     assert [line.endswith(", 20.0 of 16 GiB: does not fit") for line in lines] == [True, False]
     assert (slow.fits, fast.fits) == (False, True)
