@@ -102,8 +102,8 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
 
     inferer, schedule = trained.inferer, trained.inferer.schedule
-    settings = (inferer.solver.__name__, inferer.spacing, inferer.steps, inferer.invert_steps)
-    assert settings == ("adams", "logsnr", 20, 20)  # ours, unless others are asked for
+    settings = (inferer.solver.__name__, inferer.steps, inferer.invert_steps)
+    assert settings == ("adams", 20, 20)  # ours, unless others are asked for
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
     assert (schedule.prediction, schedule.clip_range, schedule.timestep_sampling) == ("eps", (-1, 1), "uniform")
