@@ -1,17 +1,13 @@
 """Fixtures of the reliability goals."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from forked_program import Program, shared_program
+from forked_program import shared_program
 
 
 @pytest.fixture
-def program() -> Iterator[Program]:
+def program():
     """Runs the program in a process that can be given a fault; a command that still runs is killed at the end."""
     started = shared_program()
     yield started
@@ -19,10 +15,10 @@ def program() -> Iterator[Program]:
 
 
 @pytest.fixture
-def console(run: Callable[..., tuple[Any, str, str]]) -> Callable[..., tuple[Any, str]]:
+def console(run):
     """Runs the program in this process: (exit code, what a console shows, its log included)."""
 
-    def call(*arguments: object) -> tuple[Any, str]:
+    def call(*arguments):
         root = logging.getLogger()
         pytests_own, root.handlers = root.handlers, []  # with these, the program would set up no log
         try:

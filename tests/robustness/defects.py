@@ -1,12 +1,8 @@
 """The 24 defects of goal R6: what is wrong with a scan of a cohort whose other scans are good."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gzip
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -20,61 +16,46 @@ SPACING_MM = 14.0
 """As in the tiny bundles of conftest.py."""
 
 
-def noise(dims: int, seed: int = 0) -> np.ndarray:
+def noise(dims, seed=0):
     return np.random.default_rng(seed).normal(100, 20, (SIZE,) * dims).astype(np.float32)
 
 
-def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+def save(path, array: np.ndarray, affine=None):
     nib.save(nib.Nifti1Image(array, np.diag([SPACING_MM] * 3 + [1.0]) if affine is None else affine), path)
     return path
 
 
-def _cut(path: Path, part: float) -> None:
+def _cut(path, part):
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
 
 
-def truncated_gz(folder: Path, dims: int) -> str:
-    _cut(save(folder / "bad.nii.gz", noise(dims)), 0.7)
-    return "bad.nii.gz"
+def _content(name, change):
+    """A good NIfTI file whose bytes are changed."""
+
+    def make(folder, dims):
+        path = save(folder / name, noise(dims))
+        path.write_bytes(change(bytearray(path.read_bytes())))
+        return name
+
+    return make
 
 
-def truncated_nii(folder: Path, dims: int) -> str:
-    _cut(save(folder / "bad.nii", noise(dims)), 0.7)
-    return "bad.nii"
+def _set(data, **at):
+    """Bytes with others from a place on, given as ``_84=b"..."``."""
+    for place, content in at.items():
+        start = int(place[1:])
+        data[start : start + len(content)] = content
+    return data
 
 
-def bit_flip(folder: Path, dims: int) -> str:
-    data = bytearray(save(folder / "bad.nii.gz", noise(dims)).read_bytes())
+def bit_flip(data):
     data[len(data) // 2] ^= 1
-    (folder / "bad.nii.gz").write_bytes(data)
-    return "bad.nii.gz"
+    return data
 
 
-def empty_file(folder: Path, dims: int) -> str:
-    (folder / "bad.nii.gz").write_bytes(b"")
-    return "bad.nii.gz"
-
-
-def web_page(folder: Path, dims: int) -> str:
-    (folder / "bad.nii.gz").write_bytes(b"<!DOCTYPE html><html>404 Not Found</html>")
-    return "bad.nii.gz"
-
-
-def lfs_pointer(folder: Path, dims: int) -> str:
-    (folder / "bad.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
-    return "bad.nii.gz"
-
-
-def wrong_magic(folder: Path, dims: int) -> str:
-    data = bytearray(save(folder / "bad.nii", noise(dims)).read_bytes())
-    data[:4], data[344:348] = b"abcd", b"xyz\0"
-    (folder / "bad.nii").write_bytes(data)
-    return "bad.nii"
-
-
-def _with(value: float) -> Callable[[Path, int], str]:
-    def make(folder: Path, dims: int) -> str:
+def _with(value):
+    def make(folder, dims):
         array = noise(dims)
         array.flat[7] = value
         return save(folder / "bad.nii.gz", array).name
@@ -82,20 +63,20 @@ def _with(value: float) -> Callable[[Path, int], str]:
     return make
 
 
-def constant(folder: Path, dims: int) -> str:
+def constant(folder, dims):
     return save(folder / "bad.nii.gz", np.full((SIZE,) * dims, 7, np.float32)).name
 
 
-def four_dimensional(folder: Path, dims: int) -> str:
+def four_dimensional(folder, dims):
     return save(folder / "bad.nii.gz", np.stack([noise(3, seed) for seed in range(3)], axis=-1)).name
 
 
-def rgb(folder: Path, dims: int) -> str:
+def rgb(folder, dims):
     voxels = np.zeros((SIZE,) * dims, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
     return save(folder / "bad.nii.gz", voxels).name
 
 
-def wrong_channels(folder: Path, dims: int) -> str:
+def wrong_channels(folder, dims):
     array = np.random.default_rng(0).integers(0, 255, (*(SIZE,) * dims, 3), np.uint8)
     if dims == 2:
         Image.fromarray(array).save(folder / "bad.png")
@@ -104,18 +85,8 @@ def wrong_channels(folder: Path, dims: int) -> str:
     return "bad.nrrd"
 
 
-def _spacing(value: float) -> Callable[[Path, int], str]:
-    def make(folder: Path, dims: int) -> str:
-        data = bytearray(save(folder / "bad.nii", noise(dims)).read_bytes())
-        data[84:88] = np.float32(value).tobytes()  # pixdim[2]
-        (folder / "bad.nii").write_bytes(data)
-        return "bad.nii"
-
-    return make
-
-
-def _sform(affine: np.ndarray) -> Callable[[Path, int], str]:
-    def make(folder: Path, dims: int) -> str:
+def _sform(affine: np.ndarray):
+    def make(folder, dims):
         image = nib.Nifti1Image(noise(dims), None)
         image.header["pixdim"][1:4] = SPACING_MM
         image.set_sform(affine, 1)
@@ -134,28 +105,17 @@ SINGULAR = SPACING_MM * np.eye(4)
 SINGULAR[1] = SINGULAR[0]
 
 
-def missing_file(folder: Path, dims: int) -> str:
-    return "bad.nii.gz"
-
-
-def empty_folder(folder: Path, dims: int) -> str:
+def empty_folder(folder, dims):
     (folder / "bad").mkdir()
     return "bad"
 
 
-def no_permission(folder: Path, dims: int) -> str:
+def no_permission(folder, dims):
     save(folder / "bad.nii.gz", noise(dims)).chmod(0)
     return "bad.nii.gz"
 
 
-def header_bomb(folder: Path, dims: int) -> str:
-    data = bytearray(save(folder / "bad.nii", noise(dims)).read_bytes())
-    data[40:56] = np.array([3, 30000, 30000, 3000, 1, 1, 1, 1], np.int16).tobytes()
-    (folder / "bad.nii").write_bytes(data)
-    return "bad.nii"
-
-
-def gzip_bomb(folder: Path, dims: int) -> str:
+def gzip_bomb(folder, dims):
     data = save(folder / "plain.nii", noise(dims)).read_bytes()
     with gzip.open(folder / "bad.nii.gz", "wb", compresslevel=1) as stream:
         stream.write(data)
@@ -164,12 +124,12 @@ def gzip_bomb(folder: Path, dims: int) -> str:
     return "bad.nii.gz"
 
 
-def missing_slice(folder: Path, dims: int) -> str:
+def missing_slice(folder, dims):
     save_planes(folder / "bad", positions(n=6)[[0, 1, 3, 4, 5]])
     return "bad"
 
 
-def two_series(folder: Path, dims: int) -> str:
+def two_series(folder, dims):
     for number, uid in enumerate(("1.2.3", "1.2.4")):
         for k, place in enumerate(positions()):
             file = folder / "bad" / f"{number}{k}.dcm"
@@ -178,7 +138,7 @@ def two_series(folder: Path, dims: int) -> str:
     return "bad"
 
 
-def no_codec(folder: Path, dims: int) -> str:
+def no_codec(folder, dims):
     names = ["bad.dcm"] if dims == 2 else [f"bad/bad{k}.dcm" for k in range(5)]
     (folder / names[0]).parent.mkdir(exist_ok=True)
     for k, name in enumerate(names):
@@ -190,37 +150,39 @@ def no_codec(folder: Path, dims: int) -> str:
     return names[0].partition("/")[0]
 
 
-def complex_numbers(folder: Path, dims: int) -> str:
+def complex_numbers(folder, dims):
     return save(folder / "bad.nii.gz", noise(dims).astype(np.complex64)).name
 
 
-def records(folder: Path, dims: int) -> str:
+def records(folder, dims):
     voxels = np.zeros((SIZE,) * dims, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")]))
     return save(folder / "bad.nii.gz", voxels).name
 
 
-DEFECTS: dict[str, Callable[[Path, int], str]] = {
-    "truncated gz": truncated_gz,
-    "truncated nii": truncated_nii,
-    "bit flip": bit_flip,
-    "empty file": empty_file,
-    "web page": web_page,
-    "LFS pointer": lfs_pointer,
-    "wrong magic": wrong_magic,
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+BOMB = np.array([3, 30000, 30000, 3000, 1, 1, 1, 1], np.int16).tobytes()
+DEFECTS = {
+    "truncated gz": _content("bad.nii.gz", lambda data: data[: int(0.7 * len(data))]),
+    "truncated nii": _content("bad.nii", lambda data: data[: int(0.7 * len(data))]),
+    "bit flip": _content("bad.nii.gz", bit_flip),
+    "empty file": _content("bad.nii.gz", lambda data: b""),
+    "web page": _content("bad.nii.gz", lambda data: b"<!DOCTYPE html><html>404 Not Found</html>"),
+    "LFS pointer": _content("bad.nii.gz", lambda data: LFS),
+    "wrong magic": _content("bad.nii", lambda data: _set(data, _0=b"abcd", _344=b"xyz\0")),
     "NaN": _with(np.nan),
     "Inf": _with(np.inf),
     "constant": constant,
     "4D": four_dimensional,
     "RGB": rgb,
     "wrong channels": wrong_channels,
-    "zero spacing": _spacing(0.0),
-    "negative spacing": _spacing(-1.0),
+    "zero spacing": _content("bad.nii", lambda data: _set(data, _84=np.float32(0).tobytes())),
+    "negative spacing": _content("bad.nii", lambda data: _set(data, _84=np.float32(-1).tobytes())),
     "sheared affine": _sform(SHEARED),
     "singular affine": _sform(SINGULAR),
-    "missing file": missing_file,
+    "missing file": lambda folder, dims: "bad.nii.gz",
     "directory": empty_folder,
     "no permission": no_permission,
-    "header bomb": header_bomb,
+    "header bomb": _content("bad.nii", lambda data: _set(data, _40=BOMB)),
     "gz bomb": gzip_bomb,
     "DICOM missing slice": missing_slice,
     "DICOM two series": two_series,
@@ -234,23 +196,27 @@ in two ways. A sheared affine is no failure: the scan is read, with a warning.""
 READ_WITH_A_WARNING = {"sheared affine"}
 
 
-def cohort_with(folder: Path, defect: str, dims: int, num_good: int = 8) -> Path:
-    """The table of good scans and a bad one in the split ``train``."""
+def cohort_with_all(folder, dims, num_good=8):
+    """The table of good scans, and of one bad scan of each kind in the split ``train``; its id is ``bad-<kind>``."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(num_good):
         save(folder / f"good{k}.nii.gz", noise(dims, 1 + k))
     rows = [f"g{k},good{k}.nii.gz,{'val' if k < 2 else 'train'}" for k in range(num_good)]
-    rows.insert(num_good // 2, f"bad-case,{DEFECTS[defect](folder, dims)},train")
-    table = folder / "cohort.csv"
-    table.write_text("\n".join(["id,image,split", *rows]) + "\n")
-    return table
+    bad = []
+    for kind, make in DEFECTS.items():
+        name = kind.replace(" ", "_")
+        (folder / name).mkdir()
+        bad.append(f"bad-{name},{name}/{make(folder / name, dims)},train")
+    middle = num_good // 2
+    (folder / "cohort.csv").write_text("\n".join(["id,image,split", *rows[:middle], *bad, *rows[middle:]]) + "\n")
+    return folder / "cohort.csv"
 
 
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 
 
 @contextlib.contextmanager
-def as_plain_user() -> Iterator[None]:
+def as_plain_user():
     """Without root's right to read every file; the other rights stay."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread

@@ -3,9 +3,6 @@
 A process can be given a fault: where in a training it is killed with SIGKILL, how large its files may get, and so on.
 """
 
-from __future__ import annotations
-
-import ctypes
 import functools
 import json
 import os
@@ -14,16 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 LONGEST_S = 300.0
-NO_MOUNTS = 77  # exit code
-FAULTS: dict[str, Callable[..., None]] = {}
+FAULTS = {}
 
 
-def fault(function: Callable[..., None]) -> Callable[..., None]:
+def fault(function):
     FAULTS[function.__name__] = function
     return function
 
@@ -34,7 +28,7 @@ def fault(function: Callable[..., None]) -> Callable[..., None]:
 class Program:
     """Runs commands one after another, each in a process group of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self._server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
@@ -43,32 +37,30 @@ class Program:
         self.answered_at = 0.0  # time.monotonic() when the last command began or ended
         self.log = Path()
 
-    def start(self, log: Path, *arguments: object, faults: dict[str, list[Any]] | None = None) -> None:
+    def start(self, log, *arguments, faults=None):
         """Start a command; what it prints goes to ``log``."""
         self.log = log
         job = {"arguments": [str(argument) for argument in arguments], "faults": faults or {}, "log": str(log)}
-        assert self._server.stdin is not None
         self._server.stdin.write(f"{json.dumps(job)}\n")
         self._server.stdin.flush()
         self.pid = self._answer()
 
-    def wait(self) -> int:
+    def wait(self):
         """The exit code; -9 after a kill."""
         code, self.pid = self._answer(), 0
         return code
 
-    def run(self, log: Path, *arguments: object, faults: dict[str, list[Any]] | None = None) -> int:
+    def run(self, log, *arguments, faults=None):
         self.start(log, *arguments, faults=faults)
         return self.wait()
 
-    def errors(self) -> list[str]:
+    def errors(self):
         """The lines of the last command that say why it failed."""
         lines = self.log.read_text().splitlines()
         assert not any("Traceback" in line or "this is a bug" in line for line in lines), lines[-30:]
         return [line for line in lines if line.startswith("error: ")]
 
-    def _answer(self) -> int:
-        assert self._server.stdout is not None
+    def _answer(self):
         for line in self._server.stdout:
             if line.startswith("forked_program "):  # MONAI may print, too
                 _, number, at = line.split()
@@ -76,7 +68,7 @@ class Program:
                 return int(number)
         raise AssertionError("the server of processes has ended")
 
-    def end(self) -> None:
+    def end(self):
         """Kill the command if it still runs, as a test has failed."""
         if self.pid:
             os.killpg(self.pid, signal.SIGKILL)
@@ -84,12 +76,12 @@ class Program:
 
 
 @functools.cache
-def shared_program() -> Program:
+def shared_program():
     """The one of this test session; its server ends with it, as its input ends."""
     return Program()
 
 
-def wait_until(is_true: Callable[[], bool], seconds: float = LONGEST_S) -> bool:
+def wait_until(is_true, seconds=LONGEST_S):
     """Wait for a condition; False if it does not come."""
     until = time.monotonic() + seconds
     while not is_true():
@@ -102,7 +94,7 @@ def wait_until(is_true: Callable[[], bool], seconds: float = LONGEST_S) -> bool:
 # -- in the program's process ------------------------------------------------------------------------------------------
 
 
-def serve() -> None:
+def serve():
     import monai.bundle  # noqa: F401
     import torch
 
@@ -127,15 +119,10 @@ def serve() -> None:
         print("forked_program", code, ended_at, flush=True)
 
 
-def become_program(
-    arguments: Sequence[object], output: int | None = None, faults: Mapping[str, Sequence[Any]] | None = None
-) -> None:
+def become_program(arguments, output=None, faults=None):
     """Run a command in a process that was forked for it, to the end of the process.
 
-    Args:
-        arguments: of the program.
-        output: the descriptor of an open file for what it prints; None: where the process prints.
-        faults: arguments of :data:`FAULTS`, by their names.
+    ``output`` is the descriptor of an open file for what it prints; ``faults`` are arguments of :data:`FAULTS`.
     """
     from monai_diffae import cli
 
@@ -150,7 +137,7 @@ def become_program(
     cli.main()
 
 
-def _copied_to(log: str) -> tuple[int, int]:
+def _copied_to(log):
     """A pipe, and the process that copies it to a file: the program's limits and signals do not reach it."""
     read, write = os.pipe()
     copier = os.fork()
@@ -164,37 +151,29 @@ def _copied_to(log: str) -> tuple[int, int]:
     return write, copier
 
 
-def _in_saves(before: Callable[[int], None]) -> None:
+def _in_saves(before):
     """Call a function with the number of each save before it begins."""
     from monai_diffae.handlers import CheckpointKeeper
 
-    save, count = CheckpointKeeper.save, 0
-
-    def counted(keeper: Any, engine: Any) -> None:
-        nonlocal count
-        count += 1
-        before(count)
-        save(keeper, engine)
-
-    CheckpointKeeper.save = counted  # type: ignore[method-assign]
+    _in_calls(CheckpointKeeper, "save", before)
 
 
-def _die() -> None:
+def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @fault
-def killed_in_a_save(number: int, call: int) -> None:
+def killed_in_a_save(number, call):
     """Killed at a call of the file system in a save; ``call`` counts over this save and those after it."""
     count = None
 
-    def begin(save: int) -> None:
+    def begin(save):
         nonlocal count
         if save == number:
             count = 0
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
+    def counted(function):
+        def run(*args, **kwargs):
             nonlocal count
             if count is not None:
                 count += 1
@@ -210,13 +189,13 @@ def killed_in_a_save(number: int, call: int) -> None:
 
 
 @fault
-def killed_while_it_writes(number: int, share: float) -> None:
+def killed_while_it_writes(number, share):
     """Killed when a share of one of the large files is written; ``number`` counts these files."""
     import torch
 
     save, count = torch.save, 0
 
-    def half(content: Any, stream: Any) -> None:
+    def half(content, stream):
         nonlocal count
         count += 1
         save(content, stream)
@@ -227,54 +206,57 @@ def killed_while_it_writes(number: int, share: float) -> None:
     torch.save = half
 
 
+def _in_calls(owner, name, do, after=False):
+    """Call a function with the number of each call of a method, before the method or after it."""
+    method, count = getattr(owner, name), 0
+
+    def counted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        number = count
+        if not after:
+            do(number)
+        result = method(*args, **kwargs)
+        if after:
+            do(number)
+        return result
+
+    setattr(owner, name, counted)
+
+
+def _die_at(number):
+    return lambda count: _die() if count == number else None
+
+
 @fault
-def killed_in_validation(number: int) -> None:
+def killed_in_validation(number):
     """Killed in a batch of a validation; ``number`` counts the batches of all validations."""
     from monai_diffae.engines import DiffusionEvaluator
 
-    iteration, count = DiffusionEvaluator._iteration, 0
-
-    def counted(evaluator: Any, engine: Any, batch: Any) -> Any:
-        nonlocal count
-        count += 1
-        result = iteration(evaluator, engine, batch)
-        if count == number:
-            _die()
-        return result
-
-    DiffusionEvaluator._iteration = counted  # type: ignore[method-assign]
+    _in_calls(DiffusionEvaluator, "_iteration", _die_at(number), after=True)
 
 
 @fault
-def killed_in_step(number: int) -> None:
+def killed_in_step(number):
     """Killed in the middle of one of the steps of this process, between the gradients and the update."""
     from monai_diffae.engines.trainer import ResumableTrainer
 
-    update, count = ResumableTrainer._update_weights, 0
-
-    def counted(trainer: Any, figures: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == number:
-            _die()
-        update(trainer, figures)
-
-    ResumableTrainer._update_weights = counted  # type: ignore[method-assign]
+    _in_calls(ResumableTrainer, "_update_weights", _die_at(number))
 
 
 @fault
-def without_picture_of_curves() -> None:
+def without_picture_of_curves():
     """Not a fault: ``curves.png`` is an empty file."""
     from monai_diffae.handlers import curves
 
-    curves.draw_curves = lambda frame, path: path.write_bytes(b"")  # type: ignore[attr-defined]
+    curves.draw_curves = lambda frame, path: path.write_bytes(b"")
 
 
 @fault
-def files_no_larger_than(limit: int, from_save: int) -> None:
+def files_no_larger_than(limit, from_save):
     """From one of the saves on, no file can grow beyond a number of bytes, as if the disk were full."""
 
-    def begin(save: int) -> None:
+    def begin(save):
         if save == from_save:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
@@ -282,43 +264,19 @@ def files_no_larger_than(limit: int, from_save: int) -> None:
 
 
 @fault
-def read_only(folder: str, from_save: int) -> None:
-    """From one of the saves on (0: from the start), the folder is on a file system that cannot be written."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    user, group = os.getuid(), os.getgid()
-    if libc.unshare(0x00020000 | 0x10000000):  # CLONE_NEWNS and CLONE_NEWUSER: mounts of this process alone
-        os._exit(NO_MOUNTS)
-    for name, content in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        Path("/proc/self", name).write_text(content)
-
-    def mount(save: int) -> None:
-        if save == from_save:
-            path = folder.encode()
-            if libc.mount(path, path, None, 4096 | 16384, None):  # MS_BIND, MS_REC
-                os._exit(NO_MOUNTS)
-            if libc.mount(None, path, None, 1 | 32 | 4096, None):  # MS_RDONLY, MS_REMOUNT, MS_BIND
-                os._exit(NO_MOUNTS)
-
-    mount(0)
-    _in_saves(mount)
-
-
-@fault
-def memory_written_to(file: str) -> None:
+def memory_written_to(file):
     """Append the resident memory in MB of this process to a file after each step."""
     import psutil
 
     from monai_diffae.engines.trainer import ResumableTrainer
 
-    iteration, process = ResumableTrainer._iteration, psutil.Process()
+    process = psutil.Process()
 
-    def measured(trainer: Any, engine: Any, batch: Any) -> Any:
-        output = iteration(trainer, engine, batch)
+    def measure(number):
         with open(file, "a") as stream:
             stream.write(f"{process.memory_info().rss / 1e6}\n")
-        return output
 
-    ResumableTrainer._iteration = measured  # type: ignore[method-assign]
+    _in_calls(ResumableTrainer, "_iteration", measure, after=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
 """Runs Hypothesis for a number of examples, or for a time; mutates real files and real JSON."""
 
-from __future__ import annotations
-
 import copy
 import json
 import resource
 import time
-from collections.abc import Callable
-from typing import Any
 
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -18,11 +14,11 @@ LONGEST = 300
 """The longest message of an error."""
 
 
-def fuzz(check: Callable[[Any], None], inputs: st.SearchStrategy[Any], *, examples: int, seconds: float = 0.0) -> int:
+def fuzz(check, inputs, *, examples, seconds=0.0):
     """Check examples, the same ones in each run; then others until the time is over. Return how many were checked."""
     until, count, number = time.monotonic() + seconds, 0, 0
 
-    def counted(value: Any) -> None:
+    def counted(value):
         nonlocal count
         count += 1
         check(value)
@@ -40,7 +36,7 @@ def fuzz(check: Callable[[Any], None], inputs: st.SearchStrategy[Any], *, exampl
     return count
 
 
-def only_own_errors(call: Callable[[], object]) -> bool:
+def only_own_errors(call):
     """Whether a call succeeds; its error must be one of the package, in one line."""
     try:
         call()
@@ -53,7 +49,7 @@ def only_own_errors(call: Callable[[], object]) -> bool:
     return False
 
 
-def peak_mb() -> float:
+def peak_mb():
     """The largest memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -69,7 +65,7 @@ MUTATIONS = st.lists(
 _NUMBERS = [b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f", b"\x00\x00\xc0\x7f", b"999999999", b"-1"]
 
 
-def mutated(data: bytes, mutations: list[tuple[str, int, int, int]]) -> bytes:
+def mutated(data, mutations):
     """A file's bytes with some of them set, inserted, deleted, repeated or cut off."""
     raw = bytearray(data)
     for kind, place, value, length in mutations:
@@ -113,12 +109,12 @@ JSON_CHANGES = st.lists(
 )  # fmt: skip
 
 
-def changed_json(content: Any, changes: list[tuple[str, list[int], Any]]) -> Any:
+def changed_json(content, changes):
     """A JSON value in which parts are replaced, deleted, added or wrapped in a list."""
     root = {"": copy.deepcopy(content)}
     for kind, path, value in changes:
-        holder: Any = root
-        key: Any = ""
+        holder = root
+        key = ""
         for step in path:
             inner = holder[key]
             if not isinstance(inner, (dict, list)) or not inner:
@@ -135,6 +131,6 @@ def changed_json(content: Any, changes: list[tuple[str, list[int], Any]]) -> Any
     return root[""]
 
 
-def as_text(content: Any) -> bytes:
+def as_text(content):
     """JSON as a file holds it."""
     return json.dumps(content, ensure_ascii=False).encode("utf-8", errors="surrogatepass")

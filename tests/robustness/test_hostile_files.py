@@ -1,10 +1,7 @@
 """R19: files of strangers run nothing when they are read; each is refused as unsafe, with exit code 5."""
 
-import io
-import json
 import pickle
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -48,117 +45,85 @@ class Opens:
         return open, (str(self.proof), "w")
 
 
-def saved(content, path, **options):
-    torch.save(content, path, **options)
-
-
-def legacy_tar(content, path):
-    with tarfile.open(path, "w") as archive:
-        for name in ("sys_info", "pickle", "tensors", "storages"):
-            data = pickle.dumps(content)
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-def nested(content, path):
-    inner = path.with_suffix(".inner")
-    torch.save(content, inner)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(inner, "archive/data.pkl")
-        archive.writestr("archive/version", "3")
-    inner.unlink()
-
-
-def resource(content, path):
+def resource(proof, path):
     """A pickle in a zip, as torch writes it, that imports by opcodes put together by hand."""
-    proof = next(iter(content.values())).proof
-    code = (
-        b"\x80\x02cposix\nsystem\nX"
-        + len(f"touch {proof}").to_bytes(4, "little")
-        + f"touch {proof}".encode()
-        + b"\x85R."
-    )
+    line = f"touch {proof}".encode()
     with zipfile.ZipFile(path, "w") as archive:
+        code = b"\x80\x02cposix\nsystem\nX" + len(line).to_bytes(4, "little") + line + b"\x85R."
         archive.writestr("archive/data.pkl", code)
         archive.writestr("archive/version", "3")
         archive.writestr("archive/byteorder", "little")
 
 
 CODE = {
-    "zip": lambda proof, path: saved({"a": Touch(proof)}, path),
-    "zip_of_a_builtin": lambda proof, path: saved({"a": Opens(proof)}, path),
-    "zip_beside_weights": lambda proof, path: saved({"a": torch.zeros(2), "b": [Touch(proof)]}, path),
-    "zip_protocol_4": lambda proof, path: saved({"a": Touch(proof)}, path, pickle_protocol=4),
-    "legacy": lambda proof, path: saved({"a": Touch(proof)}, path, _use_new_zipfile_serialization=False),
-    "legacy_of_a_builtin": lambda proof, path: saved({"a": Opens(proof)}, path, _use_new_zipfile_serialization=False),
+    "zip": lambda proof, path: torch.save({"a": Touch(proof)}, path),
+    "zip of a builtin": lambda proof, path: torch.save({"a": Opens(proof)}, path),
+    "zip beside weights": lambda proof, path: torch.save({"a": torch.zeros(2), "b": [Touch(proof)]}, path),
+    "legacy": lambda proof, path: torch.save({"a": Touch(proof)}, path, _use_new_zipfile_serialization=False),
     "pickle": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)})),
-    "pickle_protocol_2": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=2)),
-    "opcodes": lambda proof, path: resource({"a": Touch(proof)}, path),
-    "meta": lambda proof, path: saved({"a": torch.zeros(3, device="meta")}, path),
-    "expanded": lambda proof, path: saved({"a": torch.zeros(1).expand(1 << 40)}, path),
-}  # fmt: skip
+    "pickle protocol 2": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=2)),
+    "opcodes": resource,
+}
+BOMBS = {
+    "meta": lambda proof, path: torch.save({"a": torch.zeros(3, device="meta")}, path),
+    "expanded": lambda proof, path: torch.save({"a": torch.zeros(1).expand(1 << 40)}, path),
+}
 DAMAGED = {
-    "pickle_protocol_0": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=0)),
-    "tar": lambda proof, path: legacy_tar({"a": Touch(proof)}, path),
-    "nested": lambda proof, path: nested({"a": Touch(proof)}, path),
+    "pickle protocol 0": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=0)),
     "text": lambda proof, path: path.write_text("version https://git-lfs.github.com/spec/v1"),
     "empty": lambda proof, path: path.write_bytes(b""),
-    "zip_of_nothing": lambda proof, path: zipfile.ZipFile(path, "w").close(),
 }
 
 
-@pytest.mark.parametrize("name", CODE)
-def test_a_file_that_would_run_code_is_unsafe(tmp_path, name):
+def test_a_file_that_would_run_code_is_unsafe(tmp_path):
     path, proof = tmp_path / "model.pt", tmp_path / "proof"
-    CODE[name](proof, path)
-    for read in (lambda: read_torch_file(path, "cannot be read"), lambda: read_checkpoint(path, set())):
-        with pytest.raises(UnsafeInputError, match=r"^model\.pt: ") as error:
-            read()
-        assert "\n" not in str(error.value)
-        assert len(str(error.value)) <= 200
-    if name not in ("meta", "expanded"):
-        for suffix in (".ckpt", ".pkl", ".onnx", ".safetensors"):
+    for name, make in {**CODE, **BOMBS}.items():
+        make(proof, path)
+        for read in (lambda: read_torch_file(path, "cannot be read"), lambda: read_checkpoint(path, set())):
+            with pytest.raises(UnsafeInputError, match=r"^model\.pt: ") as error:
+                read()
+            assert "\n" not in str(error.value)
+            assert len(str(error.value)) <= 200
+        for suffix in (".ckpt", ".pkl", ".onnx", ".safetensors") if name in CODE else ():
             with pytest.raises(UnsafeInputError):
                 read_official_weights(Path(shutil.copy(path, tmp_path / f"latent{suffix}")))
-    assert not proof.exists()
+        assert not proof.exists(), name
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_file_that_torch_does_not_write_runs_nothing(tmp_path, name):
+def test_a_file_that_torch_does_not_write_runs_nothing(tmp_path):
     path, proof = tmp_path / "model.pt", tmp_path / "proof"
-    DAMAGED[name](proof, path)
-    with pytest.raises((ScanError, UnsafeInputError), match=r"^model\.pt: "):
-        read_torch_file(path, "cannot be read")
-    with pytest.raises(UnsafeInputError):
-        read_official_weights(Path(shutil.copy(path, tmp_path / "latent.pkl")))
-    assert not proof.exists()
+    for name, make in DAMAGED.items():
+        make(proof, path)
+        with pytest.raises((ScanError, UnsafeInputError), match=r"^model\.pt: "):
+            read_torch_file(path, "cannot be read")
+        with pytest.raises(UnsafeInputError):
+            read_official_weights(Path(shutil.copy(path, tmp_path / "latent.pkl")))
+        assert not proof.exists(), name
 
 
-@pytest.mark.parametrize("name", ["zip", "legacy", "expanded"])
-def test_each_model_file_of_a_bundle_is_refused_with_5(tiny_bundle, latent_bundle, tmp_path, run, name):
+def test_each_model_file_of_a_bundle_is_refused_with_5(fast_bundle, tmp_path, run):
     proof = tmp_path / "proof"
-    bundle = Path(shutil.copytree(tiny_bundle.directory, tmp_path / "bundle"))
-    detector = bundle / "models" / "anomaly.pt"
+    bundle = Path(shutil.copytree(fast_bundle, tmp_path / "bundle"))
     trained = load_bundle(bundle, "cpu")
-    CODE[name](proof, detector)
-    with pytest.raises(UnsafeInputError):
-        AnomalyDetector.load(trained)
-    with pytest.raises(UnsafeInputError):
-        AnomalyDetector.load_if_usable(trained)
-    CODE[name](proof, bundle / "models" / "model.pt")
+    for make in (CODE["zip"], CODE["legacy"], BOMBS["expanded"]):
+        make(proof, bundle / "models" / "anomaly.pt")
+        for load in (AnomalyDetector.load, AnomalyDetector.load_if_usable):
+            with pytest.raises(UnsafeInputError):
+                load(trained)
+        make(proof, bundle / "models" / "latent_model.pt")
+        with pytest.raises(UnsafeInputError):
+            load_latent(bundle, "cpu")
+        make(proof, bundle / "models" / "fast_model.pt")
+        with pytest.raises(UnsafeInputError):
+            load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
+    CODE["zip"](proof, bundle / "models" / "model.pt")
     code, _, error = run("info", bundle)
     assert (code, error.startswith("error: model.pt: ")) == (5, True)
-    latent = Path(shutil.copytree(latent_bundle, tmp_path / "latent"))
-    CODE[name](proof, latent / "models" / "latent_model.pt")
-    with pytest.raises(UnsafeInputError):
-        load_latent(latent, "cpu")
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("brackets", ["[", '{"a":'])
-def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path, brackets):
-    deep = brackets * 100_000
+def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path):
+    deep = '{"a":' * 100_000
     file = tmp_path / "direction.json"
     file.write_text(deep)
     with pytest.raises(ConfigError, match=r"^direction\.json: is not a direction"):
@@ -168,10 +133,9 @@ def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path, brackets):
     with pytest.raises(ConfigError, match=r"^bundle: config\.json cannot be read"):
         load_bundle(bundle, "cpu")
     header = deep.encode()
-    weights = tmp_path / "w.safetensors"
-    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UnsafeInputError):
-        read_official_weights(weights)
+        read_official_weights(tmp_path / "w.safetensors")
 
 
 def test_the_metadata_of_a_table_run_nothing(tmp_path):
@@ -220,16 +184,8 @@ def test_the_code_of_an_app_is_that_of_label_app_or_refused(app, tmp_path, run):
     (app.path / "cucim" / "clara.py").write_text("")
     with pytest.raises(UnsafeInputError, match=r"'cucim/clara\.py'"):
         app.check_code()
-    shutil.rmtree(app.path / "cucim")
-    (app.path / "__pycache__").mkdir()
-    (app.path / "__pycache__" / "main.cpython-311.pyc").write_bytes(b"compiled")
-    app.check_code()
-    assert not (app.path / "__pycache__").exists()
     assert not (tmp_path / "proof").exists()
-
-
-def test_an_app_whose_settings_are_hostile_is_one_line(app):
-    for content in ("[" * 100_000, '{"bundle": ["a"]}', '{"bundle": "b", "code": "$1"}', json.dumps("bundle")):
+    for content in ("[" * 100_000, '{"bundle": ["a"]}', '{"bundle": "b", "code": "$1"}'):
         app.settings_file.write_text(content)
         with pytest.raises(ConfigError, match=r"^settings\.json: "):
             AppFolder(app.path).settings()

@@ -1,7 +1,5 @@
 """Goal R22: nothing needs a network, and nothing uses one."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
@@ -15,22 +13,18 @@ import pytest
 pytestmark = pytest.mark.goal(id="R22")
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
+def test_tests_cannot_reach_another_machine(no_network):
+    for attempt in (
         lambda: socket.create_connection(("192.0.2.1", 80), timeout=1),
-        lambda: socket.create_connection(("example.org", 443), timeout=1),
         lambda: socket.socket().connect_ex(("198.51.100.7", 1)),
         lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("203.0.113.1", 53)),
         lambda: socket.gethostbyname("example.org"),
         lambda: urllib.request.urlopen("http://example.org/", timeout=1),
-    ],
-)
-def test_tests_cannot_reach_another_machine(no_network, attempt):
-    with pytest.raises(OSError, match="tests may not use the network"):
-        attempt()
-    assert len(no_network) == 1
-    no_network.clear()
+    ):
+        with pytest.raises(OSError, match="tests may not use the network"):
+            attempt()
+        assert len(no_network) == 1
+        no_network.clear()
 
 
 def test_servers_of_this_machine_can_be_reached(no_network):
@@ -42,7 +36,7 @@ def test_servers_of_this_machine_can_be_reached(no_network):
     assert not no_network
 
 
-def _can_leave_the_network() -> bool:
+def _can_leave_the_network():
     if shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0

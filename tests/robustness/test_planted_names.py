@@ -4,33 +4,28 @@ The labels of a table, which are all columns without a role, are the exception: 
 tables of embeddings and pages. They must be nowhere else.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib
 import io
 import logging
 import re
+import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from dicom_files import make_plane
 from PIL import Image
+from tiny_bundles import TINY
 
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.patient_keys import KEY_FILE
 
 pytestmark = pytest.mark.goal(id="R21")
-
-if TYPE_CHECKING:
-    from monai_diffae.explorer.exploration import Exploration
 
 NAMES = re.compile(rb"planted(?!note)\w*|mrn765\w*", re.IGNORECASE)
 LABEL = re.compile(rb"plantednote", re.IGNORECASE)
@@ -42,11 +37,11 @@ TAGS = {
 NUM_CASES = 18
 
 
-def patient_id(number: int) -> str:
+def patient_id(number):
     return f"MRN765{number // 2:04d}"
 
 
-def parts(content: bytes) -> Iterator[bytes]:
+def parts(content):
     """A file's bytes, and those of everything that is packed inside."""
     yield content
     yield content.replace(b"\0", b"")  # UTF-16
@@ -71,7 +66,7 @@ def parts(content: bytes) -> Iterator[bytes]:
             yield str(image.info).encode()
 
 
-def found(folder: Path, pattern: re.Pattern[bytes]) -> dict[str, set[bytes]]:
+def found(folder, pattern):
     """What of a pattern is in the names and in the bytes of a folder's files."""
     hits = {}
     for file in folder.rglob("*"):
@@ -84,13 +79,8 @@ def found(folder: Path, pattern: re.Pattern[bytes]) -> dict[str, set[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cohort(tmp_path_factory):
     """DICOM files with planted tags, file names, folders, patients and labels; two scans per patient."""
-    spec = spec_from_file_location("dicom_files", Path(__file__).parents[1] / "data" / "dicom_files.py")
-    assert spec is not None
-    assert spec.loader is not None
-    dicom_files = module_from_spec(spec)
-    spec.loader.exec_module(dicom_files)
     folder = tmp_path_factory.mktemp("data") / "Plantedfolder"
     rows, generator = [], np.random.default_rng(0)
     y, x = np.mgrid[:14, :10]
@@ -100,7 +90,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         is_large = i % 4 > 1
         disk = (np.hypot(y - 7, x - 5) < (4.5 if is_large else 2.5)) * 400 + generator.integers(0, 200, (14, 10))
         tags = {**TAGS, "PatientID": patient_id(i), "Modality": "DX", "SOPInstanceUID": f"1.2.4.{i}"}
-        dicom_files.make_plane((0.0, 0.0, 0.0), number=i + 1, stored=disk, **tags).save_as(file)
+        make_plane((0.0, 0.0, 0.0), number=i + 1, stored=disk, **tags).save_as(file)
         split = "train" if i < 10 else "val" if i < 14 else "test"
         label = {"size": "large" if is_large else "small", "note": f"Plantednote {i}"}
         image = file.relative_to(folder).as_posix()
@@ -109,15 +99,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cohort.csv"
 
 
-SETTINGS = {
-    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-    "network_def#unet#time_embed_channels": 16, "inferer#steps": 3, "inferer#invert_steps": 4, "max_epochs": 1,
-    "batch_size": 4, "val_batch_size": 4, "val_interval": 1, "report_every": 1, "num_pictures": 2, "picture_steps": 2,
-    "device": "cpu",
+SETTINGS = {key: value for key, value in TINY.items() if key not in ("probe_interval", "mlflow", "check_memory")} | {
+    "val_interval": 1, "report_every": 1, "num_pictures": 2
 }  # fmt: skip
 
 
-def look_around(exploration: Exploration, file: Path) -> None:
+def look_around(exploration, file):
     """Ask the page of ``explore`` for everything about the first case, and write the answers to a file."""
     from starlette.testclient import TestClient
 
@@ -134,7 +121,7 @@ def look_around(exploration: Exploration, file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def written(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(cohort, tmp_path_factory):
     """The folder of what the commands write and log, and of what the page of ``explore`` answers."""
     import monai_diffae as diffae
     from monai_diffae.apps.report import study
@@ -164,10 +151,24 @@ def written(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_names_are_in_no_byte_of_embeddings_and_reconstructions(tiny_bundle, cohort, tmp_path, caplog):
+    import monai_diffae as diffae
+
+    caplog.set_level(logging.INFO)
+    bundle, options = tiny_bundle.directory, {"device": "cpu", "workers": 0}
+    diffae.embed(bundle, cohort, tmp_path / "embedded", map_columns=True, **options)
+    diffae.reconstruct(bundle, cohort, tmp_path / "reconstructed", limit=2, steps=2, **options)
+    listed = diffae.list_scans(cohort.parent / "scans", tmp_path / "private" / "scans.csv", ids="hashed").table
+    assert listed.read_text().count("Plantedfile") == NUM_CASES  # it tells which scan is which
+    diffae.embed(bundle, listed, tmp_path / "hashed", **options)
+    shutil.rmtree(listed.parent)
+    (tmp_path / "log.txt").write_text(caplog.text)
+    assert found(tmp_path, NAMES) == {}
+    assert set(found(tmp_path, LABEL)) == {"embedded/embeddings.parquet"}
+
+
 @pytest.mark.slow
-def test_names_are_in_no_byte_of_what_commands_write(
-    written: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_names_are_in_no_byte_of_what_commands_write(written, record_property):
     hits = found(written, NAMES)
     # a cohort table must name its files; start shows the commands that were given the cohort
     assert hits.pop("started/scans.csv")
@@ -177,55 +178,16 @@ def test_names_are_in_no_byte_of_what_commands_write(
     record_property("figure", f"0 planted names in {sum(file.is_file() for file in written.rglob('*'))} files")
 
 
-@pytest.fixture(scope="module")
-def written_with_hashed_ids(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A table of a folder without ids, listed with ``ids="hashed"``, and what commands write and log about it."""
-    import monai_diffae as diffae
-    from monai_diffae.apps.report import study
-
-    table, out = tmp_path_factory.mktemp("private") / "scans.csv", tmp_path_factory.mktemp("shared")
-    log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger()
-    logger.addHandler(log)
-    diffae.list_scans(cohort.parent / "scans", table, ids="hashed", labels_from_folders=False)
-    bundle = diffae.init(out / "bundle").folder
-    diffae.train(bundle, table, overrides=SETTINGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
-        diffae.report(bundle, out / "report", cohort=table, embed=True, device="cpu")
-    logger.removeHandler(log)
-    return table, out
-
-
 @pytest.mark.slow
-def test_hashed_ids_leave_no_name_of_a_file_or_folder(
-    written_with_hashed_ids: tuple[Path, Path], record_property: Callable[[str, object], None]
-) -> None:
-    table, out = written_with_hashed_ids
-    assert table.read_text().count("Plantedfile") == NUM_CASES  # it tells which scan is which
-    files = [file for file in out.rglob("*") if file.is_file()]
-    assert sum(file.suffix == ".webp" for file in files) > 5
-    assert found(out, NAMES) == {}
-    record_property("figure", f"hashed ids: 0 planted names in {len(files)} files")
-
-
-@pytest.mark.slow
-def test_labels_are_in_tables_and_pages_only(written: Path) -> None:
+def test_labels_are_in_tables_and_pages_only_and_no_hash_or_key_of_a_patient_is_anywhere(written):
     allowed = re.compile(
         r"(.*/)?(embeddings\.(parquet|csv)|scans\.csv|predictions\.csv|neighbors\.csv)|answers|.*\.html"
     )
     assert [name for name in found(written, LABEL) if not allowed.fullmatch(name)] == []
-
-
-@pytest.mark.slow
-def test_no_hash_of_a_patient_can_be_tried_out(written: Path) -> None:
     names = [f"Plantedpatient {i}" for i in range(NUM_CASES // 2)] + [patient_id(i) for i in range(NUM_CASES)]
     hashes = {hash_patient(name) for name in names} | {hash_patient(hash_patient(name)) for name in names}
     for text in [*names, *map(hash_patient, names)]:
         hashes |= {hashlib.new(kind, text.encode()).hexdigest()[:12] for kind in ("sha256", "sha1", "md5")}
     assert found(written, re.compile("|".join(hashes).encode())) == {}
-
-
-@pytest.mark.slow
-def test_the_key_of_the_patients_is_in_no_other_file(written: Path) -> None:
     (secret,) = {file.read_bytes().strip() for file in written.rglob(KEY_FILE)}  # the tests share one
     assert {Path(name).name for name in found(written, re.compile(secret))} == {KEY_FILE}

@@ -4,6 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 from make_weights import make_weights
+from tiny_bundles import TINY
 
 from monai_diffae.apps.training import demo_budget, demo_shipped, demo_stages
 from monai_diffae.apps.training.demo import DISCLAIMER, demo
@@ -30,26 +31,14 @@ def a_shipped_model(latent_bundle, tmp_path_factory, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, a_shipped_model):
-    overrides = {
-        "image_size": [16, 16],
-        "base_channels": 8,
-        "channel_mult": [1, 2],
-        "z_channels": 8,
-        "network_def#unet#time_embed_channels": 16,
-        "max_epochs": 1,
-        "batch_size": 8,
-        "num_pictures": 0,
-        "mlflow": False,
-        "check_memory": False,
-        "val_interval": 1,
-        "inferer#steps": 5,
-        "inferer#invert_steps": 6,
-    }
-    options = {"num_patients": 40, "size": 16, "device": "cpu", "overrides": overrides}
+    overrides = {key: value for key, value in TINY.items() if key not in ("device", "probe_interval")}
+    overrides |= {"batch_size": 8, "val_interval": 1, "inferer#steps": 5, "inferer#invert_steps": 6}
+    options = {"num_patients": 40, "size": 16, "device": "cpu", "overrides": overrides, "num_reconstructions": 3}
     with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
-        demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "max_epoch": 2}})
-    first = demo(tmp_path, num_reconstructions=3, **options)
+        demo(tmp_path, **{**options, "overrides": {**overrides, "max_epoch": 2}})
+    first = demo(tmp_path, **options)
     assert set(first.paths) == {"mosaic", "curves", "embeddings", "probes"}
     features = {"z_sem", "PCA of pixels", "untrained encoder", "shipped chest_xray"}
     assert {row["features"] for row in first.probes} == features
@@ -58,11 +47,11 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, a_shipped_
     record = json.loads((tmp_path / "reconstructions" / "reconstructions.json").read_text())["made_from"]
     assert (record["steps"], record["invert_steps"], record["solver"]) == (5, 6, "adams")  # the bundle's
     written = {path: path.stat().st_mtime_ns for path in first.paths.values()}
-    second = demo(tmp_path, num_reconstructions=3, **options)
+    second = demo(tmp_path, **options)
     assert {path: path.stat().st_mtime_ns for path in second.paths.values()} == written
     assert second.reconstruction == first.reconstruction
     with pytest.raises(ConfigError, match="holds a demo with other settings; choose another out"):
-        demo(tmp_path, num_reconstructions=3, **{**options, "overrides": {**overrides, "learning_rate": 0.1}})
+        demo(tmp_path, **{**options, "overrides": {**overrides, "learning_rate": 0.1}})
     shown = list(second.lines())
     assert shown[0] == DISCLAIMER
     assert any("ventricles" in line for line in shown)
@@ -70,6 +59,19 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, a_shipped_
     assert json.loads(json.dumps(second.figures(), allow_nan=False))["reconstruction"] == first.reconstruction
     assert [row["difference"] for row in second.probes].count(None) == 5
     assert second.incomplete is None
+
+
+def test_z_sem_is_probed_beside_two_baselines_and_another_models(labelled, tmp_path):
+    cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=12, size=16, val_fraction=0.2, test_fraction=0.3)
+    arguments = (labelled.bundle, cohort, labelled.embeddings, tmp_path / "probes.csv", 0)
+    rows = demo_stages.probe_once(*arguments, {"another": labelled.embeddings})
+    features = ["z_sem", "PCA of pixels", "untrained encoder", "another"]
+    assert {row["features"] for row in rows} == set(features)
+    scores = {name: [row["score"] for row in rows if row["features"] == name] for name in features}
+    assert scores["another"] == scores["z_sem"] != scores["untrained encoder"]
+    before = (tmp_path / "probes.csv").stat().st_mtime_ns
+    assert demo_stages.probe_once(*arguments, {})[0]["features"] == rows[0]["features"]
+    assert (tmp_path / "probes.csv").stat().st_mtime_ns == before
 
 
 def test_demo_names_the_overlays_that_there_are(tmp_path):
@@ -90,13 +92,10 @@ def test_the_demo_leaves_out_what_does_not_fit_and_decides_once(
     arguments = (tmp_path / "budget.json", cohort, overlay, {**OVERRIDES, "max_epochs": 100}, "cpu", 10, 32)
     monkeypatch.setattr(demo_budget, "measure_speed", lambda *args: Speed(seconds_per_step, args[-1]))
     budget = demo_budget.demo_budget(*arguments)
-    assert budget.settings.get("max_epochs") == (epochs and int(8 * 60 // (seconds_per_step * (count(cohort) // 8))))
+    num_train = int((pd.read_csv(cohort)["split"] == "train").sum())
+    assert budget.settings.get("max_epochs") == (epochs and int(8 * 60 // (seconds_per_step * (num_train // 8))))
     assert budget.settings["max_minutes"] == 8
     assert budget.num_reconstructions == reconstructions
     assert ("the demo does" in caplog.text) == (epochs is not None)
     monkeypatch.setattr(demo_budget, "measure_speed", lambda *args: pytest.fail("measured again"))
     assert demo_budget.demo_budget(*arguments) == budget
-
-
-def count(cohort):
-    return int((pd.read_csv(cohort)["split"] == "train").sum())

@@ -1,12 +1,8 @@
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
-import os
 import re
 import resource
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,12 +18,11 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.import_official import import_official
 from monai_diffae.bundle.config import check_config
-from monai_diffae.bundle.folders import check_new_folder
 from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.summary import bundle_summary
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import LatentMLP
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
@@ -63,7 +58,7 @@ def imported(*arguments, **options):
     return import_official(*arguments, **options).folder
 
 
-def pictures(folder: Path, channels: int, size: int = SIZE, count: int = 3) -> Path:
+def pictures(folder, channels, size=SIZE, count=3):
     folder.mkdir()
     for i in range(count):
         pixels = np.random.default_rng(i).integers(256, size=(size, size, channels), dtype=np.uint8)
@@ -97,49 +92,22 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     table = pd.read_parquet(embed(out, images, tmp_path / "embedded", device="cpu").path)
     z_sem = table.sort_values("id").filter(regex=r"^z_\d").to_numpy()
     np.testing.assert_allclose(z_sem[:1], expected.numpy(), atol=1e-5)
-    result = reconstruct(out, images, tmp_path / "made", mode="both", steps=3, device="cpu")
+    official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 3, "invert_steps": 4}
+    result = reconstruct(out, images, tmp_path / "made", mode="both", device="cpu", **official)
     assert (result.num_cases, result.num_failed) == (3, 0)
+    record = json.loads((tmp_path / "made" / "reconstructions.json").read_text())["made_from"]
+    assert official.items() <= record.items()
     assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
     summary = bundle_summary(out)
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
 
-
-def test_the_diffusion_is_the_official_one(save, tmp_path):
-    out = imported(save(), tmp_path / "bundle")
-    schedule = load_bundle(out, "cpu").inferer.schedule
+    inferer, schedule = trained.inferer, trained.inferer.schedule
+    settings = (inferer.solver.__name__, inferer.steps, inferer.invert_steps)
+    assert settings == ("adams", 20, 20)  # ours, unless others are asked for
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, dim=0), rtol=1e-6, atol=0)
     assert (schedule.prediction, schedule.clip_range, schedule.timestep_sampling) == ("eps", (-1, 1), "uniform")
     assert schedule.inference_timesteps(10, "leading") == list(range(0, 1000, 100))
-
-
-def test_it_decodes_as_the_bundle_does_or_as_the_official_code(save, tmp_path):
-    out = imported(save(), tmp_path / "bundle")
-    images = pictures(tmp_path / "images", channels=3, count=1)
-    official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 20}
-    ours = {"solver": "adams", "inversion": "implicit", "spacing": "logsnr", "steps": 20, "invert_steps": 20}
-    for name, said, expected in (("default", {}, ours), ("official", official, official)):
-        result = reconstruct(out, images, tmp_path / name, device="cpu", **said)
-        assert result.num_cases == 1
-        assert np.isfinite(list(result.means.values())).all()
-        record = json.loads((tmp_path / name / "reconstructions.json").read_text())["made_from"]
-        assert expected.items() <= record.items()
-
-
-@needs_parity_files
-def test_the_official_trajectories_through_an_imported_bundle(tmp_path):
-    file = PARITY / "official_1ch_32px.safetensors"
-    out = imported(file, tmp_path / "bundle")
-    values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
-    trained = load_bundle(out, "cpu", overrides={f"inferer#{key}": value for key, value in values.items()})
-    tensors, _ = read_safetensors(file)
-    made = {
-        "ddim20_clip_x_T": trained.inferer.invert(tensors["x0"], trained.network),
-        "ddim20_clip_decoded_from_x_t": trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network),
-    }
-    for name, tensor in made.items():
-        expected = tensors[name]
-        assert (tensor - expected).abs().max() < 1e-3 * expected.abs().max(), name
 
 
 def test_the_latent_ddim_comes_along(save, tmp_path):
@@ -168,40 +136,28 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
     assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
     with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
         import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
-    assert not (tmp_path / "other").exists()
 
 
 def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
-    checkpoint = save(beside=["x_T"])
+    checkpoint, file = save(beside=["x_T"]), tmp_path / "latent.pkl"
     out = imported(checkpoint, tmp_path / "unknown")
     assert "latent_statistics adds them" in caplog.text
     with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are unknown; import"):
         load_latent(out, "cpu")
-    torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
-    out = imported(checkpoint, tmp_path / "known", latent_statistics=tmp_path / "latent.pkl")
+    for content, message in (
+        ({"conds_mean": MEAN}, "there is no tensor conds_std"),
+        ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(ConfigError, match=rf"^latent\.pkl: {message}"):
+            import_official(checkpoint, tmp_path / "known", latent_statistics=file)
+    torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, file)
+    out = imported(checkpoint, tmp_path / "known", latent_statistics=file)
     state = torch.load(out / "models" / "latent_model.pt", weights_only=True)
     assert torch.equal(state["z_std"], STD)
 
 
-def test_statistics_that_are_wrong_are_told_by_their_file(save, tmp_path):
-    for beside, lacking in (("conds_mean", "conds_std"), ("conds_std", "conds_mean")):
-        refused(tmp_path, save(beside=["x_T", beside]), ConfigError, rf"^last\.ckpt: there is no tensor {lacking}")
-    half = save(beside=["x_T", "conds_std"])
-    for content, message in (
-        ({"conds_mean": MEAN}, "there is no tensor conds_std"),
-        ({"conds_mean": MEAN.tolist(), "conds_std": STD.tolist()}, "there is no tensor conds_mean"),
-        ({"conds_mean": MEAN.to("meta"), "conds_std": STD}, "the mean of z_sem has no values"),
-        ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
-        ([MEAN, STD], "holds a list"),
-    ):
-        torch.save(content, tmp_path / "latent.pkl")
-        with pytest.raises(ConfigError, match=rf"^latent\.pkl: {message}"):
-            import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")
-    torch.save({"conds_mean": MEAN, "conds_std": STD}, tmp_path / "latent.pkl")
-    import_official(half, tmp_path / "out", latent_statistics=tmp_path / "latent.pkl")  # what the checkpoint lacks
-
-
-def test_provenance_has_checksums_and_no_paths(save, tmp_path):
+def test_provenance_has_checksums_and_no_paths_and_the_configs_fit(save, tmp_path):
     checkpoint = save()
     out = imported(checkpoint, tmp_path / "bundle")
     assert json.loads((out / "models" / "provenance.json").read_text()) == {
@@ -212,14 +168,10 @@ def test_provenance_has_checksums_and_no_paths(save, tmp_path):
     }
     texts = [file.read_text() for file in (out / "models").glob("*.json")]
     assert not any(str(tmp_path) in text or "last.ckpt" in text for text in texts)
-
-
-@pytest.mark.parametrize("kind", ["inference", "train"])
-def test_the_config_can_be_laid_over_the_bundles_own(save, tmp_path, kind):
-    out = imported(save(), tmp_path / "bundle")
-    parser = ConfigParser()
-    parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
-    check_config(parser.get())  # as every bundle run does before it builds anything
+    for kind in ("inference", "train"):  # the description can be laid over the bundle's own
+        parser = ConfigParser()
+        parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
+        check_config(parser.get())  # as every bundle run does before it builds anything
 
 
 def test_image_size_without_x_T(save, tmp_path, caplog):
@@ -235,16 +187,9 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
-    for size in (4100, 10**9):
-        with pytest.raises(ConfigError, match=f"^image_size: {size} is above the limit of 4096"):
-            import_official(checkpoint, tmp_path / "no", image_size=size)
-    assert bundle_summary(imported(checkpoint, tmp_path / "large", image_size=4096))["image_size"][0] == 4096
+    with pytest.raises(ConfigError, match="^image_size: 4100 is above the limit of 4096"):
+        import_official(checkpoint, tmp_path / "no", image_size=4100)
     assert not (tmp_path / "no").exists()
-
-
-def test_other_blocks_in_the_encoder_than_in_the_unet(save, tmp_path):
-    out = imported(save(changes={"blocks": 2, "enc_blocks": 1}), tmp_path / "bundle")
-    assert load_bundle(out, "cpu").network.encoder.config["num_res_blocks"] == 1
 
 
 def test_said_arguments_reach_the_network(save, tmp_path):
@@ -274,6 +219,13 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     torch.testing.assert_close(z_sem, tensors["z_sem"], rtol=0, atol=1e-5)
     torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "bundle" / "models" / "provenance.json").read_text())["weights"] == "model"
+    if channels == 1:
+        values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
+        trained = load_bundle(tmp_path / "bundle", "cpu", {f"inferer#{key}": value for key, value in values.items()})
+        x_T = trained.inferer.invert(tensors["x0"], trained.network)
+        decoded = trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network)
+        for name, made in (("ddim20_clip_x_T", x_T), ("ddim20_clip_decoded_from_x_t", decoded)):
+            assert (made - tensors[name]).abs().max() < 1e-3 * tensors[name].abs().max(), name
     images = pictures(tmp_path / "images", channels, size)
     model = [tmp_path / "bundle", images, "--device", "cpu", "--out"]
     assert run("embed", *model, tmp_path / "embedded")[0] == 0
@@ -282,7 +234,7 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     assert json.loads(printed)["in_channels"] == channels
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------
+# -- what is refused; tests/official has more of it -------------------------------------------------------------------
 
 
 def refused(tmp_path, checkpoint, kind, message):
@@ -294,104 +246,44 @@ def refused(tmp_path, checkpoint, kind, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, tmp_path):
+def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, run, tmp_path):
     refused(tmp_path, tmp_path / "none.ckpt", ConfigError, r"^none\.ckpt: there is no such file")
-    refused(tmp_path, tmp_path, ConfigError, "is a folder")
-    (tmp_path / "text.ckpt").write_text("not weights\n" * 50)
-    refused(tmp_path, tmp_path / "text.ckpt", UnsafeInputError, r"^text\.ckpt: damaged")
     whole = save().read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path, tmp_path / "cut.ckpt", UnsafeInputError, r"^cut\.ckpt: damaged")
-    torch.save(official.random_latent(), tmp_path / "latent.ckpt")
-    refused(tmp_path, tmp_path / "latent.ckpt", ConfigError, "there is no autoencoder in it")
-    torch.save({"a": os.system}, tmp_path / "code.ckpt")
-    refused(tmp_path, tmp_path / "code.ckpt", UnsafeInputError, "code.ckpt: contains (posix|nt).system")
-    for content, message in (
-        ([1, 2], "holds a list, not named weights"),
-        (torch.zeros(3), "holds a Tensor, not named weights"),
-        ({"state_dict": [1, 2]}, "holds a list as its state_dict, not named weights"),
-        ({"conv.weight": torch.zeros(3)}, "these are not the weights of an official Diff-AE"),
-    ):
-        torch.save(content, tmp_path / "other.ckpt")
-        refused(tmp_path, tmp_path / "other.ckpt", ConfigError, message)
+    code, _, error = run("import-official", tmp_path / "cut.ckpt", tmp_path / "out")
+    assert (code, error.startswith("error: cut.ckpt: damaged"), error.count("\n")) == (5, True, 1)
     weights = torch.load(save(), weights_only=True)["state_dict"]
-    other = {f"ema_model.latent_net.{key}": tensor for key, tensor in official.random_latent(z=13).items()}
-    torch.save(weights | {"ema_model.more": torch.zeros(1)}, tmp_path / "more.ckpt")
-    refused(tmp_path, tmp_path / "more.ckpt", ConfigError, "more too many or of another shape")
     less = {key: tensor for key, tensor in weights.items() if "latent_net.layers.1.norm.bias" not in key}
     torch.save(less, tmp_path / "less.ckpt")
     refused(tmp_path, tmp_path / "less.ckpt", ConfigError, r"layers\.1\.norm\.bias missing")
     kept = {key: tensor for key, tensor in weights.items() if "latent" not in key and "conds" not in key}
+    other = {f"ema_model.latent_net.{key}": tensor for key, tensor in official.random_latent(z=13).items()}
     torch.save({"state_dict": kept | other}, tmp_path / "mixed.ckpt")
-    refused(
-        tmp_path, tmp_path / "mixed.ckpt", ConfigError, "the latent DDIM is for a z_sem of 13, but the encoder's has 12"
-    )
-
-
-def test_3d_weights_and_unknown_bundles_are_refused(save, official, tmp_path):
+    wrong = "the latent DDIM is for a z_sem of 13, but the encoder's has 12"
+    refused(tmp_path, tmp_path / "mixed.ckpt", ConfigError, wrong)
     weights = official.random_weights(official.Official(**TINY))
     torch.save({k: t[..., None] if t.ndim == 4 else t for k, t in weights.items()}, tmp_path / "volumes.ckpt")
     refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "they are 3D, but the official code is for 2D images")
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: .*diffae_2d"):
         import_official(save(), tmp_path / "out", bundle="diffae_4d")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    with pytest.raises(ConfigError, match="full: the folder is not empty"):
-        import_official(tmp_path / "none.ckpt", tmp_path / "full")
-    with pytest.raises(ConfigError, match="mine: is a file; choose a new folder"):
-        import_official(tmp_path / "none.ckpt", tmp_path / "full" / "mine")
-
-
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path):
-    (tmp_path / "file.txt").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out, message in (
-        ("file.txt/sub", r"^file\.txt: is a file; choose a new folder$"),
-        ("file.txt/sub/sub", r"^file\.txt: is a file"),
+        ("full", "full: the folder is not empty"),
+        ("full/mine", "^mine: is a file; choose a new folder$"),
+        ("full/mine/sub", "^mine: is a file; choose a new folder$"),
         ("link", "^link: is a broken link; choose a new folder$"),
-        ("link/sub", "^link: is a broken link"),
-        ("loop", "^loop: is a broken link"),
     ):
         with pytest.raises(ConfigError, match=message):
             import_official(tmp_path / "none.ckpt", tmp_path / out)
-    assert (tmp_path / "file.txt").read_text() == "mine"
-
-
-@pytest.fixture
-def forbidden():
-    """An empty folder that may not be written, where the tests run as root too."""
-    is_root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o555)
-        if is_root:
-            os.setresuid(65534, 65534, 0)
-        yield Path(folder)
-        if is_root:
-            os.setresuid(0, 0, 0)
-        Path(folder).chmod(0o755)
-
-
-def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_read(forbidden):
-    for out in (forbidden / "sub", forbidden / "sub" / "sub", forbidden):
-        with pytest.raises(MachineError, match=rf"^{out.name}: cannot be written \(Permission denied\); .* another"):
-            check_new_folder(out)
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/sub"])
-def test_a_folder_that_the_disk_does_not_take_is_one_line(save, tmp_path, name):
-    with pytest.raises(MachineError, match=r"cannot be written \(File name too long\)") as caught:
-        import_official(save(), tmp_path / "new" / name)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "new").exists()
 
 
 @contextmanager
-def full_disk(size: int):
+def full_disk(size):
     """No file can grow beyond ``size`` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -401,7 +293,8 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (18_000, r"latent_model\.pt"), (100_000, r"model\.pt")])
+@pytest.mark.goal(id="R17")
+@pytest.mark.parametrize(("size", "what"), [(1000, "bundle"), (18_000, r"latent_model\.pt")])
 def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     checkpoint = save(latent="latent" in what)
     (tmp_path / "empty").mkdir()
@@ -413,14 +306,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path, size, what):
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "empty").iterdir()) == []
     load_bundle(imported(checkpoint, tmp_path / "empty"), "cpu")  # the second attempt is not refused
-
-
-def test_the_command_ends_with_one_line_and_its_code(start_program, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("bad.ckpt").write_text("no")
-    process = start_program("import-official", "bad.ckpt", "out", output=Path("printed"))
-    process.join(120)
-    printed = Path("printed").read_text()
-    assert process.exitcode == 5, printed
-    assert printed.splitlines() == [printed.strip()]
-    assert printed.startswith("error: bad.ckpt: damaged")

@@ -1,13 +1,15 @@
-"""The command list-scans: its lines, its figures and the next command."""
+"""The commands list-scans and sample-data: their lines, figures and tables."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scan_files import save_series
 
 from monai_diffae.apps.training.list_scans import list_scans
+from monai_diffae.apps.training.sample_data import sample_data
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.patient_keys import folder_key
@@ -67,16 +69,6 @@ def test_twins_become_one_patient(pictures, tmp_path):
     assert list_scans(table, tmp_path / "again.csv").twins.other_patients == []
 
 
-def test_twins_are_not_sought_if_they_are_skipped(pictures, tmp_path):
-    result = list_scans(pictures, tmp_path / "scans.csv", skip_twins=True)
-    assert result.figures()["twins"] is None
-    assert "twins" not in result.table.read_text()
-    with pytest.raises(
-        ConfigError, match="group_duplicates: needs the scans to be read, to find twins; omit skip_twins"
-    ):
-        list_scans(pictures, tmp_path / "b.csv", skip_twins=True, group_duplicates=True)
-
-
 def test_the_next_command_takes_colour(tmp_path):
     for number in range(4):
         image = np.random.default_rng(number).integers(0, 255, (24, 24, 3), np.uint8)
@@ -93,10 +85,8 @@ def test_the_command_line_can_leave_class_folders_out(pictures, tmp_path, run):
     code, printed, _ = run("list-scans", str(pictures), str(tmp_path / "t.csv"), "--skip-twins", option)
     assert code == 0
     assert "column label" not in printed
+    assert "twins" not in (tmp_path / "t.csv").read_text()
     assert "label" not in (tmp_path / "t.csv").read_text().splitlines()[0].split(",")
-
-
-def test_the_command_line_names_its_options_in_errors(pictures, tmp_path, run):
     code, _, error = run("list-scans", str(pictures), str(tmp_path / "s.csv"), "--skip-twins", "--group-duplicates")
     assert code == 2
     assert "error: --group-duplicates: needs the scans to be read, to find twins; omit --skip-twins" in error
@@ -122,3 +112,29 @@ def test_patient_ids_of_dicom_are_hashed_with_a_key(tmp_path):
     table = list_scans(tmp_path / "ct", tmp_path / "scans.csv", skip_twins=True).table
     (case,) = read_cohort(table)
     assert case.patient == folder_key(tmp_path).hash(hash_patient("1234567"))
+
+
+# -- sample-data -------------------------------------------------------------------------------------------------------
+
+
+def test_a_virtual_cohort_depends_on_the_arguments_alone(tmp_path):
+    result = sample_data(tmp_path / "a", num_patients=3, size=16, seed=1)
+    table = pd.read_csv(result.table)
+    assert len(table) == 3
+    assert list(result.lines()) == [str(tmp_path / "a" / "cohort.csv")]
+    again, other = (sample_data(tmp_path / f"b{seed}", num_patients=3, size=16, seed=seed) for seed in (1, 0))
+    pd.testing.assert_frame_equal(table, pd.read_csv(again.table))
+    assert not table.equals(pd.read_csv(other.table))
+    with pytest.raises(ConfigError):
+        sample_data(tmp_path / "a", num_patients=2, size=16)
+    assert len(pd.read_csv(sample_data(tmp_path / "a", num_patients=2, size=16, overwrite=True).table)) == 2
+
+
+def test_a_medmnist_file_becomes_a_cohort(tmp_path):
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
+    arrays = {f"{s}_{k}": v for s in ("train", "val", "test") for k, v in (("images", images), ("labels", labels))}
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    result = sample_data(tmp_path / "tiny", medmnist=str(tmp_path / "tiny.npz"))
+    assert len(pd.read_csv(result.table)) == 6
+    with pytest.raises(ConfigError, match="^seed: applies to the virtual cohort; omit seed or medmnist"):
+        sample_data(tmp_path, medmnist="pneumoniamnist", seed=2)

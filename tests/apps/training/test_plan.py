@@ -1,4 +1,4 @@
-"""Plans: the grid, what fits, the command that they end with."""
+"""Plans: the grid, what fits, the command that they end with; also in the latent mode."""
 
 import json
 import shlex
@@ -8,23 +8,32 @@ from typing import get_args
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 from PIL import Image
 
-from monai_diffae.apps.training import planning
-from monai_diffae.apps.training.gpu_predictions import GpuPrediction
+from monai_diffae.apps.training import gpu_predictions, planning
+from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.plan import GpuName, plan
 from monai_diffae.apps.training.proposals import grid_2d, grid_3d
+from monai_diffae.apps.training.speed import Speed, fastest, measure_speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.survey import Survey
 from monai_diffae.engines.gpu_speed import GPUS
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.networks import FirstStage
 
 ROOT = Path(__file__).parents[3]
+SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
 
 
 def survey(sizes, spacings):
     return Survey([str(i) for i in range(len(sizes))], np.array(sizes), np.array(spacings, float))
+
+
+def save(path, shape):
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([1.0, 1.0, 5.0, 1.0])), path)
 
 
 @pytest.fixture
@@ -36,18 +45,15 @@ def volumes(tmp_path):
     return tmp_path
 
 
-def save(path, shape):
-    nib.save(nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([1.0, 1.0, 5.0, 1.0])), path)
-
-
-SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
+def planned(cohort, **options):
+    """A plan by memory alone, for the CPU."""
+    return plan(cohort, **{"device": "cpu", "memory_only": True, "memory_gib": 40, **options})
 
 
 @pytest.mark.parametrize(
     ("sizes", "spacings", "coarsening", "spacing_mm", "image_size"),
     [
         ([[35, 51, 36]], [[1, 1, 1]], 1, [1, 1, 1], [40, 56, 40]),
-        ([[35, 51, 36]], [[1, 1, 1]], 2, [2, 2, 2], [24, 32, 24]),
         ([[280, 320, 22]], [[0.6875, 0.6875, 6.5]], 1, [0.688, 0.688, 6.5], [280, 320, 22]),
         ([[280, 320, 22]], [[0.6875, 0.6875, 6.5]], 4, [2.75, 2.75, 6.5], [72, 80, 24]),
         ([[256, 22, 256]], [[1, 6, 1]], 8, [8, 8, 8], [32, 24, 32]),
@@ -64,37 +70,24 @@ def test_grids_of_images():
     assert grid_2d(survey([[3000, 2000]], [[1, 1]]), 1, 4) == [256, 256]
 
 
-def test_a_plan_of_volumes(volumes):
-    result = plan(volumes, memory_gib=4, device="cpu", memory_only=True, overrides=SMALL)
+def test_a_plan_of_volumes_predicts_the_speed_of_gpus_that_are_not_here(volumes, quick, monkeypatch):
+    monkeypatch.setattr(gpu_predictions, "run_memory", lambda network, workload: Memory(20 * 2**30, 0, 0, 0))
+    monkeypatch.setattr(gpu_predictions, "predicted_images_per_second", lambda network, shape, gpu: 9 * gpu.memory_gib)
+    result = planned(volumes, memory_gib=999, overrides=SMALL, gpus=["t4", "h100"])
     settings = result.proposal.settings
     assert settings["spacing_mm"] == [1, 1, 5]
     assert settings["image_size"] == [42, 36, 10]  # 41 mm is the 95th percentile, two levels
-    assert settings["batch_size"] == 8
-    assert settings["use_checkpoint"] is False
+    assert (settings["batch_size"], settings["use_checkpoint"]) == (8, False)
     assert result.num_cropped == 1
     assert result.survey.outliers == []
-    assert result.proposal.memory.total < result.budget == 4 * 2**30
-
-
-def test_a_plan_predicts_the_speed_of_gpus_that_are_not_here(volumes):
-    result = plan(volumes, memory_gib=4, device="cpu", memory_only=True, overrides=SMALL, gpus=["t4", "h100"])
+    assert result.proposal.memory.total < result.budget == 999 * 2**30
     slow, fast = result.gpus
     assert (slow.name, fast.name) == ("t4", "h100")
-    assert slow.images_per_second < fast.images_per_second
-    assert slow.fits
-    assert any(line.startswith("h100: ") and "of 80 GiB" in line for line in result.lines())
+    assert (slow.images_per_second, fast.images_per_second) == (9 * 16, 9 * 80)
+    lines = [line for line in result.lines() if line.startswith(("h100: ", "t4: "))]
+    assert [line.endswith(", 20.0 of 16 GiB: does not fit") for line in lines] == [True, False]
+    assert (slow.fits, fast.fits) == (False, True)
     assert result.figures()["gpus"]["t4"]["images_per_second"] == round(slow.images_per_second, 1)
-
-
-def test_a_gpu_with_too_little_memory():
-    prediction = GpuPrediction("t4", 100.0, Memory(20 * 2**30, 0, 0, 0))
-    assert prediction.line(360_000) == (
-        "t4: 100 images/s, this training 1.0 h, a million images 2.8 h, 20.0 of 16 GiB: does not fit"
-    )
-    assert prediction.line(None) == "t4: 100 images/s, a million images 2.8 h, 20.0 of 16 GiB: does not fit"
-
-
-def test_all_known_gpus_can_be_named():
     assert list(get_args(GpuName)) == list(GPUS)
 
 
@@ -111,9 +104,7 @@ def test_all_known_gpus_can_be_named():
 def test_less_memory_gives_recomputing_then_smaller_batches_then_coarser_grids(
     volumes, quick, gib, image_size, use_checkpoint, batch_size, val_batch_size
 ):
-    proposal = plan(
-        volumes, memory_gib=gib, device="cpu", memory_only=True, overrides={"channel_mult": [1, 2]}
-    ).proposal
+    proposal = planned(volumes, memory_gib=gib, overrides={"channel_mult": [1, 2]}).proposal
     settings = proposal.settings
     assert proposal.memory.gib <= gib
     assert settings["image_size"] == image_size
@@ -131,116 +122,174 @@ def test_on_a_gpu_networks_become_wider(volumes, quick):
 
 def test_what_is_settled_stays(volumes, quick):
     settled = {**SMALL, "spacing_mm": [3, 3, 5], "image_size": [16, 16, 8], "batch_size": 3}
-    settings = plan(volumes, memory_gib=40, device="cpu", memory_only=True, overrides=settled).proposal.settings
+    settings = planned(volumes, overrides=settled).proposal.settings
     assert settled.items() <= settings.items()
+    wrong = {**settled, "image_size": [15, 16, 8], "strides": None}
     with pytest.raises(ConfigError, match=r"image_size is \[15, 16, 8\]"):
-        plan(
-            volumes,
-            memory_gib=4,
-            device="cpu",
-            memory_only=True,
-            overrides={**settled, "image_size": [15, 16, 8], "strides": None},
-        )
-    with pytest.raises(ConfigError, match="batch_sise: the bundle's train.json has no such key"):
-        plan(volumes, memory_gib=4, overrides={"batch_sise": 3})
+        planned(volumes, overrides=wrong)
 
 
 def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
+    large = {**SMALL, "image_size": [16, 16, 8], "spacing_mm": [9, 9, 9]}
     with pytest.raises(MachineError, match="^memory_gib: nothing fits into 0.01 GiB; .* in latent space") as caught:
-        plan(
-            volumes,
-            memory_gib=0.01,
-            device="cpu",
-            memory_only=True,
-            overrides={**SMALL, "image_size": [16, 16, 8], "spacing_mm": [9, 9, 9]},
-        )
+        planned(volumes, memory_gib=0.01, overrides=large)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="memory_gib: -1 is not above 0"):
-        plan(volumes, memory_gib=-1)
-    for wrong in (float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match=f"^memory_gib: {wrong} cannot be used: input should be a finite number$"):
-            plan(volumes, memory_gib=wrong)
-    with pytest.raises(ConfigError, match=r"^memory_gib: 1e\+07 is above 1e\+06$|^memory_gib: 10000000.0 is above"):
-        plan(volumes, memory_gib=1e7)
-    with pytest.raises(ConfigError, match="there is no 'diffae_4d'"):
-        plan(volumes, bundle="diffae_4d")
-    with pytest.raises(ConfigError, match="channel_mult: the network has no such key .*diffusion autoencoder"):
-        plan(volumes, bundle="autoencoder_kl_3d", memory_gib=1)
     preset = {"network_def": {"_target_": "monai_diffae.networks.preset", "name": "tiny", "spatial_dims": 3}}
-    with pytest.raises(ConfigError, match="channel_mult: the network has no such key in the configuration"):
-        plan(volumes, memory_gib=1, overrides=preset)
-    with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
-        plan(volumes, overlays=["gone.json"], memory_gib=1)
-    with pytest.raises(ConfigError, match=r"ct\.json is for|but spatial_dims is 2"):
-        plan(volumes, overlays=[ROOT / "configs" / "ct.json"], memory_gib=1)
-    with pytest.raises(ConfigError, match="^first_stage_bundle: is required; give a trained"):
-        plan(volumes, overlays=[ROOT / "configs" / "latent_space.json"], memory_gib=1)
+    for options, message in (
+        ({"overrides": {"batch_sise": 3}}, "batch_sise: the bundle's train.json has no such key"),
+        ({"bundle": "diffae_4d"}, "there is no 'diffae_4d'"),
+        ({"bundle": "autoencoder_kl_3d"}, "channel_mult: the network has no such key .*diffusion autoencoder"),
+        ({"overrides": preset}, "channel_mult: the network has no such key in the configuration"),
+        ({"overlays": ["gone.json"]}, r"^overlays: there is no file gone\.json; "),
+        ({"overlays": [ROOT / "configs" / "ct.json"]}, r"ct\.json is for|but spatial_dims is 2"),
+        ({"overlays": [OVERLAY]}, "^first_stage_bundle: is required; give a trained"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan(volumes, memory_gib=1, **options)
     monkeypatch.setattr(planning, "free_memory", lambda device: None)
     with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown.*; give a value"):
         plan(volumes, device="cpu")
 
 
+# -- the command -------------------------------------------------------------------------------------------------------
+
+OPTIONS = ("--memory-gib", 40, "--device", "cpu", "--memory-only", "--overrides")
+SMALL_OPTIONS = (*OPTIONS, *(f"{key}={str(value).replace(' ', '')}" for key, value in SMALL.items()))
+
+
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
-    options = ["--overrides", *(f"{key}={value}" for key, value in SMALL.items())]
-    code, printed, error = run("plan", volumes, "--memory-gib", 40, "--device", "cpu", "--memory-only", *options)
+    code, printed, error = run("plan", volumes, *SMALL_OPTIONS)
     assert code == 0, error
-    assert "10 scans can be used, 0 cannot" in printed
-    assert "predicted time: not measured" in printed
-    assert "1 scans are larger than this grid" in printed
+    for words in (
+        "10 scans can be used, 0 cannot",
+        "predicted time: not measured",
+        "1 scans are larger than this grid",
+    ):
+        assert words in printed
     assert "predicted memory" in printed
     *_, init, train = printed.splitlines()
     assert init == "monai-diffae init my_bundle --bundle diffae_3d"
     _, bound = parse(build_app(), shlex.split(train)[1:])
     assert bound.args[:2] == (Path("my_bundle"), volumes)
-    assert (
-        bound.arguments["training"].overrides
-        == plan(volumes, memory_gib=40, device="cpu", memory_only=True, overrides=SMALL).proposal.settings
-    )
+    assert bound.arguments["training"].overrides == planned(volumes, overrides=SMALL).proposal.settings
 
 
 def test_json_of_images_and_a_bad_header(run, tmp_path, quick):
-    folder = tmp_path / "images"
-    folder.mkdir()
     for i in range(3):
-        Image.fromarray(np.zeros((60, 48), np.uint8)).save(folder / f"{i}.png")
-    (folder / "bad.png").write_bytes(b"bad")
-    options = ["--overrides", "channel_mult=[1,2]", "--memory-gib", 999, "--device", "cpu", "--memory-only", "--json"]
-    code, printed, _ = run("plan", folder, *options)
+        Image.fromarray(np.zeros((60, 48), np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    code, printed, _ = run("plan", tmp_path, *OPTIONS, "channel_mult=[1,2]", "--json")
     assert code == 3
     result = json.loads(printed)
     assert result["settings"]["image_size"] == [60, 60]
     assert result["cohort"]["num_scans"] == 3
     assert result["cohort"]["failures"][0]["case_id"] == "bad"
-    assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 999
+    assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 40
 
 
-def test_every_scan_is_read_on_demand_and_all_failures_are_counted(run, tmp_path, quick):
+def test_every_scan_is_read_on_demand_and_all_failures_and_twins_are_told(run, tmp_path, quick):
     rng = np.random.default_rng(0)
-    for i in range(9):
-        image = nib.Nifti1Image(rng.integers(0, 1000, (16, 16, 8)).astype(np.int16), np.eye(4))
-        nib.save(image, tmp_path / f"{i}.nii.gz")
-        if i > 2:
-            file = tmp_path / f"{i}.nii.gz"
+    for i in range(10):
+        array = rng.integers(0, 1000, (16, 16, 8)).astype(np.int16)
+        file = tmp_path / f"{i}.nii.gz"
+        nib.save(nib.Nifti1Image(array, np.eye(4)), file)
+        if i > 3:
             file.write_bytes(file.read_bytes()[:-50])
-    options = ["--memory-gib", 40, "--device", "cpu", "--memory-only", "--overrides"]
-    options += [f"{key}={value}" for key, value in SMALL.items()]
-    assert run("plan", tmp_path, *options)[0] == 0
-    code, printed, error = run("plan", tmp_path, *options, "--check")
+    (tmp_path / "3.nii.gz").write_bytes((tmp_path / "1.nii.gz").read_bytes())
+    code, printed, _ = run("plan", tmp_path, *SMALL_OPTIONS)
+    assert code == 0
+    assert "twins:" not in printed
+    code, printed, error = run("plan", tmp_path, *SMALL_OPTIONS, "--check")
     assert code == 3
-    assert error.endswith("6 of 9 scans cannot be used\n")
-    assert "3 scans can be used, 6 cannot" in printed
+    assert error.endswith("6 of 10 scans cannot be used\n")
+    assert "4 scans can be used, 6 cannot" in printed
     assert printed.count("the compressed file ends early") == 5
     assert "failed: 1 more; the result as JSON lists them all" in printed
-    code, printed, _ = run("plan", tmp_path, *options, "--check", "--json")
-    assert len(json.loads(printed)["cohort"]["failures"]) == 6
+    assert "1 identical, 1 of different patients): 1 = 3" in printed
 
 
-def test_a_check_lists_twins(tmp_path, run, quick):
-    images = np.random.default_rng(0).integers(0, 255, (5, 40, 40), np.uint8)
-    for name, image in zip("abcdef", [*images, images[1]], strict=True):
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
-    options = ("plan", tmp_path, "--memory-gib", 999, "--device", "cpu", "--memory-only")
-    code, printed, _ = run(*options, "--check")
-    assert code == 0
-    assert "1 identical, 1 of different patients): b = f" in printed
-    assert "twins:" not in run(*options)[1]
+# -- the latent mode: the first stage divides the grid, and counts in memory and time ----------------------------------
+
+OVERLAY = ROOT / "configs" / "latent_space.json"
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    """A first stage with random weights, as if it were trained: halves volumes once, to 4 channels."""
+    folder = tmp_path_factory.mktemp("stage") / "my_first_stage"
+    (folder / "models").mkdir(parents=True)
+    config = json.loads((ROOT / "bundles" / "autoencoder_kl_3d" / "configs" / "train.json").read_text())
+    config["network_def"]["autoencoder"] |= {
+        "channels": [16, 16], "attention_levels": [False, False], "norm_num_groups": 4
+    }  # fmt: skip
+    (folder / "models" / "config.json").write_text(json.dumps(config))
+    network = ConfigParser(config).get_parsed_content("network_def")
+    network.latent_mean.zero_()
+    network.latent_std.fill_(1)
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture
+def scans(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        nib.save(nib.Nifti1Image(rng.random((30, 36, 22), np.float32), np.eye(4)), tmp_path / f"{i}.nii")
+    return tmp_path
+
+
+def settled(first_stage, **changes):
+    return {**SMALL, "first_stage_bundle": str(first_stage), **changes}
+
+
+def test_the_grid_is_one_that_both_networks_divide_and_the_line_has_the_overlay(first_stage, scans, quick):
+    result = planned(scans, overlays=[OVERLAY], overrides=settled(first_stage))
+    settings = result.proposal.settings
+    assert (settings["spacing_mm"], settings["image_size"]) == ([1, 1, 1], [32, 36, 24])  # by 2 and once more by 2
+    assert settings["batch_size"] == 2  # the overlay's
+    _, bound = parse(build_app(), shlex.split([*result.lines()][-1].removeprefix("next: "))[1:])
+    training = bound.arguments["training"]
+    assert tuple(training.overlays) == (OVERLAY,)
+    assert training.overrides["first_stage_bundle"] == str(first_stage)
+    with pytest.raises(ConfigError, match=r"image_size is \[32, 36, 21\]; the network needs multiples of .*, such as"):
+        planned(scans, overlays=[OVERLAY], overrides=settled(first_stage, image_size=[32, 36, 21]))
+
+
+def test_the_first_stage_takes_time_too(first_stage, scans, quick, monkeypatch):
+    monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
+    calls, encode = [], FirstStage.encode
+    monkeypatch.setattr(FirstStage, "encode", lambda self, images: calls.append(images.shape) or encode(self, images))
+    overrides = settled(first_stage, precision="fp32", image_size=[8, 8, 8])
+    result = planned(scans, memory_only=False, overlays=[OVERLAY], overrides=overrides)
+    assert set(calls) == {(2, 1, 8, 8, 8)}
+    assert result.timed.work.num_train == 4
+
+
+# -- the measured speed of a training: steps of the real trainer on a few scans ----------------------------------------
+
+
+def test_the_speed_is_that_of_the_bundles_own_trainer_also_for_a_second_modality(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
+    config = json.loads((ROOT / "bundles" / "diffae_2d" / "configs" / "train.json").read_text())
+    config |= {
+        "image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image", "image_size": [16, 16],
+        "accumulation_steps": 2, "base_channels": 4, "channel_mult": [1, 2], "cache_gib": 0,  # the cache is on the disk
+    }  # fmt: skip
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24), np.uint8)).save(tmp_path / "a.png")
+    items = [{"image": str(tmp_path / "a.png"), "encoder_image": str(tmp_path / "a.png"), "id": "a"}]
+    speed = measure_speed(config, "cpu", items, batch_size=3)
+    assert speed.batch_size == 3
+    assert speed.seconds_per_step > 0
+    assert speed.seconds_per_scan > 0
+    assert speed.images_per_second == pytest.approx(3 / speed.seconds_per_step)
+    assert config["train"]["trainer"]["train_handlers"] != "$[@ema]"  # what was given is as it was
+
+
+def test_one_thread_is_used_where_it_is_clearly_faster(two_threads):
+    for one, expected in ((0.9, None), (0.1, 1)):
+        torch.set_num_threads(2)
+        seconds = {1: one, 2: 1.0}
+        speed, threads = fastest(lambda seconds=seconds: Speed(seconds[torch.get_num_threads()], 1))
+        assert threads == expected
+        assert speed.seconds_per_step == (one if expected else 1.0)
+        assert torch.get_num_threads() == (expected or 2)

@@ -1,23 +1,56 @@
+"""``train``, ``init`` and ``train --minutes``, and trainings that another program watches."""
+
+import csv
+import gc
 import json
 import logging
+import os
 import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pandas as pd
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
+from forked_program import wait_until
 from monai.bundle import ConfigWorkflow
+from PIL import Image
 
+from monai_diffae.apps.settings import Training
+from monai_diffae.apps.training import planned, planning, proposals
+from monai_diffae.apps.training.init import init
+from monai_diffae.apps.training.plan import plan
+from monai_diffae.apps.training.speed import Speed
+from monai_diffae.apps.training.timetables import Timetable
 from monai_diffae.apps.training.train import TrainResult, train
-from monai_diffae.bundle import init_bundle, load_bundle, publish
+from monai_diffae.apps.training.training_run import open_training_run
+from monai_diffae.apps.training.watched import train_watched
+from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.bundle.last_metrics import last_usage
-from monai_diffae.errors import ConfigError, DivergenceError
+from monai_diffae.engines.memory import Memory
+from monai_diffae.errors import ConfigError
 
 
-def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
-    models = tiny_bundle.directory / "models"
-    assert (models / "model.pt").is_file()
-    assert json.loads((models / "config.json").read_text())["image_size"] == [16, 16]
-    assert not (tiny_bundle.directory / "mlflow.db").exists()  # our key `mlflow`, not MONAI's argument
+def remembered(bundle):
+    return json.loads((bundle / "models" / "training.json").read_text())
+
+
+def test_init_copies_a_shipped_bundle_and_overwrites_nothing(tmp_path):
+    result = init(tmp_path / "mine", bundle="diffae_3d")
+    folder, following = result.lines()
+    assert folder == str(tmp_path / "mine")
+    assert following.startswith("next: monai-diffae train ")
+    assert result.figures() == {"folder": str(tmp_path / "mine")}
+    assert json.loads((tmp_path / "mine" / "configs" / "train.json").read_text())["spatial_dims"] == 3
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="file: is a file; choose a new folder"):
+        init(tmp_path / "file")
+    with pytest.raises(ConfigError, match="the folder is not empty"):
+        init(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -26,78 +59,28 @@ def test_train_fills_the_bundle_with_weights_and_their_config(tiny_bundle):
         ({"max_epoch": 1}, "did you mean 'max_epochs'"),
         ({"z_channels": 9, "device": "cpu"}, "another model with other values of z_channels; "),
         ({"nope#x": 1}, "nope#x: the configuration has no such key"),
-        ({"max_epochs#x": 1}, "max_epochs#x: the configuration has no such key"),
     ],
 )
-def test_train_raises_one_clear_error_of_ours(tiny_bundle, overrides, message):
+def test_a_wrong_key_or_value_is_one_line(tiny_bundle, overrides, message):
     with pytest.raises(ConfigError, match=message):
         train(tiny_bundle.directory, tiny_bundle.cohort, overrides=overrides)
 
 
-def test_train_refuses_a_folder_that_is_no_bundle(tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no configs/train\.json"):
-        train(tmp_path)
-
-
-def test_train_refuses_an_overlay_that_is_not_there(tiny_bundle):
+def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
+    for minutes in (None, 2):  # with minutes, it is not taken for a shipped one
+        with pytest.raises(ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai"):
+            train(tmp_path / "mine", minutes=minutes)
     with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])
-
-
-def test_a_training_is_resumed_without_its_overrides(tiny_bundle, tmp_path, caplog):
-    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(bundle, tiny_bundle.cohort, device="cpu")
-    assert "training is complete after 1 steps; nothing to do." in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(bundle, tiny_bundle.cohort, device="cpu", overrides={"max_epochs": 2, "learning_rate": 1e-5})
-    assert "resuming from step 1 of 2" in caplog.text
-    settings = json.loads((bundle / "models" / "training.json").read_text())
-    assert (settings["max_epochs"], settings["learning_rate"], settings["image_size"]) == (2, 1e-5, [16, 16])
-    assert "device" not in settings
-
-
-def test_a_bundle_run_is_resumed_with_the_remembered_settings_as_a_file(tiny_bundle, tmp_path):
-    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    files = [str(bundle / "configs" / "train.json"), str(bundle / "models" / "training.json")]
-    values = {"bundle_root": str(bundle), "dataset_dir": str(tiny_bundle.cohort), "device": "cpu", "max_epochs": 2}
-    workflow = ConfigWorkflow(files, logging_file=False, **values)
-    workflow.initialize()
-    workflow.run()
-    assert json.loads((bundle / "models" / "training.json").read_text())["max_epochs"] == 2
-
-
-def test_train_starts_from_a_trained_bundle_on_other_data(tiny_bundle, small_cohort, tmp_path):
-    before = (tiny_bundle.directory / "models" / "model.pt").read_bytes()
-    out = tmp_path / "out"
-    result = train(tiny_bundle.directory, small_cohort, out, start_from=tiny_bundle.directory, device="cpu")
-    assert result.folder == out
-    assert (tiny_bundle.directory / "models" / "model.pt").read_bytes() == before
-    trained = load_bundle(out, "cpu")
-    assert trained.config["_meta_"]["data_fingerprint"] != load_bundle(tiny_bundle.directory).config["_meta_"]
-    assert json.loads((out / "models" / "training.json").read_text())["max_epochs"] == 1
-    train(tiny_bundle.directory, small_cohort, out, device="cpu")  # complete
-    publish(out, shutil.copytree(tiny_bundle.directory, tmp_path / "served"))
-    assert load_bundle(tmp_path / "served", "cpu").sha256 == trained.sha256
-
-
-def test_a_failed_warm_start_leaves_the_trained_bundle(tiny_bundle, small_cohort, tmp_path):
-    models = tiny_bundle.directory / "models"
-    before = {path.name: path.read_bytes() for path in models.iterdir()}
-    with pytest.raises(DivergenceError, match="not finite"):
-        train(
-            tiny_bundle.directory, small_cohort, tmp_path / "out", start_from=tiny_bundle.directory, device="cpu",
-            overrides={"learning_rate": 1e30, "max_epochs": 3},
-        )  # fmt: skip
+    with pytest.raises(ConfigError, match="cohort: is required"):
+        train(init_bundle(tmp_path / "bundle", "diffae_2d"), minutes=2, device="cpu")
     with pytest.raises(ConfigError, match="is also the folder of the results"):
-        train(tiny_bundle.directory, small_cohort, start_from=tiny_bundle.directory, device="cpu")
-    assert {path.name: path.read_bytes() for path in models.iterdir()} == before
+        train(tiny_bundle.directory, tiny_bundle.cohort, start_from=tiny_bundle.directory, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("num_failed", "is_strict", "is_complete"),
-    [(0, True, True), (1, False, True), (1, True, False), (11, False, False)],
+    [(0, True, True), (10, False, True), (1, True, False), (11, False, False)],
 )
 def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_complete):
     result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
@@ -107,13 +90,325 @@ def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_co
     assert [*result.lines()] == ([line, *shown] if num_failed and is_complete else shown)
 
 
-def test_a_training_with_a_bad_scan_counts_the_cases(tiny_bundle, tiny_settings, tmp_path):
+# -- scans that cannot be used, plans ----------------------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(0)
+SMALL = {"base_channels": 4, "z_channels": 8, "test_fraction": 0.0}
+
+
+def picture(path, *shape):
+    Image.fromarray(RANDOM.integers(0, 256, shape, np.uint8)).save(path)
+
+
+def volume(path, array, spacing_mm=1.0):
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([spacing_mm] * 3 + [1.0])), path)
+
+
+def odd_pictures(folder):
+    for i in range(6):
+        picture(folder / f"good{i}.png", 20 + i, 30)
+    picture(folder / "colour.png", 20, 30, 3)
+    picture(folder / "colour.jpg", 20, 30, 3)
+    picture(folder / "transparent.png", 20, 30, 4)
+    Image.fromarray(np.full((20, 20), 7, np.uint8)).save(folder / "constant.png")
+    Image.fromarray(RANDOM.integers(0, 60_000, (20, 20)).astype(np.uint16)).save(folder / "deep.png")
+    (folder / "cut.png").write_bytes((folder / "good0.png").read_bytes()[:-200])
+    volume(folder / "slice.nii.gz", RANDOM.normal(size=(20, 24, 1)))
+    values = RANDOM.normal(size=(20, 24, 5))
+    values[..., 2] = 0
+    volume(folder / "empty_slice.nii.gz", values)
+    values[3, 3, 3] = np.nan
+    volume(folder / "nan.nii.gz", values)
+
+
+def odd_volumes(folder):
+    for i in range(5):
+        volume(folder / f"good{i}.nii.gz", RANDOM.normal(size=(16, 18, 16)))
+    volume(folder / "coarse.nii.gz", RANDOM.normal(size=(8, 8, 8)), 4.0)
+    volume(folder / "tiny.nii.gz", RANDOM.normal(size=(2, 2, 2)), 0.2)
+    volume(folder / "constant.nii.gz", np.ones((16, 18, 16)))
+    volume(folder / "nan.nii.gz", np.where(np.arange(16) == 3, np.nan, RANDOM.normal(size=(16, 18, 16))))
+    (folder / "cut.nii.gz").write_bytes((folder / "good0.nii.gz").read_bytes()[:-100])
+    picture(folder / "picture.png", 20, 20)
+
+
+@pytest.mark.goal(id="R21")
+@pytest.mark.parametrize(
+    ("name", "make", "colour"),
+    [
+        ("diffae_2d", odd_pictures, "grey"),
+        ("diffae_3d", odd_volumes, None),
+        pytest.param("diffae_2d", odd_pictures, None, marks=pytest.mark.slow),
+        pytest.param("diffae_2d", odd_pictures, "rgb", marks=pytest.mark.slow),
+    ],
+)
+def test_training_leaves_out_what_the_check_of_a_plan_lists(tmp_path, tiny_settings, quick, name, make, colour):
+    scans = tmp_path / "Plantedfolder"
+    scans.mkdir()
+    make(scans)
+    bundle = init_bundle(tmp_path / "bundle", name)
+    made = plan(
+        scans, bundle=bundle, memory_only=True, memory_gib=999, check=True, overrides=SMALL, colour=colour, device="cpu"
+    )
+    del tiny_settings["channel_mult"]
+    settings = {**tiny_settings, **made.proposal.settings, **SMALL, "batch_size": 2, "calibration_cases": 0}
+    result = train(bundle, scans, colour=colour, overrides=settings)
+    with open(result.failures, newline="") as stream:
+        left_out = {(row["case_id"], row["reason"]) for row in csv.DictReader(stream)}
+    assert {(failure.case_id, failure.reason) for failure in made.survey.failures} == left_out
+    assert ("colour.png" in " ".join(reason for _, reason in left_out)) == (name == "diffae_2d" and colour is None)
+    assert result.num_failed == len(left_out)
+    assert result.num_cases == (17 if name == "diffae_2d" else 11)  # slices count in 2D
+    assert (last_usage(bundle) is None) == (name == "diffae_3d")
+    trained = load_bundle(bundle, "cpu")
+    assert trained.config["image_size"] == made.proposal.settings["image_size"]
+    assert trained.config["in_channels"] == (3 if colour == "rgb" else 1)
+    assert not (bundle / "mlflow.db").exists()  # our key `mlflow`, not MONAI's argument
+    contents = {file.name: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
+    assert [name for name, content in contents.items() if b"Plantedfolder" in content] == []
+
+
+@pytest.fixture
+def known_machine(monkeypatch):
+    """12 s per step: 3 epochs of 2 steps in 2 minutes. Predictions of memory take long on a busy machine."""
+    monkeypatch.setattr(proposals, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
+    monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(12.0, batch_size))
+
+
+@pytest.fixture
+def in_minutes(tiny_settings):
+    """Settings of a training in minutes: 10 images of 16 x 16 in batches of 4."""
+    chosen = ("max_epochs", "device")
+    return {key: value for key, value in tiny_settings.items() if key not in chosen} | {"calibration_cases": 0}
+
+
+def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_minutes, known_machine, monkeypatch):
+    given = []
+
+    def run_training(config, bundle, training, paths, watch):
+        given.append((training, watch))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_diffae.apps.training.train.run_training", run_training)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "new", small_cohort, minutes=2, device="cpu", overrides=in_minutes)
+    (training, watch) = given[0]
+    assert training.overrides["max_epochs"] == 3
+    assert training.overrides["max_minutes"] < 2
+    assert in_minutes.items() <= training.overrides.items()
+    assert watch is not None
+    (tmp_path / "new" / "models").mkdir(exist_ok=True)
+    (tmp_path / "new" / "models" / "checkpoint.pt").touch()
+    monkeypatch.setattr(planned, "plan", lambda *args, **kwargs: pytest.fail("a second plan"))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "new", small_cohort, minutes=2, device="cpu")
+    assert given[1][0].overrides == {}  # the remembered ones
+
+
+@pytest.mark.slow
+def test_a_training_in_minutes_plans_once(small_cohort, tmp_path, in_minutes, known_machine, monkeypatch, caplog):
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
-    table = pd.read_csv(tiny_bundle.cohort)
-    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
-    (tmp_path / "bad.nii").write_bytes(b"bad")
-    table.loc[table.index[table["split"] == "train"][0], "image"] = "bad.nii"
-    table.to_csv(tmp_path / "cohort.csv", index=False)
-    result = train(bundle, tmp_path / "cohort.csv", overrides=tiny_settings)
-    assert (result.num_failed, result.num_cases) == (1, int((table["split"] != "test").sum()))
-    assert last_usage(bundle) is not None
+    caplog.set_level(logging.INFO, logger="monai_diffae")
+    train(bundle, small_cohort, minutes=2, device="cpu", overrides=in_minutes)
+    assert "predicted time: 0:01:" in caplog.text
+    assert (remembered(bundle)["max_epochs"], remembered(bundle)["image_size"]) == (3, [16, 16])
+    assert remembered(bundle)["max_minutes"] < 2
+    train(bundle, small_cohort, minutes=2, device="cpu")
+    assert "the training continues with the plan that it began with" in caplog.text
+    assert "training is complete after 6 steps" in caplog.text
+    out = tmp_path / "out"
+    train(bundle, small_cohort, out, start_from=bundle, minutes=2, device="cpu")  # keeps the network
+    assert (remembered(out)["image_size"], remembered(out)["channel_mult"]) == ([16, 16], [1, 2])
+    monkeypatch.undo()
+    monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(12.0, batch_size))
+    monkeypatch.setattr(Timetable, "steps_end_s", -1.0)  # reading took long
+    late = init_bundle(tmp_path / "late", "diffae_2d")
+    train(late, small_cohort, minutes=2, device="cpu", overrides=in_minutes)
+    assert "max_minutes: 0 minutes are over at step 1 of 6; the other steps are left out" in caplog.text
+
+
+# -- which value a training uses: a given one, that of an overlay, a remembered one, or the bundle's -------------------
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """A bundle with a checkpoint, and settings that its training remembers."""
+    directory = init_bundle(tmp_path / "bundle", "diffae_2d")
+    (directory / "models" / "checkpoint.pt").touch()
+    remember(directory, {"max_epochs": 3, "image_size": [16, 16], "network_def#unet#dropout": 0.2})
+    return directory
+
+
+def remember(directory, settings):
+    (directory / "models" / "training.json").write_text(json.dumps(settings))
+
+
+def opened(bundle, overlays=(), **values):
+    file = bundle / "configs" / "train.json"
+    return open_training_run(file, overlays, {"bundle_root": str(bundle), **values}).workflow.parser
+
+
+def test_a_given_value_wins_over_an_overlay_a_remembered_one_and_the_bundles(interrupted, tmp_path):
+    config = opened(interrupted)
+    assert (config.get("max_epochs"), config.get("image_size"), config.get("learning_rate")) == (3, [16, 16], 0.001)
+    assert config.get("network_def#unet#dropout") == 0.2
+    assert opened(interrupted, max_epochs=100).get("max_epochs") == 100  # although it is the bundle's own
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps({"max_epochs": 5, "learning_rate": 0.5}))
+    config = opened(interrupted, [overlay], learning_rate=0.25)
+    assert [config.get(key) for key in ("max_epochs", "learning_rate", "image_size")] == [5, 0.25, [16, 16]]
+
+
+def test_an_overlay_that_extends_a_list_can_be_given_again(interrupted):
+    overlay = interrupted / "configs" / "overlays" / "encoder_view.json"
+    checkpoint = interrupted / "models" / "checkpoint.pt"
+    checkpoint.unlink()
+    first = opened(interrupted, [overlay]).get("preprocessing#transforms")
+    checkpoint.touch()
+    remember(interrupted, {"preprocessing#transforms": first, "max_epochs": 3})
+    for overlays in ([], [overlay]):
+        config = opened(interrupted, overlays)
+        assert config.get("preprocessing#transforms") == first
+        assert config.get("max_epochs") == 3
+
+
+def test_a_new_training_or_another_folder_remembers_nothing(interrupted, tmp_path):
+    assert opened(interrupted, overwrite=True).get("max_epochs") == 100
+    out = tmp_path / "out"
+    assert opened(interrupted, output_dir=str(out)).get("max_epochs") == 100
+    shutil.copytree(interrupted / "models", out / "models")
+    assert opened(interrupted, output_dir=str(out)).get("max_epochs") == 3
+    (interrupted / "models" / "checkpoint.pt").unlink()
+    assert opened(interrupted).get("max_epochs") == 100
+
+
+def test_settings_that_do_not_fit_the_bundle_are_one_line(interrupted):
+    remember(interrupted, {"augmentation#transforms#99#prob": 1})
+    with pytest.raises(ConfigError, match=r"^training\.json: its settings do not fit configs/train\.json; use the "):
+        opened(interrupted)
+
+
+def test_a_warm_start_uses_the_settings_of_the_trained_bundle_until_it_has_its_own(interrupted, tiny_bundle):
+    start = str(tiny_bundle.directory)
+    assert opened(interrupted, start_from=start).get("max_epochs") == 3  # resumed
+    (interrupted / "models" / "checkpoint.pt").unlink()
+    config = opened(interrupted, start_from=start)
+    assert [config.get(key) for key in ("max_epochs", "z_channels", "network_def#unet#time_embed_channels")] == [
+        1,
+        8,
+        16,
+    ]
+    assert opened(interrupted, start_from=start, z_channels=9).get("z_channels") == 9  # refused later
+
+
+# -- a training that another program watches and stops, in any thread --------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    ignored = shutil.ignore_patterns("cache", "models")
+    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=ignored)
+
+
+@pytest.fixture
+def training(tiny_settings):
+    return Training(overrides={**tiny_settings, "max_epochs": 4, "batch_size": 2, "report_every": 1})
+
+
+def in_thread(function, *args, **kwargs):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def steps_saved(bundle):
+    return torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
+
+
+@pytest.fixture
+def count_tensors():
+    """Counts the tensors that were made since the test began; all older objects are left out, as they are many."""
+    gc.freeze()
+
+    def count():
+        gc.collect()
+        return sum(type(each) in (torch.Tensor, torch.nn.Parameter) for each in gc.get_objects())
+
+    yield count
+    gc.unfreeze()
+
+
+@pytest.mark.goal(id="R27")
+def test_a_watched_training_reports_stops_and_resumes_without_its_overrides(
+    tiny_bundle, bundle, training, count_tensors, monkeypatch, caplog
+):
+    """Between two epochs, no tensor more is kept. A second training of the folder is refused meanwhile."""
+    monkeypatch.setattr("monai_diffae.bundle.writing._PATIENCE_S", 0.1)
+    caplog.set_level(logging.INFO, logger="monai_diffae")
+    stop, reports, tensors, errors = threading.Event(), [], [], []
+
+    def report(what):
+        reports.append(what)
+        if what.step in (5, 8):
+            tensors.append(count_tensors())
+        if what.step == 1:
+            with pytest.raises(ConfigError) as refused:
+                in_thread(train_watched, bundle, tiny_bundle.cohort, training=training)
+            errors.append(str(refused.value))
+        if what.step == 8:
+            stop.set()
+
+    first = in_thread(train_watched, bundle, tiny_bundle.cohort, training=training, stop=stop, report=report)
+    assert (first.is_stopped, first.folder, steps_saved(bundle)) == (True, bundle, 8)
+    assert "stopped at step 8; the same command resumes from there" in caplog.text
+    assert [(r.epoch, r.step) for r in reports] == [(1 + step // 3, step + 1) for step in range(8)]
+    assert all(r.max_epochs == 4 and r.num_steps == 12 and r.loss > 0 and r.seconds_left > 0 for r in reports)
+    assert tensors[0] == tensors[1] > 10
+    assert errors[0].startswith("bundle: another process trains or publishes this bundle; wait until it has ended")
+
+    train(bundle, tiny_bundle.cohort, device="cpu", overrides={"max_epochs": 3, "learning_rate": 1e-5})
+    assert "resuming from step 8 of 9" in caplog.text
+    settings = remembered(bundle)
+    assert (settings["max_epochs"], settings["learning_rate"], settings["image_size"]) == (3, 1e-5, [16, 16])
+    assert "device" not in settings
+    assert steps_saved(bundle) == 9
+
+
+@pytest.mark.slow
+def test_a_stopped_training_ends_as_the_whole_one_also_as_a_bundle_run(tiny_bundle, bundle, training, tmp_path):
+    whole = shutil.copytree(bundle, tmp_path / "whole")
+    train(whole, tiny_bundle.cohort, training=training)
+    stop = threading.Event()
+    stop.set()
+    assert train_watched(bundle, tiny_bundle.cohort, training=training, stop=stop).is_stopped
+    assert not (bundle / "models").exists()  # before the first step, nothing is written
+    for at in (3, 4):  # 3 is the last step of an epoch: the checkpoint comes after its validation
+        stop = threading.Event()
+
+        def report(what, at=at, stop=stop):
+            if what.step == at:
+                stop.set()
+
+        assert train_watched(bundle, tiny_bundle.cohort, training=training, stop=stop, report=report).is_stopped
+        assert steps_saved(bundle) == at
+    files = [str(bundle / "configs" / "train.json"), str(bundle / "models" / "training.json")]
+    values = {"bundle_root": str(bundle), "dataset_dir": str(tiny_bundle.cohort), "device": "cpu"}
+    workflow = ConfigWorkflow(files, logging_file=False, **values)
+    workflow.initialize()
+    workflow.run()
+    a, b = load_bundle(whole, "cpu").network.state_dict(), load_bundle(bundle, "cpu").network.state_dict()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.goal(id="R26")
+def test_sigterm_saves_the_last_step_and_ends_with_143(start_program, tiny_bundle, bundle, tiny_settings, tmp_path):
+    settings = {**tiny_settings, "max_epochs": 100_000, "val_interval": 100_000, "checkpoint_minutes": 1000}
+    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in settings.items()]
+    command = ["train", bundle, tiny_bundle.cohort, "--workers", 0, "--overrides", *overrides]
+    process = start_program(*command, output=tmp_path / "log.txt")
+    assert wait_until((bundle / "models" / "checkpoint.pt").is_file)
+    first = steps_saved(bundle)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert steps_saved(bundle) > first  # minutes before the next save

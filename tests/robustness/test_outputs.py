@@ -1,8 +1,7 @@
-"""Goals R13 and R14: N inputs give N outputs, with names that lie in the output folder, whatever the ids are."""
-
-from __future__ import annotations
+"""Goals R2, R13, R14 and R23: N cases give N results in the output folder, the same ones however they are computed."""
 
 import csv
+import itertools
 import os
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fuzzing import only_own_errors
 from PIL import Image
 
@@ -27,11 +27,11 @@ NAMES = [
 ]  # fmt: skip
 
 
-def _picture(path: Path, seed: int) -> None:
+def _picture(path, seed):
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
 
 
-def _cohort(folder: Path, ids: list[str]) -> Path:
+def _cohort(folder, ids):
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(len(ids)):
         _picture(folder / f"p{k}.png", k)
@@ -41,21 +41,21 @@ def _cohort(folder: Path, ids: list[str]) -> Path:
     return folder / "cohort.csv"
 
 
-def _tree(folder: Path) -> set[str]:
+def _tree(folder):
     return {os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names}
 
 
 @pytest.mark.goal(id="R14")
 def test_hostile_ids_write_only_into_the_output_folder(tiny_bundle, tmp_path, record_property):
     accepted, refused = [], 0
-    for k, name in enumerate(NAMES):
+    for name in NAMES:
         cohort = _cohort(tmp_path / "one", [name, "other"])
         if not only_own_errors(partial(read_cohort, cohort)):
             refused += 1
             continue
         cases = read_cohort(cohort)
         safe = cases[0].file_name
-        assert Path(os.path.realpath(tmp_path / safe)).parent == tmp_path.resolve(), (k, name)
+        assert Path(os.path.realpath(tmp_path / safe)).parent == tmp_path.resolve(), name
         accepted.append(cases[0].id)
     accepted = list(dict.fromkeys(accepted))
     cohort = _cohort(tmp_path / "scans", accepted)
@@ -91,3 +91,49 @@ def test_as_many_outputs_as_inputs(tiny_bundle, tmp_path, record_property):
     assert len(set(images)) == made.num_cases == 8
     assert pd.read_parquet(table.path)["id"].nunique() == 8
     record_property("figure", "8 files with similar names give 8 outputs and 8 rows")
+
+
+def _codes(bundle, scans, out, order, **options):
+    pd.DataFrame({"image": [f"p{k:03d}.png" for k in order], "split": "test"}).to_csv(scans / "c.csv", index=False)
+    made = embed(bundle, scans / "c.csv", out, device="cpu", overwrite=True, **options)
+    read = pd.read_parquet(made.path).set_index("id").sort_index()
+    return read[[column for column in read if column.startswith("z_")]]
+
+
+@pytest.mark.goal(id="R23")
+@pytest.mark.parametrize(
+    ("count", "settings"),
+    [
+        (20, [(1, 0), (7, 2), (64, 0)]),
+        pytest.param(70, [(1, 0), (7, 0), (64, 0), (64, 1), (7, 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_batch_workers_and_order_do_not_change_a_bit_of_z_sem(labelled, tmp_path, count, settings, record_property):
+    scans, out = tmp_path / "scans", tmp_path / "z.parquet"
+    scans.mkdir()
+    for k in range(count):
+        _picture(scans / f"p{k:03d}.png", k)
+    plain = _codes(labelled.bundle, scans, out, range(count), workers=0)
+    assert len(plain) == count
+    shuffled = np.random.default_rng(0).permutation(count)
+    for batch_size, workers in settings:
+        other = _codes(labelled.bundle, scans, out, shuffled, batch_size=batch_size, workers=workers)
+        pd.testing.assert_frame_equal(plain, other, check_exact=True)
+    alone = _codes(labelled.bundle, scans, out, [11], workers=0)
+    pd.testing.assert_frame_equal(plain.loc[["p011"]], alone, check_exact=True)
+    record_property("figure", f"{len(settings) + 1} of {len(settings) + 1} runs give the same bits")
+
+
+@pytest.mark.goal(id="R2")
+def test_workers_give_a_training_the_same_batches(make_workflow_anywhere, tmp_path):
+    """The trainings themselves are compared in test_kills.py."""
+    batches = []
+    for workers in (0, 2):
+        values = {"output_dir": str(tmp_path / str(workers)), "workers": workers, "seed": 3}
+        workflow = make_workflow_anywhere(values, initialize=False)
+        loader = workflow.parser.get_parsed_content("train#dataloader")
+        batches.append(list(itertools.islice(loader, 5)))  # it has no end
+    for one, other in zip(*batches, strict=True):
+        assert one["id"] == other["id"]
+        assert torch.equal(one["image"].as_subclass(torch.Tensor), other["image"].as_subclass(torch.Tensor))
+    assert not torch.equal(*(batch["image"].as_subclass(torch.Tensor) for batch in batches[0][:2]))

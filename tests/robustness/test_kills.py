@@ -1,34 +1,48 @@
-"""Goals R1 and R3: a training that is killed or finds a full disk anywhere ends as the one that nothing disturbs."""
+"""Campaigns of goals R1, R2, R3, R16, R17 and R27: kills and full disks harm no result, and memory does not grow.
 
-from __future__ import annotations
+Their fast tests are in tests/bundles/test_resume.py, tests/data/test_atomic.py and tests/handlers.
+"""
 
+import json
 import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from forked_program import Program, wait_until
-from tiny_trainings import CHEAP, saved_step, training
+from forked_program import wait_until
+from PIL import Image
+from tiny_bundles import TINY, TINY_3D
 
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
+
+pytestmark = pytest.mark.slow
+
+CHEAP = {"without_picture_of_curves": []}  # it takes longer than an epoch
+TINY_OF = {2: {**TINY, "batch_size": 2}, 3: {**TINY_3D, "picture_steps": 2, "probe_interval": 0, "batch_size": 1}}
+
+
+def saved_step(bundle):
+    """The step of the last checkpoint."""
+    return int(torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"])
+
 
 NUM_STEPS = 60
 SETTINGS = {
     "network_def#unet#dropout": 0.2, "max_epochs": 12, "val_interval": 3, "report_every": 2, "warmup_steps": 5,
-    "num_pictures": 1, "checkpoint_minutes": 0.02,
+    "num_pictures": 1, "checkpoint_minutes": 0.02, "calibration_cases": 0,
 }  # fmt: skip
 PATIENTS = {2: {"num_patients": 14, "val_fraction": 0.2}, 3: {"num_patients": 7, "val_fraction": 0.2}}
 
 
 @pytest.fixture(scope="module")
-def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def cohorts(tmp_path_factory):
     """Virtual patients in 2D and 3D, with batches that make 5 steps per epoch."""
     root = tmp_path_factory.mktemp("cohorts")
     return {
@@ -37,11 +51,16 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     }
 
 
-def command(bundle: Path, cohort: Path, axes: int, workers: int = 0, **settings: Any) -> list[object]:
-    return training(bundle, cohort, {**SETTINGS, **settings}, axes=axes, workers=workers)
+def command(bundle, cohort, axes, workers=0, **settings):
+    """The arguments of the program; the bundle is made if it does not exist."""
+    if not bundle.exists():
+        init_bundle(bundle, f"diffae_{axes}d")
+    values = {**TINY_OF[axes], **SETTINGS, **settings}
+    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in values.items()]
+    return ["train", bundle, cohort, "--workers", workers, "--overrides", *overrides]
 
 
-def outcome(bundle: Path) -> dict[str, Any]:
+def outcome(bundle):
     """Everything that a training has computed, without how long it took."""
     checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
     del checkpoint["validation"]["seconds"]
@@ -57,7 +76,7 @@ def outcome(bundle: Path) -> dict[str, Any]:
     }
 
 
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
+def differences(a, b, where=""):
     """Where two nested values differ; tensors must have the same bits."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = {*a, *b}
@@ -69,15 +88,15 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
-def temporary_files(bundle: Path) -> list[str]:
+def temporary_files(bundle):
     """Own files of an earlier process that nothing needs any more."""
     hidden = [*bundle.rglob(".tmp-*"), *bundle.rglob(".staged-*"), *bundle.rglob(".done-*")]
     return [file.name for file in [*hidden, *(bundle / "cache").glob("*diffae-cache-*")]]
 
 
-def draw_kills(generator: random.Random) -> list[tuple[str, list[Any]]]:
+def draw_kills(generator):
     """Five kills of one chain, in the order in which they happen."""
-    kills: list[tuple[str, list[Any]]] = [
+    kills = [
         ("killed_in_a_save", [1, generator.randint(1, 45)]),  # the first save writes all files
         ("killed_in_a_save", [generator.randint(2, 5), generator.randint(1, 12)]),
         ("killed_while_it_writes", [generator.randint(3, 10), generator.uniform(0, 1)]),
@@ -90,13 +109,10 @@ def draw_kills(generator: random.Random) -> list[tuple[str, list[Any]]]:
     return kills
 
 
-@pytest.mark.slow
 @pytest.mark.goal(id="R1")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("axes", [2, 3])
-def test_a_chain_of_kills_ends_as_the_whole_training(
-    axes: int, workers: int, program: Program, cohorts: dict[int, Path], tmp_path: Path, record_property: Any
-) -> None:
+def test_a_chain_of_kills_ends_as_the_whole_training(axes, workers, program, cohorts, tmp_path, record_property):
     """Five kills (in a save, in a half-written file, in a validation, in a step, by the clock), then to the end."""
     generator = random.Random(10 * axes + workers)
     whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log.txt"
@@ -123,11 +139,8 @@ def test_a_chain_of_kills_ends_as_the_whole_training(
     record_property("figure", f"{axes}D, {workers} workers: the same weights and curves after {num_kills} kills")
 
 
-@pytest.mark.slow
 @pytest.mark.goal(id="R2")
-def test_the_number_of_workers_changes_nothing(
-    program: Program, cohorts: dict[int, Path], tmp_path: Path, record_property: Any
-) -> None:
+def test_the_number_of_workers_changes_nothing(program, cohorts, tmp_path, record_property):
     outcomes = []
     for workers in (0, 1, 2, 4):
         arguments = command(tmp_path / str(workers), cohorts[2], 2, workers, max_epochs=4)
@@ -140,13 +153,10 @@ def test_the_number_of_workers_changes_nothing(
 LIMITS = {"0": 0.0, "1 kB": 1000.0, "50 %": 0.5, "99 %": 0.99}  # bytes, or shares of the checkpoint
 
 
-@pytest.mark.slow
 @pytest.mark.goal(id="R3")
 @pytest.mark.goal(id="R17")
 @pytest.mark.parametrize("save", [1, 3])
-def test_a_full_disk_keeps_the_last_checkpoint(
-    save: int, program: Program, cohorts: dict[int, Path], tmp_path: Path, record_property: Any
-) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(save, program, cohorts, tmp_path, record_property):
     """The disk fills up before the first or a later save; the same command ends as the whole training."""
     whole, log = tmp_path / "whole", tmp_path / "log.txt"
     short = {"max_epochs": 3, "num_pictures": 0, "checkpoint_minutes": 1000}  # a save per epoch
@@ -173,3 +183,76 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         num_faults += 1
         shutil.rmtree(bundle)
     record_property("figure", f"full disk at save {save}: {num_faults} of {num_faults} resume to the same weights")
+
+
+@pytest.mark.goal(id="R27")
+def test_a_training_does_not_grow(program, cohorts, tmp_path, record_property):
+    """Resident memory with validations, pictures and saves every 50 steps, once the allocator has filled its pools."""
+    memory, log, warm_up, measured = tmp_path / "memory.txt", tmp_path / "log.txt", 400, 500
+    settings = {
+        "max_epochs": (warm_up + measured) // 5, "val_interval": 10, "num_pictures": 2, "report_every": 5,
+        "network_def#unet#dropout": 0.0, "checkpoint_minutes": 10,
+    }  # fmt: skip
+    arguments = command(tmp_path / "bundle", cohorts[2], 2, **settings)
+    assert program.run(log, *arguments, faults={"memory_written_to": [str(memory)]}) == 0, log.read_text()
+    megabytes = np.loadtxt(memory)[warm_up:]
+    assert len(megabytes) == measured
+    slope = 100 * np.polyfit(np.arange(measured), megabytes, 1)[0]
+    record_property("figure", f"{slope:+.2f} MB per 100 steps")
+    assert slope <= 1.5
+
+
+# -- embed and reconstruct ---------------------------------------------------------------------------------------------
+
+CHAINS, KILLS = 3, 2  # per command
+
+
+def final_files(folder):
+    """The files with final names: temporary ones, and folders of unfinished parts, begin with a dot."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if not any(p[0] == "." for p in name.parts)}
+
+
+@pytest.mark.goal(id="R16")
+@pytest.mark.parametrize(("name", "count"), [("embed", 1000), ("reconstruct", 24)])
+def test_a_killed_command_ends_in_the_same_bytes(name, count, start_program, labelled, tmp_path, record_property):
+    """In forks of this process, in which all folders have one key for patients."""
+    for k in range(count):
+        noise = np.random.default_rng(k).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"p{k:04d}.png")
+    names = [f"p{k:04d}.png" for k in range(count)]
+    pd.DataFrame({"image": names, "split": "test"}).to_csv(tmp_path / "cohort.csv", index=False)
+    rng, kills, partial = np.random.default_rng(count), 0, 0
+
+    def run(out, killed_after=None):
+        command = [name, labelled.bundle, tmp_path / "cohort.csv", out, "--device", "cpu", "--workers", 0]
+        process = start_program(*command, output=tmp_path / "log.txt")
+        process.join(killed_after)
+        if killed_after is not None:
+            process.kill()
+            process.join()
+        return process.exitcode
+
+    began = time.monotonic()
+    assert run(tmp_path / "whole") == 0, (tmp_path / "log.txt").read_text()
+    seconds, expected = time.monotonic() - began, final_files(tmp_path / "whole")
+    for chain in range(CHAINS):
+        out = tmp_path / f"chain{chain}"
+        for _ in range(KILLS):
+            after = rng.uniform(0.05, 0.95) * seconds
+            while run(out, after) != -signal.SIGKILL:  # the machine was busier before, and the run has ended
+                shutil.rmtree(out)
+                after *= 0.7
+            kills += 1
+            for file, content in final_files(out).items() if out.exists() else ():
+                if file.endswith(".json"):
+                    json.loads(content)  # a record that says what is not finished
+                else:
+                    partial += content != expected[file]
+        assert run(out) == 0, (tmp_path / "log.txt").read_text()
+        again = final_files(out)
+        assert again.keys() == expected.keys()
+        assert [file for file in again if again[file] != expected[file]] == []
+        assert not list(out.rglob(".tmp-*"))
+    assert partial == 0
+    record_property("figure", f"{name}: {kills} kills, {CHAINS} of {CHAINS} chains end in the same bytes")
