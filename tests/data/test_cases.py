@@ -46,13 +46,13 @@ def test_none_is_a_class():
 
 @pytest.mark.goal(id="R14")
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_names_of_files_are_safe_and_as_unique_as_ids(first: str, second: str) -> None:
+def test_names_of_files_are_safe_and_as_unique_as_ids(first, second):
     names = [safe_file_name(first), safe_file_name(second)]
     assert all(safe_id(name) == name for name in names)
     assert (names[0] == names[1]) == (first == second)
 
 
-def test_cases_are_found_by_id_and_by_the_name_of_their_files() -> None:
+def test_cases_are_found_by_id_and_by_the_name_of_their_files():
     """Tables and commands of earlier versions have names of files as ids."""
     case = Case("benign (1)", {"image": Path("a.png")}, "p", file_name="benign_1")
     assert find_cases([case], ["benign (1)", "benign_1"]) == [case]

@@ -1,9 +1,6 @@
-from __future__ import annotations
-
 import json
 import logging
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,22 +24,22 @@ from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 
 
-def refusal(path: Path, **options: object) -> str:
+def refusal(path, **options):
     with pytest.raises(CohortError) as caught:
-        read_cohort(path, **options)  # type: ignore[arg-type]
+        read_cohort(path, **options)
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) <= 250
     return line
 
 
-def touch(*paths: Path) -> None:
+def touch(*paths):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
 
 
-def table(folder: Path, text: str, name: str = "cohort.csv") -> Path:
+def table(folder, text, name="cohort.csv"):
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 
@@ -50,7 +47,7 @@ def table(folder: Path, text: str, name: str = "cohort.csv") -> Path:
 # ---------------------------------------------------------------- folders
 
 
-def test_folder_is_searched_through(tmp_path: Path) -> None:
+def test_folder_is_searched_through(tmp_path):
     touch(
         tmp_path / "b.nii.gz",
         tmp_path / "train/NORMAL/IM-1.jpeg",
@@ -68,14 +65,14 @@ def test_folder_is_searched_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.goal(id="R13")
-def test_names_that_differ_in_the_suffix_only(tmp_path: Path) -> None:
+def test_names_that_differ_in_the_suffix_only(tmp_path):
     touch(tmp_path / "a.png", tmp_path / "a.nii.gz", tmp_path / "d/b.png", tmp_path / "d_b.png")
     ids = [c.id for c in read_cohort(tmp_path)]
     assert len(set(ids)) == 4
     assert {"a.png", "a.nii.gz"} < set(ids)
 
 
-def test_folders_are_in_ids_only_if_file_names_are_not_unique(tmp_path: Path) -> None:
+def test_folders_are_in_ids_only_if_file_names_are_not_unique(tmp_path):
     touch(tmp_path / "Doe/t1.nii", tmp_path / "Roe/t2.nii")
     assert [(c.id, c.file_name, c.patient) for c in read_cohort(tmp_path)] == [("t1", "t1", "t1"), ("t2", "t2", "t2")]
     rows = table(tmp_path, "image\nDoe/t1.nii\nRoe/t2.nii\n")
@@ -84,7 +81,7 @@ def test_folders_are_in_ids_only_if_file_names_are_not_unique(tmp_path: Path) ->
     assert [c.id for c in read_cohort(tmp_path)] == ["Doe_t1", "Roe_t1", "Roe_t2"]
 
 
-def test_label_maps_beside_the_images_are_no_scans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_label_maps_beside_the_images_are_no_scans(tmp_path, caplog):
     for name in ("imagesTr/a", "labelsTr/a", "imagesTs/b", "predictions/a", "other/labels/c"):
         touch(tmp_path / f"{name}.nii.gz")
     assert [c.id for c in read_cohort(tmp_path)] == ["imagesTr_a", "imagesTs_b", "other_labels_c", "predictions_a"]
@@ -96,7 +93,7 @@ def test_label_maps_beside_the_images_are_no_scans(tmp_path: Path, caplog: pytes
     assert not caplog.records
 
 
-def test_dicom_folders(tmp_path: Path) -> None:
+def test_dicom_folders(tmp_path):
     save_series(tmp_path / "p1", 4, "1.2.3", "a", patient="MRN-1")
     save_series(tmp_path / "p1", 3, "1.2.4", "b", patient="MRN-1")
     save_series(tmp_path / "xrays", 3, "1.2.5", patient="MRN-2", modality="DX")
@@ -111,7 +108,7 @@ def test_dicom_folders(tmp_path: Path) -> None:
     assert not any("MRN" in f"{c.id}{c.patient}" or "Planted" in f"{c.id}{c.patient}" for c in cases.values())
 
 
-def test_patients_from_paths(tmp_path: Path) -> None:
+def test_patients_from_paths(tmp_path):
     touch(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz", tmp_path / "sub-02_T1w.nii.gz", tmp_path / "x/IM-7-2.nii")
     assert [c.patient for c in read_cohort(tmp_path)] == ["sub-01", "sub-02", "IM-7-2"]
     assert [c.patient for c in read_cohort(tmp_path, patient_pattern=r"IM-(\d+)")][2] == "7"
@@ -120,7 +117,7 @@ def test_patients_from_paths(tmp_path: Path) -> None:
         read_cohort(tmp_path, patient_pattern="(")
 
 
-def test_one_file_and_nothing(tmp_path: Path) -> None:
+def test_one_file_and_nothing(tmp_path):
     touch(tmp_path / "a.nii.gz")
     assert [c.id for c in read_cohort(tmp_path / "a.nii.gz")] == ["a"]
     assert [c.id for c in read_cohort(save_series(tmp_path / "ct"))] == ["ct"]
@@ -132,7 +129,7 @@ def test_one_file_and_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def test_csv_with_labels(tmp_path: Path) -> None:
+def test_csv_with_labels(tmp_path):
     touch(tmp_path / "d/a.nii.gz", tmp_path / "d/b.nii.gz")
     text = "image,id,patient,split,age,sex,score\nd/a.nii.gz,x,p1,training,41,F,1\nd/b.nii.gz,y,p2,validation,,M,2.5\n"
     for name, content in {"c.csv": text, "c.tsv": text.replace(",", "\t"), "s.csv": text.replace(",", ";")}.items():
@@ -144,7 +141,7 @@ def test_csv_with_labels(tmp_path: Path) -> None:
         assert a.images == {"image": tmp_path / "d/a.nii.gz"}
 
 
-def test_csv_with_other_names_and_more_images(tmp_path: Path) -> None:
+def test_csv_with_other_names_and_more_images(tmp_path):
     touch(tmp_path / "a.nii", tmp_path / "a2.nii")
     path = table(tmp_path, "\ufefffile,t2,who\na.nii,a2.nii,p\n")
     line = refusal(path)
@@ -158,7 +155,7 @@ def test_csv_with_other_names_and_more_images(tmp_path: Path) -> None:
     assert "--columns#patient" in refusal(path, columns={"image": "file", "patient": "nobody"})
 
 
-def test_absolute_paths_outside_the_tables_folder(tmp_path: Path) -> None:
+def test_absolute_paths_outside_the_tables_folder(tmp_path):
     touch(tmp_path / "data/x/a.nii", tmp_path / "data/y/a.nii")
     (tmp_path / "tables").mkdir()
     rows = "\n".join(str(tmp_path / f"data/{d}/a.nii") for d in "xy")
@@ -170,7 +167,7 @@ def test_absolute_paths_outside_the_tables_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.goal(id="R12")
-def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
+def test_tables_that_cannot_be_used(tmp_path):
     touch(tmp_path / "a.nii", tmp_path / "b.nii")
     assert "empty" in refusal(table(tmp_path, ""))
     assert "no rows" in refusal(table(tmp_path, "image\n"))
@@ -194,10 +191,10 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.goal(id="R12")
-def test_the_time_to_read_a_table_grows_with_its_rows(tmp_path: Path) -> None:
+def test_the_time_to_read_a_table_grows_with_its_rows(tmp_path):
     touch(tmp_path / "d/0.png")
 
-    def seconds(number: int) -> float:
+    def seconds(number):
         rows = "\n".join(f"d/{i}.png,p{i // 3},{i % 2}" for i in range(number))
         path = table(tmp_path, f"image,patient,label\n{rows}\n")
         start = time.process_time()
@@ -208,7 +205,7 @@ def test_the_time_to_read_a_table_grows_with_its_rows(tmp_path: Path) -> None:
     assert seconds(50_000) < 30 * seconds(5_000)  # 100 times as long if rows were compared with each other
 
 
-def test_datalist(tmp_path: Path) -> None:
+def test_datalist(tmp_path):
     touch(tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "c.nii", tmp_path / "d.nii")
     content = {
         "name": "x",
@@ -232,9 +229,7 @@ def test_datalist(tmp_path: Path) -> None:
         refusal(tmp_path / "list.json")
 
 
-def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(tmp_path, caplog):
     touch(tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "c.nii")
     entry = {"label": [1, 0], "age": 3, "box": {"x": 1}, "id": "1"}
     content = {"training": [{"image": ["a.nii"], **entry}, {"image": "b.nii", "label": 1}], "test": ["c.nii"]}
@@ -262,7 +257,7 @@ NASTY = [
 
 
 @pytest.mark.goal(id="R14")
-def test_ids_are_safe_file_names(tmp_path: Path) -> None:
+def test_ids_are_safe_file_names(tmp_path):
     ids = safe_ids(NASTY)
     assert len({i.casefold() for i in ids}) == len(NASTY)
     for name in ids:
@@ -273,7 +268,7 @@ def test_ids_are_safe_file_names(tmp_path: Path) -> None:
 
 @pytest.mark.goal(id="R14")
 @given(st.text(max_size=400))
-def test_any_text_becomes_a_safe_id(text: str) -> None:
+def test_any_text_becomes_a_safe_id(text):
     safe = safe_id(text)
     assert 0 < len(safe) <= 100
     assert safe.isascii()
@@ -293,7 +288,7 @@ def test_any_text_becomes_a_safe_id(text: str) -> None:
     test=st.floats(0, 0.45),
     seed=st.integers(0, 5),
 )
-def test_no_patient_leaks(patients: list[int], val: float, test: float, seed: int) -> None:
+def test_no_patient_leaks(patients, val, test, seed):
     cases = [Case(f"c{i}", {}, f"p{p}") for i, p in enumerate(patients)]
     done = assign_splits(cases, val_fraction=val, test_fraction=test, seed=seed)
     assert [c.id for c in done] == [c.id for c in cases]
@@ -303,8 +298,8 @@ def test_no_patient_leaks(patients: list[int], val: float, test: float, seed: in
     assert back[::-1] == done
 
 
-def test_given_splits_stay() -> None:
-    def make(splits: list[str | None]) -> list[Case]:
+def test_given_splits_stay():
+    def make(splits):
         return [Case(f"c{i}", {}, f"p{i}", split) for i, split in enumerate(splits)]
 
     done = [c.split for c in assign_splits(make(["train"] * 6 + ["test"] * 3))]
@@ -325,7 +320,7 @@ def test_given_splits_stay() -> None:
 # ---------------------------------------------------------------- slices, fingerprints, failures
 
 
-def test_expand_slices(tmp_path: Path) -> None:
+def test_expand_slices(tmp_path):
     save_nifti(tmp_path / "v.nii.gz", values(4, 5, 10))
     Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "p.png")
     touch(tmp_path / "bad.nii.gz")
@@ -341,10 +336,10 @@ def test_expand_slices(tmp_path: Path) -> None:
     assert len(expand_slices(volume, axis="coronal")[0]) == 5
     for wrong in ({"range": (0.5, 0.5)}, {"step": 0}, {"axis": "oblique"}, {"range": (-1, 1)}):
         with pytest.raises(ConfigError):
-            expand_slices(volume, **wrong)  # type: ignore[arg-type]
+            expand_slices(volume, **wrong)
 
 
-def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path, caplog):
     for name in "ab":
         save_nifti(tmp_path / f"{name}.nii")
     save_nifti(tmp_path / "bad.nii", values(4, 5, 6, 2))
@@ -353,7 +348,7 @@ def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path: Path, caplo
     assert line.startswith("case bad skipped: bad.nii: a 4D file")
 
 
-def test_slices_that_are_left_out_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_slices_that_are_left_out_are_announced(tmp_path, caplog):
     for name in ("a", "b"):
         save_nifti(tmp_path / f"{name}.nii", values(4, 4, 10))
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
@@ -368,7 +363,7 @@ def test_slices_that_are_left_out_are_announced(tmp_path: Path, caplog: pytest.L
     ]
 
 
-def test_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint(tmp_path):
     save_nifti(tmp_path / "a.nii")
     save_series(tmp_path / "ct")
     cases = read_cohort(tmp_path)
@@ -382,7 +377,7 @@ def test_fingerprint(tmp_path: Path) -> None:
 
 @pytest.mark.goal(id="R12")
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_one_file_in_two_splits_by_a_link_is_refused(tmp_path: Path, link: str) -> None:
+def test_one_file_in_two_splits_by_a_link_is_refused(tmp_path, link):
     save_nifti(tmp_path / "a.nii")
     getattr(tmp_path / "b.nii", link)(tmp_path / "a.nii")
     table = tmp_path / "t.csv"
@@ -393,7 +388,7 @@ def test_one_file_in_two_splits_by_a_link_is_refused(tmp_path: Path, link: str) 
     assert len(split_cohort(table, spatial_dims=3, val_fraction=0).cases) == 2
 
 
-def test_no_cell_of_a_table_is_lost(tmp_path: Path) -> None:
+def test_no_cell_of_a_table_is_lost(tmp_path):
     touch(tmp_path / "a.png", tmp_path / "b.png")
     table = tmp_path / "t.csv"
     table.write_text("image,finding,age\na.png,benign,41\n\nb.png,lung cancer, left lobe,52\n")
@@ -409,7 +404,7 @@ def test_no_cell_of_a_table_is_lost(tmp_path: Path) -> None:
     assert [case.labels for case in read_cohort(table)] == [{"age": 41}, {"age": 52}]
 
 
-def test_a_line_that_ends_early_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_that_ends_early_is_named(tmp_path, caplog):
     touch(tmp_path / "a.png", tmp_path / "b.png")
     cut = table(tmp_path, "image,patient,split,age\na.png,Doe-1,train,41\nb.png,Do")
     assert [case.labels["age"] for case in read_cohort(cut)] == [41, None]
@@ -419,13 +414,13 @@ def test_a_line_that_ends_early_is_named(tmp_path: Path, caplog: pytest.LogCaptu
     ]
 
 
-def test_an_id_and_the_name_of_another_cases_file_are_not_confused(tmp_path: Path) -> None:
+def test_an_id_and_the_name_of_another_cases_file_are_not_confused(tmp_path):
     touch(tmp_path / "a.png", tmp_path / "b.png")
     assert "the id 'b' occurs twice" in refusal(table(tmp_path, "id,image\nb,a.png\n,b.png\n"))
     assert "the id 'b' occurs twice" in refusal(table(tmp_path, "id,image\n,b.png\nb,a.png\n"))
 
 
-def test_patients_called_na_count_as_one_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_patients_called_na_count_as_one_with_a_warning(tmp_path, caplog):
     touch(*(tmp_path / f"{name}.png" for name in "abc"))
     cases = read_cohort(table(tmp_path, "image,patient\na.png,NA\nb.png,NA\nc.png,Doe\n"))
     assert [case.patient for case in cases] == ["NA", "NA", "Doe"]
@@ -435,7 +430,7 @@ def test_patients_called_na_count_as_one_with_a_warning(tmp_path: Path, caplog: 
     ]
 
 
-def test_failures_table(tmp_path: Path) -> None:
+def test_failures_table(tmp_path):
     path = write_failures(tmp_path / "new/failures.csv", [Failure("c", "c.nii", 'c.nii: "odd", cut; copy it again')])
     assert path.read_text() == 'case_id,file,reason\nc,c.nii,"c.nii: ""odd"", cut; copy it again"\n'
 
@@ -443,7 +438,7 @@ def test_failures_table(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- real data
 
 
-def test_real_radiographs_by_table() -> None:
+def test_real_radiographs_by_table():
     path = shared("cxr_pneumonia_224") / "labels.csv"
     cases = read_cohort(path, columns={"image": "file", "patient": "patient_key"})
     assert len(cases) == 2682
@@ -454,14 +449,14 @@ def test_real_radiographs_by_table() -> None:
     assert len({(c.patient, c.split) for c in done}) == len({c.patient for c in done})
 
 
-def test_real_folders() -> None:
+def test_real_folders():
     cases = read_cohort(shared("hippocampus_msd") / "images")
     assert len(cases) == 201
     assert cases[0].id == "hippocampus_001"
     assert read_cohort(shared("hippocampus_hcrop_dicom"))[0].id == "Study1_13_HCropVolume"
 
 
-def test_no_private_tag_leaves_a_dicom_file(tmp_path: Path) -> None:
+def test_no_private_tag_leaves_a_dicom_file(tmp_path):
     root = shared("dicom_mr_brain_pgbm003")
     cases = read_cohort(root)
     assert len(cases) == 2
@@ -478,7 +473,7 @@ def test_no_private_tag_leaves_a_dicom_file(tmp_path: Path) -> None:
         assert private not in everything
 
 
-def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
+def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path):
     (tmp_path / "data").mkdir()
     save_nifti(tmp_path / "data" / "a.nii")
     (tmp_path / "latest").symlink_to(tmp_path / "data")
@@ -486,7 +481,7 @@ def test_a_folder_reached_twice_by_a_link_counts_once(tmp_path: Path) -> None:
     assert [c.id for c in read_cohort(tmp_path)] == ["a"]
 
 
-def test_an_unknown_key_of_columns_is_named(tmp_path: Path) -> None:
+def test_an_unknown_key_of_columns_is_named(tmp_path):
     with pytest.raises(ConfigError, match="columns: 'imaje' is unknown; use one of image, id, patient"):
         read_cohort(tmp_path, columns={"imaje": "file"})
 
@@ -500,8 +495,6 @@ def test_an_unknown_key_of_columns_is_named(tmp_path: Path) -> None:
         ("image,subject_id\na.png,p1\n", {"patient": "subject"}, "set columns, e.g. patient=subject_id"),
     ],
 )
-def test_the_advice_about_columns_fits_the_table(
-    tmp_path: Path, content: str, columns: dict[str, str], advice: str
-) -> None:
+def test_the_advice_about_columns_fits_the_table(tmp_path, content, columns, advice):
     touch(tmp_path / "a.png")
     assert advice in refusal(table(tmp_path, content), columns=columns)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +13,7 @@ from scan_files import save_series
 from monai_diffae.data.contents import content_hash, item_hash
 
 
-def flip_last_bit(path: Path) -> None:
+def flip_last_bit(path):
     """A change that alters neither the size nor, as far as a program can see, the time."""
     before = path.stat()
     content = bytearray(path.read_bytes())
@@ -31,12 +30,12 @@ def test_a_single_file_has_the_hash_that_sha256sum_prints(tmp_path):
     assert content_hash([path.rename(tmp_path / "b.nii")]) == hashlib.sha256(b"voxels").hexdigest()
 
 
-def image(path: Path) -> Path:
+def image(path):
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(60, dtype=np.int16).reshape(3, 4, 5)), str(path))
     return path
 
 
-def pair(path: Path) -> Path:
+def pair(path):
     nib.save(nib.Nifti1Pair(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)), path)
     return path
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path
@@ -8,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import make_plane, positions, save_enhanced, save_planes
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from scan_files import refusal, save_series, shared
@@ -19,7 +17,7 @@ from monai_diffae.errors import ScanError
 
 
 @pytest.mark.parametrize("suffix", [".dcm", "", ".IMA"])
-def test_series_in_spatial_order(tmp_path: Path, suffix: str) -> None:
+def test_series_in_spatial_order(tmp_path, suffix):
     scan = read_scan(save_series(tmp_path / "ct", suffix=suffix), spatial_dims=3, channels=1)
     assert scan.array.shape == (1, 6, 4, 5)
     assert scan.modality == "CT"
@@ -28,7 +26,7 @@ def test_series_in_spatial_order(tmp_path: Path, suffix: str) -> None:
     assert read_shape(tmp_path / "ct") == (6, 4, 5)
 
 
-def test_two_series_are_told_apart(tmp_path: Path) -> None:
+def test_two_series_are_told_apart(tmp_path):
     save_series(tmp_path / "ct", 5, "1.2.3", "a")
     save_series(tmp_path / "ct", 3, "1.2.4", "b")
     assert "2 DICOM series" in refusal(tmp_path / "ct")
@@ -37,7 +35,7 @@ def test_two_series_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.goal(id="R5")
-def test_defective_series(tmp_path: Path) -> None:
+def test_defective_series(tmp_path):
     whole = save_series(tmp_path / "whole")
     gap = shutil.copytree(whole, tmp_path / "gap")
     (gap / "003.dcm").unlink()
@@ -55,10 +53,10 @@ def test_defective_series(tmp_path: Path) -> None:
     assert "no readable DICOM" in refusal(tmp_path / "none")
 
 
-def test_slices_of_two_patients_are_no_volume(tmp_path: Path) -> None:
+def test_slices_of_two_patients_are_no_volume(tmp_path):
     """Tools that remove names may give every series one UID; the slices of two patients then lie in one stack."""
 
-    def change(k: int, dataset: FileDataset) -> None:
+    def change(k, dataset):
         dataset.PatientID = "MRN-0043" if k % 2 else "MRN-0042 "
 
     folder = save_planes(tmp_path / "ct", positions(), change=change)
@@ -70,10 +68,10 @@ def test_slices_of_two_patients_are_no_volume(tmp_path: Path) -> None:
     assert read_scan(whole).array.shape[-1] == 5
 
 
-def _padded_ct(folder: Path, **tags: object) -> Path:
+def _padded_ct(folder, **tags):
     """A CT in whose slices the first column is padding of -2000, with an intercept of -1024."""
 
-    def change(k: int, dataset: FileDataset) -> None:
+    def change(k, dataset):
         pixels = np.frombuffer(dataset.PixelData, np.int16).reshape(dataset.Rows, dataset.Columns).copy()
         pixels[:, 0] = -2000
         dataset.PixelData = pixels.tobytes()
@@ -85,7 +83,7 @@ def _padded_ct(folder: Path, **tags: object) -> Path:
 
 
 @pytest.mark.goal(id="R9")
-def test_padding_becomes_the_lowest_measured_value(tmp_path: Path) -> None:
+def test_padding_becomes_the_lowest_measured_value(tmp_path):
     """Padding of -2000 lies far below air, and would move percentiles and windows."""
     plain = read_scan(_padded_ct(tmp_path / "plain")).array
     is_padding = plain == -3024
@@ -98,7 +96,7 @@ def test_padding_becomes_the_lowest_measured_value(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, np.where(is_padding, lowest, plain))
 
 
-def test_padding_of_an_enhanced_file_is_found_through_the_scaling_of_its_frames(tmp_path: Path) -> None:
+def test_padding_of_an_enhanced_file_is_found_through_the_scaling_of_its_frames(tmp_path):
     path = save_enhanced(tmp_path / "mr.dcm", positions(), slopes=[2.0] * 5)
     whole = read_scan(path).array
     dataset = pydicom.dcmread(path)
@@ -113,21 +111,21 @@ def test_padding_of_an_enhanced_file_is_found_through_the_scaling_of_its_frames(
     np.testing.assert_array_equal(array[is_padding], array[~is_padding].min())
 
 
-def test_a_declared_padding_that_tissue_has_too_is_kept(tmp_path: Path) -> None:
+def test_a_declared_padding_that_tissue_has_too_is_kept(tmp_path):
     plain = read_scan(save_planes(tmp_path / "plain", positions())).array
     middle = int(np.sort(plain.ravel())[plain.size // 2])
 
-    def change(k: int, dataset: FileDataset) -> None:
+    def change(k, dataset):
         dataset.add_new("PixelPaddingValue", "SS", middle)
 
     np.testing.assert_array_equal(read_scan(save_planes(tmp_path / "ct", positions(), change=change)).array, plain)
 
 
 @pytest.mark.goal(id="R9")
-def test_values_that_a_table_converts_are_refused(tmp_path: Path) -> None:
+def test_values_that_a_table_converts_are_refused(tmp_path):
     """GDCM ignores the ModalityLUTSequence, and would return stored values."""
 
-    def change(k: int, dataset: FileDataset) -> None:
+    def change(k, dataset):
         table = Dataset()
         table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "US", bytes(4)
         dataset.ModalityLUTSequence = [table]
@@ -142,7 +140,7 @@ def test_values_that_a_table_converts_are_refused(tmp_path: Path) -> None:
             read_shape(path)
 
 
-def test_radiograph_and_monochrome1(tmp_path: Path) -> None:
+def test_radiograph_and_monochrome1(tmp_path):
     folder = save_series(tmp_path / "dx", 1, modality="DX")
     path = folder / "001.dcm"
     scan = read_scan(path, spatial_dims=2)
@@ -156,7 +154,7 @@ def test_radiograph_and_monochrome1(tmp_path: Path) -> None:
     np.testing.assert_array_equal(inverted - inverted.min(), 23 - np.arange(24).reshape(4, 6))
 
 
-def test_real_dicom_is_read_whole() -> None:
+def test_real_dicom_is_read_whole():
     scan = read_scan(shared("dicom_mr_brain_pgbm003") / "11-T1post-18670", spatial_dims=3, channels=1)
     assert scan.array.shape == (1, 280, 320, 22)
     np.testing.assert_allclose(scan.spacing_mm, (0.6875, 0.6875, 6.5), rtol=1e-4)
@@ -165,7 +163,7 @@ def test_real_dicom_is_read_whole() -> None:
 
 
 @pytest.mark.goal(id="R5")
-def test_real_dicom_cut_anywhere(tmp_path: Path) -> None:
+def test_real_dicom_cut_anywhere(tmp_path):
     file = next(shared("hippocampus_hcrop_dicom").glob("*/1.dcm"))
     data = file.read_bytes()
     for part in (0.0, 0.05, 0.3, 0.7, 0.999):
@@ -173,7 +171,7 @@ def test_real_dicom_cut_anywhere(tmp_path: Path) -> None:
         refusal(tmp_path / "cut.dcm")
 
 
-def _with_implicit_elements(file: Path) -> Path:
+def _with_implicit_elements(file):
     """Write a file's elements again, implicit, although its transfer syntax says explicit."""
     content, dataset, elements = file.read_bytes(), pydicom.dcmread(file), DicomBytesIO()
     elements.is_little_endian, elements.is_implicit_VR = True, True
@@ -184,9 +182,7 @@ def _with_implicit_elements(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["file", "series", "frames"])
-def test_implicit_elements_under_an_explicit_transfer_syntax_are_read_at_once_with_a_warning(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_implicit_elements_under_an_explicit_transfer_syntax_are_read_at_once_with_a_warning(tmp_path, kind, caplog):
     """GDCM (in SimpleITK 2.5) needs 4 s for each of these files."""
     if kind == "frames":
         path = save_enhanced(tmp_path / "ct.dcm", positions())
@@ -208,7 +204,7 @@ def test_implicit_elements_under_an_explicit_transfer_syntax_are_read_at_once_wi
     assert f"{line}; set its TransferSyntaxUID to 1.2.840.10008.1.2" in refusal(path, doubtful="refuse")
 
 
-def test_implicit_elements_under_another_transfer_syntax_are_refused_at_once(tmp_path: Path) -> None:
+def test_implicit_elements_under_another_transfer_syntax_are_refused_at_once(tmp_path):
     make_plane((0.0, 0.0, 0.0), little_endian=True).save_as(tmp_path / "a.dcm")
     file = _with_implicit_elements(tmp_path / "a.dcm")
     file.write_bytes(file.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"))  # RLE
@@ -217,5 +213,5 @@ def test_implicit_elements_under_another_transfer_syntax_are_refused_at_once(tmp
     assert time.process_time() - before < 1
 
 
-def test_a_name_that_is_too_long_for_a_file_has_no_patient() -> None:
+def test_a_name_that_is_too_long_for_a_file_has_no_patient():
     assert read_patient(Path("x" * 300)) is None

@@ -1,14 +1,9 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, points, positions, save_enhanced, save_planes
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileDataset
 from pydicom.encaps import encapsulate
 from scan_files import refusal, shared
 
@@ -21,7 +16,7 @@ ORIENTATIONS = {"axial": AXIAL, "sagittal": (0, 1, 0, 0, 0, -1), "feet first": (
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
 @pytest.mark.parametrize("backwards", [False, True])
-def test_every_voxel_lies_where_the_standard_says(tmp_path: Path, name: str, backwards: bool) -> None:
+def test_every_voxel_lies_where_the_standard_says(tmp_path, name, backwards):
     orientation = ORIENTATIONS[name]
     places = positions(orientation)[:: -1 if backwards else 1]
     scan = read_scan(save_planes(tmp_path / "series", places, orientation))
@@ -32,7 +27,7 @@ def test_every_voxel_lies_where_the_standard_says(tmp_path: Path, name: str, bac
     np.testing.assert_allclose((scan.affine @ [9, 13, 4, 1])[:3] * [-1, -1, 1], corner, atol=1e-4)
 
 
-def test_a_single_slice_lies_where_the_standard_says(tmp_path: Path) -> None:
+def test_a_single_slice_lies_where_the_standard_says(tmp_path):
     place = positions(OBLIQUE)[2]
     make_plane(place, OBLIQUE).save_as(tmp_path / "a.dcm")
     affine = read_scan(tmp_path / "a.dcm", spatial_dims=2).affine
@@ -44,8 +39,8 @@ def test_a_single_slice_lies_where_the_standard_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tag", "value"), [("ImagePositionPatient", None), ("ImageOrientationPatient", ""), ("PixelSpacing", [0.5])]
 )
-def test_a_slice_that_does_not_say_where_it_lies_is_refused(tmp_path: Path, tag: str, value: object) -> None:
-    def lose(k: int, dataset: FileDataset) -> None:
+def test_a_slice_that_does_not_say_where_it_lies_is_refused(tmp_path, tag, value):
+    def lose(k, dataset):
         if k == 2:
             setattr(dataset, tag, value)
 
@@ -57,8 +52,8 @@ def test_a_slice_that_does_not_say_where_it_lies_is_refused(tmp_path: Path, tag:
             read_shape(series)
 
 
-def test_slices_that_do_not_belong_together(tmp_path: Path) -> None:
-    def of_third(tag: str, value: object) -> Path:
+def test_slices_that_do_not_belong_together(tmp_path):
+    def of_third(tag, value):
         return save_planes(tmp_path / tag, positions(), change=lambda k, d: k == 2 and setattr(d, tag, value))
 
     turned = of_third("ImageOrientationPatient", [0, 1, 0, -1, 0, 0])  # within the plane: the normal is the same
@@ -71,7 +66,7 @@ def test_slices_that_do_not_belong_together(tmp_path: Path) -> None:
     assert "perpendicular" in refusal(skewed)
 
 
-def test_uneven_missing_and_doubled_slices(tmp_path: Path) -> None:
+def test_uneven_missing_and_doubled_slices(tmp_path):
     drifting = positions(n=20)
     drifting[10:, 2] += 0.19 * np.arange(10)  # each step within 10 %, 1 mm wrong in the middle
     series = save_planes(tmp_path / "drifting", drifting)
@@ -89,7 +84,7 @@ def test_uneven_missing_and_doubled_slices(tmp_path: Path) -> None:
     assert read_scan(save_planes(tmp_path / "rounded", rounded, OBLIQUE)).array.shape == (1, 10, 14, 5)
 
 
-def _two_zones(fine: float, thick: float, tilt: float = 0.0, n: int = 8) -> np.ndarray:
+def _two_zones(fine, thick, tilt=0.0, n=8):
     """Planes of a head CT: n fine gaps below, n thick ones above; ``tilt`` mm along the columns for each mm upwards."""
     heights = np.concatenate([[0], np.cumsum([fine] * n + [thick] * n)])
     return np.array([-31.5, 12.25, 40.0]) + heights[:, None] * np.array([0, tilt, 1.0])
@@ -97,9 +92,7 @@ def _two_zones(fine: float, thick: float, tilt: float = 0.0, n: int = 8) -> np.n
 
 @pytest.mark.parametrize("tilt", [0.0, 0.3])
 @pytest.mark.parametrize(("fine", "thick"), [(4, 7), (2.5, 5), (4, 8)])
-def test_planned_uneven_gaps_are_resampled_by_position(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, fine: float, thick: float, tilt: float
-) -> None:
+def test_planned_uneven_gaps_are_resampled_by_position(tmp_path, caplog, fine, thick, tilt):
     """Defect 27 of the reliability goals: a head CT with thin slices below is no series with missing slices."""
     series = save_planes(tmp_path / f"{fine}{thick}{tilt}", _two_zones(fine, thick, tilt))
     scan = read_scan(series)
@@ -118,7 +111,7 @@ def test_planned_uneven_gaps_are_resampled_by_position(
     assert "unevenly spaced" in refusal(series, uneven="refuse")
 
 
-def test_missing_slices_are_no_planned_gaps(tmp_path: Path) -> None:
+def test_missing_slices_are_no_planned_gaps(tmp_path):
     zones = _two_zones(2, 4)
     lost = [k for k in range(30) if k not in (11, 13, 15, 17)]  # gaps of 4 mm in a row, as if they were planned
     known = save_planes(tmp_path / "numbers", positions(n=30)[lost], change=lambda k, d: _number(d, lost[k] + 1))
@@ -129,7 +122,7 @@ def test_missing_slices_are_no_planned_gaps(tmp_path: Path) -> None:
     assert read_scan(numberless).spacing_mm[2] == pytest.approx(2)
 
 
-def _number(dataset: FileDataset, number: int) -> None:
+def _number(dataset, number):
     dataset.InstanceNumber = number
 
 
@@ -144,9 +137,7 @@ def _number(dataset: FileDataset, number: int) -> None:
         ([], {"InstanceNumber": None, "ImagesInAcquisition": ""}, None),
     ],
 )
-def test_a_slice_that_is_missing_at_an_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: list[int], tags: dict, says: str | None
-) -> None:
+def test_a_slice_that_is_missing_at_an_end(tmp_path, caplog, lost, tags, says):
     series = save_planes(tmp_path / f"{lost}{len(tags)}{says}", positions(), **tags)
     names = np.random.default_rng(3).permutation(5)
     for k in lost:
@@ -160,9 +151,7 @@ def test_a_slice_that_is_missing_at_an_end(
 
 @pytest.mark.parametrize("tilt", [0.6, -0.6])
 @pytest.mark.parametrize("name", ["axial", "oblique"])
-def test_a_tilted_gantry_is_straightened(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, tilt: float, name: str
-) -> None:
+def test_a_tilted_gantry_is_straightened(tmp_path, caplog, tilt, name):
     orientation = ORIENTATIONS[name]
     places = positions(orientation, n=6, tilt=tilt)
     series = save_planes(tmp_path / "ct", places, orientation)
@@ -180,7 +169,7 @@ def test_a_tilted_gantry_is_straightened(
     assert set(scan.array[0][beyond]) == {scan.array.min()}
 
 
-def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
+def test_each_slice_has_its_own_slope(tmp_path):
     """As in PET; ITK's reader of series casts them to the type of the first, an integer with a slope of 2."""
     slopes = [2, 0.37, 0.5, 0.25, 1.5]
     series = save_planes(
@@ -193,7 +182,7 @@ def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3, 1, 4, 0, 2]])
-def test_frames_of_an_enhanced_file(tmp_path: Path, order: list[int]) -> None:
+def test_frames_of_an_enhanced_file(tmp_path, order):
     path = save_enhanced(tmp_path / "mr.dcm", positions(OBLIQUE)[order], OBLIQUE)
     scan = read_scan(path, spatial_dims=3)
     assert scan.modality == "MR"
@@ -201,7 +190,7 @@ def test_frames_of_an_enhanced_file(tmp_path: Path, order: list[int]) -> None:
     assert sorted(read_shape(path)) == [5, 10, 14]
 
 
-def test_frames_that_are_no_volume(tmp_path: Path) -> None:
+def test_frames_that_are_no_volume(tmp_path):
     gap = save_enhanced(tmp_path / "gap.dcm", positions()[[0, 1, 3, 4]])
     assert "a gap of 4 mm" in refusal(gap)
     assert "4D" in refusal(save_enhanced(tmp_path / "times.dcm", positions()[[0, 0, 1, 1]]))
@@ -218,12 +207,12 @@ def test_frames_that_are_no_volume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["RLE", "implicit", "bigendian", "padded", "expb", "jp2klossless", "jpeg_ls_lossless"])
-def test_encodings(how: str) -> None:
+def test_encodings(how):
     plain, encoded = (get_testdata_file(f"MR_small{s}.dcm", download=False) for s in ("", f"_{how}"))
     np.testing.assert_array_equal(read_scan(str(encoded)).array, read_scan(str(plain)).array)
 
 
-def test_a_compression_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+def test_a_compression_that_cannot_be_decoded_is_named(tmp_path):
     pytest.importorskip("pydicom", minversion="3", reason="pydicom 2 does not know this transfer syntax")
     dataset = make_plane(positions()[0])
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
@@ -233,15 +222,15 @@ def test_a_compression_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     assert "(High-Throughput JPEG 2000 Image Compression (Lossless Only))" in refusal(tmp_path / "a.dcm")
 
 
-def test_what_gdcm_decodes_wrongly_is_refused(tmp_path: Path) -> None:
+def test_what_gdcm_decodes_wrongly_is_refused(tmp_path):
     dataset = make_plane(positions()[0], BitsAllocated=32, BitsStored=32, HighBit=31, little_endian=False)
     dataset.PixelData = np.arange(140, dtype=">i4").tobytes()
     dataset.save_as(tmp_path / "a.dcm")
     assert "32-bit big-endian" in refusal(tmp_path / "a.dcm")
 
 
-def test_bits_above_the_stored_ones_are_no_values(tmp_path: Path) -> None:
-    def set_overlay(k: int, dataset: FileDataset) -> None:
+def test_bits_above_the_stored_ones_are_no_values(tmp_path):
+    def set_overlay(k, dataset):
         dataset.PixelData = (np.frombuffer(dataset.PixelData, np.int16) | 0x4000).tobytes()
 
     bits = {"PixelRepresentation": 0, "BitsStored": 12, "HighBit": 11}
@@ -253,7 +242,7 @@ def test_bits_above_the_stored_ones_are_no_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["hippocampus_hcrop_dicom/Study2_14_HCropVolume", "dicom_mr_brain_pgbm003/36468-FLAIRreg-58706"]
 )
-def test_real_series_against_nibabel(name: str) -> None:
+def test_real_series_against_nibabel(name):
     from nibabel.nicom import dicomwrappers
 
     series = shared(name)
@@ -266,7 +255,7 @@ def test_real_series_against_nibabel(name: str) -> None:
     np.testing.assert_array_equal(scan.array[0], np.stack([plane.get_data().T for plane in planes], axis=-1))
 
 
-def test_the_transform_takes_a_tilted_series(tmp_path: Path) -> None:
+def test_the_transform_takes_a_tilted_series(tmp_path):
     series = save_planes(tmp_path / "ct", positions(tilt=0.6))
     image = ReadScand("image", 3)({"image": str(series)})["image"]
     assert tuple(image.shape) == (1, 10, 18, 5)

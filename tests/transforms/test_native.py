@@ -1,8 +1,4 @@
-from __future__ import annotations
-
 import copy
-from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +26,7 @@ from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, write
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
-def shipped_2d(size: tuple[int, int] = (64, 64), keys: Any = "image", axis: Any = "axial", **range_: Any) -> Compose:
+def shipped_2d(size=(64, 64), keys="image", axis="axial", **range_):
     """As in bundles/diffae_2d."""
     return Compose([
         ReadScand(keys, 2, axis=axis),
@@ -40,7 +36,7 @@ def shipped_2d(size: tuple[int, int] = (64, 64), keys: Any = "image", axis: Any 
     ])  # fmt: skip
 
 
-def of_volumes(size: tuple[int, int, int]) -> Compose:
+def of_volumes(size):
     return Compose([
         ReadScand("image", 3),
         Orientationd("image", "RAS", labels=None),
@@ -51,16 +47,16 @@ def of_volumes(size: tuple[int, int, int]) -> Compose:
     ])  # fmt: skip
 
 
-def smooth(*shape: int) -> np.ndarray:
+def smooth(*shape):
     """Waves of one period along each axis, of 100 to 900."""
     grids = np.meshgrid(*(np.linspace(0, 2 * np.pi, n) for n in shape), indexing="ij")
-    waves: np.ndarray = np.mean([np.cos(g + i) for i, g in enumerate(grids)], axis=0)
+    waves = np.mean([np.cos(g + i) for i, g in enumerate(grids)], axis=0)
     return (500 + 400 * waves / np.abs(waves).max())[None].astype(np.float32)
 
 
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(30, 150), width=st.integers(30, 150))
-def test_any_size_comes_back(tmp_path_factory: pytest.TempPathFactory, height: int, width: int) -> None:
+def test_any_size_comes_back(tmp_path_factory, height, width):
     scan = smooth(height, width)
     path = write_scan(tmp_path_factory.mktemp("any") / "a.nii.gz", scan)
     native = NativeSpace(shipped_2d(method="minmax"), {"image": str(path)})
@@ -74,7 +70,7 @@ def test_any_size_comes_back(tmp_path_factory: pytest.TempPathFactory, height: i
         np.testing.assert_allclose(native.back(torch.full((1, 64, 64), value)), units, rtol=1e-6)
 
 
-def test_positions_stay(tmp_path: Path) -> None:
+def test_positions_stay(tmp_path):
     """A blob comes back where it was: no half-voxel shift, no axes exchanged."""
     y, x = np.mgrid[:97, :41]
     scan = np.exp(-((y - 70.3) ** 2 + (x - 12.6) ** 2) / 20)[None]
@@ -86,7 +82,7 @@ def test_positions_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(90, 45), (45, 90), (64, 64)])
-def test_what_was_cropped_keeps_its_values(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_what_was_cropped_keeps_its_values(tmp_path, shape):
     scan = smooth(*shape)
     path = write_scan(tmp_path / "a.nii.gz", scan)
     native = NativeSpace(shipped_2d((32, 48), method="minmax"), {"image": str(path)})
@@ -102,7 +98,7 @@ def test_what_was_cropped_keeps_its_values(tmp_path: Path, shape: tuple[int, int
     np.testing.assert_allclose(difference[:, native.field], np.ptp(scan) / 2, rtol=1e-5)
 
 
-def test_differences(tmp_path: Path) -> None:
+def test_differences(tmp_path):
     path = write_scan(tmp_path / "a.nii.gz", smooth(50, 71))
     native = NativeSpace(shipped_2d((40, 64)), {"image": str(path)})
     one, other = torch.rand(2, 1, 40, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -114,7 +110,7 @@ def test_differences(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(10, 300), width=st.integers(10, 300), seed=st.integers(0, 99))
-def test_a_difference_of_0_leaves_the_scan_to_the_bit(height: int, width: int, seed: int) -> None:
+def test_a_difference_of_0_leaves_the_scan_to_the_bit(height, width, seed):
     rng = np.random.default_rng(seed)
     scan = rng.normal(100, 1000, (1, height, width)).astype(np.float32)
     native = NativeSpace(shipped_2d((24, 32)), {"image": scan})
@@ -128,7 +124,7 @@ def test_a_difference_of_0_leaves_the_scan_to_the_bit(height: int, width: int, s
 
 
 @pytest.mark.parametrize("range_", [{"method": "window", "window_hu": (-160, 240)}, {"percentiles": (5, 95)}])
-def test_a_difference_is_in_the_units_of_the_scan(range_: dict[str, Any]) -> None:
+def test_a_difference_is_in_the_units_of_the_scan(range_):
     """Also where the scan is beyond the model's range: a bone of 900 HU becomes one of 800 HU."""
     scan = smooth(40, 64) * 2 - 800
     native = NativeSpace(shipped_2d((40, 64), **range_), {"image": scan})
@@ -141,7 +137,7 @@ def test_a_difference_is_in_the_units_of_the_scan(range_: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
-def test_slices_lie_where_they_were(tmp_path: Path, axis: Any) -> None:
+def test_slices_lie_where_they_were(tmp_path, axis):
     volume = smooth(31, 44, 23)
     source = write_scan(tmp_path / "volume.nii.gz", volume, OBLIQUE)
     expected = slice_volume(read_scan(source), axis, 9)
@@ -163,7 +159,7 @@ def test_slices_lie_where_they_were(tmp_path: Path, axis: Any) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32, 32), (40, 24, 40)])
 @pytest.mark.parametrize("flips", [np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, -1, 1])])
-def test_volumes(tmp_path: Path, size: tuple[int, int, int], flips: np.ndarray) -> None:
+def test_volumes(tmp_path, size, flips):
     affine = OBLIQUE @ flips @ np.eye(4)[[1, 2, 0, 3]]  # the first axis is that of the 3 mm slices
     volume = smooth(21, 50, 37)
     source = write_scan(tmp_path / "in.nii.gz", volume, affine)
@@ -188,7 +184,7 @@ def test_volumes(tmp_path: Path, size: tuple[int, int, int], flips: np.ndarray) 
     assert constant == pytest.approx((low + high) / 2, rel=0.03)  # resampling moves the volume's own ends a little
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_pictures(tmp_path):
     pixels = np.clip(smooth(75, 111)[0] / 4, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     native = NativeSpace(shipped_2d(method="minmax"), {"image": str(tmp_path / "a.png")})
@@ -206,7 +202,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert nib.load(write_native(tmp_path / "deep.nii.gz", deep.scan.array, deep.scan)).get_data_dtype() == np.uint16
 
 
-def test_real_radiographs(tmp_path: Path) -> None:
+def test_real_radiographs(tmp_path):
     files = sorted(shared("cxr_pneumonia_224").glob("train/*/*.jpeg"))[::700][:4]
     assert files
     for file in files:
@@ -218,7 +214,7 @@ def test_real_radiographs(tmp_path: Path) -> None:
         assert np.corrcoef(back.ravel(), pixels.ravel())[0, 1] > 0.98
 
 
-def test_dicom_and_other_images_of_the_case(tmp_path: Path) -> None:
+def test_dicom_and_other_images_of_the_case(tmp_path):
     folder = save_series(tmp_path / "ct")
     other = write_scan(tmp_path / "b.nii.gz", smooth(30, 40))
     item = {"image": str(folder), "second": str(folder), "slice": 2, "id": "a"}
@@ -242,7 +238,7 @@ def test_dicom_and_other_images_of_the_case(tmp_path: Path) -> None:
         ([0, 0.5], [3.4, 3.6], np.float32),
     ],
 )
-def test_whole_numbers_stay_whole(tmp_path: Path, values: Any, array: Any, dtype: Any) -> None:
+def test_whole_numbers_stay_whole(tmp_path, values, array, dtype):
     scan = Scan(np.array(values, np.float32).reshape(1, 2, 1, 1), OBLIQUE)
     made = np.array(array, np.float32).reshape(1, 2, 1, 1)
     written = nib.load(write_native(tmp_path / "a.nii.gz", made, scan))
@@ -252,7 +248,7 @@ def test_whole_numbers_stay_whole(tmp_path: Path, values: Any, array: Any, dtype
     np.testing.assert_array_equal(exact.get_fdata().ravel(), made.ravel())
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_refusals(tmp_path):
     path = write_scan(tmp_path / "a.nii.gz", smooth(30, 40))
     (tmp_path / "empty.nii.gz").touch()
     with pytest.raises(ScanError, match=r"^empty.nii.gz: the file is empty"):
@@ -269,13 +265,13 @@ def test_refusals(tmp_path: Path) -> None:
         NativeSpace(ToModelRanged("image"), {"image": str(path)})
 
 
-def test_monai_modifies_its_records() -> None:
+def test_monai_modifies_its_records():
     """Why the records are copied: undoing ResizeWithPadOrCrop a second time with the same ones fails in MONAI."""
     transform = ResizeWithPadOrCrop((8, 8))
     image = transform(MetaTensor(torch.rand(1, 6, 10)))
     records = image.applied_operations
 
-    def undo(records: Any) -> torch.Tensor:
+    def undo(records):
         return transform.inverse(MetaTensor(torch.ones(1, 8, 8), applied_operations=list(records)))
 
     assert undo(copy.deepcopy(records)).shape == (1, 6, 10)

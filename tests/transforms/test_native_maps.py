@@ -1,7 +1,5 @@
 """Maps and masks in the model's grid, converted to the scan's space."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor

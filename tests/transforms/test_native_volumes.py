@@ -1,10 +1,7 @@
 """A volume through the 3D bundle's pipeline and back: the same shape, affine, units and type."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,14 +18,14 @@ ISOTROPIC, THICK = (1.0, 1.0, 1.0), (0.8, 0.8, 5.0)
 ORIENTATIONS = ["RAS", "LPS", "LAS", "SRA", "IPL", "ARS", "PIR", "SLP"]
 
 
-def pipeline(**values: Any) -> Any:
+def pipeline(**values):
     parser = ConfigParser()
     parser.read_config(str(BUNDLE))
     parser.update({"dataset_dir": ".", **values})
     return parser.get_parsed_content("preprocessing")
 
 
-def volume(spacing: tuple[float, ...], size_mm: float = 36.0, seed: int = 0) -> np.ndarray:
+def volume(spacing, size_mm=36.0, seed=0):
     """Smooth blobs in mm, the same whatever the spacing, 0 to 900."""
     shape = [max(6, round(size_mm / mm)) for mm in spacing]
     grid = np.stack(np.meshgrid(*(np.arange(n) * mm for n, mm in zip(shape, spacing, strict=True)), indexing="ij"))
@@ -37,11 +34,11 @@ def volume(spacing: tuple[float, ...], size_mm: float = 36.0, seed: int = 0) -> 
     blobs = [
         np.exp(-((grid - c[:, None, None, None]) ** 2).sum(axis=0) / w**2) for c, w in zip(centres, widths, strict=True)
     ]
-    total: np.ndarray = np.sum(blobs, axis=0)
+    total = np.sum(blobs, axis=0)
     return 900 * total / total.max()
 
 
-def save(path: Path, array: np.ndarray, spacing: tuple[float, ...], codes: str, dtype: Any = np.int16) -> Path:
+def save(path, array, spacing, codes, dtype=np.int16):
     """A volume given in RAS, stored in another order of its axes."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (-17.3, 4.25, 101.7)
@@ -57,7 +54,7 @@ def save(path: Path, array: np.ndarray, spacing: tuple[float, ...], codes: str, 
 
 @pytest.mark.goal(id="R10")
 @pytest.mark.parametrize(("codes", "spacing"), itertools.product(ORIENTATIONS, [ISOTROPIC, THICK]))
-def test_there_and_back(tmp_path: Path, codes: str, spacing: tuple[float, ...]) -> None:
+def test_there_and_back(tmp_path, codes, spacing):
     array = volume(spacing)
     source = save(tmp_path / "in.nii.gz", array, spacing, codes)
     native = NativeSpace(pipeline(spacing_mm=[1.0, 1.0, 1.0], image_size=[48, 48, 48]), {"image": str(source)})
@@ -78,7 +75,7 @@ def test_there_and_back(tmp_path: Path, codes: str, spacing: tuple[float, ...]) 
     assert (native.image - seen).abs().max() < 1e-3
 
 
-def header_of(dtype: Any, slope: float | None = None) -> nib.Nifti1Image:
+def header_of(dtype, slope=None):
     image = nib.Nifti1Image(np.zeros((12, 10, 8), dtype), np.diag([1.0, 1, 2, 1]))
     image.header.set_slope_inter(slope, 10.0 if slope else None)
     return image
@@ -86,7 +83,7 @@ def header_of(dtype: Any, slope: float | None = None) -> nib.Nifti1Image:
 
 @pytest.mark.goal(id="R10")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
-def test_types_are_kept(tmp_path: Path, dtype: Any) -> None:
+def test_types_are_kept(tmp_path, dtype):
     stored = (np.random.default_rng(0).random((12, 10, 8)) * 200).astype(dtype)
     nib.save(nib.Nifti1Image(stored, np.diag([1.0, 1, 2, 1])), tmp_path / "in.nii.gz")
     scan = read_scan(tmp_path / "in.nii.gz")
@@ -98,7 +95,7 @@ def test_types_are_kept(tmp_path: Path, dtype: Any) -> None:
     np.testing.assert_allclose(difference.get_fdata(), scan.array[0] - 100.25, rtol=1e-6)
 
 
-def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path: Path) -> None:
+def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path):
     affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1.1], [0, 0, 0, 1]])
     image = nib.Nifti1Image(np.arange(960, dtype=np.int16).reshape(12, 10, 8), affine)
     image.set_sform(affine, code=4)
@@ -120,9 +117,7 @@ def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path: Path) -> No
 
 
 @pytest.mark.goal(id="R11")
-def test_values_that_do_not_fit_the_type_are_clipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_values_that_do_not_fit_the_type_are_clipped_and_counted(tmp_path, caplog):
     nib.save(
         nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
     )
@@ -137,7 +132,7 @@ def test_values_that_do_not_fit_the_type_are_clipped_and_counted(
 @pytest.mark.parametrize(
     "name", ["dicom_mr_brain_pgbm003/11-T1post-18670", "hippocampus_hcrop_dicom/Study1_13_HCropVolume"]
 )
-def test_real_series(tmp_path: Path, name: str) -> None:
+def test_real_series(tmp_path, name):
     set_name, _, series = name.partition("/")
     folder = shared(set_name) / series
     scan = read_scan(folder)
@@ -152,7 +147,7 @@ def test_real_series(tmp_path: Path, name: str) -> None:
     assert np.corrcoef(before, after)[0, 1] > 0.95
 
 
-def test_downsampling_does_not_alias(tmp_path: Path) -> None:
+def test_downsampling_does_not_alias(tmp_path):
     """Stripes of a voxel become grey when the voxels get four times as large, not other stripes."""
     array = np.zeros((64, 24, 24))
     array[::2] = 900

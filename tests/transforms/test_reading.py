@@ -1,9 +1,6 @@
-from __future__ import annotations
-
 import io
 import os
 import pickle
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,12 +16,12 @@ from monai_diffae.errors import ConfigError, ScanError, find_diffae_error
 from monai_diffae.transforms import ReadScanD, ReadScand, ReadScanDict, reading
 
 
-def volume(path: Path, shape: tuple[int, ...] = (4, 5, 6), seed: int = 0, spacing: float = 2.0) -> str:
+def volume(path, shape=(4, 5, 6), seed=0, spacing=2.0):
     array = np.random.default_rng(seed).normal(100, 20, (1, *shape))
     return str(write_scan(path, array, np.diag([-1, 1, spacing, 1.0])))
 
 
-def test_a_volume_with_its_affine_and_no_path(tmp_path: Path) -> None:
+def test_a_volume_with_its_affine_and_no_path(tmp_path):
     path = volume(tmp_path / "Doe^Jane.nii.gz")
     image = ReadScand("image", 3)({"image": path, "id": "a"})["image"]
     assert isinstance(image, MetaTensor)
@@ -38,16 +35,16 @@ def test_a_volume_with_its_affine_and_no_path(tmp_path: Path) -> None:
     assert ReadScanD is ReadScanDict is ReadScand
 
 
-def test_slices_read_their_volume_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_read_their_volume_once(tmp_path, monkeypatch):
     path, calls = volume(tmp_path / "a.nii.gz"), []
     scan = read_scan(path)
     monkeypatch.setattr(reading, "read_scan", lambda p, **k: calls.append(p) or read_scan(p, **k))
     reading._read_volume.cache_clear()
     for axis, n in (("axial", 6), ("coronal", 5), ("sagittal", 4)):
-        read = ReadScand("image", 2, axis=axis)  # type: ignore[arg-type]
+        read = ReadScand("image", 2, axis=axis)
         for k in range(n):
             image = read({"image": path, "slice": k})["image"]
-            np.testing.assert_array_equal(image.numpy(), slice_volume(scan, axis, k).array)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(image.numpy(), slice_volume(scan, axis, k).array)
     assert len(calls) == 1
     np.testing.assert_allclose(np.diag(image.affine), [2, 1, 1, 1])  # sagittal: rows 2 mm, columns 1 mm
     with pytest.raises(ScanError, match="slice 9"):
@@ -58,7 +55,7 @@ def test_slices_read_their_volume_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert spaced["image"].shape == (1, 11, 5)
 
 
-def test_slices_of_a_volume_that_was_written_again_are_the_new_ones(tmp_path: Path) -> None:
+def test_slices_of_a_volume_that_was_written_again_are_the_new_ones(tmp_path):
     """A folder, and the header of a pair, keep their time when a file with voxels is written in place."""
     series, pair = save_series(tmp_path / "series"), tmp_path / "a.hdr"
     nib.save(nib.Nifti1Pair(np.arange(60.0, dtype=np.float32).reshape(3, 4, 5), np.eye(4)), pair)
@@ -82,7 +79,7 @@ def test_slices_of_a_volume_that_was_written_again_are_the_new_ones(tmp_path: Pa
         assert path != pair or not torch.equal(before, after[0])
 
 
-def test_files_as_channels(tmp_path: Path) -> None:
+def test_files_as_channels(tmp_path):
     paths = [volume(tmp_path / f"{i}.nii", seed=i) for i in range(2)]
     image = ReadScand("image", 3, channels=2)({"image": paths})["image"]
     assert image.shape == (2, 4, 5, 6)
@@ -98,7 +95,7 @@ def test_files_as_channels(tmp_path: Path) -> None:
             ReadScand("image", 3, channels=2)({"image": [paths[0], other]})
 
 
-def test_refusals_pass_through_compose(tmp_path: Path) -> None:
+def test_refusals_pass_through_compose(tmp_path):
     path = volume(tmp_path / "a.nii")
     with pytest.raises(RuntimeError) as caught:
         Compose([ReadScand("image", 2)])({"image": path})

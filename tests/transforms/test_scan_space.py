@@ -1,14 +1,8 @@
 """Decoded images in the space of their scan, as applications write them."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, ResizeWithPadOrCropd, Spacingd
 from PIL import Image
 
@@ -19,24 +13,24 @@ from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, ToSca
 AFFINE = np.array([[0, 0, 2.5, -11], [-1.5, 0, 0, 40], [0, 2.0, 0, -7], [0, 0, 0, 1.0]])
 
 
-def preprocessing(spatial_dims: int, channels: int = 1, size: int = 8) -> Compose:
+def preprocessing(spatial_dims, channels=1, size=8):
     volume = [Orientationd("image", "RAS", labels=None), Spacingd("image", 3.0)] if spatial_dims == 3 else []
     read = [ReadScand("image", spatial_dims, channels), *volume, ToModelRanged("image", method="minmax")]
     return Compose([*read, ResizeWithPadOrCropd("image", [size] * spatial_dims, value=-1.0)])
 
 
-def served(transform: Compose, path: Path) -> dict[str, Any]:
+def served(transform, path):
     """What an application has before the postprocessing, with a decoded image that differs from the scan's."""
     item = transform({"image": str(path), "image_path": str(path), "model": "a"})
     return {**item, "pred": (item["image"] * 0.5).as_tensor()}
 
 
 @pytest.fixture
-def random() -> np.random.Generator:
+def random():
     return np.random.default_rng(0)
 
 
-def test_a_volume_is_the_native_space_s_with_its_affine(tmp_path: Path, random: np.random.Generator) -> None:
+def test_a_volume_is_the_native_space_s_with_its_affine(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 9, 12, 10)), AFFINE)
     transform = preprocessing(3, size=6)
     item = served(transform, path)
@@ -51,9 +45,7 @@ def test_a_volume_is_the_native_space_s_with_its_affine(tmp_path: Path, random: 
 
 
 @pytest.mark.parametrize(("name", "scale", "dtype"), [("a.png", 1, torch.uint8), ("b.png", 200, torch.uint16)])
-def test_a_picture_has_its_columns_first_and_whole_numbers(
-    tmp_path: Path, random: np.random.Generator, name: str, scale: int, dtype: torch.dtype
-) -> None:
+def test_a_picture_has_its_columns_first_and_whole_numbers(tmp_path, random, name, scale, dtype):
     pixels = (random.integers(0, 256, size=(6, 8)) * scale).astype(np.uint8 if scale == 1 else np.uint16)
     Image.fromarray(pixels).save(tmp_path / name)
     transform = preprocessing(2)
@@ -64,7 +56,7 @@ def test_a_picture_has_its_columns_first_and_whole_numbers(
     assert done["image"].meta["spatial_shape"].tolist() == [8, 6]
 
 
-def test_values_beyond_a_picture_s_are_clipped(tmp_path: Path, random: np.random.Generator) -> None:
+def test_values_beyond_a_picture_s_are_clipped(tmp_path, random):
     Image.fromarray(random.integers(0, 256, size=(8, 8), dtype=np.uint8)).save(tmp_path / "a.png")
     transform = preprocessing(2)
     item = served(transform, tmp_path / "a.png")
@@ -72,7 +64,7 @@ def test_values_beyond_a_picture_s_are_clipped(tmp_path: Path, random: np.random
     assert (int(done["pred"].min()), int(done["pred"].max())) == (0, 255)
 
 
-def test_a_flat_image_keeps_its_place_in_space(tmp_path: Path, random: np.random.Generator) -> None:
+def test_a_flat_image_keeps_its_place_in_space(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 6, 8, 1)), AFFINE)
     transform = preprocessing(2)
     done = ToScanSpaced("pred", transform)(served(transform, path))
@@ -82,7 +74,7 @@ def test_a_flat_image_keeps_its_place_in_space(tmp_path: Path, random: np.random
     assert done["image"].meta["spatial_shape"].tolist() == [*native.scan.array.shape[1:], 1]
 
 
-def test_one_slice_of_a_volume_can_be_served(tmp_path: Path, random: np.random.Generator) -> None:
+def test_one_slice_of_a_volume_can_be_served(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 6, 8, 5)), AFFINE)
     transform = preprocessing(2)
     item = transform({"image": str(path), "image_path": str(path), "slice": 2})
@@ -92,7 +84,7 @@ def test_one_slice_of_a_volume_can_be_served(tmp_path: Path, random: np.random.G
     )
 
 
-def test_what_cannot_be_served(tmp_path: Path, random: np.random.Generator) -> None:
+def test_what_cannot_be_served(tmp_path, random):
     Image.fromarray(random.integers(0, 256, size=(8, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     transform = preprocessing(2, channels=3)
     item = served(transform, tmp_path / "a.png")
@@ -104,9 +96,9 @@ def test_what_cannot_be_served(tmp_path: Path, random: np.random.Generator) -> N
         ToScanSpaced("pred", Compose([]))
 
 
-def test_the_reader_gives_monai_the_scan_s_own_size_and_affine(tmp_path: Path, random: np.random.Generator) -> None:
+def test_the_reader_gives_monai_the_scan_s_own_size_and_affine(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 9, 12, 10)), AFFINE)
-    image: MetaTensor = preprocessing(3)({"image": str(path)})["image"]
+    image = preprocessing(3)({"image": str(path)})["image"]
     assert image.shape == (1, 8, 8, 8)
     assert image.meta["spatial_shape"].tolist() == [9, 12, 10]
     np.testing.assert_array_equal(np.asarray(image.meta["original_affine"]), AFFINE)

@@ -1,10 +1,7 @@
 """Volumes of less than two voxels at the wanted spacing are failed cases, each in one line; others pass."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,12 +17,12 @@ from monai_diffae.transforms import SmoothForSpacingd
 BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
-def volume(shape: tuple[int, ...], spacing: tuple[float, ...]) -> MetaTensor:
+def volume(shape, spacing):
     values = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     return MetaTensor(values, affine=torch.diag(torch.tensor([*spacing, 1.0])))
 
 
-def test_a_spacing_that_leaves_less_than_two_voxels_is_named() -> None:
+def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
     item = {"id": "case-7", "image": volume((35, 51, 36), (1.0, 1.0, 1.0))}
     with pytest.raises(ScanError) as caught:
         SmoothForSpacingd("image", [30, 10, 10])(item)
@@ -37,7 +34,7 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named() -> None:
 
 
 @pytest.mark.goal(id="R15")
-def test_a_wrong_spacing_does_not_ask_for_all_memory() -> None:
+def test_a_wrong_spacing_does_not_ask_for_all_memory():
     item = {"id": "case-7", "image": volume((16, 16, 16), (1e6, 1.0, 1.0))}
     with pytest.raises(ScanError) as caught:
         SmoothForSpacingd("image", [1, 1, 1])(item)
@@ -47,20 +44,20 @@ def test_a_wrong_spacing_does_not_ask_for_all_memory() -> None:
     )
 
 
-def test_few_thick_slices_that_stay_as_they_are_pass() -> None:
+def test_few_thick_slices_that_stay_as_they_are_pass():
     item = {"id": "thick", "image": volume((30, 30, 2), (1.0, 1.0, 8.0))}
     assert SmoothForSpacingd("image", [2, 2, 8])(item)["image"].shape == (1, 30, 30, 2)
 
 
-def test_a_spacing_of_another_number_of_axes_is_no_fault_of_the_scan() -> None:
+def test_a_spacing_of_another_number_of_axes_is_no_fault_of_the_scan():
     with pytest.raises(ConfigError, match="must be 3 numbers, one per axis"):
         SmoothForSpacingd("image", [2, 2])({"image": volume((8, 8, 8), (1.0, 1.0, 1.0))})
 
 
 @pytest.mark.parametrize("bundle", ["diffae_3d", "autoencoder_kl_3d"])
-def test_in_a_bundle_such_a_scan_fails_and_the_others_are_read(bundle: str, tmp_path: Path) -> None:
+def test_in_a_bundle_such_a_scan_fails_and_the_others_are_read(bundle, tmp_path):
     rng = np.random.default_rng(0)
-    items: list[dict[str, Any]] = []
+    items = []
     for name, shape in (("small", (12, 20, 20)), ("large", (40, 40, 40))):
         nib.save(nib.Nifti1Image(rng.random(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii")
         items.append({"id": name, "image": str(tmp_path / f"{name}.nii")})

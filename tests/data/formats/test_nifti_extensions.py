@@ -1,13 +1,10 @@
 """NIfTI files with header extensions, as AFNI, dcmstack and nibabel write them, alone or as .hdr/.img pairs."""
 
-from __future__ import annotations
-
 import gzip
 import resource
 import struct
 import warnings
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -38,7 +35,7 @@ KINDS = {
 AFFINE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
-def save(path: Path, extensions: list[tuple[int, bytes]], version: int = 1, dtype: Any = np.int16) -> Path:
+def save(path, extensions, version=1, dtype=np.int16):
     pair = ".hdr" in path.name
     image_class = {
         (1, False): nib.Nifti1Image, (1, True): nib.Nifti1Pair, (2, False): nib.Nifti2Image, (2, True): nib.Nifti2Pair,
@@ -49,7 +46,7 @@ def save(path: Path, extensions: list[tuple[int, bytes]], version: int = 1, dtyp
     return path
 
 
-def assert_same_as_nibabel(path: Path) -> None:
+def assert_same_as_nibabel(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = nib.load(path)
@@ -63,13 +60,13 @@ def assert_same_as_nibabel(path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_voxels_and_affine_are_those_of_nibabel(tmp_path: Path, kind: str, version: int, suffix: str) -> None:
+def test_voxels_and_affine_are_those_of_nibabel(tmp_path, kind, version, suffix):
     assert_same_as_nibabel(save(tmp_path / f"a{suffix}", KINDS[kind], version))
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".hdr"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_big_endian_with_a_slope(tmp_path: Path, version: int, suffix: str) -> None:
+def test_big_endian_with_a_slope(tmp_path, version, suffix):
     image_class = {
         (1, ".nii"): nib.Nifti1Image, (1, ".hdr"): nib.Nifti1Pair,
         (2, ".nii"): nib.Nifti2Image, (2, ".hdr"): nib.Nifti2Pair,
@@ -84,7 +81,7 @@ def test_big_endian_with_a_slope(tmp_path: Path, version: int, suffix: str) -> N
     assert_same_as_nibabel(tmp_path / f"a{suffix}")
 
 
-def test_compressed_pairs_and_headers_without_the_four_bytes_for_extensions(tmp_path: Path) -> None:
+def test_compressed_pairs_and_headers_without_the_four_bytes_for_extensions(tmp_path):
     assert_same_as_nibabel(save(tmp_path / "a.hdr.gz", [AFNI]))
     path = save(tmp_path / "b.hdr", [])
     path.write_bytes(path.read_bytes()[:348])
@@ -92,7 +89,7 @@ def test_compressed_pairs_and_headers_without_the_four_bytes_for_extensions(tmp_
 
 
 @pytest.mark.parametrize("name", ["example4d.nii.gz", "example_nifti2.nii.gz"])
-def test_the_first_volume_of_files_with_extensions_that_nibabel_brings_along(tmp_path: Path, name: str) -> None:
+def test_the_first_volume_of_files_with_extensions_that_nibabel_brings_along(tmp_path, name):
     source = Path(nib.__file__).parent / "tests" / "data" / name
     if not source.is_file():
         pytest.skip(f"this nibabel comes without its test file {name}")
@@ -109,7 +106,7 @@ def test_the_first_volume_of_files_with_extensions_that_nibabel_brings_along(tmp
     assert_same_as_nibabel(path)
 
 
-def test_real_scans_with_an_extension_as_afni_writes_it(tmp_path: Path) -> None:
+def test_real_scans_with_an_extension_as_afni_writes_it(tmp_path):
     images = [shared("studyforrest_t1") / "studyforrest_sub02_T1w_2mm.nii.gz"]
     images += sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:10]
     for source in images:
@@ -126,9 +123,7 @@ def test_real_scans_with_an_extension_as_afni_writes_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_result_in_the_scans_own_space_has_its_type_and_no_extension(
-    tmp_path: Path, version: int, suffix: str
-) -> None:
+def test_a_result_in_the_scans_own_space_has_its_type_and_no_extension(tmp_path, version, suffix):
     source = save(tmp_path / f"in{suffix}", [LARGE, (6, b"Doe^Jane")], version)
     scan = read_scan(source)
     path = write_native(tmp_path / "out.nii", scan.array + 1, scan)
@@ -141,7 +136,7 @@ def test_a_result_in_the_scans_own_space_has_its_type_and_no_extension(
     assert_same_as_nibabel(path)
 
 
-def _patched(path: Path, at: int, content: bytes) -> Path:
+def _patched(path, at, content):
     data = path.read_bytes()
     data = gzip.decompress(data) if path.suffix == ".gz" else data
     data = data[:at] + content + data[at + len(content) :]
@@ -153,7 +148,7 @@ def _patched(path: Path, at: int, content: bytes) -> Path:
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.filterwarnings("ignore:Extension size is not a multiple")
 @pytest.mark.parametrize("size", [0, -16, 7, 2**20, 2**31 - 1, -(2**31)])
-def test_a_wrong_size_of_an_extension_is_one_line(tmp_path: Path, size: int, version: int, suffix: str) -> None:
+def test_a_wrong_size_of_an_extension_is_one_line(tmp_path, size, version, suffix):
     first = {1: 352, 2: 544}[version]
     second = first + Nifti1Extension(*AFNI).get_sizeondisk()
     for at in (first, second):
@@ -167,7 +162,7 @@ def test_a_wrong_size_of_an_extension_is_one_line(tmp_path: Path, size: int, ver
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_odd_extensions_that_leave_no_doubt_are_read(tmp_path: Path, suffix: str) -> None:
+def test_odd_extensions_that_leave_no_doubt_are_read(tmp_path, suffix):
     # the four bytes announce an extension, and there is no room for one
     path = _patched(save(tmp_path / f"room{suffix}", []), 348, b"\1\0\0\0")
     _patched(path, 108, struct.pack("<f", 352))
@@ -185,13 +180,13 @@ def test_odd_extensions_that_leave_no_doubt_are_read(tmp_path: Path, suffix: str
 
 
 @pytest.mark.parametrize("offset", [0, 16, 348])
-def test_an_extension_without_the_position_of_the_voxels_is_refused(tmp_path: Path, offset: int) -> None:
+def test_an_extension_without_the_position_of_the_voxels_is_refused(tmp_path, offset):
     path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", offset))
     assert "header extension" in refusal(path)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
-def test_truncated_files_and_pairs(tmp_path: Path, suffix: str) -> None:
+def test_truncated_files_and_pairs(tmp_path, suffix):
     path = save(tmp_path / f"a{suffix}", [AFNI, LARGE])
     data = path.read_bytes()
     if suffix != ".hdr":
@@ -213,7 +208,7 @@ def test_truncated_files_and_pairs(tmp_path: Path, suffix: str) -> None:
         read_shape(path)
 
 
-def test_sizes_come_from_the_beginning_of_a_compressed_file(tmp_path: Path) -> None:
+def test_sizes_come_from_the_beginning_of_a_compressed_file(tmp_path):
     image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (64, 64, 64), np.uint8), np.eye(4))
     image.header.extensions.append(Nifti1Extension(*LARGE))
     nib.save(image, tmp_path / "a.nii.gz")
@@ -223,7 +218,7 @@ def test_sizes_come_from_the_beginning_of_a_compressed_file(tmp_path: Path) -> N
     refusal(tmp_path / "a.nii.gz")
 
 
-def test_a_huge_position_of_the_voxels_takes_no_memory(tmp_path: Path) -> None:
+def test_a_huge_position_of_the_voxels_takes_no_memory(tmp_path):
     for flag in (b"\0\0\0\0", b"\1\0\0\0"):
         path = _patched(save(tmp_path / "a.nii", [COMMENT]), 348, flag)
         _patched(path, 108, struct.pack("<f", 2.0**30))
@@ -239,7 +234,7 @@ def test_a_huge_position_of_the_voxels_takes_no_memory(tmp_path: Path) -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
-def test_halves_of_pairs_and_files_of_analyze(tmp_path: Path) -> None:
+def test_halves_of_pairs_and_files_of_analyze(tmp_path):
     save(tmp_path / "a.hdr", [])
     assert "give its .hdr file" in refusal(tmp_path / "a.img")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
@@ -252,7 +247,7 @@ def test_halves_of_pairs_and_files_of_analyze(tmp_path: Path) -> None:
     assert "Analyze" in refusal(tmp_path / "c.hdr")
 
 
-def test_a_pair_in_a_folder_is_one_case_and_its_fingerprint_covers_both_files(tmp_path: Path) -> None:
+def test_a_pair_in_a_folder_is_one_case_and_its_fingerprint_covers_both_files(tmp_path):
     save(tmp_path / "a.hdr", [COMMENT])
     (case,) = read_cohort(tmp_path)
     assert (case.id, case.images) == ("a", {"image": tmp_path / "a.hdr"})

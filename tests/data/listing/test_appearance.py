@@ -1,7 +1,5 @@
 """What scans look like, before anything is trained."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 from PIL import Image
@@ -12,7 +10,7 @@ from monai_diffae.data.listing.appearance import look_at
 RANDOM = np.random.default_rng(0)
 
 
-def picture(path: Path, *shape: int) -> None:
+def picture(path, *shape):
     Image.fromarray(RANDOM.integers(0, 256, shape, np.uint8)).save(path)
 
 

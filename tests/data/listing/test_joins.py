@@ -1,7 +1,5 @@
 """Tables joined to scans: every way to name a scan, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 
 from monai_diffae.data.cohorts import read_cohort
@@ -9,7 +7,7 @@ from monai_diffae.data.listing.joins import join_table
 from monai_diffae.errors import CohortError
 
 
-def rows_of(folder: Path, content: str, id_column: str | None = None) -> dict[str, int | None]:
+def rows_of(folder, content, id_column=None):
     table = folder.parent / "labels.csv"
     table.write_text(content, encoding="utf-8")
     cases = read_cohort(folder)

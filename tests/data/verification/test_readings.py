@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 from scan_files import save_nifti, values
 
@@ -9,7 +5,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.verification import read_case
 
 
-def test_a_volume_is_described_as_it_is_displayed(tmp_path: Path) -> None:
+def test_a_volume_is_described_as_it_is_displayed(tmp_path):
     affine = np.diag([1.0, 2, 3, 1])[:, [2, 0, 1, 3]]  # stored with S first
     path = save_nifti(tmp_path / "a.nii", values(4, 5, 6), affine)
     for headers in (False, True):
@@ -18,7 +14,7 @@ def test_a_volume_is_described_as_it_is_displayed(tmp_path: Path) -> None:
     assert read_case(Case("a", {"image": path}, "a")).intensities[2] == np.median(values(4, 5, 6))
 
 
-def test_all_files_of_a_case_are_read(tmp_path: Path) -> None:
+def test_all_files_of_a_case_are_read(tmp_path):
     good, bad = save_nifti(tmp_path / "a.nii"), tmp_path / "b.nii"
     bad.write_bytes(b"junk")
     assert read_case(Case("a", {"image": (good, bad)}, "a")).error.startswith("b.nii: ")

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +9,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.verification import SavedReadings, read_case
 
 
-def test_readings_come_back_until_the_file_changes(tmp_path: Path) -> None:
+def test_readings_come_back_until_the_file_changes(tmp_path):
     image = nib.Nifti1Image(values(5, 6, 7), None)  # without orientation, which is a doubt
     nib.save(image, tmp_path / "a.nii")
     (tmp_path / "b.nii").write_bytes(b"junk")
@@ -38,7 +35,7 @@ def test_readings_come_back_until_the_file_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.goal(id="R12")
-def test_files_of_one_name_size_and_time_are_not_confused(tmp_path: Path) -> None:
+def test_files_of_one_name_size_and_time_are_not_confused(tmp_path):
     """The reading of one patient's scan came back for that of another, from which no defect was then reported."""
     cases = []
     for patient, array in {"p1": np.full((5, 6, 7), np.nan, np.float32), "p2": values(5, 6, 7)}.items():
