@@ -1,17 +1,14 @@
 """NIfTI files with header extensions, as AFNI, dcmstack and nibabel write them, alone or as .hdr/.img pairs."""
 
 import gzip
-import resource
 import struct
 import warnings
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Extension
-from nibabel.spatialimages import HeaderDataError
-from scan_files import refusal, shared, values
+from scan_files import grown_mb, refusal, values
 
 from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.scans import read_scan, read_shape
@@ -19,28 +16,32 @@ from monai_diffae.errors import ScanError
 from monai_diffae.transforms import write_native
 
 AFNI = (4, b"<?xml version='1.0' ?>\n<AFNI_attributes>" + b"<AFNI_atr />" * 300 + b"</AFNI_attributes>\n")
+
+
 COMMENT = (6, b"defaced by hand")
-DCMMETA = (0, b'{"global": {"const": {"EchoTime": 2.96}}, "dcmmeta_version": 0.6}')
-DICOM = (2, b"no DICOM at all")
-UNKNOWN = (4242, bytes(range(256)))
+
+
 LARGE = (6, b"history " * 60_000)  # 480 kB
+
+
 KINDS = {
     "afni": [AFNI],
-    "comment": [COMMENT],
-    "dcmmeta": [DCMMETA],
-    "several": [AFNI, COMMENT, DCMMETA, DICOM, UNKNOWN],
-    "large": [LARGE],
+    "several": [AFNI, COMMENT, (2, b"no DICOM at all"), (4242, bytes(range(256)))],
     "large first": [LARGE, COMMENT],
 }
+
+
 AFFINE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
-def save(path, extensions, version=1, dtype=np.int16):
-    pair = ".hdr" in path.name
-    image_class = {
-        (1, False): nib.Nifti1Image, (1, True): nib.Nifti1Pair, (2, False): nib.Nifti2Image, (2, True): nib.Nifti2Pair,
-    }[version, pair]  # fmt: skip
-    image = image_class(values(5, 6, 7).astype(dtype), AFFINE)
+def image_class(path, version):
+    if ".hdr" in path.name:
+        return {1: nib.Nifti1Pair, 2: nib.Nifti2Pair}[version]
+    return {1: nib.Nifti1Image, 2: nib.Nifti2Image}[version]
+
+
+def save(path, extensions, version=1):
+    image = image_class(path, version)(values(5, 6, 7).astype(np.int16), AFFINE)
     image.header.extensions.extend(Nifti1Extension(code, content) for code, content in extensions)
     nib.save(image, path)
     return path
@@ -57,72 +58,29 @@ def assert_same_as_nibabel(path):
     assert read_shape(path) == tuple(image.shape[axis] for axis in order)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr", ".hdr.gz"])
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
-def test_voxels_and_affine_are_those_of_nibabel(tmp_path, kind, version, suffix):
-    assert_same_as_nibabel(save(tmp_path / f"a{suffix}", KINDS[kind], version))
+def test_voxels_and_affine_are_those_of_nibabel(tmp_path, version, suffix):
+    for extensions in KINDS.values():
+        assert_same_as_nibabel(save(tmp_path / f"a{suffix}", extensions, version))
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".hdr"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_big_endian_with_a_slope(tmp_path, version, suffix):
-    image_class = {
-        (1, ".nii"): nib.Nifti1Image, (1, ".hdr"): nib.Nifti1Pair,
-        (2, ".nii"): nib.Nifti2Image, (2, ".hdr"): nib.Nifti2Pair,
-    }[version, suffix]  # fmt: skip
-    header = image_class.header_class(endianness=">")
+    path = tmp_path / f"a{suffix}"
+    kind = image_class(path, version)
+    header = kind.header_class(endianness=">")
     header.set_data_dtype(np.dtype(">i2"))
-    image = image_class(values(5, 6, 7).astype(">i2"), AFFINE, header)
+    image = kind(values(5, 6, 7).astype(">i2"), AFFINE, header)
     image.header.extensions.append(Nifti1Extension(*AFNI))
     image.header.set_slope_inter(2, 3)
-    nib.save(image, tmp_path / f"a{suffix}")
-    assert (tmp_path / f"a{suffix}").read_bytes()[:2] == b"\0\0"  # a size of 348 or 540, its high bytes first
-    assert_same_as_nibabel(tmp_path / f"a{suffix}")
-
-
-def test_compressed_pairs_and_headers_without_the_four_bytes_for_extensions(tmp_path):
-    assert_same_as_nibabel(save(tmp_path / "a.hdr.gz", [AFNI]))
-    path = save(tmp_path / "b.hdr", [])
-    path.write_bytes(path.read_bytes()[:348])
+    nib.save(image, path)
+    assert path.read_bytes()[:2] == b"\0\0"  # a size of 348 or 540, its high bytes first
     assert_same_as_nibabel(path)
 
 
-@pytest.mark.parametrize("name", ["example4d.nii.gz", "example_nifti2.nii.gz"])
-def test_the_first_volume_of_files_with_extensions_that_nibabel_brings_along(tmp_path, name):
-    source = Path(nib.__file__).parent / "tests" / "data" / name
-    if not source.is_file():
-        pytest.skip(f"this nibabel comes without its test file {name}")
-    image = nib.load(source)
-    raw = bytearray(gzip.decompress(source.read_bytes()))
-    size = image.header["sizeof_hdr"]
-    header = type(image.header)(bytes(raw[:size]))
-    num_bytes = int(np.prod(image.shape[:3])) * header.get_data_dtype().itemsize
-    header["dim"][[0, 4]] = 3, 1
-    raw[:size] = header.binaryblock
-    path = tmp_path / "a.nii"
-    path.write_bytes(raw[: header.get_data_offset() + num_bytes])
-    assert len(nib.load(path).header.extensions) == 2
-    assert_same_as_nibabel(path)
-
-
-def test_real_scans_with_an_extension_as_afni_writes_it(tmp_path):
-    images = [shared("studyforrest_t1") / "studyforrest_sub02_T1w_2mm.nii.gz"]
-    images += sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:10]
-    for source in images:
-        image = nib.load(source)
-        image.header.extensions.extend([Nifti1Extension(*AFNI), Nifti1Extension(*COMMENT)])
-        for suffix in (".nii", ".nii.gz"):
-            path = tmp_path / f"with{suffix}"
-            nib.save(image, path)
-            assert_same_as_nibabel(path)
-            scan, without = read_scan(path), read_scan(source)
-            np.testing.assert_array_equal(scan.array, without.array)
-            np.testing.assert_array_equal(scan.affine, without.affine)
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("version", "suffix"), [(1, ".nii.gz"), (2, ".hdr")])
 def test_a_result_in_the_scans_own_space_has_its_type_and_no_extension(tmp_path, version, suffix):
     source = save(tmp_path / f"in{suffix}", [LARGE, (6, b"Doe^Jane")], version)
     scan = read_scan(source)
@@ -144,18 +102,15 @@ def _patched(path, at, content):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("version", "suffix"), [(1, ".nii.gz"), (1, ".hdr"), (2, ".nii")])
 @pytest.mark.filterwarnings("ignore:Extension size is not a multiple")
-@pytest.mark.parametrize("size", [0, -16, 7, 2**20, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("size", [0, -16, 7, 2**31 - 1])
 def test_a_wrong_size_of_an_extension_is_one_line(tmp_path, size, version, suffix):
     first = {1: 352, 2: 544}[version]
     second = first + Nifti1Extension(*AFNI).get_sizeondisk()
     for at in (first, second):
         path = save(tmp_path / f"a{suffix}", [AFNI, COMMENT], version)
         _patched(path, int(at), struct.pack("<i", size))
-        with pytest.raises((HeaderDataError, ValueError), match=r"failed to read extension|read length"):
-            nib.load(path)
         assert "header extension" in refusal(path)
         with pytest.raises(ScanError, match="header extension"):
             read_shape(path)
@@ -179,10 +134,19 @@ def test_odd_extensions_that_leave_no_doubt_are_read(tmp_path, suffix):
     np.testing.assert_array_equal(read_scan(path).array[0], values(5, 6, 7).astype(np.int16))
 
 
-@pytest.mark.parametrize("offset", [0, 16, 348])
-def test_an_extension_without_the_position_of_the_voxels_is_refused(tmp_path, offset):
-    path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", offset))
-    assert "header extension" in refusal(path)
+def test_a_wrong_position_of_the_voxels_is_refused_and_takes_no_memory(tmp_path):
+    for offset in (0, 16, 348):
+        path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", offset))
+        assert "header extension" in refusal(path)
+    path = _patched(save(tmp_path / "d.hdr", []), 108, struct.pack("<f", -16))
+    assert "voxels begin at byte -16" in refusal(path)
+    path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", 2.0**30))
+    with gzip.open(tmp_path / "a.nii.gz", "wb", compresslevel=1) as stream:
+        stream.write(path.read_bytes() + bytes(100 << 20))
+    for bomb in (path, tmp_path / "a.nii.gz"):
+        lines = []
+        assert grown_mb(lambda bomb=bomb, lines=lines: lines.append(refusal(bomb))) < 40
+        assert "voxels begin" in lines[0]
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
@@ -218,22 +182,6 @@ def test_sizes_come_from_the_beginning_of_a_compressed_file(tmp_path):
     refusal(tmp_path / "a.nii.gz")
 
 
-def test_a_huge_position_of_the_voxels_takes_no_memory(tmp_path):
-    for flag in (b"\0\0\0\0", b"\1\0\0\0"):
-        path = _patched(save(tmp_path / "a.nii", [COMMENT]), 348, flag)
-        _patched(path, 108, struct.pack("<f", 2.0**30))
-        with gzip.open(tmp_path / "a.nii.gz", "wb", compresslevel=1) as stream:
-            stream.write(path.read_bytes())
-            for _ in range(600):
-                stream.write(bytes(1 << 20))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for bomb in (path, tmp_path / "a.nii.gz"):
-            assert "voxels begin" in refusal(bomb)
-            with pytest.raises(ScanError):
-                read_shape(bomb)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
-
-
 def test_halves_of_pairs_and_files_of_analyze(tmp_path):
     save(tmp_path / "a.hdr", [])
     assert "give its .hdr file" in refusal(tmp_path / "a.img")
@@ -241,8 +189,6 @@ def test_halves_of_pairs_and_files_of_analyze(tmp_path):
     assert "single NIfTI file" in refusal(tmp_path / "a.nii")
     save(tmp_path / "b.nii", []).rename(tmp_path / "b.hdr")
     assert ".hdr/.img pair" in refusal(tmp_path / "b.hdr")
-    path = _patched(save(tmp_path / "d.hdr", []), 108, struct.pack("<f", -16))
-    assert "voxels begin at byte -16" in refusal(path)
     nib.save(nib.AnalyzeImage(values(4, 4, 4), np.eye(4)), tmp_path / "c.hdr")
     assert "Analyze" in refusal(tmp_path / "c.hdr")
 
