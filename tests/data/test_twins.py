@@ -17,6 +17,7 @@ from monai_diffae.data.formats.scan import Scan
 from monai_diffae.data.listing import find_listed_twins, group_twins, mark_twins
 from monai_diffae.data.twin_reports import report_twins
 from monai_diffae.data.twins import TwinGroup, find_twins
+from monai_diffae.data.virtual_patients import draw_patient, render_patient
 from monai_diffae.errors import CohortError
 
 
