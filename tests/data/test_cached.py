@@ -176,12 +176,6 @@ def test_the_cache_of_a_killed_process_is_removed_and_that_of_a_running_one_stay
     assert cases[1]["image"].shape == (1, 4, 4, 4)
 
 
-def test_several_keys(tmp_path):
-    items = [{**i, "t2": i["image"]} for i in cohort(tmp_path, 2)]
-    cases = CachedCases(items, Compose([ReadScand(["image", "t2"], 3)]), keys=("image", "t2"))
-    assert torch.equal(cases[1]["image"], cases[1]["t2"])
-
-
 def test_a_wrong_setting_is_no_bad_scan(tmp_path):
     def transform(item):
         raise ConfigError("size: 7 cannot be divided; use 8")
@@ -238,10 +232,3 @@ def test_a_disk_that_is_full_is_one_line_also_at_the_end(size):
 
     with pytest.raises(MachineError, match=r"^cache_dir: cannot be written \(No space left on device\); choose"):
         fill()
-
-
-def test_disk_too_small(tmp_path, monkeypatch):
-    items = cohort(tmp_path, 2)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(MachineError, match="GiB are free"):
-        CachedCases(items, TRANSFORM, cache="disk").prepare()

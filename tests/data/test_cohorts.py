@@ -4,10 +4,10 @@ import json
 import time
 
 import pytest
-from scan_files import save_nifti, save_series, shared
+from scan_files import save_nifti, save_series
 
 from monai_diffae.data.cases import Case, as_labels
-from monai_diffae.data.cohorts import assign_splits, expand_slices, fingerprint, read_cohort
+from monai_diffae.data.cohorts import assign_splits, fingerprint, read_cohort
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -200,19 +200,6 @@ def test_lines_that_end_early_and_patients_called_na_are_named(tmp_path, caplog)
     ]
 
 
-@pytest.mark.parametrize(
-    ("content", "columns", "advice"),
-    [
-        ("picture,age\na.png,41\n", {}, "set columns, e.g. image=picture (in a bundle run"),
-        ("MRID,age\nsub-01,41\n", {}, "join it to its scans: monai-diffae list-scans FOLDER scans.csv --table"),
-        ("image,subject_id\na.png,p1\n", {"patient": "subject"}, "set columns, e.g. patient=subject_id"),
-    ],
-)
-def test_the_advice_about_columns_fits_the_table(tmp_path, content, columns, advice):
-    touch(tmp_path / "a.png")
-    assert advice in refusal(table(tmp_path, content), columns=columns)
-
-
 @pytest.mark.goal(id="R12")
 def test_the_time_to_read_a_table_grows_with_its_rows(tmp_path):
     touch(tmp_path / "d/0.png")
@@ -263,10 +250,6 @@ def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(tmp_path
         "list.json: lists and mappings cannot be labels, so these are ignored: box, label; give each value a key of "
         "its own"
     ]
-    (tmp_path / "list.json").write_text(json.dumps([{"image": ["a.nii"], "second": ["b.nii"], "age": 3, "sex": None}]))
-    caplog.clear()
-    read_cohort(tmp_path / "list.json", image_keys=["image", "second"])
-    assert not caplog.messages
 
 
 def test_the_types_of_labels():
@@ -286,31 +269,3 @@ def test_fingerprint(tmp_path):
     (tmp_path / "a.nii").write_bytes(b"other")
     assert fingerprint(cases) != before
     assert fingerprint([Case("x", {"image": tmp_path / "gone"}, "x")])
-
-
-def test_real_radiographs_by_table():
-    path = shared("cxr_pneumonia_224") / "labels.csv"
-    cases = read_cohort(path, columns={"image": "file", "patient": "patient_key"})
-    assert len(cases) == 2682
-    assert cases[0].id == "IM-0115-0001"
-    assert cases[0].labels == {"label": 0, "subtype": "normal"}
-    assert read_scan(cases[0].images["image"], spatial_dims=2, channels=1).array.shape == (1, 224, 224)
-    done = assign_splits(cases)
-    assert len({(c.patient, c.split) for c in done}) == len({c.patient for c in done})
-
-
-def test_no_private_tag_leaves_a_dicom_file(tmp_path):
-    root = shared("dicom_mr_brain_pgbm003")
-    cases = read_cohort(root)
-    assert len(cases) == 2
-    assert cases[0].patient == cases[1].patient
-    folder = tmp_path / "cut"
-    folder.mkdir()
-    for file in sorted((root / "11-T1post-18670").iterdir())[:3]:
-        (folder / file.name).write_bytes(file.read_bytes()[:-1000])
-    _, failures = expand_slices(read_cohort(folder))
-    with pytest.raises(ValueError, match="cut") as caught:
-        read_scan(folder)
-    everything = f"{cases}{[c.item() for c in cases]}{failures}{caught.value}{fingerprint(cases)}"
-    for private in ("Dumbledore", "Albus", "'PGBM-003'", "19500101"):
-        assert private not in everything

@@ -59,18 +59,6 @@ def test_what_cannot_be_joined_is_said(scans, table, id_column, message):
     assert len(str(caught.value)) <= 200
 
 
-def test_the_notes_count_and_name_what_has_no_counterpart(scans, tmp_path):
-    folder = scans("a.png", "b.png", "c.png")
-    table = tmp_path / "labels.csv"
-    table.write_text("id,age\na,1\nx,2\n")
-    cases = read_cohort(folder)
-    assert list(join_table(cases, folder, table).notes("labels.csv", cases)) == [
-        "labels.csv: 1 of 3 scans have a row (joined by the column id)",
-        "2 scans have no row, so no labels: b, c",
-        "1 rows have no scan: x",
-    ]
-
-
 def test_decimal_commas_of_a_table_with_semicolons_are_numbers(scans):
     folder = scans("a.png", "b.png")
     table = folder / "labels.csv"

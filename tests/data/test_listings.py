@@ -2,16 +2,12 @@
 
 import csv
 
-import nibabel as nib
-import numpy as np
 import pytest
-from PIL import Image
 from scan_files import save_series
 
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.listing import Sources, list_cases, write_listing
-from monai_diffae.data.listing.appearance import look_at
 from monai_diffae.data.listing.pseudonyms import with_hashes
 from monai_diffae.data.patient_keys import KEY_FILE, folder_key
 from monai_diffae.errors import CohortError, ConfigError
@@ -117,12 +113,6 @@ def test_a_tables_label_wins_over_folders_that_were_not_asked_for(scans, tmp_pat
         list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv", from_folders=True))
 
 
-def test_the_names_of_bids_do_not_replace_labels_of_a_table(scans):
-    folder = scans("sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_T2w.nii.gz")
-    (folder / "participants.tsv").write_text("participant_id\tsuffix\nsub-1\tJr\n")
-    assert [case.labels for case in list_cases(folder).cases] == [{"suffix": "Jr"}, {"suffix": "Jr"}]
-
-
 def test_the_written_table_is_read_as_the_same_cohort(scans, tmp_path):
     listing = list_cases(scans(*ULTRASOUND))
     table = write_listing(listing, tmp_path / "tables" / "scans.csv")
@@ -149,13 +139,6 @@ def test_the_tables_own_ids_win_over_its_file_names(scans, tmp_path):
     (tmp_path / "labels.csv").write_text("id,file,age\ncase 1,x/a.png,41\ncase 2,x/b.png,52\n")
     listing = list_cases(scans("x/a.png", "x/b.png"), Sources(table=tmp_path / "labels.csv"))
     assert [(c.id, c.labels) for c in listing.cases] == [("case 1", {"age": 41}), ("case 2", {"age": 52})]
-
-
-def test_numbers_are_described_by_their_range(scans, tmp_path):
-    rows = "".join(f"{i},{i / 4},{i % 3}\n" for i in range(6))
-    (tmp_path / "labels.csv").write_text(f"id,volume,grade\n{rows}")
-    listing = list_cases(scans(*(f"{i}.png" for i in range(6))), Sources(table=tmp_path / "labels.csv"))
-    assert list(listing.lines())[-2:] == ["column volume: 0 to 1.25", "column grade: 2 0, 2 1, 2 2"]
 
 
 def test_sessions_with_rows_of_their_own_keep_their_ids(scans, tmp_path):
@@ -188,16 +171,6 @@ def test_a_patient_in_two_folders_of_splits_is_refused_when_listed(scans):
     folder = scans("train/N/p1_a.png", "train/S/p2_a.png", "test/N/p1_b.png", "test/S/p3_a.png")
     with pytest.raises(CohortError, match=r"(train|test)\) and .* belong to one patient"):
         list_cases(folder, Sources(patient_pattern=r"p\d"))
-
-
-def test_a_column_split_with_capitals_in_a_cohort_is_pointed_out(scans, caplog):
-    folder = scans("a.png", "b.png")
-    (folder / "cohort.csv").write_text("image,Split\na.png,train\nb.png,test\n")
-    assert [case.split for case in read_cohort(folder / "cohort.csv")] == [None, None]
-    assert "the column Split is a label; set columns split=Split if it is not" in caplog.text
-    caplog.clear()
-    read_cohort(folder / "cohort.csv", columns={"split": "Split"})
-    assert not caplog.text
 
 
 def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):
@@ -235,33 +208,3 @@ def test_hashed_ids_are_unique_and_stay_the_same(tmp_path, scans):
     assert all(case.id == case.file_name and case.id.startswith("case-") for case in hashed)
     assert [case.has_own_patient for case in hashed] == [True, False, False]
     assert hashed[1].patient == hashed[2].patient != "sub-01"
-
-
-RANDOM = np.random.default_rng(0)
-
-
-def picture(path, *shape):
-    Image.fromarray(RANDOM.integers(0, 256, shape, np.uint8)).save(path)
-
-
-def test_kinds_sizes_colour_and_failures_are_described(tmp_path):
-    picture(tmp_path / "a.png", 20, 30)
-    picture(tmp_path / "b.png", 40, 30, 3)
-    (tmp_path / "c.png").write_bytes(b"")
-    values = RANDOM.normal(size=(10, 12, 8)).astype(np.float32)
-    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.5, 1.0])), tmp_path / "v.nii.gz")
-    appearance = look_at(read_cohort(tmp_path))
-    assert list(appearance.lines()) == [
-        "2 of 3 scans looked at are 2D images: 20-40 x 30",
-        "1 of 3 scans looked at are volumes: 10 x 12 x 8, voxels of 1 x 1 x 2.5 mm",
-        "1 are in colour: train with --colour grey or --colour rgb, or they are left out",
-        "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes",
-        "1 cannot be read, the first: c.png: the file is empty; copy it again",
-    ]
-    assert appearance.figures() == {"num_images": 2, "num_volumes": 1, "num_colour": 1, "num_unreadable": 1}
-
-
-def test_a_sample_is_spread_over_the_cohort(tmp_path):
-    for i in range(20):
-        picture(tmp_path / f"{i:02}.png", 8 + i, 8)
-    assert look_at(read_cohort(tmp_path), limit=3).sizes == [(8, 8), (17, 8), (27, 8)]

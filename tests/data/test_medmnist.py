@@ -1,7 +1,5 @@
 """MedMNIST files as cohorts."""
 
-import sys
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -96,15 +94,10 @@ def test_names_without_the_package_or_the_network(tmp_path, monkeypatch):
     medmnist = pytest.importorskip("medmnist")
     with pytest.raises(ConfigError, match="pneumoniamnist"):
         medmnist_to_cohort("pneumonia", tmp_path / "cohort")
-    with pytest.raises(ConfigError, match="not available in size 30"):
-        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort", size=30)
 
     def fail(self, *args, **kwargs):
         raise RuntimeError("Automatic download failed!")
 
     monkeypatch.setattr(medmnist.dataset.MedMNIST, "download", fail)
     with pytest.raises(MachineError, match=r"pneumoniamnist\.npz"):
-        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort")
-    monkeypatch.setitem(sys.modules, "medmnist", None)
-    with pytest.raises(MachineError, match=r"monai-diffae\[medmnist\]"):
         medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort")

@@ -72,19 +72,8 @@ def test_cases_are_found_by_id_or_name_of_file_in_the_order_of_the_ids_and_once(
     cases = [*cohort("a", "b", "c"), Case("benign (1)", {"image": Path("a.png")}, "p", file_name="benign_1")]
     assert [case.id for case in find_cases(cases, ["c", "a", "c"])] == ["c", "a"]
     assert find_cases(cases, ["benign (1)", "benign_1"]) == cases[3:]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("sub-4", "cases: the cohort has no 'sub-4'; did you mean 'sub-04'?"),
-        ("x" * 90, f"cases: the cohort has no '{'x' * 60}...'; the table written by embed has all ids"),
-    ],
-)
-def test_a_similar_id_is_suggested_if_there_is_one(name, message):
-    with pytest.raises(CohortError) as caught:
-        find_cases(cohort("sub-04", "sub-11"), [name])
-    assert str(caught.value) == message
+    with pytest.raises(CohortError, match=r"the cohort has no 'benign \(2\)'; did you mean 'benign \(1\)'"):
+        find_cases(cases, ["benign (2)"])
 
 
 @pytest.mark.goal(id="R12")
@@ -163,17 +152,6 @@ def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path, caplog):
     assert [failure.case_id for failure in split_cohort(tmp_path, spatial_dims=2).failures] == ["bad"]
     (line,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert line.startswith("case bad skipped: bad.nii: a 4D file")
-
-
-def test_slices_that_are_left_out_are_announced(tmp_path, caplog):
-    for name in ("a", "b"):
-        save_nifti(tmp_path / f"{name}.nii", values(4, 4, 10))
-    with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        split_cohort(tmp_path, 2, val_fraction=0, test_fraction=0, slice_range=(0.2, 0.8), slice_step=3)
-    assert caplog.messages == [
-        "2 scans of 2 patients: 4 train, 0 val, 0 test images, from volumes with slice_range [0.2, 0.8] and "
-        "slice_step 3",
-    ]
 
 
 def slices(name, *indices):

@@ -2,13 +2,11 @@
 
 import io
 import json
-from functools import cache
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
-from scan_files import shared, values
+from scan_files import values
 
 from monai_diffae.data import twins
 from monai_diffae.data.cases import Case
@@ -69,37 +67,16 @@ CHANGES = {
 }
 
 
-@cache
-def xrays(count):
-    folder = shared("cxr_pneumonia_224")
-    table = pd.read_csv(folder / "labels.csv").iloc[::3].head(count)
-    return [Image.open(folder / file).convert("L") for file in table["file"]], list(table["patient_key"])
-
-
-def as_fingerprint(picture):
-    return fingerprint(np.asarray(picture, np.float32)[None])
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_xrays_are_found_and_no_others(change):
-    pictures, patients = xrays(150)
-    changed = [CHANGES[change](picture) for picture in pictures[:20]]
-    groups = find_twins([*map(as_fingerprint, pictures + changed)], [*patients, *(f"new {i}" for i in range(20))])
-    expected = {(i, 150 + i) for i in range(20)}
-    found = {group.members for group in groups}
-    assert found <= expected
-    assert len(found) >= 19
-    assert not any(group.is_identical for group in groups)
-
-
-@pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 48, 40), (3, 24, 8)])
-def test_deformed_copies_of_one_head_are_no_twins_and_noisy_ones_are(spatial_dims, size, count):
+@pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 96, 30), (3, 24, 8)])
+def test_changed_copies_of_a_head_are_twins_and_deformed_ones_are_not(spatial_dims, size, count):
     patients = [draw_patient(0, number) for number in range(count)]
-    arrays = [render_patient(p, size=size, spatial_dims=spatial_dims)[0][None].astype(np.float32) for p in patients]
-    noisy = arrays[0] + np.random.default_rng(0).normal(0, 0.01 * np.ptp(arrays[0]), arrays[0].shape)
-    fingerprints = [fingerprint(array) for array in (*arrays, noisy.astype(np.float32))]
-    groups = find_twins(fingerprints, [str(position) for position in range(count + 1)])
-    assert groups == [TwinGroup((0, count), is_identical=False)]
+    arrays = [render_patient(p, size=size, spatial_dims=spatial_dims)[0] for p in patients]
+    changed = [arrays[0] + np.random.default_rng(0).normal(0, 2.5, arrays[0].shape)]
+    if spatial_dims == 2:
+        changed += [change(Image.fromarray(arrays[0])) for change in CHANGES.values()]
+    fingerprints = [fingerprint(np.asarray(image, np.float32)[None]) for image in (*arrays, *changed)]
+    groups = find_twins(fingerprints, [str(position) for position in range(len(fingerprints))])
+    assert groups == [TwinGroup((0, *range(count, count + len(changed))), is_identical=False)]
 
 
 def test_copies_are_one_group_and_identical_also_within_a_patient():

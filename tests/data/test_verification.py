@@ -199,9 +199,3 @@ def test_doubts_and_outliers_are_findings():
     first, second = _judge([doubtful, _VOLUME], ["1"])
     assert (first.judgement, first.findings[0].reason) == ("doubtful", "its slices are uneven; they are resampled")
     assert [finding.kind for finding in second.findings] == ["unusual geometry"]
-
-
-def test_a_reason_may_have_colons_and_semicolons():
-    [verdict] = _judge([Reading(error="a.nii: broken (ValueError: 3; 4); copy it again")])
-    assert verdict.findings[0].reason == "broken (ValueError: 3; 4)"
-    assert (verdict.findings[0].kind, verdict.findings[0].remedy) == ("broken", "copy it again")

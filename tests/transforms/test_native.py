@@ -20,7 +20,6 @@ from monai.transforms import (
     Spacingd,
 )
 from PIL import Image
-from scan_files import save_series, shared
 
 from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
@@ -159,15 +158,6 @@ def test_pictures(tmp_path):
     deep = NativeSpace(shipped_2d(), {"image": str(tmp_path / "deep.png")})
     assert deep.suffix == ".nii.gz"
     assert nib.load(write_native(tmp_path / "deep.nii.gz", deep.scan.array, deep.scan)).get_data_dtype() == np.uint16
-
-
-def test_another_image_of_a_dicom_case(tmp_path):
-    folder = save_series(tmp_path / "ct")
-    item = {"image": str(folder), "second": str(folder), "slice": 2, "id": "a"}
-    native = NativeSpace(shipped_2d((16, 16), ["image", "second"]), item, "second")
-    written = nib.load(write_native(tmp_path / "a.nii.gz", native.back(native.image), native.scan))
-    assert written.shape == (*native.scan.array.shape[1:], 1)
-    assert written.get_data_dtype() == np.uint8  # 200 to 223
 
 
 @pytest.mark.parametrize(
@@ -449,16 +439,6 @@ def test_a_mask_beside_a_scan_with_a_slope_has_labels_and_no_slope(tmp_path):
     assert int(made.header["sform_code"]) == 4
 
 
-def test_a_map_of_a_picture_is_not_written_as_png(tmp_path):
-    scan = read_scan(write_scan(tmp_path / "a.png", np.random.default_rng(0).random((1, 8, 9))))
-    with pytest.raises(
-        ConfigError, match="^map.png: PNG holds uint8, not float32; use .nii.gz or .nrrd, or write uint8$"
-    ):
-        write_native(tmp_path / "map.png", scan.array / 255, scan, np.float32)
-    assert read_scan(write_native(tmp_path / "map.nii.gz", scan.array / 255, scan, np.float32)).array.max() <= 1
-    assert read_scan(write_native(tmp_path / "m.png", scan.array > 9, scan, bool)).array.max() == 1
-
-
 def test_threads_that_share_a_preprocessing_do_not_disturb_each_other():
     """MONAI's ``allow_missing_keys_mode``, which the way back needs, changes the transforms, also for other threads."""
     keys = ["image", "other"]
@@ -480,13 +460,3 @@ def test_threads_that_share_a_preprocessing_do_not_disturb_each_other():
         sys.setswitchinterval(interval)
     for back, serial in zip(results, expected * 6, strict=True):
         np.testing.assert_array_equal(back, serial)
-
-
-def test_a_real_series(tmp_path):
-    """A mask of bright voxels in the model's grid covers the scan's bright voxels."""
-    folder = shared("hippocampus_hcrop_dicom") / "Study1_13_HCropVolume"
-    native = NativeSpace(shipped_3d(), {"image": str(folder)})
-    bright = native.back_mask(native.image.as_tensor() > 0)[0] > 0
-    threshold = native.back(torch.zeros(native.image.shape))[0][tuple(n // 2 for n in native.field.shape)]
-    expected = (native.scan.array[0] > threshold) & native.field
-    assert 2 * (bright & expected).sum() / (bright.sum() + expected.sum()) > 0.85
