@@ -22,8 +22,6 @@ from monai_diffae.errors import CohortError, ConfigError, MachineError, ScanErro
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
 TRANSFORM = Compose([ReadScand("image", 3), Resized("image", (4, 4, 4)), ToModelRanged("image")])
-
-
 RANDOM = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.9)])
 
 

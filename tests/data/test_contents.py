@@ -194,4 +194,4 @@ def test_no_flipped_bit_changes_weights(tmp_path, network, reader):
             refused += 1
         else:
             assert all(torch.equal(read[name], state[name]) for name in state)
-    assert refused > 40
+    assert refused > 30

@@ -16,14 +16,8 @@ from monai_diffae.errors import ScanError
 from monai_diffae.transforms import write_native
 
 AFNI = (4, b"<?xml version='1.0' ?>\n<AFNI_attributes>" + b"<AFNI_atr />" * 300 + b"</AFNI_attributes>\n")
-
-
 COMMENT = (6, b"defaced by hand")
-
-
 LARGE = (6, b"history " * 60_000)  # 480 kB
-
-
 KINDS = {
     "afni": [AFNI],
     "several": [AFNI, COMMENT, (2, b"no DICOM at all"), (4242, bytes(range(256)))],

@@ -70,7 +70,7 @@ CHANGES = {
 @pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 96, 30), (3, 24, 8)])
 def test_changed_copies_of_a_head_are_twins_and_deformed_ones_are_not(spatial_dims, size, count):
     patients = [draw_patient(0, number) for number in range(count)]
-    arrays = [render_patient(p, size=size, spatial_dims=spatial_dims)[0] for p in patients]
+    arrays = [render_patient(p, size=size, spatial_dims=spatial_dims)[0].squeeze() for p in patients]
     changed = [arrays[0] + np.random.default_rng(0).normal(0, 2.5, arrays[0].shape)]
     if spatial_dims == 2:
         changed += [change(Image.fromarray(arrays[0])) for change in CHANGES.values()]

@@ -165,11 +165,7 @@ def test_files_of_one_name_size_and_time_are_not_confused(tmp_path):
 
 
 _VOLUME = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1)
-
-
 _IMAGE = Reading(size=(4, 5), spacing_mm=(1, 1), channels=1)
-
-
 _COLOUR = Reading(size=(4, 5), spacing_mm=(1, 1), channels=3)
 
 
