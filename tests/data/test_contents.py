@@ -1,20 +1,26 @@
-"""Goal R5: a scan that was replaced, or that rots between two runs, has another content."""
+"""A file that was replaced, or that rots between two runs, is noticed by its content, its state or its checksum."""
 
 import hashlib
 import os
 import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from scan_files import save_series
 
+from monai_diffae.bundle.weights import read_weights
 from monai_diffae.data.contents import content_hash, item_hash
+from monai_diffae.data.file_checksums import cached_checksum
+from monai_diffae.data.file_states import file_state
+from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError
+from monai_diffae.handlers.checkpoint_file import read_checkpoint
 
 
-def flip_last_bit(path: Path) -> None:
+def flip_last_bit(path):
     """A change that alters neither the size nor, as far as a program can see, the time."""
     before = path.stat()
     content = bytearray(path.read_bytes())
@@ -31,12 +37,12 @@ def test_a_single_file_has_the_hash_that_sha256sum_prints(tmp_path):
     assert content_hash([path.rename(tmp_path / "b.nii")]) == hashlib.sha256(b"voxels").hexdigest()
 
 
-def image(path: Path) -> Path:
+def image(path):
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(60, dtype=np.int16).reshape(3, 4, 5)), str(path))
     return path
 
 
-def pair(path: Path) -> Path:
+def pair(path):
     nib.save(nib.Nifti1Pair(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)), path)
     return path
 
@@ -51,14 +57,6 @@ def test_one_bit_of_the_voxels_counts(tmp_path, make, name, voxels):
     before = content_hash([path])
     flip_last_bit(tmp_path / voxels)
     assert content_hash([path]) != before
-
-
-def test_voxels_beside_an_nrrd_header_count(tmp_path):
-    (tmp_path / "a.nrrd").write_text("NRRD0004\ntype: uint8\ndimension: 1\nsizes: 4\ndata file: a.raw\n\n")
-    (tmp_path / "a.raw").write_bytes(b"1234")
-    before = content_hash([tmp_path / "a.nrrd"])
-    flip_last_bit(tmp_path / "a.raw")
-    assert content_hash([tmp_path / "a.nrrd"]) != before
 
 
 def test_a_series_is_known_by_its_slices_alone(tmp_path):
@@ -91,3 +89,109 @@ def test_all_images_of_an_item_count_and_nothing_else(tmp_path):
     assert item_hash({**item, "id": "y", "slice": 4, "mask": np.zeros(3)}) == before
     shutil.copy(tmp_path / "a", tmp_path / "b")
     assert item_hash(item) != before
+
+
+@pytest.fixture
+def scan(tmp_path):
+    path = tmp_path / "a.nii"
+    path.write_bytes(b"scan")
+    return path
+
+
+def test_size_time_and_name_count_and_the_folder_does_not(scan, tmp_path):
+    state = file_state([scan])
+    assert file_state([scan]) == state
+    os.utime(scan, ns=(0, scan.stat().st_mtime_ns + 1))
+    later = file_state([scan])
+    assert later != state
+    moved = (tmp_path / "elsewhere").mkdir() or scan.rename(tmp_path / "elsewhere" / "a.nii")
+    assert file_state([moved]) == later
+    assert file_state([moved.rename(moved.with_name("b.nii"))]) != later
+
+
+def test_a_file_that_was_written_again_with_the_old_time_is_noticed_by_its_time_of_change(scan):
+    states = [file_state([scan]), file_state([scan], change_times=True)]
+    assert file_state([scan], change_times=True) == states[1]
+    time_ns = scan.stat().st_mtime_ns
+    scan.write_bytes(b"cans")
+    while scan.stat().st_ctime_ns == time_ns:  # the file system's clock may be coarse
+        scan.write_bytes(b"cans")
+    os.utime(scan, ns=(0, time_ns))
+    assert file_state([scan]) == states[0]
+    assert file_state([scan], change_times=True) != states[1]
+
+
+def test_all_files_of_a_folder_and_of_a_list_count(scan, tmp_path):
+    series = tmp_path / "series"
+    series.mkdir()
+    for name in "ab":
+        (series / name).write_bytes(b"slice")
+    states = [file_state([series])]
+    (series / "c").write_bytes(b"slice")
+    states.append(file_state([series]))
+    states.append(file_state([tmp_path / "series#series=1.2"]))
+    states.append(file_state([series, scan]))
+    scan.write_bytes(b"longer")
+    states.append(file_state([series, scan]))
+    assert len(set(states)) == 5
+
+
+@pytest.mark.parametrize("named", ["voxels.bin", "LIST\na.bin\nvoxels.bin"])
+def test_the_voxels_that_an_mhd_header_names_count(tmp_path, named):
+    header, voxels = tmp_path / "a.mhd", tmp_path / "voxels.bin"
+    header.write_text(f"NDims = 3\nElementDataFile = {named}\n")
+    states = {file_state([header])}
+    for content in (b"scan", b"longer"):
+        voxels.write_bytes(content)
+        states.add(file_state([header]))
+    assert len(states) == 3
+    voxels.unlink()
+    header.unlink()
+    assert file_state([header]) not in states
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_of_the_same_size_and_time_is_told_by_its_content(tmp_path, monkeypatch, in_place):
+    """On a file system whose clock ticks every second, and which uses inodes again."""
+    exact = os.fstat
+
+    def coarse(handle):
+        state = exact(handle)
+        times = {name: getattr(state, name) // 10**9 * 10**9 for name in ("st_mtime_ns", "st_ctime_ns")}
+        return SimpleNamespace(st_dev=state.st_dev, st_ino=state.st_ino % 2, st_size=state.st_size, **times)
+
+    monkeypatch.setattr(os, "fstat", coarse)
+    path, other = tmp_path / "model.pt", tmp_path / "other"
+    for i in range(20):
+        content = str(i % 10).encode() * 100
+        (path if in_place else other).write_bytes(content)
+        if not in_place:
+            other.replace(path)
+        assert cached_checksum(path) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
+
+
+@pytest.mark.goal(id="R5")
+@pytest.mark.parametrize("reader", ["weights", "checkpoint"])
+def test_no_flipped_bit_changes_weights(tmp_path, network, reader):
+    path = tmp_path / "model.pt"
+    state = network.state_dict()
+    torch.save(state, path)
+    content = path.read_bytes()
+    refused = 0
+    for bit in np.random.default_rng(0).integers(8 * len(content), size=60):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(flipped)
+        try:
+            read = read_weights(path, network) if reader == "weights" else read_checkpoint(path, {*state})
+        except (ScanError, ConfigError, UnsafeInputError):
+            refused += 1
+        else:
+            assert all(torch.equal(read[name], state[name]) for name in state)
+    assert refused > 30

@@ -1,3 +1,5 @@
+"""Tables of embeddings: CSV and Parquet give the same rows, ids, labels and z."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,16 +29,6 @@ def table():
 
 
 def test_csv_and_parquet_give_the_same(table, tmp_path):
-    table.to_parquet(tmp_path / "e.parquet", index=False)
-    table.to_csv(tmp_path / "e.csv", index=False)
-    parquet, csv = read_embeddings(tmp_path / "e.parquet"), read_embeddings(tmp_path / "e.csv")
-    assert csv["id"].tolist() == parquet["id"].tolist() == table["id"].tolist()
-    assert csv["patient"].tolist() == table["patient"].tolist()
-    assert (z_matrix(csv) == z_matrix(parquet)).all()
-    assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
-
-
-def test_csv_and_parquet_give_the_same_labels(table, tmp_path):
     words = ["None", "ill", "", "NA", "N/A", "n/a", "NaN", "nan", "null", None]
     table = table.assign(drug=words * 2, size=[1.5, None] * 10, id=["NA", "null", "None", *table["id"][3:]])
     table.to_parquet(tmp_path / "e.parquet", index=False)
@@ -45,8 +37,11 @@ def test_csv_and_parquet_give_the_same_labels(table, tmp_path):
     for read in (parquet, csv):
         assert read["drug"].dropna().tolist() == ["None", "ill"] * 2
         assert read["drug"].notna().tolist() == [True, True, *[False] * 8] * 2
-        assert read["id"].tolist() == table["id"].tolist()
+        for column in ("id", "patient"):
+            assert read[column].tolist() == table[column].tolist()
     pd.testing.assert_series_equal(csv["size"], parquet["size"])
+    assert (z_matrix(csv) == z_matrix(parquet)).all()
+    assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
 
 
 def test_rows_are_counted_from_0_and_metadata_kept(table, tmp_path):
@@ -61,12 +56,7 @@ def test_rows_are_counted_from_0_and_metadata_kept(table, tmp_path):
 def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
     table.to_csv(tmp_path / "e.csv", index=False)
     record = tmp_path / "e.json"
-    for other in (
-        "no record",
-        "[]",
-        '{"made_from": 3, "results": {"num_cases": 1}}',
-        '{"made_from": {}, "results": {}}',
-    ):
+    for other in ("no record", "[]"):
         record.write_text(other)
         assert read_embeddings(tmp_path / "e.csv").attrs == {}
     record.write_text('{"made_from": {"model": "m"}, "results": {"num_cases": 1}}')
@@ -80,7 +70,7 @@ def test_columns_are_told_apart(table):
     assert z_matrix(table).dtype == np.float32
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, "text"])
+@pytest.mark.parametrize("value", [np.inf, "text"])
 def test_values_that_are_no_numbers_are_refused(table, value):
     table["z_001"] = table["z_001"].astype(object)
     table.loc[3, "z_001"] = value
@@ -88,39 +78,24 @@ def test_values_that_are_no_numbers_are_refused(table, value):
         z_matrix(table)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-@pytest.mark.parametrize("fault", ["nan", "empty"])
-def test_a_table_without_numbers_is_refused_by_its_name(table, tmp_path, suffix, fault):
-    table = table.assign(z_001=np.nan) if fault == "nan" else table.iloc[:0]
-    path = tmp_path / f"mine{suffix}"
-    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
-    message = {"nan": "have values that are not finite numbers; embed again", "empty": "has no rows; embed"}[fault]
-    with pytest.raises(CohortError, match=rf"^mine\{suffix}: .*{message}") as caught:
-        read_embeddings(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_instead_of_a_table_is_named(tmp_path, monkeypatch):
-    (tmp_path / "embedded").mkdir()
-    with pytest.raises(ConfigError, match="^embedded: is a folder; give the table in it, such as embeddings.parquet"):
-        read_embeddings(tmp_path / "embedded")
-    monkeypatch.chdir(tmp_path / "embedded")
-    with pytest.raises(ConfigError, match="^embedded: is a folder"):
-        read_embeddings(".")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_what_is_no_table_of_embeddings_is_refused_by_its_name(table, tmp_path):
+    for suffix, fault in ((".csv", "nan"), (".parquet", "empty")):
+        wrong = table.assign(z_001=np.nan) if fault == "nan" else table.iloc[:0]
+        path = tmp_path / f"mine{suffix}"
+        wrong.to_csv(path, index=False) if suffix == ".csv" else wrong.to_parquet(path)
+        message = {"nan": "have values that are not finite numbers; embed again", "empty": "has no rows; embed"}[fault]
+        with pytest.raises(CohortError, match=rf"^mine\{suffix}: .*{message}"):
+            read_embeddings(path)
+    for name, content, message in (
         ("e.csv", b"\xff\xfe\x00", "not a CSV"),
         ("e.parquet", b"id", "not a Parquet"),
         ("e.csv", b"id\n1\n", "no columns"),
-    ],
-)
-def test_other_files_are_refused(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CohortError, match=message):
-        read_embeddings(tmp_path / name)
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CohortError, match=message):
+            read_embeddings(tmp_path / name)
+    with pytest.raises(ConfigError, match="is a folder; give the table in it, such as embeddings.parquet"):
+        read_embeddings(tmp_path)
 
 
 def test_the_fingerprint_is_of_z_and_splits_only(table):
@@ -152,8 +127,6 @@ def test_each_draw_of_a_case_has_an_index_of_its_own(table):
 def test_a_split_without_cases_is_named(table):
     with pytest.raises(CohortError, match="no case of the split 'test'"):
         EmbeddedCases(table, "test")
-    with pytest.raises(CohortError, match="no case of the split 'val'"):
-        EmbeddedCases(table.drop(columns="split"), "val")
 
 
 def test_rows_that_occur_twice_are_warned_of(tmp_path, caplog):

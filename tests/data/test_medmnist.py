@@ -1,6 +1,4 @@
-from __future__ import annotations
-
-import sys
+"""MedMNIST files as cohorts."""
 
 import nibabel as nib
 import numpy as np
@@ -26,34 +24,23 @@ def write_npz(path, shape=(28, 28), num_labels=1, **changes):
     return path, arrays
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (64, 64), (28, 28, 3)])
-def test_pictures(tmp_path, shape):
-    path, arrays = write_npz(tmp_path / "set.npz", shape)
+@pytest.mark.parametrize(("shape", "num_labels"), [((28, 28), 1), ((28, 28, 3), 3), ((28, 28, 28), 1)])
+def test_images_labels_and_splits(tmp_path, shape, num_labels):
+    path, arrays = write_npz(tmp_path / "set.npz", shape, num_labels)
     csv = medmnist_to_cohort(path, tmp_path / "cohort")
     table = pd.read_csv(csv)
-    assert table.columns.tolist() == ["id", "image", "split", "label"]
+    labels = ["label"] if num_labels == 1 else ["label_0", "label_1", "label_2"]
+    assert table.columns.tolist() == ["id", "image", "split", *labels]
     assert table["split"].value_counts().to_dict() == COUNTS
     assert table["id"].is_unique
     for split in COUNTS:
         rows = table[table["split"] == split]
-        assert rows["label"].tolist() == arrays[f"{split}_labels"][:, 0].tolist()
+        np.testing.assert_array_equal(rows[labels].to_numpy(), arrays[f"{split}_labels"])
         for image, relative in zip(arrays[f"{split}_images"], rows["image"], strict=True):
-            np.testing.assert_array_equal(np.asarray(Image.open(csv.parent / relative)), image)
+            file = csv.parent / relative
+            stored = nib.load(file).dataobj if shape == (28, 28, 28) else Image.open(file)
+            np.testing.assert_array_equal(np.asarray(stored), image)
     assert len(read_cohort(csv)) == 10
-
-
-def test_several_labels(tmp_path):
-    path, arrays = write_npz(tmp_path / "chest.npz", num_labels=3)
-    table = pd.read_csv(medmnist_to_cohort(path, tmp_path / "cohort"))
-    labels = table.loc[table["split"] == "test", ["label_0", "label_1", "label_2"]]
-    np.testing.assert_array_equal(labels.to_numpy(), arrays["test_labels"])
-
-
-def test_volumes(tmp_path):
-    path, arrays = write_npz(tmp_path / "nodule.npz", (28, 28, 28))
-    csv = medmnist_to_cohort(path, tmp_path / "cohort")
-    first = nib.load(csv.parent / pd.read_csv(csv)["image"][0])
-    np.testing.assert_array_equal(np.asarray(first.dataobj), arrays["train_images"][0])
 
 
 def test_max_cases_idempotence_and_refused_overwrite(tmp_path):
@@ -87,10 +74,6 @@ def test_files_that_are_no_medmnist(tmp_path):
     broken.write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(CohortError, match="copy it again"):
         medmnist_to_cohort(broken, tmp_path / "cohort")
-    text = tmp_path / "text.npz"
-    text.write_text("hello")
-    with pytest.raises((CohortError, UnsafeInputError), match=r"text\.npz"):
-        medmnist_to_cohort(text, tmp_path / "cohort")
     for changes, message in (
         ({"val_images": None}, "val_images"),
         ({"val_images": np.zeros((2, 28, 28))}, "float64"),
@@ -99,13 +82,10 @@ def test_files_that_are_no_medmnist(tmp_path):
         path, _ = write_npz(tmp_path / "wrong.npz", **changes)
         with pytest.raises(CohortError, match=message):
             medmnist_to_cohort(path, tmp_path / "cohort")
-    assert not (tmp_path / "cohort").exists()
-
-
-def test_pickled_objects_are_refused(tmp_path):
     path, _ = write_npz(tmp_path / "evil.npz", val_labels=np.array([{}, {}], dtype=object))
     with pytest.raises(UnsafeInputError, match="pickled"):
         medmnist_to_cohort(path, tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
 
 
 def test_names_without_the_package_or_the_network(tmp_path, monkeypatch):
@@ -114,15 +94,10 @@ def test_names_without_the_package_or_the_network(tmp_path, monkeypatch):
     medmnist = pytest.importorskip("medmnist")
     with pytest.raises(ConfigError, match="pneumoniamnist"):
         medmnist_to_cohort("pneumonia", tmp_path / "cohort")
-    with pytest.raises(ConfigError, match="not available in size 30"):
-        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort", size=30)
 
     def fail(self, *args, **kwargs):
         raise RuntimeError("Automatic download failed!")
 
     monkeypatch.setattr(medmnist.dataset.MedMNIST, "download", fail)
     with pytest.raises(MachineError, match=r"pneumoniamnist\.npz"):
-        medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort")
-    monkeypatch.setitem(sys.modules, "medmnist", None)
-    with pytest.raises(MachineError, match=r"monai-diffae\[medmnist\]"):
         medmnist_to_cohort("pneumoniamnist", tmp_path / "cohort")

@@ -19,18 +19,14 @@ def random_keys(monkeypatch):
     monkeypatch.setattr(patient_keys, "_new_secret", lambda: os.urandom(16).hex())
 
 
-def test_a_folder_keeps_its_key_and_another_has_another(tmp_path, random_keys):
+def test_a_folder_keeps_its_key_another_has_another_and_only_the_user_can_read_it(tmp_path, random_keys):
     key = folder_key(tmp_path / "a")
     assert folder_key(tmp_path / "a") == key
+    assert stat.S_IMODE((tmp_path / "a" / KEY_FILE).stat().st_mode) == 0o600
     other = folder_key(tmp_path / "b")
     assert other != key
     assert other.hash("1234567") != key.hash("1234567")
     assert other.name != key.name
-
-
-def test_only_the_user_can_read_the_key(tmp_path):
-    folder_key(tmp_path)
-    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
 
 
 def test_neither_hash_nor_name_of_a_key_is_a_plain_hash_of_what_can_be_guessed(tmp_path, random_keys):
@@ -55,9 +51,5 @@ def test_a_damaged_key_is_not_used(tmp_path, content):
     (tmp_path / KEY_FILE).write_text(content)
     with pytest.raises(ConfigError, match="is damaged"):
         folder_key(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    (tmp_path / "file").touch()
     with pytest.raises((MachineError, ConfigError)):
-        folder_key(tmp_path / "file")
+        folder_key(tmp_path / KEY_FILE)  # no folder

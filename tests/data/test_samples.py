@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""Virtual patients: the table says what was drawn, and the images show it."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from monai_diffae.data import virtual_patients
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.samples import FACTORS, make_virtual_cohort, split_by_number
 from monai_diffae.data.virtual_patients import draw_patient, render_patient
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError
 
 MIDDLE = {"head_size": 1.0, "tilt": 0.0, "contrast": 1.0, "slice_level": 15.0, "ventricles": 0.3}
 
@@ -47,13 +47,13 @@ def dark_middle(image):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    return make_virtual_cohort(tmp_path_factory.mktemp("cohort"), num_patients=24, size=32, seed=5, workers=2)
+    return make_virtual_cohort(tmp_path_factory.mktemp("cohort"), num_patients=12, size=32, seed=5, workers=2)
 
 
 def test_the_table_says_what_was_drawn(cohort):
     table = pd.read_csv(cohort)
     assert table.columns.tolist() == ["id", "patient", "image", "split", *(factor.name for factor in FACTORS)]
-    assert len(table) == 24
+    assert len(table) == len(read_cohort(cohort)) == 12
     for factor in FACTORS:
         assert table[factor.name].between(factor.low, factor.high).all()
     row = table.iloc[7]
@@ -66,15 +66,8 @@ def test_the_table_says_what_was_drawn(cohort):
     assert "not patients" in (cohort.parent / "README.txt").read_text()
 
 
-def test_our_own_cohort_reader_takes_it(cohort):
-    cases = read_cohort(cohort)
-    assert len(cases) == 24
-    assert {case.split for case in cases} == {"train", "val", "test"}
-    assert set(cases[0].labels) == {factor.name for factor in FACTORS}
-
-
 def test_same_bytes_for_any_number_of_workers(cohort, tmp_path):
-    again = make_virtual_cohort(tmp_path, num_patients=24, size=32, seed=5, workers=1)
+    again = make_virtual_cohort(tmp_path, num_patients=12, size=32, seed=5, workers=1)
     assert everything(again.parent) == everything(cohort.parent)
 
 
@@ -84,28 +77,25 @@ def test_another_seed_gives_other_patients():
 
 
 def test_a_larger_cohort_begins_with_the_smaller(cohort, tmp_path):
-    larger = make_virtual_cohort(tmp_path, num_patients=30, size=32, seed=5)
+    larger = make_virtual_cohort(tmp_path, num_patients=14, size=32, seed=5)
     before, after = everything(cohort.parent), everything(larger.parent)
     images = [name for name in before if name.startswith("images/")]
-    assert len(images) == 24
+    assert len(images) == 12
     assert all(before[name] == after[name] for name in images)
     assert larger.read_text().startswith(cohort.read_text())
 
 
-@pytest.mark.parametrize("number", [10, 50, 1000])
-def test_splits_are_of_patients_and_of_the_size_asked(number):
-    splits = pd.Series([split_by_number(index, 0.1, 0.15) for index in range(number)]).value_counts()
-    assert abs(splits["test"] - 0.15 * number) < 2.5
-    assert abs(splits["val"] - 0.1 * number) < 2.5
-
-
-def test_no_held_out_patients_if_none_are_asked():
+def test_splits_are_of_patients_and_of_the_size_asked():
+    for number in (10, 50, 1000):
+        splits = pd.Series([split_by_number(index, 0.1, 0.15) for index in range(number)]).value_counts()
+        assert abs(splits["test"] - 0.15 * number) < 2.5
+        assert abs(splits["val"] - 0.1 * number) < 2.5
     assert {split_by_number(index, 0, 0) for index in range(500)} == {"train"}
 
 
 def test_a_second_call_writes_nothing(cohort):
     before = {path: path.stat().st_mtime_ns for path in cohort.parent.rglob("*")}
-    assert make_virtual_cohort(cohort.parent, num_patients=24, size=32, seed=5) == cohort
+    assert make_virtual_cohort(cohort.parent, num_patients=12, size=32, seed=5) == cohort
     assert {path: path.stat().st_mtime_ns for path in cohort.parent.rglob("*")} == before
 
 
@@ -138,23 +128,6 @@ def test_files_of_the_user_are_never_replaced(tmp_path, name):
     with pytest.raises(ConfigError, match="of your own"):
         make_virtual_cohort(tmp_path, num_patients=3, size=16, overwrite=True)
     assert everything(tmp_path) == {name: b"mine"}
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"num_patients": 0}, {"size": 4}, {"spatial_dims": 1}, {"seed": -1}, {"val_fraction": 0.9}]
-)
-def test_parameters_out_of_range(tmp_path, wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        make_virtual_cohort(tmp_path / "cohort", **wrong)
-    assert not (tmp_path / "cohort").exists()
-
-
-def test_without_nilearn_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(virtual_patients.importlib.util, "find_spec", lambda name: None)
-    virtual_patients.read_template.cache_clear()
-    with pytest.raises(MachineError, match=r"pip install 'monai-diffae\[samples\]'"):
-        make_virtual_cohort(tmp_path / "cohort", num_patients=1)
-    assert not (tmp_path / "cohort").exists()
 
 
 def test_head_size_scales_the_area():
@@ -199,7 +172,7 @@ def test_ventricles_widen_and_the_head_stays(spatial_dims):
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_the_whole_brain_is_in_the_field_of_view(spatial_dims):
-    for index in range(100 if spatial_dims == 2 else 8):
+    for index in range(40 if spatial_dims == 2 else 4):
         image, _ = render_patient(draw_patient(1, index), size=48, spatial_dims=spatial_dims)
         for axis in range(spatial_dims):
             assert np.take(image, [0, -1], axis=axis).max() < 10
@@ -210,7 +183,7 @@ def test_axes_are_where_the_affine_says():
     """The template's voxel at the same world coordinates is the same tissue: no axis turned or swapped."""
     plain = replace(draw_patient(0, 0), factors={**MIDDLE, "ventricles": 0.0}, amplitudes_mm=np.zeros((12, 3), "f4"))
     template, to_index = virtual_patients.read_template(0.0)
-    for spatial_dims, size in ((2, 96), (3, 72)):
+    for spatial_dims, size in ((2, 96), (3, 48)):
         image, affine = render_patient(plain, size=size, spatial_dims=spatial_dims)
         assert nib.aff2axcodes(affine) == ("R", "A", "S")
         voxels = np.argwhere(image > 100)
@@ -226,19 +199,8 @@ def test_axes_are_where_the_affine_says():
             assert affine[2, 3] == pytest.approx(15.0)
 
 
-def test_the_same_patient_at_every_size_and_in_volumes():
-    patient = draw_patient(0, 2)
-    small, _ = render_patient(patient, size=36)
-    large, affine = render_patient(patient, size=72)
-    binned = large.reshape(36, 2, 36, 2).mean(axis=(1, 3))
-    assert np.corrcoef(small.ravel(), binned.ravel())[0, 1] > 0.99
-    volume, volume_affine = render_patient(patient, size=72, spatial_dims=3)
-    layer = round((affine[2, 3] - volume_affine[2, 3]) / volume_affine[2, 2])
-    assert np.corrcoef(volume[:, :, layer].ravel(), large.ravel())[0, 1] > 0.98
-
-
 def test_volumes_are_written(tmp_path):
-    table = make_virtual_cohort(tmp_path, num_patients=2, size=32, spatial_dims=3)
+    table = make_virtual_cohort(tmp_path, num_patients=1, size=32, spatial_dims=3)
     image = nib.load(table.parent / pd.read_csv(table)["image"][0])
     assert image.shape == (32, 32, 32)
     assert image.header.get_zooms() == (7.0, 7.0, 7.0)

@@ -1,17 +1,49 @@
+"""Twins: scans that occur twice, as they are or changed, are found, reported and kept together."""
+
 import io
-from functools import cache
+import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
-from scan_files import shared
+from scan_files import values
 
 from monai_diffae.data import twins
-from monai_diffae.data.fingerprints import fingerprint, scan_fingerprint
-from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.data.scans import read_scan
+from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import SIZE, aligned_correlation, fingerprint, scan_fingerprint
+from monai_diffae.data.formats.scan import Scan
+from monai_diffae.data.listing import find_listed_twins, group_twins, mark_twins
+from monai_diffae.data.twin_reports import report_twins
 from monai_diffae.data.twins import TwinGroup, find_twins
+from monai_diffae.data.virtual_patients import draw_patient, render_patient
+from monai_diffae.errors import CohortError
+
+
+def test_the_same_voxels_have_the_same_digest_whatever_their_order_in_the_file():
+    array = values(6, 7, 8)
+    scan = Scan(array[None], np.eye(4))
+    turned = Scan(array[None, ::-1].swapaxes(2, 3).copy(), np.diag([-1.0, 1, 1, 1])[:, [0, 2, 1, 3]])
+    assert scan_fingerprint(scan).digest == scan_fingerprint(turned).digest
+    assert scan_fingerprint(scan).thumbnail.shape == (3, SIZE, SIZE)
+
+
+def test_another_size_or_another_voxel_is_another_digest():
+    array = values(1, 6, 8)
+    changed = array.copy()
+    changed[0, 3, 3] += 1
+    assert len({fingerprint(each).digest for each in (array, array.reshape(1, 8, 6), changed)}) == 3
+    for constant in (np.zeros((1, 40, 40), np.float32), np.full((1, 9, 9, 9), 7, np.float32)):
+        assert fingerprint(constant).thumbnail is None
+
+
+def test_alignment_finds_a_crop_but_no_likeness_of_other_images():
+    from scipy.ndimage import gaussian_filter, zoom
+
+    rng = np.random.default_rng(0)
+    image, other = (gaussian_filter(rng.random((200, 200)), 6).astype(np.float32) for _ in range(2))
+    thumbnails = [fingerprint(each[None]).thumbnail for each in (image, zoom(image[4:-4, 4:-4], 1.1, order=1), other)]
+    assert aligned_correlation(thumbnails[0], thumbnails[1]) > 0.96
+    assert aligned_correlation(thumbnails[0], thumbnails[2]) < 0.6
 
 
 def saved_again(picture):
@@ -35,43 +67,16 @@ CHANGES = {
 }
 
 
-@cache
-def xrays(count):
-    folder = shared("cxr_pneumonia_224")
-    table = pd.read_csv(folder / "labels.csv").iloc[::3].head(count)
-    return [Image.open(folder / file).convert("L") for file in table["file"]], list(table["patient_key"])
-
-
-def as_fingerprint(picture):
-    return fingerprint(np.asarray(picture, np.float32)[None])
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_xrays_are_found_and_no_others(change):
-    pictures, patients = xrays(150)
-    changed = [CHANGES[change](picture) for picture in pictures[:20]]
-    groups = find_twins([*map(as_fingerprint, pictures + changed)], [*patients, *(f"new {i}" for i in range(20))])
-    expected = {(i, 150 + i) for i in range(20)}
-    found = {group.members for group in groups}
-    assert found <= expected
-    assert len(found) >= 19
-    assert not any(group.is_identical for group in groups)
-
-
-def test_different_hippocampi_are_no_twins():
-    files = sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:60]
-    fingerprints = [scan_fingerprint(read_scan(file)) for file in files]
-    assert find_twins(fingerprints, [file.name for file in files]) == []
-
-
-@pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 48, 150), (3, 24, 20)])
-def test_deformed_copies_of_one_head_are_no_twins(tmp_path, spatial_dims, size, count):
-    table = make_virtual_cohort(tmp_path / "scans", num_patients=count, size=size, spatial_dims=spatial_dims)
-    scans = [read_scan(table.parent / image) for image in pd.read_csv(table)["image"]]
-    noisy = scans[0].array + np.random.default_rng(0).normal(0, 0.01 * np.ptp(scans[0].array), scans[0].array.shape)
-    fingerprints = [*map(scan_fingerprint, scans), fingerprint(noisy.astype(np.float32))]
-    groups = find_twins(fingerprints, [str(position) for position in range(count + 1)])
-    assert groups == [TwinGroup((0, count), is_identical=False)]
+@pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 96, 30), (3, 24, 8)])
+def test_changed_copies_of_a_head_are_twins_and_deformed_ones_are_not(spatial_dims, size, count):
+    patients = [draw_patient(0, number) for number in range(count)]
+    arrays = [render_patient(p, size=size, spatial_dims=spatial_dims)[0].squeeze() for p in patients]
+    changed = [arrays[0] + np.random.default_rng(0).normal(0, 2.5, arrays[0].shape)]
+    if spatial_dims == 2:
+        changed += [change(Image.fromarray(arrays[0])) for change in CHANGES.values()]
+    fingerprints = [fingerprint(np.asarray(image, np.float32)[None]) for image in (*arrays, *changed)]
+    groups = find_twins(fingerprints, [str(position) for position in range(len(fingerprints))])
+    assert groups == [TwinGroup((0, *range(count, count + len(changed))), is_identical=False)]
 
 
 def test_copies_are_one_group_and_identical_also_within_a_patient():
@@ -81,22 +86,13 @@ def test_copies_are_one_group_and_identical_also_within_a_patient():
     assert find_twins(copies, ["one patient"] * 8) == groups
 
 
-def test_near_twins_of_one_patient_are_not_sought():
+def test_pairs_that_are_no_twins():
     scan = np.random.default_rng(0).random((1, 40, 40), np.float32)
-    pair = [fingerprint(scan), fingerprint(scan + 1)]
-    assert find_twins(pair, ["a", "a"]) == []
+    pair, empty = [fingerprint(scan), fingerprint(scan + 1)], fingerprint(np.zeros((1, 20, 20), np.float32))
     assert find_twins(pair, ["a", "b"]) == [TwinGroup((0, 1), is_identical=False)]
-
-
-def test_empty_slices_are_no_twins():
-    empty = fingerprint(np.zeros((1, 20, 20), np.float32))
+    assert find_twins(pair, ["a", "a"]) == []  # of one patient
     assert find_twins([empty, empty], ["a", "b"]) == []
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_scans(count):
-    scans = np.random.default_rng(0).random((count, 1, 20, 20), np.float32)
-    assert find_twins([fingerprint(scan) for scan in scans], [str(i) for i in range(count)]) == []
+    assert find_twins(pair[:1], ["a"]) == find_twins([], []) == []
 
 
 def test_of_very_many_scans_only_identical_ones_are_found(monkeypatch, caplog):
@@ -106,3 +102,66 @@ def test_of_very_many_scans_only_identical_ones_are_found(monkeypatch, caplog):
         groups = find_twins([fingerprint(each) for each in (scan, scan + 1, scan, scan + 2)], ["a", "b", "c", "d"])
     assert groups == [TwinGroup((0, 2), is_identical=True)]
     assert "3 scans are too many" in caplog.text
+
+
+def test_the_same_pixels_in_two_formats_are_identical(tmp_path, caplog):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 60, 50), np.uint8)
+    for name, image in (("a.png", pixels[0]), ("b.png", pixels[1]), ("d.png", pixels[2])):
+        Image.fromarray(image).save(tmp_path / name)
+    Image.fromarray(pixels[1]).convert("RGB").save(tmp_path / "c.png")
+    (tmp_path / "e.png").write_bytes(b"...")
+    cases = [Case(name, {"image": tmp_path / f"{name}.png"}, name) for name in "abecd"]
+    assert find_listed_twins(cases) == [TwinGroup((1, 3), is_identical=True)]
+    assert "1 scans cannot be read" in caplog.text
+
+
+def test_twins_that_share_scans_become_one_patient():
+    cases = [Case(str(i), {}, patient) for i, patient in enumerate("pqrstp")]
+    groups = [TwinGroup((1, 2), is_identical=True), TwinGroup((2, 5), is_identical=False)]
+    patients = [case.patient for case in group_twins(cases, groups)]
+    assert len({patients[i] for i in (0, 1, 2, 5)}) == 1
+    assert patients[3:5] == ["s", "t"]
+
+
+def test_twins_in_two_splits_cannot_be_one_patient():
+    cases = [Case("a", {}, "p", "train"), Case("b", {}, "q", "test")]
+    with pytest.raises(CohortError, match=r"a \(split train\) and b \(split test\), so they cannot become one patient"):
+        group_twins(cases, [TwinGroup((0, 1), is_identical=True)])
+
+
+def test_marks_of_an_earlier_listing_are_replaced():
+    cases = mark_twins([Case(name, {}, name) for name in "abc"], [TwinGroup((0, 1), is_identical=True)])
+    again = mark_twins(cases, [TwinGroup((1, 2), is_identical=True)])
+    assert [case.labels["twins"] for case in again] == [None, "group 1", "group 1"]
+    assert [case.labels for case in mark_twins(again, [])] == [{}, {}, {}]
+
+
+def test_a_label_named_twins_is_not_replaced_silently():
+    with pytest.raises(CohortError, match="column twins of the table has a label, 'monozygotic'"):
+        mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
+
+
+def case(name, patient=None, split=None, **labels):
+    return Case(name, {}, patient or name, split, labels)
+
+
+def test_only_twins_of_other_patients_splits_or_labels_are_problems():
+    group = [TwinGroup((0, 1), is_identical=True)]
+    report = report_twins([case("a", "p", "train"), case("b", "p", "train")], group)
+    assert [*report.problems()] == []
+    assert report.groups == [["a", "b"]]
+    assert [line.partition(":")[0] for line in report.lines()] == ["twins"]
+    assert [*report_twins([case("a", split="train", ill=0), case("b", ill=None)], group).problems()] == []
+    assert [*report_twins([case("a"), case("b")], []).lines()] == []
+    cases = [case(str(i), age=i, ill=i % 2) for i in range(30)]  # measurements with many values may differ
+    assert [pair.what for pair in report_twins(cases, [TwinGroup((3, 4), is_identical=False)]).contradictory] == ["ill"]
+
+
+def test_a_long_list_shows_examples_and_json_shows_all():
+    cases = [case(str(i), split="train" if i % 2 else "test") for i in range(20)]
+    report = report_twins(cases, [TwinGroup((i, i + 1), is_identical=True) for i in range(0, 20, 2)])
+    (line,) = report.problems()
+    assert line.startswith("10 groups of twins in different splits: 0 (split test) and 1 (split train); ")
+    assert "and 5 more" in line
+    assert "--group-duplicates" in line
+    assert len(json.loads(json.dumps(report.figures()))["separated"]) == 10

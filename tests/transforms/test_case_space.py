@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""A whole case as images of a 2D model, and back into its volume."""
 
 import itertools
 
@@ -11,12 +11,12 @@ from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPa
 from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import ReadScand, ToModelRanged, write_native
+from monai_diffae.transforms.case_images import read_image, write_image
 from monai_diffae.transforms.case_space import CaseSpace
 
 ORIENTATIONS = [
     "".join(signs) for axes in itertools.permutations(("LR", "PA", "IS")) for signs in itertools.product(*axes)
 ]
-SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.1, 6.5)]
 
 
 def preprocessing(size=(16, 16), axis="axial"):
@@ -40,12 +40,10 @@ def all_slices(length):
     return range(length)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS, ids=["isotropic", "thick"])
-@pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_slices_come_back_into_the_volume_whatever_its_orientation(tmp_path, codes, spacing):
-    assert len(ORIENTATIONS) == 48
+@pytest.mark.parametrize("codes", ORIENTATIONS[::5])
+def test_slices_come_back_into_the_volume_whatever_its_orientation(tmp_path, codes):
     ras = np.random.default_rng(0).random((5, 7, 4)).astype(np.float32)
-    nib.save(oriented(ras, spacing, codes), tmp_path / "in.nii.gz")
+    nib.save(oriented(ras, (0.7, 1.1, 6.5), codes), tmp_path / "in.nii.gz")
     source = nib.load(tmp_path / "in.nii.gz")
     exact = Compose([ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))])
     space = CaseSpace(exact, {"image": str(tmp_path / "in.nii.gz")}, all_slices)
@@ -96,8 +94,7 @@ def test_sizes_and_numbers_are_checked():
         space.back_map(torch.zeros(6, 1, 8, 16))
 
 
-@pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "ILP", "PRS", "ASL"])
-@pytest.mark.parametrize("flat", [0, 1, 2])
+@pytest.mark.parametrize(("codes", "flat"), [("RAS", 2), ("LPI", 0), ("SAR", 1), ("ILP", 2)])
 def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_path, codes, flat):
     shape = [6, 9, 8]
     shape[flat] = 1
@@ -151,3 +148,14 @@ def test_several_images_are_sliced_together():
     assert torch.equal(alone.images("other")[0], space.images("other")[3])
     with pytest.raises(ScanError, match="^slice 5 does not exist: the volume has 5 axial slices"):
         CaseSpace(pair, {**volumes, "other": volumes["other"][..., :5]}, all_slices)
+
+
+@pytest.mark.parametrize("source", ["a.png", "a.nii"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_was_written_is_read_even_if_it_is_constant_or_grey(tmp_path, source, channels):
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.rand(1, 5, 7, generator=rng).expand(channels, -1, -1) * 4 - 2
+    for image in (noise, torch.full((channels, 5, 7), -2.0)):
+        file = write_image(tmp_path / "a", image, (-2.0, 2.0), source)
+        made = read_image(file, (-2.0, 2.0))
+        np.testing.assert_allclose(made.reshape(channels, 5, 7), image, atol=4 / 255 if source == "a.png" else 0)

@@ -1,8 +1,8 @@
-from __future__ import annotations
+"""Images, differences, maps and masks from the grid of the model to the space of the scan."""
 
-import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,27 +10,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.bundle import ConfigParser
 from monai.transforms import (
     Compose,
     NormalizeIntensityd,
     Orientationd,
     Resized,
-    ResizeWithPadOrCrop,
     ResizeWithPadOrCropd,
     Spacingd,
 )
 from PIL import Image
-from scan_files import save_series, shared
 
 from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, write_native
+from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, ToModelRanged, write_native
 
+BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
+ISOTROPIC, THICK = (1.0, 1.0, 1.0), (0.8, 0.8, 5.0)
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
-def shipped_2d(size: tuple[int, int] = (64, 64), keys: Any = "image", axis: Any = "axial", **range_: Any) -> Compose:
+def shipped_2d(size=(64, 64), keys="image", axis="axial", **range_):
     """As in bundles/diffae_2d."""
     return Compose([
         ReadScand(keys, 2, axis=axis),
@@ -40,27 +40,16 @@ def shipped_2d(size: tuple[int, int] = (64, 64), keys: Any = "image", axis: Any 
     ])  # fmt: skip
 
 
-def of_volumes(size: tuple[int, int, int]) -> Compose:
-    return Compose([
-        ReadScand("image", 3),
-        Orientationd("image", "RAS", labels=None),
-        Spacingd("image", (1.5, 1.5, 1.5), mode="bilinear"),
-        ToModelRanged("image", method="minmax"),
-        Resized("image", max(size), size_mode="longest", mode="trilinear", anti_aliasing=True),
-        ResizeWithPadOrCropd("image", size, mode="constant", value=-1),
-    ])  # fmt: skip
-
-
-def smooth(*shape: int) -> np.ndarray:
+def smooth(*shape):
     """Waves of one period along each axis, of 100 to 900."""
     grids = np.meshgrid(*(np.linspace(0, 2 * np.pi, n) for n in shape), indexing="ij")
-    waves: np.ndarray = np.mean([np.cos(g + i) for i, g in enumerate(grids)], axis=0)
+    waves = np.mean([np.cos(g + i) for i, g in enumerate(grids)], axis=0)
     return (500 + 400 * waves / np.abs(waves).max())[None].astype(np.float32)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(30, 150), width=st.integers(30, 150))
-def test_any_size_comes_back(tmp_path_factory: pytest.TempPathFactory, height: int, width: int) -> None:
+def test_any_size_comes_back(tmp_path_factory, height, width):
     scan = smooth(height, width)
     path = write_scan(tmp_path_factory.mktemp("any") / "a.nii.gz", scan)
     native = NativeSpace(shipped_2d(method="minmax"), {"image": str(path)})
@@ -74,7 +63,7 @@ def test_any_size_comes_back(tmp_path_factory: pytest.TempPathFactory, height: i
         np.testing.assert_allclose(native.back(torch.full((1, 64, 64), value)), units, rtol=1e-6)
 
 
-def test_positions_stay(tmp_path: Path) -> None:
+def test_positions_stay(tmp_path):
     """A blob comes back where it was: no half-voxel shift, no axes exchanged."""
     y, x = np.mgrid[:97, :41]
     scan = np.exp(-((y - 70.3) ** 2 + (x - 12.6) ** 2) / 20)[None]
@@ -85,8 +74,8 @@ def test_positions_stay(tmp_path: Path) -> None:
     assert (blob * x).sum() / blob.sum() == pytest.approx((scan * x).sum() / scan.sum(), abs=0.05)
 
 
-@pytest.mark.parametrize("shape", [(90, 45), (45, 90), (64, 64)])
-def test_what_was_cropped_keeps_its_values(tmp_path: Path, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(90, 45), (45, 90)])
+def test_what_was_cropped_keeps_its_values(tmp_path, shape):
     scan = smooth(*shape)
     path = write_scan(tmp_path / "a.nii.gz", scan)
     native = NativeSpace(shipped_2d((32, 48), method="minmax"), {"image": str(path)})
@@ -102,19 +91,9 @@ def test_what_was_cropped_keeps_its_values(tmp_path: Path, shape: tuple[int, int
     np.testing.assert_allclose(difference[:, native.field], np.ptp(scan) / 2, rtol=1e-5)
 
 
-def test_differences(tmp_path: Path) -> None:
-    path = write_scan(tmp_path / "a.nii.gz", smooth(50, 71))
-    native = NativeSpace(shipped_2d((40, 64)), {"image": str(path)})
-    one, other = torch.rand(2, 1, 40, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = native.back(one) - native.back(other)
-    np.testing.assert_allclose(native.back_difference(one - other), expected, atol=1e-3)
-    assert not native.back_difference(torch.zeros(1, 40, 64)).any()
-    np.testing.assert_array_equal(native.back(one), native.back(one))  # going back uses nothing up
-
-
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(10, 300), width=st.integers(10, 300), seed=st.integers(0, 99))
-def test_a_difference_of_0_leaves_the_scan_to_the_bit(height: int, width: int, seed: int) -> None:
+def test_a_difference_of_0_leaves_the_scan_to_the_bit(height, width, seed):
     rng = np.random.default_rng(seed)
     scan = rng.normal(100, 1000, (1, height, width)).astype(np.float32)
     native = NativeSpace(shipped_2d((24, 32)), {"image": scan})
@@ -125,10 +104,12 @@ def test_a_difference_of_0_leaves_the_scan_to_the_bit(height: int, width: int, s
     twice = native.add_difference(2 * difference) - native.scan.array  # for a linear change, twice the difference
     np.testing.assert_allclose(twice, 2 * change, atol=4e-3)
     assert not change[:, ~native.field].any()
+    expected = native.back(difference) - native.back(torch.zeros(1, 24, 32))
+    np.testing.assert_allclose(native.back_difference(difference), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("range_", [{"method": "window", "window_hu": (-160, 240)}, {"percentiles": (5, 95)}])
-def test_a_difference_is_in_the_units_of_the_scan(range_: dict[str, Any]) -> None:
+def test_a_difference_is_in_the_units_of_the_scan(range_):
     """Also where the scan is beyond the model's range: a bone of 900 HU becomes one of 800 HU."""
     scan = smooth(40, 64) * 2 - 800
     native = NativeSpace(shipped_2d((40, 64), **range_), {"image": scan})
@@ -141,7 +122,7 @@ def test_a_difference_is_in_the_units_of_the_scan(range_: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
-def test_slices_lie_where_they_were(tmp_path: Path, axis: Any) -> None:
+def test_slices_lie_where_they_were(tmp_path, axis):
     volume = smooth(31, 44, 23)
     source = write_scan(tmp_path / "volume.nii.gz", volume, OBLIQUE)
     expected = slice_volume(read_scan(source), axis, 9)
@@ -161,34 +142,7 @@ def test_slices_lie_where_they_were(tmp_path: Path, axis: Any) -> None:
     assert np.abs(np.asarray(written.dataobj).reshape(-1) - there).mean() < 8
 
 
-@pytest.mark.parametrize("size", [(32, 32, 32), (40, 24, 40)])
-@pytest.mark.parametrize("flips", [np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, -1, 1])])
-def test_volumes(tmp_path: Path, size: tuple[int, int, int], flips: np.ndarray) -> None:
-    affine = OBLIQUE @ flips @ np.eye(4)[[1, 2, 0, 3]]  # the first axis is that of the 3 mm slices
-    volume = smooth(21, 50, 37)
-    source = write_scan(tmp_path / "in.nii.gz", volume, affine)
-    native = NativeSpace(of_volumes(size), {"image": str(source)})
-    back = native.back(native.image)
-    assert native.image.shape == (1, *size)
-    assert native.field.all() == (size == (32, 32, 32))
-    inside = np.abs(back - volume)[:, native.field]
-    assert inside.mean() < 12
-    np.testing.assert_array_equal(back[:, ~native.field], volume[:, ~native.field])
-    written = nib.load(write_native(tmp_path / "out.nii.gz", back, native.scan))
-    assert written.shape == nib.load(source).shape
-    assert np.array_equal(written.affine, nib.load(source).affine)
-    assert written.header.get_xyzt_units()[0] == "mm"
-    np.testing.assert_array_equal(native.add_difference(torch.zeros(1, *size)), native.scan.array)
-    edited = native.add_difference(torch.full((1, *size), 0.5)) - native.scan.array
-    assert not edited[:, ~native.field].any()
-    assert np.ptp(edited[:, native.field]) < 1e-3
-    middle = tuple(n // 2 for n in volume.shape[1:])
-    constant = native.back(torch.zeros(1, *size))[0][middle]
-    low, high = volume.min(), volume.max()
-    assert constant == pytest.approx((low + high) / 2, rel=0.03)  # resampling moves the volume's own ends a little
-
-
-def test_pictures(tmp_path: Path) -> None:
+def test_pictures(tmp_path):
     pixels = np.clip(smooth(75, 111)[0] / 4, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     native = NativeSpace(shipped_2d(method="minmax"), {"image": str(tmp_path / "a.png")})
@@ -206,43 +160,17 @@ def test_pictures(tmp_path: Path) -> None:
     assert nib.load(write_native(tmp_path / "deep.nii.gz", deep.scan.array, deep.scan)).get_data_dtype() == np.uint16
 
 
-def test_real_radiographs(tmp_path: Path) -> None:
-    files = sorted(shared("cxr_pneumonia_224").glob("train/*/*.jpeg"))[::700][:4]
-    assert files
-    for file in files:
-        native = NativeSpace(shipped_2d((128, 128)), {"image": str(file)})
-        path = write_native(tmp_path / f"a{native.suffix}", native.back(native.image), native.scan)
-        back, pixels = (np.asarray(Image.open(p).convert("L"), float) for p in (path, file))
-        assert back.shape == pixels.shape
-        assert np.abs(back - pixels).mean() < 5
-        assert np.corrcoef(back.ravel(), pixels.ravel())[0, 1] > 0.98
-
-
-def test_dicom_and_other_images_of_the_case(tmp_path: Path) -> None:
-    folder = save_series(tmp_path / "ct")
-    other = write_scan(tmp_path / "b.nii.gz", smooth(30, 40))
-    item = {"image": str(folder), "second": str(folder), "slice": 2, "id": "a"}
-    native = NativeSpace(shipped_2d((16, 16), ["image", "second"]), item, "second")
-    assert native.back(native.image).shape == native.scan.array.shape
-    assert native.suffix == ".nii.gz"
-    assert NativeSpace(shipped_2d(keys=["image", "second"]), {"image": str(other), "second": str(other)}).field.all()
-    stored = nib.load(write_native(tmp_path / "a.nii.gz", native.back(native.image), native.scan)).get_data_dtype()
-    assert stored == np.uint8  # 200 to 223
-
-
 @pytest.mark.parametrize(
     ("values", "array", "dtype"),
     [
         ([0, 200], [3.4, 3.6], np.uint8),
         ([-1000, 2000], [3.4, 3.6], np.int16),
-        ([0, 200], [-0.6, 3.6], np.int16),
         ([0, 60000], [3.4, 3.6], np.uint16),
         ([0, 200], [-3.0, 70000.0], np.int32),
-        ([0, 200], [0.0, 2.0**31], np.float32),
         ([0, 0.5], [3.4, 3.6], np.float32),
     ],
 )
-def test_whole_numbers_stay_whole(tmp_path: Path, values: Any, array: Any, dtype: Any) -> None:
+def test_whole_numbers_stay_whole(tmp_path, values, array, dtype):
     scan = Scan(np.array(values, np.float32).reshape(1, 2, 1, 1), OBLIQUE)
     made = np.array(array, np.float32).reshape(1, 2, 1, 1)
     written = nib.load(write_native(tmp_path / "a.nii.gz", made, scan))
@@ -252,7 +180,7 @@ def test_whole_numbers_stay_whole(tmp_path: Path, values: Any, array: Any, dtype
     np.testing.assert_array_equal(exact.get_fdata().ravel(), made.ravel())
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_refusals(tmp_path):
     path = write_scan(tmp_path / "a.nii.gz", smooth(30, 40))
     (tmp_path / "empty.nii.gz").touch()
     with pytest.raises(ScanError, match=r"^empty.nii.gz: the file is empty"):
@@ -269,16 +197,266 @@ def test_refusals(tmp_path: Path) -> None:
         NativeSpace(ToModelRanged("image"), {"image": str(path)})
 
 
-def test_monai_modifies_its_records() -> None:
-    """Why the records are copied: undoing ResizeWithPadOrCrop a second time with the same ones fails in MONAI."""
-    transform = ResizeWithPadOrCrop((8, 8))
-    image = transform(MetaTensor(torch.rand(1, 6, 10)))
-    records = image.applied_operations
+def world(affine, shape):
+    """The coordinates in mm of all voxels, (*shape, 3)."""
+    return nib.affines.apply_affine(
+        np.asarray(affine), np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    )
 
-    def undo(records: Any) -> torch.Tensor:
-        return transform.inverse(MetaTensor(torch.ones(1, 8, 8), applied_operations=list(records)))
 
-    assert undo(copy.deepcopy(records)).shape == (1, 6, 10)
-    undo(records)
-    with pytest.raises(KeyError):
-        undo(records)
+def pipeline(**values):
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE))
+    parser.update({"dataset_dir": ".", **values})
+    return parser.get_parsed_content("preprocessing")
+
+
+def volume(spacing, size_mm=36.0, seed=0):
+    """Smooth blobs in mm, the same whatever the spacing, 0 to 900."""
+    shape = [max(6, round(size_mm / mm)) for mm in spacing]
+    grid = np.stack(np.meshgrid(*(np.arange(n) * mm for n, mm in zip(shape, spacing, strict=True)), indexing="ij"))
+    generator = np.random.default_rng(seed)
+    centres, widths = generator.uniform(8, 28, (6, 3)), generator.uniform(6, 10, 6)
+    blobs = [
+        np.exp(-((grid - c[:, None, None, None]) ** 2).sum(axis=0) / w**2) for c, w in zip(centres, widths, strict=True)
+    ]
+    total = np.sum(blobs, axis=0)
+    return 900 * total / total.max()
+
+
+def save(path, array, spacing, codes, dtype=np.int16):
+    """A volume given in RAS, stored in another order of its axes."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = (-17.3, 4.25, 101.7)
+    image = nib.Nifti1Image(array.astype(dtype), affine)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
+    )
+    turned = image.as_reoriented(turn)
+    turned.header.set_xyzt_units("mm", "sec")
+    nib.save(turned, path)
+    return path
+
+
+@pytest.mark.goal(id="R10")
+@pytest.mark.parametrize(
+    ("codes", "spacing"), [("RAS", THICK), ("LPS", ISOTROPIC), ("SRA", ISOTROPIC), ("IPL", THICK), ("SLP", THICK)]
+)
+def test_volumes_there_and_back(tmp_path, codes, spacing):
+    array = volume(spacing)
+    source = save(tmp_path / "in.nii.gz", array, spacing, codes)
+    transform = pipeline(spacing_mm=[1.0, 1.0, 1.0], image_size=[48, 48, 48])
+    native = NativeSpace(transform, {"image": str(source)})
+    assert native.image.shape == (1, 48, 48, 48)
+    made = nib.load(write_native(tmp_path / "out.nii.gz", native.back(native.image), native.scan))
+    before = nib.load(source)
+    assert made.shape == before.shape
+    assert np.array_equal(made.affine, before.affine)
+    for code in ("sform_code", "qform_code", "xyzt_units"):
+        assert made.header[code] == before.header[code]
+    assert made.get_data_dtype() == before.get_data_dtype()
+    assert native.field.all()
+    error = np.abs(made.get_fdata() - before.get_fdata())
+    assert error.mean() < 9  # 1 % of the range: two interpolations, and percentiles that are cut off
+    # the model sees the same whatever the order of the file's axes
+    plain = save(tmp_path / "plain.nii.gz", array, spacing, "RAS")
+    assert (native.image - NativeSpace(transform, {"image": str(plain)}).image).abs().max() < 1e-3
+    np.testing.assert_array_equal(native.add_difference(torch.zeros(1, 48, 48, 48)), native.scan.array)
+
+
+def test_what_of_a_volume_is_outside_of_the_field_keeps_its_values(tmp_path):
+    source = save(tmp_path / "in.nii.gz", volume(ISOTROPIC), ISOTROPIC, "PIR")
+    native = NativeSpace(pipeline(spacing_mm=[1.5] * 3, image_size=[24, 16, 24]), {"image": str(source)})
+    assert 0 < native.field.mean() < 1
+    back, outside = native.back(native.image), ~native.field
+    np.testing.assert_array_equal(back[:, outside], native.scan.array[:, outside])
+    edited = native.add_difference(torch.full((1, 24, 16, 24), 0.5)) - native.scan.array
+    assert not edited[:, outside].any()
+    assert edited[:, native.field].min() > 0
+    assert np.ptp(edited[:, native.field]) < 1e-3
+
+
+@pytest.mark.goal(id="R10")
+def test_types_are_kept(tmp_path):
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64):
+        stored = (np.random.default_rng(0).random((12, 10, 8)) * 200).astype(dtype)
+        nib.save(nib.Nifti1Image(stored, np.diag([1.0, 1, 2, 1])), tmp_path / "in.nii.gz")
+        scan = read_scan(tmp_path / "in.nii.gz")
+        made = nib.load(write_native(tmp_path / "out.nii.gz", scan.array, scan))
+        assert made.get_data_dtype() == dtype
+        np.testing.assert_array_equal(np.asarray(made.dataobj), stored.astype(np.float32).astype(dtype))
+    difference = nib.load(write_native(tmp_path / "d.nii.gz", scan.array - 100.25, scan, np.float32))
+    assert difference.get_data_dtype() == np.float32
+    np.testing.assert_allclose(difference.get_fdata(), scan.array[0] - 100.25, rtol=1e-6)
+
+
+def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path):
+    affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1.1], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.arange(960, dtype=np.int16).reshape(12, 10, 8), affine)
+    image.set_sform(affine, code=4)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("meter")
+    image.header["descrip"] = b"Doe^Jane"
+    image.header.set_slope_inter(0.5, -100)
+    nib.save(image, tmp_path / "in.nii.gz")
+    scan = read_scan(tmp_path / "in.nii.gz")
+    assert scan.array.min() == -100
+    assert scan.spacing_mm == pytest.approx((2000, 1500, 4000))
+    made = nib.load(write_native(tmp_path / "out.nii.gz", scan.array, scan))
+    np.testing.assert_array_equal(made.get_fdata(), image.get_fdata() * 0.5 - 100)
+    assert made.dataobj.slope == 0.5
+    assert np.array_equal(made.affine, nib.load(tmp_path / "in.nii.gz").affine)
+    assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == (4, 1)
+    assert made.header.get_xyzt_units()[0] == "meter"
+    assert b"Doe" not in bytes(made.header.binaryblock)
+
+
+@pytest.mark.goal(id="R11")
+def test_values_that_do_not_fit_the_type_are_clipped_and_counted(tmp_path, caplog):
+    nib.save(
+        nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
+    )
+    scan = read_scan(tmp_path / "a.nii")
+    array = scan.array.copy()
+    array[0, 0, 0, :2] = (-3.0, 300.4)
+    made = nib.load(write_native(tmp_path / "b.nii", array, scan))
+    assert np.asarray(made.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
+    assert "2 voxels do not fit into uint8 and were clipped" in caplog.text
+
+
+def test_downsampling_does_not_alias(tmp_path):
+    """Stripes of a voxel become grey when the voxels get four times as large, not other stripes."""
+    array = np.zeros((64, 24, 24))
+    array[::2] = 900
+    array += np.linspace(0, 10, 24)
+    source = save(tmp_path / "a.nii.gz", array, ISOTROPIC, "RAS")
+    transforms = pipeline(spacing_mm=[4.0, 1.0, 1.0], image_size=[16, 24, 24], percentiles=[0, 100])
+    seen = transforms({"image": str(source)})["image"]
+    middle = seen[0, 4:12]
+    assert float(middle.std(dim=0).max()) < 0.15
+    assert isinstance(seen, torch.Tensor)
+
+
+def shipped_3d(size=(32, 40, 32), spacing=(1.5, 1.5, 1.5)):
+    """As in bundles/diffae_3d."""
+    return Compose([
+        ReadScand("image", 3),
+        Orientationd("image", "RAS", labels=None),
+        ToModelRanged("image"),
+        SmoothForSpacingd("image", spacing),
+        Spacingd("image", spacing, mode="bilinear", padding_mode="border"),
+        ResizeWithPadOrCropd("image", size, mode="constant", value=-1),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("codes", "spacing"), [("RAS", (0.8, 1.2, 5.0)), ("SLP", (1.0, 1.0, 1.0)), ("IPL", (0.8, 1.2, 5.0))]
+)
+def test_maps_and_masks_lie_where_the_model_saw_them(codes, spacing):
+    rng = np.random.default_rng(0)
+    shape = tuple(int(v) for v in np.round(np.array((44, 56, 50)) / spacing))
+    image = nib.Nifti1Image(rng.random(shape).astype(np.float32), np.diag([*spacing, 1.0]))
+    target = nib.orientations.axcodes2ornt(codes)
+    image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target))
+    native = NativeSpace(shipped_3d(), {"image": Scan(image.get_fdata(dtype=np.float32)[None], image.affine)})
+    in_model, in_scan = world(native.image.affine, native.image.shape[1:]), world(image.affine, image.shape)
+    inside = native.field
+    # a map that is linear in mm is reproduced by linear interpolation, away from the edge of the field
+    back = native.back_map(torch.from_numpy(in_model.transpose(3, 0, 1, 2)))
+    assert back.shape == (3, *image.shape)
+    deep = inside & (np.abs(in_scan - in_model.reshape(-1, 3).mean(0)) < np.array([20, 26, 20])).all(-1)
+    assert deep.mean() > 0.3
+    np.testing.assert_allclose(np.moveaxis(back, 0, -1)[deep], in_scan[deep], atol=0.05)
+    assert not back[:, ~inside].any()
+    # a half-space: voxels that are further from its plane than half a voxel of the model are on the right side
+    normal = np.array([0.6, -0.64, 0.48])
+    distance_model, distance = ((w - in_model.reshape(-1, 3).mean(0)) @ normal for w in (in_model, in_scan))
+    labels = np.where(distance_model > 0, 7, 2)
+    mask = native.back_mask(torch.from_numpy(labels)[None])
+    assert (mask.dtype, mask.shape) == (np.uint8, (1, *image.shape))
+    far = inside & (np.abs(distance) > 0.5 * 1.5 * np.abs(normal).sum())
+    np.testing.assert_array_equal(mask[0][far], np.where(distance > 0, 7, 2)[far])
+    assert not mask[:, ~inside].any()
+    assert set(np.unique(mask[0][inside])) == {2, 7}
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(20, 200), width=st.integers(20, 200))
+def test_each_pixel_of_a_picture_gets_the_nearest_pixel_of_the_mask(height, width):
+    native = NativeSpace(shipped_2d(), {"image": np.random.default_rng(0).random((1, height, width))})
+    mask = np.random.default_rng(1).integers(0, 256, (64, 64))
+    nearest, is_tie = [], []
+    for size in (height, width):
+        resized = round(size * 64 / max(height, width))  # and padded to 64 on both sides
+        position = (np.arange(size) + 0.5) * resized / size - 0.5
+        nearest.append((64 - resized) // 2 + np.clip(np.floor(position + 0.5).astype(int), 0, resized - 1))
+        is_tie.append(np.abs(position % 1 - 0.5) < 1e-3)
+    back = native.back_mask(torch.from_numpy(mask)[None])[0]
+    certain = ~(is_tie[0][:, None] | is_tie[1])
+    np.testing.assert_array_equal(back[certain], mask[np.ix_(*nearest)][certain])
+
+
+def test_no_intensities_are_applied_and_the_edge_is_not_darkened():
+    native = NativeSpace(shipped_2d((32, 48)), {"image": 1000 * np.random.default_rng(0).random((1, 90, 45))})
+    assert 0 < native.field.mean() < 1
+    back = native.back_map(torch.full((2, 32, 48), 0.25))
+    np.testing.assert_allclose(back[:, native.field], 0.25, rtol=1e-6)
+    assert not back[:, ~native.field].any()
+    mask = native.back_mask(torch.ones(1, 32, 48, dtype=torch.bool))
+    np.testing.assert_array_equal(mask[0], native.field)
+    image = native.image.clone()
+    native.back_map(image)
+    assert torch.equal(image, native.image)
+
+
+@pytest.mark.parametrize("values", [0.5, 256.0, float("nan")])
+def test_a_mask_has_whole_numbers(values):
+    native = NativeSpace(shipped_2d(), {"image": np.random.default_rng(0).random((1, 40, 40))})
+    with pytest.raises(ConfigError, match="^the mask has values that are not whole numbers of 0 to 255; "):
+        native.back_mask(torch.full((1, 64, 64), values))
+    with pytest.raises(ConfigError, match=r"^the image has the size \[1, 64, 32\], but the case's is \[1, 64, 64\]"):
+        native.back_mask(torch.zeros(1, 64, 32))
+
+
+def test_a_mask_beside_a_scan_with_a_slope_has_labels_and_no_slope(tmp_path):
+    image = nib.Nifti1Image(np.arange(960, dtype=np.int16).reshape(12, 10, 8), OBLIQUE)
+    image.header.set_slope_inter(0.5, -100)
+    image.header["cal_max"] = 900
+    image.set_sform(OBLIQUE, code=4)
+    nib.save(image, tmp_path / "in.nii.gz")
+    scan = read_scan(tmp_path / "in.nii.gz")
+    mask = (np.arange(960) % 3).reshape(scan.array.shape).astype(np.uint8)
+    for suffix in (".nii.gz", ".nrrd"):
+        path = write_native(tmp_path / f"mask{suffix}", mask, scan, np.uint8)
+        written = read_scan(path)
+        np.testing.assert_array_equal(written.array, mask)
+        np.testing.assert_allclose(written.affine, scan.affine, atol=1e-6)
+    made = nib.load(tmp_path / "mask.nii.gz")
+    assert np.asarray(made.dataobj).dtype.kind in "uf"
+    assert made.get_data_dtype() == np.uint8
+    assert (made.dataobj.slope, made.dataobj.inter, float(made.header["cal_max"])) == (1, 0, 0)
+    assert np.array_equal(made.affine, nib.load(tmp_path / "in.nii.gz").affine)
+    assert int(made.header["sform_code"]) == 4
+
+
+def test_threads_that_share_a_preprocessing_do_not_disturb_each_other():
+    """MONAI's ``allow_missing_keys_mode``, which the way back needs, changes the transforms, also for other threads."""
+    keys = ["image", "other"]
+    preprocessing = Compose([ReadScand(keys, 2), ToModelRanged(keys), ResizeWithPadOrCropd(keys, (24, 24))])
+    rng = np.random.default_rng(0)
+    items = [{key: rng.random((1, 20 + i, 30)) for key in keys} for i in range(4)]
+
+    def there_and_back(item):
+        native = NativeSpace(preprocessing, item)
+        return native.back(native.image)
+
+    expected = [there_and_back(item) for item in items]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(there_and_back, items * 6))
+    finally:
+        sys.setswitchinterval(interval)
+    for back, serial in zip(results, expected * 6, strict=True):
+        np.testing.assert_array_equal(back, serial)

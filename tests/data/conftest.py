@@ -1,7 +1,5 @@
 """What the tests of listings share: a folder of files that look like scans."""
 
-from pathlib import Path
-
 import pytest
 
 
@@ -9,7 +7,7 @@ import pytest
 def scans(tmp_path):
     """Make a folder of scans with these names."""
 
-    def make(*names: str) -> Path:
+    def make(*names):
         for name in names:
             file = tmp_path / "scans" / name
             file.parent.mkdir(parents=True, exist_ok=True)

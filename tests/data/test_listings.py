@@ -6,7 +6,10 @@ import pytest
 from scan_files import save_series
 
 from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.listing import Sources, list_cases, write_listing
+from monai_diffae.data.listing.pseudonyms import with_hashes
+from monai_diffae.data.patient_keys import KEY_FILE, folder_key
 from monai_diffae.errors import CohortError, ConfigError
 
 ULTRASOUND = [f"{kind}/{kind} ({n}).png" for kind in ("benign", "malignant") for n in (1, 2)]
@@ -49,28 +52,56 @@ def test_participants_of_bids_are_joined(scans):
     assert [case.patient for case in cases] == ["sub-01", "sub-01", "sub-02"]
 
 
+def list_with(table, content, folder, columns=None, **sources):
+    table.write_text(content)
+    return list_cases(folder, Sources(table=table, **sources), columns)
+
+
 def test_a_table_gives_ids_splits_and_patients(scans, tmp_path):
-    (tmp_path / "labels.csv").write_text("file,split,patient,grade\na.png,Training,p1,2\nb.png,test,p2,3\n")
-    listing = list_cases(scans("a.png", "b.png"), Sources(table=tmp_path / "labels.csv"))
-    assert [(c.id, c.split, c.patient, c.labels) for c in listing.cases] == [
-        ("a.png", "train", "p1", {"grade": 2}),
-        ("b.png", "test", "p2", {"grade": 3}),
+    table, folder = tmp_path / "labels.csv", scans("a.png", "b.png")
+    for header in ("file,split,patient,grade", "file,Split,Patient,grade"):
+        listing = list_with(table, f"{header}\na.png,Training,p1,2\nb.png,test,p2,3\n", folder)
+        assert [(c.id, c.split, c.patient, c.labels) for c in listing.cases] == [
+            ("a.png", "train", "p1", {"grade": 2}),
+            ("b.png", "test", "p2", {"grade": 3}),
+        ]
+    assert "split: the column Split of labels.csv" in listing.notes
+    cases = list_with(table, "id,Split\na,1\nb,2\n", folder).cases  # no names of splits, so a label
+    assert [(case.split, case.labels) for case in cases] == [(None, {"Split": 1}), (None, {"Split": 2})]
+
+
+def test_scans_with_one_row_or_patient_are_one_patient(scans, tmp_path):
+    table, folder = tmp_path / "labels.csv", scans("p1_a.nii", "p1_b.nii", "p2_a.nii")
+    cases = list_with(table, "MRID,age\np1,41\np2,52\n", folder).cases
+    assert [(c.id, c.patient, c.labels["age"]) for c in cases] == [
+        ("p1_a", "p1", 41),
+        ("p1_b", "p1", 41),
+        ("p2_a", "p2", 52),
     ]
+    for name, columns in (("subject_id", {}), ("who", {"patient": "who"})):
+        cases = list_with(table, f"file,{name}\np1_a,x\np1_b,x\np2_a,y\n", folder, columns).cases
+        assert [(case.patient, case.labels) for case in cases] == [("x", {}), ("x", {}), ("y", {})]
+    with pytest.raises(CohortError, match="columns: labels.csv has no column 'x'; it has file"):
+        list_cases(folder, Sources(table=table), {"patient": "x"})
+    with pytest.raises(ConfigError, match="columns: there is no table whose columns it could name; omit columns"):
+        list_cases(folder, Sources(), {"patient": "x"})
 
 
-def test_scans_with_one_row_are_one_patient(scans, tmp_path):
-    (tmp_path / "labels.csv").write_text("MRID,age\np1,41\np2,52\n")
-    listing = list_cases(scans("p1_a.nii", "p1_b.nii", "p2_a.nii"), Sources(table=tmp_path / "labels.csv"))
-    assert [(c.id, c.patient, c.labels["age"]) for c in listing.cases] == [
-        ("p1_a", "p1", 41), ("p1_b", "p1", 41), ("p2_a", "p2", 52),
-    ]  # fmt: skip
-
-
-def test_scans_of_other_classes_with_one_name_need_their_folder(scans, tmp_path):
-    (tmp_path / "labels.csv").write_text("file,age\n1.png,41\n2.png,52\n")
-    folder = scans("benign/1.png", "benign/2.png", "malignant/1.png", "malignant/2.png")
+def test_rows_that_fit_scans_of_other_folders_are_refused(scans, tmp_path):
+    table, folder = tmp_path / "labels.csv", scans("benign/1.png", "benign/2.png", "malignant/1.png", "malignant/2.png")
     with pytest.raises(CohortError, match="row 1 fits the scans 'benign/1' and 'malignant/1' of other folders"):
-        list_cases(folder, Sources(table=tmp_path / "labels.csv"))
+        list_with(table, "file,age\n1.png,41\n2.png,52\n", folder)
+
+
+def test_a_class_folder_is_not_the_id_of_a_row(scans):
+    folder = scans("0/17.png", "0/18.png", "1/19.png", "1/20.png")
+    table = folder.parent / "ages.csv"
+    table.write_text("id,age\n17,40\n18,50\n19,60\n0,1\n1,2\n")
+    cases = list_cases(folder, Sources(table=table)).cases
+    assert {case.id: case.labels["age"] for case in cases} == {"17": 40, "18": 50, "19": 60, "20": None}
+    table.write_text("id,age\n0,1\n1,2\n")
+    with pytest.raises(CohortError, match=r"if the folders 0, 1 are not classes, use --no-labels-from-folders"):
+        list_cases(folder, Sources(table=table))
 
 
 def test_a_tables_label_wins_over_folders_that_were_not_asked_for(scans, tmp_path):
@@ -80,17 +111,6 @@ def test_a_tables_label_wins_over_folders_that_were_not_asked_for(scans, tmp_pat
     assert "labels.csv has a column label, so the folders are not used as labels" in listing.notes
     with pytest.raises(CohortError, match="its column 'label' is also found in the folders"):
         list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv", from_folders=True))
-
-
-@pytest.mark.parametrize(("name", "columns"), [("subject_id", {}), ("who", {"patient": "who"})])
-def test_patients_come_from_the_table(scans, tmp_path, name, columns):
-    (tmp_path / "labels.csv").write_text(f"file,{name}\na,p1\nb,p1\nc,p2\n")
-    listing = list_cases(scans("a.png", "b.png", "c.png"), Sources(table=tmp_path / "labels.csv"), columns)
-    assert [(case.id, case.patient, case.labels) for case in listing.cases] == [
-        ("a", "p1", {}), ("b", "p1", {}), ("c", "p2", {}),
-    ]  # fmt: skip
-    with pytest.raises(CohortError, match="columns: labels.csv has no column 'x'; it has file"):
-        list_cases(tmp_path / "scans", Sources(table=tmp_path / "labels.csv"), {"patient": "x"})
 
 
 def test_the_written_table_is_read_as_the_same_cohort(scans, tmp_path):
@@ -121,39 +141,6 @@ def test_the_tables_own_ids_win_over_its_file_names(scans, tmp_path):
     assert [(c.id, c.labels) for c in listing.cases] == [("case 1", {"age": 41}), ("case 2", {"age": 52})]
 
 
-def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):
-    for patient in ("MRN-0042", "MRN-0043"):
-        save_series(tmp_path / "scans" / f"ct{patient[-1]}", patient=patient)
-    (tmp_path / "labels.csv").write_text("PatientID,age\nMRN-0043,52\nMRN-0042,41\n")
-    listing = list_cases(tmp_path / "scans", Sources(table=tmp_path / "labels.csv"))
-    assert [(case.id, case.labels) for case in listing.cases] == [("ct2", {"age": 41}), ("ct3", {"age": 52})]
-    assert "MRN" not in write_listing(listing, tmp_path / "scans.csv").read_text()
-
-
-def test_numbers_are_described_by_their_range(scans, tmp_path):
-    rows = "".join(f"{i},{i / 4},{i % 3}\n" for i in range(6))
-    (tmp_path / "labels.csv").write_text(f"id,volume,grade\n{rows}")
-    listing = list_cases(scans(*(f"{i}.png" for i in range(6))), Sources(table=tmp_path / "labels.csv"))
-    assert list(listing.lines())[-2:] == ["column volume: 0 to 1.25", "column grade: 2 0, 2 1, 2 2"]
-
-
-def test_the_name_of_a_scan_is_not_taken_for_a_patient(scans, tmp_path):
-    (tmp_path / "labels.csv").write_text("id,age\n1,41\n2,42\n")
-    with pytest.raises(CohortError, match="different rows fit the file name and the folder of '1/2'"):
-        list_cases(scans("1/3.png", "1/2.png", "2/4.png"), Sources(False, table=tmp_path / "labels.csv"))
-
-
-def test_a_class_folder_is_not_the_id_of_a_row(scans):
-    folder = scans("0/17.png", "0/18.png", "1/19.png", "1/20.png")
-    table = folder.parent / "ages.csv"
-    table.write_text("id,age\n17,40\n18,50\n19,60\n0,1\n1,2\n")
-    cases = list_cases(folder, Sources(table=table)).cases
-    assert {case.id: case.labels["age"] for case in cases} == {"17": 40, "18": 50, "19": 60, "20": None}
-    table.write_text("id,age\n0,1\n1,2\n")
-    with pytest.raises(CohortError, match=r"if the folders 0, 1 are not classes, use --no-labels-from-folders"):
-        list_cases(folder, Sources(table=table))
-
-
 def test_sessions_with_rows_of_their_own_keep_their_ids(scans, tmp_path):
     folder = scans(*(f"sub-1/ses-{n}/anat/sub-1_ses-{n}_T1w.nii.gz" for n in (1, 2)))
     (folder / "participants.tsv").write_text("participant_id\tsession_id\tage\nsub-1\t1\t41\nsub-1\t2\t42\n")
@@ -172,18 +159,6 @@ def test_an_id_from_the_table_that_another_scan_has_is_not_used(scans, tmp_path)
     assert [case.id for case in read_cohort(write_listing(listing, tmp_path / "scans.csv"))] == ["a", "b"]
 
 
-def test_split_and_patient_of_a_table_may_have_capitals(scans, tmp_path):
-    folder = scans("a.png", "b.png")
-    table = tmp_path / "labels.csv"
-    table.write_text("id,Split,Patient,age\na,train,x,40\nb,test,y,50\n")
-    listing = list_cases(folder, Sources(table=table))
-    assert [(case.split, case.patient, case.labels) for case in listing.cases] == [
-        ("train", "x", {"age": 40}),
-        ("test", "y", {"age": 50}),
-    ]
-    assert "split: the column Split of labels.csv" in listing.notes
-
-
 def test_a_scan_outside_of_the_folders_of_splits_is_named(scans):
     folder = scans("train/N/a.png", "train/S/b.png", "test/N/c.png", "test/S/d.png", "logo.png")
     notes = list_cases(folder).notes
@@ -198,33 +173,38 @@ def test_a_patient_in_two_folders_of_splits_is_refused_when_listed(scans):
         list_cases(folder, Sources(patient_pattern=r"p\d"))
 
 
-def test_a_column_split_with_capitals_in_a_cohort_is_pointed_out(scans, caplog):
-    folder = scans("a.png", "b.png")
-    (folder / "cohort.csv").write_text("image,Split\na.png,train\nb.png,test\n")
-    assert [case.split for case in read_cohort(folder / "cohort.csv")] == [None, None]
-    assert "the column Split is a label; set columns split=Split if it is not" in caplog.text
-    caplog.clear()
-    read_cohort(folder / "cohort.csv", columns={"split": "Split"})
-    assert not caplog.text
+def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):
+    for patient in ("MRN-0042", "MRN-0043"):
+        save_series(tmp_path / "scans" / f"ct{patient[-1]}", patient=patient)
+    (tmp_path / "labels.csv").write_text("PatientID,age\nMRN-0043,52\nMRN-0042,41\n")
+    listing = list_cases(tmp_path / "scans", Sources(table=tmp_path / "labels.csv"))
+    assert [(case.id, case.labels) for case in listing.cases] == [("ct2", {"age": 41}), ("ct3", {"age": 52})]
+    assert "MRN" not in write_listing(listing, tmp_path / "scans.csv").read_text()
 
 
-@pytest.mark.parametrize(
-    ("sources", "columns", "name"),
-    [(Sources(id_column="MRID"), None, "id_column"), (Sources(), {"patient": "subject"}, "columns")],
-)
-def test_names_of_columns_without_a_table_are_refused(scans, sources, columns, name):
-    with pytest.raises(ConfigError, match=f"{name}: there is no table whose columns it could name; omit {name}"):
-        list_cases(scans(*ULTRASOUND), sources, columns)
+@pytest.mark.goal(id="R21")
+def test_patient_ids_are_hashed_with_the_key_of_the_folder(tmp_path):
+    for number in (1, 2, 3):
+        save_series(tmp_path / "scans" / f"ct{number}", uid=f"1.2.{number}", patient=f"MRN-{number // 2}")
+    cases = list_cases(tmp_path / "scans").cases
+    hashed = with_hashes(cases, tmp_path)
+    key = folder_key(tmp_path)
+    assert [case.patient for case in hashed] == [key.hash(hash_patient(f"MRN-{n // 2}")) for n in (1, 2, 3)]
+    assert [case.id for case in hashed] == ["ct1", "ct2", "ct3"]
 
 
-def test_a_column_split_with_other_values_stays_a_label(scans, tmp_path):
-    table = tmp_path / "labels.csv"
-    table.write_text("id,Split\na,1\nb,2\n")
-    cases = list_cases(scans("a.png", "b.png"), Sources(table=table)).cases
-    assert [(case.split, case.labels) for case in cases] == [(None, {"Split": 1}), (None, {"Split": 2})]
+def test_names_that_files_give_stay_and_need_no_key(tmp_path, scans):
+    cases = list_cases(scans("sub-01_T1w.nii.gz")).cases
+    assert with_hashes(cases, tmp_path) == cases
+    assert not (tmp_path / KEY_FILE).exists()
 
 
-def test_the_names_of_bids_do_not_replace_labels_of_a_table(scans):
-    folder = scans("sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_T2w.nii.gz")
-    (folder / "participants.tsv").write_text("participant_id\tsuffix\nsub-1\tJr\n")
-    assert [case.labels for case in list_cases(folder).cases] == [{"suffix": "Jr"}, {"suffix": "Jr"}]
+@pytest.mark.goal(id="R21")
+def test_hashed_ids_are_unique_and_stay_the_same(tmp_path, scans):
+    cases = list_cases(scans("Doe.nii.gz", "sub-01/sub-01_T1w.nii.gz", "sub-01/sub-01_T2w.nii.gz")).cases
+    hashed = with_hashes(cases, tmp_path, "hashed")
+    assert hashed == with_hashes(cases, tmp_path, "hashed")
+    assert len({case.id for case in hashed}) == 3
+    assert all(case.id == case.file_name and case.id.startswith("case-") for case in hashed)
+    assert [case.has_own_patient for case in hashed] == [True, False, False]
+    assert hashed[1].patient == hashed[2].patient != "sub-01"

@@ -1,0 +1,197 @@
+"""Surveys from headers, and what is found in the scans of a cohort."""
+
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from scan_files import save_nifti, values
+
+from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure
+from monai_diffae.data.formats.scan import Doubt
+from monai_diffae.data.scans import read_geometry
+from monai_diffae.data.survey import survey_cohort
+from monai_diffae.data.verification import Reading, SavedReadings, give_verdicts, read_case
+from monai_diffae.errors import CohortError
+
+
+def volume(path, shape, spacing, orientation="RAS"):
+    affine = np.diag([*spacing, 1.0])
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), affine)
+    turn = nib.orientations.axcodes2ornt(orientation)
+    image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), turn))
+    nib.save(image, path)
+    return Case(path.name.split(".")[0], {"image": path}, path.name)
+
+
+def test_geometry_is_along_right_anterior_superior(tmp_path):
+    for orientation in ("RAS", "LPS", "PIR", "SAL"):
+        case = volume(tmp_path / "a.nii", (4, 5, 6), (1.0, 2.0, 3.0), orientation)
+        assert read_geometry(case.images["image"]) == ((4, 5, 6), (1.0, 2.0, 3.0))
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "a.png")
+    assert read_geometry(tmp_path / "a.png") == ((5, 7), (1.0, 1.0))
+    volume(tmp_path / "flat.nii", (4, 1, 6), (1.0, 9.0, 3.0))
+    assert read_geometry(tmp_path / "flat.nii") == ((6, 4), (3.0, 1.0))
+    survey = survey_cohort([case], 2, "coronal")  # slices of volumes are images for a 2D model
+    assert (survey.sizes.tolist(), survey.spacings_mm.tolist()) == ([[6, 4]], [[3.0, 1.0]])
+
+
+def test_percentiles_outliers_and_failures(tmp_path):
+    cases = [volume(tmp_path / f"{i}.nii", (10 + i, 12, 8), (1.0, 1.0, 2.0)) for i in range(5)]
+    cases.append(volume(tmp_path / "far.nii", (10, 12, 8), (1.0, 1.0, 5.0)))
+    (tmp_path / "bad.nii").write_bytes(b"bad")
+    cases.append(Case("bad", {"image": tmp_path / "bad.nii"}, "bad"))
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "flat.png")
+    cases.append(Case("flat", {"image": tmp_path / "flat.png"}, "flat"))
+    survey = survey_cohort(cases)
+    assert survey.spatial_dims == 3
+    assert survey.outliers == ["far"]
+    assert {failure.case_id for failure in survey.failures} == {"bad", "flat"}
+    summary = survey.summary()
+    assert (summary["num_scans"], summary["num_failed"]) == (6, 2)
+    assert summary["size"]["p50"] == [11.5, 12, 8]
+    assert summary["field_mm"]["p50"] == [11.5, 12, 16]
+    assert summary["spacing_mm"]["p95"][2] > 2
+
+
+def test_a_cohort_without_a_usable_scan_is_refused(tmp_path):
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(CohortError, match="none of 1 scans can be used, the first is 'a': a.png: a 2D image"):
+        survey_cohort([Case("a", {"image": tmp_path / "a.png"}, "a")], 3)
+
+
+def cut(case, num_bytes):
+    path = case.images["image"]
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    return case
+
+
+def noise(path, shape=(10, 12, 8)):
+    values = np.random.default_rng(0).integers(0, 1000, shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    return Case(path.name.split(".")[0], {"image": path}, path.name)
+
+
+def test_plain_files_that_are_shorter_than_their_header_says_fail_without_being_read(tmp_path):
+    cases = [noise(tmp_path / "whole.nii"), cut(noise(tmp_path / "cut.nii"), 1000)]
+    for name in ("cut.nrrd", "cut.mha"):
+        image = sitk.GetImageFromArray(np.zeros((8, 12, 10), np.int16))
+        sitk.WriteImage(image, str(tmp_path / name))
+        cases.append(cut(Case(name, {"image": tmp_path / name}, name), 1000))
+    survey = survey_cohort(cases)
+    assert survey.ids == ["whole"]
+    assert [failure.case_id for failure in survey.failures] == ["cut", "cut.nrrd", "cut.mha"]
+    assert all("early" in failure.reason for failure in survey.failures)
+
+
+def test_a_survey_reads_headers_and_fingerprints_on_demand(tmp_path):
+    whole, short = noise(tmp_path / "whole.nii.gz"), noise(tmp_path / "short.nii.gz")
+    cut(short, len(short.images["image"].read_bytes()) - 100)
+    flat = volume(tmp_path / "flat.nii.gz", (10, 12, 8), (1.0, 1.0, 1.0))  # one value everywhere
+    cases = [whole, short, flat]
+    assert survey_cohort(cases).failures == []
+    survey = survey_cohort(cases, fingerprints=True)
+    assert survey.ids == ["whole", "short", "flat"]
+    assert list(survey.fingerprints) == ["whole"]
+    checked = survey.after_check([Failure("short", "short.nii.gz", "it ends early")])
+    assert (checked.ids, len(checked.sizes)) == (["whole", "flat"], 2)
+
+
+def test_a_volume_is_described_as_it_is_displayed(tmp_path):
+    affine = np.diag([1.0, 2, 3, 1])[:, [2, 0, 1, 3]]  # stored with S first
+    path = save_nifti(tmp_path / "a.nii", values(4, 5, 6), affine)
+    for headers in (False, True):
+        reading = read_case(Case("a", {"image": path}, "a"), headers)
+        assert (reading.size, reading.spacing_mm, reading.error) == ((5, 6, 4), (1, 2, 3), "")
+    assert read_case(Case("a", {"image": path}, "a")).intensities[2] == np.median(values(4, 5, 6))
+
+
+def test_all_files_of_a_case_are_read(tmp_path):
+    good, bad = save_nifti(tmp_path / "a.nii"), tmp_path / "b.nii"
+    bad.write_bytes(b"junk")
+    assert read_case(Case("a", {"image": (good, bad)}, "a")).error.startswith("b.nii: ")
+    assert read_case(Case("a", {"t1": bad, "image": good}, "a"), headers=True).error.startswith("b.nii: ")
+
+
+def test_readings_come_back_until_the_file_changes(tmp_path):
+    image = nib.Nifti1Image(values(5, 6, 7), None)  # without orientation, which is a doubt
+    nib.save(image, tmp_path / "a.nii")
+    (tmp_path / "b.nii").write_bytes(b"junk")
+    cases = [Case(name, {"image": tmp_path / f"{name}.nii"}, name) for name in "ab"]
+    readings = [read_case(case) for case in cases]
+    saved = SavedReadings(tmp_path / "readings.jsonl")
+    for case, reading in zip(cases, readings, strict=True):
+        saved.add(case, reading)
+    for case, reading in zip(cases, readings, strict=True):
+        again = SavedReadings(tmp_path / "readings.jsonl").get(case)
+        assert again is not None
+        plain, expected = ({**vars(each), "fingerprint": None} for each in (again, reading))
+        assert plain == expected
+        if reading.fingerprint is not None:
+            assert again.fingerprint is not None
+            assert again.fingerprint.digest == reading.fingerprint.digest
+            np.testing.assert_array_equal(again.fingerprint.thumbnail, reading.fingerprint.thumbnail)
+    assert SavedReadings(tmp_path / "readings.jsonl", headers=True).get(cases[0]) is None
+    save_nifti(tmp_path / "a.nii", values(5, 6, 8))
+    assert SavedReadings(tmp_path / "readings.jsonl").get(cases[0]) is None
+    (tmp_path / "readings.jsonl").write_bytes(b"\xff\n x {}\n")
+    assert SavedReadings(tmp_path / "readings.jsonl").get(cases[1]) is None
+
+
+@pytest.mark.goal(id="R12")
+def test_files_of_one_name_size_and_time_are_not_confused(tmp_path):
+    """The reading of one patient's scan came back for that of another, from which no defect was then reported."""
+    cases = []
+    for patient, array in {"p1": np.full((5, 6, 7), np.nan, np.float32), "p2": values(5, 6, 7)}.items():
+        (tmp_path / patient).mkdir()
+        path = save_nifti(tmp_path / patient / "t1.nii", array.astype(np.float32))
+        os.utime(path, ns=(0, 10**18))  # as in an archive
+        cases.append(Case(f"{patient}/t1", {"image": path}, patient))
+    saved = SavedReadings(tmp_path / "readings.jsonl")
+    for case in cases:
+        saved.add(case, read_case(case))
+    first, second = (SavedReadings(tmp_path / "readings.jsonl").get(case) for case in cases)
+    assert first is not None
+    assert second is not None
+    assert (first.fingerprint, second.fingerprint is None) == (None, False)
+    for case in cases:
+        case.first_file.rename(case.first_file.with_suffix(".old"))
+    (tmp_path / "p1" / "t1.old").rename(cases[1].first_file)
+    (tmp_path / "p2" / "t1.old").rename(cases[0].first_file)
+    assert [SavedReadings(tmp_path / "readings.jsonl").get(case) for case in cases] == [None, None]
+
+
+_VOLUME = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1)
+_IMAGE = Reading(size=(4, 5), spacing_mm=(1, 1), channels=1)
+_COLOUR = Reading(size=(4, 5), spacing_mm=(1, 1), channels=3)
+
+
+def _judge(readings, outliers=()):
+    return give_verdicts([Case(str(k), {}, str(k)) for k in range(len(readings))], readings, outliers)
+
+
+@pytest.mark.parametrize(
+    ("readings", "judgement", "kind"),
+    [
+        ([_VOLUME] * 3, "ok", ""),
+        ([_VOLUME, _VOLUME, _IMAGE], "failed", "a 2D image among volumes"),
+        ([_IMAGE, _IMAGE, _VOLUME], "doubtful", "a volume among 2D images"),
+        ([_IMAGE, _IMAGE, _COLOUR], "doubtful", "a colour image among grey ones"),
+        ([_COLOUR, _COLOUR, _IMAGE], "doubtful", "it has N channels, but most have N"),
+        ([Reading(error="a.nii: it is bad; x"), Reading(error="b.nii: it is bad; x"), _VOLUME], "ok", ""),
+    ],
+)
+def test_a_case_is_compared_with_most_others(readings, judgement, kind):
+    last = _judge(readings)[-1]
+    assert (last.judgement, "".join(finding.kind for finding in last.findings)) == (judgement, kind)
+
+
+def test_doubts_and_outliers_are_findings():
+    doubt = Doubt("uneven", "its slices are uneven", "they are resampled", "resample it")
+    doubtful = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1, doubts=(doubt,))
+    first, second = _judge([doubtful, _VOLUME], ["1"])
+    assert (first.judgement, first.findings[0].reason) == ("doubtful", "its slices are uneven; they are resampled")
+    assert [finding.kind for finding in second.findings] == ["unusual geometry"]

@@ -1,0 +1,212 @@
+"""What is written is complete or absent, has the geometry and type that was asked for, and does not wrap."""
+
+import errno
+import itertools
+import json
+import os
+import resource
+import signal
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scan_files import as_nobody, values
+
+from monai_diffae.data.atomic import remove_abandoned, write_atomic, write_json
+from monai_diffae.data.scans import read_scan, slice_volume, write_scan
+from monai_diffae.errors import ConfigError, MachineError
+
+RNG = np.random.default_rng(0)
+OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
+
+
+# ---------------------------------------------------------------- atomic
+
+
+@pytest.mark.goal(id="R3")
+@pytest.mark.goal(id="R16")
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail_with(error):
+        def write(temporary):
+            temporary.write_text("half")
+            raise error
+
+        return write
+
+    for error in (ValueError("a bug"), OSError(errno.EBADF, "Bad file descriptor")):
+        with pytest.raises(type(error), match=str(error.args[-1])):
+            write_atomic(path, fail_with(error))
+    with pytest.raises(MachineError, match=r"^a\.txt: cannot be written \(No space left on device\); free space"):
+        write_atomic(path, fail_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_temporary_file_has_the_suffix_and_the_folder_of_the_file(tmp_path):
+    names = []
+
+    def write(temporary):
+        names.append(temporary)
+        temporary.write_bytes(b"")
+
+    for name in ("b.nii.gz", "c.png"):
+        write_atomic(tmp_path / "new" / name, write)
+    assert [file.parent for file in names] == [tmp_path / "new"] * 2
+    assert names[0].name.endswith(".nii.gz")
+    assert names[1].name.endswith(".png")
+    text = write_json(tmp_path / "a.json", {"a": 1}).read_text()
+    assert json.loads(text) == {"a": 1}
+
+
+@pytest.mark.goal(id="R3")
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_others_stay(tmp_path):
+    def start():
+        read, write = os.pipe()
+
+        def hang(path):
+            path.write_text("half")
+            os.write(write, path.name.encode())
+            time.sleep(600)
+
+        if (pid := os.fork()) == 0:
+            write_atomic(tmp_path / "a.txt", hang)
+        return pid, os.read(read, 200).decode()
+
+    (running, name_of_running), (killed, _) = start(), start()
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    for name, age_days in ((".tmp-00000000-1-new.txt", 0), (".tmp-00000000-1-old.txt", 2), (".tmp-7-old.txt", 2)):
+        (tmp_path / name).write_text("of another machine, or of an earlier version")
+        os.utime(tmp_path / name, (time.time() - age_days * 86400,) * 2)
+    remove_abandoned(tmp_path, tmp_path / "no_such_folder")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name_of_running, ".tmp-00000000-1-new.txt"])
+    os.kill(running, signal.SIGKILL)
+    os.waitpid(running, 0)
+
+
+def write_to_a_full_disk(path):
+    """The error of a process whose files cannot grow beyond 4 KiB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    with pytest.raises(MachineError) as error:
+        write_scan(path, np.random.default_rng(0).random((1, 32, 32, 32)))
+    return str(error.value)
+
+
+@pytest.mark.goal(id="R16")
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_failed_write_keeps_the_old_scan_and_leaves_nothing_else(in_a_fork, tmp_path, suffix):
+    path = write_scan(tmp_path / f"a{suffix}", values(1, 3, 4, 5))
+    old = path.read_bytes()
+    assert "cannot be written" in in_a_fork(write_to_a_full_disk, path)
+    with as_nobody(tmp_path), pytest.raises(MachineError, match="cannot be written"):
+        write_scan(path, values(1, 3, 4, 5))
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def test_written_scans_come_back(tmp_path):
+    affine = nib.affines.from_matvec(np.diag([-1.0, 2, 3]), [5, 6, 7])
+    volume = values(1, 3, 4, 5) * 1000
+    scan = read_scan(write_scan(tmp_path / "v.nii.gz", volume, affine))
+    np.testing.assert_array_equal(scan.array, volume)
+    np.testing.assert_allclose(scan.affine, affine)
+    assert nib.load(tmp_path / "v.nii.gz").header.get_xyzt_units()[0] == "mm"
+    plane = values(1, 4, 6)
+    np.testing.assert_array_equal(read_scan(write_scan(tmp_path / "p.nii.gz", plane), spatial_dims=2).array, plane)
+    for axis in ("axial", "coronal", "sagittal"):
+        part = slice_volume(scan, axis, 1)
+        back = read_scan(write_scan(tmp_path / "s.nii.gz", part.array, part.affine), spatial_dims=2)
+        np.testing.assert_array_equal(back.array, part.array)
+        np.testing.assert_allclose(back.affine, part.affine, atol=1e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    axes=st.permutations([0, 1, 2]),
+    signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    spacing=st.tuples(*[st.floats(0.1, 10)] * 3),
+    origin=st.tuples(*[st.floats(-1000, 1000)] * 3),
+    channels=st.sampled_from([1, 2]),
+)
+def test_nrrd_has_the_affine_and_voxels_of_the_array(tmp_path_factory, axes, signs, spacing, origin, channels):
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, axes] * signs * np.array(spacing)
+    affine[:3, 3] = origin
+    array = RNG.random((channels, 3, 4, 5)).astype(np.float32)
+    scan = read_scan(write_scan(tmp_path_factory.mktemp("nrrd") / "a.nrrd", array, affine))
+    np.testing.assert_array_equal(scan.array, array)
+    np.testing.assert_allclose(scan.affine, affine, rtol=1e-12, atol=1e-9)
+
+
+def test_nrrd_of_oblique_and_flat_images_lies_where_the_nifti_lies(tmp_path):
+    affine = OBLIQUE.copy()
+    affine[:3, :3] = np.linalg.qr(OBLIQUE[:3, :3])[0] * (0.9, 1.1, 2.9)
+    array = RNG.random((1, 3, 4, 5)).astype(np.float32)
+    images = [sitk.ReadImage(str(write_scan(tmp_path / name, array, affine))) for name in ("a.nrrd", "a.nii")]
+    place = (np.diag([-1, -1, 1, 1]) @ affine @ (2, 3, 4, 1))[:3]
+    for image in images:
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((2, 3, 4)), place, rtol=1e-5)
+    np.testing.assert_array_equal(*(sitk.GetArrayFromImage(image) for image in images))
+    sheared = read_scan(write_scan(tmp_path / "a.nrrd", array, OBLIQUE))
+    np.testing.assert_allclose(sheared.affine, OBLIQUE, atol=1e-9)
+    array = array[..., 0]
+    nrrd, nifti = (sitk.ReadImage(str(write_scan(tmp_path / name, array))) for name in ("b.nrrd", "b.nii"))
+    assert nrrd.GetSize() == nifti.GetSize() == (3, 4, 1)
+    assert nrrd.GetDirection() == nifti.GetDirection() == (0, 1, 0, 1, 0, 0, 0, 0, 1)  # as a viewer lays out a picture
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(nrrd)[0].T, array[0])
+
+
+# ---------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), list(itertools.product((".nii.gz", ".nrrd"), ("bool", "int16", "float64")))
+)
+def test_types(tmp_path, suffix, dtype):
+    array = RNG.integers(0, 2, (1, 3, 4, 5))
+    path = write_scan(tmp_path / f"a{suffix}", array, dtype=dtype)
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).dtype == ("uint8" if dtype == "bool" else dtype)
+    np.testing.assert_array_equal(read_scan(path).array, array)
+    again = write_scan(tmp_path / f"b{suffix}", array, dtype=dtype)
+    if suffix == ".nrrd":  # gzipped NIfTI has a time in it
+        assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.goal(id="R11")
+def test_values_that_do_not_fit_are_clipped_and_counted(tmp_path, caplog):
+    array = np.array([-1.0, 0.5, 1.5, 255.4, 256.0, 9e9]).reshape(1, 1, 2, 3)
+    for suffix in (".nrrd", ".nii"):
+        path = write_scan(tmp_path / f"a{suffix}", array, dtype=np.uint8)
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T.ravel().tolist() == [0, 0, 2, 255, 255, 255]
+        assert f"a{suffix}: 3 voxels do not fit into uint8 and were clipped" in caplog.text
+    largest = write_scan(tmp_path / "b.nrrd", array * 0 + 1e30, dtype=np.int64)
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(largest))).min() > 9.2e18  # not wrapped to negative numbers
+    write_scan(tmp_path / "a.png", np.array([[[-2.0, -1, 0, 1, 2]]]), value_range=(-1, 1))
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[0, 0, 128, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("a.mha", np.uint8, r"a.mha: cannot hold an array \[1, 2, 3, 4\]; use .nii.gz or .nrrd"),
+        ("a.png", np.uint8, r"a.png: cannot hold an array \[1, 2, 3, 4\]; use .nii.gz or .nrrd"),
+        ("a.nrrd", np.float16, "a.nrrd: NRRD cannot hold float16; use float32 or an integer type"),
+        ("a.nrrd", np.uint8, "a.nrrd: uint8 cannot hold values that are NaN or infinite; use float32"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(tmp_path, name, dtype, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        write_scan(tmp_path / name, np.full((1, 2, 3, 4), np.nan), dtype=dtype)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,239 @@
+"""Scans as tensors with their affine, in the range of the model, smoothed for a spacing."""
+
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd, Spacingd
+from scan_files import save_series
+
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.scans import read_scan, slice_volume, write_scan
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error
+from monai_diffae.transforms import (
+    ReadScand,
+    SmoothForSpacingd,
+    ToModelRanged,
+    reading,
+)
+
+
+def volume(path, shape=(4, 5, 6), seed=0, spacing=2.0):
+    array = np.random.default_rng(seed).normal(100, 20, (1, *shape))
+    return str(write_scan(path, array, np.diag([-1, 1, spacing, 1.0])))
+
+
+def test_a_volume_with_its_affine_and_no_path(tmp_path):
+    path = volume(tmp_path / "Doe^Jane.nii.gz")
+    image = ReadScand("image", 3)({"image": path, "id": "a"})["image"]
+    assert isinstance(image, MetaTensor)
+    assert (image.shape, image.dtype) == ((1, 4, 5, 6), torch.float32)
+    np.testing.assert_allclose(image.affine, np.diag([-1, 1, 2, 1]))
+    assert b"Doe" not in pickle.dumps(image.meta)
+    turned = Compose([ReadScand("image", 3), Orientationd("image", "RAS"), Spacingd("image", (1, 1, 1))])(
+        {"image": path}
+    )
+    assert turned["image"].shape == (1, 4, 5, 11)
+
+
+def test_slices_read_their_volume_once(tmp_path, monkeypatch):
+    path, calls = volume(tmp_path / "a.nii.gz"), []
+    scan = read_scan(path)
+    monkeypatch.setattr(reading, "read_scan", lambda p, **k: calls.append(p) or read_scan(p, **k))
+    reading._read_volume.cache_clear()
+    for axis, n in (("axial", 6), ("coronal", 5), ("sagittal", 4)):
+        read = ReadScand("image", 2, axis=axis)
+        for k in range(n):
+            image = read({"image": path, "slice": k})["image"]
+            np.testing.assert_array_equal(image.numpy(), slice_volume(scan, axis, k).array)
+    assert len(calls) == 1
+    np.testing.assert_allclose(np.diag(image.affine), [2, 1, 1, 1])  # sagittal: rows 2 mm, columns 1 mm
+    with pytest.raises(ScanError, match="slice 9"):
+        ReadScand("image", 2)({"image": path, "slice": 9})
+    spaced = Compose([ReadScand("image", 2, axis="sagittal"), Spacingd("image", (1.0, 1.0))])(
+        {"image": path, "slice": 0}
+    )
+    assert spaced["image"].shape == (1, 11, 5)
+
+
+def test_slices_of_a_volume_that_was_written_again_are_the_new_ones(tmp_path):
+    """A folder, and the header of a pair, keep their time when a file with voxels is written in place."""
+    series, pair = save_series(tmp_path / "series"), tmp_path / "a.hdr"
+    nib.save(nib.Nifti1Pair(np.arange(60.0, dtype=np.float32).reshape(3, 4, 5), np.eye(4)), pair)
+    read = ReadScand("image", 2)
+    for path, file in ((series, min(series.iterdir())), (pair, tmp_path / "a.img")):
+        before = read({"image": str(path), "slice": 0})["image"]
+        if path == pair:
+            content = np.arange(60.0, 0, -1, dtype=np.float32).tobytes()
+        else:
+            dataset = pydicom.dcmread(file)
+            dataset.PixelData = dataset.pixel_array[::-1].tobytes()
+            dataset.save_as(buffer := io.BytesIO())
+            content = buffer.getvalue()
+        with file.open("r+b") as stream:
+            stream.write(content)
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+        after = [read({"image": str(path), "slice": k})["image"] for k in range(5)]
+        reading._read_volume.cache_clear()
+        fresh = [read({"image": str(path), "slice": k})["image"] for k in range(5)]
+        assert all(torch.equal(a, b) for a, b in zip(after, fresh, strict=True))
+        assert path != pair or not torch.equal(before, after[0])
+
+
+def test_files_as_channels(tmp_path):
+    paths = [volume(tmp_path / f"{i}.nii", seed=i) for i in range(2)]
+    image = ReadScand("image", 3, channels=2)({"image": paths})["image"]
+    assert image.shape == (2, 4, 5, 6)
+    assert not torch.equal(image[0], image[1])
+    assert ReadScand("image", 2, channels=2)({"image": paths, "slice": 1})["image"].shape == (2, 5, 4)
+    with pytest.raises(ScanError, match="2 files; expected 1"):
+        ReadScand("image", 3)({"image": paths})
+    for other, text in (
+        (volume(tmp_path / "s.nii", (4, 5, 7)), "size"),
+        (volume(tmp_path / "o.nii", spacing=3), "affine"),
+    ):
+        with pytest.raises(ScanError, match=text):
+            ReadScand("image", 3, channels=2)({"image": [paths[0], other]})
+
+
+def test_refusals_pass_through_compose(tmp_path):
+    path = volume(tmp_path / "a.nii")
+    with pytest.raises(RuntimeError) as caught:
+        Compose([ReadScand("image", 2)])({"image": path})
+    assert str(find_diffae_error(caught.value)).startswith("a.nii: a 3D volume (4 x 5 x 6)")
+    with pytest.raises(ConfigError):
+        ReadScand("image", 4)
+    assert ReadScand("other", 3, allow_missing_keys=True)({"image": path}) == {"image": path}
+
+
+IMAGE = torch.arange(1000.0).reshape(1, 10, 100)
+
+
+def mapped(image, **options):
+    return ToModelRanged("image", **options)({"image": image})["image"]
+
+
+def test_percentiles():
+    result = mapped(IMAGE)
+    low, high = np.percentile(IMAGE, (0.5, 99.5))
+    np.testing.assert_allclose(result, np.clip((IMAGE - low) / (high - low) * 2 - 1, -1, 1), atol=1e-5)
+    assert mapped(IMAGE, clip=False).min() < -1
+    assert mapped(IMAGE, clip=False).max() > 1
+
+
+def test_window_minmax_none():
+    ct = torch.tensor([[[-1000.0, -160, 40, 240, 3000]]])
+    assert mapped(ct, method="window").flatten().tolist() == [-1, -1, 0, 1, 1]
+    assert mapped(ct, method="window", window_hu=(-1000, 3000), model_range=(0, 1))[0, 0, 2].item() == pytest.approx(
+        0.26
+    )
+    assert mapped(IMAGE, method="minmax", model_range=(0, 1)).max() == 1
+    assert torch.equal(mapped(IMAGE / 1000, method="none"), IMAGE / 1000)
+
+
+@settings(max_examples=25, deadline=None)
+@given(scale=st.floats(1e-3, 1e6), shift=st.floats(-1e3, 1e3))
+def test_the_scanners_units_do_not_matter(scale, shift):
+    image = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = image * scale + shift * scale
+    for method in ("percentiles", "minmax"):
+        torch.testing.assert_close(mapped(other, method=method), mapped(image, method=method), atol=2e-3, rtol=0)
+
+
+def test_channels_type_and_geometry():
+    image = torch.cat([IMAGE, IMAGE * 50])
+    apart, together = mapped(image, method="minmax"), mapped(image, method="minmax", channel_wise=False)
+    torch.testing.assert_close(apart[0], apart[1])
+    assert together[0].max() < -0.9
+    image = MetaTensor(IMAGE, affine=torch.diag(torch.tensor([2.0, 3, 1, 1])))
+    result = mapped(image)
+    assert isinstance(result, MetaTensor)
+    assert torch.equal(result.affine, image.affine)
+    assert mapped(IMAGE.numpy().astype(np.int16)).dtype == torch.float32
+    for method in ("percentiles", "window", "none"):
+        with pytest.raises(ScanError, match=r"^case7: "):  # every voxel has the same value
+            ToModelRanged("image", method=method)({"image": torch.zeros(1, 4, 4), "id": "case7"})
+    for wrong in ({"method": "z"}, {"percentiles": (0, 101)}, {"window_hu": (1, 0)}, {"model_range": (1, -1)}):
+        with pytest.raises(ConfigError):
+            ToModelRanged("image", **wrong)
+
+
+@pytest.mark.parametrize("method", ["percentiles", "window"])
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_back_to_the_scans_units(method, channel_wise):
+    image = MetaTensor(torch.cat([IMAGE, IMAGE * 50 - 300]))
+    transform = ToModelRanged("image", method=method, channel_wise=channel_wise, window_hu=(10, 20000))
+    result = transform({"image": image})
+    assert len(result["image"].applied_operations) == 1
+    back = transform.inverse(result)["image"]
+    assert not back.applied_operations
+    assert not image.applied_operations
+    inside = result["image"].abs() < 1
+    torch.testing.assert_close(back[inside], image[inside], rtol=1e-5, atol=0.01)
+    # what was clipped stays at the ends, which were inside the image's own
+    assert back.max() <= image.max()
+    assert back.min() >= image.min()
+
+
+def test_back_without_a_method_or_a_record():
+    transform = ToModelRanged("image", method="none", clip=False)
+    image = MetaTensor(IMAGE / 1000)
+    result = transform({"image": image})
+    assert torch.equal(transform.inverse(result)["image"], image)
+    assert not image.applied_operations
+    plain = transform({"image": IMAGE})
+    assert list(plain) == ["image"]  # nothing is recorded beside a tensor without meta data
+    assert type(plain["image"]) is torch.Tensor
+
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+
+
+def scan(shape, spacing):
+    values = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    return {"id": "case-7", "image": MetaTensor(values, affine=torch.diag(torch.tensor([*spacing, 1.0])))}
+
+
+def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
+    item = scan((35, 51, 36), (1.0, 1.0, 1.0))
+    with pytest.raises(ScanError, match="^case-7: 35 x 51 x 36 mm are less than 2 voxels along an axis at spacing_mm"):
+        SmoothForSpacingd("image", [30, 10, 10])(item)
+    assert SmoothForSpacingd("image", [17.5, 10, 18])(item)["image"].shape == (1, 35, 51, 36)
+    thick = scan((30, 30, 2), (1.0, 1.0, 8.0))  # few slices, which stay as they are
+    assert SmoothForSpacingd("image", [2, 2, 8])(thick)["image"].shape == (1, 30, 30, 2)
+    with pytest.raises(ConfigError, match="must be 3 numbers, one per axis"):
+        SmoothForSpacingd("image", [2, 2])(item)
+
+
+@pytest.mark.goal(id="R15")
+def test_a_wrong_spacing_does_not_ask_for_all_memory():
+    with pytest.raises(ScanError, match=r"15.3 GiB at spacing_mm 1 x 1 x 1, and the limit is 2 GiB; correct the scan"):
+        SmoothForSpacingd("image", [1, 1, 1])(scan((16, 16, 16), (1e6, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("bundle", ["diffae_3d", "autoencoder_kl_3d"])
+def test_in_a_bundle_such_a_scan_fails_and_the_others_are_read(bundle, tmp_path):
+    rng = np.random.default_rng(0)
+    items = []
+    for name, shape in (("small", (12, 20, 20)), ("large", (40, 40, 40))):
+        nib.save(nib.Nifti1Image(rng.random(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii")
+        items.append({"id": name, "image": str(tmp_path / f"{name}.nii")})
+    config = json.loads((BUNDLES / bundle / "configs" / "train.json").read_text())
+    parser = ConfigParser({**config, "spacing_mm": [8, 8, 8], "image_size": [8, 8, 8]})
+    cases = CachedCases(items, parser.get_parsed_content("preprocessing"), cache="memory", keys=["image"])
+    assert [item["id"] for item in cases.items] == ["large"]
+    (failure,) = cases.failures
+    assert (failure.case_id, failure.file) == ("small", "small.nii")
+    assert "12 x 20 x 20 mm" in failure.reason
+    assert "spacing_mm 8 x 8 x 8" in failure.reason
