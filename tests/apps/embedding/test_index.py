@@ -300,7 +300,7 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_index_stays(trained, images
         return database
 
     monkeypatch.setattr(sqlite3, "connect", small)
-    many = {f"{name}-{i}": path for name, path in images.items() for i in range(40)}
+    many = {f"{name}-{i}": path for name, path in images.items() for i in range(20)}
     with pytest.raises(MachineError, match=r"^embeddings\.sqlite: cannot be used \(database or disk is full\)"):
         index.update(trained, {**images, **many}, batch_size=400)
     monkeypatch.undo()
