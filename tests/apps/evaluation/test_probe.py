@@ -146,12 +146,10 @@ def test_the_order_of_the_rows_and_the_names_of_the_patients_change_nothing(tabl
 
 
 def test_the_order_of_the_rows_changes_no_probabilities(table, write):
-    for evaluation in ("cv", "split"):
-        first, second = (
-            probe(write(rows), targets=["sex"], evaluation=evaluation, **LINEAR).rows
-            for rows in (table, table.sample(frac=1, random_state=1))
-        )
-        assert first == second
+    table = table[:100]
+    shuffled = table.sample(frac=1, random_state=1)
+    options = {"targets": ["sex"], "evaluation": "cv", **LINEAR}
+    assert probe(write(table), **options).rows == probe(write(shuffled), **options).rows
 
 
 def test_the_same_seed_gives_the_same_and_another_seed_other_numbers(table, write):

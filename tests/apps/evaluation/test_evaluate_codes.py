@@ -1,18 +1,25 @@
-import json
+"""Figures of generated images and of z_sem in an evaluation."""
+
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.metrics import EmbeddingCollapseMetric
 from PIL import Image
 
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation.diagnose import diagnose
 from monai_diffae.apps.evaluation.evaluate import evaluate
 from monai_diffae.apps.evaluation.quality.generated import GeneratedImages, nearest_images
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
-from monai_diffae.latents import LatentStatistics, copying_ratio, mmd
+from monai_diffae.data.samples import FACTORS, make_virtual_cohort
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents import LatentStatistics, active_dimensions, copying_ratio, dci, mmd
+from monai_diffae.metrics import frechet_distance, kernel_distance, precision_and_recall
 from monai_diffae.metrics.perceptual_distance import ALEXNET
 from monai_diffae.transforms.case_images import read_image
 
@@ -79,11 +86,7 @@ def test_fewer_reconstructed_cases_do_not_change_the_figures_of_z_sem(report, la
 def test_the_copying_ratio_in_pixels_by_brute_force(report, latent_bundle, cohort, tmp_path):
     made = generate(latent_bundle, tmp_path / "made", num_images=12, steps=3, device="cpu")
     session = Session.open(latent_bundle, cohort, device="cpu")
-    train, test = (
-        torch.stack([session.read(session.cohort.split(s), tmp_path).batch(i, i + 1)[0][0]
-                     for i in range(len(session.cohort.split(s)))])
-        for s in ("train", "test")
-    )  # fmt: skip
+    train, test = (session.read(session.cohort.split(s), tmp_path).batch(0, 12)[0] for s in ("train", "test"))
     images = torch.stack([read_image(file, (-1, 1)) for file in sorted((made.folder / "images").iterdir())])
 
     def nearest(stack):
@@ -91,6 +94,8 @@ def test_the_copying_ratio_in_pixels_by_brute_force(report, latent_bundle, cohor
 
     (row,) = [row for row in rows_of(report, "copying_ratio") if row["features"] == "pixels" and row["steps"] == 3]
     assert row["value"] == pytest.approx(nearest(images) / nearest(test), rel=0.02)  # PNG has 8 bits
+    with Image.open(report.folder / "generated_bundle.png") as picture:  # beside their nearest training cases
+        assert np.asarray(picture).std() > 10
 
 
 def test_a_copy_has_a_distance_of_0(tiny_bundle, tmp_path):
@@ -102,30 +107,44 @@ def test_a_copy_has_a_distance_of_0(tiny_bundle, tmp_path):
     assert positions == [4, 3, 2, 1, 0]
 
 
-def test_the_picture_shows_the_nearest_training_cases(report):
-    with Image.open(report.folder / "generated_bundle.png") as picture:
-        assert np.asarray(picture).std() > 10
+def test_distances_of_image_features(latent_bundle, cohort, tmp_path, monkeypatch):
+    """FID, KID, precision and recall with the means of four quarters as features, in place of a network's."""
 
+    def features(images, model_range):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
-def test_image_features(latent_bundle, cohort, alexnet, tmp_path, monkeypatch):
-    arguments = {
-        "bundle": latent_bundle, "cohort": cohort, "steps": [2], "num_images": 6, "alexnet": alexnet, "device": "cpu"
-    }  # fmt: skip
+    monkeypatch.setattr("monai_diffae.apps.evaluation.quality.evaluation.InceptionFeatures", lambda device: features)
+    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [3], "num_images": 12, "device": "cpu"}
     result = evaluate(tmp_path / "out", **arguments)
+
+    def value(metric):
+        (row,) = [row for row in rows_of(result, metric) if row["features"] == "inception"]
+        return row["value"]
+
+    made = generate(latent_bundle, tmp_path / "made", num_images=12, steps=3, device="cpu")
+    images = torch.stack([read_image(file, (-1, 1)) for file in sorted((made.folder / "images").iterdir())])
+    session = Session.open(latent_bundle, cohort, device="cpu")
+    test = session.read(session.cohort.split("test"), tmp_path).batch(0, 12)[0]
+    real, drawn = (features(each, (-1, 1)).double().numpy() for each in (test, images))
+    assert value("fid") == pytest.approx(frechet_distance(real, drawn), rel=0.05)  # PNG has 8 bits
+    assert value("kid") == pytest.approx(kernel_distance(drawn, real), rel=0.05)
+    realistic, covered = precision_and_recall(real, drawn)
+    assert (value("precision"), value("recall")) == (realistic.mean(), covered.mean())
+    assert rows_of(result, "fid_training")[0]["steps"] is None
+    assert "| fid ↓ |" in (result.folder / "tables.md").read_text()
+    # generated images that are the held-out cases themselves have a distance of 0
+    monkeypatch.setattr(GeneratedImages, "decode", lambda self, condition, limit=None: test[:limit])
+    result = evaluate(tmp_path / "copies", **arguments)
+    assert value("fid") == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_features_of_alexnet(latent_bundle, cohort, alexnet, tmp_path):
+    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [2], "num_images": 6, "device": "cpu"}
+    result = evaluate(tmp_path / "out", **arguments, alexnet=alexnet)
     for metric in ("fid", "kid", "precision", "recall"):
         (row,) = [row for row in rows_of(result, metric) if row["features"] == "alexnet"]
         assert row["value"] is not None
-        assert row["steps"] == 2
-    assert rows_of(result, "fid_training")[0]["steps"] is None
-    assert 0 <= rows_of(result, "precision")[0]["value"] <= 1
-    assert "| fid ↓ |" in (result.folder / "tables.md").read_text()
-    # images of one generation that are the held-out cases themselves have a distance of 0
-    session = Session.open(latent_bundle, cohort, device="cpu")
-    held_out = session.read(session.cohort.split("test"), tmp_path).batch(0, 6)[0]
-    monkeypatch.setattr(GeneratedImages, "decode", lambda self, condition, limit=None: held_out[:limit])
-    result = evaluate(tmp_path / "copies", **arguments)
-    (row,) = [row for row in rows_of(result, "fid") if row["features"] == "alexnet"]
-    assert row["value"] == pytest.approx(0, abs=1e-6)
 
 
 def test_without_a_latent_ddim_or_training_cases(labelled, latent_bundle, cohort, tmp_path):
@@ -168,8 +187,68 @@ def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
     evaluate(tmp_path / "out", **arguments)
     weights = torch.load(bundle / "models" / "latent_model.pt", weights_only=True)
     torch.save({name: 1.1 * value for name, value in weights.items()}, bundle / "models" / "latent_model.pt")
-    from monai_diffae.errors import ConfigError
-
     with pytest.raises(ConfigError, match="made with other bundles"):
         evaluate(tmp_path / "out", **arguments)
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"]
+
+
+# -- z_sem -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def codes(labelled, tmp_path_factory):
+    out = tmp_path_factory.mktemp("codes")
+    return evaluate(out, bundle=labelled.bundle, cohort=labelled.cohort, steps=[2], device="cpu")
+
+
+@pytest.fixture
+def values(codes):
+    return {
+        (row["metric"], row["features"] or row["timestep"]): row
+        for row in codes.content["rows"]
+        if row["table"] == "z_sem"
+    }
+
+
+def test_usage_is_that_of_diagnose(values, labelled, tmp_path):
+    diagnosed = diagnose(labelled.bundle, labelled.cohort, tmp_path, split="test", device="cpu")
+    row = values["z_sem_usage", None]
+    assert row["value"] == pytest.approx(diagnosed.z_sem_usage, rel=1e-5)
+    assert row["low"] <= row["value"] <= row["high"]
+    for level in diagnosed.noise_levels:
+        assert values["z_sem_usage", level["timestep"]]["value"] == pytest.approx(level["z_sem_usage"], rel=1e-5)
+
+
+def test_dimensions_and_collapse_are_those_of_the_embeddings(values, labelled):
+    test = split_rows(read_embeddings(labelled.embeddings), "test")
+    z = z_matrix(test)
+    assert values["participation_ratio", None]["value"] == active_dimensions(z).participation_ratio
+    assert values["dims", None]["value"] == 8
+    z_norm = torch.from_numpy(LatentStatistics.of(z).normalise(z))
+    is_wide = torch.tensor((test["wide"] == "yes").to_numpy(), dtype=torch.long)
+    scores = EmbeddingCollapseMetric(reduction="none")(z_norm, is_wide)
+    assert values["collapse_effective_rank", None]["value"] == pytest.approx(float(scores["effective_rank_score"]))
+    for name in ("centroid_similarity", "separation"):
+        assert values[f"collapse_{name}", "wide"]["value"] == pytest.approx(float(scores[name]))
+
+
+def test_what_few_cases_cannot_show_costs_a_line(codes, labelled, tmp_path):
+    reasons = {each["metric"]: each["reason"] for each in codes.content["omitted"]}
+    assert "7 cases are too few" in reasons["disentanglement"]
+    alone = evaluate(tmp_path, bundle=labelled.bundle, cohort=labelled.cohort, steps=[2], limit=1, device="cpu")
+    reasons = {each["metric"]: each["reason"] for each in alone.content["omitted"]}
+    assert "all cases are of one patient" in reasons["z_sem_usage"]
+
+
+def test_disentanglement_is_that_of_all_held_out_cases(labelled, tmp_path):
+    cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=40, size=16, val_fraction=0, test_fraction=0.3)
+    arguments = {"bundle": labelled.bundle, "cohort": cohort, "steps": [2], "limit": 2, "device": "cpu"}
+    rows = evaluate(tmp_path / "out", **arguments).content["rows"]
+    values = {row["metric"]: row for row in rows if row["table"] == "z_sem" and row["timestep"] is None}
+    table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "e", device="cpu").path)
+    train, test = split_rows(table, "train"), split_rows(table, "test")
+    names = [factor.name for factor in FACTORS]
+    expected = dci(z_matrix(train), train[names], z_matrix(test), test[names])
+    assert values["disentanglement"]["value"] == pytest.approx(expected.disentanglement)
+    assert values["disentanglement"]["num_cases"] == len(test)  # not only those that are decoded
+    rows = evaluate(tmp_path / "none", **arguments, num_codes=0).content["rows"]
+    assert {row["table"] for row in rows} == {"reconstruction", "z_sem_only"}
