@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_diffae.apps.embedding import shards as shards_module
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.shards import Shards
 from monai_diffae.data.embeddings import read_embeddings, split_origin, z_matrix
@@ -69,10 +68,10 @@ def whole(labelled, cohort, tmp_path_factory):
 def interrupted(written, labelled):
     """A run that is stopped after so many shards."""
 
-    def run(num_shards, cohort, out, bundle=labelled.bundle, **options):
+    def run(num_shards, cohort, out, **options):
         written.stop_after = len(written) + num_shards
         with pytest.raises(KeyboardInterrupt):
-            embed(bundle, cohort, out, device="cpu", **options)
+            embed(labelled.bundle, cohort, out, device="cpu", **options)
 
     return run
 
@@ -303,25 +302,6 @@ def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path
     assert (tmp_path / "z.parquet").read_bytes() == fresh.path.read_bytes()
 
 
-@pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
-def test_an_image_of_another_size_than_its_shard_fails_again_when_it_is_retried(unusual, tmp_path, interrupted):
-    bundle = shutil.copytree(unusual.bundle, tmp_path / "bundle")
-    config_file = bundle / "models" / "config.json"
-    config = json.loads(config_file.read_text())
-    for step in config["preprocessing"]["transforms"][1:]:  # what the encoder sees stays as large as it is
-        if "spatial_size" in step:
-            step["keys"] = ["image"]
-    config_file.write_text(json.dumps(config))
-    names = pictures(tmp_path / "c", 6)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20), dtype=np.uint8)).save(tmp_path / "c" / names[2])
-    cohort = tmp_path / "c" / "cohort.csv"
-    pd.DataFrame({"image": names, "encoder_image": names, "split": "test"}).to_csv(cohort, index=False)
-    interrupted(1, cohort, tmp_path / "z.parquet", bundle)
-    made = embed(bundle, cohort, tmp_path / "z.parquet", device="cpu")
-    assert (made.num_cases, made.num_failed) == (5, 1)
-    assert "the size is [1, 16, 20] but others are [1, 16, 16]" in made.failures.read_text()
-
-
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -389,8 +369,6 @@ def test_words_for_missing_values_are_no_labels_and_none_is_a_class(labelled, tm
 
 # -- shards on disk ----------------------------------------------------------------------------------------------------
 
-NOTHING = ([], np.empty((0, 2), np.float32), [], {})
-
 
 def test_shards_hold_what_was_written_and_know_what_is_missing(tmp_path):
     shards = Shards(tmp_path / "shards", 10, 4)
@@ -415,20 +393,6 @@ def test_shards_hold_what_was_written_and_know_what_is_missing(tmp_path):
             shards.read()
 
 
-def test_the_first_process_logs_at_times_which_others_it_waits_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(shards_module, "_FIRST_WARNING_S", 0.25)
-    monkeypatch.setattr(shards_module, "_WARNING_INTERVAL_S", 60.0)
-    shards = Shards(tmp_path / "shards", 9, 1)
-    for shard in (0, 1, 3, 4, 6, 7):
-        shards.write(shard, *NOTHING)
-    with pytest.raises(MachineError, match="^3 of 9 shards were not written by rank 2; run the command again to re"):
-        shards.wait(3, patience_s=0.9)
-    assert caplog.messages == [
-        "waiting for 3 of 9 shards from rank 2; if that process has ended, stop this one too and run the command again "
-        "to resume"
-    ]
-
-
 def test_retried_patches_are_merged_in_the_cohorts_order(tmp_path):
     shards = Shards(tmp_path / "shards", 6, 3)
     z = np.arange(10, dtype=np.float32).reshape(5, 2)
@@ -445,14 +409,3 @@ def test_retried_patches_are_merged_in_the_cohorts_order(tmp_path):
     assert failures == failed[1:2]
     shards.add(0, [], np.empty((0, 0), np.float32), failed[1:2], {})
     assert shards.read()[0] == positions
-
-
-def test_the_first_process_does_not_wait_for_its_own_shards_that_another_run_removed(tmp_path):
-    shards = Shards(tmp_path / "shards", 4, 1)
-    for shard in (0, 1, 3):
-        shards.write(shard, *NOTHING)
-    start = time.monotonic()
-    with pytest.raises(MachineError, match=r"^shards: another run of this table has removed 1 of 4 shards; run the "):
-        shards.wait(2, patience_s=60)
-    assert time.monotonic() - start < 10
-    assert not shards.folder.exists()  # the other run has written the table

@@ -8,8 +8,6 @@ from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
@@ -162,18 +160,6 @@ def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(
     assert {row["dims"] for row in rows["mean"]} == {8}
     assert {row["dims"] for row in rows["mean_std"]} == {16}
     assert (rows["mean"][0]["num_test"], rows["none"][0]["num_test"]) == (16, 48)
-
-
-def test_a_direction_of_volumes_grades_slices_and_their_mean_alike(tables, tmp_path):
-    direction = fit_direction(tables["mean"], tmp_path / "size.json", target="head_size").direction
-    assert len(direction.weight) == 8
-    graded = {
-        p: grade(path, tmp_path / f"{p}.csv", direction=tmp_path / "size.json").path for p, path in tables.items()
-    }
-    slices, mean, both = (pd.read_csv(graded[name]) for name in ("none", "mean", "mean_std"))
-    by_volume = slices.groupby(slices["id"].str.rsplit("_", n=1).str[0])["distance"].mean()
-    np.testing.assert_allclose(by_volume[mean["id"]], mean["distance"], atol=1e-4)
-    pd.testing.assert_series_equal(both["distance"], mean["distance"])
 
 
 def test_pooled_z_sem_cannot_be_decoded_and_are_not_taken_for_those_of_slices(labelled, heads, tables, tmp_path):

@@ -1,14 +1,9 @@
 """The index is embed, piece by piece; it notices what changed, and survives others and a kill."""
 
-import json
 import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -23,21 +18,6 @@ from monai_diffae.apps.embedding.index_store import IndexStore
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import BusyError, ConfigError, MachineError
-
-UPDATE = """
-import json, sys
-from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.errors import BusyError
-folder, bundle, images, wait_s = sys.argv[1:]
-try:
-    update = EmbeddingIndex(folder).update(
-        load_bundle(bundle, "cpu"), json.load(open(images)), batch_size=16, wait_s=json.loads(wait_s)
-    )
-    print(json.dumps([len(update.new), len(update.changed), len(update.removed), len(update.failed)]))
-except BusyError as error:
-    print(json.dumps(str(error)))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +43,6 @@ def index(tmp_path):
 
 def rows(cases):
     return dict(zip(cases.ids, cases.z_sem, strict=True))
-
-
-def start(index, bundle, images, wait_s=None):
-    """The update in a process of its own."""
-    listed = index.folder.parent / f"{time.monotonic_ns()}.json"
-    listed.write_text(json.dumps({name: str(path) for name, path in images.items()}))
-    command = [sys.executable, "-c", UPDATE, index.folder, bundle, listed, json.dumps(wait_s)]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_the_rows_are_those_of_embed_to_the_bit_whatever_the_pieces(labelled, trained, images, index):
@@ -290,6 +254,7 @@ def test_a_file_that_is_no_index_is_named(trained, images, index):
         index.update(trained, images)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_of_one_line_and_the_index_stays(trained, images, index, monkeypatch):
     index.update(trained, dict(list(images.items())[:3]))
     connect = sqlite3.connect
@@ -328,33 +293,23 @@ def test_of_two_threads_one_waits_or_reports_that_the_index_is_busy(trained, ima
         assert second.result(60) == IndexUpdate()
 
 
-@pytest.mark.slow
-def test_of_two_processes_one_waits_and_finds_the_work_done(labelled, trained, images, index):
-    many = {f"{name}-{i}": path for name, path in images.items() for i in range(20)}
-    processes = [start(index, labelled.bundle, many) for _ in range(2)]
-    results = [process.communicate(timeout=120) for process in processes]
-    assert sorted(json.loads(printed) for printed, _ in results) == [[0, 0, 0, 0], [len(many), 0, 0, 0]]
-    expected = rows(EmbeddingIndex(index.folder).read(trained))
-    assert len(expected) == len(many)
-    index.update(trained, images)
-    for name, z in rows(index.read(trained)).items():
-        np.testing.assert_array_equal(expected[f"{name}-0"], z)
+def test_after_an_interruption_all_complete_batches_are_there_and_the_lock_is_free(trained, images, index, monkeypatch):
+    write, calls = IndexStore.write, []
 
+    def write_two(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(*arguments)
 
-@pytest.mark.slow
-def test_after_a_kill_all_complete_batches_are_there_and_the_lock_is_free(labelled, trained, images, index):
-    many = {f"{name}-{i}": path for name, path in images.items() for i in range(50)}
-    process = start(index, labelled.bundle, many)
-    wait_for(lambda: len(index.read(trained).ids) >= 64, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    before = rows(index.read(trained))
-    assert 64 <= len(before) < len(many)
-    assert len(before) % 16 == 0
-    update = index.update(trained, many, wait_s=10)
-    assert update.new == sorted(many.keys() - before.keys())
-    cases = rows(index.read(trained))
-    assert len(cases) == len(many)
+    monkeypatch.setattr(IndexStore, "write", write_two)
+    with pytest.raises(KeyboardInterrupt):
+        index.update(trained, images, batch_size=4)
+    before = rows(EmbeddingIndex(index.folder).read(trained))
+    assert len(before) == 8
+    update = EmbeddingIndex(index.folder).update(trained, images, wait_s=1)
+    assert update.new == sorted(images.keys() - before.keys())
+    after = rows(index.read(trained))
+    assert len(after) == 12
     for name, z in before.items():
-        np.testing.assert_array_equal(cases[name], z)
-        np.testing.assert_array_equal(cases[f"{name.rsplit('-', 1)[0]}-49"], z)
+        np.testing.assert_array_equal(after[name], z)

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.baselines import PixelBaselines, read_features
@@ -150,19 +149,6 @@ def test_pixels_are_of_the_slices_that_the_table_has_and_its_metadata_are_not_ex
     assert not (tmp_path / "run").exists()
 
 
-def test_other_images_under_the_same_ids_are_noticed(labelled, tmp_path, caplog):
-    cohort = pd.read_csv(labelled.cohort)
-    Image.linear_gradient("L").resize((16, 16)).save(tmp_path / "other.png")
-    cohort.loc[1, "image"] = str(tmp_path / "other.png")
-    cohort.to_csv(tmp_path / "cohort.csv", index=False)
-    table = read_embeddings(labelled.embeddings)
-    read(["intensity"], labelled.bundle, tmp_path / "cohort.csv", table)
-    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "pixel_baselines: cohort.csv has changed since the table was made (its cases, splits or file sizes); an id may "
-        "now belong to another image"
-    ]
-
-
 def test_baselines_that_cannot_be_read_are_one_line(labelled, tmp_path):
     images = {"bundle": labelled.bundle, "cohort": labelled.cohort}
     with pytest.raises(ConfigError, match="^pixel_baselines: 'vae' is not one of pca, intensity"):
@@ -196,18 +182,6 @@ def test_only_the_tables_own_cases_count_as_omitted(labelled, tmp_path):
             bundle=labelled.bundle, cohort=tmp_path / f"{name}.csv",
         )  # fmt: skip
         assert result.num_failed == num
-
-
-def test_overrides_of_a_component_are_not_applied_with_a_warning(labelled, caplog):
-    table = read_embeddings(labelled.embeddings)
-    overrides = {"inferer#steps": 5, "preprocessing#transforms#0#axis": "sagittal"}
-    table.attrs["monai_diffae"]["made_from"]["overrides"] = overrides
-    read(["intensity"], labelled.bundle, labelled.cohort, table)
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [
-        "pixel_baselines: the table was made with overrides of preprocessing#transforms#0#axis, which are not applied, "
-        "so the images may differ from those that were embedded"
-    ]
 
 
 def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):

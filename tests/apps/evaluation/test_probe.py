@@ -246,12 +246,9 @@ def test_complete_results_are_skipped_and_others_not_replaced(table, write, tmp_
     assert (out / "probes.csv").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="made with other probes; set overwrite"):
         probe(file, out, targets=["age"])
-    baseline = {"noise": np.random.default_rng(0).normal(size=(200, 2))}
     with pytest.raises(ConfigError, match="made with other baselines"):
-        probe(file, out, targets=["age"], baselines=baseline, **LINEAR)
-    assert len(probe(file, out, targets=["age"], baselines=baseline, overwrite=True, **LINEAR).rows) == 2
-    record = json.loads((out / "probe.json").read_text(), parse_constant=pytest.fail)
-    assert str(tmp_path) not in json.dumps(record)
+        probe(file, out, targets=["age"], baselines={"noise": np.zeros((200, 2))}, **LINEAR)
+    assert str(tmp_path) not in (out / "probe.json").read_text()
 
 
 def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(run, table, write, tmp_path, caplog):
@@ -275,44 +272,23 @@ def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(run, table, wr
     assert list(probe(write(table), **LINEAR).omitted_targets) == ["grade"]  # of all numeric ones
 
 
-def test_a_typing_error_in_a_target_is_warned_of_and_a_skewed_one_is_not(table, write, caplog):
-    table["marker"] = np.exp(table["z_001"])
-    probe(write(table), targets=["age", "marker"], **LINEAR)
-    assert "far from all others" not in caplog.text
+def test_a_typing_error_in_a_target_is_warned_of(table, write, caplog):
     table.loc[[8, 13], "age"] = [99999.0, -999.0]
-    rows = probe(write(table), targets=["age", "marker"], **LINEAR).rows
-    assert rows[0]["r2"] < 0
+    assert probe(write(table), targets=["age"], **LINEAR).rows[0]["r2"] < 0
     assert [message for message in caplog.messages if "far" in message] == [
         "target 'age': 2 of 200 values are far from all others, such as 99999, and can dominate the scores; correct or "
         "empty them if they are errors or codes"
     ]
-    table["age"] = table["age"].astype(float)
-    table.loc[8, "age"] = 1e300
-    with pytest.raises(ConfigError, match="^target 'age': contains values that are infinite or too large; correct"):
-        probe(write(table), targets=["age"])
 
 
 def test_features_that_determine_the_target_are_warned_of(table, write, tmp_path, caplog):
-    noise = np.random.default_rng(5).normal(size=(200, 2))
-    rank = table["age"].rank().to_numpy()
     table["age"] += np.random.default_rng(6).normal(size=200)
-    clinic = np.c_[noise, table["age"].rank(), table["sex"] == "F"]
-    probe(write(table), targets=["age", "sex"], baselines={"clinic": clinic, "good": rank[:, None]}, **LINEAR)
-    assert [message for message in caplog.messages if "determines" in message] == [
-        f"features 'clinic': number {number} determines the target '{target}'; remove it if it was derived from the "
-        "target"
-        for number, target in ((3, "age"), (4, "sex"))
-    ]
+    clinic = np.c_[np.random.default_rng(5).normal(size=(200, 2)), table["age"].rank()]
+    probe(write(table), targets=["age"], baselines={"clinic": clinic}, **LINEAR)
+    assert "features 'clinic': number 3 determines the target 'age'; remove it if it was derived from" in caplog.text
     table.rename(columns={"age": "years"})[["id", "site", "years"]].to_csv(tmp_path / "clinic.csv", index=False)
     probe(write(table), targets=["age"], baselines={"clinic": tmp_path / "clinic.csv"}, **LINEAR)
     assert "features 'clinic': 'years' determines the target 'age'; remove it" in caplog.text
-
-
-def test_fewer_patients_than_the_smallest_number_of_labels(table, write, tmp_path):
-    rows = probe(write(table[:11].drop(columns="split")), targets=["age"], out=tmp_path / "o", **LINEAR).rows
-    assert rows[0]["num_test"] == 11
-    assert pd.read_csv(tmp_path / "o" / "few_labels.csv").empty
-    assert (tmp_path / "o" / "few_labels.png").is_file()
 
 
 def test_what_cannot_be_probed_is_refused_in_one_line(table, write, tmp_path):
@@ -383,23 +359,21 @@ def test_grouped_twins_are_never_in_training_and_test(with_twins, write, tmp_pat
         probe(write(with_twins), evaluation="split", **options)
 
 
-def score(features, **values):
+def score(**values):
     common = {
-        "target": "age", "features": features, "dims": 8, "probe": "linear", "score": 0.5, "low": 0.25, "high": 0.75,
+        "target": "age", "features": "z_sem", "dims": 8, "probe": "linear", "score": 0.5, "low": 0.25, "high": 0.75,
         "r2": 0.5, "mae": 123.45, "difference": None, "difference_low": None, "difference_high": None,
         "evaluation": "cv", "num_folds": 5, "num_train": 80, "num_test": 100, "num_patients": 90,
     }  # fmt: skip
     return {**common, **values}
 
 
-def test_one_table_per_target_with_intervals_and_differences():
-    plain = "\n".join(score_tables([score("z_sem"), score("z_sem", target="weight", evaluation="split")]))
+def test_the_printed_tables_have_intervals_and_differences():
+    plain = "\n".join(score_tables([score(), score(target="weight", evaluation="split")]))
     assert "age: evaluated on 100 cases of 90 patients, fitted to 80 others, by 5-fold nested" in plain
     assert "weight: evaluated on 100 cases of 90 patients, fitted to 80 others, by the table's split" in plain
     assert "0.500 (0.250, 0.750)" in plain
-    assert "123.5" in plain
-    assert "z_sem minus this" not in plain
     difference = {"difference": 0.125, "difference_low": -0.25, "difference_high": 0.5}
-    compared = "\n".join(score_tables([score("z_sem"), score("PCA", **difference)]))
+    compared = "\n".join(score_tables([score(), score(features="PCA", **difference)]))
     assert "z_sem minus this" in compared
     assert "0.125 (-0.250, 0.500)" in compared

@@ -63,21 +63,6 @@ def test_a_case_shows_itself_its_labels_and_its_neighbors(reported, open_page):
     assert len(seen) > 1
 
 
-def test_a_thumbnail_follows_the_pointer(reported, open_page):
-    page = open_page(reported.page.as_uri())
-    page.locator(".map").scroll_into_view_if_needed()
-    box = page.locator(".map .overlay").bounding_box()
-    tip = page.locator(".map .tip")
-    for step in range(0, 100, 2):
-        x = box["x"] + box["width"] * step / 100
-        for row in range(0, 100, 4):
-            page.mouse.move(x, box["y"] + box["height"] * row / 100)
-            if tip.is_visible():
-                assert tip.locator(".sprite").evaluate("each => getComputedStyle(each).backgroundImage") != "none"
-                return
-    pytest.fail("no case under the pointer")
-
-
 def test_sliders_move_the_slices_of_their_plane_only(volumes, open_page):
     page = open_page(volumes.page.as_uri())
     axial, coronal = (page.locator(f'.panels[data-group$="_{plane}"]').first for plane in ("axial", "coronal"))
