@@ -303,6 +303,7 @@ def test_after_an_interruption_all_complete_batches_are_there_and_the_lock_is_fr
         write(*arguments)
 
     monkeypatch.setattr(IndexStore, "write", write_two)
+    monkeypatch.setattr("monai_diffae.apps.embedding.index_encoding.images_at_once", lambda size: 4)
     with pytest.raises(KeyboardInterrupt):
         index.update(trained, images, batch_size=4)
     before = rows(EmbeddingIndex(index.folder).read(trained))

@@ -63,9 +63,9 @@ def page_reader():
 def quick_evaluation():
     """An evaluation of a second or two, and few pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        few = {"steps": [2, 3], "limit": 3, "draws": 1, "num_images": 0, "num_codes": 20}
+        few = {"steps": [2, 3], "limit": 2, "draws": 1, "num_images": 0, "num_codes": 10}
         patch.setattr(study, "_EVALUATION", few)
-        patch.setattr(study, "NUM_MOSAIC", {2: 4, 3: 1})
+        patch.setattr(study, "NUM_MOSAIC", {2: 2, 3: 1})
         patch.setattr(study, "_NUM_EDITED", 2)
         patch.setattr(study, "_NUM_SAMPLES", 4)
         yield
