@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
@@ -174,8 +175,6 @@ def test_removed_cases_leave_no_trace_and_can_come_back(trained, images, index):
 
 
 def test_models_and_preprocessings_never_mix(labelled, trained, images, index, tmp_path):
-    import torch
-
     other_folder = shutil.copytree(labelled.bundle, tmp_path / "other")
     weights = other_folder / "models" / "model.pt"
     torch.save({k: v * 1.01 for k, v in torch.load(weights, weights_only=True).items()}, weights)
@@ -189,12 +188,15 @@ def test_models_and_preprocessings_never_mix(labelled, trained, images, index, t
     few = dict(list(images.items())[:3])
     assert index.update(other, few).new == sorted(few)
     assert index.update(brighter, few).new == sorted(few)
+    gone = max(few)
+    del few[gone]
+    assert index.update(other, few) == IndexUpdate(removed=[gone])
     assert len(index.read(trained).ids) == len(images)  # those that are gone for one model stay for another
     name = min(few)
     codes = [rows(index.read(each))[name] for each in (trained, other, brighter)]
     assert len(np.unique(codes, axis=0)) == 3
     index.keep_only([other, trained])
-    assert [len(index.read(each).ids) for each in (trained, other, brighter)] == [len(images), 3, 0]
+    assert [len(index.read(each).ids) for each in (trained, other, brighter)] == [len(images), 2, 0]
 
 
 def test_a_volume_in_a_2d_bundle_is_the_mean_of_its_slices(labelled, trained, images, index, tmp_path):
