@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.report import about
 from monai_diffae.apps.report.compare import compare
 from monai_diffae.apps.report.report import report
 from monai_diffae.apps.report.sections import number
@@ -130,25 +129,10 @@ def test_what_fails_comes_first_and_samples_stand_beside_their_nearest_cases(
     assert len(synthetic) == 4
 
 
-def test_a_label_of_three_classes_has_a_direction_towards_one_of_them(tmp_path, monkeypatch):
-    findings = ["benign"] * 5 + ["malignant"] * 3 + ["normal"] * 4
-    table = pd.DataFrame({"id": [f"c{i}" for i in range(12)], "split": "test", "finding": findings})
-    study = Study(tmp_path / "model", tmp_path)
-    monkeypatch.setitem(vars(study), "table", table)
-    monkeypatch.setattr("monai_diffae.apps.report.study._NUM_EDITED", 4)
-    commands = {}
-
-    def attempt(name, title, command, **arguments):
-        commands[command] = arguments
-        return "a result"
-
-    monkeypatch.setattr(study, "_attempt", attempt)
-    study._edit("finding")
-    assert commands["fit-direction"]["positive"] == "malignant"
-    ends = dict(zip(table["id"], findings, strict=True))
-    assert [ends[name] == "malignant" for name in commands["edit"]["cases"]] == [False, True, False, True]
-    study.table = table.assign(finding=None, split=["train"] * 8 + ["test"] * 4)  # without labels: held-out cases
-    assert study._examples("finding", 2) == ["c8", "c9"]
+def test_without_labels_a_few_held_out_cases_are_shown(labelled, reported):
+    study = Study(labelled.bundle, reported.folder, labelled.cohort)
+    study.table = study.table.assign(wide=None)
+    assert set(study.table.set_index("id").loc[study._examples("wide", 2), "split"]) == {"test"}
 
 
 def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(labelled, tmp_path, monkeypatch):
@@ -171,16 +155,6 @@ def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, 
     assert {each.attributes["max"] for each in sliders} == {"15"}
     groups = {each.attributes.get("data-group") for each in page.elements}
     assert {each.attributes["data-frames"] for each in sliders} <= groups
-
-
-def test_a_probe_of_the_training_is_one_chart_with_its_interval():
-    curves = {"images_seen": [100.0, 200.0], "validation_probe_age": [0.5, 0.6]}
-    ends = {"validation_low_of_probe_age": [0.4, 0.5], "validation_high_of_probe_age": [0.6, 0.7]}
-    chart = about._metric_chart({"model": pd.DataFrame({**curves, **ends})}, "validation_probe_age", "probe age")
-    plain = about._metric_chart({"model": pd.DataFrame(curves)}, "validation_probe_age", "probe age")
-    assert chart.count('class="bar') == plain.count('class="bar') + 2
-    last = about._last({"probe_age": 0.6, "low_of_probe_age": 0.5, "loss": 0.1})
-    assert list(last) == ["last probe age", "last loss"]
 
 
 # -- several models on one page ----------------------------------------------------------------------------------------
