@@ -68,7 +68,7 @@ def quick_evaluation():
         patch.setattr(study, "NUM_MOSAIC", {2: 2, 3: 1})
         patch.setattr(study, "_NUM_EDITED", 2)
         patch.setattr(study, "_NUM_SAMPLES", 4)
-        patch.setattr("monai_diffae.latents.probing.evaluation.FEW_PATIENTS", ())
+        patch.setattr("monai_diffae.latents.probing.evaluation._few_label_rows", lambda *arguments: [])
         yield
 
 
