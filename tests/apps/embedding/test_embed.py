@@ -1,4 +1,8 @@
+"""The table that embed writes: rows, labels, metadata, and when it counts as complete (goals R5, R16 and R23)."""
+
+import io
 import json
+import os
 import shutil
 
 import nibabel as nib
@@ -6,17 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from monai_diffae import probe
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.embedding.encoding import encode_stream
+from monai_diffae.apps.evaluation.neighbors import neighbors
+from monai_diffae.apps.report.case_images import CaseImages
+from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.data.embeddings import read_embeddings
+from monai_diffae.data.embeddings import label_columns, read_embeddings, split_origin, z_matrix
 from monai_diffae.data.patient_keys import KEY_FILE, folder_key
-from monai_diffae.errors import CohortError, ConfigError, ScanError
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.data.scans import write_scan
+from monai_diffae.errors import CohortError, ConfigError
 
 
-def z_table(table):
-    return table.set_index("id")[[name for name in table.columns if name.startswith("z_")]].sort_index()
+def z_table(path):
+    table = pd.read_parquet(path).set_index("id")
+    return table[[name for name in table.columns if name.startswith("z_")]].sort_index()
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +37,11 @@ def embedded(tiny_bundle, tmp_path_factory):
 
 
 @pytest.fixture
-def other_cohort(tiny_bundle, tmp_path):
-    """Writes a changed copy of the tiny cohort's table, with absolute paths of its images."""
+def other_cohort(labelled, tmp_path):
+    """Writes a changed copy of the cohort's table."""
 
-    def write(change):
-        table = pd.read_csv(tiny_bundle.cohort)
-        table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
-        table = change(table)
-        table.to_csv(tmp_path / "other.csv", index=False)
+    def write(change=lambda table: table):
+        change(pd.read_csv(labelled.cohort)).to_csv(tmp_path / "other.csv", index=False)
         return tmp_path / "other.csv"
 
     return write
@@ -43,11 +51,22 @@ def test_every_case_has_a_row_with_labels_and_z_sem(embedded, tiny_bundle):
     table, cohort = pd.read_parquet(embedded.path), pd.read_csv(tiny_bundle.cohort)
     assert (embedded.num_cases, embedded.num_failed, embedded.skipped) == (12, 0, False)
     assert list(table.columns[:3]) == ["id", "patient", "split"]
+    assert table["id"].tolist() == cohort["id"].tolist()
     assert table["split"].tolist() == cohort["split"].tolist()
     np.testing.assert_allclose(table["head_size"], cohort["head_size"])
-    assert z_table(table).shape == (12, 8)
-    assert z_table(table).dtypes.unique().tolist() == [np.float32]
-    assert not any((embedded.path.parent).glob("failures.csv"))
+    assert z_table(embedded.path).shape == (12, 8)
+    assert z_table(embedded.path).dtypes.unique().tolist() == [np.float32]
+    assert not embedded.path.with_name("failures.csv").exists()
+
+
+def test_z_sem_is_that_of_the_inferer_for_each_case(labelled):
+    trained, table = load_bundle(labelled.bundle, "cpu"), pd.read_parquet(labelled.embeddings)
+    images = torch.stack(
+        [trained.preprocessing({"image": file})["image"] for file in pd.read_csv(labelled.cohort).image]
+    )
+    expected = trained.inferer.encode(images.as_tensor(), trained.network)
+    np.testing.assert_allclose(z_matrix(table), expected, rtol=1e-4, atol=1e-4)
+    assert table["z_000"].nunique() == 12
 
 
 def test_no_patient_and_no_path_is_written(embedded, tiny_bundle):
@@ -60,59 +79,98 @@ def test_no_patient_and_no_path_is_written(embedded, tiny_bundle):
     assert str(tiny_bundle.cohort.parent) not in embedded.path.with_suffix(".json").read_text()
 
 
+def test_the_metadata_say_what_a_table_was_made_with(labelled):
+    metadata = pd.read_parquet(labelled.embeddings).attrs["monai_diffae"]
+    assert len(metadata["made_from"]["model"]) == 64
+    assert {"monai_diffae", "monai", "torch"} <= metadata["versions"].keys()
+    transforms = metadata["preprocessing"]["preprocessing"]["transforms"]
+    assert transforms[0]["_target_"] == "monai_diffae.transforms.ReadScand"
+    assert metadata["preprocessing"]["image_size"] == [16, 16]
+    assert metadata["split_origin"] == "training"
+    assert str(labelled.cohort.parent) not in str(metadata)
+
+
 @pytest.mark.goal(id="R23")
-def test_z_does_not_depend_on_the_other_cases_or_their_order(embedded, tiny_bundle, other_cohort, tmp_path):
+def test_z_does_not_depend_on_the_batch_the_workers_or_the_other_cases(labelled, other_cohort, tmp_path):
+    whole = z_table(labelled.embeddings)
+    for options in ({"batch_size": 1}, {"batch_size": 5}, {"batch_size": 100, "workers": 1}):
+        out = tmp_path / f"batch_{options['batch_size']}"
+        made = embed(labelled.bundle, labelled.cohort, out, device="cpu", **options)
+        pd.testing.assert_frame_equal(z_table(made.path), whole, check_exact=True)
     cohort = other_cohort(lambda table: table.iloc[[7, 3, 0, 11, 5]])
-    other = z_table(pd.read_parquet(embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu").path))
-    pd.testing.assert_frame_equal(z_table(pd.read_parquet(embedded.path)).loc[other.index], other, check_exact=True)
+    made = embed(labelled.bundle, cohort, tmp_path / "some", device="cpu")
+    assert pd.read_parquet(made.path)["id"].tolist() == pd.read_csv(cohort)["id"].tolist()
+    some = z_table(made.path)
+    pd.testing.assert_frame_equal(some, whole.loc[some.index], check_exact=True)
 
 
-@pytest.mark.goal(id="R23")
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 16, 100])
-def test_z_does_not_depend_on_the_batch_size(embedded, tiny_bundle, tmp_path, batch_size):
-    other = embed(
-        tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "z.parquet", device="cpu", batch_size=batch_size
-    )
-    pd.testing.assert_frame_equal(pd.read_parquet(other.path), pd.read_parquet(embedded.path), check_exact=True)
+def test_a_csv_has_the_same_numbers_to_the_bit_and_its_suffix_may_be_in_capitals(labelled, tmp_path):
+    made = embed(labelled.bundle, labelled.cohort, tmp_path / "Z.CSV", device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".patient_key", "Z.CSV", "Z.json"]
+    table = read_embeddings(made.path)
+    assert split_origin(table) == "training"
+    assert np.array_equal(z_matrix(table), z_matrix(read_embeddings(labelled.embeddings)))
+    assert embed(labelled.bundle, labelled.cohort, tmp_path / "Z.CSV", device="cpu").skipped
+    with pytest.raises(ConfigError, match=r"would share its record with Z\.CSV; choose another out"):
+        embed(labelled.bundle, labelled.cohort, tmp_path / "Z.parquet", device="cpu")
 
 
-def test_encode_exactly_agrees_with_the_inferer(tiny_bundle):
-    trained = load_bundle(tiny_bundle.directory, "cpu")
-    images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = trained.inferer.encode(images, trained.network)
-    torch.testing.assert_close(encode_exactly(images, trained.inferer, trained.network), expected, atol=1e-5, rtol=0)
+def test_renamed_columns_and_labels_with_reserved_names(labelled, other_cohort, tmp_path):
+    rename = {"image": "file", "id": "who", "head_size": "z_000"}
+    cohort = other_cohort(lambda table: table.rename(columns=rename).assign(id="label", sex="F"))
+    columns = {"image": "file", "id": "who"}
+    table = pd.read_parquet(embed(labelled.bundle, cohort, tmp_path / "o", device="cpu", columns=columns).path)
+    assert {"label_z_000", "label_id", "sex"} < set(table.columns)
+    assert table["id"].tolist() == pd.read_csv(cohort)["who"].tolist()
+    np.testing.assert_allclose(table["label_z_000"], pd.read_csv(cohort)["z_000"])
+    assert table["z_000"].dtype == np.float32
 
 
-def test_a_complete_table_is_skipped_and_one_of_another_model_refused(embedded, tiny_bundle):
-    before = embedded.path.stat().st_mtime_ns
-    again = embed(tiny_bundle.directory, tiny_bundle.cohort, embedded.path.parent, device="cpu")
-    assert again.skipped
-    assert again.num_cases == 12
-    assert embedded.path.stat().st_mtime_ns == before
-    record = embedded.path.with_suffix(".json")
-    text = record.read_text()
-    record.write_text(
-        json.dumps({**json.loads(text), "made_from": {**json.loads(text)["made_from"], "model": "another"}})
-    )
-    with pytest.raises(ConfigError, match="exists and was made with other model; set overwrite"):
-        embed(tiny_bundle.directory, tiny_bundle.cohort, embedded.path.parent, device="cpu")
-    record.write_text(text)
+def test_a_table_with_standard_names_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):
+    directory = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
+    model = directory / "models" / "config.json"
+    model.write_text(json.dumps({**json.loads(model.read_text()), "columns": {"image": "file"}}))
+    assert embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu").num_cases == 12
+    images = [str(tiny_bundle.cohort.parent / image) for image in pd.read_csv(tiny_bundle.cohort)["image"]]
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": image} for image in images[:2]]}))
+    assert embed(directory, tmp_path / "list.json", tmp_path / "p", device="cpu").num_cases == 2
 
 
-def test_a_new_label_in_the_cohort_is_not_silently_ignored(tiny_bundle, other_cohort, tmp_path):
-    cohort = other_cohort(lambda table: table)
-    embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
-    pd.read_csv(cohort).assign(sex="F").to_csv(cohort, index=False)
-    with pytest.raises(ConfigError, match="exists and was made with other labels; set overwrite"):
-        embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
+# -- complete or not ---------------------------------------------------------------------------------------------------
 
 
-def test_another_order_of_the_rows_is_called_so(tiny_bundle, other_cohort, tmp_path):
-    cohort = other_cohort(lambda table: table)
-    embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
-    pd.read_csv(cohort)[::-1].to_csv(cohort, index=False)
-    with pytest.raises(ConfigError, match="exists and was made with other case_order; set overwrite"):
-        embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
+def test_a_complete_table_is_skipped_and_one_that_was_made_with_something_else_refused(
+    labelled, other_cohort, tmp_path
+):
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
+    cohort, out = other_cohort(), tmp_path / "o"
+    made = embed(bundle, cohort, out, device="cpu")
+    content = made.path.read_bytes()
+
+    def is_refused(other):
+        with pytest.raises(ConfigError, match=rf"^embeddings\.parquet: exists and was made with other {other}; set ov"):
+            embed(bundle, cohort, out, device="cpu")
+
+    original = pd.read_csv(cohort)
+    original[::-1].to_csv(cohort, index=False)
+    is_refused("case_order")
+    original.assign(sex="F").to_csv(cohort, index=False)
+    is_refused("labels")
+    original.to_csv(cohort, index=False)
+    config = bundle / "models" / "config.json"
+    text = config.read_text()
+    config.write_text(json.dumps({**json.loads(text), "percentiles": [20, 80]}))
+    is_refused("config")
+    config.write_text(text)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({name: 1.01 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
+    is_refused("model")
+    torch.save(weights, bundle / "models" / "model.pt")
+    again = embed(labelled.bundle, cohort, out, device="cpu")
+    assert (again.skipped, again.num_cases) == (True, 12)
+    assert made.path.read_bytes() == content
+    with pytest.raises(ConfigError, match="map_columns"):
+        embed(labelled.bundle, cohort, out, map_columns=True, device="cpu")
 
 
 def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path, monkeypatch):
@@ -131,89 +189,140 @@ def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_pat
     assert (results["num_cases"], results["num_failed"]) == (12, 0)
 
 
-def test_an_overwrite_that_fails_leaves_the_old_result_and_its_record(embedded, tiny_bundle, tmp_path):
-    before = embedded.path.with_suffix(".json").read_text(), embedded.path.read_bytes()
+def test_an_overwrite_that_fails_leaves_the_old_result_and_its_record(labelled, tmp_path):
+    made = embed(labelled.bundle, labelled.cohort, tmp_path / "o", device="cpu")
+    before = made.path.with_suffix(".json").read_bytes(), made.path.read_bytes()
     (tmp_path / "broken.nii").write_bytes(b"no scan")
     with pytest.raises(CohortError):
-        embed(tiny_bundle.directory, tmp_path / "broken.nii", embedded.path.parent, device="cpu", overwrite=True)
-    assert (embedded.path.with_suffix(".json").read_text(), embedded.path.read_bytes()) == before
-    embedded.path.with_name("failures.csv").unlink(missing_ok=True)
+        embed(labelled.bundle, tmp_path / "broken.nii", tmp_path / "o", device="cpu", overwrite=True)
+    assert (made.path.with_suffix(".json").read_bytes(), made.path.read_bytes()) == before
 
 
-def test_weights_that_are_not_finite_are_refused(tiny_bundle, tmp_path):
-    directory = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.directory, directory)
-    weights = torch.load(directory / "models" / "model.pt", weights_only=True)
-    next(iter(weights.values())).fill_(float("nan"))
-    torch.save(weights, directory / "models" / "model.pt")
-    with pytest.raises(ScanError, match=r"model\.pt: holds weights that are not finite"):
-        embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
-
-
-def test_a_users_own_failures_table_is_left_alone(tiny_bundle, other_cohort, tmp_path):
+def test_files_of_the_user_are_left_alone(tiny_bundle, tmp_path):
     (tmp_path / "failures.csv").write_text("mine")
     embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     assert (tmp_path / "failures.csv").read_text() == "mine"
-
-
-def test_a_table_with_standard_names_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):
-    directory = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.directory, directory)
-    model = directory / "models" / "config.json"
-    model.write_text(json.dumps({**json.loads(model.read_text()), "columns": {"image": "file"}}))
-    assert embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu").num_cases == 12
-    images = [str(tiny_bundle.cohort.parent / image) for image in pd.read_csv(tiny_bundle.cohort)["image"]]
-    datalist = tmp_path / "list.json"
-    datalist.write_text(json.dumps({"test": [{"image": image} for image in images]}))
-    assert embed(directory, datalist, tmp_path / "p", device="cpu").num_cases == 12
-
-
-def test_a_users_file_with_the_records_name_is_not_overwritten(tiny_bundle, tmp_path):
     (tmp_path / "z.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"z\.json: exists and is not a record of this package"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "z.parquet", device="cpu", overwrite=True)
     assert (tmp_path / "z.json").read_text() == "[]"
 
 
-def test_bad_scans_are_listed_and_the_others_embedded(tiny_bundle, other_cohort, tmp_path):
-    broken = tmp_path / "broken.nii"
-    broken.write_bytes(b"no scan")
-    cohort = other_cohort(lambda table: table.assign(image=[str(broken), *table["image"][1:]]))
-    result = embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu")
-    assert (result.num_cases, result.num_failed) == (11, 1)
-    assert "broken.nii" in (tmp_path / "o" / "failures.csv").read_text()
-    assert len(pd.read_parquet(result.path)) == 11
-    only_bad = other_cohort(lambda table: table.assign(image=str(broken)).iloc[:1].assign(split="train"))
-    with pytest.raises(CohortError):
-        embed(tiny_bundle.directory, only_bad, tmp_path / "none", device="cpu", overrides={"val_fraction": 0.0})
+def noise(seed):
+    return np.random.default_rng(seed).normal(size=(1, 16, 16, 1)).astype(np.float32)
 
 
-def test_renamed_columns_and_labels_with_reserved_names(tiny_bundle, other_cohort, tmp_path):
-    rename = {"image": "file", "id": "who", "head_size": "z_000"}
-    cohort = other_cohort(lambda table: table.rename(columns=rename).assign(id="label", sex="F"))
-    columns = {"image": "file", "id": "who"}
-    table = pd.read_parquet(embed(tiny_bundle.directory, cohort, tmp_path / "o", device="cpu", columns=columns).path)
-    assert {"label_z_000", "label_id", "sex"} < set(table.columns)
-    assert table["z_000"].dtype == np.float32
+@pytest.fixture
+def scans(tmp_path):
+    """The table of five uncompressed images, which always have the same size."""
+    folder = tmp_path / "scans"
+    for i in range(5):
+        write_scan(folder / f"s{i}.nii", noise(i), np.eye(4))
+    split = ["train"] * 4 + ["test"]
+    pd.DataFrame({"image": [f"s{i}.nii" for i in range(5)], "split": split}).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
 
 
-def test_a_bundle_whose_config_was_changed_is_another_one(tiny_bundle, tmp_path):
-    directory = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.directory, directory)
-    embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
-    model = directory / "models" / "config.json"
-    model.write_text(json.dumps({**json.loads(model.read_text()), "percentiles": [20, 80]}))
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: exists and was made with other config; "):
-        embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu")
+@pytest.fixture
+def embed_scans(labelled, scans, tmp_path):
+    """Embeds them to ``tmp_path / "z"``."""
+    return lambda **options: embed(labelled.bundle, scans, tmp_path / "z", device="cpu", **options)
 
 
-@pytest.mark.parametrize("name", ["e.parquet", "e.csv"])
-def test_the_table_says_how_much_the_decoder_uses_z_sem(tiny_bundle, tmp_path, name, caplog):
+@pytest.mark.goal(id="R5")
+def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed_and_a_copied_one_is_the_same(scans, embed_scans):
+    made = embed_scans()
+    old, record = pd.read_parquet(made.path), made.path.with_suffix(".json")
+    before = json.loads(record.read_text())["scans"]
+    os.utime(scans.parent / "s0.nii", ns=(0, 0))
+    assert embed_scans().skipped
+    after = json.loads(record.read_text())["scans"]
+    assert after["content"] == before["content"]
+    assert after["state"] != before["state"]
+    size = (scans.parent / "s0.nii").stat().st_size
+    write_scan(scans.parent / "s0.nii", noise(99), np.eye(4))
+    assert (scans.parent / "s0.nii").stat().st_size == size
+    with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made of other scans.*set overwrite"):
+        embed_scans()
+    new = pd.read_parquet(embed_scans(overwrite=True).path)
+    assert (old["z_000"] != new["z_000"]).tolist() == [True] + [False] * 4
+    assert embed_scans().skipped
+
+
+@pytest.mark.goal(id="R16")
+def test_scans_that_were_exchanged_are_noticed_if_all_have_one_time(scans, embed_scans):
+    """Archives often give all files one time, and scans of one kind have one size."""
+    first, second = (scans.parent / f"s{i}.nii" for i in range(2))
+    for file in (first, second):
+        os.utime(file, ns=(0, 10**18))
+    embed_scans()
+    first.rename(scans.parent / "other")
+    second.rename(first)
+    (scans.parent / "other").rename(second)
+    with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made of other scans.*set overwrite"):
+        embed_scans()
+
+
+@pytest.mark.goal(id="R16")
+def test_a_table_that_is_not_whole_is_not_complete(embed_scans):
+    path = embed_scans().path
+    content = path.read_bytes()
+    for damaged in (b"", content[:-9], content[:200] + bytes([content[200] ^ 1]) + content[201:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"embeddings\.parquet: is not what was written .*; set overwrite"):
+            embed_scans()
+    assert not embed_scans(overwrite=True).skipped
+    assert embed_scans().skipped
+
+
+def test_other_results_of_a_replaced_scan_are_not_complete(labelled, scans, embed_scans, tmp_path):
+    images = CaseImages(labelled.bundle, scans, tmp_path, tmp_path / "z" / "embeddings.parquet").made_from
+    path = embed_scans().path
+    model = {"bundle": labelled.bundle, "cohort": scans, "device": "cpu"}
+
+    def nearest():
+        return neighbors(path, tmp_path / "n", k=1, limit=1, **model).skipped
+
+    def reconstructed():
+        return reconstruct(out=tmp_path / "r", cases=["s0"], **model).skipped
+
+    assert [nearest(), nearest()] == [False, True]
+    assert [reconstructed(), reconstructed()] == [False, True]
+    write_scan(scans.parent / "s0.nii", noise(99), np.eye(4))
+    with pytest.raises(ConfigError, match="exists and was made with other images; set overwrite"):
+        nearest()
+    with pytest.raises(ConfigError, match="exists and was made with other scans; set overwrite"):
+        reconstructed()
+    after = CaseImages(labelled.bundle, scans, tmp_path, path).made_from
+    assert [key for key, value in after.items() if value != images[key]] == ["scans"]
+
+
+# -- what is said about z_sem ------------------------------------------------------------------------------------------
+
+
+def test_a_case_whose_z_sem_is_not_finite_fails(embed_scans, monkeypatch):
+    def one_without_z(*arguments):
+        codes = original(*arguments)
+        codes[1, 3] = float("nan")
+        return codes
+
+    original = encode_stream.__globals__["encode_exactly"]
+    monkeypatch.setitem(encode_stream.__globals__, "encode_exactly", one_without_z)
+    result = embed_scans()
+    assert (result.num_cases, result.num_failed) == (4, 1)
+    assert pd.read_parquet(result.path)["id"].tolist() == ["s0", "s2", "s3", "s4"]
+    (failure,) = pd.read_csv(result.failures).to_dict("records")
+    assert failure["case_id"] == "s1"
+    assert "z_sem is not finite" in failure["reason"]
+
+
+def test_the_table_says_how_much_the_decoder_uses_z_sem(tiny_bundle, embedded, tmp_path, caplog):
     usage = load_bundle(tiny_bundle.directory, "cpu").z_sem_usage
-    result = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, device="cpu")
+    result = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "e.csv", device="cpu")
     assert result.z_sem_usage == usage
-    assert read_embeddings(result.path).attrs["monai_diffae"]["z_sem_usage"] == usage
     assert f"z_sem_usage {usage:.3f}: the decoder hardly uses z_sem" in caplog.text
+    for path in (result.path, embedded.path):
+        assert read_embeddings(path).attrs["monai_diffae"]["z_sem_usage"] == usage
 
 
 def test_scans_unlike_those_of_the_training_are_noticed(latent_bundle, labelled, other_cohort, tmp_path, caplog):
@@ -228,16 +337,35 @@ def test_scans_unlike_those_of_the_training_are_noticed(latent_bundle, labelled,
             nib.save(nib.Nifti1Image(data.max() - data, scan.affine), tmp_path / f"{i}.nii.gz")
         return table
 
+    cohort = other_cohort(inverted)
     for _ in ("encoded", "complete already"):
         caplog.clear()
-        embed(latent_bundle, other_cohort(inverted), tmp_path / "other", device="cpu")
+        embed(latent_bundle, cohort, tmp_path / "other", device="cpu")
         assert "12 of 12 z_sem are unlike those of the training: these scans may be of another kind" in caplog.text
-
-
-@pytest.mark.parametrize("values", [{}, {"z_std": torch.zeros(8)}, {"z_std": torch.ones(3), "z_mean": torch.ones(3)}])
-def test_a_damaged_latent_ddim_does_not_stop_it(latent_bundle, labelled, tmp_path, caplog, values):
     bundle = shutil.copytree(latent_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    weights = bundle / "models" / "latent_model.pt"
-    torch.save({**torch.load(weights, weights_only=True), **values} if values else {}, weights)
-    assert embed(bundle, labelled.cohort, tmp_path / "out", device="cpu").num_cases == 12
-    assert "unlike" not in caplog.text
+    torch.save({}, bundle / "models" / "latent_model.pt")  # damaged
+    assert embed(bundle, cohort, tmp_path / "out", device="cpu").num_cases == 12
+
+
+# -- tables that other tools draw as a map -----------------------------------------------------------------------------
+
+
+def test_a_table_can_have_places_and_pictures(labelled, other_cohort, tmp_path):
+    cohort = other_cohort(lambda table: table.assign(x=range(12)))
+    made = embed(labelled.bundle, cohort, tmp_path / "map", map_columns=True, device="cpu").path
+    table, plain = read_embeddings(made), read_embeddings(labelled.embeddings)
+    assert table["label_x"].tolist() == list(range(12))
+    others = table.drop(columns=["x", "y", "thumbnail", "label_x"])
+    pd.testing.assert_frame_equal(others, plain, check_exact=True)
+    assert {Image.open(io.BytesIO(png)).size for png in table["thumbnail"]} == {(16, 16)}
+    is_train = table["split"] == "train"
+    np.testing.assert_allclose(table.loc[is_train, ["x", "y"]].mean(), 0, atol=1e-4)
+    assert table.loc[is_train, "x"].std() >= table.loc[is_train, "y"].std()
+    assert label_columns(table.drop(columns="label_x")) == label_columns(plain)
+    assert probe(made, targets=["head_size"], probes=["linear"]).rows
+
+
+def test_what_cannot_have_places_and_pictures_is_refused(labelled, tmp_path):
+    for out, pool, message in (("o", "mean", "are for tables with one row per image"), ("t.csv", "none", "a CSV")):
+        with pytest.raises(ConfigError, match=f"map_columns: {message}"):
+            embed(labelled.bundle, labelled.cohort, tmp_path / out, pool=pool, map_columns=True)

@@ -24,7 +24,7 @@ from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
-SMALL = {"image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 5}
+SMALL = {"image_size": [16, 16], "base_channels": 4, "channel_mult": [1, 2], "z_channels": 5}
 ENCODERS = ["untrained", "pca"]
 
 
@@ -48,7 +48,7 @@ def preprocessed(cohort, split=None):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_table_says_in_its_name_metadata_and_record_what_made_it(made, labelled, name):
+def test_a_table_says_what_made_it_and_the_same_command_gives_the_same_one(made, labelled, tmp_path, name):
     path = made[name]
     assert path.name == f"embeddings_{name}.parquet"
     table = read_embeddings(path)
@@ -57,6 +57,12 @@ def test_a_table_says_in_its_name_metadata_and_record_what_made_it(made, labelle
     assert table["wide"].tolist() == pd.read_csv(labelled.cohort)["wide"].tolist()
     assert table.attrs["monai_diffae"]["made_from"]["encoder"] == name
     assert json.loads(path.with_suffix(".json").read_text())["made_from"]["encoder"] == name
+    options = {"encoder": name, "device": "cpu", "overrides": SMALL}
+    bundle = init_bundle(tmp_path / "bundle")  # a folder of init is as good as the name
+    again = read_embeddings(embed(bundle, labelled.cohort, tmp_path / "out", **options).path)
+    pd.testing.assert_frame_equal(again, table)
+    assert again.attrs["monai_diffae"] == table.attrs["monai_diffae"]
+    assert embed(bundle, labelled.cohort, tmp_path / "out", **options).skipped
 
 
 def test_components_are_those_of_the_training_images(made, labelled):
@@ -78,25 +84,12 @@ def test_the_untrained_encoder_is_that_of_the_bundle_with_random_weights(made, l
     assert (z_matrix(read_embeddings(other)) != z_matrix(table)).any(axis=1).all()
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_the_same_command_gives_the_same_table_and_a_second_run_skips(made, labelled, tmp_path, name):
-    options = {"encoder": name, "device": "cpu", "overrides": SMALL}
-    bundle = init_bundle(tmp_path / "bundle")  # a folder of init is as good as the name
-    again = embed(bundle, labelled.cohort, tmp_path / "out", **options)
-    expected = read_embeddings(made[name])
-    pd.testing.assert_frame_equal(read_embeddings(again.path), expected)
-    assert read_embeddings(again.path).attrs["monai_diffae"] == expected.attrs["monai_diffae"]
-    assert embed(bundle, labelled.cohort, tmp_path / "out", **options).skipped
-
-
 def test_with_a_trained_bundle_the_preprocessing_is_the_same(labelled, tmp_path):
-    path = embed(labelled.bundle, labelled.cohort, tmp_path, encoder="pca", device="cpu").path
+    # twelve cases, of which fewer than eight components can be fitted, and a file of its own name
+    path = embed(labelled.bundle, labelled.cohort, tmp_path / "x.csv", encoder="pca", device="cpu").path
+    assert path.name == "x.csv"
     trained, pca = (read_embeddings(each).attrs["monai_diffae"] for each in (labelled.embeddings, path))
     assert pca["preprocessing"] == trained["preprocessing"]
-    # twelve cases, of which fewer than eight components can be fitted, and a file of its own name
-    named = embed(labelled.bundle, labelled.cohort, tmp_path / "x.csv", encoder="pca", device="cpu").path
-    assert named.name == "x.csv"
-    np.testing.assert_allclose(z_matrix(read_embeddings(named)), z_matrix(read_embeddings(path)), rtol=1e-6)
 
 
 def test_components_in_batches_are_nearly_the_same(made, labelled, tmp_path, monkeypatch):
@@ -117,60 +110,50 @@ def test_components_in_batches_are_nearly_the_same(made, labelled, tmp_path, mon
     assert np.abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) > 0.99
 
 
-def test_probes_and_neighbors_work(made, tmp_path):
+def test_probes_and_neighbors_work(made, labelled, tmp_path, caplog):
     for path in made.values():
         rows = probe(path, targets=["head_size"], probes=["linear"], evaluation="cv").rows
         assert np.isfinite(rows[0]["score"])
         assert rows[0]["features"] == path.stem.removeprefix("embeddings_")
-        assert neighbors(path, tmp_path / path.stem, k=2).num_cases == 12
-
-
-def test_neighbors_are_drawn_with_the_preprocessing_of_the_table(made, labelled, tmp_path, caplog):
+    caplog.clear()
     images = {"bundle": "diffae_2d", "cohort": labelled.cohort, "limit": 1, "k": 2}
-    neighbors(made["pca"], tmp_path / "n", **images)
+    neighbors(made["pca"], tmp_path / "n", **images)  # drawn with the preprocessing of the table
     assert (tmp_path / "n" / "neighbors.png").stat().st_size > 1000
     assert "differs" not in caplog.text
     neighbors(made["pca"], tmp_path / "other", **images, overrides={"image_size": [32, 32]})
     assert "differs from that of embeddings_pca.parquet: image_size" in caplog.text
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_path, name):
-    table, bundle, cohort = made[name], labelled.bundle, labelled.cohort
+def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_path):
+    bundle, cohort, out = labelled.bundle, labelled.cohort, tmp_path / "out"
     # even if the model were that of the bundle
-    copy = shutil.copy(table, tmp_path / "t.parquet")
-    record = json.loads(table.with_suffix(".json").read_text())
-    record["made_from"]["model"] = json.loads(labelled.embeddings.with_suffix(".json").read_text())["made_from"][
-        "model"
-    ]
-    (tmp_path / "t.json").write_text(json.dumps(record))
-    out, image = tmp_path / "out", {"bundle": bundle, "cohort": cohort}
-    for embeddings in (table, copy):
+    copy = shutil.copy(made["pca"], tmp_path / "t.parquet")
+    records = [json.loads(path.with_suffix(".json").read_text()) for path in (made["pca"], labelled.embeddings)]
+    records[0]["made_from"]["model"] = records[1]["made_from"]["model"]
+    (tmp_path / "t.json").write_text(json.dumps(records[0]))
+    for embeddings in (made["untrained"], copy):
         calls = [
             lambda e=embeddings: fit_direction(e, tmp_path / "d.json", target="wide"),
             lambda e=embeddings: grade(e, tmp_path / "g.csv", direction=labelled.direction),
             lambda e=embeddings: traverse(bundle, e, out),
             lambda e=embeddings: train_latent(bundle, out=out, embeddings=e),
             lambda e=embeddings: edit(bundle, cohort, out, direction=labelled.direction, embeddings=e),
-            lambda e=embeddings: neighbors(e, out, reconstruction_error=True, **image),
+            lambda e=embeddings: neighbors(e, out, reconstruction_error=True, bundle=bundle, cohort=cohort),
         ]
         for call in calls:
-            with pytest.raises(ConfigError, match=f"was made with encoder {name}, so it has no z_sem") as caught:
+            with pytest.raises(ConfigError, match=r"^.* was made with encoder \w+, so it has no z_sem.*$"):
                 call()
-            assert "\n" not in str(caught.value)
     assert not out.exists()
 
 
 def test_what_cannot_be_used_is_one_line(labelled, tmp_path):
+    options = {"encoder": "pca", "overrides": SMALL}
     with pytest.raises(ConfigError, match="bundle: there is no 'no_bundle'; choose one of: .*diffae_2d"):
         embed("no_bundle", labelled.cohort, tmp_path / "o", encoder="pca")
-    with pytest.raises(ConfigError, match="imagesize: .* has no such key"):
-        embed("diffae_2d", labelled.cohort, tmp_path / "o", encoder="pca", overrides={"imagesize": 3})
     with pytest.raises(ConfigError, match="image_size is .15, 16.; the network needs multiples of 4"):
         embed("diffae_2d", labelled.cohort, tmp_path / "o", encoder="pca", overrides={**SMALL, "image_size": [15, 16]})
-    test_only = pd.read_csv(labelled.cohort).assign(split="test")
-    test_only.to_csv(tmp_path / "test.csv", index=False)
+    pd.read_csv(labelled.cohort).assign(split="test").to_csv(tmp_path / "test.csv", index=False)
     with pytest.raises(CohortError, match="encoder: principal components are fitted to training images, but only 0"):
-        embed("diffae_2d", tmp_path / "test.csv", tmp_path / "o", encoder="pca", overrides=SMALL)
+        embed("diffae_2d", tmp_path / "test.csv", tmp_path / "o", **options)
     with pytest.raises(ConfigError, match="there is no models/model.pt"):
         embed(init_bundle(tmp_path / "b"), labelled.cohort, tmp_path / "o")

@@ -1,9 +1,5 @@
 """Volumes in a 2D bundle, with one row per volume; and in a 3D bundle."""
 
-import json
-import subprocess
-import sys
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -12,8 +8,6 @@ from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
@@ -40,32 +34,19 @@ def volumes():
     return {f"v{i}": rng.gamma(2, 50, size=(12, 12, 10 + i)) for i in range(5)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def heads(tmp_path_factory):
-    """The table of 24 virtual heads of 16 x 16 x 16."""
+    """The table of 16 virtual heads of 16 x 16 x 16."""
     folder = tmp_path_factory.mktemp("heads") / "cohort"
-    return make_virtual_cohort(folder, num_patients=24, size=16, spatial_dims=3, val_fraction=0.2, test_fraction=0.3)
+    return make_virtual_cohort(folder, num_patients=16, size=16, spatial_dims=3, val_fraction=0.2, test_fraction=0.2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tables(labelled, heads, tmp_path_factory):
     """The heads embedded by slices, and pooled."""
     out = tmp_path_factory.mktemp("pooled")
     pools = ("none", "mean", "mean_std")
     return {p: embed(labelled.bundle, heads, out / p, pool=p, device="cpu").path for p in pools}
-
-
-@pytest.fixture(params=["2d", "3d"])
-def embedding(request, labelled, tiny_bundle_3d, volumes, tmp_path):
-    """Five volumes in either bundle: a function that embeds them."""
-    bundle, pool = (labelled.bundle, "mean_std") if request.param == "2d" else (tiny_bundle_3d.directory, "none")
-    cohort = cohort_of(tmp_path, volumes)
-
-    def run(name, cohort=cohort, **options):
-        path = embed(bundle, cohort, tmp_path / name, pool=pool, device="cpu", **options).path
-        return pd.read_parquet(path).sort_values("id", ignore_index=True)
-
-    return bundle, pool, cohort, run
 
 
 def test_the_table_has_one_row_per_volume_with_the_mean_of_its_slices(tables, heads):
@@ -85,56 +66,55 @@ def test_the_table_has_one_row_per_volume_with_the_mean_of_its_slices(tables, he
 def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     slices, mean, both = (read_embeddings(tables[name]) for name in ("none", "mean", "mean_std"))
     pd.testing.assert_frame_equal(both[mean.columns], mean, check_exact=True)
-    codes = z_matrix(slices).astype(np.float64).reshape(24, 3, 8)
+    codes = z_matrix(slices).astype(np.float64).reshape(len(mean), 3, 8)
     np.testing.assert_array_equal(std_of(both), codes.std(axis=1).astype(np.float32))
     assert std_of(both).min() > 0
 
 
-def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(embedding, tmp_path):
-    _, _, cohort, run = embedding
-    expected = run("expected")
-    assert len(expected) == 5
-    assert expected["z_000"].nunique() == 5
-    for size in (1, 2, 5):
-        pd.testing.assert_frame_equal(run(f"size_{size}", batch_size=size), expected, check_exact=True)
-    pd.testing.assert_frame_equal(run("workers", workers=2, batch_size=3), expected, check_exact=True)
-    table = pd.read_csv(cohort)
-    table.iloc[[3, 0, 4]].to_csv(tmp_path / "turned.csv", index=False)
-    some = expected.iloc[[0, 3, 4]].reset_index(drop=True)
-    pd.testing.assert_frame_equal(run("turned", tmp_path / "turned.csv"), some, check_exact=True)
-
-
-@pytest.mark.slow
-def test_a_second_process_gives_the_same(embedding, tmp_path):
-    bundle, pool, cohort, run = embedding
-    options = ["--bundle", bundle, "--cohort", cohort, "--pool", pool, "--device", "cpu", "--out", tmp_path / "second"]
-    command = [sys.executable, "-m", "monai_diffae.cli", "--quiet", "embed", *map(str, options)]
-    subprocess.run(command, check=True, timeout=120)
-    again = pd.read_parquet(tmp_path / "second" / "embeddings.parquet")
-    pd.testing.assert_frame_equal(again, run("first"), check_exact=True)
-
-
-def test_the_bundles_slices_are_used_unless_others_are_set(labelled, volumes, tmp_path):
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(
+    dims, labelled, tiny_bundle_3d, volumes, tmp_path
+):
+    bundle, pool = (labelled.bundle, "mean_std") if dims == 2 else (tiny_bundle_3d.directory, "none")
     cohort = cohort_of(tmp_path, volumes)
 
-    def counts(name, **overrides):
-        return pd.read_parquet(
-            embed(labelled.bundle, cohort, tmp_path / name, pool="mean", device="cpu", overrides=overrides).path
-        )["slices"].tolist()
+    def run(name, **options):
+        path = embed(bundle, cohort, tmp_path / name, pool=pool, device="cpu", **options).path
+        return pd.read_parquet(path).sort_values("id", ignore_index=True)
 
-    assert counts("own") == [2, 3, 2, 3, 3]
-    assert counts("all", slice_range=[0.0, 1.0], slice_step=1) == [10, 11, 12, 13, 14]
-    assert counts("sagittal", slice_axis="sagittal", slice_range=[0.25, 0.75], slice_step=1) == [6] * 5
+    expected = run("expected")
+    assert len(expected) == expected["z_000"].nunique() == 5
+    pd.testing.assert_frame_equal(run("one", batch_size=1), expected, check_exact=True)
+    pd.testing.assert_frame_equal(run("workers", workers=1, batch_size=3), expected, check_exact=True)
+    pd.read_csv(cohort).iloc[[3, 0, 4]].to_csv(cohort, index=False)
+    pd.testing.assert_frame_equal(run("some"), expected.iloc[[0, 3, 4]].reset_index(drop=True), check_exact=True)
 
 
-def test_a_volume_with_a_bad_slice_is_skipped(labelled, volumes, tmp_path):
+def test_the_bundles_slices_are_used_unless_others_are_set_and_reserved_labels_renamed(labelled, volumes, tmp_path):
+    cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
+
+    def table(name, **overrides):
+        options = {"pool": "mean_std", "device": "cpu", "overrides": overrides}
+        return read_embeddings(embed(labelled.bundle, cohort, tmp_path / name, **options).path)
+
+    own = table("own")
+    assert label_columns(own) == ["label_slices", "label_std_000"]
+    assert own["slices"].tolist() == [2, 3, 2, 3, 3]
+    assert table("all", slice_range=[0.0, 1.0], slice_step=1)["slices"].tolist() == [10, 11, 12, 13, 14]
+    sagittal = {"slice_axis": "sagittal", "slice_range": [0.25, 0.75], "slice_step": 1}
+    assert table("sagittal", **sagittal)["slices"].tolist() == [6] * 5
+
+
+def test_a_volume_with_a_bad_slice_is_skipped_and_the_command_counts_it(run, labelled, volumes, tmp_path):
     volumes["v1"][..., 5] = 7  # a constant slice
     cohort = cohort_of(tmp_path, volumes)
     (tmp_path / "v3.nii").write_bytes(b"no scan")
-    result = embed(labelled.bundle, cohort, tmp_path / "out", pool="mean", device="cpu")
-    assert (result.num_cases, result.num_failed) == (3, 2)
-    assert pd.read_parquet(result.path)["id"].tolist() == ["v0", "v2", "v4"]
-    failures = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("case_id")["reason"]
+    options = ["--bundle", labelled.bundle, "--cohort", cohort, "--device", "cpu", "--out", tmp_path / "o"]
+    code, printed, error = run("--quiet", "embed", *options, "--pool", "mean")
+    assert (code, printed) == (3, f"{tmp_path / 'o' / 'embeddings.parquet'}\n")
+    assert "2 of 5 cases failed: see failures.csv" in error
+    assert pd.read_parquet(tmp_path / "o" / "embeddings.parquet")["id"].tolist() == ["v0", "v2", "v4"]
+    failures = pd.read_csv(tmp_path / "o" / "failures.csv").set_index("case_id")["reason"]
     assert failures.index.tolist() == ["v3", "v1"]
     assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
 
@@ -149,25 +129,15 @@ def test_if_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
     assert not (tmp_path / "out" / "embeddings.parquet").exists()
 
 
-@pytest.mark.parametrize("kind", ["pictures", "3d", "word"])
-def test_pool_without_slices_is_refused(kind, labelled, tiny_bundle_3d, volumes, tmp_path):
-    bundle, cohort, pool, message = {
-        "pictures": (
-            labelled.bundle,
-            labelled.cohort,
-            "mean",
-            "the bundle does not slice the volumes of this cohort; omit pool",
-        ),
-        "3d": (
-            tiny_bundle_3d.directory,
-            cohort_of(tmp_path, volumes),
-            "mean_std",
-            "the bundle does not slice the volumes of this cohort; omit pool",
-        ),
-        "word": (labelled.bundle, labelled.cohort, "max", "'max' is not one of none, mean, mean_std"),
-    }[kind]
-    with pytest.raises(ConfigError, match=f"^pool: .*{message}"):
-        embed(bundle, cohort, tmp_path / "out", pool=pool, device="cpu")
+def test_pool_without_slices_is_refused(labelled, tiny_bundle_3d, volumes, tmp_path):
+    for bundle, cohort in (
+        (labelled.bundle, labelled.cohort),
+        (tiny_bundle_3d.directory, cohort_of(tmp_path, volumes)),
+    ):
+        with pytest.raises(
+            ConfigError, match="^pool: .*the bundle does not slice the volumes of this cohort; omit pool"
+        ):
+            embed(bundle, cohort, tmp_path / "out", pool="mean", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -182,35 +152,17 @@ def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_pa
     np.testing.assert_array_equal(z_matrix(table)[5], z_matrix(alone.loc[picture["id"]])[0])
 
 
-def test_labels_with_reserved_names_are_renamed(labelled, volumes, tmp_path):
-    cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
-    table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "o", pool="mean_std", device="cpu").path)
-    assert label_columns(table) == ["label_slices", "label_std_000"]
-    assert table["slices"].tolist() == [2, 3, 2, 3, 3]
-
-
 def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(tables):
-    rows = {name: probe(path, seed=0).rows for name, path in tables.items()}
+    options = {"seed": 0, "probes": ["linear"], "evaluation": "cv"}
+    rows = {name: probe(path, **options).rows for name, path in tables.items()}
     targets = {name: [row["target"] for row in table] for name, table in rows.items()}
     assert targets["mean_std"] == targets["mean"] == targets["none"]
     assert {row["dims"] for row in rows["mean"]} == {8}
     assert {row["dims"] for row in rows["mean_std"]} == {16}
-    assert rows["mean"][0]["num_train"] < rows["none"][0]["num_train"]
+    assert (rows["mean"][0]["num_test"], rows["none"][0]["num_test"]) == (16, 48)
 
 
-def test_a_direction_of_volumes_grades_slices_and_their_mean_alike(tables, tmp_path):
-    direction = fit_direction(tables["mean"], tmp_path / "size.json", target="head_size").direction
-    assert len(direction.weight) == 8
-    graded = {
-        p: grade(path, tmp_path / f"{p}.csv", direction=tmp_path / "size.json").path for p, path in tables.items()
-    }
-    slices, mean, both = (pd.read_csv(graded[name]) for name in ("none", "mean", "mean_std"))
-    by_volume = slices.groupby(slices["id"].str.rsplit("_", n=1).str[0])["distance"].mean()
-    np.testing.assert_allclose(by_volume[mean["id"]], mean["distance"], atol=1e-4)
-    pd.testing.assert_series_equal(both["distance"], mean["distance"])
-
-
-def test_pooled_z_sem_cannot_be_decoded(labelled, tables, tmp_path):
+def test_pooled_z_sem_cannot_be_decoded_and_are_not_taken_for_those_of_slices(labelled, heads, tables, tmp_path):
     refused = (
         r"embeddings\.parquet: its z_sem are averages, which do not belong to single images; embed the cohort without "
         "pool"
@@ -219,22 +171,9 @@ def test_pooled_z_sem_cannot_be_decoded(labelled, tables, tmp_path):
         traverse(labelled.bundle, tables["mean"], tmp_path / "traversed")
     with pytest.raises(ConfigError, match=refused):
         train_latent(labelled.bundle, embeddings=tables["mean_std"], out=tmp_path / "latent")
-
-
-def test_a_table_of_slices_is_not_taken_for_a_pooled_one(labelled, heads, tables):
     with pytest.raises(ConfigError, match="exists and was made with other pool; set overwrite"):
         embed(labelled.bundle, heads, tables["none"], pool="mean", device="cpu")
     assert embed(labelled.bundle, heads, tables["mean"], pool="mean", device="cpu").skipped
-
-
-def test_the_command_pools_and_counts_volumes(run, labelled, volumes, tmp_path):
-    volumes["v1"][..., 5] = 7
-    options = ["--bundle", labelled.bundle, "--cohort", cohort_of(tmp_path, volumes), "--device", "cpu"]
-    code, printed, error = run("--quiet", "embed", *options, "--out", tmp_path / "o", "--pool", "mean")
-    assert (code, printed) == (3, f"{tmp_path / 'o' / 'embeddings.parquet'}\n")
-    assert "1 of 5 cases failed: see failures.csv" in error
-    code, _, error = run("embed", *options, "--out", tmp_path / "p", "--pool", "max")
-    assert (code, error) == (2, 'error: Invalid value "max" for --pool. Choose from: "none", "mean", "mean_std".\n')
 
 
 def test_the_table_has_one_row_per_real_dicom_series(labelled, tmp_path):
@@ -247,20 +186,3 @@ def test_the_table_has_one_row_per_real_dicom_series(labelled, tmp_path):
     single = next(path for path in sorted(folder.iterdir()) if path.is_dir())
     one = read_embeddings(embed(labelled.bundle, single, tmp_path / "one", pool="mean_std", device="cpu").path)
     np.testing.assert_array_equal(z_matrix(one)[0], z_matrix(table)[table["id"].str.contains("T1post").to_numpy()][0])
-
-
-def test_real_hippocampi_give_the_same_in_other_batches(tiny_bundle_3d, tmp_path):
-    files = sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:5]
-    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": str(file)} for file in files]}))
-    overrides = {"spacing_mm": [3.0, 3.0, 3.0]}
-    made = [
-        embed(
-            tiny_bundle_3d.directory, tmp_path / "list.json", tmp_path / str(size), batch_size=size, workers=workers,
-            device="cpu", overrides=overrides,
-        ).path
-        for size, workers in ((1, 0), (2, 2), (5, 0))
-    ]  # fmt: skip
-    first, *others = [pd.read_parquet(path) for path in made]
-    assert first["z_000"].nunique() == 5
-    for other in others:
-        pd.testing.assert_frame_equal(other, first, check_exact=True)

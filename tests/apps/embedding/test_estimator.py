@@ -3,8 +3,6 @@
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -18,14 +16,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.estimator import DiffAEEncoder
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import z_columns, z_matrix
-from monai_diffae.data.scans import read_shape
 from monai_diffae.errors import ConfigError, ScanError
 
 
@@ -41,21 +38,10 @@ class EncoderOfTables(DiffAEEncoder):
         return super()._images(padded, trained)
 
 
+@pytest.mark.slow
 @parametrize_with_checks([EncoderOfTables()])
 def test_scikit_learns_own_checks(estimator, check, tiny_bundle):
     check(estimator.set_params(bundle=tiny_bundle.directory, device="cpu"))
-
-
-def test_scikit_learns_own_checks_of_the_class_as_it_is(tiny_bundle):
-    """Every check passes, or uses a table that is refused because its rows are no images."""
-    results = check_estimator(DiffAEEncoder(tiny_bundle.directory, device="cpu"), on_fail=None, on_skip=None)
-    failed = [result for result in results if result["status"] == "failed"]
-    assert len(results) - len(failed) >= 15
-    for result in failed:
-        chain = [result["exception"]]
-        while chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(chain[-1].__cause__ or chain[-1].__context__)
-        assert any("the bundle's images have 256 (1 x 16 x 16)" in str(error) for error in chain), result["check_name"]
 
 
 @pytest.fixture(params=["2d", "3d"])
@@ -85,14 +71,14 @@ def images_of(directory, paths):
     return np.stack([trained.preprocessing({"image": path})["image"].numpy() for path in paths])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_z_sem_of_paths_equal_those_of_embed_in_the_order_of_the_rows(cohort, workers):
+def test_z_sem_of_paths_equal_those_of_embed_in_the_order_of_the_rows(cohort):
     directory, table, embedded = cohort
     order = np.random.default_rng(0).permutation(len(table))
-    encoder = DiffAEEncoder(directory, device="cpu", workers=workers, batch_size=5)
-    z = encoder.fit_transform(table["image"].iloc[order])
-    assert z.dtype == np.float32
-    np.testing.assert_array_equal(z, z_matrix(embedded)[order])
+    for workers in (0, 1):
+        encoder = DiffAEEncoder(directory, device="cpu", workers=workers, batch_size=5)
+        z = encoder.fit_transform(table["image"].iloc[order])
+        assert z.dtype == np.float32
+        np.testing.assert_array_equal(z, z_matrix(embedded)[order])
     assert encoder.get_feature_names_out().tolist() == z_columns(embedded)
 
 
@@ -106,31 +92,26 @@ def test_z_sem_of_arrays_equal_those_of_the_scans(cohort):
 
 
 def test_kinds_of_paths(encoder, table):
+    table = table.iloc[:3]
     paths = table["image"].tolist()
     expected = encoder.fit_transform(paths)
     kinds = [
         [Path(path) for path in paths], np.array(paths), np.array(paths, dtype=object)[:, None], table["image"], table,
-        table[["image"]], table[["image"]].rename(columns={"image": "file"}), table.assign(slice=np.nan),
+        table[["image"]].rename(columns={"image": "file"}), table.assign(slice=np.nan),
     ]  # fmt: skip
     for X in kinds:
         np.testing.assert_array_equal(encoder.fit(X).transform(X), expected)
     assert not hasattr(encoder, "n_features_in_")
-
-
-def test_rows_may_be_repeated(encoder, table):
-    z = encoder.fit_transform([table["image"][0]] * 2 + [table["image"][1]])
-    np.testing.assert_array_equal(z[0], z[1])
-    assert not np.array_equal(z[0], z[2])
+    repeated = encoder.transform([paths[0], paths[0], paths[1]])
+    np.testing.assert_array_equal(repeated, expected[[0, 0, 1]])
 
 
 def test_slices_of_volumes(labelled, tmp_path):
     volume = np.random.default_rng(0).gamma(2, 50, size=(12, 13, 10)).astype(np.float32)
     nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "v.nii")
-    assert read_shape(tmp_path / "v.nii") == (12, 13, 10)
     embedded = pd.read_parquet(embed(labelled.bundle, tmp_path / "v.nii", tmp_path / "o", device="cpu").path)
-    slices = [int(name[-3:]) for name in embedded["id"]]
-    X = pd.DataFrame({"image": str(tmp_path / "v.nii"), "slice": slices})
-    encoder = DiffAEEncoder(labelled.bundle, device="cpu")
+    X = pd.DataFrame({"image": str(tmp_path / "v.nii"), "k": [int(name[-3:]) for name in embedded["id"]]})
+    encoder = DiffAEEncoder(labelled.bundle, device="cpu", columns={"slice": "k"})
     np.testing.assert_array_equal(encoder.fit_transform(X), z_matrix(embedded))
     with pytest.raises(ScanError, match=r"row 0, v\.nii: a 3D volume .* expected a 2D image"):
         encoder.transform(X["image"])
@@ -149,11 +130,10 @@ def test_two_modalities_and_colour(unusual, tmp_path):
 
 def test_pandas_output_has_the_index_of_X(encoder, table):
     encoder.set_output(transform="pandas")
-    for X in (table["image"].iloc[[3, 1]], table[["image"]].iloc[[3, 1]]):
-        z = encoder.fit_transform(X)
-        assert z.index.tolist() == [3, 1]
-        assert z.columns.tolist() == [f"z_{i:03d}" for i in range(8)]
-        assert set(z.dtypes) == {np.dtype(np.float32)}
+    z = encoder.fit_transform(table["image"].iloc[[3, 1]])
+    assert z.index.tolist() == [3, 1]
+    assert z.columns.tolist() == [f"z_{i:03d}" for i in range(8)]
+    assert set(z.dtypes) == {np.dtype(np.float32)}
     assert encoder.fit_transform(table["image"].tolist()).index.tolist() == list(range(12))
 
 
@@ -163,29 +143,10 @@ def test_pipelines_and_cross_validation(encoder, table):
     z, y = encoder.fit_transform(table["image"]), table["wide"]
     expected = cross_val_score(alone, z, y, cv=3)
     np.testing.assert_array_equal(cross_val_score(pipeline, table["image"], y, cv=3), expected)
-    search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1], "diffaeencoder__batch_size": [2, 64]}, cv=2)
+    search = GridSearchCV(pipeline, {"diffaeencoder__batch_size": [2, 64]}, cv=2)
     assert search.fit(table["image"], y).predict(table["image"]).shape == (12,)
-    names = pipeline.fit(table["image"], y)[:-1].get_feature_names_out()
-    assert names[0] == "z_000"
-
-
-def test_after_other_transformers(encoder, table, labelled):
-    folder = labelled.cohort.parent.parent
-    names = table["image"].str.removeprefix(f"{folder}/")
-    whole = FunctionTransformer(lambda files: [str(folder / file) for file in files])
-    expected = encoder.fit_transform(table["image"])
-    np.testing.assert_array_equal(make_pipeline(whole, clone(encoder)).fit_transform(names), expected)
-    for column in ("image", ["image"]):
-        beside = ColumnTransformer([("z", clone(encoder), column), ("label", "passthrough", ["head_size"])])
-        both = beside.fit_transform(table)
-        np.testing.assert_allclose(both, np.column_stack([expected, table["head_size"]]))
-
-
-@pytest.mark.slow
-def test_cross_validation_in_several_processes(encoder, table):
-    pipeline = make_pipeline(encoder, StandardScaler(), LogisticRegression())
-    scores = [cross_val_score(pipeline, table["image"], table["wide"], cv=2, n_jobs=n) for n in (1, 2)]
-    np.testing.assert_array_equal(*scores)
+    beside = ColumnTransformer([("z", clone(encoder), ["image"]), ("label", "passthrough", ["head_size"])])
+    np.testing.assert_allclose(beside.fit_transform(table), np.column_stack([z, table["head_size"]]))
 
 
 def test_pickles_and_clones_carry_the_path_and_no_weights(encoder, table):
@@ -203,205 +164,98 @@ def test_pickles_and_clones_carry_the_path_and_no_weights(encoder, table):
     np.testing.assert_array_equal(copy.fit_transform(table["image"]), expected)
 
 
-@pytest.mark.slow
-def test_a_pickle_works_in_another_process(encoder, table, tmp_path):
-    expected = encoder.fit_transform(table["image"])
-    (tmp_path / "encoder.pkl").write_bytes(pickle.dumps(encoder))
-    np.save(tmp_path / "paths.npy", table["image"].to_numpy(str))
-    code = (
-        "import pickle, numpy as np; encoder = pickle.load(open('encoder.pkl', 'rb'));"
-        "np.save('z.npy', encoder.transform(np.load('paths.npy')))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), expected)
-
-
 @pytest.fixture
 def own(labelled, tmp_path):
     """A copy of the bundle, to change."""
     return shutil.copytree(labelled.bundle, tmp_path / "own", ignore=shutil.ignore_patterns("cache"))
 
 
-@pytest.mark.parametrize("what", ["weights", "config"])
-def test_a_bundle_that_has_changed_since_fit_is_refused(own, table, what):
+def test_a_bundle_that_has_changed_since_fit_is_refused(own, table):
     encoder = DiffAEEncoder(own, device="cpu").fit(table["image"])
-    before = encoder.transform(table["image"])
-    content = pickle.dumps(encoder)
-    if what == "weights":
-        state = torch.load(own / "models" / "model.pt", weights_only=True)
-        torch.save({name: value + 0.1 for name, value in state.items()}, own / "models" / "model.pt")
-    else:
-        config = json.loads((own / "models" / "config.json").read_text())
-        (own / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
-    for changed in (encoder, pickle.loads(content)):
-        with pytest.raises(ConfigError, match=f"^own: {what} changed since the encoder was fitted; fit it again"):
-            changed.transform(table["image"])
+    before, content = encoder.transform(table["image"]), pickle.dumps(encoder)
+
+    def is_refused(what):
+        for changed in (encoder, pickle.loads(content)):
+            with pytest.raises(ConfigError, match=f"^own: {what} changed since the encoder was fitted; fit it again"):
+                changed.transform(table["image"])
+
+    state = torch.load(own / "models" / "model.pt", weights_only=True)
+    torch.save({name: value + 0.1 for name, value in state.items()}, own / "models" / "model.pt")
+    is_refused("weights")
+    torch.save(state, own / "models" / "model.pt")
+    config = json.loads((own / "models" / "config.json").read_text())
+    (own / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
+    is_refused("config")
     assert not np.array_equal(encoder.fit_transform(table["image"]), before)
+    (own / "models" / "config.json").unlink()
+    (own / "configs" / "train.json").unlink()
+    with pytest.raises(ConfigError, match="own: its config cannot be read; copy the bundle again"):
+        DiffAEEncoder(own).fit(table["image"])
     shutil.rmtree(own)
     with pytest.raises(ConfigError, match=r"^own: there is no models/model\.pt"):
         pickle.loads(content).transform(table["image"])
 
 
-@pytest.fixture
-def bad(table, tmp_path):
-    """The cohort's paths, of which the second is no scan and the fourth is missing."""
+def test_bad_scans_raise_an_error_that_names_the_first_or_are_rows_of_nan(encoder, table, tmp_path):
     (tmp_path / "broken.nii").write_bytes(b"no scan")
-    paths = table["image"].tolist()
-    return [paths[0], str(tmp_path / "broken.nii"), paths[2], str(tmp_path / "missing.nii"), *paths[4:]]
-
-
-def test_bad_scans_raise_an_error_that_names_the_first(encoder, bad, tmp_path):
-    with pytest.raises(
-        ScanError, match=r"^X: 2 of 12 scans cannot be used; the first is row 1, broken\.nii: this"
-    ) as error:
-        encoder.fit(bad).transform(bad)
-    assert "\n" not in str(error.value)
+    expected, paths = encoder.fit_transform(table["image"]), table["image"].tolist()
+    paths[1], paths[3] = str(tmp_path / "broken.nii"), str(tmp_path / "missing.nii")
+    first = r"^X: 2 of 12 scans cannot be used; the first is row 1, broken\.nii: this.*$"
+    with pytest.raises(ScanError, match=first) as error:
+        encoder.fit(paths).transform(paths)
     assert str(tmp_path) not in str(error.value)
-
-
-def test_bad_scans_can_be_rows_of_nan(encoder, bad, table):
-    expected = encoder.fit_transform(table["image"])
     encoder.set_params(on_bad_scan="nan").set_output(transform="pandas")
     with pytest.warns(UserWarning, match=r"^X: 2 of 12 scans cannot be used and are rows of NaN; the first is row 1"):
-        z = encoder.fit_transform(pd.Series(bad, index=list("abcdefghijkl")))
+        z = encoder.fit_transform(pd.Series(paths, index=list("abcdefghijkl")))
     assert z.index[z.isna().all(axis=1)].tolist() == ["b", "d"]
     np.testing.assert_array_equal(z.dropna(), np.delete(expected, [1, 3], axis=0))
     with pytest.warns(UserWarning, match="2 of 2 scans"):
-        assert encoder.transform([bad[1], bad[3]]).isna().all(axis=None)
+        assert encoder.transform([paths[1], paths[3]]).isna().all(axis=None)
 
 
-def test_a_scan_that_the_preprocessing_refuses_is_named_too(encoder, tmp_path):
-    array = np.ones((100, 100, 1), np.float32)
-    array[0, 0] = 2
-    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "flat.nii")
-    with pytest.raises(ScanError, match=r"row 0, flat\.nii: constant between its percentiles"):
-        encoder.fit_transform([tmp_path / "flat.nii"])
+def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder, table):
+    fitted = clone(encoder).fit(table["image"])
+    for X, message in (
+        (np.zeros((2, 255)), r"rows have 255 values, but the bundle's images have 256 \(1 x 16 x 16\); give images of"),
+        (np.zeros((2, 3, 16, 16)), "images are 3 x 16 x 16, but the bundle's are 1 x 16 x 16; give images of"),
+        (np.full((2, 16, 16), 255), "values range from 255 to 255, but the model's from -1 to 1; scale them, or"),
+        (pd.Series(["a.nii", np.nan]), "row 1 has a float for 'image'; give the path of a scan"),
+        ([np.zeros(256), "a.nii"], "row 0 has a ndarray for 'image'; give the path of a scan"),
+        ([["a.nii", "b.nii"]], "paths have 2 dimensions; give one path per row, or a DataFrame with column 'image'"),
+        ("a.nii", "paths have 0 dimensions; give one path per row"),
+        ([], "has no rows; give one row per scan"),
+        ([[0.0] * 256, [0.0] * 255], "rows cannot be combined into one array; give images of one size"),
+    ):
+        for refusing in (clone(encoder).fit, fitted.transform):
+            with pytest.raises(ConfigError, match=f"^X: {message}"):
+                refusing(X)
 
 
-@pytest.mark.parametrize(
-    ("X", "message"),
-    [
-        (
-            np.zeros((2, 255)),
-            r"X: rows have 255 values, but the bundle's images have 256 \(1 x 16 x 16\); give images of",
-        ),
-        (np.zeros((2, 3, 16, 16)), "X: images are 3 x 16 x 16, but the bundle's are 1 x 16 x 16; give images of"),
-        (np.zeros((2, 16, 17)), "X: images are 16 x 17, but the bundle's are 1 x 16 x 16"),
-        (np.full((2, 16, 16), 255), "X: values range from 255 to 255, but the model's from -1 to 1; scale them, or"),
-        (["a.nii", None], "X: row 1 has a NoneType for 'image'; give the path of a scan"),
-        (pd.Series(["a.nii", np.nan]), "X: row 1 has a float for 'image'; give the path of a scan"),
-        ([["a.nii", "b.nii"]], "X: paths have 2 dimensions; give one path per row, or a DataFrame with column 'image'"),
-        ("a.nii", "X: paths have 0 dimensions; give one path per row"),
-        (pd.DataFrame({"image": []}), "X: has no rows; give one row per scan"),
-        ([], "X: has no rows; give one row per scan"),
-        (np.array([]), "X: has no rows; give one row per scan"),
-        (pd.Series([], dtype=str), "X: has no rows; give one row per scan"),
-        (np.zeros((0, 256)), "X: has no rows; give one row per scan"),
-        (np.zeros((0, 16, 16)), "X: has no rows; give one row per scan"),
-        (
-            [[0.0] * 256, [0.0] * 255],
-            "X: rows cannot be combined into one array; give images of one size",
-        ),
-        (
-            [np.zeros((16, 16)), np.zeros((16, 17))],
-            "X: rows cannot be combined into one array; give images of one size",
-        ),
-        (
-            [[[0.0, 1.0], [0.0]], [[0.0], [0.0]]],
-            "X: rows cannot be combined into one array; give images of one size",
-        ),
-        (["a.nii", np.zeros(256)], "X: row 1 has a ndarray for 'image'; give the path of a scan"),
-        ([np.zeros(256), "a.nii"], "X: row 0 has a ndarray for 'image'; give the path of a scan"),
-        ([np.zeros((16, 16)), "a.nii"], "X: row 0 has a ndarray for 'image'; give the path of a scan"),
-        (["a.nii", 3.0], "X: row 1 has a float for 'image'; give the path of a scan"),
-        ([["a.nii"], [3.0]], "X: row 1 has a float for 'image'; give the path of a scan"),
-        (
-            [["a.nii", "b.nii"], ["c.nii"]],
-            "X: rows cannot be combined into one array; give images of one size",
-        ),
-        (
-            pd.Series([np.zeros(256), np.zeros(256)]),
-            "X: rows cannot be combined into one array; give images of one size",
-        ),
-    ],
-)
-def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder, table, X, message):
-    with pytest.raises(ConfigError, match=f"^{message}"):
-        encoder.fit(X)
-    with pytest.raises(ConfigError, match=f"^{message}"):
-        encoder.fit(table["image"]).transform(X)
-
-
-def test_values_a_little_beyond_the_models_range_are_accepted(encoder):
-    assert encoder.fit_transform(np.linspace(-1.05, 1.05, 512).reshape(2, 256)).shape == (2, 8)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
+def test_parameters_that_cannot_be_used_are_refused_at_fit(encoder, table):
+    for parameters, message in (
         ({"bundle": None}, "bundle: is not given; give the folder of a trained bundle"),
-        ({"bundle": "nowhere"}, r"nowhere: there is no models/model\.pt"),
-        ({"batch_size": 0}, "batch_size: 0 is not a whole number of at least 1"),
         ({"on_bad_scan": "skip"}, "on_bad_scan: 'skip' is not one of raise, nan"),
-        ({"device": "abacus"}, "device"),
-    ],
-)
-def test_parameters_that_cannot_be_used_are_refused_at_fit(encoder, table, parameters, message):
-    with pytest.raises(ConfigError, match=message):
-        encoder.set_params(**parameters).fit(table["image"])
+        ({"overrides": "percentiles=5"}, "overrides: 'percentiles=5' is not a mapping; give names and values"),
+        ({"columns": {"picture": "file"}}, "^columns: 'picture' is not one of image, slice"),
+        ({"columns": {"image": "file"}}, "^X: has no column 'file'; check columns"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            clone(encoder).set_params(**parameters).fit(table)
 
 
-def test_a_bundle_without_config_is_refused(own, table):
-    (own / "models" / "config.json").unlink()
-    (own / "configs" / "train.json").unlink()
-    with pytest.raises(ConfigError, match="own: its config cannot be read; copy the bundle again"):
-        DiffAEEncoder(own).fit(table["image"])
-
-
-def test_a_second_fit_forgets_the_first(encoder, table, tiny_bundle_3d):
-    encoder.fit(pd.DataFrame(np.zeros((1, 256)), columns=[f"pixel_{i}" for i in range(256)]))
-    assert (encoder.n_features_in_, len(encoder.feature_names_in_)) == (256, 256)
-    encoder.set_params(bundle=tiny_bundle_3d.directory).fit(["a.nii"])
-    assert not hasattr(encoder, "n_features_in_")
-    assert encoder.transform(np.zeros((1, 16, 16, 16))).shape == (1, 8)
-
-
-def test_columns_name_the_columns_of_a_dataframe(encoder, table, labelled, tmp_path):
+def test_columns_name_the_columns_of_a_dataframe(encoder, table):
     expected = encoder.fit_transform(table["image"])
     renamed = table.assign(other="text").rename(columns={"image": "file"})
-    encoder.set_params(columns={"image": "file"})
-    np.testing.assert_array_equal(clone(encoder).fit_transform(renamed), expected)
-    with pytest.raises(ConfigError, match="^X: has no column 'file'; check columns"):
-        encoder.fit(table)
-    with pytest.raises(ConfigError, match="^columns: 'picture' is not one of image, slice"):
-        encoder.set_params(columns={"picture": "file"}).fit(renamed)
-    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(12, 13, 4)), np.eye(4)), tmp_path / "v.nii")
-    slices = pd.DataFrame({"file": str(tmp_path / "v.nii"), "k": [1, 2]})
-    z = encoder.set_params(columns={"image": "file", "slice": "k"}).fit_transform(slices)
-    again = DiffAEEncoder(labelled.bundle, device="cpu").fit_transform(
-        slices.rename(columns={"file": "image", "k": "slice"})
-    )
-    np.testing.assert_array_equal(z, again)
+    np.testing.assert_array_equal(encoder.set_params(columns={"image": "file"}).fit_transform(renamed), expected)
 
 
 def test_overrides_are_those_of_embed(labelled, table, tmp_path):
     overrides = {"percentiles": [10, 90]}
     embedded = embed(labelled.bundle, labelled.cohort, tmp_path / "o", device="cpu", overrides=overrides)
     encoder = DiffAEEncoder(labelled.bundle, device="cpu", overrides=overrides, workers=None)
-    plain = DiffAEEncoder(labelled.bundle, device="cpu").fit_transform(table["image"])
     z = encoder.fit_transform(table["image"])
     np.testing.assert_array_equal(z, z_matrix(pd.read_parquet(embedded.path)))
-    assert not np.array_equal(z, plain)
+    assert not np.array_equal(z, z_matrix(pd.read_parquet(labelled.embeddings)))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder)).transform(table["image"]), z)
     with pytest.raises(ConfigError, match="^bundle: overrides changed since the encoder was fitted; fit it again"):
         encoder.set_params(overrides={}).transform(table["image"])
-    for wrong, message in {
-        "percentiles=5": "overrides: 'percentiles=5' is not a mapping; give names and values",
-        ("percentiles", 5): r"overrides: \('percentiles', 5\) is not a mapping",
-    }.items():
-        with pytest.raises(ConfigError, match=message):
-            encoder.set_params(overrides=wrong).fit(table["image"])
-    with pytest.raises(ConfigError, match="overrides: are not plain values"):
-        encoder.set_params(overrides={"percentiles": {5}}).fit(table["image"])
-    with pytest.raises(ConfigError, match="^no_such_key: the model's configuration has no such key"):
-        encoder.set_params(overrides={"no_such_key": 1}).fit(table["image"])

@@ -1,26 +1,27 @@
-from __future__ import annotations
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from scan_files import shared
 
 import monai_diffae as mdae
 from monai_diffae.bundle import AnomalyDetector
-from monai_diffae.data.scans import read_scan
-from monai_diffae.errors import ConfigError
+from monai_diffae.data.scans import read_scan, write_scan
+from monai_diffae.errors import CohortError, ConfigError
 
 
 @pytest.fixture(scope="module")
-def found(tiny_bundle, tmp_path_factory):
+def result(tiny_bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("anomaly") / "out"
-    return out, mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, out, split="test", num_pictures=2)
+    return mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, out, split="test", num_pictures=2)
 
 
-def test_maps_and_masks_have_the_shape_and_affine_of_the_scans(found, tiny_bundle):
-    out, result = found
+def test_maps_and_masks_have_the_shape_and_affine_of_the_scans(result, tiny_bundle):
+    out = result.folder
     table, cohort = pd.read_csv(out / "anomaly.csv"), pd.read_csv(tiny_bundle.cohort).set_index("id")
     assert result.num_cases == len(table) == (cohort["split"] == "test").sum()
     assert result.num_unusual == (table["p_value"] <= 0.05).sum()
@@ -38,8 +39,8 @@ def test_maps_and_masks_have_the_shape_and_affine_of_the_scans(found, tiny_bundl
     assert Image.open(out / "anomaly.png").width > 500
 
 
-def test_scores_are_those_of_the_detector_whatever_else_is_in_the_run(found, tiny_bundle, tmp_path):
-    out, _ = found
+def test_scores_are_those_of_the_detector_whatever_else_is_in_the_run(result, tiny_bundle, tmp_path):
+    out = result.folder
     table = pd.read_csv(out / "anomaly.csv").set_index("id")
     name = str(table.index[-1])
     mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "one", cases=[name])
@@ -51,25 +52,31 @@ def test_scores_are_those_of_the_detector_whatever_else_is_in_the_run(found, tin
     assert (anomaly.score, anomaly.p_value) == tuple(table.loc[name, ["score", "p_value"]])
 
 
-def test_complete_results_are_skipped_and_others_refused(found, tiny_bundle):
-    out, result = found
-    again = mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, out, split="test", num_pictures=2)
+def test_complete_results_are_skipped_and_others_refused(run, result, tiny_bundle):
+    arguments = (tiny_bundle.directory, tiny_bundle.cohort, result.folder)
+    again = mdae.anomaly(*arguments, split="test", num_pictures=2)
     assert again.skipped
     assert again.num_cases == result.num_cases
     with pytest.raises(ConfigError, match="made with other quantile"):
-        mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, out, split="test", num_pictures=2, quantile=0.5)
+        mdae.anomaly(*arguments, split="test", num_pictures=2, quantile=0.5)
+    code, out, _ = run("anomaly", *arguments, "--split", "test", "--num-pictures", 2)
+    assert code == 0
+    assert f"of {result.num_cases} cases have a p-value of at most .05" in out
 
 
-def test_pictures_get_masks_as_pictures_and_have_no_mm(tiny_bundle, tmp_path):
+def test_pictures_get_masks_as_pictures_and_bad_ones_are_listed(tiny_bundle, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
-    for i in range(2):
-        pixels = np.random.default_rng(i).integers(256, size=(20, 30), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"a{i}.png")
+    for name, shape in {"a0": (20, 30), "a1": (20, 30), "row": (1, 200)}.items():
+        pixels = np.random.default_rng(len(name)).integers(256, size=shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / "bad.png").write_bytes(b"no picture")
     result = mdae.anomaly(tiny_bundle.directory, folder, tmp_path / "out")
-    assert (result.num_cases, result.num_failed) == (2, 1)
-    assert "1 of 3 cases failed: see failures.csv" in result.incomplete
+    assert (result.num_cases, result.num_failed) == (2, 2)
+    assert "2 of 4 cases failed: see failures.csv" in result.incomplete
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("file")["reason"]
+    assert set(failures.index) == {"bad.png", "row.png"}
+    assert "preprocessing fails at its size 1 x 200" in failures["row.png"]
     table = pd.read_csv(tmp_path / "out" / "anomaly.csv")
     assert table["mask_mm3"].isna().all()
     for row in table.itertuples():
@@ -81,8 +88,9 @@ def test_pictures_get_masks_as_pictures_and_have_no_mm(tiny_bundle, tmp_path):
 
 
 def test_volumes_of_a_3d_bundle_show_the_planes_through_the_highest_value(tiny_bundle_3d, tmp_path):
-    mdae.calibrate(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, split="train", draws=1)
-    mdae.anomaly(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path / "out", limit=2)
+    bundle = shutil.copytree(tiny_bundle_3d.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    mdae.calibrate(bundle, tiny_bundle_3d.cohort, split="train", draws=1)
+    mdae.anomaly(bundle, tiny_bundle_3d.cohort, tmp_path / "out", limit=2)
     assert Image.open(tmp_path / "out" / "anomaly.png").width > 500
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 2
 
@@ -106,25 +114,84 @@ def test_a_volume_is_one_case_of_a_2d_bundle_and_comes_back_in_its_own_space(tin
     assert result.num_cases == 1
 
 
-def test_unusual_bundles(unusual, tmp_path):
-    mdae.calibrate(unusual.bundle, unusual.cohort, split="train", draws=1)
-    result = mdae.anomaly(unusual.bundle, unusual.cohort, tmp_path / "out", limit=2)
-    assert (result.num_cases, result.num_failed) == (2, 0)
+# -- calibrate ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_program_lists_how_many_cases_are_unusual(run, tiny_bundle, tmp_path):
-    code, out, _ = run("anomaly", tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "out", "--limit", 2)
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+
+
+def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(run, bundle, tiny_bundle, caplog):
+    options = {"split": "test", "draws": 2}
+    result = mdae.calibrate(bundle, tiny_bundle.cohort, **options)
+    assert (result.skipped, result.incomplete) == (False, None)
+    assert result.num_cases == result.num_patients
+    assert result.lowest_p_value == pytest.approx(1 / (1 + result.num_cases))
+    written = result.path.read_bytes()
+    first = AnomalyDetector.load(mdae.load_bundle(bundle, "cpu"))
+    assert mdae.calibrate(bundle, tiny_bundle.cohort, **options).skipped
+    assert result.path.read_bytes() == written
+    mdae.calibrate(bundle, tiny_bundle.cohort, **options, overwrite=True)
+    second = AnomalyDetector.load(mdae.load_bundle(bundle, "cpu"))
+    assert np.array_equal(first.scores, second.scores)
+    assert np.array_equal(first.quantiles, second.quantiles)
+    fewer = mdae.calibrate(bundle, tiny_bundle.cohort, **options, limit=2)
+    assert (fewer.num_cases, fewer.skipped) == (2, False)
+    assert not mdae.calibrate(bundle, tiny_bundle.cohort, split="test", limit=2, noise_level=0.5).skipped
+    code, out, _ = run("calibrate", bundle, tiny_bundle.cohort, "--split", "test", "--draws", 1)
     assert code == 0
-    assert "of 2 cases have a p-value of at most .05" in out
+    assert "the lowest p-value is 0." in out
+    assert out.splitlines()[-1].endswith("anomaly.pt")
+    assert "19 scans or more allow p-values of .05" in caplog.text
 
 
-def test_an_image_at_which_the_preprocessing_fails_is_listed_and_the_others_are_done(tiny_bundle, tmp_path):
-    """MONAI's Resize cannot smooth an image of one row."""
-    rng = np.random.default_rng(0)
-    for name, shape in (("row", (1, 200)), ("square", (40, 40))):
-        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(tmp_path / f"{name}.png")
-    table = pd.DataFrame({"image": ["row.png", "square.png"], "split": "test"})
+def test_a_calibration_with_an_override_serves_the_same_override(bundle, tiny_bundle, tmp_path):
+    mdae.calibrate(bundle, tiny_bundle.cohort, draws=2, overrides={"percentiles": [2, 98]})
+    with pytest.raises(ConfigError, match="another configuration"):
+        mdae.anomaly(bundle, tiny_bundle.cohort, tmp_path / "out", limit=1)
+    assert mdae.anomaly(bundle, tiny_bundle.cohort, tmp_path / "out", limit=1, overrides={"percentiles": [2, 98]})
+
+
+def test_bad_scans_are_listed_and_one_patient_is_too_few(bundle, tiny_bundle, tmp_path):
+    table = pd.read_csv(tiny_bundle.cohort)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    table["split"] = "val"
+    bad = tmp_path / "bad.nii"
+    bad.write_bytes((tiny_bundle.cohort.parent / "images").glob("*.nii").__next__().read_bytes()[:400])
+    table.loc[3, "image"] = str(bad)
     table.to_csv(tmp_path / "cohort.csv", index=False)
-    result = mdae.anomaly(tiny_bundle.directory, tmp_path / "cohort.csv", tmp_path / "out")
-    assert (result.num_cases, result.num_failed) == (1, 1)
-    assert "preprocessing fails at its size 1 x 200" in (tmp_path / "out" / "failures.csv").read_text()
+    result = mdae.calibrate(bundle, tmp_path / "cohort.csv", draws=1)
+    assert result.num_failed == 1
+    assert "calibration_failures.csv" in result.incomplete
+    table.head(3).assign(patient="one").to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(CohortError, match="at least 2 patients"):
+        mdae.calibrate(bundle, tmp_path / "one.csv")
+    assert mdae.calibrate(bundle, tmp_path / "cohort.csv", draws=1).skipped
+
+
+def test_the_lowest_p_value_of_volumes_is_that_of_a_volume_not_of_a_slice(bundle, tmp_path):
+    rows = []
+    for k in range(3):
+        array = np.random.default_rng(k).random((1, 20, 18, 12))
+        rows.append({"image": str(write_scan(tmp_path / f"{k}.nii.gz", array)), "patient": k, "split": "val"})
+    pd.DataFrame(rows).to_csv(tmp_path / "volumes.csv", index=False)
+    result = mdae.calibrate(bundle, tmp_path / "volumes.csv", draws=1)
+    assert result.num_cases > 3
+    assert result.lowest_p_value == pytest.approx(1 / 4)
+
+
+def test_a_model_that_estimates_nan_is_refused(bundle, tiny_bundle, tmp_path):
+    """Its scores would be NaN, and NaN compares with nothing, so every case would have a p-value of 1."""
+    path = bundle / "models" / "model.pt"
+    weights = torch.load(path, weights_only=True)
+    grown = {name: value * 1e30 if name.startswith("unet") else value for name, value in weights.items()}
+    torch.save(grown, path)
+    with pytest.raises(ConfigError, match="bundle: the model estimates values that are not finite; train it again"):
+        mdae.calibrate(bundle, tiny_bundle.cohort, draws=1)
+    trained = mdae.load_bundle(tiny_bundle.directory, "cpu")
+    detector = AnomalyDetector.load(trained)
+    case = trained.open(tiny_bundle.cohort.parent / pd.read_csv(tiny_bundle.cohort)["image"][0])
+    trained.network.load_state_dict(grown)
+    with pytest.raises(ConfigError, match="not finite"):
+        detector(case)

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from monai_diffae.apps.evaluation.evaluate import evaluate
+from monai_diffae.apps.evaluation.quality import journal as journal_module
+from monai_diffae.apps.evaluation.quality.journal import Journal
 from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
+from monai_diffae.apps.evaluation.quality.summary import difference_rows, mean_rows
+from monai_diffae.apps.processes import Process
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.training.distill import distill
 from monai_diffae.errors import CohortError, ConfigError
 
 FEW = {"steps": (2, 3), "device": "cpu"}
@@ -52,27 +55,15 @@ def test_the_files_say_the_same(report):
     text = (report.folder / "tables.md").read_text()
     assert f"{content['num_cases']} held-out cases" in text
     assert text.count("| bundle | adams | 2 |") == 2
-
-
-def test_a_size_that_has_no_ms_ssim_costs_one_line(report):
-    (omission,) = [each for each in report.content["omitted"] if each["metric"] == "ms_ssim"]
+    (omission,) = [each for each in content["omitted"] if each["metric"] == "ms_ssim"]
     assert omission["reason"] == "images of 16 x 16 are too small; it needs 176 along each axis"
-    assert not any(row["metric"] == "ms_ssim" for row in report.content["rows"])
-    assert (report.folder / "tables.md").read_text().count("ms_ssim") == 1
+    assert not any(row["metric"] == "ms_ssim" for row in content["rows"])
+    assert text.count("ms_ssim") == 1
 
 
-def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path):
-    overrides = {"inferer#invert_tolerance": None}
-    made = reconstruct(
-        labelled.bundle,
-        labelled.cohort,
-        tmp_path,
-        mode="both",
-        split="test",
-        steps=3,
-        overrides=overrides,
-        device="cpu",
-    )
+def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path, caplog):
+    settings = {"overrides": {"inferer#invert_tolerance": None}, "split": "test", "steps": 3, "device": "cpu"}
+    made = reconstruct(labelled.bundle, labelled.cohort, tmp_path, mode="both", **settings)
     table = pd.read_csv(made.folder / "reconstructions.csv").set_index("id")
     cases = pd.read_csv(report.folder / "cases.csv")
     both = cases[(cases["table"] == "reconstruction") & (cases["steps"] == 3)].set_index("id").loc[table.index]
@@ -80,7 +71,9 @@ def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path):
         np.testing.assert_allclose(both[metric], table[f"{metric}_x_T"], rtol=1e-4)
     for metric in ("x_T_std", "x_T_neighbor_correlation"):
         np.testing.assert_allclose(both[metric], table[metric], rtol=1e-4, atol=1e-6)
-    alone = evaluated(labelled, tmp_path / "one", draws=1)  # the first draw is that of reconstruct
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        alone = evaluated(labelled, tmp_path / "one", draws=1)  # the first draw is that of reconstruct
+    assert f"{len(table) * (2 + 3) * 3} network evaluations of single images: about 1 minute" in caplog.text
     cases = pd.read_csv(alone.folder / "cases.csv")
     one = cases[(cases["table"] == "z_sem_only") & (cases["steps"] == 3)].set_index("id").loc[table.index]
     np.testing.assert_allclose(one["mse"], table["mse_z_sem"], rtol=1e-4)
@@ -139,36 +132,34 @@ def test_bundles_are_compared_case_by_case(labelled, tmp_path):
     assert {row["bundle"] for row in content["differences"]} == {"other", "bundle (2)"}
 
 
-def test_bundles_with_other_preprocessing_are_measured_and_not_compared(labelled, tmp_path, caplog):
+def test_bundles_that_cannot_be_compared_or_measured_cost_one_line(labelled, tmp_path, caplog):
     other = shutil.copytree(labelled.bundle, tmp_path / "other")
     config = json.loads((other / "models" / "config.json").read_text())
-    config["image_size"] = [20, 20]
-    (other / "models" / "config.json").write_text(json.dumps(config))
-    content = evaluated(labelled, tmp_path / "out", bundle=[labelled.bundle, other], steps=[2]).content
-    assert {row["bundle"] for row in content["rows"]} == {"bundle", "other"}
-    assert content["differences"] == []
-    (omission,) = [each for each in content["omitted"] if each["metric"] == "differences"]
+    (other / "models" / "config.json").write_text(json.dumps(config | {"image_size": [20, 20]}))
+    empty = shutil.copytree(labelled.bundle, tmp_path / "empty", ignore=shutil.ignore_patterns("*.pt"))
+    with pytest.raises(ConfigError, match=r"empty: there is no models/model.pt; train the bundle first"):
+        evaluated(labelled, tmp_path / "out", bundle=empty)
+    result = evaluated(labelled, tmp_path / "out", bundle=[empty, labelled.bundle, other], steps=[2], num_codes=0)
+    assert result.incomplete == "empty is left out"
+    assert {row["bundle"] for row in result.content["rows"]} == {"bundle", "other"}
+    assert result.content["differences"] == []
+    (omission,) = [each for each in result.content["omitted"] if each["metric"] == "differences"]
     assert omission["reason"] == "the preprocessing differs from that of bundle in image_size"
     assert omission["reason"] in caplog.text
 
 
-def test_a_bundle_without_weights_costs_one_line(labelled, tmp_path):
-    empty = shutil.copytree(labelled.bundle, tmp_path / "empty", ignore=shutil.ignore_patterns("*.pt"))
-    with pytest.raises(ConfigError, match=r"empty: there is no models/model.pt; train the bundle first"):
-        evaluated(labelled, tmp_path / "out", bundle=empty)
-    result = evaluated(labelled, tmp_path / "out", bundle=[empty, labelled.bundle], steps=[2])
-    assert {row["bundle"] for row in result.content["rows"]} == {"bundle"}
-    assert result.incomplete == "empty is left out"
-
-
 def test_without_held_out_cases(labelled, tmp_path):
-    table = pd.read_csv(labelled.cohort)
-    table["split"] = "train"
-    table.to_csv(tmp_path / "train.csv", index=False)
+    pd.read_csv(labelled.cohort).assign(split="train").to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(CohortError, match="no case is in the split 'test'; choose another split"):
         evaluated(labelled, tmp_path / "out", cohort=tmp_path / "train.csv")
     with pytest.raises(ConfigError, match="split: train has the cases that the bundle was trained on; choose test, or"):
         evaluated(labelled, tmp_path / "out", split="train")
+    with pytest.MonkeyPatch.context() as patch:  # the split of these cases is drawn again
+        patch.setattr(Session, "may_hold_training_cases", property(lambda self: True))
+        with pytest.raises(ConfigError, match="its cases may have been trained on; add a column split"):
+            evaluated(labelled, tmp_path / "out")
+    with pytest.raises(ConfigError, match="there is no fast decoder in this bundle"):
+        evaluated(labelled, tmp_path / "out", decoder="fast")
     assert not (tmp_path / "out").exists()
     result = evaluated(labelled, tmp_path / "out", split="train", not_held_out=True, limit=2, steps=[2])
     assert (result.content["held_out"], result.content["num_cases"]) == (False, 2)
@@ -177,33 +168,16 @@ def test_without_held_out_cases(labelled, tmp_path):
     assert "may have been trained on" in text
 
 
-def test_cases_whose_split_is_drawn_again_may_have_been_trained_on(labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(Session, "may_hold_training_cases", property(lambda self: True))
-    with pytest.raises(ConfigError, match="its cases may have been trained on; add a column split"):
-        evaluated(labelled, tmp_path)
-
-
-def test_the_time_is_predicted(labelled, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "monai_diffae"):
-        evaluated(labelled, tmp_path, limit=2)
-    assert f"{2 * (2 + 3) * 4} network evaluations of single images: about 1 minute" in caplog.text
-
-
 def test_volumes(tiny_bundle_3d, tmp_path):
     result = evaluate(tmp_path, bundle=tiny_bundle_3d.directory, cohort=tiny_bundle_3d.cohort, steps=[2], device="cpu")
     assert result.content["bundles"][0]["spatial_dims"] == 3
     assert value(result.content, "z_sem_only", "diversity") > 0
 
 
-def test_the_encoders_own_image_and_colour(unusual, tmp_path):
-    result = evaluate(tmp_path, bundle=unusual.bundle, cohort=unusual.cohort, split="val", steps=[2], device="cpu")
-    assert result.content["num_cases"] == 2
-
-
 def test_the_program_shows_the_tables(labelled, tmp_path, run):
     code, out, err = run(
-        "evaluate", tmp_path / "o", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--steps", 2, "--device",
-        "cpu",
+        "evaluate", tmp_path / "o", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--steps", 2,
+        "--num-codes", 0, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
     assert "Reconstruction from z_sem alone" in out
@@ -236,11 +210,8 @@ def test_two_processes_give_the_results_of_one(report, labelled, start_program, 
     assert not list((out / ".cache").glob("rows*"))
 
 
-def test_both_decoders_side_by_side(labelled, latent_bundle, tmp_path):
-    bundle = shutil.copytree(latent_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    quick = {"max_epochs": 1, "warmup_steps": 1, "mlflow": False, "device": "cpu"}
-    distill(bundle, labelled.cohort, steps=2, training={"overrides": quick})
-    few = {"bundle": bundle, "limit": 3, "num_images": 2, "num_codes": 4}
+def test_both_decoders_side_by_side(labelled, fast_bundle, tmp_path):
+    few = {"bundle": fast_bundle, "limit": 2, "num_images": 2, "num_codes": 4}
     both = evaluated(labelled, tmp_path / "both", decoder=["exact", "fast"], steps=[3], **few).content
     for table in ("reconstruction", "z_sem_only", "generation"):
         rows = {(row["solver"], row["steps"]) for row in both["rows"] if row["table"] == table and row["steps"]}
@@ -249,13 +220,95 @@ def test_both_decoders_side_by_side(labelled, latent_bundle, tmp_path):
     expected = [row for row in both["rows"] if row["solver"] == "fast decoder"]
     assert [row for row in fast["rows"] if row["steps"]] == expected
     made = reconstruct(
-        bundle, labelled.cohort, tmp_path / "made", split="test", limit=3, decoder="fast", device="cpu",
+        fast_bundle, labelled.cohort, tmp_path / "made", split="test", limit=2, decoder="fast", device="cpu",
         overrides={"inferer#invert_tolerance": None},
     )  # fmt: skip
     table = pd.read_csv(made.folder / "reconstructions.csv")
     assert value(fast, "reconstruction", "mse", steps=2) == pytest.approx(table["mse_x_T"].mean(), rel=1e-4)
 
 
-def test_a_bundle_without_a_fast_decoder_is_refused(labelled, tmp_path):
-    with pytest.raises(ConfigError, match="there is no fast decoder in this bundle"):
-        evaluated(labelled, tmp_path, decoder="fast")
+# -- means, differences and the journal of a run -----------------------------------------------------------------------
+
+
+def case_rows(bundle, values, steps=10):
+    return [
+        {"table": "reconstruction", "bundle": bundle, "steps": steps, "id": f"c{i}", "mse": float(v)}
+        for i, v in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(0).normal(size=(2, 40))
+
+
+def test_a_mean_with_the_interval_of_its_patients(values):
+    own = {f"c{i}": f"p{i}" for i in range(40)}
+    (row,) = mean_rows(case_rows("a", values[0]), own)
+    assert row["value"] == pytest.approx(values[0].mean())
+    half = 1.96 * values[0].std() / np.sqrt(40)
+    assert row["low"] == pytest.approx(row["value"] - half, abs=0.1 * half + 0.02)
+    assert (row["bundle"], row["steps"], row["solver"], row["num_cases"]) == ("a", 10, None, 40)
+    twice = np.repeat(values[0][:20], 2)  # two equal scans of each of 20 patients are worth 20 cases
+    (row,) = mean_rows(case_rows("a", twice), {f"c{i}": f"p{i // 2}" for i in range(40)})
+    (few,) = mean_rows(case_rows("a", values[0][:20]), own)
+    assert row["high"] - row["low"] == pytest.approx(few["high"] - few["low"], rel=1e-9)
+
+
+def test_differences_are_paired_over_common_cases(values):
+    patients = {f"c{i}": f"p{i}" for i in range(40)}
+    rows = [*case_rows("a", values[0]), *case_rows("b", values[0] + 0.1), *case_rows("c", values[1], steps=20)]
+    (row,) = difference_rows(rows, "a", patients)
+    assert (row["bundle"], row["reference"]) == ("b", "a")
+    assert [row[key] for key in ("value", "low", "high")] == pytest.approx([0.1] * 3)
+    (row,) = difference_rows([*case_rows("a", values[0]), *case_rows("b", values[1][:10])], "a", patients)
+    assert row["num_cases"] == 10
+    assert row["value"] == pytest.approx((values[1][:10] - values[0][:10]).mean())
+    (row,) = mean_rows(case_rows("a", [np.inf, 1.0]), patients)
+    assert row["value"] is None
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / ".cache" / "rows.jsonl"
+
+
+def measure(journal, key, value):
+    return journal.rows({"case": key}, lambda: [{"id": key, "mse": value}])
+
+
+def test_rows_are_measured_once_and_a_line_that_was_not_written_to_its_end_again(file):
+    journal = Journal(file)
+    assert measure(journal, "a", float("inf")) == ([{"id": "a", "mse": float("inf")}], True)
+    measure(journal, "b", 2.0)
+    file.write_text(file.read_text()[:-5])
+    resumed = Journal(file)
+    assert measure(resumed, "a", 9.0) == ([{"id": "a", "mse": float("inf")}], False)
+    assert measure(resumed, "b", 3.0) == ([{"id": "b", "mse": 3.0}], True)
+    again = Journal(file)
+    assert measure(again, "b", 4.0) == ([{"id": "b", "mse": 3.0}], False)
+    again.remove()
+    assert not file.exists()
+    assert measure(again, "a", 2.0) == ([{"id": "a", "mse": 2.0}], True)
+
+
+def share(journal, names):
+    """Whether each row was measured now; and the rows."""
+    shared = [journal.shared_rows({"case": name}, lambda name=name: [{"id": name}]) for name in names]
+    return [measured for _, measured in shared], [row["id"] for rows, _ in shared for row in rows]
+
+
+def test_each_process_measures_its_share_and_the_first_gets_all_rows(file):
+    assert share(Journal(file, Process(1, 2)), "abcde") == ([False, True, False, True, False], ["b", "d"])
+    first = Journal(file, Process(0, 2))
+    assert share(first, "abcde") == ([True, False, True, False, True], ["a", "b", "c", "d", "e"])
+    assert share(Journal(file), "abcde") == ([False] * 5, ["a", "b", "c", "d", "e"])  # a resumed run
+    first.remove()
+    assert list(file.parent.iterdir()) == []
+
+
+def test_the_first_process_measures_what_another_one_does_not(file, monkeypatch, caplog):
+    monkeypatch.setattr(journal_module, "_PATIENCE_S", 0.05)
+    with caplog.at_level(logging.WARNING, logger="monai_diffae"):
+        assert share(Journal(file, Process(0, 2)), "ab") == ([True, True], ["a", "b"])
+    assert caplog.messages == ["rank 1 has not measured its batch; this process measures it"]

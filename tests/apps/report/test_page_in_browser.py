@@ -1,16 +1,12 @@
 """The page in a real browser: every control does what it says, and nothing is written to the console."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def volumes(tiny_bundle_3d: Any, quick_evaluation: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def volumes(tiny_bundle_3d, quick_evaluation, tmp_path_factory):
     """The report of a 3D bundle."""
     from monai_diffae.apps.report.report import report
 
@@ -18,15 +14,15 @@ def volumes(tiny_bundle_3d: Any, quick_evaluation: None, tmp_path_factory: pytes
     return report(tiny_bundle_3d.directory, out, cohort=tiny_bundle_3d.cohort, device="cpu", embed=True)
 
 
-def background(element: Any) -> str:
+def background(element):
     return str(element.evaluate("element => getComputedStyle(element).backgroundPosition"))
 
 
-def pixels(page: Any) -> str:
+def pixels(page):
     return str(page.locator(".map canvas").first.evaluate("canvas => canvas.toDataURL()"))
 
 
-def test_the_map_is_coloured_zoomed_and_searched(reported: Any, open_page: Any) -> None:
+def test_the_map_is_coloured_zoomed_and_searched(reported, open_page):
     page = open_page(reported.page.as_uri())
     drawn = pixels(page)
     page.get_by_label("Colour by").select_option("split")
@@ -47,7 +43,7 @@ def test_the_map_is_coloured_zoomed_and_searched(reported: Any, open_page: Any) 
     assert page.locator(".side h3").inner_text() == case
 
 
-def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_page: Any) -> None:
+def test_a_case_shows_itself_its_labels_and_its_neighbors(reported, open_page):
     page = open_page(reported.page.as_uri())
     first = page.locator(".side h3").inner_text()
     assert "wide" in page.locator(".side dl").inner_text()
@@ -67,22 +63,7 @@ def test_a_case_shows_itself_its_labels_and_its_neighbors(reported: Any, open_pa
     assert len(seen) > 1
 
 
-def test_a_thumbnail_follows_the_pointer(reported: Any, open_page: Any) -> None:
-    page = open_page(reported.page.as_uri())
-    page.locator(".map").scroll_into_view_if_needed()
-    box = page.locator(".map .overlay").bounding_box()
-    tip = page.locator(".map .tip")
-    for step in range(0, 100, 2):
-        x = box["x"] + box["width"] * step / 100
-        for row in range(0, 100, 4):
-            page.mouse.move(x, box["y"] + box["height"] * row / 100)
-            if tip.is_visible():
-                assert tip.locator(".sprite").evaluate("each => getComputedStyle(each).backgroundImage") != "none"
-                return
-    pytest.fail("no case under the pointer")
-
-
-def test_sliders_move_the_slices_of_their_plane_only(volumes: Any, open_page: Any) -> None:
+def test_sliders_move_the_slices_of_their_plane_only(volumes, open_page):
     page = open_page(volumes.page.as_uri())
     axial, coronal = (page.locator(f'.panels[data-group$="_{plane}"]').first for plane in ("axial", "coronal"))
     before = [background(each) for each in axial.locator(".sprite").all()]
@@ -96,7 +77,7 @@ def test_sliders_move_the_slices_of_their_plane_only(volumes: Any, open_page: An
     assert slider.locator("xpath=following-sibling::output").inner_text() == "1"
 
 
-def test_sections_close_open_and_are_reached_by_keys(reported: Any, open_page: Any) -> None:
+def test_sections_close_open_and_are_reached_by_keys(reported, open_page):
     page = open_page(reported.page.as_uri())
     page.get_by_role("button", name="Close all sections").click()
     assert page.locator("details.card[open]").count() == 0
@@ -113,7 +94,7 @@ def test_sections_close_open_and_are_reached_by_keys(reported: Any, open_page: A
     assert page.evaluate("document.activeElement.closest('details').id") == "failures"
 
 
-def test_a_command_is_copied(reported: Any, open_page: Any) -> None:
+def test_a_command_is_copied(reported, open_page):
     page = open_page(reported.page.as_uri(), permissions=["clipboard-read", "clipboard-write"])
     page.locator("#map summary", has_text="Made by").click()
     page.locator("#map .copied button").first.click()
@@ -123,9 +104,7 @@ def test_a_command_is_copied(reported: Any, open_page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-def test_nothing_is_wider_than_the_window_and_text_can_be_read(
-    reported: Any, open_page: Any, scheme: str, width: int
-) -> None:
+def test_nothing_is_wider_than_the_window_and_text_can_be_read(reported, open_page, scheme, width):
     page = open_page(reported.page.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     colours = page.evaluate("['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name])")
@@ -133,24 +112,20 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(
     assert light - dark > 500
 
 
-def test_every_section_is_printed_in_light_colours(reported: Any, open_page: Any) -> None:
+def test_every_section_and_the_map_are_printed_in_light_colours(reported, open_page):
+    """The points of the map are circles, which a PDF has as curves: without them there are few."""
     page = open_page(reported.page.as_uri(), color_scheme="dark")
     page.get_by_role("button", name="Close all sections").click()
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert all(section.bounding_box()["height"] > 60 for section in page.locator("details.card").all())
     assert not page.get_by_role("button", name="Open all sections").is_visible()
-
-
-def test_the_map_is_printed(reported: Any, open_page: Any, tmp_path: Any) -> None:
-    """The points are circles, which a PDF has as curves: without them there are few."""
-    page = open_page(reported.page.as_uri())
     with_map = len(page.pdf(print_background=True))
     page.evaluate("document.querySelector('.map .points').remove()")
     assert with_map > len(page.pdf(print_background=True)) + 2000
 
 
-def test_controls_and_pictures_have_names(reported: Any, open_page: Any) -> None:
+def test_controls_and_pictures_have_names(reported, open_page):
     page = open_page(reported.page.as_uri())
     for control in page.locator("main button:visible, main select:visible, main input:visible").all():
         name = control.evaluate("each => each.ariaLabel || each.labels?.[0]?.innerText || each.innerText")
