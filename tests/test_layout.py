@@ -19,7 +19,7 @@ LINES = {"package": 56_300, "tests": 31_000}
 """Budgets. Who raises one says in the message of the commit why the project is worth more lines."""
 
 TEST_FUNCTIONS = 1_900
-TRAININGS = 40
+TRAININGS = 65
 
 
 def count_lines(folder: Path) -> int:
