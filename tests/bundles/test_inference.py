@@ -47,7 +47,8 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("run_id", "with_config"), [("run", True), ("run", False), ("evaluating", False), ("reconstruct", True)]
+    ("run_id", "with_config"),
+    [("run", True), pytest.param("run", False, marks=pytest.mark.slow), ("evaluating", False), ("reconstruct", True)],
 )
 def test_the_run_makes_the_files_of_the_command(tiny_bundle, bundle, tmp_path, run_id, with_config):
     options = {"mode": "both", "split": "test", "batch_size": 2, "steps": 2}
@@ -114,6 +115,7 @@ def test_the_evaluator_writes_the_images_of_the_command(tiny_bundle, bundle, tmp
     assert contents(tmp_path / "evaluator") == {f"{mode}/{name}": content for name, content in images.items()}
 
 
+@pytest.mark.slow
 def test_the_evaluator_takes_the_same_cases_and_lists_the_same_failures(tiny_bundle, bundle, tmp_path):
     names = [f"case-{i}" for i in range(4)]
     for i, name in enumerate(names):
@@ -132,6 +134,7 @@ def test_the_evaluator_takes_the_same_cases_and_lists_the_same_failures(tiny_bun
         assert len(made) == 3
 
 
+@pytest.mark.slow
 def test_the_evaluator_replaces_files_only_if_asked(tiny_bundle, bundle, tmp_path):
     reconstruct(bundle, tiny_bundle.cohort, tmp_path, device="cpu", limit=1)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours

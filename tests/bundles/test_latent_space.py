@@ -112,6 +112,7 @@ def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(tra
         assert np.array_equal(made.affine, source.affine)
 
 
+@pytest.mark.slow
 def test_every_command_makes_images(trained, tmp_path):
     a, b = (str(name) for name in trained.table["id"][:2])
     fit_direction(trained.embeddings, tmp_path / "wide.json", target="wide")

@@ -57,6 +57,7 @@ def contents(folder):
 # -- the network ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("tiny_bundle", "train"), ("tiny_bundle", "inference"), ("tiny_bundle_3d", "inference"), ("first_stage", "train")],

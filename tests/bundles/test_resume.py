@@ -247,6 +247,7 @@ def test_a_cohort_may_move_but_replaced_scans_of_the_same_size_are_refused(train
         assert "scans are not those of the training" in line
 
 
+@pytest.mark.slow
 def test_patience_stops_early_and_a_rerun_knows(train, tmp_path, caplog):
     settings = {"max_epochs": 9, "early_stop_patience": 1, "learning_rate": 0.0, "batch_size": 5}
     workflow = train(tmp_path, **settings)

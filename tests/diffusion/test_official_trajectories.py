@@ -12,7 +12,8 @@ from monai_diffae.official.checkpoint_files import read_safetensors
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
 pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="the results of the official code are not available")
 
-RUNS = [("official_1ch_32px", 10), ("official_1ch_32px", 20), ("official_3ch_64px", 10)]
+LONG = [("official_1ch_32px", 20), ("official_3ch_64px", 10)]
+RUNS = [("official_1ch_32px", 10), *(pytest.param(*run, marks=pytest.mark.slow) for run in LONG)]
 CLIP = {"clip": (-1.0, 1.0), "noclip": None}
 
 

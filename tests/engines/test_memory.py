@@ -60,6 +60,7 @@ def test_what_is_kept_is_what_autograd_keeps():
     assert training_memory(net, SHAPE).kept == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_recomputing_and_bfloat16_keep_less_and_a_batch_keeps_as_often_as_much():
     plain = training_memory(network(), SHAPE)
     assert training_memory(network(use_checkpoint=True), SHAPE).kept < 0.5 * plain.kept
@@ -154,6 +155,7 @@ def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, 
 # -- speed ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_predicted_speed_is_limited_by_arithmetic_or_by_the_start_of_operations():
     net = build_autoencoder(2, base_channels=8, channel_mult=(1,), num_res_blocks=1, z_channels=16)
     batch, counter = torch.zeros(4, 1, 32, 32), FlopCounterMode(display=False)

@@ -276,6 +276,7 @@ def test_difference_is_below_zero_where_the_first_is_nearer(statistic):
         assert result.value == pytest.approx(energy_distance(near, reference) - energy_distance(far, reference))
 
 
+@pytest.mark.slow
 def test_interval_of_the_difference_holds_the_truth_about_95_times_in_100():
     # the energy distances of large samples stand for the truth
     truth = energy_distance(normal(0, 3000, 2, shift=0.5), normal(1, 3000, 2)) - energy_distance(

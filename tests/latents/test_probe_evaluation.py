@@ -106,6 +106,7 @@ def test_sides_that_share_a_patient_or_have_too_few_are_refused():
         cross_validation_folds(target, np.zeros(12))
 
 
+@pytest.mark.slow
 def test_more_labels_give_better_scores():
     generator = np.random.default_rng(9)
     x, patients = generator.normal(size=(240, 8)), np.arange(240) // 2

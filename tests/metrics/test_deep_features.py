@@ -69,6 +69,7 @@ def test_the_perceptual_distance_is_that_of_the_package(weights, reference, pair
     assert images.grad.any()
 
 
+@pytest.mark.slow
 def test_volumes_are_the_mean_over_three_planes(weights, reference):
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 2, 1, 31, 32, 33, generator=generator).unbind(0)
@@ -100,6 +101,7 @@ def images():
     return torch.rand(2, 1, 40, 32, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_radimagenet_is_torchvisions_network_with_other_weights(images, tmp_path):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)

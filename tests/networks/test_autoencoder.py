@@ -99,7 +99,7 @@ def test_checkpointing_gives_the_same_gradients(z_grid):
         torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_scripted_network_gives_the_same(spatial_dims, z_grid):
     network = small(spatial_dims, use_checkpoint=True, z_grid=z_grid)
     x0, x_t, t = images(network)

@@ -54,7 +54,7 @@ def test_images_are_resized(size):
     torch.testing.assert_close(seen.images.mean(), torch.tensor(0.5))
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("spatial_dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_network_of_monai_with_a_projection(spatial_dims):
     adapter = EncoderAdapter(monai_resnet(spatial_dims), projection=nn.Linear(512, 12))
     network = autoencoder(adapter, spatial_dims)

@@ -18,7 +18,13 @@ from typing import Any
 import pytest
 
 LONGEST_S = 3.0
-"""Processor seconds of one test with its children, without the time in which it imports modules."""
+"""Processor seconds of one test with its children, without the time in which it imports modules.
+
+On a slower machine, or beside other programs, it is more: as many times as a loop takes longer.
+"""
+
+LOOP_S = 0.035
+"""Processor seconds of ``_loop`` on a quiet core of the machine on which the limit was chosen."""
 
 TRAININGS = {
     "tests/apps/start/test_start.py": 1,
@@ -70,6 +76,13 @@ def pytest_configure(config: pytest.Config) -> None:
     bootstrap._find_and_load = timed
 
 
+def _loop() -> float:
+    """The processor seconds of two million additions."""
+    began = time.process_time()
+    sum(range(2_000_000))
+    return time.process_time() - began
+
+
 def _processor_seconds() -> float:
     return sum(os.times()[:4]) - _imports_s
 
@@ -79,7 +92,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     began = _processor_seconds()
     yield
     seconds = _processor_seconds() - began
-    if seconds > LONGEST_S and not item.get_closest_marker("slow"):
+    if seconds > LONGEST_S * max(1.0, _loop() / LOOP_S) and not item.get_closest_marker("slow"):
         pytest.fail(f"took {seconds:.1f} processor seconds: make it shorter, or mark it slow", pytrace=False)
 
 

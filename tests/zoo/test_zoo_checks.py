@@ -97,6 +97,7 @@ def test_required_packages_can_be_installed_on_the_zoos_python(entry: Entry, kin
         assert releases[package.lower()] in SpecifierSet(wanted), package
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.zoo(check="check_properties")
 def test_workflows_have_all_properties(entry: Entry, kind: str, tmp_path: Path):

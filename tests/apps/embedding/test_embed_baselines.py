@@ -110,6 +110,7 @@ def test_components_in_batches_are_nearly_the_same(made, labelled, tmp_path, mon
     assert np.abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) > 0.99
 
 
+@pytest.mark.slow
 def test_probes_and_neighbors_work(made, labelled, tmp_path, caplog):
     for path in made.values():
         rows = probe(path, targets=["head_size"], probes=["linear"], evaluation="cv").rows

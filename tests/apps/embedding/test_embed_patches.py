@@ -193,6 +193,7 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_and_a_complete_one_is_skipped(cut, tiny_bundle_3d, tmp_path, written, monkeypatch):
     monkeypatch.setattr("monai_diffae.apps.embedding.encoding._SCANS_PER_SHARD", 2)
     cohort = write(tmp_path / "c", {f"v{i}": noise((20, 16, 16), i) for i in range(5)})

@@ -71,7 +71,7 @@ def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     assert std_of(both).min() > 0
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(
     dims, labelled, tiny_bundle_3d, volumes, tmp_path
 ):
@@ -90,6 +90,7 @@ def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(
     pd.testing.assert_frame_equal(run("some"), expected.iloc[[0, 3, 4]].reset_index(drop=True), check_exact=True)
 
 
+@pytest.mark.slow
 def test_the_bundles_slices_are_used_unless_others_are_set_and_reserved_labels_renamed(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
 
@@ -152,6 +153,7 @@ def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_pa
     np.testing.assert_array_equal(z_matrix(table)[5], z_matrix(alone.loc[picture["id"]])[0])
 
 
+@pytest.mark.slow
 def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(tables):
     options = {"seed": 0, "probes": ["linear"], "evaluation": "cv"}
     rows = {name: probe(path, **options).rows for name, path in tables.items()}

@@ -85,6 +85,7 @@ def test_tables_that_cannot_be_joined_are_one_line(table, tmp_path):
         probe(tmp_path / "e.parquet", targets=["age"], baselines={"z_sem": np.zeros((60, 1))})
 
 
+@pytest.mark.slow
 def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     images = {"bundle": labelled.bundle, "cohort": labelled.cohort}
     table = read_embeddings(labelled.embeddings)
@@ -120,6 +121,7 @@ def test_a_bundle_of_other_preprocessing_than_the_table_is_refused(labelled, tmp
     read(["intensity"], bundle, labelled.cohort, read_embeddings(tmp_path / "z.csv"))
 
 
+@pytest.mark.slow
 def test_pixels_are_of_the_slices_that_the_table_has_and_its_metadata_are_not_executed(labelled, tmp_path):
     cohort = make_virtual_cohort(tmp_path / "heads", num_patients=3, size=16, spatial_dims=3)
     overrides = {"slice_step": 1, "percentiles": [10, 90], "inferer#steps": 2}

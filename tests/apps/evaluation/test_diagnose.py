@@ -60,6 +60,7 @@ def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp
     assert "mni" not in (report.folder / "diagnosis.json").read_text()
 
 
+@pytest.mark.slow
 def test_other_scans_of_a_patient_are_compared_and_not_taken_for_other_patients(labelled, tmp_path):
     table = pd.read_csv(labelled.cohort).iloc[:8]
     table["patient"] = [f"p{i // 2}" for i in range(8)]
@@ -89,6 +90,7 @@ def test_a_decoder_that_ignores_z_sem_has_a_usage_of_1(labelled, tmp_path):
     assert result.z_sem_usage_mean == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_volumes(tiny_bundle_3d, tmp_path):
     result = diagnose(
         tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path, split="train", limit=2, num_levels=1, device="cpu"
@@ -107,6 +109,7 @@ def test_the_encoders_own_image_is_what_changes(unusual, tmp_path):
     assert result.dimensions["dims"] == len(table.filter(regex=r"z_\d+").columns)
 
 
+@pytest.mark.slow
 def test_few_patients_and_a_usage_near_1_are_warned_of(labelled, tmp_path, caplog):
     few = "12 cases of 12 patients are few, so the figures are unreliable; use 30 patients or more"
     for others in ([few], []):  # the second results are complete already
@@ -135,6 +138,7 @@ def test_the_command_uses_only_validation_cases_by_default(run, labelled, tmp_pa
         diagnose(*model, tmp_path / "one", num_levels=1, device="cpu", limit=1)
 
 
+@pytest.mark.slow
 def test_unreadable_scans_are_listed_beside_the_list_of_embed(run, labelled, tmp_path):
     cohort = pd.read_csv(labelled.cohort)
     cohort["image"] = [str(labelled.cohort.parent / image) for image in cohort["image"]]

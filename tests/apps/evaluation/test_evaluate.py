@@ -80,6 +80,7 @@ def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path, caplog
     assert "diversity" not in cases
 
 
+@pytest.mark.slow
 def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp_path):
     other = evaluated(labelled, tmp_path / "o", batch_size=1)
     before, after = ([row["value"] for row in r.content["rows"]] for r in (report, other))
@@ -189,6 +190,7 @@ def test_the_program_shows_the_tables(labelled, tmp_path, run):
     assert "set --not-held-out" in err
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(report, labelled, start_program, monkeypatch, tmp_path):
     out = tmp_path / "out"
     words = ["evaluate", out, "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--steps", 2, 3]

@@ -85,6 +85,7 @@ def test_a_copy_has_a_distance_of_0(tiny_bundle, tmp_path):
     assert positions == [4, 3, 2, 1, 0]
 
 
+@pytest.mark.slow
 def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, monkeypatch):
     """FID, KID, precision and recall with the means of four quarters as features, in place of a network's."""
 
@@ -123,6 +124,7 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     assert value("fid") == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_without_a_latent_ddim_or_training_cases(labelled, latent_bundle, cohort, tmp_path):
     result = evaluate(tmp_path / "a", bundle=labelled.bundle, cohort=cohort, steps=[2], device="cpu")
     reasons = {each["metric"]: each["reason"] for each in result.content["omitted"]}
@@ -167,6 +169,7 @@ def values(codes):
     }
 
 
+@pytest.mark.slow
 def test_usage_is_that_of_diagnose(values, labelled, tmp_path):
     diagnosed = diagnose(labelled.bundle, labelled.cohort, tmp_path, split="test", device="cpu")
     row = values["z_sem_usage", None]
@@ -197,6 +200,7 @@ def test_what_few_cases_cannot_show_costs_a_line(codes, labelled, tmp_path):
     assert "all cases are of one patient" in reasons["z_sem_usage"]
 
 
+@pytest.mark.slow
 def test_disentanglement_is_that_of_all_held_out_cases(labelled, tmp_path):
     cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=24, size=16, val_fraction=0, test_fraction=0.3)
     arguments = {"bundle": labelled.bundle, "cohort": cohort, "steps": [2], "limit": 2, "device": "cpu"}

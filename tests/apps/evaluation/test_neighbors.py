@@ -175,6 +175,7 @@ def test_wrong_arguments_are_one_line(table, write, tmp_path):
     assert not (tmp_path / "o" / "neighbors.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_picture_and_reconstruction_errors(labelled, tmp_path):
     options = {"bundle": labelled.bundle, "cohort": labelled.cohort, "device": "cpu", "k": 2}
     options |= {"reconstruction_error": True, "steps": 2}
@@ -208,6 +209,7 @@ def test_captions_are_drawn_only_if_they_are_asked_for(labelled, tmp_path, monke
     assert [text for _, text in drawn[1][0]] == [f"{text}\n{label}" for text, label in zip(texts, labels, strict=True)]
 
 
+@pytest.mark.slow
 def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, caplog):
     options = {"bundle": labelled.bundle, "device": "cpu", "k": 2, "limit": 1}
     neighbors(labelled.embeddings, tmp_path / "same", cohort=labelled.cohort, **options)
@@ -225,6 +227,7 @@ def test_images_that_are_not_those_of_the_table_are_noticed(labelled, tmp_path, 
     ]
 
 
+@pytest.mark.slow
 def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
     """Two pictures of noise, and one that has become unreadable."""
     rng = np.random.default_rng(0)
@@ -247,6 +250,7 @@ def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
     assert pd.read_csv(tmp_path / "o" / "failures.csv")["case_id"].tolist() == ["c"]
 
 
+@pytest.mark.slow
 def test_volumes_and_another_model(tiny_bundle_3d, labelled, tmp_path):
     path = embed(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path / "e", device="cpu").path
     options = {"cohort": tiny_bundle_3d.cohort, "device": "cpu", "k": 2, "limit": 2}

@@ -101,6 +101,7 @@ def test_without_test_cases_those_for_validation_are_used(table, write):
     assert (row["num_train"], row["num_test"], row["num_omitted"]) == (150, 25, 0)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_rare_among_the_test_cases_is_cross_validated_with_a_warning(table, write, caplog):
     table["rare"] = np.where(np.arange(200) < 9, "ill", "well")
     table["rare"] = np.where(np.arange(200) > 197, "odd", table["rare"])
@@ -125,6 +126,7 @@ def test_a_patient_on_both_sides_is_refused_without_its_name(table, write):
     assert (row["num_test"], row["num_patients"], row["num_seen_by_autoencoder"]) == (200, 196, 152)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_rows_and_the_names_of_the_patients_change_nothing(table, write, tmp_path, monkeypatch):
     """Each folder hashes patients with a key of its own."""
     monkeypatch.setattr(probe_evaluation, "FEW_PATIENTS", (10,))
@@ -251,6 +253,7 @@ def test_complete_results_are_skipped_and_others_not_replaced(table, write, tmp_
     assert str(tmp_path) not in (out / "probe.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(run, table, write, tmp_path, caplog):
     table["name"] = table["id"]
     targets = ["name", "age", "site"]

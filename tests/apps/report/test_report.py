@@ -144,6 +144,7 @@ def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(la
         report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")
 
 
+@pytest.mark.slow
 def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, tmp_path, page_reader, monkeypatch):
     monkeypatch.setattr("monai_diffae.apps.report.study._MOST_EDITED_TARGETS", 0)
     made = report(
@@ -160,6 +161,7 @@ def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, 
 # -- several models on one page ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_models_stand_side_by_side(labelled, tiny_bundle, quick_evaluation, tmp_path, page_reader):
     other = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
     made = compare(

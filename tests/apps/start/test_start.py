@@ -99,6 +99,7 @@ def test_another_duration_or_added_scans_need_another_folder(started, pictures, 
         start(tmp_path / pictures.name, started.folder, minutes=1, device="cpu", yes=True)
 
 
+@pytest.mark.slow
 def test_a_label_that_z_sem_does_not_predict_is_not_edited(started, pictures, monkeypatch):
     monkeypatch.setattr(first_hour, "_CLEARLY_PREDICTED", {"binary": 2.0, "continuous": 2.0})
     hour = FirstHour(pictures, started.folder, 1, [], {}, "cpu")

@@ -76,6 +76,7 @@ def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
     assert np.abs(difference.get_fdata()).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vary", "traverse", "interpolate", "generate"])
 def test_images_of_no_scan_are_in_the_models_grid(name, heads, with_latent, tmp_path):
     a, b = (str(case) for case in heads.table["id"][:2])

@@ -204,6 +204,7 @@ def test_said_arguments_reach_the_network(save, tmp_path):
     assert network_def["encoder"]["num_heads"] == 2
 
 
+@pytest.mark.slow
 @needs_parity_files
 @pytest.mark.parametrize(("name", "size", "channels"), [("official_1ch_32px", 32, 1), ("official_3ch_64px", 64, 3)])
 def test_weights_of_the_official_code(run, tmp_path, name, size, channels):

@@ -57,6 +57,7 @@ def machine(monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_more_minutes_and_faster_machines_give_finer_grids_that_end_in_time(heads, machine):
     voxels = []
     for pixels_per_second, minutes in ((2e4, 10), (1e5, 60), (1e6, 60)):
@@ -121,6 +122,7 @@ def test_settings_that_are_decided_also_say_how_many_images_there_are(heads, mac
     assert images[1] > 3 * images[4]
 
 
+@pytest.mark.slow
 def test_memory_still_is_a_bound(heads, machine):
     machine(1e9)
     little, much = (plan(heads, minutes=600, device="cpu", memory_gib=gib) for gib in (0.2, 4))

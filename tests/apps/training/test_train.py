@@ -137,7 +137,7 @@ def odd_volumes(folder):
     ("name", "make", "colour"),
     [
         ("diffae_2d", odd_pictures, "grey"),
-        ("diffae_3d", odd_volumes, None),
+        pytest.param("diffae_3d", odd_volumes, None, marks=pytest.mark.slow),
         pytest.param("diffae_2d", odd_pictures, None, marks=pytest.mark.slow),
         pytest.param("diffae_2d", odd_pictures, "rgb", marks=pytest.mark.slow),
     ],
