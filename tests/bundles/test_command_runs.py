@@ -19,9 +19,9 @@ from monai_diffae.errors import find_diffae_error, one_line
 QUICK = {"steps": 2, "invert_steps": 2, "device": "cpu"}
 KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
 SUFFIX = {"fit_direction": ".json", "grade": ".csv"}  # they write a file, not a folder
-QUICK = ("embed", "generate", "interpolate", "fit_direction", "grade", "edit", "anomaly")
-OTHERS = ("vary", "traverse", "probe", "neighbors", "diagnose", "evaluate")
-RUNS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+FAST_RUNS = ("embed", "generate", "interpolate", "fit_direction", "grade", "edit", "anomaly")
+SLOW_RUNS = ("vary", "traverse", "probe", "neighbors", "diagnose", "evaluate")
+RUNS = [*FAST_RUNS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_RUNS)]
 
 
 @pytest.fixture(scope="module")

@@ -57,10 +57,14 @@ def contents(folder):
 # -- the network ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("tiny_bundle", "train"), ("tiny_bundle", "inference"), ("tiny_bundle_3d", "inference"), ("first_stage", "train")],
+    [
+        ("tiny_bundle", "train"),
+        ("tiny_bundle", "inference"),
+        pytest.param("tiny_bundle_3d", "inference", marks=pytest.mark.slow),
+        pytest.param("first_stage", "train", marks=pytest.mark.slow),
+    ],
 )
 def test_each_way_gives_every_tensor(request, tmp_path, monkeypatch, name, kind):
     made = request.getfixturevalue(name)

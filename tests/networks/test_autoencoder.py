@@ -109,7 +109,8 @@ def test_scripted_network_gives_the_same(spatial_dims, z_grid):
         torch.testing.assert_close(scripted(*arguments), network(*arguments))
 
 
-@pytest.mark.parametrize("spatial_dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_encoder_and_denoiser_compile_without_a_graph_break(spatial_dims):
     """torch.compile and torch.export find nothing that they would have to leave to Python."""
     network = small(spatial_dims, channel_mult=(1,), attention_levels=(0,), z_grid=2)
