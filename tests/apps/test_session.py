@@ -10,7 +10,7 @@ import torch
 from tiny_bundles import copy_tiny
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.session import Session
+from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.settings import Choice, Reading, Run, ValidationChoice
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.data.cohorts import fingerprint, read_cohort
@@ -47,6 +47,13 @@ def test_cases_are_chosen_by_id_in_their_order_or_by_split(session, labelled, tm
     table[table["split"] != "test"].to_csv(tmp_path / "cohort.csv", index=False)
     with pytest.raises(CohortError, match="no case is in the split 'test'"):
         Session.open(labelled.bundle, tmp_path / "cohort.csv", run=CPU).choose(Choice(split="test"))
+
+
+def test_the_encoder_gets_its_own_image():
+    items = [{"image": torch.full((1, 2), number), "t1": torch.full((1, 2), 10 + number)} for number in range(3)]
+    images, inputs = ReadCases(list("abc"), items, encoder_key="t1").batch(1, 4)
+    assert images[:, 0, 0].tolist() == [1, 2]
+    assert inputs[:, 0, 0].tolist() == [11, 12]
 
 
 def test_codes_are_those_of_embed_and_decode_to_the_image_whatever_the_other_cases(session, labelled, tmp_path):

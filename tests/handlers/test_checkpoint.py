@@ -45,6 +45,16 @@ def no_file_larger_than(limit):
         signal.signal(signal.SIGXFSZ, handler)
 
 
+def test_the_model_file_has_the_averaged_weights_and_the_checkpoint_both(tmp_path):
+    kept = keeper(tmp_path)
+    torch.nn.init.constant_(kept.parts["network"].weight, 3.0)
+    torch.nn.init.constant_(kept.ema.network.weight, 7.0)
+    kept.save(ENGINE)
+    assert torch.load(tmp_path / MODEL, weights_only=True)["weight"].unique().tolist() == [7.0]
+    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert checkpoint["network"]["weight"].unique().tolist() == [3.0]
+
+
 def test_both_files_load_without_pickle_and_say_which_data_were_used(tmp_path):
     kept = keeper(tmp_path)
     kept.description = TrainingDescription({"a": 1}, fingerprint="f" * 64)
