@@ -4,8 +4,6 @@ import gc
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
 pytest_plugins = ["goal_table", "no_network", "suite_limits", "zoo_table"]  # in tests/robustness and tests/zoo
 
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
