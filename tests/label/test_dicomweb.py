@@ -1,8 +1,11 @@
 """A DICOMweb server as the datastore, on real series."""
 
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -11,8 +14,14 @@ import pytest
 pytest.importorskip("monailabel", reason="MONAI Label is not installed")
 
 import pydicom
+from dicom_files import positions, save_planes
 from dicomweb_server import dicomweb_server
 from label_scans import Studies, shared
+from label_servers import free_port, server_in_this_process
+
+from monai_diffae import label_app
+from monai_diffae.label import dicomweb
+from monai_diffae.label.dicomweb import DicomWebDatastore
 
 OTHERS = {"1.2.3.4": "SEG", "1.2.3.5": "SR", "1.2.3.6": "CT"}
 
@@ -25,15 +34,26 @@ def series():
     return {pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID: folder for folder in folders}
 
 
+@pytest.fixture(scope="module")
+def server(bundle_3d, series, tmp_path_factory):
+    """A server of two real series and one that cannot be fetched; tests change nothing of it."""
+    with (
+        dicomweb_server(list(series.values()), OTHERS) as url,
+        server_in_this_process(tmp_path_factory.mktemp("dicomweb") / "app", bundle_3d, Studies(url, series)) as server,
+    ):
+        yield server
+
+
 @pytest.fixture
-def server(serve, bundle_3d, series):
+def own_server(serve, bundle_3d, series):
     with dicomweb_server(list(series.values()), OTHERS) as url:
         yield serve(bundle_3d, Studies(url, series))
 
 
-def test_series_with_images_of_any_modality_are_listed(server, series):
+def test_series_with_images_of_any_or_one_modality_are_listed(server, series):
     assert server.app.datastore().list_images() == sorted([*series, "1.2.3.6"])
     assert server.client.get("/info/").json()["datastore"]["total"] == 3
+    assert DicomWebDatastore(server.studies.folder, {"Modality": "CT"}).list_images() == ["1.2.3.6"]
 
 
 def test_a_series_with_several_dicom_seg_counts_once(serve, bundle_3d, series):
@@ -46,68 +66,42 @@ def test_a_series_with_several_dicom_seg_counts_once(serve, bundle_3d, series):
         assert uid not in server.app.datastore().get_unlabeled_images()
 
 
-def test_a_modality_can_be_chosen(serve, bundle_3d, series, monkeypatch):
-    from monailabel.config import settings
-
-    from monai_diffae.label.dicomweb import DicomWebDatastore
-
-    with dicomweb_server(list(series.values()), OTHERS) as url:
-        serve(bundle_3d, Studies(url, series))
-        assert settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == {}
-        assert DicomWebDatastore(url, {"Modality": "CT"}).list_images() == ["1.2.3.6"]
-
-
 def test_a_series_is_encoded_and_its_mask_has_its_grid(server, series, tmp_path):
     uid = next(iter(series))
     assert server.infer("diffae_encode", uid).status_code == 200
     response = server.infer("diffae_anomaly", uid, "image")
     assert response.status_code == 200, response.text
     (tmp_path / "mask.nii.gz").write_bytes(response.content)
-    header = pydicom.dcmread(next(series[uid].glob("*.dcm")))
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert sorted(mask.shape) == sorted([header.Rows, header.Columns, len(list(series[uid].glob("*.dcm")))])
+    files = list(series[uid].glob("*.dcm"))
+    header = pydicom.dcmread(files[0])
+    assert sorted(nib.load(tmp_path / "mask.nii.gz").shape) == sorted([header.Rows, header.Columns, len(files)])
 
 
-def test_unknown_series_and_paths_are_refused(server):
+def test_unknown_series_paths_and_uploads_are_refused(server, series):
     for uid, status in (("9.9.9", 404), ("../x", 400), ("name", 400), ("", 400), ("1.2.3.", 400)):
         response = server.infer("diffae_encode", uid)
         assert (response.status_code, response.json()["detail"][:7]) == (status, "image: "), uid
-
-
-def test_a_series_that_cannot_be_fetched_is_a_failure_of_its_own(server, series):
-    result = server.client.post("/scoring/diffae_embed?run_sync=true").json()
-    assert result["images"] == 2
-    assert result["failed"].keys() == {"1.2.3.6"}
-    assert {server.client.post("/activelearning/diffae_diversity").json()["id"] for _ in range(2)} == set(series)
-
-
-def test_images_are_not_uploaded(server, series):
-    file = next(next(iter(series.values())).glob("*.dcm"))
-    response = server.client.put("/datastore/image?image=1.2.9", files={"file": ("a.dcm", file.read_bytes())})
+    response = server.client.put("/datastore/image?image=1.2.9", files={"file": ("a.dcm", b"x")})
     assert (response.status_code, response.json()["detail"][:7]) == (400, "image: ")
 
 
-def test_labels_that_are_saved_count_once(server, series, volumes):
-    uid = next(iter(series))
-    label = next(iter(volumes.values()))
-    for tag in ("original", "reader"):  # final ones become DICOM-SEG on the server
-        with open(label, "rb") as stream:
-            response = server.client.put(
-                f"/datastore/label?image={uid}&tag={tag}", files={"label": (label.name, stream)}
-            )
-        assert response.status_code == 200, response.text
-    assert server.client.get(f"/datastore/label?label={uid}&tag=original").content == label.read_bytes()
-    assert (
-        server.client.put(f"/datastore/label?image={uid}&tag=../x", files={"label": ("a.nii", b"x")}).status_code == 400
-    )
+def test_a_series_that_cannot_be_fetched_is_a_failure_of_its_own(server, series):
+    result = server.score()
+    assert (result["images"], result["failed"].keys()) == (2, {"1.2.3.6"})
+    assert {server.client.post("/activelearning/diffae_diversity").json()["id"] for _ in range(2)} == set(series)
 
 
-def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatch):
+def test_labels_are_saved(own_server, series, volumes):
+    uid, label = next(iter(series)), next(iter(volumes.values())).read_bytes()
+    for tag, status in (("original", 200), ("reader", 200), ("../x", 400)):  # final ones become DICOM-SEG on the server
+        path = f"/datastore/label?image={uid}&tag={tag}"
+        response = own_server.client.put(path, files={"label": ("a.nii.gz", label)})
+        assert response.status_code == status, response.text
+    assert own_server.client.get(f"/datastore/label?label={uid}&tag=original").content == label
+
+
+def test_a_series_that_is_being_fetched_is_waited_for(own_server, series, monkeypatch):
     """MONAI Label takes the slices that another thread or process has written so far for the whole series."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from monai_diffae.label import dicomweb
-
     uid, folder = next(iter(series.items()))
     half_done, go_on = threading.Event(), threading.Event()
 
@@ -120,7 +114,7 @@ def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatc
                 assert go_on.wait(30)
 
     monkeypatch.setattr(dicomweb, "dicom_web_download_series", slowly)
-    store = server.app.datastore()
+    store = own_server.app.datastore()
     with ThreadPoolExecutor() as threads:
         first = threads.submit(store.get_image_uri, uid)
         assert half_done.wait(30)
@@ -134,28 +128,36 @@ def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatc
     assert not list(Path(first.result()).parent.glob(".tmp-*"))
 
 
-def test_a_series_with_a_missing_slice_is_refused(serve, bundle_3d, series, tmp_path):
-    """MONAI Label converts it as if the slices were evenly spaced."""
+def test_series_with_a_missing_slice_or_a_tilt_are_refused(serve, bundle_3d, series, tmp_path):
+    """MONAI Label converts them as if they had no gap and no tilt, so that a mask would lie elsewhere."""
     uid, folder = next(iter(series.items()))
     shutil.copytree(folder, tmp_path / "gap", ignore=shutil.ignore_patterns("*.txt"))
-    positions = {
-        file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")
-    }
-    sorted(positions, key=positions.get)[10].unlink()
-    with dicomweb_server([tmp_path / "gap"]) as url:
+    heights = {file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")}
+    sorted(heights, key=heights.get)[10].unlink()
+    tilted = save_planes(tmp_path / "ct", positions(n=6, tilt=0.6))
+    reasons = {uid: "slice", pydicom.dcmread(next(tilted.glob("*.dcm"))).SeriesInstanceUID: "tilted"}
+    with dicomweb_server([tmp_path / "gap", tilted]) as url:
         server = serve(bundle_3d, Studies(url, series))
-        answer = server.infer("diffae_encode", uid)
-        assert answer.status_code == 422
-        assert "slice" in answer.json()["detail"]
-        assert server.client.post("/scoring/diffae_embed?run_sync=true").json()["failed"].keys() == {uid}
+        for uid, reason in reasons.items():
+            answer = server.infer("diffae_encode", uid)
+            assert (answer.status_code, reason in answer.json()["detail"]) == (422, True)
+        assert server.score()["failed"].keys() == reasons.keys()
 
 
-def test_a_tilted_series_is_refused(serve, bundle_3d, series, tmp_path):
-    """MONAI Label converts it without the tilt: a mask would lie elsewhere."""
-    from dicom_files import positions, save_planes
-
-    folder = save_planes(tmp_path / "ct", positions(n=6, tilt=0.6))
-    uid = pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID
-    with dicomweb_server([folder]) as url:
-        answer = serve(bundle_3d, Studies(url, {uid: folder})).infer("diffae_encode", uid)
-    assert (answer.status_code, "tilted" in answer.json()["detail"]) == (422, True)
+@pytest.mark.parametrize("is_http", [False, True])
+def test_a_dicom_server_that_does_not_answer_is_one_line(is_http, bundle_3d, start_program, tmp_path):
+    app = label_app(tmp_path / "app", bundle=bundle_3d, refer=True).folder
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", tmp_path, str(free_port())]
+    other = subprocess.Popen(command, stderr=subprocess.DEVNULL) if is_http else None
+    server = start_program(
+        "label-server", app, f"http://127.0.0.1:{command[-1]}", "--port", free_port(), output=tmp_path / "output"
+    )
+    server.join(60)
+    if other is not None:
+        other.kill()
+        other.wait()
+    lines = (tmp_path / "output").read_text().splitlines()
+    assert (server.exitcode, [line for line in lines if line.startswith("error: studies: the DICOMweb server")]) == (
+        6, lines[-1:]
+    )  # fmt: skip
+    assert not [line for line in lines if "Traceback" in line or "serving at" in line]

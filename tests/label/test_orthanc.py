@@ -25,12 +25,12 @@ pytest.importorskip("playwright", reason="playwright is not installed: make test
 import nibabel as nib
 import pydicom
 import requests
+from label_servers import ServerProcess
 from monailabel.client import MONAILabelClient
 from ohif_page import CHROMIUM, OhifPage, open_browser
 from orthanc_server import Orthanc, missing_parts
 from planted_lesion import plant_lesion
 from playwright.sync_api import sync_playwright
-from server_process import ServerProcess
 
 from monai_diffae import load_bundle
 
