@@ -74,21 +74,15 @@ def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, tmp_path):
     (tmp_path / "secret.nii.gz").write_text("not a study")
     datastore = FolderDatastore(str(studies.folder))
     before = files_below(tmp_path)
+    calls = {
+        "get_image_uri": (), "get_image": (), "get_image_info": (), "update_image_info": ({"a": 1},),
+        "remove_image": (), "save_label": (label, "final", {}), "get_label_uri": ("final",),
+        "get_label_info": ("final",), "update_label_info": ("final", {"a": 1}), "remove_label": ("final",),
+    }  # fmt: skip
     for id in ("", "../secret", "/etc/passwd", "unknown", None):
-        for call in (
-            lambda id: datastore.get_image_uri(id),
-            lambda id: datastore.get_image(id),
-            lambda id: datastore.get_image_info(id),
-            lambda id: datastore.update_image_info(id, {"a": 1}),
-            lambda id: datastore.remove_image(id),
-            lambda id: datastore.save_label(id, label, "final", {}),
-            lambda id: datastore.get_label_uri(id, "final"),
-            lambda id: datastore.get_label_info(id, "final"),
-            lambda id: datastore.update_label_info(id, "final", {"a": 1}),
-            lambda id: datastore.remove_label(id, "final"),
-        ):
+        for name, arguments in calls.items():
             with pytest.raises(NotFoundError if id == "unknown" else ConfigError):
-                call(id)
+                getattr(datastore, name)(id, *arguments)
     for tag in ("", "../../outside", "/tmp/outside"):
         with pytest.raises(ConfigError, match=r"^tag: "):
             datastore.save_label("picture", label, tag, {})
@@ -132,13 +126,8 @@ def test_a_file_that_is_no_image_does_not_replace_a_label(studies, label, tmp_pa
     datastore = FolderDatastore(str(studies.folder))
     datastore.save_label("series-1", label, "final", {})
     header = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: "
-    contents = {
-        "a.nii.gz": b"",
-        "b.nii.gz": b"garbage",
-        "c.exe": b"garbage",
-        "d.nrrd": header + label.encode() + b"\n\n",
-    }
-    for name, content in contents.items():
+    other = header + label.encode() + b"\n\n"
+    for name, content in {"a.nii.gz": b"", "b.nii.gz": b"garbage", "c.exe": b"garbage", "d.nrrd": other}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match="label: cannot be read as an image"):
             datastore.save_label("series-1", str(tmp_path / name), "final", {})
