@@ -215,7 +215,7 @@ def test_scans_in_subfolders_and_several_series_of_a_folder_are_served(nested, l
         assert [other.get_image_uri(id) for id in images] == [datastore.get_image_uri(id) for id in images]
 
 
-def test_a_series_is_deleted_only_with_a_folder_of_its_own(nested):
+def test_a_series_is_deleted_only_with_a_folder_of_its_own(nested, tmp_path, volumes):
     datastore = FolderDatastore(str(nested))
     shared = datastore.list_images()[-1]
     before = files_below(nested / "two")
@@ -228,12 +228,8 @@ def test_a_series_is_deleted_only_with_a_folder_of_its_own(nested):
     (nested / "two").mkdir()
     datastore.refresh()
     assert datastore.list_images() == ["normal_a"]
-
-
-def test_a_folder_that_is_a_series_itself_is_served_and_never_deleted(tmp_path, volumes):
-    folder = fill(tmp_path, {"one": volumes["series-1"]}).folder / "one"
-    datastore = FolderDatastore(str(folder))
-    assert datastore.list_images() == ["one"]
+    datastore = FolderDatastore(str(fill(tmp_path, {"one": volumes["series-1"]}).folder / "one"))
+    assert datastore.list_images() == ["one"]  # a folder that is a series itself
     assert read_scan(datastore.get_image_uri("one")).array.ndim == 4
     with pytest.raises(ConfigError, match="delete its files by hand"):
         datastore.remove_image("one")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_from_the_first_score_to_the_trained_model(server):
     assert any("epoch 2 of 2" in line for line in job["details"])
     stats = client.info()["train_stats"]["diffae"]
     assert (stats["images"], stats["failed"], stats["epoch"]) == (len(images), 0, 2)
+    assert (server.app / "mlflow.db").is_file()
     after = check_every_task(server, "hippocampus_001")
     assert after == stats["model"] == checksum(server.app / "bundle")
     assert after not in before
@@ -133,7 +135,8 @@ def test_from_the_first_score_to_the_trained_model(server):
 def test_a_training_is_stopped_and_the_server_answers_and_ends_during_an_inference(bundle_3d, studies_3d, tmp_path):
     app = label_app(tmp_path / "app", bundle=bundle_3d).folder
     server, before = RunningServer(app, studies_3d, tmp_path), checksum(app / "bundle")
-    check_loopback(server.url)
+    with pytest.raises(OSError, match="refused"):  # the server listens at 127.0.0.1 only
+        socket.create_connection(("127.0.0.2", int(server.url.rpartition(":")[2])))
     assert server.job("scoring")["status"] == "DONE"
     server.client.train_start("diffae", {"max_epochs": 10_000})
     assert wait_until(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=30).ok, 60)
@@ -146,19 +149,8 @@ def test_a_training_is_stopped_and_the_server_answers_and_ends_during_an_inferen
     thread = threading.Thread(target=requests.post, args=[url], kwargs=request, daemon=True)
     thread.start()
     time.sleep(1)
-    for _ in range(10):
-        start = time.monotonic()
-        assert requests.get(f"{server.url}/info/", timeout=30).ok
-        assert time.monotonic() - start < 1
+    assert requests.get(f"{server.url}/info/", timeout=1).ok
     assert thread.is_alive()
     start = time.monotonic()
     assert server.close() == 0
     assert time.monotonic() - start < 20
-
-
-def check_loopback(url):
-    """The server's port is open on the loopback address only."""
-    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]  # Linux
-    port = f":{int(url.rpartition(':')[2]):04X}"
-    rows = [line.split() for path in tables for line in path.read_text().splitlines()]
-    assert {row[1] for row in rows if row[1].endswith(port) and row[3] == "0A"} <= {f"0100007F{port}"}

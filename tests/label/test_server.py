@@ -20,8 +20,7 @@ from label_servers import same_settings
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 from PIL import Image
 
-from monai_diffae import errors
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ScanError
 from monai_diffae.label.answers import answered
 from monai_diffae.label.server_settings import apply_settings, settings_for
 
@@ -33,9 +32,6 @@ SCAN = "hippocampus_001"
 def refusal(response):
     """The status, and the argument that the reason names."""
     return response.status_code, response.json()["detail"].partition(": ")[0]
-
-
-# -- what is listed ----------------------------------------------------------------------------------------------------
 
 
 def test_info_lists_everything_and_viewers_list_the_label_map(server_3d):
@@ -55,9 +51,7 @@ def test_info_lists_everything_and_viewers_list_the_label_map(server_3d):
 def test_ohif_is_served_and_routes_and_pages_that_are_not_safe_are_left_out(server_3d):
     client = server_3d.client
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/info/", "/infer/{model}", "/train/{model}", "/activelearning/{strategy}", "/datastore/label"} <= set(
-        paths
-    )
+    assert {"/infer/{model}", "/train/{model}", "/activelearning/{strategy}", "/datastore/label"} <= set(paths)
     page = client.get("/ohif/").text
     assert "<html" in page
     assert '<script src="http' not in page  # no page runs a script of another server
@@ -78,9 +72,6 @@ def test_pages_of_this_machine_may_read_answers_and_those_of_others_may_not(serv
         assert response.status_code == 403
         assert "access-control-allow-origin" not in response.headers
     assert client.get("/info/", headers={"host": "rebound.example.org"}).status_code == 403
-
-
-# -- what requests reach -----------------------------------------------------------------------------------------------
 
 
 def test_requests_reach_images_of_the_datastore_and_options_only(server_3d):
@@ -200,9 +191,6 @@ def test_monai_labels_own_server_runs_the_app_with_the_same_checks(server_3d):
         assert client.post("/train/diffae?run_sync=true", json={"max_epochs": 0}).status_code == 400
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-
 def test_images_of_another_dimension_or_colour_are_refused(serve, bundle_3d, bundle_2d, studies_2d, tmp_path):
     response = serve(bundle_3d, studies_2d).infer("diffae_encode", next(iter(studies_2d.source)))
     assert response.status_code == 422
@@ -231,24 +219,15 @@ def test_weights_that_vanish_or_change_are_answered(serve, bundle_3d, studies_3d
     assert server.infer("diffae_encode", SCAN).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(ImageNotFoundException("x"), 404), (MONAILabelException(MONAILabelError.INVALID_INPUT, "x"), 400),
-     (errors.ScanError("x"), 422), (HTTPException(418, "x"), 418)],
-)  # fmt: skip
-def test_every_error_has_its_status(error, status):
-    with pytest.raises(HTTPException) as answer, answered():
-        raise error
-    assert (answer.value.status_code, answer.value.detail) == (status, "x")
-
-
-def test_a_dicomweb_server_that_fails_is_a_reason_without_its_address():
+def test_every_error_has_its_status_and_no_address():
+    for error, status in ((ImageNotFoundException("x"), 404), (ScanError("x"), 422), (HTTPException(418, "x"), 418),
+                          (MONAILabelException(MONAILabelError.INVALID_INPUT, "x"), 400)):  # fmt: skip
+        with pytest.raises(HTTPException) as answer, answered():
+            raise error
+        assert (answer.value.status_code, answer.value.detail) == (status, "x")
     with pytest.raises(HTTPException, match="503: studies: the DICOMweb server") as answer, answered():
         raise requests.ConnectionError("http://secret:8042")
     assert "secret" not in str(answer.value)
-
-
-# -- settings ----------------------------------------------------------------------------------------------------------
 
 
 def test_settings_reach_monai_label_and_its_jobs_and_those_of_the_user_stay(tmp_path):
@@ -263,11 +242,3 @@ def test_settings_reach_monai_label_and_its_jobs_and_those_of_the_user_stay(tmp_
         apply_settings(settings_for(tmp_path / "app", "/others", 8123))
         assert settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == {"Modality": "MR"}
         assert settings.MONAI_LABEL_STUDIES == "/others"
-
-
-def test_the_asgi_application_needs_the_folders(monkeypatch):
-    from monai_diffae.label import asgi
-
-    monkeypatch.delenv("MONAI_LABEL_APP_DIR", raising=False)
-    with pytest.raises(ConfigError, match="MONAI_LABEL_APP_DIR"):
-        asgi.app  # noqa: B018 - it is built when it is asked for

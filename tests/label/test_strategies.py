@@ -57,9 +57,6 @@ def codes(server):
     return indexed.ids, (z - z.mean(axis=0)) / z.std(axis=0)
 
 
-# -- scoring -----------------------------------------------------------------------------------------------------------
-
-
 def test_only_new_and_changed_images_are_encoded_and_only_if_there_are_some(serve, bundle_3d, studies_3d, volumes):
     server = serve(bundle_3d, studies_3d)
     (scoring,) = server.app._scoring_methods.values()
@@ -91,9 +88,6 @@ def test_a_broken_scan_is_reported_and_the_others_are_served(serve, bundle_3d, s
     assert {propose(server, "diffae_diversity")["id"] for _ in range(4)} == set(studies_3d.source)
     assert server.infer("diffae_encode", "empty").status_code == 422
     assert server.infer("diffae_encode", "series-1").status_code == 200
-
-
-# -- what is proposed --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,9 +166,6 @@ def test_without_scores_or_images_the_reason_is_given(serve, bundle_3d, studies_
         response = server.client.post(f"/activelearning/{strategy}")
         assert (response.status_code, response.json()["detail"][:27]) == (404, "studies: there is no image;")
     assert server.score()["images"] == 0
-
-
-# -- what labels say ---------------------------------------------------------------------------------------------------
 
 
 def test_labels_give_volumes_of_structures_and_classes(tmp_path, volumes):

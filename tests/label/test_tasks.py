@@ -38,9 +38,6 @@ def in_native_space(response, source, folder):
     return image
 
 
-# -- anomalies ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("id", [SCAN, "series-1"])
 def test_maps_are_floats_in_the_space_of_the_scan(id, server_3d, tmp_path):
     trained, source = load_bundle(server_3d.app.folder.bundle, "cpu"), server_3d.studies.source[id]
@@ -83,15 +80,10 @@ def test_a_bundle_that_is_not_calibrated_says_what_to_do(serve, bundle_3d, studi
     assert server.infer("diffae_anomaly", SCAN).status_code == 200
 
 
-# -- reconstructions and edits -----------------------------------------------------------------------------------------
-
-
 def test_x_T_reconstructs_the_scan_in_its_space(server_3d, tmp_path):
     source, errors = server_3d.studies.source[SCAN], {}
     for mode in ("x_T", "z_sem"):
-        image = in_native_space(
-            server_3d.infer("diffae_reconstruct", SCAN, "image", mode=mode, max_evaluations=30), source, tmp_path
-        )
+        image = in_native_space(server_3d.infer("diffae_reconstruct", SCAN, "image", mode=mode), source, tmp_path)
         assert image.get_data_dtype() == np.float32
         errors[mode] = np.square(image.get_fdata() - read_scan(source).array[0]).mean()
     assert errors["x_T"] < 0.1 * errors["z_sem"] < np.inf
@@ -123,12 +115,11 @@ def test_an_edit_follows_a_stored_direction_of_this_model(serve, bundle_3d, bund
     (folder.directions / "age.json").write_text(json.dumps(direction.to_json()))
     (folder.path / "secret.json").write_text(json.dumps(direction.to_json()))
     assert server.client.get("/info/").json()["models"]["diffae_edit"]["config"]["direction"] == ["age"]
-    quick = {"max_evaluations": 4}
-    prediction = server.infer("diffae_edit", SCAN, direction="age", strength=2, **quick).json()["prediction"]
+    prediction = server.infer("diffae_edit", SCAN, direction="age", strength=2).json()["prediction"]
     moved = np.subtract(prediction["edited"], prediction["scan"])
     np.testing.assert_allclose(moved, 2 * direction.std * direction.slope, rtol=1e-4)
     edited, unchanged, decoded = (
-        in_native_space(server.infer("diffae_edit", SCAN, "image", **params, **quick), source, tmp_path).get_fdata()
+        in_native_space(server.infer("diffae_edit", SCAN, "image", **params), source, tmp_path).get_fdata()
         for params in ({"strength": 2}, {"strength": 0, "detail": "own"}, {"strength": 0, "detail": "model"})
     )
     scan = read_scan(source).array[0]
@@ -140,9 +131,6 @@ def test_an_edit_follows_a_stored_direction_of_this_model(serve, bundle_3d, bund
         response = server.infer("diffae_edit", SCAN, direction=name)
         assert (response.status_code, response.json()["detail"][:11]) == (400, "direction: ")
     assert "another model" in server.infer("diffae_edit", SCAN, direction="other").json()["detail"]
-
-
-# -- codes and neighbors -----------------------------------------------------------------------------------------------
 
 
 def test_codes_are_those_of_the_bundle(server_3d):
@@ -166,9 +154,6 @@ def test_neighbors_are_the_nearest_of_the_datastore(server_3d):
     assert server_3d.infer("diffae_neighbors", SCAN, k=0).status_code == 400
     nearest = server_3d.upload("diffae_neighbors", server_3d.studies.source[SCAN]).json()["neighbors"][0]
     assert (nearest["id"], nearest["distance"]) == (SCAN, pytest.approx(0, abs=1e-6))
-
-
-# -- 2D ----------------------------------------------------------------------------------------------------------------
 
 
 def test_pictures_stay_upright_and_have_masks_as_png(serve, bundle_2d, studies_2d):
@@ -197,9 +182,6 @@ def test_the_slices_of_a_volume_have_a_code_each_and_become_a_volume_again(serve
     for number, status in ((1000, 422), (-1, 400)):
         assert server.infer("diffae_encode", SCAN, slice=number).status_code == status
     in_native_space(server.infer("diffae_reconstruct", SCAN, "image"), studies_3d.source[SCAN], tmp_path)
-
-
-# -- batches and options -----------------------------------------------------------------------------------------------
 
 
 def batch(server, model, **params):

@@ -102,31 +102,6 @@ def test_without_usable_images_or_a_bundle_of_its_own_nothing_is_trained(serve, 
         trainer({"model": "diffae", **QUICK}, FolderDatastore(str(tmp_path / "empty")))
 
 
-@pytest.mark.slow
-def test_a_second_training_is_refused_and_mlflow_has_a_run_of_the_first(serve, bundle_3d, studies_3d, monkeypatch):
-    from mlflow import MlflowClient
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    server = serve(bundle_3d, studies_3d)
-    answers = []
-    first = threading.Thread(target=lambda: answers.append(train(server, max_epochs=3, mlflow=True)))
-    first.start()
-    (trainer,) = server.app._trainers.values()
-    while not trainer._state.is_running():
-        time.sleep(0.01)
-    with pytest.raises(BusyError, match="a training is running"):
-        trainer({"model": "diffae", **QUICK}, server.app.datastore())
-    first.join()
-    assert answers[0].status_code == 200
-    client = MlflowClient(f"sqlite:///{server.app.folder.path / 'mlflow.db'}")
-    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    assert run.info.status == "FINISHED"
-    assert "training/loss" in run.data.metrics
-
-
-# -- the served bundle -------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
