@@ -13,10 +13,10 @@ _LISTED = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "St
 
 @contextmanager
 def dicomweb_server(folders, more_modalities=None, segmented=None):
-    """The URL of a DICOMweb server.
+    """The URL of a DICOMweb server of the DICOM files in some folders.
 
     Args:
-        folders: DICOM files.
+        folders: the folders.
         more_modalities: series without files: their modality by UID.
         segmented: series that a DICOM-SEG refers to, by the UID of the DICOM-SEG.
     """

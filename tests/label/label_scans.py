@@ -25,12 +25,7 @@ def shared(folder, pattern):
 
 @dataclass(frozen=True)
 class Studies:
-    """A folder of real scans.
-
-    Attributes:
-        folder: the folder.
-        source: the original of each scan by id.
-    """
+    """A folder of real scans, and the original of each scan by id."""
 
     folder: Path
     source: dict[str, Path]

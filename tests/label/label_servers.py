@@ -17,13 +17,7 @@ from label_scans import Studies
 
 @dataclass(frozen=True)
 class Server:
-    """A server in this process.
-
-    Attributes:
-        client: sends requests; ``client.get("/info/")``.
-        app: the app behind it.
-        studies: its scans.
-    """
+    """A server in this process, with a client, the app behind it, and its scans."""
 
     client: Any
     app: Any
@@ -80,14 +74,7 @@ def server_in_this_process(folder, bundle, studies):
 
 
 class ServerProcess:
-    """``monai-diffae label-server`` as a process of its own; its output goes to a file beside the app.
-
-    Args:
-        app: an app folder.
-        studies: a folder, or the URL of a DICOMweb server.
-        port: the port.
-        options: more arguments of ``label-server``.
-    """
+    """``monai-diffae label-server`` as a process of its own; its output goes to a file beside the app."""
 
     def __init__(self, app, studies, port, *options):
         self.url = f"http://127.0.0.1:{port}"

@@ -9,11 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
-import pytest
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 import pydicom
+import pytest
 from dicom_files import positions, save_planes
 from dicomweb_server import dicomweb_server
 from label_scans import Studies, shared

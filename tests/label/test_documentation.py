@@ -9,9 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 import requests
 import uvicorn
 from label_scans import fill

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 import requests
 import torch
 from fastapi import HTTPException

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 from label_scans import fill, shared
 from PIL import Image
 

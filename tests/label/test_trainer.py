@@ -3,14 +3,11 @@
 import json
 import logging
 import shutil
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 from filelock import FileLock
 from label_scans import fill
 
@@ -148,18 +145,15 @@ def test_one_request_at_a_time_uses_it(bundle):
     served = ServedModel(bundle, "cpu")
     inside, most = [], []
 
-    def use():
+    def use(_):
         with served.in_use():
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.02)
             inside.pop()
 
-    threads = [threading.Thread(target=use) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(use, range(5)))
     assert most == [1] * 5
 
 
