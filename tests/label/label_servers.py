@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import requests
+from forked_program import wait_until
 from label_scans import Studies
 
 
@@ -74,38 +75,45 @@ def server_in_this_process(folder, bundle, studies):
 
 
 class ServerProcess:
-    """``monai-diffae label-server`` as a process of its own; its output goes to a file beside the app."""
+    """``monai-diffae label-server`` as a process of its own; its output goes to a file beside the app.
 
-    def __init__(self, app, studies, port, *options):
+    With the fixture ``start_program``, it is a fork of this process, which need not import everything again.
+    """
+
+    def __init__(self, app, studies, port, *options, start_program=None):
         self.url = f"http://127.0.0.1:{port}"
         self.output = app.with_suffix(".output")
-        command = [sys.executable, "-m", "monai_diffae", "label-server", app, studies, "--port", str(port), *options]
+        words = ["label-server", str(app), str(studies), "--port", str(port), *options]
+        if start_program is not None:
+            self.process = start_program(*words, output=self.output)
+            return
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.output.open("wb") as output:
-            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "monai_diffae", *words], env=environment, stdout=output, stderr=output
+            )
+
+    def exit_code(self):
+        """None as long as it runs."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
     def wait(self, timeout_s=180):
-        """Return the server's ``/info/`` as soon as it answers."""
+        """Return when the server answers."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server has ended: {self.output.read_text()[-2000:]}")
-            try:
-                answer = requests.get(f"{self.url}/info/", timeout=5)
-            except requests.RequestException:
-                time.sleep(0.5)
-                continue
-            answer.raise_for_status()
-            return answer.json()
+            assert self.exit_code() is None, self.output.read_text()[-2000:]
+            with suppress(requests.RequestException):
+                requests.get(f"{self.url}/info/", timeout=5).raise_for_status()
+                return
+            time.sleep(0.2)
         raise TimeoutError(self.output.read_text()[-2000:])
 
     def close(self):
         """End the server as Ctrl-C does; returns the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
+        os.kill(self.process.pid, signal.SIGINT)
+        wait_until(lambda: self.exit_code() is not None, 30)
+        self.process.kill()
+        return self.exit_code()
 
 
 def free_port():

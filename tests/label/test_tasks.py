@@ -103,11 +103,12 @@ def test_an_edit_follows_a_stored_direction_of_this_model(serve, bundle_3d, bund
     (folder.directions / "age.json").write_text(json.dumps(direction.to_json()))
     (folder.path / "secret.json").write_text(json.dumps(direction.to_json()))
     assert server.client.get("/info/").json()["models"]["diffae_edit"]["config"]["direction"] == ["age"]
-    prediction = server.infer("diffae_edit", SCAN, direction="age", strength=2).json()["prediction"]
+    quick = {"max_evaluations": 4}
+    prediction = server.infer("diffae_edit", SCAN, direction="age", strength=2, **quick).json()["prediction"]
     moved = np.subtract(prediction["edited"], prediction["scan"])
     np.testing.assert_allclose(moved, 2 * direction.std * direction.slope, rtol=1e-4)
     edited, unchanged, decoded = (
-        in_native_space(server.infer("diffae_edit", SCAN, "image", **params), source, tmp_path).get_fdata()
+        in_native_space(server.infer("diffae_edit", SCAN, "image", **params, **quick), source, tmp_path).get_fdata()
         for params in ({"strength": 2}, {"strength": 0, "detail": "own"}, {"strength": 0, "detail": "model"})
     )
     scan = read_scan(source).array[0]
