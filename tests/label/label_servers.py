@@ -110,7 +110,8 @@ class ServerProcess:
 
     def close(self):
         """End the server as Ctrl-C does; returns the exit code."""
-        os.kill(self.process.pid, signal.SIGINT)
+        if self.exit_code() is None:
+            os.kill(self.process.pid, signal.SIGINT)
         wait_until(lambda: self.exit_code() is not None, 30)
         self.process.kill()
         return self.exit_code()

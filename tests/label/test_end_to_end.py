@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,6 @@ from forked_program import wait_until
 from label_scans import direction_for, fill, shared
 from label_servers import ServerProcess, free_port
 from monailabel.client import MONAILabelClient
-from PIL import Image
 
 from monai_diffae import label_app
 from monai_diffae.bundle import checksum
@@ -27,7 +27,7 @@ class RunningServer(ServerProcess):
 
     def __init__(self, app, studies, tmp_path, start_program=None):
         super().__init__(app, studies.folder, free_port(), start_program=start_program)
-        self.app, self.studies, self.with_mlflow = app, studies, False
+        self.app, self.studies = app, studies
         self.client = MONAILabelClient(self.url, str(tmp_path))
         self.wait()
 
@@ -52,29 +52,13 @@ class RunningServer(ServerProcess):
         return (answer.status_code, answer.json()["detail"][:28]) == (409, "train: a training is running")
 
 
-@pytest.fixture(params=["diffae_3d", pytest.param("diffae_2d", marks=pytest.mark.slow)])
-def server(request, bundle_2d, bundle_3d, volumes, pictures, start_program, tmp_path):
-    """A server for volumes with a 3D bundle, or for pictures and the slices of volumes with a 2D bundle."""
+@pytest.fixture
+def server(bundle_3d, volumes, start_program, tmp_path):
+    app = label_app(tmp_path / "app", bundle=bundle_3d).folder
     scans = {name: volumes[name] for name in [*list(volumes)[:5], "series-1"]}
-    if request.param == "diffae_2d":
-        scans |= {name: pictures[name] for name in list(pictures)[:3]}
-    app = label_app(tmp_path / "app", bundle={"diffae_3d": bundle_3d, "diffae_2d": bundle_2d}[request.param]).folder
     running = RunningServer(app, fill(tmp_path / "studies", scans), tmp_path, start_program)
-    running.with_mlflow = request.param == "diffae_2d"  # it takes ten seconds
     yield running
     assert running.close() == 0
-
-
-def check_space(file, source):
-    """The shape and affine of an answer are those of the source, to the bit."""
-    scan = read_scan(source)
-    if file.endswith(".png"):
-        assert np.asarray(Image.open(file)).shape == scan.array.shape[1:]
-        return
-    image = nib.load(file)
-    assert image.shape == (scan.array.shape[1:] if scan.spatial_dims == 3 else (*scan.array.shape[1:], 1))
-    if scan.spatial_dims == 3:
-        np.testing.assert_array_equal(image.affine, scan.affine)
 
 
 def check_every_task(server, image):
@@ -84,7 +68,9 @@ def check_every_task(server, image):
     for model in ("diffae_reconstruct", "diffae_edit", "diffae_anomaly_map", "diffae_anomaly"):
         quick = {"max_evaluations": 4} if model == "diffae_edit" else {}
         file, figures = server.infer(model, image, **quick)
-        check_space(file, server.studies.source[image])
+        answer, scan = nib.load(file), read_scan(server.studies.source[image])
+        assert answer.shape == scan.array.shape[1:]
+        np.testing.assert_array_equal(answer.affine, scan.affine)
         os.unlink(file)
     assert figures["label_names"] == {"anomalies": 1}
     nrrd, _ = server.infer("diffae_anomaly", image, result_extension=".nrrd", result_dtype="uint8")
@@ -103,7 +89,7 @@ def test_from_the_first_score_to_the_trained_model(server):
     first, second = (client.next_sample("diffae_diversity", {})["id"] for _ in range(2))
     assert first != second
     assert {first, second} <= set(images)
-    before = {check_every_task(server, image) for image in {"hippocampus_001", "series-1", images[-1]}}
+    before = {check_every_task(server, image) for image in ("hippocampus_001", "series-1")}
     assert before == {checksum(server.app / "bundle")}
 
     label = shared("hippocampus_msd/labels", "hippocampus_001.nii.gz")[0]
@@ -112,14 +98,13 @@ def test_from_the_first_score_to_the_trained_model(server):
     assert Path(client.download_label("hippocampus_001", "final")).read_bytes() == label.read_bytes()
     assert client.next_sample("diffae_uncertain", {})["selection"]["probe"] == "class"
 
-    client.train_start("diffae", {"max_epochs": 2, "mlflow": server.with_mlflow})
+    client.train_start("diffae", {"max_epochs": 2, "mlflow": False})
     assert server.refuses_training()
     job = server.job("train")
     assert job["status"] == "DONE", job["details"]
     assert any("epoch 2 of 2" in line for line in job["details"])
     stats = client.info()["train_stats"]["diffae"]
     assert (stats["images"], stats["failed"], stats["epoch"]) == (len(images), 0, 2)
-    assert (server.app / "mlflow.db").is_file() == server.with_mlflow
     after = check_every_task(server, "hippocampus_001")
     assert after == stats["model"] == checksum(server.app / "bundle")
     assert after not in before
@@ -133,23 +118,27 @@ def test_from_the_first_score_to_the_trained_model(server):
 @pytest.mark.slow
 def test_a_training_is_stopped_and_the_server_answers_and_ends_during_an_inference(bundle_3d, studies_3d, tmp_path):
     app = label_app(tmp_path / "app", bundle=bundle_3d).folder
-    server, before = RunningServer(app, studies_3d, tmp_path), checksum(app / "bundle")
-    with pytest.raises(OSError, match="refused"):  # the server listens at 127.0.0.1 only
-        socket.create_connection(("127.0.0.2", int(server.url.rpartition(":")[2])))
-    assert server.job("scoring")["status"] == "DONE"
-    server.client.train_start("diffae", {"max_epochs": 10_000})
-    assert wait_until(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=30).ok, 60)
-    server.client.train_stop()
-    assert server.job("train")["status"] == "STOPPED"
-    assert checksum(app / "bundle") == before
+    with closing(RunningServer(app, studies_3d, tmp_path)) as server:
+        with pytest.raises(OSError, match="refused"):  # the server listens at 127.0.0.1 only
+            socket.create_connection(("127.0.0.2", int(server.url.rpartition(":")[2])))
+        assert server.job("scoring")["status"] == "DONE"
+        server.client.train_start("diffae", {"max_epochs": 1})
+        assert server.job("train")["status"] == "DONE"
+        assert (app / "mlflow.db").is_file()
+        before = checksum(app / "bundle")
+        server.client.train_start("diffae", {"max_epochs": 10_000})
+        assert wait_until(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=30).ok, 60)
+        server.client.train_stop()
+        assert server.job("train")["status"] == "STOPPED"
+        assert checksum(app / "bundle") == before
 
-    url, params = f"{server.url}/infer/diffae_reconstruct", {"mode": "z_sem", "draws": 100, "steps": 300}  # minutes
-    request = {"params": {"image": "hippocampus_001"}, "data": {"params": json.dumps(params)}, "timeout": 300}
-    thread = threading.Thread(target=requests.post, args=[url], kwargs=request, daemon=True)
-    thread.start()
-    time.sleep(1)
-    assert requests.get(f"{server.url}/info/", timeout=1).ok
-    assert thread.is_alive()
-    start = time.monotonic()
-    assert server.close() == 0
-    assert time.monotonic() - start < 20
+        url, params = f"{server.url}/infer/diffae_reconstruct", {"mode": "z_sem", "draws": 100, "steps": 300}  # minutes
+        request = {"params": {"image": "hippocampus_001"}, "data": {"params": json.dumps(params)}, "timeout": 300}
+        thread = threading.Thread(target=requests.post, args=[url], kwargs=request, daemon=True)
+        thread.start()
+        time.sleep(1)
+        assert requests.get(f"{server.url}/info/", timeout=1).ok
+        assert thread.is_alive()
+        start = time.monotonic()
+        assert server.close() == 0
+        assert time.monotonic() - start < 20

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.ids import check_id, check_tag
-from monai_diffae.label.logs import OwnLines, set_up_logging
+from monai_diffae.label.logs import set_up_logging
 
 
 def test_names_of_files_are_ids_and_words_are_tags():
@@ -40,28 +40,8 @@ def test_an_id_never_leads_out_of_a_folder(text):
     assert "\n" not in id
 
 
-@pytest.fixture
-def log_file(tmp_path):
-    """The log of a server; loggers and their levels are as before afterwards."""
-    root = logging.getLogger()
-    jobs = ("task_train", "task_scoring", "task_batch_infer")
-    names = ("", "monai_diffae", "monailabel", "dicomweb_client", "__main__", "uvicorn.error", *jobs)
-    levels = {name: logging.getLogger(name).level for name in names}
-    handlers = list(root.handlers)
-    set_up_logging(tmp_path / "logs" / "app.log")
-    yield tmp_path / "logs" / "app.log"
-    for handler in root.handlers:
-        for own in [each for each in handler.filters if isinstance(each, OwnLines)]:
-            handler.removeFilter(own)
-    root.handlers = handlers
-    for name in jobs:
-        logging.getLogger(name).filters.clear()
-    logging.getLogger("uvicorn.access").disabled = False
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-
-
-def test_only_own_lines_of_the_server_and_its_jobs_are_logged(log_file):
+def write_log(file):
+    set_up_logging(file)
     logging.getLogger("monai_diffae.label.trainer").info("epoch %d", 3)
     logging.getLogger("uvicorn.error").info("Application startup complete.")
     logging.getLogger("monailabel.endpoints.infer").error("Infer Request: Doe^Jane")
@@ -72,5 +52,11 @@ def test_only_own_lines_of_the_server_and_its_jobs_are_logged(log_file):
     job.info("[2026-11-26 10:00:00] [7] [MainThread] [INFO] (__main__:37) - Initializing App from: /data/doe_jane")
     job.info("[2026-11-26 10:00:01] [7] [MainThread] [INFO] (monai_diffae.label.trainer:99) - epoch 1 of 2, loss 0.1")
     job.info("FileNotFoundError: /data/doe_jane.nii.gz")
-    lines = [line.split(" ", 3)[3] for line in log_file.read_text().splitlines()]
-    assert lines == ["epoch 3", "Application startup complete.", "train: epoch 1 of 2, loss 0.1"]
+
+
+def test_only_own_lines_of_the_server_and_its_jobs_are_logged(in_a_fork, tmp_path):
+    in_a_fork(write_log, tmp_path / "logs" / "app.log")
+    lines = (tmp_path / "logs" / "app.log").read_text().splitlines()
+    assert [line.split(" ", 3)[3] for line in lines] == [
+        "epoch 3", "Application startup complete.", "train: epoch 1 of 2, loss 0.1"
+    ]  # fmt: skip
