@@ -154,7 +154,8 @@ def test_the_app_writes_what_reconstruct_writes(client, scans, tmp_path):
     reconstruct(stored_bundle(tmp_path / "bundle", "3d"), tmp_path / "scans", tmp_path / "ours", device="cpu")
     ours = nib.load(tmp_path / "ours" / "x_T" / "scan-1.nii.gz")
     answer = opened(infer(client, "diffae_3d", "scan-1"), tmp_path / "answer.nii.gz")
-    np.testing.assert_array_equal(np.round(answer.get_fdata()), ours.get_fdata())
+    # ours is rounded to whole numbers, as the scan has them
+    np.testing.assert_allclose(answer.get_fdata(), ours.get_fdata(), rtol=0, atol=0.501)
 
 
 @pytest.mark.slow
