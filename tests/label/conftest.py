@@ -1,20 +1,22 @@
 """Fixtures for the tests of the MONAI Label app: real scans, tiny trained bundles, and the server in this process."""
 
-from __future__ import annotations
-
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-from label_scans import Studies, fill, shared, tiny_bundle_for
+from label_scans import fill, shared, tiny_bundle_for
+from label_servers import server_in_this_process
+
+WITHOUT_MONAI_LABEL = {"test_commands.py", "test_ids_and_logs.py"}
+if find_spec("monailabel") is None:  # `make test-label` has it, in an environment of its own
+    collect_ignore = [
+        file.name for file in Path(__file__).parent.glob("test_*") if file.name not in WITHOUT_MONAI_LABEL
+    ]
 
 
 @pytest.fixture(scope="session")
-def volumes() -> dict[str, Path]:
+def volumes():
     """Twelve hippocampi as NIfTI and one as a DICOM series, by id."""
     files = shared("hippocampus_msd/images", "*.nii.gz")[:12]
     series = shared("hippocampus_hcrop_dicom/Study1_13_HCropVolume", "*.dcm")[0].parent
@@ -22,85 +24,50 @@ def volumes() -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> dict[str, Path]:
+def pictures():
     """Twelve X-rays as JPEG, by id."""
     return {file.stem: file for file in shared("cxr_pneumonia_224", "*.jpeg")[:12]}
 
 
 @pytest.fixture(scope="session")
-def bundle_2d(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path]) -> Path:
+def bundle_2d(tmp_path_factory, pictures):
     """A tiny 2D bundle of X-rays."""
     return tiny_bundle_for(tmp_path_factory.mktemp("label_2d"), "2d", pictures)
 
 
 @pytest.fixture(scope="session")
-def bundle_3d(tmp_path_factory: pytest.TempPathFactory, volumes: dict[str, Path]) -> Path:
+def bundle_3d(tmp_path_factory, volumes):
     """A tiny 3D bundle of hippocampi."""
     return tiny_bundle_for(tmp_path_factory.mktemp("label_3d"), "3d", volumes)
 
 
-@dataclass(frozen=True)
-class Server:
-    """A server in this process.
-
-    Attributes:
-        client: sends requests; ``client.get("/info/")``.
-        app: the app behind it.
-        studies: its scans.
-    """
-
-    client: Any
-    app: Any
-    studies: Studies
-
-    def infer(self, model: str, image: str, output: str = "json", /, **params: Any) -> Any:
-        """The response to a request for inference."""
-        return self.client.post(f"/infer/{model}?image={image}&output={output}", data={"params": json.dumps(params)})
-
-
 @pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, Studies], Server]]:
+def serve(tmp_path):
     """Starts a server in this process: ``serve(bundle, studies)``."""
-    from fastapi.testclient import TestClient
+    with ExitStack() as servers:
+        names = (f"app-{number}" for number in range(9))
+        yield lambda bundle, studies: servers.enter_context(
+            server_in_this_process(tmp_path / next(names), bundle, studies)
+        )
 
-    from monai_diffae.label.app_folder import make_app_folder
 
-    clients = []
-    before = dict(os.environ)
-
-    def start(bundle: Path, studies: Studies) -> Server:
-        from monailabel.interfaces.utils.app import app_instance, clear_cache
-
-        from monai_diffae.label.asgi import build_app
-        from monai_diffae.label.server_settings import apply_settings, settings_for
-
-        folder = tmp_path / f"app-{len(clients)}"
-        if not folder.exists():
-            make_app_folder(folder, bundle, refer=False)
-        settings = settings_for(folder, str(studies.folder), 8000)
-        quiet = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
-        apply_settings({**settings, **quiet}, keep=False)
-        clear_cache()
-        client = TestClient(build_app(), base_url="http://127.0.0.1:8000")
-        client.__enter__()
-        clients.append(client)
-        return Server(client, app_instance(), studies)
-
-    yield start
-    for client in clients:
-        client.__exit__(None, None, None)
-    os.environ.clear()
-    os.environ.update(before)
+@pytest.fixture(scope="module")
+def server_3d(bundle_3d, volumes, tmp_path_factory):
+    """A server of three hippocampi as NIfTI and one as a DICOM series, which are scored; tests change nothing of it."""
+    root = tmp_path_factory.mktemp("server_3d")
+    studies = fill(root / "studies", {name: volumes[name] for name in [*list(volumes)[:3], "series-1"]})
+    with server_in_this_process(root / "app", bundle_3d, studies) as server:
+        server.score()
+        yield server
 
 
 @pytest.fixture
-def studies_3d(tmp_path: Path, volumes: dict[str, Path]) -> Studies:
+def studies_3d(tmp_path, volumes):
     """Three hippocampi as NIfTI and one as a DICOM series."""
-    names = [*list(volumes)[:3], "series-1"]
-    return fill(tmp_path / "studies", {name: volumes[name] for name in names})
+    return fill(tmp_path / "studies", {name: volumes[name] for name in [*list(volumes)[:3], "series-1"]})
 
 
 @pytest.fixture
-def studies_2d(tmp_path: Path, pictures: dict[str, Path]) -> Studies:
+def studies_2d(tmp_path, pictures):
     """Four X-rays as JPEG."""
     return fill(tmp_path / "studies", {name: pictures[name] for name in list(pictures)[:4]})

@@ -1,13 +1,9 @@
 """A small DICOMweb server for tests: QIDO-RS for series, WADO-RS for whole series, on real DICOM files."""
 
-from __future__ import annotations
-
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pydicom
@@ -16,21 +12,15 @@ _LISTED = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "St
 
 
 @contextmanager
-def dicomweb_server(
-    folders: list[Path], more_modalities: dict[str, str] | None = None, segmented: dict[str, str] | None = None
-) -> Iterator[str]:
-    """A DICOMweb server.
+def dicomweb_server(folders, more_modalities=None, segmented=None):
+    """The URL of a DICOMweb server of the DICOM files in some folders.
 
     Args:
-        folders: DICOM files.
+        folders: the folders.
         more_modalities: series without files: their modality by UID.
         segmented: series that a DICOM-SEG refers to, by the UID of the DICOM-SEG.
-
-    Yields:
-        The URL.
     """
-    files: dict[str, list[Path]] = {}
-    rows: dict[str, dict] = {}
+    files, rows, segmented = {}, {}, segmented or {}
     for folder in folders:
         for path in sorted(folder.glob("*.dcm")):
             header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -45,7 +35,7 @@ def dicomweb_server(
         rows[uid] = other.to_json_dict()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             url = urlsplit(self.path)
             if url.path.endswith("/series"):
                 self._search(parse_qs(url.query))
@@ -54,24 +44,22 @@ def dicomweb_server(
             else:
                 self._retrieve(url.path.split("/series/")[1].split("/")[0])
 
-        def _search(self, query: dict[str, list[str]]) -> None:
+        def _search(self, query):
             names = {"SeriesInstanceUID": "0020000E", "Modality": "00080060"}
-            found = [
-                row for row in rows.values()
-                if all(row[tag]["Value"] == query[name] for name, tag in names.items() if name in query)
-            ]  # fmt: skip
-            self._answer("application/dicom+json", json.dumps(found).encode())
+            asked = {tag: query[name] for name, tag in names.items() if name in query}
+            matching = [row for row in rows.values() if all(row[tag]["Value"] == asked[tag] for tag in asked)]
+            self._answer("application/dicom+json", json.dumps(matching).encode())
 
-        def _describe(self, uid: str) -> None:
-            if uid not in (segmented or {}):
+        def _describe(self, uid):
+            if uid not in segmented:
                 self.send_error(404)
                 return
             described, referenced = pydicom.Dataset(), pydicom.Dataset()
-            referenced.SeriesInstanceUID = (segmented or {})[uid]
+            referenced.SeriesInstanceUID = segmented[uid]
             described.ReferencedSeriesSequence = [referenced]
             self._answer("application/dicom+json", json.dumps([described.to_json_dict()]).encode())
 
-        def _retrieve(self, uid: str) -> None:
+        def _retrieve(self, uid):
             if uid not in files:
                 self.send_error(404)
                 return
@@ -79,14 +67,14 @@ def dicomweb_server(
             parts = b"".join(head + path.read_bytes() + b"\r\n" for path in files[uid])
             self._answer('multipart/related; type="application/dicom"; boundary=boundary', parts + b"--boundary--")
 
-        def _answer(self, kind: str, content: bytes) -> None:
+        def _answer(self, kind, content):
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *args: object) -> None:
+        def log_message(self, *args):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

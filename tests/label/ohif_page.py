@@ -1,16 +1,10 @@
 """OHIF, as MONAI Label serves it, in a headless Chromium."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 TIMEOUT_MS = 60_000
@@ -19,7 +13,7 @@ SOFTWARE_RENDERING = [
 ]  # fmt: skip
 
 
-def open_browser(playwright: Playwright) -> Browser:
+def open_browser(playwright):
     """Debian's Chromium without a window; the volumes are drawn by the CPU."""
     # the sandbox needs rights that a container's root does not have; only pages of this machine are opened
     arguments = ["--no-sandbox", *SOFTWARE_RENDERING]
@@ -29,47 +23,47 @@ def open_browser(playwright: Playwright) -> Browser:
 class OhifPage:
     """One study in OHIF's mode for MONAI Label: three planes on the left, the panel on the right."""
 
-    def __init__(self, browser: Browser, server_url: str, study_uid: str) -> None:
+    def __init__(self, browser, server_url, study_uid):
         self.page = browser.new_page(viewport={"width": 1280, "height": 720})
         self.page.set_default_timeout(TIMEOUT_MS)
         self.page.goto(f"{server_url}/ohif/monai-label?StudyInstanceUIDs={study_uid}")
         self.page.get_by_text("Confirm and Hide").click()  # "for investigational use only"
         self._wait_for_drawing()
 
-    def connect(self) -> str:
+    def connect(self):
         """Connect the panel to the server; return the panel's text."""
         self.page.locator(".settingsTable button").click()
         self.page.get_by_text("Auto-Segmentation").wait_for()
         self._wait_for_drawing()
         return self.page.locator(".monaiLabelPanel").inner_text()
 
-    def segmentation_models(self) -> list[str]:
+    def segmentation_models(self):
         """The models that Auto-Segmentation lists."""
         options = self.page.locator(".modelSelector").first.locator("option")
         return [name.strip() for name in options.all_inner_texts()]
 
-    def strategies(self) -> list[str]:
+    def strategies(self):
         """The strategies that Active Learning lists."""
         return self.page.locator(".optionsTable option").evaluate_all("options => options.map(one => one.value)")
 
-    def set_option(self, task: str, option: str, value: str) -> None:
+    def set_option(self, task, option, value):
         """Enter a value in the table under Options / Configurations."""
         self.page.get_by_text("Options / Configurations").click()
         self.page.locator("select[name=selectName]").select_option(task)
         self.page.locator(f"#infer{task}{option}").fill(value)
         self.page.get_by_text("Confirm", exact=True).click()
 
-    def run_segmentation(self) -> None:
+    def run_segmentation(self):
         """Run the model that Auto-Segmentation shows, until its result is drawn."""
         self._run(self._tab("Auto-Segmentation"), "Running Segmentation - Successful")
 
-    def run_class_prompt(self, label: str) -> None:
+    def run_class_prompt(self, label):
         """Run the same model from the tab Class Prompts for one label, until its result is drawn."""
         tab = self._tab("Class Prompts")
         tab.get_by_role("row", name=label).get_by_role("checkbox").check()
         self._run(tab, "Run Class Based Inference - Successful")
 
-    def _tab(self, title: str) -> Locator:
+    def _tab(self, title):
         """One of the tabs of the panel, opened."""
         name = self.page.locator("label.tab-label", has_text=title)
         tab = self.page.locator(".tab", has=name)
@@ -77,22 +71,22 @@ class OhifPage:
             name.click()
         return tab
 
-    def _run(self, tab: Locator, message: str) -> None:
+    def _run(self, tab, message):
         tab.locator(".modelSelector button").click()
         self.page.get_by_text(message).wait_for()
         self.page.get_by_text(message).wait_for(state="hidden")
         self._wait_for_drawing()
 
-    def planes(self) -> np.ndarray:
+    def planes(self):
         """The three views, [height, width, RGB], without the panel."""
         box = self.page.locator("[data-cy='viewport-grid']").bounding_box()
         return np.asarray(Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("RGB"))
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self, path):
         """The whole window as a picture."""
         self.page.screenshot(path=path)
 
-    def _wait_for_drawing(self) -> None:
+    def _wait_for_drawing(self):
         """Return when two views of the planes, half a second apart, are equal and not black."""
         self.page.wait_for_function("document.querySelectorAll('canvas').length >= 3")
         last = None

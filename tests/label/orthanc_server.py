@@ -1,12 +1,9 @@
 """A throw-away Orthanc with DICOMweb, for the tests of the MONAI Label application."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import requests
 
@@ -14,7 +11,7 @@ PROGRAM = Path("/usr/sbin/Orthanc")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
-def missing_parts() -> str:
+def missing_parts():
     """What of Debian's packages is not installed, as a reason to skip; "" if all is there."""
     packages = {"orthanc": PROGRAM, "orthanc-dicomweb": PLUGIN}
     return ", ".join(name for name, file in packages.items() if not file.exists())
@@ -27,7 +24,7 @@ class Orthanc:
     what does not come from this machine. `make test-orthanc` moreover runs in a network namespace of its own.
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder, port):
         folder.mkdir()
         self.url = f"http://127.0.0.1:{port}"
         self.dicom_web_url = f"{self.url}/dicom-web"
@@ -45,7 +42,7 @@ class Orthanc:
         self._log = (folder / "orthanc.log").open("wb")
         self._process = subprocess.Popen([PROGRAM, folder / "orthanc.json"], stdout=self._log, stderr=self._log)
 
-    def wait(self, timeout_s: float = 60) -> None:
+    def wait(self, timeout_s=60):
         """Return when the server answers."""
         end = time.monotonic() + timeout_s
         while True:
@@ -57,7 +54,7 @@ class Orthanc:
                     raise
                 time.sleep(0.2)
 
-    def upload(self, folder: Path) -> str:
+    def upload(self, folder):
         """Store the DICOM files of one series; return its SeriesInstanceUID."""
         answers = []
         for file in sorted(folder.glob("*.dcm")):
@@ -67,24 +64,24 @@ class Orthanc:
         (series,) = {answer["ParentSeries"] for answer in answers}
         return self._tags("series", series)["SeriesInstanceUID"]
 
-    def series(self) -> list[dict[str, Any]]:
+    def series(self):
         """All series: ``Modality``, ``SeriesInstanceUID``, ``SeriesDescription``, ``StudyInstanceUID``."""
         ids = requests.get(f"{self.url}/series", timeout=30).json()
         return [self._tags("series", one) | self._tags("series", one, "study") for one in ids]
 
-    def instances(self, series_uid: str) -> list[bytes]:
+    def instances(self, series_uid):
         """The DICOM files of a series."""
         found = requests.post(f"{self.url}/tools/lookup", data=series_uid, timeout=30).json()
         ids = requests.get(f"{self.url}/series/{found[0]['ID']}", timeout=30).json()["Instances"]
         return [requests.get(f"{self.url}/instances/{one}/file", timeout=30).content for one in ids]
 
-    def close(self) -> None:
+    def close(self):
         """Stop the server."""
         self._process.terminate()
         self._process.wait(30)
         self._log.close()
 
-    def _tags(self, level: str, one: str, parent: str = "") -> dict[str, Any]:
+    def _tags(self, level, one, parent=""):
         answer = requests.get("/".join(filter(None, [self.url, level, one, parent])), timeout=30)
         answer.raise_for_status()
         return answer.json()["MainDicomTags"]

@@ -1,15 +1,11 @@
 """A copy of a real DICOM series with a bright ball in it, and without its patient."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pydicom
 from pydicom.uid import generate_uid
 
 
-def plant_lesion(source: Path, target: Path, radius_mm: float = 5.0) -> str:
+def plant_lesion(source, target, radius_mm=5.0):
     """Copy a series of parallel slices, with the series' largest value in a ball; return the new SeriesInstanceUID.
 
     The middle planes, which viewers show first, cut the ball, but its center is half a radius beside each of them: a
@@ -36,12 +32,12 @@ def plant_lesion(source: Path, target: Path, radius_mm: float = 5.0) -> str:
     return str(series)
 
 
-def slice_distance_mm(first: list[float], second: list[float]) -> float:
+def slice_distance_mm(first, second):
     """The distance of two slices."""
     return float(np.linalg.norm(np.subtract(first, second)))
 
 
-def ball(shape: tuple[int, ...], spacing_mm: list[float], radius_mm: float) -> np.ndarray:
+def ball(shape, spacing_mm, radius_mm):
     """A ball half a radius beside the middle of a grid, along each axis, as a mask."""
     grid = np.indices(shape)
     offset = [

@@ -3,18 +3,24 @@
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nibabel as nib
-import pytest
-
-pytest.importorskip("monailabel", reason="MONAI Label is not installed")
-
 import pydicom
+import pytest
+from dicom_files import positions, save_planes
 from dicomweb_server import dicomweb_server
 from label_scans import Studies, shared
+from label_servers import free_port, server_in_this_process
 
-OTHERS = {"1.2.3.4": "SEG", "1.2.3.5": "SR", "1.2.3.6": "CT"}
+from monai_diffae import label_app
+from monai_diffae.label import dicomweb
+from monai_diffae.label.dicomweb import DicomWebDatastore
+
+OTHERS = {"1.2.3.4": "SEG", "1.2.3.7": "SEG", "1.2.3.5": "SR", "1.2.3.6": "CT"}
 
 
 @pytest.fixture(scope="module")
@@ -25,36 +31,29 @@ def series():
     return {pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID: folder for folder in folders}
 
 
+@pytest.fixture(scope="module")
+def server(bundle_3d, series, tmp_path_factory):
+    """A server of two real series, the last with two DICOM-SEG, and one without files; tests change nothing of it."""
+    segmented = dict.fromkeys(("1.2.3.4", "1.2.3.7"), list(series)[-1])
+    with (
+        dicomweb_server(list(series.values()), OTHERS, segmented) as url,
+        server_in_this_process(tmp_path_factory.mktemp("dicomweb") / "app", bundle_3d, Studies(url, series)) as server,
+    ):
+        yield server
+
+
 @pytest.fixture
-def server(serve, bundle_3d, series):
+def own_server(serve, bundle_3d, series):
     with dicomweb_server(list(series.values()), OTHERS) as url:
         yield serve(bundle_3d, Studies(url, series))
 
 
-def test_series_with_images_of_any_modality_are_listed(server, series):
+def test_series_with_images_of_any_or_one_modality_are_listed_and_labelled_ones_count_once(server, series):
     assert server.app.datastore().list_images() == sorted([*series, "1.2.3.6"])
-    assert server.client.get("/info/").json()["datastore"]["total"] == 3
-
-
-def test_a_series_with_several_dicom_seg_counts_once(serve, bundle_3d, series):
-    uid = next(iter(series))
-    segs = {"1.2.3.4": uid, "1.2.3.7": uid}
-    with dicomweb_server(list(series.values()), {**OTHERS, "1.2.3.7": "SEG"}, segs) as url:
-        server = serve(bundle_3d, Studies(url, series))
-        assert server.app.datastore().get_labeled_images() == [uid]
-        assert server.client.get("/info/").json()["datastore"]["completed"] == 1
-        assert uid not in server.app.datastore().get_unlabeled_images()
-
-
-def test_a_modality_can_be_chosen(serve, bundle_3d, series, monkeypatch):
-    from monailabel.config import settings
-
-    from monai_diffae.label.dicomweb import DicomWebDatastore
-
-    with dicomweb_server(list(series.values()), OTHERS) as url:
-        serve(bundle_3d, Studies(url, series))
-        assert settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == {}
-        assert DicomWebDatastore(url, {"Modality": "CT"}).list_images() == ["1.2.3.6"]
+    assert server.app.datastore().get_labeled_images() == [list(series)[-1]]
+    status = server.client.get("/info/").json()["datastore"]
+    assert (status["total"], status["completed"]) == (3, 1)
+    assert DicomWebDatastore(server.studies.folder, {"Modality": "CT"}).list_images() == ["1.2.3.6"]
 
 
 def test_a_series_is_encoded_and_its_mask_has_its_grid(server, series, tmp_path):
@@ -63,51 +62,36 @@ def test_a_series_is_encoded_and_its_mask_has_its_grid(server, series, tmp_path)
     response = server.infer("diffae_anomaly", uid, "image")
     assert response.status_code == 200, response.text
     (tmp_path / "mask.nii.gz").write_bytes(response.content)
-    header = pydicom.dcmread(next(series[uid].glob("*.dcm")))
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert sorted(mask.shape) == sorted([header.Rows, header.Columns, len(list(series[uid].glob("*.dcm")))])
+    files = list(series[uid].glob("*.dcm"))
+    header = pydicom.dcmread(files[0])
+    assert sorted(nib.load(tmp_path / "mask.nii.gz").shape) == sorted([header.Rows, header.Columns, len(files)])
 
 
-def test_unknown_series_and_paths_are_refused(server):
+def test_unknown_series_paths_and_uploads_are_refused(server, series):
     for uid, status in (("9.9.9", 404), ("../x", 400), ("name", 400), ("", 400), ("1.2.3.", 400)):
         response = server.infer("diffae_encode", uid)
         assert (response.status_code, response.json()["detail"][:7]) == (status, "image: "), uid
-
-
-def test_a_series_that_cannot_be_fetched_is_a_failure_of_its_own(server, series):
-    result = server.client.post("/scoring/diffae_embed?run_sync=true").json()
-    assert result["images"] == 2
-    assert result["failed"].keys() == {"1.2.3.6"}
-    assert {server.client.post("/activelearning/diffae_diversity").json()["id"] for _ in range(2)} == set(series)
-
-
-def test_images_are_not_uploaded(server, series):
-    file = next(next(iter(series.values())).glob("*.dcm"))
-    response = server.client.put("/datastore/image?image=1.2.9", files={"file": ("a.dcm", file.read_bytes())})
+    response = server.client.put("/datastore/image?image=1.2.9", files={"file": ("a.dcm", b"x")})
     assert (response.status_code, response.json()["detail"][:7]) == (400, "image: ")
 
 
-def test_labels_that_are_saved_count_once(server, series, volumes):
-    uid = next(iter(series))
-    label = next(iter(volumes.values()))
-    for tag in ("original", "reader"):  # final ones become DICOM-SEG on the server
-        with open(label, "rb") as stream:
-            response = server.client.put(
-                f"/datastore/label?image={uid}&tag={tag}", files={"label": (label.name, stream)}
-            )
-        assert response.status_code == 200, response.text
-    assert server.client.get(f"/datastore/label?label={uid}&tag=original").content == label.read_bytes()
-    assert (
-        server.client.put(f"/datastore/label?image={uid}&tag=../x", files={"label": ("a.nii", b"x")}).status_code == 400
-    )
+def test_a_series_that_cannot_be_fetched_is_a_failure_of_its_own(server, series):
+    result = server.score()
+    assert (result["images"], result["failed"].keys()) == (2, {"1.2.3.6"})
+    assert server.client.post("/activelearning/diffae_diversity").json()["id"] == next(iter(series))
 
 
-def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatch):
+def test_labels_are_saved(own_server, series, volumes):
+    uid, label = next(iter(series)), next(iter(volumes.values())).read_bytes()
+    for tag, status in (("original", 200), ("reader", 200), ("../x", 400)):  # final ones become DICOM-SEG on the server
+        path = f"/datastore/label?image={uid}&tag={tag}"
+        response = own_server.client.put(path, files={"label": ("a.nii.gz", label)})
+        assert response.status_code == status, response.text
+    assert own_server.client.get(f"/datastore/label?label={uid}&tag=original").content == label
+
+
+def test_a_series_that_is_being_fetched_is_waited_for(own_server, series, monkeypatch):
     """MONAI Label takes the slices that another thread or process has written so far for the whole series."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from monai_diffae.label import dicomweb
-
     uid, folder = next(iter(series.items()))
     half_done, go_on = threading.Event(), threading.Event()
 
@@ -120,7 +104,7 @@ def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatc
                 assert go_on.wait(30)
 
     monkeypatch.setattr(dicomweb, "dicom_web_download_series", slowly)
-    store = server.app.datastore()
+    store = own_server.app.datastore()
     with ThreadPoolExecutor() as threads:
         first = threads.submit(store.get_image_uri, uid)
         assert half_done.wait(30)
@@ -134,28 +118,33 @@ def test_a_series_that_is_being_fetched_is_waited_for(server, series, monkeypatc
     assert not list(Path(first.result()).parent.glob(".tmp-*"))
 
 
-def test_a_series_with_a_missing_slice_is_refused(serve, bundle_3d, series, tmp_path):
-    """MONAI Label converts it as if the slices were evenly spaced."""
+def test_series_with_a_missing_slice_or_a_tilt_are_refused(serve, bundle_3d, series, tmp_path):
+    """MONAI Label converts them as if they had no gap and no tilt, so that a mask would lie elsewhere."""
     uid, folder = next(iter(series.items()))
     shutil.copytree(folder, tmp_path / "gap", ignore=shutil.ignore_patterns("*.txt"))
-    positions = {
-        file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")
-    }
-    sorted(positions, key=positions.get)[10].unlink()
-    with dicomweb_server([tmp_path / "gap"]) as url:
+    heights = {file: float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in (tmp_path / "gap").glob("*.dcm")}
+    sorted(heights, key=heights.get)[10].unlink()
+    tilted = save_planes(tmp_path / "ct", positions(n=6, tilt=0.6))
+    reasons = {uid: "slice", pydicom.dcmread(next(tilted.glob("*.dcm"))).SeriesInstanceUID: "tilted"}
+    with dicomweb_server([tmp_path / "gap", tilted]) as url:
         server = serve(bundle_3d, Studies(url, series))
-        answer = server.infer("diffae_encode", uid)
-        assert answer.status_code == 422
-        assert "slice" in answer.json()["detail"]
-        assert server.client.post("/scoring/diffae_embed?run_sync=true").json()["failed"].keys() == {uid}
+        for uid, reason in reasons.items():
+            answer = server.infer("diffae_encode", uid)
+            assert (answer.status_code, reason in answer.json()["detail"]) == (422, True)
+        assert server.score()["failed"].keys() == reasons.keys()
 
 
-def test_a_tilted_series_is_refused(serve, bundle_3d, series, tmp_path):
-    """MONAI Label converts it without the tilt: a mask would lie elsewhere."""
-    from dicom_files import positions, save_planes
-
-    folder = save_planes(tmp_path / "ct", positions(n=6, tilt=0.6))
-    uid = pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID
-    with dicomweb_server([folder]) as url:
-        answer = serve(bundle_3d, Studies(url, {uid: folder})).infer("diffae_encode", uid)
-    assert (answer.status_code, "tilted" in answer.json()["detail"]) == (422, True)
+def test_a_dicom_server_that_does_not_answer_is_one_line(bundle_3d, start_program, tmp_path):
+    app = label_app(tmp_path / "app", bundle=bundle_3d, refer=True).folder
+    (tmp_path / "series").write_text("<html>")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for port in (other.server_port, free_port()):
+            url, output = f"http://127.0.0.1:{port}", tmp_path / str(port)
+            server = start_program("label-server", app, url, "--port", free_port(), output=output)
+            server.join(60)
+            *lines, last = output.read_text().splitlines()
+            assert (server.exitcode, last.partition(" server")[0]) == (6, "error: --studies: the DICOMweb")
+            assert not [line for line in lines if "Traceback" in line or "serving at" in line or "error" in line]
+        other.shutdown()

@@ -4,47 +4,36 @@ MONAI Label's OHIF looks for its server at port 8000, so the tests take this por
 network namespace of their own, where it is free and nothing is reachable from outside.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from scan_files import shared
 
-pytest.importorskip("monailabel", reason="MONAI Label is not installed: make test-orthanc installs it")
 pytest.importorskip("playwright", reason="playwright is not installed: make test-orthanc installs it")
 
 import nibabel as nib
 import pydicom
 import requests
+from label_servers import ServerProcess
 from monailabel.client import MONAILabelClient
 from ohif_page import CHROMIUM, OhifPage, open_browser
 from orthanc_server import Orthanc, missing_parts
-from planted_lesion import plant_lesion
+from planted_lesion import ball, plant_lesion
 from playwright.sync_api import sync_playwright
-from server_process import ServerProcess
 
-from monai_diffae import load_bundle
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from monai_diffae import label_app, load_bundle
+from monai_diffae.apps.training.train import train
+from monai_diffae.bundle.folders import init_bundle
 
 missing = missing_parts() or ("" if CHROMIUM.exists() else "chromium")
-pytestmark = [
-    pytest.mark.orthanc,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(missing), reason=f"needs Debian's {missing}: apt install orthanc orthanc-dicomweb chromium"
-    ),
-]
+REASON = f"needs Debian's {missing}: apt install orthanc orthanc-dicomweb chromium"
+pytestmark = [pytest.mark.orthanc, pytest.mark.slow, pytest.mark.skipif(bool(missing), reason=REASON)]
 ORTHANC_PORT, SERVER_PORT = 8042, 8000
 BRIEF_TRAINING = {
     "image_size": [12, 16, 12], "spacing_mm": [3.0, 3.0, 3.0], "base_channels": 8, "channel_mult": [1, 2],
@@ -66,11 +55,11 @@ class Stand:
     head: str
     planted: str
 
-    def client(self) -> MONAILabelClient:
+    def client(self):
         """MONAI Label's client."""
         return MONAILabelClient(self.server.url)
 
-    def infer(self, task: str, series: str, output: str, **params: Any) -> requests.Response:
+    def infer(self, task, series, output, **params):
         """The answer of a task."""
         return requests.post(
             f"{self.server.url}/infer/{task}",
@@ -81,11 +70,8 @@ class Stand:
 
 
 @pytest.fixture(scope="module")
-def calibrated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibrated_bundle(tmp_path_factory):
     """A bundle of hippocampi, trained for some seconds: enough to find a bright ball."""
-    from monai_diffae.apps.training.train import train
-    from monai_diffae.bundle.folders import init_bundle
-
     root = tmp_path_factory.mktemp("calibrated")
     files = sorted((shared("hippocampus_msd") / "images").glob("*.nii.gz"))[:40]
     (root / "cohort.csv").write_text("\n".join(["image", *map(str, files)]))
@@ -95,10 +81,8 @@ def calibrated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stand(calibrated_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+def stand(calibrated_bundle, tmp_path_factory):
     """Two real series, and a copy of one with a planted lesion, in Orthanc; our server beside it."""
-    from monai_diffae import label_app
-
     for port in (ORTHANC_PORT, SERVER_PORT):
         with socket.socket() as test:
             if test.connect_ex(("127.0.0.1", port)) == 0:
@@ -122,12 +106,7 @@ def stand(calibrated_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         orthanc.close()
 
 
-def images(stand: Stand) -> set[str]:
-    """The ids that the server lists."""
-    return set(requests.get(f"{stand.server.url}/datastore/?output=all", timeout=30).json()["objects"])
-
-
-def test_a_series_is_encoded_as_the_same_files_are_in_a_folder(stand: Stand) -> None:
+def test_a_series_is_encoded_as_the_same_files_are_in_a_folder(stand):
     """MONAI Label converts the series to NIfTI; z_sem is that of our own reader all the same."""
     answer = stand.infer("diffae_encode", stand.hippocampus, "json")
     assert answer.status_code == 200, answer.text
@@ -135,11 +114,7 @@ def test_a_series_is_encoded_as_the_same_files_are_in_a_folder(stand: Stand) -> 
     np.testing.assert_allclose(answer.json()["z_sem"], ours.numpy(), atol=1e-4)
 
 
-def test_the_anomaly_mask_has_the_grid_of_the_series_and_covers_the_planted_lesion(
-    stand: Stand, tmp_path: Path
-) -> None:
-    from planted_lesion import ball
-
+def test_the_anomaly_mask_has_the_grid_of_the_series_and_covers_the_planted_lesion(stand, tmp_path):
     answer = stand.infer("diffae_anomaly", stand.planted, "image", result_extension=".nii.gz", quantile=0.9)
     assert answer.status_code == 200, answer.text
     (tmp_path / "mask.nii.gz").write_bytes(answer.content)
@@ -150,19 +125,7 @@ def test_the_anomaly_mask_has_the_grid_of_the_series_and_covers_the_planted_lesi
     assert mask[lesion].mean() > 4 * mask[~lesion].mean()
 
 
-def test_a_head_of_another_anatomy_and_thick_slices_is_answered(stand: Stand) -> None:
-    answer = stand.infer("diffae_anomaly", stand.head, "json")
-    assert answer.status_code == 200, answer.text
-    assert 0 < answer.json()["p_value"] <= 1
-
-
-def test_unknown_series_are_refused_with_a_reason(stand: Stand) -> None:
-    for series, status in [("1.2.3", 404), ("../../etc", 400), ("", 400)]:
-        answer = stand.infer("diffae_encode", series, "json")
-        assert (answer.status_code, len(answer.json()["detail"]) > 10) == (status, True), (series, answer.text)
-
-
-def test_an_anomaly_mask_as_dicom_seg(stand: Stand) -> None:
+def test_an_anomaly_mask_as_dicom_seg(stand):
     answer = stand.infer("diffae_anomaly", stand.planted, "dicom_seg", label_info=LABEL_INFO, quantile=0.9)
     assert answer.status_code == 200, answer.text
     segmentation = pydicom.dcmread(io.BytesIO(answer.content))
@@ -172,7 +135,7 @@ def test_an_anomaly_mask_as_dicom_seg(stand: Stand) -> None:
     assert segmentation.pixel_array.max() == 1
 
 
-def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand: Stand, tmp_path: Path) -> None:
+def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand, tmp_path):
     """As 3D Slicer submits one: a NIfTI file with the tag ``final``."""
     before = [one for one in stand.orthanc.series() if one["Modality"] == "SEG"]
     mask = stand.infer("diffae_anomaly", stand.hippocampus, "image", result_extension=".nii.gz", quantile=0.9)
@@ -186,7 +149,8 @@ def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand: Stand, tmp_
     assert stored["StudyInstanceUID"] == source["StudyInstanceUID"]
     (file,) = stand.orthanc.instances(stored["SeriesInstanceUID"])
     assert [one.SegmentLabel for one in pydicom.dcmread(io.BytesIO(file)).SegmentSequence] == ["anomalies"]
-    assert images(stand) == {stand.hippocampus, stand.head, stand.planted}  # no SEG
+    listed = requests.get(f"{stand.server.url}/datastore/?output=all", timeout=30).json()["objects"]
+    assert set(listed) == {stand.hippocampus, stand.head, stand.planted}  # no SEG
     deadline = time.monotonic() + 90  # MONAI Label keeps the server's answers for a minute
     while (status := stand.client().info()["datastore"])["completed"] != 1:
         assert time.monotonic() < deadline, status
@@ -194,46 +158,29 @@ def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand: Stand, tmp_
     assert status["total"] == 3
 
 
-def test_scoring_and_the_next_sample(stand: Stand) -> None:
-    score = requests.post(f"{stand.server.url}/scoring/diffae_embed?run_sync=true", timeout=120)
-    deadline = time.monotonic() + 90
-    while score.status_code == 429 and time.monotonic() < deadline:  # the server scores at its start, too
-        time.sleep(2)
-        score = requests.post(f"{stand.server.url}/scoring/diffae_embed?run_sync=true", timeout=120)
-    assert score.status_code == 200, score.text
-    assert (score.json()["images"], score.json()["failed"]) == (3, {})
-    sample = stand.client().next_sample("diffae_diversity", {})
-    assert sample["id"] in {stand.hippocampus, stand.head, stand.planted}
-
-
-def test_no_patient_is_named_in_the_output(stand: Stand) -> None:
-    stand.infer("diffae_encode", stand.head, "json")
+def test_no_patient_is_named_in_the_output(stand):
+    answer = stand.infer("diffae_anomaly", stand.head, "json")  # of another anatomy, with thick slices
+    assert 0 < answer.json()["p_value"] <= 1
     output = stand.server.output.read_text() + (stand.server.output.with_suffix("") / "logs" / "app.log").read_text()
     assert "serving at" in output
     assert not [word for word in ("Dumbledore", "Albus", stand.head) if word in output]
 
 
-# -- OHIF --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def browser(stand: Stand) -> Iterator[Browser]:
+def browser(stand):
     with sync_playwright() as playwright:
         browser = open_browser(playwright)
         yield browser
         browser.close()
 
 
-def study_of(stand: Stand, series: str) -> str:
-    return str(next(one for one in stand.orthanc.series() if one["SeriesInstanceUID"] == series)["StudyInstanceUID"])
-
-
 @pytest.fixture
-def ohif(browser: Browser, stand: Stand) -> OhifPage:
-    return OhifPage(browser, stand.server.url, study_of(stand, stand.planted))
+def ohif(browser, stand):
+    series = next(one for one in stand.orthanc.series() if one["SeriesInstanceUID"] == stand.planted)
+    return OhifPage(browser, stand.server.url, series["StudyInstanceUID"])
 
 
-def test_ohif_draws_the_anomaly_on_the_planted_lesion(ohif: OhifPage, tmp_path: Path) -> None:
+def test_ohif_draws_the_anomaly_on_the_planted_lesion(ohif, tmp_path):
     panel = ohif.connect()
     assert "MONAI Label - diffusion autoencoder" in panel
     assert ohif.segmentation_models() == ["diffae_anomaly"]
@@ -249,7 +196,7 @@ def test_ohif_draws_the_anomaly_on_the_planted_lesion(ohif: OhifPage, tmp_path: 
     assert overlay[lesion].mean() > 2 * overlay[anatomy].mean()
 
 
-def test_ohif_runs_the_task_from_class_prompts(ohif: OhifPage) -> None:
+def test_ohif_runs_the_task_from_class_prompts(ohif):
     """That tab lists the task, too, and sends ``label_prompt``, which stays in the options of later runs."""
     ohif.connect()
     ohif.set_option("diffae_anomaly", "quantile", "0.9")

@@ -1,0 +1,88 @@
+"""The commands ``label-app`` and ``label-server``: what they make and refuse. test_end_to_end.py runs the server."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+
+import pytest
+
+from monai_diffae import label_app, label_server
+from monai_diffae.bundle import checksum
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.label.app_folder import AppFolder
+
+
+def test_an_app_has_its_own_copy_of_the_bundle_and_can_be_moved(run, tiny_bundle, tmp_path):
+    app = tmp_path / "app"
+    code, printed, _ = run("label-app", app, "--bundle", tiny_bundle.directory)
+    assert code == 0
+    assert f"monai-diffae label-server {app} STUDIES" in printed
+    assert "calibrate" not in printed
+    app.rename(tmp_path / "elsewhere")
+    folder = AppFolder(tmp_path / "elsewhere")
+    assert folder.owns_its_bundle
+    assert folder.bundle.resolve().is_relative_to(folder.path.resolve())
+    assert checksum(folder.bundle) == checksum(tiny_bundle.directory)
+    assert (folder.bundle / "configs" / "train.json").is_file()  # from which training continues
+    assert not (folder.bundle / "cache").exists()
+    assert "from monai_diffae.label import DiffAEApp" in folder.main.read_text()
+
+
+def test_an_app_can_refer_to_a_bundle_and_needs_a_calibrated_one(run, tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    code, printed, _ = run("label-app", tmp_path / "app", "--bundle", bundle, "--refer", "--json")
+    assert (code, json.loads(printed)) == (0, {"folder": str(tmp_path / "app")})
+    folder = AppFolder(tmp_path / "app")
+    assert (folder.bundle, folder.owns_its_bundle, folder.copied_bundle.exists()) == (bundle, False, False)
+    (bundle / "models" / "anomaly.pt").unlink()
+    code, printed, _ = run("label-app", tmp_path / "other", "--bundle", bundle)
+    assert code == 0
+    assert f"run monai-diffae calibrate {tmp_path / 'other' / 'bundle'} COHORT" in printed
+
+
+def test_nothing_is_overwritten_and_nothing_is_left(run, tiny_bundle, tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "notes.txt").write_text("mine")
+    code, _, error = run("label-app", tmp_path / "app", "--bundle", tiny_bundle.directory)
+    assert (code, "the folder is not empty" in error) == (2, True)
+    init_bundle(tmp_path / "untrained", "diffae_2d")
+    with pytest.raises(ConfigError, match=r"there is no models/model\.pt"):
+        label_app(tmp_path / "new", bundle=tmp_path / "untrained")
+    assert sorted(os.listdir(tmp_path)) == ["app", "untrained"]
+    assert os.listdir(tmp_path / "app") == ["notes.txt"]
+
+
+def test_the_settings_of_an_app_are_checked(tmp_path):
+    folder = AppFolder(tmp_path)
+    folder.settings_file.write_text("{}")
+    with pytest.raises(ConfigError, match="is not an app folder; make one with monai-diffae label-app"):
+        label_server(tmp_path, str(tmp_path))
+    folder.main.write_text("")
+    for settings, message in (("{", "is not valid JSON"), ('{"bundle": 3}', "has no bundle"),
+                              ('{"bundle": "bundle", "colour": "red"}', "'colour' is unknown")):  # fmt: skip
+        folder.settings_file.write_text(settings)
+        with pytest.raises(ConfigError, match=message):
+            label_server(tmp_path, str(tmp_path))
+
+
+def test_a_server_needs_studies_a_free_port_and_monai_label(tiny_bundle, tmp_path, monkeypatch):
+    app = label_app(tmp_path / "app", bundle=tiny_bundle.directory, refer=True).folder
+    with pytest.raises(ConfigError, match="studies: scans is not a folder"):
+        label_server(app, str(tmp_path / "scans"))
+    assert not (tmp_path / "scans").exists()
+    for port in (0, "x"):
+        with pytest.raises(ConfigError, match=r"^port: "):
+            label_server(app, str(tmp_path), port=port)
+    monkeypatch.setattr("monai_diffae.label.label_server.find_spec", lambda name: name)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(MachineError, match="Address already in use"):
+            label_server(app, str(tmp_path), port=other.getsockname()[1])
+    monkeypatch.setitem(sys.modules, "monailabel", None)
+    monkeypatch.setattr("monai_diffae.label.label_server.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'monai-diffae\[label\]'"):
+        label_server(app, str(tmp_path))
