@@ -41,9 +41,7 @@ TRAININGS = {
     "tests/bundles/test_overlays.py": 1,
     "tests/bundles/test_resume.py": 22,  # half of them are refused or complete
     "tests/bundles/test_training_probes.py": 3,  # two find it complete
-    "tests/label/test_end_to_end.py": 1,
-    "tests/label/test_stock_app.py": 2,
-    "tests/label/test_trainer.py": 5,
+    "tests/label/test_trainer.py": 2,
     "tests/test_cli.py": 1,
 }
 """How many trainings the fast tests of a file run. One process runs a file (``--dist loadfile``)."""
