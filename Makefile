@@ -15,8 +15,8 @@ help:  ## show this list
 demo: $(VENV)/.samples  ## train a small model on sample data and show what it does, in ./demo
 	$(BIN)/monai-diffae demo --out demo
 
-# one file is run by one process, so that its fixtures are made once
-PYTEST := -m pytest -n 2 --dist loadfile --durations 15 --durations-min 0.5
+# one process runs a file, so that its fixtures are made once; files come in the order of their names, heavy ones first
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 0.5
 
 test: $(VENV)/.tests  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not browser"
