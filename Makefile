@@ -64,7 +64,7 @@ dist: $(VENV)/.dev  ## the source archive and the wheel of a release, in dist/
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-golden: $(VENV)/.tests  ## train the tiny bundles that tests copy again, and store those of a new version
+golden: $(VENV)/.tests  ## train the stored tiny bundles again, and store the bundles of a new version
 	$(BIN)/python tests/golden/make_golden.py
 
 weights: $(VENV)/.tests  ## put a trained bundle's weights into bundles/: make weights WEIGHTS="--bundle my_model --name chest_xray ..."

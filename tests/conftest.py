@@ -133,7 +133,7 @@ class Labelled:
     """The tiny bundle's cohort with a label of two classes, ``wide``, and what is made of it.
 
     Attributes:
-        bundle: the tiny bundle, its weights shaken so that z_sem tells cases apart and the decoder heeds it.
+        bundle: the tiny bundle, its weights shaken so that z_sem tells cases apart and the decoder uses it.
         cohort: the table.
         embeddings: its ``embeddings.parquet``.
         direction: towards wide ventricles, fitted to it.
@@ -147,7 +147,7 @@ class Labelled:
 
 @pytest.fixture(scope="session")
 def labelled(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
-    """A bundle that heeds z_sem, the embedded cohort, and a direction for a label of two classes."""
+    """A bundle whose decoder uses z_sem, the embedded cohort, and a direction for a label of two classes."""
     import pandas as pd
 
     from monai_diffae.apps.embedding.embed import embed

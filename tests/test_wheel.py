@@ -30,7 +30,7 @@ TINY = ["image_size=[16,16]", "base_channels=8", "channel_mult=[1,2]", "max_epoc
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source archive, and the wheel that was built from this archive."""
-    pytest.importorskip("twine", reason="install the extra release (make test-wheel)")
+    pytest.importorskip("twine", reason="install the extra dev (make test-wheel does)")
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True)
     return folder

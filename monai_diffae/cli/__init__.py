@@ -24,7 +24,7 @@ from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
-    "5 unsafe input refused, 6 disk or device."
+    "5 unsafe input refused, 6 disk or device, 7 training not finite."
 )
 
 

@@ -16,7 +16,6 @@ from monai_diffae.networks import anisotropic_strides, build_autoencoder, preset
 
 ROOT = Path(__file__).parents[2]
 FLAT, VOLUME, FIRST_STAGE = (ROOT / "bundles" / name for name in ("diffae_2d", "diffae_3d", "autoencoder_kl_3d"))
-BOTH = pytest.mark.parametrize("bundle", [FLAT, VOLUME], ids=lambda p: p.name)
 UNTRAINED = pytest.mark.parametrize(  # those with weights take their configurations from these
     "bundle", [FLAT, VOLUME, FIRST_STAGE], ids=lambda p: p.name
 )

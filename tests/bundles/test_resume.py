@@ -149,7 +149,13 @@ def test_a_complete_training_is_left_as_it_is(train, whole, caplog):
 
 @pytest.mark.goal(id="R3")
 def test_overwrite_begins_again_and_a_deleted_folder_is_written_again_as_a_whole(train, whole, trained_whole):
-    train(whole, (Events.ITERATION_COMPLETED(once=7), lambda: shutil.rmtree(whole)), overwrite=True)
+    deleted = []
+
+    def delete():
+        deleted.append(shutil.rmtree(whole))
+
+    train(whole, (Events.ITERATION_COMPLETED(once=7), delete), overwrite=True)
+    assert len(deleted) == 1  # it did train
     assert {"config.json", "training.json", "model.pt", "checkpoint.pt"} <= {
         file.name for file in (whole / "models").iterdir()
     }

@@ -1,6 +1,6 @@
 """Goal R25: every exit code that docs/words.md lists, by a real run of the program.
 
-130 and 143 are those of processes that get a signal: tests/bundles/test_signals.py.
+7 is tested in tests/bundles/test_non_finite.py; 130 and 143, after a signal, in tests/bundles/test_signals.py.
 """
 
 import re
@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from tiny_bundles import copy_tiny
 
+from monai_diffae import errors
 from monai_diffae.apps.training.verify import VerifyResult
+from monai_diffae.errors import DiffAEError
 
 pytestmark = pytest.mark.goal(id="R25")
 
@@ -104,6 +106,7 @@ def test_5_unsafe_input(run, embed, tmp_path):
     assert not (tmp_path / "proof").exists()
 
 
+@pytest.mark.goal(id="R17")
 def test_6_the_machine(embed, monkeypatch):
     code, (line,) = embed("cuda:99")
     assert (code, "is not usable on this machine" in line) == (6, True)
@@ -117,4 +120,6 @@ def test_6_the_machine(embed, monkeypatch):
 
 def test_every_code_is_documented():
     codes = re.findall(r"^\| ([\d, ]+) \|", DOCS.read_text(encoding="utf-8"), flags=re.M)
-    assert {0, 1, 2, 3, 4, 5, 6, 130, 143} <= {int(code) for line in codes for code in line.split(",")}
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DiffAEError)]
+    expected = {0, 1, 3, 130, 143} | {each.exit_code for each in classes}
+    assert sorted(expected) == [int(code) for line in codes for code in line.split(",")]

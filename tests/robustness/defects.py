@@ -25,11 +25,6 @@ def save(path, array: np.ndarray, affine=None):
     return path
 
 
-def _cut(path, part):
-    data = path.read_bytes()
-    path.write_bytes(data[: int(part * len(data))])
-
-
 def _content(name, change):
     """A good NIfTI file whose bytes are changed."""
 

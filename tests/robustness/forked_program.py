@@ -34,7 +34,6 @@ class Program:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
         self.pid = 0
-        self.answered_at = 0.0  # time.monotonic() when the last command began or ended
         self.log = Path()
 
     def start(self, log, *arguments, faults=None):
@@ -63,9 +62,7 @@ class Program:
     def _answer(self):
         for line in self._server.stdout:
             if line.startswith("forked_program "):  # MONAI may print, too
-                _, number, at = line.split()
-                self.answered_at = float(at)
-                return int(number)
+                return int(line.split()[1])
         raise AssertionError("the server of processes has ended")
 
     def end(self):
@@ -112,11 +109,11 @@ def serve():
             os.setsid()
             become_program(job["arguments"], output, job["faults"])
         os.close(output)
-        print("forked_program", pid, time.monotonic(), flush=True)
-        code, ended_at = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic()
+        print("forked_program", pid, flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code != -signal.SIGKILL:  # the workers of a killed process need some seconds to end
             os.waitpid(copier, 0)
-        print("forked_program", code, ended_at, flush=True)
+        print("forked_program", code, flush=True)
 
 
 def become_program(arguments, output=None, faults=None):

@@ -20,7 +20,7 @@ import pytest
 LONGEST_S = 3.0
 """Processor seconds of one test with its children, without the time in which it imports modules.
 
-On a slower machine, or beside other programs, it is more: as many times as a loop takes longer.
+On a slower machine, or beside other programs, the limit grows in proportion to the time of a loop.
 """
 
 LOOP_S = 0.035
@@ -46,12 +46,12 @@ TRAININGS = {
 }
 """How many trainings the fast tests of a file run. One process runs a file (``--dist loadfile``)."""
 
-OF_A_FEW_LAYERS = ("tests/engines/", "tests/handlers/")
+SMALL_TRAINERS = ("tests/engines/", "tests/handlers/")
 """Folders whose tests run trainers without a bundle, for some milliseconds."""
 
 _imports_s = 0.0
 _trained: Counter[str] = Counter()
-_file, _is_limited = "", False  # those of the test that runs
+_file, _is_limited = "", False  # of the test that runs
 _process = os.getpid()  # trainings of forked processes do not count
 
 
@@ -90,7 +90,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     began = _processor_seconds()
     yield
     seconds = _processor_seconds() - began
-    if seconds > LONGEST_S * max(1.0, _loop() / LOOP_S) and not item.get_closest_marker("slow"):
+    if seconds <= LONGEST_S or item.get_closest_marker("slow"):
+        return
+    if seconds > LONGEST_S * max(1.0, _loop() / LOOP_S):
         pytest.fail(f"took {seconds:.1f} processor seconds: make it shorter, or mark it slow", pytrace=False)
 
 
@@ -118,4 +120,4 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     global _file, _is_limited
     _file = item.path.relative_to(item.config.rootpath).as_posix()
-    _is_limited = not (item.get_closest_marker("slow") or _file.startswith(OF_A_FEW_LAYERS))
+    _is_limited = not (item.get_closest_marker("slow") or _file.startswith(SMALL_TRAINERS))

@@ -219,7 +219,7 @@ def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, t
             assert row["auprc"] == pytest.approx(average_precision_score(made["truth"] == "1", p))
     few = pd.read_csv(tmp_path / "o" / "few_labels.csv")
     assert set(few["num_patients"]) == {10, 30}
-    assert (few["num_draws"] == 3).all()  # 20 for users, as test_nested.py shows
+    assert (few["num_draws"] == 3).all()  # tests/conftest.py sets 3; the default is 20
     assert (few["low_quartile"] <= few["median"]).all()
     for picture in ("calibration.png", "few_labels.png"):
         assert (tmp_path / "o" / picture).stat().st_size > 5000

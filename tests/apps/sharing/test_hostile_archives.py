@@ -94,6 +94,7 @@ def test_a_list_with_a_name_twice_or_with_too_many_is_refused(files, pull_archiv
             pull_archive(listed(files, more))
 
 
+@pytest.mark.goal(id="R15")
 @pytest.mark.parametrize("name", ["models/model.pt", "notes.txt"])
 def test_an_archive_that_explodes_is_refused(files, pull_archive, tmp_path, name):
     with pytest.raises(UnsafeInputError, match=r"a.zip: would be more than 20 times as large when it is unpacked"):
