@@ -15,7 +15,7 @@ Of a trained bundle, on cases that neither it nor any baseline was trained on, b
   ImageNet in torchvision's file.
 
 One thread each, so that processor time is comparable. It writes the features as tables and all that
-``monai-diffae probe`` writes, and goes on after a stop with the features that are there.
+``monai-diffae probe`` writes, and resumes after a stop with the features that are stored.
 """
 
 from __future__ import annotations

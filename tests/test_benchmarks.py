@@ -28,7 +28,7 @@ def test_baselines(tmp_path, tiny_settings):
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
     train(bundle, cohort, overrides=tiny_settings)
     options = ["--target", "head_size", "--target", "large", "--minutes", "0.02", "--supervised-minutes", "0.02"]
-    for _ in range(2):  # the second goes on with the features that are there
+    for _ in range(2):  # the second run uses the features that the first one stored
         subprocess.run(
             [sys.executable, BENCHMARKS / "baselines.py", bundle, cohort, *options, "--out", tmp_path / "out"],
             check=True, timeout=500,

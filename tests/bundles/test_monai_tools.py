@@ -226,6 +226,7 @@ def test_monai_finds_every_training_property(make_workflow):
 # -- a bundle that cannot be written ----------------------------------------------------------------------------------
 
 
+@pytest.mark.goal(id="R17")
 def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(bundle, tiny_bundle, tmp_path):
     cohort = shutil.copytree(tiny_bundle.cohort.parent, tmp_path / "cohort") / tiny_bundle.cohort.name
     values = {"dataset_dir": str(cohort), "device": "cpu"}

@@ -215,7 +215,7 @@ def model_and_config(directory):
 @pytest.mark.slow
 @pytest.mark.goal(id="R3")
 def test_a_kill_in_the_first_save_of_an_overwrite_leaves_the_old_or_the_new_model(tmp_path, record_property):
-    """The weights of one model beside the configuration of another would give wrong results without a word."""
+    """The weights of one model beside the configuration of another would silently give wrong results."""
     old = keeper(tmp_path / "old" / "models")
     old.description = TrainingDescription({"a": "old"})
     old.save(ENGINE)

@@ -1,8 +1,8 @@
 """A pytest plugin: tests stay short, and few of them train.
 
-A test without the mark ``slow`` that takes more than ``LONGEST_S`` processor seconds fails. So does one that trains a
-bundle in a file that ``TRAININGS`` does not list, or more often than it says; other tests copy a stored bundle
-(``tests/golden/tiny_bundles.py``).
+A test without the mark ``slow`` that takes more than ``LONGEST_S`` processor seconds, without its fixtures, fails. So
+does one that trains a bundle in a file that ``TRAININGS`` does not list, or more often than it says; other tests copy a
+stored bundle (``tests/golden/tiny_bundles.py``).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Count the trainings of each file, those of its fixtures, too."""
+    """Count the trainings of each file and its fixtures, if a collected file has imported the trainer."""
     module = sys.modules.get("monai_diffae.engines.trainer")
     if module is None:
         return
