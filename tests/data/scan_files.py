@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import locale
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from plain_user import as_plain_user
 
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ScanError
@@ -56,22 +56,15 @@ def grown_mb(call: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def as_nobody(folder: Path | None = None) -> Iterator[None]:
-    """Without root's rights to everything; ``folder`` may then be entered, and not written."""
-    if folder is not None:
-        folder.chmod(0o555)
-    if os.geteuid():
+    """Without root's rights to everything; ``folder`` and the folders in it may then be entered, and not written.
+
+    The user stays root: another one could not import modules or enter pytest's folders.
+    """
+    folders = [] if folder is None else [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for each in folders:
+        each.chmod(0o555)
+    with as_plain_user():
         yield
-        return
-    closed = [p for p in (folder, *folder.parents) if not p.stat().st_mode & 1] if folder is not None else []
-    for parent in closed:
-        parent.chmod(parent.stat().st_mode | 0o011)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        for parent in closed:
-            parent.chmod(parent.stat().st_mode & ~0o011)
 
 
 def values(*shape: int) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The 24 defects of goal R6: what is wrong with a scan of a cohort whose other scans are good."""
 
-import contextlib
-import ctypes
 import gzip
 
 import nibabel as nib
@@ -205,25 +203,3 @@ def cohort_with_all(folder, dims, num_good=8):
     middle = num_good // 2
     (folder / "cohort.csv").write_text("\n".join(["id,image,split", *rows[:middle], *bad, *rows[middle:]]) + "\n")
     return folder / "cohort.csv"
-
-
-_DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
-
-
-@contextlib.contextmanager
-def as_plain_user():
-    """Without root's right to read every file; the other rights stay."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
-    rights = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, each twice
-    if libc.capget(header, rights):
-        raise OSError(ctypes.get_errno(), "capget")
-    before = rights[0]
-    rights[0] &= ~(1 << _DAC_OVERRIDE | 1 << _DAC_READ_SEARCH)
-    if libc.capset(header, rights):
-        raise OSError(ctypes.get_errno(), "capset")
-    try:
-        yield
-    finally:
-        rights[0] = before
-        libc.capset(header, rights)

@@ -6,7 +6,8 @@ import re
 import pandas as pd
 import pytest
 import torch
-from defects import DEFECTS, READ_WITH_A_WARNING, SIZE, SPACING_MM, as_plain_user, cohort_with_all
+from defects import DEFECTS, READ_WITH_A_WARNING, SIZE, SPACING_MM, cohort_with_all
+from plain_user import as_plain_user
 
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data import failures
