@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
-LINES = {"package": 56_300, "tests": 36_900}
+LINES = {"package": 56_300, "tests": 36_000}
 """Budgets. Who raises one says in the message of the commit why the project is worth more lines."""
 
-TEST_FUNCTIONS = 1_900
-TRAININGS = 65
+TEST_FUNCTIONS = 1_700
+TRAININGS = 53
 
 
 def count_lines(folder: Path) -> int:
