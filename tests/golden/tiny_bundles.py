@@ -73,11 +73,13 @@ def copy_tiny(folder: Path, kind: str, ignore: tuple[str, ...] = ()) -> Path:
 
     It has no ``checkpoint.pt``: a test of resuming trains.
     """
+    from monai_diffae.bundle.described_model import describe_model
     from monai_diffae.bundle.folders import init_bundle
 
     bundle = init_bundle(folder, KINDS[kind])
     patterns = shutil.ignore_patterns(*ignore)
     shutil.copytree(STORED / kind, bundle, ignore=patterns, dirs_exist_ok=True)
+    describe_model(bundle)  # as a training does
     return bundle
 
 
