@@ -15,7 +15,14 @@ from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.handlers.logged_model import log_bundle
 
 NAME = "Mustermann"
-TRACKED = {"mlflow": True, "val_interval": 1, "num_pictures": 2, "report_every": 1, "lr_schedule": "constant"}
+TRACKED = {
+    "mlflow": True,
+    "batch_size": 2,
+    "val_interval": 1,
+    "num_pictures": 2,
+    "report_every": 1,
+    "lr_schedule": "constant",
+}
 pytestmark = pytest.mark.usefixtures("one_migration")
 
 

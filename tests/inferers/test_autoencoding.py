@@ -6,6 +6,7 @@ from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, encode_exactly
 from monai_diffae.inferers.exact_encoding import images_at_once
+from monai_diffae.inferers.fast_decoder import FastDecoder
 from monai_diffae.networks import build_autoencoder, preset
 
 SIZES = {"base_channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "time_embed_channels": 8}
@@ -304,3 +305,12 @@ def test_exact_encoding_gives_the_same_z_sem_to_the_bit_in_every_batch(inferer):
         assert torch.equal(encode_exactly(images[part], inferer, network), z_sem[part])
     # large images are encoded one by one
     assert [images_at_once(size) for size in ((64, 64), (128, 128), (64, 64, 32))] == [16, 8, 1]
+
+
+def test_the_exact_decoder_is_exact_although_there_is_a_fast_one(inferer, network, images):
+    other = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8).eval()
+    torch.nn.init.normal_(other.unet.head[-1].weight)
+    with_fast = inferer.replace(steps=3, fast_decoder=FastDecoder(other.unet, (999, 500, -1)))
+    z_sem, x_T = inferer.encode(images, network), torch.randn_like(images)
+    expected = inferer.replace(steps=3).decode(z_sem, x_T, network)
+    assert torch.equal(with_fast.decode(z_sem, x_T, network), expected)
