@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle import export_bundle
 from monai_diffae.errors import find_diffae_error, one_line
+
+
+SHIPPED = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +88,12 @@ def test_alone_it_uses_the_trained_models_values_and_warns_if_it_does_not_descri
 ):
     options = {"with_config": False, "limit": 1, "grid": "model"}
     with caplog.at_level(logging.WARNING, "monai_diffae"):
-        export_bundle(tiny_bundle.directory, tiny_bundle.directory, tmp_path / "exported")
-        workflow(tmp_path / "exported", tiny_bundle.cohort, tmp_path / "described", **options).run()
+        workflow(bundle, tiny_bundle.cohort, tmp_path / "described", **options).run()
     assert "trained model's values" not in caplog.text
+    plain = shutil.copytree(bundle, tmp_path / "plain")
+    shutil.copy(SHIPPED / "configs" / "inference.json", plain / "configs")
     with caplog.at_level(logging.WARNING, "monai_diffae"):
-        workflow(bundle, tiny_bundle.cohort, tmp_path / "out", **options).run()
+        workflow(plain, tiny_bundle.cohort, tmp_path / "out", **options).run()
     assert "the run uses the trained model's values of base_channels, " in caplog.text
     assert "image_size" in caplog.text
 
