@@ -14,7 +14,6 @@ from monai.bundle import ConfigWorkflow
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.errors import find_diffae_error, one_line
 
-
 SHIPPED = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 
 
@@ -88,7 +87,7 @@ def test_alone_it_uses_the_trained_models_values_and_warns_if_it_does_not_descri
 ):
     options = {"with_config": False, "limit": 1, "grid": "model"}
     with caplog.at_level(logging.WARNING, "monai_diffae"):
-        workflow(bundle, tiny_bundle.cohort, tmp_path / "described", **options).run()
+        workflow(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "described", **options).run()
     assert "trained model's values" not in caplog.text
     plain = shutil.copytree(bundle, tmp_path / "plain")
     shutil.copy(SHIPPED / "configs" / "inference.json", plain / "configs")
