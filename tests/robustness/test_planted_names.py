@@ -131,8 +131,10 @@ def written(cohort, tmp_path_factory):
     from monai_diffae.explorer.opening import Files, open_exploration
 
     out = tmp_path_factory.mktemp("out")
-    log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger()
-    logger.addHandler(log)
+    log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger("monai_diffae")
+    level = logger.level
+    logging.getLogger().addHandler(log)  # of MONAI and MLflow, too
+    logger.setLevel(logging.INFO)
     bundle = diffae.init(out / "bundle").folder
     diffae.train(bundle, cohort, overrides=SETTINGS)
     embedded = diffae.embed(bundle, cohort, out / "embedded", map_columns=True, device="cpu").path
@@ -147,7 +149,11 @@ def written(cohort, tmp_path_factory):
         diffae.report(bundle, out / "report", cohort=cohort, targets=["size"], embed=True, device="cpu")
         patch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
         diffae.start(cohort, out / "started", minutes=0.5, targets=["size"], device="cpu", yes=True)
-    logger.removeHandler(log)
+    logging.getLogger().removeHandler(log)
+    logger.setLevel(level)
+    lines = (out / "log.txt").read_text().splitlines(keepends=True)
+    assert any("Plantedfolder" in line for line in lines)  # report and start show the commands that get the cohort
+    (out / "log.txt").write_text("".join(line for line in lines if not line.startswith("$ monai-diffae ")))
     return out
 
 
