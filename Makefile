@@ -90,12 +90,7 @@ clean:  ## remove the environment, caches and the demo's results
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[$*]"
-	touch $@
-
-$(VENV)/.dev: pyproject.toml  # it has all that the tests need
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile -e ".[dev]"
-	touch $(VENV)/.tests $@
+	touch $(if $(filter dev,$*),$(VENV)/.tests) $@  # dev has all that the tests need
 
 $(LABEL_VENV)/.%: pyproject.toml
 	test -x $(LABEL_BIN)/python || $(LABEL_PYTHON) -m venv $(LABEL_VENV)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from tiny_bundles import TINY_KL
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
@@ -15,12 +16,7 @@ from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "autoencoder_kl_3d"
-TINY = {
-    "image_size": [16, 16, 24], "spacing_mm": [14.0, 14.0, 14.0], "patch_size": [16, 16, 16], "max_epochs": 2,
-    "network_def#autoencoder#channels": [4, 8], "network_def#autoencoder#attention_levels": [False, False],
-    "network_def#autoencoder#norm_num_groups": 4, "val_interval": 1, "num_pictures": 2, "mlflow": False,
-    "device": "cpu", "report_every": 1, "test_fraction": 0.2, "val_fraction": 0.2,
-}  # fmt: skip
+TINY = {**TINY_KL, "max_epochs": 2, "num_pictures": 2, "report_every": 1}
 
 
 @pytest.fixture(scope="module")
