@@ -59,9 +59,9 @@ def page_reader():
     return lambda file: PageReader(file.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def quick_evaluation():
-    """An evaluation of a second or two, and few pictures."""
+    """An evaluation of a second or two, and few pictures; of the module only, since it patches what others test."""
     with pytest.MonkeyPatch.context() as patch:
         few = {"steps": [2, 3], "limit": 2, "draws": 1, "num_images": 0, "num_codes": 10}
         patch.setattr(study, "_EVALUATION", few)
@@ -72,7 +72,7 @@ def quick_evaluation():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reported(labelled, quick_evaluation, tmp_path_factory):
     """The report of the tiny bundle about its cohort."""
     out = tmp_path_factory.mktemp("reported") / "report"
