@@ -20,6 +20,7 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config_reading import read_config
 from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
+from monai_diffae.bundle.latent_ddim import latent_statistics
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.bundle.opened_case import OpenedCase
 from monai_diffae.data.cached import CachedCases
@@ -35,6 +36,7 @@ from monai_diffae.inferers.exact_encoding import encode_exactly
 
 logger = logging.getLogger(__name__)
 
+_UNLIKE, _MANY = 3.0, 0.25  # a deviation above those of 99 % of the scans that a model knows; a share of the cases
 _COHORT_KEYS = (
     "spatial_dims", "columns", "image_keys", "patient_pattern", "val_fraction", "test_fraction", "seed",
     "slice_axis", "slice_range", "slice_step",
@@ -172,6 +174,19 @@ class Session:
             made_from["cases"] = checksum_of([case.id for case in cases])
             made_from["scans"] = checksum_of(scan_contents(cases))
         return {**made_from, **more}
+
+    def warn_if_unlike(self, z_sem: NDArray[np.floating[Any]]) -> None:
+        """Log a warning if many z_sem (N, D) are far from those of the bundle's training, if these are known."""
+        statistics = latent_statistics(self.trained.folder)
+        if statistics is None or statistics.z_channels != z_sem.shape[1]:
+            return
+        num_unlike = int((statistics.deviations(z_sem) > _UNLIKE).sum())
+        if num_unlike > _MANY * len(z_sem):
+            logger.warning(
+                "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation, "
+                "field of view or intensity; look at what z_sem says of them (monai-diffae reconstruct --mode z_sem)",
+                num_unlike, len(z_sem),
+            )  # fmt: skip
 
     def choose(self, choice: Choice | None = None) -> list[Case]:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split.

@@ -432,7 +432,7 @@ class DiffusionAutoencoderInferer(Inferer):
         if num_inexact := int((~(errors <= tolerance)).sum()):
             logger.warning(
                 "inversion: %d of %d images are not reproduced within a mean squared error of %g (largest: %.2g); "
-                "train for longer, or use more steps", num_inexact, len(errors), tolerance, float(errors.max()),
+                "use more steps", num_inexact, len(errors), tolerance, float(errors.max()),
             )  # fmt: skip
         return x_T, decoded
 

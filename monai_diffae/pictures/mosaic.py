@@ -21,14 +21,15 @@ def draw_mosaic(
     Args:
         rows: for each label, images (B, C, H, W), or volumes (B, C, R, A, S), which are shown as their three middle
             planes. A label may have several lines. Images with three channels are shown in colour, those with any other
-            number by their first channel.
+            number by their first channel. A row of larger images is shown in the size of the others.
         path: the PNG.
         model_range: black and white.
         columns: headings of the images.
     """
     low, high = model_range
     strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
-    height, width = strips[0].height, max(strip.width for strip in strips)
+    height = min(strip.height for strip in strips)
+    width = max(strip.width for strip in strips if strip.height == height)
     enlarged = -(-1000 // width)  # a whole number, so that the pixels of the model are shown as they are
     font = ImageFont.load_default(size=16)
     margin = 10 + max(int(font.getlength(line)) for label in rows for line in label.split("\n")) + 10
@@ -39,7 +40,9 @@ def draw_mosaic(
         draw.text((margin + (i + 0.5) * width * enlarged / len(columns), 13), text, "black", font, anchor="mm")
     for i, (label, strip) in enumerate(zip(rows, strips, strict=True)):
         top = heading + i * height * enlarged
-        mosaic.paste(strip.resize((strip.width * enlarged, height * enlarged), Image.Resampling.NEAREST), (margin, top))
+        size = (round(strip.width * height * enlarged / strip.height), height * enlarged)
+        how = Image.Resampling.NEAREST if strip.height == height else Image.Resampling.BICUBIC
+        mosaic.paste(strip.resize(size, how), (margin, top))
         draw.text((10, top + height * enlarged // 2), label, "black", font, anchor="lm")
     mosaic.save(path, format="PNG")
 

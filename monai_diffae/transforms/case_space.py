@@ -125,12 +125,12 @@ class CaseSpace:
     def back(self, images: torch.Tensor) -> NDArray[np.float32]:
         """Convert images of the model, (N, C, *S), to the case's space, ``[C, *native S]`` in the scan's units.
 
-        Outside the model's field of view, and in slices that are not used, the scan keeps its own values.
+        The image has the scan's lowest value outside the model's field of view, and in slices that are not used.
 
         Raises:
             ConfigError: the number or size of the images is not that of the case.
         """
-        return self._gather(self._each(NativeSpace.back, images), self.scan.array)
+        return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
 
     def back_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
         """Convert differences of two images of the model, (N, C, *S), to ``[C, *native S]``; 0 where none is known.

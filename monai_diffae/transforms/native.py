@@ -84,7 +84,7 @@ class NativeSpace(PreprocessedScan):
     """Preprocesses one case, and converts images that the model makes from it back to the scan's space.
 
     The way back inverts the preprocessing's transforms, with linear interpolation if they interpolate linearly. Outside
-    the model's field of view, which the preprocessing crops to, an image keeps the scan's own values, and a difference
+    the model's field of view, which the preprocessing crops to, an image has the scan's lowest value, and a difference
     is 0. The arguments and attributes are those of :class:`PreprocessedScan`.
 
     Raises:
@@ -121,7 +121,7 @@ class NativeSpace(PreprocessedScan):
         Raises:
             ConfigError: the size is not that of the model's image.
         """
-        return np.where(self.field, self._inside(decoded), self.scan.array)
+        return np.where(self.field, self._inside(decoded), self.scan.empty)
 
     def back_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
         """Convert a difference of two images of the model, ``[C, *S]``, to ``[C, *native S]`` in the scan's units.

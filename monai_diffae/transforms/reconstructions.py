@@ -26,7 +26,8 @@ class WriteReconstructiond(MapTransform):
     """Writes reconstructed images of a case to ``<directory>/<folder>/<file_name>.nii.gz`` or ``.png``.
 
     With grid ``native``, an image lies in its scan's own space: shape, affine, units and, for NIfTI, data type. With
-    grid ``model``, it lies in the model's grid and range.
+    grid ``model``, it lies in the model's grid and range. The model sees a field of view only: outside of it, the image
+    has the scan's lowest value, and the item gets ``field_share``, the share of the scan's voxels inside.
 
     Args:
         keys: reconstructed images ``[C, *S]`` of an item, in the model's range. The item's ``id`` names its case.
@@ -92,12 +93,14 @@ class WriteReconstructiond(MapTransform):
         self.dicom, self.overwrite = dicom, overwrite
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the item's images; the item itself is unchanged."""
+        """Write the item's images; return the item, with grid ``native`` with ``field_share``."""
         item = dict(data)
         case = self.cases.get(str(item.get("id")))
         if case is None:
             raise ConfigError(f"id: '{item.get('id')}' is not a case of the cohort; give the item its case's id")
         native = NativeSpace(self.preprocessing, case.item()) if self.grid == "native" else None
+        if native is not None:
+            item["field_share"] = float(native.field.mean())
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
             suffix = image_suffix(image.shape, case.file) if native is None else native.suffix

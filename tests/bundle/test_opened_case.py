@@ -200,7 +200,7 @@ def test_what_monai_reads_is_opened_like_the_file(trained, volume, space):
     case, expected = trained.open(image), trained.open(volume)
     np.testing.assert_allclose(case.scan.affine, expected.scan.affine, atol=1e-4)
     torch.testing.assert_close(case.images, expected.images)
-    assert (case.back(case.images)[0] == case.scan.array[0]).mean() > 0.7  # the slices that are not used
+    assert (case.back(case.images) == case.scan.array.min()).mean() > 0.7  # the slices that are not used
     turned = Orientation("SPL", labels=None)(image)  # an image that was changed is opened as it is now
     torch.testing.assert_close(trained.open(turned).images, expected.images)
 
@@ -243,7 +243,7 @@ def test_a_real_dicom_series_as_a_volume_of_slices(trained, tmp_path):
     back = case.back(case.images)
     inside = mask[0] > 0
     assert 0 < inside.mean() < 1
-    np.testing.assert_array_equal(back[0][~inside], case.scan.array[0][~inside])
+    np.testing.assert_array_equal(back[0][~inside], case.scan.array.min())
     assert np.corrcoef(back[0][inside], case.scan.array[0][inside])[0, 1] > 0.6  # 16 x 16 pixels
 
 

@@ -29,7 +29,8 @@ def case(tmp_path):
 def test_in_the_scans_own_space_or_in_the_models_grid(case, tmp_path):
     native = NativeSpace(PREPROCESSING, case.item())
     item = {"pred": native.image, "id": "a"}
-    assert WriteReconstructiond("pred", tmp_path / "native", [case], PREPROCESSING)(item) == item
+    written = WriteReconstructiond("pred", tmp_path / "native", [case], PREPROCESSING)(item)
+    assert written == {**item, "field_share": 1.0}
     made, scan = read_scan(tmp_path / "native" / "pred" / "a.nii.gz"), read_scan(case.images["image"])
     np.testing.assert_allclose(made.array, scan.array, atol=1e-5)
     np.testing.assert_allclose(made.affine, scan.affine, atol=1e-5)

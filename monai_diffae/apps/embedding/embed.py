@@ -29,7 +29,6 @@ Encoder = Literal["trained", "untrained", "pca"]
 _SUFFIXES = (".parquet", ".csv")
 _MOST_SHOWN = 4  # columns of z_sem in a preview
 _OVERLAP = 0.25
-_UNLIKE, _MANY = 3.0, 0.25  # a deviation above those of 99 % of the scans that a model knows; a share of the cases
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def embed(
     from monai_diffae.bundle.preprocessing_config import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
-    from monai_diffae.data.embeddings import read_embeddings, rows_sample
+    from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix
     from monai_diffae.data.patient_keys import folder_key
     from monai_diffae.metrics import warn_if_unused
 
@@ -212,7 +211,7 @@ def embed(
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         num_cases, num_failed = figures["num_cases"], figures["num_failed"]
         if encoder == "trained":
-            _warn_if_unlike(read_embeddings(path), bundle)
+            session.warn_if_unlike(z_matrix(read_embeddings(path)))
         return EmbedResult(path, patch_table, num_cases, num_failed, skipped=True, z_sem_usage=usage)
     remove_abandoned(path.parent)
     # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
@@ -233,7 +232,7 @@ def embed(
     }  # fmt: skip
     if encoder == "trained":
         described["split_origin"] = session.split_origin
-        _warn_if_unlike(tables[0], bundle)
+        session.warn_if_unlike(z_matrix(tables[0]))
     _write(dict(zip(files, tables, strict=True)), files, described)
     result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):
@@ -268,23 +267,6 @@ def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
 def _failures_file(path: Path) -> Path:
     """The list of a table's failures; each table has its own, because a folder may hold several tables."""
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
-
-
-def _warn_if_unlike(table: pd.DataFrame, bundle: Path) -> None:
-    """Log a warning if many z_sem of a table are far from those of the bundle's training, if these are known."""
-    from monai_diffae.bundle.latent_ddim import latent_statistics
-    from monai_diffae.data.embeddings import z_matrix
-
-    statistics, z_sem = latent_statistics(bundle), z_matrix(table)
-    if statistics is None or statistics.z_channels != z_sem.shape[1]:
-        return
-    num_unlike = int((statistics.deviations(z_sem) > _UNLIKE).sum())
-    if num_unlike > _MANY * len(table):
-        logger.warning(
-            "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation or "
-            "intensity; look at what z_sem says of them (monai-diffae reconstruct --mode z_sem)",
-            num_unlike, len(table),
-        )  # fmt: skip
 
 
 def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:

@@ -70,12 +70,13 @@ def reconstruct(
     """Encode and decode cases: images in the scan's own space, a table of errors, a mosaic.
 
     ``out/<mode>/<id>`` are images in the scan's own space: its shape, affine, units and, for NIfTI, data type. They
-    have the model's resolution, and the scan's own values outside the model's field of view. Cases that are PNG or
+    have the model's resolution, and the scan's lowest value outside the model's field of view. Cases that are PNG or
     JPEG become PNG, all others NIfTI. ``reconstructions.csv`` has one row per case, measured in the model's grid and
-    range: ``id``; ``mse``, ``psnr`` and ``ssim`` of each mode; and the mean, standard deviation and neighbor
-    correlation of the inverted ``x_T`` (0, 1 and 0 for perfect noise). In latent mode it also has the errors of the
-    first stage alone. ``mosaic.png`` shows the first 8 cases (volumes in three planes): input, decoded from z_sem
-    alone, decoded from both codes.
+    range: ``id``; ``mse``, ``psnr`` and ``ssim`` of each mode; the mean, standard deviation and neighbor correlation
+    of the inverted ``x_T`` (0, 1 and 0 for perfect noise); and ``field_share``, the share of the scan's voxels in the
+    field of view. In latent mode it also has the errors of the first stage alone. ``mosaic.png`` shows the first 8
+    cases (volumes in three planes): the whole scan with the field of view, if that is smaller; input; decoded from
+    z_sem alone; decoded from both codes.
 
     Args:
         bundle: Folder of a trained bundle.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from monai.data import MetaTensor
+from monai.transforms import Orientation, ResizeWithPadOrCrop
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+from torch import Tensor, nn
 
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.atomic import write_atomic
@@ -21,13 +27,16 @@ from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.pictures import draw_mosaic
 from monai_diffae.transforms import WriteReconstructiond
 from monai_diffae.transforms.case_images import warn_without_dicom
+from monai_diffae.transforms.native import NativeSpace
 from monai_diffae.transforms.reconstructions import Grid
 
 logger = logging.getLogger(__name__)
 
 MODES: tuple[ReconstructionMode, ...] = ("z_sem", "x_T")
 _IN_MOSAIC = 8
-_ROWS = {"input": "input", "z_sem": "z_sem only", "x_T": "inverted x_T"}
+_ROWS = {"scan": "scan, with\nfield of view", "input": "input", "z_sem": "z_sem only", "x_T": "inverted x_T"}
+_FINE = 128  # pixels along the longest side of a whole scan in the mosaic
+_LEAST_SHARE = 0.5  # share of a scan's voxels in the field of view, below which its image is mostly empty
 
 
 @dataclass
@@ -50,6 +59,7 @@ class Reconstruction:
     dicom: bool
     seed: int
     _mosaic: dict[str, list[Tensor]] = field(default_factory=dict)
+    _z_sem: list[NDArray[np.float32]] = field(default_factory=list)
 
     def run(self, read: ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
         """Write the images of all cases, their table and the mosaic.
@@ -72,12 +82,17 @@ class Reconstruction:
             self.session.run.batch_size, f"reconstructing {len(read.cases)} cases"
         ):
             rows += self._batch(cases, images, encoder_images, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
-        pictures = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items()}
-        write_atomic(mosaic, lambda path: draw_mosaic(pictures, path, trained.model_range))
         table = pd.DataFrame(rows)
+        if "field_share" in table and table["field_share"][:_IN_MOSAIC].min() == 1:
+            del self._mosaic["scan"]  # the input shows the same
+        pictures = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items() if name in self._mosaic}
+        write_atomic(mosaic, lambda path: draw_mosaic(pictures, path, trained.model_range))
         write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
         means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
+        self.session.warn_if_unlike(np.concatenate(self._z_sem))
         _warn_of_structure(means)
+        if "field_share" in table:
+            _warn_of_small_field(table["field_share"])
         return means
 
     @torch.no_grad()
@@ -88,6 +103,7 @@ class Reconstruction:
         trained = self.session.trained
         images, encoder_images = images.to(trained.device), encoder_images.to(trained.device)
         z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
+        self._z_sem.append(z_sem.cpu().numpy())
         decoded: dict[str, Tensor] = {"input": images}
         columns: dict[str, Tensor] = {}
         for mode in MODES:
@@ -100,10 +116,16 @@ class Reconstruction:
         first_stage = trained.inferer.first_stage
         if first_stage is not None:  # the error of the first stage alone, without the diffusion model
             columns |= self._errors(images, first_stage.decode(first_stage.encode(images)), "first_stage")
+        written = [
+            writer({"id": case.id, **{mode: decoded[mode][i] for mode in self.modes}}) for i, case in enumerate(cases)
+        ]
+        if self.grid == "native":
+            columns["field_share"] = torch.tensor([item["field_share"] for item in written])
+            spaces = [NativeSpace(trained.preprocessing, case.item()) for case in cases[:in_mosaic]]
+            high = trained.model_range[1]
+            decoded["scan"] = torch.stack([_whole_scan(space, high) for space in spaces] or [images[0]])
         for name, stack in decoded.items():
             self._mosaic.setdefault(name, []).append(stack[:in_mosaic].cpu())
-        for i, case in enumerate(cases):
-            writer({"id": case.id, **{mode: decoded[mode][i] for mode in self.modes}})
         values = {name: column.cpu() for name, column in columns.items()}
         return [{"id": case.id, **{key: float(v[i]) for key, v in values.items()}} for i, case in enumerate(cases)]
 
@@ -126,7 +148,35 @@ def _warn_of_structure(means: Mapping[str, float]) -> None:
     if not (abs(std - 1) <= 0.1 and abs(correlation) <= 0.2):  # NaN too
         logger.warning(
             "x_T is not Gaussian noise (standard deviation %.2f instead of 1, neighbor correlation %.2f instead of 0) "
-            "and still encodes image structure, so edits of z_sem will decode poorly; train for longer, or invert "
-            "with more steps",
+            "and still encodes image structure, so edits of z_sem will decode poorly: the scans may be unlike those of "
+            "the training, the steps too few, or the training too short",
             std, correlation,
         )  # fmt: skip
+
+
+def _warn_of_small_field(share: pd.Series[float]) -> None:
+    if num_small := int((share < _LEAST_SHARE).sum()):
+        logger.warning(
+            "%d of %d scans are larger than the model's field of view, which holds %.1f %% of their voxels "
+            "(median); their images are empty elsewhere. Crop the scans to what the model was trained on",
+            num_small, len(share), 100 * float(share[share < _LEAST_SHARE].median()),
+        )  # fmt: skip
+
+
+def _whole_scan(space: NativeSpace, high: float) -> Tensor:
+    """The whole scan, finer than the model's image but with its proportions, and the outline of the field of view."""
+    affine = torch.from_numpy(space.scan.affine)
+    arrays = (space.to_model_range(space.scan.array), space.field[None].astype(np.float32))
+    images: list[Any] = [MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for a in arrays]
+    spacing = torch.tensor(space.scan.spacing_mm)
+    if space.scan.spatial_dims == 3:
+        images = [Orientation("RAS", labels=None)(image) for image in images]
+        spacing = torch.as_tensor(images[0].pixdim)
+    scan, field = (torch.as_tensor(image) for image in images)
+    shape = torch.tensor(space.image.shape[1:])
+    target, extent = shape * math.ceil(_FINE / int(shape.max())), torch.tensor(scan.shape[1:]) * spacing
+    size = (extent * (target / extent).min()).round().clamp(min=1).int().tolist()
+    small = nn.functional.interpolate(scan[None], size, mode="area")[0]
+    inside = nn.functional.interpolate(field[None], size)[0, 0].numpy() > 0
+    small[:, torch.from_numpy(inside & ~binary_erosion(inside))] = high
+    return torch.as_tensor(ResizeWithPadOrCrop(target.tolist(), value=float(space.image.min()))(small))

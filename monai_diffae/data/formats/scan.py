@@ -85,6 +85,12 @@ class Scan:
         return self.spatial_dims == 2 and np.array_equal(self.affine, np.eye(4))
 
     @property
+    def empty(self) -> NDArray[np.float32]:
+        """An image without content: ``array``'s shape, with the lowest value of each channel."""
+        lowest = self.array.min(axis=tuple(range(1, self.array.ndim)), keepdims=True)
+        return np.broadcast_to(lowest, self.array.shape)
+
+    @property
     def spacing_mm(self) -> tuple[float, ...]:
         """Voxel spacing along each axis of ``S``, in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0))

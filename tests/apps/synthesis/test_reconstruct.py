@@ -30,7 +30,7 @@ def test_both_modes_are_written_with_their_errors(both):
     result, _ = both
     table = pd.read_csv(result.folder / "reconstructions.csv")
     metrics = {f"{metric}_{mode}" for metric in ("mse", "psnr", "ssim") for mode in ("x_T", "z_sem")}
-    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbor_correlation", *metrics}
+    assert set(table.columns) == {"id", "x_T_mean", "x_T_std", "x_T_neighbor_correlation", "field_share", *metrics}
     assert len(table) == result.num_cases == 5
     assert (table["mse_x_T"] < table["mse_z_sem"]).all()
     for mode in ("x_T", "z_sem"):
@@ -158,3 +158,21 @@ def test_settings_that_are_not_possible_are_refused(tiny_bundle, tmp_path, wrong
     with pytest.raises(ConfigError, match=message):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", **wrong)
     assert not any(tmp_path.iterdir())
+
+
+def test_outside_the_field_of_view_the_image_is_empty_and_the_share_is_told(tiny_bundle_3d, tmp_path, caplog):
+    cohort = pd.read_csv(tiny_bundle_3d.cohort)
+    file = tiny_bundle_3d.cohort.parent / cohort["image"][0]
+    scan = nib.load(file)
+    large = np.pad(scan.get_fdata(dtype=np.float32), 16, constant_values=7)
+    nib.save(nib.Nifti1Image(large, scan.affine), tmp_path / "large.nii.gz")
+    result = reconstruct(tiny_bundle_3d.directory, tmp_path / "large.nii.gz", tmp_path / "out", steps=2, device="cpu")
+    made = nib.load(tmp_path / "out" / "x_T" / "large.nii.gz").get_fdata(dtype=np.float32)
+    share = result.means["field_share"]
+    assert 0 < share < 0.5
+    assert (made != large.min()).mean() == pytest.approx(share, abs=0.02)
+    assert f"which holds {100 * share:.1f} % of their voxels" in caplog.text
+    rows = Image.open(tmp_path / "out" / "mosaic.png").height
+    first = reconstruct(tiny_bundle_3d.directory, file, tmp_path / "whole", steps=2, device="cpu")
+    assert first.means["field_share"] == 1
+    assert Image.open(tmp_path / "whole" / "mosaic.png").height * 4 == pytest.approx(rows * 3, rel=0.02)
