@@ -57,7 +57,7 @@ def calibrate(
     bundle: Path,
     cohort: Path,
     *,
-    split: Split = "val",
+    split: Split | None = None,
     limit: Annotated[int, Ge(2)] = 64,
     noise_level: Annotated[float, Gt(0), Le(1)] = 0.3,
     draws: Annotated[int, Ge(1)] = 8,
@@ -75,7 +75,8 @@ def calibrate(
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan, with normal cases that the bundle was not trained on.
-        split: Use the cases of this split.
+        split: Use the cases of this split. By default, ``val`` if the cohort is that of the training or has splits,
+            else all cases.
         limit: Use at most this many scans, drawn at random from as many patients as possible.
         noise_level: Noise that is added to images, as a share of all timesteps. A higher level finds larger anomalies,
             a lower one smaller ones.
@@ -104,6 +105,8 @@ def calibrate(
     from monai_diffae.bundle.anomaly_calibration import draw_scans
 
     session = Session.open(bundle, cohort, reading=reading, run=run.batched)
+    if split is None and session.split_origin != "drawn":
+        split = "val"
     cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
     settings = AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
     path, detector, skipped = calibrated(session, cases, settings, bundle / _FAILURES, overwrite=run.overwrite)

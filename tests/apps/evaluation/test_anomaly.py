@@ -154,17 +154,16 @@ def test_a_calibration_with_an_override_serves_the_same_override(bundle, tiny_bu
 
 
 def test_bad_scans_are_listed_and_one_patient_is_too_few(bundle, tiny_bundle, tmp_path):
-    table = pd.read_csv(tiny_bundle.cohort)
+    table = pd.read_csv(tiny_bundle.cohort).drop(columns="split")
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
-    table["split"] = "val"
     bad = tmp_path / "bad.nii"
     bad.write_bytes((tiny_bundle.cohort.parent / "images").glob("*.nii").__next__().read_bytes()[:400])
     table.loc[3, "image"] = str(bad)
     table.to_csv(tmp_path / "cohort.csv", index=False)
     result = mdae.calibrate(bundle, tmp_path / "cohort.csv", draws=1)
-    assert result.num_failed == 1
+    assert (result.num_failed, result.num_cases) == (1, len(table) - 1)  # all, as this cohort has no splits of its own
     assert "calibration_failures.csv" in result.incomplete
-    table.head(3).assign(patient="one").to_csv(tmp_path / "one.csv", index=False)
+    table.head(3).assign(patient="one", split="val").to_csv(tmp_path / "one.csv", index=False)
     with pytest.raises(CohortError, match="at least 2 patients"):
         mdae.calibrate(bundle, tmp_path / "one.csv")
     assert mdae.calibrate(bundle, tmp_path / "cohort.csv", draws=1).skipped
