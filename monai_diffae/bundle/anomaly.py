@@ -24,6 +24,7 @@ from monai_diffae.errors import ConfigError, OmittableError, ScanError
 from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
+from monai_diffae.official.checkpoint_files import read_safetensors
 
 if TYPE_CHECKING:
     from monai_diffae.bundle.loading import TrainedBundle
@@ -141,6 +142,15 @@ class AnomalyDetector:
             what = {"model": "other weights", "config": "another configuration"}[differ[0]]
             raise ConfigError(f"{name}: models/{ANOMALY} belongs to {what}; {advice}")
         return detector
+
+    @classmethod
+    def read_shipped(cls, trained: TrainedBundle, path: Path) -> AnomalyDetector:
+        """Read the detector that is shipped with a bundle's weights, ``models/anomaly.safetensors``."""
+        tensors, metadata = read_safetensors(path)
+        settings = json.loads(metadata["settings"])
+        settings["noise_levels"] = tuple(settings["noise_levels"])
+        made_from = {**json.loads(metadata["made_from"]), **calibrated_model(trained)}
+        return cls(AnomalySettings(**settings), **tensors, made_from=made_from)
 
     @classmethod
     def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:

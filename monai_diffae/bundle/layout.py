@@ -19,6 +19,7 @@ SAFE_MODEL = "model.safetensors"  # the same weights, as a bundle with weights i
 CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
 METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
 ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
+SAFE_ANOMALY = "anomaly.safetensors"  # the same, as it is shipped with weights
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 TRAINING = "training.json"  # the settings of the training, as an overlay of its configuration
 PROVENANCE = "provenance.json"  # from which official checkpoint the weights are

@@ -101,6 +101,10 @@ def _write_models(source: Path, target: Path) -> None:
         latent = _read(target / layout.LATENT_CONFIG)
         latent["autoencoder_sha256"] = file_checksum(target / layout.SAFE_MODEL)
         _write(target / layout.LATENT_CONFIG, latent)
+    if (source / layout.ANOMALY).is_file():
+        content = torch.load(source / layout.ANOMALY, weights_only=True)
+        texts = {key: json.dumps(content.pop(key)) for key in ("settings", "made_from")}
+        save_file({key: tensor.contiguous() for key, tensor in content.items()}, target / layout.SAFE_ANOMALY, texts)
     for path in target.iterdir():
         if path.stat().st_size > LARGEST_FILE:
             sys.exit(f"{path.name}: has {path.stat().st_size / 1e6:.1f} MB, but at most 25 MB can be shipped")
