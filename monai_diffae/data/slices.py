@@ -18,6 +18,9 @@ Axis = Literal["axial", "coronal", "sagittal"]
 AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The RAS axis along which each kind of slice is stacked."""
 
+_NUDGE = np.eye(4)
+_NUDGE[:3, :3] += 5e-4 * np.array([[0, -3, 2], [3, 0, -1], [-2, 1, 0]])  # a rotation around no axis of symmetry
+
 
 def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     """Take one slice of a volume, oriented as radiologists view it, whatever the order of the file's voxels.
@@ -97,7 +100,7 @@ def insert_slices(
     """
     check_axis(axis)
     filled = background.copy()
-    volume = _oriented(filled, nib.orientations.io_orientation(affine))  # a view of ``filled``
+    volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
     size = (len(volume), *slice_shape(volume.shape[1:], axis))
     along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
     for index, plane in slices.items():
@@ -165,14 +168,23 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
     return row, column
 
 
+def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each voxel axis, the closest RAS axis (0, 1, 2) and its direction (1, -1), as nibabel's ``io_orientation``.
+
+    The axes are first turned by 0.1 degrees, so that rounding does not decide about a volume that is tilted by 45.
+    """
+    orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
+    return orientation
+
+
 def ras_axes(affine: NDArray[np.float64]) -> list[int]:
     """For each voxel axis, the RAS axis (0, 1, 2) that is closest to it."""
-    return [int(a) for a in nib.orientations.io_orientation(affine)[:, 0]]
+    return [int(a) for a in ras_orientation(affine)[:, 0]]
 
 
 def to_ras(scan: Scan) -> Scan:
     """Reorder and flip a volume's axes to the closest RAS order, without resampling; the array is a view."""
-    orientation = nib.orientations.io_orientation(scan.affine)
+    orientation = ras_orientation(scan.affine)
     array = _oriented(scan.array, orientation)
     affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:])
     return Scan(array, affine, scan.modality, doubts=scan.doubts)
