@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import nibabel as nib
@@ -143,7 +144,23 @@ def flattened(scan: Scan) -> Scan:
         (1, 4, 5)
     """
     axis = flat_axis(ras_shape(scan)) if scan.spatial_dims == 3 else None
-    return scan if axis is None else slice_volume(scan, axis, 0)
+    return scan if axis is None else replace(slice_volume(scan, axis, 0), volume=scan)
+
+
+def in_file_axes(array: NDArray[T], scan: Scan) -> tuple[NDArray[T], Scan]:
+    """An image in the space of a scan, and the scan; if the scan is a volume with one slice, in the volume's axes.
+
+    Example:
+        >>> scan = flattened(Scan(np.arange(20, dtype=np.float32).reshape(1, 5, 1, 4), np.eye(4)))
+        >>> array, volume = in_file_axes(scan.array, scan)
+        >>> bool((array == volume.array).all())
+        True
+    """
+    axis = None if scan.volume is None else flat_axis(ras_shape(scan.volume))
+    if scan.volume is None or axis is None:
+        return array, scan
+    background = np.zeros((len(array), *scan.volume.array.shape[1:]), array.dtype)
+    return insert_slices(background, scan.volume.affine, axis, {0: array}), scan.volume
 
 
 def ras_shape(scan: Scan) -> tuple[int, int, int]:
