@@ -317,7 +317,7 @@ def test_planned_uneven_gaps_are_resampled_by_position(tmp_path, caplog, fine, t
     series = save_planes(tmp_path / f"{fine}{thick}{tilt}", _two_zones(fine, thick, tilt))
     scan = read_scan(series)
     assert f"unevenly spaced ({fine:g} to {thick:g} mm); they are resampled to" in caplog.text
-    assert ("tilted by 16.7 degrees" in caplog.text) == bool(tilt)
+    assert ("gantry tilt of 16.7 degrees" in caplog.text) == bool(tilt)
     assert scan.spacing_mm[2] == pytest.approx(fine, rel=0.05)
     assert sorted(scan.array.shape[1:]) == sorted(read_shape(series))
     across = np.arange(scan.array.shape[2])[:, None] * 0.75 - tilt * 8 * (fine + thick) * np.linspace(
@@ -370,7 +370,7 @@ def test_a_tilted_gantry_is_straightened(tmp_path, caplog, tilt, name):
     places = positions(orientation, n=6, tilt=tilt)
     series = save_planes(tmp_path / "ct", places, orientation)
     scan = read_scan(series)
-    assert "tilted by 16.7 degrees" in caplog.text
+    assert "gantry tilt of 16.7 degrees" in caplog.text
     assert sorted(scan.array.shape[1:]) == sorted(read_shape(series)) == [6, 10, 18]
     np.testing.assert_allclose(scan.spacing_mm, (0.5, 0.75, 2), rtol=1e-6)
     axes = scan.affine[:3, :3] / scan.spacing_mm
