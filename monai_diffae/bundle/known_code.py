@@ -18,13 +18,13 @@ _LAYERS = (
 _TRANSFORMS = (
     "AdjustContrastd", "BorderPadd", "CenterSpatialCropd", "CropForegroundd", "DivisiblePadd", "EnsureChannelFirstd",
     "EnsureTyped", "Flipd", "GaussianSharpend", "GaussianSmoothd", "HistogramNormalized", "MedianSmoothd",
-    "NormalizeIntensityd", "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined", "RandAxisFlipd",
-    "RandBiasFieldd", "RandCoarseDropoutd", "RandCoarseShuffled", "RandFlipd", "RandGaussianNoised",
+    "NormalizeIntensityd", "Orientationd", "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined",
+    "RandAxisFlipd", "RandBiasFieldd", "RandCoarseDropoutd", "RandCoarseShuffled", "RandFlipd", "RandGaussianNoised",
     "RandGaussianSharpend", "RandGaussianSmoothd", "RandGibbsNoised", "RandHistogramShiftd", "RandRicianNoised",
     "RandRotate90d", "RandRotated", "RandScaleIntensityd", "RandShiftIntensityd", "RandSimulateLowResolutiond",
     "RandSpatialCropd", "RandStdShiftIntensityd", "RandZoomd", "Resized", "Rotate90d",
-    "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "SpatialCropd", "SpatialPadd",
-    "ThresholdIntensityd", "Zoomd",
+    "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "Spacingd", "SpatialCropd",
+    "SpatialPadd", "ThresholdIntensityd", "Zoomd",
 )  # fmt: skip
 # None of them reads or writes files, or takes the name of something to call. Each of them is harmless by itself.
 _PLAIN_TARGETS = frozenset(

@@ -130,8 +130,8 @@ class TrainedBundle:
                 its affine; or a mapping from image keys to one of these, for bundles with several images. A 2D image
                 has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
                 ``slice_step`` select.
-            slice: for a volume in a 2D bundle: this slice only, counted as for
-                :func:`~monai_diffae.data.slices.slice_volume`.
+            slice: for a volume in a 2D bundle: this slice only, counted from 0 at the inferior (axial), posterior
+                (coronal) or left (sagittal) end, not along the file.
             id: the case's id; None: the file's name without its suffix, or ``""``.
 
         Raises:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigParser
+
+# MONAI's transforms (1.6.1) give a volume another grid if its affine is rounded differently
+_KEYS, _SPACING = {"keys": "@image_keys"}, {"keys": "@image_keys", "pixdim": "@spacing_mm"}
+_REPLACED = {
+    json.dumps(old, sort_keys=True): {"_target_": f"monai_diffae.transforms.{name}", **arguments}
+    for old, name, arguments in (
+        ({"_target_": "Orientationd", "axcodes": "RAS", "labels": None, **_KEYS}, "ToRASd", _KEYS),
+        ({"_target_": "Spacingd", "mode": "bilinear", "padding_mode": "border", **_SPACING}, "ToSpacingd", _SPACING),
+    )
+}
 
 
 class ModuleLocator(ComponentLocator):
@@ -37,3 +48,13 @@ class Parser(ConfigParser):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.locator = ModuleLocator()
+
+    @classmethod
+    def load_config_files(cls, files: Any, **options: Any) -> dict[str, Any]:
+        """Read configurations; transforms that earlier versions wrote are replaced by those of this one."""
+        content: dict[str, Any] = super().load_config_files(files, **options)
+        preprocessing = content.get("preprocessing")
+        if isinstance(preprocessing, dict) and isinstance(preprocessing.get("transforms"), list):
+            new = [_REPLACED.get(json.dumps(one, sort_keys=True), one) for one in preprocessing["transforms"]]
+            content["preprocessing"] = {**preprocessing, "transforms": new}
+        return content

@@ -114,7 +114,7 @@ def split_cohort(
         test_fraction: fraction of the patients for ``test``, if the table has no split.
         seed: random seed of the split.
         slice_axis: ``axial``, ``coronal`` or ``sagittal``; see :func:`~monai_diffae.data.slice_cases.expand_slices`.
-        slice_range: the part of the axis to use, in 0..1.
+        slice_range: the part of the axis to use, in 0..1, from inferior, posterior or left.
         slice_step: use every ``slice_step``-th slice of that part.
 
     Raises:

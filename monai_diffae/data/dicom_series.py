@@ -93,7 +93,7 @@ def write_series(
         series = _series_uid(slices[0], description, storage, pixels)
         for k, dataset in enumerate(slices):
             _describe(dataset, series, k, description)
-            _set_pixels(dataset, storage, pixels[k])
+            _set_pixels(dataset, storage, pixels[k], is_flat=stack is None)
         if stack is None:
             return write_atomic(path, lambda file: _save(slices[0], file))
         return write_atomic(path, lambda folder: _save_all(slices, folder, path))
@@ -150,10 +150,10 @@ def _describe(dataset: Dataset, series: str, k: int, description: str) -> None:
     dataset.DerivationDescription = description
 
 
-def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels) -> None:
-    if (
-        dataset.PhotometricInterpretation == "MONOCHROME1"
-    ):  # read_scan inverts these values, and the window no longer fits
+def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels, is_flat: bool) -> None:
+    is_inverted = is_flat and dataset.get("PresentationLUTShape") == "INVERSE"
+    if is_inverted or dataset.PhotometricInterpretation == "MONOCHROME1":
+        # read_scan inverts these values, and the window no longer fits
         dataset.PhotometricInterpretation = "MONOCHROME2"
         for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "PresentationLUTShape"):
             dataset.pop(keyword, None)

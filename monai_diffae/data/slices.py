@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import nibabel as nib
@@ -17,6 +18,9 @@ T = TypeVar("T", bound=np.generic)
 Axis = Literal["axial", "coronal", "sagittal"]
 AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The RAS axis along which each kind of slice is stacked."""
+
+_NUDGE = np.eye(4)
+_NUDGE[:3, :3] += 5e-4 * np.array([[0, -3, 2], [3, 0, -1], [-2, 1, 0]])  # a rotation around no axis of symmetry
 
 
 def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
@@ -97,7 +101,7 @@ def insert_slices(
     """
     check_axis(axis)
     filled = background.copy()
-    volume = _oriented(filled, nib.orientations.io_orientation(affine))  # a view of ``filled``
+    volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
     size = (len(volume), *slice_shape(volume.shape[1:], axis))
     along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
     for index, plane in slices.items():
@@ -140,7 +144,23 @@ def flattened(scan: Scan) -> Scan:
         (1, 4, 5)
     """
     axis = flat_axis(ras_shape(scan)) if scan.spatial_dims == 3 else None
-    return scan if axis is None else slice_volume(scan, axis, 0)
+    return scan if axis is None else replace(slice_volume(scan, axis, 0), volume=scan)
+
+
+def in_file_axes(array: NDArray[T], scan: Scan) -> tuple[NDArray[T], Scan]:
+    """An image in the space of a scan, and the scan; if the scan is a volume with one slice, in the volume's axes.
+
+    Example:
+        >>> scan = flattened(Scan(np.arange(20, dtype=np.float32).reshape(1, 5, 1, 4), np.eye(4)))
+        >>> array, volume = in_file_axes(scan.array, scan)
+        >>> bool((array == volume.array).all())
+        True
+    """
+    axis = None if scan.volume is None else flat_axis(ras_shape(scan.volume))
+    if scan.volume is None or axis is None:
+        return array, scan
+    background = np.zeros((len(array), *scan.volume.array.shape[1:]), array.dtype)
+    return insert_slices(background, scan.volume.affine, axis, {0: array}), scan.volume
 
 
 def ras_shape(scan: Scan) -> tuple[int, int, int]:
@@ -165,14 +185,23 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
     return row, column
 
 
+def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each voxel axis, the closest RAS axis (0, 1, 2) and its direction (1, -1), as nibabel's ``io_orientation``.
+
+    The axes are first turned by 0.1 degrees, so that rounding does not decide about a volume that is tilted by 45.
+    """
+    orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
+    return orientation
+
+
 def ras_axes(affine: NDArray[np.float64]) -> list[int]:
     """For each voxel axis, the RAS axis (0, 1, 2) that is closest to it."""
-    return [int(a) for a in nib.orientations.io_orientation(affine)[:, 0]]
+    return [int(a) for a in ras_orientation(affine)[:, 0]]
 
 
 def to_ras(scan: Scan) -> Scan:
     """Reorder and flip a volume's axes to the closest RAS order, without resampling; the array is a view."""
-    orientation = nib.orientations.io_orientation(scan.affine)
+    orientation = ras_orientation(scan.affine)
     array = _oriented(scan.array, orientation)
     affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:])
     return Scan(array, affine, scan.modality, doubts=scan.doubts)

@@ -59,6 +59,11 @@ class Survey:
         return int(self.sizes.shape[1])
 
     @property
+    def has_mm(self) -> bool:
+        """Whether the spacings are known: PNG and JPEG have none, and are read as 1."""
+        return self.spatial_dims == 3 or bool((self.spacings_mm != 1).any())
+
+    @property
     def fields_mm(self) -> NDArray[np.float64]:
         """(N, D) the scans' fields of view in mm."""
         extents: NDArray[np.float64] = self.sizes * self.spacings_mm

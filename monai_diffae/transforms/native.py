@@ -108,7 +108,7 @@ class NativeSpace(PreprocessedScan):
     @cached_property
     def field(self) -> NDArray[np.bool_]:
         """Bool ``[*native S]``, True for voxels of the scan within the model's field of view."""
-        return np.all(self._weight > 0.5, axis=0)
+        return np.all(self._weight > 0.501, axis=0)  # of voxels half inside, rounding does not decide
 
     @cached_property
     def _weight(self) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from monai_diffae.data.scan_writing import no_such_type
 from monai_diffae.data.scans import Scan, write_scan
+from monai_diffae.data.slices import in_file_axes
 from monai_diffae.errors import ConfigError
 
 
@@ -58,6 +59,7 @@ def write_native(
         if dtype is not None and np.dtype(dtype) not in (np.uint8, np.bool_):
             raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
         return write_scan(path, array, value_range=(0, 255))
+    array, scan = in_file_axes(array, scan)
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
     if header is not None and dtype is not None:
         header = _header_of_type(Path(path), header, np.dtype(dtype))

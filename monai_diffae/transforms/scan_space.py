@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats import pictures
 from monai_diffae.data.scans import Scan, scan_suffix
+from monai_diffae.data.slices import in_file_axes
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 
@@ -85,12 +86,13 @@ class ToScanSpaced(MapTransform):
                     f"{key}: has {len(pred)} channels, which the application's writer would take for an axis; use "
                     "monai-diffae reconstruct"
                 )
-            array = _in_monai_layout(native.back(pred), native.scan, str(path))
-            affine = torch.from_numpy(native.scan.affine)
+            array, scan = in_file_axes(native.back(pred), native.scan)
+            array = _in_monai_layout(array, scan, str(path))
+            affine = torch.from_numpy(scan.affine)
             item[key] = MetaTensor(torch.from_numpy(array), affine=affine)
             image = torch.as_tensor(item[self.ref_image])
             size = np.array(array.shape if array.ndim == 2 else array.shape[1:])
-            geometry = {"spatial_shape": size, "original_affine": native.scan.affine}
+            geometry = {"spatial_shape": size, "original_affine": scan.affine}
             item[self.ref_image] = MetaTensor(image, meta={**getattr(image, "meta", {}), **geometry})
         return item
 

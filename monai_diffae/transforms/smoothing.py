@@ -16,19 +16,20 @@ from monai_diffae.data.formats.scan import MAX_BYTES
 from monai_diffae.errors import ConfigError, ScanError
 
 _FEWEST_VOXELS = 2  # along an axis, at the new spacing
+_TRUNCATE = 4.0001  # standard deviations; with 4, rounding would decide about the last voxel at 2.75 mm for 1 mm
 
 
 class SmoothForSpacingd(MapTransform):
-    """Smooths each image along the axes that ``Spacingd`` will make coarser, to prevent aliasing.
+    """Smooths each image along the axes that `ToSpacingd` will make coarser, to prevent aliasing.
 
     The standard deviation of the Gaussian is ``(factor - 1) / 2`` voxels, where ``factor`` is the new spacing divided
-    by the image's own. MONAI's ``Resized(anti_aliasing=True)`` does the same; MONAI's ``Spacingd`` (1.6.1) has no such
+    by the image's own. MONAI's ``Resized(anti_aliasing=True)`` does the same; its ``Spacingd`` (1.6.1) has no such
     option. Axes with finer or equal new spacing are not smoothed. The transform has no inverse and needs none, because
     it changes neither sizes nor positions.
 
     Args:
         keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.
-        pixdim: the spacing that ``Spacingd`` gets, in mm.
+        pixdim: the spacing that `ToSpacingd` gets, in mm.
         allow_missing_keys: skip keys that an item does not have.
 
     Raises:
@@ -60,7 +61,7 @@ class SmoothForSpacingd(MapTransform):
             self._check_extent(str(item.get("id", key)), image, spacing)
             sigma = [max(0.0, (new / old - 1) / 2) for new, old in zip(self.pixdim, spacing, strict=True)]
             if max(sigma) > 0:
-                smooth = gaussian_filter(image.numpy(), (0.0, *sigma), mode="nearest")
+                smooth = gaussian_filter(image.numpy(), (0.0, *sigma), mode="nearest", truncate=_TRUNCATE)
                 item[key] = MetaTensor(
                     torch.from_numpy(smooth), meta=image.meta, applied_operations=image.applied_operations
                 )

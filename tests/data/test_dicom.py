@@ -13,10 +13,11 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 from scan_files import refusal, save_series
 
 from monai_diffae.data.formats.dicom import read_patient
-from monai_diffae.data.scans import read_scan, read_shape
+from monai_diffae.data.scans import read_geometry, read_scan, read_shape
 from monai_diffae.errors import ScanError
 
 ORIENTATIONS = {"axial": AXIAL, "sagittal": (0, 1, 0, 0, 0, -1), "feet first": (-1, 0, 0, 0, 1, 0), "oblique": OBLIQUE}
@@ -85,6 +86,32 @@ def test_radiograph_and_monochrome1(tmp_path):
     path.write_bytes(data.replace(b"MONOCHROME2", b"MONOCHROME1"))
     inverted = read_scan(path).array[0]
     np.testing.assert_array_equal(inverted - inverted.min(), 23 - np.arange(24).reshape(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("spacings", "expected"),
+    [
+        ({"PixelSpacing": [0.3, 0.2], "ImagerPixelSpacing": [0.4, 0.5]}, (0.3, 0.2)),
+        ({"PixelSpacing": None, "ImagerPixelSpacing": [0.4, 0.5]}, (0.4, 0.5)),
+        ({"PixelSpacing": None, "NominalScannedPixelSpacing": [0.6, 0.7]}, (0.6, 0.7)),
+        ({"PixelSpacing": [0, "1e-1"]}, (1, 1)),
+    ],
+)
+def test_a_radiograph_has_its_spacing_and_is_as_it_is_shown(tmp_path, spacings, expected):
+    """White is high, whichever of the two tags says that it is low; MONOCHROME1 has both."""
+    arrays = []
+    for colours, shape in (("MONOCHROME2", None), ("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "INVERSE")):
+        tags = {"PhotometricInterpretation": colours, "PresentationLUTShape": shape, "PixelRepresentation": 0}
+        plane = make_plane((0, 0, 0), Modality="DX", RescaleSlope=2, RescaleIntercept=-7, **tags, **spacings)
+        plane.SOPClassUID = plane.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+        plane.ImagePositionPatient = plane.ImageOrientationPatient = None
+        plane.save_as(tmp_path / "a.dcm")
+        scan = read_scan(tmp_path / "a.dcm")
+        np.testing.assert_allclose(scan.spacing_mm, expected)
+        np.testing.assert_allclose(read_geometry(tmp_path / "a.dcm")[1], expected)
+        arrays.append(scan.array)
+    np.testing.assert_array_equal(arrays[1], 2 * 65535 - 14 - arrays[0])
+    np.testing.assert_array_equal(arrays[1], arrays[2])
 
 
 def test_each_slice_has_its_own_slope(tmp_path):
@@ -290,7 +317,7 @@ def test_planned_uneven_gaps_are_resampled_by_position(tmp_path, caplog, fine, t
     series = save_planes(tmp_path / f"{fine}{thick}{tilt}", _two_zones(fine, thick, tilt))
     scan = read_scan(series)
     assert f"unevenly spaced ({fine:g} to {thick:g} mm); they are resampled to" in caplog.text
-    assert ("tilted by 16.7 degrees" in caplog.text) == bool(tilt)
+    assert ("gantry tilt of 16.7 degrees" in caplog.text) == bool(tilt)
     assert scan.spacing_mm[2] == pytest.approx(fine, rel=0.05)
     assert sorted(scan.array.shape[1:]) == sorted(read_shape(series))
     across = np.arange(scan.array.shape[2])[:, None] * 0.75 - tilt * 8 * (fine + thick) * np.linspace(
@@ -343,7 +370,7 @@ def test_a_tilted_gantry_is_straightened(tmp_path, caplog, tilt, name):
     places = positions(orientation, n=6, tilt=tilt)
     series = save_planes(tmp_path / "ct", places, orientation)
     scan = read_scan(series)
-    assert "tilted by 16.7 degrees" in caplog.text
+    assert "gantry tilt of 16.7 degrees" in caplog.text
     assert sorted(scan.array.shape[1:]) == sorted(read_shape(series)) == [6, 10, 18]
     np.testing.assert_allclose(scan.spacing_mm, (0.5, 0.75, 2), rtol=1e-6)
     axes = scan.affine[:3, :3] / scan.spacing_mm

@@ -110,9 +110,12 @@ def test_slopes_of_slices_become_one(tmp_path):
     assert np.abs(read_scan(written).array - scan.array).max() <= slope / 2 * 1.001
 
 
-def test_monochrome1_becomes_monochrome2(tmp_path):
+@pytest.mark.parametrize(
+    "inverted", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}]
+)
+def test_an_inverted_image_becomes_monochrome2(tmp_path, inverted):
     source = tmp_path / "dx.dcm"
-    make_plane(positions()[0], PhotometricInterpretation="MONOCHROME1", Modality="DX").save_as(source)
+    make_plane(positions()[0], **inverted, Modality="DX").save_as(source)
     scan = read_scan(source)
     written = write_series(tmp_path / "new.dcm", scan.array, source)
     assert_same_place(written, scan)

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from PIL import Image
 from scan_files import save_nifti, values
 
+from monai_diffae.apps.training.survey_lines import survey_lines
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.formats.scan import Doubt
@@ -37,6 +38,8 @@ def test_geometry_is_along_right_anterior_superior(tmp_path):
     assert read_geometry(tmp_path / "flat.nii") == ((6, 4), (3.0, 1.0))
     survey = survey_cohort([case], 2, "coronal")  # slices of volumes are images for a 2D model
     assert (survey.sizes.tolist(), survey.spacings_mm.tolist()) == ([[6, 4]], [[3.0, 1.0]])
+    picture = survey_cohort([Case("a", {"image": tmp_path / "a.png"}, "a")])  # has no millimetres
+    assert ["mm" in "".join(survey_lines(one)) for one in (survey, picture)] == [True, False]
 
 
 def test_percentiles_outliers_and_failures(tmp_path):

@@ -10,7 +10,7 @@ from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPa
 
 from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import ReadScand, ToModelRanged, write_native
+from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, write_native
 from monai_diffae.transforms.case_images import read_image, write_image
 from monai_diffae.transforms.case_space import CaseSpace
 
@@ -106,10 +106,12 @@ def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_pat
     space = CaseSpace(exact, {"image": str(tmp_path / "a.nii")}, lambda _: ())
     assert list(space.spaces) == [None]
     assert torch.equal(space.images("image")[0], exact[0]({"image": str(tmp_path / "a.nii")})["image"].as_tensor())
-    written = nib.load(write_native(tmp_path / "out.nii", space.back(space.images("image")), space.scan))
-    np.testing.assert_array_equal(written.get_fdata(), source.get_fdata())
-    assert written.shape == source.shape
-    assert np.array_equal(written.affine, source.affine)
+    native = NativeSpace(exact, {"image": str(tmp_path / "a.nii")})  # as ``reconstruct`` and ``edit`` write it
+    for array, scan in ((space.back(space.images("image")), space.scan), (native.back(native.image), native.scan)):
+        written = nib.load(write_native(tmp_path / "out.nii", array, scan))
+        np.testing.assert_array_equal(written.get_fdata(), source.get_fdata())
+        assert written.shape == source.shape
+        assert np.array_equal(written.affine, source.affine)
     with pytest.raises(ConfigError, match="^slice: is 0, but the image is 2D and has no slices; leave it out$"):
         CaseSpace(exact, {"image": str(tmp_path / "a.nii"), "slice": 0}, all_slices)
 

@@ -14,16 +14,22 @@ from monai.bundle import ConfigParser
 from monai.transforms import (
     Compose,
     NormalizeIntensityd,
-    Orientationd,
     Resized,
     ResizeWithPadOrCropd,
-    Spacingd,
 )
 from PIL import Image
 
 from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, ToModelRanged, write_native
+from monai_diffae.transforms import (
+    NativeSpace,
+    ReadScand,
+    SmoothForSpacingd,
+    ToModelRanged,
+    ToRASd,
+    ToSpacingd,
+    write_native,
+)  # fmt: skip
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
 ISOTROPIC, THICK = (1.0, 1.0, 1.0), (0.8, 0.8, 5.0)
@@ -341,10 +347,10 @@ def shipped_3d(size=(32, 40, 32), spacing=(1.5, 1.5, 1.5)):
     """As in bundles/diffae_3d."""
     return Compose([
         ReadScand("image", 3),
-        Orientationd("image", "RAS", labels=None),
+        ToRASd("image"),
         ToModelRanged("image"),
         SmoothForSpacingd("image", spacing),
-        Spacingd("image", spacing, mode="bilinear", padding_mode="border"),
+        ToSpacingd("image", spacing),
         ResizeWithPadOrCropd("image", size, mode="constant", value=-1),
     ])  # fmt: skip
 

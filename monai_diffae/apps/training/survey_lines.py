@@ -18,7 +18,8 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     summary = survey.summary()
     axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
     table = Table(axes, "5th percentile", "median", "95th percentile")
-    for name, key in (("size", "size"), ("spacing (mm)", "spacing_mm"), ("field of view (mm)", "field_mm")):
+    in_mm = [("spacing (mm)", "spacing_mm"), ("field of view (mm)", "field_mm")] if survey.has_mm else []
+    for name, key in (("size", "size"), *in_mm):
         table.add_row(name, *(" x ".join(f"{v:g}" for v in summary[key][p]) for p in ("p5", "p50", "p95")))
     yield from table_lines(table)
     if survey.outliers:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.formats import pictures
+from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.verification import Verdict, Verification
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import CohortOverview, draw_cohort_overview
@@ -49,19 +51,20 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
     twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
     for verdict in verification.verdicts:
         case, reading, findings = verdict.case, verdict.reading, verdict.findings
+        spacing_mm = () if scan_suffix(case.file) in pictures.SUFFIXES else reading.spacing_mm
         yield [
             case.id, case.file, case.split, verdict.judgement,
             *(" / ".join(getattr(finding, name) for finding in findings) for name in ("kind", "reason", "remedy")),
-            " x ".join(map(str, reading.size)), " x ".join(f"{v:.6g}" for v in reading.spacing_mm),
+            " x ".join(map(str, reading.size)), " x ".join(f"{v:.6g}" for v in spacing_mm),
             reading.channels or None, *(reading.intensities or [None] * 5), twins.get(case.id), reading.content,
         ]  # fmt: skip
 
 
 def _overview(verification: Verification) -> CohortOverview:
     survey = verification.survey
-    geometry = [] if survey is None else [
-        ("size (voxels)", survey.sizes), ("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)
-    ]  # fmt: skip
+    geometry = [] if survey is None else [("size (voxels)", survey.sizes)]
+    if survey is not None and survey.has_mm:
+        geometry += [("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)]
     read = [verdict for verdict in verification.verdicts if verdict.reading.intensities]
     return CohortOverview(
         ("R", "A", "S") if survey is None or survey.spatial_dims == 3 else ("rows", "columns"),

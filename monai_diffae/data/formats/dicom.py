@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats import itk
 from monai_diffae.data.formats.elements import Elements, check_elements, with_right_syntax
-from monai_diffae.data.formats.padding import without_padding
+from monai_diffae.data.formats.padding import rescaling, without_padding
 from monai_diffae.data.formats.pixel_data import check_pixel_data
 from monai_diffae.data.formats.planes import Plane, Stack, make_stack, read_planes, to_volume
 from monai_diffae.data.formats.scan import Doubt, Header, Scan, check_budget, problem
@@ -33,6 +34,8 @@ PROJECTIONS = frozenset({"CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA", "OP", "
 """Modalities in which each file is an image of its own, even if several share a series."""
 
 _MODALITY, _PATIENT, _SERIES = "0008|0060", "0010|0020", "0020|000e"
+_COLOURS, _LUT_SHAPE, _BITS, _SIGNED = "0028|0004", "2050|0020", "0028|0101", "0028|0103"
+_SPACINGS = ("0028|0030", "0018|1164", "0018|2010")  # PixelSpacing, of the detector, of a scanned film
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def _read(path: Path, files: tuple[Path, ...]) -> Scan:
     slices = without_padding(slices, readers, frames[0].rescale if frames else None)
     doubts = _encoding_doubts(files, readers)
     if stack is None:  # rows and columns as displayed
-        array = np.ascontiguousarray(slices[0][..., 0].swapaxes(1, 2))
+        array = np.ascontiguousarray(_as_shown(slices[0], readers[0])[..., 0].swapaxes(1, 2))
         return Scan(array, _affine_2d(readers[0]), modality, doubts=doubts)
     if len(files) > 1:
         array = np.concatenate([slices[k] for k in stack.order], axis=3)
@@ -226,8 +229,25 @@ def _rescale(array: NDArray[np.float32], frames: list[Plane]) -> NDArray[np.floa
     return ((array - intercepts[0]) / slopes[0] * slopes + intercepts).astype(np.float32)
 
 
+def _as_shown(array: NDArray[np.float32], reader: sitk.ImageFileReader) -> NDArray[np.float32]:
+    """Invert a MONOCHROME2 image that is shown inverted, as GDCM inverts MONOCHROME1 (DICOM PS3.3 C.11.6.1.2)."""
+    if (_tag(reader, _COLOURS), _tag(reader, _LUT_SHAPE)) != ("MONOCHROME2", "INVERSE"):
+        return array
+    slope, intercept = rescaling(reader)
+    highest = -1 if _tag(reader, _SIGNED) == "1" else 2 ** int(_tag(reader, _BITS) or 16) - 1
+    return (slope * highest + 2 * intercept - array).astype(np.float32)
+
+
 def _affine_2d(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
-    return itk.to_affine(reader)[:, [1, 0, 2, 3]]
+    """The affine of one image; GDCM ignores the PixelSpacing of radiographs, which is calibrated if there are two."""
+    affine = itk.to_affine(reader)[:, [1, 0, 2, 3]]
+    for tag in _SPACINGS:
+        with suppress(ValueError):  # it has no numbers
+            rows, columns = (float(v) for v in (_tag(reader, tag) or "").split("\\"))
+            if min(rows, columns) > 0 and max(rows, columns) < math.inf:
+                affine[:, :2] *= (rows, columns) / np.linalg.norm(affine[:3, :2], axis=0)
+                break
+    return affine
 
 
 def _files(path: Path) -> tuple[Path, ...]:

@@ -53,7 +53,7 @@ def _padding(
     if value is None or is_inverted or len(array) != 1:  # GDCM inverts MONOCHROME1 while it decodes
         return np.zeros(array.shape, bool)
     limit = _stored(reader, _LIMIT)
-    slope, intercept = rescale or (_number(reader, _SLOPE, 1.0), _number(reader, _INTERCEPT, 0.0))
+    slope, intercept = rescale or rescaling(reader)
     ends = [slope * end + intercept for end in (value, value if limit is None else limit)]
     tolerance = abs(slope) / 2
     return (array > min(ends) - tolerance) & (array < max(ends) + tolerance)
@@ -68,6 +68,11 @@ def _stored(reader: sitk.ImageFileReader, tag: str) -> int | None:
         return None
     value %= 1 << bits
     return value - (1 << bits) if is_signed and value >= 1 << (bits - 1) else value
+
+
+def rescaling(reader: sitk.ImageFileReader) -> tuple[float, float]:
+    """Slope and intercept from the stored values of a file to its values."""
+    return _number(reader, _SLOPE, 1.0), _number(reader, _INTERCEPT, 0.0)
 
 
 def _number(reader: sitk.ImageFileReader, tag: str, default: float) -> float:

@@ -33,7 +33,8 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
 
     Returns:
         Their positions in units of the volume's planes: 0, 1, 2, ... if they are evenly spaced. Otherwise the volume
-        has the spacing of the finest planes, and only the first and the last plane lie at whole numbers.
+        has about the spacing of the finest planes (a few gaps may be narrower), and only the first and the last plane
+        lie at whole numbers.
 
     Raises:
         ScanError: slices are missing or duplicated.
@@ -65,7 +66,7 @@ def uneven_doubt(gaps: FloatArray, spacing_mm: float) -> Doubt:
         "uneven",
         wrong,
         f"they are resampled to {spacing_mm:.3g} mm",
-        "resample it to an even spacing, or set uneven to resample",
+        "accept that (uneven: resample), or omit it",
     )
 
 

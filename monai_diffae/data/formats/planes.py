@@ -208,8 +208,8 @@ def _check_line(path: Path, points: FloatArray, line: FloatArray, normal: FloatA
 def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
     height = step @ normal
     angle = math.degrees(math.atan2(float(np.linalg.norm(step - height * normal)), height))
-    wrong = f"its slices are tilted by {angle:.1f} degrees"
-    return Doubt("tilted", wrong, "the volume is straightened", "straighten it first, or set doubtful to warn")
+    wrong = f"each slice is shifted against the one before, as by a gantry tilt of {angle:.1f} degrees"
+    return Doubt("tilted", wrong, "the volume is straightened", "accept that (doubtful: warn), or omit it")
 
 
 def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:

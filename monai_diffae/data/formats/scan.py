@@ -66,6 +66,7 @@ class Scan:
         header: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with
             the same type, units and codes; None for other formats.
         doubts: why it may not be what was measured.
+        volume: the volume with one slice that a 2D image is; None for other scans.
     """
 
     array: NDArray[np.float32]
@@ -73,6 +74,7 @@ class Scan:
     modality: str | None = None
     header: nib.Nifti1Header | None = None
     doubts: tuple[Doubt, ...] = ()
+    volume: Scan | None = None
 
     @property
     def spatial_dims(self) -> int:

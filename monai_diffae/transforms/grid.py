@@ -1,0 +1,127 @@
+"""Bring volumes to the axes and the spacing of a model, whatever the rounding of their affine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL, zoom_affine
+from monai.transforms import InvertibleTransform, MapTransform, SpatialResample
+from monai.transforms.spatial.functional import orientation
+from monai.utils import TraceKeys
+from numpy.typing import NDArray
+
+from monai_diffae.data.slices import ras_orientation
+
+_DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
+
+
+class ToRASd(MapTransform, InvertibleTransform):
+    """Reorders and flips the axes of each volume to the closest RAS order.
+
+    MONAI's ``Orientationd`` (1.6.1) lets the last digit of the affine decide about a volume that is tilted by 45
+    degrees, and decides again on the way back. Here the volume's direction decides, once.
+
+    Args:
+        keys: volumes ``[C, X, Y, Z]`` as MetaTensor.
+        allow_missing_keys: skip keys that an item does not have.
+
+    Example:
+        >>> image = MetaTensor(torch.arange(6.0).reshape(1, 1, 2, 3), affine=torch.diag(torch.tensor([1.0, -1, 1, 1])))
+        >>> ToRASd("image")({"image": image})["image"][0, 0].tolist()
+        [[3.0, 4.0, 5.0], [0.0, 1.0, 2.0]]
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each volume by the reordered one."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            affine = item[key].affine.numpy()
+            info = self.get_transform_info()
+            item[key] = orientation(item[key], affine, ras_orientation(affine), lazy=False, transform_info=info)
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return each volume to its own order."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            record = self.pop_transform(item[key])
+            own = ras_orientation(record[TraceKeys.EXTRA_INFO]["original_affine"])
+            back, affine = nib.orientations.ornt_transform(ras_orientation(np.eye(4)), own), item[key].affine.numpy()
+            with self.trace_transform(False):
+                info = self.get_transform_info()
+                item[key] = orientation(item[key], affine, back, lazy=False, transform_info=info)
+        return item
+
+
+class ToSpacingd(MapTransform, InvertibleTransform):
+    """Resamples each volume to a spacing along its own axes, linearly and with its border values outside.
+
+    MONAI's ``Spacingd`` (1.6.1) gives the same image if the affine is exact. Otherwise the last digit of the affine can
+    move its grid by a voxel: ``monai.data.utils.compute_shape_offset`` chooses between a grid that begins at the
+    volume's corner and one that is centred (by 1e-8 voxels), and rounds sizes such as 13.5. Here the grid always begins
+    at the corner of the volume's bounding box, and sizes are rounded to 0.001 voxels first.
+
+    Args:
+        keys: volumes ``[C, X, Y, Z]`` as MetaTensor, whose affine has their spacing.
+        pixdim: the new spacing along X, Y and Z in mm. An axis whose spacing differs by less than 0.001 mm keeps it.
+        allow_missing_keys: skip keys that an item does not have.
+
+    Example:
+        >>> image = MetaTensor(torch.arange(5.0).expand(1, 5, 5, 5), affine=torch.eye(4))
+        >>> ToSpacingd("image", [4, 4, 2])({"image": image})["image"][0, 0].tolist()
+        [[0.0, 2.0, 4.0], [0.0, 2.0, 4.0]]
+    """
+
+    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.pixdim = tuple(float(v) for v in pixdim)
+        self._resample = SpatialResample(mode="bilinear", padding_mode="border")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each volume by the resampled one."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image: MetaTensor = item[key]
+            size, affine = spaced_grid(image.shape[1:], image.affine.numpy(), self.pixdim)
+            item[key] = self._resample(image, dst_affine=torch.from_numpy(affine), spatial_size=size)
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample each volume to its own grid."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._resample.inverse(item[key])
+        return item
+
+
+ToRASD = ToRASDict = ToRASd
+ToSpacingD = ToSpacingDict = ToSpacingd
+
+
+def spaced_grid(
+    shape: Sequence[int], affine: NDArray[np.float64], spacing_mm: Sequence[float]
+) -> tuple[list[int], NDArray[np.float64]]:
+    """The size and the affine of a volume's grid at another spacing; the origin is a continuous function of ``affine``.
+
+    Example:
+        >>> size, affine = spaced_grid((36, 36, 36), np.eye(4), (2.8, 2.8, 2.8 + 1e-9))
+        >>> size
+        [14, 14, 14]
+    """
+    own = np.linalg.norm(affine[:3, :3], axis=0)
+    grid = zoom_affine(affine, np.where(np.abs(own - spacing_mm) <= AFFINE_TOL, own, spacing_mm), diagonal=False)
+    corners = np.array([*itertools.product(*((0.0, n - 1.0) for n in shape))]).T
+    corners = np.linalg.solve(grid[:3, :3], affine[:3, :3] @ corners)
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    grid[:3, 3] = affine[:3, 3] + grid[:3, :3] @ low
+    return [int(n) for n in np.round(np.round(high - low + 1, _DECIMALS))], grid
