@@ -16,8 +16,8 @@ from golden_bundles import difference_from_stored, write_golden_scans
 from make_weights import LARGEST_FILE, PLACEHOLDER
 from monai.bundle import load
 
-from monai_diffae import embed, generate, info, init, push, reconstruct, train
-from monai_diffae.bundle import folders
+from monai_diffae import anomaly, embed, generate, info, init, load_bundle, push, reconstruct, train
+from monai_diffae.bundle import AnomalyDetector, folders
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.model_card import NOTE
 from monai_diffae.errors import ConfigError, MachineError
@@ -61,6 +61,9 @@ def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
     assert summary["own_code"] == []
     assert summary["spatial_dims"] == NAMES[name]
     assert {path.name for path in (bundle / "configs" / "overlays").iterdir()} > {"fp32.json"}
+    detector = AnomalyDetector.load(load_bundle(bundle, "cpu"))
+    assert len(detector.scan_scores) == {"chest_xray": 133, "hippocampus": 20}[name]
+    assert not (bundle / "models" / "anomaly.safetensors").exists()
     if name == "chest_xray":
         assert read(bundle / "models" / "latent_config.json")["autoencoder_sha256"] == checksum(bundle)
     assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
@@ -77,6 +80,7 @@ def test_the_commands_work_at_once(made, name, tmp_path):
     assert len(pd.read_parquet(embed(bundle, scans, tmp_path / "out", device="cpu").path)) == 6
     made_images = reconstruct(bundle, scans, tmp_path / "reconstructed", limit=1, steps=3, device="cpu")
     assert made_images.means["mse_x_T"] < 1
+    assert len(pd.read_csv(anomaly(bundle, scans, tmp_path / "unusual", device="cpu").folder / "anomaly.csv")) == 6
     if (bundle / "models" / "latent_model.pt").is_file():
         assert generate(bundle, tmp_path / "synthetic", num_images=2, steps=2, device="cpu").folder.is_dir()
     assert "models/model.pt" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
@@ -142,7 +146,7 @@ def test_only_what_differs_is_stored_and_nothing_of_cases(name):
     needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
     models = {
         "model.safetensors", "config.json", "training.json", "metrics.json", "latent_model.safetensors",
-        "latent_config.json",
+        "latent_config.json", "anomaly.safetensors",
     }  # fmt: skip
     assert needed | {"models/model.safetensors", "models/config.json"} <= files
     assert files <= needed | {f"models/{file}" for file in models}

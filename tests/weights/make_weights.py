@@ -103,6 +103,7 @@ def _write_models(source: Path, target: Path) -> None:
         _write(target / layout.LATENT_CONFIG, latent)
     if (source / layout.ANOMALY).is_file():
         content = torch.load(source / layout.ANOMALY, weights_only=True)
+        content["made_from"] = {key: content["made_from"][key] for key in ("num_patients", "num_failed")}
         texts = {key: json.dumps(content.pop(key)) for key in ("settings", "made_from")}
         save_file({key: tensor.contiguous() for key, tensor in content.items()}, target / layout.SAFE_ANOMALY, texts)
     for path in target.iterdir():
