@@ -199,7 +199,6 @@ def test_every_command_has_the_ranges_and_choices_that_it_should_have():
         "split": [("train", "val", "test")], "splits": [("train", "val", "test")], "uneven": [("resample", "refuse")],
     }  # fmt: skip
     found = all_ranges()
-    found.pop("gpus")
     assert found.pop("grade.seed") == []  # it should be that of the others
     assert found == expected
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from monai.networks.nets import AutoencoderKL, resnet10
-from torch.utils.flop_counter import FlopCounterMode
 
 from monai_diffae.engines import workload
-from monai_diffae.engines.gpu_speed import Gpu, predicted_images_per_second
 from monai_diffae.engines.memory import GIB, first_stage_memory, inference_memory, training_memory
 from monai_diffae.engines.workload import Workload, check_memory, run_memory
 from monai_diffae.errors import MachineError, find_diffae_error
@@ -150,20 +148,3 @@ def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, 
     error = find_diffae_error(caught.value)
     assert isinstance(error, MachineError)
     assert "not enough memory" in str(error)
-
-
-# -- speed ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_predicted_speed_is_limited_by_arithmetic_or_by_the_start_of_operations():
-    net = build_autoencoder(2, base_channels=8, channel_mult=(1,), num_res_blocks=1, z_channels=16)
-    batch, counter = torch.zeros(4, 1, 32, 32), FlopCounterMode(display=False)
-    with counter:
-        net(batch, torch.zeros(4), batch).square().mean().backward()
-    slow = Gpu(tflops=1e-6, bandwidth=1e9, memory_gib=1, precision="fp32")
-    expected = 4 / (counter.get_total_flops() / (0.5 * 1e6))
-    assert predicted_images_per_second(net, batch.shape, slow) == pytest.approx(expected, rel=0.01)
-    unlimited = Gpu(1e9, 1e9, 1)
-    one, eight = (predicted_images_per_second(net, (batch, 1, 32, 32), unlimited) for batch in (1, 8))
-    assert eight == pytest.approx(8 * one, rel=1e-3)  # a batch takes as long as a single image

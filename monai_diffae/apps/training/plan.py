@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
@@ -16,14 +16,10 @@ from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.training.gpu_predictions import GpuPrediction
     from monai_diffae.apps.training.proposals import Proposal
     from monai_diffae.apps.training.timed_plans import TimedProposal
     from monai_diffae.data.survey import Survey
     from monai_diffae.data.twin_reports import TwinReport
-
-GpuName = Literal["t4", "v100", "a10", "a40", "a100", "l4", "l40s", "h100", "h200", "rtx3090", "rtx4090"]
-"""The GPUs of :data:`monai_diffae.engines.gpu_speed.GPUS`; this module loads no torch."""
 
 _MAX_NAMES = 5  # most failed scans that are listed on a terminal
 _GIB = 2**30  # as in monai_diffae.engines.memory; this module loads no torch
@@ -43,7 +39,6 @@ class Plan(CommandResult):
         commands: lines for a shell that train with the proposal.
         timed: the proposal with its measured speed and its timetable; None: it was not measured.
         twins: identical and nearly identical scans; None: the scans were not read.
-        gpus: how fast the given GPUs would train with the same settings.
     """
 
     survey: Survey
@@ -55,7 +50,6 @@ class Plan(CommandResult):
     commands: list[str]
     timed: TimedProposal | None = None
     twins: TwinReport | None = None
-    gpus: Sequence[GpuPrediction] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,10 +75,6 @@ class Plan(CommandResult):
                 "other programs use the processors, so one thread is fastest: train with --threads 1 "
                 "(start and train --minutes use one thread anyway)"
             )
-        if self.gpus:
-            yield "on these GPUs (predicted from data sheets, not measured; wrong by up to a factor of two):"
-            num_images = None if self.timed is None else self.timed.timetable.num_images
-            yield from (gpu.line(num_images) for gpu in self.gpus)
         yield from self.commands
 
     def within(self, seconds: float) -> Plan:
@@ -143,7 +133,6 @@ class Plan(CommandResult):
             "num_cropped": self.num_cropped,
             "memory": memory,
             "time": None if self.timed is None else self.timed.figures(),
-            "gpus": {gpu.name: gpu.figures() for gpu in self.gpus},
             "commands": self.commands,
         }
 
@@ -163,7 +152,6 @@ def plan(
     memory_only: bool = False,
     memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
     device: str | None = None,
-    gpus: Sequence[GpuName] = (),
     check: bool = False,
     overlays: Sequence[Path] = (),
     columns: Columns = NONE_GIVEN,
@@ -186,8 +174,6 @@ def plan(
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
         device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
             ``memory_gib`` is given, this machine need not have it.
-        gpus: Also predict how fast these GPUs would train with the proposed settings, and with what memory. It is
-            computed from their specifications, so this machine need not have them.
         check: Read and preprocess every scan as training does, list those that it would leave out, and find twins:
             scans that are identical or nearly so. The command ``verify`` says more about the scans themselves.
         overlays: Configuration files that replace values of the bundle's, in this order.
@@ -211,7 +197,6 @@ def plan(
         monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
     from monai_diffae.apps.training import planning
-    from monai_diffae.apps.training.gpu_predictions import predict_gpus
     from monai_diffae.apps.training.plan_checks import unusable_scans
     from monai_diffae.apps.training.proposals import open_machine, propose
     from monai_diffae.bundle.trust import check_code
@@ -245,8 +230,7 @@ def plan(
         proposal = replace(timed.grid, settings=timed.settings)
     if check:
         survey = survey.after_check(unusable_scans(parser.get(), {**data, **proposal.settings}))
-    predictions = tuple(predict_gpus(machine, proposal.settings, gpus))
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
     num_cropped = planning.count_cropped(survey, proposal.settings)
     twins = planning.twins_in(cases, survey) if check else None
-    return Plan(survey, proposal, num_cropped, budget, str(target), str(bundle), commands, timed, twins, predictions)
+    return Plan(survey, proposal, num_cropped, budget, str(target), str(bundle), commands, timed, twins)
