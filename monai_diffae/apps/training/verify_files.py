@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
 
 def _overview(verification: Verification) -> CohortOverview:
     survey = verification.survey
-    geometry = [] if survey is None else [("size (voxels)", survey.sizes)]
+    geometry: list[tuple[str, NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
     if survey is not None and survey.has_mm:
         geometry += [("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)]
     read = [verdict for verdict in verification.verdicts if verdict.reading.intensities]
