@@ -60,7 +60,7 @@ def read_header(path: Path) -> Header:
     reader = open_header(path)
     _check_complete(path, reader, decompress=False)
     size = reader.GetSize()[:3]
-    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader))
+    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader), channels=reader.GetNumberOfComponents())
 
 
 def open_header(path: Path, copy: Path | None = None) -> sitk.ImageFileReader:
