@@ -187,6 +187,22 @@ def test_no_cell_of_a_table_is_lost(tmp_path):
     assert [case.labels for case in read_cohort(table)] == [{"age": 41}, {"age": 52}]
 
 
+def test_one_patient_under_two_names_is_one_or_a_warning_without_the_names(tmp_path, caplog):
+    touch(*(tmp_path / f"{name}.png" for name in "abcd"))
+    rows = "image,patient,split\na.png,{},train\nb.png,{},test\n"
+    assert "'a' (train) and 'b' (test) belong to one patient" in refusal(table(tmp_path, rows.format("1", "1.0")))
+    entries = [{"image": f"{case}.png", "patient": name} for case, name in zip("ab", (" p1 ", "p1"), strict=True)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries[:1], "test": entries[1:]}))
+    assert "belong to one patient" in refusal(tmp_path / "list.json")
+    read_cohort(table(tmp_path, rows.format("1.0", "1.2") + "c.png,1,train\nd.png,10,test\n"))
+    read_cohort(table(tmp_path, rows.format("P1", "P1").replace("test", "train")))
+    assert not caplog.messages
+    read_cohort(table(tmp_path, rows.format("Doe-1", "doe - 01") + "c.png,x,\nd.png,X,\n"))
+    assert len(caplog.messages) == 1
+    assert "4 patients have names that differ from another's in capitals, spaces or leading zeros only" in caplog.text
+    assert "oe" not in caplog.text
+
+
 def test_lines_that_end_early_and_patients_called_na_are_named(tmp_path, caplog):
     touch(tmp_path / "a.png", tmp_path / "b.png")
     cut = table(tmp_path, "image,patient,split,age\na.png,Doe-1,train,41\nb.png,Do")
