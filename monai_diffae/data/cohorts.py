@@ -17,7 +17,7 @@ from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.scans import may_be_dicom
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
-from monai_diffae.data.tables import COLUMN_ROLES, Row, read_datalist, read_table
+from monai_diffae.data.tables import COLUMN_ROLES, Row, check_is_text, read_datalist, read_table
 from monai_diffae.errors import CohortError, ConfigError, quoted
 
 __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
@@ -92,6 +92,7 @@ def read_cohort(
     pattern = compiled(patient_pattern)
     check_cohort_exists(path)
     folder, uid = dicom.split_series(path)
+    check_is_text(path)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json"):
         reader = read_datalist if suffix == ".json" else read_table

@@ -41,6 +41,9 @@ class SkippedCases:
 
     Consecutive slices of one volume that fail for the same reason are one warning.
 
+    Args:
+        list_name: the name of the file that lists all of them; None: there is none, or it is not known.
+
     Example:
         >>> skipped = SkippedCases()
         >>> skipped.log(Failure("c1", "c1.nii", "c1.nii: the file is empty; copy it again"))
@@ -48,8 +51,8 @@ class SkippedCases:
         1
     """
 
-    def __init__(self) -> None:
-        self.num_warnings = 0
+    def __init__(self, list_name: str | None = None) -> None:
+        self.num_warnings, self.list_name = 0, list_name
         self._last: tuple[str, str] | None = None
 
     def log(self, failure: Failure, volume: str | None = None) -> None:
@@ -66,7 +69,8 @@ class SkippedCases:
         if is_told:
             return
         if self.num_warnings == _MOST_WARNINGS:
-            logger.warning("more cases are skipped; failures.csv lists all of them")
+            listed = "" if self.list_name is None else f"; {self.list_name} lists all of them"
+            logger.warning("more cases are skipped%s", listed)
         self.num_warnings += 1
 
 

@@ -48,6 +48,8 @@ class BadScans:
 
     def __call__(self) -> None:
         """Read every scan, and write the table. It is deleted if no scan failed."""
+        for dataset in self.datasets:
+            dataset.failures_name = self.path.name
         failures = self.failures + [f for dataset in self.datasets for f in dataset.prepare().failures]
         if not self.enabled:
             return

@@ -9,6 +9,7 @@ from scan_files import save_nifti, save_series
 from monai_diffae.data.cases import Case, as_labels
 from monai_diffae.data.cohorts import assign_splits, fingerprint, read_cohort
 from monai_diffae.data.scans import read_scan
+from monai_diffae.data.tables import read_columns
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -167,6 +168,10 @@ def test_tables_that_cannot_be_used(tmp_path):
     line = refusal(table(tmp_path, "image\nd/x.nii\nd/y.nii\n"))
     assert "none of its 2 files exists (first: d/x.nii); check the paths, which are relative to the table's" in line
     assert len(read_cohort(table(tmp_path, "image\na.nii\ny.nii\n"))) == 2
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    assert refusal(tmp_path / "t.xlsx") == "t.xlsx: Excel files are not read; save it as CSV, and give that file"
+    with pytest.raises(CohortError, match="Excel files are not read"):
+        read_columns(tmp_path / "t.xlsx")
     (tmp_path / "bin.csv").write_bytes(b"\xff\xfe\x00image")
     assert "UTF-8" in refusal(tmp_path / "bin.csv")
 
