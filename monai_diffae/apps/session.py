@@ -221,6 +221,7 @@ class Session:
             num_workers=self.reading.workers_for(len(cases)),
             keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
         )
+        dataset.failures_name = failures_name
         listed = [] if named else self.cohort.failures
         try:
             dataset.prepare()

@@ -160,13 +160,8 @@ class DiffAETrainer(TrainTask):
         publish(new, self._served.folder)
         index.keep_only([trained])
         detector = AnomalyDetector.load_if_usable(trained)
-        num_held_out = 0 if detector is None else len(detector.scan_scores)
-        if num_held_out < FEWEST_SCANS:
-            logger.warning(
-                "anomaly maps of the new model are calibrated with %d scans only, so masks and p-values are coarse; "
-                "run monai-diffae calibrate on the app's bundle with %d other normal scans or more",
-                num_held_out, FEWEST_SCANS,
-            )  # fmt: skip
+        if detector is None or len(detector.scan_scores) < FEWEST_SCANS:
+            logger.warning("%s", calibration_advice(None if detector is None else len(detector.scan_scores)))
         return trained.sha256, len(cases.failures)
 
     def _tracking(self) -> dict[str, Any]:
@@ -196,6 +191,15 @@ def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:
         return bool(trained.open(image).reconstruct().isfinite().all())
     except ConfigError:  # the inferer refuses values that are not finite
         return False
+
+
+def calibration_advice(num_scans: int | None) -> str:
+    """Why anomaly maps are coarse, or that there are none (None), and what to do."""
+    what = "not calibrated, since fewer than two of the images that were held out could be used"
+    if num_scans is not None:
+        what = f"calibrated with {num_scans} scans only, so masks and p-values are coarse"
+    command = f"run monai-diffae calibrate on the app's bundle with {FEWEST_SCANS} other normal scans or more"
+    return f"anomaly maps of the new model are {what}; {command}"
 
 
 def split_fractions(num_images: int) -> dict[str, float]:

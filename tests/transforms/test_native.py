@@ -272,15 +272,25 @@ def test_type_codes_units_and_slope_are_kept_and_texts_are_not(tmp_path, dtype, 
 
 
 @pytest.mark.goal(id="R11")
-def test_values_that_do_not_fit_the_type_are_clipped_and_counted(tmp_path, caplog):
+def test_values_that_do_not_fit_the_type_of_the_scan_get_one_that_holds_them(tmp_path, caplog):
     nib.save(
         nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
     )
     scan = read_scan(tmp_path / "a.nii")
     array = scan.array.copy()
     array[0, 0, 0, :2] = (-3.0, 300.4)
+    flat = Scan(scan.array[:, 0], scan.affine)  # a 2D scan, which has no header, is written in the same way
+    for image, space in ((array, scan), (array[:, 0], flat)):
+        made = nib.load(write_native(tmp_path / "b.nii", image, space))
+        assert made.get_data_dtype() == np.int16
+        assert np.asarray(made.dataobj).reshape(image[0].shape)[(0,) * (image.ndim - 2)][:3].tolist() == [-3, 300, 7]
+    scan.header.set_slope_inter(2.0, 10.0)
     made = nib.load(write_native(tmp_path / "b.nii", array, scan))
-    assert np.asarray(made.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
+    assert (made.get_data_dtype(), made.dataobj.slope) == (np.int16, 2.0)
+    assert made.get_fdata()[0, 0, 1] == 300
+    assert "clipped" not in caplog.text
+    mask = nib.load(write_native(tmp_path / "b.nii", array, scan, np.uint8))
+    assert np.asarray(mask.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
     assert "2 voxels do not fit into uint8 and were clipped" in caplog.text
 
 

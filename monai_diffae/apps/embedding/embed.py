@@ -219,6 +219,7 @@ def embed(
     encoded = encode_cohort(
         cases, session.trained, shards_folder(path, shards_checksum), encoder_key=session.encoder_key, cutter=cutter,
         batch_size=run.batch_size, workers=reading.workers_for(len(cases), process.local_world_size), process=process,
+        failures_name=_failures_file(path).name,
     )  # fmt: skip
     if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)

@@ -63,7 +63,7 @@ class TableTwins:
             examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
             logger.warning(
                 "%d groups of cases of different patients have nearly the same z_sem, such as %s: they are probably "
-                "the same image, so scores may be too high; use --group-duplicates to keep them together",
+                "the same image, so scores may be too high; monai-diffae probe --group-duplicates keeps them together",
                 len(pairs), examples,
             )  # fmt: skip
         for line in self.report.contradictions():

@@ -87,7 +87,7 @@ class FirstHour:
         self.record = self._read_record(request)
         if self.record:
             return
-        colour = "grey" if listed.appearance.num_colour else None
+        colour = "grey" if listed.appearance.colour else None
         are_few = _are_few_volumes(listed)
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
@@ -97,6 +97,7 @@ class FirstHour:
             f"{len(listed.listing.cases)} scans of {listed.listing.num_patients} patients; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
+            *([plan.incomplete] if plan.incomplete else []),
             f"training of {plan.bundle}: {_described(plan.settings)}",
             *plan.time_lines(),
         ]

@@ -111,10 +111,13 @@ class Editing:
 
     def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
         names = strength_names(self.table.strengths)
+        convert = native.add_difference if self.output.detail == "own" else native.back
+        plain = convert((differences if self.output.detail == "own" else images)[self.table.strengths.index(0)])
         for strength, image, difference in zip(names, images, differences, strict=True):
             name = f"{case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
-            edited = native.add_difference(difference) if self.output.detail == "own" else native.back(image)
+            edited = convert(difference if self.output.detail == "own" else image)
             write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
-            write_native(file, native.back_difference(difference), native.scan, np.float32)
+            clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
+            write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)

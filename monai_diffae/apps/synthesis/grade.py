@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.direction_files import json_content, read_direction
 from monai_diffae.errors import ConfigError
 
@@ -51,7 +52,7 @@ class GradeResult(CommandResult):
 
 
 @command
-def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwrite: bool = False) -> GradeResult:
+def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overwrite: bool = False) -> GradeResult:
     """Grade every case by its signed distance along a direction, e.g. as a measure of severity.
 
     ``out`` gets one row per case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training

@@ -60,7 +60,7 @@ def read_header(path: Path) -> Header:
     reader = open_header(path)
     _check_complete(path, reader, decompress=False)
     size = reader.GetSize()[:3]
-    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader))
+    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader), channels=reader.GetNumberOfComponents())
 
 
 def open_header(path: Path, copy: Path | None = None) -> sitk.ImageFileReader:
@@ -150,8 +150,13 @@ def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]
     return image
 
 
-def write_nrrd(path: Path, image: sitk.Image) -> None:
+def write_nrrd(path: Path, image: sitk.Image, name: str) -> None:
     """Write an image as compressed NRRD.
+
+    Args:
+        path: the file, which may be a temporary one.
+        image: the image.
+        name: the file's name in messages.
 
     Raises:
         MachineError: it cannot be written.
@@ -164,7 +169,8 @@ def write_nrrd(path: Path, image: sitk.Image) -> None:
         with silent_stderr():
             writer.Execute(image)
     except RuntimeError as error:
-        raise MachineError("an NRRD file cannot be written; free space or choose another folder") from error
+        # ITK does not say why
+        raise MachineError(f"{name}: cannot be written; free space or choose another folder") from error
 
 
 def unreadable(path: Path, error: RuntimeError) -> DiffAEError:

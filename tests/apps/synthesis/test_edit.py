@@ -189,9 +189,9 @@ def test_pictures_of_odd_size_and_slices_of_volumes_come_back_in_their_own_space
     at_zero, moved = (np.asarray(image, float) for image in images)
     difference = read_scan(out / "differences" / "odd_+2.00.nii.gz").array.squeeze()
     np.testing.assert_array_equal(at_zero, np.asarray(Image.open(tmp_path / "odd.png")))
-    inside = (moved > 0) & (moved < 255)
-    shown = (moved - at_zero)[inside]
-    assert np.abs(shown - (difference if difference.shape == moved.shape else difference.T)[inside]).max() <= 1.01
+    assert ((moved == 0) | (moved == 255)).any()  # the file cannot hold all values, and the map is of those it holds
+    difference = difference if difference.shape == moved.shape else difference.T
+    assert np.abs(moved - at_zero - difference).max() <= 0.51
 
     affine = np.array([[0, -2.0, 0, 5], [3, 0, 0, -7], [0, 0, 4, 11], [0, 0, 0, 1]])
     nib.save(nib.Nifti1Image(rng.normal(100, 30, (11, 18, 5)).astype(np.float32), affine), tmp_path / "vol.nii.gz")

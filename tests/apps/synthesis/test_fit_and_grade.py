@@ -124,6 +124,8 @@ def test_grades_replace_grades_only_with_overwrite_and_nothing_else(labelled, ch
     embeddings = changed("embeddings")
     with pytest.raises(ConfigError, match="g.csv: exists and was made with other"):
         grade(changed("more", tilt=0.0), out, **options)
+    with pytest.raises(ConfigError, match="^seed: -1 is below 0"):
+        grade(changed("more", tilt=0.0), out, **options, seed=-1)
     table.to_csv(tmp_path / "scans.csv", index=False)
     for name, there in {"embeddings": "embeddings.json", "scans": "scans.csv"}.items():
         before = (tmp_path / there).read_bytes()
