@@ -53,7 +53,7 @@ def test_a_known_r2_and_scores_that_are_sklearns():
     assert mae == pytest.approx(mean_absolute_error(y, result.predicted))
     classes = cross_validated(x, y > 0.7, np.arange(300))
     auroc, _, balanced, brier = classes.scores()(np.ones(300))
-    assert auroc == pytest.approx(roc_auc_score(y > 0.7, classes.predicted[:, 1]))
+    assert auroc == pytest.approx(roc_auc_score(y > 0.7, classes.ranking[:, 1]))
     assert brier == pytest.approx(brier_score_loss(y > 0.7, classes.predicted[:, 1]))
     again, other = (cross_validated(x, y > 0.7, np.arange(300), seed=seed).predicted for seed in (0, 1))
     np.testing.assert_array_equal(classes.predicted, again)

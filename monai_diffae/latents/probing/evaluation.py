@@ -16,7 +16,7 @@ from monai_diffae.latents.probing.features import FeatureSet
 from monai_diffae.latents.probing.folds import Evaluation, ProbedCases, SplitOrigin, TargetFolds, choose_folds
 from monai_diffae.latents.probing.nested import HeldOutPredictions, few_label_scores, predict_held_out
 from monai_diffae.latents.probing.probes import Floats, Probe
-from monai_diffae.latents.probing.scores import bootstrapped, interval
+from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.probing.targets import copies_of
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _evaluate_target(
     target: TargetFolds, feature_sets: Sequence[FeatureSet], settings: ProbeSettings, with_few_labels: bool
 ) -> list[EvaluatedProbe]:
     evaluated: list[EvaluatedProbe] = []
-    z_sem: dict[str, tuple[float, Floats]] = {}
+    z_sem: dict[str, tuple[EvaluatedProbe, Floats]] = {}
     for features in feature_sets:
         x_by_fold = _features_by_fold(features, target)
         _warn_of_copies(features, target, x_by_fold[0])
@@ -124,9 +124,9 @@ def _evaluate_target(
             if with_few_labels:
                 probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings.seed))
             if features is feature_sets[0]:
-                z_sem[name] = probe.row["score"], draws
+                z_sem[name] = probe, draws
             else:
-                probe.row.update(_difference(z_sem[name], (probe.row["score"], draws)))
+                probe.row.update(_difference(z_sem[name], (probe, draws), target))
             evaluated.append(probe)
     return evaluated
 
@@ -157,7 +157,7 @@ def _evaluate_probe(
     )
     scores, test = predictions.scores(), target.test_cases
     values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed)
-    intervals = [interval(column) for column in draws.T]
+    intervals = scores.intervals(draws, target.patients[test])
     metrics: dict[str, Any] = {}
     for name, value, (low, high) in zip(scores.metrics, values, intervals, strict=True):
         metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
@@ -181,7 +181,8 @@ def _few_label_rows(
     row: Mapping[str, Any], features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds, seed: int
 ) -> list[dict[str, Any]]:
     rows = []
-    for num_patients in FEW_PATIENTS:
+    most = min(len(np.unique(target.patients[train])) for train, _ in target.folds) // 2
+    for num_patients in (each for each in FEW_PATIENTS if each <= most):
         scores = few_label_scores(
             x_by_fold, target.target, target.patients, target.folds, row["probe"], num_patients=num_patients,
             seed=seed, standardise=features.standardise,
@@ -196,12 +197,18 @@ def _few_label_rows(
     return rows
 
 
-def _difference(z_sem: tuple[float, Floats], other: tuple[float, Floats]) -> dict[str, Any]:
+def _difference(
+    z_sem: tuple[EvaluatedProbe, Floats], other: tuple[EvaluatedProbe, Floats], target: TargetFolds
+) -> dict[str, Any]:
     """The score of z_sem minus that of other features, with the interval over the same draws of patients."""
-    low, high = interval(z_sem[1] - other[1])
-    return {
-        "difference": _plain(z_sem[0] - other[0]), "difference_low": _plain(low), "difference_high": _plain(high)
-    }  # fmt: skip
+    scores, draws = other[0].predictions.scores(), z_sem[1] - other[1]
+    value = z_sem[0].row["score"] - other[0].row["score"]
+    if isinstance(scores, ClassScores):
+        num = scores.patients_of_rarest_class(target.patients[target.test_cases])
+        low, high = difference_interval(value, draws, num)
+    else:
+        low, high = interval(draws)
+    return {"difference": _plain(value), "difference_low": _plain(low), "difference_high": _plain(high)}
 
 
 def _plain(value: float) -> float | None:

@@ -29,6 +29,8 @@ class HeldOutPredictions:
         target: the target of the K test cases, with the classes of all cases.
         fold: ``[K]``, the fold in which each case was predicted.
         predicted: ``[K, classes]`` probabilities, or ``[K]`` numbers.
+        ranking: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for
+            numbers. See :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`.
         predicted_class: ``[K]``, the class that would be most probable if all were equally frequent among the training
             cases; None for numbers.
         regularisation: the regularisation of the probe of each fold.
@@ -37,6 +39,7 @@ class HeldOutPredictions:
     target: ProbeTarget
     fold: NDArray[np.intp]
     predicted: Floats
+    ranking: Floats | None
     predicted_class: NDArray[np.intp] | None
     regularisation: tuple[float | None, ...]
 
@@ -44,7 +47,7 @@ class HeldOutPredictions:
         """The scores of the predictions, as a function of the cases' weights."""
         if self.target.classes is None:
             return NumberScores(self.target.values, self.predicted)
-        return ClassScores(self.target.values, self.predicted, self.predicted_class)
+        return ClassScores(self.target.values, self.predicted, self.predicted_class, self.ranking)
 
 
 def cross_validation_folds(target: ProbeTarget, groups: NDArray[Any], seed: int = 0) -> tuple[ProbeTarget, Folds]:
@@ -148,11 +151,12 @@ def predict_held_out(
         ((100, 2), True)
     """
     num_classes = _num_classes(target)
-    parts, classes, regularisation = [], [], []
+    parts, rankings, classes, regularisation = [], [], [], []
     for x, (train, test) in zip(features, folds, strict=True):
         fitted = fit_probe(probe, x[train], target.values[train], groups[train], num_classes, seed, standardise)
         parts.append(fitted.predict(x[test]))
         if num_classes is not None:
+            rankings.append(fitted.ranking(x[test], x[train]))
             classes.append(fitted.classify(parts[-1]))
         regularisation.append(fitted.regularisation)
     tests = np.concatenate([test for _, test in folds])
@@ -160,8 +164,8 @@ def predict_held_out(
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
     test_target = ProbeTarget(target.name, target.classes, target.values[tests[order]], target.rows[tests[order]])
     return HeldOutPredictions(
-        test_target, fold, np.concatenate(parts)[order], np.concatenate(classes)[order] if classes else None,
-        tuple(regularisation),
+        test_target, fold, np.concatenate(parts)[order], np.concatenate(rankings)[order] if rankings else None,
+        np.concatenate(classes)[order] if classes else None, tuple(regularisation),
     )  # fmt: skip
 
 
