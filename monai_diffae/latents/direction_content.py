@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
 
-FORMAT, VERSION = "monai_diffae.direction", 1
+FORMAT, VERSION = "monai_diffae.direction", 2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = ("target", "model")
 _NUMBERS = ("intercept", "offset", "score")
 _POSITIVE = ("slope", "std", "regularisation")
 _COUNTS = ("num_cases", "num_omitted")
-_OTHERS = ("format", "version", "kind", "classes", "weight", "pattern", "statistics")
-_KEYS = {*_OTHERS, *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
+_OTHERS = ("format", "version", "kind", "classes", "weight", "pattern", "statistics", "fitted_marks")
+_ENDS = ("low", "high")
+_KEYS = {*_OTHERS, *_ENDS, *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
 _OPTIONAL = {"preprocessing"}
 
 
@@ -54,7 +55,11 @@ def checked_content(content: object) -> dict[str, Any]:
     pattern = _vector(content["pattern"], "pattern")
     _require(len(pattern) == len(weight), "pattern", f"{len(weight)} numbers, like the weight")
     _require(abs(float(pattern @ weight) - 1) < 1e-6, "pattern", "a vector whose dot product with the weight is 1")
+    marks = content["fitted_marks"]
+    _require(isinstance(marks, list) and all(map(_is_mark, marks)), "fitted_marks", "a list of three numbers per case")
     return {
+        "fitted_marks": np.array(marks, np.float64).reshape(-1, 3),
+        **{key: None if content[key] is None else float(content[key]) for key in _ENDS},
         **{key: content[key] for key in (*_TEXTS, *_COUNTS, "kind")},
         **{key: float(content[key]) for key in (*_NUMBERS, *_POSITIVE)},
         "preprocessing": content.get("preprocessing"),
@@ -70,6 +75,8 @@ def _check_scalars(content: Mapping[str, Any]) -> None:
         _require(isinstance(content[key], str) and content[key] != "", key, "some text")
     for key in (*_NUMBERS, *_POSITIVE):
         _require(_is_number(content[key]), key, "a finite number")
+    for key in _ENDS:
+        _require(content[key] is None or _is_number(content[key]), key, "a finite number or null")
     for key in _POSITIVE:
         _require(content[key] > 0, key, "above 0")
     for key in _COUNTS:
@@ -96,6 +103,10 @@ def _vector(values: object, key: str) -> NDArray[Any]:
     if not isinstance(values, list) or not all(map(_is_number, values)):
         raise ConfigError(f"{key}: must be a list of finite numbers; fit the direction again")
     return np.array(values, np.float64)
+
+
+def _is_mark(values: object) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
 
 
 def _is_number(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -18,11 +18,12 @@ from monai_diffae.latents.probing.nested import HeldOutPredictions, few_label_sc
 from monai_diffae.latents.probing.probes import Floats, Probe
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.probing.targets import copies_of
+from monai_diffae.latents.targets import LabelKind
 
 logger = logging.getLogger(__name__)
 
 FEW_PATIENTS = (10, 30, 100, 300)
-"""Numbers of labelled patients for the scores with few labels."""
+"""Numbers of labelled patients for the scores with few labels, as far as they are at most half of all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +52,14 @@ class ProbeSettings:
         splits: use only the cases of these splits, in cross-validation.
         probes: ``linear``, ``knn``, ``boosting``.
         seed: random seed.
+        kinds: for some targets, whether they are ``classes`` or ``numbers``.
     """
 
     evaluation: Evaluation | None = None
     splits: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ("linear", "knn")
     seed: int = 0
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
@@ -102,7 +105,10 @@ def evaluate_probes(
     errors: dict[str, ConfigError] = {}
     for name in targets:
         try:
-            target = choose_folds(cases, table[name].tolist(), name, settings.evaluation, settings.seed)
+            target = choose_folds(
+                cases, table[name].tolist(), name, settings.evaluation, settings.seed,
+                settings.kinds.get(name, "auto"),
+            )  # fmt: skip
             evaluated += _evaluate_target(target, feature_sets, settings, with_few_labels)
         except ConfigError as error:
             errors[name] = error
@@ -164,7 +170,8 @@ def _evaluate_probe(
     main = scores.metrics[0]
     regularisation = [value for value in predictions.regularisation if value is not None]
     row = {
-        "target": target.target.name, "features": features.name, "dims": x_by_fold[0].shape[1], "probe": probe,
+        "target": target.target.name, "kind": "numbers" if target.target.classes is None else "classes",
+        "features": features.name, "dims": x_by_fold[0].shape[1], "probe": probe,
         "metric": main, "score": metrics[main], "low": metrics[f"{main}_low"], "high": metrics[f"{main}_high"],
         "difference": None, "difference_low": None, "difference_high": None,
         "evaluation": target.evaluation, "num_folds": len(target.folds),
