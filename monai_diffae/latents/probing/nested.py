@@ -29,8 +29,8 @@ class HeldOutPredictions:
         target: the target of the K test cases, with the classes of all cases.
         fold: ``[K]``, the fold in which each case was predicted.
         predicted: ``[K, classes]`` probabilities, or ``[K]`` numbers.
-        baseline: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, with which R2 compares
-            the predictions; else None.
+        baseline: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, which R2 compares
+            the predictions with; else None.
         ranking: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for
             numbers. See :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`.
         predicted_class: ``[K]``, the class that would be most probable if all were equally frequent among the training
