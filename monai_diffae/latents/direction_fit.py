@@ -121,7 +121,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         predictions, means = _held_out(folds, lambda train, test: np.stack(
             [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
         )).T  # fmt: skip
-        scores = score_with_interval("r2", y, predictions, groups.tolist(), seed, means)
+        scores = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
     else:
         if any(len(np.unique(y[train])) < 2 for train, _ in folds):
             raise ConfigError("groups: cannot be divided into folds with both classes in each; label more patients")
@@ -135,7 +135,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         distances, ranking = _held_out(folds, predicted).T
         slope, offset = _calibration(distances, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
-        scores = score_with_interval("auroc", y, ranking, groups.tolist(), seed)
+        scores = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
     strongest = LOGISTIC_CS[0] if num_classes else RIDGE_ALPHAS[-1]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
     score, low, high = scores

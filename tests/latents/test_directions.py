@@ -257,12 +257,12 @@ def test_labels_that_give_no_direction_are_refused(labels, options, message):
     ("key", "value", "message"),
     [
         ("version", 1, "version 2, not 1"),
-        ("weight", [1.0, 0.0], "weight: must be 6 numbers"),
+        ("weight", [1.0, 0.0], "weight: must be as long as the statistics"),
         ("pattern", [0.5] * 6, "pattern: must be a vector whose dot product with the weight is 1"),
         ("std", -1.0, "std: must be above 0"),
         ("low", "0.4", "low: must be a finite number or null"),
         ("fitted_marks", [[0.1, 0.2]], "fitted_marks: must be a list of three numbers per case"),
-        ("classes", ["a", "a"], "classes: must be two names"),
+        ("classes", ["a", "a"], "classes: must be two names or null"),
         ("statistics", {"mean": [0.0] * 6, "std": [0.0] * 6}, "above 0"),
     ],
 )

@@ -162,7 +162,7 @@ def _evaluate_probe(
         x_by_fold, target.target, target.patients, target.folds, probe, seed, features.standardise
     )
     scores, test = predictions.scores(), target.test_cases
-    values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed)
+    values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed, len(target.folds))
     intervals = scores.intervals(draws, target.patients[test])
     metrics: dict[str, Any] = {}
     for name, value, (low, high) in zip(scores.metrics, values, intervals, strict=True):

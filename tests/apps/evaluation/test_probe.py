@@ -376,7 +376,7 @@ def score(**values):
 def test_the_printed_tables_have_intervals_and_differences():
     plain = "\n".join(score_tables([score(), score(target="weight", evaluation="split")]))
     assert "age (numbers): evaluated on 100 cases of 90 patients, fitted to 80 others, by 5-fold nested" in plain
-    assert "weight: evaluated on 100 cases of 90 patients, fitted to 80 others, by the table's split" in plain
+    assert "weight (numbers): evaluated on 100 cases of 90 patients, fitted to 80 others, by the table's split" in plain
     assert "0.500 (0.250, 0.750)" in plain
     difference = {"difference": 0.125, "difference_low": -0.25, "difference_high": 0.5}
     compared = "\n".join(score_tables([score(), score(features="PCA", **difference)]))
