@@ -273,11 +273,20 @@ def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(tmp_path
     ]
 
 
-def test_the_types_of_labels():
+def test_the_types_of_labels(caplog):
     assert as_labels({"visit": ["01_02", "7"], "count": ["1", "2"]}) == {"visit": ["01_02", "7"], "count": [1, 2]}
     for word in ("", " ", "NA", "N/A", "n/a", "NaN", "nan", "null"):
         assert as_labels({"sex": ["F", word], "age": ["41", word]}) == {"sex": ["F", None], "age": [41, None]}
     assert as_labels({"drug": ["None", "aspirin"]}) == {"drug": ["None", "aspirin"]}
+    assert as_labels({"site": ["001", "01", "1"], "month": ["01", "12"]}) == {
+        "site": ["001", "01", "1"],
+        "month": [1, 12],
+    }
+    assert not caplog.messages
+    assert as_labels({"age": ["41,5", "7", ""], "note": ["1,5", "a"]})["age"] == ["41,5", "7", None]
+    assert [message[:58] for message in caplog.messages] == [
+        "label 'age': is read as text, because numbers such as 41,5"
+    ]
 
 
 def test_fingerprint(tmp_path):

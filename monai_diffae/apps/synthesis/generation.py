@@ -56,6 +56,7 @@ class ClassFilter:
             raise ConfigError(
                 f"direction: '{direction.target}' is a number; use a direction for a label with two classes"
             )
+        direction.warn_if_chance()
         return cls(direction, side, min_probability)
 
     def probabilities(self, z_sem: Tensor) -> NDArray[np.float64]:

@@ -13,8 +13,9 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.outliers import ReferenceCases
 from monai_diffae.latents.selection.coverage import farthest_first, typical_first
-from monai_diffae.latents.selection.uncertainty import Kind, are_classes, uncertainty
+from monai_diffae.latents.selection.uncertainty import uncertainty
 from monai_diffae.latents.statistics import LatentStatistics, checked_codes
+from monai_diffae.latents.targets import LabelKind, are_classes
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -34,7 +35,7 @@ class _Task:
     proposed: Rows
     candidates: Rows
     count: int
-    kind: Kind
+    kind: LabelKind
     seed: int
 
     @property
@@ -63,7 +64,7 @@ def select(
     labelled: ArrayLike = (),
     labels: Sequence[Any] = (),
     proposed: ArrayLike = (),
-    kind: Kind = "auto",
+    kind: LabelKind = "auto",
     seed: int = 0,
 ) -> Rows:
     """Select the cases to label next.

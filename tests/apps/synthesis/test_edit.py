@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -331,12 +332,17 @@ def test_a_volume_is_shown_in_three_planes_of_its_own_detail_in_mm():
     torch.testing.assert_close(changes[1, 0, 20:90, 112 + 20 : 112 + 90], torch.full((70, 70), 0.5))
 
 
-def test_an_edit_that_moves_as_requested_is_no_warning_and_monotone_is_strict(caplog):
+def test_a_warning_of_small_changes_blames_what_is_to_blame_and_monotone_is_strict(labelled, caplog):
+    clear = replace(read_direction(labelled.direction), low=0.8)
     for achieved in (None, 0.2, 1.0):
-        warn_of_small_changes(achieved, "pattern")
+        warn_of_small_changes(achieved, "pattern", clear)
     assert not caplog.records
-    warn_of_small_changes(0.19, "pattern")
+    warn_of_small_changes(0.19, "pattern", clear)
     assert "moved by 19.0 % of the requested strength; the decoder hardly uses z_sem" in caplog.text
+    caplog.clear()
+    warn_of_small_changes(0.19, "pattern", replace(clear, low=0.4))
+    assert "of the requested strength; the direction 'wide' may be chance (cross-validated AUROC" in caplog.text
+    assert "decoder" not in caplog.text
     certain = pd.Series([1e-9, 1e-9, 0.2, 0.9, 1 - 1e-9, 1 - 1e-9])  # probabilities may stay there
     assert _rises(certain, "binary")
     assert not _rises(certain, "continuous")
