@@ -53,8 +53,8 @@ class ProbeResult(CommandResult):
     Attributes:
         rows: one row per target, feature set and probe: ``target``, ``features``, ``dims``, ``probe``; the main
             ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high`` (the
-            score of z_sem minus this one, paired); how it was evaluated; and each metric as ``auroc``, ``auroc_low``,
-            ``auroc_high``. Values that do not apply are None.
+            embeddings' score minus this one, paired); how it was evaluated; and each metric as ``auroc``,
+            ``auroc_low``, ``auroc_high``. Values that do not apply are None.
         folder: the folder of the files; None if nothing was written.
         omitted_targets: the targets that cannot be probed, with the reason.
         num_failed: cases of the table whose images could not be read for ``pixel_baselines``.

@@ -80,7 +80,7 @@ def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Any:
     for name in [main, *others]:
         table.add_column(METRIC_NAMES[name], justify="right")
     if has_baseline:
-        table.add_column("z_sem minus this", justify="right")
+        table.add_column(f"{rows[0]['features']} minus this", justify="right")
     for row in rows:
         cells = [_with_interval(row, "score", "low", "high"), *(_number(row[name]) for name in others)]
         if has_baseline:

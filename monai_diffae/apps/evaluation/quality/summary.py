@@ -48,6 +48,9 @@ def plain(value: float) -> float | None:
 def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str], seed: int = 0) -> list[Row]:
     """The mean of each metric over the cases, by condition, with an interval from a bootstrap over the patients.
 
+    The mean is over finite values. PSNR is infinite for a case that is reconstructed exactly: ``psnr_identical`` counts
+    these, if there are any.
+
     Args:
         case_rows: rows with the fields of :data:`CONDITION`, an ``id``, and metrics.
         patients: the patient of each id.
@@ -55,9 +58,13 @@ def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str], seed: int =
     """
     rows = []
     for condition, metrics in _by_condition(case_rows):
-        values = _finite(metrics)
         groups = [patients[name] for name in metrics.index]
-        rows += _rows(condition, metrics.columns, values, groups, seed)
+        rows += _rows(condition, metrics, groups, seed)
+        num_infinite = np.isinf(metrics.astype(np.float64)).sum()
+        rows += [
+            summary_row(condition, f"{metric}_identical", num, None, len(metrics))
+            for metric, num in num_infinite[num_infinite > 0].items()
+        ]
     return rows
 
 
@@ -82,7 +89,7 @@ def difference_rows(case_rows: Iterable[Row], reference: str, patients: Mapping[
             continue
         difference = (metrics - other).dropna(axis="columns", how="all").dropna(axis="index", how="all")
         groups = [patients[name] for name in difference.index]
-        made = _rows(condition, difference.columns, _finite(difference), groups, seed)
+        made = _rows(condition, difference, groups, seed)
         rows += [{**row, "reference": reference} for row in made]
     return rows
 
@@ -103,20 +110,16 @@ def _without_bundle(condition: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(value for name, value in condition.items() if name != "bundle")
 
 
-def _finite(metrics: pd.DataFrame) -> Floats:
-    """The values, with NaN for infinite ones, such as the PSNR of an exact copy."""
+def _rows(condition: Mapping[str, Any], metrics: pd.DataFrame, groups: Sequence[str], seed: int) -> list[Row]:
+    """The mean of the finite values of each metric, with its interval."""
     values = metrics.to_numpy(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    is_finite = np.isfinite(values)
+    values = np.where(is_finite, values, 0)
 
-
-def _rows(
-    condition: Mapping[str, Any], metrics: Iterable[str], values: Floats, groups: Sequence[str], seed: int
-) -> list[Row]:
     def means(weights: Floats) -> Floats:
-        return np.asarray(weights @ values / weights.sum())
+        total = weights @ is_finite
+        return np.divide(weights @ values, total, out=np.full(len(total), np.nan), where=total > 0)
 
     draws = bootstrapped(means, groups, seed)
-    value = means(np.ones(len(values)))
-    return [
-        summary_row(condition, metric, value[i], interval(draws[:, i]), len(values)) for i, metric in enumerate(metrics)
-    ]
+    value, num = means(np.ones(len(values))), is_finite.sum(axis=0).tolist()
+    return [summary_row(condition, metric, value[i], interval(draws[:, i]), num[i]) for i, metric in enumerate(metrics)]
