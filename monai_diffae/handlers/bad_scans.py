@@ -12,6 +12,7 @@ from monai.engines import Workflow
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents
+from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -50,4 +51,5 @@ class BadScans:
             return
         write_failures(self.path, failures)
         if failures:
-            logger.warning("%d cases cannot be used; %s lists them with the reasons", len(failures), self.path.name)
+            cases = counted(len(failures), "case")
+            logger.warning("%s cannot be used; %s lists the reasons", cases, self.path.name)

@@ -112,7 +112,7 @@ def test_the_same_pixels_in_two_formats_are_identical(tmp_path, caplog):
     (tmp_path / "e.png").write_bytes(b"...")
     cases = [Case(name, {"image": tmp_path / f"{name}.png"}, name) for name in "abecd"]
     assert find_listed_twins(cases) == [TwinGroup((1, 3), is_identical=True)]
-    assert "1 scans cannot be read" in caplog.text
+    assert "1 scan cannot be read; see verify" in caplog.text
 
 
 def test_twins_that_share_scans_become_one_patient():

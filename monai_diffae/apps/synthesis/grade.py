@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
 from monai_diffae.apps.synthesis.direction_files import json_content, read_direction
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ class GradeResult(CommandResult):
         for split, row in self.scores.items():
             yield (
                 f"{split}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
-                f"{row['num_cases']} cases)"
+                f"{counted(row['num_cases'], 'case')})"
             )
         yield str(self.path)
 

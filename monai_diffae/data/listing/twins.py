@@ -13,7 +13,7 @@ from monai_diffae.data.progress import track
 from monai_diffae.data.scans import read_scan
 from monai_diffae.data.twin_reports import report_twins
 from monai_diffae.data.twins import TwinGroup, find_twins_among, merge_patients
-from monai_diffae.errors import CohortError, ScanError, quoted
+from monai_diffae.errors import CohortError, ScanError, counted, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
         except ScanError as error:
             logger.debug("%s", error)
     if len(fingerprints) < len(cases):
-        logger.warning("%d scans cannot be read; verify lists them", len(cases) - len(fingerprints))
+        logger.warning("%s cannot be read; see verify", counted(len(cases) - len(fingerprints), "scan"))
     return find_twins_among(cases, fingerprints)
 
 

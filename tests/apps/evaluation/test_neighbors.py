@@ -255,7 +255,7 @@ def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
     files = ["--queries", queries, "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--query-cohort", new]
     more = ["--reconstruction-error", "--k", 3, "--steps", 2, "--device", "cpu"]
     code, _, error = run("-q", "neighbors", labelled.embeddings, tmp_path / "o", *files, *more)
-    assert (code, error.splitlines()[-1]) == (3, "1 images could not be read: see neighbors_failures.csv")
+    assert (code, error.splitlines()[-1]) == (3, "1 image could not be read: see neighbors_failures.csv")
     outliers = pd.read_csv(tmp_path / "o" / "outliers.csv")
     assert outliers["id"].tolist() == ["noise", "gone", "more"]
     assert outliers["mse_x_T"].isna().tolist() == [False, True, False]
