@@ -100,7 +100,7 @@ def scores_of_importance(importance: ArrayLike) -> tuple[float, float]:
 
 def _concentration(rows: Floats) -> Floats:
     """1 minus the entropy of each row, in units of the largest possible entropy; 0 for a row of zeros."""
-    sums = rows.sum(axis=1, keepdims=True)
-    shares = np.divide(rows, sums, out=np.full_like(rows, 1 / rows.shape[1]), where=sums > 0)
-    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return np.asarray(1 + (shares * logarithms).sum(axis=1) / np.log(rows.shape[1]))
+    from scipy.stats import entropy
+
+    shares = np.where(rows.any(axis=1, keepdims=True), rows, 1)
+    return np.asarray(1 - entropy(shares, base=rows.shape[1], axis=1))

@@ -182,8 +182,7 @@ def test_neither_the_case_itself_nor_its_other_slices_count(z):
 
 @pytest.mark.parametrize("at_once", [2**20, 130])
 def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
-    monkeypatch.setattr(stability_module, "_DISTANCES_AT_ONCE", at_once)
-    monkeypatch.setattr(stability_module, "_PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(stability_module, "_AT_ONCE", at_once)
     rng = np.random.default_rng(2)
     patients, scans, slices = (rng.integers(most, size=60) for most in (20, 3, 2))
     z[7] = z[5] = z[3]  # of ties, rounding must not decide

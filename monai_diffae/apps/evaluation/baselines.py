@@ -23,7 +23,7 @@ from monai_diffae.apps.provenance import (
 )
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.data.embeddings import encoder_name, std_columns, z_columns
+from monai_diffae.data.embeddings import encoder_name, read_metadata, std_columns, z_columns
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
@@ -205,7 +205,9 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     is_available = np.isin(np.array(requested, object).astype(str), np.array(ids, object).astype(str))
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
-    return FeatureSet.from_values(name, by_id.reindex(requested).to_numpy(np.float64), is_available, columns)
+    values = by_id.reindex(requested).to_numpy(np.float64)
+    is_pca = encoder_name(features) == "pca"
+    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not is_pca)
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
@@ -228,6 +230,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() != ".csv":
             return pd.read_parquet(path)
         features = pd.read_csv(path)
+        features.attrs["monai_diffae"] = read_metadata(path)
         if "id" in features:  # a case may be called NA
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
         return features
