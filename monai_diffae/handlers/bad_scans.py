@@ -13,6 +13,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, count_by_label, write_failures
 from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents
+from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -57,5 +58,5 @@ class BadScans:
         if failures:
             read = {item.get("id") for dataset in self.datasets for item in dataset.data}
             by_label = count_by_label([f.case_id for f in failures], [case for case in self.cases if case.id in read])
-            count, name = len(failures), self.path.name
-            logger.warning("%d cases cannot be used%s; %s lists them with the reasons", count, by_label, name)
+            count, name = counted(len(failures), "case"), self.path.name
+            logger.warning("%s cannot be used%s; %s lists them with the reasons", count, by_label, name)

@@ -22,7 +22,7 @@ from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
 from monai_diffae.bundle.anomaly_calibration import FEWEST_SCANS
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import CohortError, ConfigError, DivergenceError
+from monai_diffae.errors import CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.options import check_keys, option_names, shown_options
@@ -123,7 +123,7 @@ class DiffAETrainer(TrainTask):
         paths, failed = image_paths(datastore)
         if not paths:
             raise CohortError("train: there is no image; add scans to the folder or the DICOMweb server")
-        logger.info("training on %d images", len(paths))
+        logger.info("training on %s", counted(len(paths), "image"))
         cohort = write_atomic(work / "images.csv", lambda path: _write_table(path, paths))
         self._state.write({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}

@@ -227,7 +227,8 @@ def embed(
     tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
-        tables = [with_map_columns(tables[0], cases, session.trained, workers)]
+        is_pca = encoder == "pca"
+        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=is_pca)]
     described = {
         "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage, "patient_key": key.name
     }  # fmt: skip

@@ -23,7 +23,7 @@ from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
 from monai_diffae.data.workers import worker_errors
-from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.errors import CohortError, ScanError, counted
 from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
 
 _CALLS_PER_SHARD = 16  # calls of the encoder: some seconds of work
@@ -107,7 +107,7 @@ def encode_cohort(
     contents: dict[int, str] = {}
     skipped = SkippedCases(failures_name)
     stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
-    with worker_errors(), progress(len(positions), f"encoding {len(positions)} cases") as advance:
+    with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
         numbered = zip(positions, items, stream, strict=True)
         for shard, results in groupby(numbered, lambda result: result[0] // shards.size):
             cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut

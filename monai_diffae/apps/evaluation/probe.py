@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, run_once
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class ProbeResult(CommandResult):
     Attributes:
         rows: one row per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
             main ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high``
-            (the score of z_sem minus this one, paired); how it was evaluated; and each metric as ``auroc``,
+            (the embeddings' score minus this one, paired); how it was evaluated; and each metric as ``auroc``,
             ``auroc_low``, ``auroc_high``. Values that do not apply are None.
         folder: the folder of the files; None if nothing was written.
         omitted_targets: the targets that cannot be probed, with the reason.
@@ -90,10 +90,10 @@ class ProbeResult(CommandResult):
         if self.num_failed:
             listed = "set out to get a list" if self.folder is None else f"see {_FAILURES}"
             omitted.append(
-                f"{self.num_failed} cases are omitted: their images are unreadable ({listed}) or not in the cohort"
+                f"{counted(self.num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
             )
         if self.omitted_targets:
-            omitted.append(f"{len(self.omitted_targets)} targets are omitted: {', '.join(self.omitted_targets)}")
+            omitted.append(f"{counted(len(self.omitted_targets), 'target')} omitted: {', '.join(self.omitted_targets)}")
         return "; ".join(omitted) or None
 
 

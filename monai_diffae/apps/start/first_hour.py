@@ -21,7 +21,7 @@ from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.failures import count_failures
 from monai_diffae.data.listing import SeparatedTwins
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.metrics import LEAST_USAGE
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class FirstHour:
             **(_SLICES if are_few else {}),
         )  # fmt: skip
         about = [
-            f"{len(listed.listing.cases)} scans of {listed.listing.num_patients} patients; "
+            f"{counted(len(listed.listing.cases), 'scan')} of {counted(listed.listing.num_patients, 'patient')}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
             *([plan.incomplete] if plan.incomplete else []),

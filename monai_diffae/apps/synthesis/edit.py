@@ -43,7 +43,7 @@ class EditResult(CommandResult):
     def lines(self) -> Iterator[str]:
         """The fraction of monotone cases, then the folder."""
         if self.monotone is not None:
-            yield f"monotone {self.monotone:.4f} of {self.num_cases} cases"
+            yield f"the prediction rises with every step in {round(self.monotone * self.num_cases)} of {self.num_cases}"
         yield str(self.folder)
 
     def figures(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from monai_diffae.apps.synthesis.edit_table import EditTable, achieved_share, mo
 from monai_diffae.apps.synthesis.strengths import strength_names
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
+from monai_diffae.errors import counted
 from monai_diffae.inferers import encode_exactly
 from monai_diffae.pictures import caption
 from monai_diffae.transforms import NativeSpace, check_invertible, write_native
@@ -75,7 +76,7 @@ class Editing:
             remove_images(self.folder / name)
         tables: list[pd.DataFrame] = []
         pictures: list[PicturedCase] = []
-        for coded in self.session.coded(read, f"editing {len(read.cases)} cases"):
+        for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
             rows, images, differences = self._edit(coded)
             tables.append(rows)
             native = NativeSpace(self.session.trained.preprocessing, coded.case.item())

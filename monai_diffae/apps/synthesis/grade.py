@@ -12,7 +12,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.direction_files import json_content, read_direction
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ class GradeResult(CommandResult):
             name = "cases that the direction was fitted to, in cross-validation" if split == "fitted" else split
             yield (
                 f"{name}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
-                f"{row['num_cases']} cases)"
+                f"{counted(row['num_cases'], 'case')})"
             )
         yield str(self.path)
 

@@ -12,7 +12,7 @@ from annotated_types import Gt, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError, MachineError, counted
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Plan(CommandResult):
         yield from self._cohort_lines()
         yield from (f"{key}: {value}" for key, value in self.proposal.settings.items())
         if self.num_cropped:
-            yield f"{self.num_cropped} scans are larger than this grid and will be cropped"
+            yield f"{counted(self.num_cropped, 'scan')} will be cropped to this grid, which is smaller"
         memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
         yield f"predicted memory: {memory}"
         yield from self.time_lines()
@@ -100,7 +100,7 @@ class Plan(CommandResult):
         timed, table = self.timed, self.timed.timetable
         yield f"speed: {timed.speed}"
         yield f"predicted time: {table}"
-        yield f"the network sees {table.num_images} images in {table.num_steps} steps"
+        yield f"the network sees {counted(table.num_images, 'image')} in {counted(table.num_steps, 'step')}"
         if not timed.ends_in_time:
             yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
         if not timed.uses_z_sem:
@@ -113,7 +113,7 @@ class Plan(CommandResult):
         from monai_diffae.apps.training.survey_lines import survey_lines
 
         survey = self.survey
-        yield f"{len(survey.ids)} scans can be used, {len(survey.failures)} cannot{self.by_label}"
+        yield f"{counted(len(survey.ids), 'scan')} can be used, {len(survey.failures)} cannot{self.by_label}"
         yield from survey_lines(survey)
         yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
         if len(survey.failures) > _MAX_NAMES:

@@ -269,7 +269,7 @@ def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(run, table, wr
         ]
     assert pd.read_csv(tmp_path / "o" / "probes.csv")["target"].tolist() == ["age"]
     code, printed, error = run("-q", "probe", write(table), tmp_path / "o", "--targets", *targets, "--probes", "linear")
-    assert (code, error.splitlines()[-1]) == (3, "2 targets are omitted: name, site")
+    assert (code, error.splitlines()[-1]) == (3, "2 targets omitted: name, site")
     assert printed.endswith(f"{tmp_path / 'o'}\n")
     assert run("-q", "probe", write(table), tmp_path / "n", "--targets", "site", "--probes", "linear")[0] == 2
     table.loc[:197, "grade"] = None
@@ -340,7 +340,7 @@ def test_twins_of_different_patients_are_listed(table, with_twins, write, caplog
     result = probe(write(with_twins), targets=["grade"], evaluation="split", **LINEAR)
     lines = [record.message for record in caplog.records if "twins" in record.message or "same z_sem" in record.message]
     assert lines[0].startswith(
-        "10 groups of cases of different patients have nearly the same z_sem, such as c1 = twin_c1;"
+        "10 groups of cases of different patients with nearly the same z_sem, such as c1 = twin_c1;"
     )
     assert lines[1].startswith("5 pairs of twins with different labels: ")
     assert len(result.figures()["twins"]["groups"]) == 10
