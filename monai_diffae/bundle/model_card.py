@@ -25,9 +25,6 @@ def mark_replaced_weights(bundle: str | os.PathLike[str]) -> None:
 
     Does nothing if ``metadata.json`` has no figures. If a file cannot be read or written, a warning is logged.
 
-    Args:
-        bundle: the bundle, whose weights were replaced.
-
     Example:
         >>> mark_replaced_weights("no_such_bundle")
     """
