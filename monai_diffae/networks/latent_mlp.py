@@ -15,14 +15,7 @@ from monai_diffae.networks.arguments import keeps_config
 
 
 class LatentLayer(nn.Module):
-    """``Dropout(SiLU(LayerNorm(Linear(h) * (1 + Linear(SiLU(t))))))``, with Kaiming-normal initial weights.
-
-    Args:
-        in_channels: size of the input.
-        out_channels: size of the output.
-        time_channels: size of the time embedding.
-        dropout: probability of dropping an element of the output.
-    """
+    """``Dropout(SiLU(LayerNorm(Linear(h) * (1 + Linear(SiLU(t))))))``, with Kaiming-normal initial weights."""
 
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
